@@ -1,10 +1,9 @@
 """`ComfyUIActor`: a Ray actor that holds a share of a GPU for one ComfyUI process.
 
-One actor serves whichever replica of its render pool there is, and outlives each of them: a new
-replica finds it by name and goes on with what it renders. So it lives on a lease, like
-`actors.llama`: when no pool has asked for its status for a while and it renders nothing, because
-the app was deleted or made smaller while its replica was dead, the actor ends itself for good.
-Ray restarts it after a crash, on any node that has room.
+An actor outlives the replicas of its render pool: a new replica finds it by name and continues with
+its renders. So the actor has a lease, like `actors.llama`, which each request for its status renews.
+It ends itself for good when the lease is over and it renders nothing, for example because the app
+was deleted while its replica was dead. Ray restarts it after a crash, on any node that has room.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any, TypeAlias
 
 import ray
 
-from actors.detached import NAMESPACE, end_for_good, start_once
+from actors.placement import NAMESPACE, end_for_good, find_or_start_actor
 from moyin.domain.prompt import PromptRecord
 from moyin.domain.renderer import RendererStatus, RenderEvent, RenderRequest, RenderResult
 from moyin.errors import MoyinError
@@ -30,29 +29,39 @@ from moyin.render.comfyui.renderer import ComfyRenderer
 from moyin.settings import Settings
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import FrameStore
-from moyin.system.garbage import freeze_startup_objects
+from moyin.system.processes import freeze_startup_objects
 
-__all__ = ["ActorStatus", "ComfySpec", "ComfyUIActor", "Failure", "existing", "find_or_start"]
+__all__ = [
+    "ActorStatus",
+    "ComfySpec",
+    "ComfyUIActor",
+    "EventBatch",
+    "Failure",
+    "existing",
+    "find_or_start",
+]
 
 _LEASE_SECONDS = 120.0
-# Watchers of prompts, status polls and cancellations, side by side.
+# Calls at a time: renders that are followed, status polls and cancellations.
 _CONCURRENCY = 100
 _DEVICES = ("nvidia[0-9]*", "kfd", "dxg")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComfySpec:
-    """What one actor of a pool runs, and with how much.
+    """Options and resources of a pool's actors.
 
     Attributes:
-        gpus: share of a card, 0 (none) to 1; also the share of the card's memory.
-        cpus: of Ray's resources.
+        gpus: share of a GPU, 0 (none) to 1; also the share of the GPU's memory.
+        cpus: Ray CPUs.
         models: folder of models; None: the user's ComfyUI's own, or one in the data folder.
-        custom_nodes: folders of node packages; relative ones lie in ComfyUI's folder.
-        flags: more arguments for ComfyUI.
-        warm_up: JSON of a graph that is rendered before anything else.
-        isolation, network, readable, environment: see `moyin.render.comfyui.options.ComfyOptions`.
-        labels: of Ray nodes, name and value; ``accelerator`` Ray's name of the card.
+        custom_nodes: folders of node packages; relative paths start at ComfyUI's folder.
+        flags: additional arguments for ComfyUI.
+        warm_up: JSON of a graph that is rendered first.
+        labels: labels that the Ray node must have, as pairs of name and value.
+        accelerator: Ray's name of the GPU.
+        start_timeout, progress_timeout, isolation, network, readable, environment: see
+            `moyin.render.comfyui.options.ComfyOptions`.
     """
 
     gpus: float = 1.0
@@ -71,8 +80,8 @@ class ComfySpec:
     environment: tuple[str, ...] = ()
 
     @property
-    def room(self) -> str:
-        """What an actor needs a node to have, for people."""
+    def resources(self) -> str:
+        """The resources that an actor needs on a node, as text."""
         card = f" of {self.accelerator}" if self.accelerator else ""
         labels = "".join(f", {name}={value}" for name, value in self.labels)
         return f"{self.gpus:g} GPU{card}, {self.cpus:g} CPU{labels}"
@@ -80,12 +89,12 @@ class ComfySpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ActorStatus:
-    """The renderer's status, and where and what the actor is.
+    """The status of a renderer and its actor.
 
     Attributes:
-        spec: with which it was started.
-        devices: its ``CUDA_VISIBLE_DEVICES``.
-        started: seconds since the epoch.
+        spec: the options with which the actor was started.
+        devices: value of ``CUDA_VISIBLE_DEVICES``.
+        started: time of the start, in seconds since the epoch.
     """
 
     renderer: RendererStatus
@@ -97,33 +106,33 @@ class ActorStatus:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
-    """The last item of a render that failed. Ray would wrap a raised error in one of its own."""
+    """The last event of a failed render; Ray would wrap a raised error in an error of its own."""
 
     error: MoyinError
 
 
-# What one item of a render holds.
-Told: TypeAlias = "tuple[RenderEvent | Failure, ...]"
+# Events that are sent in one message.
+EventBatch: TypeAlias = "tuple[RenderEvent | Failure, ...]"
 
 
 class ComfyUIActor:
-    """See `moyin.domain.renderer.Renderer`, which this is with Ray in between."""
+    """Serves `moyin.domain.renderer.Renderer` to calls over Ray."""
 
     def __init__(self, name: str, spec: ComfySpec) -> None:
         self._name = name
         self._spec = spec
         self._started = time.time()
-        self._asked = time.monotonic()
+        self._lease_renewed = time.monotonic()
         self._renderer: ComfyRenderer | None = None
         self._watch: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
 
-    async def render(self, request: RenderRequest) -> AsyncGenerator[Told, None]:
-        """Progress, `ExecutionFinished` and `RenderSucceeded`; or `Failure` instead of the last.
+    async def render(self, request: RenderRequest) -> AsyncGenerator[EventBatch, None]:
+        """Yield the events of `Renderer.render`, with `Failure` in place of a raised error.
 
-        The record comes with what follows it at once: each item costs both sides a message.
+        The record is sent with the event that follows it at once: each batch is a message.
         """
-        renderer = await self._running()
+        renderer = await self._started_renderer()
         record: tuple[PromptRecord, ...] = ()
         try:
             async with aclosing(renderer.render(request)) as events:
@@ -137,29 +146,27 @@ class ComfyUIActor:
             yield (*record, Failure(error=error))
 
     async def prepare(self, request: RenderRequest) -> None:
-        await (await self._running()).prepare(request)
+        await (await self._started_renderer()).prepare(request)
 
     async def cancel(self, prompt_id: str) -> PromptRecord | None:
-        return await (await self._running()).cancel(prompt_id)
+        return await (await self._started_renderer()).cancel(prompt_id)
 
     async def validate(
         self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
     ) -> dict[str, Any]:
-        return await (await self._running()).validate(graph, targets)
+        """See `ComfyRenderer.validate`; the gateway calls it without passing through the pool."""
+        return await (await self._started_renderer()).validate(graph, targets)
 
-    async def object_info(self) -> dict[str, Any]:
-        return await (await self._running()).object_info()
-
-    async def fetch(self, path: str) -> bytes | None:
-        return await (await self._running()).fetch(path)
+    async def get(self, path: str) -> bytes | None:
+        return await (await self._started_renderer()).get(path)
 
     async def results(self) -> Mapping[str, RenderResult]:
-        return await (await self._running()).results()
+        return await (await self._started_renderer()).results()
 
     async def status(self) -> ActorStatus:
-        """Prolongs the lease."""
-        self._asked = time.monotonic()
-        renderer = await self._running()
+        """Return the status, and renew the lease."""
+        self._lease_renewed = time.monotonic()
+        renderer = await self._started_renderer()
         return ActorStatus(
             renderer=await renderer.status(),
             spec=self._spec,
@@ -169,21 +176,22 @@ class ComfyUIActor:
         )
 
     async def check_health(self) -> None:
-        """
+        """Make Ray restart an actor that no longer supervises its ComfyUI.
+
         Raises:
-            RuntimeError: nobody looks after the process any more.
+            RuntimeError: the supervising task has ended.
         """
-        (await self._running()).check()
+        (await self._started_renderer()).check()
 
     async def close(self) -> None:
-        """Stop ComfyUI. The actor is of no use afterwards."""
+        """Stop ComfyUI; the actor can't be used afterwards."""
         if self._watch is not None:
             self._watch.cancel()
         if self._renderer is not None:
             await self._renderer.close()
 
-    async def _running(self) -> ComfyRenderer:
-        # Ray runs constructors outside of the event loop: so the first call starts everything.
+    async def _started_renderer(self) -> ComfyRenderer:
+        # Ray runs constructors outside of the event loop, so the first call starts the renderer.
         async with self._starting:
             if self._renderer is None:
                 self._renderer = await asyncio.to_thread(_new_renderer, self._name, self._spec)
@@ -197,15 +205,15 @@ class ComfyUIActor:
             await asyncio.sleep(_LEASE_SECONDS / 4)
             assert self._renderer is not None
             busy = (await self._renderer.status()).running
-            if not busy and time.monotonic() - self._asked > _LEASE_SECONDS:
+            if not busy and time.monotonic() - self._lease_renewed > _LEASE_SECONDS:
                 break
         await self._renderer.close()
         end_for_good()
 
 
 def find_or_start(name: str, spec: ComfySpec) -> Any:
-    """The handle of the actor ``name``, started if there is none. Does not wait for a GPU."""
-    return start_once(
+    """Return the handle of the actor ``name``; start it if there is none, without waiting for a GPU."""
+    return find_or_start_actor(
         ComfyUIActor,
         name,
         name,
@@ -219,27 +227,27 @@ def find_or_start(name: str, spec: ComfySpec) -> Any:
 
 
 def existing(prefix: str) -> list[str]:
-    """Names of the actors whose name starts so, dead ones not included; blocks."""
-    found = ray.util.list_named_actors(all_namespaces=True)
+    """Return the names of the living actors whose name begins with ``prefix``; blocks."""
+    actors = ray.util.list_named_actors(all_namespaces=True)
     return sorted(
         actor["name"]
-        for actor in found
+        for actor in actors
         if actor["namespace"] == NAMESPACE and actor["name"].startswith(prefix)
     )
 
 
 def _new_renderer(name: str, spec: ComfySpec) -> ComfyRenderer:
     settings = Settings()
-    found = locate(settings)
+    comfyui = locate(settings)
     models = settings.data / "comfyui" / "models"
     if settings.comfyui_home is not None:
-        models = found.home / "models"
+        models = comfyui.home / "models"
     options = ComfyOptions(
-        home=found.home,
-        python=found.python,
+        home=comfyui.home,
+        python=comfyui.python,
         folder=settings.data / "comfyui" / "run" / name,
         models=Path(spec.models) if spec.models else models,
-        custom_nodes=tuple(found.home / path for path in spec.custom_nodes),
+        custom_nodes=tuple(comfyui.home / path for path in spec.custom_nodes),
         flags=spec.flags,
         warm_up=spec.warm_up,
         cpu=not (spec.gpus and _has_device()),
@@ -249,19 +257,19 @@ def _new_renderer(name: str, spec: ComfySpec) -> ComfyRenderer:
         isolation=spec.isolation,
         network=spec.network,
         readable=tuple(Path(path) for path in spec.readable),
-        hidden=_hidden(settings),
+        hidden=_hidden_folders(settings),
         environment=spec.environment,
         uid=settings.comfyui_uid,
     )
     return ComfyRenderer(options, BlobStore(settings.blobs_url), FrameStore(settings.redis_url))
 
 
-def _hidden(settings: Settings) -> tuple[Path, ...]:
-    """Folders of the stack's own: they may lie in one that ComfyUI reads."""
+def _hidden_folders(settings: Settings) -> tuple[Path, ...]:
+    """Return the stack's own folders, which may lie in one that ComfyUI reads."""
     scheme, _, folder = settings.blobs_url.partition("://")
     return (settings.data, *((Path(folder),) if scheme == "file" else ()))
 
 
 def _has_device() -> bool:
-    """Whether there is a real card behind Ray's number: it may be a logical one."""
+    """Return whether the machine has a GPU; Ray's GPUs may be logical ones."""
     return any(path for pattern in _DEVICES for path in Path("/dev").glob(pattern))

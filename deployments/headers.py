@@ -1,4 +1,4 @@
-"""Headers for browsers: who may call from which page, and what a page may do with an answer."""
+"""Adds CORS and security headers for browsers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from moyin.access.gatekeeper import SECURITY_HEADERS
 
 __all__ = ["SecurityHeaders", "cors"]
 
-# What a page may read of an answer, besides the few that every page may.
+# Response headers that pages of other origins may read, besides the CORS-safelisted ones.
 _EXPOSED = (
     "location", "retry-after", "x-request-id", "ratelimit-limit", "ratelimit-remaining",
     "ratelimit-reset", "x-moyin-backend", "x-moyin-model", "x-moyin-route", "x-moyin-cost-usd",
@@ -18,10 +18,10 @@ _EXPOSED = (
 
 
 def cors(origins: str) -> list[Middleware]:
-    """The middleware that lets pages from ``origins`` (comma-separated) call; none: no middleware.
+    """Return the middleware that lets pages from ``origins`` (comma-separated) call; [] for none.
 
-    Without credentials: their pages send keys and tokens in headers. The one cookie that says who
-    somebody is, ComfyUI's page's, is good from the door's own pages only.
+    Credentials are not allowed: such pages send keys and tokens in headers. The only session cookie, of
+    ComfyUI's page, works on the gateway's own pages only.
     """
     allowed = [origin.strip() for origin in origins.split(",") if origin.strip()]
     if not allowed:
@@ -39,9 +39,9 @@ def cors(origins: str) -> list[Middleware]:
 
 
 class SecurityHeaders:
-    """Adds to every answer of an app what keeps browsers from guessing, framing and telling on.
+    """Adds headers that forbid content sniffing, framing and referrers to every response.
 
-    What the app says itself stands.
+    Headers that the app sets itself are kept.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -51,8 +51,8 @@ class SecurityHeaders:
         async def secured(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = message["headers"] = list(message.get("headers", ()))
-                said = {name.lower() for name, _ in headers}
-                headers += [pair for pair in SECURITY_HEADERS if pair[0] not in said]
+                present = {name.lower() for name, _ in headers}
+                headers += [pair for pair in SECURITY_HEADERS if pair[0] not in present]
             await send(message)
 
         await self._app(scope, receive, secured)

@@ -1,7 +1,7 @@
-"""Histograms of counters with the label ``le``, as Prometheus knows them.
+"""Provides histograms that are written in batches.
 
-Ray's own type takes values one by one, and handing one value to Ray costs as much as routing a
-request; here a whole batch is counted first.
+Ray's own histogram takes values one by one, and each costs as much as routing a request. Here a
+whole batch is counted first, then added to counters with Prometheus' label ``le``.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ __all__ = ["Histogram"]
 
 
 class Histogram:
-    """Args:
-    bounds: rising; the last bucket, ``+Inf``, is added.
-    labels: names of the labels, in the order of the samples' values.
+    """Counts samples in buckets.
+
+    Args:
+        bounds: upper bounds in rising order; ``+Inf`` is added.
+        labels: names of the labels, in the order of the samples' values.
     """
 
     def __init__(
@@ -31,16 +33,16 @@ class Histogram:
         self._sum = metrics.Counter(f"{name}_sum", description, tag_keys=labels)
         self._count = metrics.Counter(f"{name}_count", description, tag_keys=labels)
 
-    def take(self, samples: Iterable[tuple[tuple[str, ...], float]]) -> None:
-        """Count ``samples``: values of the labels, and what was measured."""
-        fitting: Counter[tuple[tuple[str, ...], int]] = Counter()
+    def add(self, samples: Iterable[tuple[tuple[str, ...], float]]) -> None:
+        """Count samples, each a pair of label values and a measured value."""
+        buckets: Counter[tuple[tuple[str, ...], int]] = Counter()
         sums: defaultdict[tuple[str, ...], float] = defaultdict(float)
         counts: Counter[tuple[str, ...]] = Counter()
         for values, sample in samples:
-            fitting[values, bisect_left(self._bounds, sample)] += 1
+            buckets[values, bisect_left(self._bounds, sample)] += 1
             sums[values] += sample
             counts[values] += 1
-        for (values, smallest), number in fitting.items():
+        for (values, smallest), number in buckets.items():
             tags = self._tags(values)
             for le in self._le[smallest:]:
                 self._buckets.inc(number, {**tags, "le": le})

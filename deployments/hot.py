@@ -1,4 +1,4 @@
-"""Taking over a new ``user_config`` while requests are under way."""
+"""Applies a new ``user_config`` while requests are in progress."""
 
 from __future__ import annotations
 
@@ -15,38 +15,41 @@ _log = logging.getLogger(__name__)
 
 
 class HotConfig(Generic[Config]):
-    """The configuration of one replica.
+    """Holds the configuration of one replica.
 
-    Serve ends a replica whose `reconfigure` raises, and then its successors: a typing error would
-    take the app down. So only the first configuration may fail; later ones that are wrong are
-    refused in the log, and the last right one stays in force.
+    Serve ends a replica whose `reconfigure` raises, and then its successors, so that a typing error
+    would take the app down. Therefore only the first configuration may fail. Later invalid ones are
+    logged and ignored.
 
     Args:
-        apply: puts a valid configuration into force, wholly or, raising ValueError, not at all.
+        apply: applies a valid configuration completely, or raises ValueError and changes nothing.
     """
 
     def __init__(self, model: type[Config], apply: Callable[[Config], None]) -> None:
         self._model = model
         self._apply = apply
-        self._taken = False
+        self._loaded = False
 
-    def take(self, user_config: dict[str, Any]) -> None:
-        """
+    def load(self, user_config: dict[str, Any]) -> None:
+        """Validate and apply a configuration.
+
         Raises:
-            ValueError: it is the first one, and wrong; names the field.
+            ValueError: the first configuration is invalid; names the field.
         """
         try:
             self._apply(self._model.model_validate(user_config))
         except ValueError as error:
-            if not self._taken:
+            if not self._loaded:
                 raise
-            _log.error("refused user_config, the one before stays in force: %s", _line(error))
+            _log.error(
+                "ignored an invalid user_config; the previous one stays in force: %s", _line(error)
+            )
         else:
-            self._taken = True
+            self._loaded = True
 
 
 def _line(error: ValueError) -> str:
-    """What is wrong where; never the values, among which may be secrets."""
+    """Describe the errors with their fields, without values: they may be secrets."""
     if not isinstance(error, ValidationError):
         return str(error)
     return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())

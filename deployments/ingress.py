@@ -1,4 +1,4 @@
-"""What the apps with a door have in common: FastAPI with our errors."""
+"""Builds the FastAPI app that every HTTP deployment uses, with our errors."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _log = logging.getLogger(__name__)
 
 
 def new_fastapi(title: str, *, errors: ErrorRenderer, description: str, **options: Any) -> FastAPI:
-    """A FastAPI app that answers every error in the shape of ``errors``."""
-    # FastAPI's own pages need the Internet.
+    """Return a FastAPI app that renders every error with ``errors``."""
+    # FastAPI's own documentation pages need the Internet.
     app = FastAPI(
         title=title, description=description, version="1", docs_url=None, redoc_url=None, **options
     )
@@ -53,13 +53,13 @@ def new_fastapi(title: str, *, errors: ErrorRenderer, description: str, **option
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code in (404, 405):
-            told = RouteNotFound(f"there is no {request.method} {request.url.path}")
-            return render(request, told)
+            missing = f"there is no route {request.method} {request.url.path}"
+            return render(request, RouteNotFound(missing))
         return render(request, InvalidRequest(str(error.detail)))
 
-    app.add_middleware(_Answered, errors=errors)
+    app.add_middleware(_UnhandledErrors, errors=errors)
     app.add_middleware(SecurityHeaders)
-    app.add_middleware(_WithoutNul, errors=errors)
+    app.add_middleware(_RejectNul, errors=errors)
     app.add_exception_handler(MoyinError, on_moyin_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http)
@@ -67,8 +67,8 @@ def new_fastapi(title: str, *, errors: ErrorRenderer, description: str, **option
     return app
 
 
-class _Answered:
-    """Answers what nobody foresaw in the app's own shape: FastAPI would in one of its own."""
+class _UnhandledErrors:
+    """Renders unexpected exceptions in the app's error shape instead of FastAPI's."""
 
     def __init__(self, app: ASGIApp, errors: ErrorRenderer) -> None:
         self._app = app
@@ -80,35 +80,38 @@ class _Answered:
             return
         started = False
 
-        async def noting(message: Message) -> None:
+        async def track_start(message: Message) -> None:
             nonlocal started
             started = True
             await send(message)
 
         try:
-            await self._app(scope, receive, noting)
+            await self._app(scope, receive, track_start)
         except Exception as error:
             if started:
                 raise
             request_id = context(scope).request_id
-            rendered = self._errors(_told(error, request_id), request_id, scope["path"])
-            answer = Response(rendered.body, rendered.status, dict(rendered.headers))
-            await answer(scope, receive, send)
+            rendered = self._errors(_public_error(error, request_id), request_id, scope["path"])
+            response = Response(rendered.body, rendered.status, dict(rendered.headers))
+            await response(scope, receive, send)
 
 
-def _told(error: Exception, request_id: str) -> MoyinError:
-    if _is_away(error):
-        # Without the statement and its values. SQLite says no such column in this way, too.
+def _public_error(error: Exception, request_id: str) -> MoyinError:
+    if _is_database_down(error):
+        # The cause alone, without the statement and its values. For SQLite it may also be a missing column.
         cause = getattr(error, "orig", None) or error
-        _log.warning("the database is away: %r; request %s", cause, request_id)
-        return ServiceUnavailable("the database does not answer at the moment", retry_after=1)
+        _log.warning("the database is unavailable: %r; request %s", cause, request_id)
+        return ServiceUnavailable("the database is unavailable; try again", retry_after=1)
     _log.error("unhandled error; request %s", request_id, exc_info=error)
     return MoyinError("an internal error occurred")
 
 
-def _is_away(error: Exception) -> bool:
-    """Whether the database is what failed. Its driver lets through what the network says: refused,
-    no such host, or for a host of several addresses a plain OSError without a number."""
+def _is_database_down(error: Exception) -> bool:
+    """Tell whether ``error`` means that the database cannot be reached.
+
+    The driver passes network errors through: refused connections, unknown hosts, and for a host with
+    several addresses a plain OSError without a number.
+    """
     if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
         return True
     if isinstance(error, DBAPIError):
@@ -118,8 +121,8 @@ def _is_away(error: Exception) -> bool:
     return type(error) is OSError and error.errno is None
 
 
-class _WithoutNul:
-    """Refuses what no database could look for: PostgreSQL has no character NUL."""
+class _RejectNul:
+    """Rejects NUL characters in paths and queries: PostgreSQL cannot store or compare them."""
 
     def __init__(self, app: ASGIApp, errors: ErrorRenderer) -> None:
         self._app = app
@@ -128,24 +131,24 @@ class _WithoutNul:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         error: MoyinError | None = None
         if "\0" in scope.get("path", ""):
-            error = RouteNotFound("there is no path with a NUL")
+            error = RouteNotFound("a path must not contain a NUL character")
         elif b"%00" in scope.get("query_string", b""):
-            error = InvalidRequest("a query must not hold a NUL")
+            error = InvalidRequest("a query must not contain a NUL character")
         if error is None:
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await WebSocketClose(WS_1008_POLICY_VIOLATION, error.message)(scope, receive, send)
         else:
             rendered = self._errors(error, context(scope).request_id, scope["path"])
-            answer = Response(rendered.body, rendered.status, dict(rendered.headers))
-            await answer(scope, receive, send)
+            response = Response(rendered.body, rendered.status, dict(rendered.headers))
+            await response(scope, receive, send)
 
 
 def _invalid(error: RequestValidationError) -> MoyinError:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return InvalidJson(f"the body is not JSON: {first.get('ctx', {}).get('error', '')}")
-    # The first part only says where it was found: body, query, path.
+    # The first part is the location: body, query or path.
     field = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
     message = first["msg"].removeprefix("Value error, ")
     return InvalidRequest(f"{field}: {message}", field=field)

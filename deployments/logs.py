@@ -1,4 +1,4 @@
-"""Where a replica's own logs go: a file beside Serve's, as JSON lines."""
+"""Writes a replica's own logs as JSON lines into a file beside Serve's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from moyin.access.gatekeeper.redaction import redact
 
 __all__ = ["ACCESS", "JsonLines", "configure_logs"]
 
-# The logger of what is JSON already and holds no secret.
+# The logger of access lines, which are JSON already and contain no secrets.
 ACCESS = "moyin.access"
 
 _FLUSH_SECONDS = 0.5
@@ -27,7 +27,7 @@ _FILES_KEPT = 2
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object per line, without secrets."""
+    """Formats each record as one JSON object per line, without secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
         if record.name == ACCESS:
@@ -44,10 +44,9 @@ class JsonLines(logging.Formatter):
 
 
 def configure_logs(level: str) -> None:
-    """Send what ``moyin``, ``deployments`` and ``actors`` log, and warnings of everybody else,
-    to the replica's file.
+    """Send logs of ``moyin``, ``deployments`` and ``actors``, and warnings of libraries, to the file.
 
-    Lines are written in batches, off the event loop; from WARNING on at once.
+    Lines are written in batches outside the event loop; warnings and errors at once.
     """
     target = _target()
     target.setFormatter(JsonLines())
@@ -64,8 +63,11 @@ def configure_logs(level: str) -> None:
 
 
 def _target() -> logging.Handler:
-    """Standard output is no place in a replica: Serve gives it to its own logger, whose level drops
-    it. `Layout.app_logs` finds the file by its name."""
+    """Return a handler for the replica's log file; `Layout.app_logs` finds the file by its name.
+
+    Standard output cannot be used in a replica: Serve passes it to its own logger, whose level drops
+    it.
+    """
     try:
         replica = serve.get_replica_context()
     except RayServeException:

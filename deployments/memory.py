@@ -1,4 +1,4 @@
-"""What a replica holds in memory: a bound on it."""
+"""Limits the memory of a replica."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _MIB = 2**20
 
 @functools.cache
 def guard_memory(limit_mib: int) -> None:
-    """End this process once it holds more than ``limit_mib`` MiB; Serve starts another.
+    """End this process once it uses more than ``limit_mib`` MiB; Serve starts another.
 
-    So a leak ends the leaking app and no other: when the machine runs full, whom Ray or the kernel
-    kills is chance. Called again, as Serve does for its second server, it goes on as it is.
+    A leak then ends the leaking replica and no other process. Without the limit, Ray or the kernel
+    would kill an arbitrary process when the machine runs out of memory. Further calls have no effect.
 
     Args:
-        limit_mib: resident memory; 0: no bound.
+        limit_mib: limit of resident memory; 0 for none.
     """
     if limit_mib:
         threading.Thread(target=_watch, args=(limit_mib,), name="memory", daemon=True).start()
@@ -36,6 +36,10 @@ def _watch(limit_mib: int) -> None:
     while not pause.wait(_INTERVAL_SECONDS):
         held = process.memory_info().rss
         if held > limit_mib * _MIB:
-            _log.critical("%d MiB held, %d allowed: this replica ends", held // _MIB, limit_mib)
-            # A handler, or the interpreter's own tidying up, might need memory and time.
+            _log.critical(
+                "this replica uses %d MiB of memory, the limit is %d: ending it",
+                held // _MIB,
+                limit_mib,
+            )
+            # Exit handlers and the interpreter's clean-up might need more memory.
             os._exit(_EXIT_STATUS)

@@ -1,8 +1,8 @@
-"""The frame around every replica's HTTP server: Serve's hook for middlewares outside its own code.
+"""Middlewares around every replica's HTTP server, outside Serve's own code.
 
-Named by ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` on every node (``moyin up`` sets it, ``moyin
-switches`` prints it). Apps also run without it: slower, without a bound on memory and CORS, with
-gRPC on every interface, and anybody may set time limits.
+Serve calls `middlewares` through its hook, which is named by ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` on every node (``moyin up`` sets it, ``moyin
+ray-env`` prints it). Apps also run without it, but slower, without CORS and a bound on memory, with
+gRPC on every interface, and clients may change time limits.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from moyin.settings import Settings
 
 __all__ = ["middlewares"]
 
-# Serve lets clients set these. Nobody outside may switch off a time limit, and …
+# Serve lets clients set these headers. Clients must not switch off a time limit.
 _STRIPPED = frozenset({b"x-request-timeout-seconds", b"x-request-disconnect-disabled"})
-# … watching for clients that leave is the gatekeeper's work: it needs a task only for requests
-# that last, where Serve makes two and a wait for every one.
+# The gatekeeper watches for clients that disconnect. It needs a task only for long requests, while
+# Serve would create two tasks for every request.
 _DISCONNECT_IS_OURS = (b"x-request-disconnect-disabled", b"?1")
 _EXAMINED = _STRIPPED | {b"x-request-id"}
 
@@ -45,26 +45,30 @@ class _ServeHeaderFilter:
 
 def _admissible(name: bytes, value: bytes) -> bool:
     if name == b"x-request-id":
-        # Serve would put whatever it is into every log line and the answer.
+        # Serve copies the id into every log line and into the response.
         return REQUEST_ID.fullmatch(value.decode("latin-1")) is not None
     return name not in _STRIPPED
 
 
 def middlewares() -> list[Middleware]:
-    """What Serve asks for when a replica starts its HTTP server, just before the one for gRPC."""
+    """Return the middlewares, and prepare the replica.
+
+    Serve calls this when a replica starts its HTTP server, just before its gRPC server.
+    """
     settings = Settings()
     guard_memory(settings.replica_memory_mib)
-    # Serve takes it from there a moment later.
+    # Serve looks the class up there a moment later.
     uvicorn.Server = Server  # type: ignore[misc]
     _keep_grpc_to(settings.grpc_host)
-    # From the inside out: pages of other sites may read errors of an outage as well.
+    # Innermost first. CORS is outside of OutageErrors, so that pages can read those errors, too.
     return [Middleware(OutageErrors), *cors(settings.cors_origins), Middleware(_ServeHeaderFilter)]
 
 
 def _keep_grpc_to(host: str) -> None:
-    """Serve's gRPC servers listen on every interface, and it has no switch for that.
+    """Let Serve's gRPC servers listen on ``host`` only.
 
-    The function that opens their port is the one place where Serve lets others say how.
+    Serve has no setting for it and listens on every interface, so its function that opens the port is
+    replaced.
     """
 
     def add_grpc_address(server: Any, address: str) -> None:

@@ -1,7 +1,7 @@
-"""Access log and request metrics of a replica.
+"""Writes the access log and the request metrics of a replica.
 
-Handing one value to Ray, or one record to ``logging``, costs as much as routing a request. So
-requests are only noted on the way; a thread works on all of a second at once.
+Passing one value to Ray, or one record to ``logging``, costs as much as routing a request. So requests
+are only queued, and a thread processes them once a second.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ __all__ = ["ServeObserver"]
 _log = logging.getLogger(__name__)
 _access = logging.getLogger(ACCESS)
 _INTERVAL_SECONDS = 1.0
-# More than a replica can answer between two turns.
+# More requests than a replica can answer in one interval.
 _CAPACITY = 50_000
 _BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 
 class ServeObserver:
-    """Writes JSON lines to the replica's log, and counts through Ray.
+    """Writes access lines to the replica's log and counts requests in Ray's metrics.
 
     Args:
-        log_level: below INFO's number nothing changes; from WARNING on there is no access log.
-        also: more work for the thread, once a second.
+        log_level: the access log is written at INFO and DEBUG only.
+        also: further work for the thread, called once a second.
     """
 
     def __init__(self, log_level: str, *, also: Callable[[], None] | None = None) -> None:
@@ -49,18 +49,21 @@ class ServeObserver:
             _BOUNDS,
             ("service",),
         )
-        self._noted: deque[Observation] = deque(maxlen=_CAPACITY)
+        self._queue: deque[Observation] = deque(maxlen=_CAPACITY)
         threading.Thread(target=self._work_forever, name="observer", daemon=True).start()
 
-    def observe(self, seen: Observation) -> None:
-        self._noted.append(seen)
+    def observe(self, observation: Observation) -> None:
+        """Queue one finished request."""
+        self._queue.append(observation)
 
     def _work_forever(self) -> None:
         pause = threading.Event()
         while not pause.wait(_INTERVAL_SECONDS):
-            if len(self._noted) == _CAPACITY:
-                _log.warning("more requests than can be observed: some are in no log")
-            batch = [self._noted.popleft() for _ in range(len(self._noted))]
+            if len(self._queue) == _CAPACITY:
+                _log.warning(
+                    "too many requests to observe: some are missing from the log and the metrics"
+                )
+            batch = [self._queue.popleft() for _ in range(len(self._queue))]
             if batch:
                 self._count(batch)
                 self._write(batch)
@@ -68,13 +71,13 @@ class ServeObserver:
                 try:
                     self._also()
                 except Exception:
-                    _log.exception("what else was observed is lost")
+                    _log.exception("writing further metrics failed")
 
     def _count(self, batch: Sequence[Observation]) -> None:
-        alike = Counter((seen.service, seen.method, seen.status) for seen in batch)
-        for (service, method, status), count in alike.items():
+        totals = Counter((seen.service, seen.method, seen.status) for seen in batch)
+        for (service, method, status), count in totals.items():
             self._requests.inc(count, {"service": service, "method": method, "status": str(status)})
-        self._seconds.take(((seen.service,), seen.seconds) for seen in batch)
+        self._seconds.add(((seen.service,), seen.seconds) for seen in batch)
 
     def _write(self, batch: Iterable[Observation]) -> None:
         if self._writes:

@@ -1,4 +1,4 @@
-"""What an app's description says of keys: how to present one, and which routes need none."""
+"""Describes authentication in an app's OpenAPI document."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ _PARAMETER = re.compile(r"\{[^}]+\}")
 FILE: Mapping[str, Any] = {"*/*": {"schema": {"type": "string", "format": "binary"}}}
 FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "The file, with its own content type.", "content": FILE},
-    206: {"description": "A part of it.", "content": FILE},
-    304: {"description": "The client has it."},
-    416: {"description": "The part lies outside."},
+    206: {"description": "The requested range of the file.", "content": FILE},
+    304: {"description": "The client's copy is current."},
+    416: {"description": "The range lies outside the file."},
 }
 
 
@@ -45,11 +45,11 @@ def document_security(
     is_public: Callable[[str], bool],
     more: Callable[[str], Mapping[str, Mapping[str, str]]] = lambda _: {},
 ) -> None:
-    """Put into an OpenAPI description that every route needs a key, and which ones need none.
+    """Add to an OpenAPI document that routes need a key, except public ones.
 
     Args:
-        is_public: tells by its path whether a route needs no key.
-        more: further ways to present a key on a path, by name.
+        is_public: tells by a path whether its route needs no key.
+        more: returns further ways to send a key on a path, by name.
     """
     schemes = dict(_SCHEMES)
     described["security"] = _either(_SCHEMES)

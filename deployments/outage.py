@@ -1,8 +1,8 @@
-"""`OutageErrors`: errors of our own in the place of Ray Serve's.
+"""Replaces Ray Serve's own error responses by ours.
 
-Serve answers by itself when a replica is given a path of another app, when its proxy knows no
-route or no replica, and when it drops or times out a request: in plain text, or not at all, in
-which case uvicorn sends a page of its own.
+Serve answers by itself when a replica gets a path of another app, when its proxy has no route or no
+replica, and when it drops a request or its time runs out. It answers in plain text, or not at all, and
+then uvicorn sends a page of its own.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from moyin.errors import BackendTimeout, MoyinError, ServiceUnavailable, WorkerL
 __all__ = ["OutageErrors"]
 
 # Serve's own endpoints: load balancers and HAProxy's health checks read their status.
-_SERVES_PATHS = "/-/"
-# Serve's own errors have nothing else. Those of apps have a length, or are no plain text.
-_SERVES_HEADERS = frozenset({b"content-type", b"retry-after", b"x-request-id"})
+_SERVE_PATHS = "/-/"
+# Serve's own errors have no other headers. Errors of apps have a length, or are no plain text.
+_SERVE_HEADERS = frozenset({b"content-type", b"retry-after", b"x-request-id"})
 _PLAIN = b"text/plain"
 _RETRY_SECONDS = 5
 
 
 class OutageErrors:
-    """Replaces the errors that Serve writes itself; those of the apps pass."""
+    """Replaces errors that Serve writes itself; those of the apps pass unchanged."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].startswith(_SERVES_PATHS):
+        if scope["type"] != "http" or scope["path"].startswith(_SERVE_PATHS):
             await self._app(scope, receive, send)
             return
         response = _Response(scope, send)
@@ -45,7 +45,7 @@ class OutageErrors:
                 await response.replace(MoyinError("an internal error occurred"))
             raise
         if not response.begun:
-            # Serve's proxy says nothing at all when the replica died, or failed, under the request.
+            # Serve's proxy sends nothing when the replica died or failed during the request.
             await response.replace(
                 WorkerLost(
                     "the replica ended before it answered; the request may have been carried out",
@@ -55,10 +55,10 @@ class OutageErrors:
 
 
 class _Response:
-    """One response on its way out.
+    """Sends one response, or an error in its place.
 
     Attributes:
-        begun: its status was sent, or that of an error in its place.
+        begun: a status was sent.
     """
 
     def __init__(self, scope: Scope, send: Send) -> None:
@@ -67,11 +67,11 @@ class _Response:
         self.begun = False
         self._replaced = False
 
-    # Not a coroutine: it would cost every message of every response one more.
+    # Not a coroutine function: that would cost every message of every response one more coroutine.
     def send(self, message: Message) -> Awaitable[None]:
-        """Pass a message on, unless the response is replaced."""
+        """Forward a message, unless the response was replaced."""
         if self._replaced:
-            return _sent()
+            return _dropped()
         if message["type"] == "http.response.start":
             if message["status"] >= 400 and (error := _error(message)) is not None:
                 return self.replace(error, message["headers"])
@@ -79,7 +79,7 @@ class _Response:
         return self._send(message)
 
     async def replace(self, error: MoyinError, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
-        """Send ``error`` in the place of a response with these headers, or of none."""
+        """Send ``error`` instead of a response with these ``headers``."""
         self.begun = self._replaced = True
         request_id = _request_id(headers) or _request_id(self._scope["headers"]) or uuid.uuid4().hex
         rendered = render_error(error, request_id, self._scope["path"])
@@ -95,19 +95,19 @@ class _Response:
         await self._send({"type": "http.response.body", "body": rendered.body})
 
 
-async def _sent() -> None:
-    """Drop the rest of a response that was replaced."""
+async def _dropped() -> None:
+    """Do nothing: the rest of a replaced response is dropped."""
 
 
 def _error(start: Message) -> MoyinError | None:
-    """Return what to answer instead of a response of Serve's own; None: the app's, let it pass."""
+    """Return the error to send instead of Serve's own response; None for a response of the app."""
     status: int = start["status"]
     headers = {name.lower(): value for name, value in start.get("headers", ())}
-    if not headers.get(b"content-type", b"").startswith(_PLAIN) or headers.keys() - _SERVES_HEADERS:
+    if not headers.get(b"content-type", b"").startswith(_PLAIN) or headers.keys() - _SERVE_HEADERS:
         return None
     match status:
         case 404:
-            # The request came here by a route that is no longer, or not yet, right.
+            # The proxy's routes are not up to date: the app is starting or was removed.
             return ServiceUnavailable(
                 "the service is starting or restarting; try again", retry_after=_RETRY_SECONDS
             )

@@ -1,4 +1,4 @@
-"""What an app's description says of its errors: RFC 9457 problem details."""
+"""Describes errors (RFC 9457 problem details) in an app's OpenAPI document."""
 
 from __future__ import annotations
 
@@ -44,31 +44,30 @@ _COMFYUI_SCHEMA: Mapping[str, Any] = {
         "request_id": {"type": "string"},
     },
 }
-_TOLD = {
+_DESCRIPTIONS = {
     "400": "The request is wrong.",
-    "401": "Nothing is proven.",
+    "401": "The key or token is missing or invalid.",
     "402": "The budget is used up.",
     "403": "A scope is missing.",
-    "404": "There is no such thing, or it is somebody else's.",
-    "409": "It is in another state, or the name is taken.",
-    "408": "The body did not come in time.",
+    "404": "The resource does not exist, or belongs to another tenant.",
+    "409": "The resource is in another state, or the name is taken.",
+    "408": "The body did not arrive in time.",
     "413": "The body is too large.",
     "422": "The Idempotency-Key was used for another request.",
     "429": "Too many requests or attempts; Retry-After tells how long to wait.",
-    "503": "Something that this needs is away.",
+    "503": "A service that this request needs is unavailable.",
 }
 
 
 def document_problems(
     described: dict[str, Any], is_comfyui: Callable[[str], bool] = lambda _: False
 ) -> None:
-    """Put the errors that any route may answer into an OpenAPI description, in the place of
-    FastAPI's own.
+    """Replace FastAPI's own errors in an OpenAPI document by those that any route may return.
 
     Args:
-        is_comfyui: tells the paths whose errors have ComfyUI's shape.
+        is_comfyui: tells whether errors of a path have ComfyUI's shape.
     """
-    schemas = _without_frameworks_own(described)
+    schemas = _remove_framework_errors(described)
     schemas["Problem"] = _SCHEMA
     schemas["ComfyError"] = _COMFYUI_SCHEMA
     for path, methods in described["paths"].items():
@@ -80,15 +79,15 @@ def document_problems(
         content = {kind: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
         for operation in methods.values():
             responses = operation["responses"]
-            for status, told in _TOLD.items():
-                response = responses.setdefault(status, {"description": told})
+            for status, description in _DESCRIPTIONS.items():
+                response = responses.setdefault(status, {"description": description})
                 response["content"] = {**response.get("content", {}), **content}
 
 
 def document_protocol_errors(described: dict[str, Any]) -> None:
-    """The same where every protocol has an error body of its own."""
-    _without_frameworks_own(described)
-    told = {
+    """Replace FastAPI's errors where every protocol has an error body of its own."""
+    _remove_framework_errors(described)
+    response = {
         "description": "The protocol's error",
         "content": {
             media_type: {"schema": {"type": "object"}}
@@ -97,11 +96,11 @@ def document_protocol_errors(described: dict[str, Any]) -> None:
     }
     for methods in described["paths"].values():
         for operation in methods.values():
-            operation["responses"]["default"] = told
+            operation["responses"]["default"] = response
 
 
-def _without_frameworks_own(described: dict[str, Any]) -> dict[str, Any]:
-    """Take FastAPI's errors out; returns the schemas."""
+def _remove_framework_errors(described: dict[str, Any]) -> dict[str, Any]:
+    """Remove FastAPI's errors and return the document's schemas."""
     schemas: dict[str, Any] = described.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)

@@ -1,4 +1,4 @@
-"""What all of our Serve deployments have in common."""
+"""Holds the options that all of our Serve deployments share."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ __all__ = ["REPLICA"]
 
 
 class _Options(TypedDict):
+    """Options of ``serve.deployment``."""
+
     health_check_period_s: float
     health_check_timeout_s: float
     logging_config: LoggingConfig
 
 
-# Only by its checks does Serve hear that a replica was killed: with its ten seconds a service that
-# has one replica stays away for up to ten before another starts. One that hangs is replaced when
-# three checks in a row got no answer. Serve's line per request is dear on the hot path and says
-# less than our access log.
+# Serve notices a killed replica by its health checks only. With the default of ten seconds a service
+# with one replica would be unavailable for up to ten seconds before another starts. A replica that
+# hangs is replaced after three checks without an answer. Serve's own access log is costly on the hot
+# path and says less than ours.
 REPLICA = _Options(
     health_check_period_s=2.0,
     health_check_timeout_s=10.0,

@@ -1,4 +1,4 @@
-"""`Server`: the HTTP server of a replica, which lets newcomers in while others are served."""
+"""Provides the HTTP server of a replica, which accepts new connections quickly under load."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import uvicorn
 
 __all__ = ["Server"]
 
-_WATCHERS = 16
+_LISTENERS = 16
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, listening through several descriptors of one socket.
+    """Listens through several descriptors of one socket, unlike uvicorn's server.
 
-    uvloop (libuv since 1.45) accepts one connection per listening descriptor and turn of its loop,
-    and in a turn everybody who is in already gets an answer. So of 256 clients that came at once the
-    last waited for seconds, while the first were served again and again.
+    uvloop (libuv since 1.45) accepts one connection per listening descriptor and loop iteration, and
+    serves every open connection in each iteration. With one descriptor the last of 256 clients that
+    connected at once waited seconds for its first response.
     """
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(
-            [watched for one in sockets for watched in _several(one)] if sockets else None
+            [copy for listener in sockets for copy in _duplicates(listener)] if sockets else None
         )
 
 
-def _several(one: socket.socket) -> list[socket.socket]:
-    return [one, *(one.dup() for _ in range(_WATCHERS - 1))]
+def _duplicates(listener: socket.socket) -> list[socket.socket]:
+    return [listener, *(listener.dup() for _ in range(_LISTENERS - 1))]

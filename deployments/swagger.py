@@ -1,6 +1,6 @@
-"""``/docs``: an app's description in Swagger UI, which comes with us and not from elsewhere.
+"""Serves an app's OpenAPI document at ``/docs`` in Swagger UI, from files of an installed package.
 
-FastAPI's own page loads it from a CDN, and stays blank in a network without Internet.
+FastAPI's own page loads Swagger UI from a CDN and stays blank in a network without Internet.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from fastapi.responses import FileResponse, HTMLResponse
 __all__ = ["DOCS", "docs_routes"]
 
 _FILES = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript"}
-# Paths that need no key, below the app's own.
+# Paths below the app's own that need no key.
 DOCS = ("docs", *(f"docs/{name}" for name in _FILES))
-# The package is a FastAPI of its own; what we take is the files in it, which are Swagger UI's.
+# Only the package's files, which are Swagger UI's, are used; its FastAPI class is not.
 _FOLDER = Path(str(files("fastapi_offline"))) / "static"
-# Addresses are relative to those of the page, whatever stands in front of them.
+# URLs are relative to the page's, so that any path prefix works.
 _SCRIPT = """
 SwaggerUIBundle({
   url: new URL("openapi.json", location.href).href,
@@ -60,7 +60,7 @@ _CACHED = {"cache-control": "public, max-age=3600"}
 
 
 def docs_routes(title: str) -> APIRouter:
-    """The page of an app whose description is at ``openapi.json`` beside it."""
+    """Return the routes of the page; the OpenAPI document is at ``openapi.json`` beside it."""
     router = APIRouter(include_in_schema=False)
     page = _PAGE.substitute(title=escape(title), script=_SCRIPT)
 
@@ -69,11 +69,11 @@ def docs_routes(title: str) -> APIRouter:
         return HTMLResponse(page, headers={"content-security-policy": _POLICY})
 
     for name, media_type in _FILES.items():
-        router.add_api_route(f"/docs/{name}", _served(_FOLDER / name, media_type))
+        router.add_api_route(f"/docs/{name}", _file_route(_FOLDER / name, media_type))
     return router
 
 
-def _served(path: Path, media_type: str) -> Callable[[], Awaitable[FileResponse]]:
+def _file_route(path: Path, media_type: str) -> Callable[[], Awaitable[FileResponse]]:
     async def served() -> FileResponse:
         return FileResponse(path, media_type=media_type, headers=_CACHED)
 

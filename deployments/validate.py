@@ -1,9 +1,8 @@
-"""Is a serve_config.yaml valid? Ray alone would ignore what it does not know.
+"""Validates a serve_config.yaml, in which Ray ignores unknown keys.
 
-``python -m deployments.validate FILE`` prints one problem per line; exit status 1 when there are
-any. Every key is held against Ray's own schema, every app's ``args`` against its builder's model,
-every ``user_config`` against the model that its deployment takes, and the pools that apps name
-against those that there are.
+``python -m deployments.validate FILE`` prints one problem per line, and exits with status 1 if there
+are any. Keys are checked against Ray's schema, each app's ``args`` against its builder's model, each
+``user_config`` against its deployment's model, and names of pools against the pools in the file.
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ from deployments.models.config import ModelsConfig
 
 __all__ = ["problems"]
 
-# What the deployments' `reconfigure` methods take.
+# The models of what each deployment's `reconfigure` takes.
 _USER_CONFIGS: Mapping[str, type[BaseModel]] = {
     "Accounts": AccountsConfig,
     "Gateway": GatewayConfig,
     "Models": ModelsConfig,
 }
 _RENDER = "deployments.render.builder:build"
-# Their ``args`` say which pools jobs may name.
-_DOORS = ("deployments.gateway.builder:build", "deployments.intake.builder:build")
+# Apps whose ``args`` name the pools that jobs may use.
+_POOL_USERS = ("deployments.gateway.builder:build", "deployments.intake.builder:build")
 _DEFAULT_POOL = "default"
-# Where pydantic's words are those of a Python programmer.
+# Replaces pydantic messages that only Python programmers understand.
 _PLAIN: Mapping[str, str] = {
     "bool_parsing": "must be true or false",
     "bool_type": "must be true or false",
@@ -56,15 +55,17 @@ _PLAIN: Mapping[str, str] = {
 
 
 def problems(config: Any) -> Iterator[str]:
-    """What is wrong with a parsed serve_config.yaml: one line each, with the path to it, in which
-    applications and deployments have their names."""
+    """Yield each problem of a parsed serve_config.yaml as one line that begins with its path.
+
+    The path has the names of applications and deployments instead of numbers.
+    """
     for problem in _problems(config):
         yield _named(config, problem)
 
 
 def _named(config: Any, problem: str) -> str:
-    """Put names in the place of numbers: ``applications.models.deployments.Models.user_config``."""
-    path, colon, told = problem.partition(": ")
+    """Replace numbers by names, as in ``applications.models.deployments.Models.user_config``."""
+    path, colon, message = problem.partition(": ")
     steps, value = path.split("."), config
     for at, step in enumerate(steps):
         if isinstance(value, list) and step.isdecimal() and int(step) < len(value):
@@ -74,11 +75,11 @@ def _named(config: Any, problem: str) -> str:
                 steps[at] = name
         else:
             value = value.get(step) if isinstance(value, dict) else None
-    return ".".join(steps) + colon + told
+    return ".".join(steps) + colon + message
 
 
 def _problems(config: Any) -> Iterator[str]:
-    # First: what the schema misses may stand under a mistyped key.
+    # First, since a required value may stand under a mistyped key.
     yield from _unknown("", config, ServeDeploySchema)
     try:
         ServeDeploySchema.model_validate(config)
@@ -91,7 +92,7 @@ def _problems(config: Any) -> Iterator[str]:
 
 
 def _pools(apps: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A job for a pool that is not there would wait for ever."""
+    """Check names of pools: a job for a pool that does not exist would wait for ever."""
     pools = []
     for number, app in enumerate(apps):
         if app["import_path"] == _RENDER:
@@ -99,25 +100,25 @@ def _pools(apps: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             if app.get("name") != f"render-{pool}":
                 yield f"applications.{number}.name: pool {pool!r} is looked for in 'render-{pool}'"
     if not pools:
-        return  # a farm for text; its gateway has to name some pool all the same
-    there_are = f"there are: {', '.join(map(str, pools))}"
+        return  # A farm for text only; its gateway names a pool all the same.
+    known = f"pools: {', '.join(map(str, pools))}"
     for number, app in enumerate(apps):
         args, path = app.get("args") or {}, f"applications.{number}.args"
-        named = args.get("pools", [_DEFAULT_POOL]) if app["import_path"] in _DOORS else None
-        # What is no list was told of before.
+        named = args.get("pools", [_DEFAULT_POOL]) if app["import_path"] in _POOL_USERS else None
+        # A value that is no list was reported before.
         for pool in named if isinstance(named, list) else []:
             if pool not in pools:
-                yield f"{path}.pools: there is no pool {pool!r}; {there_are}"
+                yield f"{path}.pools: there is no pool {pool!r}; {known}"
         larger = args.get("larger_pool") if app["import_path"] == _RENDER else None
         if larger is not None and larger not in pools:
-            yield f"{path}.larger_pool: there is no pool {larger!r}; {there_are}"
+            yield f"{path}.larger_pool: there is no pool {larger!r}; {known}"
 
 
 def _app(path: str, app: Mapping[str, Any]) -> Iterator[str]:
     if "route_prefix" not in app:
-        yield f"{path}.route_prefix: say it, even when it is null"
+        yield f"{path}.route_prefix: is missing; write null for an app without HTTP routes"
     if app.get("runtime_env"):
-        return  # its code and packages are there, not here
+        return  # Its code and packages exist on the cluster only.
     module_name, _, name = app["import_path"].partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -138,19 +139,19 @@ def _app(path: str, app: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _deployments(path: str, app: Mapping[str, Any], application: Any) -> Iterator[str]:
-    """Deployments that the file tunes must be there, and their ``user_config`` be of their kind."""
+    """Check that the deployments in the file exist, and their ``user_config``."""
     bound = {deployment.name: deployment for deployment in _bound(application)}
     for number, deployment in enumerate(app.get("deployments") or []):
         place = f"{path}.deployments.{number}"
         if deployment["name"] not in bound:
             known = ", ".join(sorted(bound))
-            yield f"{place}.name: there is no {deployment['name']!r}; there are: {known}"
+            yield f"{place}.name: there is no deployment {deployment['name']!r}; deployments: {known}"
             continue
         if "user_config" not in deployment:
             continue
         model = _USER_CONFIGS.get(deployment["name"])
         if model is None:
-            yield f"{place}.user_config: {deployment['name']} takes none"
+            yield f"{place}.user_config: {deployment['name']} has no user_config"
             continue
         try:
             model.model_validate(deployment["user_config"])
@@ -159,8 +160,8 @@ def _deployments(path: str, app: Mapping[str, Any], application: Any) -> Iterato
 
 
 def _bound(application: Any) -> Iterator[Any]:
-    """The deployments of a bound application, with those that it was given as arguments."""
-    # Ray keeps the tree in these attributes and offers no public way to it.
+    """Yield the deployments of a bound application, with those among its arguments."""
+    # Ray has no public access to this tree.
     bound = application._bound_deployment
     yield bound
     for argument in (*bound.init_args, *bound.init_kwargs.values()):
@@ -169,7 +170,7 @@ def _bound(application: Any) -> Iterator[Any]:
 
 
 def _unknown(path: str, value: Any, annotation: Any) -> Iterator[str]:
-    """Keys in ``value`` that the pydantic model in ``annotation`` has no field for."""
+    """Report keys in ``value`` that the pydantic model in ``annotation`` does not have."""
     model = _model(annotation)
     if model is None:
         return
@@ -186,7 +187,7 @@ def _unknown(path: str, value: Any, annotation: Any) -> Iterator[str]:
 
 
 def _model(annotation: Any) -> type[BaseModel] | None:
-    """The first pydantic model in an annotation such as ``list[Model] | None``."""
+    """Return the first pydantic model in an annotation such as ``list[Model] | None``."""
     return next(_models(annotation), None)
 
 
@@ -200,26 +201,26 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 def _validation(
     path: str, error: ValidationError, model: type[BaseModel] | None = None
 ) -> Iterator[str]:
-    """What is wrong, in words for the file's author instead of a programmer.
+    """Describe validation errors for the author of the file.
 
     Args:
-        model: what the value was held against; None: not known here.
+        model: the model that the value was validated with; None if unknown.
     """
     for item in error.errors():
         loc, kind = item["loc"], item["type"]
         message = _PLAIN.get(kind, item["msg"].removeprefix("Value error, "))
-        if kind == "extra_forbidden" and (meant := _meant(model, loc)):
-            message += f"; is {meant!r} meant?"
+        if kind == "extra_forbidden" and (closest := _closest_field(model, loc)):
+            message += f"; did you mean {closest!r}?"
         place = f"{path}{'.'.join(map(str, loc))}".rstrip(".")
         yield f"{place or 'the file'}: {message}"
 
 
-def _meant(model: type[BaseModel] | None, loc: Sequence[int | str]) -> str | None:
-    """The field that a mistyped last part of ``loc`` is closest to."""
+def _closest_field(model: type[BaseModel] | None, loc: Sequence[int | str]) -> str | None:
+    """Return the field whose name is closest to the mistyped last part of ``loc``."""
     for part in loc[:-1]:
         field = model.model_fields.get(str(part)) if model is not None else None
         if field is not None:
-            # Of a union it can't be told here which one was chosen.
+            # The chosen member of a union is not known here.
             inner = set(_models(field.annotation))
             model = inner.pop() if len(inner) == 1 else None
     names = model.model_fields if model is not None else ()
@@ -227,14 +228,15 @@ def _meant(model: type[BaseModel] | None, loc: Sequence[int | str]) -> str | Non
 
 
 def main() -> int:
+    """Print the problems of the file in the command line."""
     path = Path(sys.argv[1])
     try:
-        found = list(problems(yaml.safe_load(path.read_text())))
+        lines = list(problems(yaml.safe_load(path.read_text())))
     except (OSError, yaml.YAMLError) as error:
-        found = [f"{path} cannot be read: {' '.join(str(error).split())}"]
-    for line in found:
+        lines = [f"{path} cannot be read: {' '.join(str(error).split())}"]
+    for line in lines:
         print(line)
-    return 1 if found else 0
+    return 1 if lines else 0
 
 
 if __name__ == "__main__":

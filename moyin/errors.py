@@ -1,82 +1,82 @@
-"""Every error that Moyin raises on purpose.
+"""Defines every error that Moyin raises on purpose.
 
 ::
 
     MoyinError
-    ├── RequestError            the request itself is wrong
-    │   ├── InvalidJson         invalid_json
-    │   ├── InvalidRequest      invalid_request            (names the field)
-    │   │   └── EditorFormat    editor_format              (a graph as ComfyUI's editor saves it)
-    │   ├── InvalidGraph        invalid_graph              (carries ComfyUI's own body)
-    │   ├── PromptIdTaken       prompt_id_taken            (a ComfyUI client's own id)
-    │   ├── InputNotFound       input_not_found            (a graph names a file that is not the caller's)
-    │   ├── NodeNotAllowed      node_not_allowed           (by the pool, or by the caller's limits)
-    │   ├── WeakPassword        weak_password              (known to guessers; names the field)
-    │   ├── BodyTooLarge        body_too_large
-    │   ├── PictureTooLarge     picture_too_large          (to be decoded; details hold the bound)
-    │   ├── NoRoomLeft          no_room_left               (for files of ComfyUI's frontend)
-    │   ├── BodyTooSlow         body_too_slow
-    │   ├── UnsupportedFeature  unsupported_feature        (names the field)
-    │   │   └── SchemaTooLarge  schema_too_large           (for a server of ours; details hold the bound)
-    │   ├── AddressRefused      address_refused            (a webhook into a private network)
-    │   ├── QualityUnreachable  quality_unreachable        (the header's floor; details name the best)
-    │   └── ContextTooLong      context_too_long
+    ├── RequestError                the request is wrong
+    │   ├── InvalidJson             invalid_json
+    │   ├── InvalidRequest          invalid_request            (names the field)
+    │   │   └── EditorGraphFormat   editor_format              (the format that ComfyUI's editor saves)
+    │   ├── InvalidGraph            invalid_graph              (carries ComfyUI's own body)
+    │   ├── PromptIdTaken           prompt_id_taken            (another prompt has the client's id)
+    │   ├── InputNotFound           input_not_found            (the caller has no such input file)
+    │   ├── NodeNotAllowed          node_not_allowed           (by the pool or by the caller's limits)
+    │   ├── WeakPassword            weak_password              (easy to guess; names the field)
+    │   ├── BodyTooLarge            body_too_large
+    │   ├── PictureTooLarge         picture_too_large          (to decode; details hold the bound)
+    │   ├── UserStorageFull         no_room_left               (for files of ComfyUI's frontend)
+    │   ├── BodyTooSlow             body_too_slow
+    │   ├── UnsupportedFeature      unsupported_feature        (names the field)
+    │   │   └── SchemaTooLarge      schema_too_large           (for a local server; details hold the bound)
+    │   ├── AddressNotAllowed       address_refused            (a webhook into a private network)
+    │   ├── QualityUnreachable      quality_unreachable        (no model reaches the requested quality)
+    │   └── ContextTooLong          context_too_long
     ├── AccessError
-    │   ├── MissingKey          missing_api_key
-    │   ├── InvalidKey          invalid_api_key
-    │   ├── InvalidCredentials  invalid_credentials        (email and password, or a sign-in)
-    │   ├── InvalidToken        invalid_token              (refresh and reset tokens)
-    │   ├── InsufficientScope   insufficient_scope         (details name the scope)
-    │   ├── PriorityNotAllowed  priority_not_allowed       (names the field; details name the best class)
-    │   ├── PathRefused         path_refused               (out of one's own folder)
-    │   ├── CrossSite           cross_site_request         (another site's page, a cookie of ours)
-    │   └── ModelNotAllowed     model_not_allowed          (the tenant's policy, or where data may go)
-    ├── LimitExceeded           carries RateLimit-* headers
-    │   ├── RateLimited         rate_limit_exceeded        (retryable, retry_after seconds)
-    │   │   └── TooManyJobs     too_many_jobs              (are open)
-    │   ├── TooManyAttempts     too_many_attempts          (retryable: signing in)
-    │   └── BudgetExceeded      budget_exceeded            (until the day or the month is over)
+    │   ├── MissingKey              missing_api_key
+    │   ├── InvalidKey              invalid_api_key
+    │   ├── InvalidCredentials      invalid_credentials        (email and password, or a sign-in)
+    │   ├── InvalidToken            invalid_token              (refresh and reset tokens)
+    │   ├── InsufficientScope       insufficient_scope         (details name the scope)
+    │   ├── PriorityNotAllowed      priority_not_allowed       (names the field; details name the best class)
+    │   ├── PathNotAllowed          path_refused               (outside the caller's folder)
+    │   ├── CrossSiteRequest        cross_site_request         (another site's page, with our cookie)
+    │   └── ModelNotAllowed         model_not_allowed          (by the tenant's policy or data residency)
+    ├── LimitExceeded               carries RateLimit-* headers
+    │   ├── RateLimited             rate_limit_exceeded        (retryable, retry_after in seconds)
+    │   │   └── TooManyJobs         too_many_jobs              (queued or running)
+    │   ├── TooManyAttempts         too_many_attempts          (to sign in; retryable)
+    │   └── BudgetExceeded          budget_exceeded            (until the day or the month ends)
     ├── NotFound
-    │   ├── RouteNotFound       route_not_found
-    │   ├── ModelNotFound       model_not_found
-    │   ├── JobNotFound         job_not_found
-    │   ├── RequestNotFound     request_not_found          (in the ledger)
-    │   ├── FileNotKept         file_not_found             (of ComfyUI's frontend)
-    │   ├── TemplateNotFound    template_not_found
-    │   ├── ArtifactNotFound    artifact_not_found
-    │   └── ContentNotFound     content_not_found          (the caller has no file with this hash)
+    │   ├── RouteNotFound           route_not_found
+    │   ├── ModelNotFound           model_not_found
+    │   ├── JobNotFound             job_not_found
+    │   ├── RequestNotFound         request_not_found          (in the ledger)
+    │   ├── UserFileNotFound        file_not_found             (of ComfyUI's frontend)
+    │   ├── TemplateNotFound        template_not_found
+    │   ├── ArtifactNotFound        artifact_not_found
+    │   └── ContentNotFound         content_not_found          (the caller has no file with this hash)
     ├── Conflict
-    │   ├── FileExists          file_exists
-    │   ├── NameTaken           name_taken                 (an email, an organisation's name)
-    │   ├── FeedbackGiven       feedback_given             (another score for the same request)
-    │   ├── JobFinished         job_finished
-    │   ├── JobNotFinished      job_not_finished
-    │   ├── ContentMismatch     content_mismatch           (not the bytes that the client meant)
-    │   ├── ArtifactInUse       artifact_in_use            (it is a job's output)
-    │   └── IdempotencyMismatch idempotency_key_reused
-    ├── Unavailable             retryable; may carry retry_after seconds
-    │   ├── Overloaded          overloaded
-    │   └── ServiceUnavailable  service_unavailable
-    ├── BackendError            a model back end failed
-    │   ├── BackendUnavailable  backend_unavailable        (retryable)
-    │   │   └── BackendKeyRefused backend_key_refused      (our own key, not the client's)
-    │   ├── BackendTimeout      backend_timeout            (retryable)
-    │   ├── BackendRejected     backend_rejected           (the back end says the request is wrong)
-    │   ├── InvalidToolCall     invalid_tool_call          (the model's arguments; details hold them)
-    │   └── StreamInterrupted   stream_interrupted         (after the first byte)
-    ├── StepError               a step of a job failed
-    │   ├── PoolNotAllowed      pool_not_allowed           (it serves other tenants)
-    │   ├── RenderFailed        render_failed              (a node raised)
-    │   │   └── OutOfMemory     out_of_memory              (of the card; details may name a pool)
-    │   ├── RenderPoisoned      render_poisoned            (it ended every ComfyUI that tried it)
-    │   ├── WorkerLost          worker_lost                (retryable: the process died under it)
-    │   ├── DeadlineExceeded    deadline_exceeded
-    │   └── StepFailed          step_failed
-    └── StackError              `moyin up` and friends; the message is for a person
+    │   ├── FileExists              file_exists
+    │   ├── NameTaken               name_taken                 (an email, an organisation's name)
+    │   ├── FeedbackAlreadyGiven    feedback_given             (the request has another score)
+    │   ├── JobFinished             job_finished
+    │   ├── JobNotFinished          job_not_finished
+    │   ├── ContentMismatch         content_mismatch           (the bytes do not match their hash)
+    │   ├── ArtifactInUse           artifact_in_use            (it is a job's output)
+    │   └── IdempotencyMismatch     idempotency_key_reused
+    ├── Unavailable                 retryable; may carry retry_after in seconds
+    │   ├── Overloaded              overloaded
+    │   └── ServiceUnavailable      service_unavailable
+    ├── BackendError                a model back end failed
+    │   ├── BackendUnavailable      backend_unavailable        (retryable)
+    │   │   └── BackendKeyRejected  backend_key_refused        (Moyin's key, not the client's)
+    │   ├── BackendTimeout          backend_timeout            (retryable)
+    │   ├── BackendRejected         backend_rejected           (the back end calls the request wrong)
+    │   ├── InvalidToolCall         invalid_tool_call          (the model's arguments; details hold them)
+    │   └── StreamInterrupted       stream_interrupted         (after the first byte)
+    ├── StepError                   a step of a job failed
+    │   ├── PoolNotAllowed          pool_not_allowed           (the pool serves other tenants)
+    │   ├── RenderFailed            render_failed              (a node raised an error)
+    │   │   └── OutOfMemory         out_of_memory              (of the card; details may name a pool)
+    │   ├── RenderPoisoned          render_poisoned            (every ComfyUI that tried it died)
+    │   ├── WorkerLost              worker_lost                (retryable: the process died)
+    │   ├── DeadlineExceeded        deadline_exceeded
+    │   └── StepFailed              step_failed
+    └── StackError                  `moyin up` and the stack; the message is for the operator
 
-Domain errors know a stable ``code`` and whether a retry can help. They never know an HTTP status:
+Each error has a stable ``code`` and states if a retry can help. It has no HTTP status:
 ``moyin.http.problems`` maps types to statuses, and each protocol renders its own body.
-Messages may reach clients: put nothing in them that another tenant or an operator alone may see.
+Messages may reach clients, so they must not contain data of other tenants or of the operator.
 """
 
 from __future__ import annotations
@@ -86,12 +86,13 @@ from typing import Any, ClassVar
 
 
 class MoyinError(Exception):
-    """Base of the tree.
+    """The base of all errors.
 
     Args:
-        message: one sentence for the client: what is wrong and what would be right.
+        message: a sentence for the client that states what is wrong and what would be right.
         field: the path of the offending field, such as ``messages.0.content``.
         details: extra members for the error body, JSON-serialisable.
+        retry_after: seconds after which a retry may succeed.
     """
 
     code: ClassVar[str] = "internal_error"
@@ -129,7 +130,7 @@ class EditorGraphFormat(InvalidRequest):
 
 
 class InvalidGraph(RequestError):
-    """``details`` is ComfyUI's own validation body: ``{"error": …, "node_errors": …}``."""
+    """Carries ComfyUI's validation body ``{"error": …, "node_errors": …}`` in ``details``."""
 
     code = "invalid_graph"
 
@@ -139,7 +140,7 @@ class PromptIdTaken(RequestError):
 
 
 class InputNotFound(RequestError):
-    """``details`` is a body like that of `InvalidGraph`, where a node and an input can be named."""
+    """Carries a body like that of `InvalidGraph` in ``details``, if it can name node and input."""
 
     code = "input_not_found"
 
@@ -149,7 +150,7 @@ class WeakPassword(RequestError):
 
 
 class NodeNotAllowed(RequestError):
-    """``details`` is a body like that of `InvalidGraph`."""
+    """Carries a body like that of `InvalidGraph` in ``details``."""
 
     code = "node_not_allowed"
 
@@ -159,8 +160,11 @@ class BodyTooLarge(RequestError):
 
 
 class PictureTooLarge(RequestError):
-    """``details`` hold the bound: ``max_pixels``, ``max_memory_mib``, ``max_bytes`` or
-    ``max_seconds``, and what is known of the picture: ``width``, ``height``, ``bytes``."""
+    """Carries the exceeded bound and the picture's known size in ``details``.
+
+    The bound is ``max_pixels``, ``max_memory_mib``, ``max_bytes`` or ``max_seconds``; the size is
+    ``width``, ``height`` and ``bytes``.
+    """
 
     code = "picture_too_large"
 
@@ -178,7 +182,7 @@ class UnsupportedFeature(RequestError):
 
 
 class SchemaTooLarge(UnsupportedFeature):
-    """``details``: the ``bound`` by its name and its ``limit``."""
+    """Carries the name of the exceeded ``bound`` and its ``limit`` in ``details``."""
 
     code = "schema_too_large"
 
@@ -192,7 +196,7 @@ class ContextTooLong(RequestError):
 
 
 class QualityUnreachable(RequestError):
-    """``details``: the ``best`` model that could answer, and its ``p_good``."""
+    """Carries the ``best`` model that can answer, and its ``p_good``, in ``details``."""
 
     code = "quality_unreachable"
 
@@ -238,7 +242,7 @@ class ModelNotAllowed(AccessError):
 
 
 class LimitExceeded(MoyinError):
-    """``headers`` go with the answer, in every protocol."""
+    """Carries ``headers`` for the response, in every protocol."""
 
     code = "limit_exceeded"
 
@@ -381,8 +385,10 @@ class BackendRejected(BackendError):
 
 
 class InvalidToolCall(BackendError):
-    """The model called a tool with arguments that the client's protocol has no place for.
-    ``details``: the ``tool`` and the ``arguments`` as the model wrote them."""
+    """Reports arguments of a tool call that the client's protocol can't express.
+
+    ``details`` holds the ``tool`` and the ``arguments`` as the model wrote them.
+    """
 
     code = "invalid_tool_call"
 
@@ -400,7 +406,7 @@ class RenderFailed(StepError):
 
 
 class OutOfMemory(RenderFailed):
-    """``details["pool"]``: a pool whose actors have more, where there is one."""
+    """Names a pool with more memory in ``details["pool"]``, if there is one."""
 
     code = "out_of_memory"
 

@@ -1,4 +1,4 @@
-"""One frozen `Settings`, read once per process from the environment and passed down.
+"""Holds the frozen `Settings`, which a process reads from the environment and passes down.
 
 Every setting is an environment variable with the prefix ``MOYIN_``; ``docs/reference/settings.md``
 is generated from the descriptions here. The defaults are the embedded stack of ``moyin up``.
@@ -17,7 +17,7 @@ __all__ = ["Settings"]
 
 
 class Settings(BaseSettings):
-    """Where everything is and how much of it is allowed."""
+    """The addresses, folders and limits of a Moyin process."""
 
     model_config = SettingsConfigDict(env_prefix="MOYIN_", frozen=True, extra="ignore")
 
@@ -146,7 +146,7 @@ class Settings(BaseSettings):
 
     @property
     def sql_url(self) -> str:
-        # Of a path's characters these two mean something else in SQLAlchemy's addresses.
+        # These two characters of a path have a special meaning in SQLAlchemy's URLs.
         path = str(self.data / "moyin.db").replace("%", "%25").replace("?", "%3F")
         return self.database_url or f"sqlite:///{path}"
 
@@ -155,7 +155,7 @@ class Settings(BaseSettings):
         return self.artifacts_url or f"file://{self.data / 'artifacts'}"
 
     def signing_key(self) -> bytes:
-        """The secret, made on first use when it lives in the data folder (mode 0600)."""
+        """Return the secret. In the data folder it is created on first use (mode 0600)."""
         if self.secret:
             return self.secret.encode()
         path = self.data / "secret"
@@ -166,7 +166,7 @@ class Settings(BaseSettings):
 
 
 def _create_secret(path: Path) -> bytes:
-    """Write a new secret so that of several processes racing here, all return the same one."""
+    """Create a secret so that all processes that race here return the same one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".secret.{os.getpid()}.{secrets.token_hex(4)}")
     descriptor = os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)

@@ -1,8 +1,8 @@
 """Chooses the constants that matter for folds that are scored, on folds that are not.
 
 Folds 0 to 2 are scored with what folds 3 and 4 chose, folds 3 and 4 with what folds 0 to 2 chose: the
-spreads of weights and how many roots of words are features, from a small grid by the rule of `_merit`, and
-the levels of kinds, fitted anew by `benchmarks.quality.prior`. All of it runs the product's own code with other constants in it.
+spreads of weights, from a small grid by the rule of `_merit`, and the levels of kinds, fitted anew by
+`benchmarks.quality.prior`. All of it runs the product's own code with other constants in it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from unittest.mock import patch
 
@@ -28,17 +28,17 @@ class Constants:
 
     Attributes:
         kind, words: spreads of the weights of kinds and of words.
-        roots: words whose first three letters are a feature too.
+        trust: spread of how often the words count.
     """
 
     kind: float
     words: float
-    roots: int
+    trust: float
 
 
 GRID = tuple(
-    Constants(kind=kind, words=words, roots=roots)
-    for kind, words, roots in product((0.4, 0.7), (0.5, 0.7), (0, 30))
+    Constants(kind=kind, words=words, trust=trust)
+    for kind, words, trust in product((0.4, 0.7), (0.5, 0.7), (0.3, 0.5))
 )
 # Folds that are scored, and those on which is chosen for them.
 _OTHERS = tuple(fold for fold in range(FOLDS) if fold not in DEVELOPMENT)
@@ -50,14 +50,11 @@ Cut = Callable[[Tables, int], tuple[Sequence[Row], list[list[Split]]]]  # rows, 
 
 
 @contextmanager
-def _reading(roots: int, levels: dict[str, float]) -> Iterator[None]:
-    """Read questions with other constants."""
+def _reading(levels: dict[str, float]) -> Iterator[None]:
+    """Read questions with other levels of kinds."""
     asked.cache_clear()
     try:
-        with (
-            patch("moyin.text.quality.question._ROOTS", roots),
-            patch.dict("moyin.text.quality.question.KIND_DIFFICULTY", levels),
-        ):
+        with patch.dict("moyin.text.quality.question.KIND_DIFFICULTY", levels):
             yield
     finally:
         asked.cache_clear()
@@ -65,7 +62,7 @@ def _reading(roots: int, levels: dict[str, float]) -> Iterator[None]:
 
 def _weighing(constants: Constants) -> AbstractContextManager[object]:
     """Learn with other spreads of weights."""
-    spreads = Spreads(kind=constants.kind, words=constants.words)
+    spreads = Spreads(**asdict(constants))
     return patch("moyin.text.quality.learned_weights._PRECISION", spreads.precision())
 
 
@@ -90,12 +87,10 @@ def chosen(tables: Tables, seed: int) -> list[Choice]:
         fitted = difficulties(tables, known, seed)
         levels = {kind: round(level, 2) for kind, (level, _) in fitted.items()}
         merits: dict[Constants, float] = {}
-        for roots in sorted({constants.roots for constants in GRID}):
-            with _reading(roots, levels):
-                for constants in GRID:
-                    if constants.roots == roots:
-                        with _weighing(constants):
-                            merits[constants] = _merit(tables, known, seed)
+        with _reading(levels):
+            for constants in GRID:
+                with _weighing(constants):
+                    merits[constants] = _merit(tables, known, seed)
         # Of equals the one that stands first in the grid.
         best = max(GRID, key=merits.__getitem__)
         found.append((best, levels))
@@ -107,7 +102,7 @@ def crossed(tables: Tables, cut: Cut, seed: int, choice: Sequence[Choice]) -> Sc
     rows, splits = cut(tables, seed)
     result = Score()
     for (scored, _), (constants, levels) in zip(HALVES, choice, strict=True):
-        with _reading(constants.roots, levels), _weighing(constants):
+        with _reading(levels), _weighing(constants):
             for fold in scored:
                 result.add(score(rows, splits[fold]))
     return result

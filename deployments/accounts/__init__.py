@@ -1,1 +1,1 @@
-"""The app ``accounts``: players, members, organisations, keys and limits, behind ``/accounts``."""
+"""Serves players, members, organisations, keys and limits at ``/accounts``."""

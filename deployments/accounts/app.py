@@ -1,4 +1,4 @@
-"""The accounts app as ASGI, made of its parts; knows nothing of Ray Serve."""
+"""Builds the accounts app as ASGI from its parts, without Ray Serve."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deployments.accounts.routes.keys import key_routes, limit_routes, signing_k
 from deployments.accounts.routes.me import me_routes
 from deployments.accounts.routes.organisations import organisation_routes
 from deployments.accounts.routes.signin import sign_in_routes
-from deployments.gateway.routes.health import Check, health_routes
+from deployments.health import Check, health_routes
 from deployments.ingress import new_fastapi
 from deployments.openapi import document_security
 from deployments.problems import document_problems
@@ -59,19 +59,19 @@ _MAX_BODY_BYTES = 64 * 1024
 
 @dataclass(frozen=True, kw_only=True)
 class AccountsParts:
-    """What the routes work with.
+    """Holds the services that the routes call.
 
     Attributes:
-        meter: counts for limits.
-        checks: what ``/readyz`` asks, by name.
-        lifespan: opens what must be open before the first request, and closes all of it.
+        meter: counts requests against limits.
+        checks: the checks of ``/readyz``, by name.
+        lifespan: prepares the services before the first request and closes them after the last.
     """
 
     sign_in: SignIn
     open_id: OpenIdSignIn
-    office: OrganisationService
-    keyring: ApiKeyService
-    mint: AccessTokenIssuer
+    organisations: OrganisationService
+    api_keys: ApiKeyService
+    token_issuer: AccessTokenIssuer
     users: UserStore
     authenticator: Authenticator
     observer: Observer
@@ -82,7 +82,7 @@ class AccountsParts:
 
 
 def new_app(parts: AccountsParts) -> Gatekeeper:
-    """The accounts app behind its gatekeeper. It serves paths below ``/accounts``."""
+    """Return the accounts app behind its gatekeeper. It serves paths below ``/accounts``."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -98,19 +98,19 @@ def new_app(parts: AccountsParts) -> Gatekeeper:
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     callers = Callers(parts.proxies)
     app.include_router(health_routes(parts.checks))
-    app.include_router(_key_set(parts.mint))
+    app.include_router(_jwks_routes(parts.token_issuer))
     app.include_router(sign_in_routes(parts.sign_in, parts.open_id, callers))
     app.include_router(me_routes(parts.users, parts.sign_in, callers))
-    app.include_router(organisation_routes(parts.office, callers))
-    app.include_router(key_routes(parts.keyring, callers))
-    app.include_router(limit_routes(parts.keyring, callers))
-    app.include_router(signing_key_routes(parts.keyring, callers))
+    app.include_router(organisation_routes(parts.organisations, callers))
+    app.include_router(key_routes(parts.api_keys, callers))
+    app.include_router(limit_routes(parts.api_keys, callers))
+    app.include_router(signing_key_routes(parts.api_keys, callers))
 
-    async def below(scope: Scope, receive: Receive, send: Send) -> None:
+    async def with_root_path(scope: Scope, receive: Receive, send: Send) -> None:
         await app({**scope, "root_path": scope.get("root_path") or _PREFIX}, receive, send)
 
     return Gatekeeper(
-        AuthorizationMiddleware(below, scope_of=lambda _: None, meter=parts.meter),
+        AuthorizationMiddleware(with_root_path, scope_of=lambda _: None, meter=parts.meter),
         service="accounts",
         authenticator=parts.authenticator,
         errors=problem_details,
@@ -122,26 +122,26 @@ def new_app(parts: AccountsParts) -> Gatekeeper:
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
-        described = get_openapi(
+        document = get_openapi(
             title=app.title,
             version=app.version,
             description=app.description,
             routes=app.routes,
             servers=[{"url": _PREFIX}],
         )
-        document_problems(described)
-        document_security(described, lambda path: f"{_PREFIX}{path}" in _PUBLIC)
-        app.openapi_schema = described
+        document_problems(document)
+        document_security(document, lambda path: f"{_PREFIX}{path}" in _PUBLIC)
+        app.openapi_schema = document
     return app.openapi_schema
 
 
-def _key_set(mint: AccessTokenIssuer) -> APIRouter:
+def _jwks_routes(token_issuer: AccessTokenIssuer) -> APIRouter:
     router = APIRouter(tags=["sign-in"])
 
     @router.get("/.well-known/jwks.json")
     async def jwks(response: Response) -> dict[str, Any]:
-        """The public keys that prove access tokens (RFC 7517)."""
+        """Return the public keys that verify access tokens (RFC 7517)."""
         response.headers["cache-control"] = "public, max-age=300"
-        return dict(await mint.jwks())
+        return dict(await token_issuer.jwks())
 
     return router

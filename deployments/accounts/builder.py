@@ -1,7 +1,7 @@
-"""Builds the app ``accounts``."""
+"""Builds the Serve application ``accounts``."""
 
-# No `from __future__ import annotations` here: Ray reads the builder's annotation, and hands a
-# plain dict to one that it finds to be a string.
+# No `from __future__ import annotations` here: Ray reads the builder's annotation, and passes a
+# plain dict if that is a string.
 
 from datetime import timedelta
 
@@ -16,19 +16,20 @@ __all__ = ["AccountsArgs", "build"]
 
 
 class AccountsArgs(BaseModel):
-    """The ``args`` of the accounts app in serve_config.yaml; its rules are its ``user_config``."""
+    """Holds the ``args`` of the accounts app in serve_config.yaml."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     access_token_minutes: int = Field(
-        10, ge=1, le=60, description="How long an access token proves who somebody is."
+        10, ge=1, le=60, description="Lifetime of an access token, in minutes."
     )
     session_days: int = Field(
-        30, ge=1, le=365, description="A session that is not refreshed for so long is over."
+        30, ge=1, le=365, description="Days after which a session ends that is not refreshed."
     )
 
 
 def build(args: AccountsArgs) -> serve.Application:
+    """Return the application to deploy."""
     deployment = serve.deployment(
         name="Accounts",
         max_ongoing_requests=500,

@@ -1,4 +1,4 @@
-"""The ``user_config`` of the accounts app: what may change while it runs."""
+"""Defines the ``user_config`` of the accounts app, which may change while it runs."""
 
 from __future__ import annotations
 
@@ -20,33 +20,42 @@ _Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$", max_length
 
 
 class ProviderConfig(BaseModel):
-    """An OpenID provider."""
+    """Configures an OpenID provider."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,31}$", description="As it stands in paths.")
+    name: str = Field(
+        pattern=r"^[a-z][a-z0-9-]{0,31}$",
+        description="Name of the provider in requests and responses.",
+    )
     issuer: _Url
     client_id: str = Field(min_length=1)
     client_secret_env: str | None = Field(
-        None, description="Environment variable with the secret; null: a public client."
+        None,
+        description="Environment variable that holds the client secret; null: a public client.",
     )
     redirect_uris: list[str] = Field(min_length=1)
     scopes: str = "openid email profile"
-    registers: bool = Field(True, description="Whom it vouches for and nobody knows is a player.")
+    registers: bool = Field(
+        True, description="Register unknown people who sign in through it as players."
+    )
     links_emails: bool = Field(
-        False, description="A verified email of its leads to the account with that email."
+        False, description="Sign in to the account with the email that the provider has verified."
     )
 
     def provider(self, environment: Mapping[str, str]) -> Provider:
-        """
+        """Return the provider with its secret.
+
         Raises:
-            ValueError: the secret's variable is not set.
+            ValueError: the environment variable of the secret is not set.
         """
         secret = ""
         if self.client_secret_env is not None:
             secret = environment.get(self.client_secret_env, "")
             if not secret:
-                raise ValueError(f"{self.client_secret_env} is not set (provider {self.name})")
+                raise ValueError(
+                    f"providers.{self.name}.client_secret_env: {self.client_secret_env} is not set"
+                )
         return Provider(
             name=self.name,
             issuer=self.issuer,
@@ -60,47 +69,49 @@ class ProviderConfig(BaseModel):
 
 
 class AccountsConfig(BaseModel):
-    """Who may come in, and how."""
+    """Configures registration, players and providers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    registration: bool = Field(True, description="Strangers may make themselves players.")
+    registration: bool = Field(True, description="Let anybody register as a player.")
     registrations_per_hour: int = Field(
-        600, ge=0, le=1_000_000, description="New players in an hour, wherever they come from."
+        600, ge=0, le=1_000_000, description="Maximum of new players per hour, in total."
     )
     player_scopes: list[ScopeName] = Field(
-        [PLAYER], description="What players may do; `text` would let them ask models."
+        [PLAYER], description="Scopes of players; with `text` they may call models."
     )
     player_limits: LimitBody | None = Field(
-        None, description="Limits and budgets that every new player gets."
+        None, description="Limits and budgets of each new player."
     )
     reset_url: str = Field(
-        "", description="Page that takes the token of a mail; `{token}` stands for it."
+        "", description="URL of the page that sets a password; `{token}` is replaced by the token."
     )
     providers: list[ProviderConfig] = []
 
     @model_validator(mode="after")
     def _distinct(self) -> AccountsConfig:
         if len({provider.name for provider in self.providers}) < len(self.providers):
-            raise ValueError("two providers have the same name")
+            raise ValueError("providers must have different names")
         return self
 
     @property
     def policy(self) -> Policy:
+        """The rules for signing up and in."""
         return Policy(
             registration=self.registration,
             registrations_per_hour=self.registrations_per_hour,
             player_scopes=frozenset(self.player_scopes),
             player_limits=None if self.player_limits is None else to_limit("", self.player_limits),
             reset_url=self.reset_url,
-            trusted_issuers=frozenset(one.issuer for one in self.providers if one.links_emails),
+            trusted_issuers=frozenset(p.issuer for p in self.providers if p.links_emails),
         )
 
-    def open_id(self, environment: Mapping[str, str] = os.environ) -> Mapping[str, Provider]:
-        """The providers by name.
+    def open_id_providers(
+        self, environment: Mapping[str, str] = os.environ
+    ) -> Mapping[str, Provider]:
+        """Return the providers by name.
 
         Raises:
-            ValueError: a secret's variable is not set.
+            ValueError: the environment variable of a secret is not set.
         """
-        found = [provider.provider(environment) for provider in self.providers]
-        return {provider.name: provider for provider in found}
+        return {config.name: config.provider(environment) for config in self.providers}

@@ -1,4 +1,4 @@
-"""`Accounts`: the Serve deployment behind ``/accounts``."""
+"""Deploys the accounts app on Ray Serve."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ __all__ = ["Accounts"]
 
 
 class Accounts:
-    """Constructs the app's parts inside the replica."""
+    """Constructs the services of one replica of the accounts app and serves it."""
 
-    def __init__(self, access: timedelta, idle: timedelta) -> None:
+    def __init__(self, token_lifetime: timedelta, session_idle: timedelta) -> None:
         settings = Settings()
         configure_logs(settings.log_level)
         self._parts = new_parts(
             settings,
             observer=ServeObserver(settings.log_level),
             mailer=new_mailer(settings.smtp_url, settings.mail_from),
-            access=access,
-            idle=idle,
+            token_lifetime=token_lifetime,
+            session_idle=session_idle,
         )
         self._config = HotConfig(AccountsConfig, self._apply)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take over new rules and providers."""
-        self._config.take(user_config)
+        """Apply a new ``user_config``."""
+        self._config.load(user_config)
 
     def _apply(self, config: AccountsConfig) -> None:
-        self._parts.open_id.providers = config.open_id()
+        self._parts.open_id.providers = config.open_id_providers()
         self._parts.sign_in.policy = config.policy
 
     def __serve_build_asgi_app__(self) -> Gatekeeper:
-        return new_app(self._parts).unnamed()
+        return new_app(self._parts).without_request_id()

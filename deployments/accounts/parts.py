@@ -1,4 +1,4 @@
-"""The parts of one replica of the accounts app, made from its settings."""
+"""Constructs the services of one replica of the accounts app from its settings."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from deployments.accounts.app import AccountsParts
 from moyin.access.accounts.access_tokens import AccessTokenIssuer
 from moyin.access.accounts.api_keys import ApiKeyService
-from moyin.access.accounts.bounds import Bounds
-from moyin.access.accounts.devices import Devices
+from moyin.access.accounts.attempt_limits import AttemptLimits, DeviceTokens
 from moyin.access.accounts.mail import Mailer
 from moyin.access.accounts.oidc import OpenIdSignIn
 from moyin.access.accounts.organisations import OrganisationService
@@ -46,44 +45,45 @@ def new_parts(
     *,
     observer: Observer,
     mailer: Mailer,
-    access: timedelta,
-    idle: timedelta,
+    token_lifetime: timedelta,
+    session_idle: timedelta,
 ) -> AccountsParts:
-    """
+    """Return the services of one replica.
+
     Args:
-        access: lifetime of access tokens.
-        idle: a session that is not refreshed for so long is over.
+        token_lifetime: the lifetime of access tokens.
+        session_idle: the time after which a session ends that is not refreshed.
     """
     database = Database(settings.sql_url)
     signing_key = settings.signing_key()
     users = UserStore(database)
-    sessions = SessionStore(database, idle=idle)
+    sessions = SessionStore(database, idle=session_idle)
     limits = LimitStore(database)
     audit = AuditLog(database)
     signing_keys = SigningKeyStore(database, signing_key)
-    standing = ReauthorizedTransactions(database)
-    mint = AccessTokenIssuer(signing_keys, access)
+    transactions = ReauthorizedTransactions(database)
+    token_issuer = AccessTokenIssuer(signing_keys, token_lifetime)
     throttle = Throttle(settings.redis_url, fail_open=settings.rates_fail_open)
-    devices = Devices(signing_key)
+    devices = DeviceTokens(signing_key)
     open_id = OpenIdSignIn(settings.redis_url, throttle)
     meter = new_meter(settings)
     sign_in = SignIn(
         users=users,
         sessions=sessions,
         passwords=Passwords(),
-        mint=mint,
-        bounds=Bounds(throttle, devices),
+        token_issuer=token_issuer,
+        attempt_limits=AttemptLimits(throttle, devices),
         devices=devices,
         mailer=mailer,
         limits=limits,
-        standing=standing,
+        transactions=transactions,
         database=database,
     )
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
         await database.ready()
-        purging = asyncio.create_task(_purge_for_ever(sessions))
+        purging = asyncio.create_task(_purge_hourly(sessions))
         yield
         purging.cancel()
         await asyncio.gather(purging, return_exceptions=True)
@@ -96,18 +96,18 @@ def new_parts(
     return AccountsParts(
         sign_in=sign_in,
         open_id=open_id,
-        office=OrganisationService(
-            users=users, sessions=sessions, audit=audit, sign_in=sign_in, standing=standing
+        organisations=OrganisationService(
+            users=users, sessions=sessions, audit=audit, sign_in=sign_in, transactions=transactions
         ),
-        keyring=ApiKeyService(
+        api_keys=ApiKeyService(
             users=users,
             keys=KeyStore(database),
             limits=limits,
             audit=audit,
             signing_keys=signing_keys,
-            standing=standing,
+            transactions=transactions,
         ),
-        mint=mint,
+        token_issuer=token_issuer,
         users=users,
         authenticator=new_authenticator(database, signing_key, cached=False),
         observer=observer,
@@ -118,10 +118,11 @@ def new_parts(
     )
 
 
-async def _purge_for_ever(sessions: SessionStore) -> None:
+async def _purge_hourly(sessions: SessionStore) -> None:
+    """Delete ended sessions every hour until cancelled."""
     while True:
         await asyncio.sleep(_PURGE_SECONDS)
         try:
-            _log.info("%d sessions that were over are forgotten", await sessions.purge())
+            _log.info("deleted %d ended sessions", await sessions.purge())
         except (SQLAlchemyError, OSError) as error:
-            _log.warning("sessions were not purged: %s", error)
+            _log.warning("could not delete ended sessions: %s", error)

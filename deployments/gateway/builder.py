@@ -1,7 +1,7 @@
-"""Builds the app ``gateway``."""
+"""Builds the Serve application ``gateway``."""
 
-# No `from __future__ import annotations` here: Ray reads the builder's annotation, and hands a
-# plain dict to one that it finds to be a string.
+# No `from __future__ import annotations` here: Ray reads the annotation of `build`, and would pass
+# a plain dict if the annotation were a string.
 
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
@@ -14,7 +14,7 @@ __all__ = ["GatewayArgs", "build"]
 
 
 class GatewayArgs(BaseModel):
-    """The ``args`` of the gateway in serve_config.yaml."""
+    """Validates the gateway's ``args`` in serve_config.yaml."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -23,7 +23,7 @@ class GatewayArgs(BaseModel):
     )
 
 
-# Followers of events hold a request each for as long as they watch.
+# Every client that follows events occupies a request for as long as it is connected.
 _deployment = serve.deployment(
     name="Gateway",
     max_ongoing_requests=2_000,
@@ -34,4 +34,5 @@ _deployment = serve.deployment(
 
 
 def build(args: GatewayArgs) -> serve.Application:
+    """Return the application that Serve deploys."""
     return _deployment.bind(tuple(args.pools))

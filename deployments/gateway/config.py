@@ -1,6 +1,6 @@
-"""The ``user_config`` of the app ``gateway``: the routes of other services. Hot-reloaded.
+"""Validates the ``user_config`` of the app ``gateway``: the routes of other services. Hot-reloaded.
 
-Upstreams are named here and nowhere else: no request can choose an address.
+It is the only source of upstream addresses: no request can choose one.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from moyin.proxy.route import (
     Upstream,
 )
 
-__all__ = ["DOOR", "GatewayConfig", "RouteConfig"]
+__all__ = ["GatewayConfig", "RouteConfig"]
 
-# As an upstream: another app behind this very door, wherever it listens.
-DOOR = "door"
+# As an upstream, `door` stands for the gateway's own address, to reach Moyin's other apps.
+_GATEWAY = "door"
 _NAME = r"^[a-z0-9][a-z0-9-]{0,39}$"
 _HEADER = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$"
 _HOST = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
 _PATH = r"^/[!-~]*$"
 _SCOPE = r"^[a-z][a-z0-9:._-]{0,63}$"
-# First segments of what the door serves itself, ComfyUI's API among it. A route for some host
-# only may take them; exact paths below /api are free.
+# First path segments of the gateway's own routes, including ComfyUI's API. Only a route with
+# `hosts` may use them; exact paths below /api are free.
 _RESERVED = frozenset(
     {
         "accounts", "api", "artifacts", "comfy", "console", "docs", "healthz", "jobs", "openapi.json",
         "readyz", "templates", "v1", *FIRST_SEGMENTS,
     }
 )  # fmt: skip
-# Handed to other apps by their path alone, before anybody looks at the host.
-_ELSEWHERE = frozenset({"accounts", "v1"})
+# HAProxy sends these to Moyin's other apps, whatever the host.
+_OTHER_APPS = frozenset({"accounts", "v1"})
 _Seconds = Annotated[float, Field(gt=0, le=86_400)]
 _Path = Annotated[str, Field(pattern=_PATH, max_length=1024)]
 
@@ -51,7 +51,7 @@ class _Config(BaseModel):
 
 
 class UpstreamConfig(_Config):
-    """A server; ``url`` may end in a path that goes before every other."""
+    """Describes a server; ``url`` may end in a path that is put before every request's path."""
 
     url: str
     weight: int = Field(1, ge=1, le=1_000)
@@ -59,25 +59,26 @@ class UpstreamConfig(_Config):
     @field_validator("url")
     @classmethod
     def _url(cls, url: str) -> str:
-        if url == DOOR or url.startswith(f"{DOOR}/"):
+        if _is_gateway(url):
             return url.rstrip("/")
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("must be an http(s) URL, or 'door' for an app behind this door")
+            raise ValueError("must be an http(s) URL, or 'door/…' for one of Moyin's own apps")
         if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("must have no user, query or fragment")
-        _ = parts.port  # raises ValueError for one that is none
+            raise ValueError("must not contain a user, password, query or fragment")
+        _ = parts.port  # raises ValueError if the port is invalid
         return url.rstrip("/")
 
-    def upstream(self, door: str) -> Upstream:
+    def upstream(self, gateway_url: str) -> Upstream:
+        """Return the domain object, with the gateway's address in place of ``door``."""
         url = self.url
-        if url == DOOR or url.startswith(f"{DOOR}/"):
-            url = door.rstrip("/") + url.removeprefix(DOOR)
+        if _is_gateway(url):
+            url = gateway_url.rstrip("/") + url.removeprefix(_GATEWAY)
         return Upstream(url=url, weight=self.weight)
 
 
 class TimeoutsConfig(_Config):
-    """Seconds: to connect, to the answer's first byte, of silence within it."""
+    """Sets the timeouts in seconds; see `moyin.proxy.route.Timeouts`."""
 
     connect: _Seconds = 2.0
     first_byte: _Seconds = 60.0
@@ -85,7 +86,7 @@ class TimeoutsConfig(_Config):
 
 
 class HealthConfig(_Config):
-    """Ask every upstream for ``path`` now and then; two answers in a row change its state."""
+    """Sets the active check of upstreams; see `moyin.proxy.route.HealthCheck`."""
 
     path: _Path
     interval: _Seconds = 5.0
@@ -95,7 +96,7 @@ class HealthConfig(_Config):
 
 
 class RewriteConfig(_Config):
-    """A regular expression on the path, and what replaces its first match (``\\1`` …)."""
+    """Sets a regular expression on the path, and the replacement (``\\1`` …) of its first match."""
 
     match: str = Field(max_length=256)
     to: str = Field(max_length=256)
@@ -105,15 +106,16 @@ class RewriteConfig(_Config):
         try:
             self.rewrite()("/")
         except (re.error, IndexError) as error:
-            raise ValueError(f"match and to are no valid replacement: {error}") from None
+            raise ValueError(f"match or to is not a valid regular expression: {error}") from None
         return self
 
     def rewrite(self) -> Rewrite:
+        """Return the domain object."""
         return Rewrite(pattern=re.compile(self.match), to=self.to)
 
 
 class LimitsConfig(_Config):
-    """What a tenant may ask of the route; ``concurrent`` bounds all tenants in one replica."""
+    """Sets the limits of each tenant; ``concurrent`` limits all tenants together in one replica."""
 
     requests_per_minute: int | None = Field(None, ge=1)
     concurrent_requests: int | None = Field(None, ge=1)
@@ -121,20 +123,10 @@ class LimitsConfig(_Config):
 
 
 class RouteConfig(_Config):
-    """One service behind the door: exact ``paths``, everything below ``prefix``, or both.
+    """Describes one service by the fields of `moyin.proxy.Route`; docs/proxy.md explains them.
 
-    Attributes:
-        hosts: only requests with one of these in their Host header; what is below ``/v1`` and
-            ``/accounts`` gets to other apps even there.
-        strip_prefix: take ``prefix`` off before the path goes on.
-        proxy_redirect: put it back into redirects; false for a service that does so itself because
-            it obeys ``x-forwarded-prefix``.
-        rewrite: is applied after that.
-        sticky: a header; the same value goes to the same upstream.
-        retries: further upstreams that a failed safe request may try.
-        scopes: all of them are needed.
-        async: every call becomes a job; without it, those that prefer ``respond-async``.
-        pass_credentials: hand the caller's key on instead of a signed identity; for ``door``.
+    ``async`` turns every call into a job; otherwise only calls that prefer ``respond-async``.
+    Even with ``hosts``, requests below ``/v1`` and ``/accounts`` go to Moyin's other apps.
     """
 
     name: str = Field(pattern=_NAME)
@@ -158,7 +150,7 @@ class RouteConfig(_Config):
     @field_validator("upstreams", mode="before")
     @classmethod
     def _short_form(cls, value: Any) -> Any:
-        """A plain URL is an upstream of weight 1."""
+        """Accept a plain URL as an upstream of weight 1."""
         if isinstance(value, list | tuple):
             return [{"url": item} if isinstance(item, str) else item for item in value]
         return value
@@ -169,32 +161,34 @@ class RouteConfig(_Config):
             raise ValueError("needs a prefix or paths")
         if self.prefix is not None:
             first = _first_segment(self.prefix)
-            if first in _ELSEWHERE:
-                raise ValueError(f"prefix {self.prefix} belongs to another app of the door")
+            if first in _OTHER_APPS:
+                raise ValueError(f"prefix {self.prefix} belongs to one of Moyin's other apps")
             if not self.hosts and (not first or first in _RESERVED):
                 raise ValueError(
-                    f"prefix {self.prefix} belongs to the door itself; add hosts or choose another"
+                    f"prefix {self.prefix} belongs to the gateway: choose another, or add hosts"
                 )
         for path in self.paths:
-            taken = _ELSEWHERE if self.hosts else _RESERVED - {"api"}
+            taken = _OTHER_APPS if self.hosts else _RESERVED - {"api"}
             if _first_segment(path) in taken:
-                raise ValueError(f"path {path} belongs to the door itself")
+                raise ValueError(f"path {path} belongs to the gateway: choose another")
         if len({upstream.url for upstream in self.upstreams}) < len(self.upstreams):
-            raise ValueError("an upstream is named twice")
+            raise ValueError("every upstream must have a different URL")
         if self.async_ and self.hosts:
-            raise ValueError("async needs a route for every host: a job calls the door by its name")
-        inner = all(u.url == DOOR or u.url.startswith(f"{DOOR}/") for u in self.upstreams)
-        if self.pass_credentials and not inner:
-            raise ValueError("pass_credentials would hand keys of this door to another server")
+            raise ValueError(
+                "async excludes hosts: jobs call the route by the gateway's own address"
+            )
+        own_apps_only = all(_is_gateway(upstream.url) for upstream in self.upstreams)
+        if self.pass_credentials and not own_apps_only:
+            raise ValueError("pass_credentials is only allowed if all upstreams are 'door/…'")
         return self
 
-    def route(self, door: str) -> Route:
-        """The domain form. ``door``: where this door is, for upstreams behind it."""
+    def route(self, gateway_url: str) -> Route:
+        """Return the domain object; ``gateway_url`` replaces ``door`` in upstreams."""
         limits = self.limits
         limited = limits.requests_per_minute or limits.concurrent_requests
         return Route(
             name=self.name,
-            upstreams=tuple(upstream.upstream(door) for upstream in self.upstreams),
+            upstreams=tuple(upstream.upstream(gateway_url) for upstream in self.upstreams),
             hosts=frozenset(self.hosts),
             paths=frozenset(self.paths),
             prefix=self.prefix,
@@ -220,19 +214,24 @@ class RouteConfig(_Config):
         )
 
 
+def _is_gateway(url: str) -> bool:
+    return url == _GATEWAY or url.startswith(f"{_GATEWAY}/")
+
+
 def _first_segment(path: str) -> str:
     return path.strip("/").partition("/")[0]
 
 
 class GatewayConfig(_Config):
-    """The routes of other services behind the door."""
+    """Holds the route table: the routes of other services behind the gateway."""
 
     routes: tuple[RouteConfig, ...] = Field((), max_length=1_000)
 
     @model_validator(mode="after")
-    def _distinct(self) -> GatewayConfig:
+    def _has_distinct_routes(self) -> GatewayConfig:
         self.table("http://127.0.0.1")
         return self
 
-    def table(self, door: str) -> RouteTable:
-        return RouteTable(route.route(door) for route in self.routes)
+    def table(self, gateway_url: str) -> RouteTable:
+        """Return the route table; ``gateway_url`` replaces ``door`` in upstreams."""
+        return RouteTable(route.route(gateway_url) for route in self.routes)

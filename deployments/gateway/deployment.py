@@ -1,17 +1,17 @@
-"""`Gateway`: the Serve deployment behind ``/``."""
+"""Wires the gateway's parts together inside a replica of Ray Serve."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from deployments.gateway.app import GatewayParts, new_app
 from deployments.gateway.config import GatewayConfig
 from deployments.gateway.frontend import FrontendFiles
-from deployments.gateway.pools import ServePoolClient
-from deployments.gateway.validation import PoolValidator
+from deployments.gateway.pool_client import ServePoolClient
+from deployments.gateway.pool_validator import PoolValidator
 from deployments.hot import HotConfig
 from deployments.logs import configure_logs
 from deployments.observer import ServeObserver
@@ -19,19 +19,19 @@ from moyin.access.gatekeeper import Gatekeeper, new_authenticator
 from moyin.access.gatekeeper.addresses import TrustedProxies
 from moyin.access.gatekeeper.limits import new_meter
 from moyin.comfy_api import Farm
-from moyin.comfy_api.admission import Admission
+from moyin.comfy_api.admission import GraphAdmission
 from moyin.comfy_api.files import FarmFiles
 from moyin.comfy_api.frontend import find_frontend
-from moyin.comfy_api.listener import FarmEvents
 from moyin.comfy_api.node_info import NodeInfoCache
+from moyin.comfy_api.notifier import FarmEvents
 from moyin.comfy_api.prompts import FarmPrompts
 from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
-from moyin.jobs.grpc.bridge import GrpcBridge
-from moyin.jobs.grpc.servicer import MoyinCalls
+from moyin.jobs.grpc.bridge import GrpcBridge, MoyinCalls
 from moyin.jobs.service import JobService
-from moyin.jobs.workflows.client import JobLauncher, Temporal
+from moyin.jobs.workflows.client import Temporal
+from moyin.jobs.workflows.launcher import JobLauncher
 from moyin.proxy import Proxy
 from moyin.render.imaging import PictureConverter, PictureProcesses
 from moyin.render.templates.catalog import new_catalog
@@ -47,58 +47,57 @@ from moyin.store.sql import Database
 from moyin.store.tenant_cache import TenantCache
 from moyin.store.uploads import UploadStore
 from moyin.store.userdata import UserdataStore
-from moyin.system.garbage import freeze_startup_objects
+from moyin.system.processes import freeze_startup_objects
 
 __all__ = ["Gateway"]
 
 
+class _Closeable(Protocol):
+    async def close(self) -> None: ...
+
+
+C = TypeVar("C", bound=_Closeable)
+
+
 class Gateway(MoyinCalls):
-    """Constructs the gateway's parts inside the replica; Serve's gRPC ingress calls it as well."""
+    """Builds and serves the gateway's app; Serve's gRPC ingress calls it as well."""
 
     def __init__(self, pools: tuple[str, ...]) -> None:
         settings = Settings()
         configure_logs(settings.log_level)
         retention = timedelta(days=settings.job_history_days)
-        database = Database(settings.sql_url)
-        jobs = JobStore(database)
-        blobs = BlobStore(settings.blobs_url)
-        events = EventStore(settings.redis_url, retention=retention)
-        frames = FrameStore(settings.redis_url)
-        frame_hub = FrameHub(settings.redis_url)
-        hub = EventHub(settings.redis_url)
-        processes = PictureProcesses()
-        previews = TenantCache(settings.redis_url, "moyin:pictures")
         signing_key = settings.signing_key()
-        meter = new_meter(settings)
-        launcher = JobLauncher(
-            jobs=jobs,
-            temporal=Temporal(
-                settings.temporal_address, settings.temporal_namespace, retention=retention
-            ),
+        resources = AsyncExitStack()
+
+        def closing(resource: C) -> C:
+            """Close the resource at shutdown, before the resources that were created earlier."""
+            resources.push_async_callback(resource.close)
+            return resource
+
+        database = closing(Database(settings.sql_url))
+        meter = closing(new_meter(settings))
+        events = closing(EventStore(settings.redis_url, retention=retention))
+        frames = closing(FrameStore(settings.redis_url))
+        frame_hub = closing(FrameHub(settings.redis_url))
+        hub = closing(EventHub(settings.redis_url))
+        jobs = JobStore(database)
+        launcher = closing(
+            JobLauncher(
+                jobs=jobs,
+                temporal=Temporal(
+                    settings.temporal_address, settings.temporal_namespace, retention=retention
+                ),
+            )
         )
-
-        @asynccontextmanager
-        async def lifespan() -> AsyncIterator[None]:
-            await database.ready()
-            freeze_startup_objects()
-            yield
-            await processes.close()
-            await previews.close()
-            await facts.close()
-            await self.grpc_bridge.close()
-            await launcher.close()
-            await hub.close()
-            await frame_hub.close()
-            await frames.close()
-            await events.close()
-            await meter.close()
-            await database.close()
-
+        self.grpc_bridge = closing(GrpcBridge(settings.door))
+        pool_client = ServePoolClient(pools)
+        node_info = closing(NodeInfoCache(pool_client, folder=settings.data / "comfyui" / "nodes"))
+        previews = closing(TenantCache(settings.redis_url, "moyin:pictures"))
+        processes = closing(PictureProcesses())
         artifacts = ArtifactStore(database)
+        blobs = BlobStore(settings.blobs_url)
+        admission = GraphAdmission(node_info)
         validator = PoolValidator()
-        asker = ServePoolClient(pools)
-        facts = NodeInfoCache(asker, folder=settings.data / "comfyui" / "nodes")
-        admission = Admission(facts)
         service = JobService(
             jobs=jobs,
             artifacts=artifacts,
@@ -111,6 +110,17 @@ class Gateway(MoyinCalls):
             pools=pools,
             networks=AllowedNetworks(settings.webhook_networks),
         )
+        proxy = closing(
+            Proxy(
+                signing_key=signing_key,
+                meter=meter,
+                deferral=DeferredCalls(service, blobs),
+                trusted_proxies=TrustedProxies(settings.trusted_proxies),
+            )
+        )
+        self._config = HotConfig(
+            GatewayConfig, lambda config: proxy.configure(config.table(settings.door))
+        )
         feed = JobFeed(jobs=jobs, events=events, hub=hub)
         prompts = PromptStore(database)
         files = FarmFiles(
@@ -120,19 +130,29 @@ class Gateway(MoyinCalls):
             blobs=blobs,
             frames=frames,
         )
-        self.grpc_bridge = GrpcBridge(settings.door)
-        self._proxy = Proxy(
-            signing_key=signing_key,
-            meter=meter,
-            deferral=DeferredCalls(service, blobs),
-            proxies=TrustedProxies(settings.trusted_proxies),
-        )
-        self._config = HotConfig(
-            GatewayConfig, lambda config: self._proxy.configure(config.table(settings.door))
-        )
         farm_events = FarmEvents(
             prompts=prompts, files=files, blobs=blobs, frames=frames, hub=frame_hub
         )
+        farm_prompts = FarmPrompts(
+            service=service,
+            feed=feed,
+            validator=validator,
+            guard=admission,
+            prompts=prompts,
+            files=files,
+            blobs=blobs,
+            find_executed=pool_client.find_executed,
+            wait_until_notified=farm_events.wait_until_notified,
+        )
+
+        @asynccontextmanager
+        async def lifespan() -> AsyncIterator[None]:
+            async with resources:
+                await database.ready()
+                await proxy.start()
+                freeze_startup_objects()
+                yield
+
         self._parts = GatewayParts(
             service=service,
             jobs=jobs,
@@ -140,27 +160,13 @@ class Gateway(MoyinCalls):
             artifacts=artifacts,
             blobs=blobs,
             pictures=PictureConverter(blobs, processes, previews),
-            farm=Farm(
-                prompts=FarmPrompts(
-                    service=service,
-                    feed=feed,
-                    validator=validator,
-                    guard=admission,
-                    prompts=prompts,
-                    files=files,
-                    blobs=blobs,
-                    executed=asker.executed,
-                    heard=farm_events.heard,
-                ),
-                files=files,
-                events=farm_events,
-            ),
+            farm=Farm(prompts=farm_prompts, files=files, events=farm_events),
             userdata=UserdataStore(database),
-            facts=facts,
+            node_info=node_info,
             admission=admission,
             frontend=FrontendFiles(lambda: find_frontend(settings)),
             templates=new_catalog(settings),
-            proxy=self._proxy,
+            proxy=proxy,
             authenticator=new_authenticator(database, signing_key),
             meter=meter,
             observer=ServeObserver(settings.log_level),
@@ -172,8 +178,8 @@ class Gateway(MoyinCalls):
         )
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take over a new route table; requests under way end as they began."""
-        self._config.take(user_config)
+        """Apply a new route table; requests in flight keep their old route."""
+        self._config.load(user_config)
 
     def __serve_build_asgi_app__(self) -> Gatekeeper:
-        return new_app(self._parts).unnamed()
+        return new_app(self._parts).without_request_id()

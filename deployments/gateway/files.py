@@ -1,4 +1,4 @@
-"""Files in and out of the gateway, as streams, for whichever route they come through."""
+"""Receives uploads and sends files as streams, for all routes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from moyin.domain.artifact import Artifact
 from moyin.errors import ArtifactNotFound, InvalidRequest
 from moyin.store.blobs import BlobStore
 
-__all__ = ["Upload", "kept", "received", "served"]
+__all__ = ["Upload", "artifact_response", "receive_upload", "store_upload"]
 
 _CHUNK = 256 * 1024
 _MAX_FIELDS = 16
@@ -29,12 +29,12 @@ _MAX_FIELDS = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Upload:
-    """An upload that lies in a local file for as long as it is being dealt with.
+    """Describes an upload in a temporary local file.
 
     Attributes:
-        declared: the client's media type for it.
-        name: the client's name for it.
-        fields: what else was in the form; of equal names, the last.
+        declared: the media type that the client declared.
+        name: the file name that the client sent.
+        fields: the text fields of the form; the last one if a name repeats.
     """
 
     path: Path
@@ -44,28 +44,28 @@ class Upload:
 
 
 @asynccontextmanager
-async def received(request: Request, part: str) -> AsyncIterator[Upload]:
-    """The body itself, or the part ``part`` of a multipart form.
+async def receive_upload(request: Request, part: str) -> AsyncIterator[Upload]:
+    """Receive the body, or the part ``part`` of a multipart form, and delete it at the end.
 
     Raises:
-        InvalidRequest: the form is broken or has no such part.
+        InvalidRequest: the form is malformed or has no such part.
     """
     with tempfile.TemporaryDirectory(prefix="moyin-upload-") as folder:
         yield await _receive(request, part, Path(folder) / "content")
 
 
-async def kept(
+async def store_upload(
     blobs: BlobStore, upload: Upload, artifact_id: str, *, name: str | None, declared: str | None
 ) -> Artifact:
-    """The upload as an artifact whose bytes are stored and whose row is not written yet.
+    """Store the upload's content and return its artifact, whose row the caller has to write.
 
     Raises:
-        InvalidRequest: the file is empty, or ``declared`` is no media type.
+        InvalidRequest: the file is empty, or ``declared`` is not a media type.
     """
     async with await anyio.open_file(upload.path, "rb") as file:
         head = await file.read(media.SNIFF_BYTES)
     if not head:
-        raise InvalidRequest("the file is empty", field="file")
+        raise InvalidRequest("the file is empty: it must have at least one byte", field="file")
     kind = media.media_type(declared, head)
     blob = await blobs.put_file(upload.path)
     return Artifact(
@@ -78,15 +78,15 @@ async def kept(
     )
 
 
-async def served(request: Request, artifact: Artifact, blobs: BlobStore) -> Response:
-    """The answer that carries the artifact, or the part of it that was asked for.
+async def artifact_response(request: Request, artifact: Artifact, blobs: BlobStore) -> Response:
+    """Return the response with the artifact's content, or with the requested range of it.
 
     Raises:
-        ArtifactNotFound: its bytes are gone.
+        ArtifactNotFound: the content is no longer stored.
     """
     if not await blobs.exists(artifact.sha256):
-        raise ArtifactNotFound(f"the content of artifact {artifact.id!r} is gone")
-    return _answer(request, artifact, blobs)
+        raise ArtifactNotFound(f"the content of artifact {artifact.id!r} is no longer stored")
+    return _response(request, artifact, blobs)
 
 
 async def _receive(request: Request, part: str, path: Path) -> Upload:
@@ -98,12 +98,12 @@ async def _receive(request: Request, part: str, path: Path) -> Upload:
         async with request.form(max_files=1, max_fields=_MAX_FIELDS) as form:
             file = form.get(part)
             if not isinstance(file, UploadFile):
-                raise InvalidRequest(f"the form has no file called `{part}`", field=part)
+                raise InvalidRequest(f"the form must have a file part named `{part}`", field=part)
             await _write(_chunks(file), path)
             fields = {name: value for name, value in form.items() if isinstance(value, str)}
             return Upload(path=path, declared=file.content_type, name=file.filename, fields=fields)
     except MultiPartException as error:
-        raise InvalidRequest(f"the multipart body is broken: {error.message}") from None
+        raise InvalidRequest(f"the multipart body is malformed: {error.message}") from None
 
 
 def _blake3(path: Path) -> str:
@@ -121,16 +121,16 @@ async def _chunks(file: UploadFile) -> AsyncIterator[bytes]:
         yield chunk
 
 
-def _answer(request: Request, artifact: Artifact, blobs: BlobStore) -> Response:
+def _response(request: Request, artifact: Artifact, blobs: BlobStore) -> Response:
     headers = dict(media.serving_headers(artifact))
     if headers["etag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    part = _part(request, headers, artifact.size)
-    start, end = part or (0, artifact.size)
-    if part is not None and start == end:
+    requested = _byte_range(request, headers, artifact.size)
+    start, end = requested or (0, artifact.size)
+    if requested is not None and start == end:
         return Response(status_code=416, headers={"content-range": f"bytes */{artifact.size}"})
     status = 200
-    if part is not None:
+    if requested is not None:
         status = 206
         headers["content-range"] = f"bytes {start}-{end - 1}/{artifact.size}"
     headers["content-length"] = str(end - start)
@@ -140,7 +140,7 @@ def _answer(request: Request, artifact: Artifact, blobs: BlobStore) -> Response:
     return StreamingResponse(content, status, headers)
 
 
-def _part(request: Request, headers: Mapping[str, str], size: int) -> tuple[int, int] | None:
+def _byte_range(request: Request, headers: Mapping[str, str], size: int) -> tuple[int, int] | None:
     condition = request.headers.get("if-range")
     if condition is not None and condition != headers["etag"]:
         return None

@@ -1,1 +1,1 @@
-"""The app ``intake`` (optional): jobs out of RabbitMQ queues and Redis streams."""
+"""Deploys the intake, which takes jobs from message queues: the optional Serve app ``intake``."""

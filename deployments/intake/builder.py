@@ -1,7 +1,7 @@
-"""Builds the app ``intake``."""
+"""Builds the Serve app ``intake``."""
 
-# No `from __future__ import annotations` here: Ray reads the builder's annotation, and hands a
-# plain dict to one that it finds to be a string.
+# No `from __future__ import annotations` here: Ray reads the builder's annotation, and passes a plain
+# dict if the annotation is a string.
 
 from ray import serve
 
@@ -21,4 +21,5 @@ _deployment = serve.deployment(
 
 
 def build(args: IntakeArgs) -> serve.Application:
+    """Bind the deployment."""
     return _deployment.bind(args.model_dump())

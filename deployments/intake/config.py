@@ -1,4 +1,4 @@
-"""The ``args`` of the app ``intake``: where jobs come from."""
+"""Defines the ``args`` of the app ``intake``: the message queues that it takes jobs from."""
 
 # No `from __future__ import annotations` here: Ray reads the builder's annotation.
 
@@ -20,14 +20,16 @@ class _Config(BaseModel):
 
 
 class _Source(_Config):
-    """Attributes:
-    url_env: environment variable with the broker's URL, which holds a password.
-    owner: the tenant of every job; who may write to the queue acts for it.
-    scopes: what its jobs may do.
-    best_priority: the best class of jobs that messages may ask for; the tenant's limit holds as well.
-    concurrency: messages at a time in one replica.
-    name: tells its message ids from those of other sources; None: the queue's. Messages that are
-        under way when it changes become jobs again.
+    """A message queue with jobs.
+
+    Attributes:
+        url_env: the environment variable with the broker's URL, which contains a password.
+        owner: the tenant of every job; everyone who can write to the queue acts with its rights.
+        scopes: the scopes of the jobs.
+        best_priority: the best priority that messages may use; the tenant's limit applies, too.
+        concurrency: most unsettled messages in one replica.
+        name: distinguishes message ids from those of other sources; None: the queue's name. If it
+            changes, unsettled messages become jobs a second time.
     """
 
     url_env: str = Field(pattern=r"^[A-Z][A-Z0-9_]{0,99}$")
@@ -42,12 +44,12 @@ class _Source(_Config):
     @classmethod
     def _tenant(cls, owner: str) -> str:
         if is_internal_owner(owner):
-            raise ValueError("names that begin with 'moyin:' are Moyin's own")
+            raise ValueError("must not begin with 'moyin:', which is reserved for Moyin")
         return owner
 
 
 class RabbitConfig(_Source):
-    """A RabbitMQ queue; ``declare: false`` for queues that an operator made."""
+    """A RabbitMQ queue; ``declare: false`` if an operator has made the queues."""
 
     type: Literal["rabbitmq"]
     queue: _Name = "moyin.jobs"
@@ -56,7 +58,8 @@ class RabbitConfig(_Source):
     declare: bool = True
 
     @property
-    def known_as(self) -> str:
+    def source_name(self) -> str:
+        """The name of the source."""
         return self.name or f"rabbitmq-{self.queue}"
 
 
@@ -64,8 +67,8 @@ class StreamConfig(_Source):
     """A Redis or Valkey stream.
 
     Attributes:
-        claim_after: seconds of a worker's silence after which another takes over.
-        kept: about so many results and dead letters stay.
+        claim_after: seconds of a worker's silence after which another takes over its entries.
+        kept: the approximate number of results, and of dead letters, to keep.
     """
 
     type: Literal["redis"]
@@ -77,7 +80,8 @@ class StreamConfig(_Source):
     kept: int = Field(100_000, ge=1)
 
     @property
-    def known_as(self) -> str:
+    def source_name(self) -> str:
+        """The name of the source."""
         return self.name or f"redis-{self.stream}"
 
 
@@ -93,10 +97,12 @@ class IntakeArgs(_Config):
     )
 
     @model_validator(mode="after")
-    def _told_apart(self) -> Self:
-        """A message of one source must not be taken for a repeat of another's."""
-        called = Counter((source.owner, source.known_as) for source in self.sources)
-        for (owner, name), count in called.items():
+    def _check_names(self) -> Self:
+        """Check that names are unique, so that messages of two sources are never confused."""
+        counts = Counter((source.owner, source.source_name) for source in self.sources)
+        for (owner, name), count in counts.items():
             if count > 1:
-                raise ValueError(f"{count} sources of {owner!r} are called {name!r}: name them")
+                raise ValueError(
+                    f"{count} sources of {owner!r} have the name {name!r}: give each a unique name"
+                )
         return self

@@ -1,4 +1,4 @@
-"""`Intake`: the Serve deployment that works message queues. No HTTP."""
+"""Defines `Intake`, the Serve deployment that takes jobs from message queues."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import os
 from contextlib import AsyncExitStack
 from typing import Any
 
-from deployments.gateway.pools import ServePoolClient
-from deployments.gateway.validation import PoolValidator
+from deployments.gateway.pool_client import ServePoolClient
+from deployments.gateway.pool_validator import PoolValidator
 from deployments.intake.config import IntakeArgs
 from deployments.intake.workers import open_workers
 from deployments.logs import configure_logs
@@ -18,24 +18,28 @@ __all__ = ["Intake"]
 
 
 class Intake:
-    """One worker per source in every replica."""
+    """Runs one worker per source in each replica; serves no HTTP."""
 
     # Serve awaits constructors.
     async def __init__(self, args: dict[str, Any]) -> None:  # type: ignore[misc]
         settings = Settings()
         configure_logs(settings.log_level)
         self._closing = AsyncExitStack()
-        asked = IntakeArgs.model_validate(args)
+        config = IntakeArgs.model_validate(args)
         self._workers = await self._closing.enter_async_context(
-            open_workers(asked, settings, os.environ, PoolValidator(), ServePoolClient(asked.pools))
+            open_workers(
+                config, settings, os.environ, PoolValidator(), ServePoolClient(config.pools)
+            )
         )
         self._running = [asyncio.create_task(worker.run()) for worker in self._workers]
 
     async def check_health(self) -> None:
-        """Tell Serve to replace a replica whose workers have a fault; absent brokers are fine.
+        """Check that no worker has failed; Serve replaces the replica if one has.
+
+        An outage of a broker is no reason to replace it.
 
         Raises:
-            RuntimeError: a worker is not running any more, or fails again and again.
+            RuntimeError: a worker has ended, or its last session failed.
         """
         for worker, task in zip(self._workers, self._running, strict=True):
             if task.done() or worker.error is not None:

@@ -1,4 +1,4 @@
-"""Makes the intake's workers of its configuration; knows nothing of Ray Serve."""
+"""Builds the intake's workers from its configuration, without Ray Serve."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 
 from deployments.intake.config import IntakeArgs, RabbitConfig, StreamConfig
-from moyin.comfy_api.admission import Admission
+from moyin.comfy_api.admission import GraphAdmission
 from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit
@@ -17,7 +17,8 @@ from moyin.jobs.intake import Broker, IntakeWorker
 from moyin.jobs.intake.streams import StreamBroker
 from moyin.jobs.ports import GraphValidator
 from moyin.jobs.service import JobService
-from moyin.jobs.workflows.client import JobLauncher, Temporal
+from moyin.jobs.workflows.client import Temporal
+from moyin.jobs.workflows.launcher import JobLauncher
 from moyin.render.comfyui.pool_client import PoolClient
 from moyin.render.templates.catalog import new_catalog
 from moyin.settings import Settings
@@ -39,15 +40,12 @@ async def open_workers(
     settings: Settings,
     environ: Mapping[str, str],
     validator: GraphValidator,
-    asker: PoolClient,
+    pool_client: PoolClient,
 ) -> AsyncIterator[list[IntakeWorker]]:
-    """One worker for each source; run them all.
-
-    Args:
-        asker: reaches the render pools.
+    """Open the stores and yield one worker per source, for the caller to run.
 
     Raises:
-        ValueError: a broker's URL is missing, or the library for it.
+        ValueError: the URL of a broker, or the library for it, is missing.
     """
     brokers = [_broker(source, environ) for source in args.sources]
     async with AsyncExitStack() as closing:
@@ -67,7 +65,7 @@ async def open_workers(
         )
         launcher = JobLauncher(jobs=jobs, temporal=temporal)
         closing.push_async_callback(launcher.close)
-        facts = NodeInfoCache(asker)
+        facts = NodeInfoCache(pool_client)
         closing.push_async_callback(facts.close)
         service = JobService(
             jobs=jobs,
@@ -77,7 +75,7 @@ async def open_workers(
             frames=frames,
             launcher=launcher,
             validator=validator,
-            guard=Admission(facts),
+            guard=GraphAdmission(facts),
             pools=args.pools,
             networks=AllowedNetworks(settings.webhook_networks),
         )
@@ -85,16 +83,18 @@ async def open_workers(
         yield [
             IntakeWorker(
                 broker,
-                name=source.known_as,
+                name=source.source_name,
                 service=service,
                 jobs=jobs,
                 feed=JobFeed(jobs=jobs, events=events, hub=hub),
                 submitter=Identity(
                     owner=source.owner,
-                    key_id=f"intake:{source.known_as}"[:64],
+                    key_id=f"intake:{source.source_name}"[:64],
                     scopes=source.scopes,
                     limits=(
-                        Limit(subject=f"key:{source.known_as}", best_priority=source.best_priority),
+                        Limit(
+                            subject=f"key:{source.source_name}", best_priority=source.best_priority
+                        ),
                     ),
                 ),
                 limits=LimitStore(database),
@@ -109,7 +109,9 @@ async def open_workers(
 def _broker(source: RabbitConfig | StreamConfig, environ: Mapping[str, str]) -> Broker:
     url = environ.get(source.url_env)
     if not url:
-        raise ValueError(f"set {source.url_env} to the URL of the broker ({source.type})")
+        raise ValueError(
+            f"the environment variable {source.url_env} must be set to the URL of the {source.type} broker"
+        )
     if isinstance(source, StreamConfig):
         return StreamBroker(
             url,
@@ -124,7 +126,9 @@ def _broker(source: RabbitConfig | StreamConfig, environ: Mapping[str, str]) -> 
     try:
         from moyin.jobs.intake.rabbit import RabbitBroker
     except ImportError:
-        raise ValueError("RabbitMQ needs aio-pika: pip install -e '.[intake]'") from None
+        raise ValueError(
+            "RabbitMQ needs the package aio-pika: pip install -e '.[intake]'"
+        ) from None
     return RabbitBroker(
         url,
         queue=source.queue,

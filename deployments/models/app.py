@@ -33,10 +33,10 @@ from moyin.access.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
 from moyin.access.gatekeeper.authorization import AuthorizationMiddleware
 from moyin.access.gatekeeper.limits import Meter
 from moyin.access.gatekeeper.observation import Observer
+from moyin.client.gateway import GatewayClient
 from moyin.domain.identity import JOBS_WRITE, ORG_ADMIN, TEXT
 from moyin.errors import MoyinError
 from moyin.jobs.images import Images
-from moyin.jobs.remote import RemoteJobs
 from moyin.store.quality import QualityStore
 from moyin.store.usage import UsageLedger
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
@@ -99,7 +99,7 @@ class ModelsParts:
     """
 
     text_router: Router
-    jobs: RemoteJobs
+    jobs: GatewayClient
     images: Images
     image_rules: Callable[[], ImageRules]
     ledger: UsageLedger

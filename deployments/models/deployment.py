@@ -17,20 +17,19 @@ from deployments.models.learning import LearningMetrics
 from deployments.models.routes.images import ImageRules
 from deployments.models.telemetry import CallTelemetry
 from deployments.observer import ServeObserver
-from moyin.access.gatekeeper import Gatekeeper, acting_for, new_authenticator
+from moyin.access.gatekeeper import Gatekeeper, new_authenticator, service_token_factory
 from moyin.access.gatekeeper.limits import new_meter
+from moyin.client.gateway import GatewayClient
 from moyin.http.public_addresses import AllowedNetworks
-from moyin.jobs.grpc.bridge import NoBridge
-from moyin.jobs.grpc.servicer import MoyinCalls
+from moyin.jobs.grpc.bridge import MoyinCalls, NoBridge
 from moyin.jobs.images import Images
-from moyin.jobs.remote import RemoteJobs
 from moyin.settings import Settings
 from moyin.store.followups import FollowUpStore
 from moyin.store.quality import QualityStore
 from moyin.store.responses import ResponseStore
 from moyin.store.sql import Database
 from moyin.store.usage import UsageLedger
-from moyin.system.garbage import freeze_startup_objects
+from moyin.system.processes import freeze_startup_objects
 from moyin.text.pictures import Pictures
 from moyin.text.quality.embedder import EMBEDDERS, EmbedderMissing, new_embedder
 from moyin.text.quality.estimator import Estimator
@@ -61,7 +60,12 @@ class Models(MoyinCalls):
         self._garage = FleetBuilder(settings, telemetry=telemetry)
         pictures = Pictures(AllowedNetworks(settings.picture_networks))
         signing_key = settings.signing_key()
-        jobs = RemoteJobs(settings.door, acting_for(signing_key, "models"))
+        jobs = GatewayClient(
+            settings.door,
+            token_for=service_token_factory(signing_key, "models"),
+            silence_seconds=60,
+            total_seconds=30,
+        )
         self._base_url = settings.public_url.rstrip("/")
         self._image_rules = ImageRules(base_url=self._base_url)
         self._estimator = Estimator()
@@ -122,7 +126,7 @@ class Models(MoyinCalls):
         self._parts = ModelsParts(
             text_router=self._text_router,
             jobs=jobs,
-            images=Images(jobs=jobs, signing_key=signing_key),
+            images=Images(gateway=jobs, signing_key=signing_key),
             image_rules=lambda: self._image_rules,
             ledger=ledger,
             quality=QualityParts(
@@ -147,7 +151,7 @@ class Models(MoyinCalls):
             with suppress(EmbedderMissing):  # the configuration is refused for it below
                 # Half a second, which the event loop does not have; it is kept.
                 await asyncio.to_thread(new_embedder, name)
-        self._config.take(user_config)
+        self._config.load(user_config)
 
     def _apply(self, config: ModelsConfig) -> None:
         fleet = self._text_router.fleet = self._garage.build(config)
@@ -162,4 +166,4 @@ class Models(MoyinCalls):
         )
 
     def __serve_build_asgi_app__(self) -> Gatekeeper:
-        return new_app(self._parts).unnamed()
+        return new_app(self._parts).without_request_id()

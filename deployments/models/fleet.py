@@ -28,7 +28,7 @@ from moyin.domain.needs import Model
 from moyin.http.breaker import Breaker, BreakerState
 from moyin.settings import Settings
 from moyin.system.slots import Slots
-from moyin.text.backends.endpoint import Endpoint, Fixed
+from moyin.text.backends.endpoint import Endpoint, FixedEndpoint
 from moyin.text.backends.ollama import OllamaBackend
 from moyin.text.backends.openai import OPENAI_URL, OpenAIBackend
 from moyin.text.quality.abilities import Ability, ability_from, ability_of
@@ -157,7 +157,7 @@ class FleetBuilder:
             timeout=config.timeout_s,
             breaker=Breaker(
                 time.monotonic,
-                changed=lambda state: telemetry.record_breaker_state(plan.name, state),
+                on_change=lambda state: telemetry.record_breaker_state(plan.name, state),
             ),
             slots=Slots(config.limit, queue=config.queue, patience=config.max_wait_s),
             first_byte_timeout=config.first_byte_s,
@@ -198,7 +198,7 @@ def _backend(plan: _Plan) -> tuple[ModelBackend, PassThroughBackend | None]:
             return host, host
         case OpenAIConfig():
             server = OpenAIBackend(
-                Fixed(endpoint), connections=connections, prompt_cache=config.prompt_cache
+                FixedEndpoint(endpoint), connections=connections, prompt_cache=config.prompt_cache
             )
             return server, server
         case AnthropicConfig():

@@ -25,7 +25,10 @@ from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.router import Router
 
 if TYPE_CHECKING:
-    from moyin.jobs.workflows.worker_runner import WorkerRunner
+    from temporalio.client import Client
+    from temporalio.worker import Worker
+
+    from moyin.jobs.workflows.worker import WorkerRunner
 
 __all__ = ["JudgeMetrics", "JudgePart"]
 
@@ -152,9 +155,8 @@ class JudgePart:
     def _parts(self, parallel: int) -> tuple[ComparisonStarter, WorkerRunner]:
         # Here, because who has no judge need not import Temporal's SDK.
         from moyin.jobs.workflows.client import Temporal
-        from moyin.jobs.workflows.judge import JudgeActivities, JudgeQueue
-        from moyin.jobs.workflows.judge_worker import new_judge_worker
-        from moyin.jobs.workflows.worker_runner import WorkerRunner
+        from moyin.jobs.workflows.judge import JudgeActivities, JudgeQueue, new_judge_worker
+        from moyin.jobs.workflows.worker import WorkerRunner
 
         settings = self._settings
         temporal = Temporal(
@@ -172,7 +174,8 @@ class JudgePart:
             count=self._count,
         )
         activities = JudgeActivities(self._judge, self._count)
-        return starter, WorkerRunner(
-            temporal,
-            lambda client: [new_judge_worker(client, activities, concurrency=parallel)],
-        )
+
+        async def new_workers(client: Client) -> list[Worker]:
+            return [new_judge_worker(client, activities, concurrency=parallel)]
+
+        return starter, WorkerRunner(temporal, new_workers)

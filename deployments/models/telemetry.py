@@ -144,10 +144,10 @@ class CallTelemetry:
                 if call.error is None and usage.output_tokens > 1:
                     writing = call.seconds - call.first_token_seconds
                     per_token.append((labels, writing / (usage.output_tokens - 1)))
-        self._tokens.take(tokens)
-        self._duration.take(seconds)
-        self._first.take(firsts)
-        self._per_token.take(per_token)
+        self._tokens.add(tokens)
+        self._duration.add(seconds)
+        self._first.add(firsts)
+        self._per_token.add(per_token)
 
 
 def _taken(noted: deque[_T]) -> list[_T]:

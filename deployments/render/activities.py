@@ -1,4 +1,4 @@
-"""`RenderActivities`: the render step of a job, as a Temporal activity."""
+"""`RenderActivities`: runs the render step of a job as a Temporal activity."""
 
 from __future__ import annotations
 
@@ -27,30 +27,29 @@ from moyin.domain.serialization import to_plain
 from moyin.errors import MoyinError
 from moyin.jobs.workflows.failures import to_application_error
 from moyin.jobs.workflows.status_writer import JobStatusWriter
-from moyin.jobs.workflows.steps import Pulse, heartbeating, load_step, save_output
+from moyin.jobs.workflows.steps import Heartbeat, heartbeating, load_step, save_output
 from moyin.jobs.workflows.types import StepDone, StepInput
 from moyin.render.comfyui.sizes import ModelSizes
-from moyin.render.protocol.graph import artifact_ids, input_name, with_inputs
-from moyin.render.protocol.models import models_of
+from moyin.render.protocol.graph import artifact_ids, input_name, model_files, with_inputs
 from moyin.render.scheduling.policy import PendingRender
 from moyin.store.artifacts import ArtifactStore, step_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
 from moyin.store.jobs import JobStore
 from moyin.store.prompts import PromptStore
-from moyin.store.renders import CacheRules, KeptRender, RenderCache
+from moyin.store.renders import CachedRender, CacheRules, RenderCache
 
 __all__ = ["RenderActivities", "prompt_id_of"]
 
-# A large window waits; each beat costs Temporal a write.
-_WAITING_BEAT_SECONDS = 2.0
-# As the back end of a step that nobody had to render.
+# Many renders wait in a window, and each heartbeat costs Temporal a write.
+_WAITING_HEARTBEAT_SECONDS = 2.0
+# Name of the back end of a step whose result came from the cache.
 _CACHE = "cache"
 _log = logging.getLogger(__name__)
 
 
 class RenderActivities:
-    """The activity of a queue ``render-<pool>``, with the clients it needs."""
+    """Holds the activity of a queue ``render-<pool>`` and the clients that it needs."""
 
     def __init__(
         self,
@@ -69,7 +68,7 @@ class RenderActivities:
     ) -> None:
         self._guard = guard
         self._sizes = sizes
-        self._kept = RenderResultCache(cache, blobs, rules)
+        self._cache = RenderResultCache(cache, blobs, rules)
         self._pool = pool
         self._blobs = blobs
         self._artifacts = artifacts
@@ -80,25 +79,25 @@ class RenderActivities:
 
     @activity.defn
     async def render_step(self, step: StepInput) -> StepDone | StepResult:
-        """Render the graph; a repeat attaches to the prompt that a lost attempt left running."""
-        async with heartbeating(_WAITING_BEAT_SECONDS) as pulse:
+        """Render the graph; a retry attaches to the prompt that a lost attempt left running."""
+        async with heartbeating(_WAITING_HEARTBEAT_SECONDS) as heartbeat:
             try:
-                return await self._record.around(step, lambda: self._render(step, pulse))
+                return await self._record.run_step(step, lambda: self._render(step, heartbeat))
             except ApplicationError:
                 raise
             except Exception as error:
-                raise _failure(error, pulse) from error
+                raise _failure(error, heartbeat) from error
 
-    async def _render(self, step: StepInput, pulse: Pulse) -> StepResult:
-        spec, asked, graph = await load_step(self._blobs, step)
+    async def _render(self, step: StepInput, heartbeat: Heartbeat) -> StepResult:
+        spec, step_spec, graph = await load_step(self._blobs, step)
         request = await self._request(step, graph, spec.comfyui or ComfyPrompt())
-        await self._guard.check(step.owner, asked.pool, request.graph, request.files)
-        digest = self._kept.digest(spec, asked, request)
-        found = await self._kept.find(step.owner, digest, request) if digest else None
-        if found is not None:
-            done, record = found
-            result = await self._result(step, _CACHE, _wanted(done, asked.outputs), record)
-            return replace(result, cached=True)
+        await self._guard.check(step.owner, step_spec.pool, request.graph, request.files)
+        digest = self._cache.digest(spec, step_spec, request)
+        cached = await self._cache.find(step.owner, digest, request) if digest else None
+        if cached is not None:
+            done, record = cached
+            done = _with_outputs(done, step_spec.outputs)
+            return replace(await self._result(step, _CACHE, done, record), cached=True)
         reporter = ProgressReporter(
             self._jobs,
             self._events,
@@ -110,67 +109,69 @@ class RenderActivities:
         records: list[PromptRecord] = []
 
         def on_progress(progress: RenderProgress) -> None:
-            pulse.quicken()
+            heartbeat.quicken()
             reporter.report(progress)
 
         try:
             async with reporter:
                 backend, done = await self._pool.render(
                     request,
-                    _waiting(step, spec, request),
+                    _pending(step, spec, request),
                     on_progress,
                     on_record=records.append,
-                    repeated=activity.info().attempt > 1,
+                    is_retry=activity.info().attempt > 1,
                 )
         except asyncio.CancelledError:
-            record = await self._cancelled(step, request.prompt_id)
+            record = await self._cancel(step, request.prompt_id)
             if record is not None:
-                await self._keep_record(step, spec, record)
+                await self._store_record(step, spec, record)
             raise
         except MoyinError:
             if records:
-                await self._keep_record(step, spec, records[-1])
+                await self._store_record(step, spec, records[-1])
             raise
         record = records[-1] if records else None
         if digest:
-            kept = KeptRender(prompt_id=request.prompt_id, done=done, record=record)
-            await self._kept.keep(step.owner, digest, kept)
-        return await self._result(step, backend, _wanted(done, asked.outputs), record)
+            kept = CachedRender(prompt_id=request.prompt_id, done=done, record=record)
+            await self._cache.store(step.owner, digest, kept)
+        return await self._result(step, backend, _with_outputs(done, step_spec.outputs), record)
 
     async def _request(
-        self, step: StepInput, graph: Mapping[str, Any], asked: ComfyPrompt
+        self, step: StepInput, graph: Mapping[str, Any], prompt: ComfyPrompt
     ) -> RenderRequest:
         names, files = {}, {}
-        for artifact_id in sorted({*artifact_ids(graph), *asked.files.values()}):
-            artifact = await self._artifacts.for_job(step.owner, artifact_id)
+        for artifact_id in sorted({*artifact_ids(graph), *prompt.files.values()}):
+            artifact = await self._artifacts.get_for_job(step.owner, artifact_id)
             name = input_name(artifact)
             names[artifact_id] = name
             files[name] = artifact.sha256
-        texts = {text: names[artifact_id] for text, artifact_id in asked.files.items()}
+        texts = {text: names[artifact_id] for text, artifact_id in prompt.files.items()}
         return RenderRequest(
             prompt_id=prompt_id_of(step.job_id, step.index),
             graph=with_inputs(graph, names, texts),
             files=files,
-            models=await self._sizes.of(models_of(graph)),
-            extra_data=self._guard.extra_data(step.owner, asked.extra_data),
-            targets=asked.targets,
-            channel=None if asked.client_id is None else channel_name(step.owner, asked.client_id),
+            models=await self._sizes.of(model_files(graph)),
+            extra_data=self._guard.extra_data(step.owner, prompt.extra_data),
+            targets=prompt.targets,
+            channel=None
+            if prompt.client_id is None
+            else channel_name(step.owner, prompt.client_id),
         )
 
-    async def _keep_record(self, step: StepInput, spec: JobSpec, record: PromptRecord) -> None:
-        """Of a prompt without a result, for the history; its files are known by it."""
+    async def _store_record(self, step: StepInput, spec: JobSpec, record: PromptRecord) -> None:
+        """Store the record of a prompt without a result, so that the history knows its files."""
         if len(spec.steps) == 1:
-            kept = await self._blobs.put(to_json({"record": to_plain(record)}))
-            await self._prompts.record(step.job_id, kept, step.attempt)
+            blob = await self._blobs.put(to_json({"record": to_plain(record)}))
+            await self._prompts.set_record(step.job_id, blob, step.attempt)
 
-    async def _cancelled(self, step: StepInput, prompt_id: str) -> PromptRecord | None:
-        if await self._is_unwanted(step):
+    async def _cancel(self, step: StepInput, prompt_id: str) -> PromptRecord | None:
+        """Cancel the prompt, unless another attempt of the activity will attach to it."""
+        if await self._is_last_attempt(step):
             with contextlib.suppress(MoyinError):
                 return await self._pool.cancel(prompt_id)
         return None
 
-    async def _is_unwanted(self, step: StepInput) -> bool:
-        """Whether nobody will ask for the prompt again, as another attempt of the activity would."""
+    async def _is_last_attempt(self, step: StepInput) -> bool:
         details = activity.cancellation_details()
         if details is None:
             return False
@@ -201,29 +202,29 @@ class RenderActivities:
         return StepResult(index=step.index, output=output, artifacts=artifacts, backend=backend)
 
 
-def _failure(error: Exception, pulse: Pulse) -> ApplicationError:
-    """What to tell Temporal; what it has cost is left for the next attempt."""
-    trials = FailureCounts.read(pulse.details).after(error)
-    pulse.details = (trials.write(),)
-    pulse.beat()
-    cause = trials.poisoned(error) or error
+def _failure(error: Exception, heartbeat: Heartbeat) -> ApplicationError:
+    """Return the error for Temporal, and leave the failure counts for the next attempt."""
+    counts = FailureCounts.read(heartbeat.details).after(error)
+    heartbeat.details = (counts.write(),)
+    heartbeat.send()
+    cause = counts.poisoned(error) or error
     if not isinstance(cause, MoyinError):
         _log.error("a render failed for an internal reason", exc_info=error)
         cause = MoyinError("the render failed for an internal reason")
-        return to_application_error(cause, retryable=not trials.exhausted(error))
-    return to_application_error(cause, retryable=not trials.exhausted(cause))
+        return to_application_error(cause, retryable=not counts.is_exhausted(error))
+    return to_application_error(cause, retryable=not counts.is_exhausted(cause))
 
 
 def prompt_id_of(job_id: str, index: int) -> str:
-    """ComfyUI's id of a step: the job's own for the first, by which stock clients know it."""
+    """Return the prompt id of a step; that of the first is the job id, which stock clients know."""
     return job_id if index == 0 else str(uuid.uuid5(uuid.UUID(job_id), str(index)))
 
 
-def _waiting(step: StepInput, spec: JobSpec, request: RenderRequest) -> PendingRender:
+def _pending(step: StepInput, spec: JobSpec, request: RenderRequest) -> PendingRender:
     return PendingRender(
         id=request.prompt_id,
         priority=spec.priority,
-        # Kept through retries.
+        # The same for all attempts.
         arrived=activity.info().scheduled_time.timestamp(),
         owner=step.owner,
         deadline=None if spec.deadline is None else spec.deadline.timestamp(),
@@ -231,8 +232,8 @@ def _waiting(step: StepInput, spec: JobSpec, request: RenderRequest) -> PendingR
     )
 
 
-def _wanted(done: RenderSucceeded, outputs: tuple[str, ...]) -> RenderSucceeded:
-    """Without the files of nodes that are no result, such as previews; values are kept."""
+def _with_outputs(done: RenderSucceeded, outputs: tuple[str, ...]) -> RenderSucceeded:
+    """Drop the files of other nodes, such as previews, if ``outputs`` names some; keep values."""
     if not outputs:
         return done
     return replace(done, files=tuple(file for file in done.files if file.node in outputs))
@@ -241,7 +242,7 @@ def _wanted(done: RenderSucceeded, outputs: tuple[str, ...]) -> RenderSucceeded:
 def _outputs(
     done: RenderSucceeded, artifacts: tuple[Artifact, ...]
 ) -> dict[str, dict[str, list[Any]]]:
-    """By node and slot as ComfyUI's history has it, with files as ``artifact:<id>``."""
+    """Return the outputs by node and slot, as in ComfyUI's history, with files as ``artifact:<id>``."""
     outputs: dict[str, dict[str, list[Any]]] = {}
     for file, artifact in zip(done.files, artifacts, strict=True):
         slot = outputs.setdefault(file.node, {}).setdefault(file.slot, [])

@@ -1,4 +1,4 @@
-"""`ActorSupervisor`: keeps the actors of a pool: starts or adopts them, watches them, removes them."""
+"""`ActorSupervisor`: starts or adopts the actors of a pool, watches them, and removes them."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ __all__ = ["ActorCounts", "ActorSupervisor"]
 
 _log = logging.getLogger(__name__)
 _WATCH_SECONDS = 1.0
-_ASK_SECONDS = 5.0
-# Where there is room, an actor has its place sooner.
-_SOON_SECONDS = 10.0
+_STATUS_SECONDS = 5.0
+# On a node with room, Ray places an actor within this time.
+_PLACEMENT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ActorCounts:
-    """How many actors are in which state.
+    """The number of a pool's actors in each state.
 
     Attributes:
-        ready: take work, or are at it.
-        starting: have their place; ComfyUI is not up, or they end as soon as they are idle.
-        placing: wait for Ray to place them: for others to leave a card, or for a node to come.
+        ready: actors that take work or are busy.
+        starting: placed actors whose ComfyUI is not up yet, or that end as soon as they are idle.
+        placing: actors that wait for Ray to place them, until a card is free or a node is added.
     """
 
     ready: int
@@ -42,15 +42,17 @@ class ActorCounts:
 
 
 class ActorSupervisor:
-    """Detached actors ``comfyui-<pool>-<i>``. They may take as long as they like to be placed: what
-    they wait for is what an autoscaler goes by, and a node takes minutes to come.
+    """Supervises the detached actors ``comfyui-<pool>-<i>``.
 
-    Those that an earlier replica left are adopted, also when there should be fewer now: what they
-    render is rendered to its end, and found by whoever asks for it again, however late: the queue
-    may be long, and the step that lost its replica stands in it like any other.
+    An actor may wait for its placement for any time: its request for resources is what makes an
+    autoscaler add a node, which takes minutes.
+
+    Actors of an earlier replica are adopted, even when the pool should now have fewer. They finish
+    their renders, whose results remain available however late the step's retry comes: it waits in
+    the queue like any other step.
 
     Args:
-        tell: called with the present roll every second.
+        on_counts: called with the present counts every second.
     """
 
     def __init__(
@@ -58,108 +60,117 @@ class ActorSupervisor:
         pool: Pool,
         spec: ComfySpec,
         scale: Scale,
-        tell: Callable[[ActorCounts], None] = lambda _: None,
+        on_counts: Callable[[ActorCounts], None] = lambda _: None,
     ) -> None:
-        self._tell = tell
+        self._on_counts = on_counts
         self._pool = pool
         self._spec = spec
         self._scale = scale
         self._prefix = f"comfyui-{pool.name}-"
         self._names = [f"{self._prefix}{number}" for number in range(scale.maximum)]
         self._scaling: asyncio.Task[None] | None = None
+        # By actor: the task that supervises it, and when that began.
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._since: dict[str, float] = {}
-        self._placing: dict[str, float] = {}
-        self._patient: set[str] = set()
+        # When each unplaced actor was requested, and those whose long wait has been logged.
+        self._requested: dict[str, float] = {}
+        self._logged_waits: set[str] = set()
         self._renderers: dict[str, RayRenderer] = {}
         self._retiring: dict[str, asyncio.Task[None]] = {}
         self.statuses: dict[str, ActorStatus] = {}
+        # Actors of an earlier replica that have not been seen yet.
         self._unseen: set[str] = set()
         # Actors whose last start or life ended in an error.
         self._failed: set[str] = set()
-        self._begun = False
+        self._has_begun = False
 
     @property
-    def starting(self) -> bool:
-        """Whether an actor that takes no work yet will soon do so, as far as is known.
+    def is_starting(self) -> bool:
+        """Whether an actor that takes no work yet will probably do so soon.
 
-        Not one that waits for a node, nor one whose ComfyUI failed to start.
+        Actors that wait for a node, or whose ComfyUI failed to start, do not count.
         """
-        return not self._begun or any(self._is_starting(name) for name in self._tasks)
+        return not self._has_begun or any(self._is_starting(name) for name in self._tasks)
 
     def _is_starting(self, name: str) -> bool:
-        if self._pool.has(name) and not self._pool.is_draining(name):
+        if self._pool.has_renderer(name) and not self._pool.is_draining(name):
             return False
         status = self.statuses.get(name)
         if name in self._failed or (status is not None and status.renderer.error is not None):
             return False
-        return self.placing.get(name, 0.0) <= _SOON_SECONDS
+        return self.placing_seconds.get(name, 0.0) <= _PLACEMENT_SECONDS
 
     @property
-    def placing(self) -> dict[str, float]:
-        """Actors without a place yet, and for how many seconds."""
+    def placing_seconds(self) -> dict[str, float]:
+        """How long each unplaced actor has waited, in seconds, by name."""
         now = time.monotonic()
-        return {name: now - since for name, since in self._placing.items()}
+        return {name: now - since for name, since in self._requested.items()}
 
     def start(self) -> None:
+        """Start and supervise actors in the background."""
         self._pool.settled.clear()
         self._scaling = asyncio.create_task(self._run())
 
     def check(self) -> None:
-        """
-        Raises:
-            RuntimeError: nobody looks after the actors any more, which is a bug.
-        """
-        tasks = [*self._tasks.values(), *([self._scaling] if self._scaling else [])]
-        if any(task.done() for task in tasks):
-            raise RuntimeError("an actor is no longer looked after")
+        """Check that every actor is still supervised.
 
-    async def remove(self) -> None:
-        """Remove the actors for good, but for those at work, and those that have finished what
-        nobody has fetched: a later pool adopts them."""
-        tasks = [*self._tasks.values(), *([self._scaling] if self._scaling else [])]
+        Raises:
+            RuntimeError: a supervising task has ended, which is a bug.
+        """
+        if any(task.done() for task in self._all_tasks()):
+            raise RuntimeError("a task that supervises render actors has ended")
+
+    async def remove_idle(self) -> None:
+        """Stop supervising, and remove the idle actors for good.
+
+        Actors that are busy, or have a result that no attempt has fetched, are left to a later pool.
+        """
+        tasks = self._all_tasks()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, *self._retiring.values(), return_exceptions=True)
-        left = self._pool.left
+        abandoned = self._pool.abandoned_renderers
         await asyncio.gather(
             *(
-                _retire_if_idle(renderer, placed=name not in self._placing)
+                _retire_if_idle(renderer, is_placed=name not in self._requested)
                 for name, renderer in self._renderers.items()
-                if name not in left
+                if name not in abandoned
             )
         )
 
+    def _all_tasks(self) -> list[asyncio.Task[None]]:
+        return [*self._tasks.values(), *([self._scaling] if self._scaling else [])]
+
     async def _run(self) -> None:
-        found = await asyncio.to_thread(existing, self._prefix)
-        self._unseen.update(found)
-        for name in found:
+        names = await asyncio.to_thread(existing, self._prefix)
+        self._unseen.update(names)
+        for name in names:
             self._add(name)
-        self._saw(None)
+        self._mark_seen(None)
         while True:
             self._adjust()
-            self._begun = True
-            self._tell(self._roll())
+            self._has_begun = True
+            self._on_counts(self._count())
             await asyncio.sleep(_WATCH_SECONDS)
 
     def _adjust(self) -> None:
         waiting = self._pool.waiting
-        missing = self._scale.needed(waiting, self._pool.service) - len(self._tasks)
+        missing = self._scale.needed(waiting, self._pool.mean_seconds) - len(self._tasks)
         unused = [n for n in self._names if n not in self._tasks and n not in self._retiring]
         for name in unused[: max(0, missing)]:
             self._add(name)
         names = list(self._tasks)
-        idle = [self._idle(name) for name in names]
-        for place in self._scale.removable(idle, waiting):
-            self._dismiss(names[place])
+        idle_seconds = [self._idle_seconds(name) for name in names]
+        for position in self._scale.removable(idle_seconds, waiting):
+            self._remove(names[position])
 
-    def _roll(self) -> ActorCounts:
-        placing = self.placing
-        for name in placing.keys() - self._patient:
-            if placing[name] > _SOON_SECONDS:
-                self._patient.add(name)
-                _log.info("actor %s waits for a node with room for %s", name, self._spec.room)
-        ready = sum(self._pool.has(name) for name in self._tasks)
+    def _count(self) -> ActorCounts:
+        placing = self.placing_seconds
+        for name in placing.keys() - self._logged_waits:
+            if placing[name] > _PLACEMENT_SECONDS:
+                self._logged_waits.add(name)
+                _log.info("actor %s waits for a node with room for %s", name, self._spec.resources)
+        ready = sum(self._pool.has_renderer(name) for name in self._tasks)
         return ActorCounts(
             ready=ready,
             starting=len(self._tasks) - ready - len(placing),
@@ -168,47 +179,48 @@ class ActorSupervisor:
 
     def _add(self, name: str) -> None:
         self._since[name] = time.monotonic()
-        self._tasks[name] = asyncio.create_task(self._keep(name))
+        self._tasks[name] = asyncio.create_task(self._supervise(name))
 
-    def _dismiss(self, name: str) -> None:
-        """It gets nothing more, and ends."""
-        _log.info("nobody needs actor %s; removing it", name)
+    def _remove(self, name: str) -> None:
+        """Stop assigning work to the actor and shut it down."""
+        _log.info("actor %s is idle and not needed; removing it", name)
         self._tasks.pop(name).cancel()
         self.statuses.pop(name, None)
-        self._placed(name)
-        self._pool.down(name)
+        self._mark_placed(name)
+        self._pool.remove_renderer(name)
         task = asyncio.create_task(self._renderers.pop(name).retire())
         self._retiring[name] = task
         task.add_done_callback(lambda _: self._retiring.pop(name, None))
 
-    def _idle(self, name: str) -> float | None:
+    def _idle_seconds(self, name: str) -> float | None:
         if name not in self._renderers:
             return None
-        if self._pool.follows(name):
+        if self._pool.is_followed(name):
             return None
-        if self._pool.has(name):
-            return self._pool.idle(name)
-        if self.placing.get(name, 0.0) > _SOON_SECONDS:
-            return math.inf  # the node that it waits for would come for nobody
+        if self._pool.has_renderer(name):
+            return self._pool.idle_seconds(name)
+        if self.placing_seconds.get(name, 0.0) > _PLACEMENT_SECONDS:
+            return math.inf  # a node that is added for it would have nothing to do
         return time.monotonic() - self._since[name]
 
-    async def _keep(self, name: str) -> None:
-        told = ""
+    async def _supervise(self, name: str) -> None:
+        """Start or adopt the actor, and start it again whenever it is lost."""
+        logged = ""
         while True:
-            self._placing[name] = time.monotonic()
+            self._requested[name] = time.monotonic()
             try:
                 handle = await asyncio.to_thread(find_or_start, name, self._spec)
                 await self._watch(name, RayRenderer(handle))
             except (MoyinError, RayError, ValueError) as error:
-                # It is tried again every second: what is still wrong is told once.
-                if (reason := str(error)) != told or name in self.statuses:
+                # This is retried every second: log the same reason only once.
+                if (reason := str(error)) != logged or name in self.statuses:
                     _log.warning("actor %s: %s", name, reason)
-                told = reason
+                logged = reason
                 self._failed.add(name)
-            self._saw(name)
-            self._placed(name)
+            self._mark_seen(name)
+            self._mark_placed(name)
             self.statuses.pop(name, None)
-            self._pool.down(name)
+            self._pool.remove_renderer(name)
             if name not in self._names:
                 self._renderers.pop(name, None)
                 self._failed.discard(name)
@@ -217,46 +229,46 @@ class ActorSupervisor:
             await asyncio.sleep(_WATCH_SECONDS)
 
     async def _watch(self, name: str, renderer: RayRenderer) -> None:
-        """Follow an actor until it dies, or must go and has nothing more to do."""
+        """Follow an actor until it dies, or until a surplus or outdated actor has finished."""
         self._renderers[name] = renderer
         while True:
             status = await renderer.actor_status()
             self.statuses[name] = status
-            self._placed(name)
+            self._mark_placed(name)
             if status.spec != self._spec or name not in self._names:
-                self._pool.drain(name, renderer)
-                if not status.renderer.running and not self._pool.follows(name):
+                self._pool.drain_renderer(name, renderer)
+                if not status.renderer.running and not self._pool.is_followed(name):
                     _log.info("actor %s belongs to another configuration; removing it", name)
                     self._pool.inherit(name, await renderer.results())
                     await renderer.retire()
                     return
             elif status.renderer.ready:
-                self._pool.up(name, renderer, status.renderer)
+                self._pool.add_renderer(name, renderer, status.renderer)
                 self._failed.discard(name)
             else:
-                self._pool.down(name)
-            self._saw(name)
+                self._pool.remove_renderer(name)
+            self._mark_seen(name)
             await asyncio.sleep(_WATCH_SECONDS)
 
-    def _placed(self, name: str) -> None:
-        self._placing.pop(name, None)
-        self._patient.discard(name)
+    def _mark_placed(self, name: str) -> None:
+        self._requested.pop(name, None)
+        self._logged_waits.discard(name)
 
-    def _saw(self, name: str | None) -> None:
-        """Nobody looks for prompts on the actors that were there before until all have been seen."""
+    def _mark_seen(self, name: str | None) -> None:
+        """Let the pool search the actors for prompts once all earlier actors have been seen."""
         self._unseen.discard(name or "")
         if not self._unseen:
             self._pool.settled.set()
 
 
-async def _retire_if_idle(renderer: RayRenderer, *, placed: bool) -> None:
+async def _retire_if_idle(renderer: RayRenderer, *, is_placed: bool) -> None:
     running: tuple[str, ...] = ()
     try:
-        async with asyncio.timeout(_ASK_SECONDS):
+        async with asyncio.timeout(_STATUS_SECONDS):
             running = (await renderer.actor_status()).renderer.running
     except TimeoutError:
-        if placed:
-            return  # too busy to say with what; it ends by itself when nobody comes for it
+        if is_placed:
+            return  # too busy to answer; its lease ends it if no pool adopts it
     except (MoyinError, RayError) as error:
         _log.info("an actor is dead already: %s", error)
     if not running:

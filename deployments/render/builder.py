@@ -1,7 +1,7 @@
-"""Builds the app ``render-<pool>``."""
+"""Builds the Serve application ``render-<pool>``."""
 
-# No `from __future__ import annotations` here: Ray reads the builder's annotation, and hands a
-# plain dict to one that it finds to be a string.
+# No `from __future__ import annotations` here: Ray reads the builder's annotation, and would pass a
+# plain dict if it were a string.
 
 from ray import serve
 
@@ -12,11 +12,12 @@ from deployments.replicas import REPLICA
 
 __all__ = ["build"]
 
-# For stopping ComfyUI and removing actors, after the renders at work have had theirs.
+# Time to stop ComfyUI and remove actors, after the drain timeout of the renders in progress.
 _REMOVAL_SECONDS = 20.0
 
 
 def build(args: RenderArgs) -> serve.Application:
+    """Return the application of one pool."""
     deployment = serve.deployment(
         name="RenderPool",
         num_replicas=1,

@@ -1,21 +1,21 @@
-"""`RenderPool`: the Serve deployment that renders the jobs of one pool. No HTTP.
+"""`RenderPool`: the Serve deployment that renders the jobs of one pool. It serves no HTTP.
 
-How it ends decides what becomes of its actors:
+The way in which a replica ends decides what happens to its actors:
 
 * Serve calls ``__del__`` when it stops the replica on purpose: the app was deleted, its args
-  changed, or Serve shuts down. Renders that wait go back into the queue, those at work get their
-  grace, then the idle actors are removed; those still at work go on, and a replica with other args,
-  which starts after that, adopts them until they are done.
+  changed, or Serve shuts down. Waiting renders go back into the queue, and renders in progress get
+  the drain timeout. Then the idle actors are removed. Busy actors go on; a replica with other args
+  that starts later adopts them until they are done.
 * After a crash, kill -9 or a failed health check nothing is called. The actors go on rendering,
-  and the next replica finds them by name and attaches to their prompts. Where no replica follows,
-  the actors end by themselves (see `actors.comfyui`).
+  and the next replica finds them by name and attaches to their prompts. If no replica follows, the
+  actors end by themselves (see `actors.comfyui`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from datetime import timedelta
@@ -23,16 +23,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic_core import to_json
+from ray.util import metrics
 
 from actors.comfyui import ComfySpec
 from deployments.logs import configure_logs
 from deployments.render.activities import RenderActivities
-from deployments.render.actor_supervisor import ActorSupervisor
+from deployments.render.actor_supervisor import ActorCounts, ActorSupervisor
 from deployments.render.config import RenderArgs
-from deployments.render.guard import RenderGuard
-from deployments.render.memory import MemoryGuard
+from deployments.render.guard import MemoryGuard, RenderGuard
 from deployments.render.pool import Pool
-from deployments.render.telemetry import PoolTelemetry
 from deployments.render.worker import RenderWorker
 from moyin.domain.serialization import encode
 from moyin.errors import ServiceUnavailable
@@ -41,7 +40,7 @@ from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.render.comfyui.install import version
 from moyin.render.comfyui.pool_client import RULES, PoolAnswer
 from moyin.render.comfyui.sizes import ModelSizes
-from moyin.render.scheduling.fair_share import OwnerFairShare
+from moyin.render.scheduling.policy import OwnerFairShare
 from moyin.render.scheduling.scaling import Scale
 from moyin.render.scheduling.scheduler import RenderScheduler
 from moyin.render.scheduling.window import Window
@@ -55,7 +54,7 @@ from moyin.store.limits import LimitStore
 from moyin.store.prompts import PromptStore
 from moyin.store.renders import CacheRules, RenderStore
 from moyin.store.sql import Database
-from moyin.system.garbage import freeze_startup_objects
+from moyin.system.processes import freeze_startup_objects
 
 __all__ = ["RenderPool"]
 
@@ -81,13 +80,13 @@ class RenderPool:
         self._closing.push_async_callback(cache.close)
         self._pool = Pool(
             args.pool,
-            RenderScheduler(Window(turns=OwnerFairShare(args.weights))),
+            RenderScheduler(Window(fair_share=OwnerFairShare(args.weights))),
             MemoryGuard(args.larger_pool),
         )
         self._rules = args.rules()
         telemetry = PoolTelemetry(self._pool)
         self._version = await asyncio.to_thread(_fingerprint, args, settings)
-        self._crew = ActorSupervisor(self._pool, _spec(args), _scale(args), telemetry.tell)
+        self._supervisor = ActorSupervisor(self._pool, _spec(args), _scale(args), telemetry.record)
         self._worker = RenderWorker(
             temporal=Temporal(
                 settings.temporal_address, settings.temporal_namespace, retention=retention
@@ -100,9 +99,9 @@ class RenderPool:
                 prompts=PromptStore(database),
                 events=events,
                 record=JobStatusWriter(jobs=jobs, events=events, frames=frames),
-                sizes=ModelSizes(_models(args, settings)),
+                sizes=ModelSizes(_models_folder(args, settings)),
                 cache=cache,
-                rules=await asyncio.to_thread(_rules, args, settings),
+                rules=await asyncio.to_thread(_cache_rules, args, settings),
                 guard=RenderGuard(args.pool, self._rules, LimitStore(database)),
             ),
             pool=args.pool,
@@ -110,87 +109,95 @@ class RenderPool:
             grace=timedelta(seconds=args.drain_timeout),
             weights=args.weights,
         )
-        self._crew.start()
+        self._supervisor.start()
         self._worker.start()
         freeze_startup_objects()
 
     async def renderers(self) -> list[str]:
-        """Names of the actors that are up, for those who want to ask one of them themselves."""
+        """Return the names of the actors that are up, so that callers can reach one directly."""
         return self._pool.renderers
 
-    async def validate(
-        self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
-    ) -> dict[str, Any]:
-        """ComfyUI's own validation body; see `moyin.domain.renderer.Renderer`.
+    async def get(self, path: str) -> PoolAnswer:
+        """Send a GET request that changes nothing to one of the pool's ComfyUIs.
+
+        The pool itself answers requests for its rules, even when no ComfyUI is up.
 
         Raises:
-            ServiceUnavailable: no actor is up.
-        """
-        return await self._pool.validate(graph, targets)
-
-    async def object_info(self) -> dict[str, Any]:
-        """The nodes that the pool knows.
-
-        Raises:
-            ServiceUnavailable: no actor is up.
-        """
-        return await self._pool.object_info()
-
-    async def ask(self, path: str) -> PoolAnswer:
-        """Ask one of the pool's ComfyUIs for ``path`` by GET, which must change nothing.
-
-        The pool answers for its own rules itself, whether a ComfyUI is up or not.
-
-        Raises:
-            WorkerLost: ComfyUI stumbled over the request, or died.
+            WorkerLost: ComfyUI failed on the request, or died.
         """
         if path == RULES:
             return PoolAnswer(version=self._version, state="up", content=encode(self._rules))
         try:
-            content = await self._pool.fetch(path)
+            content = await self._pool.get(path)
         except ServiceUnavailable:
-            state: Literal["starting", "down"] = "starting" if self._crew.starting else "down"
+            state: Literal["starting", "down"] = (
+                "starting" if self._supervisor.is_starting else "down"
+            )
             return PoolAnswer(version=self._version, state=state)
         return PoolAnswer(version=self._version, state="up", content=content)
 
-    async def ask_all(self, path: str) -> dict[str, bytes]:
-        """The same of every ComfyUI that answers, by its actor's name."""
-        return await self._pool.ask_all(path)
+    async def get_all(self, path: str) -> dict[str, bytes]:
+        """Send the request to every ComfyUI; return the bodies of those that answer, by actor."""
+        return await self._pool.get_all(path)
 
     async def executed(self, prompt_ids: Sequence[str]) -> list[str]:
-        """Those of the prompts that are rendered, though their files may still be on their way."""
+        """Return those of the prompts that are executed; their files may still be being stored."""
         return self._pool.executed(prompt_ids)
 
     async def status(self) -> dict[str, Any]:
-        """``{"pool", "waiting", "changes", "actors": {name: ActorStatus as a dict}, "placing"}``.
+        """Return ``{"pool", "waiting", "changes", "actors", "placing"}``.
 
-        ``changes`` counts how often models were loaded. ``placing``: the actors that wait for room
-        on a node, or for a node to come, and for how many seconds; ``actors`` are all others.
+        ``changes`` counts how often models were loaded. ``placing`` has the actors that wait for a
+        node with room, with the seconds of their wait; ``actors`` has the `ActorStatus` of all
+        others as a dict.
         """
-        actors = {name: asdict(status) for name, status in self._crew.statuses.items()}
+        actors = {name: asdict(status) for name, status in self._supervisor.statuses.items()}
         return {
             "pool": self._pool.name,
             "waiting": self._pool.waiting,
-            "changes": self._pool.changes,
+            "changes": self._pool.model_changes,
             "actors": actors,
-            "placing": self._crew.placing,
+            "placing": self._supervisor.placing_seconds,
         }
 
     async def check_health(self) -> None:
-        """Tell Serve to replace a replica whose worker has crashed; Temporal's absence is fine.
+        """Make Serve replace a replica whose worker has crashed; an outage of Temporal is fine.
 
         Raises:
-            RuntimeError: a part is not running any more.
+            RuntimeError: a part has stopped.
         """
         self._worker.check()
-        self._crew.check()
+        self._supervisor.check()
 
     async def __del__(self) -> None:
-        # What only waits here would hold up the end, and is the next replica's.
+        # Waiting renders would delay the end; the next replica takes them.
         self._pool.close()
         await self._worker.stop()
-        await self._crew.remove()
+        await self._supervisor.remove_idle()
         await self._closing.aclose()
+
+
+class PoolTelemetry:
+    """Publishes one pool's gauges; each is set again every second, because Ray drops stale ones."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._waiting = metrics.Gauge(
+            "moyin_render_waiting",
+            "Renders in a pool that no ComfyUI has taken yet.",
+            tag_keys=("pool",),
+        )
+        self._actors = metrics.Gauge(
+            "moyin_render_actors",
+            "ComfyUI actors of a pool by state; those that are placing wait for a node with room.",
+            tag_keys=("pool", "state"),
+        )
+
+    def record(self, counts: ActorCounts) -> None:
+        """Set the gauges."""
+        self._waiting.set(self._pool.waiting, {"pool": self._pool.name})
+        for state, count in asdict(counts).items():
+            self._actors.set(count, {"pool": self._pool.name, "state": state})
 
 
 def _spec(args: RenderArgs) -> ComfySpec:
@@ -206,19 +213,19 @@ def _spec(args: RenderArgs) -> ComfySpec:
 
 
 def _fingerprint(args: RenderArgs, settings: Settings) -> str:
-    """Return a digest of what decides which nodes and models the pool has, and how it runs."""
+    """Return a digest of the configuration, which decides the pool's nodes and models."""
     return hashlib.sha256(to_json([version(settings), args.model_dump()])).hexdigest()
 
 
-def _models(args: RenderArgs, settings: Settings) -> Path:
-    """Where the actors' models lie, as seen from here; `actors.comfyui` knows it for its node."""
+def _models_folder(args: RenderArgs, settings: Settings) -> Path:
+    """Return the folder of models as seen from here; `actors.comfyui` finds it on its own node."""
     if args.comfyui.models is not None:
         return Path(args.comfyui.models)
     return (settings.comfyui_home or settings.data / "comfyui") / "models"
 
 
-def _rules(args: RenderArgs, settings: Settings) -> CacheRules:
-    """Renderers are of one kind, whatever pool they are in, when they run the same code alike."""
+def _cache_rules(args: RenderArgs, settings: Settings) -> CacheRules:
+    """Return the pool's cache rules; pools whose ComfyUIs run alike share the same ``kind``."""
     kind = [
         version(settings),
         args.cache.version,

@@ -1,4 +1,4 @@
-"""`FailureCounts`: what a render has cost so far, over all attempts of its activity."""
+"""`FailureCounts`: the failures of a render over all attempts of its activity."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from moyin.errors import MoyinError, RenderPoisoned, ServiceUnavailable, WorkerL
 
 __all__ = ["FailureCounts"]
 
-# So many ComfyUIs may end under a render before it is taken for the cause. Losses of actors, and of
-# processes that somebody has killed, have other causes, though hardly so often.
+# After this many lost ComfyUIs the render itself is taken for the cause. The loss of an actor, or of
+# a process that was killed, usually has another cause, so more of these are allowed.
 _MAX_DIED = 2
 _MAX_LOST = 5
 _MAX_FAILED = 6
@@ -21,14 +21,14 @@ _MAX_FAILED = 6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FailureCounts:
-    """Travels in the activity's heartbeat, so it outlives the pool's replicas.
+    """Counts failures in the activity's heartbeat details, so that they outlive the replica.
 
-    Their own deaths are not in it: whatever waits in a pool that dies would have to pay for it.
+    The death of a replica is not counted: every render that waits in it would be blamed for it.
 
     Attributes:
-        died: ComfyUI processes that ended by themselves under the render.
-        lost: processes that were killed under it, and actors.
-        failed: other failures of our own making that another try may mend.
+        died: ComfyUI processes that ended by themselves during the render.
+        lost: ComfyUI processes that were killed, and actors that were lost, during the render.
+        failed: other internal failures that a retry may not have.
     """
 
     died: int = 0
@@ -37,36 +37,37 @@ class FailureCounts:
 
     @classmethod
     def read(cls, details: Sequence[Any]) -> Self:
-        """From `temporalio.activity.Info.heartbeat_details`."""
-        found = details[0] if details else None
-        return cls(**found) if isinstance(found, Mapping) else cls()
+        """Read the counts from `temporalio.activity.Info.heartbeat_details`."""
+        counts = details[0] if details else None
+        return cls(**counts) if isinstance(counts, Mapping) else cls()
 
     def write(self) -> dict[str, int]:
+        """Return the counts as heartbeat details."""
         return asdict(self)
 
     def after(self, error: Exception) -> Self:
-        """With what ``error`` adds."""
+        """Return the counts with ``error`` added."""
         if isinstance(error, WorkerLost):
             if error.details.get("ended") == "comfyui":
                 return replace(self, died=self.died + 1)
             return replace(self, lost=self.lost + 1)
         if isinstance(error, ServiceUnavailable | SQLAlchemyError | OSError):
-            return self  # somebody is away; that costs nothing but time
+            return self  # a service is away; the render only has to wait for it
         return replace(self, failed=self.failed + 1)
 
     def poisoned(self, error: Exception) -> RenderPoisoned | None:
-        """What to raise for the loss ``error`` when it was one too many."""
+        """Return the error that ends the render if ``error`` is one loss too many."""
         lost = self.died + self.lost
         if not isinstance(error, WorkerLost) or (self.died < _MAX_DIED and lost < _MAX_LOST):
             return None
         return RenderPoisoned(
-            f"ComfyUI was lost under the render {lost} times, which is taken for its fault: "
-            f"{error.message}",
+            f"ComfyUI was lost {lost} times during this render, so the render is taken for the "
+            f"cause: {error.message}",
             details={"lost": lost},
         )
 
-    def exhausted(self, error: Exception) -> bool:
-        """Whether ``error`` is not worth another try, although it is of a kind that may be."""
+    def is_exhausted(self, error: Exception) -> bool:
+        """Return whether the render should not be retried after ``error``."""
         return (isinstance(error, MoyinError) and not error.retryable) or (
             self.failed >= _MAX_FAILED
         )

@@ -1,4 +1,4 @@
-"""Tells watchers how far a render is, without ever holding it up."""
+"""`ProgressReporter`: publishes the progress of a render without delaying it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ __all__ = ["ProgressReporter"]
 _log = logging.getLogger(__name__)
 _EVENT_SECONDS = 0.1
 _ROW_SECONDS = 1.0
-# An outage of either store must not hold up the result.
-_PATIENCE_SECONDS = 3.0
+# An outage of either store must not delay the result for longer.
+_CLOSE_SECONDS = 3.0
 
 
 class ProgressReporter:
-    """Publishes the newest progress: ten events and one write of the job's row a second at most.
+    """Publishes at most ten progress events and writes at most one job row per second.
 
     Args:
-        batch: the step is a child of one: an event a second tells how far all of them are.
-        at_once: the row shall say without delay that the render no longer waits.
+        batch: the step belongs to a batch; one event per second gives the progress of all of it.
+        at_once: write the first progress to the job's row without delay.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class ProgressReporter:
         self._batch = batch
         self._first_row_seconds = 0.0 if at_once else _ROW_SECONDS
         self._newest: RenderProgress | None = None
-        # Set when there is something to tell, or at the end: a render that waits wakes nobody.
+        # Set when there is new progress, and at the end: a waiting render wakes no task.
         self._to_publish = asyncio.Event()
         self._to_record = asyncio.Event()
         self._closing = asyncio.Event()
@@ -67,22 +67,23 @@ class ProgressReporter:
         _error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        # Asked to end, not cancelled: a cancellation in the middle of a command may get lost in the
-        # Valkey client, and costs the database client its connection.
+        # The tasks end by events, not by cancellation: the Valkey client may lose a cancellation in
+        # the middle of a command, and the database client would lose its connection.
         for event in (self._closing, self._to_publish, self._to_record):
             event.set()
-        await asyncio.wait(self._tasks, timeout=_PATIENCE_SECONDS)
+        await asyncio.wait(self._tasks, timeout=_CLOSE_SECONDS)
         for task in self._tasks:
             task.cancel()
 
     def report(self, progress: RenderProgress) -> None:
+        """Publish this progress soon; return at once."""
         if progress != self._newest:
             self._newest = progress
             self._to_publish.set()
             self._to_record.set()
 
     async def _publish(self) -> None:
-        while await self._news(self._to_publish, _EVENT_SECONDS):
+        while await self._wait_for_progress(self._to_publish, _EVENT_SECONDS):
             progress = self._newest
             assert progress is not None
             data: dict[str, Any] = {
@@ -96,24 +97,24 @@ class ProgressReporter:
 
     async def _record(self) -> None:
         seconds = self._first_row_seconds
-        while await self._news(self._to_record, seconds):
+        while await self._wait_for_progress(self._to_record, seconds):
             seconds = _ROW_SECONDS
             progress = self._newest
             assert progress is not None
             row = Progress(value=progress.value, max=progress.max, step=self._step)
             try:
-                overall = await self._jobs.progress(self._job_id, None, row)
+                overall = await self._jobs.record_progress(self._job_id, None, row)
             except (SQLAlchemyError, OSError) as error:
-                # The row is for people who poll; the render goes on without them.
-                _log.warning("progress of job %s not written: %s", self._job_id, error)
+                # Only clients that poll read the row; the render goes on without it.
+                _log.warning("progress of job %s was not written: %s", self._job_id, error)
                 self._to_record.set()
                 continue
             if self._batch and overall is not None:
                 data = {"value": overall.value, "max": overall.max, "step": self._step}
                 await self._events.publish(self._job_id, EventType.PROGRESS, data)
 
-    async def _news(self, event: asyncio.Event, seconds: float) -> bool:
-        """Wait for news and then, for more of them, ``seconds``; False when the end comes first."""
+    async def _wait_for_progress(self, event: asyncio.Event, seconds: float) -> bool:
+        """Wait for progress, then for ``seconds`` for more; return False if the end comes first."""
         await event.wait()
         if await self._closes_within(seconds):
             return False

@@ -1,4 +1,4 @@
-"""`RenderResultCache`: earlier results of a pool's renders, found again and kept for later ones."""
+"""`RenderResultCache`: stores results of a pool's renders for equal graphs that come later."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from moyin.domain.prompt import PromptRecord
 from moyin.domain.renderer import RenderRequest, RenderSucceeded
 from moyin.domain.serialization import from_plain, to_plain
 from moyin.store.blobs import BlobStore
-from moyin.store.renders import CacheRules, KeptRender, RenderCache, render_digest, tenant
+from moyin.store.renders import CachedRender, CacheRules, RenderCache, cache_owner, render_digest
 
 __all__ = ["RenderResultCache"]
 
 
 class RenderResultCache:
-    """What one graph made is the result of every graph that is equal to it.
+    """Returns the result of a graph for every equal graph.
 
-    Two that are at work at the same time are both rendered. Failures are never kept.
+    Two equal graphs that are in progress at the same time are both rendered. Failures are never
+    stored.
     """
 
     def __init__(self, cache: RenderCache, blobs: BlobStore, rules: CacheRules) -> None:
@@ -26,9 +27,10 @@ class RenderResultCache:
         self._rules = rules
 
     def digest(self, spec: JobSpec, step: Step, request: RenderRequest) -> str | None:
-        """What equal renders have in common; None: this one is to be rendered whatever was before.
+        """Return the cache key that equal renders share; None if this one must be rendered.
 
-        So are those of ComfyUI's clients, which want to hear how their prompt is executed.
+        Prompts of ComfyUI's clients are always rendered: these clients wait for the events of
+        their execution.
         """
         if not self._rules.enabled or not step.cache or spec.comfyui is not None:
             return None
@@ -37,12 +39,12 @@ class RenderResultCache:
     async def find(
         self, owner: str, digest: str, request: RenderRequest
     ) -> tuple[RenderSucceeded, PromptRecord | None] | None:
-        """An earlier result whose files are still there, as if it were of this prompt."""
-        kept = await self._cache.get(tenant(owner, self._rules), digest)
+        """Return an earlier result, renamed to this prompt; None if one of its files is gone."""
+        kept = await self._cache.get(cache_owner(owner, self._rules), digest)
         if kept is None:
             return None
         for sha256 in {file.sha256 for file in kept.done.files}:
-            # New, so that it is not pruned while only this prompt is about to refer to it.
+            # Renewed, so that it is not pruned before this prompt refers to it.
             if not await self._blobs.renew(sha256):
                 return None
         if kept.record is None:
@@ -50,18 +52,18 @@ class RenderResultCache:
         plain = _renamed(to_plain(kept.record), kept.prompt_id, request.prompt_id)
         return kept.done, from_plain(PromptRecord, plain)
 
-    async def keep(self, owner: str, digest: str, render: KeptRender) -> None:
-        """For later ones, if the graph would make the same again."""
+    async def store(self, owner: str, digest: str, render: CachedRender) -> None:
+        """Store a result if the graph would always produce the same one."""
         if render.done.repeatable:
-            await self._cache.put(tenant(owner, self._rules), digest, render, self._rules)
+            await self._cache.put(cache_owner(owner, self._rules), digest, render, self._rules)
 
 
-def _renamed(value: Any, before: str, after: str) -> Any:
-    """Folders of files are called after the prompt, and events name it."""
+def _renamed(value: Any, old_id: str, new_id: str) -> Any:
+    """Replace the prompt's id everywhere: events and the names of folders contain it."""
     if isinstance(value, str):
-        return value.replace(before, after)
+        return value.replace(old_id, new_id)
     if isinstance(value, dict):
-        return {key: _renamed(item, before, after) for key, item in value.items()}
+        return {key: _renamed(item, old_id, new_id) for key, item in value.items()}
     if isinstance(value, list):
-        return [_renamed(item, before, after) for item in value]
+        return [_renamed(item, old_id, new_id) for item in value]
     return value

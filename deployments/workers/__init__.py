@@ -1,1 +1,1 @@
-
+"""Deploys the workers of jobs: the Serve app ``workers``."""

@@ -1,7 +1,7 @@
-"""Builds the app ``workers``."""
+"""Builds the Serve app ``workers``."""
 
-# No `from __future__ import annotations` here: Ray reads the builder's annotation, and hands a
-# plain dict to one that it finds to be a string.
+# No `from __future__ import annotations` here: Ray reads the builder's annotation, and passes a plain
+# dict if the annotation is a string.
 
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
@@ -18,7 +18,7 @@ class WorkersArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     concurrency: int = Field(
-        50, ge=1, description="Steps that one replica runs at a time, and as many webhooks."
+        50, ge=1, description="Most steps that one replica runs at a time, and most webhooks."
     )
 
 
@@ -31,4 +31,5 @@ _deployment = serve.deployment(
 
 
 def build(args: WorkersArgs) -> serve.Application:
+    """Bind the deployment."""
     return _deployment.bind(args.concurrency)

@@ -1,4 +1,4 @@
-"""`JobWorker`: the Serve deployment that runs job workflows and their light steps. No HTTP."""
+"""Defines `JobWorker`, the Serve deployment that runs job workflows and their light steps."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 
 from deployments.logs import configure_logs
-from moyin.access.gatekeeper import acting_for
+from moyin.access.gatekeeper import service_token_factory
+from moyin.client.gateway import GatewayClient
 from moyin.http.public_addresses import AllowedNetworks
-from moyin.jobs.gateway_client import DoorClient
+from moyin.jobs.step_client import StepClient
 from moyin.jobs.webhooks.sender import WebhookSender
 from moyin.jobs.workflows.activities import JobActivities
-from moyin.jobs.workflows.client import JobLauncher, Temporal
+from moyin.jobs.workflows.client import Temporal
+from moyin.jobs.workflows.launcher import JobLauncher
 from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.jobs.workflows.worker import JobRunner, Sweeper
 from moyin.settings import Settings
@@ -22,13 +24,13 @@ from moyin.store.frames import FrameStore
 from moyin.store.jobs import JobStore
 from moyin.store.pruning import Pruner
 from moyin.store.sql import Database
-from moyin.system.garbage import freeze_startup_objects
+from moyin.system.processes import freeze_startup_objects
 
 __all__ = ["JobWorker"]
 
 
 class JobWorker:
-    """A Temporal worker of the queue ``jobs`` and a sweeper, side by side with its replicas."""
+    """Runs a Temporal worker of the queue ``jobs`` and a sweeper in each replica; serves no HTTP."""
 
     # Serve awaits constructors.
     async def __init__(self, concurrency: int) -> None:  # type: ignore[misc]
@@ -48,7 +50,9 @@ class JobWorker:
         temporal = Temporal(
             settings.temporal_address, settings.temporal_namespace, retention=retention
         )
-        door = DoorClient(settings.door, acting_for(signing_key, "jobs"))
+        gateway = GatewayClient(
+            settings.door, token_for=service_token_factory(signing_key, "jobs"), silence_seconds=600
+        )
         webhooks = WebhookSender(
             signing_key=signing_key, networks=AllowedNetworks(settings.webhook_networks)
         )
@@ -56,8 +60,8 @@ class JobWorker:
         activities = JobActivities(
             jobs=jobs,
             blobs=blobs,
-            record=JobStatusWriter(jobs=jobs, events=events, frames=frames),
-            door=await self._closing.enter_async_context(door),
+            status_writer=JobStatusWriter(jobs=jobs, events=events, frames=frames),
+            step_client=StepClient(await self._closing.enter_async_context(gateway)),
             webhooks=await self._closing.enter_async_context(webhooks),
         )
         self._runner = JobRunner(
@@ -73,10 +77,12 @@ class JobWorker:
         freeze_startup_objects()
 
     async def check_health(self) -> None:
-        """Tell Serve to replace a replica whose worker has crashed; Temporal's absence is fine.
+        """Check that the worker has not crashed; Serve replaces the replica if it has.
+
+        An outage of Temporal is no reason to replace it.
 
         Raises:
-            RuntimeError: the worker is not running any more.
+            RuntimeError: the worker has crashed.
         """
         if self._running.done() or self._runner.error is not None:
             raise RuntimeError("the job worker has stopped") from self._runner.error

@@ -1,6 +1,6 @@
-"""Access: who calls, what the caller may do, and how much of it.
+"""Access: authentication, authorization and limits of callers.
 
-The gatekeeper verifies each request: identity, scopes, limits. Accounts administers people,
-organisations and keys. Neither ever looks into the body of a request for text or pictures. Start
+The gatekeeper checks the identity, scopes and limits of each request. Accounts administers people,
+organisations and keys. Neither of them reads the body of a request for text or pictures. Start
 reading at `gatekeeper/middleware.py`.
 """

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from moyin.cli.gateway_client import Door, Refused, read_events
 from moyin.cli.screen import errors
-from moyin.cli.session import with_door
+from moyin.cli.session import with_gateway
+from moyin.client.errors import RequestRefused
+from moyin.client.gateway import GatewayClient, read_events
 
 __all__ = ["Answer", "chat", "stream_answer"]
 
@@ -49,8 +50,10 @@ def chat(
 ) -> None:
     """Ask a model. Streams the answer to standard output; names the model on standard error."""
     question = sys.stdin.read() if prompt == "-" else prompt
-    answer = with_door(
-        lambda door: stream_answer(door, question, model=model, system=system, limit=max_tokens)
+    answer = with_gateway(
+        lambda gateway: stream_answer(
+            gateway, question, model=model, system=system, limit=max_tokens
+        )
     )
     sys.stdout.write("\n")
     sys.stdout.flush()
@@ -60,12 +63,17 @@ def chat(
 
 
 async def stream_answer(
-    door: Door, prompt: str, *, model: str, system: str | None = None, limit: int | None = None
+    gateway: GatewayClient,
+    prompt: str,
+    *,
+    model: str,
+    system: str | None = None,
+    limit: int | None = None,
 ) -> Answer:
     """Print the answer as it comes.
 
     Raises:
-        Refused: the door or the back end says no, before or during the answer.
+        RequestRefused: the gateway or the back end says no, before or during the answer.
     """
     messages = [{"role": "system", "content": system}] if system else []
     body: dict[str, Any] = {
@@ -76,16 +84,17 @@ async def stream_answer(
     if limit is not None:
         body["max_tokens"] = limit
     pieces: list[str] = []
-    async with door.open("POST", "/v1/chat/completions", body) as response:
+    async with gateway.open("POST", "/v1/chat/completions", body) as response:
         told = response.headers
         cost = ""
         async for event in read_events(response):
             cost = event.comment.removeprefix(_COST) if _COST in event.comment else cost
-            if not isinstance(event.data, dict):
+            chunk = event.data
+            if not isinstance(chunk, dict):
                 continue
-            if "error" in event.data:
-                raise _broken(event.data["error"])
-            for choice in event.data.get("choices", []):
+            if "error" in chunk:
+                raise RequestRefused(200, told, (event.text or "").encode())
+            for choice in chunk.get("choices", []):
                 piece = choice.get("delta", {}).get("content") or ""
                 pieces.append(piece)
                 sys.stdout.write(piece)
@@ -98,8 +107,3 @@ async def stream_answer(
         route=told.get("x-moyin-route", ""),
         request_id=told.get("x-request-id", ""),
     )
-
-
-def _broken(error: Any) -> Refused:
-    told = error if isinstance(error, dict) else {"message": str(error)}
-    return Refused(200, str(told.get("code") or "stream_interrupted"), str(told.get("message")))

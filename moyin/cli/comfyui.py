@@ -9,9 +9,8 @@ from typing import Annotated
 import typer
 
 from moyin.cli.connector import Connector
-from moyin.cli.gateway_client import Door
 from moyin.cli.screen import out
-from moyin.cli.session import profile
+from moyin.cli.session import open_gateway, profile
 from moyin.errors import StackError
 from moyin.render.comfyui.install import install
 from moyin.settings import Settings
@@ -44,11 +43,13 @@ def connect(
 
 
 async def _connect(found: Profile, port: int) -> None:
+    # Takes as long to import as all other commands together.
+
     if not found.api_key:
         raise StackError("there is no key: set MOYIN_API_KEY to one of yours")
-    async with Door(found) as door:
+    async with open_gateway(found) as gateway:
         # Better told here than by a client that shows it in its own way, or not at all.
-        await door.call("GET", "/prompt")
+        await gateway.call("GET", "/prompt")
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -8,7 +8,6 @@ import typer
 
 from moyin.cli.screen import out
 from moyin.settings import Settings
-from moyin.store.sql import migrate as run_migrations
 
 __all__ = ["migrate"]
 
@@ -22,5 +21,8 @@ def migrate(
     ] = False,
 ) -> None:
     """Migrate the database in MOYIN_DATABASE_URL. `moyin up` migrates its own database."""
+    # Here: the SQL libraries take as long to import as most commands take altogether.
+    from moyin.store.sql import migrate as run_migrations
+
     run_migrations(Settings().sql_url, revision, down=down)
     out.print(f"the database is at {revision}")

@@ -12,10 +12,11 @@ import typer
 
 from moyin.cli.chat import Answer, stream_answer
 from moyin.cli.following import save_artifacts
-from moyin.cli.gateway_client import Door, Refused
 from moyin.cli.render import load_graph, submit_and_follow
 from moyin.cli.screen import facts, out
-from moyin.cli.session import end_with, profile, with_door
+from moyin.cli.session import end_with, profile, with_gateway
+from moyin.client.errors import RequestRefused
+from moyin.client.gateway import GatewayClient
 from moyin.errors import StackError
 from moyin.stack import launch
 from moyin.stack.options import Options
@@ -34,30 +35,30 @@ def demo(
 ) -> None:
     """Run a demo: a streamed answer from a model, then a picture as a durable job."""
     graph = load_graph(_example(_GRAPH))
-    job = with_door(lambda door: _show(door, graph, output))
+    job = with_gateway(lambda gateway: _show(gateway, graph, output))
     _print_addresses()
     end_with(job)
 
 
-async def _show(door: Door, graph: dict[str, Any], output: Path) -> dict[str, Any]:
+async def _show(gateway: GatewayClient, graph: dict[str, Any], output: Path) -> dict[str, Any]:
     out.print("\n[bold]1. Text[/] by the cheapest model that can (`model: auto`)")
     out.print(f"  [dim]{_QUESTION}[/]")
-    answer = await _answer(door)
+    answer = await _answer(gateway)
     out.print(f"\n  [green]from {answer.backend}, model {answer.model}, cost {answer.cost}[/]")
     out.print("\n[bold]2. A picture[/] by ComfyUI, as a job that survives a crash")
-    job = await submit_and_follow(door, {"kind": "render", "workflow": graph})
-    for path in await save_artifacts(door, job, output):
+    job = await submit_and_follow(gateway, {"kind": "render", "workflow": graph})
+    for path in await save_artifacts(gateway, job, output):
         out.print(f"  [green]{path}[/]")
     return job
 
 
-async def _answer(door: Door) -> Answer:
+async def _answer(gateway: GatewayClient) -> Answer:
     """Stream the answer; right after the start the model is still being loaded."""
     deadline = time.monotonic() + _LOADING_SECONDS
     while True:
         try:
-            return await stream_answer(door, _QUESTION, model="auto", limit=80)
-        except Refused as error:
+            return await stream_answer(gateway, _QUESTION, model="auto", limit=80)
+        except RequestRefused as error:
             if error.status < 500 or time.monotonic() > deadline:
                 raise
         await asyncio.sleep(0.5)

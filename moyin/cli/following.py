@@ -10,21 +10,24 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from moyin.cli.gateway_client import Door, Refused
 from moyin.cli.screen import out
+from moyin.client.errors import GatewayUnreachable, RequestRefused
+from moyin.client.gateway import GatewayClient
 from moyin.domain.job import EventType
 from moyin.errors import StackError
 
 __all__ = ["follow", "make_folder", "save_artifacts"]
 
-_RECONNECT_SECONDS = 1.0
 _MOST_RECONNECTS = 60
-_FINAL = frozenset(kind.value for kind in EventType if kind.is_final)
 _UNSAFE = re.compile(r"[^\w.() -]")
 
 
-async def follow(door: Door, job_id: str) -> dict[str, Any]:
-    """The finished job, whatever happens to the connection meanwhile."""
+async def follow(gateway: GatewayClient, job_id: str) -> dict[str, Any]:
+    """Show the job's progress until it has ended, and return it.
+
+    Raises:
+        StackError: the connection broke too often; the job goes on.
+    """
     progress = Progress(
         TextColumn("  {task.description:<10}"),
         BarColumn(bar_width=40),
@@ -35,40 +38,25 @@ async def follow(door: Door, job_id: str) -> dict[str, Any]:
     )
     with progress:
         task = progress.add_task("queued", total=1.0)
-        after: str | None = None
-        for _ in range(_MOST_RECONNECTS):
-            try:
-                async for event in door.events("GET", f"/jobs/{job_id}/events", after=after):
-                    after = event.id or after
-                    shown = _shown(event.type, event.data)
-                    progress.update(task, **shown)
-                    if event.type in _FINAL:
-                        job = await _detail(door, job_id)
-                        # It may be the end of an attempt that was followed by another.
-                        if job["status"] in _FINAL:
-                            return job
-            except StackError:
-                # The job goes on without us; the door is back in a moment.
-                await asyncio.sleep(_RECONNECT_SECONDS)
-            except Refused as error:
-                if error.status < 500:
-                    raise
-                await asyncio.sleep(_RECONNECT_SECONDS)
-            else:
-                job = await _detail(door, job_id)
-                if job["status"] in _FINAL:
-                    return job
-                await asyncio.sleep(_RECONNECT_SECONDS)
-    raise StackError(f"the connection broke too often: see `moyin jobs show {job_id}`")
+        try:
+            async for event in gateway.follow_job(job_id, max_reconnects=_MOST_RECONNECTS):
+                data = event.data
+                progress.update(task, **_shown(event.type, data))
+        except (GatewayUnreachable, RequestRefused) as error:
+            raise StackError(
+                f"the connection broke too often: see `moyin jobs show {job_id}`"
+            ) from error
+    # The last event has the whole job.
+    return dict(data)
 
 
-async def save_artifacts(door: Door, job: dict[str, Any], folder: Path) -> list[Path]:
+async def save_artifacts(gateway: GatewayClient, job: dict[str, Any], folder: Path) -> list[Path]:
     """Download what the job made; existing files are kept and new ones numbered."""
     await asyncio.to_thread(make_folder, folder)
     saved = []
     for artifact in job["artifacts"]:
         target = _free_name(folder, _UNSAFE.sub("_", artifact["name"]).lstrip(".") or "artifact")
-        await door.save(artifact["url"], target)
+        await gateway.download(artifact["url"], target)
         saved.append(target)
     return saved
 
@@ -94,11 +82,6 @@ def _shown(kind: str, data: Any) -> dict[str, Any]:
     if kind == EventType.SUCCEEDED:
         return {"description": "done", "completed": 1.0}
     return {"description": kind}
-
-
-async def _detail(door: Door, job_id: str) -> dict[str, Any]:
-    job: dict[str, Any] = await door.call("GET", f"/jobs/{job_id}")
-    return job
 
 
 def _free_name(folder: Path, name: str) -> Path:

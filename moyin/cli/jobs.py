@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from moyin.cli.following import follow
-from moyin.cli.gateway_client import Door
 from moyin.cli.screen import errors, out, print_json, rows
-from moyin.cli.session import end_with, with_door
+from moyin.cli.session import end_with, with_gateway
+from moyin.client.gateway import GatewayClient
 
 __all__ = ["app"]
 
@@ -26,7 +26,7 @@ def list_jobs(
 ) -> None:
     """List your jobs. Piped: id, kind, status, progress, creation time, separated by tabs."""
     query = f"/jobs?limit={limit}" + (f"&status={status}" if status else "")
-    page = with_door(lambda door: door.call("GET", query))
+    page = with_gateway(lambda gateway: gateway.call("GET", query))
     rows(
         ("id", "kind", "status", "progress", "created"),
         ((j["id"], j["kind"], j["status"], _percent(j), j["created_at"]) for j in page["jobs"]),
@@ -36,20 +36,20 @@ def list_jobs(
 @app.command()
 def show(job_id: JobId) -> None:
     """Print a job as JSON, with the outputs of its finished steps."""
-    print_json(with_door(lambda door: door.call("GET", f"/jobs/{job_id}")))
+    print_json(with_gateway(lambda gateway: gateway.call("GET", f"/jobs/{job_id}")))
 
 
 @app.command()
 def cancel(job_id: JobId) -> None:
     """Cancel a job."""
-    job = with_door(lambda door: door.call("POST", f"/jobs/{job_id}/cancel"))
+    job = with_gateway(lambda gateway: gateway.call("POST", f"/jobs/{job_id}/cancel"))
     out.print(f"{job['id']} {job['status']}")
 
 
 @app.command()
 def retry(job_id: JobId) -> None:
     """Resume a failed or cancelled job after its last finished step."""
-    job = with_door(lambda door: door.call("POST", f"/jobs/{job_id}/retry"))
+    job = with_gateway(lambda gateway: gateway.call("POST", f"/jobs/{job_id}/retry"))
     out.print(f"{job['id']} {job['status']}")
 
 
@@ -57,14 +57,14 @@ def retry(job_id: JobId) -> None:
 def watch(job_id: JobId) -> None:
     """Follow a job until it ends; exit 3 if it does not succeed."""
 
-    async def work(door: Door) -> None:
-        job = await follow(door, job_id)
+    async def work(gateway: GatewayClient) -> None:
+        job = await follow(gateway, job_id)
         out.print(job["status"])
         if job["error"]:
             errors.print(f"{job['error']['code']}: {job['error']['message']}")
         end_with(job)
 
-    with_door(work)
+    with_gateway(work)
 
 
 def _percent(job: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from typing import Annotated, Any, TypeVar
 
@@ -15,9 +15,9 @@ from moyin.domain.account import ROLE_SCOPES
 from moyin.domain.identity import ALL, DEFAULT_SCOPES, OPERATOR, PLAYER
 from moyin.errors import StackError
 from moyin.settings import Settings
-from moyin.store.audit import Act, AuditLog, local_actor
+from moyin.store.audit import AuditEvent, AuditLog, local_actor
 from moyin.store.keys import ApiKey, KeyStore
-from moyin.store.sql import Database, Transaction, now
+from moyin.store.sql import Database, Transaction
 
 __all__ = ["app"]
 
@@ -43,9 +43,9 @@ def create(
         raise StackError("OWNER is empty: it is the tenant that owns what the key makes")
     scopes = scope or sorted(DEFAULT_SCOPES)
     _doubt(scopes)
-    expires_at = None if days is None else now() + timedelta(days=days)
+    expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)
 
-    async def made(keys: KeyStore, transaction: Transaction) -> tuple[Act, str]:
+    async def made(keys: KeyStore, transaction: Transaction) -> tuple[AuditEvent, str]:
         key_id, text = await keys.create(
             owner, name, scopes=scopes, expires_at=expires_at, within=transaction
         )
@@ -64,7 +64,7 @@ def rotate(
 ) -> None:
     """Replace the secret of a key and print the new one. Id, scopes and limits stay the same."""
 
-    async def rotated(keys: KeyStore, transaction: Transaction) -> tuple[Act, str]:
+    async def rotated(keys: KeyStore, transaction: Transaction) -> tuple[AuditEvent, str]:
         key = await keys.get(key_id)
         text = await keys.rotate(key_id, overlap=timedelta(seconds=overlap), within=transaction)
         return _act("rotate", key.owner, key_id, {"overlap_seconds": overlap}), text
@@ -75,7 +75,7 @@ def rotate(
 @app.command("list")
 def list_keys() -> None:
     """List keys. Piped: id, owner, name, creation time, scopes, state."""
-    found = _with_database(lambda database: KeyStore(database).all())
+    found = _with_database(lambda database: KeyStore(database).list_all())
     rows(
         ("id", "owner", "name", "created", "scopes", "state"),
         (
@@ -96,7 +96,7 @@ def list_keys() -> None:
 def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id.")]) -> None:
     """Revoke a key. Caches may accept it for a few more seconds."""
 
-    async def revoked(keys: KeyStore, transaction: Transaction) -> tuple[Act, None]:
+    async def revoked(keys: KeyStore, transaction: Transaction) -> tuple[AuditEvent, None]:
         key = await keys.get(key_id)
         await keys.revoke(key_id, within=transaction)
         return _act("revoke", key.owner, key_id), None
@@ -126,12 +126,15 @@ def _show(text: str) -> None:
 def _state(key: ApiKey) -> str:
     if key.revoked_at is not None:
         return "revoked"
-    return "expired" if key.expires_at is not None and key.expires_at <= now() else "active"
+    over = key.expires_at is not None and key.expires_at <= datetime.now(UTC)
+    return "expired" if over else "active"
 
 
-def _act(verb: str, owner: str, key_id: str, details: Mapping[str, Any] | None = None) -> Act:
+def _act(
+    verb: str, owner: str, key_id: str, details: Mapping[str, Any] | None = None
+) -> AuditEvent:
     """What the audit log keeps: of the person, no more than the machine knows."""
-    return Act(
+    return AuditEvent(
         owner=owner,
         actor=local_actor("moyin keys"),
         action=f"key.{verb}",
@@ -141,8 +144,9 @@ def _act(verb: str, owner: str, key_id: str, details: Mapping[str, Any] | None =
     )
 
 
-def _acting(work: Callable[[KeyStore, Transaction], Awaitable[tuple[Act, T]]]) -> T:
+def _acting(work: Callable[[KeyStore, Transaction], Awaitable[tuple[AuditEvent, T]]]) -> T:
     """Do what the audit log has a line about, or neither."""
+    from moyin.store.keys import KeyStore
 
     async def session(database: Database) -> T:
         async with database.writing() as transaction:
@@ -154,6 +158,8 @@ def _acting(work: Callable[[KeyStore, Transaction], Awaitable[tuple[Act, T]]]) -
 
 
 def _with_database(work: Callable[[Database], Awaitable[T]]) -> T:
+    from moyin.store.sql import Database
+
     async def session() -> T:
         database = Database(Settings().sql_url)
         try:

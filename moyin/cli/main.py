@@ -24,8 +24,8 @@ from moyin.cli import (
     routes,
     stack,
 )
-from moyin.cli.gateway_client import Refused
 from moyin.cli.screen import errors, out
+from moyin.client.errors import GatewayUnreachable, RequestRefused
 from moyin.errors import MoyinError, StackError
 from moyin.settings import Settings
 
@@ -84,8 +84,11 @@ def run(arguments: list[str] | None = None) -> int:
 
 def _line(error: Exception) -> str:
     """One line for a person; MOYIN_DEBUG=1 shows the rest."""
-    if isinstance(error, Refused):
-        text = f"{error.answer_code}: {error.message}"
+    if isinstance(error, RequestRefused):
+        text = f"{error.reported_code or f'http_{error.status}'}: {error.message}"
+    elif isinstance(error, GatewayUnreachable):
+        reason = type(error.__cause__).__name__
+        text = f"no response from the gateway at {error.url} ({reason}): is it up? (`moyin up`)"
     elif isinstance(error, StackError):
         text = error.message
     elif isinstance(error, ValidationError) and error.title == Settings.__name__:

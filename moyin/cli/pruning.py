@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from moyin.cli.screen import errors, out
 from moyin.settings import Settings
 from moyin.store.blobs import BlobStore
-from moyin.store.pruning import Pruned, Pruner
+from moyin.store.pruning import Pruner, PruneResult
 from moyin.store.sql import Database, now
 
 __all__ = ["prune"]
@@ -39,19 +39,21 @@ def prune(
 
 
 async def _prune(days: int, *, dry_run: bool, sure: bool) -> None:
+    # Here: the SQL libraries take as long to import as most commands take altogether.
+
     settings, before = Settings(), now() - timedelta(days=days)
     database = Database(settings.sql_url)
     try:
         await database.ready()
         pruner = Pruner(database, BlobStore(settings.blobs_url))
-        due = await pruner.due(before)
+        due = await pruner.count_prunable(before)
         told = f"{due:,} jobs ended {days} days ago or longer"
         if dry_run or not due:
             out.print(told)
             return
         if not sure:
             typer.confirm(f"{told}. Delete them with their files?", abort=True, err=True)
-        gone = Pruned()
+        gone = PruneResult()
         with Progress(
             TextColumn("jobs deleted"),
             BarColumn(),

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from moyin.cli.gateway_client import Door
 from moyin.cli.screen import facts, out, print_json, rows
-from moyin.cli.session import with_door
+from moyin.cli.session import with_gateway
+from moyin.client.gateway import GatewayClient
 
 __all__ = ["app", "feedback"]
 
@@ -25,7 +25,7 @@ def show() -> None:
     Shows abilities, signals by kind of request, this month's judge results, and the cost and risk of
     the last thirty days under other prices of a bad answer.
     """
-    found = with_door(lambda door: door.call("GET", "/v1/quality"))
+    found = with_gateway(lambda gateway: gateway.call("GET", "/v1/quality"))
     if out.is_terminal:
         state = "frozen" if found["frozen"] else "learning"
         shown = [("tenant", f"{found['owner']}, {state}"), ("table", found["table_date"])]
@@ -44,7 +44,7 @@ def show() -> None:
 @app.command()
 def export() -> None:
     """Print all stored signals of your tenant as JSON."""
-    print_json(with_door(lambda door: door.call("GET", "/v1/quality/export")))
+    print_json(with_gateway(lambda gateway: gateway.call("GET", "/v1/quality/export")))
 
 
 @app.command()
@@ -83,8 +83,8 @@ def feedback(
     """Rate an answer, so that the router learns from it."""
     given = {"score": score, "better_request_id": better, "comment": comment}
     body = {name: value for name, value in given.items() if value is not None}
-    found = with_door(
-        lambda door: door.call("POST", "/v1/feedback", {"request_id": request_id, **body})
+    found = with_gateway(
+        lambda gateway: gateway.call("POST", "/v1/feedback", {"request_id": request_id, **body})
     )
     if found["learned"]:
         out.print("learned")
@@ -95,11 +95,11 @@ def feedback(
 
 
 def _post(path: str, body: Any) -> None:
-    async def post(door: Door) -> None:
-        async with door.open("POST", path, body):
+    async def post(gateway: GatewayClient) -> None:
+        async with gateway.open("POST", path, body):
             pass
 
-    with_door(post)
+    with_gateway(post)
 
 
 def _caption(text: str) -> None:

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from moyin.cli.following import follow, make_folder, save_artifacts
-from moyin.cli.gateway_client import Door
 from moyin.cli.screen import errors, out
-from moyin.cli.session import end_with, with_door
+from moyin.cli.session import end_with, with_gateway
+from moyin.client.gateway import GatewayClient
 from moyin.errors import StackError
 
 __all__ = ["load_graph", "render", "submit_and_follow"]
@@ -49,13 +49,13 @@ def render(
     if pool is not None:
         body["pool"] = pool
 
-    async def work(door: Door) -> None:
-        job = await submit_and_follow(door, body)
-        for path in await save_artifacts(door, job, output):
+    async def work(gateway: GatewayClient) -> None:
+        job = await submit_and_follow(gateway, body)
+        for path in await save_artifacts(gateway, job, output):
             out.print(f"  [bold]{path}[/]" if out.is_terminal else str(path))
         end_with(job)
 
-    with_door(work)
+    with_gateway(work)
 
 
 def _asked(graph: Path | None, template: str | None) -> dict[str, Any]:
@@ -101,11 +101,11 @@ def load_graph(path: Path) -> dict[str, Any]:
     return graph
 
 
-async def submit_and_follow(door: Door, body: dict[str, Any]) -> dict[str, Any]:
+async def submit_and_follow(gateway: GatewayClient, body: dict[str, Any]) -> dict[str, Any]:
     """Submit a job, print its id at once, follow it to its end and say why, if it failed."""
-    job = await door.call("POST", "/jobs", body)
+    job = await gateway.call("POST", "/jobs", body)
     out.print(f"  task [bold]{job['id']}[/]" if out.is_terminal else job["id"])
-    done = await follow(door, job["id"])
+    done = await follow(gateway, job["id"])
     if done["error"]:
         errors.print(f"[red]{done['error']['code']}: {done['error']['message']}[/]", markup=True)
     elif done["status"] != "succeeded":

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from moyin.cli.gateway_client import Door
 from moyin.cli.screen import errors, facts, out, print_json, rows
-from moyin.cli.session import with_door
+from moyin.cli.session import with_gateway
+from moyin.client.gateway import GatewayClient
 from moyin.text.quality.wording import chance_text
 
 __all__ = ["route"]
@@ -44,11 +44,10 @@ def route(
     if bad_answer is not None:
         headers["x-moyin-usd-per-bad-answer"] = str(bad_answer)
 
-    async def explain(door: Door) -> Any:
-        async with door.open("POST", "/v1/route", body, headers) as response:
-            return await response.json()
+    async def explain(gateway: GatewayClient) -> Any:
+        return await gateway.call("POST", "/v1/route", body, headers=headers)
 
-    decision = with_door(explain)
+    decision = with_gateway(explain)
     if as_json:
         print_json(decision)
     else:

@@ -8,7 +8,6 @@ import typer
 
 from moyin.cli.screen import errors, out
 from moyin.errors import StackError
-from moyin.proxy.identity import route_secret
 from moyin.settings import Settings
 from moyin.stack.apps import deployed_from, load_serve_config
 from moyin.stack.options import Options
@@ -28,6 +27,9 @@ def secret(
     name: Annotated[str, typer.Argument(help="The route's name in serve_config.yaml.")],
 ) -> None:
     """Print the secret with which a service verifies `x-moyin-identity` (a JWT, HS256)."""
+    # Brings the whole proxy along, which no other command needs.
+    from moyin.proxy.identity import route_secret
+
     _check(name)
     out.print(route_secret(Settings().signing_key(), name))
 

@@ -1,4 +1,4 @@
-"""What the commands share: the profile, and running a coroutine with a door."""
+"""Loads the profile and runs a command's coroutine with a client of the gateway."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 
 import typer
 
-from moyin.cli.gateway_client import Door
+from moyin.client.gateway import GatewayClient
 from moyin.settings import Settings
 from moyin.stack.layout import Layout
 from moyin.stack.profile import Profile, load
 
-__all__ = ["JOB_DID_NOT_SUCCEED", "end_with", "profile", "with_door"]
+__all__ = ["JOB_DID_NOT_SUCCEED", "end_with", "open_gateway", "profile", "with_gateway"]
 
 T = TypeVar("T")
 # Exit statuses: 0 done, 1 an error (also when the stack is down), 2 wrong usage, and this one.
@@ -22,19 +22,27 @@ JOB_DID_NOT_SUCCEED = 3
 
 
 def profile() -> Profile:
-    """
+    """Load the profile.
+
     Raises:
-        StackError: nothing says where the door is.
+        StackError: no profile and no MOYIN_URL names the gateway.
     """
     return load(Layout(Settings().data).profile, os.environ)
 
 
-def with_door(work: Callable[[Door], Awaitable[T]]) -> T:
-    """Run ``work`` with an open door."""
+def open_gateway(profile: Profile) -> GatewayClient:
+    """Return a client of the gateway that the profile names; use it in ``async with``."""
+    return GatewayClient(
+        profile.url, api_key=profile.api_key, reconnect_seconds=1.0, follow_redirects=True
+    )
+
+
+def with_gateway(work: Callable[[GatewayClient], Awaitable[T]]) -> T:
+    """Run ``work`` with a client of the profile's gateway."""
 
     async def session() -> T:
-        async with Door(profile()) as door:
-            return await work(door)
+        async with open_gateway(profile()) as gateway:
+            return await work(gateway)
 
     return asyncio.run(session())
 

@@ -1,8 +1,8 @@
-"""ComfyUI's API for the whole farm: prompts, history, files, events and the frontend.
+"""Serves ComfyUI's API for the whole farm: prompts, history, files, events and the frontend.
 
-To a client of ComfyUI this wing makes all renderers look like one server. It turns prompts into jobs
-and job events into ComfyUI's messages; it never talks to a renderer itself, except to read the facts
-of its pool. Start reading at `prompts.py`.
+All renderers together look like one ComfyUI server. Prompts become jobs, and job events become
+ComfyUI's messages. This wing never calls a renderer itself, except for what a pool reports about
+its nodes. Start reading at `prompts.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moyin.comfy_api.files import FarmFiles
-from moyin.comfy_api.listener import FarmEvents
+from moyin.comfy_api.notifier import FarmEvents
 from moyin.comfy_api.prompts import FarmPrompts
 
 __all__ = ["Farm"]

@@ -1,47 +1,47 @@
-"""`OpenCounts`: how many prompts of an owner wait or run, asked once for all of his sockets."""
+"""Counts the open prompts of tenants, once for all WebSockets of a tenant."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 
-from moyin.render.comfyui.prompts import BoundedDict
 from moyin.store.prompts import PromptStore
+from moyin.system.bounded import BoundedDict
 
-__all__ = ["OpenCounts"]
+__all__ = ["OpenPromptCounts"]
 
-_REMEMBERED = 1_024
+_MAX_TENANTS = 1_024
 
 
-class OpenCounts:
-    """What this replica has found out, by owner."""
+class OpenPromptCounts:
+    """Caches the number of waiting and running prompts by tenant, in one replica."""
 
     def __init__(self, prompts: PromptStore) -> None:
         self._prompts = prompts
-        # When it was asked, and the answer.
-        self._known: BoundedDict[str, tuple[float, int]] = BoundedDict(_REMEMBERED)
-        self._asking: dict[str, asyncio.Task[int]] = {}
+        # By tenant: the time of the query, and the count.
+        self._known: BoundedDict[str, tuple[float, int]] = BoundedDict(_MAX_TENANTS)
+        self._queries: dict[str, asyncio.Task[int]] = {}
 
-    async def now(self, owner: str) -> int:
-        """As it is after whatever the caller has just heard of."""
-        asked = time.monotonic()
-        count = await self._prompts.open_count(owner)
+    async def count_now(self, owner: str) -> int:
+        """Query the count; it includes every change that happened before the call."""
+        started = time.monotonic()
+        count = await self._prompts.count_open(owner)
         known = self._known.get(owner)
-        if known is None or known[0] <= asked:
-            self._known[owner] = (asked, count)
+        if known is None or known[0] <= started:
+            self._known[owner] = (started, count)
         return self._known[owner][1]
 
-    def newest(self, owner: str, count: int) -> int:
-        """What was counted last; ``count`` when that is forgotten."""
+    def latest(self, owner: str, default: int) -> int:
+        """Return the result of the latest query, or ``default`` if it is no longer cached."""
         known = self._known.get(owner)
-        return count if known is None else known[1]
+        return default if known is None else known[1]
 
-    async def lately(self, owner: str, seconds: float) -> int:
-        """As it was no longer than so long ago."""
+    async def count_recent(self, owner: str, max_age: float) -> int:
+        """Return a count that is at most ``max_age`` seconds old."""
         known = self._known.get(owner)
-        if known is not None and time.monotonic() - known[0] < seconds:
+        if known is not None and time.monotonic() - known[0] < max_age:
             return known[1]
-        if owner not in self._asking:
-            self._asking[owner] = asyncio.create_task(self.now(owner))
-            self._asking[owner].add_done_callback(lambda _: self._asking.pop(owner, None))
-        return await asyncio.shield(self._asking[owner])
+        if owner not in self._queries:
+            self._queries[owner] = asyncio.create_task(self.count_now(owner))
+            self._queries[owner].add_done_callback(lambda _: self._queries.pop(owner, None))
+        return await asyncio.shield(self._queries[owner])

@@ -1,4 +1,4 @@
-"""Files by the names that ComfyUI's clients know them by: uploads, and what renders put out."""
+"""Finds and stores files by ComfyUI's names: uploads and the outputs of renders."""
 
 from __future__ import annotations
 
@@ -27,43 +27,46 @@ from moyin.store.uploads import UploadStore
 __all__ = ["FarmFiles", "file_name"]
 
 _TYPES = ("input", "output", "temp")
-_ANNOTATED = re.compile(r"(.*?) ?\[(input|output|temp)\]")
+_ANNOTATED_NAME = re.compile(r"(.*?) ?\[(input|output|temp)\]")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _MAX_RENAMES = 1_000
 _MAX_LENGTH = 255
-_LISTED = 1_000
+_MAX_LISTED = 1_000
 
 
 def file_name(filename: str, subfolder: str, kind: str) -> ComfyFileName:
-    """What a client means by the three; ``name.png [output]`` says its type by itself.
+    """Parse a client's file name; ``name.png [output]`` overrides ``kind``.
 
     Raises:
-        InvalidRequest: it leads out of its folder, or is none.
+        InvalidRequest: the name is invalid or leads out of its folder.
     """
-    annotated = _ANNOTATED.fullmatch(filename)
+    annotated = _ANNOTATED_NAME.fullmatch(filename)
     if annotated:
         filename, kind = annotated.group(1, 2)
     if kind not in _TYPES:
         raise InvalidRequest("type must be input, output or temp", field="type")
     path = posixpath.join(subfolder, filename)
-    plain = posixpath.normpath(path)
+    normalized = posixpath.normpath(path)
     if (
         not filename
         or filename.endswith("/")
         or path.startswith("/")
-        or plain == "."
+        or normalized == "."
         or ".." in path.split("/")
         or "\\" in path
         or not path.isprintable()
         or len(path) > _MAX_LENGTH
     ):
-        raise InvalidRequest("the file's name must lie in its folder", field="filename")
-    folder, _, last = plain.rpartition("/")
+        raise InvalidRequest(
+            f"the file name must be a relative path without .. or \\, up to {_MAX_LENGTH} characters",
+            field="filename",
+        )
+    folder, _, last = normalized.rpartition("/")
     return ComfyFileName(filename=last, subfolder=folder, type=kind)
 
 
 class FarmFiles:
-    """Finds and keeps files, always for their owner."""
+    """Finds and stores files, always for their owner."""
 
     def __init__(
         self,
@@ -81,97 +84,97 @@ class FarmFiles:
         self._frames = frames
 
     async def find(self, owner: str, name: ComfyFileName) -> Artifact:
-        """An upload, or an output of one of the owner's renders, also of one that still runs.
+        """Return an upload or an output of the owner's renders, including running ones.
 
         Raises:
-            ArtifactNotFound: there is none, or it is somebody else's.
+            ArtifactNotFound: the owner has no such file.
         """
-        uploaded = (await self._uploads.find(owner, [name])).get(name)
-        if uploaded is not None:
-            return uploaded
-        output = await self._output(owner, name)
+        upload = (await self._uploads.find(owner, [name])).get(name)
+        if upload is not None:
+            return upload
+        output = await self._find_output(owner, name)
         if output is None:
-            raise ArtifactNotFound(f"there is no file {name.path!r}")
+            raise ArtifactNotFound(f"you have no file {name.path!r}")
         return output
 
-    async def uploaded(self, owner: str, kind: str = "input") -> list[str]:
-        """The owner's uploads as graphs name them, the latest first; as many as a menu can show."""
-        found = await self._uploads.newest(owner, kind, _LISTED)
-        return [name.path.removeprefix(f"{kind}/") for name in found]
+    async def list_uploads(self, owner: str, kind: str = "input") -> list[str]:
+        """Return the owner's newest uploads, as graphs name them, newest first."""
+        names = await self._uploads.newest(owner, kind, _MAX_LISTED)
+        return [name.path.removeprefix(f"{kind}/") for name in names]
 
-    async def named(self, owner: str, texts: Collection[str]) -> Mapping[str, Artifact]:
-        """Those of the texts in a graph that are names of the owner's files, and what they name."""
+    async def find_named(self, owner: str, texts: Collection[str]) -> Mapping[str, Artifact]:
+        """Return the owner's files among the texts of a graph, by text."""
         names: dict[str, ComfyFileName] = {}
         for text in texts:
             try:
                 names[text] = file_name(text, "", "input")
             except InvalidRequest:
                 continue
-        uploaded = await self._uploads.find(owner, set(names.values()))
-        found = {}
+        uploads = await self._uploads.find(owner, set(names.values()))
+        files = {}
         for text, name in names.items():
-            artifact = uploaded.get(name)
+            artifact = uploads.get(name)
             if artifact is None and name.type != "input":
-                artifact = await self._kept_output(owner, name)
+                artifact = await self._save_output(owner, name)
             if artifact is not None:
-                found[text] = artifact
-        return found
+                files[text] = artifact
+        return files
 
-    async def referred(self, owner: str, graph: Mapping[str, Any]) -> Mapping[str, Artifact]:
-        """The artifacts to which a graph refers by id.
+    async def find_referenced(self, owner: str, graph: Mapping[str, Any]) -> Mapping[str, Artifact]:
+        """Return the artifacts that a graph references, by id.
 
         Raises:
-            InputNotFound: there is none, or it is somebody else's.
+            InputNotFound: the owner has no such artifact.
         """
-        found = {}
+        artifacts = {}
         for artifact_id in artifact_ids(graph):
             try:
-                found[artifact_id] = await self._artifacts.get(owner, artifact_id)
+                artifacts[artifact_id] = await self._artifacts.get(owner, artifact_id)
             except ArtifactNotFound:
                 raise artifacts_missing(graph, artifact_id) from None
-        return found
+        return artifacts
 
-    async def upload(
+    async def add_upload(
         self, owner: str, name: ComfyFileName, artifact: Artifact, *, overwrite: bool
     ) -> ComfyFileName:
-        """Give an artifact a name; returns the one that it got.
+        """Store an artifact under a name, and return the name that it got.
 
-        As ComfyUI does: a name that is taken gets a number, unless the same content has it.
+        Like ComfyUI, append a number if the name is taken by other content.
 
         Raises:
-            InvalidRequest: there are too many files of that name.
+            InvalidRequest: too many numbered names are taken.
         """
-        stem, suffix = _split(name.filename)
+        stem, suffix = _split_suffix(name.filename)
         for number in range(_MAX_RENAMES):
-            tried = replace(name, filename=f"{stem} ({number}){suffix}") if number else name
-            holder = await self._uploads.put(owner, tried, artifact, replace=overwrite)
-            if holder.sha256 == artifact.sha256:
-                return tried
-        raise InvalidRequest("there are too many files of this name", field="filename")
+            candidate = replace(name, filename=f"{stem} ({number}){suffix}") if number else name
+            stored = await self._uploads.put(owner, candidate, artifact, replace=overwrite)
+            if stored.sha256 == artifact.sha256:
+                return candidate
+        raise InvalidRequest("too many files have this name: choose another", field="filename")
 
-    async def record(self, job: Job) -> PromptRecord | None:
-        """What ComfyUI's history says of a render; None without one, or when its blob is gone."""
-        return (await self.sized_record(job))[0]
+    async def read_record(self, job: Job) -> PromptRecord | None:
+        """Return ComfyUI's history entry of a render; None if there is none or its blob is gone."""
+        return (await self.read_record_with_size(job))[0]
 
-    async def sized_record(self, job: Job) -> tuple[PromptRecord | None, int]:
-        """The same, and how many bytes it takes."""
+    async def read_record_with_size(self, job: Job) -> tuple[PromptRecord | None, int]:
+        """Return the render's history entry like `read_record`, and its size in bytes."""
         sha256 = job.results[-1].output if job.results else job.record
         if sha256 is None:
             return None, 0
         try:
-            kept = await self._blobs.get(sha256)
+            content = await self._blobs.get(sha256)
         except FileNotFoundError:
             return None, 0
-        told = from_json(kept).get("record")
-        return None if told is None else from_plain(PromptRecord, told), len(kept)
+        record = from_json(content).get("record")
+        return None if record is None else from_plain(PromptRecord, record), len(content)
 
-    async def _output(self, owner: str, name: ComfyFileName) -> Artifact | None:
-        """Its subfolder begins with the id of the job, whose owner is checked."""
+    async def _find_output(self, owner: str, name: ComfyFileName) -> Artifact | None:
+        """Find an output of the owner's job, whose id begins the file's subfolder."""
         job_id = name.subfolder.partition("/")[0]
         if not _UUID.fullmatch(job_id):
             return None
         for job in await self._prompts.get(owner, [job_id], hidden=True):
-            record = await self.record(job)
+            record = await self.read_record(job)
             files: tuple[PromptFile, ...] = record.files if record is not None else ()
             file = next((file for file in files if file.name == name), None)
             file = file or await self._frames.file(job_id, name.path)
@@ -179,9 +182,9 @@ class FarmFiles:
                 return replace(file.artifact(), id=_artifact_id(owner, name))
         return None
 
-    async def _kept_output(self, owner: str, name: ComfyFileName) -> Artifact | None:
-        """The same with a row of its own, so that a later render may refer to it."""
-        output = await self._output(owner, name)
+    async def _save_output(self, owner: str, name: ComfyFileName) -> Artifact | None:
+        """Find an output and store its artifact row, so that a later render may reference it."""
+        output = await self._find_output(owner, name)
         if output is None or not await self._blobs.renew(output.sha256):
             return None
         await self._artifacts.add(output, owner=owner)
@@ -192,6 +195,6 @@ def _artifact_id(owner: str, name: ComfyFileName) -> str:
     return f"art_{hashlib.sha256(f'{owner}/{name.path}'.encode()).hexdigest()[:32]}"
 
 
-def _split(filename: str) -> tuple[str, str]:
+def _split_suffix(filename: str) -> tuple[str, str]:
     suffix = PurePosixPath(filename).suffix
     return filename.removesuffix(suffix), suffix

@@ -1,4 +1,4 @@
-"""Where the files of ComfyUI's web frontend are: in ComfyUI's own environment, never in this tree.
+"""Finds ComfyUI's web frontend in ComfyUI's own environment, and adapts its page to the gateway.
 
 The packages (GPL-3.0) are found by their folders and never imported.
 """
@@ -15,18 +15,24 @@ from moyin.errors import StackError
 from moyin.render.comfyui.install import locate
 from moyin.settings import Settings
 
-__all__ = ["Frontend", "at_home", "content_policy", "find_frontend", "rebased"]
+__all__ = [
+    "Frontend",
+    "content_security_policy",
+    "find_frontend",
+    "rebase_picture_urls",
+    "with_base_path",
+]
 
 _STATIC = "comfyui_frontend_package/static"
 _TEMPLATES = "comfyui_workflow_templates*/templates"
 _DOCS = "comfyui_embedded_docs/docs"
-# Pictures for which the page's own files ask at the server's root, such as the tab's icon that shows
-# progress. Behind an apostrophe it is the name of a style.
-_PICTURE = re.compile(rb'(?<=["`(])/(?=assets/(?:images/|favicon\.ico))')
-_ASKING = (".js", ".css", ".json")
-_INLINE = re.compile(r"<script(?P<attributes>[^>]*)>(?P<text>.*?)</script>", re.DOTALL)
-# The frontend compiles templates of its own and of extensions, which bring scripts and styles, and
-# shows pictures of ComfyUI's template library; it looks up nodes in ComfyUI's registry.
+# Pictures that the page's files load from the server's root, such as the tab's progress icon. After
+# an apostrophe the same text is the name of a style.
+_PICTURE_URL = re.compile(rb'(?<=["`(])/(?=assets/(?:images/|favicon\.ico))')
+_TEXT_SUFFIXES = (".js", ".css", ".json")
+_INLINE_SCRIPT = re.compile(r"<script(?P<attributes>[^>]*)>(?P<text>.*?)</script>", re.DOTALL)
+# The frontend compiles its own and its extensions' templates (hence `unsafe-eval`), shows pictures
+# of ComfyUI's template library, and looks up nodes in ComfyUI's registry.
 _POLICY = (
     "default-src 'self'; "
     "script-src 'self' 'unsafe-eval' blob:{hashes}; "
@@ -38,9 +44,9 @@ _POLICY = (
     "worker-src 'self' blob:; "
     "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
-# Versions such as 1.32 take the page's own path for a view that they do not know when it is not
-# the server's root: they are told that they are at home. Newer ones know by themselves.
-_HOME = """<script>
+# Versions such as 1.32 treat the path `/comfy/` as an unknown view, so this script sends their
+# router to the start view. Newer versions do not need it.
+_START_VIEW_SCRIPT = """<script>
 (function settle() {
   const app = document.getElementById("vue-app")?.__vue_app__;
   const router = app?.config.globalProperties.$router;
@@ -53,11 +59,12 @@ _HOME = """<script>
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Frontend:
-    """Folders that lie over each other below the page.
+    """Holds the folders of the frontend's files.
 
     Attributes:
-        root: of ``index.html``.
-        templates, docs: what the page finds below ``templates/`` and ``docs/``.
+        root: the folder of ``index.html``.
+        templates: the folders served below ``templates/``; the first that has a file wins.
+        docs: the same below ``docs/``.
     """
 
     root: Path
@@ -66,61 +73,59 @@ class Frontend:
 
 
 def find_frontend(settings: Settings) -> Frontend:
-    """The frontend that the settings name, else the one beside ComfyUI; blocks.
+    """Find the frontend named in the settings, or else the one in ComfyUI's environment; blocks.
 
     Raises:
-        StackError: there is none.
+        StackError: no frontend is installed.
     """
-    places: list[Path] = []
+    packages: list[Path] = []
     try:
-        places = _packages(locate(settings).python)
+        packages = _package_folders(locate(settings).python)
     except StackError:
         if settings.comfyui_frontend is None:
             raise
     root = settings.comfyui_frontend or next(
-        (place / _STATIC for place in places if (place / _STATIC).is_dir()), None
+        (folder / _STATIC for folder in packages if (folder / _STATIC).is_dir()), None
     )
     if root is None:
-        raise StackError("ComfyUI's environment has no comfyui-frontend-package")
+        raise StackError("ComfyUI's environment has no comfyui-frontend-package: install it there")
     if not (root / "index.html").is_file():
         raise StackError(f"{root} has no index.html")
     return Frontend(
         root=root,
-        templates=tuple(sorted(found for place in places for found in place.glob(_TEMPLATES))),
-        docs=tuple(found for place in places for found in place.glob(_DOCS)),
+        templates=tuple(sorted(path for folder in packages for path in folder.glob(_TEMPLATES))),
+        docs=tuple(path for folder in packages for path in folder.glob(_DOCS)),
     )
 
 
-def at_home(index: str, path: str) -> str:
-    """The page as it works below ``path``: its addresses stay relative to that."""
+def with_base_path(index: str, path: str) -> str:
+    """Return the page with ``path`` as the base of its relative addresses."""
     head, tag, rest = index.partition("<head>")
-    return f'{head}{tag}<base href="{path}">{_HOME}{rest}'
+    return f'{head}{tag}<base href="{path}">{_START_VIEW_SCRIPT}{rest}'
 
 
-def rebased(root: Path, path: str) -> dict[str, bytes]:
-    """The page's files that ask for pictures at the server's root, by name, with the pictures' places
-    below ``path`` instead; blocks."""
-    found = {}
+def rebase_picture_urls(root: Path, path: str) -> dict[str, bytes]:
+    """Return the page's files that load pictures from the root, changed to use ``path``; blocks."""
+    rebased = {}
     for file in root.glob("assets/*"):
-        content = file.read_bytes() if file.suffix in _ASKING else b""
-        if _PICTURE.search(content):
-            found[f"assets/{file.name}"] = _PICTURE.sub(path.encode(), content)
-    return found
+        content = file.read_bytes() if file.suffix in _TEXT_SUFFIXES else b""
+        if _PICTURE_URL.search(content):
+            rebased[f"assets/{file.name}"] = _PICTURE_URL.sub(path.encode(), content)
+    return rebased
 
 
-def content_policy(index: str) -> str:
-    """The Content-Security-Policy under which the page works: of its inline scripts only those
-    that it came with may run."""
+def content_security_policy(index: str) -> str:
+    """Return the page's Content-Security-Policy, which allows only its own inline scripts."""
     hashes = "".join(
-        f" 'sha256-{base64.b64encode(hashlib.sha256(found['text'].encode()).digest()).decode()}'"
-        for found in _INLINE.finditer(index)
-        if "src=" not in found["attributes"]
+        f" 'sha256-{base64.b64encode(hashlib.sha256(script['text'].encode()).digest()).decode()}'"
+        for script in _INLINE_SCRIPT.finditer(index)
+        if "src=" not in script["attributes"]
     )
     return _POLICY.format(hashes=hashes)
 
 
-def _packages(python: Path) -> list[Path]:
-    """Where the packages of an interpreter lie; a virtual environment's link is not followed."""
+def _package_folders(python: Path) -> list[Path]:
+    """Return the interpreter's package folders, without following a virtual environment's link."""
     prefix = python.parent.parent
     return [
         *prefix.glob("lib/python3*/site-packages"),

@@ -1,4 +1,4 @@
-"""Renders as the Comfy API v2 knows them: the caller's render jobs, under the same ids."""
+"""Serves renders through the Comfy API v2: the caller's render jobs, under the same ids."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from moyin.jobs.service import JobService
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore
 
-__all__ = ["ComfyJobs", "Told"]
+__all__ = ["ComfyJobs", "SseEvent"]
 
-# The name of a server-sent event and its data; None marks a quiet spell.
-Told: TypeAlias = tuple[str, wire.StatusBody | wire.ProgressBody | wire.OutputBody] | None
+# The name and data of a server-sent event; None asks for a keep-alive comment.
+SseEvent: TypeAlias = tuple[str, wire.StatusBody | wire.ProgressBody | wire.OutputBody] | None
 _RENDER = StepKind.RENDER.value
 
 
 class ComfyJobs:
-    """Submitting and following renders."""
+    """Submits, lists, cancels and follows renders."""
 
     def __init__(
         self, *, service: JobService, jobs: JobStore, feed: JobFeed, blobs: BlobStore
@@ -37,10 +37,10 @@ class ComfyJobs:
         self._blobs = blobs
 
     async def submit(self, caller: Identity, spec: JobSpec, *, key: str | None) -> Job:
-        """Accept a render. A key works once: a repeat is told which job the first became.
+        """Accept a render. An Idempotency-Key works once; a repeat is rejected.
 
         Raises:
-            IdempotencyMismatch: the key was used before.
+            IdempotencyMismatch: the key was used before; ``details`` name the first job.
             MoyinError: see `JobService.submit`.
         """
         job, created = await self._service.submit(caller, spec, idempotency_key=key)
@@ -53,27 +53,28 @@ class ComfyJobs:
         return job
 
     async def get(self, owner: str, job_id: str) -> Job:
-        """The render.
+        """Return a render of the owner.
 
         Raises:
-            JobNotFound: there is none, it is somebody else's, or it renders nothing.
+            JobNotFound: the owner has no job with this id, or it is not a render.
         """
         job = await self._jobs.get(owner, job_id)
         if job.kind != _RENDER:
-            raise JobNotFound(f"there is no render {job_id!r}")
+            raise JobNotFound(f"you have no render job {job_id!r}")
         return job
 
     async def page(
         self, owner: str, *, labels: Mapping[str, str], limit: int, cursor: str | None
     ) -> tuple[list[Job], str | None]:
-        """The caller's renders, newest first, and where the next page begins."""
+        """Return the owner's renders, newest first, and the cursor of the next page."""
         return await self._jobs.page(owner, kind=_RENDER, labels=labels, limit=limit, cursor=cursor)
 
     async def outputs(self, job: Job) -> list[Mapping[str, Any]]:
+        """Return the outputs of the job's finished steps."""
         return await self._service.outputs(job)
 
     async def cancel(self, caller: Identity, job_id: str) -> Job:
-        """Ask for the end of a render; one that has ended stays as it is.
+        """Request the cancellation of a render; a finished one stays as it is.
 
         Raises:
             JobNotFound: see `get`.
@@ -85,82 +86,82 @@ class ComfyJobs:
             return await self.get(caller.owner, job_id)
 
     async def workflow(self, job: Job) -> Mapping[str, Any]:
-        """The graph as it was submitted; of a batch, that of its first child.
+        """Return the graph as it was submitted; for a batch, the graph of its first child.
 
         Raises:
-            JobNotFound: it is no longer in the artifact store.
+            JobNotFound: the graph is no longer in the artifact store.
         """
         try:
             spec = decode(JobSpec, await self._blobs.get(job.spec))
         except FileNotFoundError:
-            raise JobNotFound(f"the graph of job {job.id} is gone") from None
+            raise JobNotFound(f"the graph of job {job.id} is no longer stored") from None
         submitted = spec.steps[0].payload if spec.base is None else spec.base
         graph: Mapping[str, Any] = references.resolve(submitted, ())
         return graph
 
-    async def follow(self, job: Job, teller: V2Presenter) -> AsyncGenerator[Told, None]:
-        """Where the render stands, and then everything new until its end, which comes last.
+    async def follow(self, job: Job, presenter: V2Presenter) -> AsyncGenerator[SseEvent, None]:
+        """Yield the render's current state and then every change, up to its final status.
 
-        Not a log: what was told before is not repeated.
+        Events are live only: earlier ones are not repeated.
         """
-        newest = await self._feed.newest(job.id)
-        # Read after that: what happens in between is told twice rather than never.
-        scene = _SentState(await self._jobs.find(job.id), teller)
-        for told in await self._news(scene, None):
-            yield told
-        if scene.job.status.is_final:
+        newest = await self._feed.newest_id(job.id)
+        # Read the job after the position: a change in between is then sent twice instead of never.
+        state = _SentState(await self._jobs.find(job.id), presenter)
+        for message in await self._messages(state, None):
+            yield message
+        if state.job.status.is_final:
             return
-        async with aclosing(self._feed.follow(scene.job, newest)) as followed:
-            async for events in followed:
+        async with aclosing(self._feed.follow(state.job, newest)) as feed:
+            async for events in feed:
                 if not events:
                     yield None
                 for event in events:
                     if event.type is not EventType.PROGRESS:
-                        scene.job = await self._jobs.find(job.id)
-                    for told in await self._news(scene, event):
-                        yield told
-                    # The last event may still be on its way when the store tells the end.
-                    if scene.job.status.is_final:
+                        state.job = await self._jobs.find(job.id)
+                    for message in await self._messages(state, event):
+                        yield message
+                    # The store may report the end before its event arrives.
+                    if state.job.status.is_final:
                         return
 
-    async def _news(self, scene: _SentState, event: JobEvent | None) -> list[Told]:
+    async def _messages(self, state: _SentState, event: JobEvent | None) -> list[SseEvent]:
         if event is not None and event.type is EventType.PROGRESS:
             data = event.data
             progress = Progress(value=data["value"], max=data["max"], step=data["step"])
             return [("progress", progress_of(progress, data.get("node")))]
-        outputs = await self.outputs(scene.job)
-        return [*scene.status(), *scene.files(outputs), *scene.end()]
+        outputs = await self.outputs(state.job)
+        return [*state.new_status(), *state.new_files(outputs), *state.final_status()]
 
 
 class _SentState:
-    """What a client has been told of a job."""
+    """Remembers what a client has received about a job."""
 
-    def __init__(self, job: Job, teller: V2Presenter) -> None:
+    def __init__(self, job: Job, presenter: V2Presenter) -> None:
         self.job = job
-        self._teller = teller
+        self._presenter = presenter
         self._status: wire.Status | None = None
         self._files: set[str] = set()
 
-    def status(self) -> list[Told]:
-        """The job's status, if it is new and not its last, and how far it is."""
+    def new_status(self) -> list[SseEvent]:
+        """Return the job's status and progress if the status is new and not final."""
         status = status_of(self.job)
         if self.job.status.is_final or status == self._status:
             return []
         self._status = status
-        told: list[Told] = [("status", wire.StatusBody(status=status))]
+        messages: list[SseEvent] = [("status", wire.StatusBody(status=status))]
         if self.job.progress.value > 0:
-            told.append(("progress", progress_of(self.job.progress)))
-        return told
+            messages.append(("progress", progress_of(self.job.progress)))
+        return messages
 
-    def files(self, outputs: list[Mapping[str, Any]]) -> list[Told]:
-        """The files that are new."""
-        made = self._teller.outputs(self.job, outputs)
-        new = [file for file in made if file.id not in self._files]
+    def new_files(self, outputs: list[Mapping[str, Any]]) -> list[SseEvent]:
+        """Return the output files that the client has not received yet."""
+        files = self._presenter.outputs(self.job, outputs)
+        new = [file for file in files if file.id not in self._files]
         self._files.update(file.id for file in new)
         return [("output", file) for file in new]
 
-    def end(self) -> list[Told]:
-        """The job's last status, after which nobody listens."""
+    def final_status(self) -> list[SseEvent]:
+        """Return the job's status if it is final."""
         if not self.job.status.is_final:
             return []
         return [("status", wire.StatusBody(status=status_of(self.job)))]

@@ -1,6 +1,6 @@
-"""`NodeInfoCache`: what the farm's ComfyUIs say of themselves, kept, so that nobody waits for them.
+"""Caches what the pools' ComfyUIs report about themselves, and merges the reports of all pools.
 
-`moyin.render.comfyui.pool_client` keeps what each pool answered; this puts the pools together.
+`moyin.render.comfyui.pool_client` caches the responses of each pool; this module combines them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,15 @@ from urllib.parse import unquote
 
 from pydantic_core import from_json
 
-from moyin.comfy_api.protocol.node_info import permitted_nodes, union_of_nodes, without_input_folder
-from moyin.comfy_api.protocol.offers import Offer, has_all, has_nodes, offer_of
+from moyin.comfy_api.protocol.node_info import (
+    PoolInventory,
+    has_graph,
+    has_node_classes,
+    inventory_of,
+    permitted_nodes,
+    union_of_nodes,
+    without_input_folder,
+)
 from moyin.domain.pools import PoolRules
 from moyin.domain.serialization import decode
 from moyin.errors import NotFound, ServiceUnavailable
@@ -31,7 +38,7 @@ from moyin.render.comfyui.pool_client import (
     PoolClient,
     PoolStarting,
 )
-from moyin.render.comfyui.prompts import BoundedDict
+from moyin.system.bounded import BoundedDict
 
 __all__ = ["InputRules", "NodeInfoCache"]
 
@@ -39,146 +46,149 @@ __all__ = ["InputRules", "NodeInfoCache"]
 InputRules = Mapping[str, Mapping[str, Rule]]
 
 _log = logging.getLogger(__name__)
-# Whoever submits a graph waits for what a pool has no longer than this.
-_OFFER_SECONDS = 2.0
-_LASTING_SECONDS = 300.0
-# A graph waits this long for the nodes of a pool that is starting, and looks this often.
+# A submission waits at most this long for a pool's nodes or rules.
+_INVENTORY_SECONDS = 2.0
+_INPUT_RULES_SECONDS = 300.0
+# A graph waits this long for the nodes of a pool that is starting, and polls at this interval.
 _START_SECONDS = 20.0
-_LOOK_SECONDS = 0.5
-_REMEMBERED = 128
+_POLL_SECONDS = 0.5
+_MAX_ENTRIES = 128
 T = TypeVar("T")
 
 
 class NodeInfoCache:
-    """One per gateway replica.
+    """Caches and merges node information; one per gateway replica.
 
     Args:
-        folder: where the nodes of every pool are kept for the next start.
+        folder: where the nodes of every pool are stored for the next start.
+        fresh, patience: see `PoolAnswers`.
         start: seconds that a graph waits for the nodes of a pool that is starting.
     """
 
     def __init__(
         self,
-        asker: PoolClient,
+        pool_client: PoolClient,
         *,
         folder: Path | None = None,
         fresh: float = FRESH_SECONDS,
         patience: float = PATIENCE_SECONDS,
         start: float = _START_SECONDS,
     ) -> None:
-        self._asker = asker
+        self._pool_client = pool_client
         self._start = start
-        self._answers = PoolAnswers(asker, folder=folder, fresh=fresh, patience=patience)
-        self._offers: BoundedDict[str, tuple[bytes, Offer, InputRules]] = BoundedDict(_REMEMBERED)
-        self._rules: BoundedDict[str, tuple[bytes, PoolRules]] = BoundedDict(_REMEMBERED)
-        self._merged: BoundedDict[tuple[str, ...], tuple[Any, Any]] = BoundedDict(_REMEMBERED)
+        self._answers = PoolAnswers(pool_client, folder=folder, fresh=fresh, patience=patience)
+        # Each entry begins with the source from which the rest was parsed or merged.
+        self._inventories: BoundedDict[str, tuple[bytes, PoolInventory, InputRules]]
+        self._inventories = BoundedDict(_MAX_ENTRIES)
+        self._rules: BoundedDict[str, tuple[bytes, PoolRules]] = BoundedDict(_MAX_ENTRIES)
+        self._merged: BoundedDict[tuple[str, ...], tuple[Any, Any]] = BoundedDict(_MAX_ENTRIES)
 
     @property
     def pools(self) -> Sequence[str]:
-        return self._asker.pools
+        """The names of all pools, in the order of the configuration."""
+        return self._pool_client.pools
 
     async def nodes(self, pools: Sequence[str] | None = None) -> dict[str, Any]:
-        """``/object_info`` of some pools (None: all) together: what graphs may have there. Leave it
-        as it is.
+        """Return the merged ``/object_info`` that some pools (None: all) permit; do not modify it.
 
         Raises:
-            ServiceUnavailable: no pool ever said what it has.
+            ServiceUnavailable: no pool has reported its nodes yet.
         """
-        said = await self._said(NODES, self.pools if pools is None else pools)
-        rules = {pool: await self.rules(pool) for pool in said}
+        responses = await self._responses(NODES, self.pools if pools is None else pools)
+        rules = {pool: await self.rules(pool) for pool in responses}
 
         def merge() -> dict[str, Any]:
             return union_of_nodes(
-                permitted_nodes(
-                    without_input_folder(from_json(said[pool])), rules[pool].permits_node
-                )
-                for pool in said
+                permitted_nodes(without_input_folder(from_json(body)), rules[pool].permits_node)
+                for pool, body in responses.items()
             )
 
-        return await self._once((NODES, *said), (said, rules), merge)
+        return await self._merge_once((NODES, *responses), (responses, rules), merge)
 
     async def rules(self, pool: str) -> PoolRules:
-        """What the pool's operator has said of it; what holds by default until it has said so."""
+        """Return the rules that the pool's operator has set; the defaults if they are unknown."""
         try:
-            async with asyncio.timeout(_OFFER_SECONDS):
-                said = (await self._answers.of(pool, RULES, patience=0.0)).value
+            async with asyncio.timeout(_INVENTORY_SECONDS):
+                content = (await self._answers.of(pool, RULES, patience=0.0)).value
         except (ServiceUnavailable, TimeoutError):
-            said = None
+            content = None
         known = self._rules.get(pool)
-        if said is None or (known is not None and known[0] == said):
+        if content is None or (known is not None and known[0] == content):
             return PoolRules() if known is None else known[1]
         try:
-            rules = decode(PoolRules, said)
+            rules = decode(PoolRules, content)
         except ValueError:
-            _log.warning("pool %s has rules that can't be read", pool)
+            _log.warning("the rules of pool %s are malformed", pool)
             return PoolRules() if known is None else known[1]
-        self._rules[pool] = (said, rules)
+        self._rules[pool] = (content, rules)
         return rules
 
-    async def inputs(self, pool: str, classes: Set[str]) -> InputRules | None:
-        """What the inputs of the pool's nodes take; None: it never said what it has.
+    async def input_rules(self, pool: str, classes: Set[str]) -> InputRules | None:
+        """Return what the inputs of the pool's nodes accept; None if the pool has not reported it.
 
-        How a node describes its inputs lasts as long as the pool's processes, and to be asked for it
-        costs each of them half a second: it is asked again soon only for classes that are new.
+        The inputs of a node change only with the pool's processes, and a report costs each of them
+        half a second. So the cached report is used for minutes, unless a class is new.
         """
-        offered = await self._offered(pool, _LASTING_SECONDS, 0.0)
-        if offered is None or not classes <= offered[1].keys():
-            offered = await self._offered(pool)
-        return None if offered is None else offered[1]
+        known = await self._inventory(pool, _INPUT_RULES_SECONDS, 0.0)
+        if known is None or not classes <= known[1].keys():
+            known = await self._inventory(pool)
+        return None if known is None else known[1]
 
-    async def union(self, path: str, merge: Callable[[list[Any]], T]) -> T:
-        """What all pools say at ``path``, as JSON, put together. Leave it as it is.
+    async def merged(self, path: str, merge: Callable[[list[Any]], T]) -> T:
+        """Return the merged JSON responses of all pools at ``path``; do not modify the result.
 
         Raises:
-            ServiceUnavailable: no pool said anything yet.
-            NotFound: they have nothing there.
+            ServiceUnavailable: no pool has responded yet.
+            NotFound: no pool has anything at this path.
         """
-        said = list((await self._said(path, self.pools)).values())
-        return await self._once((path,), said, lambda: merge([from_json(one) for one in said]))
+        responses = list((await self._responses(path, self.pools)).values())
+        return await self._merge_once(
+            (path,), responses, lambda: merge([from_json(content) for content in responses])
+        )
 
     async def first(self, path: str) -> bytes:
-        """What the first pool says that has something at ``path``.
+        """Return the response of the first pool that has something at ``path``.
 
         Raises:
-            ServiceUnavailable, NotFound: see `union`.
+            ServiceUnavailable, NotFound: see `merged`.
         """
-        return next(iter((await self._said(path, self.pools)).values()))
+        return next(iter((await self._responses(path, self.pools)).values()))
 
-    async def each(self, path: str) -> list[Any]:
-        """What every renderer of every pool says now, as JSON."""
-        found = await asyncio.gather(
-            *(self._asker.ask_all(pool, path) for pool in self._asker.pools)
-        )
-        return [from_json(said) for pool in found for _, said in sorted(pool.items())]
+    async def all_renderers(self, path: str) -> list[Any]:
+        """Return the current JSON responses of every renderer of every pool."""
+        calls = (self._pool_client.get_all(pool, path) for pool in self._pool_client.pools)
+        by_pool = await asyncio.gather(*calls)
+        return [from_json(body) for bodies in by_pool for _, body in sorted(bodies.items())]
 
     async def pool_for(self, graph: Mapping[str, Any], pools: Sequence[str] | None = None) -> str:
         """Return the first of some pools (None: all) that has every node and file of the graph.
 
-        When no pool lists all of them, return the first that has its nodes, which may take more
-        files than they list, and else the very first: it says best itself what it lacks. A pool
-        that is starting is waited for, so that its graphs do not run on another one meanwhile.
+        If no pool lists all of them, return the first that has the graph's nodes, as it may accept
+        files that it does not list. Otherwise return the very first pool, whose error is the most
+        useful. A pool that is starting is waited for, so that its graphs do not run elsewhere.
 
         Raises:
-            ServiceUnavailable: a pool is still starting, and no pool before it has it all.
+            ServiceUnavailable: a pool is still starting, and no pool before it has everything.
         """
         pools = self.pools if pools is None else pools
         if len(pools) == 1:
             return pools[0]
-        able: list[str] = []
+        with_nodes: list[str] = []
         deadline = time.monotonic() + self._start
         for pool in pools:
-            offer = await self._permitted_offer(pool, deadline)
-            if offer is not None and has_all(offer, graph):
+            inventory = await self._permitted_inventory(pool, deadline)
+            if inventory is not None and has_graph(inventory, graph):
                 return pool
-            if offer is not None and has_nodes(offer, graph):
-                able.append(pool)
-        return able[0] if able else pools[0]
+            if inventory is not None and has_node_classes(inventory, graph):
+                with_nodes.append(pool)
+        return with_nodes[0] if with_nodes else pools[0]
 
     async def close(self) -> None:
+        """Cancel the requests to pools that are still running."""
         await self._answers.close()
 
-    async def _once(self, key: tuple[str, ...], source: Any, merge: Callable[[], T]) -> T:
-        """What ``merge`` makes of ``source``, made again only when that has changed."""
+    async def _merge_once(self, key: tuple[str, ...], source: Any, merge: Callable[[], T]) -> T:
+        """Return the result of ``merge``, cached for as long as ``source`` stays the same."""
         known = self._merged.get(key)
         if known is not None and known[0] == source:
             merged: T = known[1]
@@ -186,37 +196,35 @@ class NodeInfoCache:
         try:
             merged = await asyncio.to_thread(merge)
         except ValueError:
-            raise ServiceUnavailable("a render pool answered nonsense") from None
+            raise ServiceUnavailable("a render pool returned malformed JSON") from None
         self._merged[key] = (source, merged)
         return merged
 
-    async def _said(self, path: str, pools: Sequence[str]) -> dict[str, bytes]:
-        """By pool, in their order."""
+    async def _responses(self, path: str, pools: Sequence[str]) -> dict[str, bytes]:
+        """Return the pools' responses by pool, in the order of ``pools``."""
         segments = path.partition("?")[0].split("/")[1:]
         if any(unquote(segment) in ("", ".", "..") for segment in segments):
-            # It would be another route of the worker's, such as that of everybody's prompts.
-            raise NotFound(f"there is no {path}")
-        found = await asyncio.gather(
+            # The path could reach another of the worker's routes, such as all tenants' prompts.
+            raise NotFound(f"no render pool has anything at {path}")
+        results = await asyncio.gather(
             *(self._answers.of(pool, path) for pool in pools), return_exceptions=True
         )
-        for one in found:
-            if isinstance(one, BaseException) and not isinstance(one, ServiceUnavailable):
-                raise one
-        answers = {
-            pool: one for pool, one in zip(pools, found, strict=True) if isinstance(one, Answer)
-        }
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, ServiceUnavailable):
+                raise result
+        answers = {p: r for p, r in zip(pools, results, strict=True) if isinstance(r, Answer)}
         if not answers:
-            raise ServiceUnavailable("no render pool has answered yet", retry_after=5)
-        said = {pool: one.value for pool, one in answers.items() if one.value is not None}
-        if not said:
-            raise NotFound(f"there is no {path}")
-        return said
+            raise ServiceUnavailable("no render pool has responded yet; try again", retry_after=5)
+        contents = {pool: a.value for pool, a in answers.items() if a.value is not None}
+        if not contents:
+            raise NotFound(f"no render pool has anything at {path}")
+        return contents
 
-    async def _permitted_offer(self, pool: str, deadline: float) -> Offer | None:
-        """Return what the pool has and graphs may have; None when it is down and never said so.
+    async def _permitted_inventory(self, pool: str, deadline: float) -> PoolInventory | None:
+        """Return what graphs may use in the pool; None if it is down and has never reported it.
 
         Raises:
-            ServiceUnavailable: it is starting, and the deadline has passed.
+            ServiceUnavailable: the pool is still starting after the deadline.
         """
         while True:
             left = max(0.0, deadline - time.monotonic())
@@ -233,36 +241,36 @@ class NodeInfoCache:
                     ) from None
             except ServiceUnavailable:
                 return None
-            await asyncio.sleep(min(_LOOK_SECONDS, left))
-        offered = await self._read(pool, answer)
-        if offered is None:
+            await asyncio.sleep(min(_POLL_SECONDS, left))
+        known = await self._parse(pool, answer)
+        if known is None:
             return None
         rules = await self.rules(pool)
-        return {name: node for name, node in offered[0].items() if rules.permits_node(name)}
+        return {name: node for name, node in known[0].items() if rules.permits_node(name)}
 
-    async def _offered(
+    async def _inventory(
         self, pool: str, fresh: float | None = None, patience: float | None = None
-    ) -> tuple[Offer, InputRules] | None:
+    ) -> tuple[PoolInventory, InputRules] | None:
         try:
-            async with asyncio.timeout(_OFFER_SECONDS):
+            async with asyncio.timeout(_INVENTORY_SECONDS):
                 answer = await self._answers.of(pool, NODES, fresh, patience)
         except (ServiceUnavailable, TimeoutError):
             return None
-        return await self._read(pool, answer)
+        return await self._parse(pool, answer)
 
-    async def _read(self, pool: str, answer: Answer) -> tuple[Offer, InputRules] | None:
-        said = answer.value
-        known = self._offers.get(pool)
-        if said is None or (known is not None and known[0] == said):
+    async def _parse(self, pool: str, answer: Answer) -> tuple[PoolInventory, InputRules] | None:
+        content = answer.value
+        known = self._inventories.get(pool)
+        if content is None or (known is not None and known[0] == content):
             return None if known is None else known[1:]
         try:
-            offer, inputs = await asyncio.to_thread(_read_nodes, said)
+            inventory, inputs = await asyncio.to_thread(_parse_nodes, content)
         except ValueError:
             return None
-        self._offers[pool] = (said, offer, inputs)
-        return offer, inputs
+        self._inventories[pool] = (content, inventory, inputs)
+        return inventory, inputs
 
 
-def _read_nodes(said: bytes) -> tuple[Offer, InputRules]:
-    nodes = from_json(said)
-    return offer_of(nodes), {name: rules_of(name, node) for name, node in nodes.items()}
+def _parse_nodes(content: bytes) -> tuple[PoolInventory, InputRules]:
+    nodes = from_json(content)
+    return inventory_of(nodes), {name: rules_of(name, node) for name, node in nodes.items()}

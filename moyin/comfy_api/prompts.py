@@ -1,4 +1,4 @@
-"""`FarmPrompts`: prompts as ComfyUI's clients submit, watch and cancel them; jobs underneath."""
+"""Translates ComfyUI's prompt, queue and history requests into operations on jobs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from moyin.comfy_api.files import FarmFiles
-from moyin.comfy_api.protocol import response as answers
+from moyin.comfy_api.protocol import response
 from moyin.domain import references
 from moyin.domain.artifact import Artifact
 from moyin.domain.identity import Identity
@@ -20,39 +20,39 @@ from moyin.errors import JobFinished, JobNotFound
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.ports import GraphGuard, GraphValidator
 from moyin.jobs.service import JobService
-from moyin.render.comfyui.prompts import BoundedDict
 from moyin.render.protocol.graph import file_names, input_name, with_inputs
 from moyin.render.protocol.wire import PromptBody
 from moyin.store.blobs import BlobStore
-from moyin.store.prompts import PromptStore, asked_by
+from moyin.store.prompts import PromptStore, submitted_by
+from moyin.system.bounded import BoundedDict
 
 __all__ = ["FarmPrompts"]
 
-_NORMAL, _FRONT = 3, 2
-# Of people at other companies' nodes: never written down.
+_NORMAL_PRIORITY, _FRONT_PRIORITY = 3, 2
+# Credentials for nodes that call Comfy's partners: never stored.
 _SECRETS = frozenset({"auth_token_comfy_org", "api_key_comfy_org"})
 T = TypeVar("T")
-_REMEMBERED_SPECS = 512
-# Larger ones are read each time: a graph may be as large as a body.
-_REMEMBERED_BYTES = 256 * 1024
-# Graphs and records in one answer; what would come after is asked for with an offset.
-_MOST_BYTES = 64 * 1024 * 1024
-_REMEMBERED_WORKFLOWS = 10_000
-# Rows of a longer queue come without their graphs, which would be megabytes.
-_WHOLE_ROWS = 500
+_MAX_CACHED_SPECS = 512
+# Larger specs are not cached: a graph may be as large as a request body.
+_MAX_CACHED_BYTES = 256 * 1024
+# Limit of the graphs and records in one response; clients request the rest with an offset.
+_MAX_RESPONSE_BYTES = 64 * 1024 * 1024
+_MAX_CACHED_WORKFLOWS = 10_000
+# Later rows of the queue come without their graphs, which would be megabytes.
+_MAX_ROWS_WITH_GRAPH = 500
 _DEFAULT_ENTRIES = 200
 _MAX_ENTRIES = 1_000
-_SIDE_BY_SIDE = 8
-# A cancellation takes two processes a moment; clients look at the queue right after.
-_PATIENCE_SECONDS = 3.0
+_MAX_PARALLEL = 8
+# Clients read the queue right after a cancellation, so wait this long for it to take effect.
+_CANCEL_SECONDS = 3.0
 
 
 class FarmPrompts:
-    """What ComfyUI's queue and history would do, for one owner at a time.
+    """Implements ComfyUI's queue and history for one owner at a time.
 
     Args:
-        executed: those of some prompts that ComfyUI is through with, as far as the pools say.
-        heard: returns when the client of a job that has ended was told so, as far as it listens.
+        find_executed: returns which prompts ComfyUI has executed, as far as the pools respond.
+        wait_until_notified: returns once the connected clients of an ended job have been notified.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class FarmPrompts:
         prompts: PromptStore,
         files: FarmFiles,
         blobs: BlobStore,
-        executed: Callable[[Sequence[str]], Awaitable[Collection[str]]],
-        heard: Callable[[Job], Awaitable[None]],
+        find_executed: Callable[[Sequence[str]], Awaitable[Collection[str]]],
+        wait_until_notified: Callable[[Job], Awaitable[None]],
     ) -> None:
         self._service = service
         self._feed = feed
@@ -75,13 +75,13 @@ class FarmPrompts:
         self._prompts = prompts
         self._files = files
         self._blobs = blobs
-        self._executed = executed
-        self._heard = heard
-        # With how many bytes they take.
-        self._specs: BoundedDict[str, tuple[JobSpec, int]] = BoundedDict(_REMEMBERED_SPECS)
-        # By spec. Digests: a client's own ids may be of any length.
-        self._workflows: BoundedDict[str, bytes] = BoundedDict(_REMEMBERED_WORKFLOWS)
-        self._reading = asyncio.Semaphore(_SIDE_BY_SIDE)
+        self._find_executed = find_executed
+        self._wait_until_notified = wait_until_notified
+        # By the spec's digest: the spec and its size in bytes.
+        self._specs: BoundedDict[str, tuple[JobSpec, int]] = BoundedDict(_MAX_CACHED_SPECS)
+        # By the spec's digest: a digest of the workflow id, which may be of any length.
+        self._workflows: BoundedDict[str, bytes] = BoundedDict(_MAX_CACHED_WORKFLOWS)
+        self._blob_reads = asyncio.Semaphore(_MAX_PARALLEL)
 
     async def submit(
         self, caller: Identity, body: PromptBody, *, idempotency_key: str | None = None
@@ -89,29 +89,29 @@ class FarmPrompts:
         """Accept a prompt, as ``POST /prompt`` does.
 
         Raises:
-            InvalidGraph: with ComfyUI's own body.
-            NodeNotAllowed, InputNotFound: likewise; see `GraphGuard.check`.
-            MoyinError: as `JobService.submit` does.
+            InvalidGraph: ComfyUI rejects the graph; ``details`` hold its response.
+            NodeNotAllowed, InputNotFound: see `GraphGuard.check`.
+            MoyinError: see `JobService.submit`.
         """
         graph, targets = body.prompt, body.partial_execution_targets
-        files = await self._files.named(caller.owner, file_names(graph))
+        files = await self._files.find_named(caller.owner, file_names(graph))
         pool = await self._guard.pool_for(caller, graph)
-        verdict = await self._verdict(caller, pool, graph, files, targets)
-        asked = ComfyPrompt(
+        validation = await self._validate(caller, pool, graph, files, targets)
+        prompt = ComfyPrompt(
             client_id=body.client_id,
             number=body.number,
             front=bool(body.front) or (body.number or 0) < 0,
             extra_data={k: v for k, v in (body.extra_data or {}).items() if k not in _SECRETS},
             targets=None if targets is None else tuple(targets),
-            outputs=tuple(verdict.get("outputs", ())),
+            outputs=tuple(validation.get("outputs", ())),
             files={text: artifact.id for text, artifact in files.items()},
         )
         step = Step(kind=StepKind.RENDER, payload=references.escape_references(graph), pool=pool)
         spec = JobSpec(
             kind=StepKind.RENDER.value,
             steps=(step,),
-            priority=_FRONT if asked.front else _NORMAL,
-            comfyui=asked,
+            priority=_FRONT_PRIORITY if prompt.front else _NORMAL_PRIORITY,
+            comfyui=prompt,
         )
         job, _ = await self._service.submit(
             caller,
@@ -119,25 +119,25 @@ class FarmPrompts:
             idempotency_key=idempotency_key,
             job_id=body.prompt_id,
             validated=True,
-            priority_field=_front_field(body) if asked.front else None,
+            priority_field=("front" if body.front else "number") if prompt.front else None,
         )
         return {
             "prompt_id": job.id,
-            "number": answers.number_of(job, asked),
-            "node_errors": verdict.get("node_errors", {}),
+            "number": response.number_of(job, prompt),
+            "node_errors": validation.get("node_errors", {}),
         }
 
-    async def remaining(self, owner: str) -> int:
-        """How many prompts wait or run."""
-        return await self._prompts.open_count(owner)
+    async def count_open(self, owner: str) -> int:
+        """Return the number of waiting and running prompts."""
+        return await self._prompts.count_open(owner)
 
     async def queue(self, owner: str) -> dict[str, list[list[Any]]]:
-        """``/queue``."""
-        found = await self._prompts.open(owner)
-        specs = await _fitting(found[:_WHOLE_ROWS], self._sized_spec)
+        """Return the body of ``/queue``."""
+        jobs = await self._prompts.list_open(owner)
+        specs = await _read_within_limit(jobs[:_MAX_ROWS_WITH_GRAPH], self._read_spec)
         rows = [
-            (job, answers.queue_row(job, specs[place] if place < len(specs) else None))
-            for place, job in enumerate(found)
+            (job, response.queue_row(job, specs[index] if index < len(specs) else None))
+            for index, job in enumerate(jobs)
         ]
         return {
             "queue_running": [row for job, row in rows if job.begun_at is not None],
@@ -147,75 +147,77 @@ class FarmPrompts:
     async def history(
         self, owner: str, *, max_items: int | None = None, offset: int | None = None
     ) -> dict[str, Any]:
-        """``/history``, oldest first: the newest ``max_items``, or those from ``offset`` on."""
-        wanted = _DEFAULT_ENTRIES if max_items is None else min(max_items, _MAX_ENTRIES)
+        """Return the body of ``/history``, oldest first: entries from ``offset``, or the newest."""
+        limit = _DEFAULT_ENTRIES if max_items is None else min(max_items, _MAX_ENTRIES)
         newest = offset is None or offset < 0
-        found = await self._prompts.ended(owner, limit=wanted, offset=None if newest else offset)
-        entries = await self._entries(found)
+        jobs = await self._prompts.list_ended(owner, limit=limit, offset=None if newest else offset)
+        entries = await self._history_entries(jobs)
         return dict(reversed(entries.items())) if newest else entries
 
     async def history_of(self, owner: str, prompt_id: str) -> dict[str, Any]:
-        """``/history/{id}``; nothing of a prompt that has not ended."""
-        found = [j for j in await self._prompts.get(owner, [prompt_id]) if j.status.is_final]
-        for job in found:
-            await self._heard(job)
-        return await self._entries(found)
+        """Return the body of ``/history/{id}``; empty for a prompt that has not ended."""
+        jobs = [j for j in await self._prompts.get(owner, [prompt_id]) if j.status.is_final]
+        for job in jobs:
+            await self._wait_until_notified(job)
+        return await self._history_entries(jobs)
 
-    async def forget(
+    async def hide(
         self, caller: Identity, ids: Sequence[str] | None, *, client_id: str | None = None
     ) -> None:
-        """Take ended prompts out of the history; their jobs stay.
+        """Remove ended prompts from the history; their jobs stay.
 
         Args:
-            ids: of the tenant's prompts; None: the caller's own, or those of ``client_id``.
+            ids: ids of the tenant's prompts; None: the caller's own, or those of ``client_id``.
         """
         if ids is None:
-            await self._prompts.hide(caller.owner, None, asked_by(caller, client_id))
+            await self._prompts.hide(caller.owner, None, submitted_by(caller, client_id))
         else:
             await self._prompts.hide(caller.owner, ids)
 
-    async def remove(
+    async def cancel_waiting(
         self, caller: Identity, ids: Sequence[str] | None, *, client_id: str | None = None
     ) -> None:
-        """Take prompts that wait out of the queue.
+        """Cancel prompts that have not started.
 
         Args:
-            ids: of the tenant's prompts; None: the caller's own, or those of ``client_id``.
+            ids: ids of the tenant's prompts; None: the caller's own, or those of ``client_id``.
         """
         if ids is None:
-            found = await self._prompts.open(caller.owner, asked_by(caller, client_id))
+            jobs = await self._prompts.list_open(caller.owner, submitted_by(caller, client_id))
         else:
-            wanted = set(ids)
-            found = [job for job in await self._prompts.open(caller.owner) if job.id in wanted]
-        await self._cancel(caller, [job.id for job in found if job.begun_at is None])
+            selected = set(ids)
+            jobs = [
+                job for job in await self._prompts.list_open(caller.owner) if job.id in selected
+            ]
+        await self._cancel(caller, [job.id for job in jobs if job.begun_at is None])
 
     async def interrupt(
         self, caller: Identity, prompt_id: str | None, *, client_id: str | None = None
     ) -> None:
-        """End one prompt of the tenant's, or those that run and are the caller's own.
+        """Cancel one prompt of the tenant, or all running prompts of the caller.
 
-        What is executed and only being stored ends by itself, and well, as it does in ComfyUI.
+        Like in ComfyUI, prompts finish normally once their nodes have all been executed.
 
         Args:
-            client_id: instead of the caller's own, the prompts of this client.
+            client_id: cancel the running prompts of this client instead of the caller's own.
         """
         if prompt_id is not None:
-            found = await self._prompts.get(caller.owner, [prompt_id])
-            meant = [job.id for job in found if not job.status.is_final]
+            jobs = await self._prompts.get(caller.owner, [prompt_id])
+            ids = [job.id for job in jobs if not job.status.is_final]
         else:
-            found = await self._prompts.open(caller.owner, asked_by(caller, client_id))
-            meant = [job.id for job in found if job.begun_at is not None]
-        executed = await self._executed(meant) if meant else ()
-        await self._cancel(caller, [job_id for job_id in meant if job_id not in executed])
+            jobs = await self._prompts.list_open(caller.owner, submitted_by(caller, client_id))
+            ids = [job.id for job in jobs if job.begun_at is not None]
+        executed = await self._find_executed(ids) if ids else ()
+        await self._cancel(caller, [job_id for job_id in ids if job_id not in executed])
 
     async def cancel(self, caller: Identity, ids: Sequence[str]) -> bool:
-        """End prompts, whether they run or wait; whether there was any to end."""
-        found = await self._prompts.get(caller.owner, ids)
-        unfinished = [job.id for job in found if not job.status.is_final]
+        """Cancel waiting and running prompts; return whether there were any."""
+        jobs = await self._prompts.get(caller.owner, ids)
+        unfinished = [job.id for job in jobs if not job.status.is_final]
         await self._cancel(caller, unfinished)
         return bool(unfinished)
 
-    async def jobs(
+    async def list_jobs(
         self,
         owner: str,
         *,
@@ -226,39 +228,42 @@ class FarmPrompts:
         limit: int | None,
         offset: int,
     ) -> dict[str, Any]:
-        """``/api/jobs``: of the newest thousand that wait, run or have ended."""
-        found = [
-            *await self._prompts.open(owner),
-            *await self._prompts.ended(owner, limit=_MAX_ENTRIES),
+        """Return the body of ``/api/jobs``: open prompts and the newest thousand ended ones."""
+        jobs = [
+            *await self._prompts.list_open(owner),
+            *await self._prompts.list_ended(owner, limit=_MAX_ENTRIES),
         ]
-        chosen = [job for job in found if not states or answers.state_of(job) in states]
+        selected = [job for job in jobs if not states or response.state_of(job) in states]
         if workflow_id is not None:
-            wanted, ids = _digest(workflow_id), await asyncio.gather(*map(self._workflow, chosen))
-            chosen = [job for job, found in zip(chosen, ids, strict=True) if found == wanted]
-        chosen.sort(key=_duration if by_duration else _created, reverse=not ascending)
-        part = chosen[offset : offset + (limit or _DEFAULT_ENTRIES)]
-        told = await _fitting(part, lambda job: self._told(job, answers.job_summary))
+            workflow = _digest(workflow_id)
+            digests = await asyncio.gather(*map(self._workflow_digest, selected))
+            selected = [
+                j for j, digest in zip(selected, digests, strict=True) if digest == workflow
+            ]
+        selected.sort(key=_duration if by_duration else _created, reverse=not ascending)
+        page = selected[offset : offset + (limit or _DEFAULT_ENTRIES)]
+        summaries = await self._render_all(page, response.job_summary)
         return {
-            "jobs": told,
+            "jobs": summaries,
             "pagination": {
                 "offset": offset,
                 "limit": limit,
-                "total": len(chosen),
-                "has_more": offset + len(told) < len(chosen),
+                "total": len(selected),
+                "has_more": offset + len(summaries) < len(selected),
             },
         }
 
-    async def job(self, owner: str, job_id: str) -> dict[str, Any]:
-        """``/api/jobs/{id}``.
+    async def get_job(self, owner: str, job_id: str) -> dict[str, Any]:
+        """Return the body of ``/api/jobs/{id}``.
 
         Raises:
-            JobNotFound: there is none, or it is somebody else's.
+            JobNotFound: the owner has no prompt with this id.
         """
         for job in await self._prompts.get(owner, [job_id]):
-            return (await self._told(job, answers.job_detail))[0]
-        raise JobNotFound(f"there is no job {job_id!r}")
+            return (await self._render(job, response.job_detail))[0]
+        raise JobNotFound(f"you have no job {job_id!r}")
 
-    async def _verdict(
+    async def _validate(
         self,
         caller: Identity,
         pool: str,
@@ -266,10 +271,12 @@ class FarmPrompts:
         files: Mapping[str, Artifact],
         targets: Sequence[str] | None,
     ) -> Mapping[str, Any]:
-        """What the pool's ComfyUI says of the graph, with its files under the renderer's names;
-        nothing when nobody is there to say."""
-        referred = await self._files.referred(caller.owner, graph)
-        by_id = {artifact_id: input_name(artifact) for artifact_id, artifact in referred.items()}
+        """Validate the graph, with its files under the renderer's names, in the pool's ComfyUI.
+
+        Return ComfyUI's response; empty if the pool cannot be asked.
+        """
+        artifacts = await self._files.find_referenced(caller.owner, graph)
+        by_id = {artifact_id: input_name(artifact) for artifact_id, artifact in artifacts.items()}
         by_text = {text: input_name(artifact) for text, artifact in files.items()}
         renamed = with_inputs(graph, by_id, by_text)
         own = {*by_id.values(), *by_text.values()}
@@ -278,76 +285,74 @@ class FarmPrompts:
         return await self._validator.validate(pool, renamed, targets)
 
     async def _cancel(self, caller: Identity, ids: Sequence[str]) -> None:
-        limit = asyncio.Semaphore(_SIDE_BY_SIDE)
+        limit = asyncio.Semaphore(_MAX_PARALLEL)
 
         async def cancel(job_id: str) -> tuple[Job, str | None] | None:
             async with limit:
-                seen = await self._feed.newest(job_id)
+                newest = await self._feed.newest_id(job_id)
                 try:
-                    return await self._service.cancel(caller, job_id), seen
+                    return await self._service.cancel(caller, job_id), newest
                 except JobFinished:
-                    # It has ended by itself meanwhile.
                     return None
 
-        asked = await asyncio.gather(*map(cancel, ids))
+        cancelled = await asyncio.gather(*map(cancel, ids))
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_PATIENCE_SECONDS):
-                for job, seen in filter(None, asked):
-                    await self._feed.ended(job, seen)
+            async with asyncio.timeout(_CANCEL_SECONDS):
+                for job, newest in filter(None, cancelled):
+                    await self._feed.wait(job, newest)
 
-    async def _entries(self, found: Sequence[Job]) -> dict[str, Any]:
-        told = await _fitting(found, lambda job: self._told(job, answers.history_entry))
-        return {job.id: entry for job, entry in zip(found, told, strict=False)}
+    async def _history_entries(self, jobs: Sequence[Job]) -> dict[str, Any]:
+        entries = await self._render_all(jobs, response.history_entry)
+        return {job.id: entry for job, entry in zip(jobs, entries, strict=False)}
 
-    async def _told(self, job: Job, shape: Any) -> tuple[dict[str, Any], int]:
-        """A prompt as clients see it, and how many bytes that takes."""
-        spec, size = await self._sized_spec(job)
-        async with self._reading:
-            record, more = await self._files.sized_record(job)
-        return shape(job, spec, record), size + more
+    async def _render_all(self, jobs: Sequence[Job], to_body: Any) -> list[dict[str, Any]]:
+        return await _read_within_limit(jobs, lambda job: self._render(job, to_body))
 
-    async def _workflow(self, job: Job) -> bytes:
-        """Digest of the job's workflow id; empty when it has none."""
+    async def _render(self, job: Job, to_body: Any) -> tuple[dict[str, Any], int]:
+        """Return ``to_body`` of the job, its spec and its record, and their size in bytes."""
+        spec, spec_size = await self._read_spec(job)
+        async with self._blob_reads:
+            record, record_size = await self._files.read_record_with_size(job)
+        return to_body(job, spec, record), spec_size + record_size
+
+    async def _workflow_digest(self, job: Job) -> bytes:
+        """Return a digest of the job's workflow id; empty if it has none."""
         known = self._workflows.get(job.spec)
         if known is None:
-            found = answers.job_summary(job, await self._spec(job), None).get("workflow_id")
-            known = self._workflows[job.spec] = b"" if found is None else _digest(str(found))
+            spec, _ = await self._read_spec(job)
+            workflow_id = response.job_summary(job, spec, None).get("workflow_id")
+            known = b"" if workflow_id is None else _digest(str(workflow_id))
+            self._workflows[job.spec] = known
         return known
 
-    async def _spec(self, job: Job) -> JobSpec | None:
-        """None when its blob has been swept away."""
-        return (await self._sized_spec(job))[0]
-
-    async def _sized_spec(self, job: Job) -> tuple[JobSpec | None, int]:
+    async def _read_spec(self, job: Job) -> tuple[JobSpec | None, int]:
+        """Return the job's spec and its size in bytes; None if its blob has been deleted."""
         known = self._specs.get(job.spec)
         if known is None:
             try:
-                async with self._reading:
-                    kept = await self._blobs.get(job.spec)
-                    known = decode(JobSpec, kept), len(kept)
+                async with self._blob_reads:
+                    content = await self._blobs.get(job.spec)
+                    known = decode(JobSpec, content), len(content)
             except FileNotFoundError:
                 return None, 0
-            if len(kept) <= _REMEMBERED_BYTES:
+            if len(content) <= _MAX_CACHED_BYTES:
                 self._specs[job.spec] = known
         return known
 
 
-async def _fitting(jobs: Sequence[Job], read: Callable[[Job], Awaitable[tuple[T, int]]]) -> list[T]:
-    """What ``read`` gives of the first jobs, as many as fit into one answer."""
-    told: list[T] = []
-    left = _MOST_BYTES
-    for first in range(0, len(jobs), _SIDE_BY_SIDE):
-        for one, size in await asyncio.gather(*map(read, jobs[first : first + _SIDE_BY_SIDE])):
+async def _read_within_limit(
+    jobs: Sequence[Job], read: Callable[[Job], Awaitable[tuple[T, int]]]
+) -> list[T]:
+    """Return the results of ``read`` for the first jobs, as many as one response may hold."""
+    results: list[T] = []
+    left = _MAX_RESPONSE_BYTES
+    for first in range(0, len(jobs), _MAX_PARALLEL):
+        for result, size in await asyncio.gather(*map(read, jobs[first : first + _MAX_PARALLEL])):
             left -= size
-            if left < 0 and told:
-                return told
-            told.append(one)
-    return told
-
-
-def _front_field(body: PromptBody) -> str:
-    """What asked for the front of the queue."""
-    return "front" if body.front else "number"
+            if left < 0 and results:
+                return results
+            results.append(result)
+    return results
 
 
 def _digest(text: str) -> bytes:

@@ -1,8 +1,8 @@
-"""`ValidationCache`: graphs that ComfyUI has found valid lately, and those that are valid by the same word.
+"""Caches ComfyUI's validation results per graph shape.
 
-Most graphs that come are one that came before with another seed, size or text. Of such inputs
-ComfyUI checks nothing but type and range; the bridge says which they are. To ask for every graph
-would cost a twentieth of a small picture, and a submission waits while a node holds ComfyUI up.
+Most graphs repeat an earlier one with another seed, size or text. ComfyUI checks only the type and
+range of such inputs, and the bridge reports which inputs they are. Validating every graph in
+ComfyUI would cost a twentieth of a small picture, and would block while a node keeps ComfyUI busy.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from moyin.render.comfyui.prompts import BoundedDict
+from moyin.system.bounded import BoundedDict
 
-__all__ = ["Free", "ValidationCache"]
+__all__ = ["UncheckedInputs", "ValidationCache"]
 
-# A word is as good as what it was about: models and input files may go.
+# A result expires soon, because models and input files can disappear.
 _SECONDS = 5.0
-_REMEMBERED = 1024
+_MAX_ENTRIES = 1024
 _SCALARS = (str, int, float, bool)
 _TYPES: dict[str, tuple[type, ...]] = {
     "INT": (int,),
@@ -29,43 +29,44 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "STRING": (str,),
     "BOOLEAN": (bool,),
 }
-# Type, least and greatest value (None: any) of inputs by node and name.
-Free = Mapping[str, Mapping[str, Sequence[Any]]]
+# By node and input: the type, minimum and maximum (None: unbounded), all that ComfyUI checks.
+UncheckedInputs = Mapping[str, Mapping[str, Sequence[Any]]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Verdict:
-    until: float
+class _Result:
+    expires_at: float
     body: Mapping[str, Any]
 
 
 class ValidationCache:
-    """Remembers only good ones: an error says what is wrong with this very graph."""
+    """Caches the results of valid graphs only, because an error describes one particular graph."""
 
-    def __init__(self, seconds: float = _SECONDS) -> None:
-        self._seconds = seconds
-        # By shape: what is free in graphs of it.
-        self._free: BoundedDict[str, Free] = BoundedDict(_REMEMBERED)
-        self._good: BoundedDict[str, _Verdict] = BoundedDict(_REMEMBERED)
+    def __init__(self, ttl_seconds: float = _SECONDS) -> None:
+        self._ttl_seconds = ttl_seconds
+        # By graph shape.
+        self._unchecked: BoundedDict[str, UncheckedInputs] = BoundedDict(_MAX_ENTRIES)
+        # By graph shape and the values of all other inputs.
+        self._results: BoundedDict[str, _Result] = BoundedDict(_MAX_ENTRIES)
 
     def find(
         self, pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None
     ) -> Mapping[str, Any] | None:
-        """ComfyUI's body for a graph that is valid; None: it has to be asked."""
+        """Return ComfyUI's response for a graph that is known to be valid; None if unknown."""
         shape = _shape(pool, graph, targets)
-        free = None if shape is None else self._free.get(shape)
-        if shape is None or free is None:
+        unchecked = None if shape is None else self._unchecked.get(shape)
+        if shape is None or unchecked is None:
             return None
-        fixed = []
-        for node, name, value in _values(graph):
-            bounds = free.get(node, {}).get(name)
+        checked_values = []
+        for node, name, value in _scalars(graph):
+            bounds = unchecked.get(node, {}).get(name)
             if bounds is None:
-                fixed.append(value)
-            elif not _fits(value, *bounds):
+                checked_values.append(value)
+            elif not _is_within(value, *bounds):
                 return None
-        known = _digest([shape, fixed])
-        good = None if known is None else self._good.get(known)
-        return good.body if good is not None and time.monotonic() < good.until else None
+        key = _digest([shape, checked_values])
+        result = None if key is None else self._results.get(key)
+        return result.body if result is not None and time.monotonic() < result.expires_at else None
 
     def keep(
         self,
@@ -73,50 +74,52 @@ class ValidationCache:
         graph: Mapping[str, Any],
         targets: Sequence[str] | None,
         body: Mapping[str, Any],
-        free: Free,
+        unchecked: UncheckedInputs,
     ) -> None:
-        """Remember that ComfyUI answered ``body``, and which inputs it checks no further."""
+        """Cache ComfyUI's response ``body``, unless it reports errors of single nodes."""
         shape = _shape(pool, graph, targets)
         if shape is None or body.get("node_errors"):
             return
-        fixed = [v for node, name, v in _values(graph) if name not in free.get(node, {})]
-        if (known := _digest([shape, fixed])) is not None:
-            self._free[shape] = free
-            self._good[known] = _Verdict(time.monotonic() + self._seconds, body)
+        checked_values = [
+            value for node, name, value in _scalars(graph) if name not in unchecked.get(node, {})
+        ]
+        if (key := _digest([shape, checked_values])) is not None:
+            self._unchecked[shape] = unchecked
+            self._results[key] = _Result(time.monotonic() + self._ttl_seconds, body)
 
 
 def _shape(pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None) -> str | None:
-    """Of the graph all but its scalar values, in order; None: it is not even shaped like one."""
+    """Return a digest of the graph without its scalar values; None if the graph is malformed."""
     nodes: list[Any] = []
     for node, content in graph.items():
         inputs = content.get("inputs") if isinstance(content, Mapping) else None
         if not isinstance(inputs, Mapping):
             return None
-        shown = [
+        without_scalars = [
             [name, None if isinstance(value, _SCALARS) else [value]]
             for name, value in inputs.items()
         ]
-        nodes.append([node, content.get("class_type"), shown])
+        nodes.append([node, content.get("class_type"), without_scalars])
     return _digest([pool, targets, nodes])
 
 
-def _values(graph: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """The scalar values."""
+def _scalars(graph: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Yield node, input and value of every scalar input."""
     for node, content in graph.items():
         for name, value in content["inputs"].items():
             if isinstance(value, _SCALARS):
                 yield node, name, value
 
 
-def _fits(value: Any, kind: str, least: Any, greatest: Any) -> bool:
-    # A bool is an int to Python, and not the same to every node.
+def _is_within(value: Any, kind: str, minimum: Any, maximum: Any) -> bool:
+    # In Python a bool is an int, but nodes may treat the two differently.
     if isinstance(value, bool) != (kind == "BOOLEAN") or not isinstance(value, _TYPES[kind]):
         return False
-    return (least is None or value >= least) and (greatest is None or value <= greatest)
+    return (minimum is None or value >= minimum) and (maximum is None or value <= maximum)
 
 
 def _digest(value: Any) -> str | None:
-    """None of what JSON can't say."""
+    """Return a digest of the value; None if JSON cannot represent it."""
     try:
         plain = to_json(value, inf_nan_mode="constants")
     except ValueError:

@@ -1,1 +1,1 @@
-"""The domain: frozen dataclasses that know no framework and no wire format."""
+"""Holds the domain: frozen dataclasses without a framework and without a wire format."""

@@ -1,4 +1,4 @@
-"""People, organisations and what they may do."""
+"""Holds users, organisations, roles and sessions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["ROLE_SCOPES", "Organisation", "Role", "Session", "User", "UserKind"]
 
 
 class UserKind(StrEnum):
-    """A service account has no password: it acts through API keys only."""
+    """The kind of a user. A service account has no password and acts through API keys only."""
 
     PLAYER = "player"
     MEMBER = "member"
@@ -30,7 +30,7 @@ class UserKind(StrEnum):
 
 
 class Role(StrEnum):
-    """In an organisation."""
+    """The role of a member in an organisation."""
 
     ADMIN = "admin"
     MEMBER = "member"
@@ -58,10 +58,10 @@ class User:
     """A player, a member or a service account.
 
     Attributes:
-        email: lower case; None for service accounts.
-        organisation: id; None for players.
-        profile: what the user says of themselves, JSON.
-        password: Argon2's encoding; None when there is none.
+        email: in lower case; None for service accounts.
+        organisation: the id of the organisation; None for players.
+        profile: JSON members that the user sets.
+        password: the Argon2 hash; None if the user has no password.
     """
 
     id: str
@@ -77,13 +77,13 @@ class User:
 
     @property
     def owner(self) -> str:
-        """The tenant that owns what the user makes."""
+        """The tenant that owns the user's jobs and artifacts."""
         return self.organisation or self.id
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Session:
-    """From signing in to signing out: one family of refresh tokens."""
+    """A session from sign-in to sign-out, with one family of refresh tokens."""
 
     id: str
     user_id: str

@@ -1,4 +1,4 @@
-"""Stored bytes and what is known about them."""
+"""Holds stored files and their metadata."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from datetime import datetime
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Artifact:
-    """One named file that belongs to an owner.
+    """A named file that belongs to an owner.
 
     Attributes:
         id: ``art_`` + 32 hex digits.
-        name: file name as the producer gave it, without a folder.
+        name: the file name that the producer gave, without a folder.
         media_type: IANA media type.
-        size: bytes.
+        size: in bytes.
         sha256: hex digest, which is the name of the blob in the artifact store.
-        blake3: hex digest of an upload; None of what jobs made.
+        blake3: hex digest of an upload; None for artifacts that jobs made.
     """
 
     id: str
@@ -29,10 +29,10 @@ class Artifact:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredArtifact:
-    """An artifact and where it came from.
+    """An artifact and its origin.
 
     Attributes:
-        job_id: of the job that made it; None of uploads.
+        job_id: the job that made it; None for uploads.
     """
 
     artifact: Artifact

@@ -1,4 +1,4 @@
-"""The port behind which every model server stands."""
+"""Defines the interfaces of model back ends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moyin.domain.needs import Model, Needs
 
 
 class ApiFormat(StrEnum):
-    """A wire format that clients and back ends may share."""
+    """The API format of a client or a back end."""
 
     OPENAI = "openai"
     ANTHROPIC = "anthropic"
@@ -21,12 +21,12 @@ class ApiFormat(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RawRequest:
-    """A request that passes through as bytes.
+    """A request that is forwarded as bytes.
 
     Attributes:
         path: below the back end's base URL, such as ``/chat/completions``.
-        headers: of the protocol (``anthropic-beta``), never of the client's identity.
-        deadline: ``loop.time()`` at which the whole call must be over.
+        headers: headers of the protocol (``anthropic-beta``), never the client's credentials.
+        deadline: the ``loop.time()`` by which the whole call must end.
     """
 
     path: str
@@ -36,59 +36,64 @@ class RawRequest:
 
 
 class ModelBackend(Protocol):
-    """A model server, spoken to in the domain's words.
+    """A model server that accepts and returns domain types.
 
-    Every method raises from ``moyin.errors``: ``BackendUnavailable``, ``BackendTimeout``,
-    ``Overloaded``, ``BackendRejected``, ``UnsupportedFeature`` before the first byte,
-    ``StreamInterrupted`` after it. Closing a generator cancels the call upstream.
-    ``deadline`` is the ``loop.time()`` at which the whole call must be over.
+    Methods raise ``BackendUnavailable``, ``BackendTimeout``, ``Overloaded``, ``BackendRejected``
+    or ``UnsupportedFeature`` before the first byte, and ``StreamInterrupted`` after it. Closing a
+    generator cancels the call. ``deadline`` is the ``loop.time()`` by which the whole call must
+    end.
     """
 
     @property
     def fetches_pictures(self) -> bool:
-        """Whether it may be sent pictures by URL. A server inside our network may not: it would
-        call any address that a client names."""
+        """True if pictures may be sent by URL.
+
+        False for a server inside our network, because it would fetch any address that a client
+        names.
+        """
 
     @property
     def streams_by_token(self) -> bool:
-        """Whether each delta of a stream is one token, so that counting them is exact."""
+        """True if each delta of a stream is one token, so that counting deltas is exact."""
 
     async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
-        """A whole answer."""
+        """Return a whole response."""
 
     def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
-        """An answer as it is made: `Started`, then deltas, then `Finished`."""
+        """Stream a response: `Started`, then deltas, then `Finished`."""
 
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
-        """A vector for each input."""
+        """Return a vector for each input."""
 
     async def probe(self) -> None:
-        """Return when the server is up, at no cost of tokens; else raise."""
+        """Check that the server is up, without using tokens; raise if it is not."""
 
     async def close(self) -> None:
-        """Release connections."""
+        """Close the connections."""
 
 
 class PassThroughBackend(Protocol):
-    """A back end that takes a protocol's own bytes. Errors are those of `ModelBackend`."""
+    """A back end that accepts the bytes of an API format. Errors are those of `ModelBackend`."""
 
     @property
     def api_format(self) -> ApiFormat: ...
 
     @property
     def can_count_tokens(self) -> bool:
-        """Whether it answers Anthropic's ``/messages/count_tokens``."""
+        """True if the back end supports Anthropic's ``/messages/count_tokens``."""
 
     def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
-        """Members that a passing request needs here, where its client did not set them; one
-        level deep."""
+        """Return the members to add to a forwarded request where the client did not set them.
+
+        Objects are merged one level deep.
+        """
 
     @property
     def overrides(self) -> Mapping[str, Any]:
-        """Members that a passing request has here, whatever its client set."""
+        """Members that replace the client's own in every forwarded request."""
 
     async def forward(self, request: RawRequest) -> bytes:
-        """The body of a successful answer, untouched."""
+        """Forward a request and return the unchanged body of a successful response."""
 
     def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
-        """The body of a successful streamed answer, in the pieces in which it comes."""
+        """Forward a request and stream the unchanged body of a successful response."""

@@ -1,4 +1,4 @@
-"""One conversation with a model, in no protocol's words.
+"""Holds a conversation with a model, independent of any API format.
 
 Every protocol translates to and from these types, so that any client reaches any back end.
 """
@@ -20,7 +20,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Text:
-    """Plain text. ``cache`` is a prompt-cache marker after it: ``5m``, ``1h`` or none."""
+    """Plain text. ``cache`` is the prompt-cache marker after it: ``5m``, ``1h`` or None."""
 
     text: str
     cache: str | None = None
@@ -28,7 +28,7 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Image:
-    """A picture: either ``data`` (base64) with its ``media_type``, or ``url``."""
+    """A picture, either as ``data`` (base64) with its ``media_type`` or as ``url``."""
 
     media_type: str | None = None
     data: str | None = None
@@ -38,7 +38,7 @@ class Image:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ToolUse:
-    """The model calls a tool. ``arguments`` is the JSON text that the model wrote."""
+    """A call of a tool by the model. ``arguments`` is the JSON text that the model wrote."""
 
     id: str
     name: str
@@ -48,7 +48,7 @@ class ToolUse:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ToolResult:
-    """What the tool said to the call ``tool_use_id``."""
+    """The result of the tool call ``tool_use_id``."""
 
     tool_use_id: str
     content: tuple[Text | Image, ...]
@@ -58,8 +58,11 @@ class ToolResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Thinking:
-    """The model's reasoning. ``signature`` proves it to the provider that made it;
-    ``redacted`` is the provider's encrypted form, which replaces the text."""
+    """The model's reasoning.
+
+    ``signature`` proves its origin to the provider; ``redacted`` is the provider's encrypted form,
+    which replaces the text.
+    """
 
     text: str = ""
     signature: str | None = None
@@ -88,7 +91,7 @@ class Tool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ToolChoice:
-    """``tool`` forces the tool ``name``; ``parallel`` False allows one call per turn."""
+    """The choice of tools. ``tool`` forces ``name``; ``parallel`` False allows one call a turn."""
 
     mode: Literal["auto", "none", "required", "tool"] = "auto"
     name: str | None = None
@@ -97,7 +100,7 @@ class ToolChoice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutputFormat:
-    """The answer must be JSON; with a ``schema`` it must match it."""
+    """The JSON format of the answer, which must match ``schema`` if there is one."""
 
     name: str = "answer"
     schema: Mapping[str, Any] | None = None
@@ -107,7 +110,7 @@ class OutputFormat:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reasoning:
-    """How much the model may think. ``budget`` in tokens; ``effort`` a provider's word for it."""
+    """The reasoning settings. ``budget`` is in tokens; ``effort`` is a provider's level."""
 
     enabled: bool = True
     budget: int | None = None
@@ -129,13 +132,13 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatRequest:
-    """What a client asks.
+    """A chat request.
 
     Attributes:
-        model: the name that the back end knows.
-        system: texts before the conversation.
-        max_tokens: largest answer, in tokens; None leaves it to the back end.
-        user: the end user, as the client names them.
+        model: the back end's name of the model.
+        system: system prompts, before the conversation.
+        max_tokens: the longest answer, in tokens; None uses the back end's default.
+        user: the client's id of the end user.
     """
 
     model: str
@@ -153,7 +156,7 @@ class ChatRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddingRequest:
-    """Texts to turn into vectors. ``dimensions`` None: as many as the model makes."""
+    """Texts to embed. ``dimensions`` None uses the model's default."""
 
     model: str
     inputs: tuple[str, ...]
@@ -163,7 +166,7 @@ class EmbeddingRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddingResponse:
-    """A vector for each input, in their order."""
+    """A vector for each input, in the order of the inputs."""
 
     model: str
     vectors: tuple[tuple[float, ...], ...]
@@ -180,7 +183,7 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChatResponse:
-    """A finished answer. ``stop_sequence`` is the string that ended it, where known."""
+    """A whole answer. ``stop_sequence`` is the string that ended it, if known."""
 
     id: str
     model: str
@@ -194,8 +197,8 @@ class ChatResponse:
         return "".join(part.text for part in self.parts if isinstance(part, Text))
 
     @property
-    def written(self) -> str:
-        """All that the model wrote: its thinking, its text, its calls' arguments."""
+    def output_text(self) -> str:
+        """The thinking, the text and the arguments of tool calls that the model wrote."""
         texts = (p.text if isinstance(p, Text | Thinking) else _arguments(p) for p in self.parts)
         return "".join(texts)
 
@@ -206,7 +209,7 @@ def _arguments(part: Part) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Started:
-    """First delta of every stream; ``usage`` holds what is known of the prompt."""
+    """The first delta of every stream. ``usage`` holds the known counts of the prompt."""
 
     id: str
     model: str
@@ -215,7 +218,7 @@ class Started:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextDelta:
-    """More text. With ``refusal`` it says why the model does not do what was asked for."""
+    """More text. With ``refusal`` it explains why the model refuses the request."""
 
     text: str
     refusal: bool = False
@@ -223,7 +226,7 @@ class TextDelta:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ThinkingDelta:
-    """More reasoning. A ``signature`` or ``redacted`` delta carries no text."""
+    """More reasoning. A delta with ``signature`` or ``redacted`` has no text."""
 
     text: str = ""
     signature: str | None = None
@@ -232,7 +235,7 @@ class ThinkingDelta:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ToolStarted:
-    """Tool call number ``index`` (from 0) of this answer begins."""
+    """The beginning of tool call number ``index`` (from 0) of the answer."""
 
     index: int
     id: str
@@ -241,7 +244,7 @@ class ToolStarted:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ToolArguments:
-    """More of the JSON text of tool call ``index``."""
+    """More of the JSON arguments of tool call ``index``."""
 
     index: int
     fragment: str
@@ -249,14 +252,14 @@ class ToolArguments:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UsageUpdate:
-    """What was used up to here, from servers that count on the way. Clients are not told."""
+    """The usage so far, which some servers report during a stream. Clients do not receive it."""
 
     usage: Usage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finished:
-    """Last delta of every complete stream."""
+    """The last delta of every complete stream."""
 
     stop: StopReason
     usage: Usage

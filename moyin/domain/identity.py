@@ -1,4 +1,4 @@
-"""Who is asking, and what they may do."""
+"""Holds the identity of a caller, and the scopes."""
 
 from __future__ import annotations
 
@@ -6,36 +6,36 @@ from dataclasses import dataclass
 
 from moyin.domain.limits import Limit
 
-# What a scope lets its bearer do. Routes of the reverse proxy may ask for scopes of their own.
+# Scopes and their permissions. Routes of the reverse proxy may require other scopes.
 ALL = "*"
-TEXT = "text"  # ask models
-JOBS_READ = "jobs:read"  # see jobs, their events and their files
+TEXT = "text"  # call models
+JOBS_READ = "jobs:read"  # read jobs, their events and their files
 JOBS_WRITE = "jobs:write"  # submit, cancel, retry, upload
-KEYS = "keys"  # make and revoke one's own API keys
-ORG_READ = "org:read"  # see one's organisation and its members
-ORG_ADMIN = "org:admin"  # change them, and see the audit log
-PLAYER = "player"  # what the studio's games offer to whoever is signed in
-OPERATOR = "operator"  # make organisations, set anybody's limits
+KEYS = "keys"  # create and revoke one's own API keys
+ORG_READ = "org:read"  # read one's organisation and its members
+ORG_ADMIN = "org:admin"  # change them, and read the audit log
+PLAYER = "player"  # use what the studio's games offer to signed-in players
+OPERATOR = "operator"  # create organisations, set all limits
 
 ALL_SCOPES = frozenset({ALL})
-# What a key may do where nobody says: work with models and jobs. Whatever administers is named.
+# The scopes of a new key by default. Scopes for administration must be named.
 DEFAULT_SCOPES = frozenset({TEXT, JOBS_READ, JOBS_WRITE})
-# The best class of jobs where no limit says another: of administrators and operators, of others.
-_ADMINS_BEST, _MEMBERS_BEST = 1, 2
+# The best priorities without a limit, for administrators and operators and for others.
+_ADMIN_PRIORITY, _MEMBER_PRIORITY = 1, 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Identity:
-    """The proven caller of one request.
+    """The authenticated caller of a request.
 
     Attributes:
-        owner: the tenant that owns what the request makes; the unit of isolation.
-        key_id: public id of the API key, of the session, or the issuer of an internal token; safe
+        owner: the tenant that owns what the request creates; the unit of isolation.
+        key_id: the public id of the API key or session, or the issuer of an internal token; safe
             to log.
-        scopes: what it may do.
-        user: the person or service account behind it; None for a tenant's own key.
-        limits: of the key, of the user and of the owner, where there are any.
-        service: of ours, that acts for the owner, such as a job's worker; None: the owner's own.
+        scopes: the permissions of the caller.
+        user: the id of the user or service account; None for a tenant's own key.
+        limits: the limits of the key, of the user and of the owner.
+        service: the service of Moyin that acts for the owner, such as a job's worker.
     """
 
     owner: str
@@ -47,26 +47,25 @@ class Identity:
 
     @property
     def is_session(self) -> bool:
-        """Whether it is a person who signed in, rather than a key."""
+        """True if the caller is a signed-in user, not a key."""
         return self.key_id.startswith("ses_")
 
     @property
     def best_priority(self) -> int:
-        """The best class of jobs that the caller may ask for: the strictest limit that names one.
+        """The best priority that the caller may request, by the strictest limit.
 
-        Without such a limit, class 1 is for administrators and operators.
+        Without a limit, priority 1 is for administrators and operators.
         """
-        named = [one.best_priority for one in self.limits if one.best_priority is not None]
-        if named:
-            return max(named)
-        return (
-            _ADMINS_BEST if self.has_scope(ORG_ADMIN) or self.has_scope(OPERATOR) else _MEMBERS_BEST
-        )
+        limits = [limit.best_priority for limit in self.limits if limit.best_priority is not None]
+        if limits:
+            return max(limits)
+        is_admin = self.has_scope(ORG_ADMIN) or self.has_scope(OPERATOR)
+        return _ADMIN_PRIORITY if is_admin else _MEMBER_PRIORITY
 
     def has_scope(self, scope: str) -> bool:
         return scope in self.scopes or ALL in self.scopes
 
 
 def is_internal_owner(owner: str) -> bool:
-    """Return whether the owner is one of Moyin's own, so that no tenant may be called so."""
+    """Tell if the owner is internal to Moyin. No tenant may have such a name."""
     return owner.startswith("moyin:")

@@ -1,4 +1,4 @@
-"""Jobs: what was asked (`JobSpec`, `Step`), what became of it (`Job`), and its statuses."""
+"""Holds jobs: their specification (`JobSpec`, `Step`), their state (`Job`) and their events."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class StepKind(StrEnum):
 
 
 class ChatProtocol(StrEnum):
-    """The protocol of a chat step's body and of its answer."""
+    """The API format of a chat step's request and of its response."""
 
     OPENAI = "openai"
     ANTHROPIC = "anthropic"
@@ -42,20 +42,20 @@ class JobStatus(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """One unit of work; finishing it is a checkpoint.
+    """A unit of work. Each finished step is a checkpoint.
 
     Attributes:
-        payload: chat: a chat body of ``protocol``. render: a ComfyUI API graph. http:
-            ``{"method", "path", "headers", "body"}`` of a route behind the door, or with
-            ``blob``, the sha256 of a body that is sent as it is. Strings may refer to earlier
-            steps (see ``moyin.domain.references``). In a batch: what differs from its ``base``.
+        payload: chat: a request body of ``protocol``. render: a ComfyUI API graph. http:
+            ``{"method", "path", "headers", "body"}`` of a route of the gateway, or with
+            ``blob``, the sha256 of a body that is sent unchanged. Strings may refer to earlier
+            steps (see ``moyin.domain.references``). In a batch: a patch of the job's ``base``.
         pool: the render pool that runs it; ignored by other kinds.
-        protocol: of a chat step; ignored by other kinds.
-        template: whose graph the payload is, if it came from one.
-        inputs: what the client chose: of a template its inputs, in a batch what sets this one apart
-            from the others.
-        outputs: nodes of a graph whose files are the result; none: all.
-        cache: whether an earlier result of the same graph will do, and this one for later ones.
+        protocol: the API format of a chat step; ignored by other kinds.
+        template: the name of the template that the graph came from, if any.
+        inputs: the client's inputs of the template, or in a batch the inputs that distinguish
+            this child from the others.
+        outputs: ids of the nodes whose files are the result; empty: all.
+        cache: reuse an earlier result of the same graph, and store this one for reuse.
     """
 
     kind: StepKind
@@ -70,16 +70,16 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobSpec:
-    """What a client asked for, after validation. Immutable; stored once as a blob.
+    """A client's request, after validation. It is immutable and stored once as a blob.
 
     Attributes:
-        kind: the kind the client named: a step kind or ``pipeline``.
+        kind: the kind that the client named, a step kind or ``pipeline``.
         priority: 1 (first) to 5 (last); 3 is normal.
-        deadline: the job fails when it is not finished by then.
-        webhook: URL told when the job ends.
-        comfyui: of a render that came through ComfyUI's own API.
-        base: of a batch, the graph that its steps change (see ``moyin.domain.batch``). They know
-            nothing of each other and run side by side.
+        deadline: the time by which the job must finish, else it fails.
+        webhook: the URL that receives a notification when the job ends.
+        comfyui: the options of a render that came through ComfyUI's own API.
+        base: the graph that the steps of a batch patch (see ``moyin.domain.batch``). These steps
+            are independent and run in parallel.
     """
 
     kind: str
@@ -94,12 +94,12 @@ class JobSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """``value`` of ``max`` units done in step number ``step`` (from 0).
+    """The progress of a job: ``value`` of ``max`` units are done in step ``step`` (from 0).
 
-    Of a batch: of ``max`` children ``value`` are done, and child ``step`` had the last news.
+    In a batch, the units are children and ``step`` is the child that reported last.
 
     Attributes:
-        parts: how much is done of each child at work, from 0 to 1, by index.
+        parts: the finished share of each running child, from 0 to 1, by index.
     """
 
     value: float = 0
@@ -110,7 +110,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobError:
-    """Why a job failed: a stable code of ``moyin.errors`` and a sentence."""
+    """The error of a failed job: a stable code of ``moyin.errors`` and a sentence."""
 
     code: str
     message: str
@@ -126,19 +126,21 @@ class CancellerKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Canceller:
-    """Who cancelled a job. Only people and keys of the job's own tenant can, and the operator.
+    """The user, key, service or operator that cancelled a job.
+
+    Only users and keys of the job's own tenant, and operators, can cancel it.
 
     Attributes:
-        id: public id of the person or key, or the name of a service of Moyin that acts for the
-            tenant; None: of an operator, who works beside the door.
+        id: the public id of the user or key, or the name of a service of Moyin that acts for the
+            tenant; None for an operator, who does not use the gateway.
     """
 
     kind: CancellerKind
     id: str | None = None
 
     @classmethod
-    def of(cls, caller: Identity) -> Self:
-        """Name the caller of a request: the person before the key."""
+    def from_identity(cls, caller: Identity) -> Self:
+        """Create a canceller from the caller of a request, preferring the user to the key."""
         if caller.service is not None:
             return cls(kind=CancellerKind.SERVICE, id=caller.service)
         if caller.user is not None:
@@ -148,13 +150,13 @@ class Canceller:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepResult:
-    """A finished step: the checkpoint that makes repeating it unnecessary.
+    """The result of a finished step, which is a checkpoint of its job.
 
     Attributes:
         output: sha256 of the blob that holds the step's output as JSON:
             ``{"text": str | null, "body": any, "artifacts": ["artifact:<id>", …]}``.
-        backend: which back end or actor did it, for people.
-        cached: it was done before, for another job.
+        backend: the back end or actor that ran the step, for display.
+        cached: the result of an earlier job was reused.
     """
 
     index: int
@@ -167,16 +169,16 @@ class StepResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """A job as its owner sees it.
+    """The state of a job.
 
     Attributes:
-        begun_at: when a renderer first took it up; until then it waits, whatever its status says.
+        begun_at: when a renderer first started it; before that it waits, also if it is running.
         channel: the stream of the ComfyUI client that submitted it.
-        record: of a render that failed, sha256 of a blob whose ``record`` is its `PromptRecord`;
-            of one that succeeded, it is in the step's output.
-        children: how many a batch has; None: the steps are one after the other.
-        fingerprint: of the request, where that had an idempotency key.
-        cancelled_by: of a cancelled job; an operator where nobody asked for it through the door.
+        record: for a failed render, the sha256 of a blob whose ``record`` is its `PromptRecord`;
+            for a successful one, the record is in the step's output.
+        children: the number of children of a batch; None: the steps run in sequence.
+        fingerprint: the hash of a request that had an idempotency key.
+        cancelled_by: the canceller of a cancelled job.
     """
 
     id: str
@@ -203,7 +205,7 @@ class Job:
 
     @property
     def cached(self) -> bool:
-        """Whether nothing had to be done for it."""
+        """True if every step reused the result of an earlier job."""
         return bool(self.results) and all(result.cached for result in self.results)
 
     @property
@@ -216,7 +218,7 @@ class Job:
 
 
 class EventType(StrEnum):
-    """``QUEUED`` … ``CANCELLED`` repeat the job's statuses; the last three end a stream."""
+    """The type of an event: a status of the job, or progress. A final status ends a stream."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -233,10 +235,10 @@ class EventType(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobEvent:
-    """One entry of a job's event stream.
+    """An entry of a job's event stream.
 
     Attributes:
-        id: position in the stream (a Valkey stream id); a client resumes after it.
+        id: the position in the stream (a Valkey stream id), from which a client can resume.
         data: JSON members; ``progress`` carries ``{"value", "max", "step", "node"?}``.
     """
 

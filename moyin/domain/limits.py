@@ -1,4 +1,4 @@
-"""How much somebody may use."""
+"""Holds the limits of keys, users and tenants."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 
-from moyin.domain.pools import matches
+from moyin.domain.pools import matches_any
 
 __all__ = ["Limit", "permitted_pools"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limit:
-    """The limits of one subject; None: that one is not limited.
+    """The limits of a subject. None means no limit.
 
     Attributes:
         subject: ``key:<id>``, ``user:<id>`` or ``owner:<tenant>``.
         requests_per_minute: in any minute that begins with a request.
-        tokens_per_minute: prompt and answer, likewise.
+        tokens_per_minute: tokens of prompts and answers, in the same minute.
         concurrent_requests: at the same time, in all replicas together.
-        open_jobs: queued or running.
-        best_priority: the best class of jobs that may be asked for, 1 (first) to 5 (last).
+        open_jobs: jobs that are queued or running.
+        best_priority: the best priority that jobs may have, 1 (first) to 5 (last).
         usd_per_day: budget of a UTC day.
         usd_per_month: budget of a UTC calendar month.
         pools: render pools that may be used.
-        allowed_nodes: patterns of the node classes that graphs may have.
-        denied_nodes: patterns of those of them that graphs may not have.
+        allowed_nodes: patterns of the node classes that graphs may contain.
+        denied_nodes: patterns of node classes that graphs may not contain; they win.
     """
 
     subject: str
@@ -43,13 +43,12 @@ class Limit:
 
     @property
     def has_budget(self) -> bool:
-        """Whether there is a budget."""
+        """True if there is a budget."""
         return self.usd_per_day is not None or self.usd_per_month is not None
 
     @property
     def limits_requests(self) -> bool:
-        """Whether requests must be counted; jobs are limited where they are
-        accepted."""
+        """True if requests must be counted. Jobs are limited when they are accepted."""
         return (
             self.requests_per_minute is not None
             or self.tokens_per_minute is not None
@@ -58,12 +57,12 @@ class Limit:
         )
 
     def permits_node(self, class_type: str) -> bool:
-        """Whether graphs may have nodes of the class."""
-        allowed = self.allowed_nodes is None or matches(class_type, self.allowed_nodes)
-        return allowed and not matches(class_type, self.denied_nodes or ())
+        """Tell if graphs may contain nodes of the class."""
+        allowed = self.allowed_nodes is None or matches_any(class_type, self.allowed_nodes)
+        return allowed and not matches_any(class_type, self.denied_nodes or ())
 
 
 def permitted_pools(limits: Iterable[Limit], pools: Iterable[str]) -> list[str]:
-    """Those of the pools that every limit lets its subject use."""
-    bounds = [limit.pools for limit in limits if limit.pools is not None]
-    return [pool for pool in pools if all(pool in bound for bound in bounds)]
+    """Return the pools that every limit permits."""
+    allowed = [limit.pools for limit in limits if limit.pools is not None]
+    return [pool for pool in pools if all(pool in names for names in allowed)]

@@ -1,4 +1,4 @@
-"""Media types and names of stored files, so that serving them can't hurt anyone."""
+"""Sanitises media types and names of stored files, and builds headers to serve them safely."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ __all__ = ["SNIFF_BYTES", "byte_range", "clean_name", "media_type", "serving_hea
 
 SNIFF_BYTES = 16
 UNKNOWN = "application/octet-stream"
-# What browsers show without running anything in it. Everything else is a download of bytes.
-_SHOWN = frozenset(
+# Media types that browsers display without running content. All others are downloads.
+_INLINE_TYPES = frozenset(
     {
         "application/json", "audio/flac", "audio/mpeg", "audio/ogg", "audio/wav", "image/avif",
         "image/gif", "image/jpeg", "image/png", "image/webp", "text/plain", "video/mp4",
@@ -42,44 +42,46 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
 def media_type(declared: str | None, head: bytes) -> str:
-    """The media type to keep for an upload.
+    """Return the media type to store for an upload.
 
     Args:
         declared: the client's Content-Type; parameters are dropped.
-        head: the first `SNIFF_BYTES` of the content, which decide when nothing was declared.
+        head: the first `SNIFF_BYTES` of the content, which decide if no type was declared.
 
     Raises:
         InvalidRequest: ``declared`` is not a media type.
     """
     plain = (declared or UNKNOWN).partition(";")[0].strip().lower()
     if not _TYPE.fullmatch(plain):
-        raise InvalidRequest("Content-Type is not a media type", field="Content-Type")
+        raise InvalidRequest(
+            "Content-Type must be a media type such as image/png", field="Content-Type"
+        )
     if plain not in (UNKNOWN, "application/x-www-form-urlencoded"):
         return plain
-    for offset, signature, found in _SIGNATURES:
+    for offset, signature, detected in _SIGNATURES:
         if head[offset : offset + len(signature)] == signature:
-            return found
+            return detected
     return UNKNOWN
 
 
 def clean_name(name: str | None, media: str) -> str:
-    """A file name without folders or control characters; one is made up where none is left."""
+    """Remove folders and control characters from a file name; create a name if none is left."""
     last = PurePosixPath((name or "").replace("\\", "/")).name
-    kept = "".join(character for character in last if character.isprintable()).strip(". ")
-    if not kept:
+    clean = "".join(character for character in last if character.isprintable()).strip(". ")
+    if not clean:
         return f"upload{mimetypes.guess_extension(media) or '.bin'}"
-    if len(kept) <= _MAX_NAME:
-        return kept
-    suffix = PurePosixPath(kept).suffix[:20]
-    return kept[: _MAX_NAME - len(suffix)] + suffix
+    if len(clean) <= _MAX_NAME:
+        return clean
+    suffix = PurePosixPath(clean).suffix[:20]
+    return clean[: _MAX_NAME - len(suffix)] + suffix
 
 
 def serving_headers(artifact: Artifact) -> Mapping[str, str]:
-    """Headers of every answer that carries an artifact; its content never changes."""
-    shown = artifact.media_type in _SHOWN
-    kind = artifact.media_type if shown else UNKNOWN
+    """Return the headers of responses with the content of an artifact, which never changes."""
+    is_inline = artifact.media_type in _INLINE_TYPES
+    kind = artifact.media_type if is_inline else UNKNOWN
     charset = "; charset=utf-8" if kind == "text/plain" else ""
-    disposition = "inline" if shown else "attachment"
+    disposition = "inline" if is_inline else "attachment"
     return {
         "accept-ranges": "bytes",
         "cache-control": "private, max-age=31536000, immutable",
@@ -93,18 +95,18 @@ def serving_headers(artifact: Artifact) -> Mapping[str, str]:
 
 
 def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
-    """The part that a Range header asks for, as start and exclusive end.
+    """Parse a Range header to start and exclusive end.
 
-    None means the whole: no header, several ranges, or one that makes no sense. An empty part
-    (start equals end) means that the range lies outside.
+    None means the whole content: the header is missing, invalid, or has several ranges. An empty
+    range (start equals end) lies outside of the content.
     """
     match = _RANGE.fullmatch((header or "").strip())
     if match is None or match.group(1, 2) == ("", ""):
         return None
     first, last = match.group(1, 2)
     if first == "":
-        wanted = min(int(last), size)
-        return size - wanted, size
+        length = min(int(last), size)
+        return size - length, size
     start = int(first)
     if last != "" and int(last) < start:
         return None

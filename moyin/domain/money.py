@@ -1,4 +1,4 @@
-"""Tokens and what they cost, exactly: whole picodollars inside, decimal US dollars outside."""
+"""Holds token usage and exact prices: picodollars inside, decimal US dollars outside."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
 
-# A token at one dollar per million costs a million of them.
+# Picodollars per dollar. A token at one dollar per million costs a million picodollars.
 PICO = 10**12
 _PICO_PER_RATE = 10**6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
-    """Tokens of one call. The four kinds of input are disjoint; their sum is the prompt.
+    """The tokens of a call. The four kinds of input are disjoint; their sum is the prompt.
 
     Attributes:
-        input_tokens: prompt tokens that no cache touched.
+        input_tokens: prompt tokens that were neither read from nor written to a cache.
         cached_tokens: prompt tokens read from the provider's cache.
         cache_write_tokens: prompt tokens written to the 5-minute cache.
         cache_write_1h_tokens: prompt tokens written to the 1-hour cache.
-        output_tokens: all generated tokens, reasoning included.
+        output_tokens: all generated tokens, including reasoning.
         reasoning_tokens: the part of ``output_tokens`` that is reasoning, where known.
     """
 
@@ -43,7 +43,7 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rates:
-    """US dollars per million tokens, to six decimals at most.
+    """Prices in US dollars per million tokens, with six decimals at most.
 
     Raises:
         ValueError: a rate has more decimals, or is negative.
@@ -54,7 +54,7 @@ class Rates:
     cache_read: Decimal
     cache_write: Decimal
     cache_write_1h: Decimal
-    # The same in picodollars per token: adding integers is exact and ten times as fast.
+    # The rates in picodollars per token. Integers are exact and ten times as fast as decimals.
     _pico: tuple[int, int, int, int, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -62,7 +62,7 @@ class Rates:
         object.__setattr__(self, "_pico", tuple(map(_pico, rates)))
 
     def pico_cost(self, usage: Usage) -> int:
-        """What ``usage`` costs, in picodollars."""
+        """Return the cost of ``usage`` in picodollars."""
         read, cached, written, written_1h, out = self._pico
         return (
             usage.input_tokens * read
@@ -73,7 +73,7 @@ class Rates:
         )
 
     def max_pico_cost(self, prompt_tokens: int, output_tokens: int) -> int:
-        """The most that so many tokens may cost, whatever a cache does with the prompt."""
+        """Return the highest cost of these tokens in picodollars, for any use of a cache."""
         *prompt_rates, out = self._pico
         return prompt_tokens * max(prompt_rates) + output_tokens * out
 
@@ -84,7 +84,7 @@ class Rates:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PriceBand:
-    """Rates for prompts of up to ``up_to`` tokens (None: any length)."""
+    """The rates for prompts of up to ``up_to`` tokens (None: any length)."""
 
     rates: Rates
     up_to: int | None = None
@@ -92,11 +92,11 @@ class PriceBand:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Price:
-    """What a model costs from ``since`` on, by length of the prompt.
+    """The price of a model from ``since`` on, by the length of the prompt.
 
     Attributes:
-        bands: rising in ``up_to``; the last one has none.
-        is_free: no token costs anything.
+        bands: ascending by ``up_to``; the last band has no limit.
+        is_free: True if no token costs anything.
     """
 
     since: date
@@ -108,9 +108,9 @@ class Price:
         limits = [band.up_to for band in self.bands]
         finite = [limit for limit in limits[:-1] if limit is not None]
         if not limits or limits[-1] is not None or len(finite) != len(limits) - 1:
-            raise ValueError("the last band, and only the last, must have no upper limit")
+            raise ValueError("the last price band, and only the last, must have no up_to")
         if finite != sorted(set(finite)):
-            raise ValueError("bands must rise")
+            raise ValueError("price bands must be in ascending order of up_to")
 
     def rates(self, prompt_tokens: int) -> Rates:
         for band in self.bands:
@@ -119,47 +119,52 @@ class Price:
         raise AssertionError("the last band has no limit")
 
     def pico_cost(self, usage: Usage) -> int:
-        """The exact cost of a call in picodollars; cache reads and writes count into the prompt's
-        length."""
+        """Return the exact cost of a call in picodollars.
+
+        Cache reads and writes count towards the length of the prompt.
+        """
         if len(self.bands) == 1:
             return self.bands[0].rates.pico_cost(usage)
         return self.rates(usage.prompt_tokens).pico_cost(usage)
 
     def max_pico_cost(self, prompt_tokens: int, output_tokens: int) -> int:
-        """The most that a prompt of up to ``prompt_tokens`` may cost: longer ones may be cheaper."""
-        dearest, reached = 0, 0
+        """Return the highest cost in picodollars of a prompt of up to ``prompt_tokens``.
+
+        A longer prompt may be cheaper, because it has another band.
+        """
+        highest, reached = 0, 0
         for band in self.bands:
             if reached > prompt_tokens:
                 break
             tokens = prompt_tokens if band.up_to is None else min(prompt_tokens, band.up_to)
-            dearest = max(dearest, band.rates.max_pico_cost(tokens, output_tokens))
+            highest = max(highest, band.rates.max_pico_cost(tokens, output_tokens))
             reached = prompt_tokens + 1 if band.up_to is None else band.up_to + 1
-        return dearest
+        return highest
 
     def cost(self, usage: Usage) -> Decimal:
-        """The same in US dollars."""
+        """Return the cost of a call in US dollars."""
         return usd(self.pico_cost(usage))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tariff:
-    """A model's prices over time, oldest first."""
+    """The prices of a model over time, oldest first."""
 
     prices: tuple[Price, ...]
 
     def __post_init__(self) -> None:
         days = [price.since for price in self.prices]
         if not days or days != sorted(set(days)):
-            raise ValueError("a tariff needs prices with rising dates")
+            raise ValueError("a tariff needs at least one price, in ascending order of dates")
 
     def price_on(self, day: date) -> Price:
-        """The price of ``day``; before the first date, the first price."""
+        """Return the price of ``day``; before the first date, the first price."""
         return next((p for p in reversed(self.prices) if p.since <= day), self.prices[0])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenSpeed:
-    """Tokens per second of one request: reading a prompt, and writing an answer."""
+    """The speed of a request in tokens per second, for its prompt and for its output."""
 
     prompt: float
     output: float
@@ -167,21 +172,21 @@ class TokenSpeed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GpuRate:
-    """A machine of one's own, whose tokens cost the time that they take."""
+    """The hourly cost of a local machine, from which the price of its tokens is derived."""
 
     usd_per_hour: Decimal
 
     def price(self, speed: TokenSpeed, sharing: float) -> Price:
-        """What tokens cost while a request runs at ``speed`` and shares the machine with others.
+        """Return the price of tokens at ``speed``.
 
         Args:
-            sharing: requests that run at a time, itself included; 1 at least.
+            sharing: the number of requests that share the machine, including this one; at least 1.
         """
-        second = self.usd_per_hour / 3600 / Decimal(max(sharing, 1.0))
-        read = _rate(second / Decimal(speed.prompt))
+        usd_per_second = self.usd_per_hour / 3600 / Decimal(max(sharing, 1.0))
+        read = _rate(usd_per_second / Decimal(speed.prompt))
         rates = Rates(
             input=read,
-            output=_rate(second / Decimal(speed.output)),
+            output=_rate(usd_per_second / Decimal(speed.output)),
             cache_read=read,
             cache_write=read,
             cache_write_1h=read,
@@ -190,12 +195,12 @@ class GpuRate:
 
 
 def usd(pico: int) -> Decimal:
-    """Picodollars as US dollars."""
+    """Convert picodollars to US dollars."""
     return Decimal(usd_text(pico))
 
 
 def usd_text(pico: int) -> str:
-    """Picodollars as US dollars, without an exponent and without zeros at the end."""
+    """Format picodollars as US dollars, without an exponent and without trailing zeros."""
     whole, rest = divmod(pico, PICO)
     return f"{whole}.{rest:012d}".rstrip("0") if rest else str(whole)
 
@@ -203,12 +208,12 @@ def usd_text(pico: int) -> str:
 def _pico(rate: Decimal) -> int:
     scaled = rate * _PICO_PER_RATE
     if scaled < 0 or scaled != scaled.to_integral_value():
-        raise ValueError(f"{rate} must not be negative nor have more than six decimals")
+        raise ValueError(f"the rate {rate} must be at least 0 and have at most six decimals")
     return int(scaled)
 
 
 def _rate(usd_per_token: Decimal) -> Decimal:
-    """US dollars per million tokens, rounded to the six decimals of `Rates`."""
+    """Convert to US dollars per million tokens, rounded to the six decimals of `Rates`."""
     return round(usd_per_token * 1_000_000, 6)
 
 
@@ -220,7 +225,7 @@ def flat_tariff(
     cache_write: Decimal | None = None,
     cache_write_1h: Decimal | None = None,
 ) -> Tariff:
-    """One price for all times and lengths; cached tokens cost as much as others unless given."""
+    """Create a tariff with one price. Cached tokens cost as much as others unless given."""
     rates = Rates(
         input=input_price,
         output=output_price,

@@ -1,4 +1,4 @@
-"""What a request asks of a model, and what a model can do."""
+"""Holds the needs of a request, the abilities of a model and the constraints on a response."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from moyin.domain.money import GpuRate, Tariff
 
-# What a picture costs a prompt, in tokens: a middle of what providers state.
+# Tokens of a picture in a prompt, an average of the providers' figures.
 IMAGE_TOKENS = 1_200
-# What a model may or may not be able to do.
+# The optional abilities of models.
 ABILITIES = ("tools", "vision", "schema", "thinking")
 _BYTES_PER_TOKEN = 4
 _TOKENS_PER_MESSAGE = 4
@@ -18,19 +18,20 @@ _TOKENS_PER_MESSAGE = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Needs:
-    """A request, as far as choosing a model goes.
+    """The needs of a request, by which a model is chosen.
 
     Attributes:
-        prompt_tokens: estimated from the text's length.
-        max_tokens: the longest answer that the client wants; None: up to the model.
-        longest_input: tokens of the longest input, where each has the context to itself.
-        embeddings: it asks for vectors instead of an answer.
-        has_cache_markers: it carries prompt-cache markers.
-        attachment_bytes: bytes of documents and sound in it, and of the answer's schema, which only some
-            servers put into the prompt. Their tokens can't be told from their size, so they count
-            for what is set aside, not for whether the prompt fits.
-        has_external_content: it names documents whose bytes are not in it, or tools with which the provider
-            finds some; ``addresses``: by URL.
+        prompt_tokens: estimated from the length of the text.
+        max_tokens: the longest answer that the client accepts; None: the model's default.
+        longest_input: tokens of the longest input, if inputs do not share the context.
+        embeddings: the request asks for vectors instead of an answer.
+        has_cache_markers: the request contains prompt-cache markers.
+        attachment_bytes: bytes of documents, audio and the answer's schema. Some servers put the
+            schema into the prompt. The size does not give their tokens, so they count for the
+            reserved budget, but not for the length of the prompt.
+        has_external_content: the request names documents that it does not contain, or tools with
+            which the provider finds some.
+        has_urls: the request names documents by URL.
     """
 
     prompt_tokens: int
@@ -48,23 +49,22 @@ class Needs:
 
     @property
     def context(self) -> int:
-        """Tokens that must fit into a model's context at a time."""
+        """The tokens that must fit into a model's context together."""
         prompt = self.prompt_tokens if self.longest_input is None else self.longest_input
         return prompt + (self.max_tokens or 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
-    """A model behind a back end.
+    """A model of a back end.
 
     Attributes:
-        name: as clients call it.
-        upstream: as the back end calls it.
+        name: the clients' name of the model.
+        upstream: the back end's name of the model.
         context: tokens of prompt and answer together.
-        quality: a tier that aliases may set as a floor; higher is better.
-        embeddings: it makes vectors, and no answers.
-        gpu: what its machine costs, where tokens have no price of their own; ``tariff`` is then
-            free.
+        quality: a tier that aliases may require at least; higher is better.
+        embeddings: the model makes vectors instead of answers.
+        gpu: the cost of its machine, if tokens have no price; ``tariff`` is then free.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Model:
         object.__setattr__(self, "_missing", missing)
 
     def supports(self, needs: Needs) -> bool:
-        """Whether `lacks` finds nothing; asked of every model for every request."""
+        """Tell if the model meets ``needs``. This runs for every model on every request."""
         if needs.context > self.context or needs.embeddings is not self.embeddings:
             return False
         for ability in self._missing:  # noqa: SIM110 - a generator takes twice as long
@@ -94,44 +94,44 @@ class Model:
         return True
 
     def unmet_needs(self, needs: Needs) -> tuple[str, ...]:
-        """Why this model can't answer, a few words each; nothing when it can."""
-        lacks = [f"no {ability}" for ability in self._missing if getattr(needs, ability)]
+        """Return the reasons why this model can't answer, a few words each; empty if it can."""
+        unmet = [f"no {ability}" for ability in self._missing if getattr(needs, ability)]
         if needs.embeddings is not self.embeddings:
-            lacks.insert(0, "no embeddings" if needs.embeddings else "no chat")
+            unmet.insert(0, "no embeddings" if needs.embeddings else "no chat")
         if needs.context > self.context:
-            lacks.insert(0, f"context of {self.context} tokens")
-        return tuple(lacks)
+            unmet.insert(0, f"context of {self.context} tokens")
+        return tuple(unmet)
 
 
 def text_size(text: str) -> int:
-    """UTF-8 bytes of ``text``."""
+    """Return the size of ``text`` in UTF-8 bytes."""
     return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
 
 
 def tokens_in(size: int) -> int:
-    """Tokens of a text of ``size`` bytes: a quarter of them, which also fits Chinese."""
+    """Estimate the tokens of ``size`` bytes of text: a quarter, which also fits Chinese."""
     return -(-size // _BYTES_PER_TOKEN)
 
 
 def estimate_tokens(text: str) -> int:
-    """Tokens of ``text``, from its length."""
+    """Estimate the tokens of ``text`` from its length."""
     return tokens_in(text_size(text))
 
 
 def estimate_message(count: int) -> int:
-    """Tokens that the frame around ``count`` messages takes."""
+    """Estimate the tokens of the delimiters around ``count`` messages."""
     return count * _TOKENS_PER_MESSAGE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResponseConstraints:
-    """The form that an answer must have.
+    """The constraints that a request sets for its response.
 
     Attributes:
-        json: it must be JSON.
-        schema: JSON schema that it must match; None: any JSON.
-        tools: names of the tools that may be called.
-        plain: one answer of text or tool calls is asked for; not several, none by voice.
+        json: the answer must be JSON.
+        schema: the JSON schema that the answer must match; None: any JSON.
+        tools: names of the tools that the model may call.
+        plain: the request is for one answer of text or tool calls, not for several or for audio.
     """
 
     json: bool = False
@@ -140,5 +140,5 @@ class ResponseConstraints:
     plain: bool = True
 
 
-# Of most requests: whatever the model writes.
+# Most requests set no constraints.
 UNCONSTRAINED = ResponseConstraints()

@@ -1,4 +1,4 @@
-"""`Parameter`: one typed input of a template, and the checking of a value that is given for it."""
+"""Holds `Parameter`, a typed input of a template, and checks values for it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _REFERENCE = re.compile(r"steps\.\d{1,3}(\.[A-Za-z0-9_-]+)+")
 
 
 class ParameterType(StrEnum):
-    """JSON Schema's names."""
+    """The type of a parameter, by its name in JSON Schema."""
 
     STRING = "string"
     INTEGER = "integer"
@@ -44,11 +44,11 @@ _ARTICLE: Mapping[ParameterType, str] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parameter:
-    """What a value must be. The members mean what they mean in JSON Schema.
+    """The type and the bounds of a template's input, with the meaning of JSON Schema.
 
     Attributes:
-        default: taken when no value is given; None: one must be.
-        image: a string that names an artifact.
+        default: the value if the client gives none; None: the input is required.
+        image: the value is the id of an artifact.
     """
 
     name: str
@@ -66,33 +66,35 @@ class Parameter:
     image: bool = False
 
     def check(self, value: Any, field: str) -> Scalar:
-        """The value as it goes into the graph.
+        """Check a value and return it as the graph needs it.
 
         Raises:
-            InvalidRequest: it is not what the parameter takes; says what would be right.
+            InvalidRequest: the value is invalid; the message states what is valid.
         """
         if self.image:
-            return self._image(value, field)
-        typed = self._typed(value)
+            return self._artifact(value, field)
+        typed = self._to_type(value)
         if typed is None:
-            raise self._wrong(field, f"must be {_ARTICLE[self.type]}")
+            raise self._invalid(field, f"must be {_ARTICLE[self.type]}")
         if self.choices and typed not in self.choices:
             listed = ", ".join(json.dumps(choice) for choice in self.choices)
-            raise self._wrong(field, f"must be one of {listed}")
-        problem = self._text(typed) if isinstance(typed, str) else self._number(typed)
+            raise self._invalid(field, f"must be one of {listed}")
+        problem = (
+            self._text_problem(typed) if isinstance(typed, str) else self._number_problem(typed)
+        )
         if problem is not None:
-            raise self._wrong(field, problem)
+            raise self._invalid(field, problem)
         return typed
 
     def reference(self, value: Mapping[str, Any], field: str) -> str:
-        """``{"from": "steps.0.text"}`` as the graph's reference, which keeps the type.
+        """Translate ``{"from": "steps.0.text"}`` to the graph's typed reference.
 
         Raises:
-            InvalidRequest: it is no such thing.
+            InvalidRequest: ``value`` is not such an object.
         """
         path = value.get("from")
         if len(value) != 1 or not isinstance(path, str) or not _REFERENCE.fullmatch(path):
-            raise self._wrong(
+            raise self._invalid(
                 field,
                 f"must be {_ARTICLE[self.type]}, or, in a pipeline, an object such as "
                 '{"from": "steps.0.text"}',
@@ -100,23 +102,26 @@ class Parameter:
         kind = "artifact" if self.image else self.type.value
         return f"${{{path}:{kind}}}"
 
-    def _image(self, value: Any, field: str) -> str:
+    def _artifact(self, value: Any, field: str) -> str:
         match = _ARTIFACT.fullmatch(value) if isinstance(value, str) else None
         if match is None:
-            raise self._wrong(field, "must be the id of an artifact: POST a picture to /artifacts")
+            raise self._invalid(
+                field,
+                "must be the id of an artifact, such as the response of POST /artifacts contains",
+            )
         return f"artifact:{match[1]}"
 
-    def _typed(self, value: Any) -> Scalar | None:
-        """None for a value of another type; JSON's 5.0 is an integer as well."""
+    def _to_type(self, value: Any) -> Scalar | None:
+        """Return the value, or None if it has another type. 5.0 is an integer in JSON, too."""
         if isinstance(value, bool):
             return value if self.type is ParameterType.BOOLEAN else None
         if self.type is ParameterType.INTEGER and isinstance(value, float) and value.is_integer():
             return int(value)
         return cast(Scalar, value) if isinstance(value, _PYTHON[self.type]) else None
 
-    def _text(self, value: str) -> str | None:
+    def _text_problem(self, value: str) -> str | None:
         if _ARTIFACT.fullmatch(value):
-            return "must not be the name of an artifact: this input takes no file"
+            return "must not be the id of an artifact, because this input takes no file"
         if self.min_length is not None and len(value) < self.min_length:
             return f"must have at least {self.min_length} characters"
         if self.max_length is not None and len(value) > self.max_length:
@@ -125,7 +130,7 @@ class Parameter:
             return f"must match {self.pattern}"
         return None
 
-    def _number(self, value: int | float) -> str | None:
+    def _number_problem(self, value: int | float) -> str | None:
         if self.minimum is not None and value < self.minimum:
             return f"must be at least {self.minimum}"
         if self.maximum is not None and value > self.maximum:
@@ -134,16 +139,16 @@ class Parameter:
             return f"must be more than {self.exclusive_minimum}"
         if self.exclusive_maximum is not None and value >= self.exclusive_maximum:
             return f"must be less than {self.exclusive_maximum}"
-        if self.multiple_of is not None and not _divides(self.multiple_of, value):
+        if self.multiple_of is not None and not _is_multiple(self.multiple_of, value):
             return f"must be a multiple of {self.multiple_of}"
         return None
 
-    def _wrong(self, field: str, problem: str) -> InvalidRequest:
+    def _invalid(self, field: str, problem: str) -> InvalidRequest:
         return InvalidRequest(f"{field} {problem}", field=field)
 
 
-def _divides(step: int | float, value: int | float) -> bool:
+def _is_multiple(step: int | float, value: int | float) -> bool:
     if isinstance(value, int) and float(step).is_integer():
         return value % int(step) == 0
-    share = value / step
-    return math.isclose(share, round(share), rel_tol=0, abs_tol=1e-9)
+    quotient = value / step
+    return math.isclose(quotient, round(quotient), rel_tol=0, abs_tol=1e-9)

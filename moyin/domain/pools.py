@@ -1,4 +1,4 @@
-"""Whom a render pool serves, and which of its nodes a graph may have."""
+"""Holds the tenants and the node classes that a render pool accepts."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-__all__ = ["DISK_NODES", "PoolRules", "matches"]
+__all__ = ["DISK_NODES", "PoolRules", "matches_any"]
 
-# Stock classes that are about the worker's own disk: they list or load folders, write files that are
-# nobody's output, write models, or train them.
+# Stock node classes that use the worker's own disk: they list or load folders, write files that
+# belong to no job, and write or train models.
 DISK_NODES = (
     "Load*FromFolder*",
     "Save*ToFolder*",
@@ -29,13 +29,13 @@ DISK_NODES = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PoolRules:
-    """What a pool's operator has said of it. Patterns are those of ``fnmatch``, by node class.
+    """The operator's rules for a pool. Patterns follow ``fnmatch`` and match node classes.
 
     Attributes:
-        tenants: the owners whose jobs it runs; none: everybody's.
-        allow: classes that graphs may have.
-        deny: those of them that graphs may not have.
-        unchecked: ``Class.input`` whose values are not looked at as names of files.
+        tenants: the owners whose jobs the pool runs; empty: all.
+        allow: node classes that graphs may contain.
+        deny: node classes that graphs may not contain; they win.
+        unchecked: ``Class.input`` whose values are not checked as file names.
     """
 
     tenants: tuple[str, ...] = ()
@@ -47,13 +47,13 @@ class PoolRules:
         return not self.tenants or owner in self.tenants
 
     def permits_node(self, class_type: str) -> bool:
-        return matches(class_type, self.allow) and not matches(class_type, self.deny)
+        return matches_any(class_type, self.allow) and not matches_any(class_type, self.deny)
 
     def checks_input(self, class_type: str, name: str) -> bool:
-        """Whether an input's value is looked at as the name of a file."""
-        return not matches(f"{class_type}.{name}", self.unchecked)
+        """Tell if an input's value is checked as the name of a file."""
+        return not matches_any(f"{class_type}.{name}", self.unchecked)
 
 
-def matches(text: str, patterns: Iterable[str]) -> bool:
-    """Whether any of the patterns fits; upper and lower case are told apart everywhere."""
+def matches_any(text: str, patterns: Iterable[str]) -> bool:
+    """Tell if any of the patterns matches ``text``. Case matters on every platform."""
     return any(fnmatchcase(text, pattern) for pattern in patterns)

@@ -1,4 +1,4 @@
-"""Renders as ComfyUI's clients know them: what they sent, and what the history says of it."""
+"""Holds renders as ComfyUI's clients see them: prompts, files and history records."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from moyin.domain.artifact import Artifact
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComfyPrompt:
-    """How a client of ComfyUI's API asked for a render; a part of the job's spec.
+    """The options of a render from ComfyUI's API. They are a part of the job's spec.
 
     Attributes:
-        client_id: of the WebSocket that wants the events.
-        number: the client's own place in the queue, which it gets back; it orders nothing here.
-        front: ahead of the caller's other renders.
-        extra_data: of the client; ``extra_pnginfo`` goes into the pictures.
-        targets: output nodes that shall be executed; None: all.
-        outputs: those that will be, as ComfyUI said when it validated the graph.
+        client_id: the id of the WebSocket that receives the events.
+        number: the client's place in the queue, which is only returned to it.
+        front: render before the caller's other renders.
+        extra_data: the client's extra data; ``extra_pnginfo`` goes into the pictures.
+        targets: ids of the output nodes to execute; None: all.
+        outputs: ids of the output nodes that ComfyUI's validation will execute.
         files: artifact ids of uploads, by the name under which the graph loads them.
     """
 
@@ -35,11 +35,11 @@ class ComfyPrompt:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComfyFileName:
-    """Where ComfyUI's clients believe a file to lie; in the farm, no two files share one.
+    """The place of a file as ComfyUI's clients see it. It is unique in the farm.
 
     Attributes:
         type: the folder: ``output``, ``temp`` or ``input``.
-        subfolder: below it, with ``/``; of outputs it begins with the job's id.
+        subfolder: the path below the folder, with ``/``; for outputs it begins with the job's id.
     """
 
     filename: str
@@ -48,13 +48,13 @@ class ComfyFileName:
 
     @property
     def path(self) -> str:
-        """As one text, for look-ups."""
+        """The place as a single string, for look-ups."""
         return "/".join(part for part in (self.type, self.subfolder, self.filename) if part)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptFile:
-    """An output file, in the artifact store."""
+    """An output file in the artifact store."""
 
     name: ComfyFileName
     media_type: str
@@ -73,10 +73,11 @@ class PromptFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptRecord:
-    """What ComfyUI's history says of one execution, with files under the farm's names.
+    """The record of an execution in ComfyUI's history, with files under the farm's names.
 
     Attributes:
-        outputs: by node and slot, as ComfyUI has it; ``meta`` by node.
+        outputs: ComfyUI's outputs by node and slot.
+        meta: ComfyUI's metadata by node.
         status: ``success`` or ``error``.
         messages: pairs of an event's name and its data, in order.
     """
@@ -90,5 +91,5 @@ class PromptRecord:
 
 
 def channel_name(owner: str, client_id: str) -> str:
-    """The name of the stream on which a client of an owner is told of its prompts."""
+    """Return the name of the stream that carries the events of a client's prompts."""
     return hashlib.sha256("\0".join((owner, client_id)).encode()).hexdigest()

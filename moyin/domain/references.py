@@ -1,10 +1,10 @@
-"""References from a later step to the output of an earlier one.
+"""Resolves references from a later step to the output of an earlier one.
 
-A string in a step's payload may contain ``${steps.<index>.<path>}``. ``path`` walks the earlier
-step's output: ``text``, ``artifacts.0``, ``body.choices.0.message.content``. A string that is
-nothing but one reference takes the referred value with its type; inside a longer string the value
-is written as text. ``$${`` is a literal ``${``. ``${steps.0.text:string}`` refuses a value of
-another type: ``string``, ``integer``, ``number``, ``boolean`` or ``artifact``.
+A string in a step's payload may contain ``${steps.<index>.<path>}``. ``path`` is a path
+in the earlier step's output: ``text``, ``artifacts.0``, ``body.choices.0.message.content``. A
+string that consists of one reference becomes the referenced value with its type. Inside a longer
+string the value becomes text. ``$${`` is a literal ``${``. ``${steps.0.text:string}`` refuses a
+value of another type. Types are ``string``, ``integer``, ``number``, ``boolean`` and ``artifact``.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 
 
 def resolve(payload: Any, outputs: Sequence[Mapping[str, Any]]) -> Any:
-    """A copy of ``payload`` with every reference replaced.
+    """Return a copy of ``payload`` with every reference replaced by its value.
 
     Raises:
-        InvalidRequest: a reference names a step or a member that is not there.
+        InvalidRequest: a referenced step or member does not exist.
     """
     if isinstance(payload, str):
         return _resolve_text(payload, outputs)
@@ -45,10 +45,10 @@ def resolve(payload: Any, outputs: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def check(payload: Any, index: int) -> None:
-    """Refuse references of step ``index`` that point at itself or forward.
+    """Check that step ``index`` refers to earlier steps only.
 
     Raises:
-        InvalidRequest: naming the reference.
+        InvalidRequest: a reference does not; names the reference.
     """
     for text in _strings(payload):
         for match in _REFERENCE.finditer(text):
@@ -60,12 +60,12 @@ def check(payload: Any, index: int) -> None:
 
 
 def has_references(payload: Any) -> bool:
-    """Whether anything in ``payload`` stands for the output of an earlier step."""
+    """Tell if ``payload`` contains a reference to the output of an earlier step."""
     return any(_REFERENCE.search(text) for text in _strings(payload))
 
 
 def escape_references(payload: Any) -> Any:
-    """A copy of ``payload`` in which nothing is read as a reference."""
+    """Return a copy of ``payload`` in which every ``${`` is escaped."""
     if isinstance(payload, str):
         return payload.replace("${", "$${")
     if isinstance(payload, Mapping):
@@ -95,17 +95,19 @@ def _look_up(match: re.Match[str], outputs: Sequence[Mapping[str, Any]]) -> Any:
             raise InvalidRequest(
                 f"{match[0]}: step {index} has no {part!r}", field=f"steps.{index}"
             ) from None
-    if match[3] is not None and not _is(match[3], value):
-        raise InvalidRequest(f"{match[0]}: it is no {match[3]}", field=f"steps.{index}")
+    if match[3] is not None and not _has_type(match[3], value):
+        raise InvalidRequest(
+            f"{match[0]}: the value must be of type {match[3]}", field=f"steps.{index}"
+        )
     return value
 
 
 def _index(match: re.Match[str]) -> int:
-    """Of the step; Python makes no number of thousands of digits, and no job has such a step."""
+    """Return the step's index. Python can't parse thousands of digits, and no job needs them."""
     return int(match[1]) if len(match[1]) < 10 else sys.maxsize
 
 
-def _is(kind: str, value: Any) -> bool:
+def _has_type(kind: str, value: Any) -> bool:
     if isinstance(value, bool) and kind != "boolean":
         return False
     if isinstance(value, str) and value.startswith("artifact:") is not (kind == "artifact"):

@@ -1,11 +1,11 @@
-"""The renderer port: what a render pool needs from whatever renders, and its vocabulary.
+"""Defines the interface of a renderer, and its requests, events and results.
 
-``moyin.render.comfyui.renderer`` is the real one, ``moyin.testing.renderer`` the fake.
+``moyin.render.comfyui.renderer`` implements it, ``moyin.testing.renderer`` is a fake.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -25,17 +25,17 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderRequest:
-    """One prompt.
+    """A prompt to render.
 
     Attributes:
-        prompt_id: canonical lower-case UUID; a repeat of a running or finished one is the same one.
+        prompt_id: canonical lower-case UUID; repeating it attaches to the same prompt.
         graph: ComfyUI API graph, with input files under the names in ``files``.
         files: sha256 of the blob by the name under which the graph loads it (see
             ``moyin.render.protocol.graph``).
-        models: files that the graph loads, with their sizes in bytes.
-        extra_data: what nodes may ask for besides, such as what goes into a picture's metadata.
-        targets: output nodes that shall be executed; None: all.
-        channel: where whoever asked wants to hear what ComfyUI says of it (`moyin.store.frames`).
+        models: model files that the graph loads, with their sizes in bytes.
+        extra_data: further data for nodes, such as the metadata of pictures.
+        targets: ids of the output nodes to execute; None: all.
+        channel: the stream that receives ComfyUI's messages (`moyin.store.frames`).
     """
 
     prompt_id: str
@@ -49,10 +49,10 @@ class RenderRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderProgress:
-    """``value`` of ``max`` nodes are done; the fraction is that of the nodes at work.
+    """The progress of a render: ``value`` of ``max`` nodes are done, including partial ones.
 
     Attributes:
-        node: id of the node at work, where there is one.
+        node: id of the running node, if any.
     """
 
     value: float
@@ -62,16 +62,17 @@ class RenderProgress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExecutionFinished:
-    """The renderer is free for the next prompt; the files of this one are still being stored."""
+    """The renderer can take the next prompt, while the files of this one are still being stored."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderedFile:
-    """One output, in the artifact store.
+    """An output file in the artifact store.
 
     Attributes:
-        node: id of the node that wrote it; ``slot`` is the key in that node's output (``images``).
-        temporary: a preview, not a saved file.
+        node: id of the node that wrote it.
+        slot: the key in that node's output, such as ``images``.
+        temporary: the file is a preview.
     """
 
     name: str
@@ -85,11 +86,11 @@ class RenderedFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderSucceeded:
-    """Success.
+    """The result of a successful render.
 
     Attributes:
-        values: by node and slot, what the nodes put out that is not a file.
-        repeatable: the same graph would make the same again, as far as its nodes say.
+        values: the nodes' outputs other than files, by node and slot.
+        repeatable: the nodes declare that the same graph gives the same result.
     """
 
     files: tuple[RenderedFile, ...]
@@ -99,7 +100,7 @@ class RenderSucceeded:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderResult:
-    """What is left of a prompt that succeeded; ``record``: what ComfyUI's history said of it."""
+    """The remembered result of a successful prompt. ``record`` is ComfyUI's history entry."""
 
     done: RenderSucceeded
     record: PromptRecord | None = None
@@ -110,16 +111,16 @@ RenderEvent: TypeAlias = RenderProgress | ExecutionFinished | PromptRecord | Ren
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RendererStatus:
-    """A renderer now.
+    """The state of a renderer.
 
     Attributes:
-        ready: takes prompts.
-        pid: of the ComfyUI process.
-        running: prompts submitted and not finished; ``known`` those, and finished ones that would
-            be answered without rendering again.
-        error: why it is not ready, for an operator.
-        models: files that it has in memory, the largest first.
-        memory: bytes of a card that it may take; None without a card.
+        ready: the renderer accepts prompts.
+        pid: the id of the ComfyUI process.
+        running: ids of unfinished prompts.
+        known: ids of unfinished prompts, and of finished ones whose results are remembered.
+        error: why the renderer is not ready, for an operator.
+        models: model files in memory, the largest first.
+        memory: bytes of the card's memory that it may use; None without a card.
     """
 
     ready: bool
@@ -135,67 +136,48 @@ class Renderer(Protocol):
     """Renders one prompt at a time."""
 
     def render(self, request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
-        """Progress, once there is some and at most four times a second, then `ExecutionFinished`, then `RenderSucceeded`, which is the last.
+        """Render a prompt and yield its events.
 
-        Before that, and before it raises what a node is to blame for, comes what ComfyUI's history
-        says of it.
+        `RenderProgress` comes at most four times a second. Then come `ExecutionFinished`,
+        `PromptRecord` and `RenderSucceeded`, which is the last. `PromptRecord` also comes before an
+        error that a node raised.
 
-        Closing the generator leaves the prompt running: ask again to attach to it.
+        Closing the generator leaves the prompt running. Another call attaches to it.
 
         Raises:
             InvalidGraph: ComfyUI refuses the graph.
-            OutOfMemory: the card's memory does not suffice, not even when it was freed before.
-            RenderFailed: a node raised, the prompt was interrupted, or nothing moved for too long.
-            WorkerLost: the process died under it; another try may succeed.
+            OutOfMemory: the card's memory does not suffice, even after it was freed.
+            RenderFailed: a node raised an error, the prompt was interrupted or it made no progress.
+            WorkerLost: the process died; a retry may succeed.
             ServiceUnavailable: the process does not start.
         """
         ...
 
     async def prepare(self, request: RenderRequest) -> None:
-        """Fetch what the prompt needs, so that it can begin at once; it may never come.
+        """Fetch the files of a prompt that may be rendered next, so that it can start at once.
 
         Raises:
-            StepFailed: an input file is gone.
+            StepFailed: an input file no longer exists.
         """
 
     async def cancel(self, prompt_id: str) -> PromptRecord | None:
-        """Interrupt this prompt, or take it from the queue; nothing when it is not there.
+        """Interrupt the prompt, or remove it from the queue; do nothing if it is unknown.
 
         Returns:
-            What ComfyUI's history says of it, once its node has stopped; None: it did not begin, or
-            its node does not stop soon.
+            ComfyUI's history entry, once the running node has stopped; None if the prompt did not
+            start, or the node does not stop soon.
         """
 
-    async def validate(
-        self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
-    ) -> dict[str, Any]:
-        """ComfyUI's own validation body: with ``error`` when it refuses the graph, and else with
-        the ``outputs`` that it would execute; ``node_errors`` tells of others. And what it does not
-        say: ``free``, see `moyin.comfy_api.validation_cache`.
+    async def get(self, path: str) -> bytes | None:
+        """Return the body that ComfyUI serves at ``path``; None if it has nothing there.
 
         Raises:
-            ServiceUnavailable: the process is not up.
-        """
-        ...
-
-    async def object_info(self) -> dict[str, Any]:
-        """The nodes that it knows, as ``GET /object_info`` gives them.
-
-        Raises:
-            ServiceUnavailable: the process is not up.
-        """
-        ...
-
-    async def fetch(self, path: str) -> bytes | None:
-        """What a route of ComfyUI's that changes nothing answers; None: it has nothing there.
-
-        Raises:
-            ServiceUnavailable: the process is not up.
+            ServiceUnavailable: the process is not running.
         """
         ...
 
     async def results(self) -> Mapping[str, RenderResult]:
-        """Of the prompts that succeeded, by their ids, as many as are remembered."""
+        """Return the remembered results of successful prompts, by their ids."""
         ...
 
     async def status(self) -> RendererStatus: ...

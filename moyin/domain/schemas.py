@@ -1,8 +1,9 @@
-"""Bounds on JSON schemas that a server turns into a grammar.
+"""Bounds the JSON schemas that a local server compiles to a grammar.
 
-llama.cpp, and Ollama with it, holds an answer to a schema by a grammar. What that costs grows with
-what may follow at one place of the answer, and blocks the server for everybody: an enum of 4,000
-values for half a minute, the pattern ``((((a?){9}){9}){9}){9}`` for good. So schemas are weighed first.
+llama.cpp and Ollama constrain an answer to a schema with a grammar. Its cost grows with the
+alternatives at one place of the answer, and it blocks the server for all requests. An enum of 4,000
+values takes half a minute; the pattern ``((((a?){9}){9}){9}){9}`` never ends. So schemas are
+checked before they reach such a server.
 """
 
 from __future__ import annotations
@@ -18,38 +19,38 @@ from moyin.errors import SchemaTooLarge
 
 __all__ = ["SchemaBounds", "check_schemas"]
 
-# Keywords that hold schemas: one, several, or several by name.
+# Keywords that hold one schema, a list of schemas, or schemas by name.
 _ONE = frozenset({"additionalProperties", "contains", "items", "not", "propertyNames"})
 _SEVERAL = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
 _NAMED = frozenset({"$defs", "definitions", "patternProperties", "properties"})
 _HOLDING = _ONE | _SEVERAL | _NAMED
 _CHOICES = ("anyOf", "oneOf", "allOf")
-# Keywords of which a schema without any can't be dear.
-_WEIGHED = frozenset(
+# A schema without any of these keywords is cheap.
+_COSTLY = frozenset(
     {"$ref", "const", "enum", "pattern", "patternProperties", "properties", *_CHOICES}
 )
 _REPEAT = re.compile(r"\{(\d*)(?:,(\d*))?\}")
-# A repeated character or class costs as much as so many characters do.
+# Repeating a single character or class this often costs as much as one other repetition.
 _CHEAP_REPEATS = 16
 _LEVELS = "the levels of its JSON schema"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SchemaBounds:
-    """What the schemas of one request may hold together, and at one place.
+    """The bounds on all schemas of a request together, and on each place in them.
 
     Attributes:
-        bytes: as JSON.
-        depth: of schemas within each other.
-        nodes: schemas, those within others counted.
-        properties: of one object, those of all its ``allOf`` counted.
-        values: of all enums.
-        characters: of all enums' values.
-        alternatives: that may begin at one place: an enum's values, the members of ``anyOf``,
-            references followed.
-        pattern: characters of one pattern.
-        repeats: what a pattern comes to when its repetitions are written out.
-        patterns: the same, of all of them.
+        bytes: size of all schemas as JSON.
+        depth: levels of nested schemas.
+        nodes: all schemas, including nested ones.
+        properties: properties of an object, including those of its ``allOf``.
+        values: values of all enums.
+        characters: characters of the values of all enums.
+        alternatives: alternatives at one place: values of an enum and members of ``anyOf``, with
+            references resolved.
+        pattern: characters of a pattern.
+        repeats: repetitions of a pattern after expansion.
+        patterns: repetitions of all patterns after expansion.
     """
 
     bytes: int = 262_144
@@ -68,124 +69,125 @@ _BOUNDS = SchemaBounds()
 
 
 def check_schemas(schemas: Iterable[tuple[str, Any]], bounds: SchemaBounds = _BOUNDS) -> None:
-    """Refuse what would take a server too long.
+    """Check that a server can compile the schemas quickly.
 
     Args:
-        schemas: each with the request's field that holds it.
+        schemas: each schema after the request's field that holds it.
 
     Raises:
-        SchemaTooLarge: naming the field and the bound.
+        SchemaTooLarge: a bound is exceeded; names the field and the bound.
     """
-    scale: _Scale | None = None
+    totals: _Totals | None = None
     for field, schema in schemas:
-        scale = scale or _Scale(bounds)
-        _Schema(field, schema, scale).weigh()
+        totals = totals or _Totals(bounds)
+        _SchemaChecker(field, schema, totals).check()
 
 
-class _Scale:
-    """Adds up what a request's schemas hold."""
+class _Totals:
+    """Adds up the sizes of a request's schemas and compares them with the bounds."""
 
     def __init__(self, bounds: SchemaBounds) -> None:
         self.bounds = bounds
         self._sums: dict[str, int] = {}
 
-    def add(self, field: str, bound: str, amount: int, of: str) -> None:
+    def add(self, field: str, bound: str, amount: int, counted: str) -> None:
         total = self._sums[bound] = self._sums.get(bound, 0) + amount
-        self.check(field, bound, total, of)
+        self.check(field, bound, total, counted)
 
-    def check(self, field: str, bound: str, amount: int, of: str) -> None:
+    def check(self, field: str, bound: str, amount: int, counted: str) -> None:
         limit = getattr(self.bounds, bound)
         if amount > limit:
             raise SchemaTooLarge(
-                f"{field}: {of} are more than the {limit:,} that a server of ours takes",
+                f"{field}: {counted} exceed the limit of {limit:,} for a local model",
                 field=field,
                 details={"bound": bound, "limit": limit},
             )
 
 
-class _Schema:
-    """One schema with the references within it."""
+class _SchemaChecker:
+    """Checks a schema and resolves the references in it."""
 
-    def __init__(self, field: str, root: Any, scale: _Scale) -> None:
+    def __init__(self, field: str, root: Any, totals: _Totals) -> None:
         self._field = field
         self._root = root
-        self._scale = scale
-        self._spreads: dict[int, tuple[int, int]] = {}
+        self._totals = totals
+        self._measured: dict[int, tuple[int, int]] = {}
         self._open: set[int] = set()
 
-    def weigh(self) -> None:
-        field, scale = self._field, self._scale
-        scale.add(field, "bytes", len(to_json(self._root)), "the bytes of its JSON schemas")
-        parts, depth = _parts(self._root, scale.bounds)
-        scale.check(field, "depth", depth, _LEVELS)
-        scale.add(field, "nodes", len(parts), "the parts of its JSON schemas")
+    def check(self) -> None:
+        field, totals = self._field, self._totals
+        totals.add(field, "bytes", len(to_json(self._root)), "the bytes of its JSON schemas")
+        parts, depth = _parts(self._root, totals.bounds)
+        totals.check(field, "depth", depth, _LEVELS)
+        totals.add(field, "nodes", len(parts), "the parts of its JSON schemas")
         for part in parts:
-            if _WEIGHED.isdisjoint(part):
+            if _COSTLY.isdisjoint(part):
                 continue
-            self._weigh_values(part)
-            self._weigh_pattern(part.get("pattern"))
+            self._check_values(part)
+            self._check_pattern(part.get("pattern"))
             for pattern in _names(part.get("patternProperties")):
-                self._weigh_pattern(pattern)
-            self._spread(part)
+                self._check_pattern(pattern)
+            self._measure(part)
 
-    def _weigh_values(self, part: Mapping[str, Any]) -> None:
-        field, scale = self._field, self._scale
+    def _check_values(self, part: Mapping[str, Any]) -> None:
+        field, totals = self._field, self._totals
         values = part.get("enum")
         if isinstance(values, list):
-            scale.add(field, "values", len(values), "the enum values of its JSON schemas")
+            totals.add(field, "values", len(values), "the enum values of its JSON schemas")
             size = sum(map(_length, values))
-            scale.add(field, "characters", size, "the characters of its enum values")
+            totals.add(field, "characters", size, "the characters of its enum values")
         if "const" in part:
-            scale.add(
+            totals.add(
                 field, "characters", _length(part["const"]), "the characters of its constants"
             )
 
-    def _weigh_pattern(self, pattern: Any) -> None:
+    def _check_pattern(self, pattern: Any) -> None:
         if not isinstance(pattern, str):
             return
-        field, scale = self._field, self._scale
-        scale.check(field, "pattern", len(pattern), "the characters of a pattern")
-        size = _written_out(pattern)
-        scale.check(field, "repeats", size, "a pattern's repetitions, written out,")
-        scale.add(field, "patterns", size, "the repetitions of its patterns, written out,")
+        field, totals = self._field, self._totals
+        totals.check(field, "pattern", len(pattern), "the characters of a pattern")
+        size = _expanded_repeats(pattern)
+        totals.check(field, "repeats", size, "the expanded repetitions of a pattern")
+        totals.add(field, "patterns", size, "the expanded repetitions of its patterns")
 
-    def _spread(self, part: Any) -> tuple[int, int]:
-        """How many alternatives may begin where ``part`` stands, and how many properties the
-        object there has, references followed."""
+    def _measure(self, part: Any) -> tuple[int, int]:
+        """Return the numbers of alternatives and of properties at ``part``, with references."""
         if not isinstance(part, Mapping):
             return 1, 0
         key = id(part)
-        known = self._spreads.get(key)
-        if known is not None:
-            return known
+        cached = self._measured.get(key)
+        if cached is not None:
+            return cached
         if key in self._open:
             raise SchemaTooLarge(
-                f"{self._field}: the JSON schema refers to itself without anything between",
+                f"{self._field}: the JSON schema must not refer directly to itself",
                 field=self._field,
-                details={"bound": "alternatives", "limit": self._scale.bounds.alternatives},
+                details={"bound": "alternatives", "limit": self._totals.bounds.alternatives},
             )
         self._open.add(key)
-        self._scale.check(self._field, "depth", len(self._open), _LEVELS)
+        self._totals.check(self._field, "depth", len(self._open), _LEVELS)
         alternatives, properties = 0, len(_names(part.get("properties")))
         for name in ("enum", "type"):
             if isinstance(part.get(name), list):
                 alternatives = max(alternatives, len(part[name]))
         if isinstance(part.get("$ref"), str):
-            alternatives, properties = _sum((alternatives, properties), self._target(part["$ref"]))
+            alternatives, properties = _sum(
+                (alternatives, properties), self._measure_reference(part["$ref"])
+            )
         for name in _CHOICES:
             members = part.get(name)
             for member in members if isinstance(members, list) else ():
-                alternatives, properties = _sum((alternatives, properties), self._spread(member))
+                alternatives, properties = _sum((alternatives, properties), self._measure(member))
         self._open.discard(key)
-        field, scale = self._field, self._scale
-        scale.check(field, "alternatives", alternatives, "the alternatives at one place")
-        scale.check(field, "properties", properties, "the properties of one object")
-        found = self._spreads[key] = (max(alternatives, 1), properties)
-        return found
+        field, totals = self._field, self._totals
+        totals.check(field, "alternatives", alternatives, "the alternatives at one place")
+        totals.check(field, "properties", properties, "the properties of one object")
+        measured = self._measured[key] = (max(alternatives, 1), properties)
+        return measured
 
-    def _target(self, reference: str) -> tuple[int, int]:
+    def _measure_reference(self, reference: str) -> tuple[int, int]:
         if not reference.startswith("#"):
-            # Of another document, which no server fetches.
+            # References to other documents are never fetched.
             return 1, 0
         value = self._root
         for name in reference[1:].strip("/").split("/") if reference.strip("#/") else ():
@@ -196,15 +198,15 @@ class _Schema:
                 value = value[int(name)]
             else:
                 return 1, 0
-        return self._spread(value)
+        return self._measure(value)
 
 
 def _sum(left: tuple[int, int], right: tuple[int, int]) -> tuple[int, int]:
     return left[0] + right[0], left[1] + right[1]
 
 
-def _names(named: Any) -> tuple[str, ...]:
-    return tuple(named) if isinstance(named, Mapping) else ()
+def _names(members: Any) -> tuple[str, ...]:
+    return tuple(members) if isinstance(members, Mapping) else ()
 
 
 def _length(value: Any) -> int:
@@ -212,7 +214,7 @@ def _length(value: Any) -> int:
 
 
 def _parts(root: Any, bounds: SchemaBounds) -> tuple[list[Mapping[str, Any]], int]:
-    """The schemas in ``root``, itself among them, and how deep they go. Ends one beyond a bound."""
+    """Return ``root`` and all schemas in it, and their depth. Stops when a bound is exceeded."""
     parts: list[Mapping[str, Any]] = []
     level, depth = [root], 0
     while level and depth <= bounds.depth and len(parts) <= bounds.nodes:
@@ -234,32 +236,35 @@ def _parts(root: Any, bounds: SchemaBounds) -> tuple[list[Mapping[str, Any]], in
 
 @dataclass(frozen=True, slots=True)
 class _Cost:
-    """What a part of a pattern comes to.
+    """The cost of a part of a pattern.
 
     Attributes:
-        repeats: in it, where it stands once.
-        within: the same for each time that it is repeated: how long a repeated character's run is
-            makes no difference until the whole of it may come again.
-        choices: alternatives in it.
+        repeats: its repetitions if it occurs once.
+        nested: its repetitions for each time that it is repeated. The length of a repeated
+            character's run matters only if the run itself repeats.
+        choices: its alternatives.
     """
 
     repeats: int = 0
-    within: int = 0
+    nested: int = 0
     choices: int = 0
 
     def __add__(self, other: _Cost) -> _Cost:
         return _Cost(
             self.repeats + other.repeats,
-            self.within + other.within,
+            self.nested + other.nested,
             self.choices + other.choices,
         )
 
 
-def _written_out(pattern: str) -> int:
-    """How many repetitions a pattern comes to: ``(a?b{2}){3}`` repeats its group of two three
-    times, and so are a repeated group's alternatives."""
-    # Of the groups that are open, outermost first; then of what came last, which a repetition may
-    # follow: None of a character or a class.
+def _expanded_repeats(pattern: str) -> int:
+    """Count the repetitions of a pattern after expansion.
+
+    ``(a?b{2}){3}`` repeats the two of its group three times. Alternatives of a repeated group
+    count likewise.
+    """
+    # The costs of the open groups, outermost first. `last` is the cost of the last element, which a
+    # repetition may follow: None for a character or a class.
     groups: list[_Cost] = [_Cost()]
     last: _Cost | None = None
     at = 0
@@ -274,33 +279,33 @@ def _written_out(pattern: str) -> int:
         elif sign == "|":
             groups[-1] += _Cost(choices=1)
         elif repeat is not None or sign in "?*+":
-            more = _repeated(last, *_times(sign, repeat))
+            more = _repetition_cost(last, *_repeat_range(sign, repeat))
             groups[-1] += more
             last = (last or _Cost()) + more
         else:
             last = None
-        at = repeat.end() if repeat is not None else _after(pattern, at)
+        at = repeat.end() if repeat is not None else _next_index(pattern, at)
     return sum(group.repeats for group in groups)
 
 
-def _times(sign: str, repeat: re.Match[str] | None) -> tuple[int, int]:
-    """How often at least and at most; a loop counts as twice: it leads to where it began."""
+def _repeat_range(sign: str, repeat: re.Match[str] | None) -> tuple[int, int]:
+    """Return the least and most times of a repetition; an unbounded one counts as two."""
     if repeat is None:
         return int(sign == "+"), 1 if sign == "?" else 2
     least = int(repeat[1] or 0)
     return least, max(least, int(repeat[2] or 0))
 
 
-def _repeated(last: _Cost | None, least: int, most: int) -> _Cost:
-    """What a repetition adds to what it repeats."""
+def _repetition_cost(last: _Cost | None, least: int, most: int) -> _Cost:
+    """Return the cost that a repetition adds to the element that it repeats."""
     if last is None:
-        return _Cost(repeats=-(-most // _CHEAP_REPEATS), within=max(most - least, 1))
-    more = (last.within + last.choices) * max(most - 1, 0) + last.choices + most - least
-    return _Cost(repeats=more, within=more)
+        return _Cost(repeats=-(-most // _CHEAP_REPEATS), nested=max(most - least, 1))
+    more = (last.nested + last.choices) * max(most - 1, 0) + last.choices + most - least
+    return _Cost(repeats=more, nested=more)
 
 
-def _after(pattern: str, at: int) -> int:
-    """The place after what stands at ``at``: an escaped character, a class, or a character."""
+def _next_index(pattern: str, at: int) -> int:
+    """Return the index after the element at ``at``: an escape, a class or a character."""
     if pattern[at] == "[":
         at += 1
         while at < len(pattern) and pattern[at] != "]":

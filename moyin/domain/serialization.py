@@ -1,4 +1,4 @@
-"""Domain dataclasses to JSON and back, by pydantic, so that they stay plain dataclasses."""
+"""Translates domain dataclasses to JSON and back with pydantic."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 T = TypeVar("T")
 
 
-# Making an adapter is slow; there are as many as there are domain types.
+# Adapters are slow to make. The cache has one per domain type.
 _adapters: dict[type[Any], TypeAdapter[Any]] = {}
 
 
@@ -20,22 +20,22 @@ def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
 
 
 def encode(value: Any) -> bytes:
-    """JSON bytes of a domain dataclass."""
+    """Encode a domain dataclass as JSON bytes."""
     return _adapter(type(value)).dump_json(value)
 
 
 def decode(cls: type[T], data: bytes) -> T:
-    """The domain dataclass in ``data``, as `encode` wrote it."""
+    """Decode a domain dataclass that `encode` wrote."""
     result: T = _adapter(cls).validate_json(data)
     return result
 
 
 def to_plain(value: Any) -> Any:
-    """JSON-ready dicts and lists of a domain dataclass."""
+    """Convert a domain dataclass to dicts and lists that JSON can hold."""
     return _adapter(type(value)).dump_python(value, mode="json")
 
 
 def from_plain(cls: type[T], data: Any) -> T:
-    """The inverse of `to_plain`."""
+    """Convert the result of `to_plain` back to the domain dataclass."""
     result: T = _adapter(cls).validate_python(data)
     return result

@@ -1,9 +1,9 @@
-"""`Template`: a named graph with typed inputs, and the filling of it.
+"""Holds `Template`, a named graph with typed inputs, and fills it.
 
-In the graph, ``${inputs.<name>}`` stands for an input. A string that is nothing but one takes the
-value with its type; inside a longer string the value is written as text. What a client gives is
-data and stays it: no value can become a link between nodes, and none is read as a reference to a
-step, however it is spelt. Only the object ``{"from": "steps.0.text"}``, in a pipeline, is one.
+In the graph, ``${inputs.<name>}`` is a placeholder for an input. A string that consists of one
+placeholder becomes the value with its type. Inside a longer string the value becomes text. A
+client's value is always data: it can become neither a link between nodes nor a reference to a step.
+Only the object ``{"from": "steps.0.text"}``, in a pipeline, is a reference.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _ANY = re.compile(r"(?<!\$)\$\{[^}]*\}?")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Template:
-    """A graph with holes.
+    """A graph with placeholders for inputs.
 
     Attributes:
-        aliases: other names that find it.
-        pool: where it renders when the request names no pool.
-        parameters: by name.
-        schema: JSON Schema (2020-12) of the inputs, as it is published.
-        graph: in ComfyUI's API format.
-        outputs: ids of the nodes whose files are the result; none: all.
-        digest: changes when anything of it does.
+        aliases: other names of the template.
+        pool: the default render pool.
+        parameters: the inputs by name.
+        schema: the published JSON Schema (2020-12) of the inputs.
+        graph: the graph in ComfyUI's API format.
+        outputs: ids of the nodes whose files are the result; empty: all.
+        digest: a hash of the whole template.
     """
 
     name: str
@@ -50,13 +50,13 @@ class Template:
 
 
 def fill(template: Template, inputs: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The template's graph with ``inputs`` in it: the payload of a render step.
+    """Fill the template's graph with ``inputs``, as the payload of a render step.
 
     Args:
-        prefix: of fields in errors, such as ``steps.1.``.
+        prefix: the prefix of fields in errors, such as ``steps.1.``.
 
     Raises:
-        InvalidRequest: naming the input.
+        InvalidRequest: an input is invalid; names the input.
     """
     for name in inputs:
         if name not in template.parameters:
@@ -70,17 +70,17 @@ def fill(template: Template, inputs: Mapping[str, Any], prefix: str = "") -> dic
         for name, parameter in template.parameters.items()
     }
     return {
-        node_id: {**node, "inputs": _filled(node.get("inputs", {}), values)}
+        node_id: {**node, "inputs": _fill_value(node.get("inputs", {}), values)}
         for node_id, node in template.graph.items()
     }
 
 
 def placeholders(value: Any) -> Iterator[str]:
-    """Names of the inputs that ``value`` refers to; anything else in ``${…}`` as it is written."""
+    """Yield the names of the inputs in ``value``, and every other ``${…}`` unchanged."""
     if isinstance(value, str):
-        for found in _ANY.finditer(value):
-            match = _INPUT.fullmatch(found[0])
-            yield match[1] if match else found[0]
+        for placeholder in _ANY.finditer(value):
+            match = _INPUT.fullmatch(placeholder[0])
+            yield match[1] if match else placeholder[0]
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from placeholders(item)
@@ -90,7 +90,7 @@ def placeholders(value: Any) -> Iterator[str]:
 
 
 class _Reference(str):
-    """Text of the graph that is to be read as a reference."""
+    """Marks text that is a reference, so that it is not escaped."""
 
 
 def _value(parameter: Parameter, inputs: Mapping[str, Any], field: str) -> Scalar:
@@ -104,25 +104,25 @@ def _value(parameter: Parameter, inputs: Mapping[str, Any], field: str) -> Scala
     return parameter.check(value, field)
 
 
-def _filled(value: Any, values: Mapping[str, Scalar]) -> Any:
+def _fill_value(value: Any, values: Mapping[str, Scalar]) -> Any:
     if isinstance(value, str):
         whole = _INPUT.fullmatch(value)
         if whole:
-            return _quoted(values[whole[1]])
-        return _composed(value, values) if _INPUT.search(value) else value
+            return _escape(values[whole[1]])
+        return _fill_text(value, values) if _INPUT.search(value) else value
     if isinstance(value, Mapping):
-        return {key: _filled(item, values) for key, item in value.items()}
+        return {key: _fill_value(item, values) for key, item in value.items()}
     if isinstance(value, list):
-        return [_filled(item, values) for item in value]
+        return [_fill_value(item, values) for item in value]
     return value
 
 
-def _quoted(value: Scalar) -> Any:
+def _escape(value: Scalar) -> Any:
     return str(value) if isinstance(value, _Reference) else escape_references(value)
 
 
-def _composed(text: str, values: Mapping[str, Scalar]) -> str:
-    """Quoted as a whole: what two values spell together is no reference either."""
+def _fill_text(text: str, values: Mapping[str, Scalar]) -> str:
+    """Fill a longer string. It is escaped as a whole, so that two values can't form a reference."""
     parts, plain = [], ""
     # Every second piece is the name of an input.
     for number, piece in enumerate(_INPUT.split(text)):

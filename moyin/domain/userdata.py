@@ -1,4 +1,4 @@
-"""What people keep in ComfyUI's frontend: workflows, settings, and other small files."""
+"""Holds the files that users store in ComfyUI's frontend, such as workflows and settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["UserFile", "UserdataScope", "userdata_scope"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UserdataScope:
-    """Whose files: a person's, or those that a tenant's own keys share (``user`` is empty)."""
+    """The owner of files: a user, or all keys of a tenant together (``user`` is empty)."""
 
     owner: str
     user: str = ""
@@ -20,7 +20,7 @@ class UserdataScope:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UserFile:
-    """``path`` below the shelf, with ``/``; ``size`` in bytes."""
+    """A stored file. ``path`` is below the scope, with ``/``; ``size`` is in bytes."""
 
     path: str
     size: int
@@ -29,5 +29,5 @@ class UserFile:
 
 
 def userdata_scope(identity: Identity) -> UserdataScope:
-    """Where the files of a caller lie."""
+    """Return the scope of a caller's files."""
     return UserdataScope(owner=identity.owner, user=identity.user or "")

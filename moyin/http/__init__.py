@@ -1,5 +1,5 @@
-"""HTTP building blocks that every wing uses.
+"""Holds the HTTP building blocks that every wing uses.
 
-Bodies with a bound, client sessions, server-sent events, errors as problem details, validation, the
-circuit breaker of an upstream, and the check for public addresses. It holds no policy of the product.
+These are bounded bodies, client sessions, server-sent events, problem details, validation, the
+circuit breaker and the check for public addresses. They contain no policy of the product.
 """

@@ -1,4 +1,4 @@
-"""Answers of other servers, read whole but never without end."""
+"""Holds helpers for aiohttp clients: bounded bodies and lazily opened sessions."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ __all__ = ["BodyTooLong", "LazySession", "read_up_to"]
 
 
 class BodyTooLong(Exception):
-    """The body has more bytes than may be read."""
+    """Reports that a body has more bytes than may be read."""
 
 
 async def read_up_to(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """The whole body, of ``limit`` bytes at most.
+    """Read a whole body of at most ``limit`` bytes.
 
     Raises:
-        BodyTooLong: it has more; ``limit`` + 1 bytes of it are held by then.
+        BodyTooLong: the body is longer; at most ``limit`` + 1 bytes of it were read.
     """
     pieces: list[bytes] = []
     size = 0
-    # One read gives what has arrived, which is seldom all.
+    # A read returns the bytes that have arrived, which are seldom all.
     while piece := await response.content.read(limit + 1 - size):
         size += len(piece)
         if size > limit:
@@ -31,23 +31,23 @@ async def read_up_to(response: aiohttp.ClientResponse, limit: int) -> bytes:
 
 
 class LazySession:
-    """One aiohttp session: it belongs to the loop that uses it, which constructors do not know.
+    """Opens an aiohttp session on first use, because a session needs the running event loop.
 
     Args:
-        new: opens it.
+        open_session: creates the session.
     """
 
-    def __init__(self, new: Callable[[], aiohttp.ClientSession]) -> None:
-        self._new = new
+    def __init__(self, open_session: Callable[[], aiohttp.ClientSession]) -> None:
+        self._open_session = open_session
         self._session: aiohttp.ClientSession | None = None
 
     def get(self) -> aiohttp.ClientSession:
         if self._session is None:
-            self._session = self._new()
+            self._session = self._open_session()
         return self._session
 
     async def close(self) -> None:
-        """Cut its connections; it may be used again afterwards."""
+        """Close the connections. A later use opens a new session."""
         if self._session is not None:
             await self._session.close()
             self._session = None

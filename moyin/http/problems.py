@@ -1,4 +1,4 @@
-"""RFC 9457 problem details: the error body of Moyin's own routes."""
+"""Renders errors as RFC 9457 problem details, and maps error types to HTTP statuses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
     "status_of",
 ]
 
-# On every answer of ours: browsers are not to guess, to frame, or to tell other sites.
+# On every response of Moyin: no content sniffing, no framing, no referrers.
 SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -32,22 +32,22 @@ SECURITY_HEADERS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ErrorBody:
-    """A rendered error: what goes over the wire."""
+    """A rendered error response."""
 
     status: int
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-# (error, request id, path) to a body: every protocol has one.
+# Renders (error, request id, path). Every protocol has one.
 ErrorRenderer = Callable[[MoyinError, str, str], ErrorBody]
-# (error, request id, path, media type of the stream) to what ends a stream that is under way; None:
-# the protocol has no such thing, and the connection is cut.
+# Renders (error, request id, path, media type of the stream) as the last event of a stream. None
+# means that the protocol has no such event, and the connection is closed.
 StreamErrorRenderer = Callable[[MoyinError, str, str, str], bytes | None]
 
 
 def problem_details(error: MoyinError, request_id: str, path: str) -> ErrorBody:
-    """``application/problem+json`` with our extra members ``code``, ``request_id``, ``field``."""
+    """Render problem details with the extra members ``code``, ``request_id`` and ``field``."""
     status = status_of(error)
     body = {
         "type": "about:blank",
@@ -60,14 +60,14 @@ def problem_details(error: MoyinError, request_id: str, path: str) -> ErrorBody:
     }
     if error.field is not None:
         body["field"] = error.field
-    # The standard members come last: details can add to them, never replace them.
+    # The standard members come last, so that details can't replace them.
     content = {**error.details, **body}
     headers = {"content-type": "application/problem+json", **error_headers(error)}
     return ErrorBody(status=status, body=json.dumps(content).encode(), headers=headers)
 
 
 def error_event(error: MoyinError, request_id: str, path: str, media_type: str) -> bytes | None:
-    """The last of server-sent events: ``error`` with ``code``, ``message`` and ``request_id``."""
+    """Render the last server-sent event: ``error`` with ``code``, ``message``, ``request_id``."""
     if media_type != "text/event-stream":
         return None
     data = {"code": error.code, "message": error.message, "request_id": request_id}
@@ -75,7 +75,7 @@ def error_event(error: MoyinError, request_id: str, path: str, media_type: str) 
 
 
 def error_headers(error: MoyinError) -> dict[str, str]:
-    """The HTTP headers that an error brings with it in every protocol."""
+    """Return the HTTP headers of an error, which are the same in every protocol."""
     headers = {}
     if error.retry_after is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after))
@@ -106,7 +106,7 @@ _STATUS: Mapping[type[errors.MoyinError], int] = {
     errors.Unavailable: 503,
     errors.BackendRejected: 400,
     errors.BackendTimeout: 504,
-    # Clients try a 5xx again, and pay again for what the model wrote.
+    # Not 5xx, because clients would retry and pay for the model's output again.
     errors.InvalidToolCall: 422,
     errors.BackendError: 502,
     errors.StepError: 502,
@@ -115,5 +115,5 @@ _STATUS: Mapping[type[errors.MoyinError], int] = {
 
 
 def status_of(error: errors.MoyinError) -> int:
-    """The status of the nearest type in the error's family."""
+    """Return the status of the error's type, or of its nearest base type."""
     return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)

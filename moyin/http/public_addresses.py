@@ -1,4 +1,4 @@
-"""Where a webhook may go: the public Internet, and private networks that an operator named."""
+"""Restricts connections to public addresses and to private networks that an operator allows."""
 
 from __future__ import annotations
 
@@ -34,43 +34,43 @@ class AllowedNetworks:
     """The addresses that webhooks may reach.
 
     Args:
-        allowed: comma-separated CIDR blocks that are reachable although they are not public.
+        allowed: comma-separated CIDR blocks of private networks that are allowed, too.
 
     Raises:
-        ValueError: a block is not one.
+        ValueError: a block is not a CIDR block.
     """
 
     def __init__(self, allowed: str = "") -> None:
         blocks = [block.strip() for block in allowed.split(",") if block.strip()]
         self._allowed = [ipaddress.ip_network(block) for block in blocks]
 
-    def allow(self, address: str) -> bool:
-        """Whether the literal IP ``address`` may be called."""
-        ip = _unwrapped(ipaddress.ip_address(address.partition("%")[0]))
+    def allows(self, address: str) -> bool:
+        """Tell if the literal IP ``address`` may be called."""
+        ip = _embedded_ipv4(ipaddress.ip_address(address.partition("%")[0]))
         if any(ip.version == block.version and ip in block for block in self._allowed):
             return True
         return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 
     def check_literal(self, url: str) -> None:
-        """Refuse a URL whose host is a forbidden IP address; host names are checked on use.
+        """Check a URL whose host is an IP address; host names are checked when they are resolved.
 
         Raises:
             AddressNotAllowed: the address is not public.
         """
         try:
-            # As the client will read it: full-width and circled digits are digits to it, too.
-            allowed = self.allow(URL(url).raw_host or "")
+            # Parsed as the client does, which accepts full-width and circled digits, too.
+            is_allowed = self.allows(URL(url).raw_host or "")
         except ValueError:
             return
-        if not allowed:
-            raise _refused()
+        if not is_allowed:
+            raise _not_allowed()
 
 
 class PublicResolver(AbstractResolver):
-    """Resolves host names and gives out allowed addresses only.
+    """Resolves host names to allowed addresses only.
 
-    The connection goes to the very addresses that were checked here, so a name that changes its
-    mind between check and use (DNS rebinding) gains nothing.
+    The connection uses the addresses that were checked here, so that DNS rebinding between check
+    and use has no effect.
     """
 
     def __init__(self, networks: AllowedNetworks, inner: AbstractResolver | None = None) -> None:
@@ -78,44 +78,43 @@ class PublicResolver(AbstractResolver):
         self._inner = inner or ThreadedResolver()
 
     async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[ResolveResult]:
-        """Like the wrapped resolver.
+        """Resolve a host name as the wrapped resolver does.
 
         Raises:
             AddressNotAllowed: one of the addresses is not public.
-            OSError: there is no such host, or no host can be called that.
+            OSError: the host does not exist, or the name is invalid.
         """
         try:
-            found = await self._inner.resolve(host, port, family)  # type: ignore[arg-type]
+            results = await self._inner.resolve(host, port, family)  # type: ignore[arg-type]
         except UnicodeError as error:
-            raise OSError("no host can have this name") from error
-        if not all(self._networks.allow(result["host"]) for result in found):
-            raise _refused()
-        return found
+            raise OSError("the host name is invalid") from error
+        if not all(self._networks.allows(result["host"]) for result in results):
+            raise _not_allowed()
+        return results
 
     async def close(self) -> None:
         await self._inner.close()
 
 
 class PublicConnector(TCPConnector):
-    """Connects to allowed addresses only, however a URL spells them.
+    """Connects to allowed addresses only, in any spelling of the URL.
 
-    Every socket is checked against the address that it is for: an address in a URL never gets to
-    the resolver.
+    The address of every socket is checked, because an address in a URL bypasses the resolver.
 
     Args:
-        limit: connections at a time.
+        limit: the number of concurrent connections.
     """
 
     def __init__(self, networks: AllowedNetworks, *, limit: int) -> None:
-        def checked(info: AddrInfoType) -> socket.socket:
+        def create_checked_socket(info: AddrInfoType) -> socket.socket:
             family, kind, protocol, _, address = info
-            if not networks.allow(str(address[0])):
+            if not networks.allows(str(address[0])):
                 raise _ForbiddenError
             return socket.socket(family, kind, protocol)
 
         super().__init__(
             resolver=PublicResolver(networks),
-            socket_factory=checked,
+            socket_factory=create_checked_socket,
             use_dns_cache=False,
             limit=limit,
             force_close=True,
@@ -127,45 +126,45 @@ class PublicConnector(TCPConnector):
         traces: list[Trace],
         timeout: ClientTimeout,  # noqa: ASYNC109 (aiohttp's own)
     ) -> Connection:
-        """Like any connector.
+        """Connect as any connector does.
 
         Raises:
-            AddressNotAllowed: the address is not public, or one of the name's is not.
+            AddressNotAllowed: the address, or one of the host's addresses, is not public.
         """
         try:
             return await super().connect(req, traces, timeout)
         except ClientConnectorError as error:
             if isinstance(error.os_error, _ForbiddenError):
-                raise _refused() from None
+                raise _not_allowed() from None
             raise
 
 
 class _ForbiddenError(OSError):
-    """What aiohttp takes from the making of a socket; anything else breaks its race of families."""
+    """Reports a forbidden address to aiohttp, which expects an OSError from a socket factory."""
 
 
 def check_url(url: str, *, field: str) -> None:
-    """Refuse what can't be a webhook by its shape.
+    """Check that a webhook's URL is well-formed.
 
     Raises:
-        InvalidRequest: not an absolute http(s) URL with a host, or it carries a password.
+        InvalidRequest: it is not an absolute http(s) URL with a host, or contains credentials.
     """
     try:
         parts = urlsplit(url)
         host = URL(url).raw_host or ""
-        # A label that is empty or has more than 63 characters raises here, as it would on use.
+        # Raises for labels that are empty or longer than 63 characters.
         host.encode("idna")
-        usable = parts.scheme in ("http", "https") and bool(host) and parts.port != 0
+        is_valid = parts.scheme in ("http", "https") and bool(host) and parts.port != 0
     except ValueError:
-        usable = False
-    if not usable or any(ord(character) <= 0x20 for character in url) or "\\" in url:
+        is_valid = False
+    if not is_valid or any(ord(character) <= 0x20 for character in url) or "\\" in url:
         raise InvalidRequest(f"{field} must be an absolute http or https URL", field=field)
     if parts.username is not None or parts.password is not None:
-        raise InvalidRequest(f"{field} must not carry a user name or password", field=field)
+        raise InvalidRequest(f"{field} must not contain a user name or password", field=field)
 
 
-def _unwrapped(address: Address) -> Address:
-    """The IPv4 address inside an IPv6 one that only wraps it."""
+def _embedded_ipv4(address: Address) -> Address:
+    """Return the IPv4 address that an IPv6 address embeds, else the address itself."""
     if isinstance(address, ipaddress.IPv4Address):
         return address
     if address in _NAT64:
@@ -174,6 +173,9 @@ def _unwrapped(address: Address) -> Address:
     return address.ipv4_mapped or address.sixtofour or (teredo[1] if teredo else address)
 
 
-def _refused() -> AddressNotAllowed:
-    # The address itself stays inside: it may be news to the caller what a name resolves to here.
-    return AddressNotAllowed("the webhook's address is not public", field="webhook")
+def _not_allowed() -> AddressNotAllowed:
+    # The message omits the address, because internal name resolution must not leak.
+    return AddressNotAllowed(
+        "webhook must resolve to public addresses only: private networks are not allowed",
+        field="webhook",
+    )

@@ -1,4 +1,4 @@
-"""From a request's bytes to a validated wire shape, with errors that name the field."""
+"""Parses and validates request bodies, with errors that name the field, and back ends' values."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
     "arguments_to_text",
     "embedded_schemas",
     "malformed_response",
-    "merged",
+    "merge_defaults",
     "parse_arguments",
     "parse_json",
     "parse_object",
@@ -39,41 +39,43 @@ __all__ = [
     "validate",
 ]
 
-# More than any model reads or writes; the ledger's columns hold the sum of several such.
-_LARGEST_COUNT = 10**8
-# Where servers look for the schema of an answer: of OpenAI, Anthropic, llama.cpp and vLLM.
-_SCHEMAS = (
+# More tokens than any model reads or writes. The ledger's columns can hold the sum of several.
+_MAX_TOKEN_COUNT = 10**8
+# Fields in which OpenAI, Anthropic, llama.cpp and vLLM accept the schema of an answer.
+_SCHEMA_FIELDS = (
     "response_format.json_schema.schema", "response_format.schema", "json_schema",
     "output_config.format.schema", "output_format.schema",
     "guided_json", "structured_outputs.json",
 )  # fmt: skip
-# Each takes some eighty bytes of memory and a microsecond of every walk over it, however few bytes it is
-# in JSON: twenty million fit into the largest body.
-_MOST_VALUES = 500_000
-_GRAMMARS = ("grammar", "guided_grammar", "guided_regex")
-# Members of a request without which it holds its answer to nothing, as most do.
-_HOLDING = frozenset({*_GRAMMARS, "tools", *(path.partition(".")[0] for path in _SCHEMAS)})
-# Characters of a model's broken arguments that its client is shown.
-_SHOWN_ARGUMENTS = 2_000
+# A value takes about eighty bytes of memory and a microsecond per traversal, however short it is in
+# JSON. The largest body could hold twenty million.
+_MAX_VALUES = 500_000
+_GRAMMAR_FIELDS = ("grammar", "guided_grammar", "guided_regex")
+# A request without any of these members constrains its answer by no schema or grammar.
+_CONSTRAINING = frozenset(
+    {*_GRAMMAR_FIELDS, "tools", *(path.partition(".")[0] for path in _SCHEMA_FIELDS)}
+)
+# Characters of invalid tool arguments that the error shows.
+_MAX_SHOWN_ARGUMENTS = 2_000
 
 NO_MEMBERS: Mapping[str, Any] = MappingProxyType({})
 M = TypeVar("M", bound=BaseModel)
 
 
-def _in_utc(moment: datetime) -> datetime:
-    """SQLite keeps what a clock shows, and not where it hangs."""
+def _to_utc(moment: datetime) -> datetime:
+    """Convert to UTC, because SQLite does not store offsets."""
     try:
         return moment.astimezone(UTC)
     except OverflowError:
         raise ValueError("must lie within the years 1 to 9999 in UTC") from None
 
 
-# A moment with whatever offset the client writes it.
-UtcDatetime = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+# A time with any offset, converted to UTC.
+UtcDatetime = Annotated[AwareDatetime, AfterValidator(_to_utc)]
 
 
 class WireModel(BaseModel):
-    """Base of request shapes: types are exact; unknown members are kept for pass-through."""
+    """The base of request bodies. Types are strict; unknown members are kept for forwarding."""
 
     model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
 
@@ -83,16 +85,17 @@ class WireModel(BaseModel):
 
 
 def parse_json(body: bytes) -> Any:
-    """The JSON value in ``body``.
+    """Parse the JSON value in ``body``.
 
     Raises:
         InvalidJson: it is not JSON.
-        BodyTooLarge: it may hold too many values.
+        BodyTooLarge: it may contain too many values.
     """
-    # What separates values, or may be a part of a text.
-    if len(body) > _MOST_VALUES < len(body) - len(body.translate(None, b",[{")):
+    # Counts the characters that separate values. Those in strings count, too.
+    if len(body) > _MAX_VALUES < len(body) - len(body.translate(None, b",[{")):
         raise BodyTooLarge(
-            f"the body holds more than {_MOST_VALUES} values", details={"max_values": _MOST_VALUES}
+            f"the body must have at most {_MAX_VALUES} JSON values",
+            details={"max_values": _MAX_VALUES},
         )
     try:
         return from_json(body, allow_inf_nan=False)
@@ -101,12 +104,12 @@ def parse_json(body: bytes) -> Any:
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """The JSON object in ``body``.
+    """Parse the JSON object in ``body``.
 
     Raises:
         InvalidJson: it is not JSON.
-        BodyTooLarge: it may hold too many values.
-        InvalidRequest: it is JSON but no object.
+        BodyTooLarge: it may contain too many values.
+        InvalidRequest: it is JSON but not an object.
     """
     data = parse_json(body)
     if not isinstance(data, dict):
@@ -115,10 +118,10 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def validate(shape: type[M], data: Mapping[str, Any]) -> M:
-    """``data`` as ``shape``.
+    """Validate ``data`` as ``shape``.
 
     Raises:
-        InvalidRequest: naming the first wrong field by its path, such as ``messages.0.content``.
+        InvalidRequest: a field is invalid; names its path, such as ``messages.0.content``.
     """
     try:
         return shape.model_validate(data)
@@ -132,8 +135,11 @@ def validate(shape: type[M], data: Mapping[str, Any]) -> M:
 
 
 def unsupported_field(shape: WireModel, harmless: frozenset[str], path: str = "") -> str | None:
-    """The path of the first member that ``shape`` does not know and that asks for something; None
-    where there is none. ``harmless`` are names that change nothing in the answer."""
+    """Return the path of the first set member that ``shape`` does not declare, or None.
+
+    Args:
+        harmless: names of members that do not change the answer and are ignored.
+    """
     for name, value in shape.extras.items():
         if value and name not in harmless:
             return f"{path}{name}"
@@ -143,39 +149,40 @@ def unsupported_field(shape: WireModel, harmless: frozenset[str], path: str = ""
         for place, item in enumerate(items):
             if isinstance(item, WireModel):
                 at = f"{path}{name}.{place}." if items is value else f"{path}{name}."
-                if (found := unsupported_field(item, harmless, at)) is not None:
-                    return found
+                if (field := unsupported_field(item, harmless, at)) is not None:
+                    return field
     return None
 
 
 def embedded_schemas(data: Mapping[str, Any], tools: str) -> Iterator[tuple[str, Any]]:
-    """JSON schemas in a request of OpenAI's or Anthropic's format, where any server that speaks it
-    looks for one: each with its field.
+    """Yield the JSON schemas in a request of OpenAI's or Anthropic's format, each after its field.
+
+    Covers the fields of every server with such an API.
 
     Args:
         tools: the member of a tool that holds its schema, such as ``function.parameters``.
 
     Raises:
-        UnsupportedFeature: it holds a grammar, whose cost nobody can tell.
+        UnsupportedFeature: the request contains a grammar, whose cost can't be bounded.
     """
-    if _HOLDING.isdisjoint(data):
+    if _CONSTRAINING.isdisjoint(data):
         return
-    for name in _GRAMMARS:
+    for name in _GRAMMAR_FIELDS:
         if data.get(name):
             raise UnsupportedFeature(
-                f"{name} is taken by no server of ours: use response_format with a JSON schema",
+                f"{name} is not supported: use response_format with a JSON schema",
                 field=name,
             )
-    paths = list(_SCHEMAS)
-    offered = data.get("tools")
-    if isinstance(offered, list):
-        paths += [f"tools.{number}.{tools}" for number in range(len(offered))]
+    paths = list(_SCHEMA_FIELDS)
+    tool_list = data.get("tools")
+    if isinstance(tool_list, list):
+        paths += [f"tools.{number}.{tools}" for number in range(len(tool_list))]
     for path in paths:
-        if (schema := _at(data, path)) is not None:
+        if (schema := _member(data, path)) is not None:
             yield path, schema
 
 
-def _at(value: Any, path: str) -> Any:
+def _member(value: Any, path: str) -> Any:
     for name in path.split("."):
         if isinstance(value, list):
             value = value[int(name)]
@@ -186,8 +193,8 @@ def _at(value: Any, path: str) -> Any:
     return value
 
 
-def merged(data: Mapping[str, Any], additions: Mapping[str, Any]) -> dict[str, Any]:
-    """``data`` with the ``additions`` that it has not, objects merged one level deep."""
+def merge_defaults(data: Mapping[str, Any], additions: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``data`` with the ``additions`` that it lacks; objects are merged one level deep."""
     result = {**additions, **data}
     for name, added in additions.items():
         if isinstance(added, Mapping):
@@ -196,17 +203,17 @@ def merged(data: Mapping[str, Any], additions: Mapping[str, Any]) -> dict[str, A
 
 
 def token_count(value: Any) -> int:
-    """A token count that another server sent; what is no count is 0."""
-    return value if isinstance(value, int) and 0 < value <= _LARGEST_COUNT else 0
+    """Read a token count from another server; an invalid count is 0."""
+    return value if isinstance(value, int) and 0 < value <= _MAX_TOKEN_COUNT else 0
 
 
 def malformed_response() -> BackendUnavailable:
-    """Return the error for a back end's answer that is none."""
-    return BackendUnavailable("the back end's answer has not the shape of one")
+    """Return the error for a malformed response of a back end."""
+    return BackendUnavailable("the back end returned a malformed response")
 
 
 def text_bytes(value: Any) -> int:
-    """UTF-8 bytes of all texts in a piece of JSON."""
+    """Return the UTF-8 bytes of all strings in a JSON value."""
     if isinstance(value, str):
         return text_size(value)
     if isinstance(value, Mapping):
@@ -215,52 +222,55 @@ def text_bytes(value: Any) -> int:
 
 
 def require_text(value: Any) -> str:
-    """A text that another server sent.
+    """Return a string that another server sent.
 
     Raises:
-        TypeError: it is none.
+        TypeError: it is not a string.
     """
     if not isinstance(value, str):
-        raise TypeError("not a text")
+        raise TypeError("not a string")
     return value
 
 
 def parse_arguments(text: str) -> dict[str, Any]:
-    """The object in a tool call's JSON text; an empty text is an empty object.
+    """Parse the object in a tool call's JSON text; an empty text is an empty object.
 
     Raises:
-        InvalidRequest: it is no JSON object.
+        InvalidRequest: it is not a JSON object.
     """
     try:
         value = from_json(text) if text.strip() else {}
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise InvalidRequest("a tool call's arguments must be a JSON object", field="messages")
+        raise InvalidRequest(
+            "messages: the arguments of a tool call must be a JSON object", field="messages"
+        )
     return value
 
 
 def tool_call_arguments(name: str, text: str) -> dict[str, Any]:
-    """Return the arguments of a model's tool call, for a protocol that carries them as an object.
+    """Parse a model's tool arguments for a protocol that encodes them as an object.
 
     Raises:
-        InvalidToolCall: the model wrote something else.
+        InvalidToolCall: they are not a JSON object.
     """
     try:
         return parse_arguments(text)
     except InvalidRequest:
         raise InvalidToolCall(
             f"the model called the tool {name!r} with arguments that are not a JSON object",
-            details={"tool": name, "arguments": text[:_SHOWN_ARGUMENTS]},
+            details={"tool": name, "arguments": text[:_MAX_SHOWN_ARGUMENTS]},
         ) from None
 
 
 def arguments_to_text(value: Any) -> str:
-    """Return the arguments of a tool call that another server sent as the JSON text that they should
-    be; some servers send the object itself, or nothing where a tool takes none.
+    """Convert another server's tool arguments to JSON text.
+
+    Some servers send an object instead of text, or nothing for a tool without parameters.
 
     Raises:
-        TypeError: they are neither.
+        TypeError: the value is neither.
     """
     if value is None:
         return ""
@@ -268,12 +278,12 @@ def arguments_to_text(value: Any) -> str:
 
 
 def _deepest(problems: Sequence[tuple[str, str]]) -> tuple[str, str]:
-    # Of a union's branches, the one that got furthest is the one the client meant.
+    # In a union, the branch with the deepest error is the one that the client meant.
     return max(problems, key=lambda problem: problem[0].count("."))
 
 
 def _path(problem: ErrorDetails, data: Any) -> str:
-    """The members of the location that exist in the request; pydantic adds names of branches."""
+    """Return the path of a problem without the names of branches that pydantic adds."""
     value, path = data, []
     *inner, last = problem["loc"] or ("",)
     for part in inner:

@@ -1,4 +1,4 @@
-"""Calls that clients do not want to wait for: a durable job makes them, with the owner's rights."""
+"""Turns requests with ``Prefer: respond-async`` into jobs that repeat them with the owner's rights."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from moyin.domain.identity import Identity
 from moyin.domain.job import Job, JobSpec, Step, StepKind
 from moyin.errors import UnsupportedFeature
 from moyin.jobs.protocol.paths import check_path
-from moyin.jobs.protocol.translate import job_body
+from moyin.jobs.protocol.response import job_body
 from moyin.jobs.service import JobService
 from moyin.store.blobs import BlobStore
 
 __all__ = ["DeferredCalls"]
 
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
-# About the connection that the client has now, or said by the door anew when the job calls.
+# Headers about the client's own connection, and headers that the gateway sets when the job calls.
 _DROPPED = frozenset({"content-length", "idempotency-key", "prefer", "via", "x-request-id"})
 _DROPPED_PREFIX = "x-forwarded-"
 
 
 class DeferredCalls:
-    """Makes an http job of a request, byte for byte."""
+    """Creates http jobs that send a request again, byte for byte."""
 
     def __init__(self, service: JobService, blobs: BlobStore) -> None:
         self._service = service
@@ -38,38 +38,43 @@ class DeferredCalls:
         body: bytes,
         idempotency_key: str | None,
     ) -> tuple[Job, bool]:
-        """The job that will make the call, and whether it is new.
+        """Submit the job that will make the call; return it and True if it is new.
 
         Raises:
-            UnsupportedFeature: a method whose answer nobody could wait for.
-            InvalidRequest: the path is none that a job may call.
+            UnsupportedFeature: a job cannot send this method.
+            InvalidRequest: a job must not call this path.
             IdempotencyMismatch: the key was used for another request.
         """
         if method not in _METHODS:
-            raise UnsupportedFeature(f"{method} can't be answered by a job", field="method")
+            raise UnsupportedFeature(
+                f"a job cannot send {method}; supported: {', '.join(sorted(_METHODS))}",
+                field="method",
+            )
         check_path(path, field="path")
         payload = {
             "method": method,
             "path": _literal(path),
-            "headers": {name: _literal(value) for name, value in headers if _kept(name)},
+            "headers": {name: _literal(value) for name, value in headers if _is_kept(name)},
             "body": None,
-            # By reference: a body may be of any size and need not be text.
+            # The spec only refers to the body, which may be large and need not be text.
             "blob": await self._blobs.put(body) if body else None,
         }
         spec = JobSpec(kind=StepKind.HTTP.value, steps=(Step(kind=StepKind.HTTP, payload=payload),))
         return await self._service.submit(identity, spec, idempotency_key=idempotency_key)
 
     def is_job(self, identity: Identity) -> bool:
+        """Return True if a job makes the call, so that it must be answered now."""
         return identity.service == "jobs"
 
     def described(self, job: Job) -> dict[str, Any]:
+        """Return the job as its owner sees it."""
         return job_body(job).model_dump(mode="json")
 
 
-def _kept(name: str) -> bool:
+def _is_kept(name: str) -> bool:
     return name not in _DROPPED and not name.startswith(_DROPPED_PREFIX)
 
 
 def _literal(text: str) -> str:
-    """``text`` as a step's payload that is not read as a reference."""
+    """Escape ``text`` so that a step does not read it as a reference."""
     return text.replace("${", "$${")

@@ -1,4 +1,4 @@
-"""Following a job to its end, with or without Valkey."""
+"""Defines `JobFeed`, which streams the events of a job until it has ended."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 
 from moyin.domain.job import Job, JobEvent
 from moyin.errors import InvalidRequest
-from moyin.jobs.protocol.translate import event_of
+from moyin.jobs.protocol.response import event_of
 from moyin.store.events import EventStore
 from moyin.store.hub import EventHub
 from moyin.store.jobs import JobStore
@@ -21,10 +21,10 @@ _EVENT_ID = re.compile(r"\d{1,19}-\d{1,19}")
 
 
 class JobFeed:
-    """Streams of job events that always end with the job.
+    """Streams job events from Valkey; if Valkey is unavailable, the job's row supplies the end.
 
     Args:
-        quiet: after so many seconds without an event the job's row is asked how things stand.
+        quiet: seconds without an event after which the job's row is read.
     """
 
     def __init__(
@@ -36,23 +36,24 @@ class JobFeed:
         self._quiet = quiet
 
     def follow(self, job: Job, after: str | None) -> AsyncGenerator[list[JobEvent], None]:
-        """Events after the id ``after`` until the job's end, together those that come together;
-        none of them marks a quiet spell.
+        """Yield the events after the id ``after`` until the job's end, in the lists they arrive in.
 
-        An event without an id was read from the job's row, because Valkey had no such event.
+        An empty list means that no event came for some time. An event without an id was read from
+        the job's row, because Valkey does not have it.
 
         Raises:
             InvalidRequest: ``after`` is not an event id.
-            SlowConsumer: from the iterator.
+            SlowConsumer: raised by the iterator if the caller reads too slowly.
         """
         if after is not None and not _EVENT_ID.fullmatch(after):
             raise InvalidRequest(
-                "Last-Event-ID must be the id of an event of this job", field="Last-Event-ID"
+                "Last-Event-ID must be the id of an event of this job, such as 1700000000000-0",
+                field="Last-Event-ID",
             )
         return self._follow(job, after)
 
-    async def told_all(self, job: Job, after: str | None) -> bool:
-        """Whether a client that has seen ``after`` has nothing left to wait for."""
+    async def is_complete(self, job: Job, after: str | None) -> bool:
+        """Return True if the job has ended and ``after`` is the id of its last event."""
         if after is None or not job.status.is_final:
             return False
         try:
@@ -61,15 +62,15 @@ class JobFeed:
             return False
         return bool(events) and events[-1].id == after and events[-1].type.is_final
 
-    async def newest(self, job_id: str) -> str | None:
-        """The id of the last event so far; None: there is none, or Valkey is away."""
+    async def newest_id(self, job_id: str) -> str | None:
+        """Return the id of the newest event; None: there is none, or Valkey is unavailable."""
         try:
             return await self._events.newest(job_id)
         except (RedisError, OSError):
             return None
 
-    async def ended(self, job: Job, after: str | None) -> None:
-        """Return when the job has ended, of which the events after ``after`` tell."""
+    async def wait(self, job: Job, after: str | None) -> None:
+        """Return once the job has ended, by the events after the id ``after``."""
         if job.status.is_final:
             return
         async with aclosing(self._follow(job, after)) as events:
@@ -77,36 +78,36 @@ class JobFeed:
                 continue
 
     async def _follow(self, job: Job, after: str | None) -> AsyncGenerator[list[JobEvent], None]:
-        # What a finished job has said comes at once or never.
+        # All events of a finished job arrive at once, or not at all.
         quiet = self._quiet / 10 if job.status.is_final else self._quiet
-        async with self._hub.subscribe(job.id, after) as watch:
+        async with self._hub.subscribe(job.id, after) as subscription:
             while True:
-                news = await watch.next(quiet)
-                if not news:
+                batch = await subscription.next(quiet)
+                if not batch:
                     job = await self._jobs.find(job.id)
                     if job.status.is_final:
                         kind, data = event_of(job)
                         yield [JobEvent(id="", type=kind, data=data)]
                         return
-                end = await self._end(news, job)
-                yield news[:end]
+                end = await self._end_index(batch, job)
+                yield batch[:end]
                 if end is not None:
                     return
 
-    async def _end(self, news: list[JobEvent], job: Job) -> int | None:
-        """How many of the events there are up to the job's end; None: it is not among them."""
-        for count, event in enumerate(news, start=1):
+    async def _end_index(self, batch: list[JobEvent], job: Job) -> int | None:
+        """Return the number of events up to the job's end; None: the end is not among them."""
+        for count, event in enumerate(batch, start=1):
             if event.type.is_final and await self._is_end(event, job):
                 return count
         return None
 
     async def _is_end(self, event: JobEvent, job: Job) -> bool:
-        """False for the end of an attempt that had a successor when its watcher came.
+        """Return True for the end of the newest attempt.
 
-        The row is asked only where that can't be told from what it said then.
+        The row is read again only if ``job``, as it was at the start, does not settle that.
         """
-        ended = event.data.get("attempt")
-        if ended is not None and ended <= job.attempts:
-            return bool(ended == job.attempts)
+        attempt = event.data.get("attempt")
+        if attempt is not None and attempt <= job.attempts:
+            return bool(attempt == job.attempts)
         attempts = (await self._jobs.find(job.id)).attempts
-        return bool(ended is None or ended == attempts)
+        return bool(attempt is None or attempt == attempts)

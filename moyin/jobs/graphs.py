@@ -1,4 +1,4 @@
-"""`GraphChecks`: looks at the graphs of a job before it is accepted."""
+"""Defines `GraphChecks`, which checks the graphs of a job before it is accepted."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from moyin.store.artifacts import ArtifactStore
 
 __all__ = ["GraphChecks"]
 
-# Each takes a moment of a renderer's time; the others are looked at when they are rendered.
-_MOST_VALIDATED = 64
+# Each validation takes some of a renderer's time; further children are validated when they render.
+_MAX_VALIDATED = 64
 
 
 class GraphChecks:
-    """Asks which pools, nodes and files the submitter may have, and then ComfyUI itself.
+    """Checks the pools, nodes and files of graphs, then validates the graphs with ComfyUI.
 
     Args:
-        pools: those that there are.
+        pools: the names of all render pools.
     """
 
     def __init__(
@@ -45,25 +45,25 @@ class GraphChecks:
         self._guard = guard
         self._pools = tuple(pools)
 
-    async def admitted(self, submitter: Identity, spec: JobSpec) -> JobSpec:
-        """The job, in pools that run the submitter's jobs.
+    async def admit(self, submitter: Identity, spec: JobSpec) -> JobSpec:
+        """Check a new job and return it with pools that run the submitter's jobs.
 
         Raises:
-            InvalidRequest: an unknown pool, or a node whose class is not known yet.
+            InvalidRequest: a pool is unknown, or a node's class is not known yet.
             InputNotFound: a graph names a file that the submitter does not have.
-            NodeNotAllowed: a graph has a node that it may not have.
+            NodeNotAllowed: a graph has a node that is not allowed.
             InvalidGraph: a render pool refuses a graph.
         """
         spec = await self._with_pools(submitter, spec)
         await self._check_graphs(submitter, spec)
         return spec
 
-    async def check_again(self, caller: Identity, spec: JobSpec) -> None:
-        """Look whether the caller may still have the pools and nodes of a job that was accepted once.
+    async def recheck(self, caller: Identity, spec: JobSpec) -> None:
+        """Check that the caller may still use the pools and nodes of an accepted job.
 
         Raises:
             InvalidRequest: a pool does not run the caller's jobs.
-            NodeNotAllowed: a graph has a node that it may not have.
+            NodeNotAllowed: a graph has a node that is not allowed.
         """
         if all(step.kind is not StepKind.RENDER for step in spec.steps):
             return
@@ -74,138 +74,145 @@ class GraphChecks:
                 continue
             if step.pool not in pools:
                 raise _no_pool(spec, index, step.pool, pools)
-            # Its files were the caller's, and who they are for has not changed.
+            # Its files need no check: they belong to the tenant, which has not changed.
             nodes: dict[str, Any] = {
                 node_id: {"class_type": node.get("class_type"), "inputs": {}}
-                for node_id, node in _part(spec, index).items()
+                for node_id, node in _own_nodes(spec, index).items()
                 if isinstance(node, Mapping)
             }
             await self._guard.check(caller, step.pool, nodes, ())
 
     async def _with_pools(self, submitter: Identity, spec: JobSpec) -> JobSpec:
-        """The job in pools that run the submitter's jobs. Others are not there for the submitter; who
-        may not use the default pool has the first of the rest as the default."""
+        """Return the job with pools that run the submitter's jobs.
+
+        A submitter who must not use the default pool gets the first allowed pool instead.
+        """
         if all(step.kind is not StepKind.RENDER for step in spec.steps):
             return spec
         offered = await self._guard.pools(submitter)
         pools = [pool for pool in self._pools if pool in offered]
-        bound = len(pools) < len(self._pools)
+        is_restricted = len(pools) < len(self._pools)
         steps = []
         for index, step in enumerate(spec.steps):
             if step.kind is not StepKind.RENDER or step.pool in pools:
                 steps.append(step)
-            elif step.pool == DEFAULT_POOL and pools and bound:
+            elif step.pool == DEFAULT_POOL and pools and is_restricted:
                 steps.append(replace(step, pool=pools[0]))
             else:
                 raise _no_pool(spec, index, step.pool, pools)
         return replace(spec, steps=tuple(steps))
 
     async def _check_graphs(self, submitter: Identity, spec: JobSpec) -> None:
-        telling = set(_telling(spec))
-        names: dict[str, Artifact] = {}
+        """Check every graph, and validate the representative ones with ComfyUI."""
+        representative = set(representative_steps(spec))
+        artifacts: dict[str, Artifact] = {}
         for index, step in enumerate(spec.steps):
             if step.kind is not StepKind.RENDER:
                 continue
             prefix = f"steps.{index}." if spec.kind == "pipeline" else ""
-            whole = step.payload if spec.base is None else apply_patch(spec.base, step.payload)
-            graph = whole
+            full_graph = step.payload if spec.base is None else apply_patch(spec.base, step.payload)
+            graph = full_graph
             if spec.base is not None and index > 0:
-                # What all children have in common was looked at with the first.
-                graph = {node: whole[node] for node in step.payload}
+                # The nodes that all children share were checked with the first child.
+                graph = {node: full_graph[node] for node in step.payload}
             try:
-                known = await self._admit(submitter, step, graph, names)
+                is_known = await self._check_graph(submitter, step, graph, artifacts)
             except (InputNotFound, NodeNotAllowed) as error:
-                error.field = prefix + _place(step, graph, error.field or "")
+                error.field = prefix + _request_field(step, graph, error.field or "")
                 raise
             except InvalidRequest as error:
                 error.field = prefix + (error.field or "")
                 raise
-            # What a reference will stand for is not known before the earlier step has run.
-            if known and index in telling and not references.has_references(whole):
-                graph = references.resolve(whole, ())
-                await self._validator.validate(step.pool, _named(graph, names))
+            # The value of a reference is unknown until the earlier step has run.
+            if is_known and index in representative and not references.has_references(full_graph):
+                graph = references.resolve(full_graph, ())
+                await self._validator.validate(step.pool, _with_file_names(graph, artifacts))
 
-    async def _admit(
+    async def _check_graph(
         self,
         submitter: Identity,
         step: Step,
         graph: Mapping[str, Any],
-        names: dict[str, Artifact],
+        artifacts: dict[str, Artifact],
     ) -> bool:
-        """Look at the nodes of a graph, and at the names of files in it that are known by now.
+        """Check the nodes and the file names of a graph, except those that references will give.
 
         Args:
-            names: the submitter's artifacts that were found before; more come into it.
+            artifacts: a cache of the submitter's artifacts by id, which this fills.
 
         Returns:
-            Whether the pool's nodes are known.
+            True if the pool's node classes are known.
         """
-        graph = _settled(graph)
-        for artifact_id in artifact_ids(graph) - names.keys():
+        graph = _without_references(graph)
+        for artifact_id in artifact_ids(graph) - artifacts.keys():
             try:
                 artifact = await self._artifacts.get(submitter.owner, artifact_id)
             except ArtifactNotFound:
                 raise artifacts_missing(graph, artifact_id) from None
             if step.template is not None and not artifact.media_type.startswith("image/"):
                 raise InvalidRequest(
-                    f"artifact {artifact_id!r} is no picture but {artifact.media_type}",
-                    field=_source(step, artifact_id),
+                    f"artifact {artifact_id!r} must be an image; its type is {artifact.media_type}",
+                    field=_artifact_field(step, artifact_id),
                 )
-            names[artifact_id] = artifact
-        own = {input_name(artifact) for artifact in names.values()}
-        return await self._guard.check(submitter, step.pool, _named(graph, names), own)
+            artifacts[artifact_id] = artifact
+        own = {input_name(artifact) for artifact in artifacts.values()}
+        named = _with_file_names(graph, artifacts)
+        return await self._guard.check(submitter, step.pool, named, own)
 
 
 def _no_pool(spec: JobSpec, index: int, pool: str, pools: Sequence[str]) -> InvalidRequest:
     return InvalidRequest(
-        f"there is no render pool {pool!r}; there are: {', '.join(pools)}",
+        f"there is no render pool {pool!r}; available pools: {', '.join(pools)}",
         field="pool" if spec.kind != "pipeline" else f"steps.{index}.pool",
     )
 
 
-def _part(spec: JobSpec, index: int) -> Mapping[str, Any]:
-    """The graph of a step; of a batch's child after the first, what it has of its own."""
+def _own_nodes(spec: JobSpec, index: int) -> Mapping[str, Any]:
+    """Return the graph of a step; of later children of a batch, only the nodes that they change."""
     payload: Mapping[str, Any] = spec.steps[index].payload
     if spec.base is None:
         return payload
-    whole = apply_patch(spec.base, payload)
-    return whole if index == 0 else {node: whole[node] for node in payload}
+    full_graph = apply_patch(spec.base, payload)
+    return full_graph if index == 0 else {node: full_graph[node] for node in payload}
 
 
-def _telling(spec: JobSpec) -> list[int]:
-    """The steps to look at; of a batch those between which every value of every input occurs.
+def representative_steps(spec: JobSpec) -> list[int]:
+    """Return the indexes of the steps to validate; of a batch, enough to cover every input value.
 
-    Of seeds there may be hundreds, one as good as the other: the first and the last will do.
+    Seeds are ignored: there may be hundreds, all equally valid. The first and last child are
+    always included.
     """
     if spec.base is None:
         return list(range(len(spec.steps)))
-    chosen = [0, len(spec.steps) - 1]
+    indexes = [0, len(spec.steps) - 1]
     seen: set[tuple[str, bytes]] = set()
     for index, step in enumerate(spec.steps):
         pairs = {(n, to_json(v)) for n, v in step.inputs.items() if not n.endswith("seed")}
         if pairs - seen:
             seen |= pairs
-            chosen.append(index)
-    return sorted(set(chosen))[:_MOST_VALIDATED]
+            indexes.append(index)
+    return sorted(set(indexes))[:_MAX_VALIDATED]
 
 
-def _named(graph: Mapping[str, Any], names: Mapping[str, Artifact]) -> Mapping[str, Any]:
-    """The graph with its input files under the names that a renderer will give them."""
-    if not names:
+def _with_file_names(
+    graph: Mapping[str, Any], artifacts: Mapping[str, Artifact]
+) -> Mapping[str, Any]:
+    """Replace artifacts in the graph by the file names that a renderer will give them."""
+    if not artifacts:
         return graph
-    return with_inputs(graph, {key: input_name(artifact) for key, artifact in names.items()})
+    return with_inputs(graph, {key: input_name(artifact) for key, artifact in artifacts.items()})
 
 
-def _settled(graph: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The graph without the values that an earlier step will give.
+def _without_references(graph: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Remove the inputs whose values come from an earlier step.
 
     Raises:
-        InvalidRequest: the class of a node is one of them.
+        InvalidRequest: the class of a node is such a value.
     """
     if not references.has_references(graph):
-        settled: Mapping[str, Any] = references.resolve(graph, ())
-        return settled
-    kept = {}
+        resolved: Mapping[str, Any] = references.resolve(graph, ())
+        return resolved
+    nodes = {}
     for node_id, node in graph.items():
         if references.has_references(node["class_type"]):
             raise InvalidRequest(
@@ -213,29 +220,29 @@ def _settled(graph: Mapping[str, Any]) -> Mapping[str, Any]:
                 field=f"workflow.{node_id[:64]}.class_type",
             )
         inputs = node.get("inputs", {})
-        sure = {
+        fixed = {
             name: value for name, value in inputs.items() if not references.has_references(value)
         }
-        kept[node_id] = {**node, "inputs": references.resolve(sure, ())}
-    return kept
+        nodes[node_id] = {**node, "inputs": references.resolve(fixed, ())}
+    return nodes
 
 
-def _source(step: Step, artifact_id: str) -> str:
-    """Where in the request the artifact was named."""
+def _artifact_field(step: Step, artifact_id: str) -> str:
+    """Return the request's field that names the artifact."""
     if step.template is None:
         return "workflow"
-    named = (name for name, value in step.inputs.items() if artifact_id in str(value))
-    return f"inputs.{next(named, '')}".rstrip(".")
+    names = (name for name, value in step.inputs.items() if artifact_id in str(value))
+    return f"inputs.{next(names, '')}".rstrip(".")
 
 
-def _place(step: Step, graph: Mapping[str, Any], place: str) -> str:
-    """Where in the request that was named which lies at ``place`` of the graph."""
+def _request_field(step: Step, graph: Mapping[str, Any], place: str) -> str:
+    """Return the request's field for a place in the graph, such as ``3.inputs.image``."""
     if step.template is None:
         return f"workflow.{place}".rstrip(".")
     node_id, _, name = place.partition(".inputs.")
     value = graph.get(node_id, {}).get("inputs", {}).get(name) if name else None
     if name:
-        for key, chosen in step.inputs.items():
-            if chosen == value or f"artifact:{chosen}" == value:
+        for key, input_value in step.inputs.items():
+            if value in (input_value, f"artifact:{input_value}"):
                 return f"inputs.{key}"
     return "template"

@@ -1,4 +1,4 @@
-"""`Images`: pictures for who waits for them, rendered by a job behind the door."""
+"""Renders pictures for callers that wait for them, as jobs of the gateway."""
 
 from __future__ import annotations
 
@@ -11,31 +11,32 @@ from typing import Any
 from urllib.parse import quote
 
 from moyin import errors
-from moyin.access.gatekeeper.links import link_to
+from moyin.access.gatekeeper.links import new_file_link
+from moyin.client.errors import ERROR_TYPES
+from moyin.client.gateway import AcceptedJob, GatewayClient
 from moyin.domain.identity import JOBS_READ, Identity
-from moyin.jobs.remote import Accepted, RemoteJobs, error_of
 from moyin.render.templates.wire import TemplateBody
 from moyin.text.protocol.openai import images
 
-__all__ = ["Images", "JobGoesOn", "JobLost"]
+__all__ = ["Images", "JobEndedWithoutImages", "JobStillRunning"]
 
 _log = logging.getLogger(__name__)
 
 
-class JobGoesOn(errors.BackendTimeout):
-    """The pictures are not there yet; ``job`` goes on."""
+class JobStillRunning(errors.BackendTimeout):
+    """The time limit for the pictures has passed; the job with the id ``job`` continues."""
 
     def __init__(self, job: str, seconds: float) -> None:
         super().__init__(
-            f"the pictures are not ready after {seconds:g} seconds; job {job} goes on: follow it at "
-            f"/jobs/{job}, or ask with the header Prefer: respond-async",
+            f"the pictures are not ready after {seconds:g} seconds; job {job} continues: follow it "
+            f"at /jobs/{job}, or send the header Prefer: respond-async",
             details={"job": job},
         )
         self.job = job
 
 
-class JobLost(Exception):
-    """The job ended without pictures; ``__cause__`` says why."""
+class JobEndedWithoutImages(Exception):
+    """The job failed or was cancelled; ``__cause__`` says why."""
 
     def __init__(self, job: str) -> None:
         super().__init__(job)
@@ -44,13 +45,13 @@ class JobLost(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Images:
-    """Asks the door for pictures and for templates.
+    """Submits jobs for OpenAI's images API and turns their results into its responses.
 
     Attributes:
-        signing_key: of links to pictures.
+        signing_key: signs links to pictures.
     """
 
-    jobs: RemoteJobs
+    gateway: GatewayClient
     signing_key: bytes
 
     async def submit(
@@ -60,19 +61,20 @@ class Images:
         *,
         cache: bool,
         idempotency_key: str | None,
-    ) -> Accepted:
-        """The job that renders the pictures.
+    ) -> AcceptedJob:
+        """Submit the job that renders the pictures.
 
         Raises:
-            MoyinError: what is wrong, in the words of the images API.
+            MoyinError: the request is wrong; ``field`` is a member of the images API.
         """
+        path = f"/templates/{quote(body.model, safe='')}"
         try:
-            found = await self.jobs.read(_reader(identity), f"/templates/{_segment(body.model)}")
+            document = await self.gateway.read_json(path, identity=_with_reading(identity))
         except errors.TemplateNotFound as error:
             raise errors.ModelNotFound(
                 f"there is no template {body.model!r}", field="model"
             ) from error
-        template = TemplateBody.model_validate(found)
+        template = TemplateBody.model_validate(document)
         job = images.to_job(
             body,
             template.name,
@@ -81,40 +83,44 @@ class Images:
             idempotency_key=idempotency_key,
         )
         try:
-            return await self.jobs.submit(identity, job, idempotency_key=idempotency_key)
+            return await self.gateway.submit_job(
+                job, identity=identity, idempotency_key=idempotency_key
+            )
         except errors.MoyinError as error:
-            raise images.renamed(error) from None
+            raise images.rename_field(error) from None
 
-    async def finished(self, identity: Identity, job_id: str, seconds: float) -> Mapping[str, Any]:
-        """The job, once it has succeeded.
+    async def wait(self, identity: Identity, job_id: str, seconds: float) -> Mapping[str, Any]:
+        """Return the job once it has succeeded.
 
         Raises:
-            JobGoesOn: that takes longer than ``seconds``.
-            JobLost: it failed or was cancelled.
+            JobStillRunning: it has not ended after ``seconds``.
+            JobEndedWithoutImages: it failed or was cancelled.
         """
         try:
             async with asyncio.timeout(seconds):
-                job = await self.jobs.ended(_reader(identity), job_id)
+                job = await self.gateway.wait_for_job(job_id, identity=_with_reading(identity))
         except TimeoutError:
-            raise JobGoesOn(job_id, seconds) from None
+            raise JobStillRunning(job_id, seconds) from None
         if job["status"] == "cancelled":
-            raise JobLost(job_id) from errors.StepFailed("the job was cancelled")
+            raise JobEndedWithoutImages(job_id) from errors.StepFailed("the job was cancelled")
         if job["status"] != "succeeded":
-            raise JobLost(job_id) from error_of(job["error"]["code"], job["error"]["message"])
+            error = job["error"]
+            kind = ERROR_TYPES.get(error["code"], errors.StepFailed)
+            raise JobEndedWithoutImages(job_id) from kind(error["message"])
         return job
 
     async def abandon(
-        self, identity: Identity, submitted: asyncio.Future[Accepted], *, cancel: bool
+        self, identity: Identity, submission: asyncio.Future[AcceptedJob], *, cancel: bool
     ) -> None:
-        """Nobody waits for the job any more: let its submission end, and cancel what came of it."""
+        """Let a submission finish whose client has disconnected, and cancel its job if asked to."""
         try:
-            accepted = await submitted
+            accepted = await submission
             if cancel:
-                await self.jobs.cancel(identity, accepted.location)
+                await self.gateway.cancel_job(accepted.location, identity=identity)
         except errors.JobFinished:
             return
         except errors.MoyinError as error:
-            _log.warning("a job that nobody waits for was not cancelled: %s", error)
+            _log.warning("the job of a disconnected client was not cancelled: %s", error)
 
     async def data(
         self,
@@ -124,29 +130,23 @@ class Images:
         base: str,
         ttl: float,
     ) -> list[dict[str, str]]:
-        """OpenAI's ``data``: a picture each.
+        """Return OpenAI's ``data``, with one entry per picture.
 
         Args:
-            base: of URLs, the door as the client reaches it.
-            ttl: seconds for which URLs are good.
+            base: start of URLs: the gateway as the client reaches it.
+            ttl: seconds for which URLs are valid.
         """
-        artifacts = [one for one in job["artifacts"] if one["media_type"].startswith("image/")]
+        pictures = [a for a in job["artifacts"] if a["media_type"].startswith("image/")]
         if body.response_format == "b64_json":
-            reader = _reader(identity)
-            return [
-                {"b64_json": base64.b64encode(await self.jobs.content(reader, a["url"])).decode()}
-                for a in artifacts
-            ]
+            reader = _with_reading(identity)
+            contents = (await self.gateway.read(a["url"], identity=reader) for a in pictures)
+            return [{"b64_json": base64.b64encode(content).decode()} async for content in contents]
         return [
-            {"url": base + link_to(self.signing_key, identity.owner, a["id"], a["name"], ttl)}
-            for a in artifacts
+            {"url": base + new_file_link(self.signing_key, identity.owner, a["id"], a["name"], ttl)}
+            for a in pictures
         ]
 
 
-def _reader(identity: Identity) -> Identity:
-    """Who may submit sees what comes of it."""
+def _with_reading(identity: Identity) -> Identity:
+    """Add the scope to read jobs: callers that may submit a job may see its result."""
     return replace(identity, scopes=identity.scopes | {JOBS_READ})
-
-
-def _segment(name: str) -> str:
-    return quote(name, safe="")

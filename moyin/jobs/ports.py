@@ -1,4 +1,4 @@
-"""What the job service needs from Temporal and from the render pools."""
+"""Defines the protocols through which the job service uses Temporal and the render pools."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ class Launcher(Protocol):
     """Starts and stops the workflows of jobs."""
 
     async def start(self, job_id: str, launch: Launch | None = None) -> None:
-        """Start the job's present attempt, unless it runs already.
+        """Start the job's current attempt, unless it is running already.
 
         Args:
-            launch: of a first attempt, for who has just written the row.
+            launch: the data of a first attempt, from a caller that has just written the row.
 
         Raises:
-            ServiceUnavailable: Temporal is away; the sweeper will try again.
+            ServiceUnavailable: Temporal is unavailable, or an earlier attempt is still closing; the
+                sweeper will try again.
         """
 
     async def cancel(self, job_id: str, attempt: int) -> bool:
-        """Ask the attempt's workflow to end as cancelled; False when it is not running.
+        """Request the cancellation of the attempt's workflow; return False if it is not running.
 
         Raises:
-            ServiceUnavailable: Temporal is away.
+            ServiceUnavailable: Temporal is unavailable.
         """
         ...
 
@@ -36,39 +37,39 @@ class Launcher(Protocol):
         """Send the job's webhook, if it has one, for an attempt that ended without a workflow.
 
         Raises:
-            ServiceUnavailable: Temporal is away.
+            ServiceUnavailable: Temporal is unavailable.
         """
 
     async def ping(self) -> None:
-        """Raise ServiceUnavailable when Temporal does not answer."""
+        """Raise ServiceUnavailable if Temporal does not respond."""
 
 
 class GraphValidator(Protocol):
-    """Asks a render pool whether it could run a graph."""
+    """Validates graphs with a render pool."""
 
     async def validate(
         self, pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None = None
     ) -> Mapping[str, Any]:
-        """Return ComfyUI's own body when the graph is fine; nothing when nobody is there to say.
+        """Return ComfyUI's response to a valid graph; empty if no renderer is available to validate.
 
         Args:
-            targets: output nodes that shall be executed; None: all.
+            targets: the output nodes to execute; None: all.
 
         Raises:
-            InvalidGraph: with ComfyUI's own body in ``details``.
+            InvalidGraph: the graph is invalid; ``details`` has ComfyUI's response.
         """
         ...
 
 
 class GraphGuard(Protocol):
-    """Knows which pools, nodes and files a caller's graphs may have."""
+    """Decides which pools, nodes and files a caller's graphs may use."""
 
     async def pools(self, caller: Identity) -> Sequence[str]:
-        """Return the pools that run the caller's jobs, in their order."""
+        """Return the pools that run the caller's jobs, in the configured order."""
         ...
 
     async def pool_for(self, caller: Identity, graph: Mapping[str, Any]) -> str:
-        """Return which of them suits the graph best.
+        """Return the pool that suits the graph best.
 
         Raises:
             InvalidRequest: no pool runs the caller's jobs.
@@ -78,14 +79,15 @@ class GraphGuard(Protocol):
     async def check(
         self, caller: Identity, pool: str, graph: Mapping[str, Any], own: Collection[str]
     ) -> bool:
-        """Return whether the pool's nodes are known; what they do with their inputs is not, if not.
+        """Check a graph; return False if the pool's node classes, and so their inputs, are unknown.
 
         Args:
-            own: the names that were given to the caller's files in the graph.
+            own: the names of the caller's files in the graph.
 
         Raises:
-            NodeNotAllowed: the graph has a node that it may not have. ``field`` is the node's place
-                in the graph, and ``details`` ComfyUI's body.
-            InputNotFound: an input names a file that is not the caller's; likewise.
+            NodeNotAllowed: the graph has a node that is not allowed. ``field`` is the node's place
+                in the graph, and ``details`` has an error body of ComfyUI's.
+            InputNotFound: an input names a file that the caller does not have; ``field`` and
+                ``details`` as above.
         """
         ...

@@ -1,4 +1,4 @@
-"""Accepting, cancelling and retrying jobs, for any front end."""
+"""Defines `JobService`, which accepts, cancels and retries jobs for every front end."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.graphs import GraphChecks
 from moyin.jobs.ports import GraphGuard, GraphValidator, Launcher
 from moyin.jobs.protocol.renders import Templates
-from moyin.jobs.protocol.translate import event_of, fingerprint, read_job, to_spec
+from moyin.jobs.protocol.request_to_domain import fingerprint, read_job, to_spec
+from moyin.jobs.protocol.response import event_of
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
@@ -37,12 +38,13 @@ from moyin.store.jobs import JobStore, Launch, NewJob
 __all__ = ["JobService"]
 
 _log = logging.getLogger(__name__)
-# How deep a job may be nested.
-_LEVELS = 190
+# Most levels of nesting in a job. pydantic can read back 200; a stored spec has some levels around
+# its graph that a request for one render lacks.
+_MAX_LEVELS = 190
 
 
 class JobService:
-    """What a gateway does with jobs."""
+    """Accepts jobs and changes them on behalf of callers."""
 
     def __init__(
         self,
@@ -68,7 +70,7 @@ class JobService:
         )
         self._networks = networks
 
-    async def ask(
+    async def submit_request(
         self,
         submitter: Identity,
         body: bytes,
@@ -77,32 +79,33 @@ class JobService:
         now: datetime,
         idempotency_key: str | None = None,
     ) -> tuple[Job, bool]:
-        """Accept the job that the JSON ``body`` asks for; see `submit`.
+        """Accept the job described by the JSON ``body``; see `submit`.
 
-        A repeat under its key gives the first job, whatever has become of its template, its pool or
-        its files meanwhile, and of its deadline.
+        A repeat with the same key returns the first job, even if its template, pool or files have
+        changed or its deadline has passed since.
 
         Args:
-            now: aware; a deadline must lie after it.
-            templates: finds the template that a render names.
+            now: with a time zone; a deadline must be later.
+            templates: returns a template by its name.
 
         Raises:
             InvalidJson, InvalidRequest: see `parse_job`.
             MoyinError: see `submit`.
         """
-        asked, mark = read_job(body), None
+        request, mark = read_job(body), None
         if idempotency_key is not None:
-            mark = fingerprint(asked)
-            known = await self._jobs.by_key(submitter.owner, idempotency_key)
-            if known is not None:
-                return _repeated(known, mark), False
-        spec = to_spec(asked, now, templates)
+            mark = fingerprint(request)
+            first_job = await self._jobs.find_by_idempotency_key(submitter.owner, idempotency_key)
+            if first_job is not None:
+                _check_same_request(first_job, mark)
+                return first_job, False
+        spec = to_spec(request, now, templates)
         return await self.submit(
             submitter,
             spec,
             idempotency_key=idempotency_key,
             mark=mark,
-            priority_field="priority" if "priority" in asked.model_fields_set else None,
+            priority_field="priority" if "priority" in request.model_fields_set else None,
         )
 
     async def submit(
@@ -116,37 +119,38 @@ class JobService:
         validated: bool = False,
         priority_field: str | None = None,
     ) -> tuple[Job, bool]:
-        """Accept a job; returns it and whether it was made now. It runs with the submitter's rights.
+        """Accept a job, which runs with the submitter's rights; return it and True if it is new.
 
-        Once the row is written the job is accepted: if Temporal is away, the sweeper starts it.
+        Once the row is written the job is accepted: if Temporal is unavailable, the sweeper starts
+        it later.
 
         Args:
             mark: the request's fingerprint; None: that of ``spec``.
-            job_id: a canonical lower-case UUID of the client's own making.
-            validated: its pool and its graphs have been looked at already.
-            priority_field: the part of the request that asks for the class of ``spec``; None: no
-                part does, and the job gets the class that comes nearest.
+            job_id: a canonical lower-case UUID that the client chose.
+            validated: its pool and its graphs have been checked already.
+            priority_field: the request's field with the class of ``spec``; None: it has none, and
+                the job gets the nearest class that the submitter may use.
 
         Raises:
-            PriorityNotAllowed: the submitter's jobs may not be of that class.
-            InsufficientScope: the submitter may not ask models.
+            PriorityNotAllowed: the submitter must not use that class.
+            InsufficientScope: the submitter must not call models.
             TooManyJobs: too many of the submitter's jobs are open.
-            InvalidRequest: an unknown pool, or too many brackets.
-            AddressNotAllowed: the webhook leads into a private network.
+            InvalidRequest: a pool is unknown, or the job is nested too deeply.
+            AddressRefused: the webhook leads into a private network.
             InputNotFound: a graph names a file that the submitter does not have.
-            NodeNotAllowed: a graph has a node that it may not have.
+            NodeNotAllowed: a graph has a node that is not allowed.
             InvalidGraph: a render pool refuses a graph.
             IdempotencyMismatch: the key was used for another request.
             PromptIdTaken: the id belongs to another job.
         """
         mark = mark or (None if idempotency_key is None else fingerprint(spec))
-        spec = _in_class(submitter, spec, priority_field)
+        spec = _with_allowed_class(submitter, spec, priority_field)
         _check_scopes(submitter, spec)
         if spec.webhook is not None:
             self._networks.check_literal(spec.webhook)
         if not validated:
-            spec = await self._graphs.admitted(submitter, spec)
-        asked = spec.comfyui
+            spec = await self._graphs.admit(submitter, spec)
+        prompt = spec.comfyui
         new = NewJob(
             id=job_id or str(uuid.uuid4()),
             owner=submitter.owner,
@@ -155,7 +159,7 @@ class JobService:
             scopes=submitter.scopes,
             limits=submitter.limits,
             kind=spec.kind,
-            spec=await self._blobs.put(_written(spec)),
+            spec=await self._blobs.put(serialize_spec(spec)),
             heads=tuple((step.kind, step.pool) for step in spec.steps),
             priority=spec.priority,
             metadata=spec.metadata,
@@ -163,75 +167,75 @@ class JobService:
             deadline=spec.deadline,
             idempotency_key=idempotency_key,
             fingerprint=None if idempotency_key is None else mark,
-            channel=channel_name(submitter.owner, asked.client_id)
-            if asked is not None and asked.client_id is not None
+            channel=channel_name(submitter.owner, prompt.client_id)
+            if prompt is not None and prompt.client_id is not None
             else None,
             children=None if spec.base is None else len(spec.steps),
-            comfyui=asked is not None,
+            comfyui=prompt is not None,
         )
-        job, created = await self._jobs.create(new)
-        if created:
-            await self._queue(job, new.launch)
-        return job, created
+        job, is_new = await self._jobs.create(new)
+        if is_new:
+            await self._start(job, new.launch)
+        return job, is_new
 
     async def cancel(self, caller: Identity, job_id: str) -> Job:
-        """Ask for the end of a job; it may still be running when this returns.
+        """Cancel a job; it may still be running when this returns.
 
-        The job names the caller as its canceller, unless another one asked before.
+        The job names the caller as its canceller, unless it has been cancelled before.
 
         Raises:
-            JobNotFound: there is none, or it is somebody else's.
+            JobNotFound: the caller has no job with this id.
             JobFinished: it has ended.
-            ServiceUnavailable: Temporal is away.
+            ServiceUnavailable: Temporal is unavailable.
         """
         job = await self._jobs.get(caller.owner, job_id)
         if job.status.is_final:
             raise _finished(job)
-        await self._jobs.note_canceller(job_id, job.attempts, Canceller.of(caller))
+        await self._jobs.record_canceller(job_id, job.attempts, Canceller.from_identity(caller))
         if not await self._launcher.cancel(job_id, job.attempts):
             return await self._cancel_row(job)
         return await self._jobs.get(caller.owner, job_id)
 
     async def retry(self, caller: Identity, job_id: str) -> Job:
-        """Run a failed or cancelled job on from its last finished step.
+        """Continue a failed or cancelled job after its last finished step.
 
         Raises:
-            JobNotFound: there is none, or it is somebody else's.
-            JobNotFinished, JobFinished: it is not one of those.
+            JobNotFound: the caller has no job with this id.
+            JobNotFinished, JobFinished: it is still running, or has succeeded.
             TooManyJobs: too many of the caller's jobs are open.
-            PriorityNotAllowed: the caller's own jobs may not be of the job's class.
-            InvalidRequest: a pool does not run the caller's jobs any more.
-            NodeNotAllowed: a graph has a node that the caller's may not have any more.
+            PriorityNotAllowed: the caller must not use the job's class.
+            InvalidRequest: a pool no longer runs the caller's jobs.
+            NodeNotAllowed: a graph has a node that the caller must no longer use.
         """
-        found = await self._jobs.get(caller.owner, job_id)
-        if found.priority < caller.best_priority:
-            raise _refused_class(found.priority, caller.best_priority, None)
-        if found.status.is_final and (spec := await self.spec(found)) is not None:
-            await self._graphs.check_again(caller, spec)
+        ended = await self._jobs.get(caller.owner, job_id)
+        if ended.priority < caller.best_priority:
+            raise _class_not_allowed(ended.priority, caller.best_priority, None)
+        if ended.status.is_final and (spec := await self.spec(ended)) is not None:
+            await self._graphs.recheck(caller, spec)
         job = await self._jobs.reopen(caller.owner, job_id, caller.limits)
-        await self._queue(job)
+        await self._start(job)
         return job
 
     async def outputs(self, job: Job) -> list[Mapping[str, Any]]:
-        """The outputs of the finished steps, in the order of ``job.results``."""
+        """Return the outputs of the finished steps, in the order of ``job.results``."""
         return [await self._output(result.output) for result in job.results]
 
     async def spec(self, job: Job) -> JobSpec | None:
-        """What was asked for; None when it has been swept out of the artifact store."""
+        """Return the job's spec; None if it has been deleted from the artifact store."""
         try:
             return decode(JobSpec, await self._blobs.get(job.spec))
         except FileNotFoundError:
             return None
 
     async def _cancel_row(self, job: Job) -> Job:
-        """Cancel a job without a workflow: not started yet, or over while we asked for its end."""
-        written = await self._jobs.finish(
-            job.id, job.attempts, JobStatus.CANCELLED, None, announced=False
+        """Cancel a job without a workflow, because it has not started or has just ended."""
+        is_written = await self._jobs.finish(
+            job.id, job.attempts, JobStatus.CANCELLED, None, webhook_sent=False
         )
         job = await self._jobs.find(job.id)
-        if written:
+        if is_written:
             await self._events.publish(job.id, *event_of(job))
-            await self._frames.end(job)
+            await self._frames.publish_end(job)
             try:
                 await self._launcher.notify(job.id, job.attempts)
             except ServiceUnavailable as error:
@@ -244,53 +248,55 @@ class JobService:
         try:
             output: Mapping[str, Any] = from_json(await self._blobs.get(sha256))
         except FileNotFoundError:
-            # Swept out of the artifact store; what the row knows of the job is still right.
+            # Deleted from the artifact store; the job's row is still valid.
             return {}
         return output
 
-    async def _queue(self, job: Job, launch: Launch | None = None) -> None:
+    async def _start(self, job: Job, launch: Launch | None = None) -> None:
         await self._events.publish(job.id, *event_of(job))
-        await self._frames.status(job)
+        await self._frames.publish_status(job)
         try:
             await self._launcher.start(job.id, launch)
         except ServiceUnavailable as error:
             _log.warning("job %s waits for the sweeper: %s", job.id, error)
 
 
-def _repeated(known: Job, mark: str) -> Job:
-    if known.fingerprint != mark:
+def _check_same_request(first_job: Job, mark: str) -> None:
+    """Refuse a repeated idempotency key whose request is not the first one."""
+    if first_job.fingerprint != mark:
         raise IdempotencyMismatch(
             "this Idempotency-Key was used for another request; use a new key",
             field="Idempotency-Key",
         )
-    return known
 
 
-def _written(spec: JobSpec) -> bytes:
-    """The spec as it is stored.
+def serialize_spec(spec: JobSpec) -> bytes:
+    """Encode the spec for the artifact store.
 
     Raises:
-        InvalidRequest: it could not be read again: pydantic reads 200 brackets within each other,
-            and the spec has some around the graph that a request for one render has not.
+        InvalidRequest: it is nested too deeply to be decoded again.
     """
     try:
-        written = encode(spec)
-        # So many brackets need not lie within each other; fewer can't lie too deep.
-        if written.count(b"{") + written.count(b"[") > _LEVELS:
-            from_json(written)
+        encoded = encode(spec)
+        # Only a spec with more brackets than levels can be nested too deeply.
+        if encoded.count(b"{") + encoded.count(b"[") > _MAX_LEVELS:
+            from_json(encoded)
     except ValueError:
-        field = _deepest(spec)
+        field = _deepest_field(spec)
         raise InvalidRequest(
-            f"{field} is nested too deep: some {_LEVELS} levels fit", field=field
+            f"{field} is nested too deeply: at most about {_MAX_LEVELS} levels are allowed",
+            field=field,
         ) from None
-    return written
+    return encoded
 
 
-def _deepest(spec: JobSpec) -> str:
-    """Where in the request the most brackets are. It is no pipeline, whose request has as many
-    around its steps as the spec."""
-    step, asked = spec.steps[0], spec.comfyui
-    if asked is not None and _depth(asked.extra_data) > _depth(step.payload):
+def _deepest_field(spec: JobSpec) -> str:
+    """Return the request's field with the deepest nesting.
+
+    The job has one step: a pipeline's request is as deep as its spec, so parsing refuses it first.
+    """
+    step, prompt = spec.steps[0], spec.comfyui
+    if prompt is not None and _depth(prompt.extra_data) > _depth(step.payload):
         return "extra_data"
     return "workflow" if step.kind is StepKind.RENDER else "request"
 
@@ -303,35 +309,35 @@ def _depth(value: Any) -> int:
     return 1 + max(map(_depth, value), default=0)
 
 
-def _in_class(submitter: Identity, spec: JobSpec, field: str | None) -> JobSpec:
-    """The spec in a class that its submitter may use.
+def _with_allowed_class(submitter: Identity, spec: JobSpec, field: str | None) -> JobSpec:
+    """Return the spec with a class that its submitter may use.
 
     Raises:
-        PriorityNotAllowed: ``field`` asks for a better one.
+        PriorityNotAllowed: ``field`` has a better class.
     """
     best = submitter.best_priority
     if spec.priority >= best:
         return spec
     if field is not None:
-        raise _refused_class(spec.priority, best, field)
+        raise _class_not_allowed(spec.priority, best, field)
     return replace(spec, priority=best)
 
 
-def _refused_class(asked: int, best: int, field: str | None) -> PriorityNotAllowed:
+def _class_not_allowed(priority: int, best: int, field: str | None) -> PriorityNotAllowed:
     return PriorityNotAllowed(
-        f"jobs of class {asked} are not allowed for you: class {best} is the best that you may ask for",
+        f"you must not use priority {priority}: your best priority is {best}",
         field=field,
         details={"limit": "best_priority", "best_priority": best},
     )
 
 
 def _check_scopes(submitter: Identity, spec: JobSpec) -> None:
-    """Tell at once what the step would be told later."""
-    asks = any(step.kind is StepKind.CHAT for step in spec.steps)
-    if asks and not submitter.has_scope(TEXT):
+    """Refuse chat steps that the models app would refuse later, when they run."""
+    has_chat = any(step.kind is StepKind.CHAT for step in spec.steps)
+    if has_chat and not submitter.has_scope(TEXT):
         raise InsufficientScope(f"a chat step needs the scope {TEXT}", details={"scope": TEXT})
 
 
 def _finished(job: Job) -> JobFinished:
-    ended = "been cancelled" if job.status is JobStatus.CANCELLED else job.status.value
-    return JobFinished(f"job {job.id} has {ended}")
+    status = "been cancelled" if job.status is JobStatus.CANCELLED else job.status.value
+    return JobFinished(f"job {job.id} has {status}")

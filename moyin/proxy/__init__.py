@@ -1,6 +1,6 @@
-"""The reverse proxy: which route a request takes, to which upstream, with which headers.
+"""Forwards requests to the studio's other services: Moyin's reverse proxy.
 
-Tables, balancing, health and header rules are plain; only `forward` and `sockets` do I/O.
+Route tables, balancing and header rules are pure; `forward`, `sockets` and health checks do I/O.
 """
 
 from moyin.proxy.engine import Proxy

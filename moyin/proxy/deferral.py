@@ -1,4 +1,4 @@
-"""Calls whose client does not wait: a durable job makes them."""
+"""Answers a request with a job that makes the call later (``Prefer: respond-async``)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from moyin.access.gatekeeper.asgi import Receive, Scope, Send, header
 from moyin.access.gatekeeper.context import context
 from moyin.domain.identity import Identity
 from moyin.domain.job import Job
-from moyin.proxy.body import whole_body
+from moyin.proxy.forward import receive_body
 from moyin.proxy.headers import request_headers
 
 __all__ = ["Deferral", "defer", "prefers_job"]
 
 
 class Deferral(Protocol):
-    """Makes a durable job of a call."""
+    """Turns a call into a durable job."""
 
     async def submit(
         self,
@@ -29,35 +29,35 @@ class Deferral(Protocol):
         body: bytes,
         idempotency_key: str | None,
     ) -> tuple[Job, bool]:
-        """The job that will call ``path`` (with its query) again; and whether it is new."""
+        """Return the job that will call ``path`` (with its query), and whether it is new."""
         ...
 
     def is_job(self, identity: Identity) -> bool:
-        """Whether it is a job that calls: its own call must be answered here and now."""
+        """Return whether the caller is itself a job, whose calls must not be deferred again."""
         ...
 
     def described(self, job: Job) -> dict[str, Any]:
-        """The job as its owner sees it."""
+        """Return the job as the API shows it to its owner."""
         ...
 
 
 async def defer(deferral: Deferral, scope: Scope, receive: Receive, send: Send, path: str) -> None:
-    """Answer 202 with the job that will call ``path`` in the caller's stead."""
-    caller = context(scope)
+    """Answer 202 with the job that will call ``path`` on the caller's behalf."""
+    request = context(scope)
     query = scope["query_string"].decode("latin-1")
     job, created = await deferral.submit(
-        caller.caller,
+        request.caller,
         method=scope["method"],
         path=f"{path}?{query}" if query else path,
         headers=request_headers(
             scope,
-            request_id=caller.request_id,
+            request_id=request.request_id,
             address="",
             prefix=None,
             pass_credentials=False,
             identity={},
         ),
-        body=await whole_body(receive),
+        body=await receive_body(receive),
         idempotency_key=header(scope, b"idempotency-key"),
     )
     body = json.dumps(deferral.described(job)).encode()
@@ -75,7 +75,7 @@ async def defer(deferral: Deferral, scope: Scope, receive: Receive, send: Send, 
 
 
 def prefers_job(scope: Scope) -> bool:
-    """Whether the client sent ``Prefer: respond-async`` (RFC 7240)."""
+    """Return whether the client sent ``Prefer: respond-async`` (RFC 7240)."""
     return any(
         preference.strip().partition(";")[0].strip().lower() == "respond-async"
         for name, value in scope["headers"]

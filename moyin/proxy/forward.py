@@ -1,4 +1,4 @@
-"""One HTTP exchange: the client's request to an upstream, the answer back, as both flow."""
+"""Forwards one HTTP request to an upstream and streams the response back."""
 
 from __future__ import annotations
 
@@ -12,40 +12,44 @@ from yarl import URL
 from moyin.access.gatekeeper.asgi import Message, Receive, Scope, Send
 from moyin.errors import BackendTimeout, BackendUnavailable, MoyinError, StreamInterrupted
 from moyin.http.breaker import BreakerState
-from moyin.proxy.body import ClientLeft, next_part
 from moyin.proxy.headers import response_headers
 from moyin.proxy.paths import public_location
-from moyin.proxy.pool import RETRY_AFTER_SECONDS, TRY_ELSEWHERE, Member, Pool
+from moyin.proxy.pool import RETRY_AFTER_SECONDS, RETRYABLE_STATUSES, Pool, PoolMember
 
-__all__ = ["Exchange"]
+__all__ = ["ClientDisconnected", "Exchange", "receive_body"]
 
 _log = logging.getLogger(__name__)
-_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-# Short answers are read to their end before the first byte is passed on: then a safe request can
-# still be repeated when the upstream dies over it.
-_WHOLE_BYTES = 64 * 1024
-_SKIPPED = frozenset({"User-Agent", "Accept", "Accept-Encoding", "Content-Type"})
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+# Responses up to this size are read to the end before their first byte is sent, so that a safe
+# request can still be retried when the upstream fails in the middle of its response.
+_BUFFERED_BYTES = 64 * 1024
+# Headers that aiohttp would add by itself.
+_SKIPPED_HEADERS = frozenset({"User-Agent", "Accept", "Accept-Encoding", "Content-Type"})
 
 
-class _Failed(Exception):
-    """An attempt came to nothing, and the client has seen nothing of it.
+class ClientDisconnected(Exception):
+    """Raised when the client disconnects before its request is complete."""
+
+
+class _AttemptFailed(Exception):
+    """Raised when an attempt fails before the client has received any of the response.
 
     Attributes:
-        repeatable: another upstream may be asked.
+        retryable: True if the request may be sent to another upstream.
     """
 
-    def __init__(self, error: MoyinError, *, repeatable: bool) -> None:
+    def __init__(self, error: MoyinError, *, retryable: bool) -> None:
         super().__init__(error)
         self.error = error
-        self.repeatable = repeatable
+        self.retryable = retryable
 
 
 class Exchange:
-    """A request on its way; used once.
+    """Forwards one request, with retries; used once.
 
     Args:
-        target: path and query as the upstream sees them, after its URL.
-        headers: for the upstream.
+        upstream_path: path and query as the upstream sees them, appended to its URL.
+        headers: the headers for the upstream.
         sticky: see `Pool.pick`.
     """
 
@@ -57,7 +61,7 @@ class Exchange:
         receive: Receive,
         send: Send,
         *,
-        target: str,
+        upstream_path: str,
         headers: list[tuple[str, str]],
         sticky: str | None,
     ) -> None:
@@ -66,7 +70,7 @@ class Exchange:
         self._method: str = scope["method"]
         self._receive = receive
         self._send = send
-        self._target = target
+        self._target = upstream_path
         self._headers = headers
         self._sticky = sticky
         times = pool.route.timeouts
@@ -74,24 +78,24 @@ class Exchange:
             total=None, sock_connect=times.connect, sock_read=times.first_byte
         )
         self._body: bytes | None = None
-        self._more = False  # of the body, still at the client
-        self._touched = False  # a part of the body is on its way to an upstream
-        self._started = False  # the client has the head of an answer
-        self._proven = False  # the member that is asked is there again
-        self._client_failed: Exception | None = None
+        self._has_more_body = False  # the client has not sent the whole body yet
+        self._body_streamed = False  # an upstream has received parts of a streamed body
+        self._response_started = False  # the client has received the response headers
+        self._probe_succeeded = False  # the response headers have closed the member's breaker
+        self._client_error: Exception | None = None
 
     async def run(self) -> None:
-        """Answer the client.
+        """Forward the request and send the response to the client.
 
         Raises:
-            ServiceUnavailable: no upstream may be asked.
-            BackendUnavailable, BackendTimeout: the upstream failed before it answered.
-            StreamInterrupted: … after it had begun to.
-            ClientLeft: nobody is there to be answered.
-            BodyTooLarge: of the body, as it came.
+            ServiceUnavailable: no upstream is available.
+            BackendUnavailable, BackendTimeout: the upstream failed before the response started.
+            StreamInterrupted: the upstream failed in the middle of its response.
+            ClientDisconnected: the client disconnected before it had sent the whole body.
+            BodyTooLarge: the body exceeds the gateway's limit.
         """
-        await self._first_part()
-        tried: list[Member] = []
+        await self._receive_first_part()
+        tried: list[PoolMember] = []
         failure: MoyinError | None = None
         while len(tried) <= self._pool.route.retries:
             member = self._pool.pick(self._sticky, tried)
@@ -100,136 +104,162 @@ class Exchange:
             tried.append(member)
             try:
                 await self._attempt(member, tried)
-            except _Failed as failed:
+            except _AttemptFailed as failed:
                 failure = failed.error
-                if not failed.repeatable:
+                if not failed.retryable:
                     break
             else:
                 return
-        raise failure or self._pool.nobody()
+        raise failure or self._pool.unavailable_error()
 
-    async def _first_part(self) -> None:
-        """Most bodies are there at once, or not at all; the rest is fetched as it is sent on."""
-        message = await next_part(self._receive)
+    async def _receive_first_part(self) -> None:
+        """Receive the first part of the body, which is usually all of it."""
+        message = await _receive_part(self._receive)
         self._body = message.get("body") or None
-        self._more = message.get("more_body", False)
+        self._has_more_body = message.get("more_body", False)
 
-    async def _attempt(self, member: Member, tried: Sequence[Member]) -> None:
-        with self._watched(member):
+    async def _attempt(self, member: PoolMember, tried: Sequence[PoolMember]) -> None:
+        with self._tracked(member):
             async with self._session.request(
                 self._method,
                 URL(member.upstream.url + self._target, encoded=True),
-                data=self._rest() if self._more else self._body,
+                data=self._stream_body() if self._has_more_body else self._body,
                 headers=self._headers,
                 timeout=self._timeout,
                 allow_redirects=False,
-                skip_auto_headers=_SKIPPED,
+                skip_auto_headers=_SKIPPED_HEADERS,
             ) as response:
-                await self._answer(member, response, tried)
+                await self._send_response(member, response, tried)
 
     @contextmanager
-    def _watched(self, member: Member) -> Iterator[None]:
-        """Count the attempt, judge the member by it, and turn its end into our errors."""
+    def _tracked(self, member: PoolMember) -> Iterator[None]:
+        """Count the attempt, report its outcome to the member's breaker, and translate errors."""
         breaker, name = member.breaker, self._pool.route.name
         member.active += 1
-        self._proven = judged = False
+        self._probe_succeeded = reported = False
         try:
             yield
-            if not self._proven:
+            if not self._probe_succeeded:
                 breaker.succeed()
-            judged = True
-        except _Failed:
+            reported = True
+        except _AttemptFailed:
             breaker.fail()
-            judged = True
+            reported = True
             raise
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            if self._client_failed is not None:
-                raise self._client_failed from error
+            if self._client_error is not None:
+                raise self._client_error from error
             breaker.fail()
-            judged = True
+            reported = True
             _log.warning(
                 "route %s: upstream %s: %s", name, member.upstream.url, type(error).__name__
             )
-            if self._started:
-                raise StreamInterrupted(f"the service {name!r} broke off its answer") from error
-            raise _Failed(_classified(error, name), repeatable=self._repeatable(error)) from error
+            if self._response_started:
+                raise StreamInterrupted(f"the service {name!r} failed mid-response") from error
+            retryable = self._is_retryable(error)
+            raise _AttemptFailed(_upstream_error(error, name), retryable=retryable) from error
         finally:
             member.active -= 1
-            if not judged and not self._proven:
+            if not reported and not self._probe_succeeded:
                 breaker.abandon()
 
-    def _repeatable(self, error: Exception) -> bool:
-        if self._touched:
+    def _is_retryable(self, error: Exception) -> bool:
+        if self._body_streamed:
             return False
-        # Without a connection the upstream has seen nothing, whatever the method.
-        unseen = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
-        return unseen or self._method in _SAFE
+        # Without a connection the upstream has received nothing, so every method may be retried.
+        not_sent = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
+        return not_sent or self._method in _SAFE_METHODS
 
-    async def _answer(
-        self, member: Member, response: aiohttp.ClientResponse, tried: Sequence[Member]
+    async def _send_response(
+        self, member: PoolMember, response: aiohttp.ClientResponse, tried: Sequence[PoolMember]
     ) -> None:
-        safe = self._method in _SAFE and not self._touched
-        if response.status in TRY_ELSEWHERE and safe and self._pool.has_another(tried):
+        retryable = self._method in _SAFE_METHODS and not self._body_streamed
+        if response.status in RETRYABLE_STATUSES and retryable and self._pool.has_another(tried):
             name = self._pool.route.name
-            error = BackendUnavailable(
-                f"the service {name!r} answered {response.status}", retry_after=RETRY_AFTER_SECONDS
-            )
-            raise _Failed(error, repeatable=True)
+            message = f"the service {name!r} responded with status {response.status}"
+            error = BackendUnavailable(message, retry_after=RETRY_AFTER_SECONDS)
+            raise _AttemptFailed(error, retryable=True)
         if member.breaker.state is not BreakerState.CLOSED:
-            # The head is what a probe asks for. The body may take for ever, and until it ends nobody
-            # else would be let through; one that breaks off counts as a failure like any other.
+            # The headers prove that the upstream is back. Waiting for the end of the body would
+            # keep the breaker half open for as long as a stream runs.
             member.breaker.succeed()
-            self._proven = True
+            self._probe_succeeded = True
         connection = response.connection
         if connection is not None and connection.protocol is not None:
             connection.protocol.read_timeout = self._pool.route.timeouts.idle
         length = response.content_length
-        if length is not None and length <= _WHOLE_BYTES:
+        if length is not None and length <= _BUFFERED_BYTES:
             content = await response.content.read()
-            await self._start(member, response)
+            await self._send_headers(member, response)
             await self._send({"type": "http.response.body", "body": content})
             return
-        await self._start(member, response)
+        await self._send_headers(member, response)
         async for chunk in response.content.iter_any():
             await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
         await self._send({"type": "http.response.body", "body": b""})
 
-    async def _start(self, member: Member, response: aiohttp.ClientResponse) -> None:
+    async def _send_headers(self, member: PoolMember, response: aiohttp.ClientResponse) -> None:
         route, location = self._pool.route, response.headers.get("location")
         if location is not None:
             location = public_location(route, member.upstream.url, location)
         headers = response_headers(
-            response.raw_headers, ours=route.pass_credentials, location=location
+            response.raw_headers, from_own_app=route.pass_credentials, location=location
         )
-        self._started = True
+        self._response_started = True
         await self._send(
             {"type": "http.response.start", "status": response.status, "headers": headers}
         )
 
-    async def _rest(self) -> AsyncIterator[bytes]:
-        """The body, from the client to the upstream, at the pace of the slower one."""
-        self._touched = True
+    async def _stream_body(self) -> AsyncIterator[bytes]:
+        """Yield the body as the client sends it; the slower side sets the pace."""
+        self._body_streamed = True
         if self._body:
             yield self._body
-        while self._more:
-            message = await self._next_part()
-            self._more = message.get("more_body", False)
+        while self._has_more_body:
+            message = await self._receive_next_part()
+            self._has_more_body = message.get("more_body", False)
             if message.get("body"):
                 yield message["body"]
 
-    async def _next_part(self) -> Message:
-        """aiohttp would hide what is raised here behind an error of the connection."""
+    async def _receive_next_part(self) -> Message:
+        """Receive a part of the body, and keep an error that aiohttp would hide behind its own."""
         try:
-            return await next_part(self._receive)
-        except (ClientLeft, MoyinError) as error:
-            self._client_failed = error
+            return await _receive_part(self._receive)
+        except (ClientDisconnected, MoyinError) as error:
+            self._client_error = error
             raise
 
 
-def _classified(error: Exception, name: str) -> MoyinError:
+async def _receive_part(receive: Receive) -> Message:
+    """Receive the next part of the body.
+
+    Raises:
+        ClientDisconnected: the client disconnected instead.
+    """
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnected
+    return message
+
+
+async def receive_body(receive: Receive) -> bytes:
+    """Receive the whole body; the gatekeeper limits its size.
+
+    Raises:
+        ClientDisconnected: the client disconnected before the end of the body.
+    """
+    parts = []
+    while True:
+        message = await _receive_part(receive)
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _upstream_error(error: Exception, name: str) -> MoyinError:
     if isinstance(error, TimeoutError):
         return BackendTimeout(
-            f"the service {name!r} took too long", retry_after=RETRY_AFTER_SECONDS
+            f"the service {name!r} did not respond in time", retry_after=RETRY_AFTER_SECONDS
         )
     return BackendUnavailable(
         f"the service {name!r} could not be reached", retry_after=RETRY_AFTER_SECONDS

@@ -1,15 +1,15 @@
-"""Which headers cross the proxy (RFC 9110, section 7.6), and which are the proxy's own; pure."""
+"""Filters the headers of requests and responses (RFC 9110, section 7.6); pure."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from moyin.access.gatekeeper.asgi import RawHeaders, Scope, header
 from moyin.access.gatekeeper.credentials import without_cookie
 from moyin.errors import InvalidRequest
-from moyin.proxy.claims import may_cross
 
-__all__ = ["request_headers", "response_headers"]
+__all__ = ["is_forwardable", "request_headers", "response_headers"]
 
 _HOP_BY_HOP = frozenset(
     {
@@ -17,13 +17,50 @@ _HOP_BY_HOP = frozenset(
         "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
     }
 )  # fmt: skip
-_OUR_PREFIX = "x-moyin-"
-# Every answer gets these from the servers in front.
-_OF_OUR_SERVER = frozenset({"date", "server", "x-request-id"})
-# The server in front has answered it, and the handshake's own are made anew.
+_MOYIN_PREFIX = "x-moyin-"
+# The gateway's own server adds these to every response.
+_SET_BY_SERVER = frozenset({"date", "server", "x-request-id"})
+# `Expect` was answered by the server in front; `Host` is set for the upstream.
 _NOT_FORWARDED = frozenset({"expect", "host"})
-_HANDSHAKE = "sec-websocket-"
+_HANDSHAKE_PREFIX = "sec-websocket-"
 _VIA = "1.1 moyin"
+# CGI and WSGI map `Remote-User`, `Remote_User` and, in some servers, `Remote.User` to one variable.
+# So only letters, digits and hyphens are safe. HAProxy, nginx and Apache drop underscores as well.
+_UNAMBIGUOUS_NAME = re.compile(r"[a-z0-9-]+")
+# Authentication proxies name the caller to a service in headers that the service then trusts. From
+# a client such headers are forgeries, whichever of them the service reads. Sources: the
+# documentation of oauth2-proxy, Authelia, authentik, Vouch, Pomerium, Kong, Traefik, Grafana's auth
+# proxy, mod_auth_openidc, SiteMinder, WebSEAL, Cloudflare Access, Google IAP, AWS ALB, Azure App
+# Service and Tailscale Serve; RFC 9440.
+_FORGEABLE_NAMES = frozenset(
+    {
+        # Set by the gateway itself.
+        "forwarded", "via", "x-real-ip", "x-request-id", "x-request-disconnect-disabled",
+        "x-request-timeout-seconds",
+        # The client's address, as other proxies report it.
+        "cf-connecting-ip", "cf-connecting-ipv6", "client-ip", "fastly-client-ip", "true-client-ip",
+        "x-client-ip", "x-cluster-client-ip", "x-originating-ip",
+        # A path or host that some frameworks use instead of the one that was authorized.
+        "x-host", "x-original-host", "x-original-uri", "x-original-url", "x-rewrite-url",
+        # As the CGI variable HTTP_PROXY it redirects the service's own requests ("httpoxy").
+        "proxy",
+        # The caller's identity.
+        "auth-user", "client-cert", "client-cert-chain", "x-anonymous-consumer",
+        "x-client-cert", "x-client-dn", "x-client-verify", "x-email", "x-groups", "x-id-token",
+        "x-user", "x-userid", "x-userinfo", "x-username",
+    }
+)  # fmt: skip
+_FORGEABLE_PREFIXES = (
+    "x-moyin-", "x-forwarded-",
+    "cf-access-", "iv-", "mellon-", "oidc-", "remote-", "shib-", "sm-", "ssl-client-",
+    "tailscale-", "x-amzn-oidc-", "x-auth-email", "x-auth-group", "x-auth-name", "x-auth-request-",
+    "x-auth-role", "x-auth-user", "x-authelia-", "x-authenticated-", "x-authentik-",
+    "x-consumer-", "x-credential-", "x-endpoint-api-userinfo", "x-goog-authenticated-user-",
+    "x-goog-iap-", "x-jwt-claim-", "x-jwt-payload", "x-ms-client-principal", "x-ms-token-", "x-oidc-",
+    "x-pomerium-", "x-proxy-user", "x-proxy-remote-user", "x-remote-", "x-ssl-client-", "x-sso-",
+    "x-user-email", "x-user-group", "x-user-id", "x-user-name", "x-user-role", "x-vouch-",
+    "x-webauth-",
+)  # fmt: skip
 
 
 def request_headers(
@@ -35,83 +72,83 @@ def request_headers(
     pass_credentials: bool,
     identity: Mapping[str, str],
 ) -> list[tuple[str, str]]:
-    """Return what an upstream gets: the client's headers without hop-by-hop ones, keys and forgeries.
+    """Return the headers for an upstream: without hop-by-hop headers, keys and forgeable headers.
 
     Args:
-        address: the client's, as far as it is known.
-        prefix: that was taken off the path.
-        identity: who the caller is, by header; signed.
+        address: the client's address, or empty if unknown.
+        prefix: the prefix that was removed from the path, if any.
+        identity: the signed headers that identify the caller.
 
     Raises:
-        InvalidRequest: the body's length is told in more than one way.
+        InvalidRequest: the length of the body is ambiguous.
     """
-    _check_framing(scope)
-    socket = scope["type"] == "websocket"
-    sent = []
+    _reject_ambiguous_length(scope)
+    is_websocket = scope["type"] == "websocket"
+    forwarded = []
     for name, value in _end_to_end(scope["headers"]):
-        if name in _NOT_FORWARDED or not may_cross(name):
+        if name in _NOT_FORWARDED or not is_forwardable(name):
             continue
-        if socket and (name.startswith(_HANDSHAKE) or name == "content-length"):
+        if is_websocket and (name.startswith(_HANDSHAKE_PREFIX) or name == "content-length"):
             continue
-        if not pass_credentials and _is_our_key(name, value):
+        if not pass_credentials and _is_moyin_key(name, value):
             continue
         if name == "cookie" and not (value := without_cookie(value)):
             continue
-        sent.append((name, value))
-    sent += [
+        forwarded.append((name, value))
+    forwarded += [
         ("x-request-id", request_id),
         ("x-forwarded-proto", _web_scheme(scope, address)),
         ("x-forwarded-host", header(scope, b"host") or ""),
         ("via", _VIA),
     ]
     if address:
-        sent.append(("x-forwarded-for", address))
+        forwarded.append(("x-forwarded-for", address))
     if prefix:
-        sent.append(("x-forwarded-prefix", prefix))
+        forwarded.append(("x-forwarded-prefix", prefix))
     if not pass_credentials:
-        sent += identity.items()
-    return sent
+        forwarded += identity.items()
+    return forwarded
 
 
 def response_headers(
-    headers: RawHeaders, *, ours: bool = False, location: str | None = None
+    headers: RawHeaders, *, from_own_app: bool = False, location: str | None = None
 ) -> list[tuple[bytes, bytes]]:
-    """What the client gets.
+    """Return the headers for the client.
 
     Args:
-        ours: the upstream is an app of ours and may speak as one: of costs, of back ends.
-        location: replaces the upstream's own.
+        from_own_app: keep ``x-moyin-*`` headers, because the upstream is one of Moyin's own apps.
+        location: replaces the upstream's ``Location``.
     """
     pairs = [(name.lower(), value) for name, value in headers]
-    dropped = _dropped(pairs)
-    kept = []
+    hop_by_hop = _hop_by_hop(pairs)
+    returned = []
     for name, value in pairs:
         plain = name.decode("latin-1")
-        if plain in dropped or plain in _OF_OUR_SERVER:
+        if plain in hop_by_hop or plain in _SET_BY_SERVER:
             continue
-        if plain.startswith(_OUR_PREFIX) and not ours:
+        if plain.startswith(_MOYIN_PREFIX) and not from_own_app:
             continue
-        # Nobody else signs a browser in.
+        # Only the gateway itself may set its session cookie.
         if plain == "set-cookie" and not without_cookie(value.decode("latin-1").partition(";")[0]):
             continue
         if name == b"location" and location is not None:
-            # Bytes that are no UTF-8 are still what they were.
+            # Restores bytes that are not UTF-8.
             value = location.encode(errors="surrogateescape")
-        kept.append((name, value))
-    return kept
+        returned.append((name, value))
+    return returned
 
 
 def _end_to_end(headers: RawHeaders) -> Iterator[tuple[str, str]]:
     pairs = list(headers)
-    dropped = _dropped(pairs)
+    hop_by_hop = _hop_by_hop(pairs)
     for raw, value in pairs:
         name = raw.decode("latin-1")
-        if name not in dropped:
+        if name not in hop_by_hop:
             yield name, _text(value)
 
 
-def _dropped(pairs: Iterable[tuple[bytes, bytes]]) -> frozenset[str]:
-    """Headers of the connection: the known ones, and those that it names itself."""
+def _hop_by_hop(pairs: Iterable[tuple[bytes, bytes]]) -> frozenset[str]:
+    """Return the known hop-by-hop headers and those that ``Connection`` lists."""
     listed = [value for name, value in pairs if name == b"connection"]
     if not listed or listed == [b"keep-alive"]:
         return _HOP_BY_HOP
@@ -119,30 +156,40 @@ def _dropped(pairs: Iterable[tuple[bytes, bytes]]) -> frozenset[str]:
     return _HOP_BY_HOP | {name.strip() for name in named}
 
 
-def _check_framing(scope: Scope) -> None:
-    """Refuse what two servers could read differently (request smuggling)."""
+def _reject_ambiguous_length(scope: Scope) -> None:
+    """Reject a body length that two servers could read differently (request smuggling)."""
     lengths = [value for name, value in scope["headers"] if name == b"content-length"]
     chunked = any(name == b"transfer-encoding" for name, _ in scope["headers"])
     if len(lengths) > 1 or (lengths and (chunked or not lengths[0].isdigit())):
-        raise InvalidRequest("the body's length is ambiguous", field="Content-Length")
+        message = "the body's length is ambiguous: send one Content-Length or Transfer-Encoding"
+        raise InvalidRequest(message, field="Content-Length")
 
 
-def _is_our_key(name: str, value: str) -> bool:
+def _is_moyin_key(name: str, value: str) -> bool:
     return name == "x-api-key" or (name == "authorization" and value[:7].lower() == "bearer ")
 
 
 def _web_scheme(scope: Scope, address: str) -> str:
-    """As the client sees it: TLS ends at a proxy in front, which is believed if it is trusted."""
+    """Return the scheme that the client used; a trusted proxy in front may have terminated TLS."""
     peer = (scope.get("client") or ("", 0))[0]
-    told = header(scope, b"x-forwarded-proto")
-    if address and address != peer and told in ("http", "https"):
-        return told
+    forwarded = header(scope, b"x-forwarded-proto")
+    if address and address != peer and forwarded in ("http", "https"):
+        return forwarded
     return {"ws": "http", "wss": "https"}.get(scope["scheme"], str(scope["scheme"]))
 
 
 def _text(value: bytes) -> str:
-    """The value as aiohttp will write it back: UTF-8 where it is that."""
+    """Decode as UTF-8, which aiohttp encodes again, or else as Latin-1."""
     try:
         return value.decode()
     except UnicodeDecodeError:
         return value.decode("latin-1")
+
+
+def is_forwardable(name: str) -> bool:
+    """Return whether a client's header of this name (lower case) is forwarded to services."""
+    return (
+        _UNAMBIGUOUS_NAME.fullmatch(name) is not None
+        and name not in _FORGEABLE_NAMES
+        and not name.startswith(_FORGEABLE_PREFIXES)
+    )

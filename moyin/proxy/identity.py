@@ -1,16 +1,16 @@
-"""How an upstream learns who is asking, and can be sure of it."""
+"""Signs the headers that identify the caller to an upstream."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import time
-from collections import OrderedDict
 from collections.abc import Mapping
 
 import jwt
 
 from moyin.domain.identity import Identity
+from moyin.system.bounded import BoundedDict
 
 __all__ = ["IDENTITY_HEADER", "IdentitySigner", "route_secret"]
 
@@ -19,21 +19,22 @@ _OWNER_HEADER = "x-moyin-owner"
 _ALGORITHM = "HS256"
 _ISSUER = "moyin"
 _LIFETIME_SECONDS = 120
-# Signing costs as much as forwarding; a token serves a caller for so long.
+# Signing costs as much as forwarding a request, so a token is reused for this long.
 _REUSE_SECONDS = 30
 _CACHE_SIZE = 4_096
 
 
 def route_secret(signing_key: bytes, route: str) -> str:
-    """The secret that the service behind ``route`` checks identities with; 64 hex digits.
+    """Return the secret with which the service behind ``route`` verifies identities; 64 hex digits.
 
-    Derived from the stack's own, so that no service can make another's identities.
+    Every route has its own, derived from the stack's key, so that no service can forge identities
+    for another.
     """
     return hmac.new(signing_key, b"moyin/route/" + route.encode(), hashlib.sha256).hexdigest()
 
 
 class IdentitySigner:
-    """Makes the identity headers of one route.
+    """Creates the identity headers of one route.
 
     ``x-moyin-identity`` is a JWT (HS256): ``iss`` moyin, ``aud`` the route, ``sub`` the tenant,
     ``user``, ``key``, ``scopes``, ``iat``, ``exp``. ``x-moyin-owner`` repeats the tenant for logs.
@@ -42,11 +43,11 @@ class IdentitySigner:
     def __init__(self, signing_key: bytes, route: str) -> None:
         self._secret = route_secret(signing_key, route)
         self._route = route
-        self._cache: OrderedDict[tuple[str, str, str | None, frozenset[str]], _Signed]
-        self._cache = OrderedDict()
+        self._cache: BoundedDict[tuple[str, str, str | None, frozenset[str]], _Signed]
+        self._cache = BoundedDict(_CACHE_SIZE)
 
     def headers(self, identity: Identity | None) -> Mapping[str, str]:
-        """Empty for a caller that nobody knows."""
+        """Return the headers for the caller; empty for an anonymous one."""
         if identity is None:
             return {}
         key = (identity.owner, identity.key_id, identity.user, identity.scopes)
@@ -55,9 +56,6 @@ class IdentitySigner:
         if cached is None or cached[0] < now:
             cached = (now + _REUSE_SECONDS, self._sign(identity, int(now)))
             self._cache[key] = cached
-            self._cache.move_to_end(key)
-            if len(self._cache) > _CACHE_SIZE:
-                self._cache.popitem(last=False)
         return cached[1]
 
     def _sign(self, identity: Identity, now: int) -> Mapping[str, str]:

@@ -1,4 +1,4 @@
-"""What becomes of a request's target on its way to an upstream; pure."""
+"""Translates paths between client and upstream, and rejects ambiguous ones; pure."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from urllib.parse import unquote, urlsplit
 from moyin.errors import InvalidRequest
 from moyin.proxy.route import Route
 
-__all__ = ["other_reading", "public_location", "target", "without_key"]
+__all__ = ["lenient_path", "public_location", "upstream_path", "without_api_key"]
 
-# Java's servers take off everything behind a semicolon before they read a segment, and some decode
-# before they look for the query: both find ``..`` in ``/..;x/`` and ``/..%3f/``. IIS reads ``%u002e``.
-_ODD = re.compile(r"/\.\.?(?:[/;?#]|$)|[\x00-\x1f\x7f\\]|%u[0-9a-f]{4}", re.IGNORECASE)
-# UTF-8 that spells an ASCII character in too many bytes: old decoders read ``%c0%ae`` as a dot.
+# Java servers drop everything behind a semicolon before they read a segment, and some decode before
+# they split off the query: both find ``..`` in ``/..;x/`` and ``/..%3f/``. IIS reads ``%u002e``.
+_FORBIDDEN = re.compile(r"/\.\.?(?:[/;?#]|$)|[\x00-\x1f\x7f\\]|%u[0-9a-f]{4}", re.IGNORECASE)
+# UTF-8 that encodes an ASCII character in too many bytes: old decoders read ``%c0%ae`` as a dot.
 _OVERLONG = re.compile(r"%c[01]%[89ab]|%e0%[89]|%f0%8", re.IGNORECASE)
 _PARAMETERS = re.compile(r";[^/]*")
 _SLASHES = re.compile(r"/{2,}")
 
 
-def target(route: Route, raw_path: str) -> str:
-    """The path that an upstream sees, encoded as it came.
+def upstream_path(route: Route, raw_path: str) -> str:
+    """Return the path for the upstream, with its percent-encoding unchanged.
 
     Raises:
-        InvalidRequest: the path climbs, or hides what it is, so that gateway and upstream could
-            take it for different ones.
+        InvalidRequest: gateway and upstream could read the path differently, for example because of
+            ``..`` segments or nested encoding.
     """
     plain = _decoded(raw_path) if "%" in raw_path else raw_path
-    if not raw_path.startswith("/") or _ODD.search(plain):
+    if not raw_path.startswith("/") or _FORBIDDEN.search(plain):
         raise InvalidRequest(
             "the path must not contain . or .. segments (..;x is one), backslashes, control characters "
             "or characters in a non-standard encoding",
@@ -37,25 +37,27 @@ def target(route: Route, raw_path: str) -> str:
     if route.rewrite is None:
         return path
     rewritten = route.rewrite(path)
-    # It goes right behind the upstream's address: without a slash it would become a part of that.
+    # Without a leading slash the path would become a part of the upstream's host or port.
     return rewritten if rewritten.startswith("/") else f"/{rewritten}"
 
 
-def other_reading(path: str) -> str | None:
-    """Return how a server that ignores ``;parameters`` and repeated slashes reads the decoded path.
+def lenient_path(path: str) -> str | None:
+    """Return the decoded path as servers read it that ignore ``;parameters`` and repeated slashes.
 
-    None: it reads what is there. Where the other reading is another route's, the request belongs to
-    neither: that route may ask for more.
+    None: such a server reads the path unchanged. If the two readings match different routes, the
+    request must be rejected: the other route may require more scopes.
     """
     if ";" not in path and "//" not in path and "%" not in path:
         return None
-    read = _SLASHES.sub("/", _PARAMETERS.sub("", _decoded(path)))
-    return None if read == path else read
+    lenient = _SLASHES.sub("/", _PARAMETERS.sub("", _decoded(path)))
+    return None if lenient == path else lenient
 
 
 def _without_prefix(route: Route, raw_path: str) -> str:
-    """What is left begins with a slash, as it came: an encoded one is none in an address, and what
-    follows it could name another server."""
+    """Return the path without the route's prefix; it begins with a slash.
+
+    An encoded slash would not end the upstream's address, and could change the server it names.
+    """
     if route.prefix is None or not route.strip_prefix:
         return raw_path
     prefix = route.prefix.rstrip("/")
@@ -64,45 +66,47 @@ def _without_prefix(route: Route, raw_path: str) -> str:
     if raw_path.startswith(f"{prefix}/"):
         return raw_path[len(prefix) :]
     if unquote(raw_path) in route.paths:
-        # One of the exact paths, which lie anywhere.
+        # The route's exact paths may lie outside its prefix.
         return raw_path
-    raise InvalidRequest(f"write {prefix}/ without percent-encoding", field="path")
+    raise InvalidRequest(
+        f"the path must begin with {prefix}/ without percent-encoding", field="path"
+    )
 
 
-def without_key(query: str) -> str:
-    """A WebSocket's query without the key that a browser had to put there."""
+def without_api_key(query: str) -> str:
+    """Return the query without ``api_key``, where browsers put the key of a WebSocket."""
     return "&".join(p for p in query.split("&") if unquote(p.partition("=")[0]) != "api_key")
 
 
 def public_location(route: Route, upstream: str, location: str) -> str:
-    """A redirect to an upstream's own address, as the client can follow it.
+    """Translate a redirect to the upstream's own address into one that the client can follow.
 
-    It gets the route's prefix even where it begins like it: a wiki at ``/wiki`` may have its pages
-    below a ``/wiki`` of its own, and what a service means by it can't be seen. The route says of
-    services that know their prefix that they do (``proxy_redirect``).
+    The route's prefix is added even if the location already begins with it: a wiki behind ``/wiki``
+    may itself have pages below ``/wiki``. Services that know their prefix set ``proxy_redirect`` to
+    false.
     """
     base = urlsplit(upstream)
     try:
-        found = urlsplit(location)
+        parts = urlsplit(location)
     except ValueError:
-        # No URL that we can read; the client may.
+        # Not a URL that Python can parse: leave it to the client.
         return location
-    if found.netloc and (found.scheme, found.netloc) != (base.scheme, base.netloc):
+    if parts.netloc and (parts.scheme, parts.netloc) != (base.scheme, base.netloc):
         return location
-    if not found.path.startswith("/"):
+    if not parts.path.startswith("/"):
         return location
-    path = found.path
+    path = parts.path
     if base.path.rstrip("/") and path.startswith(base.path.rstrip("/") + "/"):
         path = path[len(base.path.rstrip("/")) :]
     if route.prefix is not None and route.strip_prefix and route.proxy_redirect:
         path = route.prefix.rstrip("/") + path
-    query = f"?{found.query}" if found.query else ""
-    fragment = f"#{found.fragment}" if found.fragment else ""
+    query = f"?{parts.query}" if parts.query else ""
+    fragment = f"#{parts.fragment}" if parts.fragment else ""
     return f"{path}{query}{fragment}"
 
 
 def _decoded(path: str) -> str:
-    """``path`` without percent-encoding, however often it was applied."""
+    """Return ``path`` without percent-encoding, even if it was applied several times."""
     for _ in range(8):
         if _OVERLONG.search(path):
             raise InvalidRequest("the path has overlong UTF-8: write plain ASCII", field="path")
@@ -110,4 +114,4 @@ def _decoded(path: str) -> str:
         if plain == path:
             return path
         path = plain
-    raise InvalidRequest("the path is percent-encoded too often", field="path")
+    raise InvalidRequest("the path is percent-encoded too many times: encode it once", field="path")

@@ -1,9 +1,9 @@
-"""The route table: where a request goes, by its host and path."""
+"""Defines routes and the route table, which finds a request's route by host and path."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -13,7 +13,7 @@ __all__ = ["Balance", "HealthCheck", "Rewrite", "Route", "RouteTable", "Timeouts
 
 
 class Balance(StrEnum):
-    """How requests are spread over a route's upstreams."""
+    """Names the policies that spread requests over a route's upstreams."""
 
     ROUND_ROBIN = "round_robin"
     LEAST_CONNECTIONS = "least_connections"
@@ -22,7 +22,7 @@ class Balance(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Upstream:
-    """One server: ``url`` with scheme, host and, if any, a path that goes before every path."""
+    """Describes one server: ``url`` may end in a path that is put before every request's path."""
 
     url: str
     weight: int = 1
@@ -30,7 +30,7 @@ class Upstream:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timeouts:
-    """Seconds: to connect; from the request's end to the answer's head; of silence after it."""
+    """Holds timeouts in seconds: to connect, to the response headers, between parts of the body."""
 
     connect: float = 2.0
     first_byte: float = 60.0
@@ -39,10 +39,11 @@ class Timeouts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HealthCheck:
-    """GET ``path`` every ``interval`` seconds; 2xx and 3xx are health.
+    """Describes the active check of upstreams: GET ``path``, healthy with a status below 400.
 
     Attributes:
-        rise, fall: so many answers in a row bring an upstream back, or take it out.
+        interval: seconds between checks.
+        rise, fall: successes in a row that mark an upstream as up, failures that mark it as down.
     """
 
     path: str
@@ -54,32 +55,32 @@ class HealthCheck:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rewrite:
-    """Replaces what ``pattern`` matches in the path, as ``re.sub`` does."""
+    """Replaces the first match of ``pattern`` in the path, as ``re.sub`` does."""
 
     pattern: re.Pattern[str]
     to: str
 
     def __call__(self, path: str) -> str:
+        """Return the rewritten path."""
         return self.pattern.sub(self.to, path, count=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Route:
-    """One service behind the door. It matches exact ``paths`` or everything below ``prefix``.
+    """Describes one service behind the gateway: exact ``paths`` or everything below ``prefix``.
 
     Attributes:
-        hosts: only for these, lower case, without port; empty: for every host.
-        strip_prefix: upstreams do not see the prefix.
-        proxy_redirect: redirects get the prefix that was taken off; False: upstreams know it from
-            ``x-forwarded-prefix`` and put it there themselves.
-        sticky: requests with the same value in this header go to the same upstream.
-        retries: further upstreams that a safe request may try.
-        scopes: what a caller must all have.
-        limit: for each tenant.
-        concurrent: requests at a time through one gateway replica, of all tenants.
-        respond_async: every call becomes a job.
-        pass_credentials: upstreams see the caller's key; for apps behind this very door, which
-            check it themselves.
+        hosts: the hosts it matches, in lower case and without port; empty: every host.
+        strip_prefix: remove the prefix from the path that upstreams receive.
+        proxy_redirect: put the removed prefix back into redirects; False: the upstreams do so
+            themselves, because they read ``x-forwarded-prefix``.
+        sticky: a header; requests with the same value go to the same upstream.
+        retries: the number of further upstreams that a safe request may try.
+        scopes: scopes of which the caller needs all.
+        limit: the limit of each tenant.
+        concurrent: the limit of concurrent requests of all tenants in one gateway replica.
+        respond_async: turn every call into a job.
+        pass_credentials: forward the caller's key; only for Moyin's own apps, which verify it.
     """
 
     name: str
@@ -103,10 +104,10 @@ class Route:
 
 
 class RouteTable:
-    """Finds the route of a request: its host's own routes first, exact paths before prefixes.
+    """Finds the route of a request: routes of its host first, exact paths before prefixes.
 
     Raises:
-        ValueError: two routes have a name, or a host and path, in common.
+        ValueError: two routes share a name, or a host and path.
     """
 
     def __init__(self, routes: Iterable[Route] = ()) -> None:
@@ -116,7 +117,7 @@ class RouteTable:
         names: set[str] = set()
         for route in self.routes:
             if route.name in names:
-                raise ValueError(f"two routes are called {route.name!r}")
+                raise ValueError(f"two routes are named {route.name!r}: names must be unique")
             names.add(route.name)
             for host in route.hosts or {None}:
                 for path in route.paths:
@@ -124,12 +125,12 @@ class RouteTable:
                 if route.prefix is not None:
                     _add(prefixes.setdefault(host, {}), route.prefix.rstrip("/"), route)
         self._prefixes = {
-            host: sorted(found.items(), key=lambda item: -len(item[0]))
-            for host, found in prefixes.items()
+            host: sorted(by_prefix.items(), key=lambda item: -len(item[0]))
+            for host, by_prefix in prefixes.items()
         }
 
     def match(self, host: str, path: str) -> Route | None:
-        """The route of ``path`` (decoded) on ``host`` (as in the header)."""
+        """Return the route of ``path`` (decoded) on ``host`` (as in the ``Host`` header)."""
         for key in (host_name(host), None):
             exact = self._exact.get(key)
             if exact is not None and path in exact:
@@ -139,24 +140,16 @@ class RouteTable:
                     return route
         return None
 
-    def on_some_host(self, path: str) -> bool:
-        """Whether ``path`` may be a route's, whatever the host."""
-        return any(self.match(host, path) is not None for host in self._hosts())
-
-    def _hosts(self) -> Iterator[str]:
-        yield ""
-        yield from {host for route in self.routes for host in route.hosts}
-
 
 def host_name(host: str) -> str:
-    """The Host header without its port, in lower case."""
+    """Return the ``Host`` header without its port, in lower case."""
     name, colon, port = host.rpartition(":")
     return (name if colon and port.isdecimal() else host).lower()
 
 
-def _add(found: dict[str, Route], path: str, route: Route) -> None:
-    if path in found:
+def _add(routes: dict[str, Route], path: str, route: Route) -> None:
+    if path in routes:
         raise ValueError(
-            f"routes {found[path].name!r} and {route.name!r} are both for {path or '/'}"
+            f"routes {routes[path].name!r} and {route.name!r} both match {path or '/'}"
         )
-    found[path] = route
+    routes[path] = route

@@ -1,4 +1,4 @@
-"""One WebSocket: the client's end and the upstream's, message by message, both ways."""
+"""Relays the messages of one WebSocket between the client and an upstream."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from yarl import URL
 
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send
 from moyin.errors import BackendUnavailable
-from moyin.proxy.pool import RETRY_AFTER_SECONDS, TRY_ELSEWHERE, Member, Pool
+from moyin.proxy.pool import RETRY_AFTER_SECONDS, RETRYABLE_STATUSES, Pool, PoolMember
 
 __all__ = ["relay_socket"]
 
 _log = logging.getLogger(__name__)
-# A message is held whole while it crosses.
+# Each message is held in memory as a whole.
 _MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 _HEARTBEAT_SECONDS = 30.0
 _CLOSE_SECONDS = 2.0
 _GOING_AWAY = 1001
 _UPSTREAM_FAILED = 1011
-# Codes that may not be sent (RFC 6455, section 7.4.1).
+# Close codes that must not be sent (RFC 6455, section 7.4.1).
 _UNSENDABLE = frozenset({1004, 1005, 1006, 1015})
 _UpstreamSocket = aiohttp.ClientWebSocketResponse
 
@@ -34,20 +34,21 @@ async def relay_socket(
     receive: Receive,
     send: Send,
     *,
-    target: str,
+    upstream_path: str,
     headers: list[tuple[str, str]],
     sticky: str | None,
 ) -> None:
-    """Connect to an upstream, accept the client, and pass messages until one of them ends.
+    """Connect to an upstream, accept the client, and relay messages until either side closes.
 
     Raises:
-        ServiceUnavailable: no upstream may be asked.
-        BackendUnavailable: none of those asked accepted.
+        ServiceUnavailable: no upstream is available.
+        BackendUnavailable: no upstream accepted the WebSocket.
     """
-    member, upstream = await _connect(session, pool, scope, target, headers, sticky)
+    member, upstream = await _connect(session, pool, scope, upstream_path, headers, sticky)
     member.active += 1
     try:
-        await receive()  # websocket.connect; left to the gatekeeper until nothing can fail
+        # `websocket.connect` stays unread until now: the gatekeeper can still answer with an error.
+        await receive()
         await send({"type": "websocket.accept", "subprotocol": upstream.protocol})
         await _relay(receive, send, upstream)
     finally:
@@ -59,21 +60,21 @@ async def _connect(
     session: aiohttp.ClientSession,
     pool: Pool,
     scope: Scope,
-    target: str,
+    upstream_path: str,
     headers: list[tuple[str, str]],
     sticky: str | None,
-) -> tuple[Member, _UpstreamSocket]:
-    tried: list[Member] = []
+) -> tuple[PoolMember, _UpstreamSocket]:
+    tried: list[PoolMember] = []
     while len(tried) <= pool.route.retries:
         member = pool.pick(sticky, tried)
         if member is None:
             break
         tried.append(member)
-        judged = False
+        reported = False
         try:
             async with asyncio.timeout(pool.route.timeouts.first_byte):
                 upstream = await session.ws_connect(
-                    URL(member.upstream.url + target, encoded=True),
+                    URL(member.upstream.url + upstream_path, encoded=True),
                     protocols=scope.get("subprotocols", ()),
                     headers=headers,
                     max_msg_size=_MAX_MESSAGE_BYTES,
@@ -81,19 +82,19 @@ async def _connect(
                     timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_SECONDS),
                 )
             member.breaker.succeed()
-            judged = True
+            reported = True
             return member, upstream
         except aiohttp.WSServerHandshakeError as error:
-            if error.status not in TRY_ELSEWHERE or not pool.has_another(tried):
-                # The service itself said no: another upstream would say the same.
+            if error.status not in RETRYABLE_STATUSES or not pool.has_another(tried):
+                # The service itself refused: another upstream would refuse as well.
                 raise BackendUnavailable(
-                    f"the service {pool.route.name!r} refused the WebSocket ({error.status})"
+                    f"the service {pool.route.name!r} refused the WebSocket: status {error.status}"
                 ) from error
             member.breaker.fail()
-            judged = True
+            reported = True
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             member.breaker.fail()
-            judged = True
+            reported = True
             _log.warning(
                 "route %s: upstream %s: %s",
                 pool.route.name,
@@ -101,32 +102,32 @@ async def _connect(
                 type(error).__name__,
             )
         finally:
-            if not judged:
+            if not reported:
                 member.breaker.abandon()
     if not tried:
-        raise pool.nobody()
+        raise pool.unavailable_error()
     raise BackendUnavailable(
         f"the service {pool.route.name!r} could not be reached", retry_after=RETRY_AFTER_SECONDS
     )
 
 
 async def _relay(receive: Receive, send: Send, upstream: _UpstreamSocket) -> None:
-    """Run both directions; the end of one is the end of the other."""
-    up = asyncio.create_task(_from_client(receive, upstream))
-    down = asyncio.create_task(_from_upstream(send, upstream))
+    """Relay in both directions until one of them ends."""
+    up = asyncio.create_task(_relay_to_upstream(receive, upstream))
+    down = asyncio.create_task(_relay_to_client(send, upstream))
     try:
         await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for task in (up, down):
             task.cancel()
-        ends = await asyncio.gather(up, down, return_exceptions=True)
-    for end in ends:
-        # A connection that broke has been the end; anything else is a mistake of ours.
-        if isinstance(end, Exception) and not isinstance(end, aiohttp.ClientError | OSError):
-            raise end
+        results = await asyncio.gather(up, down, return_exceptions=True)
+    for result in results:
+        # A broken connection is a normal end; any other exception is a bug.
+        if isinstance(result, Exception) and not isinstance(result, aiohttp.ClientError | OSError):
+            raise result
 
 
-async def _from_client(receive: Receive, upstream: _UpstreamSocket) -> None:
+async def _relay_to_upstream(receive: Receive, upstream: _UpstreamSocket) -> None:
     while True:
         message = await receive()
         if message["type"] == "websocket.disconnect":
@@ -140,7 +141,7 @@ async def _from_client(receive: Receive, upstream: _UpstreamSocket) -> None:
             await upstream.send_bytes(message["bytes"])
 
 
-async def _from_upstream(send: Send, upstream: _UpstreamSocket) -> None:
+async def _relay_to_client(send: Send, upstream: _UpstreamSocket) -> None:
     while True:
         message = await upstream.receive()
         if message.type is WSMsgType.TEXT:

@@ -12,7 +12,7 @@ from moyin.domain.identity import ALL_SCOPES
 from moyin.settings import Settings
 from moyin.stack.layout import Layout
 from moyin.stack.profile import Profile, load, save
-from moyin.store.audit import Act, AuditLog, local_actor
+from moyin.store.audit import AuditEvent, AuditLog, local_actor
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 
@@ -44,7 +44,7 @@ async def _operators_key(database: Database) -> str:
         key_id, text = await KeyStore(database).create(
             FIRST_OWNER, _NAME, scopes=scopes, within=transaction
         )
-        act = Act(
+        act = AuditEvent(
             owner=FIRST_OWNER,
             actor=local_actor("moyin up"),
             action="key.create",

@@ -17,7 +17,7 @@ from moyin.stack.options import Options
 from moyin.stack.ports import require_free
 from moyin.stack.state import Phase, StackState, read
 from moyin.system.logfile import tail
-from moyin.system.processes import find, sweep
+from moyin.system.processes import end_all, find
 
 __all__ = ["down", "running", "up"]
 
@@ -98,7 +98,7 @@ def down(options: Options) -> bool:
     """
     pid = holder(options.layout.lock)
     if pid is None:
-        left = sweep(options.stack_id)
+        left = end_all(options.stack_id)
         options.layout.tidy()
         return left > 0
     os.kill(pid, signal.SIGTERM)
@@ -109,7 +109,7 @@ def down(options: Options) -> bool:
                 f"the supervisor (pid {pid}) does not end: see `moyin logs supervisor`"
             )
         time.sleep(_POLL_SECONDS)
-    sweep(options.stack_id)
+    end_all(options.stack_id)
     return True
 
 

@@ -13,7 +13,7 @@ from moyin.stack.service import Service
 from moyin.stack.state import Part, PartStatus
 from moyin.system.backoff import Backoff
 from moyin.system.logfile import LogFile
-from moyin.system.processes import SERVICE_VARIABLE, STACK_VARIABLE, Child, sweep
+from moyin.system.processes import SERVICE_VARIABLE, STACK_VARIABLE, Child, end_all
 
 __all__ = ["ServiceSupervisor"]
 
@@ -84,7 +84,7 @@ class ServiceSupervisor:
                 )
                 raise StackError(told)
             # Whatever it left would hold its ports, its files or the graphics card.
-            await asyncio.to_thread(sweep, self._stack_id, self._service.name)
+            await asyncio.to_thread(end_all, self._stack_id, self._service.name)
             delay = self._backoff.after(time.monotonic() - started)
             self.part.restarts += 1
             self._become(PartStatus.BACKING_OFF, f"{reason}; again in {delay:.1f} s")

@@ -20,7 +20,7 @@ from moyin.stack.service import Service, run_to_end
 from moyin.stack.service_supervisor import ServiceSupervisor
 from moyin.stack.state import Part, PartStatus, Phase, StackState, write
 from moyin.system.logfile import LogFile
-from moyin.system.processes import sweep
+from moyin.system.processes import end_all
 
 __all__ = ["Supervisor"]
 
@@ -67,7 +67,7 @@ class Supervisor:
     async def _run_locked(self) -> None:
         self._enter(Phase.STARTING)
         # After a kill -9 of our predecessor its children are ending, or hang.
-        left = await asyncio.to_thread(sweep, self._options.stack_id)
+        left = await asyncio.to_thread(end_all, self._options.stack_id)
         if left:
             _log.warning("ended %d processes of an earlier run", left)
         require_free(self._options.ports, skip=self._options.unused_ports)
@@ -81,7 +81,7 @@ class Supervisor:
         try:
             await self._supervise(stop)
         finally:
-            await asyncio.to_thread(sweep, self._options.stack_id)
+            await asyncio.to_thread(end_all, self._options.stack_id)
             await asyncio.to_thread(self._options.layout.tidy)
 
     async def _supervise(self, stop: asyncio.Event) -> None:

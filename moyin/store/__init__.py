@@ -1,1 +1,1 @@
-"""State, one owner each: SQL (jobs, keys, usage), blobs (artifacts), Valkey (events)."""
+"""Stores each piece of state in one place: SQL, blobs or Valkey."""

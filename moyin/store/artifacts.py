@@ -1,4 +1,4 @@
-"""Who owns which artifact; the bytes are in `moyin.store.blobs`."""
+"""Stores artifact metadata and owners in SQL; the bytes are in `moyin.store.blobs`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
     "step_artifact_id",
 ]
 
-# Two that write the same row at once are no conflict: its id says what it is.
+# Two writers of one id write the same row, so the second write is ignored.
 _INSERT = {
     "sqlite": sqlite.insert(artifacts).on_conflict_do_nothing(index_elements=["id"]),
     "postgresql": postgresql.insert(artifacts).on_conflict_do_nothing(index_elements=["id"]),
@@ -30,59 +30,61 @@ _INSERT = {
 
 
 def new_artifact_id() -> str:
+    """Return a random artifact id."""
     return f"art_{uuid.uuid4().hex}"
 
 
 def step_artifact_id(job_id: str, index: int, ordinal: int) -> str:
-    """The id of output number ``ordinal`` of step ``index``: the same on every attempt."""
+    """Return the id of output ``ordinal`` of step ``index``, the same on every attempt."""
     return f"art_{uuid.uuid5(uuid.UUID(job_id), f'{index}/{ordinal}').hex}"
 
 
 class ArtifactStore:
-    """Artifact rows, always read through their owner."""
+    """Reads and writes artifact rows of one owner at a time."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def add(self, artifact: Artifact, *, owner: str, job_id: str | None = None) -> None:
+        """Insert an artifact unless its id exists."""
         await self._database.write(
             lambda connection: insert_artifacts(connection, [artifact], owner=owner, job_id=job_id)
         )
 
     async def get(self, owner: str, artifact_id: str) -> Artifact:
-        """The artifact, if ``owner`` owns it.
+        """Return an artifact of the owner.
 
         Raises:
-            ArtifactNotFound: there is none, or it is somebody else's.
+            ArtifactNotFound: the owner has no such artifact.
         """
-        return (await self.stored(owner, artifact_id)).artifact
+        return (await self.get_stored(owner, artifact_id)).artifact
 
-    async def stored(self, owner: str, artifact_id: str) -> StoredArtifact:
-        """The same with its origin.
+    async def get_stored(self, owner: str, artifact_id: str) -> StoredArtifact:
+        """Return an artifact of the owner, with its job and time of creation.
 
         Raises:
-            ArtifactNotFound: there is none, or it is somebody else's.
+            ArtifactNotFound: the owner has no such artifact.
         """
         row = await self._row(owner, artifact_id)
         if row["deleted_at"] is not None:
             raise _not_found(artifact_id)
         return _stored(row)
 
-    async def for_job(self, owner: str, artifact_id: str) -> Artifact:
-        """The same for a job that was accepted with it: its owner may have deleted it since.
+    async def get_for_job(self, owner: str, artifact_id: str) -> Artifact:
+        """Return an artifact of the owner for a job that uses it, even if it was deleted since.
 
         Raises:
-            ArtifactNotFound: there never was one, or it is somebody else's.
+            ArtifactNotFound: the owner never had such an artifact.
         """
         return artifact_of_row(await self._row(owner, artifact_id))
 
-    async def taken(self, artifact_id: str) -> bool:
-        """Whether anybody has, or had, an artifact of this id."""
+    async def id_exists(self, artifact_id: str) -> bool:
+        """Return whether an artifact of this id exists or was deleted, of any owner."""
         query = sa.select(artifacts.c.id).where(artifacts.c.id == artifact_id)
         return await self._database.read(lambda c: c.execute(query).first() is not None)
 
-    async def with_content(self, owner: str, blake3: str) -> StoredArtifact | None:
-        """The owner's newest upload with these bytes."""
+    async def find_by_content(self, owner: str, blake3: str) -> StoredArtifact | None:
+        """Return the owner's newest artifact with these bytes."""
         query = (
             sa.select(artifacts)
             .where(
@@ -97,14 +99,14 @@ class ArtifactStore:
         return None if row is None else _stored(row)
 
     async def delete(self, owner: str, artifact_id: str) -> None:
-        """Take an upload away from its owner; its bytes may be another's as well.
+        """Mark an upload deleted; its bytes stay, since other artifacts may have the same.
 
         Raises:
-            ArtifactNotFound: there is none, or it is somebody else's.
-            ArtifactInUse: it is the output of a job.
+            ArtifactNotFound: the owner has no such artifact.
+            ArtifactInUse: the artifact is the output of a job.
         """
-        if (await self.stored(owner, artifact_id)).job_id is not None:
-            raise ArtifactInUse("the output of a job stays for as long as the job")
+        if (await self.get_stored(owner, artifact_id)).job_id is not None:
+            raise ArtifactInUse("an output of a job cannot be deleted before the job")
         statement = (
             artifacts.update()
             .where(artifacts.c.id == artifact_id, artifacts.c.deleted_at.is_(None))
@@ -125,9 +127,9 @@ class ArtifactStore:
 
 
 def insert_artifacts(
-    connection: sa.Connection, added: Iterable[Artifact], *, owner: str, job_id: str | None
+    connection: sa.Connection, new: Iterable[Artifact], *, owner: str, job_id: str | None
 ) -> None:
-    """Insert rows that are not there yet, inside the caller's transaction."""
+    """Insert artifacts whose ids do not exist yet, inside the caller's transaction."""
     rows = {
         artifact.id: {
             "id": artifact.id,
@@ -140,7 +142,7 @@ def insert_artifacts(
             "blake3": artifact.blake3,
             "created_at": now(),
         }
-        for artifact in added
+        for artifact in new
     }
     if rows:
         connection.execute(_INSERT[connection.dialect.name], list(rows.values()))
@@ -159,6 +161,7 @@ def _stored(row: Mapping[Any, Any]) -> StoredArtifact:
 
 
 def artifact_of_row(row: Mapping[Any, Any]) -> Artifact:
+    """Return the artifact in a row."""
     return Artifact(
         id=row["id"],
         name=row["name"],

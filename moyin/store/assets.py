@@ -1,4 +1,4 @@
-"""Uploads that their owner finds again by their content: the assets of the Comfy API v2."""
+"""Stores the assets of the Comfy API v2: uploads that their owner can find by content."""
 
 from __future__ import annotations
 
@@ -13,72 +13,71 @@ __all__ = ["Assets"]
 
 
 class Assets:
-    """What the Comfy API v2 does with artifacts. Nobody learns what others have uploaded."""
+    """Manages the artifacts of one owner at a time, and never reveals uploads of others."""
 
     def __init__(self, artifacts: ArtifactStore) -> None:
         self._artifacts = artifacts
 
     async def get(self, owner: str, artifact_id: str) -> StoredArtifact:
-        """The artifact, uploaded or made by a job.
+        """Return an artifact of the owner, an upload or an output of a job.
 
         Raises:
-            ArtifactNotFound: there is none, or it is somebody else's.
+            ArtifactNotFound: the owner has no such artifact.
         """
-        return await self._artifacts.stored(owner, artifact_id)
+        return await self._artifacts.get_stored(owner, artifact_id)
 
     async def add(
         self, owner: str, artifact: Artifact, *, expected: str | None
     ) -> tuple[StoredArtifact, bool]:
-        """Enter an upload whose bytes are stored; returns it and whether they are new to ``owner``.
+        """Add an upload whose bytes are stored; return it and whether its content is new.
 
         Args:
-            expected: ``blake3:<hex>``, if the client knows what it meant to send.
+            expected: the client's hash of the content, as ``blake3:<hex>``; None: not given.
 
         Raises:
-            ContentMismatch: something else came.
-            IdempotencyMismatch: the id, which an Idempotency-Key gave, is taken.
+            ContentMismatch: the content has another hash.
+            IdempotencyMismatch: the id, derived from an Idempotency-Key, exists.
         """
         assert artifact.blake3 is not None
         if expected not in (None, f"blake3:{artifact.blake3}"):
             raise ContentMismatch(
-                f"these bytes have the hash blake3:{artifact.blake3}", field="expected_hash"
+                f"expected_hash must be that of the uploaded bytes, blake3:{artifact.blake3}",
+                field="expected_hash",
             )
-        if await self._artifacts.taken(artifact.id):
+        if await self._artifacts.id_exists(artifact.id):
             raise IdempotencyMismatch(
-                "this Idempotency-Key was used; it works once", field="Idempotency-Key"
+                "this Idempotency-Key was used before; use a new one", field="Idempotency-Key"
             )
-        known = await self._artifacts.with_content(owner, artifact.blake3)
+        duplicate = await self._artifacts.find_by_content(owner, artifact.blake3)
         await self._artifacts.add(artifact, owner=owner)
-        return await self.get(owner, artifact.id), known is None
+        return await self.get(owner, artifact.id), duplicate is None
 
     async def find(self, owner: str, digest: str | None) -> StoredArtifact:
-        """An upload of the owner's with these bytes; ``digest``: blake3 in hex, None: nonsense.
+        """Return the owner's newest artifact with these bytes.
+
+        Args:
+            digest: blake3 in hex; None: the client sent an invalid hash.
 
         Raises:
-            ContentNotFound: there is none, whatever others have.
+            ContentNotFound: the owner has no artifact with these bytes.
         """
-        found = None if digest is None else await self._artifacts.with_content(owner, digest)
-        if found is None:
-            raise ContentNotFound("you have no file with this hash here")
-        return found
+        stored = None if digest is None else await self._artifacts.find_by_content(owner, digest)
+        if stored is None:
+            raise ContentNotFound("you have no file with this hash")
+        return stored
 
-    async def again(self, owner: str, digest: str | None, name: str | None) -> StoredArtifact:
-        """Another artifact of the same bytes, called ``name``.
+    async def copy(self, owner: str, digest: str | None, name: str | None) -> StoredArtifact:
+        """Create another artifact with these bytes, named ``name``; None: with the same name.
 
         Raises:
-            ContentNotFound: there are none, whatever others have.
+            ContentNotFound: the owner has no artifact with these bytes.
         """
-        found = (await self.find(owner, digest)).artifact
-        called = found.name if name is None else media.clean_name(name, found.media_type)
-        artifact = replace(found, id=new_artifact_id(), name=called)
+        original = (await self.find(owner, digest)).artifact
+        new_name = original.name if name is None else media.clean_name(name, original.media_type)
+        artifact = replace(original, id=new_artifact_id(), name=new_name)
         await self._artifacts.add(artifact, owner=owner)
         return await self.get(owner, artifact.id)
 
     async def delete(self, owner: str, artifact_id: str) -> None:
-        """Take an upload away from its owner.
-
-        Raises:
-            ArtifactNotFound: there is none, or it is somebody else's.
-            ArtifactInUse: it is the output of a job.
-        """
+        """Mark an upload deleted; see `ArtifactStore.delete`."""
         await self._artifacts.delete(owner, artifact_id)

@@ -1,4 +1,4 @@
-"""The audit log: who did which administrative act, to what, when and from where."""
+"""Stores the audit log of administrative operations."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from moyin.store.schema import audit
 from moyin.store.sql import Database, Transaction, aware, now
 from moyin.store.tokens import new_id
 
-__all__ = ["Act", "AuditLog", "Entry", "local_actor"]
+__all__ = ["AuditEntry", "AuditEvent", "AuditLog", "local_actor"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Act:
-    """One administrative act.
+class AuditEvent:
+    """Describes one administrative operation.
 
     Attributes:
-        owner: the tenant that it concerns.
-        actor: key id or user id.
+        owner: the tenant whose objects it changed.
+        actor: the key id or the user id of the caller.
         action: ``<noun>.<verb>``.
-        details: what changed; never a secret.
+        target: the id of the changed object.
+        address: the client's address; empty if unknown.
+        details: the changed values; never a secret.
     """
 
     owner: str
@@ -39,44 +41,47 @@ class Act:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Entry:
-    """An act as it was written down."""
+class AuditEntry:
+    """Holds an event with its id and time in the log."""
 
     id: str
     at: datetime
-    act: Act
+    event: AuditEvent
 
 
 class AuditLog:
-    """Appends and reads; there is no way to change an entry."""
+    """Appends and reads entries; they cannot be changed."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def write(self, act: Act, *, within: Transaction | None = None) -> None:
-        """``within``: the transaction of the act itself, so that there is none without its entry."""
+    async def write(self, event: AuditEvent, *, within: Transaction | None = None) -> None:
+        """Append an event, ``within`` the transaction that performs it, so that none is missing."""
         async with self._database.within(within) as connection:
             await connection.execute(
                 audit.insert().values(
                     id=new_id("aud"),
                     at=now(),
-                    owner=act.owner,
-                    actor=act.actor,
-                    action=act.action,
-                    target=act.target,
-                    details=dict(act.details),
-                    request_id=act.request_id,
-                    address=act.address,
+                    owner=event.owner,
+                    actor=event.actor,
+                    action=event.action,
+                    target=event.target,
+                    details=dict(event.details),
+                    request_id=event.request_id,
+                    address=event.address,
                 )
             )
 
     async def page(
         self, owner: str | None, *, limit: int, before: str | None = None
-    ) -> list[Entry]:
-        """Newest first; ``owner`` None: everybody's. ``before``: the id of an entry.
+    ) -> list[AuditEntry]:
+        """Return entries of a tenant, newest first; ``owner`` None: of all tenants.
+
+        Args:
+            before: the id of an entry; only older ones are returned.
 
         Raises:
-            InvalidRequest: ``before`` is no entry.
+            InvalidRequest: ``before`` is not the id of an entry.
         """
         query = sa.select(audit).order_by(audit.c.at.desc(), audit.c.id.desc()).limit(limit)
         if owner is not None:
@@ -89,21 +94,21 @@ class AuditLog:
 
 
 async def _older(connection: Any, before: str, owner: str | None) -> sa.ColumnElement[bool]:
-    found = (
+    entry = (
         await connection.execute(
             sa.select(audit.c.at, audit.c.id, audit.c.owner).where(audit.c.id == before)
         )
     ).first()
-    if found is None or (owner is not None and found.owner != owner):
-        raise InvalidRequest("before must be the id of an entry", field="before")
-    return sa.or_(audit.c.at < found.at, sa.and_(audit.c.at == found.at, audit.c.id < found.id))
+    if entry is None or (owner is not None and entry.owner != owner):
+        raise InvalidRequest("before must be the id of an audit entry", field="before")
+    return sa.or_(audit.c.at < entry.at, sa.and_(audit.c.at == entry.at, audit.c.id < entry.id))
 
 
-def _entry(row: Mapping[Any, Any]) -> Entry:
-    return Entry(
+def _entry(row: Mapping[Any, Any]) -> AuditEntry:
+    return AuditEntry(
         id=row["id"],
         at=aware(row["at"]) or now(),
-        act=Act(
+        event=AuditEvent(
             owner=row["owner"],
             actor=row["actor"],
             action=row["action"],
@@ -116,9 +121,9 @@ def _entry(row: Mapping[Any, Any]) -> Entry:
 
 
 def local_actor(program: str) -> str:
-    """Return the actor of what a command did on this machine: no more than the machine knows."""
+    """Return the actor of a command on this machine: the program and its user's name."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):
-        user = "somebody"  # a container's user may have no name
+        user = "unknown"  # a container's user may have no name
     return f"{program}, {user}"[:128]

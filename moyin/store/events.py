@@ -1,7 +1,7 @@
-"""What jobs say while they run: one Valkey stream per job, bounded and expiring.
+"""Stores the events of running jobs: one bounded, expiring Valkey stream per job.
 
-Events are for watching. The job's row is the truth, so an outage of Valkey costs a watcher
-liveliness, never a job its outcome.
+Events only inform watchers. The job's row is authoritative, so an outage of Valkey delays watchers
+and never affects the outcome of a job.
 """
 
 from __future__ import annotations
@@ -11,40 +11,22 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-import redis.asyncio as redis
 from pydantic_core import from_json, to_json
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from moyin.domain.job import EventType, JobEvent
-from moyin.store.valkey import ValkeyConnection
+from moyin.store.valkey import connect
 
-__all__ = ["EVENTS", "EventStore", "connect", "from_entry"]
+__all__ = ["EVENT_PREFIX", "EventStore", "event_from_entry"]
 
 _log = logging.getLogger(__name__)
-EVENTS = "moyin:events:"
-# A watcher that comes late sees this many events at least; progress is what gets trimmed.
+EVENT_PREFIX = "moyin:events:"
+# At least this many of the newest events are replayed to a late watcher.
 _MAX_EVENTS = 1_000
-_TIMEOUT_SECONDS = 2.0
-
-
-def connect(url: str, *, timeout: float | None = _TIMEOUT_SECONDS) -> redis.Redis:
-    """A client with short timeouts: events are never worth holding up a job."""
-    return redis.Redis.from_url(
-        url,
-        connection_class=ValkeyConnection,
-        socket_connect_timeout=_TIMEOUT_SECONDS,
-        socket_timeout=timeout,
-        retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 2),
-        retry_on_error=[RedisConnectionError, RedisTimeoutError],
-    )
 
 
 class EventStore:
-    """Publishes and replays job events."""
+    """Publishes and replays events of jobs."""
 
     def __init__(self, url: str, *, retention: timedelta) -> None:
         self._redis = connect(url)
@@ -52,14 +34,14 @@ class EventStore:
         self.lost = 0
 
     async def publish(self, job_id: str, kind: EventType, data: Mapping[str, Any]) -> None:
-        """Append an event. Never raises for an outage: it is logged and counted in ``lost``."""
+        """Append an event. An outage raises nothing: it is logged and counted in ``lost``."""
         await self.publish_all(job_id, [(kind, data)])
 
     async def publish_all(
         self, job_id: str, events: Sequence[tuple[EventType, Mapping[str, Any]]]
     ) -> None:
-        """Append events, in order and in one round trip; see `publish`."""
-        name = EVENTS + job_id
+        """Append events in order, in one round trip; see `publish`."""
+        name = EVENT_PREFIX + job_id
         try:
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for kind, data in events:
@@ -70,27 +52,29 @@ class EventStore:
         except (RedisError, OSError) as error:
             self.lost += len(events)
             kinds = ", ".join(kind.value for kind, _ in events)
-            _log.warning("events of job %s not published: %s: %s", job_id, kinds, error)
+            _log.warning("could not publish events of job %s: %s: %s", job_id, kinds, error)
 
     async def replay(self, job_id: str, after: str | None) -> list[JobEvent]:
-        """Events after the stream id ``after`` (all of them: None), oldest first."""
+        """Return the events after the stream id ``after`` (None: all), oldest first."""
         start = "-" if after is None else f"({after}"
-        entries: Any = await self._redis.xrange(EVENTS + job_id, min=start)
-        return [from_entry(entry_id, fields) for entry_id, fields in entries]
+        entries: Any = await self._redis.xrange(EVENT_PREFIX + job_id, min=start)
+        return [event_from_entry(entry_id, fields) for entry_id, fields in entries]
 
     async def newest(self, job_id: str) -> str | None:
-        """The stream id of the last event."""
-        entries: Any = await self._redis.xrevrange(EVENTS + job_id, count=1)
+        """Return the stream id of the last event; None: there is none."""
+        entries: Any = await self._redis.xrevrange(EVENT_PREFIX + job_id, count=1)
         return entries[0][0].decode() if entries else None
 
     async def ping(self) -> None:
+        """Raise `RedisError` if Valkey does not respond."""
         await self._redis.ping()
 
     async def close(self) -> None:
         await self._redis.aclose()
 
 
-def from_entry(entry_id: bytes, fields: Mapping[bytes, bytes]) -> JobEvent:
+def event_from_entry(entry_id: bytes, fields: Mapping[bytes, bytes]) -> JobEvent:
+    """Return the event in an entry of a stream."""
     return JobEvent(
         id=entry_id.decode(),
         type=EventType(fields[b"type"].decode()),

@@ -1,7 +1,7 @@
-"""Answers that clients may come back to, in Valkey, so that every replica notices it.
+"""Stores recent answers in Valkey, so that any replica recognises a follow-up to one.
 
-Names are keyed hashes of a conversation, values tell which request it was. No text is kept, and nothing
-longer than some minutes. Like a cache it is never worth waiting for.
+Names are keyed hashes of a conversation, values identify the request. No text is stored, and nothing
+for longer than some minutes. Requests must not wait for the store.
 """
 
 from __future__ import annotations
@@ -11,12 +11,9 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import redis.asyncio as redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from moyin.store.valkey import ValkeyConnection
+from moyin.store.valkey import connect_cache
 
 __all__ = ["FollowUpStore"]
 
@@ -25,10 +22,10 @@ _PREFIX = b"moyin:followups:"
 _TIMEOUT_SECONDS = 0.5
 _PAUSE_SECONDS = 5.0
 
-# Each is one command with one argument, in which texts follow each other, each after its length in
-# two bytes. The client takes some ten microseconds for each argument and value of its own, and nearly
-# all that is looked up is not there: so the server says only what it has, by its place.
-_EACH = """
+# Each script has one argument with all texts, each prefixed by its length in two bytes: redis-py takes
+# about ten microseconds for each argument and each value. Nearly all names are absent, so the server
+# returns only the values that exist, each after its position.
+_READ_TEXT = """
 local packed, at, place = ARGV[1], 1, 0
 local function text()
   local high, low = string.byte(packed, at, at + 1)
@@ -38,7 +35,7 @@ local function text()
 end
 """
 _FIND = (
-    _EACH
+    _READ_TEXT
     + """
 local found = {}
 while at <= #packed do
@@ -53,7 +50,7 @@ return found
 """
 )
 _PUT = (
-    _EACH
+    _READ_TEXT
     + """
 while at <= #packed do
   local name = ARGV[2] .. text()
@@ -64,60 +61,54 @@ end
 
 
 class FollowUpStore:
-    """Values by name, of which each can be taken once."""
+    """Stores values by name, each of which can be taken once."""
 
     def __init__(self, url: str) -> None:
-        # Any: the client's types speak of texts, which it gives only when it decodes.
-        self._redis: Any = redis.Redis.from_url(
-            url,
-            connection_class=ValkeyConnection,
-            socket_connect_timeout=_TIMEOUT_SECONDS,
-            socket_timeout=_TIMEOUT_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-        )
+        # Any: the client's types are those of decoded texts, and this client does not decode.
+        self._redis: Any = connect_cache(url, _TIMEOUT_SECONDS)
         self._find = self._redis.register_script(_FIND)
         self._put = self._redis.register_script(_PUT)
-        self._rests_until = 0.0
+        self._unavailable_until = 0.0
 
     @property
-    def away(self) -> bool:
-        """Whether Valkey did not answer a moment ago."""
-        return time.monotonic() < self._rests_until
+    def is_unavailable(self) -> bool:
+        """True if Valkey failed within the last seconds."""
+        return time.monotonic() < self._unavailable_until
 
     async def get(self, names: Sequence[bytes]) -> list[bytes | None] | None:
-        """Return the values of ``names``, in one round trip; None: Valkey is away."""
-        return await self._found("GET", names)
+        """Return the values of ``names``, in one round trip; None: Valkey is unavailable."""
+        return await self._fetch("GET", names)
 
     async def take(self, names: Sequence[bytes]) -> list[bytes | None] | None:
-        """Return the values of ``names`` and delete them: of several that take one, one gets it."""
-        return await self._found("GETDEL", names)
+        """Return and delete the values of ``names``; of concurrent callers, one gets each value."""
+        return await self._fetch("GETDEL", names)
 
     async def put(self, values: Mapping[bytes, bytes], seconds: int) -> None:
-        """Keep ``values`` by name for so many seconds."""
-        packed = _packed(text for pair in values.items() for text in pair)
+        """Store ``values`` by name for ``seconds``."""
+        packed = _pack(text for pair in values.items() for text in pair)
         try:
             await self._put(args=[packed, _PREFIX, seconds])
         except (RedisError, OSError) as error:
-            self._rest(error)
+            self._pause(error)
 
-    async def _found(self, command: str, names: Sequence[bytes]) -> list[bytes | None] | None:
+    async def _fetch(self, command: str, names: Sequence[bytes]) -> list[bytes | None] | None:
         try:
-            found = await self._find(args=[_packed(names), _PREFIX, command])
+            reply = await self._find(args=[_pack(names), _PREFIX, command])
         except (RedisError, OSError) as error:
-            self._rest(error)
+            self._pause(error)
             return None
         values: list[bytes | None] = [None] * len(names)
-        for place, value in zip(found[::2], found[1::2], strict=True):
-            values[place] = value
+        for position, value in zip(reply[::2], reply[1::2], strict=True):
+            values[position] = value
         return values
 
     async def close(self) -> None:
         await self._redis.aclose()
 
-    def _rest(self, error: Exception) -> None:
-        self._rests_until = time.monotonic() + _PAUSE_SECONDS
-        _log.warning("follow-ups of other replicas are not noticed: %s", error)
+    def _pause(self, error: Exception) -> None:
+        self._unavailable_until = time.monotonic() + _PAUSE_SECONDS
+        _log.warning("follow-ups to answers of other replicas are not recognised: %s", error)
 
 
-def _packed(texts: Iterable[bytes]) -> bytes:
+def _pack(texts: Iterable[bytes]) -> bytes:
     return b"".join([part for text in texts for part in (len(text).to_bytes(2, "big"), text)])

@@ -1,7 +1,7 @@
-"""What ComfyUI's WebSocket clients are told: one bounded, expiring Valkey stream per client.
+"""Stores the WebSocket frames of ComfyUI's clients: one bounded, expiring stream per client.
 
-Its name is made of the owner and the client id, so nobody else's can be read by accident. It holds
-what the workers say, and marks at which every gateway replica tells the rest by itself.
+A stream's name contains the owner and the client id, so no client reads that of another. It holds
+frames of the workers, and markers at which each gateway replica builds the frame itself.
 """
 
 from __future__ import annotations
@@ -17,24 +17,27 @@ from redis.exceptions import RedisError
 from moyin.domain.job import Job
 from moyin.domain.prompt import PromptFile
 from moyin.domain.serialization import decode, encode
-from moyin.store.events import connect
 from moyin.store.hub import StreamHub
+from moyin.store.valkey import connect
 
 __all__ = ["Frame", "FrameHub", "FrameKind", "FrameStore"]
 
 _log = logging.getLogger(__name__)
 _FRAMES = "moyin:frames:"
 _FILES = "moyin:files:"
-# A preview is some tens of kB, so a stream is tens of MB at the very worst.
+# A preview has tens of kB, so a stream has tens of MB at most.
 _MAX_FRAMES = 512
-# Fewer of large ones.
+# A stream of larger frames holds fewer.
 _MAX_BYTES = 8 * 1024 * 1024
 _SECONDS = 1_800
 
 
 class FrameKind(StrEnum):
-    """``TEXT`` and ``BINARY`` go to the client as they are. ``BLOB``: so does the body, followed
-    by a blob. ``STATUS``: the queue has changed. ``END``: the prompt's end is in its row."""
+    """Names the kinds of frames.
+
+    ``TEXT`` and ``BINARY`` are sent to the client as they are, ``BLOB`` as its body followed by the
+    blob. ``STATUS`` marks a change of the queue, ``END`` the end of a prompt, which is in its row.
+    """
 
     TEXT = "text"
     BINARY = "binary"
@@ -45,13 +48,13 @@ class FrameKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Frame:
-    """One entry of a client's stream.
+    """Holds one entry of a client's stream.
 
     Attributes:
-        id: position in the stream; empty before it is there.
-        prompt: which prompt it is about.
-        body: JSON of a text frame, or a binary frame.
-        blob: sha256, see `FrameKind`.
+        id: the stream id; empty until the frame is published.
+        prompt: the id of the prompt.
+        body: the JSON of a text frame, or a binary frame.
+        blob: the sha256 of a blob; see `FrameKind`.
     """
 
     kind: FrameKind
@@ -62,14 +65,14 @@ class Frame:
 
 
 class FrameStore:
-    """Writes to clients' streams. An outage of Valkey costs liveliness and nothing else."""
+    """Writes to clients' streams. An outage of Valkey only delays what clients see."""
 
     def __init__(self, url: str) -> None:
         self._redis = connect(url)
         self.lost = 0
 
     async def publish(self, channel: str, *frames: Frame) -> None:
-        """Append. Never raises for an outage: it is logged and counted in ``lost``."""
+        """Append frames. An outage raises nothing: it is logged and counted in ``lost``."""
         name = _FRAMES + channel
         try:
             async with self._redis.pipeline(transaction=False) as pipeline:
@@ -80,35 +83,35 @@ class FrameStore:
                         "body": frame.body,
                         "blob": frame.blob,
                     }
-                    most = max(1, min(_MAX_FRAMES, _MAX_BYTES // max(1, len(frame.body))))
-                    pipeline.xadd(name, fields, maxlen=most, approximate=True)
+                    max_frames = max(1, min(_MAX_FRAMES, _MAX_BYTES // max(1, len(frame.body))))
+                    pipeline.xadd(name, fields, maxlen=max_frames, approximate=True)
                 pipeline.expire(name, _SECONDS)
                 await pipeline.execute()
         except (RedisError, OSError) as error:
             self.lost += len(frames)
-            _log.warning("%s frames not published: %s", len(frames), error)
+            _log.warning("could not publish %s frames: %s", len(frames), error)
 
-    async def status(self, job: Job) -> None:
-        """The queue has changed by this job."""
+    async def publish_status(self, job: Job) -> None:
+        """Announce that the job has changed the queue."""
         if job.channel is not None:
             await self.publish(job.channel, Frame(kind=FrameKind.STATUS, prompt=job.id))
 
-    async def end(self, job: Job) -> None:
-        """The job has ended, and its row says so."""
+    async def publish_end(self, job: Job) -> None:
+        """Announce that the job has ended; its row must have the final status."""
         if job.channel is not None:
             await self.publish(job.channel, Frame(kind=FrameKind.END, prompt=job.id))
 
     async def newest(self, channel: str, count: int) -> list[Frame]:
-        """The last frames, oldest first.
+        """Return the last ``count`` frames, oldest first.
 
         Raises:
-            RedisError, OSError: Valkey is away.
+            RedisError, OSError: Valkey is unavailable.
         """
         entries: Any = await self._redis.xrevrange(_FRAMES + channel, count=count)
         return [_frame(entry_id, fields) for entry_id, fields in reversed(entries)]
 
     async def keep_file(self, prompt_id: str, file: PromptFile) -> None:
-        """Files of a prompt that still runs, which its client may ask for already."""
+        """Store a file of a running prompt, so that its client can fetch it before the end."""
         name = _FILES + prompt_id
         try:
             async with self._redis.pipeline(transaction=False) as pipeline:
@@ -116,23 +119,23 @@ class FrameStore:
                 pipeline.expire(name, _SECONDS)
                 await pipeline.execute()
         except (RedisError, OSError) as error:
-            _log.warning("file of prompt %s not told: %s", prompt_id, error)
+            _log.warning("could not publish a file of prompt %s: %s", prompt_id, error)
 
     async def file(self, prompt_id: str, path: str) -> PromptFile | None:
-        """A file that `keep_file` told of."""
+        """Return a file that `keep_file` stored; None: there is none, or Valkey is unavailable."""
         try:
-            found: Any = await self._redis.hget(_FILES + prompt_id, path)
+            stored: Any = await self._redis.hget(_FILES + prompt_id, path)
         except (RedisError, OSError) as error:
-            _log.warning("files of prompt %s can't be asked for: %s", prompt_id, error)
+            _log.warning("could not read files of prompt %s: %s", prompt_id, error)
             return None
-        return None if found is None else decode(PromptFile, found)
+        return None if stored is None else decode(PromptFile, stored)
 
     async def close(self) -> None:
         await self._redis.aclose()
 
 
 class FrameHub(StreamHub[Frame]):
-    """Of clients' streams, by channel."""
+    """Fans out clients' streams, by channel."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url, _FRAMES, _frame)

@@ -1,4 +1,4 @@
-"""One reader of many streams per process, fanning out to any number of watchers."""
+"""Reads many streams with one connection per process and fans them out to watchers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from redis.exceptions import RedisError
 
 from moyin.domain.job import JobEvent
 from moyin.errors import InvalidRequest, Overloaded
-from moyin.store.events import EVENTS, connect, from_entry
+from moyin.store.events import EVENT_PREFIX, event_from_entry
+from moyin.store.valkey import connect
 
 __all__ = ["Entry", "EventHub", "SlowConsumer", "StreamHub", "Watch"]
 
@@ -26,7 +27,7 @@ _RECONNECT_SECONDS = 0.5
 
 
 class Entry(Protocol):
-    """What a stream holds, as its readers know it; ``id`` is the stream's own."""
+    """Describes an entry of a stream; ``id`` is its stream id."""
 
     @property
     def id(self) -> str: ...
@@ -36,66 +37,66 @@ E = TypeVar("E", bound=Entry)
 
 
 class SlowConsumer(Overloaded):
-    """The watcher fell behind by more than its queue holds; it may resume by event id."""
+    """Signals that the watcher's queue is full; it may resume by event id."""
 
     code = "slow_consumer"
 
 
 class Watch(Generic[E]):
-    """One client's place in a stream, with a bounded queue.
+    """Queues the entries of one stream for one client.
 
-    There is room for what the stream held when it came, and as much again: that is bounded by
-    itself, comes in one piece, and would come so again to a client that was cut for it.
+    The queue holds twice what the stream held at first. That is bounded by the stream's length, is
+    delivered at once, and would be delivered again to a client disconnected for it.
     """
 
     def __init__(self, after: str) -> None:
         self.after = after
-        self._waiting: deque[E] = deque()
-        self._news = asyncio.Event()
-        self._cut = False
-        self._most: int | None = None
+        self._queue: deque[E] = deque()
+        self._has_entries = asyncio.Event()
+        self._is_closed = False
+        self._capacity: int | None = None
 
     async def next(self, seconds: float | None = None) -> list[E]:
-        """All that has come since the last call; waits for it, but not longer than ``seconds``.
+        """Return all entries since the last call; wait for one, at most ``seconds``.
 
         Raises:
-            SlowConsumer: after the last of what was there when the client was cut.
+            SlowConsumer: the queue was full; raised once its entries were returned.
         """
-        if not self._waiting and not self._cut:
-            self._news.clear()
+        if not self._queue and not self._is_closed:
+            self._has_entries.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
-                    await self._news.wait()
-        if self._cut and not self._waiting:
-            raise SlowConsumer("too slow for these events; resume with Last-Event-ID")
-        events = list(self._waiting)
-        self._waiting.clear()
+                    await self._has_entries.wait()
+        if self._is_closed and not self._queue:
+            raise SlowConsumer("the client reads events too slowly; resume with Last-Event-ID")
+        events = list(self._queue)
+        self._queue.clear()
         return events
 
     def offer(self, events: Sequence[E]) -> bool:
-        """Queue the events of one reading; False when the watcher is too slow and has been told."""
+        """Queue events; return False and close the queue if the watcher is too slow."""
         position = _order(self.after)
-        news = [event for event in events if _order(event.id) > position]
-        if not news:
+        unseen = [event for event in events if _order(event.id) > position]
+        if not unseen:
             return True
-        if self._most is None:
-            self._most = max(_QUEUE, 2 * len(news))
-        elif len(self._waiting) >= self._most:
-            self._cut = True
-            self._news.set()
+        if self._capacity is None:
+            self._capacity = max(_QUEUE, 2 * len(unseen))
+        elif len(self._queue) >= self._capacity:
+            self._is_closed = True
+            self._has_entries.set()
             return False
-        self.after = news[-1].id
-        self._waiting.extend(news)
-        self._news.set()
+        self.after = unseen[-1].id
+        self._queue.extend(unseen)
+        self._has_entries.set()
         return True
 
 
 class StreamHub(Generic[E]):
-    """Reads the streams that somebody watches, with one connection and one blocking XREAD.
+    """Reads all watched streams with one connection and one blocking XREAD.
 
     Args:
-        prefix: of the streams' names; the rest is a name without colons.
-        read: makes an entry of its id and its fields.
+        prefix: the prefix of the streams' keys; the rest is a name without colons.
+        read: returns the entry of a stream id and its fields.
     """
 
     def __init__(
@@ -121,9 +122,9 @@ class StreamHub(Generic[E]):
 
     @asynccontextmanager
     async def subscribe(self, name: str, after: str | None) -> AsyncIterator[Watch[E]]:
-        """Entries of one stream after stream id ``after`` (None: from its beginning), as they come.
+        """Watch one stream after the stream id ``after`` (None: from its beginning).
 
-        In an outage of Valkey nothing comes; it goes on where it was.
+        After an outage of Valkey the watch continues where it was.
 
         Raises:
             InvalidRequest: ``after`` is not an event id.
@@ -134,7 +135,7 @@ class StreamHub(Generic[E]):
             )
         watcher: Watch[E] = Watch(after or "0-0")
         self._watchers.setdefault(name, set()).add(watcher)
-        # Rewind the shared position: watchers that have seen these events skip them by id.
+        # Rewinds the shared position. Watchers that have seen these events skip them by id.
         self._positions[name] = min(
             self._positions.get(name, watcher.after), watcher.after, key=_order
         )
@@ -152,7 +153,7 @@ class StreamHub(Generic[E]):
             self._positions.pop(name, None)
 
     async def _wake(self) -> None:
-        """Make the reader look at the new set of streams now."""
+        """Make the reader use the new set of streams now."""
         self._changed.set()
         if self._reader is None or self._reader.done():
             self._reader = asyncio.create_task(self._read_forever())
@@ -160,7 +161,7 @@ class StreamHub(Generic[E]):
             try:
                 await self._control.client_unblock(self._connection_id)
             except (RedisError, OSError) as error:
-                # Without it the reader finds out within _BLOCK_MS.
+                # The reader uses the new set within _BLOCK_MS anyway.
                 _log.debug("could not wake the event reader: %s", error)
 
     async def _read_forever(self) -> None:
@@ -171,7 +172,7 @@ class StreamHub(Generic[E]):
             try:
                 await self._read_connected()
             except (RedisError, OSError) as error:
-                _log.warning("event reader: %s; connecting again", error)
+                _log.warning("the event reader lost Valkey and reconnects: %s", error)
                 self._connection_id = None
                 await asyncio.sleep(_RECONNECT_SECONDS)
 
@@ -182,15 +183,15 @@ class StreamHub(Generic[E]):
                 streams: Any = {
                     self._prefix + name: position for name, position in self._positions.items()
                 }
-                answer: Any = await connection.xread(streams, block=_BLOCK_MS)
-                for raw, entries in _pairs(answer):
+                response: Any = await connection.xread(streams, block=_BLOCK_MS)
+                for raw, entries in _pairs(response):
                     stream = raw.decode()
                     name = stream.removeprefix(self._prefix)
                     self._deliver(name, streams[stream], entries)
 
     def _deliver(self, name: str, position: str, entries: Any) -> None:
         if self._positions.get(name) != position:
-            # Somebody left or came who needs older events: the next read begins there.
+            # A watcher came or left meanwhile: the next read begins at the new position.
             return
         events = [self._read(entry_id, fields) for entry_id, fields in entries]
         self._positions[name] = events[-1].id
@@ -200,17 +201,17 @@ class StreamHub(Generic[E]):
 
 
 class EventHub(StreamHub[JobEvent]):
-    """Of the events of jobs, by the job's id."""
+    """Fans out the events of jobs, by job id."""
 
     def __init__(self, url: str) -> None:
-        super().__init__(url, EVENTS, from_entry)
+        super().__init__(url, EVENT_PREFIX, event_from_entry)
 
 
-def _pairs(answer: Any) -> Any:
-    """XREAD's answer is a list in RESP2 and a dict in RESP3."""
-    if isinstance(answer, dict):
-        return [(name, chunk) for name, chunks in answer.items() for chunk in chunks]
-    return answer or []
+def _pairs(response: Any) -> Any:
+    """Return name and entries of each stream: XREAD returns a list in RESP2, a dict in RESP3."""
+    if isinstance(response, dict):
+        return [(name, chunk) for name, chunks in response.items() for chunk in chunks]
+    return response or []
 
 
 def _order(event_id: str) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Rows of the table ``jobs``: made of a new job, and read as what their readers need."""
+"""Builds rows of the table ``jobs`` and reads jobs from them."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ __all__ = ["OPEN", "Launch", "NewJob", "Row", "job_of_row", "launch_of_row", "ne
 
 Row = Mapping[Any, Any]
 OPEN = (JobStatus.QUEUED.value, JobStatus.RUNNING.value)
-# What a row has beside what it is made of.
-_LATER = ("started_at", "finished_at", "begun_at", "record", "cancelled_by")
+# Columns that are null until the job has run.
+_INITIALLY_NULL = ("started_at", "finished_at", "begun_at", "record", "cancelled_by")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewJob:
-    """A job to accept.
+    """Describes a job to accept.
 
     Attributes:
-        heads: kind and pool of every step, in order.
-        fingerprint: digest of the request, to tell a repeat from a reused idempotency key.
-        key_id, user, scopes: of who submits it; its steps run with these rights.
-        limits: those of them that say how many jobs may be open.
+        spec: the sha256 of the blob with the job's spec.
+        heads: the kind and pool of each step, in order.
+        fingerprint: a digest of the request, which tells a repeat from a reused idempotency key.
+        key_id, user, scopes: of the submitter; the steps run with these rights.
+        limits: the submitter's limits on open jobs.
         channel: see `moyin.domain.job.Job`.
-        children: how many a batch has.
+        children: the number of renders of a batch; None: not a batch.
         comfyui: whether it is a prompt of ComfyUI's own API.
     """
 
@@ -65,7 +66,7 @@ class NewJob:
 
     @property
     def launch(self) -> Launch:
-        """Of its first attempt."""
+        """The launch of the first attempt."""
         return Launch(
             job_id=self.id,
             owner=self.owner,
@@ -82,7 +83,7 @@ class NewJob:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Launch:
-    """All that starting the next attempt of a job needs."""
+    """Holds what is needed to start an attempt of a job."""
 
     job_id: str
     owner: str
@@ -97,7 +98,7 @@ class Launch:
 
 
 def new_row(new: NewJob) -> dict[str, Any]:
-    """What to insert for a job that is accepted now."""
+    """Return the row of a job that is accepted now."""
     return {
         "id": new.id,
         "owner": new.owner,
@@ -123,12 +124,12 @@ def new_row(new: NewJob) -> dict[str, Any]:
         "scopes": " ".join(sorted(new.scopes)),
         "channel": new.channel,
         "comfyui": new.comfyui,
-        **dict.fromkeys(_LATER),
+        **dict.fromkeys(_INITIALLY_NULL),
     }
 
 
 def job_of_row(row: Row) -> Job:
-    """The job in a whole row."""
+    """Return the job in a row with all columns."""
     created_at = aware(row["created_at"])
     assert created_at is not None
     return Job(
@@ -157,7 +158,7 @@ def job_of_row(row: Row) -> Job:
 
 
 def launch_of_row(row: Row) -> Launch:
-    """What the next attempt starts from."""
+    """Return the launch of the row's present attempt."""
     return Launch(
         job_id=row["id"],
         owner=row["owner"],

@@ -1,5 +1,6 @@
-"""How far a job is: of one whose steps follow each other, and of a batch, whose children run side
-by side and share one row. All of it inside the caller's transaction.
+"""Writes the progress and results of steps inside the caller's transaction.
+
+The steps of a job run one after the other. The children of a batch run in parallel and share a row.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from moyin.store.job_rows import OPEN, Row
 from moyin.store.schema import jobs
 from moyin.store.sql import now
 
-__all__ = ["progress_anew", "write_progress", "write_step"]
+__all__ = ["restarted_progress", "write_progress", "write_step"]
 
-# What a step of an open job changes.
-_CHANGED = (jobs.c.id, jobs.c.owner, jobs.c.results, jobs.c.progress, jobs.c.children)
+# The columns that a step of an open job reads or changes.
+_STEP_COLUMNS = (jobs.c.id, jobs.c.owner, jobs.c.results, jobs.c.progress, jobs.c.children)
 
 
 def write_progress(
     connection: sa.Connection, job_id: str, attempt: int | None, progress: Progress
 ) -> Progress | None:
-    """See `moyin.store.jobs.JobStore.progress`."""
+    """Write the progress of a step; see `moyin.store.jobs.JobStore.record_progress`."""
     change = jobs.update().where(
         jobs.c.id == job_id, jobs.c.status.in_(OPEN), jobs.c.children.is_(None)
     )
@@ -47,7 +48,7 @@ def write_progress(
 def write_step(
     connection: sa.Connection, job_id: str, attempt: int, result: StepResult
 ) -> Progress | None:
-    """See `moyin.store.jobs.JobStore.record_step`."""
+    """Write the result of a step; see `moyin.store.jobs.JobStore.record_step`."""
     row = _current(connection, job_id, attempt)
     if row is None:
         return None
@@ -59,17 +60,19 @@ def write_step(
     return _write_overall(connection, {**row, "results": results}, result.index, None)
 
 
-def progress_anew(row: Row) -> Any:
-    """For another attempt: what was at work begins anew."""
+def restarted_progress(row: Row) -> Any:
+    """Return the progress at the start of another attempt: that of finished steps only."""
     if row["children"] is None:
         return row["progress"]
     return to_plain(Progress(value=len(row["results"]), max=row["children"]))
 
 
 def _current(connection: sa.Connection, job_id: str, attempt: int | None) -> Row | None:
-    """None when the job has ended or the attempt is not its current one."""
+    """Lock and return the row; None: the job has ended or has another attempt."""
     query = (
-        sa.select(*_CHANGED).where(jobs.c.id == job_id, jobs.c.status.in_(OPEN)).with_for_update()
+        sa.select(*_STEP_COLUMNS)
+        .where(jobs.c.id == job_id, jobs.c.status.in_(OPEN))
+        .with_for_update()
     )
     if attempt is not None:
         query = query.where(jobs.c.attempts == attempt)
@@ -79,7 +82,7 @@ def _current(connection: sa.Connection, job_id: str, attempt: int | None) -> Row
 def _write_overall(
     connection: sa.Connection, row: Row, index: int, share: float | None
 ) -> Progress:
-    """Step ``index`` is done by ``share``; None: wholly. In a batch that is a part of the whole."""
+    """Write the progress of a job whose step ``index`` is done by ``share``; None: completely."""
     if row["children"] is None:
         overall = Progress(value=1, max=1, step=index)
     else:

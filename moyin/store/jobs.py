@@ -1,7 +1,7 @@
-"""The job list: a projection of the workflows, written by them, read by their owners.
+"""Stores the list of jobs: a projection that the workflows write and owners read.
 
-Writes of an attempt carry its number, so that an attempt which was given up can no longer change
-what its successor does, and the first final status stays.
+Writes of an attempt carry its number, so that an abandoned attempt cannot change the row of its
+successor. The first final status of an attempt stays.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from moyin.errors import (
 )
 from moyin.store.artifacts import insert_artifacts
 from moyin.store.job_rows import OPEN, Launch, NewJob, Row, job_of_row, launch_of_row, new_row
-from moyin.store.job_steps import progress_anew, write_progress, write_step
+from moyin.store.job_steps import restarted_progress, write_progress, write_step
 from moyin.store.limits import check_open_jobs
 from moyin.store.schema import jobs
 from moyin.store.sql import Database, now
 
 __all__ = ["JobStore", "Launch", "NewJob"]
 
-# Each of every job: made once, because making a statement costs more than running it.
+# Built once, since building a statement takes longer than running it.
 _ATTEMPT = (jobs.c.id == sa.bindparam("job_id"), jobs.c.attempts == sa.bindparam("attempt"))
 _BY_ID = sa.select(jobs).where(jobs.c.id == sa.bindparam("job_id"))
 _INSERT = jobs.insert()
@@ -52,27 +52,27 @@ _START = (
     .returning(jobs)
 )
 _FINISH = jobs.update().where(*_ATTEMPT, jobs.c.status.in_(OPEN)).returning(jobs)
-_NOTE_CANCELLER = jobs.update().where(
+_RECORD_CANCELLER = jobs.update().where(
     *_ATTEMPT, jobs.c.status.in_(OPEN), jobs.c.cancelled_by.is_(None)
 )
 _IS_OPEN = sa.select(jobs.c.id).where(*_ATTEMPT, jobs.c.status.in_(OPEN))
 
 
 class JobStore:
-    """Job rows."""
+    """Reads and writes rows of jobs."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def create(self, new: NewJob) -> tuple[Job, bool]:
-        """Accept ``new``; returns the job and whether it was made now.
+        """Accept a job; return it and whether it is new.
 
-        The same owner and idempotency key with the same fingerprint give the job made before, and
-        so do the same owner and id with the same spec.
+        A repeat returns the earlier job: the same owner and idempotency key with the same
+        fingerprint, or the same owner and id with the same spec.
 
         Raises:
             IdempotencyMismatch: the key was used for another request.
-            PromptIdTaken: the id belongs to another job, whoever owns that.
+            PromptIdTaken: the id belongs to another job, of any owner.
             TooManyJobs: too many jobs are open.
         """
         row = new_row(new)
@@ -88,10 +88,10 @@ class JobStore:
         return job_of_row(row), True
 
     async def get(self, owner: str, job_id: str) -> Job:
-        """The job, if ``owner`` owns it.
+        """Return a job of the owner.
 
         Raises:
-            JobNotFound: there is none, or it is somebody else's.
+            JobNotFound: the owner has no such job.
         """
         job = job_of_row(await self._row(job_id))
         if job.owner != owner:
@@ -99,23 +99,23 @@ class JobStore:
         return job
 
     async def find(self, job_id: str) -> Job:
-        """The job whoever owns it: for workers.
+        """Return a job of any owner; for workers.
 
         Raises:
-            JobNotFound: there is none.
+            JobNotFound: the job does not exist.
         """
         return job_of_row(await self._row(job_id))
 
-    async def by_key(self, owner: str, idempotency_key: str) -> Job | None:
-        """The job that was accepted under the owner's key."""
-        row = await self._keyed(owner, idempotency_key)
+    async def find_by_idempotency_key(self, owner: str, idempotency_key: str) -> Job | None:
+        """Return the owner's job with this idempotency key; None: there is none."""
+        row = await self._row_by_idempotency_key(owner, idempotency_key)
         return None if row is None else job_of_row(row)
 
     async def submitter(self, job_id: str) -> Identity:
-        """Who the job's steps act for, and what they may do.
+        """Return the identity with whose rights the job's steps run.
 
         Raises:
-            JobNotFound: there is none.
+            JobNotFound: the job does not exist.
         """
         row = await self._row(job_id)
         return Identity(
@@ -135,9 +135,11 @@ class JobStore:
         limit: int = 50,
         cursor: str | None = None,
     ) -> tuple[list[Job], str | None]:
-        """Newest first; ``cursor`` is what the page before returned as its second value.
+        """Return a page of the owner's jobs, newest first, and the cursor of the next page.
 
-        ``labels``: only jobs whose metadata hold all of them.
+        Args:
+            labels: only jobs whose metadata contains all of them.
+            cursor: the second value of the page before; None: the first page.
         """
         query = sa.select(jobs).where(jobs.c.owner == owner)
         if status is not None:
@@ -154,20 +156,20 @@ class JobStore:
             )
         query = query.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit + 1)
         rows = await self._database.read(lambda c: c.execute(query).mappings().all())
-        found = [job_of_row(row) for row in rows[:limit]]
-        more = len(rows) > limit
-        return found, _cursor(found[-1]) if more else None
+        page = [job_of_row(row) for row in rows[:limit]]
+        has_more = len(rows) > limit
+        return page, _cursor(page[-1]) if has_more else None
 
     async def launch(self, job_id: str) -> Launch:
-        """What the next attempt starts from.
+        """Return what is needed to start the job's present attempt.
 
         Raises:
-            JobNotFound: there is none.
+            JobNotFound: the job does not exist.
         """
         return launch_of_row(await self._row(job_id))
 
     async def mark_dispatched(self, *job_ids: str, attempt: int = 1) -> None:
-        """The workflows of this attempt have been started: nothing for the sweeper any more."""
+        """Record that the workflows of this attempt were started, so that the sweeper skips them."""
         change = jobs.update().where(
             jobs.c.id.in_(job_ids), jobs.c.attempts == attempt, jobs.c.dispatched.is_(False)
         )
@@ -176,9 +178,10 @@ class JobStore:
     async def undispatched(
         self, older_than: timedelta, limit: int = 100
     ) -> list[tuple[str, int, bool]]:
-        """What the sweeper has to see to, oldest first: id, attempt, and whether that has ended.
+        """Return jobs for the sweeper, oldest first: id, attempt, and whether it has ended.
 
-        Those that have not want their workflow, those that have (see `finish`) their webhook.
+        The sweeper starts the workflow of open jobs and sends the webhook of ended ones; see
+        `finish`.
         """
         query = (
             sa.select(jobs.c.id, jobs.c.attempts, jobs.c.status.not_in(OPEN))
@@ -186,37 +189,38 @@ class JobStore:
             .order_by(jobs.c.created_at)
             .limit(limit)
         )
-        found = await self._database.read(lambda c: c.execute(query).all())
-        return [(job_id, attempt, bool(ended)) for job_id, attempt, ended in found]
+        rows = await self._database.read(lambda c: c.execute(query).all())
+        return [(job_id, attempt, bool(ended)) for job_id, attempt, ended in rows]
 
     async def start(self, job_id: str, attempt: int) -> Job | None:
-        """Mark the queued attempt running; None when it is not queued, or not the current one."""
+        """Mark the queued attempt running; return None if it is not queued or not the present one."""
         values = {"job_id": job_id, "attempt": attempt, "moment": now()}
         row = await self._database.write(lambda c: c.execute(_START, values).mappings().first())
         return None if row is None else job_of_row(row)
 
     async def is_open(self, job_id: str, attempt: int) -> bool:
-        """Whether the attempt is the current one and has not ended."""
+        """Return whether the attempt is the present one and has not ended."""
         values = {"job_id": job_id, "attempt": attempt}
         return await self._database.read(lambda c: c.execute(_IS_OPEN, values).first() is not None)
 
-    async def progress(
+    async def record_progress(
         self, job_id: str, attempt: int | None, progress: Progress
     ) -> Progress | None:
-        """Keep the newest progress for those who poll; ``attempt`` None: the current one.
+        """Write the newest progress of a step, in a batch that of child ``progress.step``.
 
-        In a batch it is that of child number ``progress.step``.
+        Args:
+            attempt: the attempt that progressed; None: the present one.
 
         Returns:
-            The job's progress; None when the attempt is over.
+            The job's progress; None: the attempt has ended.
         """
         return await self._database.write(lambda c: write_progress(c, job_id, attempt, progress))
 
     async def record_step(self, job_id: str, attempt: int, result: StepResult) -> Progress | None:
-        """Write the checkpoint of one finished step, once, with its artifacts.
+        """Write the result of a finished step and its artifacts.
 
         Returns:
-            The job's progress; None when the attempt is over.
+            The job's progress; None: the attempt has ended.
         """
         return await self._database.write(lambda c: write_step(c, job_id, attempt, result))
 
@@ -228,20 +232,23 @@ class JobStore:
         error: JobError | None,
         *,
         results: Sequence[StepResult] = (),
-        announced: bool = True,
+        webhook_sent: bool = True,
     ) -> Job | None:
-        """Give the attempt its final status; the ended job only for the call that did it.
+        """Write the final status of an attempt.
 
         Args:
-            results: of all steps; none: those that were recorded stay as they are.
-            announced: False: nobody else sends the webhook, so the sweeper does, until
-                `mark_dispatched`.
+            results: the results of all steps; empty: those recorded earlier are final.
+            webhook_sent: whether the caller sees to the webhook; if False, the sweeper sends it,
+                until `mark_dispatched`.
+
+        Returns:
+            The ended job; None: an earlier call has ended the attempt.
         """
         values: dict[str, Any] = {
             "job_id": job_id,
             "attempt": attempt,
             "status": status.value,
-            "dispatched": announced,
+            "dispatched": webhook_sent,
             "error": None if error is None else to_plain(error),
             "finished_at": now(),
         }
@@ -252,16 +259,16 @@ class JobStore:
         def finish(connection: sa.Connection) -> Row | None:
             row = connection.execute(_FINISH, values).mappings().first()
             if row is not None:
-                made = [artifact for result in results for artifact in result.artifacts]
-                insert_artifacts(connection, made, owner=row["owner"], job_id=job_id)
+                outputs = [artifact for result in results for artifact in result.artifacts]
+                insert_artifacts(connection, outputs, owner=row["owner"], job_id=job_id)
             return row
 
         row = await self._database.write(finish)
         return None if row is None else job_of_row(row)
 
-    async def note_canceller(self, job_id: str, attempt: int, canceller: Canceller) -> None:
-        """Write down who asks for the attempt's end, before it is asked for. The first one stays."""
-        change = _NOTE_CANCELLER.values(cancelled_by=to_plain(canceller))
+    async def record_canceller(self, job_id: str, attempt: int, canceller: Canceller) -> None:
+        """Record who cancels the attempt, before it is cancelled; the first canceller stays."""
+        change = _RECORD_CANCELLER.values(cancelled_by=to_plain(canceller))
         values = {"job_id": job_id, "attempt": attempt}
         await self._database.write(lambda c: c.execute(change, values))
 
@@ -269,24 +276,28 @@ class JobStore:
         """Queue another attempt of a failed or cancelled job; finished steps stay finished.
 
         Args:
-            limits: of who asks, which say how many jobs may be open.
+            limits: the caller's limits on open jobs.
 
         Raises:
-            JobNotFound: there is none, or it is somebody else's.
-            JobNotFinished: it is still queued or running.
-            JobFinished: it has succeeded.
+            JobNotFound: the owner has no such job.
+            JobNotFinished: the job is still queued or running.
+            JobFinished: the job has succeeded.
             TooManyJobs: too many jobs are open.
         """
 
         def reopen(connection: sa.Connection) -> None:
-            found = connection.execute(_BY_ID.with_for_update(), {"job_id": job_id})
-            row = found.mappings().first()
+            result = connection.execute(_BY_ID.with_for_update(), {"job_id": job_id})
+            row = result.mappings().first()
             if row is None or row["owner"] != owner:
                 raise _not_found(job_id)
             if row["status"] in OPEN:
-                raise JobNotFinished(f"job {job_id} is {row['status']}; only an ended one retries")
+                raise JobNotFinished(
+                    f"job {job_id} is {row['status']}; only a failed or cancelled job can be retried"
+                )
             if row["status"] == JobStatus.SUCCEEDED.value:
-                raise JobFinished(f"job {job_id} has succeeded; there is nothing to retry")
+                raise JobFinished(
+                    f"job {job_id} has succeeded; only a failed or cancelled job can be retried"
+                )
             change = jobs.update().where(jobs.c.id == job_id)
             values = {
                 "status": JobStatus.QUEUED.value,
@@ -294,11 +305,11 @@ class JobStore:
                 "dispatched": False,
                 "error": None,
                 "finished_at": None,
-                # It waits for a renderer again, and what the last one said was of the last attempt.
+                # These belong to the last attempt's renderer.
                 "begun_at": None,
                 "record": None,
                 "cancelled_by": None,
-                "progress": progress_anew(row),
+                "progress": restarted_progress(row),
             }
             connection.execute(change.values(values))
             check_open_jobs(connection, limits)
@@ -307,14 +318,15 @@ class JobStore:
         return await self.find(job_id)
 
     async def _repeated(self, new: NewJob) -> Job:
+        """Return the earlier job that ``new`` repeats."""
         row = None
         if new.idempotency_key is not None:
-            row = await self._keyed(new.owner, new.idempotency_key)
+            row = await self._row_by_idempotency_key(new.owner, new.idempotency_key)
         if row is None:
             job = await self.find(new.id)
             if (job.owner, job.spec) != (new.owner, new.spec):
                 raise PromptIdTaken(
-                    "this prompt_id is taken; use a new one or none", field="prompt_id"
+                    "prompt_id is already used; use a new one or leave it out", field="prompt_id"
                 )
             return job
         if row["fingerprint"] != new.fingerprint:
@@ -324,7 +336,7 @@ class JobStore:
             )
         return job_of_row(row)
 
-    async def _keyed(self, owner: str, idempotency_key: str) -> Row | None:
+    async def _row_by_idempotency_key(self, owner: str, idempotency_key: str) -> Row | None:
         query = sa.select(jobs).where(
             jobs.c.owner == owner, jobs.c.idempotency_key == idempotency_key
         )
@@ -352,7 +364,7 @@ def _parse_cursor(cursor: str) -> tuple[datetime, str]:
         plain = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
         created_at, _, job_id = plain.partition("_")
         if "\0" in job_id:
-            raise ValueError("PostgreSQL has no character NUL")
+            raise ValueError("PostgreSQL cannot store NUL characters")
         return datetime.fromisoformat(created_at).astimezone(UTC), job_id
     except (ValueError, OverflowError):
         raise InvalidRequest(

@@ -1,4 +1,4 @@
-"""JSON for columns that hold it."""
+"""Serializes JSON columns."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def json_text(value: Any) -> str:
     """Return ``value`` as JSON, in a fifth of the time that `json.dumps` takes.
 
     Raises:
-        TypeError, ValueError: it can't be written.
+        TypeError, ValueError: the value is not JSON-serializable.
     """
     try:
         return to_json(value, inf_nan_mode="constants").decode()
     except ValueError:
-        # Half of a surrogate pair, which JSON can hold and UTF-8 can't.
+        # A lone surrogate, which JSON can hold and UTF-8 cannot.
         return json.dumps(value)

@@ -1,6 +1,6 @@
-"""API keys: ``moyin_<id>_<secret>``. The id finds the row; only a digest of the whole is stored.
+"""Stores API keys, whose text is ``moyin_<id>_<secret>``, by their id and a digest of the text.
 
-The id stays when the secret is rotated, so limits and what is used of them stay with it.
+A rotation replaces the secret and keeps the id, so limits and counts stay with the key.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from moyin.store.schema import api_keys, users
 from moyin.store.sql import Database, Transaction, aware, now
 from moyin.store.tokens import digest
 
-__all__ = ["ApiKey", "KeyStore", "expiry", "still_good"]
+__all__ = ["ApiKey", "KeyStore", "is_key_valid", "key_expiry"]
 
 _log = logging.getLogger(__name__)
 _PREFIX = "moyin"
-# How exact `last_used_at` is.
-_USE_NOTED_EVERY = timedelta(minutes=1)
+# The accuracy of `last_used_at`.
+_USE_RECORD_INTERVAL = timedelta(minutes=1)
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ApiKey:
-    """What may be shown of a key. ``user``: id of who it belongs to; None: the tenant's own."""
+    """Describes a key without its secret. ``user`` is its user's id, or None for a tenant's key."""
 
     id: str
     owner: str
@@ -48,7 +48,7 @@ class ApiKey:
 
 
 class KeyStore:
-    """Key rows."""
+    """Reads and writes rows of API keys."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -63,14 +63,14 @@ class KeyStore:
         expires_at: datetime | None = None,
         within: Transaction | None = None,
     ) -> tuple[str, str]:
-        """A new key of ``owner``; returns its id and its text, which is not kept anywhere.
+        """Create a key of ``owner``; return its id and its text, which is not stored.
 
         Raises:
-            InvalidRequest: the owner is one of Moyin's own, such as the judge.
+            InvalidRequest: the owner's name is reserved for Moyin's services.
         """
         if is_internal_owner(owner):
             raise InvalidRequest(
-                f"owner {owner!r}: names that begin with 'moyin:' are Moyin's own; choose another",
+                f"owner {owner!r} must not begin with 'moyin:', which is reserved for Moyin's services",
                 field="owner",
             )
         key_id = secrets.token_hex(8)
@@ -97,10 +97,10 @@ class KeyStore:
         overlap: timedelta = timedelta(0),
         within: Transaction | None = None,
     ) -> str:
-        """Give the key a new secret and return its text; the one before ends after ``overlap``.
+        """Give the key a new secret and return its text; the old one ends after ``overlap``.
 
         Raises:
-            NotFound: there is no such key.
+            NotFound: the key does not exist or is revoked.
         """
         text = _text(key_id)
         statement = (
@@ -117,24 +117,24 @@ class KeyStore:
         return text
 
     async def verify(self, presented: str) -> Identity:
-        """The identity behind a key, without its limits.
+        """Return the identity of a key's text, without its limits.
 
         Raises:
-            InvalidKey: unknown, altered, expired, revoked, or of a disabled user; which of them is
-                not told.
+            InvalidKey: the key is unknown, altered, expired, revoked, or of a disabled user. The
+                error does not say which.
         """
         key_id = _id_in(presented)
         if key_id is not None:
             query = _with_user(key_id)
             row = await self._database.read(lambda c: c.execute(query).mappings().first())
-            if row is not None and _is_live(row) and _fits(row, digest(presented)):
-                if (aware(row["last_used_at"]) or _NEVER) < now() - _USE_NOTED_EVERY:
-                    await self._note_use(row["id"])
+            if row is not None and _is_live(row) and _matches(row, digest(presented)):
+                if (aware(row["last_used_at"]) or _NEVER) < now() - _USE_RECORD_INTERVAL:
+                    await self._record_use(row["id"])
                 return _identity(row)
         raise InvalidKey("the API key is not valid")
 
     async def verify_all(self, presented: Iterable[str]) -> Mapping[str, Identity]:
-        """Return the identities behind those of many keys that are valid, in one query."""
+        """Return the identities of the valid keys among ``presented``, in one query."""
         ids = {text: key_id for text in presented if (key_id := _id_in(text)) is not None}
         if not ids:
             return {}
@@ -144,45 +144,47 @@ class KeyStore:
         return {
             text: _identity(live[key_id])
             for text, key_id in ids.items()
-            if key_id in live and _fits(live[key_id], digest(text))
+            if key_id in live and _matches(live[key_id], digest(text))
         }
 
-    async def _note_use(self, key_id: str) -> None:
+    async def _record_use(self, key_id: str) -> None:
         moment = now()
         statement = (
             api_keys.update()
-            .where(api_keys.c.id == key_id, _unused_since(moment - _USE_NOTED_EVERY))
+            .where(api_keys.c.id == key_id, _unused_since(moment - _USE_RECORD_INTERVAL))
             .values(last_used_at=moment)
         )
         try:
             async with self._database.writing() as connection:
                 await connection.execute(statement)
         except (SQLAlchemyError, OSError) as error:
-            # Not a reason to refuse a good key. A refused connection is an OSError.
-            _log.warning("the use of key %s was not noted: %s", key_id, error)
+            # The key is valid all the same. A refused connection is an OSError.
+            _log.warning("could not record the use of key %s: %s", key_id, error)
 
     async def get(self, key_id: str) -> ApiKey:
-        """
-        Raises:
-            NotFound: there is no such key.
-        """
-        found = await self._select(api_keys.c.id == key_id)
-        if not found:
-            raise _not_found(key_id)
-        return found[0]
+        """Return a key.
 
-    async def of(self, owner: str) -> list[ApiKey]:
-        """The keys of a tenant and of its users."""
+        Raises:
+            NotFound: the key does not exist.
+        """
+        keys = await self._select(api_keys.c.id == key_id)
+        if not keys:
+            raise _not_found(key_id)
+        return keys[0]
+
+    async def list_by_owner(self, owner: str) -> list[ApiKey]:
+        """Return the keys of a tenant and of its users, oldest first."""
         return await self._select(api_keys.c.owner == owner)
 
-    async def all(self) -> list[ApiKey]:
+    async def list_all(self) -> list[ApiKey]:
+        """Return the keys of all tenants, oldest first."""
         return await self._select(sa.true())
 
     async def revoke(self, key_id: str, *, within: Transaction | None = None) -> None:
-        """Refuse the key from now on (caches let it through for a few seconds more).
+        """Revoke a key. Caches accept it for a few more seconds.
 
         Raises:
-            NotFound: there is no such key.
+            NotFound: the key does not exist.
         """
         statement = (
             api_keys.update()
@@ -213,8 +215,8 @@ class KeyStore:
         ]
 
 
-async def still_good(connection: Transaction, key_id: str, scopes: frozenset[str]) -> bool:
-    """Whether a key is neither over nor its user's who is shut out, and lets do all that."""
+async def is_key_valid(connection: Transaction, key_id: str, scopes: frozenset[str]) -> bool:
+    """Return whether a key and its user are active and it has all ``scopes``."""
     row = (await connection.execute(_with_user(key_id))).mappings().first()
     if row is None or not _is_live(row):
         return False
@@ -222,16 +224,16 @@ async def still_good(connection: Transaction, key_id: str, scopes: frozenset[str
     return ALL in allowed or scopes <= allowed
 
 
-async def expiry(connection: Transaction, key_id: str) -> datetime | None:
-    """When a key ends; None: never."""
+async def key_expiry(connection: Transaction, key_id: str) -> datetime | None:
+    """Return the time at which a key expires; None: never."""
     query = sa.select(api_keys.c.expires_at).where(api_keys.c.id == key_id)
     return aware((await connection.execute(query)).scalar())
 
 
 def _id_in(presented: str) -> str | None:
-    """The id in what may be a key."""
+    """Return the id in the text of a key; None: the text is not that of a key."""
     parts = presented.split("_", 2)
-    # A NUL in the id would be an error of PostgreSQL, not an unknown key.
+    # isalnum excludes NUL, which PostgreSQL would refuse with an error.
     is_key = len(parts) == 3 and parts[0] == _PREFIX and parts[1].isalnum()
     return parts[1] if is_key else None
 
@@ -267,7 +269,7 @@ def _unused_since(moment: datetime) -> sa.ColumnElement[bool]:
     return sa.or_(api_keys.c.last_used_at.is_(None), api_keys.c.last_used_at < moment)
 
 
-def _fits(row: Mapping[Any, Any], presented: str) -> bool:
+def _matches(row: Mapping[Any, Any], presented: str) -> bool:
     if hmac.compare_digest(row["digest"], presented):
         return True
     until = aware(row["former_until"])
@@ -277,7 +279,7 @@ def _fits(row: Mapping[Any, Any], presented: str) -> bool:
 
 
 def _scopes(row: Mapping[Any, Any]) -> frozenset[str]:
-    """What the key says, as far as its user's present role allows."""
+    """Return the key's scopes, limited to those of its user's present role."""
     scopes = frozenset(row["scopes"].split())
     if row["role"] is None:
         return scopes

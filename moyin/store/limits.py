@@ -1,4 +1,4 @@
-"""Who is limited to what. What is used of it is counted in Valkey."""
+"""Stores the limits of keys, users and tenants. Valkey counts what is used of them."""
 
 from __future__ import annotations
 
@@ -23,30 +23,31 @@ _LISTS = ("pools", "allowed_nodes", "denied_nodes")
 _INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 _OPEN = ("queued", "running")
 _OPEN_JOBS_RETRY_SECONDS = 5
-# The column of a job that says whether it counts against a subject.
-_COUNTED = {"key": jobs.c.key_id, "user": jobs.c.user_id, "owner": jobs.c.owner}
+# The column of a job that holds the subject of each kind.
+_SUBJECT_COLUMNS = {"key": jobs.c.key_id, "user": jobs.c.user_id, "owner": jobs.c.owner}
 
 
 def subjects_of(identity: Identity) -> list[str]:
-    """Whose limits hold for the caller: the key's, the user's, the tenant's."""
+    """Return the subjects whose limits apply to a caller: its key, its user, its tenant."""
     users = [f"user:{identity.user}"] if identity.user is not None else []
     return [f"key:{identity.key_id}", *users, f"owner:{identity.owner}"]
 
 
-def check_open_jobs(connection: sa.Connection, found: Sequence[Limit]) -> None:
-    """Raise when a job that was just inserted is one too many; its transaction then rolls back.
+def check_open_jobs(connection: sa.Connection, applicable: Sequence[Limit]) -> None:
+    """Refuse a job just inserted that exceeds a limit on open jobs; the transaction rolls back.
 
-    A batch counts as many jobs as it has children.
-
-    Who submits at the same time waits: SQLite has one writer anyway, PostgreSQL a lock a subject.
+    A batch counts as many jobs as it has children. Concurrent submissions wait: SQLite has only one
+    writer, and on PostgreSQL each subject has a lock.
 
     Raises:
         TooManyJobs: naming the limit.
     """
-    counted = sorted(
-        (one for one in found if one.open_jobs is not None), key=lambda one: one.subject
+    # Sorted, so that concurrent transactions take the locks in the same order.
+    limited = sorted(
+        (limit for limit in applicable if limit.open_jobs is not None),
+        key=lambda limit: limit.subject,
     )
-    for limit in counted:
+    for limit in limited:
         kind, _, name = limit.subject.partition(":")
         if connection.dialect.name == "postgresql":
             connection.execute(
@@ -55,42 +56,43 @@ def check_open_jobs(connection: sa.Connection, found: Sequence[Limit]) -> None:
         query = (
             sa.select(sa.func.sum(sa.func.coalesce(jobs.c.children, 1)))
             .select_from(jobs)
-            .where(_COUNTED[kind] == name, jobs.c.status.in_(_OPEN))
+            .where(_SUBJECT_COLUMNS[kind] == name, jobs.c.status.in_(_OPEN))
         )
         if (connection.execute(query).scalar_one() or 0) > (limit.open_jobs or 0):
             raise TooManyJobs(
-                f"no more than {limit.open_jobs} jobs may be open, and each child of a batch is "
-                f"one (limit of the {kind})",
+                f"at most {limit.open_jobs} jobs may be open, counting each child of a batch "
+                f"(limit of the {kind})",
                 retry_after=_OPEN_JOBS_RETRY_SECONDS,
                 details={"limit": "open_jobs", "of": kind},
             )
 
 
 class LimitStore:
-    """Rows of limits."""
+    """Reads and writes rows of limits."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def of(self, subjects: Sequence[str]) -> tuple[Limit, ...]:
-        """The limits that there are, in the order of ``subjects``."""
+    async def list_for(self, subjects: Sequence[str]) -> tuple[Limit, ...]:
+        """Return the limits of those subjects that have one, in the order of ``subjects``."""
         query = sa.select(limits).where(limits.c.subject.in_(subjects))
         rows = await self._database.read(lambda c: c.execute(query).mappings().all())
-        found = {row["subject"]: _limit(row) for row in rows}
-        return tuple(found[subject] for subject in subjects if subject in found)
+        by_subject = {row["subject"]: _limit(row) for row in rows}
+        return tuple(by_subject[subject] for subject in subjects if subject in by_subject)
 
     async def set(self, limit: Limit, *, within: Transaction | None = None) -> None:
-        """Put ``limit`` in the place of the subject's former one."""
+        """Replace the limit of its subject."""
         async with self._database.within(within) as connection:
             await connection.run_sync(partial(_replace, _values(limit)))
 
     async def clear(self, subject: str, *, within: Transaction | None = None) -> None:
+        """Delete the limit of a subject."""
         async with self._database.within(within) as connection:
             await connection.execute(limits.delete().where(limits.c.subject == subject))
 
 
 def _replace(row: dict[str, Any], connection: sa.Connection) -> None:
-    """In one step: of two who delete what was there, the second would find its place taken."""
+    """Insert or update in one statement; concurrent deletes and inserts would conflict."""
     insert = _INSERT[connection.dialect.name](limits).values(row)
     connection.execute(insert.on_conflict_do_update(index_elements=["subject"], set_=row))
 

@@ -1,4 +1,4 @@
-"""Render jobs as ComfyUI's queue and history show them: rows of `moyin.store.jobs`, read anew."""
+"""Reads render jobs as ComfyUI's queue and history show them."""
 
 from __future__ import annotations
 
@@ -15,45 +15,48 @@ from moyin.store.job_rows import job_of_row
 from moyin.store.schema import jobs
 from moyin.store.sql import Database
 
-__all__ = ["PromptStore", "asked_by"]
+__all__ = ["PromptStore", "submitted_by"]
 
 _EVERY_PROMPT: sa.ColumnElement[bool] = sa.true()
-
 _OPEN = (JobStatus.QUEUED.value, JobStatus.RUNNING.value)
-# As many ids as any database takes in one statement.
+# The number of ids that every database accepts in one statement.
 _CHUNK = 500
 
 
 class PromptStore:
-    """Render jobs, always read through their owner or their client's channel."""
+    """Reads render jobs of one owner or of one client's channel."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def open(self, owner: str, only: sa.ColumnElement[bool] = _EVERY_PROMPT) -> list[Job]:
-        """What waits or runs, in the order in which it may be expected to end.
+    async def list_open(
+        self, owner: str, condition: sa.ColumnElement[bool] = _EVERY_PROMPT
+    ) -> list[Job]:
+        """Return queued and running renders, in the order in which they are likely to end.
 
         Args:
-            only: see `asked_by`.
+            condition: see `submitted_by`.
         """
         query = (
             sa.select(jobs)
-            .where(_renders(owner), jobs.c.status.in_(_OPEN), only)
+            .where(_renders(owner), jobs.c.status.in_(_OPEN), condition)
             .order_by(jobs.c.begun_at.is_(None), jobs.c.priority, jobs.c.created_at, jobs.c.id)
         )
         return await self._jobs(query)
 
-    async def open_count(self, owner: str) -> int:
+    async def count_open(self, owner: str) -> int:
+        """Return the number of queued and running renders."""
         query = sa.select(sa.func.count()).where(_renders(owner), jobs.c.status.in_(_OPEN))
         return int(await self._database.read(lambda c: c.execute(query).scalar_one()))
 
-    async def ended(
+    async def list_ended(
         self, owner: str, *, limit: int, offset: int | None = None, newest_first: bool = False
     ) -> list[Job]:
-        """A part of the history: from place ``offset`` on; None: the newest.
+        """Return a part of the history.
 
         Args:
-            newest_first: the order that ``offset`` counts in.
+            offset: the position of the first render to return; None: return the newest ones.
+            newest_first: whether ``offset`` counts from the newest render.
         """
         descending = newest_first or offset is None
         columns = (jobs.c.finished_at, jobs.c.id)
@@ -67,20 +70,20 @@ class PromptStore:
         return await self._jobs(query)
 
     async def get(self, owner: str, ids: Sequence[str], *, hidden: bool = False) -> list[Job]:
-        """Those of the renders that are the owner's, in no order.
+        """Return the owner's renders with these ids, in no order.
 
         Args:
-            hidden: also those that have been taken out of the history.
+            hidden: include those that were removed from the history.
         """
-        found: list[Job] = []
+        renders: list[Job] = []
         for start in range(0, len(ids), _CHUNK):
             part = ids[start : start + _CHUNK]
             query = sa.select(jobs).where(_renders(owner), jobs.c.id.in_(part))
-            found += await self._jobs(query if hidden else query.where(jobs.c.hidden.is_(False)))
-        return found
+            renders += await self._jobs(query if hidden else query.where(jobs.c.hidden.is_(False)))
+        return renders
 
-    async def running(self, channel: str) -> list[Job]:
-        """What is rendered for a client."""
+    async def list_running(self, channel: str) -> list[Job]:
+        """Return the renders of a client that a renderer has begun."""
         return await self._jobs(
             sa.select(jobs)
             .where(
@@ -91,8 +94,8 @@ class PromptStore:
             .order_by(jobs.c.begun_at)
         )
 
-    async def ended_since(self, channel: str, moment: datetime) -> list[Job]:
-        """What has ended for a client, the first first."""
+    async def list_ended_since(self, channel: str, moment: datetime) -> list[Job]:
+        """Return the renders of a client that ended since ``moment``, earliest first."""
         return await self._jobs(
             sa.select(jobs)
             .where(jobs.c.channel == channel, jobs.c.finished_at >= moment)
@@ -103,15 +106,15 @@ class PromptStore:
         self,
         owner: str,
         ids: Sequence[str] | None,
-        only: sa.ColumnElement[bool] = _EVERY_PROMPT,
+        condition: sa.ColumnElement[bool] = _EVERY_PROMPT,
     ) -> None:
-        """Take ended renders (all of them: None) out of the history. They stay jobs.
+        """Remove ended renders (None: all) from the history; the jobs remain.
 
         Args:
-            only: see `asked_by`.
+            condition: see `submitted_by`.
         """
         change = jobs.update().values(hidden=True)
-        change = change.where(_renders(owner), jobs.c.status.not_in(_OPEN), only)
+        change = change.where(_renders(owner), jobs.c.status.not_in(_OPEN), condition)
         async with self._database.writing() as connection:
             if ids is None:
                 await connection.execute(change)
@@ -120,11 +123,11 @@ class PromptStore:
                 part = ids[start : start + _CHUNK]
                 await connection.execute(change.where(jobs.c.id.in_(part)))
 
-    async def record(self, job_id: str, sha256: str, attempt: int | None) -> None:
-        """Keep which blob holds what ComfyUI's history says of it.
+    async def set_record(self, job_id: str, sha256: str, attempt: int | None) -> None:
+        """Store the sha256 of the blob with ComfyUI's history entry of a job.
 
         Args:
-            attempt: whose prompt it was, nothing if that has a successor; None: not known.
+            attempt: the attempt that made it, ignored if there is a later one; None: unknown.
         """
         change = jobs.update().where(jobs.c.id == job_id).values(record=sha256)
         if attempt is not None:
@@ -136,11 +139,11 @@ class PromptStore:
         return [job_of_row(row) for row in rows]
 
 
-def asked_by(caller: Identity, client_id: str | None = None) -> sa.ColumnElement[bool]:
-    """Return the condition for prompts that came through ComfyUI's API and are the caller's own.
+def submitted_by(caller: Identity, client_id: str | None = None) -> sa.ColumnElement[bool]:
+    """Return the condition for prompts that the caller submitted through ComfyUI's API.
 
-    They are those of the caller's key and of the caller's account, whichever key or session that
-    used; with ``client_id`` instead those of one client of the tenant's.
+    These are the prompts of the caller's key and of the caller's user through any key or session;
+    with ``client_id``, those of that client of the tenant instead.
     """
     if client_id is not None:
         return sa.and_(jobs.c.comfyui, jobs.c.channel == channel_name(caller.owner, client_id))
@@ -151,7 +154,7 @@ def asked_by(caller: Identity, client_id: str | None = None) -> sa.ColumnElement
 
 
 def _renders(owner: str) -> sa.ColumnElement[bool]:
-    # A batch is a render in our own list, and many in ComfyUI's words: it is not shown as one.
+    # ComfyUI has no batches of many renders, so they are not shown.
     return sa.and_(
         jobs.c.owner == owner, jobs.c.kind == StepKind.RENDER.value, jobs.c.children.is_(None)
     )

@@ -1,4 +1,4 @@
-"""`Pruner`: jobs that ended long ago go, and of their files those that nothing else refers to."""
+"""Deletes jobs that ended long ago, and their files unless something else refers to them."""
 
 from __future__ import annotations
 
@@ -30,102 +30,111 @@ from moyin.store.job_rows import OPEN
 from moyin.store.schema import artifacts, jobs
 from moyin.store.sql import Database, now
 
-__all__ = ["Pruned", "Pruner"]
+__all__ = ["PruneResult", "Pruner"]
 
 _log = logging.getLogger(__name__)
-# All rows are read once for so many jobs, whose digests are in memory meanwhile.
-_ROUND = 10_000
-# Jobs of one transaction; if the process dies or S3 fails after it, their files stay for ever.
+# All rows are scanned once per so many jobs, whose digests are held in memory.
+_JOBS_PER_SCAN = 10_000
+# Jobs per transaction. If the process dies or S3 fails after it, their files are never deleted.
 _CHUNK = 100
 _PAGE = 2_000
-_SIDE_BY_SIDE = 8
+_CONCURRENCY = 8
 _PAUSE_SECONDS = 3_600.0
-# What a job needs is stored a little before its row is written.
-_MARGIN = timedelta(hours=1)
+# A job's blobs are stored at most this long before its row.
+_STORE_MARGIN = timedelta(hours=1)
 _ARTIFACT_ID = re.compile(rb"art_[0-9a-f]{32}")
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pruned:
-    """What went; ``size`` of the files in bytes."""
+class PruneResult:
+    """Counts deleted jobs and files; ``size`` is that of the files in bytes."""
 
     jobs: int = 0
     files: int = 0
     size: int = 0
 
-    def __add__(self, other: Pruned) -> Pruned:
-        return Pruned(
+    def __add__(self, other: PruneResult) -> PruneResult:
+        return PruneResult(
             jobs=self.jobs + other.jobs, files=self.files + other.files, size=self.size + other.size
         )
 
 
 class Pruner:
-    """Any number may run side by side, while jobs come and end.
+    """Deletes ended jobs. Any number may run concurrently, while jobs start and end.
 
-    A file that was stored again, or renewed, after the moment that the caller names is left alone:
-    somebody may be about to refer to it. So that moment should be a day ago or longer. An output
-    that an open job names as its input stays for that job, unless it is accepted in the seconds
-    between the look at the open ones and the end of those that go.
+    Files that were stored or renewed after the given time are kept, since a new job may be about to
+    refer to them. So that time should be at least a day ago. An output that an open job uses as an
+    input is kept, unless that job is accepted in the seconds between the query for open jobs and
+    the deletion.
     """
 
     def __init__(self, database: Database, blobs: BlobStore) -> None:
         self._database = database
         self._blobs = blobs
 
-    async def due(self, before: datetime) -> int:
-        """How many jobs ended before that moment."""
+    async def count_prunable(self, before: datetime) -> int:
+        """Return the number of jobs that ended before ``before``."""
         query = sa.select(sa.func.count()).select_from(jobs).where(_ended(before))
         return int(await self._database.read(lambda c: c.execute(query).scalar_one()))
 
-    async def run(self, before: datetime) -> AsyncIterator[Pruned]:
-        """Take away what ended before that moment; tells what went, some jobs at a time.
+    async def run(self, before: datetime) -> AsyncIterator[PruneResult]:
+        """Delete jobs that ended before ``before``; yield the counts of each transaction.
 
         Raises:
-            ServiceUnavailable: the artifact store does not answer; what is left goes the next time.
+            ServiceUnavailable: the artifact store is unavailable; the next run deletes the rest.
         """
         while oldest := await self._oldest(before):
-            files = await self._files(oldest)
-            inputs = await self._inputs()
-            spare = await self._spare(files, inputs, before)
-            users = Counter(file for found in files.values() for file in found)
+            files = await self._files_of(oldest)
+            inputs = await self._open_inputs()
+            deletable = await self._unreferenced_files(files, inputs, before)
+            references = Counter(file for job_files in files.values() for file in job_files)
             for chunk in _chunks(list(files)):
-                removed, kept = await self._database.write(partial(_remove, chunk, before, inputs))
-                # Whoever is retried meanwhile is not gone, and keeps what he has. Whom another
-                # pruner has removed is.
-                gone = [job for job in chunk if job not in kept]
-                users.subtract(file for job in gone for file in files[job])
-                unused = {f for job in gone for f in files[job] if f in spare and not users[f]}
-                yield Pruned(jobs=removed) + await self._delete(unused, before)
+                count, kept = await self._database.write(
+                    partial(_delete_jobs, chunk, before, inputs)
+                )
+                # A job that was retried meanwhile is kept with its files. A job that another pruner
+                # has deleted counts as deleted.
+                deleted = [job for job in chunk if job not in kept]
+                references.subtract(file for job in deleted for file in files[job])
+                unused = {
+                    file
+                    for job in deleted
+                    for file in files[job]
+                    if file in deletable and not references[file]
+                }
+                yield PruneResult(jobs=count) + await self._delete_files(unused, before)
 
     async def keep_pruning(self, days: int) -> None:
-        """Once an hour, until cancelled, what ended so many days ago; 0: never. While somebody else
-        keeps pruning the same database there is nothing to do."""
+        """Delete jobs that ended ``days`` ago, once an hour until cancelled; 0: never.
+
+        Only one process prunes a database at a time.
+        """
         while days:
             try:
-                async with self._database.alone("pruning") as alone:
-                    if alone:
+                async with self._database.advisory_lock("pruning") as acquired:
+                    if acquired:
                         async for _ in self.run(now() - timedelta(days=days)):
                             pass
             except Exception:
-                _log.exception("pruning failed; trying again in an hour")
+                _log.exception("pruning failed; it is retried in an hour")
             await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _oldest(self, before: datetime) -> Sequence[Mapping[Any, Any]]:
         query = (
-            sa.select(jobs.c.id, *_REFERRING)
+            sa.select(jobs.c.id, *_REFERENCE_COLUMNS)
             .where(_ended(before))
             .order_by(jobs.c.finished_at)
-            .limit(_ROUND)
+            .limit(_JOBS_PER_SCAN)
         )
         return await self._database.read(lambda c: c.execute(query).mappings().all())
 
-    async def _files(self, rows: Sequence[Mapping[Any, Any]]) -> dict[str, set[str]]:
-        """All that each of the jobs refers to."""
-        inside = await self._side_by_side(self._inside, rows)
+    async def _files_of(self, rows: Sequence[Mapping[Any, Any]]) -> dict[str, set[str]]:
+        """Return the digests of all blobs that each job refers to, by job id."""
+        nested = await self._gather(self._nested_files, rows)
         files = {
-            row["id"]: {*_referred(row), *more} for row, more in zip(rows, inside, strict=True)
+            row["id"]: {*_direct_files(row), *more} for row, more in zip(rows, nested, strict=True)
         }
         for chunk in _chunks(list(files)):
             query = sa.select(artifacts.c.job_id, artifacts.c.sha256).where(
@@ -135,48 +144,52 @@ class Pruner:
                 files[row["job_id"]].add(row["sha256"])
         return files
 
-    async def _inside(self, row: Mapping[Any, Any]) -> list[str]:
-        """What a job refers to in its blobs: bodies of requests that were put off (see
-        `moyin.domain.job.Step`), and files of renders that are no result, such as previews."""
-        kind, found = row["kind"], []
-        if kind != StepKind.RENDER.value and (spec := await self._content(row["spec"])):
-            steps = decode(JobSpec, spec).steps
-            found += [step.payload.get("blob") for step in steps if step.kind is StepKind.HTTP]
-        if kind not in (StepKind.CHAT.value, StepKind.HTTP.value):
-            for output in list(_referred(row))[1:]:
-                found += _recorded(await self._content(output))
-        return [file for file in found if isinstance(file, str)]
+    async def _nested_files(self, row: Mapping[Any, Any]) -> list[str]:
+        """Return the digests of blobs that a job's other blobs refer to.
 
-    async def _content(self, sha256: str) -> bytes | None:
+        These are bodies of deferred requests (see `moyin.domain.job.Step`), and files of renders
+        that are not outputs, such as previews.
+        """
+        kind, files = row["kind"], []
+        if kind != StepKind.RENDER.value and (spec := await self._read_blob(row["spec"])):
+            steps = decode(JobSpec, spec).steps
+            files += [step.payload.get("blob") for step in steps if step.kind is StepKind.HTTP]
+        if kind not in (StepKind.CHAT.value, StepKind.HTTP.value):
+            for output in list(_direct_files(row))[1:]:
+                files += _recorded_files(await self._read_blob(output))
+        return [file for file in files if isinstance(file, str)]
+
+    async def _read_blob(self, sha256: str) -> bytes | None:
         try:
             return await self._blobs.get(sha256)
         except FileNotFoundError:
             return None
 
-    async def _inputs(self) -> set[str]:
-        """Ids of the artifacts that open jobs name; some may be outputs of jobs that are to go."""
+    async def _open_inputs(self) -> set[str]:
+        """Return the ids of the artifacts that open jobs use; some may be outputs of ended jobs."""
         query = sa.select(jobs.c.spec).where(jobs.c.status.in_(OPEN)).distinct()
         specs = await self._database.read(lambda c: c.execute(query).scalars().all())
-        contents = await self._side_by_side(self._content, specs)
+        contents = await self._gather(self._read_blob, specs)
         return {i.decode() for spec in contents for i in _ARTIFACT_ID.findall(spec or b"")}
 
-    async def _spare(
+    async def _unreferenced_files(
         self, files: Mapping[str, set[str]], inputs: Collection[str], before: datetime
     ) -> set[str]:
-        """Of these files those that only these jobs refer to."""
-        spare = set().union(*files.values())
+        """Return those of the jobs' ``files`` that nothing but these jobs refers to."""
+        deletable = set().union(*files.values())
         async for row in self._pages(artifacts.c.id, artifacts.c.job_id, artifacts.c.sha256):
             if row["job_id"] not in files or row["id"] in inputs:
-                spare.discard(row["sha256"])
-        async for row in self._pages(jobs.c.id, *_REFERRING, _lasting(before).label("lasting")):
+                deletable.discard(row["sha256"])
+        was_open = _was_open_at(before).label("was_open")
+        async for row in self._pages(jobs.c.id, *_REFERENCE_COLUMNS, was_open):
             if row["id"] not in files:
-                spare.difference_update(_referred(row))
-                if row["lasting"]:
-                    spare.difference_update(await self._inside(row))
-        return spare
+                deletable.difference_update(_direct_files(row))
+                if row["was_open"]:
+                    deletable.difference_update(await self._nested_files(row))
+        return deletable
 
     async def _pages(self, key: sa.Column[Any], *columns: Any) -> AsyncIterator[Mapping[Any, Any]]:
-        """All rows of a table, a page at a time, so that nobody waits for the database."""
+        """Yield all rows of a table, read in pages so that other queries need not wait."""
         after = ""
         while True:
             query = sa.select(key, *columns).where(key > after).order_by(key).limit(_PAGE)
@@ -187,26 +200,28 @@ class Pruner:
                 return
             after = page[-1][key.name]
 
-    async def _delete(self, files: Collection[str], before: datetime) -> Pruned:
-        found = await self._side_by_side(lambda f: self._blobs.delete(f, before), list(files))
-        sizes = [size for size in found if size is not None]
-        return Pruned(files=len(sizes), size=sum(sizes))
+    async def _delete_files(self, files: Collection[str], before: datetime) -> PruneResult:
+        results = await self._gather(lambda file: self._blobs.delete(file, before), list(files))
+        sizes = [size for size in results if size is not None]
+        return PruneResult(files=len(sizes), size=sum(sizes))
 
-    async def _side_by_side(self, do: Callable[[T], Awaitable[R]], items: Sequence[T]) -> list[R]:
-        limit = asyncio.Semaphore(_SIDE_BY_SIDE)
+    async def _gather(self, call: Callable[[T], Awaitable[R]], items: Sequence[T]) -> list[R]:
+        """Return the results of ``call`` for all items, a few of which run at a time."""
+        limit = asyncio.Semaphore(_CONCURRENCY)
 
-        async def one(item: T) -> R:
+        async def limited(item: T) -> R:
             async with limit:
-                return await do(item)
+                return await call(item)
 
-        return await asyncio.gather(*map(one, items))
-
-
-# What says which blobs a job refers to.
-_REFERRING = (jobs.c.kind, jobs.c.spec, jobs.c.record, jobs.c.results)
+        return await asyncio.gather(*map(limited, items))
 
 
-def _referred(row: Mapping[Any, Any]) -> Iterator[str]:
+# The columns from which the blobs of a job are known.
+_REFERENCE_COLUMNS = (jobs.c.kind, jobs.c.spec, jobs.c.record, jobs.c.results)
+
+
+def _direct_files(row: Mapping[Any, Any]) -> Iterator[str]:
+    """Yield the digests in a row, that of the spec first."""
     yield row["spec"]
     if row["record"] is not None:
         yield row["record"]
@@ -214,8 +229,8 @@ def _referred(row: Mapping[Any, Any]) -> Iterator[str]:
         yield result["output"]
 
 
-def _recorded(output: bytes | None) -> list[str]:
-    """Digests of the files of which a step's output says what ComfyUI's history says."""
+def _recorded_files(output: bytes | None) -> list[str]:
+    """Return the digests of the files in the ComfyUI history entry of a step's output."""
     record = (from_json(output) if output else {}).get("record") or {}
     return [file["sha256"] for file in record.get("files", ())]
 
@@ -228,33 +243,36 @@ def _ended(before: datetime) -> sa.ColumnElement[bool]:
     return sa.and_(jobs.c.status.not_in(OPEN), jobs.c.finished_at < before)
 
 
-def _lasting(before: datetime) -> sa.ColumnElement[bool]:
-    """What had begun by then and not ended. What others have stored is too new to be deleted."""
+def _was_open_at(before: datetime) -> sa.ColumnElement[bool]:
+    """Return the condition for jobs that were open at that time.
+
+    Only their nested files can be old enough to be deleted.
+    """
     return sa.and_(
-        jobs.c.created_at < before + _MARGIN,
+        jobs.c.created_at < before + _STORE_MARGIN,
         sa.or_(jobs.c.status.in_(OPEN), jobs.c.finished_at >= before),
     )
 
 
-def _remove(
+def _delete_jobs(
     chunk: Sequence[str], before: datetime, inputs: Collection[str], connection: sa.Connection
 ) -> tuple[int, set[str]]:
-    """Delete those that still are as they were; returns how many, and which are not.
+    """Delete the jobs that are still ended; return their number and the ids of the others.
 
-    Of their artifacts, ``inputs`` become what a deleted upload is: gone for their owner, but not
-    for the jobs that were accepted with them.
+    Artifacts in ``inputs`` are marked deleted like uploads: their owner no longer sees them, but
+    jobs that were accepted with them still read them.
     """
     query = sa.select(jobs.c.id, _ended(before)).where(jobs.c.id.in_(chunk)).order_by(jobs.c.id)
-    found = connection.execute(query.with_for_update()).all()
-    gone = [job for job, ended in found if ended]
-    theirs = artifacts.c.job_id.in_(gone)
-    ids = connection.execute(sa.select(artifacts.c.id).where(theirs)).scalars()
+    rows = connection.execute(query.with_for_update()).all()
+    deleted = [job for job, ended in rows if ended]
+    outputs = artifacts.c.job_id.in_(deleted)
+    ids = connection.execute(sa.select(artifacts.c.id).where(outputs)).scalars()
     for part in _chunks([artifact for artifact in ids if artifact in inputs]):
-        named = artifacts.update().where(artifacts.c.id.in_(part))
-        connection.execute(named.values(job_id=None, deleted_at=now()))
-    connection.execute(artifacts.delete().where(theirs))
-    connection.execute(jobs.delete().where(jobs.c.id.in_(gone)))
-    return len(gone), {job for job, ended in found if not ended}
+        used = artifacts.update().where(artifacts.c.id.in_(part))
+        connection.execute(used.values(job_id=None, deleted_at=now()))
+    connection.execute(artifacts.delete().where(outputs))
+    connection.execute(jobs.delete().where(jobs.c.id.in_(deleted)))
+    return len(deleted), {job for job, ended in rows if not ended}
 
 
 def _mappings(query: sa.Select[Any], connection: sa.Connection) -> Sequence[Mapping[Any, Any]]:

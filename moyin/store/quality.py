@@ -1,7 +1,7 @@
-"""Decisions, signals and what they taught, in SQL.
+"""Stores routing decisions, quality signals and learned states in SQL.
 
-Signals are a log: each has a number, and every replica learns from them in that order. So replicas
-agree as soon as they have read the same numbers, and a new one starts from the last saved state.
+Signals form a numbered log, and every replica learns from them in that order. So replicas agree once
+they have read the same numbers, and a new one starts from the last saved state.
 """
 
 from __future__ import annotations
@@ -20,30 +20,39 @@ from sqlalchemy.dialects import postgresql, sqlite
 from moyin.store.schema import quality_decisions, quality_signals, quality_states
 from moyin.store.sql import Database, aware, now
 
-__all__ = ["ACTS", "KEPT_DECISIONS", "DecisionRow", "QualityStore", "SavedState", "SignalRow"]
+__all__ = [
+    "DECISION_RETENTION",
+    "OWNER_ACTIONS",
+    "DecisionRow",
+    "QualityStore",
+    "SavedState",
+    "SignalRow",
+]
 
-# What an owner may do about learning; kept among the signals, so that all replicas follow suit.
-ACTS = ("reset", "freeze", "thaw")
+# The actions of an owner on learning. They are stored as signals, so that all replicas apply them.
+OWNER_ACTIONS = ("reset", "freeze", "thaw")
 
-KEPT_DECISIONS = timedelta(days=30)
-# By then a signal about a model has faded to a fiftieth.
-_KEPT_SIGNALS = timedelta(days=90)
-# After a half-life of what tells models apart, a tenant's level says little of today's.
-_SHARING = timedelta(days=10)
-_MOST_SHARING, _PAGE = 1_000, 100
+DECISION_RETENTION = timedelta(days=30)
+# After this time the weight of a signal has decayed to a fiftieth.
+_SIGNAL_RETENTION = timedelta(days=90)
+# A half-life of what distinguishes models: older levels say little about the present ones.
+_LEVEL_LIFETIME = timedelta(days=10)
+_MAX_LEVELS, _PAGE = 1_000, 100
 _LOCK = zlib.crc32(b"quality_signals")
 _INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 _UNIQUE = ["owner", "request_id", "key_id", "source"]
 
 
-# Not frozen: one is made per request, and freezing doubles what that costs.
+# Not frozen: one is made per request, and freezing doubles the cost.
 @dataclass(kw_only=True, slots=True)
 class DecisionRow:
-    """What was known when a model was chosen for a request.
+    """Records what was known when a model was chosen for a request.
 
     Attributes:
-        question: of the request, as `moyin.text.quality` knows it; no text.
-        options: per candidate its model, expected cost in nano US dollars, expectation and bound.
+        question: the request's features as `moyin.text.quality` defines them; no text.
+        p_good: the expected probability of a good answer.
+        options: for each candidate its model, expected cost in nano US dollars, expected quality,
+            and lower bound of the quality.
     """
 
     id: str
@@ -58,12 +67,12 @@ class DecisionRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SignalRow:
-    """One signal, or with ``question`` None one of `ACTS`.
+    """Records one signal; with ``question`` None, one of `OWNER_ACTIONS`.
 
     Attributes:
-        number: its place in the log; 0 until it is written.
-        key_id: whose signal it is; empty: the gateway's own observation.
-        p_good: what was expected before the answer.
+        number: the position in the log; 0 until it is written.
+        key_id: the key that gave the signal; empty: the gateway observed it.
+        p_good: the probability of a good answer that was expected before the answer.
     """
 
     owner: str
@@ -81,7 +90,7 @@ class SignalRow:
 
 
 _DECISION = tuple(DecisionRow.__dataclass_fields__)
-# The database gives the number.
+# The database assigns the number.
 _SIGNAL = tuple(name for name in SignalRow.__dataclass_fields__ if name != "number")
 _decision_values, _signal_values = attrgetter(*_DECISION), attrgetter(*_SIGNAL)
 _WRITE_DECISION = {
@@ -96,10 +105,10 @@ _WRITE_SIGNAL = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SavedState:
-    """What a tenant's signals up to ``number`` taught.
+    """Holds the state learned from a tenant's signals up to ``number``.
 
     Attributes:
-        levels: what the tenant contributes to the levels that all share.
+        levels: the tenant's contribution to the shared levels.
     """
 
     state: Mapping[str, Any]
@@ -108,19 +117,21 @@ class SavedState:
 
 
 class QualityStore:
-    """Rows of decisions, signals and states."""
+    """Reads and writes rows of decisions, signals and states."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def write(self, decisions: Sequence[DecisionRow], signals: Sequence[SignalRow]) -> None:
-        """Write a batch; what was written before is not written twice."""
+        """Write a batch, except rows that exist."""
         if decisions or signals:
             await self._database.write(partial(_write, decisions, signals))
 
     async def add(self, signals: Sequence[SignalRow]) -> list[SignalRow]:
-        """Write ``signals`` in one step, unless there is one for the same request, key and source;
-        returns what is there now, in the order given."""
+        """Write ``signals`` in one transaction and return the stored rows, in the same order.
+
+        An existing signal of the same request, key and source is kept and returned.
+        """
         return await self._database.write(partial(_add, signals))
 
     async def decision(self, owner: str, request_id: str) -> DecisionRow | None:
@@ -140,27 +151,27 @@ class QualityStore:
         table = quality_decisions
         query = (
             sa.select(table.c.options)
-            .where(table.c.owner == owner, table.c.created_at >= now() - KEPT_DECISIONS)
+            .where(table.c.owner == owner, table.c.created_at >= now() - DECISION_RETENTION)
             .order_by(table.c.created_at.desc())
             .limit(limit)
         )
         return list(await self._database.read(lambda c: c.execute(query).scalars().all()))
 
     async def signals(
-        self, after: int, limit: int, *, owner: str | None = None, upto: int | None = None
+        self, after: int, limit: int, *, owner: str | None = None, up_to: int | None = None
     ) -> list[SignalRow]:
         """Return signals whose number is above ``after``, in order.
 
         Args:
-            owner: whose; None: everybody's.
-            upto: the highest number to return; None: any.
+            owner: only signals of this owner; None: of all.
+            up_to: the highest number to return; None: any.
         """
         table = quality_signals
         query = sa.select(table).where(table.c.number > after).order_by(table.c.number).limit(limit)
         if owner is not None:
             query = query.where(table.c.owner == owner)
-        if upto is not None:
-            query = query.where(table.c.number <= upto)
+        if up_to is not None:
+            query = query.where(table.c.number <= up_to)
         rows = await self._database.read(lambda c: c.execute(query).mappings().all())
         return [SignalRow(**_utc(row)) for row in rows]
 
@@ -177,7 +188,7 @@ class QualityStore:
         return [SignalRow(**_utc(row)) for row in rows]
 
     async def verdicts(self, owner: str, since: datetime, limit: int) -> list[tuple[str, float]]:
-        """Return the judge's newest scores of ``owner``'s answers since a moment, by request id."""
+        """Return the judge's newest scores of ``owner``'s answers since ``since``, by request id."""
         table = quality_signals
         query = (
             sa.select(table.c.request_id, table.c.score)
@@ -193,19 +204,19 @@ class QualityStore:
         return [(request_id, score) for request_id, score in rows]
 
     async def last_number(self) -> int:
-        """Return the highest number that was given; 0 when there is none."""
+        """Return the highest number in the log; 0 if it is empty."""
         query = sa.select(sa.func.max(quality_signals.c.number))
         return await self._database.read(lambda c: c.execute(query).scalar()) or 0
 
     async def state(self, owner: str) -> SavedState | None:
-        """Return what was last saved for ``owner``."""
+        """Return the last saved state of ``owner``; None: there is none."""
         table = quality_states
         query = sa.select(table.c.state, table.c.number).where(table.c.owner == owner)
         row = await self._database.read(lambda c: c.execute(query).mappings().first())
         return None if row is None else SavedState(**row)
 
     async def save(self, owner: str, saved: SavedState) -> None:
-        """Keep ``saved`` unless a later state is there."""
+        """Save a state unless a later one is stored."""
         levels = dict(saved.levels) if saved.levels else None
         values = {
             "state": dict(saved.state),
@@ -216,26 +227,25 @@ class QualityStore:
         await self._database.write(partial(_save, owner, values))
 
     async def levels(self) -> list[Mapping[str, Any]]:
-        """Return what the tenants contribute that learned something within the last ten days, of a
-        thousand at most those that did so last."""
-        # By owner: one that saves meanwhile stands on another page, too, and counts once all the same.
-        table, found = quality_states, dict[str, Mapping[str, Any]]()
+        """Return the levels of the tenants that learned within ten days, the newest thousand."""
+        # By owner, since a tenant that saves meanwhile may appear on two pages.
+        table, levels = quality_states, dict[str, Mapping[str, Any]]()
         query = (
             sa.select(table.c.owner, table.c.levels)
-            .where(table.c.levels.is_not(None), table.c.updated_at >= now() - _SHARING)
+            .where(table.c.levels.is_not(None), table.c.updated_at >= now() - _LEVEL_LIFETIME)
             .order_by(table.c.updated_at.desc(), table.c.owner)
         )
-        # In pages, since the values are read in the event loop.
-        for place in range(0, _MOST_SHARING, _PAGE):
-            rows = await self._database.read(partial(_page, query.offset(place).limit(_PAGE)))
-            found.update((row["owner"], row["levels"]) for row in rows)
+        # In pages, since the values are decoded in the event loop.
+        for offset in range(0, _MAX_LEVELS, _PAGE):
+            rows = await self._database.read(partial(_page, query.offset(offset).limit(_PAGE)))
+            levels.update((row["owner"], row["levels"]) for row in rows)
             if len(rows) < _PAGE:
                 break
-        return list(found.values())
+        return list(levels.values())
 
-    async def reset(self, act: SignalRow) -> None:
-        """Delete an owner's signals and state, and tell every replica by ``act``."""
-        await self._database.write(partial(_reset, act))
+    async def reset(self, action: SignalRow) -> None:
+        """Delete an owner's signals and state, and write ``action``, so that replicas follow."""
+        await self._database.write(partial(_reset, action))
 
     async def prune(self) -> None:
         """Delete decisions and signals that are too old to matter."""
@@ -250,9 +260,11 @@ def _utc(row: Mapping[Any, Any]) -> dict[str, Any]:
     return {**row, "created_at": aware(row["created_at"])}
 
 
-def _take_turns(connection: sa.Connection) -> None:
-    """Make numbers visible in their order: a reader that saw one has seen all below it. SQLite has
-    one writer anyway."""
+def _lock_numbering(connection: sa.Connection) -> None:
+    """Serialize writers, so that a reader that sees a number also sees all smaller ones.
+
+    SQLite has only one writer.
+    """
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
 
@@ -265,7 +277,7 @@ def _write(
         rows = [dict(zip(_DECISION, _decision_values(row), strict=True)) for row in decisions]
         connection.execute(_WRITE_DECISION[name], rows)
     if signals:
-        _take_turns(connection)
+        _lock_numbering(connection)
         rows = [dict(zip(_SIGNAL, _signal_values(row), strict=True)) for row in signals]
         connection.execute(_WRITE_SIGNAL[name], rows)
 
@@ -273,13 +285,13 @@ def _write(
 def _add(signals: Sequence[SignalRow], connection: sa.Connection) -> list[SignalRow]:
     table = quality_signals
     _write((), signals, connection)
-    found = []
+    stored = []
     for signal in signals:
         query = sa.select(table).where(
             *(table.c[name] == getattr(signal, name) for name in _UNIQUE)
         )
-        found.append(SignalRow(**_utc(connection.execute(query).mappings().one())))
-    return found
+        stored.append(SignalRow(**_utc(connection.execute(query).mappings().one())))
+    return stored
 
 
 def _save(owner: str, values: dict[str, Any], connection: sa.Connection) -> None:
@@ -292,12 +304,15 @@ def _save(owner: str, values: dict[str, Any], connection: sa.Connection) -> None
     )
 
 
-def _reset(act: SignalRow, connection: sa.Connection) -> None:
+def _reset(action: SignalRow, connection: sa.Connection) -> None:
     for table in (quality_signals, quality_states):
-        connection.execute(table.delete().where(table.c.owner == act.owner))
-    _write((), [act], connection)
+        connection.execute(table.delete().where(table.c.owner == action.owner))
+    _write((), [action], connection)
 
 
 def _prune(connection: sa.Connection) -> None:
-    for table, age in ((quality_decisions, KEPT_DECISIONS), (quality_signals, _KEPT_SIGNALS)):
+    for table, age in (
+        (quality_decisions, DECISION_RETENTION),
+        (quality_signals, _SIGNAL_RETENTION),
+    ):
         connection.execute(table.delete().where(table.c.created_at < now() - age))

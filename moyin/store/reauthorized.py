@@ -1,5 +1,7 @@
-"""What outlasts the seconds for which a proof of identity is kept: who does it is proven again, in
-the transaction in which it is done."""
+"""Verifies the caller again inside the transaction of an operation with lasting effect.
+
+Authentication results are cached for seconds, in which a session or key may have ended.
+"""
 
 from __future__ import annotations
 
@@ -10,46 +12,47 @@ import sqlalchemy as sa
 
 from moyin.domain.identity import Identity
 from moyin.errors import InvalidKey
-from moyin.store.keys import still_good
+from moyin.store.keys import is_key_valid
 from moyin.store.schema import users
-from moyin.store.sessions import still_open
+from moyin.store.sessions import is_session_open
 from moyin.store.sql import Database, Transaction
 
 __all__ = ["ReauthorizedTransactions"]
 
 
 class ReauthorizedTransactions:
-    """Transactions of callers who are still who they were."""
+    """Opens transactions in which the caller's session or key is verified again."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     @asynccontextmanager
-    async def acting(
-        self, identity: Identity, *, on: str | None = None
+    async def begin(
+        self, identity: Identity, *, target_user: str | None = None
     ) -> AsyncIterator[Transaction]:
-        """A transaction for what ``identity`` does; hand it to the stores as ``within``.
+        """Open a transaction of the caller; pass it to the stores as ``within``.
 
         Args:
-            on: the user that is changed, if it is one: two who change each other take turns.
+            target_user: the id of the user that the transaction changes; None: it changes none.
+                Both users' rows are locked, so that two who change each other take turns.
 
         Raises:
-            InvalidKey: the session or the key is over, or lets do less by now; or it is a service
-                of ours that acts for nobody in particular.
+            InvalidKey: the session or the key has ended or lost scopes, or the caller is one of
+                Moyin's services without a key or session.
         """
         async with self._database.writing() as transaction:
-            # Whoever shuts the user out, or takes the account over, waits for this to end, and then
-            # ends what came of it as well. SQLite has one writer anyway.
-            if held := {identity.user, on} - {None}:
-                rows = sa.select(users.c.id).where(users.c.id.in_(held)).order_by(users.c.id)
+            # A concurrent transaction that disables the user or takes over the account waits for
+            # this one, and then also revokes what it created. SQLite has only one writer.
+            if locked := {identity.user, target_user} - {None}:
+                rows = sa.select(users.c.id).where(users.c.id.in_(locked)).order_by(users.c.id)
                 await transaction.execute(rows.with_for_update(key_share=True))
-            if not await _stands(transaction, identity):
-                raise InvalidKey("the session or the key is over; sign in again")
+            if not await _is_valid(transaction, identity):
+                raise InvalidKey("the session or the key has ended; sign in again")
             yield transaction
 
 
-async def _stands(transaction: Transaction, identity: Identity) -> bool:
-    """A session's scopes are those of its beginning: another role ends it."""
+async def _is_valid(transaction: Transaction, identity: Identity) -> bool:
+    # The scopes of a session cannot shrink: a change of role ends it.
     if identity.is_session:
-        return await still_open(transaction, identity.key_id)
-    return await still_good(transaction, identity.key_id, identity.scopes)
+        return await is_session_open(transaction, identity.key_id)
+    return await is_key_valid(transaction, identity.key_id, identity.scopes)

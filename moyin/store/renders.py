@@ -1,4 +1,4 @@
-"""Results of renders that are kept, to be given again for the very same graph."""
+"""Caches results of renders, to return them for an identical graph."""
 
 from __future__ import annotations
 
@@ -13,20 +13,30 @@ from moyin.domain.renderer import RenderSucceeded
 from moyin.domain.serialization import decode, encode
 from moyin.store.tenant_cache import TenantCache
 
-__all__ = ["CacheRules", "KeptRender", "RenderCache", "RenderStore", "render_digest", "tenant"]
+__all__ = [
+    "CacheRules",
+    "CachedRender",
+    "RenderCache",
+    "RenderStore",
+    "cache_owner",
+    "render_digest",
+]
 
-# What an entry may weigh: files are named in it, not held, but texts are.
-_LARGEST_ENTRY = 256 * 1024
-# The tenant that stands for all of them.
-_EVERYBODY = "*"
+# The largest entry in bytes. An entry names files, but contains texts.
+_MAX_ENTRY_BYTES = 256 * 1024
+# The owner of entries that all tenants share.
+_SHARED_OWNER = "*"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CacheRules:
-    """Attributes:
-    kind: what the renderers of a pool are, as far as that changes what they make.
-    ttl: seconds; ``entries`` of each tenant.
-    shared: tenants may get each other's results.
+    """Configures the cache of a pool.
+
+    Attributes:
+        kind: identifies what in the pool's renderers affects their results, such as versions.
+        ttl: the lifetime of an entry in seconds.
+        entries: the maximum of entries per tenant.
+        shared: whether tenants may get each other's results.
     """
 
     kind: str
@@ -37,12 +47,12 @@ class CacheRules:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class KeptRender:
-    """What a prompt made.
+class CachedRender:
+    """Holds the result of a prompt.
 
     Attributes:
-        prompt_id: of the prompt that made it.
-        record: what ComfyUI's history said of it.
+        prompt_id: the id of the prompt that was rendered.
+        record: ComfyUI's history entry of the prompt.
     """
 
     prompt_id: str
@@ -51,43 +61,45 @@ class KeptRender:
 
 
 class RenderCache(Protocol):
-    """Where results are kept."""
+    """Stores results of renders."""
 
-    async def get(self, owner: str, digest: str) -> KeptRender | None: ...
+    async def get(self, owner: str, digest: str) -> CachedRender | None: ...
 
-    async def put(self, owner: str, digest: str, render: KeptRender, rules: CacheRules) -> None: ...
+    async def put(
+        self, owner: str, digest: str, render: CachedRender, rules: CacheRules
+    ) -> None: ...
 
 
 class RenderStore:
-    """`RenderCache` in Valkey."""
+    """Implements `RenderCache` in Valkey."""
 
     def __init__(self, url: str) -> None:
-        self._kept = TenantCache(url, "moyin:renders")
+        self._cache = TenantCache(url, "moyin:renders")
 
-    async def get(self, owner: str, digest: str) -> KeptRender | None:
-        kept = await self._kept.get(owner, digest)
-        return None if kept is None else decode(KeptRender, kept)
+    async def get(self, owner: str, digest: str) -> CachedRender | None:
+        encoded = await self._cache.get(owner, digest)
+        return None if encoded is None else decode(CachedRender, encoded)
 
-    async def put(self, owner: str, digest: str, render: KeptRender, rules: CacheRules) -> None:
+    async def put(self, owner: str, digest: str, render: CachedRender, rules: CacheRules) -> None:
         encoded = encode(render)
-        if len(encoded) <= _LARGEST_ENTRY:
-            await self._kept.put(owner, digest, encoded, ttl=rules.ttl, entries=rules.entries)
+        if len(encoded) <= _MAX_ENTRY_BYTES:
+            await self._cache.put(owner, digest, encoded, ttl=rules.ttl, entries=rules.entries)
 
     async def close(self) -> None:
-        await self._kept.close()
+        await self._cache.close()
 
 
-def tenant(owner: str, rules: CacheRules) -> str:
-    """Whose results ``owner`` gets."""
-    return _EVERYBODY if rules.shared else owner
+def cache_owner(owner: str, rules: CacheRules) -> str:
+    """Return the owner under which the results of ``owner`` are cached."""
+    return _SHARED_OWNER if rules.shared else owner
 
 
 def render_digest(rules: CacheRules, graph: Mapping[str, Any], models: Mapping[str, int]) -> str:
-    """Equal for graphs of which one result is as good as another; sha256 in hex.
+    """Return a sha256 in hex that is equal for graphs with the same result.
 
     Args:
-        graph: with input files under names that say their content (`input_name`).
-        models: sizes of the files that it loads.
+        graph: the graph, with input files named by their content (`input_name`).
+        models: the sizes of the model files that the graph loads, by name.
     """
     nodes = {
         node_id: [node.get("class_type"), node.get("inputs", {})]

@@ -1,4 +1,4 @@
-"""Answers of models that are kept, to be given again for the very same request."""
+"""Caches responses of models, to return them for an identical request."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import asdict, dataclass
 from moyin.domain.money import Usage
 from moyin.store.tenant_cache import TenantCache
 
-__all__ = ["KeptResponse", "ResponseStore"]
+__all__ = ["CachedResponse", "ResponseStore"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class KeptResponse:
-    """An answer, as its client got it.
+class CachedResponse:
+    """Holds a response as its client got it.
 
     Attributes:
-        body: whole; of a stream all its events, but for its cost.
-        usage: what it took to make it.
+        body: the whole body; of a stream, all events without the cost.
+        usage: the tokens that the response consumed.
     """
 
     backend: str
@@ -28,26 +28,27 @@ class KeptResponse:
 
 
 class ResponseStore:
-    """Keeps answers per tenant: each expires, and the oldest go when there are too many."""
+    """Caches responses per tenant: each expires, and the oldest are evicted when there are too many."""
 
     def __init__(self, url: str) -> None:
-        self._kept = TenantCache(url, "moyin:responses")
+        self._cache = TenantCache(url, "moyin:responses")
 
-    async def get(self, owner: str, digest: str) -> KeptResponse | None:
-        kept = await self._kept.get(owner, digest)
-        return None if kept is None else _decoded(kept)
+    async def get(self, owner: str, digest: str) -> CachedResponse | None:
+        """Return a cached response; None: there is none."""
+        encoded = await self._cache.get(owner, digest)
+        return None if encoded is None else _decode(encoded)
 
     async def put(
-        self, owner: str, digest: str, response: KeptResponse, *, ttl: int, entries: int
+        self, owner: str, digest: str, response: CachedResponse, *, ttl: int, entries: int
     ) -> None:
-        """Keep ``response`` for ``ttl`` seconds, among the newest ``entries`` of its tenant."""
-        await self._kept.put(owner, digest, _encoded(response), ttl=ttl, entries=entries)
+        """Cache ``response`` for ``ttl`` seconds, among the newest ``entries`` of its tenant."""
+        await self._cache.put(owner, digest, _encode(response), ttl=ttl, entries=entries)
 
     async def close(self) -> None:
-        await self._kept.close()
+        await self._cache.close()
 
 
-def _encoded(response: KeptResponse) -> bytes:
+def _encode(response: CachedResponse) -> bytes:
     head = {
         "backend": response.backend,
         "model": response.model,
@@ -57,7 +58,7 @@ def _encoded(response: KeptResponse) -> bytes:
     return json.dumps(head).encode() + b"\n" + response.body
 
 
-def _decoded(kept: bytes) -> KeptResponse:
-    head, _, body = kept.partition(b"\n")
-    told = json.loads(head)
-    return KeptResponse(**{**told, "usage": Usage(**told["usage"])}, body=body)
+def _decode(encoded: bytes) -> CachedResponse:
+    head, _, body = encoded.partition(b"\n")
+    members = json.loads(head)
+    return CachedResponse(**{**members, "usage": Usage(**members["usage"])}, body=body)

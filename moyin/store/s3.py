@@ -1,4 +1,4 @@
-"""S3 through fsspec: how it is asked, and what its failures mean.
+"""Calls S3 through fsspec and translates its errors.
 
 Endpoint, region and credentials are read by botocore from AWS's own environment variables, files
 and instance profiles. The library (s3fs, of the extra ``s3``) is imported with the first URL that
@@ -16,61 +16,61 @@ import fsspec
 
 from moyin.errors import ServiceUnavailable
 
-__all__ = ["S3_PREFIX", "ask", "open_bucket", "patience"]
+__all__ = ["S3_PREFIX", "call", "open_bucket", "upload_timeout"]
 
 S3_PREFIX = "s3://"
 
 _log = logging.getLogger(__name__)
 _OPTIONS = {
-    # Each store has connections of its own, which end with it.
+    # Each store has its own connections, which are closed with it.
     "skip_instance_cache": True,
-    # Another process may write at any time what was not there a moment ago.
+    # Another process may create an object at any time.
     "use_listings_cache": False,
-    # `get` is one request, and of a large file one part is in memory at a time.
+    # `get` is one request, and only one part of a large file is in memory at a time.
     "max_concurrency": 1,
     "config_kwargs": {
-        # A server that takes the connection and never answers is given up after half a minute.
+        # A server that accepts the connection and never responds fails after half a minute.
         "read_timeout": 10,
         "retries": {"mode": "standard", "total_max_attempts": 3},
-        # botocore's 10 are fewer than the downloads that one gateway replica may serve.
+        # botocore's default of 10 is less than the downloads that a gateway replica may serve.
         "max_pool_connections": 64,
     },
 }
 
 
 def open_bucket(url: str) -> tuple[Any, str]:
-    """The file system of ``s3://bucket/prefix`` and the path in it; nothing is asked yet.
+    """Return the file system of ``s3://bucket/prefix`` and the path in it, without a request.
 
     Raises:
         ImportError: the extra ``s3`` is not installed.
     """
     files, root = fsspec.core.url_to_fs(url, **_OPTIONS)
-    # s3fs would try each of botocore's failures five times more, `get` 25 times.
+    # s3fs would retry each of botocore's failures five times, for `get` 25 times.
     files.retries = 1
     return files, root
 
 
-def patience(size: int) -> float:
-    """Seconds for sending ``size`` bytes, at a megabyte per second and more.
+def upload_timeout(size: int) -> float:
+    """Return the seconds that sending ``size`` bytes may take: 30, and one per megabyte.
 
-    A server that has no word for a request with a body is waited for without `read_timeout`:
-    botocore asks first whether it may send (``Expect``), and aiohttp waits for that for ever.
+    `read_timeout` does not cover a request with a body: botocore sends ``Expect: 100-continue``,
+    and aiohttp waits for the server's reply without a timeout.
     """
     return 30 + size / 1_000_000
 
 
-async def ask(
+async def call(
     files: Any, method: str, *args: Any, seconds: float | None = None, **kwargs: Any
 ) -> Any:
-    """What ``method`` of the file system returns.
+    """Call a method of the file system and return its result.
 
-    It runs in the event loop that fsspec keeps in a thread of its own: no thread waits for it, and
-    whoever is cancelled cancels it.
+    It runs in the event loop of fsspec's thread, so no thread waits for it. Cancelling the caller
+    cancels it.
 
     Raises:
-        FileNotFoundError: no such object.
-        ServiceUnavailable: S3 is away or took longer than ``seconds``, the bucket is not there, or
-            our credentials are refused.
+        FileNotFoundError: the object does not exist.
+        ServiceUnavailable: S3 is unavailable or took longer than ``seconds``, the bucket does not
+            exist, or the credentials are refused.
     """
     from botocore.exceptions import BotoCoreError
     from botocore.parsers import ResponseParserError
@@ -88,11 +88,11 @@ async def ask(
 
 
 def _bucket_is_missing(error: FileNotFoundError) -> bool:
-    """s3fs has one exception for a missing object and a missing bucket, and botocore's inside."""
-    answer = getattr(error.__cause__, "response", {})
-    return bool(answer.get("Error", {}).get("Code") == "NoSuchBucket")
+    """Distinguish a missing bucket from a missing object by the error of botocore inside."""
+    response = getattr(error.__cause__, "response", {})
+    return bool(response.get("Error", {}).get("Code") == "NoSuchBucket")
 
 
 def _unavailable(error: Exception) -> ServiceUnavailable:
     _log.warning("S3: %s: %s", type(error).__name__, error)
-    return ServiceUnavailable("the artifact store is not available", retry_after=5)
+    return ServiceUnavailable("the artifact store is unavailable; try again", retry_after=5)

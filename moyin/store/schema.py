@@ -1,4 +1,4 @@
-"""SQL tables. Alembic migrations in ``migrations/`` make exactly these; a test compares them."""
+"""Defines the SQL tables. The migrations create the same tables, which a test compares."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ metadata = sa.MetaData(
     }
 )
 
-# A projection that the workflow writes; Temporal is the truth about what runs.
+# A projection that the workflows write; Temporal is authoritative about running jobs.
 jobs = sa.Table(
     "jobs",
     metadata,
@@ -22,10 +22,10 @@ jobs = sa.Table(
     sa.Column("kind", sa.String(16), nullable=False),
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("spec", sa.String(64), nullable=False),
-    sa.Column("heads", sa.JSON, nullable=False),  # per step: kind and pool
-    # Of a batch: so many renders run side by side, and count as so many jobs.
+    sa.Column("heads", sa.JSON, nullable=False),  # kind and pool of each step
+    # The number of renders of a batch, which run in parallel and count as so many jobs.
     sa.Column("children", sa.Integer, nullable=True),
-    sa.Column("results", sa.JSON, nullable=False),  # finished steps, by index
+    sa.Column("results", sa.JSON, nullable=False),  # of finished steps, ordered by index
     sa.Column("progress", sa.JSON, nullable=False),
     sa.Column("error", sa.JSON, nullable=True),
     sa.Column("attempts", sa.Integer, nullable=False),
@@ -35,23 +35,23 @@ jobs = sa.Table(
     sa.Column("deadline", sa.DateTime(timezone=True), nullable=True),
     sa.Column("idempotency_key", sa.String(255), nullable=True),
     sa.Column("fingerprint", sa.String(64), nullable=True),
-    # Who submitted it, and with which rights: its steps may do no more.
+    # The submitter and its rights, with which the steps run.
     sa.Column("key_id", sa.String(64), nullable=True),
     sa.Column("user_id", sa.String(36), nullable=True),
     sa.Column("scopes", sa.String(1024), nullable=False, server_default="*"),
-    # False between the row and the workflow's start: what the sweeper looks for.
+    # False until the workflow is started; the sweeper looks for such rows.
     sa.Column("dispatched", sa.Boolean, nullable=False),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
     sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
     sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
-    # When a renderer first took it up.
+    # When a renderer first began it.
     sa.Column("begun_at", sa.DateTime(timezone=True), nullable=True),
-    # Whether it is a prompt of ComfyUI's own API.
+    # Whether it was submitted through ComfyUI's API.
     sa.Column("comfyui", sa.Boolean, nullable=False, server_default=sa.false()),
-    # Who asked for its end first (`moyin.domain.job.Canceller`); the attempt may still end otherwise.
+    # The first canceller (`moyin.domain.job.Canceller`); the attempt may still end otherwise.
     sa.Column("cancelled_by", sa.JSON(none_as_null=True), nullable=True),
-    # Of renders: the ComfyUI client that wants the events, what ComfyUI's history says of it (a
-    # blob), and whether the owner has taken it out of that history.
+    # For renders: the channel of the ComfyUI client that gets the events, the sha256 of the blob
+    # with ComfyUI's history entry, and whether the owner has removed it from the history.
     sa.Column("channel", sa.String(64), nullable=True),
     sa.Column("record", sa.String(64), nullable=True),
     sa.Column("hidden", sa.Boolean, nullable=False, server_default=sa.false()),
@@ -72,16 +72,16 @@ artifacts = sa.Table(
     sa.Column("media_type", sa.String(127), nullable=False),
     sa.Column("size", sa.BigInteger, nullable=False),
     sa.Column("sha256", sa.String(64), nullable=False),
-    # Of uploads: what clients of the Comfy API v2 look them up by.
+    # For uploads: the digest by which clients of the Comfy API v2 find them.
     sa.Column("blake3", sa.String(64), nullable=True),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
-    # Gone for its owner; jobs that were accepted with it may still read it.
+    # Hidden from its owner since then; jobs that were accepted with it may still read it.
     sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
     sa.Index("ix_artifacts_job_id", "job_id"),
     sa.Index("ix_artifacts_owner_blake3", "owner", "blake3"),
 )
 
-# Files that ComfyUI's clients uploaded, by the names under which their graphs load them.
+# The names by which graphs load the files that ComfyUI's clients uploaded.
 uploads = sa.Table(
     "uploads",
     metadata,
@@ -100,12 +100,12 @@ api_keys = sa.Table(
     sa.Column("owner", sa.String(128), nullable=False),
     sa.Column("name", sa.String(128), nullable=False),
     sa.Column("digest", sa.String(64), nullable=False),
-    # After a rotation the secret before is good for a while.
+    # The digest of the secret before a rotation, valid until `former_until`.
     sa.Column("former_digest", sa.String(64), nullable=True),
     sa.Column("former_until", sa.DateTime(timezone=True), nullable=True),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
     sa.Column("revoked_at", sa.DateTime(timezone=True), nullable=True),
-    # The person or service account that it belongs to; null: the tenant's own key.
+    # The person or service account that owns the key; null: the tenant's own key.
     sa.Column("user_id", sa.String(36), sa.ForeignKey("users.id"), nullable=True),
     sa.Column("scopes", sa.String(1024), nullable=False, server_default="*"),
     sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
@@ -117,7 +117,7 @@ usage = sa.Table(
     "usage",
     metadata,
     sa.Column("id", sa.String(32), primary_key=True),
-    # Clients may choose it, so it need not be unique.
+    # Not unique, since clients may choose it.
     sa.Column("request_id", sa.String(128), nullable=False),
     sa.Column("owner", sa.String(128), nullable=False),
     sa.Column("backend", sa.String(64), nullable=False),
@@ -125,7 +125,7 @@ usage = sa.Table(
     sa.Column("input_tokens", sa.Integer, nullable=False),
     sa.Column("cached_tokens", sa.Integer, nullable=False),
     sa.Column("output_tokens", sa.Integer, nullable=False),
-    # Whole billionths of a dollar: exact on every database.
+    # Integer billionths of a dollar, which are exact on every database.
     sa.Column("cost_nano_usd", sa.BigInteger, nullable=False),
     sa.Column("complete", sa.Boolean, nullable=False),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
@@ -160,7 +160,7 @@ users = sa.Table(
     sa.Index("ix_users_organisation_id", "organisation_id"),
 )
 
-# Who an OpenID provider says somebody is.
+# Identities at OpenID providers by which users sign in.
 sign_ins = sa.Table(
     "sign_ins",
     metadata,
@@ -186,7 +186,7 @@ sessions = sa.Table(
     sa.Index("ix_sessions_expires_at", "expires_at"),
 )
 
-# All that a session ever had: presenting one that was used before betrays a thief.
+# All tokens that a session ever had: a second use of one reveals a theft.
 refresh_tokens = sa.Table(
     "refresh_tokens",
     metadata,
@@ -237,13 +237,13 @@ limits = sa.Table(
     sa.Column("denied_nodes", sa.JSON(none_as_null=True), nullable=True),
 )
 
-# Administrative acts. Nobody updates or deletes these rows.
+# The audit log of administrative operations. Rows are never updated or deleted.
 audit = sa.Table(
     "audit",
     metadata,
     sa.Column("id", sa.String(36), primary_key=True),
     sa.Column("at", sa.DateTime(timezone=True), nullable=False),
-    sa.Column("owner", sa.String(128), nullable=False),  # the tenant that it concerns
+    sa.Column("owner", sa.String(128), nullable=False),  # the tenant whose objects changed
     sa.Column("actor", sa.String(128), nullable=False),
     sa.Column("action", sa.String(64), nullable=False),
     sa.Column("target", sa.String(160), nullable=False),
@@ -258,7 +258,7 @@ userdata = sa.Table(
     "userdata",
     metadata,
     sa.Column("owner", sa.String(128), primary_key=True),
-    sa.Column("user_id", sa.String(36), primary_key=True),  # empty: those of the tenant's own keys
+    sa.Column("user_id", sa.String(36), primary_key=True),  # empty: the tenant's own keys
     sa.Column("path", sa.String(512), primary_key=True),
     sa.Column("size", sa.Integer, nullable=False),
     sa.Column("sha256", sa.String(64), nullable=False),
@@ -267,8 +267,8 @@ userdata = sa.Table(
     sa.Column("modified_at", sa.DateTime(timezone=True), nullable=False),
 )
 
-# What the router knew of a request when it chose a model, so that feedback can come later. No text:
-# words are hashed numbers (moyin/text/quality/question.py). Deleted after thirty days.
+# What the router knew about a request when it chose a model, so that it can learn from later feedback.
+# Contains no text, only hashes of words (moyin/text/quality/question.py). Deleted after thirty days.
 quality_decisions = sa.Table(
     "quality_decisions",
     metadata,
@@ -278,14 +278,14 @@ quality_decisions = sa.Table(
     sa.Column("model", sa.String(128), nullable=False),
     sa.Column("question", sa.JSON, nullable=False),
     sa.Column("p_good", sa.Float, nullable=False),
-    # Per candidate: model, expected cost in nano US dollars, expectation, careful bound.
+    # For each candidate: model, expected cost in nano US dollars, expected quality, lower bound.
     sa.Column("options", sa.JSON, nullable=False),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
     sa.Index("ix_quality_decisions_owner_request_id", "owner", "request_id"),
     sa.Index("ix_quality_decisions_created_at", "created_at"),
 )
 
-# Signals in the order in which every replica learns from them, and what an owner did about learning.
+# Signals in the order in which replicas learn from them, and the owners' actions on learning.
 quality_signals = sa.Table(
     "quality_signals",
     metadata,
@@ -295,19 +295,21 @@ quality_signals = sa.Table(
     sa.Column("key_id", sa.String(64), nullable=False),  # empty: the gateway's own observation
     sa.Column("source", sa.String(16), nullable=False),
     sa.Column("model", sa.String(128), nullable=False),
-    sa.Column("question", sa.JSON, nullable=True),  # null: an owner's act, such as a reset
+    sa.Column("question", sa.JSON, nullable=True),  # null: an owner's action, such as a reset
     sa.Column("score", sa.Float, nullable=False),
     sa.Column("weight", sa.Float, nullable=False),
-    sa.Column("p_good", sa.Float, nullable=True),  # expected before the answer, for calibration
+    sa.Column(
+        "p_good", sa.Float, nullable=True
+    ),  # the expectation before the answer, for calibration
     sa.Column("comment", sa.String(2000), nullable=True),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
     sa.UniqueConstraint("owner", "request_id", "key_id", "source"),
     sa.Index("ix_quality_signals_created_at", "created_at"),
-    # A number that was deleted is never given again: replicas ask for what is above their last.
+    # Numbers are never reused, since replicas read the rows above their last number.
     sqlite_autoincrement=True,
 )
 
-# Per tenant, what the signals up to a number taught.
+# The state that was learned from a tenant's signals up to a number.
 quality_states = sa.Table(
     "quality_states",
     metadata,
@@ -315,7 +317,7 @@ quality_states = sa.Table(
     sa.Column("state", sa.JSON, nullable=False),
     sa.Column("number", sa.BigInteger, nullable=False),
     sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
-    # What the tenant contributes to the levels that all share; null: nothing.
+    # The tenant's contribution to the shared levels; null: none.
     sa.Column("levels", sa.JSON(none_as_null=True)),
     sa.Index("ix_quality_states_updated_at", "updated_at"),
 )

@@ -1,4 +1,4 @@
-"""Sessions with their refresh tokens, and tokens that reset a password."""
+"""Stores sessions, their refresh tokens, and tokens that reset a password."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from moyin.store.schema import password_resets, refresh_tokens, sessions, users
 from moyin.store.sql import Database, Transaction, aware, now
 from moyin.store.tokens import digest, new_id, new_secret
 
-__all__ = ["SessionStore", "still_open"]
+__all__ = ["SessionStore", "is_session_open"]
 
-# So that a token presented after its session ran out is told apart from a made-up one in the log.
-_KEPT = timedelta(days=1)
+# Ended sessions are kept so long, so that a late token is not taken for an invented one.
+_RETENTION = timedelta(days=1)
 
 
 class SessionStore:
-    """Rows of sessions.
+    """Reads and writes rows of sessions.
 
     Args:
-        idle: a session ends when it was not refreshed for so long.
+        idle: the time after which a session ends that is not refreshed.
     """
 
     def __init__(self, database: Database, *, idle: timedelta = timedelta(days=30)) -> None:
@@ -32,7 +32,7 @@ class SessionStore:
         self._idle = idle
 
     async def open(self, user_id: str) -> tuple[Session, str]:
-        """A new session and its first refresh token, which is not kept anywhere."""
+        """Begin a session; return it and its first refresh token, which is stored as a digest only."""
         session = self._new(user_id)
         async with self._database.writing() as connection:
             return session, await _insert(connection, session)
@@ -40,11 +40,11 @@ class SessionStore:
     async def open_by_password(
         self, user_id: str, password: str, rehashed: str | None = None
     ) -> tuple[Session, str] | None:
-        """`open`, unless the user has another password by now, or is shut out.
+        """Begin a session; return None if the password has changed or the user is disabled.
 
         Args:
             password: the hash that was verified.
-            rehashed: takes its place.
+            rehashed: a stronger hash that replaces it; None: it stays.
         """
         statement = (
             users.update()
@@ -57,26 +57,27 @@ class SessionStore:
         )
         session = self._new(user_id)
         async with self._database.writing() as connection:
-            # It also holds the row: whoever sets a new password meanwhile waits, and then ends this
-            # session with the others.
+            # The update also locks the row: a concurrent change of the password waits and then ends
+            # this session, too.
             if (await connection.execute(statement)).rowcount == 0:
                 return None
             return session, await _insert(connection, session)
 
     async def rotate(self, presented: str) -> tuple[Session, str]:
-        """The session of a refresh token, and the token that takes its place.
+        """Return the session of a refresh token, and the token that replaces it.
 
-        A token that was used before is in two hands: the whole session ends.
+        A token that is used twice has been stolen, so the whole session ends.
 
         Raises:
-            InvalidToken: unknown, used, or of a session that is over; which of them is not told.
+            InvalidToken: the token is unknown or used, or its session has ended. The error does
+                not say which.
         """
         used = digest(presented)
         expires_at = now() + self._idle
         async with self._database.writing() as connection:
             row = await _session_of(connection, used)
             if row is not None:
-                if await _use(connection, used):
+                if await _mark_used(connection, used):
                     await connection.execute(
                         sessions.update()
                         .where(sessions.c.id == row.id)
@@ -88,30 +89,36 @@ class SessionStore:
         raise InvalidToken("the refresh token is not valid; sign in again", field="refresh_token")
 
     async def revoke(self, session_id: str) -> None:
+        """End a session."""
         async with self._database.writing() as connection:
             await _revoke(connection, sessions.c.id == session_id)
 
     async def revoke_all(self, user_id: str, *, within: Transaction | None = None) -> None:
-        """End the user's sessions."""
+        """End all sessions of a user."""
         async with self._database.within(within) as connection:
             await _revoke(connection, sessions.c.user_id == user_id)
 
     async def change_password(
         self, user_id: str, session_id: str, before: str | None, after: str
     ) -> bool:
-        """Set a new password from within a session, which alone stays open.
+        """Set a new password hash and end all sessions but this one.
 
-        False, and nothing is done, when the session is over or ``before`` is not the user's
-        password hash any more.
+        Returns:
+            False: nothing was changed, since the session has ended or ``before`` is no longer the
+            user's password hash.
         """
-        still_open = sa.exists().where(
+        session_is_open = sa.exists().where(
             sessions.c.id == session_id,
             sessions.c.user_id == user_id,
             sessions.c.revoked_at.is_(None),
         )
         statement = (
             users.update()
-            .where(users.c.id == user_id, users.c.password.is_not_distinct_from(before), still_open)
+            .where(
+                users.c.id == user_id,
+                users.c.password.is_not_distinct_from(before),
+                session_is_open,
+            )
             .values(password=after)
         )
         others = sa.and_(sessions.c.user_id == user_id, sessions.c.id != session_id)
@@ -122,12 +129,12 @@ class SessionStore:
         return True
 
     async def is_open(self, session_id: str) -> bool:
-        """Whether tokens of this session still prove anything."""
+        """Return whether access tokens of the session are valid."""
         query = _open(session_id)
         return await self._database.read(lambda c: c.execute(query).first() is not None)
 
-    async def open_among(self, session_ids: Collection[str]) -> frozenset[str]:
-        """Return those of the sessions that are neither over nor a disabled user's."""
+    async def filter_open(self, session_ids: Collection[str]) -> frozenset[str]:
+        """Return the ids of those sessions that are open and whose user is not disabled."""
         query = (
             sa.select(sessions.c.id)
             .join(users, users.c.id == sessions.c.user_id)
@@ -141,10 +148,10 @@ class SessionStore:
         rows = await self._database.read(lambda c: c.execute(query).scalars().all())
         return frozenset(rows)
 
-    async def allow_reset(
+    async def create_reset_token(
         self, user_id: str, lifetime: timedelta, *, within: Transaction | None = None
     ) -> str:
-        """A token that sets a new password, once, within ``lifetime``. Older ones end."""
+        """Create a token that sets a password once within ``lifetime``; delete older ones."""
         text = new_secret("p")
         async with self._database.within(within) as connection:
             await connection.execute(
@@ -157,70 +164,72 @@ class SessionStore:
             )
         return text
 
-    async def forbid_reset(self, user_id: str, *, within: Transaction | None = None) -> None:
-        """End the user's tokens that would set a new password."""
+    async def delete_reset_tokens(self, user_id: str, *, within: Transaction | None = None) -> None:
+        """Delete the user's tokens that set a new password."""
         async with self._database.within(within) as connection:
             await connection.execute(
                 password_resets.delete().where(password_resets.c.user_id == user_id)
             )
 
-    async def reset_for(self, presented: str) -> str:
+    async def user_of_reset_token(self, presented: str) -> str:
         """Return the id of the user whose password a reset token would set.
 
         Raises:
-            InvalidToken: unknown, used or too old.
+            InvalidToken: the token is unknown, used or expired.
         """
-        query = sa.select(password_resets.c.user_id).where(_usable(presented))
+        query = sa.select(password_resets.c.user_id).where(_is_valid_reset(presented))
         user_id: str | None = await self._database.read(lambda c: c.execute(query).scalar())
         if user_id is None:
-            raise _unusable()
+            raise _invalid_reset_token()
         return user_id
 
     async def reset_password(self, presented: str, password: str) -> None:
-        """Set the password (a hash) of whom a reset token was made for, and end their sessions.
+        """Set the password hash of the token's user and end all of the user's sessions.
 
         Raises:
-            InvalidToken: unknown, used or too old.
+            InvalidToken: the token is unknown, used or expired.
         """
         used = password_resets.c.digest == digest(presented)
-        # The user first, as everybody else does who holds both.
+        # Locks the user first, as all transactions do that lock both rows.
         holder = (
             sa.select(users.c.id)
             .join(password_resets, password_resets.c.user_id == users.c.id)
             .where(used)
             .with_for_update(key_share=True, of=users)
         )
-        statement = password_resets.update().where(_usable(presented)).values(used_at=now())
-        # At once: a password that is new while the thief's session goes on would be worse than none.
+        statement = password_resets.update().where(_is_valid_reset(presented)).values(used_at=now())
+        # One transaction, so that no old session survives the new password.
         async with self._database.writing() as connection:
             user_id = (await connection.execute(holder)).scalar()
             if (await connection.execute(statement)).rowcount == 0:
-                raise _unusable()
+                raise _invalid_reset_token()
             await connection.execute(
                 users.update().where(users.c.id == user_id).values(password=password)
             )
             await _revoke(connection, sessions.c.user_id == user_id)
 
     async def purge(self) -> int:
-        """Forget sessions and reset tokens that are long over; returns how many sessions."""
-        before = now() - _KEPT
+        """Delete sessions and reset tokens that ended long ago; return the number of sessions."""
+        before = now() - _RETENTION
         async with self._database.writing() as connection:
-            gone = await connection.execute(sessions.delete().where(sessions.c.expires_at < before))
+            deleted = await connection.execute(
+                sessions.delete().where(sessions.c.expires_at < before)
+            )
             await connection.execute(
                 password_resets.delete().where(password_resets.c.expires_at < before)
             )
-        return gone.rowcount
+        return deleted.rowcount
 
     def _new(self, user_id: str) -> Session:
         return Session(id=new_id("ses"), user_id=user_id, expires_at=now() + self._idle)
 
 
-async def still_open(connection: Transaction, session_id: str) -> bool:
-    """`SessionStore.is_open` in a transaction."""
+async def is_session_open(connection: Transaction, session_id: str) -> bool:
+    """Return whether a session is open, inside the caller's transaction."""
     return (await connection.execute(_open(session_id))).first() is not None
 
 
-def _usable(presented: str) -> sa.ColumnElement[bool]:
+def _is_valid_reset(presented: str) -> sa.ColumnElement[bool]:
     return sa.and_(
         password_resets.c.digest == digest(presented),
         password_resets.c.used_at.is_(None),
@@ -228,8 +237,8 @@ def _usable(presented: str) -> sa.ColumnElement[bool]:
     )
 
 
-def _unusable() -> InvalidToken:
-    return InvalidToken("the token is not valid; ask for a new one", field="token")
+def _invalid_reset_token() -> InvalidToken:
+    return InvalidToken("token is unknown, used or expired; request a new one", field="token")
 
 
 def _open(session_id: str) -> sa.Select[Any]:
@@ -245,7 +254,7 @@ def _open(session_id: str) -> sa.Select[Any]:
 
 
 async def _session_of(connection: Transaction, used: str) -> sa.Row[Any] | None:
-    """The live session that a refresh token belongs to."""
+    """Return the open session of a refresh token."""
     query = (
         sa.select(sessions.c.id, sessions.c.user_id, sessions.c.expires_at)
         .join(refresh_tokens, refresh_tokens.c.session_id == sessions.c.id)
@@ -261,8 +270,8 @@ async def _session_of(connection: Transaction, used: str) -> sa.Row[Any] | None:
     return row if expires_at is not None and expires_at > now() else None
 
 
-async def _use(connection: Transaction, used: str) -> bool:
-    """Mark a refresh token used; False when it was before. Of two at once, one succeeds."""
+async def _mark_used(connection: Transaction, used: str) -> bool:
+    """Mark a refresh token used; return False if it was. Of two concurrent calls, one succeeds."""
     statement = (
         refresh_tokens.update()
         .where(refresh_tokens.c.digest == used, refresh_tokens.c.used_at.is_(None))
@@ -272,7 +281,7 @@ async def _use(connection: Transaction, used: str) -> bool:
 
 
 async def _insert(connection: Transaction, session: Session) -> str:
-    """Write a new session; returns its first refresh token."""
+    """Insert a session and return its first refresh token."""
     await connection.execute(
         sessions.insert().values(
             id=session.id,
@@ -285,6 +294,7 @@ async def _insert(connection: Transaction, session: Session) -> str:
 
 
 async def _issue(connection: Transaction, session_id: str) -> str:
+    """Create a refresh token of a session."""
     text = new_secret("r")
     await connection.execute(
         refresh_tokens.insert().values(digest=digest(text), session_id=session_id)

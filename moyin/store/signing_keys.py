@@ -1,4 +1,4 @@
-"""The key pairs that sign access tokens. Private halves are encrypted with the stack's secret."""
+"""Stores the key pairs that sign access tokens; the private keys are encrypted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["PublicKey", "SigningKey", "SigningKeyStore"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublicKey:
-    """What verifies. ``x`` is the raw key as JWKs spell it."""
+    """Verifies tokens. ``x`` is the raw key as in a JWK."""
 
     kid: str
     x: str
@@ -30,21 +30,21 @@ class PublicKey:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SigningKey:
-    """What signs."""
+    """Signs tokens."""
 
     kid: str
     key: Ed25519PrivateKey = field(repr=False)
 
 
 class SigningKeyStore:
-    """Rows of key pairs. ``secret`` is only needed where tokens are made."""
+    """Reads and writes rows of key pairs. Only issuing tokens needs the stack's ``secret``."""
 
     def __init__(self, database: Database, secret: bytes | None = None) -> None:
         self._database = database
         self._cipher = None if secret is None else _cipher(secret)
 
-    async def public(self) -> list[PublicKey]:
-        """All that may have signed a living token, newest first."""
+    async def list_public_keys(self) -> list[PublicKey]:
+        """Return the public keys of all pairs, newest first."""
         query = sa.select(signing_keys.c.kid, signing_keys.c.public).order_by(
             signing_keys.c.created_at.desc()
         )
@@ -59,7 +59,7 @@ class SigningKeyStore:
         ]
 
     async def newest(self) -> SigningKey:
-        """The key that signs; made when there is none."""
+        """Return the newest key, which signs; create one if there is none."""
         query = sa.select(signing_keys).order_by(signing_keys.c.created_at.desc()).limit(1)
         row = await self._database.read(lambda c: c.execute(query).first())
         if row is None:
@@ -68,12 +68,12 @@ class SigningKeyStore:
         return SigningKey(kid=row.kid, key=Ed25519PrivateKey.from_private_bytes(private))
 
     async def add(self, *, within: Transaction | None = None) -> SigningKey:
-        """A new pair, which signs from now on; older ones verify what they signed."""
+        """Create a pair, which signs from now on; older ones still verify."""
         pair = SigningKey(kid=new_id("sig"), key=Ed25519PrivateKey.generate())
         public = base64.urlsafe_b64encode(pair.key.public_key().public_bytes_raw())
         latest = sa.select(sa.func.max(signing_keys.c.created_at))
         async with self._database.within(within) as connection:
-            # Newer than all, also where the clock was ahead when the last one was made.
+            # Later than all others, even if another machine's clock was ahead.
             before = aware((await connection.execute(latest)).scalar())
             moment = now() if before is None else max(now(), before + timedelta(microseconds=1))
             await connection.execute(
@@ -86,15 +86,17 @@ class SigningKeyStore:
             )
         return pair
 
-    async def forget(self, kid: str, *, within: Transaction | None = None) -> None:
-        """Refuse whatever this key signed (caches hold it for a minute more)."""
+    async def delete(self, kid: str, *, within: Transaction | None = None) -> None:
+        """Delete a pair, so that its tokens are refused; caches accept them for another minute."""
         async with self._database.within(within) as connection:
             await connection.execute(signing_keys.delete().where(signing_keys.c.kid == kid))
 
     @property
     def _secrets(self) -> Fernet:
         if self._cipher is None:
-            raise RuntimeError("this store was made without the secret: it can only verify")
+            raise RuntimeError(
+                "SigningKeyStore needs the secret for signing keys; without it, it can only verify"
+            )
         return self._cipher
 
 

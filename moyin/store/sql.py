@@ -1,6 +1,7 @@
-"""The SQL database: one engine per process, and its migrations.
+"""Connects to the SQL database and migrates it.
 
-SQLite is the embedded default and PostgreSQL the shared one; nothing above this module can tell.
+SQLite is the embedded default, PostgreSQL the shared database. Code above this module is the same
+for both.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from moyin.store.json import json_text
-from moyin.store.sqlite import BUSY_SECONDS, SqliteDatabase, keep_a_log
+from moyin.store.sqlite import BUSY_SECONDS, SqliteDatabase, enable_wal
 
 __all__ = ["Database", "Transaction", "aware", "migrate", "now"]
 
@@ -35,23 +36,23 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 class Transaction(Protocol):
-    """What can be done in a transaction of several steps. Results hold their rows already."""
+    """Executes statements in one transaction. Results have already read all their rows."""
 
     async def execute(
         self, statement: sa.Executable, parameters: Any = None
-    ) -> sa.CursorResult[Any]: ...
+    ) -> sa.CursorResult[Any]:
+        """Execute one statement."""
 
     async def run_sync(self, work: Callable[[sa.Connection], T]) -> T:
-        """Several statements in one go."""
-        ...
+        """Run several statements without returning to the event loop in between."""
 
 
 class Database:
     """Owns the connection pool of one process.
 
-    `read` and `write` are the cheap way: all of a transaction in one function, which runs outside
-    of the event loop and returns plain values. `reading` and `writing` are for transactions that
-    wait for something else between two statements, or cost nobody anything.
+    `read` and `write` are the fast way: one function runs the whole transaction outside of the event
+    loop and returns plain values. `reading` and `writing` are for transactions that await something
+    between two statements, or that are rare.
     """
 
     def __init__(self, url: str) -> None:
@@ -66,61 +67,68 @@ class Database:
             self._shared = create_async_engine(url, pool_pre_ping=True, json_serializer=json_text)
 
     async def read(self, work: Callable[[sa.Connection], T]) -> T:
-        """What ``work`` returns of a connection for queries."""
+        """Return the result of ``work``, which only queries."""
         if self._sqlite is not None:
             return await self._sqlite.run(work, writes=False)
         async with self._engine.connect() as connection:
             return await connection.run_sync(work)
 
     async def write(self, work: Callable[[sa.Connection], T]) -> T:
-        """The same in a transaction that may write; commits unless ``work`` raises."""
+        """Return the result of ``work``, which may write; commit unless it raises."""
         if self._sqlite is not None:
             return await self._sqlite.run(work, writes=True)
         async with self._engine.begin() as connection:
             return await connection.run_sync(work)
 
     def reading(self) -> AbstractAsyncContextManager[Transaction]:
-        """A connection for queries."""
+        """Open a transaction that only queries."""
         if self._sqlite is not None:
             return self._sqlite.transaction(writes=False)
         return _shared(self._engine.connect())
 
     def writing(self) -> AbstractAsyncContextManager[Transaction]:
-        """A connection in a transaction that may write; commits when the block ends well."""
+        """Open a transaction that may write; commit unless the block raises."""
         if self._sqlite is not None:
             return self._sqlite.transaction(writes=True)
         return _shared(self._engine.begin())
 
     def within(self, transaction: Transaction | None) -> AbstractAsyncContextManager[Transaction]:
-        """``transaction``, whose end is its owner's; None: one of its own."""
+        """Join ``transaction``, which its owner ends; None: open a new one, as `writing` does."""
         return self.writing() if transaction is None else nullcontext(transaction)
 
     @asynccontextmanager
-    async def alone(self, name: str) -> AsyncIterator[bool]:
-        """Whether nobody else, in any process, is in a block of this name. Who dies has left it."""
+    async def advisory_lock(self, name: str) -> AsyncIterator[bool]:
+        """Try to take a lock by name; yield whether it was taken.
+
+        The lock excludes other processes, too. It is released with the block or the process.
+        """
         if self._shared is not None:
-            ask = sa.select(sa.func.pg_try_advisory_xact_lock(zlib.crc32(name.encode())))
+            query = sa.select(sa.func.pg_try_advisory_xact_lock(zlib.crc32(name.encode())))
             async with self._shared.connect() as connection:
-                yield bool((await connection.execute(ask)).scalar_one())
+                yield bool((await connection.execute(query)).scalar_one())
         elif (file := _file(self._url)) is not None:
             with file.with_suffix(f".{name}.lock").open("w") as lock:
-                yield _taken(lock)
+                yield _try_lock(lock)
         else:
             yield True
 
     async def ready(self) -> None:
-        """Bring an embedded SQLite file up to the newest schema.
+        """Migrate an embedded SQLite file to the newest schema.
 
-        A shared database is migrated by an operator (``moyin migrate``), never by a replica.
+        An operator migrates a shared database (``moyin migrate``); replicas never do.
+
+        Raises:
+            StackError: an unknown version of Moyin made the file.
         """
         if self._sqlite is not None and not await asyncio.to_thread(_is_newest, self._url):
             await asyncio.to_thread(migrate, self._url)
 
     async def ping(self) -> None:
-        """Raise what the driver raises when the database does not answer."""
+        """Raise the driver's error if the database is unavailable."""
         await self.read(lambda connection: connection.execute(sa.text("SELECT 1")).all())
 
     async def close(self) -> None:
+        """Close all connections."""
         if self._sqlite is not None:
             await self._sqlite.close()
         else:
@@ -133,7 +141,7 @@ class Database:
 
 
 class _SharedTransaction:
-    """`Transaction` of a database that many processes share."""
+    """Implements `Transaction` on PostgreSQL."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
@@ -149,33 +157,36 @@ class _SharedTransaction:
 
 @asynccontextmanager
 async def _shared(
-    opened: AbstractAsyncContextManager[AsyncConnection],
+    connecting: AbstractAsyncContextManager[AsyncConnection],
 ) -> AsyncIterator[Transaction]:
-    async with opened as connection:
+    async with connecting as connection:
         yield _SharedTransaction(connection)
 
 
 def migrate(url: str, revision: str = "head", *, down: bool = False) -> None:
     """Run the Alembic migrations up, or ``down``, to ``revision``; blocks.
 
-    Processes that start together take turns, so that each finds the schema or makes it.
+    A lock makes processes that start together migrate one after the other.
+
+    Raises:
+        StackError: the database is at a revision that this version does not know.
     """
-    # Here, because every process has a database and hardly any has to migrate it.
+    # Imported here, since every process uses a database and few migrate it.
     import alembic.command
     import alembic.config
 
-    with _turn(_file(url)):
+    with _migration_lock(_file(url)):
         config = alembic.config.Config()
         config.set_main_option("script_location", str(_MIGRATIONS))
         config.attributes["url"] = url
         run = alembic.command.downgrade if down else alembic.command.upgrade
         run(config, revision)
         if (file := _file(url)) is not None:
-            keep_a_log(file)
+            enable_wal(file)
 
 
 def newest_revision() -> str:
-    """The schema that this code works with; migrations are named by their revision."""
+    """Return the revision of the newest migration, with whose number its file name begins."""
     return max(path.name[:4] for path in (_MIGRATIONS / "versions").glob("[0-9]*.py"))
 
 
@@ -185,16 +196,16 @@ def _is_newest(url: str) -> bool:
         return False
     with closing(sqlite3.connect(file, timeout=BUSY_SECONDS)) as connection:
         try:
-            found = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+            revisions = connection.execute("SELECT version_num FROM alembic_version").fetchall()
             [(mode,)] = connection.execute("PRAGMA journal_mode").fetchall()
         except sqlite3.OperationalError:  # no such table: a new file
             return False
-    # A file that was restored from a copy may be written in SQLite's own way again.
-    return found == [(newest_revision(),)] and mode == "wal"
+    # A file restored from a backup may not be in WAL mode.
+    return revisions == [(newest_revision(),)] and mode == "wal"
 
 
 def _file(url: str) -> Path | None:
-    """Of an SQLite database; None for others, and for one in memory."""
+    """Return the file of an SQLite database; None: another database, or one in memory."""
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
         return None
@@ -202,18 +213,18 @@ def _file(url: str) -> Path | None:
 
 
 def now() -> datetime:
-    """The present, in UTC and aware of it."""
+    """Return the present time in UTC, with its time zone."""
     return datetime.now(UTC)
 
 
 def aware(value: datetime | None) -> datetime | None:
-    """``value`` in UTC; SQLite gives back naive datetimes."""
+    """Return ``value`` with the time zone UTC, which SQLite does not store."""
     if value is None or value.tzinfo is not None:
         return value
     return value.replace(tzinfo=UTC)
 
 
-def _taken(lock: IO[str]) -> bool:
+def _try_lock(lock: IO[str]) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -222,7 +233,7 @@ def _taken(lock: IO[str]) -> bool:
 
 
 @contextmanager
-def _turn(database: Path | None) -> Iterator[None]:
+def _migration_lock(database: Path | None) -> Iterator[None]:
     if database is None:
         yield
         return

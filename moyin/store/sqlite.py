@@ -1,7 +1,7 @@
-"""SQLite without an event loop waiting for it: whole transactions in threads.
+"""Runs whole SQLite transactions in threads, so that they do not block the event loop.
 
-Drivers that answer each call to an event loop cross to a thread and back for every cursor, row and
-commit; that is ten times what our statements themselves take.
+Async drivers switch to a thread and back for each cursor, row and commit, which takes ten times as
+long as our statements.
 """
 
 from __future__ import annotations
@@ -20,50 +20,50 @@ from sqlalchemy.engine import make_url
 
 from moyin.store.json import json_text
 
-__all__ = ["BUSY_SECONDS", "SqliteDatabase", "SqliteTransaction", "keep_a_log"]
+__all__ = ["BUSY_SECONDS", "SqliteDatabase", "SqliteTransaction", "enable_wal"]
 
 T = TypeVar("T")
-# How long a writer waits for one of another process: far more than any of our transactions takes.
+# How long a writer waits for one of another process; far longer than any transaction takes.
 BUSY_SECONDS = 30
 _THREADS = 4
-# Transactions that wait for their owner between two statements; SQLAlchemy's pool has room for 15.
-_OPEN = 8
+# Open read transactions that await something; SQLAlchemy's pool has 15 connections.
+_MAX_OPEN = 8
 
 
 class SqliteDatabase:
-    """One file, or one in memory, for one process."""
+    """Owns the connections of one process to a database file, or to one in memory."""
 
     def __init__(self, url: str) -> None:
         self.engine = _engine(url)
         self._writer = self.engine.execution_options(writes=True)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="sqlite")
-        # SQLite has one writer. Ours take turns here: there they would poll for it, in threads that
-        # whoever holds the turn may need.
-        self._turn = asyncio.Lock()
-        self._open = asyncio.Semaphore(_OPEN)
+        # SQLite has one writer. Without this lock, waiting writers would poll for it and occupy the
+        # threads that the present writer needs.
+        self._write_lock = asyncio.Lock()
+        self._read_slots = asyncio.Semaphore(_MAX_OPEN)
 
     async def run(self, work: Callable[[sa.Connection], T], *, writes: bool) -> T:
-        """``work`` in a transaction of its own, in one go."""
+        """Run ``work`` in its own transaction, in one call to a thread."""
         if not writes:
-            return await self.visit(lambda: _read(self.engine, work))
-        async with self._turn:
-            return await self.visit(lambda: _write(self._writer, work))
+            return await self.run_in_thread(lambda: _read(self.engine, work))
+        async with self._write_lock:
+            return await self.run_in_thread(lambda: _write(self._writer, work))
 
     @asynccontextmanager
     async def transaction(self, *, writes: bool) -> AsyncIterator[SqliteTransaction]:
-        """A transaction of several visits; commits when the block ends well."""
+        """Open a transaction of several calls to threads; commit unless the block raises."""
         engine = self._writer if writes else self.engine
-        async with self._turn if writes else self._open:
-            opened = SqliteTransaction(self, engine)
+        async with self._write_lock if writes else self._read_slots:
+            transaction = SqliteTransaction(self, engine)
             try:
-                yield opened
+                yield transaction
             except BaseException:
-                await opened.end(commit=False)
+                await transaction.end(commit=False)
                 raise
-            await opened.end(commit=writes)
+            await transaction.end(commit=writes)
 
-    async def visit(self, call: Callable[[], T]) -> T:
-        """``call`` in a thread. It is never left behind: a cancellation waits for its end."""
+    async def run_in_thread(self, call: Callable[[], T]) -> T:
+        """Run ``call`` in a thread; a cancellation waits until it ends."""
         future = asyncio.get_running_loop().run_in_executor(self._threads, call)
         cancelled: asyncio.CancelledError | None = None
         while not future.done():
@@ -72,18 +72,19 @@ class SqliteDatabase:
             except asyncio.CancelledError as error:
                 cancelled = error
         if cancelled is not None:
-            # Retrieved, whatever it is: nobody is there to hear of it.
+            # Marks the exception as retrieved, since no caller is left to receive it.
             future.exception()
             raise cancelled
         return future.result()
 
     async def close(self) -> None:
-        await self.visit(self.engine.dispose)
+        """Close the connections and end the threads."""
+        await self.run_in_thread(self.engine.dispose)
         self._threads.shutdown(wait=False)
 
 
 class SqliteTransaction:
-    """Begins with its first statement. See `moyin.store.sql.Transaction`."""
+    """Implements `moyin.store.sql.Transaction`; begins with its first statement."""
 
     def __init__(self, database: SqliteDatabase, engine: sa.Engine) -> None:
         self._database = database
@@ -96,13 +97,14 @@ class SqliteTransaction:
         return await self.run_sync(lambda connection: connection.execute(statement, parameters))
 
     async def run_sync(self, work: Callable[[sa.Connection], T]) -> T:
-        return await self._database.visit(lambda: work(self._begun()))
+        return await self._database.run_in_thread(lambda: work(self._connect()))
 
     async def end(self, *, commit: bool) -> None:
+        """Commit or roll back."""
         if self._connection is not None:
-            await self._database.visit(lambda: self._end(commit))
+            await self._database.run_in_thread(lambda: self._end(commit))
 
-    def _begun(self) -> sa.Connection:
+    def _connect(self) -> sa.Connection:
         if self._connection is None:
             self._connection = self._engine.connect()
         return self._connection
@@ -115,7 +117,7 @@ class SqliteTransaction:
 
 
 class _Cursor(sqlite3.Cursor):
-    """Has all its rows when it has executed: reading them, in the event loop, asks no file."""
+    """Reads all rows on execution, so that fetching them in the event loop reads no file."""
 
     _rows: deque[Any]
 
@@ -151,9 +153,10 @@ def _write(engine: sa.Engine, work: Callable[[sa.Connection], T]) -> T:
         return work(connection)
 
 
-def keep_a_log(file: Path) -> None:
-    """Have the file written by way of a log (WAL) from now on, so that readers and the writer don't
-    wait for each other; blocks. For who has it alone: while others open it, SQLite may refuse.
+def enable_wal(file: Path) -> None:
+    """Set the file to write-ahead logging, so that readers and the writer do not wait; blocks.
+
+    Call it before other processes open the file, or SQLite may refuse.
     """
     with closing(sqlite3.connect(file, timeout=BUSY_SECONDS)) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
@@ -172,7 +175,7 @@ def _engine(url: str) -> sa.Engine:
 
     @sa.event.listens_for(engine, "connect")
     def _tune(connection: Any, _record: Any) -> None:
-        # Off: the driver's own idea of when a transaction begins; `_begin` below decides.
+        # Turns off the driver's own transactions; `_begin` below begins them.
         connection.isolation_level = None
         cursor = connection.cursor()
         if cursor.execute("PRAGMA journal_mode").fetchone() == ("delete",):
@@ -184,8 +187,8 @@ def _engine(url: str) -> sa.Engine:
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
-        # A transaction that reads first and writes later would fail at once, without waiting,
-        # when another writer came in between: so writers queue up at the start.
+        # A transaction that reads first and then writes fails at once if another writer came in
+        # between. So transactions that write wait for the write lock at their start.
         writes = connection.get_execution_options().get("writes")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 

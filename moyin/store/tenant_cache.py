@@ -1,7 +1,7 @@
-"""Bytes that are kept in Valkey for a while, per tenant, because they may be asked for again.
+"""Caches bytes per tenant in Valkey.
 
-Such a cache is never worth waiting for: it answers at once or counts as empty, and after an outage
-it is left alone for some seconds.
+Requests must not wait for the cache: it responds at once or counts as empty, and after an error it
+is not used for some seconds.
 """
 
 from __future__ import annotations
@@ -11,12 +11,9 @@ import logging
 import time
 from typing import Any
 
-import redis.asyncio as redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from moyin.store.valkey import ValkeyConnection
+from moyin.store.valkey import connect_cache
 
 __all__ = ["TenantCache"]
 
@@ -26,37 +23,32 @@ _PAUSE_SECONDS = 5.0
 
 
 class TenantCache:
-    """Keeps values per tenant: each expires, and the oldest go when there are too many.
+    """Caches values per tenant: each expires, and the oldest are evicted when there are too many.
 
     Args:
-        prefix: of the names in Valkey.
+        prefix: the prefix of the keys in Valkey.
     """
 
     def __init__(self, url: str, prefix: str) -> None:
-        # Any: the client's types speak of texts, which it gives only when it decodes.
-        self._redis: Any = redis.Redis.from_url(
-            url,
-            connection_class=ValkeyConnection,
-            socket_connect_timeout=_TIMEOUT_SECONDS,
-            socket_timeout=_TIMEOUT_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-        )
+        # Any: the client's types are those of decoded texts, and this client does not decode.
+        self._redis: Any = connect_cache(url, _TIMEOUT_SECONDS)
         self._prefix = prefix
-        self._rests_until = 0.0
+        self._paused_until = 0.0
 
     async def get(self, owner: str, digest: str) -> bytes | None:
-        if self._rests:
+        """Return a cached value; None: it is not cached, or Valkey is unavailable."""
+        if self._is_paused:
             return None
         try:
-            found: bytes | None = await self._redis.get(f"{self._index(owner)}:{digest}")
+            value: bytes | None = await self._redis.get(f"{self._index(owner)}:{digest}")
         except (RedisError, OSError) as error:
-            self._rest(error)
+            self._pause(error)
             return None
-        return found
+        return value
 
     async def put(self, owner: str, digest: str, value: bytes, *, ttl: int, entries: int) -> None:
-        """Keep ``value`` for ``ttl`` seconds, among the newest ``entries`` of its tenant."""
-        if self._rests:
+        """Cache ``value`` for ``ttl`` seconds, among the newest ``entries`` of its tenant."""
+        if self._is_paused:
             return
         index, now = self._index(owner), time.time()
         name = f"{index}:{digest}"
@@ -67,12 +59,12 @@ class TenantCache:
                 pipeline.zcard(index)
                 pipeline.expire(index, ttl, gt=True)
                 pipeline.expire(index, ttl, nx=True)
-                outcomes = await pipeline.execute()
-            if (spare := outcomes[2] - entries) > 0:
-                oldest = await self._redis.zpopmin(index, spare)
-                await self._redis.delete(*(found for found, _ in oldest))
+                results = await pipeline.execute()
+            if (excess := results[2] - entries) > 0:
+                oldest = await self._redis.zpopmin(index, excess)
+                await self._redis.delete(*(evicted for evicted, _ in oldest))
         except (RedisError, OSError) as error:
-            self._rest(error)
+            self._pause(error)
 
     async def close(self) -> None:
         await self._redis.aclose()
@@ -81,9 +73,9 @@ class TenantCache:
         return f"{self._prefix}:{hashlib.sha256(owner.encode()).hexdigest()[:32]}"
 
     @property
-    def _rests(self) -> bool:
-        return time.monotonic() < self._rests_until
+    def _is_paused(self) -> bool:
+        return time.monotonic() < self._paused_until
 
-    def _rest(self, error: Exception) -> None:
-        self._rests_until = time.monotonic() + _PAUSE_SECONDS
-        _log.warning("the cache %s does not answer: %s", self._prefix, error)
+    def _pause(self, error: Exception) -> None:
+        self._paused_until = time.monotonic() + _PAUSE_SECONDS
+        _log.warning("the cache %s is unavailable: %s", self._prefix, error)

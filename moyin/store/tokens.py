@@ -1,4 +1,4 @@
-"""Secrets that are kept as digests only."""
+"""Makes secrets, ids, and the digests by which secrets are stored."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ __all__ = ["digest", "new_id", "new_secret"]
 
 
 def digest(text: str) -> str:
-    """SHA-256 in hex. Enough for 256 random bits; slow hashes are for what people choose."""
+    """Return the SHA-256 in hex. Only passwords need a slow hash, not 256 random bits."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def new_secret(kind: str) -> str:
-    """256 random bits as text, recognisable by scanners: ``moyin<kind>_…``."""
+    """Return 256 random bits as ``moyin<kind>_…``, which secret scanners can recognise."""
     return f"moyin{kind}_{secrets.token_urlsafe(32)}"
 
 
 def new_id(kind: str) -> str:
-    """``<kind>_<24 hex digits>``."""
+    """Return a random id: ``<kind>_<24 hex digits>``."""
     return f"{kind}_{secrets.token_hex(12)}"

@@ -1,4 +1,4 @@
-"""Files that ComfyUI's clients uploaded, by name: rows that point to artifacts."""
+"""Stores the names of files that ComfyUI's clients uploaded; the files are artifacts."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from moyin.store.sql import Database, now
 
 __all__ = ["UploadStore"]
 
-# As many names as any database takes in one statement.
+# The number of names that every database accepts in one statement.
 _CHUNK = 100
 
 
 class UploadStore:
-    """Names of files, always read through their owner. The same name of two owners is two files."""
+    """Reads and writes file names of one owner at a time."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -30,10 +30,10 @@ class UploadStore:
     async def put(
         self, owner: str, name: ComfyFileName, artifact: Artifact, *, replace: bool
     ) -> Artifact:
-        """Give the artifact a name; returns what has that name now.
+        """Name an artifact; return the artifact that has the name now.
 
         Args:
-            replace: take the name away from what has it.
+            replace: whether to take the name from another artifact; if not, that one is returned.
         """
         values = {
             "owner": owner,
@@ -46,36 +46,36 @@ class UploadStore:
 
         def put(connection: sa.Connection) -> None:
             if replace:
-                connection.execute(uploads.delete().where(_is(owner, name)))
+                connection.execute(uploads.delete().where(_has_name(owner, name)))
             connection.execute(uploads.insert().values(values))
             insert_artifacts(connection, [artifact], owner=owner, job_id=None)
 
         try:
             await self._database.write(put)
         except IntegrityError:
-            found = await self.find(owner, [name])
-            return found.get(name, artifact)
+            existing = await self.find(owner, [name])
+            return existing.get(name, artifact)
         return artifact
 
     async def find(
         self, owner: str, names: Collection[ComfyFileName]
     ) -> dict[ComfyFileName, Artifact]:
-        """Those of the names that there are."""
-        wanted = list(names)
-        found: dict[ComfyFileName, Artifact] = {}
-        for start in range(0, len(wanted), _CHUNK):
-            part = wanted[start : start + _CHUNK]
+        """Return the artifacts of those names that exist."""
+        remaining = list(names)
+        artifacts_by_name: dict[ComfyFileName, Artifact] = {}
+        for start in range(0, len(remaining), _CHUNK):
+            part = remaining[start : start + _CHUNK]
             query = (
                 sa.select(uploads.c.type, uploads.c.subfolder, uploads.c.filename, artifacts)
                 .join(artifacts, artifacts.c.id == uploads.c.artifact_id)
-                .where(sa.or_(*(_is(owner, name) for name in part)))
+                .where(sa.or_(*(_has_name(owner, name) for name in part)))
             )
             rows = await self._database.read(partial(_rows, query))
-            found.update((_name(row), artifact_of_row(row)) for row in rows)
-        return found
+            artifacts_by_name.update((_name(row), artifact_of_row(row)) for row in rows)
+        return artifacts_by_name
 
     async def newest(self, owner: str, kind: str, limit: int) -> list[ComfyFileName]:
-        """Names of one type, the latest first."""
+        """Return names of one type, newest first."""
         query = (
             sa.select(uploads.c.type, uploads.c.subfolder, uploads.c.filename)
             .where(uploads.c.owner == owner, uploads.c.type == kind)
@@ -90,7 +90,7 @@ def _rows(query: sa.Select[Any], connection: sa.Connection) -> Sequence[Mapping[
     return connection.execute(query).mappings().all()
 
 
-def _is(owner: str, name: ComfyFileName) -> sa.ColumnElement[bool]:
+def _has_name(owner: str, name: ComfyFileName) -> sa.ColumnElement[bool]:
     return sa.and_(
         uploads.c.owner == owner,
         uploads.c.type == name.type,

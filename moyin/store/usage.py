@@ -1,4 +1,4 @@
-"""The ledger of text requests: who used which model, how many tokens, for how much."""
+"""Records the tokens and cost of text requests."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ __all__ = ["UsageEntry", "UsageLedger"]
 
 _log = logging.getLogger(__name__)
 _CAPACITY = 10_000
-# Small, because preparing a batch holds up the event loop.
+# Small, since preparing a batch blocks the event loop.
 _BATCH = 100
 _FLUSH_SECONDS = 0.5
 _RETRY_SECONDS = 2.0
-# So often one entry may fail in a way that is no outage; then the others are written without it.
-_MOST_FAULTS = 5
-# Classes of SQLSTATE: what was to be written is wrong, and not the database away.
-_WRONG = ("22", "23")
+# An entry that fails so often, without an outage, is dropped.
+_MAX_FAILURES = 5
+# Classes of SQLSTATE for invalid data.
+_INVALID_DATA = ("22", "23")
 _NANO = 10**9
-# What is written again, because nobody knows whether it was, is no conflict.
+# A row may be written again if the result of its first commit is unknown.
 _INSERT = {
     "sqlite": sqlite.insert(usage).on_conflict_do_nothing(index_elements=["id"]),
     "postgresql": postgresql.insert(usage).on_conflict_do_nothing(index_elements=["id"]),
@@ -45,11 +45,11 @@ _INSERT = {
 # Not frozen: one is made per request, and freezing doubles what that costs.
 @dataclass(kw_only=True, slots=True)
 class UsageEntry:
-    """One answered request.
+    """Describes the usage of one request.
 
     Attributes:
         cached_tokens: the part of ``input_tokens`` that was read from a prompt cache.
-        complete: False when the answer was cut; the counts are then what was seen.
+        complete: False if the response was cut off; the counts are then those up to the cut.
     """
 
     request_id: str
@@ -64,56 +64,59 @@ class UsageEntry:
 
 
 class UsageLedger:
-    """Takes entries on the hot path without waiting and writes them in batches.
+    """Queues entries without waiting and writes them in batches.
 
-    When the database can't keep up or is away, entries wait in memory, ``10 000`` at most; one
-    that finds no room, or that the database can't take, is written to the log instead, so that it
-    can be booked by hand.
+    If the database is slow or unavailable, up to 10,000 entries wait in memory. Entries beyond that,
+    and those that the database rejects, are logged instead, so that they can be booked by hand.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._waiting: deque[UsageEntry] = deque()
-        # Of the first that wait, once they were tried: a commit whose answer is lost may have been
-        # one, so they keep their ids.
-        self._tried: list[dict[str, Any]] = []
-        # So many of the first are written one by one, as something is wrong with one of them; and
-        # how often the very first has failed by now.
-        self._alone = self._faults = 0
-        self._written = 0  # entries that are done with
+        # Rows of the first entries once their batch was tried. They keep their ids, since the
+        # commit may have succeeded although its reply was lost.
+        self._attempted_rows: list[dict[str, Any]] = []
+        # The number of first entries to write one by one, since one of their batch is invalid.
+        self._one_by_one = 0
+        # The number of times that the first entry has failed.
+        self._failures = 0
+        self._done_count = 0  # entries written or dropped
         self._closing = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
+        """Start writing in the background."""
         self._writer = asyncio.create_task(self._write_until_closed())
 
     async def close(self) -> None:
-        """Write what waits, then stop. What could not be written is in the log; raises nothing, so
-        that what is closed after it is closed."""
+        """Write waiting entries and stop; log those that cannot be written. Raises nothing."""
         self._closing.set()
         try:
             if self._writer is not None:
                 await self._writer
         except Exception:
-            _log.exception("the usage ledger's writer has ended in an unforeseen way")
+            _log.exception("the usage ledger's writer failed unexpectedly")
         finally:
             for entry in self._waiting:
-                _log.error("usage ledger closed without the database; not booked: %s", entry)
+                _log.error(
+                    "the usage ledger is closed and the database unavailable; entry not booked: %s",
+                    entry,
+                )
 
     def record(self, entry: UsageEntry) -> None:
+        """Queue an entry; log it if the queue is full."""
         if len(self._waiting) >= _CAPACITY:
-            _log.error("usage ledger is full; not booked: %s", entry)
+            _log.error("the usage ledger is full; entry not booked: %s", entry)
         else:
             self._waiting.append(entry)
 
     async def get(
         self, owner: str, request_id: str, since: datetime | None = None
     ) -> UsageEntry | None:
-        """The newest entry of ``owner`` under this request id. A hedged call has several: then the
-        one that was answered.
+        """Return the owner's newest written entry of a request; of a hedged one, the complete one.
 
         Args:
-            since: older ones are not looked at; None: any age.
+            since: only entries since this time; None: of any age.
         """
         query = (
             sa.select(usage)
@@ -129,15 +132,15 @@ class UsageLedger:
     async def find(
         self, owner: str, request_id: str, since: datetime | None = None
     ) -> UsageEntry | None:
-        """Return what `get` does, also of entries that still wait to be written."""
-        found = [
+        """Return what `get` does, including entries that wait to be written."""
+        candidates = [
             entry
             for entry in reversed(self._waiting)
             if entry.request_id == request_id and entry.owner == owner
         ]
         if (written := await self.get(owner, request_id, since)) is not None:
-            found.append(written)
-        return max(found, key=lambda entry: entry.complete, default=None)
+            candidates.append(written)
+        return max(candidates, key=lambda entry: entry.complete, default=None)
 
     async def _write_until_closed(self) -> None:
         pause = _FLUSH_SECONDS
@@ -150,61 +153,63 @@ class UsageLedger:
             pause = _FLUSH_SECONDS if await self._write_waiting() else _RETRY_SECONDS
 
     async def _write_waiting(self) -> bool:
-        """Write all that waits by now, a batch a commit; False when it is to be tried again later.
+        """Write the entries that wait now, one batch per commit; False: retry later.
 
-        What comes meanwhile is for the next time: while requests come as fast as commits are made,
-        each would otherwise have a commit of its own.
+        Entries that arrive meanwhile wait for the next call: if they arrive as fast as commits are
+        made, each would otherwise have its own commit.
         """
-        upto = self._written + len(self._waiting)
-        while self._waiting and (self._written < upto or self._closing.is_set()):
-            size = 1 if self._alone else _BATCH
+        end = self._done_count + len(self._waiting)
+        while self._waiting and (self._done_count < end or self._closing.is_set()):
+            size = 1 if self._one_by_one else _BATCH
             try:
-                if not self._tried:
+                if not self._attempted_rows:
                     written_at = now()
-                    self._tried = [_row(e, written_at) for e in islice(self._waiting, size)]
-                rows = self._tried[:size]
+                    self._attempted_rows = [
+                        _row(e, written_at) for e in islice(self._waiting, size)
+                    ]
+                rows = self._attempted_rows[:size]
                 async with self._database.writing() as connection:
                     await connection.run_sync(partial(_insert, rows))
             except Exception as error:
-                if _away(error):
+                if _is_outage(error):
                     waiting = len(self._waiting)
                     _log.exception("usage ledger: %d entries wait for the database", waiting)
                     return False
-                if not self._alone:
-                    self._alone = min(size, len(self._waiting))
-                elif not self._given_up():
+                if not self._one_by_one:
+                    self._one_by_one = min(size, len(self._waiting))
+                elif not self._drop_failing():
                     return False
             else:
-                self._done(len(rows))
+                self._remove_first(len(rows))
         return True
 
-    def _given_up(self) -> bool:
-        """Whether the first that waits, which has just failed alone, need not be tried again."""
-        self._faults += 1
-        if self._faults < _MOST_FAULTS and not self._closing.is_set():
-            _log.exception("usage ledger: an entry fails, and is tried again")
+    def _drop_failing(self) -> bool:
+        """Drop the first entry if it has failed too often; False: it is to be retried."""
+        self._failures += 1
+        if self._failures < _MAX_FAILURES and not self._closing.is_set():
+            _log.exception("usage ledger: writing an entry failed and is retried")
             return False
-        _log.exception("usage ledger can't write an entry; not booked: %s", self._waiting[0])
-        self._done(1)
+        _log.exception("usage ledger: an entry cannot be written; not booked: %s", self._waiting[0])
+        self._remove_first(1)
         return True
 
-    def _done(self, count: int) -> None:
-        """The first ``count`` wait no longer."""
-        del self._tried[:count]
+    def _remove_first(self, count: int) -> None:
+        """Remove the first ``count`` entries from the queue."""
+        del self._attempted_rows[:count]
         for _ in range(count):
             self._waiting.popleft()
-        self._written += count
-        self._alone, self._faults = max(0, self._alone - count), 0
+        self._done_count += count
+        self._one_by_one, self._failures = max(0, self._one_by_one - count), 0
 
 
-def _away(error: Exception) -> bool:
-    """Whether it is the database's, and none of the entries'."""
-    # A connection that is refused or not answered raises the driver's own OSError.
+def _is_outage(error: Exception) -> bool:
+    """Return whether the database is unavailable, as opposed to an invalid entry."""
+    # A refused or unanswered connection raises the driver's OSError.
     if not isinstance(error, SQLAlchemyError | OSError):
         return False
-    # PostgreSQL's driver has no class of its own for data that it can't take.
+    # PostgreSQL's driver has no exception class for invalid data.
     state = getattr(getattr(error, "orig", None), "sqlstate", None)
-    return not (isinstance(error, IntegrityError) or str(state).startswith(_WRONG))
+    return not (isinstance(error, IntegrityError) or str(state).startswith(_INVALID_DATA))
 
 
 def _insert(rows: list[dict[str, Any]], connection: sa.Connection) -> None:

@@ -1,4 +1,4 @@
-"""Files of ComfyUI's frontend, by tenant and person. Small, so they are rows."""
+"""Stores files of ComfyUI's frontend per tenant and user, as rows, since they are small."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ _MAX_FILE = 8 * 1024 * 1024
 _MAX_BYTES = 64 * 1024 * 1024
 _MAX_FILES = 2_000
 _TRIES = 20
-_SHOWN = (userdata.c.path, userdata.c.size, userdata.c.created_at, userdata.c.modified_at)
+_INFO_COLUMNS = (userdata.c.path, userdata.c.size, userdata.c.created_at, userdata.c.modified_at)
 
 
 class UserdataStore:
-    """Rows are read and written through their shelf alone.
+    """Reads and writes files of one scope, a tenant's user, at a time.
 
     Args:
-        max_file, max_bytes, max_files: of one shelf.
+        max_file: the maximum size of one file in bytes.
+        max_bytes, max_files: the maximum total size in bytes, and number of files, of one scope.
     """
 
     def __init__(
@@ -43,118 +44,127 @@ class UserdataStore:
         self._max_bytes = max_bytes
         self._max_files = max_files
 
-    async def list(self, shelf: UserdataScope) -> list[UserFile]:
-        """All files, by path."""
-        query = sa.select(*_SHOWN).where(_on(shelf)).order_by(userdata.c.path)
+    async def list(self, scope: UserdataScope) -> list[UserFile]:
+        """Return all files, ordered by path."""
+        query = sa.select(*_INFO_COLUMNS).where(_in_scope(scope)).order_by(userdata.c.path)
         rows = await self._database.read(lambda c: c.execute(query).mappings().all())
         return [_file(row) for row in rows]
 
-    async def read(self, shelf: UserdataScope, path: str) -> bytes:
-        """
+    async def read(self, scope: UserdataScope, path: str) -> bytes:
+        """Return the content of a file.
+
         Raises:
-            UserFileNotFound: there is no such file.
+            UserFileNotFound: the file does not exist.
         """
-        query = sa.select(userdata.c.content).where(_at(shelf, path))
+        query = sa.select(userdata.c.content).where(_at_path(scope, path))
         content: bytes | None = await self._database.read(lambda c: c.execute(query).scalar())
         if content is None:
             raise _missing(path)
         return content
 
     async def write(
-        self, shelf: UserdataScope, path: str, content: bytes, *, overwrite: bool = True
+        self, scope: UserdataScope, path: str, content: bytes, *, overwrite: bool = True
     ) -> UserFile:
-        """Put a file there.
+        """Write a file.
 
         Raises:
-            FileExists: there is one, and ``overwrite`` is false.
-            UserStorageFull: it is too large, or the shelf is full.
+            FileExists: ``path`` exists and ``overwrite`` is false.
+            UserStorageFull: the file is too large, or the scope is full.
         """
         self._check_size(content)
         for _ in range(_TRIES):
             try:
                 async with self._database.writing() as connection:
-                    known = await _digest(connection, shelf, path)
-                    if known is not None and not overwrite:
+                    digest = await _digest(connection, scope, path)
+                    if digest is not None and not overwrite:
                         raise FileExists(f"there is a file {path!r} already")
-                    await self._check_room(connection, shelf, path, len(content))
-                    return await _put(connection, shelf, path, content, known=known is not None)
+                    await self._check_room(connection, scope, path, len(content))
+                    return await _put(connection, scope, path, content, exists=digest is not None)
             except IntegrityError:
-                # Somebody made it at the same moment: it is there now.
+                # A concurrent writer created the file. Retry, now that it exists.
                 continue
-        raise FileExists(f"{path!r} is being written by others")
+        raise FileExists(f"{path!r} is being written by other requests; try again")
 
     async def update(
-        self, shelf: UserdataScope, path: str, change: Callable[[bytes | None], bytes]
+        self, scope: UserdataScope, path: str, change: Callable[[bytes | None], bytes]
     ) -> None:
-        """Replace a file by what ``change`` makes of it; no change made meanwhile is lost.
+        """Replace the content of a file by the result of ``change``, without lost updates.
+
+        Args:
+            change: gets the present content, None if the file does not exist.
 
         Raises:
-            UserStorageFull: as `write` does.
+            UserStorageFull: see `write`.
         """
         for _ in range(_TRIES):
             try:
                 async with self._database.writing() as connection:
-                    query = sa.select(userdata.c.content).where(_at(shelf, path)).with_for_update()
+                    query = (
+                        sa.select(userdata.c.content).where(_at_path(scope, path)).with_for_update()
+                    )
                     before: bytes | None = (await connection.execute(query)).scalar()
                     after = change(before)
                     self._check_size(after)
-                    await self._check_room(connection, shelf, path, len(after))
-                    await _put(connection, shelf, path, after, known=before is not None)
+                    await self._check_room(connection, scope, path, len(after))
+                    await _put(connection, scope, path, after, exists=before is not None)
                     return
             except IntegrityError:
                 continue
-        raise FileExists(f"{path!r} is being written by others")
+        raise FileExists(f"{path!r} is being written by other requests; try again")
 
     async def move(
-        self, shelf: UserdataScope, path: str, to: str, *, overwrite: bool = True
+        self, scope: UserdataScope, path: str, to: str, *, overwrite: bool = True
     ) -> UserFile:
-        """Give a file another path.
+        """Move a file from ``path`` to ``to``.
 
         Raises:
-            UserFileNotFound: there is none at ``path``.
-            FileExists: there is one at ``to``, and ``overwrite`` is false.
+            UserFileNotFound: ``path`` does not exist.
+            FileExists: ``to`` exists and ``overwrite`` is false.
         """
         async with self._database.writing() as connection:
-            if await _digest(connection, shelf, path) is None:
+            if await _digest(connection, scope, path) is None:
                 raise _missing(path)
-            if path != to and await _digest(connection, shelf, to) is not None:
+            if path != to and await _digest(connection, scope, to) is not None:
                 if not overwrite:
                     raise FileExists(f"there is a file {to!r} already")
-                await connection.execute(userdata.delete().where(_at(shelf, to)))
-            await connection.execute(userdata.update().where(_at(shelf, path)).values(path=to))
-            row = (await connection.execute(sa.select(*_SHOWN).where(_at(shelf, to)))).mappings()
+                await connection.execute(userdata.delete().where(_at_path(scope, to)))
+            await connection.execute(userdata.update().where(_at_path(scope, path)).values(path=to))
+            row = (
+                await connection.execute(sa.select(*_INFO_COLUMNS).where(_at_path(scope, to)))
+            ).mappings()
             return _file(row.one())
 
-    async def delete(self, shelf: UserdataScope, path: str) -> None:
-        """
+    async def delete(self, scope: UserdataScope, path: str) -> None:
+        """Delete a file.
+
         Raises:
-            UserFileNotFound: there is no such file.
+            UserFileNotFound: the file does not exist.
         """
         async with self._database.writing() as connection:
-            deleted = await connection.execute(userdata.delete().where(_at(shelf, path)))
+            deleted = await connection.execute(userdata.delete().where(_at_path(scope, path)))
         if deleted.rowcount == 0:
             raise _missing(path)
 
     def _check_size(self, content: bytes) -> None:
         if len(content) > self._max_file:
-            raise UserStorageFull(f"a file may have {self._max_file} bytes at most")
+            raise UserStorageFull(f"a file must not be larger than {self._max_file} bytes")
 
     async def _check_room(
-        self, connection: Transaction, shelf: UserdataScope, path: str, size: int
+        self, connection: Transaction, scope: UserdataScope, path: str, size: int
     ) -> None:
         query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(userdata.c.size), 0))
-        others = query.where(_on(shelf), userdata.c.path != path)
+        others = query.where(_in_scope(scope), userdata.c.path != path)
         row: Any = (await connection.execute(others)).one()
-        files, taken = row
-        if files >= self._max_files or taken + size > self._max_bytes:
+        files, used = row
+        if files >= self._max_files or used + size > self._max_bytes:
             raise UserStorageFull(
-                f"there is room for {self._max_files} files and {self._max_bytes} bytes",
-                details={"files": files, "bytes": int(taken)},
+                f"files must not exceed {self._max_files} in number and {self._max_bytes} bytes in total",
+                details={"files": files, "bytes": int(used)},
             )
 
 
 async def _put(
-    connection: Transaction, shelf: UserdataScope, path: str, content: bytes, *, known: bool
+    connection: Transaction, scope: UserdataScope, path: str, content: bytes, *, exists: bool
 ) -> UserFile:
     moment = now()
     values = {
@@ -163,27 +173,29 @@ async def _put(
         "sha256": hashlib.sha256(content).hexdigest(),
         "modified_at": moment,
     }
-    if known:
-        await connection.execute(userdata.update().where(_at(shelf, path)).values(values))
+    if exists:
+        await connection.execute(userdata.update().where(_at_path(scope, path)).values(values))
     else:
-        place = {"owner": shelf.owner, "user_id": shelf.user, "path": path, "created_at": moment}
-        await connection.execute(userdata.insert().values(values | place))
-    row = (await connection.execute(sa.select(*_SHOWN).where(_at(shelf, path)))).mappings()
+        key = {"owner": scope.owner, "user_id": scope.user, "path": path, "created_at": moment}
+        await connection.execute(userdata.insert().values(values | key))
+    row = (
+        await connection.execute(sa.select(*_INFO_COLUMNS).where(_at_path(scope, path)))
+    ).mappings()
     return _file(row.one())
 
 
-async def _digest(connection: Transaction, shelf: UserdataScope, path: str) -> str | None:
-    query = sa.select(userdata.c.sha256).where(_at(shelf, path)).with_for_update()
-    found: str | None = (await connection.execute(query)).scalar()
-    return found
+async def _digest(connection: Transaction, scope: UserdataScope, path: str) -> str | None:
+    query = sa.select(userdata.c.sha256).where(_at_path(scope, path)).with_for_update()
+    digest: str | None = (await connection.execute(query)).scalar()
+    return digest
 
 
-def _on(shelf: UserdataScope) -> sa.ColumnElement[bool]:
-    return sa.and_(userdata.c.owner == shelf.owner, userdata.c.user_id == shelf.user)
+def _in_scope(scope: UserdataScope) -> sa.ColumnElement[bool]:
+    return sa.and_(userdata.c.owner == scope.owner, userdata.c.user_id == scope.user)
 
 
-def _at(shelf: UserdataScope, path: str) -> sa.ColumnElement[bool]:
-    return sa.and_(_on(shelf), userdata.c.path == path)
+def _at_path(scope: UserdataScope, path: str) -> sa.ColumnElement[bool]:
+    return sa.and_(_in_scope(scope), userdata.c.path == path)
 
 
 def _file(row: Mapping[Any, Any]) -> UserFile:

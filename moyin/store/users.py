@@ -1,4 +1,4 @@
-"""Organisations, users, and the sign-ins that OpenID providers vouch for."""
+"""Stores organisations, users, and their sign-ins through OpenID providers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["UserStore"]
 
 
 class UserStore:
-    """Rows of organisations and users."""
+    """Reads and writes rows of organisations and users."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -34,9 +34,10 @@ class UserStore:
     async def create_organisation(
         self, name: str, *, within: Transaction | None = None
     ) -> Organisation:
-        """
+        """Create an organisation.
+
         Raises:
-            NameTaken: there is one of that name.
+            NameTaken: another organisation has that name.
         """
         created = Organisation(id=new_id("org"), name=name, created_at=now())
         try:
@@ -47,20 +48,22 @@ class UserStore:
                     )
                 )
         except IntegrityError:
-            raise NameTaken("there is an organisation of that name", field="name") from None
+            raise NameTaken("name is already used by another organisation", field="name") from None
         return created
 
-    async def organisation(self, organisation_id: str) -> Organisation:
-        """
-        Raises:
-            NotFound: there is none.
-        """
-        found = await self._organisations(organisations.c.id == organisation_id)
-        if not found:
-            raise _no_organisation(organisation_id)
-        return found[0]
+    async def get_organisation(self, organisation_id: str) -> Organisation:
+        """Return an organisation.
 
-    async def organisations(self) -> list[Organisation]:
+        Raises:
+            NotFound: the organisation does not exist.
+        """
+        rows = await self._organisations(organisations.c.id == organisation_id)
+        if not rows:
+            raise _no_organisation(organisation_id)
+        return rows[0]
+
+    async def list_organisations(self) -> list[Organisation]:
+        """Return all organisations, oldest first."""
         return await self._organisations(sa.true())
 
     async def create(
@@ -75,11 +78,16 @@ class UserStore:
         sign_in: tuple[str, str] | None = None,
         within: Transaction | None = None,
     ) -> User:
-        """A new user. ``email`` in lower case; ``sign_in``: issuer and subject.
+        """Create a user.
+
+        Args:
+            email: in lower case.
+            password: the hash; None: the user has no password.
+            sign_in: the issuer and subject of a sign-in through a provider.
 
         Raises:
-            NameTaken: somebody has that email, or signs in that way.
-            NotFound: there is no such organisation.
+            NameTaken: another account has that email or sign-in.
+            NotFound: the organisation does not exist.
         """
         user = User(
             id=new_id("usr"),
@@ -107,23 +115,26 @@ class UserStore:
                         )
                     )
         except IntegrityError:
-            raise NameTaken("there is an account with that email", field="email") from None
+            raise NameTaken("email is already used by another account", field="email") from None
         return user
 
     async def get(self, user_id: str, *, within: Transaction | None = None) -> User:
-        """
-        Raises:
-            NotFound: there is none.
-        """
-        found = await self._first(users.c.id == user_id, within)
-        if found is None:
-            raise NotFound(f"there is no user {user_id!r}")
-        return found
+        """Return a user.
 
-    async def by_email(self, email: str) -> User | None:
+        Raises:
+            NotFound: the user does not exist.
+        """
+        user = await self._first(users.c.id == user_id, within)
+        if user is None:
+            raise NotFound(f"there is no user {user_id!r}")
+        return user
+
+    async def find_by_email(self, email: str) -> User | None:
+        """Return the user with this email in lower case; None: there is none."""
         return await self._first(users.c.email == email)
 
-    async def by_sign_in(self, issuer: str, subject: str) -> User | None:
+    async def find_by_sign_in(self, issuer: str, subject: str) -> User | None:
+        """Return the user who signs in through a provider as ``subject``; None: there is none."""
         return await self._first(
             users.c.id.in_(
                 sa.select(sign_ins.c.user_id).where(
@@ -135,20 +146,22 @@ class UserStore:
     async def take_over(
         self, user_id: str, issuer: str, subject: str, *, trusted: Collection[str] = ()
     ) -> None:
-        """Let the user sign in through a provider from now on, and in no way that was open before:
-        the password goes and tokens that would set one, sign-ins through other providers but the
-        ``trusted`` (issuers), sessions and keys are revoked."""
+        """Give the account to the person who signs in through a provider.
+
+        Deletes the password, reset tokens and sign-ins through other providers, except those of the
+        ``trusted`` issuers. Revokes all sessions and API keys.
+        """
         moment = now()
-        taken = sa.select(sign_ins).where(
+        existing = sa.select(sign_ins).where(
             sign_ins.c.issuer == issuer, sign_ins.c.subject == subject
         )
-        others = sign_ins.c.issuer.not_in([one for one in trusted if one != issuer])
+        others = sign_ins.c.issuer.not_in([other for other in trusted if other != issuer])
         async with self._database.writing() as connection:
-            # It also holds the row: another tab of the same person waits.
+            # The update also locks the row, so that a concurrent sign-in of the same person waits.
             await connection.execute(
                 users.update().where(users.c.id == user_id).values(password=None)
             )
-            if (await connection.execute(taken)).first() is not None:
+            if (await connection.execute(existing)).first() is not None:
                 return
             await connection.execute(sign_ins.delete().where(sign_ins.c.user_id == user_id, others))
             await connection.execute(
@@ -166,8 +179,8 @@ class UserStore:
                 )
             )
 
-    async def members(self, organisation: str) -> list[User]:
-        """Members and service accounts, oldest first."""
+    async def list_members(self, organisation: str) -> list[User]:
+        """Return the members and service accounts of an organisation, oldest first."""
         query = (
             sa.select(users)
             .where(users.c.organisation_id == organisation)
@@ -179,10 +192,10 @@ class UserStore:
     async def change(
         self, user_id: str, values: Mapping[str, Any], *, within: Transaction | None = None
     ) -> User:
-        """Set columns; returns the user as it is then.
+        """Set columns and return the changed user.
 
         Raises:
-            NotFound: there is none.
+            NotFound: the user does not exist.
         """
         condition = users.c.id == user_id
         async with self._database.within(within) as connection:
@@ -192,10 +205,14 @@ class UserStore:
             raise NotFound(f"there is no user {user_id!r}")
         return _user(row)
 
-    async def forget(self, user_id: str, *, within: Transaction | None = None) -> None:
-        """Forget who the user was. The row stays, because things point to it, and nobody can sign
-        in to it again."""
-        gone: dict[str, Any] = {
+    async def delete_personal_data(
+        self, user_id: str, *, within: Transaction | None = None
+    ) -> None:
+        """Delete the personal data of a user and disable the account.
+
+        The row remains, since other rows refer to it.
+        """
+        cleared: dict[str, Any] = {
             "email": None,
             "name": "",
             "password": None,
@@ -204,7 +221,7 @@ class UserStore:
         }
         async with self._database.within(within) as connection:
             await connection.execute(sign_ins.delete().where(sign_ins.c.user_id == user_id))
-            await connection.execute(users.update().where(users.c.id == user_id).values(gone))
+            await connection.execute(users.update().where(users.c.id == user_id).values(cleared))
 
     async def _first(
         self, condition: sa.ColumnElement[bool], within: Transaction | None = None

@@ -1,4 +1,4 @@
-"""How long to wait before a restart."""
+"""`Backoff`: pauses between restarts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ __all__ = ["Backoff"]
 
 @dataclass(slots=True)
 class Backoff:
-    """Doubles from ``first`` to ``longest`` seconds; a run of ``stable`` seconds forgives all."""
+    """Doubles the pause after each failure, from ``first`` to ``longest`` seconds.
+
+    A run of at least ``stable`` seconds resets it.
+    """
 
     first: float = 0.5
     longest: float = 30.0
@@ -17,11 +20,11 @@ class Backoff:
     _failures: int = 0
 
     def after(self, lifetime: float) -> float:
-        """Seconds to wait after a run that lasted ``lifetime`` seconds."""
+        """Return the seconds to pause after a run of ``lifetime`` seconds."""
         if lifetime >= self.stable:
             self._failures = 0
         delay = min(self.longest, self.first * 2.0**self._failures)
-        # Past the cap the exponent has no use, and it would overflow one day.
+        # A larger exponent would change nothing, and overflow one day.
         if delay < self.longest:
             self._failures += 1
         return delay

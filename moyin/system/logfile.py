@@ -1,4 +1,4 @@
-"""Log files that can't fill the disk."""
+"""`LogFile`: a log file that can't fill the disk."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["LogFile", "tail"]
 
 
 class LogFile:
-    """Appends bytes; at ``limit`` bytes the file becomes ``NAME.1`` and a new one begins.
+    """Appends bytes; at ``limit`` bytes it renames the file to ``NAME.1`` and begins a new one.
 
     Raises:
-        OSError: it can't be opened to begin with.
+        OSError: the file can't be opened at first.
     """
 
     def __init__(self, path: Path, *, limit: int = 5 * 1024 * 1024) -> None:
@@ -22,9 +22,11 @@ class LogFile:
         self._file: io.FileIO | None = self._open()
 
     def write(self, data: bytes) -> None:
-        """Never raises: whoever's output it is would stand still with nobody to read it. What can't
-        be written (a full disk, a file that somebody removed) is lost, and counted in the file once
-        that goes again."""
+        """Append ``data``; never raise, because the process that writes would block on its pipe.
+
+        Data that can't be written (the disk is full, the file was removed) is lost. The number of
+        lost bytes is written once writing works again.
+        """
         try:
             self._write(data)
         except OSError:
@@ -32,6 +34,7 @@ class LogFile:
             self.close()
 
     def close(self) -> None:
+        """Close the file; a later write opens it again."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -53,7 +56,7 @@ class LogFile:
 
 
 def tail(path: Path, lines: int) -> list[str]:
-    """The last ``lines`` lines of a file, or of what came before it when it is new."""
+    """Return the last ``lines`` lines of a file, within its last 256 KiB; none if it is missing."""
     try:
         with path.open("rb") as file:
             file.seek(0, 2)

@@ -1,9 +1,10 @@
-"""Starting, ending and finding the processes of a stack."""
+"""Starts, finds and ends the processes of a stack, and keeps start-up objects from the collector."""
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import os
 import signal
 import time
@@ -13,7 +14,15 @@ import psutil
 
 from moyin.system.logfile import LogFile
 
-__all__ = ["SERVICE_VARIABLE", "STACK_VARIABLE", "Child", "find", "missing", "sweep"]
+__all__ = [
+    "SERVICE_VARIABLE",
+    "STACK_VARIABLE",
+    "Child",
+    "end_all",
+    "find",
+    "freeze_startup_objects",
+    "missing",
+]
 
 STACK_VARIABLE = "MOYIN_STACK"
 SERVICE_VARIABLE = "MOYIN_SERVICE"
@@ -23,7 +32,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Child:
-    """A process that ends when this one ends, whatever ends this one."""
+    """A child process that the kernel ends when this process ends, for whatever reason."""
 
     def __init__(self, process: asyncio.subprocess.Process, pump: asyncio.Task[None]) -> None:
         self._process = process
@@ -39,7 +48,7 @@ class Child:
         *,
         timer_slack_ns: int = 0,
     ) -> Child:
-        """Start ``command``; what it prints goes to ``log``.
+        """Start ``command``; write its output to ``log``.
 
         Must be called from the main thread: the parent-death signal follows the thread.
 
@@ -53,7 +62,7 @@ class Child:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_arranged(os.getpid(), timer_slack_ns),
+            preexec_fn=_preexec(os.getpid(), timer_slack_ns),
         )
         assert process.stdout is not None
         return cls(process, asyncio.create_task(_copy(process.stdout, log)))
@@ -63,11 +72,11 @@ class Child:
         return self._process.pid
 
     async def wait(self) -> int:
-        """The exit status; negative: the signal that ended it."""
+        """Return the exit status when the process has ended; negative: the signal that ended it."""
         return await self._process.wait()
 
     async def stop(self, patience: float) -> None:
-        """SIGTERM, then SIGKILL after ``patience`` seconds. Returns when it is gone."""
+        """Send SIGTERM, then SIGKILL after ``patience`` seconds; return when the process is gone."""
         if self._process.returncode is None:
             self._process.terminate()
             try:
@@ -82,9 +91,12 @@ class Child:
 
 
 def find(stack: str, service: str | None = None) -> Iterator[psutil.Process]:
-    """Processes of the stack ``stack`` (its data folder), or of one of its services.
+    """Find the processes of a stack, or of one of its services.
 
-    Never this process or those it came from, even when a job of the stack runs our command line.
+    This process and its ancestors are left out, since a job of the stack may run our command line.
+
+    Args:
+        stack: the stack's data folder.
     """
     own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     for process in psutil.process_iter():
@@ -93,15 +105,15 @@ def find(stack: str, service: str | None = None) -> Iterator[psutil.Process]:
         try:
             env = process.environ()
         except psutil.Error:
-            continue  # it ended, or it is another user's and so not ours
+            continue  # it has ended, or belongs to another user and so not to this stack
         if env.get(STACK_VARIABLE) == stack and service in (None, env.get(SERVICE_VARIABLE)):
             yield process
 
 
 def missing(parent: int, names: Collection[str]) -> list[str]:
-    """Return which of ``names`` no living child of the process ``parent`` has.
+    """Return those of ``names`` that no living child of the process ``parent`` has.
 
-    Nothing is missing of a process that has ended itself.
+    Returns nothing for a parent that has ended.
     """
     try:
         children = psutil.Process(parent).children()
@@ -118,16 +130,29 @@ def _living_name(process: psutil.Process) -> str | None:
         return None
 
 
-def sweep(stack: str, service: str | None = None, *, patience: float = 2.0) -> int:
-    """End what `find` finds; returns how many there were. Blocks for up to ``patience`` seconds."""
-    left = list(find(stack, service))
-    for process in left:
+def end_all(stack: str, service: str | None = None, *, patience: float = 2.0) -> int:
+    """End the processes that `find` finds and return their number.
+
+    Blocks for up to ``patience`` seconds before it kills those that remain.
+    """
+    processes = list(find(stack, service))
+    for process in processes:
         _send(process, signal.SIGTERM)
-    _, alive = psutil.wait_procs(left, timeout=patience)
+    _, alive = psutil.wait_procs(processes, timeout=patience)
     for process in alive:
         _send(process, signal.SIGKILL)
     psutil.wait_procs(alive, timeout=5)
-    return len(left)
+    return len(processes)
+
+
+def freeze_startup_objects() -> None:
+    """Exempt all present objects from garbage collection.
+
+    Ray and the SDKs import hundreds of thousands of objects that live for ever, and every full
+    collection would walk them.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _send(process: psutil.Process, number: signal.Signals) -> None:
@@ -137,18 +162,19 @@ def _send(process: psutil.Process, number: signal.Signals) -> None:
         return
 
 
-def _arranged(parent: int, timer_slack_ns: int) -> Callable[[], None]:
+def _preexec(parent: int, timer_slack_ns: int) -> Callable[[], None]:
+    """Return the function that the child runs between fork and exec."""
     slack = ctypes.c_ulong(timer_slack_ns)
 
-    def arrange() -> None:
+    def prepare() -> None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
         if timer_slack_ns:
             _libc.prctl(_PR_SET_TIMERSLACK, slack, 0, 0, 0)
-        # The parent may have gone between the fork and this line.
+        # The parent may have ended between the fork and this line.
         if os.getppid() != parent:
             os._exit(1)
 
-    return arrange
+    return prepare
 
 
 async def _copy(source: asyncio.StreamReader, log: LogFile) -> None:

@@ -1,4 +1,4 @@
-"""Places for calls that run at a time, shared fairly between tenants; later calls wait, bounded."""
+"""`Slots`: limits concurrent calls, fairly between tenants; more calls wait in a bounded queue."""
 
 from __future__ import annotations
 
@@ -12,27 +12,31 @@ from moyin.errors import Overloaded
 
 __all__ = ["Slots"]
 
-_KEPT_SECONDS = 60.0
+_RESERVE_SECONDS = 60.0
 
-_Turn = asyncio.Future[None]
+_Waiter = asyncio.Future[None]
 
 
 class Slots:
-    """First come, first served for one tenant; fair shares between several.
+    """Gives slots to calls: in order of arrival for one tenant, in fair shares to several.
 
-    A freed place goes to the waiting tenant with the fewest running calls, and of equals to the one
-    that waits longest. While other tenants are about, which they are for a minute after their last
-    call, the last free place is given only to a tenant that has none: so nobody holds all of them.
-    When the queue is full, a tenant with fewer waiting calls takes the place of the newest call of
-    the tenant with the most. Used from one event loop.
+    A freed slot goes to the waiting tenant with the fewest running calls; among equals, to the one
+    that has waited longest. For a minute after another tenant's last call, the last free slot is
+    reserved for tenants without a running call, so that no tenant holds all slots. When the queue
+    is full, a call of a tenant with fewer waiting calls replaces the newest call of the tenant with
+    the most. Used from one event loop.
 
     Args:
-        limit: calls at a time; None: as many as come.
-        queue: calls that may wait.
+        limit: number of concurrent calls; None: no limit.
+        queue: number of calls that may wait.
         patience: seconds that a call waits at most.
-        kept: seconds for which the last place is kept after another tenant's call; infinite:
-            always.
-        clock: seconds that never go back.
+        reserve_seconds: how long the last slot stays reserved after another tenant's call; may be
+            infinite.
+        clock: returns seconds that never go back.
+
+    Attributes:
+        taken: number of running calls.
+        waiting: number of waiting calls.
     """
 
     def __init__(
@@ -41,7 +45,7 @@ class Slots:
         *,
         queue: int = 0,
         patience: float = 0.0,
-        kept: float = _KEPT_SECONDS,
+        reserve_seconds: float = _RESERVE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limit = limit
@@ -49,126 +53,127 @@ class Slots:
         self.waiting = 0
         self._queue = queue
         self._patience = patience
-        self._kept = kept
+        self._reserve_seconds = reserve_seconds
         self._clock = clock
         self._running: dict[str, int] = {}
-        self._turns: dict[str, deque[_Turn]] = {}
-        self._latest: str | None = None
-        self._kept_until = math.inf if kept == math.inf else 0.0
+        # By tenant, in the order in which the tenants began to wait.
+        self._waiters: dict[str, deque[_Waiter]] = {}
+        self._latest_tenant: str | None = None
+        self._reserved_until = math.inf if reserve_seconds == math.inf else 0.0
 
     @property
     def full(self) -> bool:
+        """Whether all slots are taken."""
         return self.limit is not None and self.taken >= self.limit
 
     def take(self, tenant: str) -> bool:
-        """Take a place if one is free for this tenant; each that is taken must be given back by
-        `free`."""
+        """Take a slot if one is free for this tenant; it must be given back by `free`."""
         limit = self.limit
         if limit is None:
             self.taken += 1
             return True
-        if tenant != self._latest:
-            if self._latest is not None:
-                self._kept_until = self._clock() + self._kept
-            self._latest = tenant
-        # Calls that wait although a place is free may not have it; others may overtake them.
-        if self.taken >= limit or tenant in self._turns or not self._may_have(tenant, limit):
+        if tenant != self._latest_tenant:
+            if self._latest_tenant is not None:
+                self._reserved_until = self._clock() + self._reserve_seconds
+            self._latest_tenant = tenant
+        # A tenant whose calls wait although a slot is free may not have it; others may.
+        if self.taken >= limit or tenant in self._waiters or not self._may_take(tenant, limit):
             return False
         self._begin(tenant)
         return True
 
-    async def wait(self, tenant: str, seconds: float, service: float) -> None:
-        """Take a place as soon as it is this call's turn.
+    async def wait(self, tenant: str, seconds: float, mean_seconds: float) -> None:
+        """Wait for a slot and take it.
 
         Args:
-            seconds: left to the call.
-            service: seconds that a call usually takes; what a refused client is told to wait is
-                made of it.
+            seconds: how long the call may wait.
+            mean_seconds: usual duration of a call, from which the ``retry_after`` of a refused
+                call is calculated.
 
         Raises:
-            Overloaded: too many wait already, or it took too long.
+            Overloaded: the queue is full, or the wait took too long.
         """
-        if self.waiting >= self._queue and not self._displace(tenant, service):
-            raise self._overloaded(service)
-        turn: _Turn = asyncio.get_running_loop().create_future()
-        self._turns.setdefault(tenant, deque()).append(turn)
+        if self.waiting >= self._queue and not self._displace(tenant, mean_seconds):
+            raise self._overloaded(mean_seconds)
+        waiter: _Waiter = asyncio.get_running_loop().create_future()
+        self._waiters.setdefault(tenant, deque()).append(waiter)
         self.waiting += 1
         try:
             async with asyncio.timeout(min(self._patience, seconds)):
-                await turn
+                await waiter
         except BaseException as error:
-            if not turn.done() or turn.cancelled():
-                self._forget(tenant, turn)
-            elif turn.exception() is None:
-                # The place came in the same moment; another call shall have it.
+            if not waiter.done() or waiter.cancelled():
+                self._remove(tenant, waiter)
+            elif waiter.exception() is None:
+                # The slot was given at the same moment; pass it on to another call.
                 self.free(tenant)
             if isinstance(error, TimeoutError):
-                raise self._overloaded(service) from None
+                raise self._overloaded(mean_seconds) from None
             raise
 
     def free(self, tenant: str) -> None:
-        """Give a place back: to the waiting tenant with the fewest, if any may have it."""
+        """Give a slot back and pass it to the waiting tenant with the fewest running calls."""
         self.taken -= 1
         if self.limit is None:
             return
-        left = self._running[tenant] - 1
-        if left:
-            self._running[tenant] = left
+        running = self._running[tenant] - 1
+        if running:
+            self._running[tenant] = running
         else:
             del self._running[tenant]
-        while self._turns and self.taken < self.limit:
-            # Tenants stand in the order in which they began to wait.
-            following = min(self._turns, key=lambda one: self._running.get(one, 0))
-            if not self._may_have(following, self.limit):
+        while self._waiters and self.taken < self.limit:
+            following = min(self._waiters, key=lambda name: self._running.get(name, 0))
+            if not self._may_take(following, self.limit):
                 return
-            turns = self._turns.pop(following)
-            turn = turns.popleft()
+            waiters = self._waiters.pop(following)
+            waiter = waiters.popleft()
             self.waiting -= 1
-            if turns:
-                self._turns[following] = turns
-            if not turn.done():
+            if waiters:
+                self._waiters[following] = waiters
+            if not waiter.done():
                 self._begin(following)
-                turn.set_result(None)
+                waiter.set_result(None)
 
-    def expected_wait(self, service: float) -> float:
-        """Seconds until a new call would begin, when each takes ``service`` seconds."""
+    def expected_wait(self, mean_seconds: float) -> float:
+        """Return the seconds until a new call would begin if each takes ``mean_seconds``."""
         if self.limit is None or self.taken < self.limit:
             return 0.0
-        return (self.waiting + 1) * service / self.limit
+        return (self.waiting + 1) * mean_seconds / self.limit
 
-    def _may_have(self, tenant: str, limit: int) -> bool:
-        """Whether the tenant may have one more of the free places."""
+    def _may_take(self, tenant: str, limit: int) -> bool:
+        """Return whether a free slot may go to the tenant."""
         if self.taken + 1 < limit or limit == 1 or tenant not in self._running:
             return True
-        return len(self._turns) < 2 and self._clock() >= self._kept_until
+        return len(self._waiters) < 2 and self._clock() >= self._reserved_until
 
     def _begin(self, tenant: str) -> None:
         self.taken += 1
         self._running[tenant] = self._running.get(tenant, 0) + 1
 
-    def _displace(self, tenant: str, service: float) -> bool:
+    def _displace(self, tenant: str, mean_seconds: float) -> bool:
         """Refuse the newest waiting call of the tenant with the most, if that is fairer."""
-        if not self._turns:
+        if not self._waiters:
             return False
-        longest = max(self._turns, key=lambda one: len(self._turns[one]))
-        if len(self._turns[longest]) <= len(self._turns.get(tenant, ())) + 1:
+        longest = max(self._waiters, key=lambda name: len(self._waiters[name]))
+        if len(self._waiters[longest]) <= len(self._waiters.get(tenant, ())) + 1:
             return False
-        turn = self._turns[longest][-1]
-        self._forget(longest, turn)
-        if not turn.done():
-            turn.set_exception(self._overloaded(service))
+        waiter = self._waiters[longest][-1]
+        self._remove(longest, waiter)
+        if not waiter.done():
+            waiter.set_exception(self._overloaded(mean_seconds))
         return True
 
-    def _forget(self, tenant: str, turn: _Turn) -> None:
-        turns = self._turns.get(tenant)
-        if turns is None or turn not in turns:
+    def _remove(self, tenant: str, waiter: _Waiter) -> None:
+        waiters = self._waiters.get(tenant)
+        if waiters is None or waiter not in waiters:
             return
-        turns.remove(turn)
+        waiters.remove(waiter)
         self.waiting -= 1
-        if not turns:
-            del self._turns[tenant]
+        if not waiters:
+            del self._waiters[tenant]
 
-    def _overloaded(self, service: float) -> Overloaded:
+    def _overloaded(self, mean_seconds: float) -> Overloaded:
         return Overloaded(
-            "all that could answer are busy", retry_after=max(1.0, self.expected_wait(service))
+            "all back ends that could answer are busy; try again later",
+            retry_after=max(1.0, self.expected_wait(mean_seconds)),
         )

@@ -16,10 +16,10 @@ class KnownKeys:
     def __init__(self, identities: Mapping[str, Identity]) -> None:
         self.identities = dict(identities)
 
-    async def authenticate(self, presented: str) -> Identity:
-        if presented not in self.identities:
+    async def authenticate(self, credential: str) -> Identity:
+        if credential not in self.identities:
             raise InvalidKey("the API key is not valid")
-        return self.identities[presented]
+        return self.identities[credential]
 
-    async def recheck(self, held: Mapping[str, Identity]) -> Mapping[str, Identity]:
-        return {key: self.identities[key] for key in held if key in self.identities}
+    async def recheck(self, credentials: Mapping[str, Identity]) -> Mapping[str, Identity]:
+        return {key: self.identities[key] for key in credentials if key in self.identities}

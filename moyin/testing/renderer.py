@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator
 
 from moyin.domain.prompt import PromptRecord
 from moyin.domain.renderer import (
@@ -28,11 +27,10 @@ class FakeRenderer:
         busy: set once a prompt has been submitted.
         held: prompts wait here until it is set.
         failure: raised by every prompt that is not finished.
-        invalid: what `validate` answers.
         started: prompt ids in the order in which they were first submitted.
         interrupted: what the history says of those that are cancelled.
         cancelled: prompt ids that were cancelled; ``prepared`` those that were prepared.
-        said: what `ask` answers, by path.
+        bodies: bodies that `get` returns, by path.
         file: that every prompt makes; ``repeatable``: it would make the same again.
         models: that it says to have in memory; ``memory`` how much it may take.
         ready: whether it takes prompts; ``error`` why not.
@@ -43,7 +41,6 @@ class FakeRenderer:
         self.held = asyncio.Event()
         self.held.set()
         self.failure: MoyinError | None = None
-        self.invalid: dict[str, Any] | None = None
         self.interrupted: PromptRecord | None = None
         self.started: list[str] = []
         self.cancelled: list[str] = []
@@ -53,7 +50,7 @@ class FakeRenderer:
         self.memory: int | None = None
         self.ready = True
         self.error: str | None = None
-        self.said: dict[str, bytes] = {}
+        self.bodies: dict[str, bytes] = {}
         self.requests: dict[str, RenderRequest] = {}
         self.file = file or RenderedFile(
             name="p_00001_.png",
@@ -90,16 +87,8 @@ class FakeRenderer:
         self.cancelled.append(prompt_id)
         return self.interrupted
 
-    async def validate(
-        self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
-    ) -> dict[str, Any]:
-        return self.invalid or {"node_errors": {}, "outputs": []}
-
-    async def object_info(self) -> dict[str, Any]:
-        return {}
-
-    async def fetch(self, path: str) -> bytes | None:
-        return self.said.get(path)
+    async def get(self, path: str) -> bytes | None:
+        return self.bodies.get(path)
 
     async def results(self) -> dict[str, RenderResult]:
         done = RenderSucceeded(files=(self.file,), repeatable=self.repeatable)

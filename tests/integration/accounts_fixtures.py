@@ -41,7 +41,7 @@ class Outbox:
     """A mailer that keeps its mails."""
 
     mails: list[Mail] = field(default_factory=list)
-    reaches: bool = True
+    can_deliver: bool = True
 
     async def send(self, mail: Mail) -> None:
         self.mails.append(mail)
@@ -193,8 +193,8 @@ async def accounts_serving(settings: Settings) -> AsyncIterator[AccountsDoor]:
         settings,
         observer=NoObserver(),
         mailer=outbox,
-        access=timedelta(minutes=5),
-        idle=timedelta(days=1),
+        token_lifetime=timedelta(minutes=5),
+        session_idle=timedelta(days=1),
     )
     parts.sign_in._passwords = Passwords(QUICK)
     door = AccountsDoor(settings, parts, outbox)

@@ -28,10 +28,10 @@ class NoPool:
     def __init__(self, pools: Sequence[str]) -> None:
         self.pools = pools
 
-    async def ask(self, pool: str, path: str) -> bytes | None:
+    async def get(self, pool: str, path: str) -> bytes | None:
         raise ServiceUnavailable("no pool is up")
 
-    async def ask_all(self, pool: str, path: str) -> Mapping[str, bytes]:
+    async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
         return {}
 
 

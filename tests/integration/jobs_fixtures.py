@@ -21,24 +21,27 @@ from temporalio.worker import Worker
 
 from deployments.gateway.app import GatewayParts, new_app
 from deployments.gateway.frontend import FrontendFiles
-from moyin.access.gatekeeper import acting_for, new_authenticator
+from moyin.access.gatekeeper import new_authenticator
+from moyin.access.gatekeeper.identity import service_token_factory
 from moyin.access.gatekeeper.observation import NoObserver
+from moyin.client.gateway import GatewayClient
 from moyin.comfy_api import Farm as ComfyFarm
-from moyin.comfy_api.admission import Admission
+from moyin.comfy_api.admission import GraphAdmission
 from moyin.comfy_api.files import FarmFiles
 from moyin.comfy_api.frontend import find_frontend
-from moyin.comfy_api.listener import FarmEvents
 from moyin.comfy_api.node_info import NodeInfoCache
+from moyin.comfy_api.notifier import FarmEvents
 from moyin.comfy_api.prompts import FarmPrompts
 from moyin.errors import ServiceUnavailable
 from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
-from moyin.jobs.gateway_client import DoorClient
 from moyin.jobs.service import JobService
+from moyin.jobs.step_client import StepClient
 from moyin.jobs.webhooks.sender import WebhookSender
 from moyin.jobs.workflows.activities import JobActivities
-from moyin.jobs.workflows.client import JobLauncher, Temporal
+from moyin.jobs.workflows.client import Temporal
+from moyin.jobs.workflows.launcher import JobLauncher
 from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, render_queue
 from moyin.jobs.workflows.worker import JobRunner, Sweeper
@@ -114,12 +117,12 @@ class SaidByPools:
     def __init__(self) -> None:
         self.said = {"/object_info": b'{"EmptyImage": {"input": {}}}'}
 
-    async def ask(self, pool: str, path: str) -> PoolAnswer:
+    async def get(self, pool: str, path: str) -> PoolAnswer:
         if not self.said:
             raise ServiceUnavailable("no pool is up")
         return PoolAnswer(version="1", state="up", content=self.said.get(path))
 
-    async def ask_all(self, pool: str, path: str) -> Mapping[str, bytes]:
+    async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
         return {pool: self.said[path]} if path in self.said else {}
 
     async def executed(self, prompt_ids: Sequence[str]) -> set[str]:
@@ -180,15 +183,17 @@ class Farm:
     async def start_worker(self) -> Callable[[], Awaitable[None]]:
         """Start a worker; returns what stops it."""
         enter = self._stack.enter_async_context
-        door = DoorClient(self.door, acting_for(SIGNING_KEY, "jobs"))
+        gateway = GatewayClient(self.door, token_for=service_token_factory(SIGNING_KEY, "jobs"))
         sender = WebhookSender(signing_key=SIGNING_KEY, networks=AllowedNetworks(self.networks))
         runner = JobRunner(
             temporal=self.temporal,
             activities=JobActivities(
                 jobs=self.jobs,
                 blobs=self.blobs,
-                record=JobStatusWriter(jobs=self.jobs, events=self.events, frames=self.frames),
-                door=await enter(door),
+                status_writer=JobStatusWriter(
+                    jobs=self.jobs, events=self.events, frames=self.frames
+                ),
+                step_client=StepClient(await enter(gateway)),
                 webhooks=await enter(sender),
             ),
             sweeper=Sweeper(
@@ -265,15 +270,17 @@ class Farm:
 
         @asynccontextmanager
         async def lifespan() -> AsyncIterator[None]:
+            await self.proxy.start()
             yield
+            await self.proxy.close()
             await self.pictures.close()
             await previews.close()
             await hub.close()
             await frame_hub.close()
 
         artifacts = ArtifactStore(self.database)
-        facts = NodeInfoCache(self.pools_say, fresh=0.0)
-        admission = Admission(facts)
+        node_info = NodeInfoCache(self.pools_say, fresh=0.0)
+        admission = GraphAdmission(node_info)
         service = JobService(
             jobs=self.jobs,
             artifacts=artifacts,
@@ -320,8 +327,8 @@ class Farm:
                     prompts=prompts,
                     files=files,
                     blobs=self.blobs,
-                    executed=self.pools_say.executed,
-                    heard=farm_events.heard,
+                    find_executed=self.pools_say.executed,
+                    wait_until_notified=farm_events.wait_until_notified,
                 ),
                 files=files,
                 events=farm_events,
@@ -330,7 +337,7 @@ class Farm:
                 self.database, max_file=100_000, max_bytes=300_000, max_files=50
             ),
             templates=self.templates,
-            facts=facts,
+            node_info=node_info,
             admission=admission,
             frontend=FrontendFiles(lambda: find_frontend(self.settings)),
             proxy=self.proxy,

@@ -22,9 +22,9 @@ from deployments.models.routes.images import ImageRules
 from moyin.access.gatekeeper import new_authenticator
 from moyin.access.gatekeeper.limits import Meter
 from moyin.access.gatekeeper.observation import NoObserver
+from moyin.client.gateway import GatewayClient
 from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.images import Images
-from moyin.jobs.remote import RemoteJobs
 from moyin.settings import Settings
 from moyin.store.followups import FollowUpStore
 from moyin.store.keys import KeyStore
@@ -147,7 +147,7 @@ async def serving(
     )
     follow_ups = FollowUps(learning, shared_answers=shared_answers, secret=settings.signing_key())
     text_router = Router(fleet, ledger, pictures, telemetry, cache, estimator, learning, follow_ups)
-    jobs = RemoteJobs(door, lambda identity: identity.owner)
+    jobs = GatewayClient(door, token_for=lambda identity: identity.owner)
 
     meter = None if redis_url is None else Meter(redis_url)
     judge, judged = None, list[Outcome]()
@@ -184,7 +184,7 @@ async def serving(
     parts = ModelsParts(
         text_router=text_router,
         jobs=jobs,
-        images=Images(jobs=jobs, signing_key=b"0" * 32),
+        images=Images(gateway=jobs, signing_key=b"0" * 32),
         image_rules=ImageRules,
         ledger=ledger,
         quality=QualityParts(

@@ -62,11 +62,13 @@ class ProxyDoor:
 async def proxy_door(
     *routes: dict[str, Any], meter: Meter | None = None, trusted_proxies: str = ""
 ) -> AsyncIterator[ProxyDoor]:
-    proxy = Proxy(signing_key=SIGNING_KEY, meter=meter, proxies=TrustedProxies(trusted_proxies))
+    proxy = Proxy(
+        signing_key=SIGNING_KEY, meter=meter, trusted_proxies=TrustedProxies(trusted_proxies)
+    )
     await proxy.start()
     keys = KnownKeys(KEYS)
     app = Gatekeeper(
-        ProxyOrApp(proxy, guarded=proxy, rest=_own),
+        ProxyOrApp(proxy, guarded=proxy, app=_own),
         service="gateway",
         authenticator=keys,
         errors=problem_details,

@@ -19,7 +19,7 @@ from typing import Any
 import aiohttp
 from PIL import Image
 
-from moyin.render.protocol.binary import described, kind_of
+from moyin.render.protocol.binary import frame_type, image_metadata
 
 __all__ = ["Recorder", "Scene"]
 
@@ -201,11 +201,16 @@ def _is_end(event: Mapping[str, Any]) -> bool:
 
 
 def _binary(frame: bytes) -> dict[str, Any]:
-    about, start = described(frame)
+    about, start = image_metadata(frame)
     start = start if about else 8
     picture = _pixels(Image.open(BytesIO(frame[start:])))
     head = "" if about else frame[4:8].hex()
-    return {"type": f"binary {kind_of(frame)}", "about": about, "format": head, "picture": picture}
+    return {
+        "type": f"binary {frame_type(frame)}",
+        "about": about,
+        "format": head,
+        "picture": picture,
+    }
 
 
 def _pixels(picture: Image.Image) -> dict[str, Any]:

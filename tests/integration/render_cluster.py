@@ -29,7 +29,7 @@ from deployments.render.config import ComfyArgs, RenderArgs
 from moyin.domain.job import JobSpec, JobStatus, Step, StepKind, StepResult
 from moyin.domain.serialization import encode
 from moyin.jobs.workflows.client import Temporal
-from moyin.jobs.workflows.types import HEARTBEAT_TIMEOUT, StepInput, render_queue
+from moyin.jobs.workflows.types import HEARTBEAT_TIMEOUT, StepDone, StepInput, render_queue
 from moyin.render.comfyui.install import ComfyUI
 from moyin.settings import Settings
 from moyin.store.artifacts import ArtifactStore
@@ -84,16 +84,16 @@ class RenderOne:
 
     @workflow.run
     async def run(self, step: StepInput) -> StepResult:
-        result: StepResult = await workflow.execute_activity(
+        done: StepDone = await workflow.execute_activity(
             "render_step",
             step,
             task_queue=render_queue("default"),
-            result_type=StepResult,
+            result_type=StepDone,
             heartbeat_timeout=HEARTBEAT_TIMEOUT,
             start_to_close_timeout=timedelta(minutes=10),
             retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=500)),
         )
-        return result
+        return done.result
 
 
 @dataclass
@@ -156,7 +156,7 @@ class RenderFarm:
         )
         await self.client.start_workflow(
             RenderOne.run,
-            StepInput(job_id=job_id, owner=owner, index=0, spec=spec),
+            StepInput(job_id=job_id, owner=owner, index=0, spec=spec, begins=1, attempt=1),
             id=job_id,
             task_queue=_QUEUE,
         )

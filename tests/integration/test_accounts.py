@@ -446,9 +446,9 @@ async def test_without_a_mail_server_the_admin_hands_the_invitation_over(
     path = f"/organisations/{await accounts.organisation()}/members"
     mailed = await accounts.ok("POST", path, accounts.operator, {"email": "m@example.com"})
     assert mailed["invitation"] is None
-    accounts.outbox.reaches = False
+    accounts.outbox.can_deliver = False
     invited = await accounts.ok("POST", path, accounts.operator, {"email": "n@example.com"})
-    accounts.outbox.reaches = True
+    accounts.outbox.can_deliver = True
     body = {"token": invited["invitation"], "password": PASSWORD}
     await accounts.ok("POST", "/password/reset", None, body)
     await accounts.ok("POST", "/login", None, {"email": "n@example.com", "password": PASSWORD})

@@ -71,7 +71,7 @@ def configure(door: AccountsDoor, issuer: str, **changes: Any) -> None:
         **changes,
     }
     config = AccountsConfig.model_validate({"providers": [configured]})
-    door.parts.open_id.providers = config.open_id({"STUDIO_SECRET": "s3cret"})
+    door.parts.open_id.providers = config.open_id_providers({"STUDIO_SECRET": "s3cret"})
     door.parts.sign_in.policy = config.policy
 
 
@@ -197,7 +197,7 @@ async def test_a_forged_identity_token_proves_nothing(
 ) -> None:
     open_id = accounts.parts.open_id
     known = open_id.providers["studio"]
-    kid = (await open_id._discovered(known)).keys.keys[0].key_id
+    kid = (await open_id._discover(known)).keys.keys[0].key_id
     claims = {"iss": provider, "aud": "moyin", "sub": "x", "iat": 1, "exp": 9e9}
     claims |= {"audience": {"aud": "other"}, "issuer": {"iss": "http://evil"}}.get(forge, {})
     headers = {"kid": kid}

@@ -83,7 +83,7 @@ async def test_what_is_there_is_made_new_without_sending_it_again(
     assert await blobs.renew(digest)
     assert client.head_object(Bucket=BUCKET, Key=key)["LastModified"] == before
     # As if it were older than that.
-    monkeypatch.setattr("moyin.store.blobs._NEW", timedelta(hours=-1))
+    monkeypatch.setattr("moyin.store.blobs._RECENT", timedelta(hours=-1))
     async with asyncio.timeout(30):
         # S3 counts in seconds.
         while client.head_object(Bucket=BUCKET, Key=key)["LastModified"] == before:

@@ -278,7 +278,8 @@ async def test_an_input_file_is_loaded_from_the_store(
     wanted = RenderRequest(prompt_id=str(uuid.uuid4()), graph=graph, files={name: artifact.sha256})
     seen = [event async for event in renderer.render(wanted)]
     assert isinstance(seen[-1], RenderSucceeded)
-    listed = (await renderer.object_info())["LoadImage"]["input"]["required"]["image"][0]
+    nodes = json.loads(await renderer.get("/object_info") or b"")
+    listed = nodes["LoadImage"]["input"]["required"]["image"][0]
     assert listed == [], "nobody may see what others have uploaded"
 
     gone = RenderRequest(

@@ -33,7 +33,7 @@ async def store(valkey: Any, valkey_server: ValkeyServer) -> AsyncIterator[Compa
 async def test_it_is_kept_once_and_for_a_day_at_most(store: ComparisonStore, valkey: Any) -> None:
     assert await store.add("a", "ada", b"first")
     assert not await store.add("a", "ada", b"second")
-    await store.keep_second("a", "answer")
+    await store.add_second_answer("a", "answer")
     found = await store.get("a")
     assert found is not None
     assert (found.comparison, found.second) == (b"first", "answer")
@@ -49,7 +49,7 @@ async def test_no_text_lies_in_valkey_as_it_is(
 ) -> None:
     """Its files keep what was deleted."""
     await store.add("a", "ada", b"codename Bluebird")
-    await store.keep_second("a", "Bluebird flies")
+    await store.add_second_answer("a", "Bluebird flies")
     kept = await valkey.hgetall("moyin:judge:a")
     assert kept.keys() == {b"owner", b"comparison", b"second"}
     assert not any(b"Bluebird" in value for value in kept.values())
@@ -64,7 +64,7 @@ async def test_no_text_lies_in_valkey_as_it_is(
 async def test_an_answer_that_comes_too_late_expires_as_well(
     store: ComparisonStore, valkey: Any
 ) -> None:
-    await store.keep_second("gone", "answer")
+    await store.add_second_answer("gone", "answer")
     assert await store.get("gone") is None
     assert 0 < await valkey.ttl("moyin:judge:gone") <= DAY
 
@@ -86,7 +86,7 @@ async def test_there_is_room_for_so_many(store: ComparisonStore, valkey: Any) ->
 async def test_one_tenant_does_not_take_the_places_of_all(
     valkey: Any, valkey_server: ValkeyServer
 ) -> None:
-    store = ComparisonStore(valkey_server.url, secret=SECRET, capacity=10, most_of_one=2)
+    store = ComparisonStore(valkey_server.url, secret=SECRET, capacity=10, capacity_per_tenant=2)
     for name in ("a", "b"):
         await store.add(name, "ada", b"x")
     assert not await store.has_room("ada")

@@ -18,7 +18,7 @@ import pytest
 from aiohttp import web
 
 from moyin.access.gatekeeper import mint_token
-from moyin.access.gatekeeper.links import link_to
+from moyin.access.gatekeeper.links import new_file_link
 from moyin.jobs.grpc import moyin_pb2 as pb
 from moyin.jobs.grpc.moyin_pb2_grpc import MoyinStub
 from moyin.proxy.identity import route_secret
@@ -223,7 +223,7 @@ async def _links(client: Door) -> None:
         "link": client.told.door.settings.signing_key(),
         "wrong link": secrets.token_bytes(32),
     }.items():
-        link = link_to(key, "admin", kept["id"], "a.txt", 60)
+        link = new_file_link(key, "admin", kept["id"], "a.txt", 60)
         client.told.note(where, link.split("/")[3])
         await client.call("GET", link, 200 if where == "link" else 401)
 

@@ -74,7 +74,7 @@ async def finished(farm: Farm, job_id: str, *, told_late: bool = False) -> Artif
     body = {"outputs": {"9": {"images": [f"artifact:{artifact.id}"]}}}
     output = await farm.blobs.put(json.dumps({"body": body}).encode())
     await farm.jobs.start(job_id, 1)
-    await farm.jobs.progress(job_id, 1, Progress(value=1, max=2))
+    await farm.jobs.record_progress(job_id, 1, Progress(value=1, max=2))
     result = StepResult(index=0, output=output, artifacts=(artifact,))
     if told_late:
         await farm.jobs.record_step(job_id, 1, result)
@@ -248,7 +248,7 @@ async def test_a_deleted_upload_is_gone_but_for_the_jobs_that_have_it(farm: Farm
     assert (await farm.client.head(f"{ASSETS}/by-hash/{HASH}")).status == 404
     told = await code(farm.client, "POST", JOBS, json={"workflow": graph})
     assert told == (422, "missing_asset")
-    kept = await ArtifactStore(farm.database).for_job("ann", asset["id"])
+    kept = await ArtifactStore(farm.database).get_for_job("ann", asset["id"])
     assert await farm.blobs.get(kept.sha256) == PNG
 
 

@@ -33,7 +33,7 @@ class Pools(SaidByPools):
         "fast": PoolRules(tenants=("ann",), deny=("Secret", "SaveLoRA"))
     }
 
-    async def ask(self, pool: str, path: str) -> PoolAnswer:
+    async def get(self, pool: str, path: str) -> PoolAnswer:
         content = None
         if path == RULES:
             content = encode(self.rules.get(pool, PoolRules()))
@@ -87,7 +87,7 @@ async def test_a_pool_of_others_is_not_there(farm: Farm) -> None:
     ):
         status, problem = await posted(farm.other, "/jobs", body)
         assert (status, problem["code"], problem["field"]) == (400, "invalid_request", field)
-        assert problem["detail"] == "there is no render pool 'fast'; there are: default"
+        assert problem["detail"] == "there is no render pool 'fast'; available pools: default"
 
 
 async def test_a_tenant_that_is_bound_to_pools_runs_nowhere_else(farm: Farm) -> None:

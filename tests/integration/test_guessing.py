@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from moyin.access.accounts.throttle import AttemptRate, Gate, Paces, Throttle
+from moyin.access.accounts.throttle import AttemptRate, AttemptRates, Throttle, ThrottleKey
 from moyin.errors import TooManyAttempts
 from tests.door import Measured
 from tests.integration.accounts_fixtures import PASSWORD, AccountsDoor, Answer
@@ -47,7 +47,7 @@ async def attacked(
             statuses.append((await login(accounts, email, WRONG, here)).status)
 
     tasks = [asyncio.create_task(guess(number)) for number in range(guessers)]
-    throttle: Throttle = accounts.parts.sign_in._bounds._throttle
+    throttle: Throttle = accounts.parts.sign_in._attempt_limits._throttle
     try:
         await eventually(lambda: len(throttle._waiting) >= guessers // 2, seconds=60)
         yield statuses
@@ -62,7 +62,7 @@ async def test_a_right_password_gets_in_after_any_number_of_wrong_ones(
 ) -> None:
     """Where no address is known, and nobody remembers anything: the case of a fresh stack."""
     email = (await accounts.player())["user"]["email"]
-    throttle: Throttle = accounts.parts.sign_in._bounds._throttle
+    throttle: Throttle = accounts.parts.sign_in._attempt_limits._throttle
     guesses = [asyncio.create_task(login(accounts, email, WRONG)) for _ in range(90)]
     assert {(await guess).status for guess in guesses} <= {401, 429}
     more = [asyncio.create_task(login(accounts, email, WRONG)) for _ in range(60)]
@@ -122,12 +122,12 @@ async def test_guesses_are_bounded_at_an_account_and_from_an_address(
     accounts: AccountsDoor, monkeypatch: pytest.MonkeyPatch, known: bool, measured: Measured
 ) -> None:
     """An upper bound: the slower everything is, the more it would allow."""
-    throttle: Throttle = accounts.parts.sign_in._bounds._throttle
+    throttle: Throttle = accounts.parts.sign_in._attempt_limits._throttle
     address = somewhere() if known else ""
     free, every = 6, 0.5
     pace, none = AttemptRate(free, every), AttemptRate(1_000_000, every)
     bounds = {"address": pace, "account": none} if address else {"account": pace}
-    monkeypatch.setattr(throttle, "paces", Paces(pair=none, patience=3.0, **bounds))
+    monkeypatch.setattr(throttle, "rates", AttemptRates(pair=none, timeout=3.0, **bounds))
     emails = [f"{secrets.token_hex(6)}@example.com" for _ in range(20 if address else 1)]
     began = time.monotonic()
     answers = await asyncio.gather(
@@ -158,32 +158,32 @@ async def test_who_knows_the_password_is_no_guesser_however_often(accounts: Acco
 
 async def test_a_turn_is_one_of_all_replicas(valkey_server: ValkeyServer) -> None:
     """Two processes share the pace; each serves its newest and its oldest in turns."""
-    paces = Paces(patience=3600)
-    one, two = (Throttle(valkey_server.url, paces=paces) for _ in "12")
-    gate = Gate(f"test {secrets.token_hex(8)}", AttemptRate(1, 0.2))
-    await one.turn(gate)
-    await two.turn(gate)  # the first turn
+    rates = AttemptRates(timeout=3600)
+    one, two = (Throttle(valkey_server.url, rates=rates) for _ in "12")
+    key = ThrottleKey(f"test {secrets.token_hex(8)}", AttemptRate(1, 0.2))
+    await one.acquire(key)
+    await two.acquire(key)  # the first turn
     began = time.monotonic()
-    await asyncio.gather(*(throttle.turn(gate) for throttle in (one, two) * 3))
+    await asyncio.gather(*(throttle.acquire(key) for throttle in (one, two) * 3))
     assert time.monotonic() - began >= 5 * 0.2
     order: list[int] = []
 
     async def wait(number: int) -> None:
-        await one.turn(gate)
+        await one.acquire(key)
         order.append(number)
 
-    gate = Gate(f"test {secrets.token_hex(8)}", AttemptRate(1, 2.0))
-    await one.turn(gate)
-    await one.turn(gate)  # the next turn is two seconds away
+    key = ThrottleKey(f"test {secrets.token_hex(8)}", AttemptRate(1, 2.0))
+    await one.acquire(key)
+    await one.acquire(key)  # the next turn is two seconds away
     waiting = []
     for number in range(3):
         waiting.append(asyncio.create_task(wait(number)))
         await eventually(lambda: len(one._waiting) == len(waiting))
     await asyncio.gather(*waiting)
     assert order == [2, 0, 1]
-    hasty = Throttle(valkey_server.url, paces=Paces(patience=0.0))
+    hasty = Throttle(valkey_server.url, rates=AttemptRates(timeout=0.0))
     with pytest.raises(TooManyAttempts):
-        await hasty.turn(gate, gate)
+        await hasty.acquire(key, key)
     for throttle in (one, two, hasty):
         await throttle.close()
 

@@ -63,7 +63,7 @@ async def test_no_more_is_taken_than_can_be_held(
         following = asyncio.ensure_future(anext(deliveries))
         await asyncio.sleep(0.3)
         assert not following.done()
-        await session.bury(first, "poison", "it is")
+        await session.dead_letter(first, "poison", "it is")
         assert (await following).message_id == "2"
     entries: Any = await client.xrange("dead")
     assert [fields[b"code"] for _, fields in entries] == [b"poison"]

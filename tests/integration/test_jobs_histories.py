@@ -1,8 +1,8 @@
 """Records the histories that `tests/unit/jobs/workflows/test_replay.py` replays.
 
-Runs every kind of job and replays what came of it; with MOYIN_RECORD_HISTORIES=<version> the
-histories are kept as well. Record after a deliberate change of the workflow; keep the old ones
-for as long as jobs that they describe may still run.
+Runs every kind of job and replays its history; with MOYIN_RECORD_HISTORIES=<version> the histories
+are also written to files. Record them after a deliberate change of the workflow, and keep the old
+ones for as long as jobs of their version may still run.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from aiohttp import web
 from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer
 
-from moyin.jobs.workflows.converter import DATA_CONVERTER
-from moyin.jobs.workflows.job import JobWorkflow
-from moyin.jobs.workflows.webhook import WebhookWorkflow
+from moyin.jobs.workflows.client import DATA_CONVERTER
+from moyin.jobs.workflows.job import JobWorkflow, WebhookWorkflow
 from tests.integration.jobs_fixtures import Farm
 from tests.integration.servers import eventually
 
@@ -35,7 +34,7 @@ def http(path: str) -> dict[str, Any]:
     return {"kind": "http", "request": {"path": path}}
 
 
-async def test_every_end_replays(working_farm: Farm) -> None:
+async def test_every_kind_of_end_replays(working_farm: Farm) -> None:
     farm = working_farm
 
     async def refuse(_: web.Request) -> web.Response:
@@ -50,15 +49,16 @@ async def test_every_end_replays(working_farm: Farm) -> None:
 
     farm.services.answers = {"/svc/no": refuse, "/svc/hang": hang, "/svc/twice": twice}
     hook = f"{farm.door}/hook"
-    soon = (datetime.now(UTC) + timedelta(seconds=3)).isoformat()
     bodies = {
         "succeeded": {"kind": "pipeline", "steps": [CHAT, http("/svc/yes")], "webhook": hook},
         "failed": {"kind": "pipeline", "steps": [CHAT, http("/svc/no")]},
         "cancelled": http("/svc/hang"),
-        "deadline": {**http("/svc/hang"), "deadline": soon},
         "retried": http("/svc/twice"),
     }
     ids = {name: (await farm.submit(body))["id"] for name, body in bodies.items()}
+    deadline = (datetime.now(UTC) + timedelta(seconds=3)).isoformat()
+    job = await farm.submit({**http("/svc/hang"), "deadline": deadline})
+    ids["deadline"] = job["id"]
     await eventually(lambda: farm.services.count("/svc/hang") == 2)
     await farm.client.post(f"/jobs/{ids['cancelled']}/cancel")
     for job_id in ids.values():
@@ -76,7 +76,7 @@ async def test_every_end_replays(working_farm: Farm) -> None:
 
 
 def keep(name: str, history: WorkflowHistory) -> None:
-    """Write the history down where that is asked for."""
+    """Write the history to a file if MOYIN_RECORD_HISTORIES is set."""
     version = os.environ.get("MOYIN_RECORD_HISTORIES")
     if version is None:
         return
@@ -87,7 +87,7 @@ def keep(name: str, history: WorkflowHistory) -> None:
 
 
 def _anonymous(value: Any) -> Any:
-    """Without what tells about the machine that recorded it."""
+    """Replace values that identify the machine on which the history was recorded."""
     if isinstance(value, dict):
         private = {"identity": "worker", "stackTrace": "", "binaryChecksum": ""}
         return {key: private.get(key, _anonymous(inner)) for key, inner in value.items()}

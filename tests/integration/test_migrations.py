@@ -1,4 +1,4 @@
-"""Migrations on SQLite and on a real PostgreSQL: up, down, and with what was there before."""
+"""Tests migrations and queries of jobs on SQLite and on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from alembic.migration import MigrationContext
 from moyin.domain.identity import ALL_SCOPES
 from moyin.domain.job import StepKind
 from moyin.domain.limits import Limit
-from moyin.errors import RateLimited
+from moyin.errors import RateLimited, StackError
 from moyin.store.jobs import JobStore, NewJob
 from moyin.store.keys import KeyStore
 from moyin.store.schema import metadata
@@ -23,7 +23,7 @@ from moyin.store.sql import Database, migrate, now
 from moyin.store.tokens import digest
 from tests.integration.accounts_fixtures import Postgres
 
-OLD_KEY = "moyin_00112233_secret"
+KEY = "moyin_00112233_secret"
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -34,29 +34,24 @@ def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return server.url(server.new())
 
 
-def test_up_and_down_keep_the_keys_of_before(empty_url: str) -> None:
-    migrate(empty_url, "0001")
-    asyncio.run(_with(empty_url, _insert_old_key))
-    migrate(empty_url)
-    assert asyncio.run(_with(empty_url, _differences)) == []
-    identity = asyncio.run(_with(empty_url, lambda d: KeyStore(d).verify(OLD_KEY)))
-    assert (identity.owner, identity.scopes, identity.user) == ("studio", ALL_SCOPES, None)
-    migrate(empty_url, "0001", down=True)
-    assert asyncio.run(_with(empty_url, _tables)) == {
-        "alembic_version", "api_keys", "artifacts", "jobs", "usage",
-    }  # fmt: skip
-    migrate(empty_url)
-    assert asyncio.run(_with(empty_url, lambda d: KeyStore(d).verify(OLD_KEY))) == identity
-    migrate(empty_url, "base", down=True)
-    assert asyncio.run(_with(empty_url, _tables)) == {"alembic_version"}
+def test_migrating_up_makes_the_schema_and_down_removes_it(empty_url: str) -> None:
+    for _ in range(2):
+        migrate(empty_url)
+        assert asyncio.run(_with(empty_url, _differences)) == []
+        asyncio.run(_with(empty_url, _insert_key))
+        identity = asyncio.run(_with(empty_url, lambda d: KeyStore(d).verify(KEY)))
+        assert (identity.owner, identity.scopes, identity.user) == ("studio", ALL_SCOPES, None)
+        migrate(empty_url, "base", down=True)
+        assert asyncio.run(_with(empty_url, _tables)) == {"alembic_version"}
 
 
-def test_prompts_of_before_with_a_client_are_known_as_such(empty_url: str) -> None:
-    migrate(empty_url, "0006")
-    asyncio.run(_with(empty_url, _insert_old_jobs))
-    migrate(empty_url, "0007")
-    found = asyncio.run(_with(empty_url, _prompts))
-    assert {job_id: bool(prompt) for job_id, prompt in found.items()} == {"p": True, "j": False}
+def test_a_database_of_a_development_version_is_refused(empty_url: str) -> None:
+    migrate(empty_url)
+    asyncio.run(_with(empty_url, _set_revision))
+    for down in (False, True):
+        with pytest.raises(StackError, match=r"at schema revision '0005'.*use a new database"):
+            migrate(empty_url, "base" if down else "head", down=down)
+    assert "jobs" in asyncio.run(_with(empty_url, _tables))
 
 
 @pytest.fixture
@@ -118,32 +113,18 @@ async def _with(url: str, work: Any) -> Any:
         await database.close()
 
 
-async def _insert_old_key(database: Database) -> None:
+async def _insert_key(database: Database) -> None:
     statement = sa.text(
         "INSERT INTO api_keys (id, owner, name, digest, created_at) "
-        "VALUES ('00112233', 'studio', 'old', :digest, :at)"
-    ).bindparams(sa.bindparam("at", now(), sa.DateTime(timezone=True)), digest=digest(OLD_KEY))
+        "VALUES ('00112233', 'studio', 'render', :digest, :at)"
+    ).bindparams(sa.bindparam("at", now(), sa.DateTime(timezone=True)), digest=digest(KEY))
     async with database.writing() as connection:
         await connection.execute(statement)
 
 
-async def _insert_old_jobs(database: Database) -> None:
-    statement = sa.text(
-        "INSERT INTO jobs (id, owner, kind, status, spec, heads, results, progress, attempts, "
-        "priority, metadata, dispatched, created_at, channel) VALUES "
-        "(:id, 'studio', 'render', 'queued', '0', '[]', '[]', '{}', 1, 3, '{}', :no, :at, :channel)"
-    ).bindparams(
-        sa.bindparam("at", now(), sa.DateTime(timezone=True)), sa.bindparam("no", False, sa.Boolean)
-    )
+async def _set_revision(database: Database) -> None:
     async with database.writing() as connection:
-        for job_id, channel in (("p", "c"), ("j", None)):
-            await connection.execute(statement, {"id": job_id, "channel": channel})
-
-
-async def _prompts(database: Database) -> dict[str, Any]:
-    async with database.reading() as connection:
-        rows = (await connection.execute(sa.text("SELECT id, comfyui FROM jobs"))).all()
-    return {job_id: prompt for job_id, prompt in rows}
+        await connection.execute(sa.text("UPDATE alembic_version SET version_num = '0005'"))
 
 
 async def _differences(database: Database) -> Any:

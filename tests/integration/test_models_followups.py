@@ -79,9 +79,9 @@ async def test_a_value_is_taken_once_and_expires(
 async def test_an_outage_is_no_error_and_is_not_waited_for_again() -> None:
     store = FollowUpStore("redis://127.0.0.1:9/0")
     try:
-        assert not store.away
+        assert not store.is_unavailable
         assert await store.get([b"x"]) is None
-        assert store.away
+        assert store.is_unavailable
         assert await store.take([b"x"]) is None
         await store.put({b"x": b"y"}, 1)
     finally:

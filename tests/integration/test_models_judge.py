@@ -22,7 +22,7 @@ from temporalio.worker import Replayer
 
 from moyin.access.gatekeeper.limits import Meter
 from moyin.errors import BudgetExceeded
-from moyin.jobs.workflows.converter import DATA_CONVERTER
+from moyin.jobs.workflows.client import DATA_CONVERTER
 from moyin.jobs.workflows.judge import JudgeWorkflow
 from moyin.settings import Settings
 from moyin.text.judging.budget import JudgeBudget

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from moyin.domain.money import Usage
-from moyin.store.responses import KeptResponse, ResponseStore
+from moyin.store.responses import CachedResponse, ResponseStore
 from moyin.store.usage import UsageEntry
 from tests.integration.models_fixtures import ModelsDoor, serving
 from tests.integration.servers import ValkeyServer
@@ -216,8 +216,8 @@ def _streamed() -> str:
     )
 
 
-def response(text: str) -> KeptResponse:
-    return KeptResponse(
+def response(text: str) -> CachedResponse:
+    return CachedResponse(
         backend="b",
         model="m",
         content_type="text/plain",

@@ -14,7 +14,7 @@ from moyin.errors import JobNotFound
 from moyin.store import pruning
 from moyin.store.pruning import Pruner
 from moyin.store.sql import Database
-from tests.unit.store.test_pruning import BEFORE, Past
+from tests.unit.store.test_pruning import BEFORE, PastJobs
 
 
 async def test_many_prune_at_once(
@@ -24,7 +24,7 @@ async def test_many_prune_at_once(
     monkeypatch.setattr(pruning, "_CHUNK", 3)
     databases = [Database(database_url) for _ in range(3)]
     await databases[0].ready()
-    past = Past(databases[0], tmp_path / "blobs")
+    past = PastJobs(databases[0], tmp_path / "blobs")
     for index in range(30):
         await past.job(graph=str(index % 7), picture=str(index % 5).encode())
     young = await past.job(days=1, graph="0", picture=b"0")
@@ -34,17 +34,17 @@ async def test_many_prune_at_once(
         return sum([part.jobs async for part in Pruner(database, past.blobs).run(BEFORE)])
 
     assert sum(await asyncio.gather(*map(prune, databases))) == 30
-    assert (await past.there(), len(past.files())) == ({young}, 3)
+    assert (await past.existing_ids(), len(past.files())) == ({young}, 3)
     for database in databases:
         await database.close()
 
 
-async def test_who_prunes_alone_is_alone_in_the_database(database_url: str) -> None:
+async def test_the_pruning_lock_excludes_other_connections(database_url: str) -> None:
     one, other = Database(database_url), Database(database_url)
-    async with one.alone("pruning") as alone, other.alone("pruning") as again:
-        assert (alone, again) == (True, False)
-    async with other.alone("pruning") as alone:
-        assert alone
+    async with one.advisory_lock("pruning") as first, other.advisory_lock("pruning") as second:
+        assert (first, second) == (True, False)
+    async with other.advisory_lock("pruning") as acquired:
+        assert acquired
     await one.close()
     await other.close()
 
@@ -52,7 +52,7 @@ async def test_who_prunes_alone_is_alone_in_the_database(database_url: str) -> N
 async def test_old_jobs_are_pruned_by_an_operator(database_url: str, tmp_path: Path) -> None:
     database = Database(database_url)
     await database.ready()
-    past = Past(database, tmp_path / "blobs")
+    past = PastJobs(database, tmp_path / "blobs")
     old = [await past.job(graph=str(index)) for index in range(3)]
     young = await past.job(days=1, graph="0")
     kept = past.files()

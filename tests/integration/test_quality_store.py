@@ -42,15 +42,15 @@ async def test_only_tenants_that_contribute_are_read(url: str) -> None:
         await database.close()
 
 
-async def test_replicas_of_the_version_before_write_beside_those_of_this_one(url: str) -> None:
-    await asyncio.to_thread(migrate, url, "0010")
+async def test_writes_without_levels_keep_the_stored_levels(url: str) -> None:
+    await asyncio.to_thread(migrate, url)
     database = Database(url)
     await database.ready()
     store, level = QualityStore(database), {"qwen3-8b": {"code": 0.5}}
     before = sa.table("quality_states", *map(sa.column, ("owner", "state", "number", "updated_at")))
 
     async def save(owner: str, number: int) -> None:
-        """As the version before did, which knows no levels."""
+        """Write a state as a replica does that does not know the column `levels`."""
         values = {"state": sa.literal({}, sa.JSON), "number": number, "updated_at": now()}
         at = sa.literal(values["updated_at"], sa.DateTime(timezone=True))
         insert = postgresql.insert if url.startswith("postgresql") else sqlite.insert
@@ -62,7 +62,6 @@ async def test_replicas_of_the_version_before_write_beside_those_of_this_one(url
 
     try:
         await save("ada", 1)
-        await asyncio.to_thread(migrate, url)
         await save("bob", 1)
         await save("ada", 2)
         assert await store.levels() == []

@@ -19,6 +19,7 @@ from temporalio.client import WorkflowFailureError
 from temporalio.exceptions import ActivityError, ApplicationError
 
 from actors.comfyui import ComfySpec, find_or_start
+from actors.placement import NAMESPACE
 from moyin.domain.job import EventType
 from moyin.render.comfyui.client import ComfyClient
 from moyin.render.comfyui.install import ComfyUI
@@ -168,9 +169,11 @@ async def _inputs_are_the_owners_own(farm: RenderFarm) -> None:
 async def _a_bad_graph_fails_at_once(farm: RenderFarm, pool: Any) -> None:
     graph = picture()
     graph["2"]["class_type"] = "NoSuchNode"
-    verdict = await pool.validate.remote(graph)
+    [name, *_] = await pool.renderers.remote()
+    actor = ray.get_actor(name, namespace=NAMESPACE)
+    verdict = await actor.validate.remote(graph)
     assert verdict["error"]["type"] == "invalid_prompt"
-    assert "error" not in await pool.validate.remote(picture())
+    assert "error" not in await actor.validate.remote(picture())
     assert await _failure(farm, await farm.submit(graph)) == "invalid_graph"
 
 

@@ -11,8 +11,9 @@ from temporalio import activity, workflow
 from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from deployments.render.worker import weigh
-from moyin.jobs.workflows.client import Temporal, priority_of
+from deployments.render.worker import set_owner_weights
+from moyin.jobs.workflows.client import Temporal
+from moyin.jobs.workflows.launcher import priority_of
 from moyin.jobs.workflows.types import HEARTBEAT_TIMEOUT, render_queue
 from moyin.store.jobs import Launch
 from tests.integration.servers import TemporalServer
@@ -59,7 +60,7 @@ async def test_everybody_gets_in_whoever_floods_and_with_whatever_priority(
 
 async def test_an_owner_of_more_weight_gets_in_more_often(temporal_server: TemporalServer) -> None:
     client = await _client(temporal_server)
-    await weigh(client, _POOL, {"heavy": 4.0})
+    await set_owner_weights(client, _POOL, {"heavy": 4.0})
     order = await _enter(client, [("light", 3)] * 20 + [("heavy", 3)] * 20)
     assert order[:20].count("heavy") >= 12
 

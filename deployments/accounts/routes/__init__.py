@@ -1,1 +1,1 @@
-"""Routes of the accounts app: parse, call, render."""
+"""Defines the routes of the accounts app, which parse, call a service and render."""

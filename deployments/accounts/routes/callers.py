@@ -1,4 +1,4 @@
-"""Who calls, for the routes."""
+"""Reads the caller of a request, for the routes."""
 
 from __future__ import annotations
 
@@ -9,48 +9,59 @@ from moyin.access.gatekeeper import context
 from moyin.access.gatekeeper.addresses import TrustedProxies
 from moyin.errors import InsufficientScope, MissingKey
 
-__all__ = ["Callers"]
+__all__ = ["NO_STORE", "Callers"]
+
+# Headers of responses that contain a secret, which no cache may store.
+NO_STORE = {"cache-control": "no-store"}
 
 
 class Callers:
-    """Reads the caller out of a request."""
+    """Reads the caller and the client address of requests."""
 
     def __init__(self, proxies: TrustedProxies) -> None:
         self._proxies = proxies
 
     def address(self, request: Request) -> str:
+        """Return the client's address; empty if it is unknown."""
         return self._proxies.client(request.scope)
 
     def of(self, request: Request) -> Caller:
-        """
+        """Return the caller.
+
         Raises:
-            MissingKey: on a public path.
+            MissingKey: the request has no credential, on a public path.
         """
-        found = context(request.scope)
-        if found.identity is None:
+        request_context = context(request.scope)
+        if request_context.identity is None:
             raise MissingKey("this needs an API key or an access token")
         return Caller(
-            identity=found.identity, request_id=found.request_id, address=self.address(request)
+            identity=request_context.identity,
+            request_id=request_context.request_id,
+            address=self.address(request),
         )
 
     def user(self, request: Request) -> str:
-        """The id of the person or service account.
+        """Return the id of the calling user, a person or a service account.
 
         Raises:
-            InsufficientScope: the caller is nobody in particular, such as a tenant's own key.
+            InsufficientScope: the caller uses a key of the tenant, which has no user.
         """
         user = self.of(request).identity.user
         if user is None:
-            raise InsufficientScope("this is for people: sign in, or use a key of a user")
+            raise InsufficientScope(
+                "this needs a user: sign in, or use an API key that belongs to a user"
+            )
         return user
 
     def person(self, request: Request) -> tuple[str, str]:
-        """The ids of a person who signed in and of the session.
+        """Return the ids of the signed-in user and of the session.
 
         Raises:
-            InsufficientScope: the caller came with an API key.
+            InsufficientScope: the caller uses an API key.
         """
         user, identity = self.user(request), self.of(request).identity
         if not identity.is_session:
-            raise InsufficientScope("this needs the access token of somebody who signed in")
+            raise InsufficientScope(
+                "this needs the access token of a signed-in user, not an API key"
+            )
         return user, identity.key_id

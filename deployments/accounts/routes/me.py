@@ -1,4 +1,4 @@
-"""Oneself: the profile, and what a key or token proves."""
+"""Defines the routes of the caller's own account and identity."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ __all__ = ["me_routes"]
 
 
 def me_routes(users: UserStore, sign_in: SignIn, callers: Callers) -> APIRouter:
-    """Routes about the caller."""
+    """Return the routes of the caller's own account."""
     router = APIRouter(tags=["me"])
 
     @router.get("/whoami")
     async def who(request: Request) -> wire.WhoAmI:
-        """What your key or token proves, and what it lets you do."""
+        """Return the identity and the scopes of your key or token."""
         return who_am_i(callers.of(request).identity)
 
     @router.get("/me")
     async def show(request: Request) -> wire.UserBody:
-        """Your account with its profile."""
+        """Return your account with its profile."""
         return user_body(await users.get(callers.user(request)))
 
     @router.patch("/me")
@@ -39,7 +39,7 @@ def me_routes(users: UserStore, sign_in: SignIn, callers: Callers) -> APIRouter:
 
     @router.delete("/me", status_code=204)
     async def close(request: Request) -> None:
-        """Close your account: email, name, profile and sign-ins are deleted. For players."""
+        """Delete your email, name, profile and sign-ins, and close your account; for players."""
         user, _ = callers.person(request)
         await sign_in.close_account(callers.of(request).identity, user)
 

@@ -1,4 +1,4 @@
-"""Organisations, their members and service accounts; the audit log."""
+"""Defines the routes of organisations, their members and service accounts, and of the audit log."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from deployments.accounts.routes.answers import SECRET
-from deployments.accounts.routes.callers import Callers
+from deployments.accounts.routes.callers import NO_STORE, Callers
 from moyin.access.accounts.organisations import OrganisationService
 from moyin.access.protocol import wire
 from moyin.access.protocol.response import audit_entry, organisation_body, user_body
@@ -15,39 +14,43 @@ from moyin.access.protocol.response import audit_entry, organisation_body, user_
 __all__ = ["organisation_routes"]
 
 
-def organisation_routes(office: OrganisationService, callers: Callers) -> APIRouter:
-    """Routes for administrators."""
+def organisation_routes(organisations: OrganisationService, callers: Callers) -> APIRouter:
+    """Return the routes for administrators."""
     router = APIRouter(tags=["organisations"])
 
     @router.post("/organisations", status_code=201)
     async def create(body: wire.NewOrganisation, request: Request) -> wire.OrganisationBody:
-        """Make an organisation; for operators."""
-        return organisation_body(await office.create_organisation(callers.of(request), body.name))
+        """Create an organisation; for operators."""
+        return organisation_body(
+            await organisations.create_organisation(callers.of(request), body.name)
+        )
 
     @router.get("/organisations")
     async def page(request: Request) -> wire.OrganisationList:
-        """Your organisation; all of them for operators."""
-        found = await office.organisations(callers.of(request))
-        return wire.OrganisationList(organisations=[organisation_body(one) for one in found])
+        """List your organisation; for operators, all of them."""
+        listed = await organisations.list_organisations(callers.of(request))
+        return wire.OrganisationList(organisations=[organisation_body(o) for o in listed])
 
     @router.get("/organisations/{organisation}")
     async def show(organisation: str, request: Request) -> wire.OrganisationBody:
-        """One organisation."""
-        return organisation_body(await office.organisation(callers.of(request), organisation))
+        """Return one organisation."""
+        return organisation_body(
+            await organisations.get_organisation(callers.of(request), organisation)
+        )
 
     @router.get("/organisations/{organisation}/members")
     async def members(organisation: str, request: Request) -> wire.MemberList:
-        """Members and service accounts."""
-        found = await office.members(callers.of(request), organisation)
-        return wire.MemberList(members=[user_body(user) for user in found])
+        """List the members and service accounts of an organisation."""
+        users = await organisations.list_members(callers.of(request), organisation)
+        return wire.MemberList(members=[user_body(user) for user in users])
 
     @router.post("/organisations/{organisation}/members", status_code=201)
     async def add(
         organisation: str, body: wire.NewMember, request: Request, response: Response
     ) -> wire.InvitedMember:
-        """Add a member, who gets a mail to set the first password."""
-        response.headers.update(SECRET)
-        user, invitation = await office.add_member(
+        """Add a member and mail an invitation, which sets the first password."""
+        response.headers.update(NO_STORE)
+        user, invitation = await organisations.add_member(
             callers.of(request), organisation, email=body.email, name=body.name, role=body.role
         )
         return wire.InvitedMember(**user_body(user).model_dump(), invitation=invitation)
@@ -56,27 +59,29 @@ def organisation_routes(office: OrganisationService, callers: Callers) -> APIRou
     async def invite(
         organisation: str, user: str, request: Request, response: Response
     ) -> wire.InvitedMember:
-        """Invite a member again, who lost the mail or the password. Earlier invitations end."""
-        response.headers.update(SECRET)
-        found, invitation = await office.invite(callers.of(request), organisation, user)
-        return wire.InvitedMember(**user_body(found).model_dump(), invitation=invitation)
+        """Mail a member another invitation. Earlier ones become invalid."""
+        response.headers.update(NO_STORE)
+        member, invitation = await organisations.invite(callers.of(request), organisation, user)
+        return wire.InvitedMember(**user_body(member).model_dump(), invitation=invitation)
 
     @router.post("/organisations/{organisation}/service-accounts", status_code=201)
     async def add_service(
         organisation: str, body: wire.NewServiceAccount, request: Request
     ) -> wire.UserBody:
-        """Add a service account; then make it a key with `POST /keys`."""
+        """Add a service account. Create its key with `POST /keys`."""
         return user_body(
-            await office.add_service(callers.of(request), organisation, body.name, body.role)
+            await organisations.add_service_account(
+                callers.of(request), organisation, body.name, body.role
+            )
         )
 
     @router.patch("/organisations/{organisation}/members/{user}")
     async def change(
         organisation: str, user: str, body: wire.ChangeMember, request: Request
     ) -> wire.UserBody:
-        """Change a member's role, or shut them out. Either ends their sessions."""
+        """Change a member's role, or disable the account. Either ends the member's sessions."""
         return user_body(
-            await office.change_member(
+            await organisations.change_member(
                 callers.of(request), organisation, user, role=body.role, disabled=body.disabled
             )
         )
@@ -85,19 +90,19 @@ def organisation_routes(office: OrganisationService, callers: Callers) -> APIRou
     async def find(
         request: Request, email: Annotated[str, Query(min_length=3, max_length=254)]
     ) -> wire.UserList:
-        """Who has an email; for operators."""
-        found = await office.find(callers.of(request), email)
-        return wire.UserList(users=[user_body(user) for user in found])
+        """Find the user with this email; for operators."""
+        users = await organisations.find_users(callers.of(request), email)
+        return wire.UserList(users=[user_body(user) for user in users])
 
     @router.get("/users/{user}")
     async def one(user: str, request: Request) -> wire.UserBody:
-        """A user with the profile: yourself, one of your organisation, anybody for operators."""
-        return user_body(await office.user(callers.of(request), user))
+        """Return yourself or a user of your organisation; for operators, any user."""
+        return user_body(await organisations.get_user(callers.of(request), user))
 
     @router.patch("/users/{user}")
     async def disable(user: str, body: wire.ChangeUser, request: Request) -> wire.UserBody:
-        """Shut a player out, or let them in again; for operators."""
-        return user_body(await office.disable(callers.of(request), user, body.disabled))
+        """Disable or enable a player; for operators."""
+        return user_body(await organisations.set_disabled(callers.of(request), user, body.disabled))
 
     @router.get("/audit")
     async def audit(
@@ -105,8 +110,8 @@ def organisation_routes(office: OrganisationService, callers: Callers) -> APIRou
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
         before: Annotated[str | None, Query(max_length=36)] = None,
     ) -> wire.AuditPage:
-        """Administrative acts, newest first. `before` is the id of the last one you have."""
-        found = await office.audit(callers.of(request), limit=limit, before=before)
-        return wire.AuditPage(entries=[audit_entry(entry) for entry in found])
+        """List audit entries, newest first. `before` is the last id of the page before."""
+        entries = await organisations.list_audit(callers.of(request), limit=limit, before=before)
+        return wire.AuditPage(entries=[audit_entry(entry) for entry in entries])
 
     return router

@@ -1,1 +1,1 @@
-"""The gateway's routes: parse, call, render."""
+"""Holds the gateway's routes: they parse a request, call a wing of `moyin`, and respond."""

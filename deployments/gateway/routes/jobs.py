@@ -1,4 +1,4 @@
-"""``/jobs``: submit, list, show, cancel, retry."""
+"""Serves ``/jobs``: submit, list, show, cancel and retry jobs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from moyin.access.gatekeeper import context
 from moyin.domain.job import JobStatus
 from moyin.errors import InvalidRequest
 from moyin.jobs.protocol import wire
-from moyin.jobs.protocol.translate import job_body, job_detail
+from moyin.jobs.protocol.response import job_body, job_detail
 from moyin.jobs.service import JobService
-from moyin.jobs.webhooks.signing import webhook_secret
+from moyin.jobs.webhooks.sender import webhook_secret
 from moyin.render.templates.catalog import Catalog
 from moyin.store.jobs import JobStore
 
 __all__ = ["idempotency_key", "job_routes"]
 
-_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _SUBMIT: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -33,7 +33,7 @@ _REPLAYED = "idempotent-replayed"
 def job_routes(
     service: JobService, jobs: JobStore, templates: Catalog, signing_key: bytes
 ) -> APIRouter:
-    """The routes of jobs, apart from their events."""
+    """Return the routes of jobs, without their events."""
     router = APIRouter(tags=["jobs"])
 
     @router.post("/jobs", status_code=202, openapi_extra=_SUBMIT)
@@ -42,10 +42,10 @@ def job_routes(
         response: Response,
         key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
     ) -> wire.JobBody:
-        """Accept a job. Its id is known at once; the work is done whatever breaks meanwhile."""
+        """Accept a job and return its id at once. An accepted job survives any service's failure."""
         caller = context(request.scope).caller
-        shelf = await templates.shelf()
-        job, created = await service.ask(
+        shelf = await templates.snapshot()
+        job, created = await service.submit_request(
             caller,
             await request.body(),
             shelf.find,
@@ -65,47 +65,47 @@ def job_routes(
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
         cursor: Annotated[str | None, Query(max_length=128)] = None,
     ) -> wire.JobPage:
-        """Your jobs, newest first."""
+        """List your jobs, newest first."""
         owner = context(request.scope).owner
-        found, following = await jobs.page(
+        listed, next_cursor = await jobs.page(
             owner, status=status, kind=kind, limit=limit, cursor=cursor
         )
-        return wire.JobPage(jobs=[job_body(job) for job in found], next_cursor=following)
+        return wire.JobPage(jobs=[job_body(job) for job in listed], next_cursor=next_cursor)
 
     @router.get("/jobs/webhook-secret")
     async def secret(request: Request, response: Response) -> wire.WebhookSecret:
-        """The secret that signs your webhooks (Standard Webhooks)."""
+        """Return the secret that signs your webhooks (Standard Webhooks)."""
         response.headers["cache-control"] = "no-store"
         owner = context(request.scope).owner
         return wire.WebhookSecret(secret=webhook_secret(signing_key, owner))
 
     @router.get("/jobs/{job_id}")
     async def show(request: Request, job_id: str) -> wire.JobDetail:
-        """A job with the outputs of its finished steps, and the children of a batch."""
+        """Return a job with the outputs of its finished steps, and the children of a batch."""
         job = await jobs.get(context(request.scope).owner, job_id)
         spec = await service.spec(job) if job.children is not None else None
         return job_detail(job, await service.outputs(job), spec)
 
     @router.post("/jobs/{job_id}/cancel", status_code=202)
     async def cancel(request: Request, job_id: str) -> wire.JobBody:
-        """Ask for the end of a job; it is `cancelled` a moment later."""
+        """Cancel a job; its status becomes `cancelled` a moment later."""
         return job_body(await service.cancel(context(request.scope).caller, job_id))
 
     @router.post("/jobs/{job_id}/retry", status_code=202)
     async def retry(request: Request, job_id: str) -> wire.JobBody:
-        """Run a failed or cancelled job on from its last finished step."""
+        """Continue a failed or cancelled job after its last finished step."""
         return job_body(await service.retry(context(request.scope).caller, job_id))
 
     return router
 
 
 def idempotency_key(header: str | None) -> str | None:
-    """The checked Idempotency-Key.
+    """Validate and return the Idempotency-Key.
 
     Raises:
-        InvalidRequest: it is not 1 to 255 visible ASCII characters.
+        InvalidRequest: the key is not 1 to 255 visible ASCII characters.
     """
-    if header is not None and not _KEY.fullmatch(header):
+    if header is not None and not _IDEMPOTENCY_KEY.fullmatch(header):
         raise InvalidRequest(
             "Idempotency-Key must be 1 to 255 visible ASCII characters", field="Idempotency-Key"
         )

@@ -1,4 +1,4 @@
-"""``/templates``: named graphs with typed inputs, for ``POST /jobs``."""
+"""Serves ``/templates``: named graphs with typed inputs, for ``POST /jobs``."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from moyin.render.templates.response import template_body
 
 __all__ = ["template_routes"]
 
-_UNCHANGED: dict[int | str, dict[str, str]] = {304: {"description": "As `If-None-Match` says."}}
+_UNCHANGED: dict[int | str, dict[str, str]] = {304: {"description": "`If-None-Match` matches."}}
 
 
 def template_routes(templates: Catalog) -> APIRouter:
-    """The routes of templates."""
+    """Return the routes of templates."""
     router = APIRouter(tags=["templates"])
 
     @router.get("/templates", response_model=wire.TemplateList, responses=_UNCHANGED)
     async def page(known: Annotated[str | None, Header(alias="If-None-Match")] = None) -> Response:
-        """All templates, each with the JSON Schema of its inputs."""
-        shelf = await templates.shelf()
+        """List all templates, each with the JSON Schema of its inputs."""
+        shelf = await templates.snapshot()
         digests = "".join(template.digest for template in shelf.templates)
         body = wire.TemplateList(templates=[template_body(t) for t in shelf.templates])
-        return _answer(body, hashlib.sha256(digests.encode()).hexdigest(), known)
+        return _response(body, hashlib.sha256(digests.encode()).hexdigest(), known)
 
     @router.get("/templates/{name}", response_model=wire.TemplateBody, responses=_UNCHANGED)
     async def show(
         name: str, known: Annotated[str | None, Header(alias="If-None-Match")] = None
     ) -> Response:
-        """One template, by its name or an alias."""
+        """Return a template by its name or an alias."""
         template = await templates.get(name)
-        return _answer(template_body(template), template.digest, known)
+        return _response(template_body(template), template.digest, known)
 
     return router
 
 
-def _answer(body: BaseModel, digest: str, known: str | None) -> Response:
+def _response(body: BaseModel, digest: str, known: str | None) -> Response:
     tag = f'"{digest[:32]}"'
     headers = {"etag": tag, "cache-control": "private, no-cache"}
     if known is not None and (tag in known or known.strip() == "*"):

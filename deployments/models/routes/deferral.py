@@ -7,9 +7,9 @@ from typing import Any
 from deployments.models.routes.sending import JSON, send_body
 from moyin.access.gatekeeper import context
 from moyin.access.gatekeeper.asgi import RawHeaders, Scope, Send, header
+from moyin.client.gateway import GatewayClient
 from moyin.domain.references import escape_references
-from moyin.errors import MissingKey, RequestError, UnsupportedFeature
-from moyin.jobs.remote import RemoteJobs
+from moyin.errors import MissingKey, MoyinError, RequestError, UnsupportedFeature
 from moyin.text.protocol.codec import ParsedRequest, ProtocolCodec
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.router import Router
@@ -46,9 +46,9 @@ class Deferral:
     answer of the call, in the client's protocol. ``Idempotency-Key`` works as there.
     """
 
-    def __init__(self, text_router: Router, jobs: RemoteJobs) -> None:
+    def __init__(self, text_router: Router, gateway: GatewayClient) -> None:
         self._text_router = text_router
-        self._jobs = jobs
+        self._gateway = gateway
 
     async def __call__(
         self, codec: ProtocolCodec, call: ParsedRequest, scope: Scope, send: Send
@@ -67,11 +67,16 @@ class Deferral:
         error = self._text_router.explain(codec, call, routing_context).error
         if isinstance(error, RequestError):
             raise error
-        accepted = await self._jobs.submit(
-            identity,
-            _job(codec, call, scope["path"]),
-            idempotency_key=header(scope, b"idempotency-key"),
-        )
+        try:
+            accepted = await self._gateway.submit_job(
+                _job(codec, call, scope["path"]),
+                identity=identity,
+                idempotency_key=header(scope, b"idempotency-key"),
+            )
+        except MoyinError as error:
+            # The client does not know the job's member that holds its request.
+            error.field = error.field and error.field.removeprefix("request.")
+            raise
         headers = [
             JSON,
             (b"location", accepted.location.encode()),

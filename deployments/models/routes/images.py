@@ -14,9 +14,9 @@ from pydantic_core import to_json
 from deployments.models.routes.deferral import asks_for_a_job
 from moyin.access.gatekeeper import context
 from moyin.access.gatekeeper.asgi import RawHeaders
+from moyin.client.gateway import AcceptedJob
 from moyin.errors import MoyinError
-from moyin.jobs.images import Images, JobGoesOn, JobLost
-from moyin.jobs.remote import Accepted
+from moyin.jobs.images import Images, JobEndedWithoutImages, JobStillRunning
 from moyin.text.protocol.openai import images as protocol
 from moyin.text.protocol.openai.errors import render_error
 from moyin.text.routing.policy import parse_preferences
@@ -80,14 +80,14 @@ def image_routes(images: Images, rules: Callable[[], ImageRules]) -> APIRouter:
             if not waits:
                 return _accepted(accepted)
             seconds = min(rule.timeout, preferences.timeout or rule.timeout)
-            job = await images.finished(caller, _job_id(accepted), seconds)
+            job = await images.wait(caller, _job_id(accepted), seconds)
         except asyncio.CancelledError:
             # The client has left. Who sent a key means to ask for the same job again.
             await images.abandon(caller, wanted, cancel=waits and key is None)
             raise
-        except JobGoesOn as error:
+        except JobStillRunning as error:
             return _refused(request, error, error.job)
-        except JobLost as lost:
+        except JobEndedWithoutImages as lost:
             assert isinstance(lost.__cause__, MoyinError)
             return _refused(request, lost.__cause__, lost.job)
         base = rule.base_url or f"{request.url.scheme}://{request.headers.get('host', '')}"
@@ -97,11 +97,11 @@ def image_routes(images: Images, rules: Callable[[], ImageRules]) -> APIRouter:
     return router
 
 
-def _job_id(accepted: Accepted) -> str:
+def _job_id(accepted: AcceptedJob) -> str:
     return accepted.location.rpartition("/")[2]
 
 
-def _accepted(accepted: Accepted) -> Response:
+def _accepted(accepted: AcceptedJob) -> Response:
     headers = {"location": accepted.location, "preference-applied": "respond-async"}
     if accepted.replayed:
         headers["idempotent-replayed"] = "true"

@@ -1,1 +1,1 @@
-"""Accounts without a web framework: people, organisations, sessions, keys, sign-in."""
+"""Manages people, organisations, sessions, keys and sign-in, without a web framework."""

@@ -1,4 +1,4 @@
-"""Access tokens: short-lived, EdDSA, proven everywhere by the public key alone."""
+"""Issues short-lived EdDSA access tokens, which any replica verifies with the public key alone."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from moyin.store.signing_keys import SigningKey, SigningKeyStore
 
 __all__ = ["AccessTokenIssuer"]
 
-# A rotated key signs everywhere after this time.
-_KEY_SECONDS = 60.0
+# All replicas sign with a rotated key after this time.
+_KEY_CACHE_SECONDS = 60.0
 
 
 class AccessTokenIssuer:
-    """Signs with the newest key pair."""
+    """Issues access tokens signed with the newest key pair."""
 
     def __init__(self, keys: SigningKeyStore, lifetime: timedelta) -> None:
         self._keys = keys
@@ -28,9 +28,9 @@ class AccessTokenIssuer:
         self._read_at = float("-inf")
         self.lifetime = lifetime
 
-    async def access_token(self, user: User, session: Session, scopes: Iterable[str]) -> str:
-        """A token that acts for ``user`` until it expires or the session ends."""
-        key = await self._newest()
+    async def issue(self, user: User, session: Session, scopes: Iterable[str]) -> str:
+        """Return a token that acts for ``user`` until it expires or the session ends."""
+        key = await self._signing_key()
         now = int(time.time())
         claims = {
             "iss": ISSUER,
@@ -46,7 +46,7 @@ class AccessTokenIssuer:
         return jwt.encode(claims, key.key, algorithm=ALGORITHM, headers=headers)
 
     async def jwks(self) -> Mapping[str, Any]:
-        """The public keys as RFC 8037 JWKs."""
+        """Return the public keys as RFC 8037 JWKs."""
         return {
             "keys": [
                 {
@@ -57,12 +57,12 @@ class AccessTokenIssuer:
                     "kid": key.kid,
                     "x": key.x,
                 }
-                for key in await self._keys.public()
+                for key in await self._keys.list_public_keys()
             ]
         }
 
-    async def _newest(self) -> SigningKey:
-        if self._key is None or time.monotonic() - self._read_at > _KEY_SECONDS:
+    async def _signing_key(self) -> SigningKey:
+        if self._key is None or time.monotonic() - self._read_at > _KEY_CACHE_SECONDS:
             self._key = await self._keys.newest()
             self._read_at = time.monotonic()
         return self._key

@@ -1,4 +1,4 @@
-"""Who acts, and what they may."""
+"""Describes the caller of an administrative operation and checks its scopes."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 
 from moyin.domain.identity import ALL, Identity
 from moyin.errors import InsufficientScope
-from moyin.store.audit import Act
+from moyin.store.audit import AuditEvent
 
-__all__ = ["Caller", "may_give", "require"]
+__all__ = ["Caller", "check_grantable", "require"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Caller:
-    """Who acts, in which request, from where."""
+    """Describes the caller of an operation: its identity, request and client address."""
 
     identity: Identity
     request_id: str
     address: str
 
-    def act(
+    def audit_event(
         self, action: str, owner: str, target: str, details: Mapping[str, Any] | None = None
-    ) -> Act:
-        """What the audit log keeps of what they do to ``target``, a thing of ``owner``."""
-        return Act(
+    ) -> AuditEvent:
+        """Return the audit event of the caller's ``action`` on ``target``, which ``owner`` owns."""
+        return AuditEvent(
             owner=owner,
             actor=self.identity.user or self.identity.key_id,
             action=action,
@@ -37,23 +37,25 @@ class Caller:
 
 
 def require(identity: Identity, scope: str) -> None:
-    """
+    """Refuse an identity without ``scope``.
+
     Raises:
-        InsufficientScope: naming the scope.
+        InsufficientScope: the identity lacks the scope.
     """
     if not identity.has_scope(scope):
         raise InsufficientScope(f"this needs the scope {scope}", details={"scope": scope})
 
 
-def may_give(identity: Identity, scopes: frozenset[str]) -> None:
-    """Nobody gives what they have not.
+def check_grantable(identity: Identity, scopes: frozenset[str]) -> None:
+    """Refuse an identity that lacks one of the ``scopes`` it wants to grant.
 
     Raises:
-        InsufficientScope: naming what is too much.
+        InsufficientScope: naming the missing scopes.
     """
     if ALL in identity.scopes:
         return
-    if lacking := sorted(scopes - identity.scopes):
+    if missing := sorted(scopes - identity.scopes):
         raise InsufficientScope(
-            f"you lack what you would give: {', '.join(lacking)}", details={"scope": lacking[0]}
+            f"cannot grant scopes you do not have: {', '.join(missing)}",
+            details={"scope": missing[0]},
         )

@@ -1,4 +1,4 @@
-"""Mail: the port, SMTP, and nothing at all."""
+"""Sends mail through SMTP, or logs that no mail server is configured."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PORTS = {"smtp": 587, "smtps": 465}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mail:
-    """``text`` may hold a secret: never log it."""
+    """Holds one message. ``text`` may contain a secret, so it must never be logged."""
 
     to: str
     subject: str
@@ -28,29 +28,31 @@ class Mail:
 
 
 class Mailer(Protocol):
+    """Sends mails."""
+
     @property
-    def reaches(self) -> bool:
-        """Whether mails go anywhere."""
+    def can_deliver(self) -> bool:
+        """True if a mail server is configured."""
 
     async def send(self, mail: Mail) -> None:
-        """Hand ``mail`` over.
+        """Pass ``mail`` to the mail server.
 
         Raises:
-            OSError: the server refuses or is away.
+            OSError: the server refuses the mail or does not respond.
         """
 
 
 class NoMailer:
-    """Where no mail server is configured."""
+    """Drops every mail with a warning: no mail server is configured."""
 
-    reaches = False
+    can_deliver = False
 
     async def send(self, mail: Mail) -> None:
         _log.warning("no mail server: set MOYIN_SMTP_URL to send %r", mail.subject)
 
 
 class SmtpMailer:
-    """SMTP with TLS, one connection a mail, in a thread.
+    """Sends mails through SMTP with TLS, in a thread, with one connection per mail.
 
     Args:
         url: ``smtp://user:password@host:587`` (STARTTLS where the server offers it; required when
@@ -58,7 +60,7 @@ class SmtpMailer:
         sender: the address in From.
     """
 
-    reaches = True
+    can_deliver = True
 
     def __init__(self, url: str, sender: str) -> None:
         parts = urlsplit(url)
@@ -72,19 +74,19 @@ class SmtpMailer:
         self._sender = sender
 
     async def send(self, mail: Mail) -> None:
-        # smtplib's own errors are OSErrors.
+        # smtplib's errors are subclasses of OSError.
         await asyncio.to_thread(self._send, mail)
 
     def _send(self, mail: Mail) -> None:
         message = EmailMessage()
         message["From"], message["To"], message["Subject"] = self._sender, mail.to, mail.subject
         message.set_content(mail.text)
-        with self._connected() as server:
+        with self._connect() as server:
             if self._user:
                 server.login(self._user, self._password)
             server.send_message(message)
 
-    def _connected(self) -> smtplib.SMTP:
+    def _connect(self) -> smtplib.SMTP:
         context = ssl.create_default_context()
         if self._tls:
             return smtplib.SMTP_SSL(
@@ -98,8 +100,9 @@ class SmtpMailer:
 
 
 def new_mailer(url: str, sender: str) -> Mailer:
-    """
+    """Return the mailer for an SMTP URL; an empty ``url`` means no mail server.
+
     Raises:
-        ValueError: the URL is none of SMTP.
+        ValueError: ``url`` is not an SMTP URL.
     """
     return SmtpMailer(url, sender) if url else NoMailer()

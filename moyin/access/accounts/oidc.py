@@ -1,4 +1,4 @@
-"""Signing in through OpenID providers: authorization code with PKCE, nonce and one-time state."""
+"""Signs people in through OpenID providers: authorization code, PKCE, nonce, one-time state."""
 
 from __future__ import annotations
 
@@ -20,31 +20,32 @@ from redis.exceptions import RedisError
 from moyin.access.accounts.throttle import Throttle
 from moyin.errors import InvalidCredentials, InvalidRequest, NotFound, ServiceUnavailable
 from moyin.http.client import BodyTooLong, read_up_to
-from moyin.store.events import connect
+from moyin.store.valkey import connect
 
 __all__ = ["OpenIdSignIn", "Provider", "VerifiedIdentity"]
 
 _STATE_SECONDS = 600
-# Sign-ins that one address begins in a quarter of an hour and does not finish.
-_BEGUN = 100
+# Unfinished sign-ins that one client address may begin in a quarter of an hour.
+_UNFINISHED_PER_ADDRESS = 100
 _METADATA_SECONDS = 3600.0
 _UNKNOWN_KEY_SECONDS = 10.0
 _TIMEOUT = aiohttp.ClientTimeout(total=10)
 _MAX_BYTES = 512 * 1024
 _ENDPOINTS = ("authorization_endpoint", "token_endpoint", "jwks_uri")
-# Signatures only: with a shared secret, whoever verifies could also sign.
+# Asymmetric only: a shared secret would let every verifier sign.
 _ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Provider:
-    """An OpenID provider that the operator trusts.
+    """Describes an OpenID provider that the operator trusts.
 
     Attributes:
-        issuer: its URL; the rest is discovered from there.
-        redirect_uris: where it may send people back to.
-        registers: whether people whom it vouches for and nobody knows become players.
-        links_emails: whether a verified email of its leads to the account with that email.
+        issuer: the provider's URL, from which its endpoints are discovered.
+        redirect_uris: the URIs that the provider may redirect browsers to.
+        registers: whether unknown people who sign in through the provider become players.
+        links_emails: whether an email that the provider has verified signs in to the account with
+            that email.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Provider:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerifiedIdentity:
-    """Whom a provider vouches for. ``email`` only when the provider has verified it."""
+    """Describes the person that a provider has verified. ``email`` is None if it is unverified."""
 
     provider: Provider
     subject: str
@@ -68,8 +69,8 @@ class VerifiedIdentity:
 
 
 @dataclass(slots=True)
-class _Known:
-    """What discovery told of a provider."""
+class _Discovery:
+    """Caches the metadata and keys of a provider."""
 
     metadata: Mapping[str, Any]
     keys: jwt.PyJWKSet
@@ -77,13 +78,13 @@ class _Known:
 
 
 class OpenIdSignIn:
-    """Talks to providers. What is begun is kept in Valkey, so any replica can finish it."""
+    """Performs sign-ins. Valkey holds those under way, so that any replica can finish them."""
 
     def __init__(self, redis_url: str, throttle: Throttle) -> None:
         self.providers: Mapping[str, Provider] = {}
         self._throttle = throttle
         self._redis: redis.Redis = connect(redis_url)
-        self._known: dict[str, _Known] = {}
+        self._discoveries: dict[str, _Discovery] = {}
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -92,29 +93,31 @@ class OpenIdSignIn:
             await self._session.close()
 
     async def begin(self, name: str, redirect_uri: str, address: str) -> tuple[str, str]:
-        """Where to send the browser, and the state that must come back from there.
+        """Begin a sign-in; return the URL for the browser and the state to pass to `finish`.
 
         Raises:
-            TooManyAttempts: from this address; who signs in takes theirs back.
-            NotFound: there is no such provider.
-            InvalidRequest: the provider may not send anybody to ``redirect_uri``.
-            ServiceUnavailable: the provider or Valkey is away.
+            TooManyAttempts: too many unfinished sign-ins from this address.
+            NotFound: the provider is not configured.
+            InvalidRequest: ``redirect_uri`` is not one of the provider's.
+            ServiceUnavailable: the provider or Valkey is unavailable.
         """
         if address:
-            await self._throttle.limit(f"begin {address}", _BEGUN)
+            await self._throttle.limit(f"begin {address}", _UNFINISHED_PER_ADDRESS)
         provider = self._provider(name)
         if redirect_uri not in provider.redirect_uris:
             raise InvalidRequest(
-                "redirect_uri must be one of those that are configured for the provider",
+                "redirect_uri must be one of the redirect_uris configured for the provider",
                 field="redirect_uri",
             )
-        metadata = (await self._discovered(provider)).metadata
+        metadata = (await self._discover(provider)).metadata
         state, nonce, verifier = (secrets.token_urlsafe(32) for _ in range(3))
-        begun = {"provider": name, "nonce": nonce, "verifier": verifier, "uri": redirect_uri}
+        pending = {"provider": name, "nonce": nonce, "verifier": verifier, "uri": redirect_uri}
         try:
-            await self._redis.set(_kept(state), json.dumps(begun), ex=_STATE_SECONDS)
+            await self._redis.set(_state_key(state), json.dumps(pending), ex=_STATE_SECONDS)
         except RedisError as error:
-            raise ServiceUnavailable("signing in is not possible now", retry_after=1) from error
+            raise ServiceUnavailable(
+                "signing in is unavailable at the moment; try again", retry_after=1
+            ) from error
         challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest())
         query = {
             "response_type": "code",
@@ -130,38 +133,44 @@ class OpenIdSignIn:
         return f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(query)}", state
 
     async def finish(self, *, state: str, code: str, address: str) -> VerifiedIdentity:
-        """Whom the provider vouches for. A state is good once.
+        """Return the identity that the provider has verified. A state works once.
 
         Raises:
             InvalidCredentials: the state, the code or the provider's token is not valid.
-            NotFound: the provider is not configured any more.
-            ServiceUnavailable: the provider or Valkey is away.
+            NotFound: the provider is no longer configured.
+            ServiceUnavailable: the provider or Valkey is unavailable.
         """
         try:
-            kept = await self._redis.getdel(_kept(state))
+            stored = await self._redis.getdel(_state_key(state))
         except RedisError as error:
-            raise ServiceUnavailable("signing in is not possible now", retry_after=1) from error
-        if kept is None:
-            raise InvalidCredentials("the state is not valid; begin again", field="state")
-        begun = json.loads(kept)
-        provider = self._provider(begun["provider"])
-        known = await self._discovered(provider)
-        answer = await self._ask(
-            known.metadata["token_endpoint"],
+            raise ServiceUnavailable(
+                "signing in is unavailable at the moment; try again", retry_after=1
+            ) from error
+        if stored is None:
+            raise InvalidCredentials(
+                "state is unknown, used or expired; begin the sign-in again", field="state"
+            )
+        pending = json.loads(stored)
+        provider = self._provider(pending["provider"])
+        discovery = await self._discover(provider)
+        response = await self._fetch(
+            discovery.metadata["token_endpoint"],
             {
                 "grant_type": "authorization_code",
                 "code": code,
-                "redirect_uri": begun["uri"],
+                "redirect_uri": pending["uri"],
                 "client_id": provider.client_id,
-                "code_verifier": begun["verifier"],
+                "code_verifier": pending["verifier"],
                 **({"client_secret": provider.client_secret} if provider.client_secret else {}),
             },
         )
-        claims = await self._claims(provider, str(answer.get("id_token")))
-        if not secrets.compare_digest(str(claims.get("nonce")), begun["nonce"]):
-            raise InvalidCredentials("the provider's token answers another question")
+        claims = await self._claims(provider, str(response.get("id_token")))
+        if not secrets.compare_digest(str(claims.get("nonce")), pending["nonce"]):
+            raise InvalidCredentials(
+                "the provider's token has a wrong nonce; begin the sign-in again"
+            )
         if address:
-            await self._throttle.forgive_limit(f"begin {address}")
+            await self._throttle.uncount_limit(f"begin {address}")
         email = claims.get("email") if claims.get("email_verified") is True else None
         return VerifiedIdentity(
             provider=provider,
@@ -190,37 +199,41 @@ class OpenIdSignIn:
         return claims
 
     async def _key(self, provider: Provider, kid: str | None) -> jwt.PyJWK:
-        known = await self._discovered(provider)
-        if kid is None and len(known.keys.keys) == 1:
-            return known.keys.keys[0]
+        discovery = await self._discover(provider)
+        if kid is None and len(discovery.keys.keys) == 1:
+            return discovery.keys.keys[0]
         try:
-            return known.keys[str(kid)]
+            return discovery.keys[str(kid)]
         except KeyError:
-            if time.monotonic() - known.read_at < _UNKNOWN_KEY_SECONDS:
+            if time.monotonic() - discovery.read_at < _UNKNOWN_KEY_SECONDS:
                 raise
-            del self._known[provider.issuer]
-            return (await self._discovered(provider)).keys[str(kid)]
+            del self._discoveries[provider.issuer]
+            return (await self._discover(provider)).keys[str(kid)]
 
-    async def _discovered(self, provider: Provider) -> _Known:
-        known = self._known.get(provider.issuer)
-        if known is None or time.monotonic() - known.read_at > _METADATA_SECONDS:
+    async def _discover(self, provider: Provider) -> _Discovery:
+        """Return the provider's metadata and keys, read within the last hour."""
+        discovery = self._discoveries.get(provider.issuer)
+        if discovery is None or time.monotonic() - discovery.read_at > _METADATA_SECONDS:
             base = provider.issuer.rstrip("/")
-            metadata = await self._ask(f"{base}/.well-known/openid-configuration")
+            metadata = await self._fetch(f"{base}/.well-known/openid-configuration")
             if metadata.get("issuer") != provider.issuer:
-                raise ServiceUnavailable("the provider says that it is another one")
+                raise ServiceUnavailable("the provider's metadata names another issuer")
             if not all(isinstance(metadata.get(name), str) for name in _ENDPOINTS):
-                raise ServiceUnavailable("the provider does not say where to go", retry_after=5)
+                raise ServiceUnavailable(
+                    f"the provider's metadata must name {', '.join(_ENDPOINTS)}", retry_after=5
+                )
             try:
-                keys = jwt.PyJWKSet.from_dict(dict(await self._ask(metadata["jwks_uri"])))
+                keys = jwt.PyJWKSet.from_dict(dict(await self._fetch(metadata["jwks_uri"])))
             except (jwt.PyJWTError, TypeError, AttributeError) as error:
                 raise ServiceUnavailable(
                     "the provider has no usable keys", retry_after=5
                 ) from error
-            known = _Known(metadata, keys, time.monotonic())
-            self._known[provider.issuer] = known
-        return known
+            discovery = _Discovery(metadata, keys, time.monotonic())
+            self._discoveries[provider.issuer] = discovery
+        return discovery
 
-    async def _ask(self, url: str, form: Mapping[str, str] | None = None) -> Mapping[str, Any]:
+    async def _fetch(self, url: str, form: Mapping[str, str] | None = None) -> Mapping[str, Any]:
+        """Return the JSON object at ``url``; with a ``form``, send that by POST."""
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=_TIMEOUT)
         method = "GET" if form is None else "POST"
@@ -234,18 +247,22 @@ class OpenIdSignIn:
             ) as response:
                 content = await read_up_to(response, _MAX_BYTES)
         except BodyTooLong as error:
-            raise ServiceUnavailable("the provider's answer is too large") from error
+            raise ServiceUnavailable("the provider's response is too large") from error
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise ServiceUnavailable("the provider does not answer", retry_after=5) from error
+            raise ServiceUnavailable("the provider does not respond", retry_after=5) from error
         if form is not None and 400 <= response.status < 500:
-            raise InvalidCredentials("the provider does not know the code", field="code")
+            raise InvalidCredentials(
+                "the provider rejected the code; begin the sign-in again", field="code"
+            )
         try:
-            answer = json.loads(content)
+            body = json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise ServiceUnavailable("the provider's answer is not JSON", retry_after=5) from error
-        if response.status != 200 or not isinstance(answer, dict):
-            raise ServiceUnavailable("the provider does not answer as it should", retry_after=5)
-        return answer
+            raise ServiceUnavailable(
+                "the provider's response is not JSON", retry_after=5
+            ) from error
+        if response.status != 200 or not isinstance(body, dict):
+            raise ServiceUnavailable("the provider returned an unexpected response", retry_after=5)
+        return body
 
     def _provider(self, name: str) -> Provider:
         provider = self.providers.get(name)
@@ -254,5 +271,5 @@ class OpenIdSignIn:
         return provider
 
 
-def _kept(state: str) -> str:
+def _state_key(state: str) -> str:
     return f"moyin:oidc:{hashlib.sha256(state.encode()).hexdigest()}"

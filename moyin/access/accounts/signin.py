@@ -1,4 +1,4 @@
-"""Signing up, in and out, and passwords."""
+"""Signs people up, in and out, and changes their passwords."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from moyin.access.accounts.access_tokens import AccessTokenIssuer
-from moyin.access.accounts.bounds import Bounds
-from moyin.access.accounts.devices import Devices
+from moyin.access.accounts.attempt_limits import AttemptLimits, DeviceTokens
 from moyin.access.accounts.mail import Mail, Mailer
 from moyin.access.accounts.oidc import VerifiedIdentity
 from moyin.access.accounts.passwords import Passwords
@@ -31,21 +30,21 @@ _log = logging.getLogger(__name__)
 _RESET_LIFETIME = timedelta(hours=1)
 _INVITATION_LIFETIME = timedelta(days=7)
 _RESET_MAIL = "Set a new password", "You can set a new password"
-# Mails under way; more than that are refused, and can be asked for again.
-_MAILS = 100
+# Mails being sent at a time; more are dropped and can be requested again.
+_MAX_PENDING_MAILS = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Policy:
-    """What the operator may change while the app runs.
+    """Holds the rules that the operator may change while the app runs.
 
     Attributes:
-        registration: whether strangers may make themselves players.
-        registrations_per_hour: by all strangers together.
-        player_scopes: what players may do.
-        player_limits: of every new player, from then on; ``subject`` is left open.
-        reset_url: page that takes the token of a mail; ``{token}`` stands for it.
-        trusted_issuers: the OpenID providers whose word on emails leads to accounts.
+        registration: whether anybody may register as a player.
+        registrations_per_hour: the maximum of new players per hour in total.
+        player_scopes: the scopes of players.
+        player_limits: the limits of each new player; its ``subject`` is ignored.
+        reset_url: the URL of the page that sets a password; ``{token}`` is replaced by the token.
+        trusted_issuers: the OpenID providers whose verified emails sign in to existing accounts.
     """
 
     registration: bool = True
@@ -58,10 +57,10 @@ class Policy:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SignedIn:
-    """A session as its owner gets it.
+    """Holds a session's tokens for its user.
 
     Attributes:
-        device_token: of whoever signed in; None after a refresh.
+        device_token: the token of the user's device; None after a refresh.
     """
 
     user: User
@@ -72,10 +71,10 @@ class SignedIn:
 
 
 class SignIn:
-    """Everything that begins or ends a session.
+    """Begins and ends sessions, and administers passwords.
 
     Attributes:
-        policy: may be replaced at any time.
+        policy: the present rules; may be replaced at any time.
     """
 
     def __init__(
@@ -84,130 +83,135 @@ class SignIn:
         users: UserStore,
         sessions: SessionStore,
         passwords: Passwords,
-        mint: AccessTokenIssuer,
-        bounds: Bounds,
-        devices: Devices,
+        token_issuer: AccessTokenIssuer,
+        attempt_limits: AttemptLimits,
+        devices: DeviceTokens,
         mailer: Mailer,
         limits: LimitStore,
-        standing: ReauthorizedTransactions,
+        transactions: ReauthorizedTransactions,
         database: Database,
     ) -> None:
         self._users = users
         self._sessions = sessions
         self._passwords = passwords
-        self._mint = mint
-        self._bounds = bounds
+        self._token_issuer = token_issuer
+        self._attempt_limits = attempt_limits
         self._devices = devices
         self._mailer = mailer
         self._limits = limits
-        self._standing = standing
+        self._transactions = transactions
         self._database = database
-        self._mails: set[asyncio.Task[None]] = set()
+        self._pending_mails: set[asyncio.Task[None]] = set()
         self.policy = Policy()
 
     async def close(self) -> None:
-        """Wait for the mails that are under way."""
-        await asyncio.gather(*self._mails, return_exceptions=True)
+        """Wait for mails that are being sent."""
+        await asyncio.gather(*self._pending_mails, return_exceptions=True)
 
     async def register(self, email: str, password: str, name: str, address: str) -> SignedIn:
-        """A new player.
+        """Create a player and begin a session.
 
         Raises:
-            InsufficientScope: nobody may register.
-            WeakPassword: it is easy to guess.
-            TooManyAttempts: too many new players in this hour, from this address or altogether.
-            NameTaken: somebody has that email.
+            InsufficientScope: registration is closed.
+            WeakPassword: the password is easy to guess.
+            TooManyAttempts: too many new players in this hour, from this address or in total.
+            NameTaken: another account has that email.
         """
         if not self.policy.registration:
             raise InsufficientScope("registration is closed; ask an administrator for an account")
-        await self._bounds.register(address, self.policy.registrations_per_hour)
+        await self._attempt_limits.register(address, self.policy.registrations_per_hour)
         await self._passwords.check(password, email=email, name=name, field="password")
         hashed = await self._passwords.hash(password)
         user = await self._new_player(email=email.lower(), name=name, password=hashed)
-        return await self._begin(user)
+        return await self._new_session(user)
 
     async def sign_in(
         self, email: str, password: str, address: str, device_token: str | None = None
     ) -> SignedIn:
-        """
+        """Begin a session by email and password.
+
         Args:
-            device_token: of an earlier sign-in to the account; what others try does not slow it down.
+            device_token: of an earlier sign-in, so that attempts of others do not delay this one.
 
         Raises:
-            InvalidCredentials: which of the two is wrong is not told.
+            InvalidCredentials: the email or the password is wrong; the error does not say which.
             TooManyAttempts: with the seconds to wait.
         """
         email = email.lower()
-        user = await self._users.by_email(email)
+        user = await self._users.find_by_email(email)
         user_id = None if user is None else user.id
-        attempt = await self._bounds.sign_in(email, user_id, address, device_token)
-        known = None if user is None or user.disabled_at is not None else user.password
-        fits = await self._passwords.fits(known, password, account=email, trusted=attempt.trusted)
-        if not fits or user is None or known is None:
-            raise InvalidCredentials("the email or the password is wrong")
-        await self._bounds.succeeded(attempt)
-        outdated = self._passwords.is_outdated(known)
-        rehashed = (
-            await self._passwords.hash(password, trusted=attempt.trusted) if outdated else None
+        attempt = await self._attempt_limits.sign_in(email, user_id, address, device_token)
+        stored = None if user is None or user.disabled_at is not None else user.password
+        matches = await self._passwords.verify(
+            stored, password, account=email, trusted=attempt.trusted
         )
-        # Hashing takes its time: the password may have been reset meanwhile.
-        opened = await self._sessions.open_by_password(user.id, known, rehashed)
+        if not matches or user is None or stored is None:
+            raise InvalidCredentials("the email or the password is wrong")
+        await self._attempt_limits.record_success(attempt)
+        rehashed = None
+        if self._passwords.needs_rehash(stored):
+            rehashed = await self._passwords.hash(password, trusted=attempt.trusted)
+        # Hashing takes time, in which the password may have been reset.
+        opened = await self._sessions.open_by_password(user.id, stored, rehashed)
         if opened is None:
             raise InvalidCredentials("the email or the password is wrong")
-        return await self._signed_in(*opened)
+        return await self._new_tokens(*opened)
 
-    async def sign_in_with(self, vouched: VerifiedIdentity) -> SignedIn:
-        """The session of whom a provider vouches for; a new player where the provider may.
+    async def sign_in_with(self, verified: VerifiedIdentity) -> SignedIn:
+        """Begin a session of the person that a provider verified.
+
+        Creates a player if there is no account and the provider may register players.
 
         Raises:
             InvalidCredentials: there is no such account, or it is disabled.
-            NameTaken: there is an account with that email, and the provider may not open it.
+            NameTaken: an account has that email, and the provider does not link emails.
         """
-        provider = vouched.provider
-        user = await self._users.by_sign_in(provider.issuer, vouched.subject)
-        if user is None and vouched.email is not None and provider.links_emails:
-            user = await self._users.by_email(vouched.email)
+        provider = verified.provider
+        user = await self._users.find_by_sign_in(provider.issuer, verified.subject)
+        if user is None and verified.email is not None and provider.links_emails:
+            user = await self._users.find_by_email(verified.email)
             if user is not None:
-                # Whoever registered with this email has not proven it, as this one has: lock them
-                # out.
+                # The account's earlier holder has not proven to own the email and loses access.
                 await self._users.take_over(
                     user.id,
                     provider.issuer,
-                    vouched.subject,
+                    verified.subject,
                     trusted=self.policy.trusted_issuers,
                 )
         if user is None and provider.registers and self.policy.registration:
-            user = await self._registered(vouched)
+            user = await self._register_verified(verified)
         if user is None or user.disabled_at is not None:
-            raise InvalidCredentials("there is no account for you")
-        return await self._begin(user)
+            raise InvalidCredentials("there is no account for this person, or it is disabled")
+        return await self._new_session(user)
 
     async def refresh(self, refresh_token: str) -> SignedIn:
-        """
+        """Return new tokens of the session of a refresh token.
+
         Raises:
             InvalidToken: see `SessionStore.rotate`.
         """
-        session, following = await self._sessions.rotate(refresh_token)
-        return await self._signed_in(session, following, refreshed=True)
+        session, next_token = await self._sessions.rotate(refresh_token)
+        return await self._new_tokens(session, next_token, refreshed=True)
 
     async def sign_out(self, user: str, session: str, *, everywhere: bool) -> None:
-        """End a session, or all of the user."""
+        """End one session, or all sessions of the user."""
         if everywhere:
             await self._sessions.revoke_all(user)
         else:
             await self._sessions.revoke(session)
 
     async def change_password(self, user_id: str, session: str, current: str, new: str) -> None:
-        """Set a new password; all sessions end but the present one.
+        """Set a new password and end all other sessions.
 
         Raises:
-            InvalidCredentials: ``current`` is wrong, or the session is over.
+            InvalidCredentials: ``current`` is wrong, or the session has ended.
             WeakPassword: ``new`` is easy to guess.
         """
         user = await self._users.get(user_id)
-        async with self._bounds.change(user_id):
-            known = user.password
-            if known is not None and not await self._passwords.fits(known, current, trusted=True):
+        async with self._attempt_limits.change_password(user_id):
+            if user.password is not None and not await self._passwords.verify(
+                user.password, current, trusted=True
+            ):
                 raise InvalidCredentials("the current password is wrong", field="current_password")
         await self._passwords.check(
             new, email=user.email, name=user.name, field="new_password", trusted=True
@@ -216,51 +220,50 @@ class SignIn:
         if not await self._sessions.change_password(user_id, session, user.password, hashed):
             raise InvalidCredentials("the current password is wrong", field="current_password")
 
-    async def forgot(self, email: str, address: str) -> None:
-        """Mail a token that sets a new password, if there is such an account; never tells.
+    async def request_reset(self, email: str, address: str) -> None:
+        """Mail a token that sets a new password, if there is such an account.
+
+        The caller cannot see whether there is one.
 
         Raises:
             TooManyAttempts: with the seconds to wait.
         """
         email = email.lower()
-        await self._bounds.mail(email, address)
-        user = await self._users.by_email(email)
+        await self._attempt_limits.mail(email, address)
+        user = await self._users.find_by_email(email)
         if user is not None and user.disabled_at is None:
-            token = await self._sessions.allow_reset(user.id, _RESET_LIFETIME)
-            self._mail(user, *_RESET_MAIL, token)
+            token = await self._sessions.create_reset_token(user.id, _RESET_LIFETIME)
+            self._start_mail(user, *_RESET_MAIL, token)
 
-    async def invitation(self, user: User, *, within: Transaction) -> str:
-        """The token that sets a member's password; those before it end."""
-        return await self._sessions.allow_reset(user.id, _INVITATION_LIFETIME, within=within)
+    async def create_invitation(self, user: User, *, within: Transaction) -> str:
+        """Create a token that sets a member's password, and invalidate earlier ones."""
+        return await self._sessions.create_reset_token(user.id, _INVITATION_LIFETIME, within=within)
 
-    def invite(self, user: User, token: str) -> str | None:
-        """Mail a member the token that sets the first password, or another one.
-
-        Without a mail server it is returned, for whoever invites to hand over.
-        """
-        if not self._mailer.reaches:
+    def send_invitation(self, user: User, token: str) -> str | None:
+        """Mail an invitation; without a mail server, return the token for the caller to deliver."""
+        if not self._mailer.can_deliver:
             return token
         if user.password is None:
             subject, opening = "Your new account", "An account was made for you; set its password"
         else:
             subject, opening = _RESET_MAIL
-        self._mail(user, subject, opening, token)
+        self._start_mail(user, subject, opening, token)
         return None
 
-    async def reset(self, token: str, password: str, address: str) -> str:
-        """Set a new password by a mailed token; all sessions end.
+    async def reset_password(self, token: str, password: str, address: str) -> str:
+        """Set a new password by a mailed token and end all sessions.
 
         Returns:
-            The device token with which its owner gets in, however many others guess meanwhile.
+            A device token, with which others' guesses do not delay the user's next sign-in.
 
         Raises:
-            InvalidToken: unknown, used or too old.
+            InvalidToken: the token is unknown, used or expired.
             WeakPassword: the password is easy to guess.
             TooManyAttempts: with the seconds to wait.
         """
-        await self._bounds.reset(address)
-        # A made-up token is not worth a hash.
-        user = await self._users.get(await self._sessions.reset_for(token))
+        await self._attempt_limits.reset(address)
+        # Checked first, so that an invalid token does not cost a hash.
+        user = await self._users.get(await self._sessions.user_of_reset_token(token))
         await self._passwords.check(
             password, email=user.email, name=user.name, field="password", trusted=True
         )
@@ -271,38 +274,40 @@ class SignIn:
     async def change_profile(
         self, identity: Identity, user_id: str, values: Mapping[str, Any]
     ) -> User:
-        """Another name or profile.
+        """Change the name or the profile.
 
         Raises:
-            InvalidKey: the session is over.
+            InvalidKey: the session has ended.
         """
-        async with self._standing.acting(identity) as transaction:
+        async with self._transactions.begin(identity) as transaction:
             return await self._users.change(user_id, values, within=transaction)
 
     async def close_account(self, identity: Identity, user_id: str) -> None:
-        """Forget a player, at once and for ever.
+        """Delete the personal data of a player.
 
         Raises:
-            InsufficientScope: members belong to an organisation, whose admins shut them out.
-            InvalidKey: the session is over.
+            InsufficientScope: the user is a member, whose account the organisation administers.
+            InvalidKey: the session has ended.
         """
         user = await self._users.get(user_id)
         if user.kind is not UserKind.PLAYER:
-            raise InsufficientScope("your organisation's administrators close this account")
-        async with self._standing.acting(identity) as transaction:
-            await self._users.forget(user_id, within=transaction)
+            raise InsufficientScope(
+                "only players can close their account; ask an administrator of your organisation"
+            )
+        async with self._transactions.begin(identity) as transaction:
+            await self._users.delete_personal_data(user_id, within=transaction)
             await self._sessions.revoke_all(user_id, within=transaction)
 
-    def scopes_of(self, user: User) -> frozenset[str]:
+    def _scopes_of(self, user: User) -> frozenset[str]:
         return self.policy.player_scopes if user.role is None else ROLE_SCOPES[user.role]
 
-    async def _registered(self, vouched: VerifiedIdentity) -> User:
-        sign_in = (vouched.provider.issuer, vouched.subject)
+    async def _register_verified(self, verified: VerifiedIdentity) -> User:
+        sign_in = (verified.provider.issuer, verified.subject)
         try:
-            return await self._new_player(email=vouched.email, name=vouched.name, sign_in=sign_in)
+            return await self._new_player(email=verified.email, name=verified.name, sign_in=sign_in)
         except NameTaken:
-            # Two of their tabs came at once, and the other was first.
-            if (user := await self._users.by_sign_in(*sign_in)) is None:
+            # A concurrent sign-in of the same person may have created the account.
+            if (user := await self._users.find_by_sign_in(*sign_in)) is None:
                 raise
             return user
 
@@ -314,7 +319,7 @@ class SignIn:
         password: str | None = None,
         sign_in: tuple[str, str] | None = None,
     ) -> User:
-        """A player with their limits, or none: who leaves in between must not be without limits."""
+        """Create a player and its limits in one transaction, so that no player lacks limits."""
         async with self._database.writing() as transaction:
             user = await self._users.create(
                 UserKind.PLAYER,
@@ -329,37 +334,37 @@ class SignIn:
                 await self._limits.set(limit, within=transaction)
         return user
 
-    async def _begin(self, user: User) -> SignedIn:
-        return await self._signed_in(*await self._sessions.open(user.id))
+    async def _new_session(self, user: User) -> SignedIn:
+        return await self._new_tokens(*await self._sessions.open(user.id))
 
-    async def _signed_in(
+    async def _new_tokens(
         self, session: Session, refresh_token: str, *, refreshed: bool = False
     ) -> SignedIn:
-        # As they are now that the session is there: whoever gave them another role before could not
-        # end it, and whoever does from now on will.
+        # Read after the session exists: a change of role from now on ends the session, and an
+        # earlier one is already visible here.
         user = await self._users.get(session.user_id)
         return SignedIn(
             user=user,
-            access_token=await self._mint.access_token(user, session, self.scopes_of(user)),
+            access_token=await self._token_issuer.issue(user, session, self._scopes_of(user)),
             refresh_token=refresh_token,
-            expires_in=int(self._mint.lifetime.total_seconds()),
+            expires_in=int(self._token_issuer.lifetime.total_seconds()),
             device_token=None if refreshed else self._devices.issue(user.id),
         )
 
-    def _mail(self, user: User, subject: str, opening: str, token: str) -> None:
-        """In the background: how long it takes would tell whether there is such an account."""
-        if user.email is None or len(self._mails) >= _MAILS:
-            _log.warning("mail %r to user %s was not sent", subject, user.id)
+    def _start_mail(self, user: User, subject: str, opening: str, token: str) -> None:
+        """Send a mail in the background, so that response times do not reveal whose email exists."""
+        if user.email is None or len(self._pending_mails) >= _MAX_PENDING_MAILS:
+            _log.warning("mail %r to user %s was dropped", subject, user.id)
             return
-        way = self.policy.reset_url.replace("{token}", token) or token
+        link = self.policy.reset_url.replace("{token}", token) or token
         mail = Mail(
             to=user.email,
             subject=subject,
-            text=f"{opening}:\n\n{way}\n\nIf you did not expect this, ignore it.\n",
+            text=f"{opening}:\n\n{link}\n\nIf you did not expect this, ignore it.\n",
         )
         task = asyncio.create_task(self._send(mail, user.id))
-        self._mails.add(task)
-        task.add_done_callback(self._mails.discard)
+        self._pending_mails.add(task)
+        task.add_done_callback(self._pending_mails.discard)
 
     async def _send(self, mail: Mail, user_id: str) -> None:
         try:

@@ -1,15 +1,16 @@
-"""The gatekeeper: the ASGI middleware that every app wears.
+"""Wraps every app in ASGI middleware, without a network hop or a framework.
 
-Request id, identity, body limit, error bodies, access log and metrics; no hop, no framework.
+Assigns request ids, authenticates callers, limits bodies, renders errors, writes the access log and
+metrics.
 """
 
 from moyin.access.gatekeeper.context import RequestContext, context
 from moyin.access.gatekeeper.identity import (
     Authenticator,
     KeyAuthenticator,
-    acting_for,
     mint_token,
     new_authenticator,
+    service_token_factory,
 )
 from moyin.access.gatekeeper.middleware import Gatekeeper
 from moyin.http.problems import (
@@ -28,10 +29,10 @@ __all__ = [
     "Gatekeeper",
     "KeyAuthenticator",
     "RequestContext",
-    "acting_for",
     "context",
     "mint_token",
     "new_authenticator",
     "problem_details",
+    "service_token_factory",
     "status_of",
 ]

@@ -1,4 +1,4 @@
-"""The client's address, as far as it can be known behind proxies."""
+"""Determines the client's address behind proxies."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["TrustedProxies"]
 
 
 class TrustedProxies:
-    """Believes ``X-Forwarded-For`` from proxies that an operator named, and from nobody else.
+    """Trusts ``X-Forwarded-For`` only from proxies that the operator has named.
 
     Args:
-        blocks: comma-separated CIDR blocks.
+        blocks: comma-separated CIDR blocks of the proxies' addresses.
 
     Raises:
-        ValueError: a block is not one.
+        ValueError: a block is not a CIDR block.
     """
 
     def __init__(self, blocks: str = "") -> None:
@@ -25,16 +25,16 @@ class TrustedProxies:
         self._blocks = [ipaddress.ip_network(name) for name in names]
 
     def client(self, scope: Scope) -> str:
-        """The nearest address that is not a trusted proxy's; empty when nobody can tell.
+        """Return the nearest address that is not a trusted proxy's; empty if it is unknown.
 
-        The door's own proxy is on loopback and forwards no address: without a trusted proxy in
-        front, a peer on loopback may be anybody.
+        The gateway's own HAProxy connects from loopback and forwards no address. So without a
+        trusted proxy in front, a peer on loopback may be any client.
         """
         peer = (scope.get("client") or ("", 0))[0]
         if not self._blocks:
-            return _alone(peer)
-        given = b",".join(value for key, value in scope["headers"] if key == b"x-forwarded-for")
-        hops = [*(part.strip() for part in given.decode("latin-1").split(",")), peer]
+            return _peer_address(peer)
+        forwarded = b",".join(value for key, value in scope["headers"] if key == b"x-forwarded-for")
+        hops = [*(part.strip() for part in forwarded.decode("latin-1").split(",")), peer]
         for hop in reversed(hops):
             try:
                 address = ipaddress.ip_address(hop)
@@ -46,8 +46,8 @@ class TrustedProxies:
 
 
 @lru_cache(maxsize=1024)
-def _alone(peer: str) -> str:
-    """The peer itself, where nobody in front is believed."""
+def _peer_address(peer: str) -> str:
+    """Return the peer's own address; empty if it is on loopback."""
     try:
         address = ipaddress.ip_address(peer)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The shapes of ASGI, as much as the gatekeeper needs."""
+"""Defines the ASGI types that the gatekeeper uses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RawHeaders = Iterable[tuple[bytes, bytes]]
 
 
 def header(scope: Scope, name: bytes) -> str | None:
-    """The first header called ``name`` (lower case)."""
+    """Return the first header called ``name`` (in lower case); None: there is none."""
     for key, value in scope["headers"]:
         if key == name:
             return str(value, "latin-1")

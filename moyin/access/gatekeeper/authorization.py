@@ -1,6 +1,6 @@
-"""`AuthorizationMiddleware`: what a proven caller may do, and how much of it. Between the gatekeeper and the app.
+"""Checks the scopes and limits of authenticated callers, between the gatekeeper and the app.
 
-Callers without limits pass at the cost of a few look-ups.
+For callers without limits it costs a few dictionary look-ups.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from moyin.access.gatekeeper.limits import Admission, Meter
 __all__ = ["AuthorizationMiddleware", "ScopeOf", "admission_of"]
 
 _ADMISSION = "moyin.admission"
-# The scope, in the other sense of the word, that a request needs; None: the app decides.
+# Returns the authorization scope that a request (an ASGI scope) needs; None: the app decides.
 ScopeOf = Callable[[Scope], str | None]
 
 
 class AuthorizationMiddleware:
-    """Wraps an ASGI app that a gatekeeper stands before.
+    """Wraps an ASGI app behind a gatekeeper.
 
     Args:
-        meter: None: nobody is limited here.
-        priced: exact paths whose app takes the admission itself, once it knows the price; what
-            is answered there without a price, such as from a cache, costs a request and no money.
+        meter: counts requests against limits; None: no limits apply.
+        priced: exact paths whose app reserves the price itself once it knows it. A response without
+            a price, such as one from a cache, counts as a request and costs no money.
     """
 
     def __init__(
@@ -40,18 +40,19 @@ class AuthorizationMiddleware:
         self._priced = priced
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """
+        """Call the app if the caller has the needed scope and its limits allow the request.
+
         Raises:
-            InsufficientScope: naming the scope.
+            InsufficientScope: the caller lacks the scope, which the error names.
             RateLimited, BudgetExceeded, ServiceUnavailable: see `Admission.reserve`.
         """
         identity = scope["moyin"].identity if scope["type"] != "lifespan" else None
         if identity is None:
             await self._app(scope, receive, send)
             return
-        needed = self._scope_of(scope)
-        if needed is not None:
-            scope["moyin"].require(needed)
+        required = self._scope_of(scope)
+        if required is not None:
+            scope["moyin"].require(required)
         if not identity.limits or self._meter is None:
             await self._app(scope, receive, send)
             return
@@ -60,25 +61,25 @@ class AuthorizationMiddleware:
             if scope["path"] not in self._priced:
                 await admission.reserve()
             scope[_ADMISSION] = admission
-            await self._app(scope, receive, _telling(admission, send))
+            await self._app(scope, receive, _add_limit_headers(admission, send))
         finally:
             admission.release()
 
 
 def admission_of(scope: Scope) -> Admission | None:
-    """For the app on a priced path: what to take the price out of; None: nobody counts it."""
-    found: Admission | None = scope.get(_ADMISSION)
-    return found
+    """Return the admission of a request on a priced path; None: no limits apply."""
+    admission: Admission | None = scope.get(_ADMISSION)
+    return admission
 
 
-def _telling(admission: Admission, send: Send) -> Send:
-    """``send`` that puts the limits into the answer's headers."""
+def _add_limit_headers(admission: Admission, send: Send) -> Send:
+    """Return a ``send`` that adds the ``RateLimit-*`` headers to the response."""
 
-    async def told(message: Message) -> None:
+    async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             if not admission.taken:
                 await admission.reserve()
             message["headers"] = [*message.get("headers", ()), *admission.headers]
         await send(message)
 
-    return told
+    return send_with_headers

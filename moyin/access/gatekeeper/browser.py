@@ -1,4 +1,4 @@
-"""Signing a browser in: a key goes into a cookie that no script can read."""
+"""Signs browsers in by storing a key in a cookie that scripts cannot read."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from moyin.errors import InvalidKey
 
 __all__ = ["BrowserSessions"]
 
-# A key is checked anew with every request, so the cookie may live as long as is handy.
+# The key is verified on each request, so a long lifetime of the cookie is safe.
 _LIFETIME_SECONDS = 30 * 86_400
 _SECRET = re.compile(r"[\w.~+/=-]{1,4096}", re.ASCII)
 
 
 class BrowserSessions:
-    """Cookies below one path.
+    """Issues and reads session cookies.
 
     Args:
-        path: where browsers send the cookie, and scripts of the door's other services don't get it.
+        path: the path below which browsers send the cookie, and no other service receives it.
     """
 
     def __init__(self, authenticator: Authenticator, path: str) -> None:
@@ -32,13 +32,13 @@ class BrowserSessions:
         self._path = path
 
     async def begin(self, scope: Scope, secret: str) -> tuple[Identity, str]:
-        """Who a key is, and the Set-Cookie that signs them in.
+        """Verify a key; return its identity and the Set-Cookie header that signs the browser in.
 
         Raises:
-            CrossSiteRequest: another site's page would sign somebody in as somebody else.
-            InvalidKey: it proves nothing, or is one that services use among themselves.
+            CrossSiteRequest: the page of another site sent the request.
+            InvalidKey: the key is not valid, or is a token of Moyin's services.
         """
-        check_origin(scope, known=False)
+        check_origin(scope, required=False)
         if not _SECRET.fullmatch(secret):
             raise InvalidKey("the API key is not valid")
         identity = await self._authenticator.authenticate(secret)
@@ -47,7 +47,7 @@ class BrowserSessions:
         return identity, self._set_cookie(scope, secret, _lifetime(secret))
 
     async def identity(self, scope: Scope) -> Identity | None:
-        """Who the request's cookie is; None: nobody, or no longer."""
+        """Return the identity of the request's cookie; None: there is no valid one."""
         secret = cookie(scope)
         if not secret:
             return None
@@ -57,12 +57,12 @@ class BrowserSessions:
             return None
 
     def end(self, scope: Scope) -> str:
-        """The Set-Cookie that signs out.
+        """Return the Set-Cookie header that signs the browser out.
 
         Raises:
-            CrossSiteRequest: another site's page would sign somebody out.
+            CrossSiteRequest: the page of another site sent the request.
         """
-        check_origin(scope, known=False)
+        check_origin(scope, required=False)
         return self._set_cookie(scope, "", 0)
 
     def _set_cookie(self, scope: Scope, value: str, max_age: int) -> str:
@@ -75,7 +75,7 @@ class BrowserSessions:
 
 
 def _lifetime(secret: str) -> int:
-    """Seconds until the browser may forget it: an access token says itself when it ends."""
+    """Return the lifetime of a cookie in seconds; that of an access token ends with the token."""
     if secret.count(".") != 2:
         return _LIFETIME_SECONDS
     claims = jwt.decode(secret, options={"verify_signature": False})

@@ -1,4 +1,4 @@
-"""What the gatekeeper knows of a request, for the app behind it."""
+"""Passes what the gatekeeper knows about a request to the app."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ from moyin.errors import InsufficientScope, MissingKey
 __all__ = ["RequestContext", "context"]
 
 
-# Not frozen: one is made per request, and freezing doubles what that costs.
+# Not frozen: one is made per request, and freezing doubles the cost.
 @dataclass(kw_only=True, slots=True)
 class RequestContext:
-    """``identity`` is None only on public paths.
+    """Holds the identity and the id of a request.
 
     Attributes:
-        needs: the scopes that were required so far; a connection that lasts ends without them.
+        identity: the caller; None only on public paths.
+        required_scopes: the scopes that `require` checked so far; a long-lived connection ends when
+            its caller loses one.
     """
 
     request_id: str
     identity: Identity | None
-    needs: set[str] = field(default_factory=set)
+    required_scopes: set[str] = field(default_factory=set)
 
     @property
     def caller(self) -> Identity:
-        """Who calls.
+        """The identity of the caller.
 
         Raises:
-            MissingKey: on a public path without one.
+            MissingKey: the request has no key, on a public path.
         """
         if self.identity is None:
             raise MissingKey("this needs an API key")
@@ -40,22 +42,22 @@ class RequestContext:
         """The caller's tenant.
 
         Raises:
-            MissingKey: on a public path without one.
+            MissingKey: the request has no key, on a public path.
         """
         return self.caller.owner
 
     def require(self, scope: str) -> None:
-        """Refuse a caller who lacks ``scope``, now and for as long as the connection lasts.
+        """Refuse a caller without ``scope``, now and while the connection lasts.
 
         Raises:
-            InsufficientScope: naming the scope.
+            InsufficientScope: the caller lacks the scope, which the error names.
         """
-        self.needs.add(scope)
+        self.required_scopes.add(scope)
         if self.identity is None or not self.identity.has_scope(scope):
             raise InsufficientScope(f"this needs the scope {scope}", details={"scope": scope})
 
 
 def context(scope: Scope) -> RequestContext:
-    """The context that the gatekeeper put into the scope."""
-    found: RequestContext = scope["moyin"]
-    return found
+    """Return the context that the gatekeeper has put into the ASGI scope."""
+    request_context: RequestContext = scope["moyin"]
+    return request_context

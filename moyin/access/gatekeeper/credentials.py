@@ -1,8 +1,8 @@
-"""Where a request's key is found: in a header, or where browsers and simple clients can put it.
+"""Finds the key of a request in a header, in the query or in a cookie.
 
-A query is written into logs and histories, so a key in it is taken only on the paths whose clients
-have no other way, and is cut out before anybody else sees the query. A cookie is sent by the
-browser whoever made the page that asks, so what comes with it must come from the door's own pages.
+Queries are written to logs and browser histories. So a key in a query is accepted only on paths
+whose clients cannot set headers, and is removed before the app sees the query. Browsers send cookies
+with requests of any site's pages. So a request with a cookie must come from the gateway's own pages.
 """
 
 from __future__ import annotations
@@ -17,37 +17,39 @@ from moyin.errors import CrossSiteRequest
 __all__ = [
     "COOKIE",
     "Credentials",
-    "Where",
+    "RequestPredicate",
     "check_origin",
     "without_cookie",
     "without_keys",
 ]
 
 COOKIE = "moyin_session"
-# In a query, on the paths that allow it; on any WebSocket only the first.
+# Names of the key in a query, on paths that allow it; on other WebSockets only the first.
 _NAMES = ("api_key", "key", "token")
-_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
-Where = Callable[[Scope], bool]
+RequestPredicate = Callable[[Scope], bool]
 
 
 class Credentials:
     """Finds the key of a request.
 
     Args:
-        query: which requests may carry it in their query.
-        cookie: which requests may carry it in a cookie.
+        query: whether a request may have its key in the query; None: none may.
+        cookie: whether a request may have its key in a cookie; None: none may.
     """
 
-    def __init__(self, *, query: Where | None = None, cookie: Where | None = None) -> None:
+    def __init__(
+        self, *, query: RequestPredicate | None = None, cookie: RequestPredicate | None = None
+    ) -> None:
         self._query = query
         self._cookie = cookie
 
     def take(self, scope: Scope) -> str | None:
-        """The key, which is no longer in ``scope["query_string"]`` then; None: there is none.
+        """Return the key and remove it from ``scope["query_string"]``; None: there is none.
 
         Raises:
-            CrossSiteRequest: it came by cookie, and the page that asks is not the door's.
+            CrossSiteRequest: the key is in a cookie, and another site's page sent the request.
         """
         bearer = header(scope, b"authorization")
         if bearer is not None and bearer[:7].lower() == "bearer ":
@@ -62,7 +64,7 @@ class Credentials:
         secret = cookie(scope)
         if not secret:
             return None
-        if scope["type"] == "websocket" or scope["method"] not in _SAFE:
+        if scope["type"] == "websocket" or scope["method"] not in _SAFE_METHODS:
             check_origin(scope)
         return secret
 
@@ -72,68 +74,70 @@ class Credentials:
             names: tuple[str, ...] = _NAMES
             scope["query_string"] = without_keys(query, names).encode("latin-1")
         elif scope["type"] == "websocket":
-            # Browsers cannot set headers on a WebSocket. The proxy passes it on, where it may.
+            # Browsers cannot set headers on a WebSocket. The query stays, for the proxy's upstream.
             names = _NAMES[:1]
         else:
             return None
-        given = parse_qs(query)
-        return next((given[name][0] for name in names if name in given), None)
+        values = parse_qs(query)
+        return next((values[name][0] for name in names if name in values), None)
 
 
-def check_origin(scope: Scope, *, known: bool = True) -> None:
-    """Refuse what another site's page had the browser send.
+def check_origin(scope: Scope, *, required: bool = True) -> None:
+    """Refuse a request that a page of another site made the browser send.
 
     Args:
-        known: refuse as well what does not say where it comes from; browsers always do.
+        required: whether to refuse requests that do not state their origin; browsers always do.
 
     Raises:
-        CrossSiteRequest: it is not the door's own page that asks.
+        CrossSiteRequest: the request does not come from one of the gateway's own pages.
     """
     site, origin = header(scope, b"sec-fetch-site"), header(scope, b"origin")
     if site is not None:
-        fine = site in ("same-origin", "none")
+        is_allowed = site in ("same-origin", "none")
     elif origin is not None:
-        fine = _is_own(origin, header(scope, b"host") or "", scope.get("scheme", "http"))
+        is_allowed = _is_own(origin, header(scope, b"host") or "", scope.get("scheme", "http"))
     else:
-        fine = not known
-    if not fine:
-        raise CrossSiteRequest("a page of another site may not do this in your name")
+        is_allowed = not required
+    if not is_allowed:
+        raise CrossSiteRequest(
+            "this request must come from one of the gateway's own pages, not from another site"
+        )
 
 
 def cookie(scope: Scope) -> str | None:
-    """The value of our cookie."""
+    """Return the value of the session cookie; None: there is none."""
     for name, value in scope["headers"]:
         if name == b"cookie":
             for pair in value.decode("latin-1").split(";"):
-                key, _, found = pair.strip().partition("=")
+                key, _, value_text = pair.strip().partition("=")
                 if key == COOKIE:
-                    return str(found.strip('"'))
+                    return str(value_text.strip('"'))
     return None
 
 
 def without_cookie(value: str) -> str:
-    """A Cookie header without ours; empty when nothing is left."""
+    """Return a Cookie header without the session cookie; empty if nothing remains."""
     pairs = (pair.strip() for pair in value.split(";"))
     return "; ".join(pair for pair in pairs if pair and pair.partition("=")[0].strip() != COOKIE)
 
 
 def without_keys(query: str, names: tuple[str, ...] = _NAMES) -> str:
-    """A query without the key in it."""
+    """Return a query without the key in it."""
     return "&".join(
         part for part in query.split("&") if unquote_plus(part.partition("=")[0]) not in names
     )
 
 
 def _is_own(origin: str, host: str, scheme: str) -> bool:
-    """Whether an Origin is the host that was asked. The scheme is the proxy's in front."""
+    """Return whether an Origin names the request's host, whatever the scheme of the proxy in front."""
     parts = urlsplit(origin)
     if parts.scheme not in ("http", "https") or not re.fullmatch(r"[\w.:\[\]-]+", host):
         return False
     try:
-        asked = urlsplit(f"//{host}")
-        theirs = parts.port or _PORTS[parts.scheme]
-        # Behind a proxy that ends TLS, a host without a port is on the origin's own default.
-        ours = asked.port or _PORTS[parts.scheme]
+        own = urlsplit(f"//{host}")
+        origin_port = parts.port or _PORTS[parts.scheme]
+        # Behind a proxy that terminates TLS, a host without a port has the origin's default port.
+        own_port = own.port or _PORTS[parts.scheme]
     except ValueError:
         return False
-    return (parts.hostname, theirs) == (asked.hostname, ours)
+    return (parts.hostname, origin_port) == (own.hostname, own_port)

@@ -1,10 +1,9 @@
-"""Proof of identity: API keys, tokens of people, and tokens that services sign for each other."""
+"""Authenticates API keys, access tokens of users, and tokens of Moyin's own services."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -22,36 +21,41 @@ from moyin.store.limits import LimitStore, subjects_of
 from moyin.store.sessions import SessionStore
 from moyin.store.signing_keys import SigningKeyStore
 from moyin.store.sql import Database
+from moyin.system.bounded import BoundedDict
 
-__all__ = ["Authenticator", "KeyAuthenticator", "acting_for", "mint_token", "new_authenticator"]
+__all__ = [
+    "Authenticator",
+    "KeyAuthenticator",
+    "mint_token",
+    "new_authenticator",
+    "service_token_factory",
+]
 
 _log = logging.getLogger(__name__)
 _ALGORITHM = "HS256"
 _AUDIENCE = "moyin-internal"
-# Revoking takes effect within the sum of these, everywhere: a proof is looked up again when it is
-# this old, by one request, while the others go on with it for at most …
+# A revocation takes effect on all replicas within the sum of both: a cached result of this age is
+# verified again by one request, while others still use it for the second time at most.
 _FRESH_SECONDS = 4.0
 _RENEWAL_SECONDS = 1.0
-# Without the database, who was known goes on for so long.
+# While the database is unavailable, cached results are used up to this age.
 _STALE_SECONDS = 600.0
 _CACHE_SIZE = 10_000
 
 
 class Authenticator(Protocol):
-    """Turns what the client presented into an identity."""
+    """Verifies credentials."""
 
-    async def authenticate(self, presented: str) -> Identity:
-        """Raises InvalidKey when it proves nothing."""
-        ...
+    async def authenticate(self, credential: str) -> Identity:
+        """Return the identity of a credential, or raise `InvalidKey`."""
 
-    async def recheck(self, held: Mapping[str, Identity]) -> Mapping[str, Identity]:
+    async def recheck(self, credentials: Mapping[str, Identity]) -> Mapping[str, Identity]:
         """See `moyin.access.gatekeeper.monitor.Rechecker`."""
-        ...
 
 
 @dataclass(slots=True)
-class _Proof:
-    """Times of the monotonic clock."""
+class _CachedIdentity:
+    """Caches an identity. Times are those of the monotonic clock."""
 
     identity: Identity
     fresh_until: float
@@ -59,16 +63,17 @@ class _Proof:
 
 
 class KeyAuthenticator:
-    """API keys and tokens, cached for seconds.
+    """Authenticates API keys and tokens, and caches the results for seconds.
 
-    The cache is keyed by the whole secret and bounded; it holds successes only, so guessing
-    neither fills it nor is spared the look-up. While the database is away, it serves who it knows.
+    The cache is bounded and keyed by the whole secret. It holds only valid credentials, so guesses
+    neither fill it nor avoid the look-up. While the database is unavailable, cached identities stay
+    valid for longer.
 
     Args:
-        tokens, sessions: for access tokens of people; None: there are none.
-        limits: where limits are found; None: nobody is limited.
-        cached: False where what is done outlasts the cache: who has a secret that was replaced a
-            moment ago must not make another with it.
+        tokens, sessions: verify access tokens of users; None: such tokens are refused.
+        limits: the limits of callers; None: none apply.
+        cached: whether to cache results; False for apps whose operations outlast the cache, so that
+            a secret that was just replaced cannot create another one.
     """
 
     def __init__(
@@ -87,98 +92,98 @@ class KeyAuthenticator:
         self._sessions = sessions
         self._limits = limits
         self._cached = cached
-        self._cache: OrderedDict[str, _Proof] = OrderedDict()
+        self._cache: BoundedDict[str, _CachedIdentity] = BoundedDict(_CACHE_SIZE)
 
-    async def authenticate(self, presented: str) -> Identity:
-        """
+    async def authenticate(self, credential: str) -> Identity:
+        """Return the identity of a key or token.
+
         Raises:
-            InvalidKey: it proves nothing.
-            ServiceUnavailable: the database is away, and this is not known from before.
+            InvalidKey: the credential is not valid.
+            ServiceUnavailable: the database is unavailable, and the credential is not cached.
         """
-        proof = self._cache.get(presented)
+        entry = self._cache.get(credential)
         now = time.monotonic()
-        if proof is not None:
-            if proof.fresh_until > now:
-                return proof.identity
-            proof.fresh_until = min(now + _RENEWAL_SECONDS, proof.stale_until)
+        if entry is not None:
+            if entry.fresh_until > now:
+                return entry.identity
+            entry.fresh_until = min(now + _RENEWAL_SECONDS, entry.stale_until)
         try:
-            identity, expires_in = await self._prove(presented)
+            identity, expires_in = await self._verify(credential)
         except InvalidKey:
-            self._cache.pop(presented, None)
+            self._cache.pop(credential, None)
             raise
         except (SQLAlchemyError, OSError) as error:
-            _log.warning("the database can't be asked for identities: %s", type(error).__name__)
-            if proof is not None and proof.stale_until > now:
-                return proof.identity
+            _log.warning("could not read identities from the database: %s", type(error).__name__)
+            if entry is not None and entry.stale_until > now:
+                return entry.identity
             raise ServiceUnavailable(
-                "identities can't be checked at the moment", retry_after=1
+                "credentials cannot be verified at the moment; try again", retry_after=1
             ) from error
         if self._cached:
-            self._keep(presented, identity, now, expires_in)
+            self._store(credential, identity, now, expires_in)
         return identity
 
-    async def recheck(self, held: Mapping[str, Identity]) -> Mapping[str, Identity]:
-        """Return the present identities of those credentials in ``held`` that still stand.
+    async def recheck(self, credentials: Mapping[str, Identity]) -> Mapping[str, Identity]:
+        """Return the present identities of those ``credentials`` that are still valid.
 
-        Asks the database past the cache, in three queries for any number of credentials. A person's
-        access token stands until its session ends: that the token itself runs out after minutes only
-        means that new requests need another one.
+        Bypasses the cache, and takes three queries for any number of credentials. An access token
+        counts as valid until its session ends: when the token expires, only new requests need
+        another one.
 
         Raises:
-            SQLAlchemyError, OSError: the database is away.
+            SQLAlchemyError, OSError: the database is unavailable.
         """
-        people = {p: identity for p, identity in held.items() if identity.is_session}
-        standing: dict[str, Identity] = dict(
-            await self._keys.verify_all(p for p in held if p not in people)
+        sessions = {text: identity for text, identity in credentials.items() if identity.is_session}
+        valid: dict[str, Identity] = dict(
+            await self._keys.verify_all(text for text in credentials if text not in sessions)
         )
-        if people and self._sessions is not None and self._tokens is not None:
-            still_open = await self._sessions.open_among({one.key_id for one in people.values()})
-            for presented, identity in people.items():
-                if identity.key_id in still_open and await self._tokens.is_by_us(presented):
-                    standing[presented] = identity
-        return await self._with_limits(standing)
+        if sessions and self._sessions is not None and self._tokens is not None:
+            open_ids = await self._sessions.filter_open({i.key_id for i in sessions.values()})
+            for credential, identity in sessions.items():
+                if identity.key_id in open_ids and await self._tokens.has_known_key(credential):
+                    valid[credential] = identity
+        return await self._with_limits(valid)
 
-    async def _with_limits(self, found: Mapping[str, Identity]) -> Mapping[str, Identity]:
-        if self._limits is None or not found:
-            return found
-        subjects = {subject for one in found.values() for subject in subjects_of(one)}
-        known = {limit.subject: limit for limit in await self._limits.of(sorted(subjects))}
+    async def _with_limits(self, identities: Mapping[str, Identity]) -> Mapping[str, Identity]:
+        """Return the identities with their present limits."""
+        if self._limits is None or not identities:
+            return identities
+        subjects = {subject for i in identities.values() for subject in subjects_of(i)}
+        limits = {limit.subject: limit for limit in await self._limits.list_for(sorted(subjects))}
         return {
-            presented: replace(
+            credential: replace(
                 identity,
-                limits=tuple(known[s] for s in subjects_of(identity) if s in known),
+                limits=tuple(limits[s] for s in subjects_of(identity) if s in limits),
             )
-            for presented, identity in found.items()
+            for credential, identity in identities.items()
         }
 
-    def _keep(self, presented: str, identity: Identity, now: float, expires_in: float) -> None:
-        self._cache[presented] = _Proof(
+    def _store(self, credential: str, identity: Identity, now: float, expires_in: float) -> None:
+        self._cache[credential] = _CachedIdentity(
             identity,
             now + min(_FRESH_SECONDS, expires_in),
             now + min(_STALE_SECONDS, expires_in),
         )
-        self._cache.move_to_end(presented)
-        if len(self._cache) > _CACHE_SIZE:
-            self._cache.popitem(last=False)
+        self._cache.move_to_end(credential)
 
-    async def _prove(self, presented: str) -> tuple[Identity, float]:
-        """The identity with its limits, and the seconds until the proof ends by itself."""
+    async def _verify(self, credential: str) -> tuple[Identity, float]:
+        """Return the identity with its limits, and the seconds until the credential expires."""
         expires_in = float("inf")
-        if presented.count(".") == 2:
-            identity, expires_at = await self._from_token(presented)
+        if credential.count(".") == 2:
+            identity, expires_at = await self._from_token(credential)
             expires_in = expires_at - time.time()
         else:
-            identity = await self._keys.verify(presented)
+            identity = await self._keys.verify(credential)
         if self._limits is not None:
-            limits = await self._limits.of(subjects_of(identity))
+            limits = await self._limits.list_for(subjects_of(identity))
             if identity.service is not None:
-                limits = tuple(map(_within, limits))
+                limits = tuple(map(_service_limit, limits))
             if limits:
                 identity = replace(identity, limits=limits)
         return identity, expires_in
 
     async def _from_token(self, token: str) -> tuple[Identity, float]:
-        """Each kind of token has its own algorithm, its own key and its own audience."""
+        """Verify a token; each kind has its own algorithm, key and audience."""
         try:
             algorithm = jwt.get_unverified_header(token).get("alg")
         except jwt.InvalidTokenError:
@@ -186,7 +191,7 @@ class KeyAuthenticator:
         if algorithm == EDDSA and self._tokens is not None and self._sessions is not None:
             claims = await self._tokens.claims(token)
             if not await self._sessions.is_open(claims["sid"]):
-                raise InvalidKey("the session is over; sign in again")
+                raise InvalidKey("the session has ended; sign in again")
             identity = Identity(
                 owner=claims["own"],
                 key_id=claims["sid"],
@@ -217,15 +222,15 @@ class KeyAuthenticator:
         return identity, claims["exp"]
 
 
-def _within(limit: Limit) -> Limit:
-    """For a service of ours: the request that it works for was counted at the door."""
+def _service_limit(limit: Limit) -> Limit:
+    """Return the limit for a service, without requests: the caller's request was counted before."""
     return replace(limit, requests_per_minute=None, concurrent_requests=None)
 
 
 def new_authenticator(
     database: Database, signing_key: bytes, *, cached: bool = True
 ) -> KeyAuthenticator:
-    """What every app with a door authenticates by."""
+    """Return the authenticator of an app."""
     return KeyAuthenticator(
         KeyStore(database),
         signing_key,
@@ -246,11 +251,11 @@ def mint_token(
     user: str | None = None,
     scopes: Iterable[str] = ALL_SCOPES,
 ) -> str:
-    """A token with which the service ``issuer`` acts for ``owner``, for ``ttl_s`` seconds.
+    """Return a token with which the service ``issuer`` acts for ``owner``, for ``ttl_s`` seconds.
 
     Args:
-        key_id, user: whose limits hold; None: those of the owner alone.
-        scopes: what the service may do for them.
+        key_id, user: the key and user whose limits apply; None: only those of the owner.
+        scopes: the scopes of the token.
     """
     claims = {
         "sub": owner,
@@ -264,8 +269,8 @@ def mint_token(
     return jwt.encode(claims, signing_key, algorithm=_ALGORITHM)
 
 
-def acting_for(signing_key: bytes, issuer: str) -> Callable[[Identity], str]:
-    """Makes tokens of the service ``issuer`` that have no more rights than an identity has."""
+def service_token_factory(signing_key: bytes, issuer: str) -> Callable[[Identity], str]:
+    """Return a function that makes service tokens with the rights of an identity."""
     return lambda identity: mint_token(
         signing_key,
         identity.owner,

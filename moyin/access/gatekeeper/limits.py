@@ -1,7 +1,7 @@
-"""Limits and budgets: counted in Valkey, atomically, so that any number of replicas is exact.
+"""Counts requests against limits and budgets in Valkey, atomically for all replicas.
 
-A request that is subject to limits costs one round trip before it runs, and one after its end where
-it held something: a lease, a reservation of money. Who has no limits costs none.
+A request of a caller with limits costs one round trip before it runs, and another after its end if
+it held a lease or a reservation of money. Requests of callers without limits cost none.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ __all__ = ["Admission", "Meter", "new_meter"]
 
 _log = logging.getLogger(__name__)
 _NANO = 10**9
-# A lease outlives its request by no more than this when the replica dies under it.
+# If a replica dies, the leases of its requests expire within this time.
 _LEASE_SECONDS = 60.0
 _RENEW_SECONDS = 20.0
 _TIMEOUT_SECONDS = 2.0
 _CONNECTIONS = 64
 _SETTLE_PAUSES = (0.5, 2.0, 8.0)
-_USED_UP = {
-    "requests": "{limit} requests a minute are used up",
-    "tokens": "{limit} tokens a minute are used up",
-    "concurrent": "{limit} requests are running, and no more may at the same time",
-    "day": "the budget of the day does not cover what this request may cost",
-    "month": "the budget of the month does not cover what this request may cost",
+_MESSAGES = {
+    "requests": "the limit of {limit} requests per minute is reached",
+    "tokens": "the limit of {limit} tokens per minute is reached",
+    "concurrent": "the limit of {limit} concurrent requests is reached",
+    "day": "the daily budget does not cover the maximum cost of this request",
+    "month": "the monthly budget does not cover the maximum cost of this request",
 }
 
 
 class Meter:
-    """Counts for one process.
+    """Counts the requests of one process.
 
     Args:
-        rates_fail_open: without Valkey, let through who has limits but no budget to spend from.
-        budgets_fail_open: without Valkey, let through who spends from a budget.
+        rates_fail_open: whether requests without a budget pass while Valkey is unavailable.
+        budgets_fail_open: whether requests that spend from a budget pass while it is unavailable.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Meter:
                 timeout=_TIMEOUT_SECONDS,
                 socket_connect_timeout=_TIMEOUT_SECONDS,
                 socket_timeout=_TIMEOUT_SECONDS,
-                # A connection that died while idle; not a timeout, which may have been counted.
+                # Retries a connection that broke while idle; not a timeout, which may have been counted.
                 retry=Retry(NoBackoff(), 1),
                 retry_on_error=[RedisConnectionError],
             )
@@ -83,13 +83,13 @@ class Meter:
     async def admit(
         self, limits: Sequence[Limit], *, owner: str, usd: Decimal = Decimal(0), tokens: int = 0
     ) -> Admission:
-        """Take one request out of all ``limits``; `Admission.reserve` says what may be raised."""
+        """Count one request against all ``limits``; raises what `Admission.reserve` does."""
         admission = Admission(self, limits, owner)
         await admission.reserve(usd, tokens)
         return admission
 
     async def close(self) -> None:
-        """Settle what is open, then let go of Valkey."""
+        """Settle open reservations, then close the connections."""
         if self._renewing is not None:
             self._renewing.cancel()
             await asyncio.gather(self._renewing, return_exceptions=True)
@@ -97,51 +97,57 @@ class Meter:
         await self._redis.aclose()
 
     async def spent_this_month(self, subject: str, owner: str) -> Decimal:
-        """Return US dollars that count against the budget of this UTC month: what was spent, and what
-        is set aside for requests under way.
+        """Return the US dollars spent and reserved in this UTC month.
 
         Raises:
-            ServiceUnavailable: Valkey does not answer.
+            ServiceUnavailable: Valkey is unavailable.
         """
         key = _key(owner, subject, "money")
         try:
             reply: Any = self._redis.hmget(key, ["month", "month_nano"])
             month, nano = await reply
         except RedisError as error:
-            raise ServiceUnavailable("budgets can't be read now", retry_after=1) from error
+            raise ServiceUnavailable(
+                "budgets cannot be read at the moment; try again", retry_after=1
+            ) from error
         if month is None or month.decode() != f"{datetime.now(UTC):%Y-%m}":
             return Decimal(0)
         return Decimal(int(nano or 0)) / _NANO
 
     async def run_admit(self, keys: list[str], arguments: list[Any]) -> Any:
+        """Run the script that admits a request."""
         return await self._admit(keys=keys, args=arguments)
 
     def may_pass_unmetered(self, limits_spending: bool, error: RedisError) -> bool:
-        """Whether a request goes on without Valkey."""
-        _log.warning("limits can't be counted: %s: %s", type(error).__name__, error)
+        """Return whether a request passes while Valkey is unavailable."""
+        _log.warning("could not count limits: %s: %s", type(error).__name__, error)
         return self._budgets_fail_open if limits_spending else self._rates_fail_open
 
     def hold(self, admission: Admission) -> None:
-        """Keep the lease of a request that lasts from running out."""
+        """Renew the lease of a request until `settle`."""
         self._held.add(admission)
         if self._renewing is None or self._renewing.done():
             self._renewing = asyncio.create_task(self._renew_while_held())
 
     def settle(self, admission: Admission, keys: list[str], arguments: list[Any]) -> None:
-        """End a request's hold, off its path."""
+        """Release a request's lease and reservation in the background."""
         self._held.discard(admission)
-        task = asyncio.create_task(self._settle_surely(keys, arguments))
+        task = asyncio.create_task(self._settle_with_retries(keys, arguments))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
 
-    async def _settle_surely(self, keys: list[str], arguments: list[Any]) -> None:
+    async def _settle_with_retries(self, keys: list[str], arguments: list[Any]) -> None:
         for pause in (*_SETTLE_PAUSES, None):
             try:
                 await self._settle(keys=keys, args=arguments)
                 return
             except RedisError as error:
                 if pause is None:
-                    _log.error("a reservation stays booked in full: %s %s", keys, error)
+                    _log.error(
+                        "could not settle a reservation, which stays booked in full: %s %s",
+                        keys,
+                        error,
+                    )
                     return
                 await asyncio.sleep(pause)
 
@@ -149,7 +155,7 @@ class Meter:
         while self._held:
             await asyncio.sleep(_RENEW_SECONDS)
             try:
-                # Valkey's clock, as in the script: those of the replicas may differ.
+                # Valkey's clock, as in the scripts, since the clocks of replicas may differ.
                 seconds, _ = await self._redis.time()
                 until = 1000 * (seconds + int(_LEASE_SECONDS))
                 async with self._redis.pipeline(transaction=False) as pipeline:
@@ -159,11 +165,11 @@ class Meter:
                             pipeline.pexpire(key, int(2000 * _LEASE_SECONDS))
                     await pipeline.execute()
             except RedisError as error:
-                _log.warning("leases were not renewed: %s", error)
+                _log.warning("could not renew leases: %s", error)
 
 
 def new_meter(settings: Settings) -> Meter:
-    """What every app with a door counts by."""
+    """Return the meter of an app."""
     return Meter(
         settings.redis_url,
         rates_fail_open=settings.rates_fail_open,
@@ -172,17 +178,18 @@ def new_meter(settings: Settings) -> Meter:
 
 
 class Admission:
-    """What one request takes out of its limits. Not taken yet when made.
+    """Counts one request against its limits; `reserve` does so, not the constructor.
 
     Attributes:
-        headers: ``RateLimit-*`` for the answer; empty until taken.
-        lease: its name among those that run.
+        taken: whether `reserve` was called.
+        headers: the ``RateLimit-*`` headers of the response; empty until `reserve`.
+        lease: the request's id among the concurrent ones.
     """
 
     def __init__(self, meter: Meter, limits: Sequence[Limit], owner: str) -> None:
         self._meter = meter
         self._limits = [limit for limit in limits if limit.limits_requests]
-        # One hash tag for all: a cluster keeps them on one node.
+        # All keys have one hash tag, so that a cluster keeps them on one node.
         self._keys = [
             _key(owner, limit.subject, kind)
             for limit in self._limits
@@ -197,11 +204,12 @@ class Admission:
 
     @property
     def limits_spending(self) -> bool:
-        """Whether the worst case of the costs matters."""
+        """True if a limit counts money or tokens, so that `reserve` needs the maximum cost."""
         return any(limit.has_budget or limit.tokens_per_minute for limit in self._limits)
 
     @property
     def leases(self) -> list[str]:
+        """The Valkey keys of the limits on concurrent requests."""
         return [
             key
             for key, limit in zip(self._keys[2::4], self._limits, strict=True)
@@ -209,12 +217,16 @@ class Admission:
         ]
 
     async def reserve(self, usd: Decimal = Decimal(0), tokens: int = 0) -> None:
-        """Count the request, reserve at most ``usd`` and about ``tokens``. Once.
+        """Count the request and reserve its maximum cost; call it once.
+
+        Args:
+            usd: the maximum cost.
+            tokens: the estimated maximum of tokens.
 
         Raises:
-            RateLimited: too many requests or tokens in this minute, or too many at a time.
-            BudgetExceeded: the day's or the month's budget does not cover ``usd``.
-            ServiceUnavailable: Valkey is away, and the settings say to refuse then.
+            RateLimited: too many requests or tokens in this minute, or too many concurrent requests.
+            BudgetExceeded: the daily or monthly budget does not cover ``usd``.
+            ServiceUnavailable: Valkey is unavailable, and the settings refuse requests then.
         """
         self.taken = True
         if not self._limits:
@@ -225,35 +237,35 @@ class Admission:
         lease_ms = int(_LEASE_SECONDS * 1000)
         arguments: list[Any] = [self.lease, lease_ms, nano, tokens, *self._period]
         for limit in self._limits:
-            arguments += _numbers(limit)
+            arguments += _script_arguments(limit)
         limits_spending = nano > 0 and any(limit.has_budget for limit in self._limits)
-        asked = asyncio.ensure_future(self._meter.run_admit(self._keys, arguments))
+        reply = asyncio.ensure_future(self._meter.run_admit(self._keys, arguments))
         try:
-            # Whoever leaves now may have been counted already, so the answer is waited for.
-            passed, *rest = await asyncio.shield(asked)
+            # Shielded: a cancelled request may have been counted and must then be released.
+            admitted, *rest = await asyncio.shield(reply)
         except asyncio.CancelledError:
-            asked.add_done_callback(lambda done: self._abandon(done, tokens))
+            reply.add_done_callback(lambda done: self._abandon(done, tokens))
             raise
         except RedisError as error:
-            self._hold_perhaps(error)
+            self._hold_after_timeout(error)
             if self._meter.may_pass_unmetered(limits_spending, error):
                 return
             self.release()
             raise ServiceUnavailable(
-                "limits can't be counted at the moment", retry_after=1
+                "limits cannot be counted at the moment; try again", retry_after=1
             ) from error
-        if not passed:
+        if not admitted:
             raise self._refusal(*rest)
         self.headers = _headers(*rest)
         self._hold(tokens)
 
     def record(self, usd: Decimal, tokens: int) -> None:
-        """What the request cost; called as often as something was bought."""
+        """Record a cost of the request; may be called several times."""
         self._spent += int((usd * _NANO).to_integral_value(ROUND_CEILING))
         self._tokens += tokens
 
     def release(self) -> None:
-        """The request is over: give back what it did not use."""
+        """Release the lease and the unused part of the reservation, at the end of the request."""
         if not self._held:
             return
         self._held = False
@@ -267,30 +279,33 @@ class Admission:
         if leases:
             self._meter.hold(self)
 
-    def _hold_perhaps(self, error: BaseException) -> None:
-        """A Valkey that hangs counts later what it was asked, when nobody waits for its answer any
-        more. What it sets aside then must not stay so for the whole month; settling what it never
-        set aside changes no money."""
+    def _hold_after_timeout(self, error: BaseException) -> None:
+        """Treat a timed-out request as counted, so that `release` settles it.
+
+        A Valkey that hangs may run the script later, and the reservation would stay for the whole
+        month. Settling a reservation that was never made changes no money.
+        """
         if isinstance(error, RedisTimeoutError):
             self._hold(0)
 
-    def _abandon(self, asked: asyncio.Future[Any], tokens: int) -> None:
-        if (error := asked.exception()) is not None:
-            self._hold_perhaps(error)
-        elif asked.result()[0]:
+    def _abandon(self, reply: asyncio.Future[Any], tokens: int) -> None:
+        """Release what a cancelled request was counted for."""
+        if (error := reply.exception()) is not None:
+            self._hold_after_timeout(error)
+        elif reply.result()[0]:
             self._hold(tokens)
         self.release()
 
-    def _refusal(self, place: int, used_up: bytes, wait_ms: int, number: int) -> LimitExceeded:
-        kind = used_up.decode()
-        subject = self._limits[place].subject.partition(":")[0]
-        message = f"{_USED_UP[kind].format(limit=number)} (limit of the {subject})"
+    def _refusal(self, index: int, exceeded: bytes, wait_ms: int, number: int) -> LimitExceeded:
+        kind = exceeded.decode()
+        subject = self._limits[index].subject.partition(":")[0]
+        message = f"{_MESSAGES[kind].format(limit=number)} (limit of the {subject})"
         if kind in ("day", "month"):
-            details = {"limit": f"usd_per_{kind}", "of": subject, "resets_at": _next(kind)}
+            details = {"limit": f"usd_per_{kind}", "of": subject, "resets_at": _next_period(kind)}
             return BudgetExceeded(message, details=details)
         seconds = wait_ms / 1000
         details = {"limit": _FIELDS[kind], "of": subject}
-        headers = _told(number, 0, wait_ms) if kind == "requests" else {}
+        headers = _rate_limit_headers(number, 0, wait_ms) if kind == "requests" else {}
         return RateLimited(message, retry_after=seconds, details=details, headers=headers)
 
 
@@ -305,16 +320,16 @@ def _key(owner: str, subject: str, kind: str) -> str:
     return f"moyin:limit:{{{owner}}}:{subject}:{kind}"
 
 
-def _next(period: str) -> str:
-    """When the next day or month begins, ISO 8601 in UTC."""
+def _next_period(period: str) -> str:
+    """Return the beginning of the next day or month, as ISO 8601 in UTC."""
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     if period == "month":
-        # Any day of a month and 31 more lead into the next one.
+        # The first day of a month plus 31 days is in the next month.
         return (today.replace(day=1) + timedelta(days=31)).replace(day=1).isoformat()
     return (today + timedelta(days=1)).isoformat()
 
 
-def _numbers(limit: Limit) -> list[Any]:
+def _script_arguments(limit: Limit) -> list[Any]:
     numbers = (
         limit.requests_per_minute,
         limit.tokens_per_minute,
@@ -325,7 +340,7 @@ def _numbers(limit: Limit) -> list[Any]:
     return ["" if number is None else number for number in numbers]
 
 
-def _told(limit: int, remaining: int, reset_ms: int) -> dict[str, str]:
+def _rate_limit_headers(limit: int, remaining: int, reset_ms: int) -> dict[str, str]:
     return {
         "ratelimit-limit": str(limit),
         "ratelimit-remaining": str(remaining),
@@ -337,5 +352,5 @@ def _told(limit: int, remaining: int, reset_ms: int) -> dict[str, str]:
 def _headers(limit: int, remaining: int, reset_ms: int) -> tuple[tuple[bytes, bytes], ...]:
     if not limit:
         return ()
-    told = _told(limit, remaining, reset_ms)
-    return tuple((name.encode(), value.encode()) for name, value in told.items())
+    headers = _rate_limit_headers(limit, remaining, reset_ms)
+    return tuple((name.encode(), value.encode()) for name, value in headers.items())

@@ -1,4 +1,4 @@
-"""Addresses of single files that need no key: signed, and good for a while."""
+"""Makes and verifies signed, expiring links to files, which need no key."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import jwt
 
 from moyin.errors import InvalidToken
 
-__all__ = ["SIGNED", "FileLink", "link_to", "read_link"]
+__all__ = ["SIGNED_FILES_PREFIX", "FileLink", "new_file_link", "verify_file_link"]
 
-SIGNED = "/artifacts/signed/"
+SIGNED_FILES_PREFIX = "/artifacts/signed/"
 _ALGORITHM = "HS256"
-# Of its own, so that no token of another kind opens a file, and none of these anything else.
+# A separate audience, so that other tokens do not open files, and these open nothing else.
 _AUDIENCE = "moyin-file"
 
-# Owner and artifact id.
+# The owner and the artifact id.
 FileLink = tuple[str, str]
 
 
-def link_to(signing_key: bytes, owner: str, artifact_id: str, name: str, ttl_s: float) -> str:
-    """The path under which anybody may read the owner's artifact for ``ttl_s`` seconds.
+def new_file_link(signing_key: bytes, owner: str, artifact_id: str, name: str, ttl_s: float) -> str:
+    """Return the path under which anybody may read an artifact for ``ttl_s`` seconds.
 
     Args:
-        name: of the file, with which the path ends.
+        name: the name of the file, with which the path ends.
     """
     claims = {
         "aud": _AUDIENCE,
@@ -33,14 +33,14 @@ def link_to(signing_key: bytes, owner: str, artifact_id: str, name: str, ttl_s: 
         "exp": int(time.time() + ttl_s),
     }
     token = jwt.encode(claims, signing_key, algorithm=_ALGORITHM)
-    return f"{SIGNED}{token}/{quote(name, safe='')}"
+    return f"{SIGNED_FILES_PREFIX}{token}/{quote(name, safe='')}"
 
 
-def read_link(signing_key: bytes, token: str) -> FileLink:
-    """What a link's token opens.
+def verify_file_link(signing_key: bytes, token: str) -> FileLink:
+    """Verify the token of a link; return the owner and the artifact id.
 
     Raises:
-        InvalidToken: it is not ours, or too old.
+        InvalidToken: the token is not valid or has expired.
     """
     try:
         claims = jwt.decode(
@@ -51,7 +51,7 @@ def read_link(signing_key: bytes, token: str) -> FileLink:
             options={"require": ["exp", "sub", "own", "aud"]},
         )
     except jwt.ExpiredSignatureError:
-        raise InvalidToken("the link has expired; get the picture anew from its job") from None
+        raise InvalidToken("the link has expired; get a new one from the job") from None
     except jwt.InvalidTokenError:
         raise InvalidToken("the link is not valid") from None
     return str(claims["own"]), str(claims["sub"])

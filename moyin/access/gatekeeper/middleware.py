@@ -1,4 +1,4 @@
-"""`Gatekeeper`, the middleware itself."""
+"""Implements the gatekeeper as ASGI middleware."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from moyin.access.gatekeeper.asgi import ASGIApp, Message, Receive, Scope, Send
 from moyin.access.gatekeeper.body import limit_body
-from moyin.access.gatekeeper.credentials import Credentials, Where
+from moyin.access.gatekeeper.credentials import Credentials, RequestPredicate
 from moyin.access.gatekeeper.identity import Authenticator
 from moyin.access.gatekeeper.monitor import CredentialMonitor
 from moyin.access.gatekeeper.observation import Observation, Observer
@@ -24,16 +24,16 @@ __all__ = ["Gatekeeper"]
 
 
 class Gatekeeper:
-    """Wraps an ASGI app; the app finds a `RequestContext` through `context(scope)`.
+    """Wraps an ASGI app, which gets a `RequestContext` through `context(scope)`.
 
     Args:
-        service: name of the app in logs and metrics.
-        errors: renders every MoyinError that the app lets through, and our own.
-        errors_of: renders one request's errors, where that depends on more than its path; None:
-            ``errors`` does.
-        stream_errors: renders the end of a stream whose caller lost the right to it.
-        public: paths that need no key, or which requests need none.
-        credentials: where a key is looked for.
+        service: the name of the app in logs and metrics.
+        errors: renders each `MoyinError` of the app or the gatekeeper.
+        errors_of: returns the renderer for a request, if it depends on more than the path; None:
+            always ``errors``.
+        stream_errors: renders the error event that ends a stream whose credential has ended.
+        public: the paths, or a predicate of the requests, that need no key.
+        credentials: finds the key of a request.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Gatekeeper:
         errors: ErrorRenderer,
         max_body_bytes: int,
         observer: Observer,
-        public: frozenset[str] | Where = frozenset(),
+        public: frozenset[str] | RequestPredicate = frozenset(),
         credentials: Credentials | None = None,
         stream_errors: StreamErrorRenderer = error_event,
         errors_of: Callable[[Scope], ErrorRenderer] | None = None,
@@ -56,37 +56,37 @@ class Gatekeeper:
         self._errors_of = errors_of or (lambda scope: errors)
         self._max_body_bytes = max_body_bytes
         self._observer = observer
-        self._is_public: Where = (
+        self._is_public: RequestPredicate = (
             public if callable(public) else lambda scope: scope["path"] in public
         )
         self._credentials = credentials or Credentials()
         self._stream_errors = stream_errors
         self.monitor = CredentialMonitor(authenticator)
-        self.names_requests = True
+        self._adds_request_id = True
 
-    def unnamed(self) -> Gatekeeper:
-        """For servers that put ``x-request-id`` on every answer themselves, as Ray Serve does."""
-        self.names_requests = False
+    def without_request_id(self) -> Gatekeeper:
+        """Return this gatekeeper without ``x-request-id`` headers, which Ray Serve adds itself."""
+        self._adds_request_id = False
         return self
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         else:
-            request = Request(scope, send, self.names_requests)
+            request = Request(scope, send, self._adds_request_id)
             await request.run(self, scope, receive)
 
     async def admit(self, request: Request, scope: Scope, receive: Receive) -> None:
-        """Check the request at the door and let it through.
+        """Authenticate the request and call the app.
 
         Raises:
-            MoyinError: of the door or of the app.
+            MoyinError: the gatekeeper or the app refuses the request.
         """
         if not self._is_public(scope):
-            presented = self._credentials.take(scope)
-            if presented is None:
+            credential = self._credentials.take(scope)
+            if credential is None:
                 raise MissingKey("send an API key as 'Authorization: Bearer …' or 'x-api-key'")
-            request.prove(presented, await self._authenticator.authenticate(presented))
+            request.authenticate(credential, await self._authenticator.authenticate(credential))
         scope["moyin"] = request.context
         if scope["type"] == "http":
             receive = limit_body(scope, receive, self._max_body_bytes)
@@ -95,7 +95,8 @@ class Gatekeeper:
             request.monitor(self.monitor)
         await self._app(scope, receive, request.send)
 
-    def note(self, scope: Scope, request: Request) -> None:
+    def observe(self, scope: Scope, request: Request) -> None:
+        """Report a request that has ended to the observer."""
         identity = request.identity
         self._observer.observe(
             Observation(
@@ -112,7 +113,7 @@ class Gatekeeper:
         )
 
     def render(self, error: MoyinError, request_id: str, scope: Scope) -> tuple[Message, bytes]:
-        """The start message and the body of an error."""
+        """Return the start message and the body of an error response."""
         rendered = self._errors_of(scope)(error, request_id, scope["path"])
         headers = [
             (b"content-length", str(len(rendered.body)).encode()),
@@ -125,7 +126,7 @@ class Gatekeeper:
         )
 
     def render_end(self, error: MoyinError, request: Request, path: str) -> bytes | None:
-        """What ends a stream with an error of its protocol; None: it can only be cut."""
+        """Return the event that ends a stream with an error; None: it can only be disconnected."""
         media_type = request.progress.appendable_as
         if media_type is None:
             return None

@@ -1,8 +1,7 @@
-"""`CredentialMonitor`: ends connections whose key, session or scope has ended meanwhile.
+"""Ends open connections whose key, session or scope has ended.
 
-A connection is proven when it begins. One that lasts would outlive its proof, so every replica proves
-the credentials of its open connections again every few seconds: all of them together, in a few
-queries, however many connections there are.
+A connection is authenticated when it begins and may outlive its credential. So each replica verifies
+the credentials of its open connections again every few seconds, all in a few queries.
 """
 
 from __future__ import annotations
@@ -22,39 +21,37 @@ from moyin.errors import InvalidKey, MoyinError
 __all__ = ["Connection", "CredentialMonitor", "Rechecker"]
 
 _log = logging.getLogger(__name__)
-# Connections end within this and the time that the queries take; ten seconds are promised.
+# Connections end within this time plus that of the queries; the documentation promises ten seconds.
 _INTERVAL_SECONDS = 3.0
-# Credentials in one query.
+# Credentials per query.
 _BATCH = 500
 
 
 class Rechecker(Protocol):
-    """Proves credentials again, past every cache."""
+    """Verifies credentials again, without a cache."""
 
-    async def recheck(self, held: Mapping[str, Identity]) -> Mapping[str, Identity]:
-        """Return the present identities of the credentials in ``held`` that still prove anything."""
-        ...
+    async def recheck(self, credentials: Mapping[str, Identity]) -> Mapping[str, Identity]:
+        """Return the present identities of those ``credentials`` that are still valid."""
 
 
 class Connection(Protocol):
-    """A request that lasts."""
+    """Describes a long-lived request."""
 
     @property
     def can_end(self) -> bool:
-        """Whether it is a WebSocket or a stream that is under way."""
-        ...
+        """True for a WebSocket, or a stream that has begun."""
 
     def refusal(self, identity: Identity) -> MoyinError | None:
-        """The reason why ``identity`` may not go on with it; None: it may."""
-        ...
+        """Return the error with which to end the connection; None: it may continue."""
 
     def end(self, error: MoyinError) -> None:
         """End the connection and give ``error`` as the reason."""
-        ...
 
 
 @dataclass(slots=True)
-class _Held:
+class _WatchedCredential:
+    """Holds the connections of one credential."""
+
     identity: Identity
     connections: set[Connection] = field(default_factory=set)
 
@@ -65,70 +62,70 @@ class CredentialMonitor:
     def __init__(self, rechecker: Rechecker, *, interval: float = _INTERVAL_SECONDS) -> None:
         self._rechecker = rechecker
         self._interval = interval
-        self._held: dict[str, _Held] = {}
+        self._credentials: dict[str, _WatchedCredential] = {}
         self._running: asyncio.Task[None] | None = None
 
-    def add(self, presented: str, identity: Identity, connection: Connection) -> None:
-        """Watch a connection that began with the credential ``presented``.
+    def add(self, credential: str, identity: Identity, connection: Connection) -> None:
+        """Watch a connection that began with ``credential``.
 
-        Tokens of our own services are not watched: they end with the job that they act for.
+        Connections of Moyin's services are not watched, since they end with their job.
         """
         if identity.service is not None:
             return
-        held = self._held.get(presented)
-        if held is None:
-            held = self._held[presented] = _Held(identity)
-        held.connections.add(connection)
+        watched = self._credentials.get(credential)
+        if watched is None:
+            watched = self._credentials[credential] = _WatchedCredential(identity)
+        watched.connections.add(connection)
         if self._running is None or self._running.done():
             self._running = asyncio.create_task(self._run())
 
-    def discard(self, presented: str, connection: Connection) -> None:
-        """Stop watching a connection that is over."""
-        held = self._held.get(presented)
-        if held is not None:
-            held.connections.discard(connection)
-            if not held.connections:
-                del self._held[presented]
+    def discard(self, credential: str, connection: Connection) -> None:
+        """Stop watching a connection that has ended."""
+        watched = self._credentials.get(credential)
+        if watched is not None:
+            watched.connections.discard(connection)
+            if not watched.connections:
+                del self._credentials[credential]
 
     async def recheck(self) -> None:
-        """Prove every watched credential once, and end the connections that lost their right."""
-        watched = iter(
+        """Verify every watched credential once, and end connections that are no longer allowed."""
+        to_check = iter(
             [
-                (presented, held.identity)
-                for presented, held in self._held.items()
-                if any(connection.can_end for connection in held.connections)
+                (credential, watched.identity)
+                for credential, watched in self._credentials.items()
+                if any(connection.can_end for connection in watched.connections)
             ]
         )
-        while batch := dict(islice(watched, _BATCH)):
+        while batch := dict(islice(to_check, _BATCH)):
             try:
-                standing = await self._rechecker.recheck(batch)
+                valid = await self._rechecker.recheck(batch)
             except (SQLAlchemyError, OSError, MoyinError) as error:
-                # New requests of callers who are known go on as well while the database is away.
-                _log.warning("open connections can't be rechecked: %s", type(error).__name__)
+                # Cached callers may make new requests, too, while the database is unavailable.
+                _log.warning("could not recheck open connections: %s", type(error).__name__)
                 return
-            self._judge(batch, standing)
+            self._end_invalid(batch, valid)
 
-    def _judge(self, credentials: Iterable[str], standing: Mapping[str, Identity]) -> None:
-        for presented in credentials:
-            held = self._held.get(presented)
-            if held is None:
+    def _end_invalid(self, credentials: Iterable[str], valid: Mapping[str, Identity]) -> None:
+        for credential in credentials:
+            watched = self._credentials.get(credential)
+            if watched is None:
                 continue
-            identity = standing.get(presented)
+            identity = valid.get(credential)
             if identity is not None:
-                held.identity = identity
-            for connection in list(held.connections):
-                error = _ended() if identity is None else connection.refusal(identity)
+                watched.identity = identity
+            for connection in list(watched.connections):
+                error = _credential_ended() if identity is None else connection.refusal(identity)
                 if error is not None and connection.can_end:
                     connection.end(error)
 
     async def _run(self) -> None:
-        while self._held:
+        while self._credentials:
             await asyncio.sleep(self._interval)
             try:
                 await self.recheck()
             except Exception:
-                _log.exception("the recheck of open connections failed; it goes on")
+                _log.exception("the recheck of open connections failed; it is retried")
 
 
-def _ended() -> InvalidKey:
+def _credential_ended() -> InvalidKey:
     return InvalidKey("the key or the session has ended")

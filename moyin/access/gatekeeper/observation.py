@@ -1,4 +1,4 @@
-"""What is noted of every request: one JSON line and the metrics."""
+"""Describes finished requests for the access log and the metrics."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from moyin.access.gatekeeper.redaction import redact
 __all__ = ["NoObserver", "Observation", "Observer", "access_line"]
 
 
-# Not frozen: one is made per request, and freezing doubles what that costs.
+# Not frozen: one is made per request, and freezing doubles the cost.
 @dataclass(slots=True)
 class Observation:
-    """One request that is over.
+    """Describes a finished request.
 
     Attributes:
-        path: without its query, which may carry a key; a signed link's token is still in it.
-        status: 499 when the client left before there was one.
-        code: of the error that it ended with.
+        path: the path without the query, which may contain a key; signed links' tokens are in it.
+        status: the HTTP status; 499 if the client disconnected before there was one.
+        code: the code of the error that ended the request; None: it succeeded.
     """
 
     service: str
@@ -34,30 +34,31 @@ class Observation:
 
 
 class Observer(Protocol):
-    """Takes observations on the hot path: it may note them, not work on them."""
+    """Receives observations."""
 
-    def observe(self, seen: Observation) -> None: ...
+    def observe(self, observation: Observation) -> None:
+        """Record a request; called in the event loop, so it must not do slow work."""
 
 
 class NoObserver:
-    """For tests and tools."""
+    """Ignores observations, in tests and tools."""
 
-    def observe(self, seen: Observation) -> None:
+    def observe(self, observation: Observation) -> None:
         return None
 
 
-def access_line(seen: Observation) -> str:
-    """The request as a line of the access log."""
+def access_line(observation: Observation) -> str:
+    """Return the line of a request in the access log, as JSON."""
     line = {
-        "service": seen.service,
-        "request_id": seen.request_id,
-        "method": seen.method,
-        "path": redact(seen.path),
-        "status": seen.status,
-        "ms": round(seen.seconds * 1000, 2),
-        "owner": seen.owner,
-        "key": seen.key_id,
+        "service": observation.service,
+        "request_id": observation.request_id,
+        "method": observation.method,
+        "path": redact(observation.path),
+        "status": observation.status,
+        "ms": round(observation.seconds * 1000, 2),
+        "owner": observation.owner,
+        "key": observation.key_id,
     }
-    if seen.code is not None:
-        line["code"] = seen.code
+    if observation.code is not None:
+        line["code"] = observation.code
     return json.dumps(line)

@@ -1,4 +1,4 @@
-"""Takes secrets out of text that is to be logged, however they got there."""
+"""Removes secrets from text before it is logged."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 __all__ = ["redact"]
 
 _SECRETS = re.compile(
-    r"(?P<key>moyin_[0-9A-Za-z]{1,32}_)[\w-]{8,}"  # our API keys: the id may be seen
+    r"(?P<key>moyin_[0-9A-Za-z]{1,32}_)[\w-]{8,}"  # API keys; the id stays
     r"|(?P<token>moyin[a-z]_)[\w-]{8,}"  # refresh and reset tokens
     r"|(?P<jwt>eyJ[\w-]{5,}\.)[\w-]+\.[\w-]*"
     r"|(?P<vendor>\bsk-(?:ant-)?)[\w-]{8,}"
@@ -19,5 +19,5 @@ _SECRETS = re.compile(
 
 
 def redact(text: str) -> str:
-    """``text`` with ``…`` in the place of keys, tokens and passwords."""
-    return _SECRETS.sub(lambda found: f"{found[found.lastgroup or 0]}…", text)
+    """Return ``text`` with keys, tokens and passwords replaced by ``…``."""
+    return _SECRETS.sub(lambda match: f"{match[match.lastgroup or 0]}…", text)

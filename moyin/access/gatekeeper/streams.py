@@ -1,4 +1,4 @@
-"""`Progress`: how far an answer is, from the messages that the app sends."""
+"""Tracks the progress of a response from the messages that the app sends."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from moyin.access.gatekeeper.asgi import Message, RawHeaders
 
 __all__ = ["Progress"]
 
-# Media types of streams, and what stands between two of their events.
+# Media types of streams, and the bytes between two events.
 _BOUNDARIES = {
     "text/event-stream": (b"\n\n", b"\r\n\r\n", b"\r\r"),
     "application/x-ndjson": (b"\n",),
@@ -14,10 +14,10 @@ _BOUNDARIES = {
 
 
 class Progress:
-    """Notes what was sent of one answer, or of one WebSocket.
+    """Tracks the messages of one response or WebSocket.
 
     Attributes:
-        started: the status was sent, or the WebSocket was accepted.
+        started: whether the status was sent or the WebSocket accepted.
     """
 
     def __init__(self, kind: str) -> None:
@@ -28,7 +28,7 @@ class Progress:
         self._last = b""
 
     def note(self, message: Message) -> None:
-        """Take notice of a message; on the path of every answer, so nothing is worked out here."""
+        """Record a message. It is called for every message, so it computes nothing."""
         kind = message["type"]
         if kind == "http.response.body":
             if message.get("more_body", False):
@@ -45,22 +45,24 @@ class Progress:
 
     @property
     def is_under_way(self) -> bool:
-        """Whether it may go on without an end of its own: a WebSocket, or a stream. An answer of a
-        known length, and one that has not begun, are let come to their end."""
+        """True for a WebSocket, or a stream that has begun, and has not finished.
+
+        A response of a known length, or one that has not begun, ends by itself.
+        """
         if self._finished:
             return False
         return self._is_socket or (self.started and self._header(b"content-length") is None)
 
     @property
     def appendable_as(self) -> str | None:
-        """The media type, if another event can follow what was sent so far."""
+        """The media type, if an event can be appended to the response now; otherwise None."""
         if self._header(b"content-encoding") is not None:
             return None
-        found = (self._header(b"content-type") or b"").partition(b";")[0].strip().lower()
-        media_type = found.decode("latin-1")
+        content_type = (self._header(b"content-type") or b"").partition(b";")[0].strip().lower()
+        media_type = content_type.decode("latin-1")
         boundaries = _BOUNDARIES.get(media_type, ())
-        whole = not self._last or self._last.endswith(boundaries)
-        return media_type if boundaries and whole else None
+        is_complete = not self._last or self._last.endswith(boundaries)
+        return media_type if boundaries and is_complete else None
 
     def _header(self, name: bytes) -> bytes | None:
         return next((value for key, value in self._headers if key.lower() == name), None)

@@ -1,4 +1,4 @@
-"""Access tokens of people who signed in: EdDSA, proven by the public key alone, without a hop."""
+"""Verifies the access tokens of signed-in users by public keys, without a network call."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ ISSUER = AUDIENCE = "moyin"
 TYPE = "at+jwt"
 _REQUIRED = ["exp", "iat", "iss", "aud", "sub", "sid", "own", "scope"]
 _KEYS_SECONDS = 60.0
-# Tokens that name unknown keys are free to make: they must not cost a query each.
+# Anybody can make tokens that name unknown keys, so they must not cost a query each.
 _UNKNOWN_SECONDS = 1.0
 
 
 class TokenVerifier:
-    """Holds the public keys; reads them again every minute, and when one is unknown."""
+    """Caches the public keys; reads them again every minute, and for an unknown key."""
 
     def __init__(self, keys: SigningKeyStore) -> None:
         self._store = keys
@@ -31,10 +31,10 @@ class TokenVerifier:
         self._read_at = float("-inf")
 
     async def claims(self, token: str) -> Mapping[str, Any]:
-        """What a token says, once it is proven.
+        """Verify a token and return its claims.
 
         Raises:
-            InvalidKey: it is not ours, altered or expired.
+            InvalidKey: the token has an unknown key, is altered or has expired.
         """
         try:
             header = jwt.get_unverified_header(token)
@@ -50,7 +50,7 @@ class TokenVerifier:
                 algorithms=[ALGORITHM],
                 audience=AUDIENCE,
                 issuer=ISSUER,
-                # When it was made says nothing, and whoever made it may have a clock a little ahead.
+                # The issuing replica's clock may be slightly ahead, so `iat` is not checked.
                 options={"require": _REQUIRED, "verify_iat": False},
             )
         except jwt.ExpiredSignatureError:
@@ -59,13 +59,13 @@ class TokenVerifier:
             raise InvalidKey("the token is not valid") from None
         return claims
 
-    async def is_by_us(self, token: str) -> bool:
-        """Whether the key that signed an earlier proven token is still one of ours."""
+    async def has_known_key(self, token: str) -> bool:
+        """Return whether the key of a token that was verified before still exists."""
         return await self._key(str(jwt.get_unverified_header(token).get("kid"))) is not None
 
     async def _key(self, kid: str) -> PublicKey | None:
         age = time.monotonic() - self._read_at
         if age > (_KEYS_SECONDS if kid in self._keys else _UNKNOWN_SECONDS):
-            self._keys = {key.kid: key for key in await self._store.public()}
+            self._keys = {key.kid: key for key in await self._store.list_public_keys()}
             self._read_at = time.monotonic()
         return self._keys.get(kid)

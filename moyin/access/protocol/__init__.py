@@ -1,1 +1,1 @@
-"""The accounts API: its shapes, and the domain in them."""
+"""Defines the JSON of the accounts API and translates the domain to it."""

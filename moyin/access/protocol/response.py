@@ -1,4 +1,4 @@
-"""The accounts API to and from the domain; pure."""
+"""Translates the domain to response bodies of the accounts API."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from moyin.access.protocol import wire
 from moyin.domain.account import Organisation, User
 from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit
-from moyin.store.audit import Entry
+from moyin.store.audit import AuditEntry
 from moyin.store.keys import ApiKey
 
 __all__ = [
@@ -86,18 +86,18 @@ def limit_body(limit: Limit) -> wire.SubjectLimit:
     )
 
 
-def audit_entry(entry: Entry) -> wire.AuditEntry:
-    act = entry.act
+def audit_entry(entry: AuditEntry) -> wire.AuditEntry:
+    event = entry.event
     return wire.AuditEntry(
         id=entry.id,
         at=entry.at,
-        owner=act.owner,
-        actor=act.actor,
-        action=act.action,
-        target=act.target,
-        details=dict(act.details),
-        request_id=act.request_id,
-        address=act.address,
+        owner=event.owner,
+        actor=event.actor,
+        action=event.action,
+        target=event.target,
+        details=dict(event.details),
+        request_id=event.request_id,
+        address=event.address,
     )
 
 

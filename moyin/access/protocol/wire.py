@@ -1,4 +1,4 @@
-"""Shapes of the accounts API."""
+"""Defines the request and response bodies of the accounts API."""
 
 from __future__ import annotations
 
@@ -56,24 +56,24 @@ Email = Annotated[
     str,
     StringConstraints(max_length=254, pattern=r"^[!-?A-~]{1,64}@[A-Za-z0-9.-]+\.[A-Za-z0-9-]+$"),
 ]
-# Whatever somebody takes for an email.
-Claimed = Annotated[str, StringConstraints(max_length=254), AfterValidator(_printable)]
-# NIST SP 800-63B: length is what counts.
+# What a caller enters as an email; it need not be valid.
+ClaimedEmail = Annotated[str, StringConstraints(max_length=254), AfterValidator(_printable)]
+# NIST SP 800-63B demands a minimum length and no character classes.
 Password = Annotated[
     str, StringConstraints(min_length=10, max_length=256), AfterValidator(_encodable)
 ]
-Presented = Annotated[
+Secret = Annotated[
     str, StringConstraints(min_length=1, max_length=2048), AfterValidator(_encodable)
 ]
 Name = Annotated[str, StringConstraints(max_length=128), AfterValidator(_printable)]
-GivenName = Annotated[
+RequiredName = Annotated[
     str,
     StringConstraints(min_length=1, max_length=128, strip_whitespace=True),
     AfterValidator(_printable),
 ]
 Profile = Annotated[dict[str, Any], AfterValidator(_small)]
 ScopeName = Annotated[str, StringConstraints(pattern=r"^(\*|[a-z][a-z0-9:._-]{0,63})$")]
-# Exact, so a string, and without an exponent.
+# Exact, so JSON has it as a string without an exponent.
 Money = Annotated[
     Decimal,
     Field(ge=0, le=9_000_000, decimal_places=9),
@@ -93,7 +93,7 @@ class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
-class _Answer(BaseModel):
+class _Response(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
@@ -104,42 +104,42 @@ class Register(_Request):
 
 
 class Login(_Request):
-    email: Claimed
-    password: Presented
+    email: ClaimedEmail
+    password: Secret
     device_token: Annotated[str, StringConstraints(max_length=2048)] | None = Field(
         None,
-        description="Of an earlier sign-in on this device: what others try at the account then does "
-        "not slow this one down.",
+        description="Token of an earlier sign-in on this device, so that attempts of others at the "
+        "account do not delay this one.",
     )
 
 
 class Refresh(_Request):
-    refresh_token: Presented
+    refresh_token: Secret
 
 
 class Logout(_Request):
-    everywhere: bool = Field(False, description="End all of your sessions, not this one only.")
+    everywhere: bool = Field(False, description="End all of your sessions, not only this one.")
 
 
 class Forgot(_Request):
-    email: Claimed
+    email: ClaimedEmail
 
 
 class Reset(_Request):
-    token: Presented
+    token: Secret
     password: Password
 
 
 class ChangePassword(_Request):
     current_password: Annotated[
         str, StringConstraints(max_length=256), AfterValidator(_encodable)
-    ] = Field("", description="May be left out by who has none yet.")
+    ] = Field("", description="May be left out if you have no password yet.")
     new_password: Password
 
 
 class ChangeProfile(_Request):
     name: Name | None = None
-    profile: Profile | None = Field(None, description="Replaces what was there.")
+    profile: Profile | None = Field(None, description="Replaces the whole profile.")
 
 
 class BeginSignIn(_Request):
@@ -148,12 +148,12 @@ class BeginSignIn(_Request):
 
 
 class FinishSignIn(_Request):
-    state: Presented
-    code: Presented
+    state: Secret
+    code: Secret
 
 
 class NewOrganisation(_Request):
-    name: GivenName
+    name: RequiredName
 
 
 class NewMember(_Request):
@@ -163,7 +163,7 @@ class NewMember(_Request):
 
 
 class NewServiceAccount(_Request):
-    name: GivenName
+    name: RequiredName
     role: Role = Role.MEMBER
 
 
@@ -181,8 +181,8 @@ class NewKey(_Request):
     scopes: Annotated[list[ScopeName], AfterValidator(_storable)] | None = Field(
         None,
         max_length=32,
-        description="What it may do; left out: `text`, `jobs:read` and `jobs:write`, as far as its "
-        "user may.",
+        description="Scopes of the key; left out: those of `text`, `jobs:read` and `jobs:write` "
+        "that its user has.",
     )
     expires_at: UtcDatetime | None = None
     user: Annotated[str, StringConstraints(max_length=36), AfterValidator(_printable)] | None = (
@@ -192,12 +192,12 @@ class NewKey(_Request):
 
 class RotateKey(_Request):
     overlap_seconds: int = Field(
-        0, ge=0, le=7 * 24 * 3600, description="How long the secret before stays good."
+        0, ge=0, le=7 * 24 * 3600, description="Seconds for which the old secret stays valid."
     )
 
 
 class LimitBody(BaseModel):
-    """What is left out is not limited."""
+    """Holds limits and budgets. A member that is left out is not limited."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -206,16 +206,17 @@ class LimitBody(BaseModel):
     concurrent_requests: Count | None = None
     open_jobs: Count | None = None
     best_priority: Annotated[int, Field(ge=1, le=5)] | None = Field(
-        None, description="The best class of jobs that may be asked for; 1 goes first, 5 last."
+        None, description="Best priority class that jobs may have, from 1 (first) to 5."
     )
     usd_per_day: Money | None = None
     usd_per_month: Money | None = None
     pools: Names | None = Field(None, description="Render pools that may be used.")
     allowed_nodes: Names | None = Field(
-        None, description="Patterns of the ComfyUI node classes that graphs may have."
+        None, description="Patterns of ComfyUI node classes that graphs may contain."
     )
     denied_nodes: Names | None = Field(
-        None, description="Patterns of those of them that graphs may not have."
+        None,
+        description="Patterns of ComfyUI node classes that graphs may not contain; wins over `allowed_nodes`.",
     )
 
 
@@ -223,7 +224,7 @@ class SubjectLimit(LimitBody):
     subject: str
 
 
-class UserBody(_Answer):
+class UserBody(_Response):
     id: str
     kind: UserKind
     email: str | None
@@ -237,61 +238,63 @@ class UserBody(_Answer):
 
 class InvitedMember(UserBody):
     invitation: str | None = Field(
-        description="Without a mail server: the token for `POST /password/reset`, to hand over."
+        description="Token for `POST /password/reset`, to pass to the member; null if it was mailed."
     )
 
 
-class SessionBody(_Answer):
-    """RFC 6749's members, and who signed in."""
+class SessionBody(_Response):
+    """Holds the members of RFC 6749's token response, and the user."""
 
     access_token: str
     token_type: str = "Bearer"
     expires_in: int = Field(description="Seconds.")
     refresh_token: str
     device_token: str | None = Field(
-        description="To keep on the device, also after signing out, for `POST /login`; null after a "
-        "refresh. It opens nothing by itself."
+        description="Token of this device for `POST /login`; keep it after signing out. It grants no "
+        "access. Null after a refresh."
     )
     user: UserBody
 
 
-class ResetDone(_Answer):
-    device_token: str = Field(description="For `POST /login` with the new password.")
+class ResetDone(_Response):
+    device_token: str = Field(
+        description="Token of this device for `POST /login` with the new password."
+    )
 
 
-class ProviderBody(_Answer):
+class ProviderBody(_Response):
     name: str
     issuer: str
 
 
-class ProviderList(_Answer):
+class ProviderList(_Response):
     providers: list[ProviderBody]
 
 
-class BegunSignIn(_Answer):
+class BegunSignIn(_Response):
     authorization_url: str
     state: str
 
 
-class OrganisationBody(_Answer):
+class OrganisationBody(_Response):
     id: str
     name: str
     created_at: datetime
 
 
-class OrganisationList(_Answer):
+class OrganisationList(_Response):
     organisations: list[OrganisationBody]
 
 
-class UserList(_Answer):
+class UserList(_Response):
     users: list[UserBody]
 
 
-class MemberList(_Answer):
+class MemberList(_Response):
     members: list[UserBody]
 
 
-class KeyBody(_Answer):
+class KeyBody(_Response):
     id: str
     owner: str
     user: str | None
@@ -300,31 +303,31 @@ class KeyBody(_Answer):
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
-    last_used_at: datetime | None = Field(description="Exact to a minute.")
+    last_used_at: datetime | None = Field(description="Accurate to a minute.")
 
 
 class CreatedKey(KeyBody):
-    key: str = Field(description="Shown once: it is not kept.")
+    key: str = Field(description="Shown only once, since it is not stored.")
 
 
-class RotatedKey(_Answer):
+class RotatedKey(_Response):
     id: str
-    key: str = Field(description="Shown once: it is not kept.")
+    key: str = Field(description="Shown only once, since it is not stored.")
 
 
-class KeyList(_Answer):
+class KeyList(_Response):
     keys: list[KeyBody]
 
 
-class SigningKeyBody(_Answer):
+class SigningKeyBody(_Response):
     kid: str
 
 
-class LimitList(_Answer):
+class LimitList(_Response):
     limits: list[SubjectLimit]
 
 
-class AuditEntry(_Answer):
+class AuditEntry(_Response):
     id: str
     at: datetime
     owner: str
@@ -336,12 +339,12 @@ class AuditEntry(_Answer):
     address: str
 
 
-class AuditPage(_Answer):
+class AuditPage(_Response):
     entries: list[AuditEntry]
 
 
-class WhoAmI(_Answer):
-    """What a key or token proves."""
+class WhoAmI(_Response):
+    """Holds the identity of a key or token."""
 
     owner: str
     key_id: str

@@ -1,4 +1,4 @@
-"""The few pages of the door itself. Plain HTML that also works without scripts."""
+"""Holds the gateway's own HTML pages, such as the sign-in page; they also work without scripts."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from string import Template
 __all__ = ["Page", "plain_page", "sign_in_page", "signed_in_page", "waiting_page"]
 
 _TEMPLATE = Template(files(__package__).joinpath("sign_in.html").read_text())
-_FORM = """{told}<p>The farm's ComfyUI needs an API key of yours, or an access token.</p>
+_FORM = """{alert}<p>The farm's ComfyUI needs an API key of yours, or an access token.</p>
 <form method="post" action="/comfy/session">
 <label for="key">API key</label>
 <input id="key" name="key" type="password" autocomplete="current-password" required autofocus
  spellcheck="false" placeholder="moyin_…">
 <button>Sign in</button>
 </form>"""
-_SIGNED_IN = """<p>You are signed in as <code>{who}</code>.</p>
+_SIGNED_IN = """<p>You are signed in as <code>{name}</code>.</p>
 <p><a href="/comfy/">Open ComfyUI</a></p>
 <form method="post" action="/comfy/session/end"><button>Sign out</button></form>"""
-# A link from elsewhere comes without the cookie, which is for the door's own pages: ask again from
-# here. A link may also bring a key behind its #, which no server sees: it is filled in, not sent.
+# A link from another site comes without the SameSite cookie, so this script asks again. A link may
+# also carry a key after its #, which no server sees: the key is filled in, not sent.
 _SCRIPT = """
 const key = new URLSearchParams(location.hash.slice(1)).get("key");
 if (key) {
@@ -33,11 +33,11 @@ if (key) {
     .then((answer) => { if (answer.ok) location.replace("/comfy/"); });
 }
 """
-_AGAIN = "setTimeout(() => location.reload(), 3000);"
+_RELOAD_SCRIPT = "setTimeout(() => location.reload(), 3000);"
 
 
 class Page:
-    """A page with the headers that keep it harmless."""
+    """Holds the HTML of a page and its headers, which restrict what the page may do."""
 
     def __init__(self, title: str, body: str, script: str = "") -> None:
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -50,23 +50,23 @@ class Page:
         }
 
 
-def sign_in_page(told: str = "") -> Page:
-    """Asks for a key. ``told``: what was wrong with the one before."""
-    alert = f'<p role="alert">{escape(told)}</p>' if told else ""
-    return Page("Sign in", _FORM.format(told=alert), _SCRIPT)
+def sign_in_page(error: str = "") -> Page:
+    """Return the page that asks for a key; ``error`` says what was wrong with the previous key."""
+    alert = f'<p role="alert">{escape(error)}</p>' if error else ""
+    return Page("Sign in", _FORM.format(alert=alert), _SCRIPT)
 
 
-def signed_in_page(who: str) -> Page:
-    """Says who is signed in, and lets them out."""
-    return Page("Signed in", _SIGNED_IN.format(who=escape(who)))
+def signed_in_page(name: str) -> Page:
+    """Return the page that names the signed-in user and offers to sign out."""
+    return Page("Signed in", _SIGNED_IN.format(name=escape(name)))
 
 
 def waiting_page() -> Page:
-    """Comes back by itself until the farm knows its nodes."""
-    text = "No ComfyUI of the farm has come up yet. This page looks again every few seconds."
-    return Page("The farm is starting", f"<p>{text}</p>", _AGAIN)
+    """Return the page that reloads itself until the farm's nodes are known."""
+    text = "No ComfyUI of the farm has started yet. This page reloads every few seconds."
+    return Page("The farm is starting", f"<p>{text}</p>", _RELOAD_SCRIPT)
 
 
 def plain_page(title: str, text: str) -> Page:
-    """One sentence."""
+    """Return a page with one paragraph of text."""
     return Page(title, f"<p>{escape(text)}</p>")

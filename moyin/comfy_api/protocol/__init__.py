@@ -1,1 +1,1 @@
-"""ComfyUI's wire format. See https://docs.comfy.org/development/comfyui-server/comms_routes."""
+"""Holds ComfyUI's wire format: https://docs.comfy.org/development/comfyui-server/comms_routes."""

@@ -1,4 +1,4 @@
-"""Errors as ComfyUI's clients read them."""
+"""Renders errors in the format that ComfyUI's clients read."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ _GRAPH_ERRORS = (InvalidGraph, InputNotFound, NodeNotAllowed)
 
 
 def render_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:
-    """``{"error": {"type", "message", "details", "extra_info"}, "node_errors"}``, and beside them
-    our ``code`` and the ``request_id``. What ComfyUI itself said of a graph is passed on."""
+    """Render ComfyUI's error body with Moyin's members ``code`` and ``request_id``."""
     return ErrorBody(
         status=status_of(error),
         body=to_json({**error_body(error), "code": error.code, "request_id": request_id}),
@@ -25,16 +24,19 @@ def render_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:
 
 
 def error_body(error: MoyinError) -> dict[str, Any]:
-    """The members that are ComfyUI's."""
+    """Return ``{"error": {"type", "message", "details", "extra_info"}, "node_errors": {…}}``.
+
+    ComfyUI's own response to an invalid graph is passed on unchanged.
+    """
     if isinstance(error, _GRAPH_ERRORS) and "error" in error.details:
         return {
             "error": error.details["error"],
             "node_errors": error.details.get("node_errors", {}),
         }
-    told = {
+    body = {
         "type": error.code,
         "message": error.message,
         "details": error.field or "",
         "extra_info": dict(error.details),
     }
-    return {"error": told, "node_errors": {}}
+    return {"error": body, "node_errors": {}}

@@ -1,4 +1,4 @@
-"""What several ComfyUIs say of themselves, as one that can do what any of them can; pure."""
+"""Merges what several ComfyUIs report into the report of one server; pure."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from moyin.render.protocol.graph import INPUT_FOLDER
 
 __all__ = [
     "FEATURES",
-    "choices",
-    "inputs_of",
-    "is_upload",
+    "PoolInventory",
+    "has_graph",
+    "has_node_classes",
+    "inventory_of",
     "permitted_nodes",
     "union_of_lists",
     "union_of_nodes",
@@ -22,17 +23,20 @@ __all__ = [
     "without_paths",
 ]
 
-# What a server tells of itself before anybody asked for more; the upload limit comes with it.
+# By node class and input: the values that a graph may choose there.
+PoolInventory = Mapping[str, Mapping[str, frozenset[str]]]
+
+# Feature flags of the server; the route adds the upload limit.
 FEATURES: Mapping[str, Any] = {"supports_preview_metadata": True}
-# Options of an input that the frontend puts an upload button beside.
-_UPLOADS = ("image_upload", "audio_upload", "video_upload", "file_upload")
+# Input options for which the frontend shows an upload button.
+_UPLOAD_OPTIONS = ("image_upload", "audio_upload", "video_upload", "file_upload")
 
 
-def union_of_nodes(answers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """``/object_info`` of all: a node is the first one's, with the choices of every other."""
+def union_of_nodes(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Merge ``/object_info``: the first definition of a node counts, with the choices of all."""
     merged: dict[str, Any] = {}
-    for answer in answers:
-        for name, node in answer.items():
+    for report in reports:
+        for name, node in report.items():
             if name in merged:
                 _add_choices(merged[name], node)
             else:
@@ -40,12 +44,12 @@ def union_of_nodes(answers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return merged
 
 
-def union_of_lists(answers: Iterable[Sequence[Any]]) -> list[Any]:
-    """Every item once, in the order in which they come."""
+def union_of_lists(lists: Iterable[Sequence[Any]]) -> list[Any]:
+    """Merge lists in order; an item that repeats (by its ``name``, if any) is dropped."""
     merged: list[Any] = []
     known: set[Any] = set()
-    for answer in answers:
-        for item in answer:
+    for items in lists:
+        for item in items:
             key = item.get("name") if isinstance(item, Mapping) else item
             if key not in known:
                 known.add(key)
@@ -53,71 +57,71 @@ def union_of_lists(answers: Iterable[Sequence[Any]]) -> list[Any]:
     return merged
 
 
-def union_of_objects(answers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Members of all; of those that several have, the first one's."""
+def union_of_objects(objects: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Merge objects; the first value of a member counts."""
     merged: dict[str, Any] = {}
-    for answer in answers:
-        for name, value in answer.items():
+    for members in objects:
+        for name, value in members.items():
             merged.setdefault(name, value)
     return merged
 
 
 def with_uploads(nodes: Mapping[str, Any], files: Sequence[str]) -> dict[str, Any]:
-    """``nodes`` whose inputs with an upload button offer ``files`` and nobody else's, by name."""
-    offered = sorted(files)
-    return {name: _offering(node, offered) for name, node in nodes.items()}
+    """Return the nodes with ``files``, sorted, as the only choices of upload inputs."""
+    sorted_files = sorted(files)
+    return {name: _with_uploads(node, sorted_files) for name, node in nodes.items()}
 
 
 def permitted_nodes(nodes: Mapping[str, Any], permits: Callable[[str], bool]) -> Mapping[str, Any]:
-    """``nodes`` without those of which ``permits`` says no, by class."""
+    """Return the nodes whose class ``permits`` accepts."""
     return {name: node for name, node in nodes.items() if permits(name)}
 
 
 def without_input_folder(nodes: Mapping[str, Any]) -> Mapping[str, Any]:
-    """``nodes`` whose inputs don't offer the folder of everybody's input files."""
+    """Return the nodes without choices from the renderer's folder of all tenants' input files."""
     return {name: _without_input_folder(node) for name, node in nodes.items()}
 
 
 def without_paths(folders: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """``/experiment/models`` without where the folders lie on the machines."""
+    """Return the model folders without their paths on the machines."""
     return [{"name": folder["name"], "folders": [folder["name"]]} for folder in folders]
 
 
 def _without_input_folder(node: Mapping[str, Any]) -> Mapping[str, Any]:
     changed = None
-    for kind, name, spec in inputs_of(node):
-        offered = choices(spec)
-        if offered is not None and any(map(_is_input_folder, offered)):
+    for kind, name, spec in _inputs(node):
+        choices = _choices(spec)
+        if choices is not None and any(map(_is_in_input_folder, choices)):
             changed = copy.deepcopy(dict(node)) if changed is None else changed
-            kept = [choice for choice in offered if not _is_input_folder(choice)]
-            _set_choices(changed["input"][kind][name], kept)
+            others = [choice for choice in choices if not _is_in_input_folder(choice)]
+            _set_choices(changed["input"][kind][name], others)
     return node if changed is None else changed
 
 
-def _is_input_folder(choice: Any) -> bool:
+def _is_in_input_folder(choice: Any) -> bool:
     return isinstance(choice, str) and choice.partition("/")[0] == INPUT_FOLDER
 
 
-def _offering(node: Mapping[str, Any], files: Sequence[str]) -> Mapping[str, Any]:
-    touched = [(kind, name) for kind, name, options in inputs_of(node) if is_upload(options)]
-    if not touched:
+def _with_uploads(node: Mapping[str, Any], files: Sequence[str]) -> Mapping[str, Any]:
+    uploads = [(kind, name) for kind, name, spec in _inputs(node) if _is_upload(spec)]
+    if not uploads:
         return node
     changed = copy.deepcopy(dict(node))
-    for kind, name in touched:
+    for kind, name in uploads:
         _set_choices(changed["input"][kind][name], list(files))
     return changed
 
 
 def _add_choices(node: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-    theirs = {(kind, name): spec for kind, name, spec in inputs_of(other)}
-    for kind, name, spec in inputs_of(node):
-        mine, more = choices(spec), choices(theirs.get((kind, name)))
-        if mine is not None and more:
-            _set_choices(spec, union_of_lists((mine, more)))
+    other_specs = {(kind, name): spec for kind, name, spec in _inputs(other)}
+    for kind, name, spec in _inputs(node):
+        choices, more = _choices(spec), _choices(other_specs.get((kind, name)))
+        if choices is not None and more:
+            _set_choices(spec, union_of_lists((choices, more)))
 
 
-def inputs_of(node: Mapping[str, Any]) -> Iterator[tuple[str, str, list[Any]]]:
-    """A node's inputs: ``required`` or such, name, and how ComfyUI describes it."""
+def _inputs(node: Mapping[str, Any]) -> Iterator[tuple[str, str, list[Any]]]:
+    """Yield the kind (such as ``required``), the name and ComfyUI's spec of every input."""
     for kind, inputs in (node.get("input") or {}).items():
         if isinstance(inputs, Mapping):
             for name, spec in inputs.items():
@@ -125,15 +129,15 @@ def inputs_of(node: Mapping[str, Any]) -> Iterator[tuple[str, str, list[Any]]]:
                     yield kind, name, spec
 
 
-def choices(spec: list[Any] | None) -> list[Any] | None:
-    """Of an input that is one of a list: ``[[…], {…}]``, or ``["COMBO", {"options": […]}]``."""
+def _choices(spec: list[Any] | None) -> list[Any] | None:
+    """Return the choices in ``[[…], {…}]`` or ``["COMBO", {"options": […]}]``; None: free input."""
     if not spec:
         return None
     if isinstance(spec[0], list):
         return spec[0]
     if spec[0] == "COMBO" and len(spec) > 1 and isinstance(spec[1], Mapping):
-        found = spec[1].get("options")
-        return found if isinstance(found, list) else None
+        options = spec[1].get("options")
+        return options if isinstance(options, list) else None
     return None
 
 
@@ -144,7 +148,48 @@ def _set_choices(spec: list[Any], choices: list[Any]) -> None:
         spec[1] = {**spec[1], "options": choices}
 
 
-def is_upload(spec: list[Any]) -> bool:
-    """Whether it takes files of the input folder; those that are fetched when needed stay."""
+def _is_upload(spec: list[Any]) -> bool:
+    """Return whether the input takes uploaded files; ``remote`` choices come from elsewhere."""
     options = spec[1] if len(spec) > 1 and isinstance(spec[1], Mapping) else {}
-    return any(options.get(name) for name in _UPLOADS) and "remote" not in options
+    return any(options.get(name) for name in _UPLOAD_OPTIONS) and "remote" not in options
+
+
+def inventory_of(nodes: Mapping[str, Any]) -> PoolInventory:
+    """Return what ``/object_info`` lists, except uploads, which every pool can load."""
+    return {
+        name: {
+            key: frozenset(item for item in choices if isinstance(item, str))
+            for _, key, spec in _inputs(node)
+            if not _is_upload(spec) and (choices := _choices(spec)) is not None
+        }
+        for name, node in nodes.items()
+    }
+
+
+def has_graph(inventory: PoolInventory, graph: Mapping[str, Any]) -> bool:
+    """Return whether the inventory has every node and file of the graph."""
+    return all(_has_node(inventory, node) for node in graph.values() if isinstance(node, Mapping))
+
+
+def has_node_classes(inventory: PoolInventory, graph: Mapping[str, Any]) -> bool:
+    """Return whether the inventory has the class of every node, whatever files the nodes load."""
+    return all(
+        str(node.get("class_type")) in inventory
+        for node in graph.values()
+        if isinstance(node, Mapping)
+    )
+
+
+def _has_node(inventory: PoolInventory, node: Mapping[str, Any]) -> bool:
+    choices = inventory.get(str(node.get("class_type")))
+    if choices is None:
+        return False
+    inputs = node.get("inputs")
+    if not isinstance(inputs, Mapping):
+        return True
+    # Only strings can be choices; other values are numbers or links to other nodes.
+    return all(
+        value in choices[name]
+        for name, value in inputs.items()
+        if name in choices and isinstance(value, str)
+    )

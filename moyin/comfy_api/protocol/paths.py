@@ -1,19 +1,19 @@
-"""Which paths are ComfyUI's; pure.
+"""Recognizes the paths of ComfyUI's API and of its web page; pure.
 
-Its routes are served bare and under ``/api``. Its frontend is a page at ``/comfy/`` that takes the
-folder it lies in for the server's root, so it asks for ``/comfy/api/…`` and ``/comfy/ws``.
+ComfyUI's routes are served at the root and under ``/api``. Its frontend is a page at ``/comfy/``
+that treats this folder as the server's root, so it requests ``/comfy/api/…`` and ``/comfy/ws``.
 """
 
 from __future__ import annotations
 
-__all__ = ["FIRST_SEGMENTS", "PAGE", "inside", "is_comfyui", "is_page_file"]
+__all__ = ["FIRST_SEGMENTS", "PAGE", "is_comfyui", "is_page_file", "server_path"]
 
 PAGE = "/comfy/"
-# What a browser may only see with a key, below the page. All else there are the page's own files.
-_SERVED = ("api/", "internal/", "extensions/")
-# The page brings these itself; all other extensions are of the pools' node packages.
-_BROUGHT = "extensions/core/"
-_SOCKET = "ws"
+# API paths below the page, which need a key. All other paths below it are the page's own files.
+_API_PREFIXES = ("api/", "internal/", "extensions/")
+# These extensions belong to the page; all others come from the pools' node packages.
+_PAGE_EXTENSIONS = "extensions/core/"
+_WEBSOCKET = "ws"
 FIRST_SEGMENTS = frozenset(
     {
         "embeddings", "experiment", "extensions", "features", "free", "global_subgraphs",
@@ -24,26 +24,26 @@ FIRST_SEGMENTS = frozenset(
 )  # fmt: skip
 
 
-def inside(path: str) -> str | None:
-    """The server's path behind one that the page asks for; None: it is a file, or elsewhere."""
+def server_path(path: str) -> str | None:
+    """Return the API path of a request that the page makes below itself; None for other paths."""
     if not path.startswith(PAGE):
         return None
-    asked = path[len(PAGE) :]
-    if asked.startswith(_BROUGHT):
+    below_page = path[len(PAGE) :]
+    if below_page.startswith(_PAGE_EXTENSIONS):
         return None
-    if asked == _SOCKET or asked.startswith(_SERVED):
-        return f"/{asked}"
+    if below_page == _WEBSOCKET or below_page.startswith(_API_PREFIXES):
+        return f"/{below_page}"
     return None
 
 
 def is_page_file(path: str) -> bool:
-    """Whether it is the page or one of its files, which are no secret."""
-    return path == PAGE.rstrip("/") or (path.startswith(PAGE) and inside(path) is None)
+    """Return whether the path is the page or one of its files, which are public."""
+    return path == PAGE.rstrip("/") or (path.startswith(PAGE) and server_path(path) is None)
 
 
 def is_comfyui(path: str) -> bool:
-    """Whether a route of ComfyUI's has this path. ``/jobs`` is only under ``/api`` ComfyUI's."""
-    asked = inside(path) or path
-    below_api = asked.startswith("/api/")
-    first = asked.removeprefix("/api").strip("/").partition("/")[0]
+    """Return whether ComfyUI's API has this path; ``jobs`` belongs to it only under ``/api``."""
+    path = server_path(path) or path
+    below_api = path.startswith("/api/")
+    first = path.removeprefix("/api").strip("/").partition("/")[0]
     return first in FIRST_SEGMENTS and (below_api or first != "jobs")

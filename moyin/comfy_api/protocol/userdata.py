@@ -1,4 +1,4 @@
-"""ComfyUI's routes for people's files: paths in, listings out; pure."""
+"""Parses the paths and builds the listings of ComfyUI's ``/userdata`` routes; pure."""
 
 from __future__ import annotations
 
@@ -12,38 +12,47 @@ from moyin.errors import InvalidRequest, PathNotAllowed, UserFileNotFound
 
 __all__ = ["SETTINGS", "clean_path", "file_info", "listing", "listing_v2", "paths_in"]
 
-# Where ComfyUI keeps the settings of a person: they are a file like any other.
+# ComfyUI stores a user's settings in this file, beside the user's other files.
 SETTINGS = "comfy.settings.json"
 _MAX_PATH = 512
 _MAX_SEGMENT = 255
-_ODD = re.compile(r"[\x00-\x1f\x7f\\:]")
+_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\:]")
 _MOVE = "move"
 
 
 def clean_path(text: str) -> str:
-    """The path of a file below a shelf.
+    """Validate and normalize a file's path within the user's folder.
 
-    Clients that encode twice are understood, as in ComfyUI.
+    Like in ComfyUI, a path that the client has encoded twice is decoded twice.
 
     Raises:
-        PathNotAllowed: it leads out, or could be taken for another by somebody.
-        InvalidRequest: it is empty or too long.
+        PathNotAllowed: the path leads out of the folder or is ambiguous.
+        InvalidRequest: the path is empty or too long.
     """
     path = _decoded(text) if "%" in text else text
     segments = [segment for segment in path.split("/") if segment != ""]
-    if path.startswith("/") or _ODD.search(path) or any(one in (".", "..") for one in segments):
-        raise PathNotAllowed("a path must stay below your own folder", field="file")
+    if path.startswith("/") or _FORBIDDEN.search(path) or not {".", ".."}.isdisjoint(segments):
+        raise PathNotAllowed(
+            "the path must be relative, without . or .. segments, \\, : or control characters",
+            field="file",
+        )
     if not segments:
-        raise InvalidRequest("name a file", field="file")
-    if len(path) > _MAX_PATH or any(len(one.encode()) > _MAX_SEGMENT for one in segments):
-        raise InvalidRequest(f"a path may have {_MAX_PATH} characters", field="file")
+        raise InvalidRequest("the path must name a file", field="file")
+    if len(path) > _MAX_PATH or any(len(name.encode()) > _MAX_SEGMENT for name in segments):
+        raise InvalidRequest(
+            f"the path is longer than {_MAX_PATH} characters, or a name than {_MAX_SEGMENT} bytes",
+            field="file",
+        )
     return "/".join(segments)
 
 
 def paths_in(raw: str) -> tuple[str, str | None]:
-    """The file, and where it is moved to, in what follows ``/userdata/`` as it was sent.
+    """Return the file's path and the destination of a move, if any.
 
-    A file's own slashes come encoded; clients that do not encode them are understood too.
+    Clients should encode the slashes in a path; unencoded ones are accepted as well.
+
+    Args:
+        raw: the undecoded path after ``/userdata/``.
 
     Raises:
         PathNotAllowed, InvalidRequest: see `clean_path`.
@@ -58,13 +67,13 @@ def _decoded(raw: str) -> str:
     try:
         return unquote(raw, errors="strict")
     except UnicodeDecodeError:
-        raise PathNotAllowed("a path must be UTF-8", field="file") from None
+        raise PathNotAllowed("the path must be percent-encoded UTF-8", field="file") from None
 
 
-def file_info(file: UserFile, below: str = "") -> dict[str, Any]:
-    """With ``full_info``; times in seconds since the epoch."""
+def file_info(file: UserFile, folder_prefix: str = "") -> dict[str, Any]:
+    """Return a file's entry with ``full_info``; times in seconds since the epoch."""
     return {
-        "path": file.path.removeprefix(below),
+        "path": file.path.removeprefix(folder_prefix),
         "size": file.size,
         "modified": file.modified.timestamp(),
         "created": file.created.timestamp(),
@@ -74,37 +83,37 @@ def file_info(file: UserFile, below: str = "") -> dict[str, Any]:
 def listing(
     files: Iterable[UserFile], folder: str, *, recurse: bool, full_info: bool, split: bool
 ) -> list[Any]:
-    """The files below ``folder``, with paths from there.
+    """Return the files below ``folder``, with paths relative to it.
 
     Raises:
-        UserFileNotFound: there is no such folder.
+        UserFileNotFound: the folder does not exist.
     """
-    below = f"{folder}/"
-    found = [file for file in files if file.path.startswith(below)]
-    if not found:
-        raise UserFileNotFound(f"there is no folder {folder!r}")
-    shown = [file for file in found if recurse or "/" not in file.path[len(below) :]]
+    prefix = f"{folder}/"
+    below = [file for file in files if file.path.startswith(prefix)]
+    if not below:
+        raise UserFileNotFound(f"you have no folder {folder!r}")
+    listed = [file for file in below if recurse or "/" not in file.path[len(prefix) :]]
     if full_info:
-        return [file_info(file, below) for file in shown]
-    names = [file.path.removeprefix(below) for file in shown]
+        return [file_info(file, prefix) for file in listed]
+    names = [file.path.removeprefix(prefix) for file in listed]
     return [[name, *name.split("/")] for name in names] if split else names
 
 
 def listing_v2(files: Iterable[UserFile], folder: str) -> list[dict[str, Any]]:
-    """Everything below ``folder`` (all of it: empty), folders first, with whole paths.
+    """Return all files and folders below ``folder`` (empty: everything), folders first.
 
     Raises:
-        UserFileNotFound: there is no such folder.
-        InvalidRequest: it is a file.
+        UserFileNotFound: the folder does not exist.
+        InvalidRequest: ``folder`` is a file.
     """
-    known = list(files)
-    if any(file.path == folder for file in known):
-        raise InvalidRequest(f"{folder!r} is no folder", field="path")
-    below = f"{folder}/" if folder else ""
-    found = [file for file in known if file.path.startswith(below)]
-    if folder and not found:
-        raise UserFileNotFound(f"there is no folder {folder!r}")
-    folders = sorted({parent for file in found for parent in _parents(file.path, below)})
+    all_files = list(files)
+    if any(file.path == folder for file in all_files):
+        raise InvalidRequest(f"{folder!r} is a file: name a folder", field="path")
+    prefix = f"{folder}/" if folder else ""
+    below = [file for file in all_files if file.path.startswith(prefix)]
+    if folder and not below:
+        raise UserFileNotFound(f"you have no folder {folder!r}")
+    folders = sorted({parent for file in below for parent in _parents(file.path, prefix)})
     entries: list[dict[str, Any]] = [
         {"name": _name(path), "path": path, "type": "directory"} for path in folders
     ]
@@ -116,14 +125,14 @@ def listing_v2(files: Iterable[UserFile], folder: str) -> list[dict[str, Any]]:
             "size": file.size,
             "modified": file.modified.timestamp(),
         }
-        for file in found
+        for file in below
     ]
     return sorted(entries, key=lambda entry: (entry["type"] == "file", entry["name"].lower()))
 
 
-def _parents(path: str, below: str) -> Iterator[str]:
-    """The folders between ``below`` and the file."""
-    end = path.find("/", len(below))
+def _parents(path: str, prefix: str) -> Iterator[str]:
+    """Yield the folders between ``prefix`` and the file."""
+    end = path.find("/", len(prefix))
     while end != -1:
         yield path[:end]
         end = path.find("/", end + 1)

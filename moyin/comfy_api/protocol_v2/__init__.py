@@ -1,1 +1,1 @@
-"""The Comfy API v2, as the official SDK `comfy-sdk` speaks it."""
+"""Holds the wire format of the Comfy API v2, which the official SDK `comfy-sdk` uses."""

@@ -1,4 +1,4 @@
-"""Errors in the Comfy API v2's shape, with its codes, by which its SDK chooses an exception."""
+"""Renders errors in the Comfy API v2's format, whose codes select the SDK's exceptions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from moyin.http.problems import ErrorBody, error_headers, status_of
 
 __all__ = ["render_error"]
 
-# The first that fits; the rest keep their status and have our code.
+# The first match counts. Other errors keep Moyin's status and code.
 _CODES: tuple[tuple[type[errors.MoyinError], int, str], ...] = (
     (errors.InvalidGraph, 422, "invalid_workflow"),
     (errors.NodeNotAllowed, 422, "invalid_workflow"),
@@ -33,7 +33,7 @@ _CODES: tuple[tuple[type[errors.MoyinError], int, str], ...] = (
     (errors.LimitExceeded, 429, "rate_limited"),
 )
 _GRAPH_ERRORS = (errors.InvalidGraph, errors.InputNotFound, errors.NodeNotAllowed)
-# Of InvalidRequest: by the part of the request that is wrong.
+# For InvalidRequest: by the prefix of the invalid field.
 _FIELDS: tuple[tuple[str, int, str], ...] = (
     ("workflow", 422, "invalid_workflow"),
     ("metadata[", 400, "invalid_metadata_filter"),
@@ -43,8 +43,8 @@ _FIELDS: tuple[tuple[str, int, str], ...] = (
 
 
 def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorBody:
-    """``{"error": {"code", "message", "details": {"code", "request_id", …}}}``."""
-    status, code = _told(error)
+    """Render ``{"error": {"code", "message", "details": {"code", "request_id", …}}}``."""
+    status, code = _status_and_code(error)
     details = {**_details(error), "code": error.code, "request_id": request_id}
     if error.field is not None:
         details["field"] = error.field
@@ -59,10 +59,10 @@ def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorB
     )
 
 
-def _told(error: errors.MoyinError) -> tuple[int, str]:
+def _status_and_code(error: errors.MoyinError) -> tuple[int, str]:
     if type(error) is errors.InvalidRequest:
-        for start, status, code in _FIELDS:
-            if (error.field or "").startswith(start):
+        for prefix, status, code in _FIELDS:
+            if (error.field or "").startswith(prefix):
                 return status, code
     for kind, status, code in _CODES:
         if isinstance(error, kind):
@@ -71,7 +71,7 @@ def _told(error: errors.MoyinError) -> tuple[int, str]:
 
 
 def _details(error: errors.MoyinError) -> dict[str, Any]:
-    """ComfyUI's own verdict on a graph becomes what the SDK's users know: field and reason."""
+    """Return the error's details; ComfyUI's node errors in the SDK's format."""
     if not isinstance(error, _GRAPH_ERRORS):
         return dict(error.details)
     nodes = error.details.get("node_errors") or {}
@@ -79,12 +79,12 @@ def _details(error: errors.MoyinError) -> dict[str, Any]:
         "node_errors": {
             node: [
                 {
-                    "field": (found.get("extra_info") or {}).get("input_name"),
-                    "reason": found.get("type"),
-                    "message": found.get("details") or found.get("message"),
+                    "field": (node_error.get("extra_info") or {}).get("input_name"),
+                    "reason": node_error.get("type"),
+                    "message": node_error.get("details") or node_error.get("message"),
                 }
-                for found in told.get("errors", [])
+                for node_error in report.get("errors", [])
             ]
-            for node, told in nodes.items()
+            for node, report in nodes.items()
         }
     }

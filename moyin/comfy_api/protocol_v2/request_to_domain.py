@@ -1,4 +1,4 @@
-"""The Comfy API v2 to the domain; pure."""
+"""Translates requests of the Comfy API v2 to the domain; pure."""
 
 from __future__ import annotations
 
@@ -18,49 +18,49 @@ __all__ = ["digest_of", "labels_of", "parse_job"]
 
 _HASH = re.compile(wire.HASH)
 _FILTER = re.compile(r"metadata\[(.*)\]", re.DOTALL)
-# What a database's path of a JSON member can name without escapes.
+# Characters that a database's JSON path can contain without escapes.
 _LABEL = re.compile(r"[A-Za-z0-9_.:/ -]{1,64}")
 
 
 def parse_job(body: bytes) -> JobSpec:
-    """The render job that a submission asks for, its graph verbatim.
+    """Return the spec of a submitted render job, with its graph unchanged.
 
     Raises:
         InvalidJson: the body is not JSON.
-        BodyTooLarge: it may hold too many values.
-        InvalidRequest, EditorGraphFormat: naming the field.
-        UnsupportedFeature: a key for nodes that the farm does not run.
+        BodyTooLarge: the body may contain too many values.
+        InvalidRequest, EditorFormat: a field is invalid; the error names it.
+        UnsupportedFeature: the body has a key for partner nodes, which the farm does not run.
     """
     data = parse_json(body)
     try:
-        asked = wire.Submission.model_validate(data)
+        submission = wire.Submission.model_validate(data)
     except ValidationError as error:
-        raise _invalid(error) from None
-    if asked.extra_data is not None and asked.extra_data.api_key_comfy_org:
-        # It would have to be kept for as long as the job waits.
+        raise _invalid_request(error) from None
+    if submission.extra_data is not None and submission.extra_data.api_key_comfy_org:
+        # The key would have to be stored for as long as the job waits.
         raise UnsupportedFeature(
-            "the farm runs no partner nodes and keeps no keys for them", field="extra_data"
+            "the farm runs no partner nodes: leave out api_key_comfy_org", field="extra_data"
         )
-    check_graph(asked.workflow, "workflow")
-    # A text in a graph that looks like a reference to a step of a pipeline is a text here.
-    graph = references.escape_references(asked.workflow)
+    check_graph(submission.workflow, "workflow")
+    # Escape strings that look like references to the steps of a pipeline.
+    graph = references.escape_references(submission.workflow)
     return JobSpec(
         kind=StepKind.RENDER.value,
         steps=(Step(kind=StepKind.RENDER, payload=graph),),
-        metadata=asked.metadata,
+        metadata=submission.metadata,
     )
 
 
-def digest_of(given: str) -> str | None:
-    """The hex digest in ``blake3:<hex>``; None where it is none."""
-    return given.removeprefix("blake3:") if _HASH.fullmatch(given) else None
+def digest_of(content_hash: str) -> str | None:
+    """Return the hex digest in ``blake3:<hex>``; None if the hash has another format."""
+    return content_hash.removeprefix("blake3:") if _HASH.fullmatch(content_hash) else None
 
 
 def labels_of(query: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """The labels that a list is filtered by, from ``metadata[<key>]=<value>``.
+    """Return the labels to filter by, from ``metadata[<key>]=<value>`` in the query.
 
     Raises:
-        InvalidRequest: naming the filter.
+        InvalidRequest: a filter is invalid; the error names it.
     """
     labels: dict[str, str] = {}
     for name, value in query:
@@ -68,13 +68,18 @@ def labels_of(query: Iterable[tuple[str, str]]) -> dict[str, str]:
         if match is None:
             continue
         if not _LABEL.fullmatch(match[1]) or labels.setdefault(match[1], value) != value:
-            raise InvalidRequest(f"{name[:80]} can't be filtered by", field="metadata[]")
+            raise InvalidRequest(
+                f"{name[:80]}: a key must match {_LABEL.pattern} and have one value",
+                field="metadata[]",
+            )
     if len(labels) > wire.MAX_LABELS:
-        raise InvalidRequest(f"at most {wire.MAX_LABELS} filters", field="metadata[]")
+        raise InvalidRequest(
+            f"too many metadata filters: at most {wire.MAX_LABELS} are allowed", field="metadata[]"
+        )
     return labels
 
 
-def _invalid(error: ValidationError) -> InvalidRequest:
+def _invalid_request(error: ValidationError) -> InvalidRequest:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     field = ".".join(str(part) for part in first["loc"])
     return InvalidRequest(f"{field or 'the body'}: {first['msg']}", field=field or None)

@@ -1,4 +1,4 @@
-"""The domain to the Comfy API v2; pure."""
+"""Translates jobs and files to the Comfy API v2; pure."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _STATUS: Mapping[JobStatus, wire.Status] = {
     JobStatus.CANCELLED: "canceled",
 }
 _KINDS: Mapping[str, Kind] = {"image": "image", "video": "video", "audio": "audio", "text": "text"}
-# Nothing about our addresses expires: the key does.
-_URL_LASTS = timedelta(days=1)
+# The API requires an expiry, but the gateway's URLs do not expire: they need the caller's key.
+_URL_LIFETIME = timedelta(days=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class V2Presenter:
-    """Tells jobs and files to one client.
+    """Builds the bodies of jobs and files for one request.
 
     Attributes:
-        base: the door's address as this client reaches it, with a slash at its end.
-        retention: how long a job is kept at least.
-        now: when it is told.
+        base: the gateway's URL as the client reaches it, with a trailing slash.
+        retention: how long a job is stored at least.
+        now: the time of the request.
     """
 
     base: str
@@ -41,7 +41,7 @@ class V2Presenter:
     now: datetime
 
     def job(self, job: Job, outputs: Iterable[Mapping[str, Any]]) -> wire.JobBody:
-        """``outputs``: of the finished steps, in the order of ``job.results``."""
+        """Return the body of a job; ``outputs`` are in the order of ``job.results``."""
         path = f"/api/v2/jobs/{job.id}"
         return wire.JobBody(
             id=job.id,
@@ -63,15 +63,15 @@ class V2Presenter:
         )
 
     def outputs(self, job: Job, outputs: Iterable[Mapping[str, Any]]) -> list[wire.OutputBody]:
-        """Every file that the job has made so far."""
+        """Return every file that the job has produced so far."""
         return [
             self._output(job.id, node, slot, artifact)
             for result, output in zip(job.results, outputs, strict=True)
-            for node, slot, artifact in _placed(result.artifacts, output)
+            for node, slot, artifact in _artifacts_by_node(result.artifacts, output)
         ]
 
     def asset(self, stored: StoredArtifact, *, new: bool | None = None) -> wire.AssetBody:
-        """``new``: whether the caller's bytes were not here before."""
+        """Return the body of an asset; ``new`` tells whether its content was not stored before."""
         artifact = stored.artifact
         return wire.AssetBody(
             id=artifact.id,
@@ -82,7 +82,7 @@ class V2Presenter:
             created_new=new,
             created_at=stored.created_at,
             url=self._url(artifact),
-            url_expires_at=self.now + _URL_LASTS,
+            url_expires_at=self.now + _URL_LIFETIME,
             job_id=stored.job_id,
         )
 
@@ -96,7 +96,7 @@ class V2Presenter:
             id=artifact.id,
             hash=_hash(artifact),
             url=self._url(artifact),
-            url_expires_at=self.now + _URL_LASTS,
+            url_expires_at=self.now + _URL_LIFETIME,
             job_id=job_id,
         )
 
@@ -105,10 +105,12 @@ class V2Presenter:
 
 
 def status_of(job: Job) -> wire.Status:
+    """Return the job's status in the Comfy API's words."""
     return _STATUS[job.status]
 
 
 def summary_of(job: Job) -> wire.JobSummary:
+    """Return the job's entry in a list."""
     return wire.JobSummary(
         id=job.id,
         status=status_of(job),
@@ -119,7 +121,7 @@ def summary_of(job: Job) -> wire.JobSummary:
 
 
 def progress_of(progress: Progress, node: str | None = None) -> wire.ProgressBody:
-    """``node``: the one at work."""
+    """Return the body of a progress event; ``node`` is the node being executed."""
     value = min(1.0, progress.value / progress.max) if progress.max > 0 else 0.0
     return wire.ProgressBody(
         value=value,
@@ -129,10 +131,10 @@ def progress_of(progress: Progress, node: str | None = None) -> wire.ProgressBod
     )
 
 
-def _placed(
+def _artifacts_by_node(
     artifacts: Sequence[Artifact], output: Mapping[str, Any]
 ) -> Iterator[tuple[str, str, Artifact]]:
-    """Node, slot and file; those come last that the step's output does not place."""
+    """Yield node, slot and file; files that the step's output does not mention come last."""
     left = {f"artifact:{artifact.id}": artifact for artifact in artifacts}
     body = output.get("body")
     nodes = body.get("outputs", {}) if isinstance(body, Mapping) else {}

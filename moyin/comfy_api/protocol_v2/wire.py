@@ -1,4 +1,4 @@
-"""Shapes of the Comfy API v2.
+"""Defines the bodies of the Comfy API v2.
 
 Source: the OpenAPI document of `comfy-sdk` (https://github.com/Comfy-Org/comfy-python-sdk), which
 serverless deployments, Comfy's cloud and self-hosted servers share.
@@ -40,14 +40,13 @@ class _Request(BaseModel):
 
 
 class ExtraData(_Request):
-    """`api_key_comfy_org` is for nodes that call Comfy's partners. The farm runs none."""
+    """`api_key_comfy_org` is for nodes that call Comfy's partners, which the farm does not run."""
 
     api_key_comfy_org: str | None = None
 
 
 class Submission(_Request):
-    """A graph in ComfyUI's API format. In the place of a file name, it may hold
-    `{"__type": "core/ASSET", "info": {"id": …}}`."""
+    """A graph in ComfyUI's API format; `{"__type": "core/ASSET", "info": {"id": …}}` is a file."""
 
     workflow: dict[str, JsonValue]
     extra_data: ExtraData | None = None
@@ -57,7 +56,7 @@ class Submission(_Request):
 
 
 class FromHash(_Request):
-    """`tags` and `expires_in` are taken and ignored: nothing here expires by itself."""
+    """A new asset of stored content. `tags` and `expires_in` are ignored: assets do not expire."""
 
     hash: str = Field(pattern=HASH)
     file_path: str | None = Field(None, max_length=1024)
@@ -66,7 +65,7 @@ class FromHash(_Request):
 
 
 class AssetBody(BaseModel):
-    """A file of the caller's. `hash` is null of what jobs made; `url` asks for the key."""
+    """A file of the caller. `hash` is null for outputs of jobs; `url` requires the caller's key."""
 
     id: str
     hash: str | None
@@ -82,7 +81,7 @@ class AssetBody(BaseModel):
 
 
 class OutputBody(BaseModel):
-    """A file that a job made; `id` is its asset."""
+    """A file that a job produced; `id` is its asset."""
 
     node_id: str
     name: str
@@ -97,7 +96,7 @@ class OutputBody(BaseModel):
 
 
 class ProgressBody(BaseModel):
-    """`value` between 0 and 1."""
+    """The progress of a job; `value` is between 0 and 1."""
 
     value: float
     nodes_done: int
@@ -107,7 +106,7 @@ class ProgressBody(BaseModel):
 
 
 class NodeFailure(BaseModel):
-    """Why a job failed; `code` is Moyin's."""
+    """The reason why a job failed; `code` is one of Moyin's."""
 
     code: str
     message: str
@@ -116,13 +115,15 @@ class NodeFailure(BaseModel):
 
 
 class JobUrls(BaseModel):
+    """The paths of a job, its event stream and its cancellation."""
+
     self: str
     events: str
     cancel: str
 
 
 class JobBody(BaseModel):
-    """A render job: the same that `/jobs/{id}` shows."""
+    """A render job; `/jobs/{id}` shows the same job."""
 
     id: str
     status: Status
@@ -150,14 +151,14 @@ class JobSummary(BaseModel):
 
 
 class JobList(BaseModel):
-    """Newest first; `next_cursor` is null on the last page."""
+    """A page of jobs, newest first; `next_cursor` is null on the last page."""
 
     jobs: list[JobSummary]
     next_cursor: str | None
 
 
 class StatusBody(BaseModel):
-    """The event `status`."""
+    """The data of the event `status`."""
 
     status: Status
     queue_position: int | None = None
@@ -171,7 +172,7 @@ class WorkflowBody(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """`code` is one of the Comfy API's where it has one; `details.code` is always Moyin's."""
+    """An error; `code` is the Comfy API's if it has one, `details.code` is always Moyin's."""
 
     code: str
     message: str
@@ -179,4 +180,6 @@ class ErrorBody(BaseModel):
 
 
 class ErrorEnvelope(BaseModel):
+    """The body of an error response."""
+
     error: ErrorBody

@@ -1,4 +1,4 @@
-"""gRPC: `moyin.v1` onto the door's HTTP, so that identity, limits and errors are the same ones.
+"""Serves `moyin.v1` over gRPC by calling the gateway's HTTP API, so identity, limits and errors agree.
 
-``moyin.proto`` is the contract; ``scripts/grpc.sh`` writes the modules beside it.
+``moyin.proto`` is the contract; ``scripts/grpc.sh`` generates the modules beside it.
 """

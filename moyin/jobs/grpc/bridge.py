@@ -1,183 +1,199 @@
-"""`GrpcBridge`: the five calls of moyin.v1, made over the door's HTTP with the caller's own key."""
+"""Implements moyin.v1: `MoyinCalls` is the servicer, `GrpcBridge` calls the gateway's HTTP API."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 from urllib.parse import quote
 
 import aiohttp
 import grpc
 
+from moyin.client.errors import GatewayUnreachable, RequestRefused
+from moyin.client.gateway import GatewayClient, read_events, read_frames
 from moyin.errors import StreamInterrupted
-from moyin.http.client import BodyTooLong, read_up_to
-from moyin.http.sse import FrameSplitter
 from moyin.jobs.grpc import moyin_pb2 as pb
-from moyin.jobs.grpc.faults import Fault, fault_of, stream_fault
-from moyin.jobs.grpc.translate import chat_body, chat_event, job_event, job_message
+from moyin.jobs.grpc.faults import Fault, end_call, fault_of, stream_fault
+from moyin.jobs.grpc.translate import chat_body, chat_event, job_message
 
-__all__ = ["GrpcBridge", "NoBridge"]
+__all__ = ["GrpcBridge", "MoyinCalls", "NoBridge"]
 
 Metadata = Iterable[tuple[str, Any]]
-# What of a call's metadata is meant for the door.
+# The only metadata of a call that is passed on as headers.
 _PASSED = frozenset({"authorization", "x-api-key", "x-request-id"})
-_CONNECT_SECONDS = 5.0
-# The door's own deadlines come first; this bounds a silence that they do not.
+# The gateway's own deadlines are shorter; this bounds the silence of a stream that has none.
 _SILENCE_SECONDS = 900.0
 _COST = b": x-moyin-cost-usd="
-_MAX_ERROR_BYTES = 64 * 1024
 
 
 class GrpcBridge:
-    """Every method may raise `Fault`.
+    """Makes every call with the caller's own key; every method may raise `Fault`.
 
     Args:
-        door: HTTP address of the door.
+        url: HTTP address of the gateway.
     """
 
-    def __init__(self, door: str) -> None:
-        self._door = door.rstrip("/")
-        self._session: aiohttp.ClientSession | None = None
+    def __init__(self, url: str) -> None:
+        self._gateway = GatewayClient(url, silence_seconds=_SILENCE_SECONDS)
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        """Close the connections."""
+        await self._gateway.close()
 
     async def chat(
         self, request: pb.ChatRequest, metadata: Metadata
     ) -> AsyncGenerator[pb.ChatEvent, None]:
-        """The answer as it is written."""
+        """Yield the answer while the model writes it."""
         body = chat_body(request)
-        async with self._call("POST", "/v1/chat/completions", metadata, json_body=body) as answer:
-            first = pb.ChatEvent(
-                model=answer.headers.get("x-moyin-model", ""),
-                backend=answer.headers.get("x-moyin-backend", ""),
+        async with self._open("POST", "/v1/chat/completions", metadata, body) as response:
+            yield pb.ChatEvent(
+                model=response.headers.get("x-moyin-model", ""),
+                backend=response.headers.get("x-moyin-backend", ""),
             )
-            yield first
-            async for frame in _frames(answer):
+            async for frame in read_frames(response):
                 if frame.raw.startswith(_COST):
                     yield pb.ChatEvent(cost_usd=float(frame.raw[len(_COST) :]))
                 elif frame.data is not None and frame.data != b"[DONE]":
                     chunk = json.loads(frame.data)
                     if "error" in chunk:
-                        # It had begun; the status of an error before would be another.
-                        raise stream_fault(502, answer.headers, frame.data)
+                        raise stream_fault(502, response.headers, frame.data)
                     event = chat_event(chunk)
                     if event.ByteSize():
                         yield event
 
     async def submit_job(self, request: pb.SubmitJobRequest, metadata: Metadata) -> pb.Job:
-        """The accepted job."""
+        """Submit a job and return it."""
         headers = {"content-type": "application/json"}
         if request.idempotency_key:
             headers["idempotency-key"] = _header(request.idempotency_key, "idempotency_key")
-        body = request.job_json.encode()
-        return await self._job("POST", "/jobs", metadata, body=body, headers=headers)
+        return await self._job("POST", "/jobs", metadata, request.job_json.encode(), headers)
 
     async def get_job(self, request: pb.GetJobRequest, metadata: Metadata) -> pb.Job:
-        """The job with its outputs."""
+        """Return the job with its outputs."""
         return await self._job("GET", f"/jobs/{_segment(request.id)}", metadata)
 
     async def cancel_job(self, request: pb.CancelJobRequest, metadata: Metadata) -> pb.Job:
-        """The job, which ends soon."""
+        """Cancel the job and return it; it may still be running."""
         return await self._job("POST", f"/jobs/{_segment(request.id)}/cancel", metadata)
 
     async def watch_job(
         self, request: pb.WatchJobRequest, metadata: Metadata
     ) -> AsyncGenerator[pb.JobEvent, None]:
-        """The job's events to its end."""
+        """Yield the job's events until it has ended."""
         headers = {"last-event-id": _header(request.after, "after")} if request.after else {}
         path = f"/jobs/{_segment(request.id)}/events"
-        async with self._call("GET", path, metadata, headers=headers) as answer:
-            async for frame in _frames(answer):
-                event = job_event(frame.raw)
-                if event is not None and event.type == "error":
-                    raise stream_fault(503, answer.headers, event.data_json.encode())
-                if event is not None:
-                    yield event
+        async with self._open("GET", path, metadata, headers=headers) as response:
+            async for event in read_events(response):
+                if event.text is None:
+                    continue
+                if event.type == "error":
+                    raise stream_fault(503, response.headers, event.text.encode())
+                yield pb.JobEvent(id=event.id or "", type=event.type, data_json=event.text)
 
     async def _job(
         self,
         method: str,
         path: str,
         metadata: Metadata,
-        *,
         body: bytes | None = None,
-        headers: dict[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> pb.Job:
-        async with self._call(method, path, metadata, body=body, headers=headers) as answer:
-            return job_message(await answer.json())
+        async with self._open(method, path, metadata, body, headers) as response:
+            return job_message(await response.json())
 
     @asynccontextmanager
-    async def _call(
+    async def _open(
         self,
         method: str,
         path: str,
         metadata: Metadata,
-        *,
-        body: bytes | None = None,
-        json_body: Any = None,
-        headers: dict[str, str] | None = None,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        sent = dict(headers or {})
-        sent.update((k, v) for k, v in metadata if k in _PASSED and isinstance(v, str))
+        """Send a request with the caller's credentials; errors become faults."""
+        all_headers = dict(headers or {})
+        all_headers.update((k, v) for k, v in metadata if k in _PASSED and isinstance(v, str))
         try:
-            async with self._open().request(
-                method, self._door + path, data=body, json=json_body, headers=sent,
-                allow_redirects=False,
-            ) as answer:  # fmt: skip
-                if answer.status >= 400:
-                    raise fault_of(answer.status, answer.headers, await _told(answer))
-                yield answer
-        except TimeoutError as error:
-            raise _gone(grpc.StatusCode.DEADLINE_EXCEEDED, "backend_timeout") from error
-        except (aiohttp.ClientError, OSError, StreamInterrupted) as error:
-            raise _gone(grpc.StatusCode.UNAVAILABLE, "service_unavailable") from error
-
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(
-                    total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENCE_SECONDS
-                ),
-            )
-        return self._session
+            async with self._gateway.open(method, path, body, headers=all_headers) as response:
+                yield response
+        except RequestRefused as error:
+            raise fault_of(error) from None
+        except (GatewayUnreachable, StreamInterrupted) as error:
+            has_timed_out = isinstance(error.__cause__, TimeoutError)
+            raise Fault(
+                grpc.StatusCode.DEADLINE_EXCEEDED if has_timed_out else grpc.StatusCode.UNAVAILABLE,
+                "backend_timeout" if has_timed_out else "service_unavailable",
+                "the service behind the gateway did not respond",
+                retry_after=1,
+            ) from error
 
 
 class NoBridge(GrpcBridge):
-    """Of an app to which Serve brings the calls where a client names it, and which has none of them."""
+    """Refuses every call: for an app that Ray Serve may route a gRPC call to, but that has none."""
 
     def __init__(self) -> None:
         super().__init__("")
 
     @asynccontextmanager
-    async def _call(self, *_: Any, **__: Any) -> AsyncIterator[aiohttp.ClientResponse]:
-        told = "these calls are the gateway's: send the metadata application: gateway"
-        raise Fault(grpc.StatusCode.UNIMPLEMENTED, "route_not_found", told)
+    async def _open(self, *_: Any, **__: Any) -> AsyncIterator[aiohttp.ClientResponse]:
+        message = "only the gateway has this call: send the metadata application: gateway"
+        raise Fault(grpc.StatusCode.UNIMPLEMENTED, "route_not_found", message)
         yield
 
 
-async def _frames(answer: aiohttp.ClientResponse) -> AsyncIterator[Any]:
-    splitter = FrameSplitter()
-    async for piece in answer.content.iter_any():
-        for frame in splitter.feed(piece):
-            yield frame
+class MoyinCalls:
+    """Answers the calls of moyin.v1: a mix-in of a Serve deployment, or a `grpc.aio` servicer.
+
+    The names of methods and parameters are given by gRPC and Serve.
+    """
+
+    grpc_bridge: GrpcBridge
+
+    async def Chat(
+        self, request: pb.ChatRequest, grpc_context: Any
+    ) -> AsyncGenerator[pb.ChatEvent, None]:
+        metadata = grpc_context.invocation_metadata()
+        try:
+            async with aclosing(self.grpc_bridge.chat(request, metadata)) as events:
+                async for event in events:
+                    yield event
+        except Fault as fault:
+            end_call(grpc_context, fault)
+
+    async def SubmitJob(self, request: pb.SubmitJobRequest, grpc_context: Any) -> pb.Job:
+        return await _respond(self.grpc_bridge.submit_job, request, grpc_context)
+
+    async def GetJob(self, request: pb.GetJobRequest, grpc_context: Any) -> pb.Job:
+        return await _respond(self.grpc_bridge.get_job, request, grpc_context)
+
+    async def CancelJob(self, request: pb.CancelJobRequest, grpc_context: Any) -> pb.Job:
+        return await _respond(self.grpc_bridge.cancel_job, request, grpc_context)
+
+    async def WatchJob(
+        self, request: pb.WatchJobRequest, grpc_context: Any
+    ) -> AsyncGenerator[pb.JobEvent, None]:
+        metadata = grpc_context.invocation_metadata()
+        try:
+            async with aclosing(self.grpc_bridge.watch_job(request, metadata)) as events:
+                async for event in events:
+                    yield event
+        except Fault as fault:
+            end_call(grpc_context, fault)
 
 
-async def _told(answer: aiohttp.ClientResponse) -> bytes:
+async def _respond(call: Any, request: Any, grpc_context: Any) -> pb.Job:
     try:
-        return await read_up_to(answer, _MAX_ERROR_BYTES)
-    except BodyTooLong:
-        # No JSON without its end; the status still tells something.
-        return b""
+        job: pb.Job = await call(request, grpc_context.invocation_metadata())
+    except Fault as fault:
+        end_call(grpc_context, fault)
+        return pb.Job()
+    return job
 
 
 def _header(value: str, field: str) -> str:
-    """A field of a message as a header's value."""
+    """Return a field as the value of a header; raise `Fault` if it has control characters."""
     if any(character < " " or character == "\x7f" for character in value):
         raise Fault(
             grpc.StatusCode.INVALID_ARGUMENT,
@@ -189,13 +205,12 @@ def _header(value: str, field: str) -> str:
 
 
 def _segment(job_id: str) -> str:
-    """The id as one segment of a path, whatever it is."""
+    """Percent-encode the id as a segment of a path; raise `Fault` if it would change the path."""
     if job_id in ("", ".", ".."):
         raise Fault(
-            grpc.StatusCode.INVALID_ARGUMENT, "invalid_request", "id must be a job's", field="id"
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "invalid_request",
+            "id must be the id of a job",
+            field="id",
         )
     return quote(job_id, safe="")
-
-
-def _gone(status: grpc.StatusCode, code: str) -> Fault:
-    return Fault(status, code, "the service behind the door did not answer", retry_after=1)

@@ -1,10 +1,9 @@
-"""Errors as gRPC tells them: a status, and google.rpc details with our code."""
+"""Renders errors for gRPC: a status, and google.rpc details with our code."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import grpc
@@ -13,7 +12,9 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-__all__ = ["Fault", "StatusContext", "fault_of", "stream_fault", "tell"]
+from moyin.client.errors import RequestRefused
+
+__all__ = ["Fault", "StatusContext", "end_call", "fault_of", "stream_fault"]
 
 _DOMAIN = "moyin"
 _STATUS = {
@@ -32,13 +33,13 @@ _STATUS = {
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
     529: grpc.StatusCode.UNAVAILABLE,
 }
-_OF_CODES = {"invalid_api_key": 401, "insufficient_scope": 403, "rate_limit_exceeded": 429}
+_STATUS_OF_CODE = {"invalid_api_key": 401, "insufficient_scope": 403, "rate_limit_exceeded": 429}
 _DETAILS_KEY = "grpc-status-details-bin"
 _MAX_MESSAGE = 1_024
 
 
 class StatusContext(Protocol):
-    """As much of a servicer's context as an error needs; Ray Serve's has it too."""
+    """The part of a servicer's context that an error needs; Ray Serve's context has it, too."""
 
     def invocation_metadata(self) -> Iterable[tuple[str, Any]]: ...
     def set_code(self, code: grpc.StatusCode) -> None: ...
@@ -47,11 +48,11 @@ class StatusContext(Protocol):
 
 
 class Fault(Exception):
-    """A call's end that is no answer.
+    """Ends a call with an error.
 
     Attributes:
-        code: stable, as in ``moyin.errors``.
-        retry_after: seconds, if a retry can help.
+        code: the stable code, as in ``moyin.errors``.
+        retry_after: seconds after which a retry may succeed; None: a retry will not help.
     """
 
     def __init__(
@@ -73,54 +74,60 @@ class Fault(Exception):
         self.retry_after = retry_after
 
     def details(self) -> status_pb2.Status:
-        """The whole error as google.rpc has it."""
+        """Return the error as a google.rpc status with details."""
         info = error_details_pb2.ErrorInfo(
             reason=self.code, domain=_DOMAIN, metadata={"request_id": self.request_id}
         )
-        found: list[Message] = [info]
+        details: list[Message] = [info]
         if self.request_id:
-            found.append(error_details_pb2.RequestInfo(request_id=self.request_id))
+            details.append(error_details_pb2.RequestInfo(request_id=self.request_id))
         if self.field is not None:
             violation = error_details_pb2.BadRequest.FieldViolation(
                 field=self.field, description=self.message
             )
-            found.append(error_details_pb2.BadRequest(field_violations=[violation]))
+            details.append(error_details_pb2.BadRequest(field_violations=[violation]))
         if self.retry_after is not None:
             delay = Duration(seconds=math.ceil(self.retry_after))
-            found.append(error_details_pb2.RetryInfo(retry_delay=delay))
+            details.append(error_details_pb2.RetryInfo(retry_delay=delay))
         return status_pb2.Status(
-            code=self.status.value[0], message=self.message, details=[_packed(m) for m in found]
+            code=self.status.value[0], message=self.message, details=[_packed(m) for m in details]
         )
 
 
-def fault_of(status: int, headers: Any, body: bytes) -> Fault:
-    """The door's answer with an HTTP ``status`` of 400 or more, in whichever shape its body is."""
-    told = _members(body)
-    code = told.get("code")
-    after = str(headers.get("retry-after", ""))
+def fault_of(refusal: RequestRefused, status: int | None = None) -> Fault:
+    """Return the fault for an error response of the gateway.
+
+    Args:
+        status: the HTTP status that stands for the error; None: the response's own.
+    """
     return Fault(
-        _STATUS.get(status, grpc.StatusCode.INTERNAL),
-        code if isinstance(code, str) else "internal_error",
-        str(told.get("detail") or told.get("message") or f"the door answered {status}"),
-        request_id=str(headers.get("x-request-id", "")),
-        field=told.get("field") or told.get("param"),
-        retry_after=float(after) if after.isdecimal() and len(after) < 6 else None,
+        _STATUS.get(status or refusal.status, grpc.StatusCode.INTERNAL),
+        refusal.reported_code or "internal_error",
+        refusal.detail,
+        request_id=refusal.request_id,
+        field=refusal.field,
+        retry_after=refusal.retry_after,
     )
 
 
-def stream_fault(status: int, headers: Any, body: bytes) -> Fault:
-    """The error event that ended a stream. ``status`` is that of a stream that broke; a caller who
-    lost the right to it gets the status that a new request would get."""
-    return fault_of(_OF_CODES.get(_members(body).get("code", ""), status), headers, body)
+def stream_fault(status: int, headers: Mapping[str, str], body: bytes) -> Fault:
+    """Return the fault for an error event that ended a stream.
+
+    Args:
+        status: the HTTP status of a broken stream. A caller who lost access to the stream gets the
+            status that a new request would get.
+    """
+    refusal = RequestRefused(status, headers, body)
+    return fault_of(refusal, _STATUS_OF_CODE.get(refusal.reported_code or ""))
 
 
-def tell(context: StatusContext, fault: Fault) -> None:
-    """Make ``fault`` the end of the call; return normally afterwards.
+def end_call(context: StatusContext, fault: Fault) -> None:
+    """Set ``fault`` as the result of the call; the caller returns normally afterwards.
 
-    Raising would lose the details: Ray Serve passes on a raised error's status and text alone.
+    Raising would lose the details: Ray Serve passes on only the status and text of an exception.
     """
     if not fault.request_id:
-        # It never got as far as the door, which would have named it.
+        # The call failed before it reached the gateway, which would have given it an id.
         fault.request_id = str(dict(context.invocation_metadata()).get("x-request-id", ""))
     context.set_code(fault.status)
     context.set_details(fault.message)
@@ -128,17 +135,6 @@ def tell(context: StatusContext, fault: Fault) -> None:
     if fault.request_id:
         trailers.append(("x-request-id", fault.request_id))
     context.set_trailing_metadata(trailers)
-
-
-def _members(body: bytes) -> dict[str, Any]:
-    """Of problem details, or of the ``error`` object in OpenAI's shape."""
-    try:
-        told = json.loads(body)
-    except ValueError:
-        return {}
-    if isinstance(told, dict) and isinstance(told.get("error"), dict):
-        told = told["error"]
-    return told if isinstance(told, dict) else {}
 
 
 def _packed(message: Message) -> Packed:

@@ -65,14 +65,14 @@ class MoyinServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Chat(self, request, context):
-        """An answer as it is written. Cancel the call and nobody works on it any longer.
+        """Streams an answer while the model writes it. Cancelling the call stops the model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SubmitJob(self, request, context):
-        """Accepts a durable job. Its id is known at once.
+        """Submits a durable job and returns it at once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -85,14 +85,14 @@ class MoyinServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchJob(self, request, context):
-        """What the job says, to its end. Resume with the id of the last event that came.
+        """Streams the events of a job until it has ended. Resume with the id of the last event.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelJob(self, request, context):
-        """Asks for the job's end; it is cancelled a moment later.
+        """Cancels a job, which may still run for a moment.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

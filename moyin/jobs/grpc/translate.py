@@ -1,4 +1,4 @@
-"""moyin.v1 to and from the JSON of the HTTP API; pure."""
+"""Translates moyin.v1 to and from the JSON of the HTTP API, without I/O."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from moyin.jobs.grpc import moyin_pb2 as pb
 from moyin.jobs.grpc.faults import Fault
 
-__all__ = ["chat_body", "chat_event", "job_event", "job_message"]
+__all__ = ["chat_body", "chat_event", "job_message"]
 
 
 def chat_body(request: pb.ChatRequest) -> dict[str, Any]:
-    """An OpenAI chat completions body that asks for a stream.
+    """Return the body of a streamed OpenAI chat completion.
 
     Raises:
-        Fault: a JSON member is not what it should be.
+        Fault: a field with JSON in it is not valid JSON of the right type.
     """
     body = _json(request.extra_json, "extra_json", dict) or {}
     body |= {
@@ -38,7 +38,7 @@ def chat_body(request: pb.ChatRequest) -> dict[str, Any]:
 
 
 def chat_event(chunk: Mapping[str, Any]) -> pb.ChatEvent:
-    """One chunk of OpenAI's stream."""
+    """Return the event for one chunk of OpenAI's stream."""
     event = pb.ChatEvent()
     for choice in chunk.get("choices") or ():
         delta = choice.get("delta") or {}
@@ -54,7 +54,7 @@ def chat_event(chunk: Mapping[str, Any]) -> pb.ChatEvent:
 
 
 def job_message(body: Mapping[str, Any]) -> pb.Job:
-    """A job as ``GET /jobs/{id}`` has it, with or without outputs."""
+    """Return the message for a job as ``GET /jobs/{id}`` returns it, with or without outputs."""
     job = pb.Job(
         id=body["id"],
         kind=body["kind"],
@@ -83,20 +83,6 @@ def job_message(body: Mapping[str, Any]) -> pb.Job:
     return job
 
 
-def job_event(raw: bytes) -> pb.JobEvent | None:
-    """The event in one frame of server-sent events; None for a comment."""
-    members = {}
-    for line in raw.decode().splitlines():
-        name, colon, value = line.partition(":")
-        if colon and name:
-            members[name] = value.removeprefix(" ")
-    if "data" not in members:
-        return None
-    return pb.JobEvent(
-        id=members.get("id", ""), type=members.get("event", ""), data_json=members["data"]
-    )
-
-
 def _message(message: pb.ChatMessage, field: str) -> dict[str, Any]:
     parts = _json(message.parts_json, f"{field}.parts_json", list)
     body: dict[str, Any] = {
@@ -112,7 +98,11 @@ def _message(message: pb.ChatMessage, field: str) -> dict[str, Any]:
 
 
 def _json(text: str, field: str, kind: type[Any]) -> Any:
-    """The JSON in ``text``, None when it is empty."""
+    """Return the JSON in ``text``; None if it is empty.
+
+    Raises:
+        Fault: it is not JSON of the type ``kind``.
+    """
     if not text:
         return None
     try:
@@ -120,11 +110,11 @@ def _json(text: str, field: str, kind: type[Any]) -> Any:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, kind):
-        wanted = "object" if kind is dict else "list"
+        expected = "object" if kind is dict else "list"
         raise Fault(
             grpc.StatusCode.INVALID_ARGUMENT,
             "invalid_json",
-            f"{field} must be a JSON {wanted}",
+            f"{field} must be a JSON {expected}",
             field=field,
         )
     return value

@@ -1,4 +1,4 @@
-"""Jobs out of message queues: at least once in, one job per message id, results published."""
+"""Takes jobs from message queues: each message id becomes one job, and its result is published."""
 
 from moyin.jobs.intake.broker import Broker, BrokerLost, Delivery, Session
 from moyin.jobs.intake.worker import IntakeWorker

@@ -1,4 +1,4 @@
-"""What the intake needs of a message broker."""
+"""Defines the protocols through which the intake uses a message broker."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ __all__ = ["Broker", "BrokerLost", "Delivery", "Session"]
 
 
 class BrokerLost(Exception):
-    """The connection is gone. What was not settled will be delivered again."""
+    """The connection to the broker broke; unsettled messages will be delivered again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Delivery:
-    """One message on one of its ways to us.
+    """One delivery of a message.
 
     Attributes:
-        message_id: the sender's; None when it gave none.
-        count: which delivery of the message this is, from 1.
-        handle: the broker's own object.
+        message_id: the id that the sender chose; None if it chose none.
+        count: the number of this delivery of the message, from 1.
+        handle: the broker's own object for the message.
     """
 
     message_id: str | None
@@ -31,30 +31,30 @@ class Delivery:
 
 
 class Session(Protocol):
-    """A connection that takes messages. Every method may raise `BrokerLost`."""
+    """Receives messages over one connection; every method may raise `BrokerLost`."""
 
     def deliveries(self) -> AsyncGenerator[Delivery, None]:
-        """Messages as they come, no more of them unsettled than the broker was told; for ever."""
+        """Yield messages without end, with at most the broker's ``concurrency`` of them unsettled."""
         ...
 
     async def complete(self, delivery: Delivery, result_id: str, result: bytes) -> None:
-        """Publish the result, then settle the message. A crash in between publishes again.
+        """Publish the result, then settle the message; a crash in between publishes it again.
 
         Args:
-            result_id: the same whenever the same result is published.
+            result_id: the same each time that the same result is published.
         """
 
-    async def bury(self, delivery: Delivery, code: str, reason: str) -> None:
-        """Move the message to the dead letters, with the reason."""
+    async def dead_letter(self, delivery: Delivery, code: str, reason: str) -> None:
+        """Move the message to the dead-letter queue, with the reason."""
 
 
 class Broker(Protocol):
-    """Opens sessions."""
+    """Opens sessions with a message broker."""
 
     def session(self) -> AbstractAsyncContextManager[Session]:
-        """Connect.
+        """Connect to the broker.
 
         Raises:
-            BrokerLost: nobody is there.
+            BrokerLost: the broker cannot be reached.
         """
         ...

@@ -1,4 +1,4 @@
-"""RabbitMQ (AMQP 0-9-1): a quorum queue of jobs, a queue of results, a queue of dead letters."""
+"""Takes jobs from RabbitMQ (AMQP 0-9-1): quorum queues of jobs, results and dead letters."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ __all__ = ["RabbitBroker"]
 
 _CONNECT_SECONDS = 5.0
 _CONFIRM_SECONDS = 15.0
-# RabbitMQ takes a message back after half an hour unless told otherwise; jobs may take days.
+# RabbitMQ redelivers an unsettled message after half an hour by default; jobs may take days.
 _CONSUMER_TIMEOUT_MS = 7 * 24 * 3600 * 1000
 _LOST = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError)
 
 
 class RabbitBroker:
-    """Takes jobs from ``queue``; the message's ``message_id`` is its id.
+    """Takes jobs from ``queue``; a message is identified by its ``message_id``.
 
-    Results go where ``reply_to`` says, else to ``results``, with the message's
-    ``correlation_id``, or its id when it has none.
+    Results are published to the message's ``reply_to`` queue, or to ``results``, with the message's
+    ``correlation_id``, or its id if it has none.
 
     Args:
         url: ``amqp://user:password@host:port/vhost``.
-        declare: make the queues as they should be; False: they are there.
-        concurrency: messages at a time.
+        declare: declare the queues; False: an operator has made them.
+        concurrency: most unsettled messages.
     """
 
     def __init__(
@@ -55,24 +55,25 @@ class RabbitBroker:
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[_RabbitSession]:
-        with _losing():
+        with _broker_errors():
             connection = await aio_pika.connect(self._url, timeout=_CONNECT_SECONDS)
         async with connection:
-            with _losing():
-                # What no queue takes must not count as published.
+            with _broker_errors():
+                # A message that reaches no queue must not count as published.
                 channel = await connection.channel(on_return_raises=True)
                 await channel.set_qos(prefetch_count=self._concurrency)
-                await self._queues(channel)
+                await self._declare_queues(channel)
             session = _RabbitSession(channel, self._queue, self._results, self._dead_letters)
-            connection.close_callbacks.add(session.lost)
-            channel.close_callbacks.add(session.lost)
-            with _losing():
+            connection.close_callbacks.add(session.end)
+            channel.close_callbacks.add(session.end)
+            with _broker_errors():
                 underlay = await channel.get_underlay_channel()
-            # RabbitMQ's own word, such as when the queue is deleted; the channel stays open then.
-            underlay.on_consumer_cancel_callbacks.add(session.lost)
+            # RabbitMQ cancels the consumer, for example when the queue is deleted, and leaves the
+            # channel open.
+            underlay.on_consumer_cancel_callbacks.add(session.end)
             yield session
 
-    async def _queues(self, channel: AbstractChannel) -> None:
+    async def _declare_queues(self, channel: AbstractChannel) -> None:
         if not self._declare:
             return
         for name in (self._results, self._dead_letters):
@@ -82,7 +83,7 @@ class RabbitBroker:
             durable=True,
             arguments={
                 "x-queue-type": "quorum",
-                # What kills every worker that takes it never gets to a worker that could tell.
+                # A message that crashes every worker is never counted by a worker.
                 "x-delivery-limit": self._max_deliveries,
                 "x-dead-letter-exchange": "",
                 "x-dead-letter-routing-key": self._dead_letters,
@@ -101,25 +102,25 @@ class _RabbitSession:
         self._queue = queue
         self._results = results
         self._dead_letters = dead_letters
-        # RabbitMQ sends no more than the prefetch count; one more place for the end.
+        # Bounded by RabbitMQ's prefetch count; None marks the end.
         self._arrived: asyncio.Queue[AbstractIncomingMessage | None] = asyncio.Queue()
 
-    def lost(self, *_: Any) -> None:
-        """The connection or the channel has closed, or RabbitMQ sends nothing more."""
+    def end(self, *_: Any) -> None:
+        """End the session: the connection or the channel has closed, or the consumer is cancelled."""
         self._arrived.put_nowait(None)
 
     async def deliveries(self) -> AsyncGenerator[Delivery, None]:
-        with _losing():
+        with _broker_errors():
             queue = await self._channel.get_queue(self._queue, ensure=False)
             await queue.consume(self._arrived.put)
         while True:
             message = await self._arrived.get()
             if message is None:
-                raise BrokerLost("RabbitMQ, or its queue, is gone")
+                raise BrokerLost("the connection to RabbitMQ, or the queue, is closed")
             yield Delivery(
                 message_id=message.message_id,
                 body=message.body,
-                count=_earlier(message) + 1,
+                count=_previous_deliveries(message) + 1,
                 handle=message,
             )
 
@@ -134,13 +135,13 @@ class _RabbitSession:
                 content_type="application/json",
                 delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
             ),
-            # Nobody may be waiting at a reply queue any more.
+            # The reply queue may have been deleted by its client.
             mandatory=not message.reply_to,
         )
-        with _losing():
+        with _broker_errors():
             await message.ack()
 
-    async def bury(self, delivery: Delivery, code: str, reason: str) -> None:
+    async def dead_letter(self, delivery: Delivery, code: str, reason: str) -> None:
         message: AbstractIncomingMessage = delivery.handle
         await self._publish(
             self._dead_letters,
@@ -154,26 +155,27 @@ class _RabbitSession:
             ),
             mandatory=True,
         )
-        with _losing():
+        with _broker_errors():
             await message.ack()
 
     async def _publish(self, queue: str, message: aio_pika.Message, *, mandatory: bool) -> None:
-        """Return once RabbitMQ has it for good."""
-        with _losing():
+        """Publish a message and wait until RabbitMQ confirms that it is stored."""
+        with _broker_errors():
             await self._channel.default_exchange.publish(
                 message, queue, mandatory=mandatory, timeout=_CONFIRM_SECONDS
             )
 
 
 @contextmanager
-def _losing() -> Iterator[None]:
+def _broker_errors() -> Iterator[None]:
+    """Turn errors of the connection into `BrokerLost`."""
     try:
         yield
     except _LOST as error:
         raise BrokerLost(f"RabbitMQ: {type(error).__name__}: {error}") from error
 
 
-def _earlier(message: AbstractIncomingMessage) -> int:
-    """Deliveries before this one, as quorum queues count them; others tell the first only."""
+def _previous_deliveries(message: AbstractIncomingMessage) -> int:
+    """Return the number of earlier deliveries; only quorum queues count more than one."""
     count = message.headers.get("x-delivery-count", 0)
     return max(count if isinstance(count, int) else 0, int(bool(message.redelivered)))

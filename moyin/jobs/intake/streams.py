@@ -1,4 +1,4 @@
-"""Redis and Valkey streams: a stream of jobs with a consumer group, one of results, one of dead."""
+"""Takes jobs from a Redis or Valkey stream; results and dead letters are streams, too."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ __all__ = ["StreamBroker"]
 
 _BLOCK_MS = 1_000
 _TIMEOUT_SECONDS = 5.0
-# Other consumers that have been away for so many claim times, with nothing in hand, are forgotten.
-_FORGET_AFTER = 20
-# Its id, its fields, and how often it was delivered.
+# Consumers without pending entries are deleted after this many claim times without activity.
+_DELETE_AFTER = 20
+# The id of an entry, its fields, and how often it was delivered.
 _Entry = tuple[bytes, dict[bytes, bytes], int]
 
 
 class StreamBroker:
-    """Takes jobs from ``stream``; an entry has the fields ``body`` and, if it likes, ``id``.
+    """Takes jobs from ``stream``; an entry has the field ``body`` and optionally the field ``id``.
 
-    An entry without an id is known by its place in the stream, so its sender must not send twice.
-    Done entries are deleted: the stream is a queue, of this group alone.
+    An entry without ``id`` is identified by its place in the stream, so a repeated one becomes a
+    second job. Settled entries are deleted: the stream is a queue of this consumer group alone.
 
     Args:
         claim_after: seconds of a worker's silence after which others take over its entries.
-        kept: about so many results and dead letters are kept.
+        kept: the approximate number of results, and of dead letters, to keep.
     """
 
     def __init__(
@@ -64,16 +64,16 @@ class StreamBroker:
         client = redis.Redis.from_url(
             self._url,
             connection_class=ValkeyConnection,
-            # The older one: its answers have the same shape from every server.
+            # RESP2, whose replies have the same shape from every server.
             protocol=2,
             socket_connect_timeout=_TIMEOUT_SECONDS,
             socket_timeout=_TIMEOUT_SECONDS,
         )
         try:
-            with _losing():
+            with _broker_errors():
                 await self._ensure_group(client)
             session = _StreamSession(self, client, self._consumer)
-            keeping = asyncio.create_task(session.keep())
+            keeping = asyncio.create_task(session.keep_alive())
             try:
                 yield session
             finally:
@@ -99,16 +99,16 @@ class _StreamSession:
         self._freed = asyncio.Event()
 
     async def deliveries(self) -> AsyncGenerator[Delivery, None]:
-        """What others left behind first, then what is new."""
+        """Yield entries that other workers abandoned, then new ones."""
         while True:
             free = self._broker.concurrency - len(self._held)
             if free <= 0:
                 self._freed.clear()
                 await self._freed.wait()
                 continue
-            with _losing():
-                found = await self._abandoned(free) or await self._new(free)
-            for entry, fields, count in found:
+            with _broker_errors():
+                entries = await self._claim(free) or await self._read_new(free)
+            for entry, fields, count in entries:
                 self._held.add(entry)
                 yield Delivery(
                     message_id=_id(entry, fields),
@@ -122,30 +122,30 @@ class _StreamSession:
         fields = {"id": result_id, "message_id": delivery.message_id or "", "body": result}
         await self._settle(entry, self._broker.results, fields)
 
-    async def bury(self, delivery: Delivery, code: str, reason: str) -> None:
+    async def dead_letter(self, delivery: Delivery, code: str, reason: str) -> None:
         entry, fields = delivery.handle
         await self._settle(
             entry, self._broker.dead_letters, {**fields, "code": code, "reason": reason}
         )
 
-    async def keep(self) -> None:
-        """Show that this worker lives: entries in its hands are never idle for long."""
+    async def keep_alive(self) -> None:
+        """Claim this worker's own entries again and again, so that they never become idle."""
         broker = self._broker
         while True:
             await asyncio.sleep(broker.claim_ms / 3000)
             held: list[Any] = list(self._held)
-            # The main loop meets the same outage, and says so.
+            # The main loop meets the same outage and reports it.
             with suppress(RedisError, OSError):
                 if held:
                     await self._client.xclaim(
                         broker.stream, broker.group, self._consumer, 0, held, idle=0, justid=True
                     )
-                await self._forget_the_gone()
+                await self._delete_idle_consumers()
 
     async def _settle(self, entry: bytes, stream: str, fields: dict[Any, Any]) -> None:
-        """Publish and settle, both or neither."""
+        """Publish ``fields`` and settle the entry in one transaction."""
         broker = self._broker
-        with _losing():
+        with _broker_errors():
             async with self._client.pipeline(transaction=True) as pipeline:
                 pipeline.xadd(stream, fields, maxlen=broker.kept, approximate=True)
                 pipeline.xack(broker.stream, broker.group, entry)
@@ -154,15 +154,15 @@ class _StreamSession:
         self._held.discard(entry)
         self._freed.set()
 
-    async def _new(self, count: int) -> list[_Entry]:
+    async def _read_new(self, count: int) -> list[_Entry]:
         broker = self._broker
-        found: Any = await self._client.xreadgroup(
+        reply: Any = await self._client.xreadgroup(
             broker.group, self._consumer, {broker.stream: ">"}, count=count, block=_BLOCK_MS
         )
-        entries = found[0][1] if found else []
+        entries = reply[0][1] if reply else []
         return [(entry, fields, 1) for entry, fields in entries]
 
-    async def _abandoned(self, count: int) -> list[_Entry]:
+    async def _claim(self, count: int) -> list[_Entry]:
         broker = self._broker
         claimed: Any = await self._client.xautoclaim(
             broker.stream, broker.group, self._consumer, broker.claim_ms, count=count
@@ -177,16 +177,17 @@ class _StreamSession:
         counts = {item["message_id"]: item["times_delivered"] for item in pending}
         return [(entry, fields, counts.get(entry, 1)) for entry, fields in entries]
 
-    async def _forget_the_gone(self) -> None:
+    async def _delete_idle_consumers(self) -> None:
         broker = self._broker
         for consumer in await self._client.xinfo_consumers(broker.stream, broker.group):
-            gone = consumer["idle"] > _FORGET_AFTER * broker.claim_ms
-            if gone and not consumer["pending"] and consumer["name"] != self._consumer.encode():
+            is_idle = consumer["idle"] > _DELETE_AFTER * broker.claim_ms
+            if is_idle and not consumer["pending"] and consumer["name"] != self._consumer.encode():
                 await self._client.xgroup_delconsumer(broker.stream, broker.group, consumer["name"])
 
 
 @contextmanager
-def _losing() -> Iterator[None]:
+def _broker_errors() -> Iterator[None]:
+    """Turn errors of the connection into `BrokerLost`."""
     try:
         yield
     except (RedisError, OSError) as error:

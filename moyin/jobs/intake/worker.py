@@ -1,4 +1,4 @@
-"""`IntakeWorker`: makes jobs of messages, waits for their ends, publishes the results."""
+"""Defines `IntakeWorker`, which turns messages into jobs and publishes their results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from moyin.domain.job import Job
 from moyin.errors import BodyTooLarge, InvalidRequest, MoyinError
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.intake.broker import Broker, BrokerLost, Delivery, Session
-from moyin.jobs.protocol.translate import job_detail
+from moyin.jobs.protocol.response import job_detail
 from moyin.jobs.service import JobService
 from moyin.render.templates.catalog import Catalog, TemplateSnapshot
 from moyin.store.jobs import JobStore
@@ -32,23 +32,24 @@ _log = logging.getLogger(__name__)
 _FIRST_PAUSE = 0.2
 _LONGEST_PAUSE = 15.0
 _MAX_KEY = 255
-_NO_TIME = datetime.min.replace(tzinfo=UTC)
-# Outages of what jobs need: no message is to blame for them.
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
+# Outages of the services that jobs need; the message is not the cause.
 _OUTAGES = (RedisError, SQLAlchemyError, OSError, TimeoutError)
 
 
 class IntakeWorker:
-    """Works one source for as long as asked; any number may work the same.
+    """Processes the messages of one source; any number of workers may share a source.
 
-    A message stays unsettled until its job has ended and the result is published, so that a worker
-    that dies loses nothing: the message comes again, its id leads to the same job.
+    A message stays unsettled until its job has ended and the result is published. If a worker dies,
+    the message is delivered again and its id leads to the same job.
 
     Args:
-        name: of the source; never changes, and tells its messages from another's of the submitter.
-        submitter: of every job; who may write to the queue acts for it.
-        limits: where the submitter's best priority, pools and nodes are found.
-        max_deliveries: a message that has been delivered more often than that is poison.
-        max_body_bytes: larger messages are poison.
+        name: of the source; part of idempotency keys, so it must stay the same and be unique among
+            the sources of the submitter.
+        submitter: owns every job; everyone who can write to the queue acts with its rights.
+        limits: has the submitter's best priority, pools and nodes.
+        max_deliveries: a message that is delivered more often becomes a dead letter.
+        max_body_bytes: larger messages become dead letters.
     """
 
     def __init__(
@@ -78,22 +79,22 @@ class IntakeWorker:
         self.error: Exception | None = None
 
     async def run(self) -> None:
-        """Work until cancelled; a broker that is away only delays it."""
+        """Process messages until cancelled; an outage of the broker only delays it."""
         pause = _FIRST_PAUSE
         while True:
             try:
                 async with self._broker.session() as session:
                     self.error, pause = None, _FIRST_PAUSE
-                    await self._work(session)
+                    await self._process(session)
             except* BrokerLost as lost:
                 _log.warning("intake %s: %s", self._name, lost.exceptions[0])
             except* Exception as error:
                 self.error = error
-                _log.exception("intake %s ended; starting again", self._name)
+                _log.exception("intake %s failed; starting again", self._name)
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
-    async def _work(self, session: Session) -> None:
+    async def _process(self, session: Session) -> None:
         async with (
             aclosing(session.deliveries()) as deliveries,
             asyncio.TaskGroup() as group,
@@ -103,71 +104,81 @@ class IntakeWorker:
 
     async def _handle(self, session: Session, delivery: Delivery) -> None:
         try:
-            accepted = await self._accepted(delivery)
-            ended = await _patiently(lambda: self._end(accepted))
-            result = await _patiently(lambda: self._result(ended, delivery))
+            accepted = await self._accept(delivery)
+            ended = await _retry(lambda: self._wait(accepted))
+            result = await _retry(lambda: self._result(ended, delivery))
         except MoyinError as error:
             _log.warning(
-                "intake %s: message %r is poison: %s", self._name, delivery.message_id, error
+                "intake %s: message %r becomes a dead letter: %s",
+                self._name,
+                delivery.message_id,
+                error,
             )
-            await session.bury(delivery, error.code, error.message)
+            await session.dead_letter(delivery, error.code, error.message)
         else:
             await session.complete(delivery, f"{ended.id}-{ended.attempts}", result)
 
-    async def _accepted(self, delivery: Delivery) -> Job:
-        """The message's job.
+    async def _accept(self, delivery: Delivery) -> Job:
+        """Return the message's job, which may exist already.
 
         Raises:
-            MoyinError: it never will have one.
+            MoyinError: the message can never become a job.
         """
         key = self._key(delivery)
         if delivery.count > 1:
-            # What was accepted goes on, whatever has become of its template, its pool or its files.
-            known = await _patiently(lambda: self._jobs.by_key(self._submitter.owner, key))
-            if known is not None:
-                return known
+            # An accepted job continues, even if its template, pool or files have changed since.
+            first_job = await _retry(
+                lambda: self._jobs.find_by_idempotency_key(self._submitter.owner, key)
+            )
+            if first_job is not None:
+                return first_job
         if len(delivery.body) > self._max_body_bytes:
             raise BodyTooLarge(f"the message is larger than {self._max_body_bytes} bytes")
-        shelf = await self._templates.shelf()
-        return await _patiently(lambda: self._submit(delivery, shelf, key))
+        templates = await self._templates.snapshot()
+        return await _retry(lambda: self._submit(delivery, templates, key))
 
     def _key(self, delivery: Delivery) -> str:
-        """What makes the message one job.
+        """Return the idempotency key of the message.
 
         Raises:
-            InvalidRequest: it has no id that can be kept, or has come too often.
+            InvalidRequest: the message has no valid id, or was delivered too often.
         """
         if not delivery.message_id:
-            raise InvalidRequest("the message has no id", field="message_id")
+            raise InvalidRequest("the message must have an id", field="message_id")
         if "\0" in delivery.message_id:
-            # PostgreSQL has no such character, and what it says of one looks like an outage.
-            raise InvalidRequest("the message's id has a NUL in it", field="message_id")
+            # PostgreSQL cannot store this character, and its error looks like an outage.
+            raise InvalidRequest("the message's id must not contain NUL", field="message_id")
         key = f"{self._name}:{delivery.message_id}"
         if len(key) > _MAX_KEY:
-            raise InvalidRequest("the message's id is too long", field="message_id")
+            raise InvalidRequest(
+                f"the message's id is too long: at most {_MAX_KEY - len(self._name) - 1} characters are allowed",
+                field="message_id",
+            )
         if delivery.count > self._max_deliveries:
-            raise InvalidRequest(f"the message was delivered {delivery.count} times in vain")
+            raise InvalidRequest(
+                f"the message was delivered {delivery.count} times without being processed"
+            )
         return key
 
-    async def _submit(self, delivery: Delivery, shelf: TemplateSnapshot, key: str) -> Job:
-        found = (
+    async def _submit(self, delivery: Delivery, templates: TemplateSnapshot, key: str) -> Job:
+        limits = (
             *self._submitter.limits,
-            *await self._limits.of(subjects_of(self._submitter)),
+            *await self._limits.list_for(subjects_of(self._submitter)),
         )
-        # A queue holds jobs back by itself, and a message that is one too many would be lost.
-        limits = tuple(replace(limit, open_jobs=None) for limit in found)
-        job, _ = await self._service.ask(
+        # The queue itself holds jobs back; refusing a message because of open jobs would lose it.
+        limits = tuple(replace(limit, open_jobs=None) for limit in limits)
+        job, _ = await self._service.submit_request(
             replace(self._submitter, limits=limits),
             delivery.body,
-            shelf.find,
-            # A deadline that passed while the message waited is its job's end, not the message's.
-            now=_NO_TIME,
+            templates.find,
+            # If the deadline passed while the message waited, its job fails, not the message.
+            now=_LONG_AGO,
             idempotency_key=key,
         )
         return job
 
-    async def _end(self, job: Job) -> Job:
-        """The job once it has ended, by its events; its row has the last word."""
+    async def _wait(self, job: Job) -> Job:
+        """Follow the job's events until its row says that it has ended, and return it."""
         while not job.status.is_final:
             async with aclosing(self._feed.follow(job, None)) as events:
                 async for _ in events:
@@ -180,11 +191,11 @@ class IntakeWorker:
         return to_json({"message_id": delivery.message_id, "job": detail.model_dump(mode="json")})
 
 
-async def _patiently(work: Callable[[], Awaitable[T]]) -> T:
-    """Do the work; what can be tried again is, for as long as it takes.
+async def _retry(work: Callable[[], Awaitable[T]]) -> T:
+    """Run ``work`` and retry it until it succeeds.
 
     Raises:
-        MoyinError: trying again can't help.
+        MoyinError: a retry cannot help.
     """
     pause = _FIRST_PAUSE
     while True:

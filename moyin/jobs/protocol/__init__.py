@@ -1,1 +1,1 @@
-"""Moyin's own jobs API: shapes in ``wire``, their way to and from the domain in ``translate``."""
+"""Implements Moyin's own jobs API: its shapes, and their translation to and from the domain."""

@@ -1,4 +1,4 @@
-"""Batches of the jobs API to the domain: one graph and what each child changes in it. Pure."""
+"""Translates batches of the jobs API to one graph and each child's changes to it; without I/O."""
 
 from __future__ import annotations
 
@@ -17,32 +17,34 @@ from moyin.jobs.protocol import wire
 __all__ = ["batch_steps"]
 
 _SEEDS = ("seed", "noise_seed")
-# What sets a child apart, and where in the request that was said.
+# The inputs that distinguish a child from the others, and the request field of each.
 _Variant = tuple[Mapping[str, Any], Mapping[str, str]]
 
 
 def batch_steps(
     batch: wire.Batch, first: Step, template: Template | None
 ) -> tuple[Mapping[str, Any], tuple[Step, ...]]:
-    """The graph that all children have, and the children.
+    """Return the graph that the children share, and the children as steps.
 
     Args:
         first: the job without its batch.
-        template: whose graph it is, if it is not the client's own.
+        template: the template of the graph; None: the client sent the graph.
 
     Raises:
-        InvalidRequest: naming the field.
+        InvalidRequest: a field is wrong.
     """
-    asked = [name for name in ("seeds", "inputs", "sweep") if getattr(batch, name) is not None]
-    if len(asked) != 1:
-        raise InvalidRequest("a batch has one of seeds, inputs and sweep", field="batch")
+    members = [name for name in ("seeds", "inputs", "sweep") if getattr(batch, name) is not None]
+    if len(members) != 1:
+        raise InvalidRequest(
+            "a batch must have exactly one of seeds, inputs and sweep", field="batch"
+        )
     if template is None:
-        variants = _of_graph(batch, first.payload)
-        graphs = [_changed(first.payload, chosen) for chosen, _ in variants]
+        variants = _graph_variants(batch, first.payload)
+        graphs = [_with_inputs(first.payload, child_inputs) for child_inputs, _ in variants]
     else:
-        variants = _of_template(batch, first.inputs, template)
+        variants = _template_variants(batch, first.inputs, template)
         graphs = [_filled(template, first.inputs, variant) for variant in variants]
-    # Children are no steps one after the other: there is nothing to refer to.
+    # Children run concurrently, so none can refer to the output of another.
     references.check(graphs, 0)
     base = graphs[0]
     steps = tuple(
@@ -60,64 +62,64 @@ def batch_steps(
     return base, steps
 
 
-def _of_template(
+def _template_variants(
     batch: wire.Batch, inputs: Mapping[str, Any], template: Template
 ) -> list[_Variant]:
     if batch.inputs is not None:
         _check_count(len(batch.inputs), "batch.inputs")
         return [
-            (chosen, {name: f"batch.inputs.{index}.{name}" for name in chosen})
-            for index, chosen in enumerate(batch.inputs)
+            (child_inputs, {name: f"batch.inputs.{index}.{name}" for name in child_inputs})
+            for index, child_inputs in enumerate(batch.inputs)
         ]
     if batch.sweep is not None:
         for key in batch.sweep:
             if key.removeprefix("inputs.") not in template.parameters:
                 raise _unknown_key(key, [f"inputs.{name}" for name in template.parameters])
         return [
-            ({key.removeprefix("inputs."): value for key, value in chosen.items()},
-             {key.removeprefix("inputs."): f"batch.sweep.{key}" for key in chosen})
-            for chosen in _combinations(batch.sweep)
+            ({key.removeprefix("inputs."): value for key, value in child_inputs.items()},
+             {key.removeprefix("inputs."): f"batch.sweep.{key}" for key in child_inputs})
+            for child_inputs in _combinations(batch.sweep)
         ]  # fmt: skip
     seed = template.parameters.get("seed")
     if seed is None:
         raise InvalidRequest(f"template {template.name!r} has no input 'seed'", field="batch.seeds")
-    given = inputs.get("seed", seed.default)
-    start = given if isinstance(given, int) else 0
+    start = inputs.get("seed", seed.default)
+    start = start if isinstance(start, int) else 0
     return [({"seed": value}, {"seed": "batch.seeds"}) for value in _seeds(batch, start)]
 
 
-def _of_graph(batch: wire.Batch, graph: Mapping[str, Any]) -> list[_Variant]:
-    """Variants are by ``workflow.<node>.inputs.<name>``."""
+def _graph_variants(batch: wire.Batch, graph: Mapping[str, Any]) -> list[_Variant]:
+    """Return variants whose keys are ``workflow.<node>.inputs.<name>``."""
     if batch.inputs is not None:
-        raise InvalidRequest("inputs belong to a template", field="batch.inputs")
+        raise InvalidRequest("inputs are allowed only with a template", field="batch.inputs")
     if batch.sweep is not None:
         for key in batch.sweep:
             if not _is_value(graph, key):
-                known = [
+                valid_keys = [
                     f"workflow.{node_id}.inputs.{name}"
                     for node_id, node in graph.items()
                     for name in node.get("inputs", {})
                 ]
-                raise _unknown_key(key, [one for one in known if _is_value(graph, one)])
+                raise _unknown_key(key, [name for name in valid_keys if _is_value(graph, name)])
         return [
-            (chosen, {key: f"batch.sweep.{key}" for key in chosen})
-            for chosen in _combinations(batch.sweep)
+            (child_inputs, {key: f"batch.sweep.{key}" for key in child_inputs})
+            for child_inputs in _combinations(batch.sweep)
         ]
-    found = {
+    seeds = {
         f"workflow.{node_id}.inputs.{name}": node["inputs"][name]
         for node_id, node in graph.items()
         for name in _SEEDS
         if type(node.get("inputs", {}).get(name)) is int
     }
-    if not found:
+    if not seeds:
         raise InvalidRequest(
-            "no node of the workflow has a number as its seed or noise_seed", field="batch.seeds"
+            "no node of the workflow has an integer as its seed or noise_seed", field="batch.seeds"
         )
-    told = dict.fromkeys(found, "batch.seeds")
+    sources = dict.fromkeys(seeds, "batch.seeds")
     if isinstance(batch.seeds, list):
-        return [(dict.fromkeys(found, seed), told) for seed in _seeds(batch, 0)]
+        return [(dict.fromkeys(seeds, seed), sources) for seed in _seeds(batch, 0)]
     return [
-        ({key: value + step for key, value in found.items()}, told) for step in _seeds(batch, 0)
+        ({key: value + step for key, value in seeds.items()}, sources) for step in _seeds(batch, 0)
     ]
 
 
@@ -139,14 +141,14 @@ def _combinations(sweep: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 def _check_count(count: int, field: str) -> None:
     if not 1 <= count <= MAX_CHILDREN:
         raise InvalidRequest(
-            f"{field} makes {count} renders; a batch has 1 to {MAX_CHILDREN}", field=field
+            f"{field} makes {count} renders; a batch may have 1 to {MAX_CHILDREN}", field=field
         )
 
 
 def _filled(template: Template, inputs: Mapping[str, Any], variant: _Variant) -> dict[str, Any]:
-    chosen, sources = variant
+    child_inputs, sources = variant
     try:
-        return fill(template, {**inputs, **chosen})
+        return fill(template, {**inputs, **child_inputs})
     except InvalidRequest as error:
         source = sources.get((error.field or "").removeprefix("inputs."))
         if source is not None:
@@ -155,29 +157,29 @@ def _filled(template: Template, inputs: Mapping[str, Any], variant: _Variant) ->
         raise
 
 
-def _changed(graph: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+def _with_inputs(graph: Mapping[str, Any], child_inputs: Mapping[str, Any]) -> dict[str, Any]:
     patch: dict[str, dict[str, Any]] = {}
-    for key, value in chosen.items():
-        node_id, name = _place(key)
+    for key, value in child_inputs.items():
+        node_id, name = _parse_key(key)
         patch.setdefault(node_id, {})[name] = value
     return apply_patch(graph, patch)
 
 
 def _is_value(graph: Mapping[str, Any], key: str) -> bool:
-    """Whether the key names an input that is no link to another node."""
-    node_id, name = _place(key)
+    """Return True if the key names an input with a value, not a link to another node."""
+    node_id, name = _parse_key(key)
     node = graph.get(node_id) if key.startswith("workflow.") else None
     inputs = node.get("inputs", {}) if node is not None else {}
     return name in inputs and not isinstance(inputs[name], list | dict)
 
 
-def _place(key: str) -> tuple[str, str]:
+def _parse_key(key: str) -> tuple[str, str]:
     node_id, _, name = key.removeprefix("workflow.").partition(".inputs.")
     return node_id, name
 
 
-def _unknown_key(key: str, known: Sequence[str]) -> InvalidRequest:
-    listed = ", ".join(known[:20]) or "none"
+def _unknown_key(key: str, valid_keys: Sequence[str]) -> InvalidRequest:
+    listed = ", ".join(valid_keys[:20]) or "none"
     return InvalidRequest(
-        f"{key[:64]!r} can't be swept; what can: {listed}", field=f"batch.sweep.{key[:64]}"
+        f"{key[:64]!r} cannot be swept; valid keys: {listed}", field=f"batch.sweep.{key[:64]}"
     )

@@ -1,4 +1,4 @@
-"""Chat steps: where a body of each protocol goes, and what text its answer holds. Pure."""
+"""Checks the requests of chat steps, and reads the text in responses; without I/O."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 from moyin.domain.job import ChatProtocol
 from moyin.errors import InvalidRequest, StepFailed
 
-__all__ = ["check", "path_of", "sent", "text_of"]
+__all__ = ["check", "path_of", "text_of", "to_unstreamed"]
 
 
 def check(protocol: ChatProtocol, request: Mapping[str, Any], field: str) -> None:
-    """Refuse what the models app would surely refuse.
+    """Check a request for mistakes that the models app would refuse.
 
     Args:
         field: the path of ``request``, for errors.
 
     Raises:
-        InvalidRequest: naming the member.
+        InvalidRequest: a member is wrong.
     """
     messages = request.get("messages")
-    prompted = protocol is ChatProtocol.OLLAMA and isinstance(request.get("prompt"), str)
-    if not prompted and (not isinstance(messages, list) or not messages):
+    has_prompt = protocol is ChatProtocol.OLLAMA and isinstance(request.get("prompt"), str)
+    if not has_prompt and (not isinstance(messages, list) or not messages):
         raise InvalidRequest(
             "messages must be a list with at least one message", field=f"{field}.messages"
         )
@@ -31,13 +31,11 @@ def check(protocol: ChatProtocol, request: Mapping[str, Any], field: str) -> Non
             "model must be a string; `auto` lets the router choose", field=f"{field}.model"
         )
     if request.get("stream"):
-        raise InvalidRequest(
-            "a job's answer is not streamed; leave stream out", field=f"{field}.stream"
-        )
+        raise InvalidRequest("a job's answer is not streamed; omit stream", field=f"{field}.stream")
 
 
 def path_of(protocol: ChatProtocol, request: Mapping[str, Any]) -> str:
-    """The route of the models app that takes ``request``."""
+    """Return the route of the models app for ``request``."""
     match protocol:
         case ChatProtocol.OPENAI:
             return "/v1/chat/completions"
@@ -47,21 +45,23 @@ def path_of(protocol: ChatProtocol, request: Mapping[str, Any]) -> str:
             return f"/v1/ollama/api/{'generate' if 'prompt' in request else 'chat'}"
 
 
-def sent(protocol: ChatProtocol, request: Mapping[str, Any]) -> Mapping[str, Any]:
-    """``request`` as a job sends it: Ollama streams unless told not to."""
+def to_unstreamed(protocol: ChatProtocol, request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the request with streaming turned off, which is Ollama's default."""
     return {**request, "stream": False} if protocol is ChatProtocol.OLLAMA else request
 
 
 def text_of(protocol: ChatProtocol, body: Any) -> str | None:
-    """The text in a whole answer; None where the model only called tools.
+    """Return the text in a response; None if the model only called tools.
 
     Raises:
-        StepFailed: the body is no answer.
+        StepFailed: the body is not a response of the protocol.
     """
     try:
         return _text(protocol, body)
     except (KeyError, IndexError, TypeError, AttributeError):
-        raise StepFailed(f"the answer is none of the protocol {protocol.value!r}") from None
+        raise StepFailed(
+            f"the back end's response is not one of the protocol {protocol.value!r}"
+        ) from None
 
 
 def _text(protocol: ChatProtocol, body: Any) -> str | None:
@@ -73,5 +73,5 @@ def _text(protocol: ChatProtocol, body: Any) -> str | None:
             texts = [block["text"] for block in body["content"] if block["type"] == "text"]
             return "".join(texts) if texts else None
         case ChatProtocol.OLLAMA:
-            said = body["response"] if "response" in body else body["message"]["content"]
-            return said or None
+            text = body["response"] if "response" in body else body["message"]["content"]
+            return text or None

@@ -1,4 +1,4 @@
-"""Render steps of the jobs API to the domain: graphs of the client's own, and templates. Pure."""
+"""Translates render steps of the jobs API, with a graph or a template, to the domain; without I/O."""
 
 from __future__ import annotations
 
@@ -22,53 +22,55 @@ __all__ = [
 ]
 
 DEFAULT_POOL = "default"
-# Finds a template by its name; raises InvalidRequest for the field when there is none.
+# Returns a template for a name; raises InvalidRequest for the field if the name is unknown.
 Templates = Callable[[str, str], Template]
 
 
 def no_templates(name: str, field: str) -> Template:
-    """Where there are none."""
-    raise InvalidRequest("there are no templates here", field=field)
+    """Refuse every name, where templates are not available."""
+    raise InvalidRequest("templates are not available here", field=field)
 
 
 def render_step(step: wire.RenderStep, prefix: str, pool: str | None, templates: Templates) -> Step:
-    """The domain form of a render step.
+    """Translate a render step.
 
     Args:
-        prefix: of fields in errors, such as ``steps.1.``.
-        pool: the job's.
+        prefix: the start of field names in errors, such as ``steps.1.``.
+        pool: the job's pool.
 
     Raises:
-        InvalidRequest: naming the field.
+        InvalidRequest: a field is wrong.
     """
     if step.template is None:
-        return _own_graph(step, prefix, pool)
+        return _from_graph(step, prefix, pool)
     template = templates(step.template, f"{prefix}template")
-    head = _head(step, template, prefix, pool)
-    return replace(head, payload=fill(template, head.inputs, prefix))
+    unfilled = _from_template(step, template, prefix, pool)
+    return replace(unfilled, payload=fill(template, unfilled.inputs, prefix))
 
 
 def render_batch(
     job: wire.RenderJob, batch: wire.Batch, templates: Templates
 ) -> tuple[Mapping[str, Any], tuple[Step, ...]]:
-    """The graph that the children of a batch have in common, and the children.
+    """Return the graph that the children of a batch share, and the children as steps.
 
     Raises:
-        InvalidRequest: naming the field.
+        InvalidRequest: a field is wrong.
     """
     if job.template is None:
-        first = _own_graph(job, "", job.pool)
+        first = _from_graph(job, "", job.pool)
         return batch_steps(batch, first, None)
     template = templates(job.template, "template")
-    first = _head(job, template, "", job.pool)
+    first = _from_template(job, template, "", job.pool)
     return batch_steps(batch, first, template)
 
 
-def _head(step: wire.RenderStep, template: Template, prefix: str, pool: str | None) -> Step:
-    """All but the graph."""
+def _from_template(
+    step: wire.RenderStep, template: Template, prefix: str, pool: str | None
+) -> Step:
+    """Return the step without its graph."""
     if step.workflow is not None:
         raise InvalidRequest(
-            "a render has a workflow or a template, not both", field=f"{prefix}template"
+            "a render must have a workflow or a template, not both", field=f"{prefix}template"
         )
     return Step(
         kind=StepKind.RENDER,
@@ -81,11 +83,13 @@ def _head(step: wire.RenderStep, template: Template, prefix: str, pool: str | No
     )
 
 
-def _own_graph(step: wire.RenderStep, prefix: str, pool: str | None) -> Step:
+def _from_graph(step: wire.RenderStep, prefix: str, pool: str | None) -> Step:
     if step.workflow is None:
-        raise InvalidRequest("a render needs a workflow or a template", field=f"{prefix}workflow")
+        raise InvalidRequest(
+            "a render must have a workflow or a template", field=f"{prefix}workflow"
+        )
     if step.inputs is not None:
-        raise InvalidRequest("inputs belong to a template", field=f"{prefix}inputs")
+        raise InvalidRequest("inputs are allowed only with a template", field=f"{prefix}inputs")
     check_graph(step.workflow, f"{prefix}workflow")
     return Step(
         kind=StepKind.RENDER,
@@ -96,11 +100,11 @@ def _own_graph(step: wire.RenderStep, prefix: str, pool: str | None) -> Step:
 
 
 def check_graph(graph: Mapping[str, Any], field: str) -> None:
-    """Refuse what is no graph in ComfyUI's API format, whichever nodes there are.
+    """Check that a graph is in ComfyUI's API format, whatever nodes it has.
 
     Raises:
-        EditorGraphFormat: it is as ComfyUI's editor saves it.
-        InvalidRequest: naming the part of ``field``.
+        EditorFormat: it is in the format of ComfyUI's editor.
+        InvalidRequest: a part of it is wrong.
     """
     if not graph:
         raise InvalidRequest("the graph has no nodes", field=field)

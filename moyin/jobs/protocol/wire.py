@@ -1,4 +1,4 @@
-"""Shapes of the jobs API. Unknown members are refused, so that a typing error is not ignored."""
+"""Defines the shapes of the jobs API; unknown members are refused, so that typos are not ignored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moyin.http.validation import UtcDatetime
 
 MAX_STEPS = 20
 PoolName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
-# PostgreSQL has no character NUL: a row with one in it would break every search by labels.
+# PostgreSQL cannot store NUL, and one row with it would break every search by metadata.
 MetadataKey = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
 MetadataValue = Annotated[str, Field(max_length=1024, pattern=r"^[^\x00]*$")]
 HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}$")]
@@ -25,7 +25,7 @@ class _Request(BaseModel):
 
 
 class HttpCall(_Request):
-    """A call of a route behind the door, with the job owner's rights."""
+    """A call of a route on the gateway, with the job owner's rights."""
 
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"] = "GET"
     path: str = Field(
@@ -36,43 +36,44 @@ class HttpCall(_Request):
 
 
 class ChatStep(_Request):
-    """A text answer by whichever back end the router chooses."""
+    """A request to a language model; the router chooses the back end."""
 
     kind: Literal["chat"]
     protocol: ChatProtocol = Field(
-        ChatProtocol.OPENAI, description="Whose body `request` is, and whose the answer will be."
+        ChatProtocol.OPENAI, description="The API format of `request` and of the answer."
     )
     request: dict[str, JsonValue] = Field(
-        description="The body of a chat completion, an Anthropic message, or an Ollama chat or "
-        "generate, without `stream`."
+        description="The body of an OpenAI chat completion, an Anthropic message, or an Ollama chat or "
+        "generate request, without `stream`."
     )
 
 
 class RenderStep(_Request):
-    """A ComfyUI graph: one of your own in `workflow`, or a `template` with its `inputs`."""
+    """A render by ComfyUI: a graph in `workflow`, or a `template` with its `inputs`."""
 
     kind: Literal["render"]
     workflow: dict[str, JsonValue] | None = Field(
         None, description="A graph in ComfyUI's API format."
     )
     template: str | None = Field(
-        None, max_length=64, description="A name or an alias that `GET /templates` lists."
+        None, max_length=64, description="The name or an alias of a template of `GET /templates`."
     )
     inputs: dict[str, JsonValue] | None = Field(
         None,
-        description="Of the template, as its JSON Schema says. In a pipeline, "
-        '`{"from": "steps.0.text"}` takes the output of an earlier step; a string never does.',
+        description="Inputs of the template, by its JSON Schema. In a pipeline, "
+        '`{"from": "steps.0.text"}` takes the output of an earlier step; a plain string does not.',
     )
     pool: PoolName | None = Field(
-        None, description="The render pool; default: the job's, then the template's."
+        None, description="The render pool; default: the job's pool, then the template's."
     )
     cache: bool = Field(
-        True, description="Whether the result of an earlier render of the same graph will do."
+        True,
+        description="If true, the result of an earlier render of the same graph may be returned.",
     )
 
 
 class HttpStep(_Request):
-    """Any other service behind the door."""
+    """A call of any other service behind the gateway."""
 
     kind: Literal["http"]
     request: HttpCall
@@ -82,49 +83,49 @@ StepRequest = Annotated[ChatStep | RenderStep | HttpStep, Field(discriminator="k
 
 
 class _Options(_Request):
-    pool: PoolName | None = Field(None, description="The render pool of steps that name none.")
+    pool: PoolName | None = Field(None, description="The render pool of steps without a `pool`.")
     priority: int = Field(
         3,
         ge=1,
         le=5,
-        description="1 goes first, 5 last. Who may use which is a limit (`best_priority`).",
+        description="1 runs first, 5 last. The limit `best_priority` is the best you may use.",
     )
     deadline: UtcDatetime | None = Field(
         None, description="With a time zone. The job fails when it has not finished by then."
     )
     metadata: dict[MetadataKey, MetadataValue] = Field(default_factory=dict, max_length=16)
     webhook: str | None = Field(
-        None, max_length=2048, description="http(s) URL that is told when the job ends."
+        None, max_length=2048, description="http(s) URL that receives a POST when the job ends."
     )
 
 
 class ChatJob(ChatStep, _Options):
-    """One chat step."""
+    """A job with one chat step."""
 
 
 BatchValue = str | int | float | bool
 
 
 class Batch(_Request):
-    """One of the three. A render that is made of each becomes a child of the one job."""
+    """Variants of one render, by exactly one of the three members; each becomes a child of the job."""
 
     seeds: int | list[int] | None = Field(
         None,
-        description="So many renders with seeds that count up from the given one, or these seeds. "
+        description="The number of renders, whose seeds count up from the given one, or a list of seeds. "
         "A workflow's seeds are its inputs `seed` and `noise_seed`, a template's its input `seed`.",
     )
     inputs: list[dict[str, JsonValue]] | None = Field(
-        None, description="Of a template: in each, inputs that replace the job's."
+        None, description="Inputs of the template that replace the job's, for each render."
     )
     sweep: dict[str, list[BatchValue]] | None = Field(
         None,
-        description="Every combination of these values, the last key changing fastest. Keys: "
+        description="One render for every combination of these values; the last key varies fastest. Keys: "
         "`inputs.<name>` of a template, `workflow.<node>.inputs.<name>` of a workflow.",
     )
 
 
 class RenderJob(RenderStep, _Options):
-    """One render step, or with `batch` many that run side by side."""
+    """A job with one render step, or with `batch` many that run concurrently."""
 
     batch: Batch | None = Field(
         None, description=f"At most {MAX_CHILDREN} children; each counts as an open job."
@@ -132,11 +133,11 @@ class RenderJob(RenderStep, _Options):
 
 
 class HttpJob(HttpStep, _Options):
-    """One http step."""
+    """A job with one http step."""
 
 
 class PipelineJob(_Options):
-    """Steps in order; later ones may refer to earlier outputs: `${steps.0.text}`."""
+    """A job of several steps in order; later ones may refer to earlier outputs: `${steps.0.text}`."""
 
     kind: Literal["pipeline"]
     steps: list[StepRequest] = Field(min_length=1, max_length=MAX_STEPS)
@@ -149,7 +150,7 @@ JOB_REQUEST: TypeAdapter[ChatJob | RenderJob | HttpJob | PipelineJob] = TypeAdap
 
 
 class ArtifactBody(BaseModel):
-    """A stored file; `url` is relative to the door; `size` in bytes."""
+    """A stored file; `url` is relative to the gateway, `size` is in bytes."""
 
     id: str
     url: str
@@ -159,7 +160,7 @@ class ArtifactBody(BaseModel):
 
 
 class ProgressBody(BaseModel):
-    """`value` of `max` units of step number `step` (from 0); of a batch: `value` of `max` children."""
+    """`value` of `max` units of the step `step` (from 0); of a batch, `value` of `max` children."""
 
     value: float
     max: float
@@ -167,7 +168,7 @@ class ProgressBody(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """Why the job failed."""
+    """The error of a failed job."""
 
     code: str
     message: str
@@ -175,20 +176,19 @@ class ErrorBody(BaseModel):
 
 
 class CancellerBody(BaseModel):
-    """Who cancelled the job: a person, a key or a service of Moyin that acts for the tenant, by its
-    public id, or the operator of the farm, who has none."""
+    """The person, key or service that cancelled the job, by its public id; the operator has no id."""
 
     kind: CancellerKind
     id: str | None
 
 
 class JobBody(BaseModel):
-    """A job."""
+    """A job without the outputs of its steps."""
 
     id: str
     kind: str
     status: JobStatus
-    steps: int = Field(description="How many steps, or children, it has.")
+    steps: int = Field(description="The number of steps, or of a batch's children.")
     progress: ProgressBody
     artifacts: list[ArtifactBody]
     error: ErrorBody | None
@@ -196,7 +196,7 @@ class JobBody(BaseModel):
     attempts: int
     priority: int
     cost_usd: float
-    cached: bool = Field(description="An earlier result was all that it took.")
+    cached: bool = Field(description="True if all results came from earlier renders.")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -204,7 +204,7 @@ class JobBody(BaseModel):
 
 
 class OutputBody(BaseModel):
-    """What a finished step gave."""
+    """The output of a finished step."""
 
     step: int
     text: str | None
@@ -220,7 +220,9 @@ class ChildBody(BaseModel):
 
     index: int
     status: JobStatus
-    inputs: dict[str, Any] = Field(description="What sets it apart from the others.")
+    inputs: dict[str, Any] = Field(
+        description="The inputs that distinguish it from the other children."
+    )
     progress: float = Field(description="From 0 to 1.")
     artifacts: list[ArtifactBody]
     error: ErrorBody | None
@@ -235,7 +237,7 @@ class JobDetail(JobBody):
 
 
 class JobPage(BaseModel):
-    """Newest first; `next_cursor` is null on the last page."""
+    """A page of jobs, newest first; `next_cursor` is null on the last page."""
 
     jobs: list[JobBody]
     next_cursor: str | None

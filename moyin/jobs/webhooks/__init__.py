@@ -1,1 +1,1 @@
-"""Webhooks: signed by the Standard Webhooks scheme and kept out of private networks."""
+"""Sends webhooks, signed by the Standard Webhooks scheme and never into private networks."""

@@ -1,7 +1,10 @@
-"""Delivers one webhook, once; retries are the caller's business."""
+"""Signs webhooks by version 1 of Standard Webhooks (https://www.standardwebhooks.com) and sends them."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
 import time
 from collections.abc import Mapping
 from typing import Any, Self
@@ -12,20 +15,20 @@ from pydantic_core import to_json
 from moyin.errors import BackendRejected, BackendTimeout, BackendUnavailable
 from moyin.http.client import LazySession
 from moyin.http.public_addresses import AllowedNetworks, PublicConnector, check_url
-from moyin.jobs.webhooks.signing import signature_headers, webhook_secret
 
-__all__ = ["WebhookSender"]
+__all__ = ["WebhookSender", "signature_headers", "webhook_secret"]
 
 _TIMEOUT = aiohttp.ClientTimeout(total=15, connect=5)
 _CONNECTIONS = 50
 _MAX_HEADER_BYTES = 8190
+_PREFIX = "whsec_"
 
 
 class WebhookSender:
-    """An HTTP client that signs what it sends and reaches allowed addresses only.
+    """Sends signed POST requests to allowed addresses only.
 
-    It follows no redirect, uses no proxy and no cookie, and never reads an answer's body.
-    Use it as an async context manager.
+    It follows no redirects, uses no proxy and no cookies, and never reads a response's body. Use it
+    as an async context manager.
     """
 
     def __init__(self, *, signing_key: bytes, networks: AllowedNetworks) -> None:
@@ -52,14 +55,14 @@ class WebhookSender:
     async def send(
         self, url: str, *, owner: str, message_id: str, payload: Mapping[str, Any]
     ) -> None:
-        """POST ``payload`` as JSON.
+        """Send ``payload`` as JSON.
 
         Raises:
-            InvalidRequest: no server can be at the URL.
-            AddressNotAllowed: the URL leads into a network that webhooks may not reach.
-            BackendRejected: the receiver is gone for good (410).
-            BackendUnavailable: it could not be reached or did not answer 2xx; try again later.
-            BackendTimeout: it took too long; try again later.
+            InvalidRequest: the URL is not a valid address of a server.
+            AddressRefused: the URL leads into a network that webhooks may not reach.
+            BackendRejected: the receiver answered that it no longer exists (410).
+            BackendUnavailable: the receiver could not be reached or its status was not 2xx; retry later.
+            BackendTimeout: the receiver took too long; retry later.
         """
         check_url(url, field="webhook")
         self._networks.check_literal(url)
@@ -82,11 +85,42 @@ class WebhookSender:
             raise BackendUnavailable(
                 f"the webhook's receiver could not be reached ({type(error).__name__})"
             ) from error
-        _judge(status)
+        _check_status(status)
 
 
-def _judge(status: int) -> None:
+def _check_status(status: int) -> None:
     if status == 410:
-        raise BackendRejected("the webhook's receiver is gone (410)")
+        raise BackendRejected("the webhook's receiver no longer exists (410)")
     if not 200 <= status < 300:
-        raise BackendUnavailable(f"the webhook's receiver answered {status}")
+        raise BackendUnavailable(
+            f"the webhook's receiver answered with status {status}; it must be 2xx"
+        )
+
+
+def webhook_secret(signing_key: bytes, owner: str) -> str:
+    """Return the secret of ``owner``'s webhooks: ``whsec_`` and 32 bytes in base64.
+
+    It is derived, not stored: every process with the signing key computes the same secret, and no
+    owner can compute that of another.
+    """
+    derived = hmac.new(signing_key, b"moyin/webhook/" + owner.encode(), hashlib.sha256).digest()
+    return _PREFIX + base64.b64encode(derived).decode()
+
+
+def signature_headers(
+    secret: str, *, message_id: str, timestamp: int, body: bytes
+) -> dict[str, str]:
+    """Return the three headers of one delivery.
+
+    Args:
+        message_id: the same on every retry, so that a receiver can ignore repeats; without a dot.
+        timestamp: the time of this try, in Unix seconds.
+    """
+    key = base64.b64decode(secret.removeprefix(_PREFIX))
+    signed = f"{message_id}.{timestamp}.".encode() + body
+    digest = hmac.new(key, signed, hashlib.sha256).digest()
+    return {
+        "webhook-id": message_id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": f"v1,{base64.b64encode(digest).decode()}",
+    }

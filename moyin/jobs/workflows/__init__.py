@@ -1,1 +1,1 @@
-
+"""Runs jobs with Temporal; the only package of moyin that imports Temporal's SDK."""

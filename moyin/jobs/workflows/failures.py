@@ -1,4 +1,4 @@
-"""Errors on their way through Temporal: from `MoyinError` to a failure and on to `JobError`."""
+"""Converts errors: from `MoyinError` to a failure of Temporal, and from there to `JobError`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from temporalio.exceptions import (
 )
 
 from moyin import errors
+from moyin.client.errors import ERROR_TYPES
 from moyin.domain.job import JobError
 
 __all__ = [
@@ -32,10 +33,10 @@ SUPERSEDED = "superseded"
 def to_application_error(
     error: errors.MoyinError, *, retryable: bool | None = None
 ) -> ApplicationError:
-    """What an activity raises for ``error``: Temporal retries it if, and only if, that can help.
+    """Return the failure to raise for ``error``; Temporal retries it only if a retry can help.
 
     Args:
-        retryable: for an activity that knows better than the kind of error.
+        retryable: overrides whether errors of this type are retryable.
     """
     return ApplicationError(
         error.message,
@@ -49,12 +50,12 @@ def to_application_error(
 
 
 def is_superseded(error: BaseException) -> bool:
-    """Whether the step found that its attempt is over or has a successor."""
+    """Return True if the step found that its attempt has ended or a later one has begun."""
     return any(isinstance(c, ApplicationError) and c.type == SUPERSEDED for c in _causes(error))
 
 
 def larger_pool(error: BaseException) -> str | None:
-    """The render pool that has the memory which the step's own lacked, if that was the cause."""
+    """Return the render pool with more memory, if the step failed for lack of memory."""
     for cause in _causes(error):
         if isinstance(cause, ApplicationError) and cause.type == errors.OutOfMemory.code:
             pool = _details(cause).get("pool")
@@ -63,12 +64,12 @@ def larger_pool(error: BaseException) -> str | None:
 
 
 def to_job_error(error: BaseException, *, step: int | None = None) -> JobError:
-    """Why a job failed, for its owner.
+    """Return the error that a failed job shows to its owner.
 
-    Only messages of our own error tree get out; anything else is a bug, which the logs tell.
+    Only messages of `moyin.errors` are shown; anything else is a bug and appears only in the logs.
 
     Args:
-        step: index of the step that failed, kept in the details.
+        step: index of the failed step, for the details.
     """
     details: dict[str, Any] = {} if step is None else {"step": step}
     for cause in _causes(error):
@@ -76,7 +77,7 @@ def to_job_error(error: BaseException, *, step: int | None = None) -> JobError:
             return JobError(
                 code=cause.code, message=cause.message, details={**cause.details, **details}
             )
-        if isinstance(cause, ApplicationError) and cause.type in _CODES:
+        if isinstance(cause, ApplicationError) and cause.type in ERROR_TYPES:
             return JobError(
                 code=cause.type, message=cause.message, details={**_details(cause), **details}
             )
@@ -91,25 +92,25 @@ def to_job_error(error: BaseException, *, step: int | None = None) -> JobError:
     )
 
 
-def to_batch_error(failed: Mapping[int, BaseException], children: int) -> JobError:
-    """Why a batch failed: the code of the first child that did; the details have each one's."""
-    errors_of = {index: to_job_error(failed[index]) for index in sorted(failed)}
-    first, error = next(iter(errors_of.items()))
+def to_batch_error(failures: Mapping[int, BaseException], children: int) -> JobError:
+    """Return the error of a failed batch: the first failed child's code, and details of each."""
+    child_errors = {index: to_job_error(failures[index]) for index in sorted(failures)}
+    first, error = next(iter(child_errors.items()))
     return JobError(
         code=error.code,
-        message=f"{len(failed)} of {children} children failed; number {first}: {error.message}",
+        message=f"{len(failures)} of {children} children failed; number {first}: {error.message}",
         details={
             "step": first,
             "children": {
-                str(index): {"code": one.code, "message": one.message}
-                for index, one in errors_of.items()
+                str(index): {"code": child_error.code, "message": child_error.message}
+                for index, child_error in child_errors.items()
             },
         },
     )
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The failures from the outside in."""
+    """Yield the failure and its causes, outermost first."""
     current: BaseException | None = error
     while current is not None:
         if not isinstance(current, ActivityError):
@@ -124,20 +125,11 @@ def _details(error: ApplicationError) -> dict[str, Any]:
 
 
 def _timeout_code(error: TimeoutError) -> str:
-    lost = error.type is TimeoutType.HEARTBEAT
-    return errors.WorkerLost.code if lost else errors.StepFailed.code
+    is_lost = error.type is TimeoutType.HEARTBEAT
+    return errors.WorkerLost.code if is_lost else errors.StepFailed.code
 
 
 def _timeout_message(error: TimeoutError) -> str:
     if error.type is TimeoutType.HEARTBEAT:
-        return "the worker was lost under the step, every time it was tried"
-    return "the step took longer than a step may take"
-
-
-def _tree(kind: type[errors.MoyinError]) -> Iterator[type[errors.MoyinError]]:
-    yield kind
-    for child in kind.__subclasses__():
-        yield from _tree(child)
-
-
-_CODES = frozenset(kind.code for kind in _tree(errors.MoyinError))
+        return "the worker was lost in every try of the step"
+    return "the step exceeded its time limit"

@@ -1,4 +1,4 @@
-"""`JobWorkflow`: one attempt of a job, from its first unfinished step to its recorded end."""
+"""Defines the workflows of a job: `JobWorkflow` runs one attempt, `WebhookWorkflow` reports its end."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ with workflow.unsafe.imports_passed_through():
     from moyin.jobs.workflows.types import (
         HEARTBEAT_TIMEOUT,
         JOBS_QUEUE,
+        WEBHOOKS_QUEUE,
         JobInput,
         JobOutcome,
         StepDone,
@@ -37,16 +38,14 @@ with workflow.unsafe.imports_passed_through():
         WebhookInput,
         render_queue,
     )
-    from moyin.jobs.workflows.webhook import WebhookWorkflow
 
-__all__ = ["JobWorkflow"]
+__all__ = ["JobWorkflow", "WebhookWorkflow"]
 
-_RESULT: Any = StepDone | StepResult
-_SUPERSEDED = JobError(code="superseded", message="the job has ended or goes on elsewhere")
+_SUPERSEDED = JobError(code="superseded", message="the job has ended or runs in a later attempt")
 
 
-class _GivenUp(Exception):
-    """The job's row says that this attempt is over or has a successor."""
+class _AttemptSuperseded(Exception):
+    """The job's row says that this attempt has ended, or that a later one has begun."""
 
 
 class _StepFailed(Exception):
@@ -56,53 +55,77 @@ class _StepFailed(Exception):
 
 
 class _ChildrenFailed(Exception):
-    def __init__(self, failed: dict[int, FailureError]) -> None:
-        super().__init__(sorted(failed))
-        self.failed = failed
+    def __init__(self, failures: dict[int, FailureError]) -> None:
+        super().__init__(sorted(failures))
+        self.failures = failures
+
+
+@workflow.defn(name="WebhookWorkflow")
+class WebhookWorkflow:
+    """Delivers a job's webhook, retrying for hours if necessary.
+
+    It is a workflow of its own so that a slow receiver never delays or changes the job's end.
+    """
+
+    @workflow.run
+    async def run(self, webhook: WebhookInput) -> bool:
+        """Return True once it is delivered; False if a later attempt has begun."""
+        delivered: bool = await workflow.execute_activity(
+            "deliver_webhook",
+            webhook,
+            result_type=bool,
+            task_queue=WEBHOOKS_QUEUE,
+            start_to_close_timeout=policies.WEBHOOK_TIMEOUT,
+            schedule_to_close_timeout=policies.WEBHOOK_LIMIT,
+            retry_policy=policies.WEBHOOK,
+        )
+        return delivered
 
 
 @workflow.defn(name="JobWorkflow")
 class JobWorkflow:
-    """Runs the steps in order; each finished one is a checkpoint in the job's row, the last one
-    together with the job's end. Those of a batch run side by side; one that fails does not stop the
-    others.
+    """Runs one attempt of a job, from its first unfinished step to its recorded end.
 
-    The activities write their checkpoints themselves; here is written what they could not, and
-    every other end. It always completes with a `JobOutcome`, failed and cancelled ones included,
-    and the row is told first. Activities inherit the priority that the workflow was started with.
+    Steps run in order. Each finished step is a checkpoint in the job's row; the last step's
+    checkpoint includes the job's end. The steps of a batch run concurrently, and one that fails
+    does not stop the others.
+
+    Activities write their checkpoints themselves. The workflow writes those that an activity could
+    not write, and every end other than success. It always completes with a `JobOutcome`, also for
+    failed and cancelled jobs, and updates the row first. Activities inherit the priority that the
+    workflow was started with.
     """
 
     def __init__(self) -> None:
-        # The last step's activity has written the job's end down.
-        self._ended = False
+        # True once the last step's activity has written the job's end.
+        self._is_end_recorded = False
 
     @workflow.run
     async def run(self, job: JobInput) -> JobOutcome:
+        """Run the attempt and record its outcome."""
         try:
-            outcome = await self._attempt(job)
-        except _GivenUp:
+            outcome = await self._run_attempt(job)
+        except _AttemptSuperseded:
             return _outcome(job, JobStatus.CANCELLED, _SUPERSEDED)
         try:
-            await run_to_completion(self._record(job, outcome))
+            await run_to_completion(self._record_end(job, outcome))
         except asyncio.CancelledError:
-            # Too late to be cancelled: the outcome has been written.
+            # The outcome is written already, so the cancellation comes too late.
             workflow.logger.info("cancelled after its end")
         return outcome
 
-    async def _attempt(self, job: JobInput) -> JobOutcome:
-        """Run the steps; every way to end becomes an outcome."""
+    async def _run_attempt(self, job: JobInput) -> JobOutcome:
+        """Run the steps and turn every way to end into an outcome."""
         deadline = asyncio.timeout(_seconds_left(job))
         try:
             async with deadline:
-                if job.version < 2 and not await _local("job_start", job):
-                    raise _GivenUp
                 run = self._run_children if job.parallel else self._run_steps
                 results = await run(job)
-        except _GivenUp:
+        except _AttemptSuperseded:
             raise
         except _ChildrenFailed as error:
-            told = to_batch_error(error.failed, len(job.steps))
-            return _outcome(job, JobStatus.FAILED, told)
+            batch_error = to_batch_error(error.failures, len(job.steps))
+            return _outcome(job, JobStatus.FAILED, batch_error)
         except (TimeoutError, asyncio.CancelledError, FailureError, _StepFailed) as error:
             # An activity that the deadline cancels reports a cancellation of its own.
             if deadline.expired():
@@ -117,80 +140,87 @@ class JobWorkflow:
         return _outcome(job, JobStatus.SUCCEEDED, results=results)
 
     async def _run_steps(self, job: JobInput) -> tuple[StepResult, ...]:
+        """Run the unfinished steps in order and return the results of all steps."""
         done = {result.index: result for result in job.done}
         for index in range(len(job.steps)):
             if index in done:
                 continue
             earlier = tuple(done[i].output for i in range(index))
-            begins = job.version >= 2 and len(done) == len(job.done)
+            is_first = len(done) == len(job.done)
             try:
-                step = await _run_step(job, index, earlier, begins)
+                step = await _run_step(job, index, earlier, is_first)
             except FailureError as error:
                 if is_superseded(error):
-                    raise _GivenUp from error
+                    raise _AttemptSuperseded from error
                 raise _StepFailed(index) from error
             done[index] = step.result
-            if job.version >= 2 and _is_last(job, index):
-                self._ended = step.recorded
+            if _is_last(job, index):
+                self._is_end_recorded = step.recorded
                 break
             await _record_step(job, step)
         return tuple(done[index] for index in sorted(done))
 
     async def _run_children(self, job: JobInput) -> tuple[StepResult, ...]:
-        """The row has the results: of up to hundreds, none goes through here a second time."""
-        done = {result.index for result in job.done}
-        failed: dict[int, FailureError] = {}
+        """Run the unfinished children of a batch concurrently.
 
-        async def child(index: int) -> None:
+        The result is empty: the row has the results, and there may be hundreds of them.
+        """
+        done = {result.index for result in job.done}
+        failures: dict[int, FailureError] = {}
+
+        async def run_child(index: int) -> None:
             try:
-                step = await _run_step(job, index, (), begins=True)
+                step = await _run_step(job, index, (), is_first=True)
             except FailureError as error:
                 if is_superseded(error):
-                    raise _GivenUp from error
+                    raise _AttemptSuperseded from error
                 if is_cancelled_exception(error):
                     raise
-                failed[index] = error
+                failures[index] = error
                 return
             await _record_step(job, step)
 
-        waiting = [child(index) for index in range(len(job.steps)) if index not in done]
-        # All are heard out: what is cancelled, or superseded, is so for every one of them.
-        for ended in await asyncio.gather(*waiting, return_exceptions=True):
-            if isinstance(ended, BaseException):
-                raise ended
-        if failed:
-            raise _ChildrenFailed(failed)
+        children = [run_child(index) for index in range(len(job.steps)) if index not in done]
+        # Wait for all of them: a cancelled or superseded job is so for each of its children.
+        for result in await asyncio.gather(*children, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+        if failures:
+            raise _ChildrenFailed(failures)
         return ()
 
-    async def _record(self, job: JobInput, outcome: JobOutcome) -> None:
-        """Write the end down, then let the webhook go its own way."""
-        ended = self._ended and outcome.status is JobStatus.SUCCEEDED
-        recorded = ended or await _local("finish", outcome)
-        if recorded and job.webhook:
-            await start_webhook(WebhookInput(job_id=job.job_id, attempt=job.attempt))
+    async def _record_end(self, job: JobInput, outcome: JobOutcome) -> None:
+        """Write the end to the job's row, then start the webhook."""
+        is_recorded = self._is_end_recorded and outcome.status is JobStatus.SUCCEEDED
+        if not is_recorded:
+            is_recorded = await _run_local("finish", outcome)
+        if is_recorded and job.webhook:
+            await _start_webhook(WebhookInput(job_id=job.job_id, attempt=job.attempt))
 
 
-async def start_webhook(told: WebhookInput) -> None:
+async def _start_webhook(webhook: WebhookInput) -> None:
     """Start the child that delivers the webhook and outlives this workflow; once per attempt."""
     try:
         await workflow.start_child_workflow(
             WebhookWorkflow.run,
-            told,
-            id=f"webhook-{told.job_id}-{told.attempt}",
+            webhook,
+            id=f"webhook-{webhook.job_id}-{webhook.attempt}",
             id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
             parent_close_policy=workflow.ParentClosePolicy.ABANDON,
             cancellation_type=workflow.ChildWorkflowCancellationType.ABANDON,
         )
     except WorkflowAlreadyStartedError:
-        workflow.logger.info("the webhook is on its way already")
+        workflow.logger.info("the webhook has been started already")
 
 
-async def _run_step(job: JobInput, index: int, earlier: tuple[str, ...], begins: bool) -> StepDone:
-    """A render that its pool has no memory for goes on to the pool that this one names."""
+async def _run_step(
+    job: JobInput, index: int, earlier: tuple[str, ...], is_first: bool
+) -> StepDone:
+    """Run a step; a render for which its pool lacks memory moves to the larger pool it names."""
     pools = [job.steps[index].pool]
     while True:
         try:
-            return await _try_step(job, index, earlier, begins, pools[-1])
+            return await _run_step_in(pools[-1], job, index, earlier, is_first)
         except ActivityError as error:
             larger = larger_pool(error)
             if larger is None or larger in pools:
@@ -198,13 +228,13 @@ async def _run_step(job: JobInput, index: int, earlier: tuple[str, ...], begins:
             pools.append(larger)
 
 
-async def _try_step(
-    job: JobInput, index: int, earlier: tuple[str, ...], begins: bool, pool: str
+async def _run_step_in(
+    pool: str, job: JobInput, index: int, earlier: tuple[str, ...], is_first: bool
 ) -> StepDone:
+    """Run a step's activity; if it is a render, in ``pool``."""
     head = job.steps[index]
-    rendering = head.kind is StepKind.RENDER
-    records = job.version >= 3
-    done: StepDone | StepResult = await workflow.execute_activity(
+    is_render = head.kind is StepKind.RENDER
+    done: StepDone = await workflow.execute_activity(
         f"{head.kind.value}_step",
         StepInput(
             job_id=job.job_id,
@@ -212,50 +242,50 @@ async def _try_step(
             index=index,
             spec=job.spec,
             earlier=earlier,
-            begins=job.attempt if begins else None,
-            attempt=job.attempt if records else None,
-            last=records and _is_last(job, index),
+            begins=job.attempt if is_first else None,
+            attempt=job.attempt,
+            last=_is_last(job, index),
         ),
-        # While a deployment is under way older workers answer as they are used to.
-        result_type=_RESULT,
-        task_queue=render_queue(pool) if rendering else JOBS_QUEUE,
+        result_type=StepDone,
+        task_queue=render_queue(pool) if is_render else JOBS_QUEUE,
         heartbeat_timeout=HEARTBEAT_TIMEOUT,
-        start_to_close_timeout=policies.RENDER_TIMEOUT if rendering else policies.CALL_TIMEOUT,
+        start_to_close_timeout=policies.RENDER_TIMEOUT if is_render else policies.CALL_TIMEOUT,
         schedule_to_close_timeout=policies.STEP_LIMIT,
-        retry_policy=policies.RENDER if rendering else policies.CALL,
+        retry_policy=policies.RENDER if is_render else policies.CALL,
         summary=f"step {index}: {head.kind.value}",
     )
-    return done if isinstance(done, StepDone) else StepDone(result=done)
+    return done
 
 
 def _is_last(job: JobInput, index: int) -> bool:
-    """Whether the job is done with this step; of a batch no child is the last."""
+    """Return True if the job ends with this step; no child of a batch is the last."""
     return not job.parallel and index == len(job.steps) - 1
 
 
 async def _record_step(job: JobInput, step: StepDone) -> None:
-    """
+    """Write a step's checkpoint, unless its activity has done so.
+
     Raises:
-        _GivenUp: the attempt is over.
+        _AttemptSuperseded: the attempt has ended, or a later one has begun.
     """
     if step.recorded:
         return
     record = StepRecord(job_id=job.job_id, attempt=job.attempt, result=step.result)
-    # A finished step has been paid for: a cancellation waits until it is written down.
-    if not await run_to_completion(_local("record_step", record)):
-        raise _GivenUp
+    # A finished step has been paid for, so a cancellation waits until its checkpoint is written.
+    if not await run_to_completion(_run_local("record_step", record)):
+        raise _AttemptSuperseded
 
 
-async def _local(name: str, argument: Any) -> bool:
-    """Run one of our short writes to the job's row, until it is done."""
-    answer: bool = await workflow.execute_local_activity(
+async def _run_local(name: str, argument: Any) -> bool:
+    """Run a short write to the job's row, and retry it until it succeeds."""
+    is_written: bool = await workflow.execute_local_activity(
         name,
         argument,
         result_type=bool,
         start_to_close_timeout=policies.RECORD_TIMEOUT,
         retry_policy=policies.RECORD,
     )
-    return answer
+    return is_written
 
 
 def _seconds_left(job: JobInput) -> float | None:

@@ -1,4 +1,4 @@
-"""`JudgeWorkflow`: one comparison, from a sampled answer to what its verdict teaches."""
+"""Defines `JudgeWorkflow`, one comparison by the judge, with its activities and its worker."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from traceback import format_tb
 from typing import Any
 
 from temporalio import activity, workflow
+from temporalio.client import Client
 from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import (
     ApplicationError,
@@ -19,14 +20,17 @@ from temporalio.exceptions import (
     is_cancelled_exception,
 )
 from temporalio.service import RPCError
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 with workflow.unsafe.imports_passed_through():
     from moyin.errors import MoyinError
     from moyin.jobs.workflows import policies
-    from moyin.jobs.workflows.client import Temporal, turn_of
+    from moyin.jobs.workflows.client import RPC_TIMEOUT, TASK_TIMEOUT, Temporal
+    from moyin.jobs.workflows.launcher import tenant_priority
     from moyin.jobs.workflows.shield import run_to_completion
     from moyin.jobs.workflows.steps import heartbeating
     from moyin.jobs.workflows.types import (
+        HEARTBEAT_INTERVAL,
         HEARTBEAT_TIMEOUT,
         JUDGE_QUEUE,
         JudgeEnd,
@@ -37,47 +41,46 @@ with workflow.unsafe.imports_passed_through():
     from moyin.text.judging.outcomes import Count, Outcome
     from moyin.text.judging.verdict import Verdict
 
-__all__ = ["JudgeActivities", "JudgeQueue", "JudgeWorkflow"]
+__all__ = ["JudgeActivities", "JudgeQueue", "JudgeWorkflow", "new_judge_worker"]
 
 _log = logging.getLogger(__name__)
-_RPC_TIMEOUT = timedelta(seconds=3)
-_TASK_TIMEOUT = timedelta(seconds=5)
+_GRACE = timedelta(seconds=5)
 
 
 @workflow.defn(name="JudgeWorkflow")
 class JudgeWorkflow:
-    """Asks the second model, then the judge, then writes down what it found.
+    """Asks a second model for an answer, then the judge for a verdict, and records the verdict.
 
-    No conversation goes through here, so that none stays in Temporal's history: the activities find
-    it under the comparison's id, and the last one deletes it, however the others ended.
+    Temporal's history has no conversation: the activities read it from the store under the
+    comparison's id, and the last one deletes it, however the others ended.
     """
 
     @workflow.run
     async def run(self, comparison_id: str) -> str:
-        """Return an `Outcome`."""
+        """Run the comparison and return an `Outcome`."""
         try:
-            outcome = await self._compared(comparison_id)
+            outcome = await self._compare(comparison_id)
         except (FailureError, asyncio.CancelledError) as error:
-            cancelled = is_cancelled_exception(error)
-            outcome = Outcome.CANCELLED if cancelled else Outcome.FAILED
+            is_cancelled = is_cancelled_exception(error)
+            outcome = Outcome.CANCELLED if is_cancelled else Outcome.FAILED
         end = JudgeEnd(comparison_id=comparison_id, outcome=outcome)
-        await run_to_completion(_short("judge_close", end))
+        await run_to_completion(_run_short("judge_close", end))
         return outcome
 
-    async def _compared(self, comparison_id: str) -> Outcome:
-        answered = Outcome(await _call("judge_answer", comparison_id, str))
-        if answered is not Outcome.ANSWERED:
-            return answered
-        found: JudgeVerdict = await _call("judge_decide", comparison_id, JudgeVerdict)
-        if found.outcome:
-            return Outcome(found.outcome)
-        record = JudgeRecord(comparison_id=comparison_id, given=found.given, other=found.other)
-        # The verdict has been paid for: a cancellation waits until it is written down.
-        return Outcome(await run_to_completion(_short("judge_record", record)))
+    async def _compare(self, comparison_id: str) -> Outcome:
+        outcome = Outcome(await _call_model("judge_answer", comparison_id, str))
+        if outcome is not Outcome.ANSWERED:
+            return outcome
+        verdict: JudgeVerdict = await _call_model("judge_decide", comparison_id, JudgeVerdict)
+        if verdict.outcome:
+            return Outcome(verdict.outcome)
+        record = JudgeRecord(comparison_id=comparison_id, given=verdict.given, other=verdict.other)
+        # The verdict has been paid for, so a cancellation waits until it is recorded.
+        return Outcome(await run_to_completion(_run_short("judge_record", record)))
 
 
-async def _call(name: str, comparison_id: str, result_type: Any) -> Any:
-    """Run a step that asks a model."""
+async def _call_model(name: str, comparison_id: str, result_type: Any) -> Any:
+    """Run an activity that calls a model."""
     return await workflow.execute_activity(
         name,
         comparison_id,
@@ -86,14 +89,14 @@ async def _call(name: str, comparison_id: str, result_type: Any) -> Any:
         start_to_close_timeout=policies.JUDGE_CALL_TIMEOUT,
         schedule_to_close_timeout=policies.JUDGE_STEP_LIMIT,
         retry_policy=policies.JUDGE,
-        # What it keeps must be there before it is deleted.
+        # The activity stores its result; wait for that, so that the last activity can delete it.
         cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
     )
 
 
-async def _short(name: str, argument: Any) -> str:
-    """Run one of the short writes."""
-    answer: str = await workflow.execute_activity(
+async def _run_short(name: str, argument: Any) -> str:
+    """Run an activity that only reads and writes the store."""
+    outcome: str = await workflow.execute_activity(
         name,
         argument,
         result_type=str,
@@ -101,60 +104,62 @@ async def _short(name: str, argument: Any) -> str:
         schedule_to_close_timeout=policies.JUDGE_STEP_LIMIT,
         retry_policy=policies.RECORD,
     )
-    return answer
+    return outcome
 
 
 class JudgeActivities:
-    """The activities of the queue ``judge``. Every one may run more than once."""
+    """Runs the activities of the queue ``judge``; every one may run more than once."""
 
     def __init__(self, judge: Judge, count: Count) -> None:
         self._judge = judge
         self._count = count
 
-    def all(self) -> list[Any]:
-        """For `temporalio.worker.Worker`."""
+    @property
+    def of_judge_queue(self) -> list[Any]:
+        """The activities of the queue ``judge``."""
         return [self.judge_answer, self.judge_decide, self.judge_record, self.judge_close]
 
     @activity.defn
     async def judge_answer(self, comparison_id: str) -> str:
-        """Ask the second model."""
-        async with heartbeating(), _failing_well(asks=True):
+        """Ask the second model for its answer."""
+        async with heartbeating(), _application_errors(calls_model=True):
             return await self._judge.answer(comparison_id)
 
     @activity.defn
     async def judge_decide(self, comparison_id: str) -> JudgeVerdict:
-        """Ask the judge."""
-        async with heartbeating(), _failing_well(asks=True):
-            found = await self._judge.decide(comparison_id)
-        if isinstance(found, Outcome):
-            return JudgeVerdict(outcome=found)
-        return JudgeVerdict(given=found.given, other=found.other)
+        """Ask the judge for its verdict."""
+        async with heartbeating(), _application_errors(calls_model=True):
+            decision = await self._judge.decide(comparison_id)
+        if isinstance(decision, Outcome):
+            return JudgeVerdict(outcome=decision)
+        return JudgeVerdict(given=decision.given, other=decision.other)
 
     @activity.defn
     async def judge_record(self, record: JudgeRecord) -> str:
-        """Write the verdict down."""
+        """Write the verdict to the log of signals."""
         verdict = Verdict(given=record.given, other=record.other)
-        async with _failing_well():
+        async with _application_errors():
             if not await self._judge.record(record.comparison_id, verdict):
                 return Outcome.GONE
         return Outcome.AGREED if verdict.agrees else Outcome.DISAGREED
 
     @activity.defn
     async def judge_close(self, end: JudgeEnd) -> str:
-        """Delete what was compared, and count how it ended."""
-        async with _failing_well():
+        """Delete the compared answers and count the outcome."""
+        async with _application_errors():
             await self._judge.close(end.comparison_id)
         self._count(Outcome(end.outcome))
         return end.outcome
 
 
 class JudgeQueue:
-    """`moyin.text.judging.sampling.ComparisonQueue` on Temporal."""
+    """Implements `moyin.text.judging.sampling.ComparisonQueue` on Temporal."""
 
     def __init__(self, temporal: Temporal) -> None:
         self._temporal = temporal
 
     async def start(self, comparison_id: str, owner: str) -> bool:
+        """Start a comparison; return False if it has been started already."""
         client = await self._temporal.client()
         try:
             await client.start_workflow(
@@ -164,36 +169,53 @@ class JudgeQueue:
                 task_queue=JUDGE_QUEUE,
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                 execution_timeout=policies.JUDGE_LIMIT,
-                task_timeout=_TASK_TIMEOUT,
-                priority=turn_of(owner),
-                rpc_timeout=_RPC_TIMEOUT,
+                task_timeout=TASK_TIMEOUT,
+                priority=tenant_priority(owner),
+                rpc_timeout=RPC_TIMEOUT,
             )
         except WorkflowAlreadyStartedError:
             return False
         except RPCError as error:
-            raise self._temporal.lost(error) from error
+            raise self._temporal.unavailable(error) from error
         return True
 
 
+def new_judge_worker(client: Client, activities: JudgeActivities, *, concurrency: int) -> Worker:
+    """Return a worker of the queue ``judge``; ``concurrency`` bounds its concurrent activities."""
+    return Worker(
+        client,
+        task_queue=JUDGE_QUEUE,
+        workflows=[JudgeWorkflow],
+        workflow_runner=UnsandboxedWorkflowRunner(),
+        activities=activities.of_judge_queue,
+        max_concurrent_activities=concurrency,
+        max_heartbeat_throttle_interval=HEARTBEAT_INTERVAL,
+        default_heartbeat_throttle_interval=HEARTBEAT_INTERVAL,
+        graceful_shutdown_timeout=_GRACE,
+        sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
+    )
+
+
 @asynccontextmanager
-async def _failing_well(*, asks: bool = False) -> AsyncIterator[None]:
-    """Turn errors into failures that Temporal retries only where that can help. Their messages may
-    quote a conversation, and stay out of its history.
+async def _application_errors(*, calls_model: bool = False) -> AsyncIterator[None]:
+    """Turn errors into failures that Temporal retries only if a retry can help.
+
+    Messages of errors may quote a conversation, so they are kept out of Temporal's history.
 
     Args:
-        asks: a model is asked, so that another try after a fault of ours may be paid for again.
+        calls_model: the activity calls a model, which a retry after a bug of ours would pay again.
     """
     try:
         yield
     except MoyinError as error:
-        after = error.retry_after
+        delay = error.retry_after
         raise ApplicationError(
             error.code,
             type=error.code,
             non_retryable=not error.retryable,
-            next_retry_delay=None if after is None else timedelta(seconds=after),
+            next_retry_delay=None if delay is None else timedelta(seconds=delay),
         ) from None
     except Exception as error:
-        kind, places = type(error).__name__, "".join(format_tb(error.__traceback__))
-        _log.error("a step of the judge failed with %s:\n%s", kind, places)
-        raise ApplicationError(kind, type=MoyinError.code, non_retryable=asks) from None
+        name, trace = type(error).__name__, "".join(format_tb(error.__traceback__))
+        _log.error("an activity of the judge failed with %s:\n%s", name, trace)
+        raise ApplicationError(name, type=MoyinError.code, non_retryable=calls_model) from None

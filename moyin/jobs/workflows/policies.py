@@ -1,4 +1,4 @@
-"""How often and how long each activity is tried."""
+"""Sets the retry policy and the timeouts of each activity."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from datetime import timedelta
 
 from temporalio.common import RetryPolicy
 
-# The SQL database may be away for as long as it likes: a checkpoint is worth the wait.
+# A checkpoint is worth waiting for the SQL database, however long it is unavailable.
 RECORD = RetryPolicy(
     initial_interval=timedelta(milliseconds=200), maximum_interval=timedelta(seconds=15)
 )
 RECORD_TIMEOUT = timedelta(seconds=30)
 
-# Waiting for a free worker is not an attempt, but the death of the pool's replica is, and everything
-# that waits there has one. What a render itself may cost is counted by the activity.
+# Waiting for a free slot costs no attempt, but the death of the pool's replica costs one to every
+# render that waits there. The activity itself limits how often a render may fail.
 RENDER = RetryPolicy(
     initial_interval=timedelta(milliseconds=500),
     maximum_interval=timedelta(seconds=5),
@@ -21,7 +21,7 @@ RENDER = RetryPolicy(
 )
 RENDER_TIMEOUT = timedelta(hours=6)
 
-# About ten minutes of a service being away.
+# Lasts for about ten minutes of a service's outage.
 CALL = RetryPolicy(
     initial_interval=timedelta(seconds=1),
     maximum_interval=timedelta(minutes=1),
@@ -29,7 +29,7 @@ CALL = RetryPolicy(
 )
 CALL_TIMEOUT = timedelta(minutes=30)
 
-# From first try to giving up, queueing and retries included; a job's own deadline may be shorter.
+# The longest time of a step, queueing and retries included; a job's deadline may be shorter.
 STEP_LIMIT = timedelta(days=7)
 
 # 5 s, 15 s, 45 s, … 4 h: about a dozen tries in a day.
@@ -41,9 +41,9 @@ WEBHOOK = RetryPolicy(
 WEBHOOK_TIMEOUT = timedelta(seconds=20)
 WEBHOOK_LIMIT = timedelta(hours=24)
 
-# A judge may wait for hours until nobody else needs the back ends; later nothing is lost but a verdict.
+# The judge may wait for hours until the back ends are idle; if it gives up, only a verdict is lost.
 JUDGE = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=5))
 JUDGE_CALL_TIMEOUT = timedelta(minutes=15)
 JUDGE_STEP_LIMIT = timedelta(hours=6)
-# What is compared is kept for a day (`moyin/store/comparisons.py`).
+# Compared answers are stored for a day (`moyin/store/comparisons.py`).
 JUDGE_LIMIT = timedelta(hours=23)

@@ -1,4 +1,4 @@
-"""Work that a cancellation must not tear."""
+"""Defines `run_to_completion`, which protects work from cancellation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
-    """Await ``work`` to its end even if cancelled meanwhile; only then pass the cancellation on."""
+    """Await ``work`` to its end even if cancelled meanwhile; then raise the cancellation."""
     task = asyncio.create_task(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():

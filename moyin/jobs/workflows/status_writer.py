@@ -1,4 +1,4 @@
-"""`JobStatusWriter`: how a job stands, in its row and for those who watch it."""
+"""Defines `JobStatusWriter`, which writes a job's status to its row and publishes it to watchers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from moyin.domain.job import EventType, JobStatus, StepResult
-from moyin.jobs.protocol.translate import artifact_body, event_of
+from moyin.jobs.protocol.response import artifact_body, event_of
 from moyin.jobs.workflows.failures import SUPERSEDED
 from moyin.jobs.workflows.policies import RECORD_TIMEOUT
 from moyin.jobs.workflows.shield import run_to_completion
@@ -28,55 +28,44 @@ _PAUSE_SECONDS = 2.0
 
 
 class JobStatusWriter:
-    """Written by the activities of a job, in every worker that has some."""
+    """Records the progress of jobs; used by the activities of every worker."""
 
     def __init__(self, *, jobs: JobStore, events: EventStore, frames: FrameStore) -> None:
         self._jobs = jobs
         self._events = events
         self._frames = frames
 
-    async def around(
+    async def run_step(
         self, step: StepInput, work: Callable[[], Awaitable[StepResult]]
-    ) -> StepDone | StepResult:
-        """Do a step inside its activity, and write down that it begins and that it is done.
+    ) -> StepDone:
+        """Run a step inside its activity, and record its beginning and its result.
 
-        Here, because an activity of its own for each would cost as much as a small picture. If the
-        database is away when the step is done, the workflow writes that down, later. What was
-        written before the worker was lost is found again, and not done twice; but watchers are told
-        again, since the worker may have been lost before they were.
-
-        Returns:
-            A mere result for workflows before version 3, which write all steps down.
+        The activity does this itself, because separate activities would cost as much as a small
+        picture. If the database is unavailable when the step is done, the workflow records the
+        result later. If an earlier, lost try of the activity recorded a result, that result is
+        returned and the step does not run again. Its events are published again, since the worker
+        may have been lost before it published them.
 
         Raises:
-            ApplicationError: the job's attempt is over (`moyin.jobs.workflows.failures.is_superseded`).
+            ApplicationError: the attempt has ended, or a later one has begun
+                (`moyin.jobs.workflows.failures.is_superseded`).
         """
         result = await self._begin(step) or await work()
-        if step.attempt is None:
-            return result
         return StepDone(result=result, recorded=await run_to_completion(self._settle(step, result)))
 
-    async def start(self, job_id: str, attempt: int) -> bool:
-        """The job runs; False when the attempt is over. Watchers are told once."""
-        job = await self._jobs.start(job_id, attempt)
-        if job is None:
-            return await self._jobs.is_open(job_id, attempt)
-        await self._events.publish(job_id, *event_of(job))
-        return True
-
-    async def step(self, record: StepRecord) -> bool:
-        """Write a checkpoint; False when the attempt is over."""
+    async def record_step(self, record: StepRecord) -> bool:
+        """Write a step's checkpoint; return False if the attempt is over."""
         progress = await self._jobs.record_step(record.job_id, record.attempt, record.result)
         if progress is not None:
             kind, data = _step_event(record.result, record.attempt)
-            far = {"value": progress.value, "max": progress.max}
-            await self._events.publish(record.job_id, kind, {**data, **far})
+            overall = {"value": progress.value, "max": progress.max}
+            await self._events.publish(record.job_id, kind, {**data, **overall})
         return progress is not None
 
     async def finish(self, outcome: JobOutcome) -> bool:
-        """Write the one result; True when this attempt has its end, however often asked.
+        """Write the attempt's end; return True once the attempt has ended, also when repeated.
 
-        The first end that was written stands: a cancellation may come while one is being written.
+        The first end that was written is kept: a cancellation may arrive while one is written.
         """
         job = await self._jobs.finish(
             outcome.job_id,
@@ -87,31 +76,39 @@ class JobStatusWriter:
         ) or await self._jobs.find(outcome.job_id)
         if job.attempts != outcome.attempt or not job.status.is_final:
             return False
-        # Of a job that was cancelled meanwhile the row has neither the result nor its artifacts.
-        made = outcome.results[-1:] if job.status is outcome.status else ()
-        steps = [_step_event(result, outcome.attempt) for result in made]
+        # The row of a job that was cancelled meanwhile has neither the result nor its artifacts.
+        last_result = outcome.results[-1:] if job.status is outcome.status else ()
+        steps = [_step_event(result, outcome.attempt) for result in last_result]
         await self._events.publish_all(job.id, [*steps, event_of(job)])
-        await self._frames.end(job)
+        await self._frames.publish_end(job)
+        return True
+
+    async def _start(self, job_id: str, attempt: int) -> bool:
+        """Mark the job as running and publish that once; return False if the attempt is over."""
+        job = await self._jobs.start(job_id, attempt)
+        if job is None:
+            return await self._jobs.is_open(job_id, attempt)
+        await self._events.publish(job_id, *event_of(job))
         return True
 
     async def _begin(self, step: StepInput) -> StepResult | None:
-        """What a lost try of the same step has written down; None: the step is still to be done."""
+        """Return the result that a lost try of the step recorded; None: the step has to run."""
         while True:
             try:
-                runs = step.begins is None or await self.start(step.job_id, step.begins)
-                # Only now: the lost try may be alive, and write down what ends the attempt.
-                found = await self._found(step)
+                is_running = step.begins is None or await self._start(step.job_id, step.begins)
+                # Read only now: the lost try may still run, and record the end of the attempt.
+                recorded = await self._recorded_result(step)
                 break
             except (SQLAlchemyError, OSError) as error:
-                # The database may be away for as long as it likes; nothing has been done yet.
+                # Nothing has been done yet, so waiting for the database costs nothing.
                 _log.warning("job %s waits for the database: %s", step.job_id, error)
                 await asyncio.sleep(_PAUSE_SECONDS)
-        if found is None and not runs:
+        if recorded is None and not is_running:
             raise _superseded()
-        return found
+        return recorded
 
-    async def _found(self, step: StepInput) -> StepResult | None:
-        if step.attempt is None or activity.info().attempt == 1:
+    async def _recorded_result(self, step: StepInput) -> StepResult | None:
+        if activity.info().attempt == 1:
             return None
         job = await self._jobs.find(step.job_id)
         if job.attempts != step.attempt:
@@ -119,23 +116,23 @@ class JobStatusWriter:
         return next((result for result in job.results if result.index == step.index), None)
 
     async def _settle(self, step: StepInput, result: StepResult) -> bool:
-        """Whether the result is written down."""
-        assert step.attempt is not None
+        """Record the result; return False if the database is unavailable."""
         try:
             async with asyncio.timeout(RECORD_TIMEOUT.total_seconds()):
                 if step.last:
-                    written = await self.finish(await self._success(step, step.attempt, result))
+                    is_written = await self.finish(await self._success(step, result))
                 else:
                     record = StepRecord(job_id=step.job_id, attempt=step.attempt, result=result)
-                    written = await self.step(record)
+                    is_written = await self.record_step(record)
         except (SQLAlchemyError, OSError) as error:
-            _log.warning("job %s: the workflow has to write a step down: %s", step.job_id, error)
+            _log.warning("job %s: the workflow has to record a step: %s", step.job_id, error)
             return False
-        if not written:
+        if not is_written:
             raise _superseded()
         return True
 
-    async def _success(self, step: StepInput, attempt: int, result: StepResult) -> JobOutcome:
+    async def _success(self, step: StepInput, result: StepResult) -> JobOutcome:
+        """Return the outcome of a job whose last step has ``result``."""
         earlier: tuple[StepResult, ...] = ()
         if step.index:
             job = await self._jobs.find(step.job_id)
@@ -143,7 +140,7 @@ class JobStatusWriter:
         return JobOutcome(
             job_id=step.job_id,
             owner=step.owner,
-            attempt=attempt,
+            attempt=step.attempt,
             status=JobStatus.SUCCEEDED,
             results=(*earlier, result),
         )
@@ -151,7 +148,7 @@ class JobStatusWriter:
 
 def _superseded() -> ApplicationError:
     return ApplicationError(
-        "the attempt is over or has a successor", type=SUPERSEDED, non_retryable=True
+        "the attempt has ended, or a later one has begun", type=SUPERSEDED, non_retryable=True
     )
 
 

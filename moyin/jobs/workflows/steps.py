@@ -1,4 +1,4 @@
-"""A step's way into an activity and its output's way out, both through the artifact store."""
+"""Loads a step's payload and saves its output in the artifact store, and sends heartbeats."""
 
 from __future__ import annotations
 
@@ -21,24 +21,26 @@ from moyin.errors import StepFailed
 from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, StepInput
 from moyin.store.blobs import BlobStore
 
-__all__ = ["Pulse", "heartbeating", "load_step", "save_output"]
+__all__ = ["Heartbeat", "heartbeating", "load_step", "save_output"]
 
 
 async def load_step(blobs: BlobStore, step: StepInput) -> tuple[JobSpec, Step, Any]:
-    """The job's spec, the step, and the step's payload with its references resolved.
+    """Return the job's spec, the step, and the step's payload with its references resolved.
 
     Raises:
-        InvalidRequest: a reference names what an earlier step did not give.
-        StepFailed: a stored input is gone.
+        InvalidRequest: a reference names an output that no earlier step has.
+        StepFailed: a stored input is no longer in the artifact store.
     """
     try:
         spec = decode(JobSpec, await blobs.get(step.spec))
         outputs = [from_json(await blobs.get(sha256)) for sha256 in step.earlier]
     except FileNotFoundError:
         raise StepFailed("an input of the step is no longer in the artifact store") from None
-    wanted = spec.steps[step.index]
-    payload = wanted.payload if spec.base is None else apply_patch(spec.base, wanted.payload)
-    return spec, wanted, resolve(payload, outputs)
+    step_spec = spec.steps[step.index]
+    payload = step_spec.payload
+    if spec.base is not None:
+        payload = apply_patch(spec.base, payload)
+    return spec, step_spec, resolve(payload, outputs)
 
 
 async def save_output(
@@ -49,63 +51,64 @@ async def save_output(
     artifacts: Sequence[Artifact] = (),
     record: PromptRecord | None = None,
 ) -> str:
-    """Store a step's output; returns the sha256 for `StepResult.output`."""
-    named = [f"artifact:{artifact.id}" for artifact in artifacts]
-    output = {"text": text, "body": body, "artifacts": named}
+    """Store a step's output and return the sha256 for `StepResult.output`."""
+    references = [f"artifact:{artifact.id}" for artifact in artifacts]
+    output = {"text": text, "body": body, "artifacts": references}
     if record is not None:
         output["record"] = to_plain(record)
     return await blobs.put(to_json(output))
 
 
-class Pulse:
-    """How often an activity says that it is alive, and so, how soon it hears of a cancellation.
+class Heartbeat:
+    """Sends the heartbeats of an activity; their interval bounds the delay of a cancellation.
 
     Attributes:
-        details: what the next attempt will find in its `activity.Info.heartbeat_details`.
+        details: the next try of the activity finds them in `activity.Info.heartbeat_details`.
     """
 
     def __init__(self, seconds: float, details: Sequence[Any] = ()) -> None:
         self.seconds = seconds
         self.details = tuple(details)
-        self.quickened = asyncio.Event()
+        self.is_quick = asyncio.Event()
 
     def quicken(self) -> None:
-        """From now on it matters."""
-        self.quickened.set()
+        """Use the shortest interval from now on."""
+        self.is_quick.set()
 
-    def beat(self) -> None:
+    def send(self) -> None:
+        """Send one heartbeat now."""
         activity.heartbeat(*self.details)
 
 
 @asynccontextmanager
 async def heartbeating(
     every: float = HEARTBEAT_INTERVAL.total_seconds(),
-) -> AsyncIterator[Pulse]:
-    """Tell Temporal that the current activity is alive for as long as the block runs.
+) -> AsyncIterator[Heartbeat]:
+    """Send heartbeats of the current activity for as long as the block runs.
 
-    What earlier attempts have left in the details stays there.
+    The details of earlier tries are kept.
 
     Args:
-        every: seconds, until the pulse is quickened.
+        every: seconds between heartbeats, until `Heartbeat.quicken`.
     """
-    pulse = Pulse(every, activity.info().heartbeat_details)
-    beat = asyncio.create_task(_beat(pulse))
+    heartbeat = Heartbeat(every, activity.info().heartbeat_details)
+    sending = asyncio.create_task(_send_repeatedly(heartbeat))
     try:
-        yield pulse
+        yield heartbeat
     finally:
-        beat.cancel()
-        await asyncio.gather(beat, return_exceptions=True)
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
 
 
-async def _beat(pulse: Pulse) -> None:
+async def _send_repeatedly(heartbeat: Heartbeat) -> None:
     loop = asyncio.get_running_loop()
     interval = HEARTBEAT_INTERVAL.total_seconds()
-    # Each beat costs Temporal a write: a short step is over before its first.
+    # Each heartbeat costs Temporal a write; a short step ends before its first.
     await asyncio.sleep(interval)
     while True:
-        pulse.beat()
-        began = loop.time()
+        heartbeat.send()
+        sent_at = loop.time()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(pulse.seconds):
-                await pulse.quickened.wait()
-        await asyncio.sleep(max(0.0, began + interval - loop.time()))
+            async with asyncio.timeout(heartbeat.seconds):
+                await heartbeat.is_quick.wait()
+        await asyncio.sleep(max(0.0, sent_at + interval - loop.time()))

@@ -1,4 +1,8 @@
-"""What travels through Temporal: small frozen dataclasses; anything large goes by reference."""
+"""Defines the payloads that travel through Temporal: small frozen dataclasses.
+
+Anything large is stored as a blob, and the payload has its sha256. Members keep their names: running
+workflows have them in their histories.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +12,24 @@ from datetime import datetime, timedelta
 from moyin.domain.job import JobError, JobStatus, StepKind, StepResult
 
 JOBS_QUEUE = "jobs"
-# Of its own: receivers may be slow, and what waits for them must not take the places of steps.
+# Webhooks have a queue of their own, so that slow receivers do not occupy the slots of steps.
 WEBHOOKS_QUEUE = "webhooks"
-# Of its own, with few workers: what the judge does never takes the place of a job's step.
+# The judge has a queue of its own with few slots, so that it never delays a job's step.
 JUDGE_QUEUE = "judge"
-# A step's worker that is silent for HEARTBEAT_TIMEOUT counts as lost. Workers must not let the SDK
+# A worker that sends no heartbeat for HEARTBEAT_TIMEOUT counts as lost. Workers must not let the SDK
 # hold heartbeats back for longer than HEARTBEAT_INTERVAL (`max_heartbeat_throttle_interval`).
 HEARTBEAT_TIMEOUT = timedelta(seconds=5)
 HEARTBEAT_INTERVAL = timedelta(seconds=1)
 
 
 def render_queue(pool: str) -> str:
-    """The Temporal task queue that the render pool ``pool`` pulls."""
+    """Return the name of the task queue that the render pool ``pool`` polls."""
     return f"render-{pool}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepHead:
-    """As much of a step as the workflow must know to send it to the right queue."""
+    """The part of a step that the workflow needs to choose a task queue."""
 
     kind: StepKind
     pool: str = "default"
@@ -37,11 +41,9 @@ class JobInput:
 
     Attributes:
         spec: sha256 of the JobSpec blob.
-        done: results of steps that an earlier attempt finished; they are not run again.
-        version: of the workflow's course, which must stay as it was for jobs that run already.
-            1: activities of their own write down the beginning and every step.
-            2: a step's activity writes down the beginning; others the steps and the end.
-            3: a step's activity writes both down, and only if it can't, or fails, another does.
+        done: results of the steps that an earlier attempt finished; they do not run again.
+        version: of the order of commands in the workflow. Running jobs must replay with the version
+            that they were started with, so a change of that order needs a new version.
         parallel: the steps are children of a batch.
     """
 
@@ -53,18 +55,18 @@ class JobInput:
     done: tuple[StepResult, ...] = ()
     webhook: bool = False
     deadline: datetime | None = None
-    version: int = 1
+    version: int = 3
     parallel: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepInput:
-    """One step for an activity.
+    """Starts the activity of one step.
 
     Attributes:
-        earlier: output blobs of the steps before it, by index.
-        begins: number of the attempt that begins with this step; None: it runs already.
-        attempt: of the job; None: the workflow is older than version 3.
+        earlier: sha256 of the outputs of the steps before it, by index.
+        begins: number of the attempt that begins with this step; None: it has begun already.
+        attempt: number of the job's attempt.
         last: the job has succeeded when this step is done.
     """
 
@@ -74,16 +76,16 @@ class StepInput:
     spec: str
     earlier: tuple[str, ...] = ()
     begins: int | None = None
-    attempt: int | None = None
+    attempt: int
     last: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepDone:
-    """What an activity says of its step.
+    """The result of a step's activity.
 
     Attributes:
-        recorded: the job's row has the result, and the job's end if it was the last step.
+        recorded: the job's row has the result; after the last step, also the job's end.
     """
 
     result: StepResult
@@ -92,7 +94,11 @@ class StepDone:
 
 @dataclass(frozen=True, kw_only=True)
 class JobOutcome:
-    """How an attempt ended. ``results`` of all steps, those of earlier attempts too, or none."""
+    """Describes how an attempt ended.
+
+    Attributes:
+        results: of all steps, including those of earlier attempts; empty unless it succeeded.
+    """
 
     job_id: str
     owner: str
@@ -113,7 +119,7 @@ class StepRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class WebhookInput:
-    """Tells the owner's webhook how attempt number ``attempt`` ended."""
+    """Starts the delivery of the webhook for the end of one attempt."""
 
     job_id: str
     attempt: int
@@ -121,11 +127,11 @@ class WebhookInput:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeVerdict:
-    """What came of the question to the judge.
+    """The result of asking the judge.
 
     Attributes:
-        outcome: why there is no verdict; empty: there is one.
-        given, other: scores of the answer that the client got, and of the second one.
+        outcome: the reason why there is no verdict; empty if there is one.
+        given, other: scores of the answer that the client received, and of the second one.
     """
 
     outcome: str = ""
@@ -135,7 +141,7 @@ class JudgeVerdict:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeRecord:
-    """A verdict on its way into the log of signals."""
+    """A verdict to be written to the log of signals."""
 
     comparison_id: str
     given: float
@@ -144,7 +150,7 @@ class JudgeRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeEnd:
-    """How a comparison ended; what is kept of it goes."""
+    """Describes how a comparison ended; its stored answers are deleted."""
 
     comparison_id: str
     outcome: str

@@ -1,1 +1,1 @@
-"""Real ComfyUI processes: installing one, running one, rendering with it. Knows no Ray."""
+"""Installs, confines and runs ComfyUI processes, and renders with them. Imports no Ray."""

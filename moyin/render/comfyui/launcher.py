@@ -1,26 +1,27 @@
-"""Runs ComfyUI's ``main.py`` on a socket that it was given, and never longer than its parent lives.
+"""Runs ComfyUI's ``main.py`` on an inherited socket, and ends when its parent ends.
 
-A script for ComfyUI's own interpreter; `ProcessFolder` copies it to where that may read it::
+A script for ComfyUI's own interpreter; `ProcessFolder` copies it to a folder that this can read::
 
     python launcher.py '{"socket": 7, "alive": 8}' /path/to/main.py [arguments of main.py …]
 
 Members of the JSON:
 
-* ``socket``: descriptor of the listening socket on which ComfyUI serves. No port exists that another
-  user of the machine, or another ComfyUI, could reach.
+* ``socket``: descriptor of the listening socket on which ComfyUI serves. ComfyUI opens no port that
+  another user of the machine, or another ComfyUI, could reach.
 * ``alive``: descriptor of a pipe whose other end the parent holds.
-* ``parent``: its process id; missing where bubblewrap sees to it that we end with it.
-* ``user``, ``groups``: who to become; where they are there, we have the right to.
-* ``file_bytes``: of the largest file that may be written.
-* ``threads``: that the user may have, processes included; missing where the user has others as well.
+* ``parent``: the parent's process id; missing if bubblewrap ends this process with its parent.
+* ``user``, ``groups``: ids of the user and groups to change to; given only to a process of root.
+* ``file_bytes``: size of the largest file that may be written.
+* ``threads``: limit of the user's threads and processes; missing if the user has other processes.
 
-The parent's death is that of the *thread* which forked us, so `ComfyProcess` forks from a thread
-that lives as long as it does.
+The kernel's parent-death signal follows the *thread* that forked this process, so `ComfyProcess`
+forks from a thread that lives as long as it does.
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import resource
@@ -39,52 +40,54 @@ _CAPABILITIES = 0x20080522
 
 
 def main() -> None:
-    given = json.loads(sys.argv[1])
-    if "user" in given:
-        become(given["user"], given["groups"])
-        # Python has read what the environment's packages put into its start by now, as if it were
-        # somebody else: begin again as who we are.
-        rest = {name: value for name, value in given.items() if name not in ("user", "groups")}
+    """Prepare this process, then run ``main.py`` in it."""
+    options = json.loads(sys.argv[1])
+    if "user" in options:
+        become(options["user"], options["groups"])
+        # Start again: at its start, Python has run code of the environment's packages as root.
+        rest = {name: value for name, value in options.items() if name not in ("user", "groups")}
         os.execv(sys.executable, [sys.executable, __file__, json.dumps(rest), *sys.argv[2:]])
-    if "parent" in given:
-        die_with(given["parent"])
-    require_alive(given["alive"])
-    limit(given["file_bytes"], given.get("threads"))
-    serve_on(given["socket"])
+    if "parent" in options:
+        die_with(options["parent"])
+    require_alive(options["alive"])
+    limit_resources(options["file_bytes"], options.get("threads"))
+    # A seventh of the start's processor time would go into collecting garbage among imported modules.
+    gc.disable()
+    serve_on(options["socket"])
     os.chdir(os.environ["TMPDIR"])
     script = sys.argv[2]
     sys.argv = sys.argv[2:]
-    # As if it had been started directly: ComfyUI imports its modules from beside main.py, and
-    # must not find this file's neighbours.
+    # As if main.py had been started directly: ComfyUI imports modules from its folder, and must
+    # not find those beside this file.
     sys.path[0] = str(Path(script).parent)
     runpy.run_path(script, run_name="__main__")
 
 
 def become(user: int, groups: list[int]) -> None:
-    """Become another user for good, with no capability left."""
+    """Change to another user for good, without capabilities."""
     os.setgroups(groups)
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
-    # What the change of users leaves are those that programs may inherit.
+    # The change of users leaves the inheritable capabilities.
     header = (ctypes.c_uint32 * 2)(_CAPABILITIES, 0)
     if ctypes.CDLL(None, use_errno=True).capset(header, (ctypes.c_uint32 * 6)()):
         raise OSError(ctypes.get_errno(), "capset")
     if os.getresuid() != (user, user, user) or "CapEff:\t0000000000000000" not in _status():
-        raise OSError("still somebody else, or with capabilities")
+        raise OSError(f"could not change to user {user} without capabilities")
 
 
 def die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent is gone."""
-    # KILL: a wedged CUDA call would sit out anything gentler and hold the card.
+    """Have the kernel kill this process when its parent ends."""
+    # SIGKILL, because a hanging CUDA call would ignore other signals and hold the GPU.
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl")
-    # The parent may have gone before the line above.
+    # The parent may have ended before the line above.
     if os.getppid() != parent:
         os._exit(1)
 
 
 def require_alive(pipe: int) -> None:
-    """Exit when the parent went before the kernel was told to end us with it."""
+    """Exit if the parent ended before its death signal was set up."""
     poll = select.poll()
     poll.register(pipe, select.POLLHUP)
     if poll.poll(0):
@@ -92,30 +95,35 @@ def require_alive(pipe: int) -> None:
     os.close(pipe)
 
 
-def limit(file_bytes: int, threads: int | None) -> None:
-    """Bound what a node can do to the machine; leave no memory of a crash on the disk."""
+def limit_resources(file_bytes: int, threads: int | None) -> None:
+    """Limit the size of files and the number of threads; forbid core dumps."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    lower(resource.RLIMIT_FSIZE, file_bytes)
+    lower_limit(resource.RLIMIT_FSIZE, file_bytes)
     if threads is not None:
-        lower(resource.RLIMIT_NPROC, threads)
+        lower_limit(resource.RLIMIT_NPROC, threads)
 
 
-def lower(kind: int, value: int) -> None:
-    _, most = resource.getrlimit(kind)
-    if most == resource.RLIM_INFINITY or most > value:
+def lower_limit(kind: int, value: int) -> None:
+    """Set a limit, unless a lower one is set."""
+    _, present = resource.getrlimit(kind)
+    if present == resource.RLIM_INFINITY or present > value:
         resource.setrlimit(kind, (value, value))
 
 
 def serve_on(descriptor: int) -> None:
-    """Have the first server of this process, which is ComfyUI's, listen on this socket."""
+    """Make the first server of this process, which is ComfyUI's, listen on this socket."""
     from aiohttp import web
 
     listening = socket.socket(fileno=descriptor)
-    on_port = web.TCPSite
+    original_site = web.TCPSite
 
-    def site(runner: Any, *_address: Any, **_more: Any) -> Any:
-        # Others, which nodes may start, get what they ask for.
-        web.TCPSite = on_port  # type: ignore[misc]
+    def site(runner: Any, *_address: Any, **_options: Any) -> Any:
+        # Servers that nodes start later get the address that they ask for.
+        web.TCPSite = original_site  # type: ignore[misc]
+        # A million objects of imported libraries stay alive. ComfyUI collects garbage after prompts and
+        # would stop for half a second to visit them.
+        gc.freeze()
+        gc.enable()
         return web.SockSite(runner, listening)
 
     web.TCPSite = site  # type: ignore[assignment, misc]

@@ -17,30 +17,30 @@ _FLAG = "--extra-model-paths-config"
 
 
 def extra_model_paths(flags: Sequence[str]) -> list[Path]:
-    """Return the files that these arguments of ComfyUI name, and the folders named in them; blocks.
+    """Return the files that these arguments of ComfyUI name, and the folders in them; blocks.
 
-    Folders that are not there are left out: ComfyUI passes over them.
+    Missing folders are left out, because ComfyUI ignores them.
 
     Raises:
-        StackError: a file is not there, or is none of this kind.
+        StackError: a file can't be read, or is not such a file.
     """
-    found: list[Path] = []
+    paths: list[Path] = []
     for file in _files(flags):
-        found += [file, *(folder for folder in _folders(file) if folder.is_dir())]
-    return found
+        paths += [file, *(folder for folder in _folders(file) if folder.is_dir())]
+    return paths
 
 
 def _files(flags: Sequence[str]) -> Iterator[Path]:
-    """The values of the flag: each takes all words up to the next one."""
-    listening = False
+    """Yield the values of the flag, which takes all words up to the next flag."""
+    is_value = False
     for word in flags:
-        name, sign, value = word.partition("=")
+        name, equals, value = word.partition("=")
         if name.startswith("--"):
-            # A name may be cut short, as long as no other begins like it.
-            listening = len(name) > len("--extra") and _FLAG.startswith(name)
-            if listening and sign:
+            # The name may be abbreviated as long as it is unambiguous.
+            is_value = len(name) > len("--extra") and _FLAG.startswith(name)
+            if is_value and equals:
                 yield Path(value)
-        elif listening:
+        elif is_value:
             yield Path(word)
 
 
@@ -50,17 +50,17 @@ def _folders(file: Path) -> Iterator[Path]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise StackError(f"{_FLAG} {file} can't be read: {error}") from error
     if not isinstance(sections, Mapping):
-        raise StackError(f"{_FLAG} {file}: it should hold sections of folders by kind of model")
+        raise StackError(f"{_FLAG} {file}: must hold sections with folders by kind of model")
     for section in sections.values():
         if isinstance(section, Mapping):
             yield from _section(file.absolute().parent, section)
 
 
 def _section(base: Path, section: Mapping[Any, Any]) -> Iterator[Path]:
-    given = section.get("base_path")
-    if isinstance(given, str):
-        # Unlike `Path.expanduser`, and like ComfyUI, it leaves the home of nobody as it is written.
-        base = base / os.path.expandvars(os.path.expanduser(given))  # noqa: PTH111
+    base_path = section.get("base_path")
+    if isinstance(base_path, str):
+        # Like ComfyUI, and unlike `Path.expanduser`, it leaves the home of an unknown user unchanged.
+        base = base / os.path.expandvars(os.path.expanduser(base_path))  # noqa: PTH111
     for kind, lines in section.items():
         if kind not in ("base_path", "is_default") and isinstance(lines, str):
             for line in filter(None, lines.split("\n")):

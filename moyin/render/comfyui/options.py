@@ -1,4 +1,4 @@
-"""How one ComfyUI process is run."""
+"""`ComfyOptions`: the options of one ComfyUI process."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["ComfyOptions", "Isolation", "Network"]
 class Isolation(StrEnum):
     """How far a ComfyUI process is kept from the machine and from other prompts' files.
 
-    ``strict``: the kernel confines it, and it sees the files of the prompt that it executes.
-    ``files``: only the latter, with an environment free of the stack's secrets.
-    ``off``: like ``files``, with the whole environment; processes that prompts leave stay.
+    ``strict``: the kernel confines the process, which sees only the files of its present prompt.
+    ``files``: it sees only these files and gets no secrets of the stack, but is not confined.
+    ``off``: like ``files``, with the whole environment; processes that prompts start are not ended.
     """
 
     STRICT = "strict"
@@ -23,7 +23,7 @@ class Isolation(StrEnum):
 
 
 class Network(StrEnum):
-    """What a confined process may reach: nothing, or what its machine does."""
+    """The network that a confined process can reach: none, or that of its machine."""
 
     NONE = "none"
     HOST = "host"
@@ -31,26 +31,28 @@ class Network(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComfyOptions:
-    """Settings of one process.
+    """Options of one process.
 
     Attributes:
-        home: folder of ComfyUI's ``main.py``; ``python`` runs it.
-        folder: the process's own; all in it but the log is made anew at each start.
-        models: folder with ``checkpoints``, ``loras``, …, shared and never written.
-        custom_nodes: folders of node packages to load; no others are.
-        flags: more arguments for ``main.py``.
-        warm_up: JSON of a graph that is rendered before anything else.
+        home: folder of ComfyUI's ``main.py``.
+        python: interpreter that runs it.
+        folder: the process's own folder; all of it but the log is made anew at each start.
+        models: folder with ``checkpoints``, ``loras``, …; shared, and never written to.
+        custom_nodes: folders of the node packages to load; no others are loaded.
+        flags: additional arguments for ``main.py``.
+        warm_up: JSON of a graph that is rendered first.
         cpu: run without a GPU.
-        share: part of the card's memory that the process may take.
-        start_timeout: seconds from the start to the first finished prompt.
-        progress_timeout: seconds without any sign of progress after which a prompt is given up.
-        input_bytes: input files kept for prompts to come.
-        output_bytes: output files of one prompt, and any single file that the process writes.
-        isolation: see `Isolation`; ``network`` is the confined process's.
-        readable: more folders that the confined process may read.
-        hidden: folders that it never sees, also where they lie in one that it may read.
-        environment: names of variables that it gets besides those that rendering needs.
-        uid: user of the confined process where this one is root; None: a number of its own.
+        share: fraction of the GPU's memory that the process may use.
+        start_timeout: seconds from the start until the first prompt must have finished.
+        progress_timeout: seconds without progress after which a prompt is given up.
+        input_bytes: bytes of input files that are kept for waiting prompts.
+        output_bytes: limit of one prompt's output files, and of any file that the process writes.
+        isolation: see `Isolation`.
+        network: see `Network`.
+        readable: additional folders that the confined process may read.
+        hidden: folders that the confined process never sees, even within a readable folder.
+        environment: names of variables to pass besides those that rendering needs.
+        uid: user of the confined process if this process is root; None: a generated number.
     """
 
     home: Path

@@ -1,4 +1,4 @@
-"""From files in ComfyUI's folders to blobs in the artifact store."""
+"""`Outputs`: stores the files of ComfyUI's folders as blobs in the artifact store."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from typing import Any, BinaryIO, TypeAlias
 from moyin.domain.prompt import PromptFile, PromptRecord
 from moyin.domain.renderer import RenderedFile, RenderSucceeded
 from moyin.errors import RenderFailed
-from moyin.render.comfyui.prompts import BoundedDict
 from moyin.render.comfyui.written_files import WrittenFiles
 from moyin.render.protocol.response import (
     WrittenFile,
+    farm_name,
     files_of,
-    placed,
+    output_values,
     record_of,
-    values,
-    written,
+    written_files,
 )
 from moyin.render.protocol.wire import HistoryEntry, OutputFile
 from moyin.store.blobs import BlobStore
+from moyin.system.bounded import BoundedDict
 
 __all__ = ["Outputs", "StoredResult"]
 
 _REMEMBERED = 4096
-_Mark: TypeAlias = tuple[int, int, int]
+_Version: TypeAlias = tuple[int, int, int]
 _MEDIA_TYPES = {".webp": "image/webp", ".glb": "model/gltf-binary", ".flac": "audio/flac"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredResult:
-    """A prompt's end, with its files in the store."""
+    """The result of a prompt whose files are in the store."""
 
     record: PromptRecord
     done: RenderSucceeded
 
 
 class Outputs:
-    """Stores each file once, and remembers which file was which.
+    """Stores each file once, and remembers the stored files of one ComfyUI process.
 
-    ComfyUI answers a repeated graph from its cache by naming the files of the prompt that made
-    them; by then they are gone from its folder, and found again here. What is there is believed
-    before what was: a node may give its files the same names every time. And what was may have been
-    pruned. Valid for one process.
+    ComfyUI answers a repeated graph from its cache with the names of the files that the first
+    prompt wrote. By then they have left its folder, so they are looked up here. A file that exists
+    in the folder takes precedence, since a node may use the same name every time. A remembered file
+    may have been pruned from the store.
 
     Args:
         limit: bytes of one prompt's files.
@@ -57,79 +57,80 @@ class Outputs:
         self._written = written_files
         self._blobs = blobs
         self._limit = limit
-        # With what the file system said of the file that was stored.
-        self._stored: BoundedDict[OutputFile, tuple[PromptFile, _Mark]] = BoundedDict(_REMEMBERED)
-        # A repeat may name the files of a prompt that is just being stored.
-        self._turn = asyncio.Lock()
+        # Stored files, with the version of the file on disk.
+        self._stored: BoundedDict[OutputFile, tuple[PromptFile, _Version]]
+        self._stored = BoundedDict(_REMEMBERED)
+        # A repeated graph may name the files of a prompt that is just being stored.
+        self._storing = asyncio.Lock()
 
     async def collect(self, prompt_id: str, entry: HistoryEntry) -> StoredResult | None:
-        """The prompt's outputs, now in the store; None when one is neither here nor remembered.
+        """Store a prompt's outputs; return None if one neither exists nor is remembered.
 
-        Of a prompt that failed, those that are there.
+        For a failed prompt, store and return the outputs that exist.
         """
         try:
-            async with self._turn:
-                found = await self._keep_all(prompt_id, entry)
+            async with self._storing:
+                stored = await self._store_all(prompt_id, entry)
         finally:
             await asyncio.to_thread(self._written.discard, prompt_id)
-        if found is None:
+        if stored is None:
             return None
-        files = tuple(file for file, _ in found)
-        rendered = tuple(_rendered(file, output.node, output.slot) for file, output in found)
+        files = tuple(file for file, _ in stored)
+        rendered = tuple(_rendered(file, output.node, output.slot) for file, output in stored)
         record = replace(record_of(entry, prompt_id), files=files)
-        return StoredResult(
-            record=record, done=RenderSucceeded(files=rendered, values=values(entry))
-        )
+        done = RenderSucceeded(files=rendered, values=output_values(entry))
+        return StoredResult(record=record, done=done)
 
-    async def _keep_all(
+    async def _store_all(
         self, prompt_id: str, entry: HistoryEntry
     ) -> list[tuple[PromptFile, WrittenFile]] | None:
-        found = []
-        left = self._limit
-        for output in written(entry):
-            file = await self._keep(prompt_id, output.file, left)
+        stored = []
+        remaining = self._limit
+        for output in written_files(entry):
+            file = await self._store(prompt_id, output.file, remaining)
             if file is not None:
-                left -= file.size
-                found.append((file, output))
+                remaining -= file.size
+                stored.append((file, output))
             elif entry.status.status_str == "success":
                 return None
-        return found
+        return stored
 
     async def collect_node(self, prompt_id: str, output: Mapping[str, Any]) -> list[PromptFile]:
-        """The same for what one node of a running prompt put out, as far as it is there."""
-        async with self._turn:
-            found = [await self._keep(prompt_id, file, self._limit) for file in files_of(output)]
-        return [file for file in found if file is not None]
+        """Store the existing output files of one node of a running prompt."""
+        async with self._storing:
+            files = [await self._store(prompt_id, file, self._limit) for file in files_of(output)]
+        return [file for file in files if file is not None]
 
-    async def _keep(self, prompt_id: str, output: OutputFile, limit: int) -> PromptFile | None:
-        """
+    async def _store(self, prompt_id: str, output: OutputFile, limit: int) -> PromptFile | None:
+        """Store one file, unless this version of it is stored; return None if it is gone.
+
         Raises:
             RenderFailed: the file is larger than ``limit`` bytes.
         """
-        name = placed(output, prompt_id)
-        known, mark = self._stored.get(output, (None, None))
-        opened = await asyncio.to_thread(self._written.open, output, prompt_id)
+        name = farm_name(output, prompt_id)
+        known, version = self._stored.get(output, (None, None))
+        file = await asyncio.to_thread(self._written.open, output, prompt_id)
         try:
             if (
                 known is not None
-                and (opened is None or _mark(opened) == mark)
+                and (file is None or _version(file) == version)
                 # Another prompt may have stored it weeks ago.
                 and (known.name == name or await self._blobs.renew(known.sha256))
             ):
                 return replace(known, name=name)
-            if opened is None:
+            if file is None:
                 return None
-            mark = _mark(opened)
-            if os.fstat(opened.fileno()).st_size > limit:
+            version = _version(file)
+            if os.fstat(file.fileno()).st_size > limit:
                 raise RenderFailed(f"the render's files are larger than {self._limit} bytes")
-            blob = await self._blobs.put_stream(opened, limit)
+            blob = await self._blobs.put_stream(file, limit)
         finally:
-            if opened is not None:
-                opened.close()
+            if file is not None:
+                file.close()
         media_type = _media_type(output.filename)
-        file = PromptFile(name=name, media_type=media_type, size=blob.size, sha256=blob.sha256)
-        self._stored[output] = (file, mark)
-        return file
+        stored = PromptFile(name=name, media_type=media_type, size=blob.size, sha256=blob.sha256)
+        self._stored[output] = (stored, version)
+        return stored
 
 
 def _rendered(file: PromptFile, node: str, slot: str) -> RenderedFile:
@@ -144,8 +145,8 @@ def _rendered(file: PromptFile, node: str, slot: str) -> RenderedFile:
     )
 
 
-def _mark(file: BinaryIO) -> _Mark:
-    """Another one when the file has been written anew."""
+def _version(file: BinaryIO) -> _Version:
+    """Return a value that changes when the file is written again."""
     stat = os.fstat(file.fileno())
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
 

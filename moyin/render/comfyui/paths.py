@@ -1,10 +1,10 @@
-"""`HostPaths`: takes the worker's absolute paths out of what ComfyUI says, where it enters.
+"""`HostPaths`: removes the worker's absolute paths from ComfyUI's responses and events.
 
-Tracebacks, error messages and answers of ComfyUI name files of the machine: they tell a client the
-operator's account, the layout of the disk and where other tenants' files lie. Known folders become
-stable names (``<comfyui>/nodes.py``), so that a traceback still says where it came from. Where
-ComfyUI speaks of an error, any other absolute path becomes ``<path>``; in outputs that is left alone,
-since a text that a node puts out may be the client's own.
+Tracebacks, error messages and responses of ComfyUI contain paths of the machine. These would tell a
+client the operator's account, the layout of the disk and the place of other tenants' files. Known
+folders are replaced by stable names (``<comfyui>/nodes.py``), so that a traceback still shows its
+origin. In errors, any other absolute path becomes ``<path>``. In outputs other paths stay, because
+a node's text may be the client's own.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from moyin.render.protocol.wire import Message
 __all__ = ["HostPaths"]
 
 OTHER = "<path>"
-# A path that exists begins with one of these or of what the machine has at its root.
+# An existing path begins with one of these names, or with another entry of the machine's root.
 _TOP = (
     "Users", "Volumes", "app", "bin", "boot", "content", "data", "dev", "etc", "home", "lib", "lib32",
     "lib64", "media", "mnt", "nix", "opt", "private", "proc", "root", "run", "sbin", "scratch", "shared",
     "snap", "srv", "storage", "sys", "tmp", "usr", "var", "work", "workspace",
 )  # fmt: skip
-# They hold ids and numbers, and come many times a second.
+# Frequent events that contain only ids and numbers.
 _WITHOUT_PATHS = frozenset(
     {"executing", "execution_cached", "execution_start", "progress", "progress_state", "status"}
 )
@@ -37,10 +37,10 @@ _FAILURE = "execution_error"
 
 
 class HostPaths:
-    """The paths of one worker.
+    """Replaces the paths of one worker.
 
     Args:
-        known: names to put in the place of folders.
+        known: the names that replace folders, by folder.
     """
 
     def __init__(self, known: Mapping[Path, str]) -> None:
@@ -51,15 +51,12 @@ class HostPaths:
                     names.setdefault(str(spelling), name)
         self._names = names | {_escaped(spelling): name for spelling, name in names.items()}
         longest = sorted(self._names, key=len, reverse=True)
-        # The slash comes first, so that the search for it is fast. A folder's name ends there.
-        self._known = re.compile(
-            "(?!)"
-            if not longest
-            else rf"/(?<![\w.]/)(?:{'|'.join(re.escape(one[1:]) for one in longest)})(?![\w-]|\.\w)"
-        )
+        # The pattern begins with the slash, so that the search is fast. The name must end there.
+        folders = "|".join(re.escape(path[1:]) for path in longest)
+        self._known = re.compile(rf"/(?<![\w.]/)(?:{folders})(?![\w-]|\.\w)" if longest else "(?!)")
         tops = "|".join(re.escape(name) for name in sorted({*_TOP, *_roots()}))
         rest = r"\b(?:/[^\s'\"\\,;:)\]}<>|]*)*"
-        # Of a URL only `file:///…` names a file here.
+        # `file:///…` is the only kind of URL that names a file of this machine.
         self._other = re.compile(rf"(?:/(?<![\w.:/<>)-]/)|(?<=:///))(?:{tops}){rest}")
         self._quoted = re.compile(rf"(?P<quote>['\"])/(?:{tops})(?:/[^'\"\n\\]*)?(?P=quote)")
 
@@ -78,15 +75,15 @@ class HostPaths:
             options.models: "<models>",
             folder: "<folder>",
             environment: "<python>",
-            # A virtual environment's interpreter has its standard library elsewhere.
+            # The standard library of a virtual environment lies with its base interpreter.
             _resolved(options.python).parent.parent: "<python>",
             Path(moyin.__file__).parent: "<moyin>",
         }
         return cls(known)
 
     def hide_known(self, text: str) -> str:
-        """Return the text with names for the known folders."""
-        return self._known.sub(lambda found: self._names[found[0]], text) if "/" in text else text
+        """Return the text with the known folders replaced."""
+        return self._known.sub(lambda match: self._names[match[0]], text) if "/" in text else text
 
     def hide(self, text: str) -> str:
         """Return the text without absolute paths."""
@@ -95,53 +92,53 @@ class HostPaths:
         text = self._quoted.sub(rf"\g<quote>{OTHER}\g<quote>", self.hide_known(text))
         return self._other.sub(OTHER, text)
 
-    def hide_known_in(self, body: bytes) -> bytes:
-        """Return a JSON text with names for the known folders."""
+    def hide_known_in_body(self, body: bytes) -> bytes:
+        """Return an encoded JSON body with the known folders replaced."""
         return _recoded(body, self.hide_known)
 
-    def hide_in(self, body: bytes) -> bytes:
-        """Return a JSON text without absolute paths."""
+    def hide_in_body(self, body: bytes) -> bytes:
+        """Return an encoded JSON body without absolute paths."""
         return _recoded(body, self.hide)
 
-    def hide_answer(self, value: Any) -> Any:
-        """Return JSON without absolute paths, in keys and texts of any depth."""
+    def hide_in_json(self, value: Any) -> Any:
+        """Return a JSON value without absolute paths in its keys and strings."""
         return _mapped(value, self.hide)
 
     def event(self, message: Message) -> Message:
-        """Return an event of ComfyUI's as clients may see it."""
+        """Return the event in a form that clients may see."""
         if message.type in _WITHOUT_PATHS:
             return message
         hide = self.hide if message.type == _FAILURE else self.hide_known
         return message.model_copy(update={"data": _mapped(message.data, hide)})
 
     def frame(self, frame: bytes) -> bytes:
-        """Return a binary frame as clients may see it: some hold a text of a node."""
+        """Return the binary frame in a form that clients may see; it may contain a node's text."""
         text = text_of(frame)
         return frame if text is None else with_text(frame, self.hide_known(text))
 
-    def standing(self, answer: Any) -> Any:
-        """Return the bridge's answer about a prompt as clients may see it: errors hold paths."""
-        messages = _messages(answer)
+    def hide_in_state(self, state: Any) -> Any:
+        """Return the bridge's JSON about a prompt with the paths in its error messages hidden."""
+        messages = _messages(state)
         for index, message in enumerate(messages):
             if isinstance(message, list) and len(message) == 2 and message[0] == _FAILURE:
-                messages[index] = [_FAILURE, self.hide_answer(message[1])]
-        return answer
+                messages[index] = [_FAILURE, self.hide_in_json(message[1])]
+        return state
 
 
 def _recoded(body: bytes, hide: Callable[[str], str]) -> bytes:
     try:
         text = body.decode()
     except UnicodeDecodeError:
-        # It is no JSON, which its reader finds out.
+        # This is not JSON; the caller's parser reports it.
         return body
     return hide(text).encode()
 
 
-def _messages(answer: Any) -> list[Any]:
-    found = answer
+def _messages(state: Any) -> list[Any]:
+    value = state
     for name in ("entry", "status", "messages"):
-        found = found.get(name) if isinstance(found, dict) else None
-    return found if isinstance(found, list) else []
+        value = value.get(name) if isinstance(value, dict) else None
+    return value if isinstance(value, list) else []
 
 
 def _mapped(value: Any, hide: Callable[[str], str]) -> Any:
@@ -158,7 +155,7 @@ def _roots() -> Iterable[str]:
     try:
         return [path.name for path in Path("/").iterdir()]
     except OSError:
-        # A machine that hides its root: the usual names must do.
+        # The root is not readable: only the usual names are known.
         return []
 
 
@@ -166,10 +163,10 @@ def _resolved(path: Path) -> Path:
     try:
         return path.resolve()
     except (OSError, RuntimeError):
-        # A loop of links leads nowhere.
+        # The path is a loop of links.
         return path.absolute()
 
 
 def _escaped(path: str) -> str:
-    """Return a path as it stands in JSON."""
+    """Return a path as it is escaped in JSON."""
     return json.dumps(path)[1:-1]

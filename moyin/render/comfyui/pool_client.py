@@ -1,7 +1,7 @@
-"""`PoolAnswers`: what each pool has answered, kept, and the last of it for the next start.
+"""`PoolAnswers`: caches the pools' responses in memory, and the lasting ones on disk.
 
-Answers are kept while none of a pool's renderers is up, such as after it was scaled down to nothing.
-They are dropped as soon as the pool runs with another configuration.
+Responses stay valid while none of a pool's renderers is up, for example after the pool was scaled
+down to zero. They are dropped when the pool runs with another configuration.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from moyin.errors import ServiceUnavailable
-from moyin.render.comfyui.prompts import BoundedDict
+from moyin.system.bounded import BoundedDict
 
 __all__ = [
     "FRESH_SECONDS",
@@ -31,18 +31,18 @@ __all__ = [
 ]
 
 NODES = "/object_info"
-# What a pool says of itself there; it is none of ComfyUI's paths.
+# The pool's own rules; this is not a path of ComfyUI.
 RULES = "/moyin/rules"
 FRESH_SECONDS = 10.0
-# How long an old answer is held back for a new one.
+# How long an old response is held back while a new one is fetched.
 PATIENCE_SECONDS = 0.5
-# Kept for the next start.
+# Paths whose responses are also written to disk.
 _LASTING = (NODES, RULES)
 _REMEMBERED = 128
-# Files of node packages, of which a page asks for many; large ones are fetched each time.
+# Files of node packages: a page needs many of them; large ones are not cached.
 _FILES = "/extensions/"
 _REMEMBERED_FILES = 256
-_KEPT_BYTES = 256 * 1024
+_MAX_CACHED_FILE_BYTES = 256 * 1024
 _log = logging.getLogger(__name__)
 
 
@@ -52,10 +52,10 @@ class PoolStarting(ServiceUnavailable):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PoolAnswer:
-    """What a render pool answered to a GET request for its ComfyUIs.
+    """The response of a render pool to a GET request for its ComfyUIs.
 
     Attributes:
-        version: fingerprint of the configuration that decides which nodes and models the pool has.
+        version: fingerprint of the configuration, which decides the pool's nodes and models.
         state: ``up``: a renderer answered; ``starting``: one will soon; ``down``: none will.
         content: the body; None: there is nothing at this path, or no renderer is up.
     """
@@ -66,27 +66,31 @@ class PoolAnswer:
 
 
 class PoolClient(Protocol):
-    """Reaches the pools."""
+    """Sends requests to the pools."""
 
     @property
     def pools(self) -> Sequence[str]: ...
 
-    async def ask(self, pool: str, path: str) -> PoolAnswer:
-        """Ask one renderer of the pool by GET.
+    async def get(self, pool: str, path: str) -> PoolAnswer:
+        """Send a GET request to one renderer of the pool.
 
         Raises:
-            ServiceUnavailable: the pool cannot be reached, or its ComfyUI stumbled over the request.
+            ServiceUnavailable: the pool cannot be reached, or its ComfyUI failed on the request.
         """
         ...
 
-    async def ask_all(self, pool: str, path: str) -> Mapping[str, bytes]:
-        """What all of them answer, by name; those that don't answer miss."""
+    async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
+        """Send a GET request to all renderers; return the bodies of those that answer, by name."""
         ...
 
 
 @dataclass(slots=True)
 class Answer:
-    """``at``: of the monotonic clock; infinitely long ago for what a file remembered."""
+    """A cached response.
+
+    Attributes:
+        at: time of the response by the monotonic clock; minus infinity if it was read from disk.
+    """
 
     value: bytes | None
     at: float
@@ -94,16 +98,18 @@ class Answer:
 
 
 class PoolAnswers:
-    """Asks each pool once for what many want to know.
+    """Sends one request to a pool for any number of callers, and caches the response.
 
     Args:
-        folder: where what lasts is kept.
+        folder: folder of the responses on disk; None: none are written.
+        fresh: seconds for which a cached response is used without a new request.
+        patience: seconds for which an older one is held back for a new one.
     """
 
     def __init__(
-        self, asker: PoolClient, *, folder: Path | None, fresh: float, patience: float
+        self, client: PoolClient, *, folder: Path | None, fresh: float, patience: float
     ) -> None:
-        self._asker = asker
+        self._client = client
         self._folder = folder
         self._fresh = fresh
         self._patience = patience
@@ -112,6 +118,7 @@ class PoolAnswers:
         self._loading: dict[tuple[str, str], asyncio.Task[Answer]] = {}
 
     async def close(self) -> None:
+        """Cancel the requests in progress."""
         tasks = list(self._loading.values())
         for task in tasks:
             task.cancel()
@@ -120,17 +127,17 @@ class PoolAnswers:
     async def of(
         self, pool: str, path: str, fresh: float | None = None, patience: float | None = None
     ) -> Answer:
-        """What the pool answers to GET ``path``.
+        """Return the pool's response to GET ``path``.
 
         Args:
-            fresh: seconds for which an answer is as good as a new one; None: the usual.
-            patience: seconds for which an older one is held back for a new one; None: the usual.
+            fresh: overrides the default of this cache.
+            patience: overrides the default of this cache.
 
         Raises:
-            PoolStarting: the pool is starting, and its answer is not known.
-            ServiceUnavailable: the pool is down, and its answer is not known.
+            PoolStarting: the pool is starting, and its response is not cached.
+            ServiceUnavailable: the pool is down, and its response is not cached.
         """
-        answers = self._kind(path)
+        answers = self._cache(path)
         known = answers.get((pool, path))
         fresh = self._fresh if fresh is None else fresh
         if known is not None and time.monotonic() - known.at < fresh:
@@ -145,50 +152,50 @@ class PoolAnswers:
         await asyncio.wait([task], timeout=self._patience if patience is None else patience)
         return task.result() if task.done() else known
 
-    def _kind(self, path: str) -> BoundedDict[tuple[str, str], Answer]:
+    def _cache(self, path: str) -> BoundedDict[tuple[str, str], Answer]:
         return self._files if path.startswith(_FILES) else self._answers
 
     async def _load(self, pool: str, path: str) -> Answer:
-        key, answers = (pool, path), self._kind(path)
+        key, answers = (pool, path), self._cache(path)
         before = answers.get(key)
         try:
-            fetched = await self._asker.ask(pool, path)
+            response = await self._client.get(pool, path)
         except ServiceUnavailable:
-            # A pool that can't be reached tells no version: its last answer is the best guess.
-            before = before or await self._remembered(pool, path)
+            # The version of an unreachable pool is unknown: its last response is the best guess.
+            before = before or await self._read(pool, path)
             if before is None:
                 raise
             answer = replace(before, at=time.monotonic())
         else:
-            answer = await self._current(pool, path, before, fetched)
-        if answers is self._files and len(answer.value or b"") > _KEPT_BYTES:
+            answer = await self._current(pool, path, before, response)
+        if answers is self._files and len(answer.value or b"") > _MAX_CACHED_FILE_BYTES:
             answers.pop(key, None)
         else:
             answers[key] = answer
         return answer
 
     async def _current(
-        self, pool: str, path: str, before: Answer | None, fetched: PoolAnswer
+        self, pool: str, path: str, before: Answer | None, response: PoolAnswer
     ) -> Answer:
-        """Return the pool's answer, or its last one while none of its renderers is up.
+        """Return the pool's response, or its last one while none of its renderers is up.
 
         Raises:
             ServiceUnavailable: none is up, and it never answered with its present configuration.
         """
-        if fetched.state == "up":
-            answer = Answer(fetched.content, time.monotonic(), fetched.version)
+        if response.state == "up":
+            answer = Answer(response.content, time.monotonic(), response.version)
             if before is None or replace(before, at=answer.at) != answer:
-                await self._remember(pool, path, answer)
+                await self._save(pool, path, answer)
             return answer
-        before = before or await self._remembered(pool, path)
-        if before is not None and before.version == fetched.version:
-            # Ask again only after a while: the pool has no renderer that could answer.
+        before = before or await self._read(pool, path)
+        if before is not None and before.version == response.version:
+            # Fresh again, because a new request would find no renderer either.
             return replace(before, at=time.monotonic())
-        self._kind(path).pop((pool, path), None)
-        error = PoolStarting if fetched.state == "starting" else ServiceUnavailable
+        self._cache(path).pop((pool, path), None)
+        error = PoolStarting if response.state == "starting" else ServiceUnavailable
         raise error(f"no renderer of pool {pool!r} is up", retry_after=5)
 
-    async def _remembered(self, pool: str, path: str) -> Answer | None:
+    async def _read(self, pool: str, path: str) -> Answer | None:
         file = self._file(pool, path)
         if file is None:
             return None
@@ -198,14 +205,14 @@ class PoolAnswers:
             return None
         return Answer(content, float("-inf"), version.decode(errors="replace"))
 
-    async def _remember(self, pool: str, path: str, answer: Answer) -> None:
+    async def _save(self, pool: str, path: str, answer: Answer) -> None:
         file = self._file(pool, path)
         if file is not None and answer.value is not None:
             try:
                 content = answer.version.encode() + b"\n" + answer.value
                 await asyncio.to_thread(_write, file, content)
             except OSError as error:
-                _log.warning("the nodes of pool %s could not be kept: %s", pool, error)
+                _log.warning("the nodes of pool %s could not be saved: %s", pool, error)
 
     def _file(self, pool: str, path: str) -> Path | None:
         if self._folder is None or path not in _LASTING:
@@ -216,6 +223,6 @@ class PoolAnswers:
 
 def _write(file: Path, content: bytes) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_suffix(".new")
-    scratch.write_bytes(content)
-    scratch.replace(file)
+    temporary = file.with_suffix(".new")
+    temporary.write_bytes(content)
+    temporary.replace(file)

@@ -1,4 +1,4 @@
-"""One ComfyUI process: its command line, its start, its death and its end."""
+"""`ComfyProcess`: starts, watches and stops one ComfyUI process."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from moyin.render.comfyui.folder import ProcessFolder
 from moyin.render.comfyui.options import ComfyOptions, Isolation
 from moyin.render.comfyui.sandbox import (
     bubblewrap_options,
-    closed_to,
     device_groups,
+    first_unreadable,
     graphics_devices,
     shared_folders,
     user_of,
@@ -34,18 +34,19 @@ from moyin.system.logfile import LogFile, tail
 __all__ = ["ComfyProcess", "Spawner", "memory_kills"]
 
 _log = logging.getLogger(__name__)
-_CHUNK = 64 * 1024
-_END_SECONDS = 5.0
-# Math libraries have one for each processor, several times over.
-_THREADS = 16_384
-# As which bubblewrap, like a shell, reports that what it runs was killed.
-_KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
+_CHUNK_BYTES = 64 * 1024
+_SANDBOX_END_SECONDS = 5.0
+# Each math library starts one thread per processor, several times over.
+_MAX_THREADS = 16_384
+# Bubblewrap, like a shell, reports 128 + the signal that killed its child.
+_KILLED_STATUSES = (-signal.SIGKILL, 128 + signal.SIGKILL)
 
 
 class Spawner:
-    """Forks from one thread that lives until `close`.
+    """Starts processes from one thread that lives until `close`.
 
-    A parent-death signal comes when the forking *thread* ends, so a pool's passing thread won't do.
+    A parent-death signal is sent when the forking *thread* ends, and threads of a pool may end
+    early.
     """
 
     def __init__(self) -> None:
@@ -54,19 +55,21 @@ class Spawner:
     async def spawn(
         self, command: list[str], env: dict[str, str], descriptors: Sequence[int] = ()
     ) -> subprocess.Popen[bytes]:
+        """Start a process that inherits ``descriptors``."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, _spawn, command, env, descriptors)
 
     def close(self) -> None:
-        """Processes that still run are killed by the kernel."""
+        """End the thread; the kernel kills processes that still run."""
         self._thread.shutdown()
 
 
 class ComfyProcess:
-    """A started process. ``exited`` is done, with the exit status, when it is gone.
+    """A started process.
 
     Attributes:
-        address: path of the Unix socket on which it serves.
+        address: path of ComfyUI's Unix socket.
+        exited: task that ends with the exit status when the process has ended.
     """
 
     def __init__(
@@ -74,11 +77,11 @@ class ComfyProcess:
         process: subprocess.Popen[bytes],
         channels: Channels,
         log: Path,
-        inmates: SandboxProcesses | None = None,
+        sandboxed: SandboxProcesses | None = None,
     ) -> None:
         self._process = process
         self._channels = channels
-        self._inmates = inmates
+        self._sandboxed = sandboxed
         self._memory_kills = memory_kills()
         self._log = LogFile(log)
         self._log_path = log
@@ -89,30 +92,30 @@ class ComfyProcess:
     async def start(
         cls, options: ComfyOptions, folder: ProcessFolder, spawner: Spawner
     ) -> ComfyProcess:
-        """Start it; it answers only seconds later.
+        """Start ComfyUI, which needs seconds before it answers.
 
         Raises:
             OSError: the interpreter can't be run.
-            StackError: this machine can't confine it.
+            StackError: this machine can't confine the process.
         """
         env = child_environment(os.environ, options, folder.scratch)
-        strict = options.isolation is Isolation.STRICT
-        confined = await asyncio.to_thread(_confined, options, folder, env) if strict else None
+        is_strict = options.isolation is Isolation.STRICT
+        sandbox = await asyncio.to_thread(_sandbox, options, folder, env) if is_strict else None
         channels = Channels(folder.path)
         process: subprocess.Popen[bytes] | None = None
         try:
-            command = command_line(options, folder, _launch(options, channels))
-            passed = [channels.listening, channels.alive]
-            if confined is None:
-                process = await spawner.spawn(command, env, passed)
+            command = command_line(options, folder, _launcher_options(options, channels))
+            descriptors = [channels.listening, channels.alive]
+            if sandbox is None:
+                process = await spawner.spawn(command, env, descriptors)
                 return cls(process, channels, folder.log)
-            with _pipe() as (telling, told), _memory(filter_file()) as filters:
-                confined += ["--seccomp", str(filters), "--info-fd", str(told.fileno()), "--"]
-                passed += [filters, told.fileno()]
-                process = await spawner.spawn([*confined, *command], env, passed)
-                told.close()
-                inmates = await asyncio.to_thread(_inmates, telling, process)
-            return cls(process, channels, folder.log, inmates)
+            with _pipe() as (info, info_end), _closing(filter_file()) as filters:
+                sandbox += ["--seccomp", str(filters), "--info-fd", str(info_end.fileno()), "--"]
+                descriptors += [filters, info_end.fileno()]
+                process = await spawner.spawn([*sandbox, *command], env, descriptors)
+                info_end.close()
+                sandboxed = await asyncio.to_thread(_sandbox_processes, info, process)
+            return cls(process, channels, folder.log, sandboxed)
         except BaseException:
             channels.close()
             if process is not None:
@@ -120,29 +123,29 @@ class ComfyProcess:
                 await asyncio.to_thread(process.wait)
             raise
         finally:
-            channels.hand_over()
+            channels.close_child_ends()
 
     @property
     def pid(self) -> int:
-        """ComfyUI's own process, where it can be told from what confines it."""
-        main = None if self._inmates is None else self._inmates.main
+        """The id of ComfyUI's own process, or of bubblewrap's until that is known."""
+        main = None if self._sandboxed is None else self._sandboxed.main
         return self._process.pid if main is None else main
 
     @property
-    def killed(self) -> bool:
-        """Whether somebody has killed it, and not the kernel because it took too much memory."""
-        if not self.exited.done() or self.exited.result() not in _KILLED:
+    def was_killed(self) -> bool:
+        """Whether the process was killed, other than by the kernel for want of memory."""
+        if not self.exited.done() or self.exited.result() not in _KILLED_STATUSES:
             return False
         return memory_kills() == self._memory_kills
 
     def last_lines(self, count: int = 12) -> str:
-        """What it said last, for an operator."""
+        """Return the last lines of its log, for an operator."""
         return "\n".join(tail(self._log_path, count))
 
     def settle(self) -> None:
-        """Its start is over: processes that are there now may stay; blocks."""
-        if self._inmates is not None:
-            self._inmates.settle()
+        """Exempt all present processes of the sandbox from `end_strays`; blocks."""
+        if self._sandboxed is not None:
+            self._sandboxed.settle()
 
     def end_strays(self) -> None:
         """Kill the processes that a prompt has left behind; blocks.
@@ -150,22 +153,22 @@ class ComfyProcess:
         Raises:
             WorkerLost: one does not end.
         """
-        if self._inmates is not None:
-            self._inmates.end_strays()
+        if self._sandboxed is not None:
+            self._sandboxed.end_strays()
 
     async def stop(self, patience: float = 5.0) -> None:
         """End the whole process group: SIGTERM, then SIGKILL after ``patience`` seconds."""
         if not self.exited.done():
             self._signal(signal.SIGTERM)
             await asyncio.wait([self.exited], timeout=patience)
-        # Whatever the status of the leader: its children are in the group as well.
+        # Even if the leader has ended: its children belong to the group as well.
         self._signal(signal.SIGKILL)
         await self.exited
-        if self._inmates is not None:
-            # The kernel ends a sandbox with its first process, which takes it a moment.
+        if self._sandboxed is not None:
+            # The kernel ends a sandbox after its first process, which takes a moment.
             with contextlib.suppress(TimeoutError, ProcessLookupError):
-                async with asyncio.timeout(_END_SECONDS):
-                    await _gone(self._inmates.init)
+                async with asyncio.timeout(_SANDBOX_END_SECONDS):
+                    await _wait_for_exit(self._sandboxed.init)
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -175,7 +178,7 @@ class ComfyProcess:
         assert self._process.stdout is not None
         pump = asyncio.create_task(self._pump(self._process.stdout.fileno()))
         try:
-            await _gone(self._process.pid)
+            await _wait_for_exit(self._process.pid)
             status = self._process.wait()
             # A grandchild may hold the pipe open for ever.
             await asyncio.wait([pump], timeout=0.5)
@@ -189,28 +192,30 @@ class ComfyProcess:
 
     async def _pump(self, descriptor: int) -> None:
         while True:
-            await _readable(descriptor)
-            data = os.read(descriptor, _CHUNK)
+            await _wait_until_readable(descriptor)
+            data = os.read(descriptor, _CHUNK_BYTES)
             if not data:
                 return
             self._log.write(data)
 
 
 def memory_kills(path: Path = Path("/proc/vmstat")) -> int:
-    """How often the kernel has killed a process for want of memory, since the machine started."""
+    """Return how often the kernel has killed a process for want of memory since it started."""
     lines = (line.split() for line in path.read_text().splitlines())
     return next((int(line[1]) for line in lines if line[0] == "oom_kill"), 0)
 
 
-def command_line(options: ComfyOptions, folder: ProcessFolder, launch: dict[str, Any]) -> list[str]:
-    """The launcher's arguments, then those of ``main.py``."""
+def command_line(
+    options: ComfyOptions, folder: ProcessFolder, launcher_options: dict[str, Any]
+) -> list[str]:
+    """Return the command: the launcher with its options, then ``main.py`` with its arguments."""
     return [
         str(options.python),
         str(folder.launcher),
-        json.dumps(launch),
+        json.dumps(launcher_options),
         str(options.home / "main.py"),
         *("--base-directory", str(folder.base)),
-        # The default lies in the installation and would be shared by all processes, and by prompts.
+        # The default database lies in the installation, which all processes and prompts share.
         *("--database-url", "sqlite:///:memory:"),
         *("--disable-auto-launch", "--disable-api-nodes"),
         *("--preview-method", "auto"),
@@ -220,50 +225,52 @@ def command_line(options: ComfyOptions, folder: ProcessFolder, launch: dict[str,
     ]
 
 
-def _launch(options: ComfyOptions, channels: Channels) -> dict[str, Any]:
-    """What the launcher has to know; see there."""
-    launch: dict[str, Any] = {
+def _launcher_options(options: ComfyOptions, channels: Channels) -> dict[str, Any]:
+    """Return the options that ``launcher.py`` describes."""
+    launcher_options: dict[str, Any] = {
         "socket": channels.listening,
         "alive": channels.alive,
         "file_bytes": options.output_bytes,
     }
     if options.isolation is not Isolation.STRICT:
-        return {**launch, "parent": os.getpid()}
+        return {**launcher_options, "parent": os.getpid()}
     user = user_of(options)
     if user is not None:
         devices = [] if options.cpu else graphics_devices()
-        launch |= {"user": user, "groups": device_groups(devices), "threads": _THREADS}
-    return launch
+        groups = device_groups(devices)
+        launcher_options |= {"user": user, "groups": groups, "threads": _MAX_THREADS}
+    return launcher_options
 
 
-def _confined(options: ComfyOptions, folder: ProcessFolder, env: dict[str, str]) -> list[str]:
-    """Bubblewrap and its options.
+def _sandbox(options: ComfyOptions, folder: ProcessFolder, env: dict[str, str]) -> list[str]:
+    """Return the command of bubblewrap with its options.
 
     Raises:
         StackError: this machine can't confine a process.
     """
     user = user_of(options)
-    closed = None if user is None else closed_to(user, shared_folders(options))
-    if closed is not None:
+    unreadable = None if user is None else first_unreadable(user, shared_folders(options))
+    if unreadable is not None:
         _log.warning(
-            "user %s, as whom ComfyUI is confined, may not read %s: `chmod -R a+rX` its folder, or "
-            "name the files' user in MOYIN_COMFYUI_UID",
+            "user %s, as which ComfyUI runs, can't read %s: run `chmod -R a+rX` on its folder, or "
+            "set MOYIN_COMFYUI_UID to the owner of the files",
             user,
-            closed,
+            unreadable,
         )
     return [str(require_confinement()), *bubblewrap_options(options, folder, env)]
 
 
-def _inmates(telling: IO[str], process: subprocess.Popen[bytes]) -> SandboxProcesses:
-    """
+def _sandbox_processes(info: IO[str], process: subprocess.Popen[bytes]) -> SandboxProcesses:
+    """Read from bubblewrap which process is the first of the sandbox.
+
     Raises:
-        StackError: there is no sandbox.
+        StackError: bubblewrap has made no sandbox.
     """
     try:
-        return SandboxProcesses(int(json.loads(telling.read())["child-pid"]))
+        return SandboxProcesses(int(json.loads(info.read())["child-pid"]))
     except (ValueError, KeyError) as error:
-        said, _ = process.communicate()
-        raise StackError(f"ComfyUI can't be confined: {said.decode(errors='replace')}") from error
+        output, _ = process.communicate()
+        raise StackError(f"ComfyUI can't be confined: {output.decode(errors='replace')}") from error
 
 
 @contextlib.contextmanager
@@ -274,7 +281,7 @@ def _pipe() -> Iterator[tuple[IO[str], IO[str]]]:
 
 
 @contextlib.contextmanager
-def _memory(descriptor: int) -> Iterator[int]:
+def _closing(descriptor: int) -> Iterator[int]:
     try:
         yield descriptor
     finally:
@@ -290,22 +297,22 @@ def _spawn(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        # Its own group, so that what custom nodes start ends with it.
+        # In a group of its own, so that processes that custom nodes start end with it.
         start_new_session=True,
         pass_fds=descriptors,
     )
 
 
-async def _gone(pid: int) -> None:
-    """Return when the process has ended; a child is not reaped."""
+async def _wait_for_exit(pid: int) -> None:
+    """Return when the process has ended; do not reap it."""
     descriptor = os.pidfd_open(pid)
     try:
-        await _readable(descriptor)
+        await _wait_until_readable(descriptor)
     finally:
         os.close(descriptor)
 
 
-async def _readable(descriptor: int) -> None:
+async def _wait_until_readable(descriptor: int) -> None:
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()
     loop.add_reader(descriptor, ready.set)

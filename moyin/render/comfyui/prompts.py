@@ -1,12 +1,10 @@
-"""Prompts that a renderer works on or remembers."""
+"""`Prompt`: a prompt in progress on a renderer."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import OrderedDict
 from collections.abc import AsyncGenerator
-from typing import Generic, TypeVar
 
 from moyin.domain.prompt import PromptRecord
 from moyin.domain.renderer import (
@@ -18,113 +16,103 @@ from moyin.domain.renderer import (
 )
 from moyin.errors import MoyinError
 from moyin.render.comfyui.relay import Relay
-from moyin.render.protocol.response import Meter, ended
+from moyin.render.protocol.response import Meter, is_last_event
 from moyin.render.protocol.wire import Message
 
-__all__ = ["BoundedDict", "Prompt"]
+__all__ = ["Prompt"]
 
-# Each is a message through Ray, which costs both sides a millisecond or two.
+# Each progress event is a message through Ray, which costs both sides a millisecond or two.
 _EVENT_SECONDS = 0.25
-K = TypeVar("K")
-V = TypeVar("V")
-
-
-class BoundedDict(OrderedDict[K, V], Generic[K, V]):
-    """A mapping that forgets what was put in longest ago."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__()
-        self._limit = limit
-
-    def __setitem__(self, key: K, value: V) -> None:
-        super().__setitem__(key, value)
-        self.move_to_end(key)
-        if len(self) > self._limit:
-            self.popitem(last=False)
 
 
 class Prompt:
-    """One prompt on its way: fed with events, followed by any number of watchers.
+    """Collects the events of one prompt for any number of followers.
 
     Args:
-        relay: to the client that wants to hear all of it.
+        relay: sends the events to the client that submitted the prompt.
 
     Attributes:
-        record: what ComfyUI's history said of it.
+        record: ComfyUI's history entry, once it is known.
+        is_submitted: ComfyUI has got the prompt.
+        is_cancelled: a caller has cancelled it.
+        has_begun: an event said that ComfyUI executes it.
+        should_poll: set when ComfyUI should be asked for the prompt's state.
     """
 
     def __init__(self, request: RenderRequest, relay: Relay | None = None) -> None:
         self.request = request
         self.relay = relay
         self.record: PromptRecord | None = None
-        self.submitted = False
-        self.cancelled = False
-        # An event said that ComfyUI has come to it.
-        self.begun = False
-        # Wakes whoever works on it, to see what ComfyUI says of it.
-        self.look = asyncio.Event()
+        self.is_submitted = False
+        self.is_cancelled = False
+        self.has_begun = False
+        self.should_poll = asyncio.Event()
         self._meter = Meter(request.graph)
-        self._executed = False
+        self._is_executed = False
         self._result: RenderSucceeded | None = None
         self._error: MoyinError | None = None
-        self._news = asyncio.Event()
+        # Set, and replaced, at each change.
+        self._changed = asyncio.Event()
+        # Set once there is an event that must not wait for the next progress event.
         self._urgent = asyncio.Event()
 
     def feed(self, message: Message) -> None:
         """Take an event about this prompt."""
         if self._meter.feed(message):
-            self._tell()
-        self.begun = self.begun or message.type == "execution_start"
-        if ended(message):
-            self.look.set()
+            self._notify()
+        self.has_begun = self.has_begun or message.type == "execution_start"
+        if is_last_event(message):
+            self.should_poll.set()
 
-    def executed(self) -> None:
-        """ComfyUI is through with it."""
-        self._executed = True
-        self._hurry()
+    def mark_executed(self) -> None:
+        """Tell the followers that ComfyUI has executed the prompt."""
+        self._is_executed = True
+        self._notify_urgently()
 
     def succeed(self, result: RenderSucceeded) -> None:
+        """End the prompt with a result."""
         self._result = result
-        self._hurry()
+        self._notify_urgently()
 
     def fail(self, error: MoyinError) -> None:
-        if not self._over:
+        """End the prompt with an error, unless it has ended."""
+        if not self._is_over:
             self._error = error
-            self._hurry()
+            self._notify_urgently()
 
     async def follow(self) -> AsyncGenerator[RenderEvent, None]:
-        """What `Renderer.render` gives, from now on."""
-        told_progress: RenderProgress | None = None
-        told_executed = told_record = False
+        """Yield the events of `Renderer.render`, from the present state on."""
+        sent_progress: RenderProgress | None = None
+        sent_executed = sent_record = False
         while True:
-            news = self._news
-            if self._executed and not told_executed:
-                told_executed = True
+            changed = self._changed
+            if self._is_executed and not sent_executed:
+                sent_executed = True
                 yield ExecutionFinished()
-            if self.record is not None and not told_record and self._over:
-                told_record = True
+            if self.record is not None and not sent_record and self._is_over:
+                sent_record = True
                 yield self.record
             if self._error is not None:
-                # A copy: several watchers may raise it, each with a traceback of its own.
+                # A copy, because several followers may raise it, each with its own traceback.
                 raise type(self._error)(self._error.message, details=self._error.details)
             if self._result is not None:
                 yield self._result
                 return
-            if not told_executed and self._progress() != told_progress:
-                # Before it is told, not after: a small picture is done by then.
-                if await self._hurries(_EVENT_SECONDS):
+            if not sent_executed and self._progress() != sent_progress:
+                # The pause comes before the event: a small picture is done by then.
+                if await self._wait_for_urgent(_EVENT_SECONDS):
                     continue
-                told_progress = self._progress()
-                yield told_progress
-            elif not self._over:
-                await news.wait()
+                sent_progress = self._progress()
+                yield sent_progress
+            elif not self._is_over:
+                await changed.wait()
 
     @property
-    def _over(self) -> bool:
+    def _is_over(self) -> bool:
         return self._result is not None or self._error is not None
 
-    async def _hurries(self, seconds: float) -> bool:
-        """Whether there is something more urgent than progress, within so long."""
+    async def _wait_for_urgent(self, seconds: float) -> bool:
+        """Return whether an urgent event comes within so many seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 return await self._urgent.wait()
@@ -134,10 +122,10 @@ class Prompt:
         meter = self._meter
         return RenderProgress(value=round(meter.value, 3), max=meter.max, node=meter.node)
 
-    def _hurry(self) -> None:
+    def _notify_urgently(self) -> None:
         self._urgent.set()
-        self._tell()
+        self._notify()
 
-    def _tell(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

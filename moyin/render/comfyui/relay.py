@@ -1,4 +1,4 @@
-"""`Relay`: what ComfyUI says of one prompt, on its way to the client that asked for it."""
+"""`Relay`: sends ComfyUI's events of one prompt to the client that submitted it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pydantic_core import to_json
 
 from moyin.domain.prompt import PromptFile
 from moyin.domain.renderer import RenderRequest
-from moyin.render.protocol.binary import described
-from moyin.render.protocol.response import as_placed, ended
+from moyin.render.protocol.binary import image_metadata
+from moyin.render.protocol.response import is_last_event, with_farm_names
 from moyin.render.protocol.wire import Message
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import Frame, FrameKind, FrameStore
@@ -21,27 +21,27 @@ from moyin.store.frames import Frame, FrameKind, FrameStore
 __all__ = ["Relay"]
 
 _log = logging.getLogger(__name__)
-# The prompt's end is told by whoever writes it into the job's row, and only then.
-_ENDS = ("execution_success", "execution_error", "execution_interrupted")
-# The next one says it again.
-_PASSING = ("progress", "progress_state")
-# A picture that is nowhere else: an output, not a preview.
+# The end of a prompt is published when it has been written to the job's row, not here.
+_END_EVENTS = ("execution_success", "execution_error", "execution_interrupted")
+# The next event of the same type replaces these.
+_PROGRESS_EVENTS = ("progress", "progress_state")
+# This node sends its output as a frame and writes no file.
 _OUTPUT_NODE = "SaveImageWebsocket"
-# All tenants' streams share Valkey's memory. What is larger is in the history alone.
-_LARGEST_FRAME = 1024 * 1024
-_BUSY = 64
-_FULL = 2_048
+# All tenants' streams share Valkey's memory. Larger texts are in the history only.
+_MAX_FRAME_BYTES = 1024 * 1024
+_BATCH_SIZE = 64
+_QUEUE_SIZE = 2_048
 _FLUSH_SECONDS = 3.0
 
 
 class Relay:
-    """Puts frames onto the client's stream, in order, without ever holding up the render.
+    """Publishes frames on the client's stream, in order, without delaying the render.
 
-    When the stream is slow, previews and progress are left out; outputs never, but for texts and the like
-    of more than 1 MiB.
+    When the stream is slow, previews and progress are left out. Outputs are never left out, except
+    for texts and other values of more than 1 MiB.
 
     Args:
-        keep: stores the files that a node put out.
+        store_files: stores the files of a node's output.
     """
 
     def __init__(
@@ -50,80 +50,85 @@ class Relay:
         blobs: BlobStore,
         request: RenderRequest,
         channel: str,
-        keep: Callable[[str, Mapping[str, Any]], Awaitable[list[PromptFile]]],
+        store_files: Callable[[str, Mapping[str, Any]], Awaitable[list[PromptFile]]],
     ) -> None:
         self._frames = frames
         self._blobs = blobs
         self._prompt_id = request.prompt_id
         self._graph = request.graph
         self._channel = channel
-        self._keep = keep
-        self._waiting: deque[Message | bytes] = deque()
+        self._store_files = store_files
+        self._queue: deque[Message | bytes] = deque()
         self._sending: asyncio.Task[None] | None = None
 
-    def feed(self, said: Message | bytes) -> None:
-        """Take what ComfyUI says; returns at once."""
-        if isinstance(said, Message) and (said.type in _ENDS or ended(said)):
+    def feed(self, message: Message | bytes) -> None:
+        """Queue an event or a binary frame; return at once."""
+        if isinstance(message, Message) and (message.type in _END_EVENTS or is_last_event(message)):
             return
-        waiting = len(self._waiting)
-        if waiting >= _FULL or (waiting >= _BUSY and self._may_be_lost(said)):
-            if not self._may_be_lost(said):
-                _log.warning("prompt %s says more than can be passed on", self._prompt_id)
+        queued = len(self._queue)
+        if queued >= _QUEUE_SIZE or (queued >= _BATCH_SIZE and self._is_droppable(message)):
+            if not self._is_droppable(message):
+                _log.warning(
+                    "prompt %s sends events faster than Valkey takes them", self._prompt_id
+                )
             return
-        self._waiting.append(said)
+        self._queue.append(message)
         if self._sending is None or self._sending.done():
             self._sending = asyncio.create_task(self._send())
 
     async def flush(self) -> None:
-        """Return when all is on its way, or it takes too long."""
+        """Return when all queued frames are sent, or after three seconds."""
         if self._sending is not None:
             await asyncio.wait([self._sending], timeout=_FLUSH_SECONDS)
 
     def abandon(self) -> None:
+        """Send no more frames."""
         if self._sending is not None:
             self._sending.cancel()
 
-    def _may_be_lost(self, said: Message | bytes) -> bool:
-        return said.type in _PASSING if isinstance(said, Message) else not self._is_output(said)
+    def _is_droppable(self, message: Message | bytes) -> bool:
+        if isinstance(message, Message):
+            return message.type in _PROGRESS_EVENTS
+        return not self._is_output(message)
 
     def _is_output(self, frame: bytes) -> bool:
-        node = self._graph.get(str(described(frame)[0].get("node_id")))
+        node = self._graph.get(str(image_metadata(frame)[0].get("node_id")))
         return isinstance(node, Mapping) and node.get("class_type") == _OUTPUT_NODE
 
     async def _send(self) -> None:
-        while self._waiting:
-            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _BUSY))]
-            frames = [frame for said in batch for frame in await self._told(said)]
-            fitting = [frame for frame in frames if len(frame.body) <= _LARGEST_FRAME]
+        while self._queue:
+            batch = [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH_SIZE))]
+            frames = [frame for message in batch for frame in await self._to_frames(message)]
+            fitting = [frame for frame in frames if len(frame.body) <= _MAX_FRAME_BYTES]
             if len(fitting) < len(frames):
-                _log.info("prompt %s says what is too large to be passed on", self._prompt_id)
+                _log.info("a frame of prompt %s is too large to be sent", self._prompt_id)
             await self._frames.publish(self._channel, *fitting)
 
-    async def _told(self, said: Message | bytes) -> list[Frame]:
-        if isinstance(said, bytes):
-            return [await self._binary(said)]
-        data = said.data
-        if said.type == "executed":
-            data = {**data, "output": await self._output(data.get("output"))}
-        body = to_json({"type": said.type, "data": data})
-        if said.type == "executed" and len(body) > _LARGEST_FRAME:
-            # Clients count on the event. ComfyUI, too, sends it so for nodes without an output.
-            body = to_json({"type": said.type, "data": {**data, "output": None}})
+    async def _to_frames(self, message: Message | bytes) -> list[Frame]:
+        if isinstance(message, bytes):
+            return [await self._binary_frame(message)]
+        data = message.data
+        if message.type == "executed":
+            data = {**data, "output": await self._store_output(data.get("output"))}
+        body = to_json({"type": message.type, "data": data})
+        if message.type == "executed" and len(body) > _MAX_FRAME_BYTES:
+            # Clients wait for the event. ComfyUI sends this form for nodes without an output.
+            body = to_json({"type": message.type, "data": {**data, "output": None}})
         frames = [Frame(kind=FrameKind.TEXT, prompt=self._prompt_id, body=body)]
-        if said.type == "execution_start":
+        if message.type == "execution_start":
             frames.insert(0, Frame(kind=FrameKind.STATUS, prompt=self._prompt_id))
         return frames
 
-    async def _output(self, output: Any) -> Any:
-        """The files must be there before the client hears of them: it asks at once."""
+    async def _store_output(self, output: Any) -> Any:
+        """Store the output's files before the event is sent: clients fetch them at once."""
         if isinstance(output, Mapping):
-            for file in await self._keep(self._prompt_id, output):
+            for file in await self._store_files(self._prompt_id, output):
                 await self._frames.keep_file(self._prompt_id, file)
-        return as_placed(output, self._prompt_id)
+        return with_farm_names(output, self._prompt_id)
 
-    async def _binary(self, frame: bytes) -> Frame:
+    async def _binary_frame(self, frame: bytes) -> Frame:
         if not self._is_output(frame):
             return Frame(kind=FrameKind.BINARY, prompt=self._prompt_id, body=frame)
-        start = described(frame)[1]
+        start = image_metadata(frame)[1]
         blob = await self._blobs.put(frame[start:])
         return Frame(kind=FrameKind.BLOB, prompt=self._prompt_id, body=frame[:start], blob=blob)

@@ -1,4 +1,4 @@
-"""Removes what a process has left, whatever it has made of it."""
+"""Removes files and folders of a process that may have locked or nested them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["remove_tree", "unlock"]
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a file or a folder with all that is in it; blocks.
+    """Remove a file, or a folder with its content; do nothing if it is missing; blocks.
 
     Raises:
-        OSError: it is still there.
+        OSError: it could not be removed.
     """
     if not os.path.lexists(path):
         return
@@ -25,8 +25,8 @@ def remove_tree(path: Path) -> None:
         else:
             shutil.rmtree(path)
     except (OSError, RecursionError):
-        # Folders that their owner may not read, or are deeper than Python goes: `rm` walks without
-        # recursion, and neither of the two follows links.
+        # A folder is not readable to its owner, or deeper than Python's recursion limit: `rm`
+        # walks without recursion, and neither command follows links.
         unlock(path)
         for command in (("chmod", "-R", "u+rwX"), ("rm", "-rf")):
             subprocess.run([*command, "--", str(path)], capture_output=True, check=False)
@@ -35,8 +35,8 @@ def remove_tree(path: Path) -> None:
 
 
 def unlock(path: Path) -> None:
-    """Let the owner of a folder change it again, unless it is something else; blocks."""
-    # Held by a descriptor, so that no link takes its place between the look and the change.
+    """Make a folder writable to its owner; do nothing to anything else; blocks."""
+    # By a descriptor, so that no link can take its place between the check and the change.
     descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):

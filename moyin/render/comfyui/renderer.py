@@ -1,4 +1,4 @@
-"""`ComfyRenderer`: prompts in, stored pictures out, by a ComfyUI process that it keeps running."""
+"""`ComfyRenderer`: renders prompts with a ComfyUI process of its own and stores their outputs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from pydantic_core import from_json
 
@@ -36,34 +36,36 @@ from moyin.render.comfyui.inputs import InputFiles
 from moyin.render.comfyui.options import ComfyOptions
 from moyin.render.comfyui.outputs import Outputs, StoredResult
 from moyin.render.comfyui.process import Spawner
-from moyin.render.comfyui.prompts import BoundedDict, Prompt
+from moyin.render.comfyui.prompt_lock import PromptLock
+from moyin.render.comfyui.prompts import Prompt
 from moyin.render.comfyui.relay import Relay
 from moyin.render.comfyui.sandbox import user_of
 from moyin.render.comfyui.session import Session
 from moyin.render.comfyui.sizes import ModelSizes
-from moyin.render.comfyui.turns import Turns
-from moyin.render.protocol.binary import described
-from moyin.render.protocol.models import models_of
+from moyin.render.protocol.binary import image_metadata
+from moyin.render.protocol.graph import model_files
 from moyin.render.protocol.response import prompt_of, raise_failure
 from moyin.render.protocol.wire import HistoryEntry, Message, PromptState
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import FrameStore
+from moyin.system.bounded import BoundedDict
 
 __all__ = ["ComfyRenderer"]
 
 _log = logging.getLogger(__name__)
 _REMEMBERED = 256
-# Events may be lost with a socket: the history is the truth, and is looked at this often anyway.
-_LOOK_SECONDS = 3.0
+# Events may be lost with a socket, so the history is polled as well.
+_POLL_SECONDS = 3.0
 _INTERRUPT_SECONDS = 15.0
-_ABOUT_NO_PROMPT = ("status", "feature_flags")
+_ATTEMPTS = 3
+_EVENTS_WITHOUT_PROMPT = ("status", "feature_flags")
 
 
 class ComfyRenderer:
-    """The renderer port on a ComfyUI of its own. Starts with `start`, ends with `close`.
+    """Implements `moyin.domain.renderer.Renderer` with one ComfyUI, from `start` to `close`.
 
     Args:
-        frames: for clients that want to hear what ComfyUI says; None: nobody does.
+        frames: streams on which clients follow their prompts; None: no client does.
     """
 
     def __init__(
@@ -76,47 +78,48 @@ class ComfyRenderer:
         self._inputs = InputFiles(self._folder, options.input_bytes)
         self._outputs: Outputs | None = None
         self._spawner = Spawner()
-        self._keeper = ComfySupervisor(options, self._open_session, self._lose)
-        self._turns = Turns(self._keeper, self._inputs)
+        self._supervisor = ComfySupervisor(options, self._open_session, self._fail_submitted)
+        self._prompt_lock = PromptLock(self._supervisor, self._inputs)
         self._models: tuple[str, ...] = ()
         self._active: dict[str, tuple[Prompt, asyncio.Task[None]]] = {}
         self._finished: BoundedDict[str, StoredResult] = BoundedDict(_REMEMBERED)
-        # What ComfyUI executes: not all that it says names the prompt.
+        # The prompt that ComfyUI executes: not every event names it.
         self._executing: str | None = None
-        # An interrupt must hit the prompt it was meant for: none is submitted meanwhile.
-        self._gate = asyncio.Lock()
-        # What one render fetches, another's trimming might remove before anybody needs it.
+        # No prompt is submitted during an interrupt, which would hit the wrong one.
+        self._submitting = asyncio.Lock()
+        # Trimming for one prompt might remove the files that another has just fetched.
         self._trimming = asyncio.Lock()
-        self._last_sign = time.monotonic()
+        self._last_event = time.monotonic()
 
     async def start(self) -> None:
-        """Start the process in the background; `status` tells when it is ready."""
-        self._keeper.start()
+        """Start the process in the background; `status` shows when it is ready."""
+        self._supervisor.start()
 
     async def close(self) -> None:
-        """Stop the process; prompts at work are lost."""
-        await self._keeper.close()
+        """Stop the process; prompts in progress are lost."""
+        await self._supervisor.close()
         tasks = [task for _, task in self._active.values()]
-        self._lose("it was stopped", blamed=False)
+        self._fail_submitted("it was stopped", is_blamed=False)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.to_thread(self._spawner.close)
 
     def check(self) -> None:
-        """
+        """Check that the process is still supervised.
+
         Raises:
-            RuntimeError: nobody looks after the process any more, which is a bug.
+            RuntimeError: the supervising task has ended, which is a bug.
         """
-        self._keeper.check()
+        self._supervisor.check()
 
     async def render(self, request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
         """See `moyin.domain.renderer.Renderer`."""
-        kept = self._finished.get(request.prompt_id)
-        if kept is not None:
+        result = self._finished.get(request.prompt_id)
+        if result is not None:
             yield ExecutionFinished()
-            yield kept.record
-            yield kept.done
+            yield result.record
+            yield result.done
             return
         async with aclosing(self._prompt(request).follow()) as events:
             async for event in events:
@@ -124,56 +127,60 @@ class ComfyRenderer:
 
     async def prepare(self, request: RenderRequest) -> None:
         """See `moyin.domain.renderer.Renderer`."""
-        if self._keeper.session is not None:
-            await self._add_inputs(request)
+        if self._supervisor.session is not None:
+            await self._fetch_inputs(request)
 
     async def cancel(self, prompt_id: str) -> PromptRecord | None:
         """See `moyin.domain.renderer.Renderer`."""
         if prompt_id not in self._active:
             return None
         prompt, task = self._active[prompt_id]
-        prompt.cancelled = True
-        session = self._keeper.session
-        if session is None or not prompt.submitted:
+        prompt.is_cancelled = True
+        session = self._supervisor.session
+        if session is None or not prompt.is_submitted:
             self._fail(prompt, RenderFailed("the render was cancelled"))
             task.cancel()
             return None
-        async with self._gate:
+        async with self._submitting:
             await session.client.interrupt(prompt_id)
-        prompt.look.set()
+        prompt.should_poll.set()
         await asyncio.wait([task], timeout=_INTERRUPT_SECONDS)
         return prompt.record
 
     async def validate(
         self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
     ) -> dict[str, Any]:
-        """See `moyin.domain.renderer.Renderer`."""
-        return await self._keeper.present().client.validate(graph, targets)
+        """Return ComfyUI's own validation body for a graph.
 
-    async def object_info(self) -> dict[str, Any]:
-        """See `moyin.domain.renderer.Renderer`."""
-        return await self._keeper.present().client.object_info()
+        It has ``error`` if ComfyUI refuses the graph, and otherwise the ``outputs`` that it would
+        execute; ``node_errors`` names outputs that it would not. The member ``free`` is added by
+        the bridge, see `moyin.comfy_api.validation_cache`.
 
-    async def fetch(self, path: str) -> bytes | None:
+        Raises:
+            ServiceUnavailable: the process is not up.
+        """
+        return await self._supervisor.require_session().client.validate(graph, targets)
+
+    async def get(self, path: str) -> bytes | None:
         """See `moyin.domain.renderer.Renderer`."""
-        return await self._keeper.present().client.ask(path)
+        return await self._supervisor.require_session().client.get(path)
 
     async def results(self) -> dict[str, RenderResult]:
         """See `moyin.domain.renderer.Renderer`."""
         return {
-            prompt_id: RenderResult(done=kept.done, record=kept.record)
-            for prompt_id, kept in self._finished.items()
+            prompt_id: RenderResult(done=result.done, record=result.record)
+            for prompt_id, result in self._finished.items()
         }
 
     async def status(self) -> RendererStatus:
         """See `moyin.domain.renderer.Renderer`."""
-        session = self._keeper.session
+        session = self._supervisor.session
         return RendererStatus(
             ready=session is not None,
             pid=None if session is None else session.pid,
             running=tuple(self._active),
             known=(*self._active, *self._finished),
-            error=self._keeper.error,
+            error=self._supervisor.error,
             models=self._models,
             memory=None if session is None else session.memory,
         )
@@ -181,10 +188,10 @@ class ComfyRenderer:
     def _prompt(self, request: RenderRequest) -> Prompt:
         if request.prompt_id not in self._active:
             prompt = Prompt(request, self._relay(request))
-            task = asyncio.create_task(self._work(prompt))
+            task = asyncio.create_task(self._run_prompt(prompt))
             self._active[request.prompt_id] = (prompt, task)
-            # For tasks that are cancelled.
-            task.add_done_callback(lambda _: self._forget(prompt))
+            # Also after a cancellation of the task.
+            task.add_done_callback(lambda _: self._remove_active(prompt))
         return self._active[request.prompt_id][0]
 
     def _relay(self, request: RenderRequest) -> Relay | None:
@@ -198,41 +205,41 @@ class ComfyRenderer:
             self._collect_node,
         )
 
-    async def _work(self, prompt: Prompt) -> None:
+    async def _run_prompt(self, prompt: Prompt) -> None:
         prompt_id = prompt.request.prompt_id
         try:
-            kept = await self._execute(prompt)
+            result = await self._execute(prompt)
             if prompt.relay is not None:
                 await prompt.relay.flush()
-            self._finished[prompt_id] = kept
-            self._forget(prompt)
-            prompt.succeed(kept.done)
+            self._finished[prompt_id] = result
+            self._remove_active(prompt)
+            prompt.succeed(result.done)
         except WorkerLost as error:
-            silent = isinstance(error, NoAnswer) and prompt.submitted
-            if silent and await self._keeper.give_up_hanging():
-                # It need not be the prompt's fault: a disk may stand still, and all that read it.
+            hangs = isinstance(error, NoAnswer) and prompt.is_submitted
+            if hangs and await self._supervisor.give_up_hanging():
+                # The prompt need not be the cause: a disk may hang, and every process that reads it.
                 self._fail(prompt, error)
                 return
-            blamed = prompt.submitted and not await self._keeper.was_killed()
-            self._fail(prompt, _ended(error.message) if blamed else error)
+            is_blamed = prompt.is_submitted and not await self._supervisor.was_killed()
+            self._fail(prompt, _died(error.message) if is_blamed else error)
         except MoyinError as error:
             if prompt.relay is not None:
                 await prompt.relay.flush()
             self._fail(prompt, error)
         except OSError as error:
             _log.warning("prompt %s: %s", prompt_id, error)
-            told = "the artifact store or the folder of ComfyUI is not available"
-            self._fail(prompt, ServiceUnavailable(told, retry_after=5))
+            message = "the artifact store or the folder of ComfyUI is not available"
+            self._fail(prompt, ServiceUnavailable(message, retry_after=5))
         except Exception:
             _log.exception("prompt %s failed", prompt_id)
             self._fail(prompt, StepFailed("the render failed for an internal reason"))
 
     def _fail(self, prompt: Prompt, error: MoyinError) -> None:
-        # First, so that who is told and asks again gets another try.
-        self._forget(prompt)
+        # Removed first, so that a caller that retries at once starts the prompt again.
+        self._remove_active(prompt)
         prompt.fail(error)
 
-    def _forget(self, prompt: Prompt) -> None:
+    def _remove_active(self, prompt: Prompt) -> None:
         prompt_id = prompt.request.prompt_id
         if prompt_id in self._active and self._active[prompt_id][0] is prompt:
             del self._active[prompt_id]
@@ -241,66 +248,67 @@ class ComfyRenderer:
 
     async def _execute(self, prompt: Prompt) -> StoredResult:
         try:
-            return await self._execute_until_kept(prompt)
+            return await self._execute_until_stored(prompt)
         except MoyinError:
-            # What can be kept of it is kept: the rest would stay for as long as the process.
-            if (session := self._keeper.session) is not None:
+            # The files that could be stored are stored; the others would stay with the process.
+            if (session := self._supervisor.session) is not None:
                 await asyncio.to_thread(session.written.discard, prompt.request.prompt_id)
             raise
 
-    async def _execute_until_kept(self, prompt: Prompt) -> StoredResult:
-        freed = False
-        for again in range(3):
-            async with self._turn_of(prompt) as session:
-                if again:
-                    await session.client.free()
-                    await session.client.pulse()
+    async def _execute_until_stored(self, prompt: Prompt) -> StoredResult:
+        ran_out_of_memory = False
+        for attempt in range(_ATTEMPTS):
+            async with self._exclusive_session(prompt) as session:
+                if attempt:
+                    await session.client.unload()
+                    await session.client.is_executor_alive()
                 entry = await self._run(session, prompt)
             if entry.status.status_str == "success":
-                # Before anything else, so that the next prompt comes at once.
-                prompt.executed()
+                # Before the files are stored, so that the next prompt comes at once.
+                prompt.mark_executed()
             try:
                 raise_failure(entry)
             except RenderFailed as error:
-                if freed or not isinstance(error, OutOfMemory):
+                if ran_out_of_memory or not isinstance(error, OutOfMemory):
                     await self._collect(prompt, entry)
                     raise
-                # What earlier prompts have left in memory may be all that is in the way.
-                freed = True
+                # Models and results of earlier prompts may fill the memory: retry without them.
+                ran_out_of_memory = True
                 continue
-            kept = await self._collect(prompt, entry)
-            if kept is not None:
+            result = await self._collect(prompt, entry)
+            if result is not None:
                 repeatable = not _classes(prompt.request.graph) & session.volatile
-                return replace(kept, done=replace(kept.done, repeatable=repeatable))
-            # Cached outputs that nobody knows any more: without the cache they are made anew.
+                return replace(result, done=replace(result.done, repeatable=repeatable))
+            # ComfyUI's cache names files that are gone: retry without the cache.
         raise StepFailed("an output file vanished before it could be stored")
 
     @asynccontextmanager
-    async def _turn_of(self, prompt: Prompt) -> AsyncIterator[Session]:
-        """The process, with the prompt's files and no other's in it."""
+    async def _exclusive_session(self, prompt: Prompt) -> AsyncIterator[Session]:
+        """Wait for a process that has only the prompt's files, and hold it for the block."""
         request = prompt.request
         while True:
-            session = await self._keeper.ready()
-            await self._add_inputs(request)
-            async with self._turns.take(session, request.prompt_id, request.files) as ours:
-                if ours:
+            session = await self._supervisor.wait_for_session()
+            await self._fetch_inputs(request)
+            holding = self._prompt_lock.hold_for(session, request.prompt_id, request.files)
+            async with holding as is_present:
+                if is_present:
                     yield session
-            # The next process began with an empty folder.
-            if ours:
+            # Otherwise the process was replaced, and the next one began with an empty folder.
+            if is_present:
                 return
 
     async def _collect(self, prompt: Prompt, entry: HistoryEntry) -> StoredResult | None:
         assert self._outputs is not None
-        kept = await self._outputs.collect(prompt.request.prompt_id, entry)
-        prompt.record = None if kept is None else kept.record
-        return kept
+        result = await self._outputs.collect(prompt.request.prompt_id, entry)
+        prompt.record = None if result is None else result.record
+        return result
 
     async def _collect_node(self, prompt_id: str, output: Mapping[str, Any]) -> list[PromptFile]:
-        # Another process has other outputs.
+        # Read at each call: the next process has other outputs.
         assert self._outputs is not None
         return await self._outputs.collect_node(prompt_id, output)
 
-    async def _add_inputs(self, request: RenderRequest) -> None:
+    async def _fetch_inputs(self, request: RenderRequest) -> None:
         if not request.files:
             return
         while True:
@@ -318,99 +326,96 @@ class ComfyRenderer:
                     return
 
     async def _run(self, session: Session, prompt: Prompt) -> HistoryEntry:
-        """Submit and wait for the end; return what the history says, which can be read once.
+        """Submit the prompt and wait for its end; return its history entry, which is read once.
 
-        Events tell when to look. They are not believed: any node can send them, and while it is
-        executed no other prompt may have its turn.
+        Events only tell when to poll: any node can send false ones, and no other prompt may begin
+        while this one is executed.
         """
         client, prompt_id = session.client, prompt.request.prompt_id
-        prompt.begun = False
-        async with self._gate:
-            prompt.submitted = True
+        prompt.has_begun = False
+        async with self._submitting:
+            prompt.is_submitted = True
             await client.submit(
                 prompt_id,
                 prompt.request.graph,
                 extra_data=prompt.request.extra_data,
                 targets=prompt.request.targets,
             )
-            self._last_sign = time.monotonic()
+            self._last_event = time.monotonic()
             if prompt.request.models:
                 self._models = _largest_first(prompt.request.models)
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_SECONDS):
-                    await prompt.look.wait()
-            prompt.look.clear()
-            entry = (await self._standing(session, prompt)).entry
+                async with asyncio.timeout(_POLL_SECONDS):
+                    await prompt.should_poll.wait()
+            prompt.should_poll.clear()
+            entry = (await self._state(session, prompt)).entry
             if entry is not None:
                 return entry
-            if time.monotonic() - self._last_sign > self._options.progress_timeout:
+            if time.monotonic() - self._last_event > self._options.progress_timeout:
                 await self._interrupt_hung(session, prompt)
 
-    async def _standing(self, session: Session, prompt: Prompt) -> PromptState:
-        standing = await session.client.look(prompt.request.prompt_id)
-        if standing.entry is None and not standing.queued:
-            raise self._vanished(prompt)
-        return standing
+    async def _state(self, session: Session, prompt: Prompt) -> PromptState:
+        state = await session.client.prompt_state(prompt.request.prompt_id)
+        if state.entry is not None or state.queued:
+            return state
+        if prompt.is_cancelled:
+            raise RenderFailed("the render was cancelled")
+        raise WorkerLost("ComfyUI does not know the prompt any more")
 
-    def _vanished(self, prompt: Prompt) -> MoyinError:
-        if prompt.cancelled:
-            return RenderFailed("the render was cancelled")
-        return WorkerLost("ComfyUI does not know the prompt any more")
-
-    async def _interrupt_hung(self, session: Session, prompt: Prompt) -> None:
-        """Always raises; the process is given up unless an interrupt ends the prompt.
+    async def _interrupt_hung(self, session: Session, prompt: Prompt) -> NoReturn:
+        """Interrupt the prompt, give the process up if that does not end it, and raise.
 
         Raises:
-            NoAnswer: ComfyUI has not come to the prompt: what hangs came before it.
+            NoAnswer: ComfyUI has not begun the prompt, so something else hangs.
             RenderFailed: the prompt hangs.
         """
-        if not prompt.begun:
-            raise NoAnswer("ComfyUI hangs at something else")
+        if not prompt.has_begun:
+            raise NoAnswer("ComfyUI hangs before it begins the prompt")
         prompt_id = prompt.request.prompt_id
-        async with self._gate:
+        async with self._submitting:
             await session.client.interrupt(prompt_id)
         deadline = time.monotonic() + _INTERRUPT_SECONDS
-        while (await session.client.look(prompt_id)).queued:
+        while (await session.client.prompt_state(prompt_id)).queued:
             if time.monotonic() > deadline:
-                self._keeper.give_up(session)
+                self._supervisor.give_up(session)
                 break
             await asyncio.sleep(0.2)
         seconds = self._options.progress_timeout
         raise RenderFailed(f"the render made no progress for {seconds:g} seconds")
 
-    def _take(self, message: Message) -> None:
-        if message.type in _ABOUT_NO_PROMPT:
+    def _on_event(self, message: Message) -> None:
+        if message.type in _EVENTS_WITHOUT_PROMPT:
             return
         prompt_id = prompt_of(message)
         if message.type == "execution_start":
             self._executing = prompt_id
         if prompt_id is not None:
-            self._last_sign = time.monotonic()
+            self._last_event = time.monotonic()
             if prompt_id in self._active:
                 self._active[prompt_id][0].feed(message)
-        self._pass_on(prompt_id, message)
+        self._feed_relay(prompt_id, message)
 
-    def _take_binary(self, frame: bytes) -> None:
-        self._pass_on(described(frame)[0].get("prompt_id"), frame)
+    def _on_binary(self, frame: bytes) -> None:
+        self._feed_relay(image_metadata(frame)[0].get("prompt_id"), frame)
 
-    def _pass_on(self, prompt_id: str | None, said: Message | bytes) -> None:
+    def _feed_relay(self, prompt_id: str | None, message: Message | bytes) -> None:
         active = self._active.get(prompt_id or self._executing or "")
         if active is not None and active[0].relay is not None:
-            active[0].relay.feed(said)
+            active[0].relay.feed(message)
 
     @asynccontextmanager
     async def _open_session(self) -> AsyncIterator[Session]:
         user = user_of(self._options)
-        async with self._turns.none():
+        async with self._prompt_lock.hold():
             await asyncio.to_thread(self._folder.prepare, user)
         async with Session.open(
             self._options,
             self._folder,
             self._spawner,
-            on_event=self._take,
-            on_binary=self._take_binary,
-            idle=lambda: not self._active,
+            on_event=self._on_event,
+            on_binary=self._on_binary,
+            is_idle=lambda: not self._active,
         ) as session:
             self._outputs = Outputs(session.written, self._blobs, self._options.output_bytes)
             self._models = await self._warm_models()
@@ -419,14 +424,15 @@ class ComfyRenderer:
     async def _warm_models(self) -> tuple[str, ...]:
         if self._options.warm_up is None:
             return ()
-        models = models_of(from_json(self._options.warm_up))
+        models = model_files(from_json(self._options.warm_up))
         return _largest_first(await ModelSizes(self._options.models).of(models))
 
-    def _lose(self, why: str, blamed: bool) -> None:
+    def _fail_submitted(self, reason: str, is_blamed: bool) -> None:
+        """Fail the prompts that were submitted to a process that is lost."""
         for prompt, task in list(self._active.values()):
-            if prompt.submitted:
-                told = f"ComfyUI was lost under the render: {why}"
-                self._fail(prompt, _ended(told) if blamed else WorkerLost(told))
+            if prompt.is_submitted:
+                message = f"ComfyUI was lost during the render: {reason}"
+                self._fail(prompt, _died(message) if is_blamed else WorkerLost(message))
                 task.cancel()
 
 
@@ -438,6 +444,6 @@ def _largest_first(models: Mapping[str, int]) -> tuple[str, ...]:
     return tuple(sorted(models, key=lambda name: (models[name], name), reverse=True))
 
 
-def _ended(why: str) -> WorkerLost:
-    """The process ended under a prompt, which may be the cause."""
-    return WorkerLost(why, details={"ended": "comfyui"})
+def _died(message: str) -> WorkerLost:
+    """Return the error for a process that died during a prompt, which may be the cause."""
+    return WorkerLost(message, details={"ended": "comfyui"})

@@ -1,8 +1,8 @@
-"""The command line by which bubblewrap confines one ComfyUI process.
+"""Builds the options by which bubblewrap confines one ComfyUI process.
 
-The process sees a file system of its own: the system's programs and libraries, its interpreter,
-ComfyUI, node packages and models to read; its output, temporary and scratch folders to write. All
-of it lies at the same paths as outside, so that environments and flags mean the same.
+The process sees a file system of its own. It can read the system's programs and libraries, its
+interpreter, ComfyUI, node packages and models; it can write to its output, temporary and scratch
+folders. All paths are the same as outside, so that environments and flags keep their meaning.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from moyin.render.comfyui.options import ComfyOptions, Isolation, Network
 __all__ = [
     "Mounts",
     "bubblewrap_options",
-    "closed_to",
     "device_groups",
+    "first_unreadable",
     "interpreter_folders",
     "shared_folders",
     "user_of",
 ]
 
 _SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/nix/store", "/run/opengl-driver")
-# What programs and drivers read at their start, and nothing about this machine's people.
+# Files that programs and drivers read at their start; none of them names this machine's users.
 _ETC = (
     *("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime", "mime.types"),
     *("fonts", "OpenCL", "vulkan", "ImageMagick-6", "ImageMagick-7", "ssl/openssl.cnf"),
@@ -42,17 +42,18 @@ _ETC = (
 _ETC_ONLINE = ("resolv.conf", "hosts", "ssl/certs", "ca-certificates", "pki/tls/certs")
 _DEVICES = ("nvidia*", "dri", "kfd", "dxg")
 _TOPOLOGY = ("/sys/devices/system/cpu", "/sys/devices/system/node")
-# Where programs write that know nothing of TMPDIR.
+# Temporary folders of programs that ignore TMPDIR.
 _TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")
-# Of somebody's own ComfyUI: what it made for him.
+# Folders with personal files in a user's own ComfyUI.
 _PERSONAL = ("input", "output", "temp", "user", ".git")
-_MOST_LINKS = 10_000
-_ASK_SECONDS = 30
-# No distribution and no container gives these numbers to anybody.
+_MAX_FILES = 10_000
+_MAX_LINK_CHAIN = 40
+_PYTHON_SECONDS = 30
+# No distribution and no container assigns these user ids.
 _FIRST_UID = 1_900_000_000
 _UIDS = 65_536
 _NOBODY = 65_534
-_ASK = """
+_PRINT_FOLDERS = """
 import json, os, site, sys
 print(json.dumps([sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix, *sys.path]))
 """
@@ -60,7 +61,15 @@ print(json.dumps([sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_pr
 
 @dataclass(kw_only=True)
 class Mounts:
-    """What lies where: paths outside by path inside."""
+    """The file system of a sandbox.
+
+    Attributes:
+        read: read-only paths, as paths outside by path inside.
+        write: writable paths, as paths outside by path inside.
+        hide: folders that are empty inside, even within a readable folder.
+        devices: device files.
+        links: targets of symbolic links, by path.
+    """
 
     read: dict[Path, Path] = field(default_factory=dict)
     write: dict[Path, Path] = field(default_factory=dict)
@@ -69,7 +78,7 @@ class Mounts:
     links: dict[Path, str] = field(default_factory=dict)
 
     def options(self) -> list[str]:
-        """Bubblewrap's options, outer folders before what lies in them."""
+        """Return bubblewrap's options, with outer folders before inner ones."""
         lines: list[tuple[Path, list[str]]] = []
         for path, target in self.links.items():
             lines.append((path, ["--symlink", target, str(path)]))
@@ -77,13 +86,13 @@ class Mounts:
             lines.append((path, ["--ro-bind", str(source), str(path)]))
         for path, source in self.write.items():
             lines.append((path, ["--bind", str(source), str(path)]))
-        hidden = {path for path in self.hide if self._would_be_seen(path)}
+        hidden = {path for path in self.hide if self._would_be_visible(path)}
         for path in hidden:
             lines.append((path, ["--perms", "0755", "--tmpfs", str(path)]))
         for path in self.devices:
             lines.append((path, ["--dev-bind", str(path), str(path)]))
-        # Else bubblewrap makes these as closed as their likes outside, such as root's home.
-        for path in self._outer({line[0] for line in lines} - {*self.links}):
+        # Otherwise bubblewrap gives them the permissions of the folders outside, such as root's home.
+        for path in self._parents_to_create({line[0] for line in lines} - {*self.links}):
             lines.append((path, ["--perms", "0755", "--dir", str(path)]))
         lines.sort(key=lambda line: line[0].parts)
         return [
@@ -93,19 +102,19 @@ class Mounts:
             *("--remount-ro", "/dev", "--remount-ro", "/"),
         ]
 
-    def _outer(self, paths: Iterable[Path]) -> set[Path]:
-        """Folders around these that come from nowhere else."""
-        there = {*self.read, *self.write, Path("/dev"), Path("/proc")}
-        around = {parent for path in paths for parent in path.parents if parent != Path("/")}
+    def _parents_to_create(self, paths: Iterable[Path]) -> set[Path]:
+        """Return the parent folders of these paths that no mount provides."""
+        mounted = {*self.read, *self.write, Path("/dev"), Path("/proc")}
+        parents = {parent for path in paths for parent in path.parents if parent != Path("/")}
         return {
             path
-            for path in around
-            if not any(path.is_relative_to(one) for one in there)
-            # A folder that hides what lies in it is empty.
-            or any(one in path.parents for one in self.hide if self._would_be_seen(one))
-        } - there
+            for path in parents
+            if not any(path.is_relative_to(mount) for mount in mounted)
+            # A hidden folder is empty, so the folders within it must be created.
+            or any(hidden in path.parents for hidden in self.hide if self._would_be_visible(hidden))
+        } - mounted
 
-    def _would_be_seen(self, path: Path) -> bool:
+    def _would_be_visible(self, path: Path) -> bool:
         return path.is_dir() and any(
             path != shown and path.is_relative_to(shown) for shown in self.read
         )
@@ -114,26 +123,26 @@ class Mounts:
 def bubblewrap_options(
     options: ComfyOptions, folder: ProcessFolder, env: Mapping[str, str]
 ) -> list[str]:
-    """Return what confines the process, without the program and the command; blocks.
+    """Return bubblewrap's options for the process; blocks.
 
     Raises:
-        StackError: a folder that it has to read is not there, or would show what is hidden.
+        StackError: a folder that the process must read is missing, or contains a hidden folder.
     """
-    sharing = env.get("CUDA_MPS_PIPE_DIRECTORY")
+    mps_folder = env.get("CUDA_MPS_PIPE_DIRECTORY")
     return [
         *NAMESPACES,
         *user_options(),
         *(("--unshare-net",) if options.network is Network.NONE else ()),
-        # CUDA's service for shared cards speaks with its clients through shared memory.
-        *(() if sharing else ("--unshare-ipc",)),
+        # CUDA's MPS, which shares GPUs, communicates with its clients through shared memory.
+        *(() if mps_folder else ("--unshare-ipc",)),
         *("--hostname", "comfyui", "--die-with-parent", "--new-session"),
-        *_mounts(options, folder, env, sharing).options(),
+        *_mounts(options, folder, env, mps_folder).options(),
         *("--chdir", "/"),
     ]
 
 
 def user_of(options: ComfyOptions, uid_map: Path = Path("/proc/self/uid_map")) -> int | None:
-    """Return the user that a confined process becomes; None: it stays who this process is."""
+    """Return the user id that a confined process takes; None: it keeps that of this process."""
     if options.isolation is not Isolation.STRICT or os.geteuid() != 0:
         return None
     if options.uid is not None:
@@ -147,13 +156,13 @@ def user_of(options: ComfyOptions, uid_map: Path = Path("/proc/self/uid_map")) -
 
 
 def device_groups(paths: Iterable[Path]) -> list[int]:
-    """Return the groups that may use these devices, where not everybody may."""
+    """Return the groups that may use these devices, except for devices that every user may use."""
     groups = set()
     for path in paths:
-        for place in (path, *(path.iterdir() if path.is_dir() else ())):
-            found = place.stat()
-            if stat.S_ISCHR(found.st_mode) and not found.st_mode & stat.S_IWOTH and found.st_gid:
-                groups.add(found.st_gid)
+        for device in (path, *(path.iterdir() if path.is_dir() else ())):
+            info = device.stat()
+            if stat.S_ISCHR(info.st_mode) and not info.st_mode & stat.S_IWOTH and info.st_gid:
+                groups.add(info.st_gid)
     return sorted(groups)
 
 
@@ -163,60 +172,59 @@ def graphics_devices(root: Path = Path("/dev")) -> list[Path]:
 
 
 def interpreter_folders(python: Path, env: Mapping[str, str]) -> list[Path]:
-    """Return what an interpreter reads: its own folders, those of its packages, and the links to it.
+    """Return the folders that an interpreter reads: its own, its packages', and those of its links.
 
     Raises:
-        StackError: it can't be run.
+        StackError: the interpreter can't be run.
     """
     try:
-        # Not isolated from the environment: ComfyUI won't be either.
-        asked = subprocess.run(
-            [str(python), "-c", _ASK],
+        # With the same environment as ComfyUI, which may change the folders.
+        completed = subprocess.run(
+            [str(python), "-c", _PRINT_FOLDERS],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             env=dict(env),
             cwd="/",
-            timeout=_ASK_SECONDS,
+            timeout=_PYTHON_SECONDS,
             check=True,
         )
-        found = [Path(path) for path in json.loads(asked.stdout) if path]
+        folders = [Path(path) for path in json.loads(completed.stdout) if path]
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise StackError(f"ComfyUI's interpreter {python} can't be run: {error}") from error
-    return [path for path in [*found, *_link_chain(python)] if path.exists()]
+    return [path for path in [*folders, *_link_chain(python)] if path.exists()]
 
 
 def shared_folders(options: ComfyOptions) -> list[Path]:
-    """Return what all processes of a pool read: models and node packages, wherever they are named;
-    blocks.
+    """Return the folders of models and node packages, which all processes of a pool read; blocks.
 
     Raises:
-        StackError: a file in which folders of models are named can't be read.
+        StackError: a file that names folders of models can't be read.
     """
     return [options.models, *options.custom_nodes, *extra_model_paths(options.flags)]
 
 
-def closed_to(user: int, folders: Iterable[Path]) -> Path | None:
-    """Return a file in these that the user may not read; None: as far as looked, there is none.
+def first_unreadable(user: int, folders: Iterable[Path]) -> Path | None:
+    """Return a file that the user may not read; None if there is none among the first 10,000.
 
-    Libraries such as safetensors write files that are their owner's alone.
+    Libraries such as safetensors write files that only their owner may read.
     """
     seen = 0
     for folder in folders:
-        for place, _, files in os.walk(folder):
+        for parent, _, files in os.walk(folder):
             for name in files:
                 seen += 1
-                if seen > _MOST_LINKS:
+                if seen > _MAX_FILES:
                     return None
                 with contextlib.suppress(OSError):
-                    found = Path(place, name).stat()
-                    if found.st_uid != user and not found.st_mode & stat.S_IROTH:
-                        return Path(place, name)
+                    info = Path(parent, name).stat()
+                    if info.st_uid != user and not info.st_mode & stat.S_IROTH:
+                        return Path(parent, name)
     return None
 
 
 def _link_chain(path: Path) -> Iterator[Path]:
-    """The folders of the files through which a link leads, such as uv's and pyenv's."""
-    for _ in range(40):
+    """Yield the folders through which a chain of links leads, such as uv's and pyenv's."""
+    for _ in range(_MAX_LINK_CHAIN):
         if not path.is_symlink():
             return
         path = path.parent / path.readlink()
@@ -224,7 +232,7 @@ def _link_chain(path: Path) -> Iterator[Path]:
 
 
 def _mounts(
-    options: ComfyOptions, folder: ProcessFolder, env: Mapping[str, str], sharing: str | None
+    options: ComfyOptions, folder: ProcessFolder, env: Mapping[str, str], mps_folder: str | None
 ) -> Mounts:
     mounts = Mounts(hide={*options.hidden, folder.path})
     for name in _SYSTEM:
@@ -237,7 +245,7 @@ def _mounts(
     for name in (*_ETC, *online):
         path = Path("/etc") / name
         if path.exists():
-            # The link of a resolver or a time zone may lead anywhere.
+            # A resolver's or a time zone's file may be a link to any folder.
             mounts.read[path] = path.resolve()
     for path in folder.etc.iterdir():
         mounts.read[Path("/etc") / path.name] = path
@@ -252,14 +260,14 @@ def _mounts(
     for path in folder.writable:
         mounts.write[path] = path
     _add_devices(mounts, options)
-    if sharing:
-        mounts.write[Path(sharing)] = Path(sharing)
+    if mps_folder:
+        mounts.write[Path(mps_folder)] = Path(mps_folder)
         mounts.write[Path("/dev/shm")] = Path("/dev/shm")
-    taken = [*mounts.read, *mounts.write]
+    mounted = [*mounts.read, *mounts.write]
     for name in _TEMPORARY:
         path = Path(name)
-        # Nothing can be put into a folder that is a place to write: it would be put there outside.
-        if not any(other.is_relative_to(path) for other in taken):
+        # A mount point within a writable mount would be created outside, too.
+        if not any(other.is_relative_to(path) for other in mounted):
             mounts.write[path] = folder.scratch
     return mounts
 
@@ -267,11 +275,11 @@ def _mounts(
 def _show(mounts: Mounts, paths: Iterable[Path], *, required: bool = False) -> None:
     for path in paths:
         if required and not path.exists():
-            raise StackError(f"there is no {path}, which ComfyUI should read")
+            raise StackError(f"ComfyUI must read {path}, which does not exist")
         if path in (Path("/"), Path("/etc"), *mounts.hide):
             if required:
                 raise StackError(
-                    f"ComfyUI may not read all of {path}: name the folder that it needs"
+                    f"ComfyUI may not read all of {path}: name only the folder that it needs"
                 )
             continue
         if path.is_absolute() and not _is_shown(mounts, path):
@@ -279,36 +287,35 @@ def _show(mounts: Mounts, paths: Iterable[Path], *, required: bool = False) -> N
 
 
 def _is_shown(mounts: Mounts, path: Path) -> bool:
-    """Whether the path is there by an outer folder, and not hidden in it."""
+    """Return whether an outer folder already shows the path and none hides it."""
     if any(path.is_relative_to(hidden) for hidden in mounts.hide):
         return path in mounts.read
     return any(path.is_relative_to(shown) for shown in mounts.read)
 
 
 def _linked_from(folders: Sequence[Path], mounts: Mounts) -> dict[Path, Path]:
-    """Files and folders elsewhere to which links in these lead, and where they really are: models
-    often lie on other disks."""
-    found: dict[Path, Path] = {}
+    """Return the targets of links in these folders, resolved: models often lie on other disks."""
+    targets: dict[Path, Path] = {}
     seen = 0
     for folder in folders:
-        for place, names, files in os.walk(folder):
+        for parent, names, files in os.walk(folder):
             for name in (*names, *files):
                 seen += 1
-                if seen > _MOST_LINKS:
-                    return found
-                path = Path(place, name)
+                if seen > _MAX_FILES:
+                    return targets
+                path = Path(parent, name)
                 if not path.is_symlink() or not path.exists():
                     continue
                 target = Path(os.path.normpath(path.parent / path.readlink()))
-                hidden = any(target.resolve().is_relative_to(one) for one in mounts.hide)
-                if not hidden and not _is_shown(mounts, target):
-                    found[target] = target.resolve()
-    return found
+                is_hidden = any(target.resolve().is_relative_to(hidden) for hidden in mounts.hide)
+                if not is_hidden and not _is_shown(mounts, target):
+                    targets[target] = target.resolve()
+    return targets
 
 
 def _add_devices(mounts: Mounts, options: ComfyOptions) -> None:
     mounts.devices = [] if options.cpu else graphics_devices()
-    # Without a card, math libraries look up how many processors there are.
+    # Math libraries read the number of processors.
     for name in ("/sys",) if mounts.devices else _TOPOLOGY:
         if Path(name).exists():
             mounts.read[Path(name)] = Path(name)

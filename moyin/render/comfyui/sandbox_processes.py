@@ -1,4 +1,4 @@
-"""The processes in a sandbox: which of them is ComfyUI, and which a prompt has left behind."""
+"""`SandboxProcesses`: finds ComfyUI in a sandbox, and ends processes that prompts left behind."""
 
 from __future__ import annotations
 
@@ -17,18 +17,22 @@ _PAUSE_SECONDS = 0.01
 
 
 class SandboxProcesses:
-    """What lives in the process namespace whose first process has the id ``init`` out here."""
+    """The processes of a sandbox's process namespace.
+
+    Args:
+        init: id of the sandbox's first process, as seen outside.
+    """
 
     def __init__(self, init: int) -> None:
         self.init = init
         self._main: int | None = None
-        # Their ids in there.
+        # Ids inside the sandbox that need no look, and ids outside of processes that may stay.
         self._known: frozenset[int] = frozenset()
         self._settled: frozenset[int] = frozenset()
 
     @property
     def main(self) -> int | None:
-        """ComfyUI's process id out here; None: it is not there yet, or no more."""
+        """ComfyUI's process id as seen outside; None: it has not started, or has ended."""
         if self._main is None:
             with contextlib.suppress(psutil.Error):
                 children = psutil.Process(self.init).children()
@@ -36,26 +40,26 @@ class SandboxProcesses:
         return self._main
 
     def settle(self) -> None:
-        """Whatever is there now may stay, such as what node packages have started; blocks."""
+        """Let all present processes stay, such as those of node packages; blocks."""
         with contextlib.suppress(psutil.Error):
-            self._settled = frozenset(found.pid for found in self._all())
-        self._known = self._listed()
+            self._settled = frozenset(process.pid for process in self._all())
+        self._known = self._inner_ids()
 
     def end_strays(self) -> None:
-        """Kill what was not there at first; blocks, but for a moment only when there is something.
+        """Kill the processes that were started after `settle`; blocks until they have ended.
 
         Raises:
-            WorkerLost: something does not end.
+            WorkerLost: one does not end.
         """
         deadline = time.monotonic() + _PATIENCE_SECONDS
-        while self._listed() - self._known:
-            strays = [p for p in self._all() if p.pid not in self._settled and _lives(p)]
+        while self._inner_ids() - self._known:
+            strays = [p for p in self._all() if p.pid not in self._settled and _is_alive(p)]
             if not strays:
-                # Only the dead, which ComfyUI has not asked for yet.
-                self._known = self._listed()
+                # The new ones are dead, and ComfyUI has not reaped them yet.
+                self._known = self._inner_ids()
                 return
             if time.monotonic() > deadline:
-                raise WorkerLost("processes that a prompt has left in ComfyUI do not end")
+                raise WorkerLost("processes that a prompt started in ComfyUI do not end")
             for stray in strays:
                 with contextlib.suppress(psutil.Error):
                     stray.kill()
@@ -67,17 +71,17 @@ class SandboxProcesses:
         except psutil.Error:
             return []
 
-    def _listed(self) -> frozenset[int]:
-        """Ids as the sandbox's own /proc has them: a look at one folder, whatever else runs here."""
+    def _inner_ids(self) -> frozenset[int]:
+        """Return the ids in the sandbox's own /proc: fast, however many processes run outside."""
         try:
             names = [path.name for path in Path(f"/proc/{self.main}/root/proc").iterdir()]
         except OSError:
-            # It has ended, and all else with it.
+            # ComfyUI has ended, and the sandbox with it.
             return frozenset()
         return frozenset(int(name) for name in names if name.isdigit())
 
 
-def _lives(process: psutil.Process) -> bool:
+def _is_alive(process: psutil.Process) -> bool:
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:

@@ -1,9 +1,9 @@
-"""The filter of system calls that confined ComfyUI processes run under.
+"""Builds the filter of system calls for confined ComfyUI processes.
 
-Namespaces alone leave the kernel's less tried doors open, and one that they do not cover: a socket
-of the family AF_VSOCK reaches the host of a virtual machine from any network namespace. The list is
-that of Flatpak and Docker, as far as nothing that renders needs it. A call from the list fails with
-EPERM, so programs fall back instead of dying.
+Namespaces leave rarely used parts of the kernel reachable. They also do not cover sockets of the
+family AF_VSOCK, which reach the host of a virtual machine from any network namespace. The denied
+calls are those of Flatpak and Docker that no renderer needs. A denied call fails with EPERM, so
+programs fall back instead of crashing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FAMILIES = (1, 2, 10, 16)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Machine:
-    """Numbers of system calls on one architecture; ``audit`` names it to the kernel."""
+    """The numbers of system calls on one architecture; ``audit`` is the kernel's number for it."""
 
     audit: int
     clone: int
@@ -39,7 +39,7 @@ class _Machine:
     has_x32: bool = False
 
 
-# By name: the number on x86_64 and, where there is one, on aarch64.
+# By name: the number on x86_64 and on aarch64; None: the call does not exist there.
 _DENIED: dict[str, tuple[int, int | None]] = {
     # Mounts and namespaces.
     "mount": (165, 40),
@@ -61,7 +61,7 @@ _DENIED: dict[str, tuple[int, int | None]] = {
     "process_vm_writev": (311, 271),
     "kcmp": (312, 272),
     "pidfd_getfd": (438, 438),
-    # Parts of the kernel with a history, which nothing that renders needs.
+    # Parts of the kernel with a history of vulnerabilities, which no renderer needs.
     "add_key": (248, 217),
     "request_key": (249, 218),
     "keyctl": (250, 219),
@@ -95,7 +95,7 @@ _DENIED: dict[str, tuple[int, int | None]] = {
     "adjtimex": (159, 171),
     "sethostname": (170, 161),
     "setdomainname": (171, 162),
-    # Of x86 alone.
+    # Only on x86.
     "iopl": (172, None),
     "ioperm": (173, None),
     "modify_ldt": (154, None),
@@ -126,48 +126,48 @@ _MACHINES = {
 
 
 def filter_program(machine: str | None = None) -> bytes | None:
-    """Return the filter as ``struct sock_filter`` entries, as bubblewrap reads it.
+    """Return the filter as ``struct sock_filter`` entries, the format that bubblewrap reads.
 
     Args:
-        machine: name of the architecture; None: this one.
+        machine: name of the architecture; None: that of this machine.
 
     Returns:
-        None where the numbers of the architecture's system calls are not known here.
+        None if the architecture's system calls are not listed here.
     """
-    known = _MACHINES.get(machine or platform.machine())
-    return None if known is None else _assemble(known)
+    numbers = _MACHINES.get(machine or platform.machine())
+    return None if numbers is None else _assemble(numbers)
 
 
 def _assemble(machine: _Machine) -> bytes:
-    permission = _op(_RETURN, _ERRNO | errno.EPERM)
-    absent = _op(_RETURN, _ERRNO | errno.ENOSYS)
+    deny = _op(_RETURN, _ERRNO | errno.EPERM)
+    missing = _op(_RETURN, _ERRNO | errno.ENOSYS)
     allow = _op(_RETURN, _ALLOW)
     program = [
         _op(_LOAD, _ARCHITECTURE),
         _op(_JUMP_EQUAL, machine.audit, 1, 0),
         # 32-bit calls have other numbers.
-        permission,
+        deny,
         _op(_LOAD, _NUMBER),
     ]
     if machine.has_x32:
-        program += [_op(_JUMP_ATLEAST, _X32, 0, 1), absent]
+        program += [_op(_JUMP_ATLEAST, _X32, 0, 1), missing]
     for number in machine.denied:
-        program += [_op(_JUMP_EQUAL, number, 0, 1), permission]
-    # Its flags lie in memory, where no filter sees them; the C library falls back to clone.
-    program += [_op(_JUMP_EQUAL, _CLONE3, 0, 1), absent]
+        program += [_op(_JUMP_EQUAL, number, 0, 1), deny]
+    # A filter can't see clone3's flags, which lie in memory; the C library falls back to clone.
+    program += [_op(_JUMP_EQUAL, _CLONE3, 0, 1), missing]
     program += [
         _op(_JUMP_EQUAL, machine.clone, 0, 4),
         _op(_LOAD, _FIRST_ARGUMENT),
         _op(_JUMP_SET, _NAMESPACES, 0, 1),
-        permission,
+        deny,
         allow,
         _op(_JUMP_EQUAL, machine.socket, 0, len(_FAMILIES) + 2),
         _op(_LOAD, _FIRST_ARGUMENT),
         *(
-            _op(_JUMP_EQUAL, family, len(_FAMILIES) - place, 0)
-            for place, family in enumerate(_FAMILIES)
+            _op(_JUMP_EQUAL, family, len(_FAMILIES) - position, 0)
+            for position, family in enumerate(_FAMILIES)
         ),
-        permission,
+        deny,
         allow,
     ]
     return b"".join(program)

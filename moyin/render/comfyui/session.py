@@ -1,4 +1,4 @@
-"""One life of a ComfyUI process, from its start to its end or to the day it stops working."""
+"""`Session`: one ComfyUI process, from its start until it ends or stops working."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from moyin.render.protocol.wire import Message
 __all__ = ["Session"]
 
 _log = logging.getLogger(__name__)
-_LOOK_SECONDS = 0.05
-_PULSE_SECONDS = 30.0
-# Between the last answer of a process that dies and the news of its death.
+_POLL_SECONDS = 0.05
+_CHECK_SECONDS = 30.0
+# Longest time between the last response of a dying process and the notice of its exit.
 _EXIT_SECONDS = 1.0
-# Needs no model; its end proves that prompts end, which HTTP answers do not.
+# Needs no model. Its end proves that prompts are executed, which HTTP responses do not.
 _TRIVIAL_GRAPH = {
     "1": {
         "class_type": "EmptyImage",
@@ -40,12 +40,12 @@ _TRIVIAL_GRAPH = {
 
 
 class Session:
-    """A process that has rendered a first prompt, its client, and its drained socket.
+    """A process that has rendered a first prompt, with its client.
 
     Attributes:
-        written: what its prompts write.
-        memory: bytes of a card that it may take; None without a card.
-        volatile: classes of nodes that may make something else of the same inputs.
+        written: the files that its prompts write.
+        memory: bytes of GPU memory that it may use; None without a GPU.
+        volatile: node classes whose output may differ for the same inputs.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Session:
         process: ComfyProcess,
         client: ComfyClient,
         written: WrittenFiles,
-        idle: Callable[[], bool],
+        is_idle: Callable[[], bool],
         memory: int | None,
         volatile: frozenset[str] = frozenset(),
     ) -> None:
@@ -62,8 +62,8 @@ class Session:
         self.memory = memory
         self.volatile = volatile
         self._process = process
-        self._idle = idle
-        self._broken = asyncio.Event()
+        self._is_idle = is_idle
+        self._given_up = asyncio.Event()
 
     @property
     def pid(self) -> int:
@@ -79,16 +79,17 @@ class Session:
         *,
         on_event: Callable[[Message], None],
         on_binary: Callable[[bytes], None],
-        idle: Callable[[], bool],
+        is_idle: Callable[[], bool],
     ) -> AsyncIterator[Session]:
-        """Start ComfyUI in a prepared folder and wait until it has finished a prompt; stop it at the end of
-        the block.
+        """Start ComfyUI in a prepared folder and stop it at the end of the block.
+
+        Returns when it has finished a prompt.
 
         Args:
-            idle: whether no prompt is at work.
+            is_idle: returns whether no prompt is in progress.
 
         Raises:
-            StackError: it does not start. Its last lines are in the message.
+            StackError: it does not start; the message has the last lines of its log.
         """
         process = await ComfyProcess.start(options, folder, spawner)
         try:
@@ -105,10 +106,10 @@ class Session:
                     written = WrittenFiles(folder)
                     await asyncio.to_thread(process.settle)
                     await asyncio.to_thread(written.clear)
-                    total = await client.memory()
+                    total = await client.total_memory()
                     memory = None if total is None else int(total * options.share)
-                    volatile = await client.volatile()
-                    yield cls(process, client, written, idle, memory, volatile)
+                    volatile = await client.volatile_classes()
+                    yield cls(process, client, written, is_idle, memory, volatile)
                 finally:
                     reading.cancel()
                     await asyncio.gather(reading, return_exceptions=True)
@@ -116,57 +117,58 @@ class Session:
             await process.stop()
 
     def finish(self, prompt_id: str) -> None:
-        """Leave nothing of the prompt, which is over, where the next one could find it; blocks.
+        """Move the files and end the processes of a finished prompt, for the next one; blocks.
 
         Raises:
             OSError: a file can't be moved.
-            WorkerLost: a process that the prompt has left does not end.
+            WorkerLost: a process that the prompt started does not end.
         """
         self._process.end_strays()
         self.written.end(prompt_id)
 
     def give_up(self) -> None:
-        """Have `broken` return: the process does not do what it should."""
-        self._broken.set()
+        """Make `wait_until_broken` return: the process does not work as it should."""
+        self._given_up.set()
 
     async def ended(self) -> bool:
-        """Whether the process is gone."""
+        """Return whether the process has ended."""
         await asyncio.wait([self._process.exited], timeout=_EXIT_SECONDS)
         return self._process.exited.done()
 
     async def killed(self) -> bool:
-        """Whether the process is gone because somebody killed it: no fault of what it rendered."""
-        return await self.ended() and self._process.killed
+        """Return whether the process was killed from outside, which no prompt is to blame for."""
+        return await self.ended() and self._process.was_killed
 
-    async def broken(self) -> str:
-        """Wait until the process is of no use any more; says why."""
-        given_up = asyncio.create_task(self._broken.wait())
-        pulse = asyncio.create_task(self._pulse_stops())
+    async def wait_until_broken(self) -> str:
+        """Return the reason when the process has ended or does not work any more."""
+        given_up = asyncio.create_task(self._given_up.wait())
+        executor_dead = asyncio.create_task(self._wait_until_executor_is_dead())
         try:
             await asyncio.wait(
-                [self._process.exited, given_up, pulse], return_when=asyncio.FIRST_COMPLETED
+                [self._process.exited, given_up, executor_dead],
+                return_when=asyncio.FIRST_COMPLETED,
             )
         finally:
-            for task in (given_up, pulse):
+            for task in (given_up, executor_dead):
                 task.cancel()
-            await asyncio.gather(given_up, pulse, return_exceptions=True)
+            await asyncio.gather(given_up, executor_dead, return_exceptions=True)
         if self._process.exited.done():
             return f"it ended with status {self._process.exited.result()}"
-        return "it hung" if self._broken.is_set() else "it answers, but executes nothing"
+        return "it hung" if self._given_up.is_set() else "it answers, but executes nothing"
 
-    async def _pulse_stops(self) -> None:
+    async def _wait_until_executor_is_dead(self) -> None:
         """Return when the executing thread is dead.
 
-        Not by a prompt: that would drop the cached results, and so the models, of the one before.
+        It sends no prompt to find out: that would drop the cached results and models of the last.
         """
         while True:
-            await asyncio.sleep(_PULSE_SECONDS)
+            await asyncio.sleep(_CHECK_SECONDS)
             try:
-                alive = await self.client.pulse()
+                is_alive = await self.client.is_executor_alive()
             except WorkerLost:
-                # A node may keep the process too busy to answer; nothing else may.
-                alive = not self._idle()
-            if not alive:
+                # Only an executing node may keep the process too busy to answer.
+                is_alive = not self._is_idle()
+            if not is_alive:
                 return
 
 
@@ -195,23 +197,23 @@ async def _first_prompts(
 
 async def _warm_up(client: ComfyClient, stream: EventStream, graph: str | None) -> None:
     await stream.connected.wait()
-    if not await client.pulse():
-        raise StackError("ComfyUI runs without Moyin's bridge; see its log for the import error")
+    if not await client.is_executor_alive():
+        raise StackError("ComfyUI could not load Moyin's bridge; see its log for the import error")
     await _render(client, _TRIVIAL_GRAPH)
     if graph is None:
         return
     try:
         await _render(client, from_json(graph))
     except (InvalidGraph, RenderFailed) as error:
-        # Not worth a farm that stands still: the first job will be slow.
+        # The pool can still render; only the first job will be slow.
         _log.warning("the warm-up graph failed: %s", error)
 
 
 async def _render(client: ComfyClient, graph: Mapping[str, Any]) -> None:
     prompt_id = str(uuid.uuid4())
     await client.submit(prompt_id, graph)
-    entry = (await client.look(prompt_id)).entry
+    entry = (await client.prompt_state(prompt_id)).entry
     while entry is None:
-        await asyncio.sleep(_LOOK_SECONDS)
-        entry = (await client.look(prompt_id)).entry
+        await asyncio.sleep(_POLL_SECONDS)
+        entry = (await client.prompt_state(prompt_id)).entry
     raise_failure(entry)

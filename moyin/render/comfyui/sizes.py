@@ -1,4 +1,4 @@
-"""How large model files are: what they weigh in the render order and in a card's memory."""
+"""`ModelSizes`: the sizes of model files, which the render order and memory checks use."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import contextlib
 from collections.abc import Collection
 from pathlib import Path
 
-from moyin.render.comfyui.prompts import BoundedDict
+from moyin.system.bounded import BoundedDict
 
 __all__ = ["ModelSizes"]
 
 _GB = 1_000_000_000
-# Files that lie where only the renderers see them are taken for ordinary ones of their kind.
-_ORDINARY = {
+# Typical sizes, for files that only the renderers can see.
+_TYPICAL_BYTES = {
     "checkpoints": 6.5 * _GB,
     "diffusion_models": 12 * _GB,
     "text_encoders": 5 * _GB,
@@ -22,37 +22,37 @@ _ORDINARY = {
     "loras": 0.2 * _GB,
     "vae": 0.3 * _GB,
 }
-_OTHER = 0.1 * _GB
+_OTHER_BYTES = 0.1 * _GB
 _REMEMBERED = 4096
 
 
 class ModelSizes:
-    """Sizes of files ``<folder>/<name>`` below a folder of models.
+    """Caches the sizes of files ``<folder>/<name>`` below a folder of models.
 
     Args:
-        folder: if this machine does not see it, everything is guessed by its kind.
+        folder: if this machine can't read it, sizes are guessed by the kind of the model.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._known: BoundedDict[str, int] = BoundedDict(_REMEMBERED)
+        self._sizes: BoundedDict[str, int] = BoundedDict(_REMEMBERED)
 
     async def of(self, models: Collection[str]) -> dict[str, int]:
-        """Bytes of each."""
-        unknown = [model for model in models if model not in self._known]
+        """Return the size of each model in bytes."""
+        unknown = [model for model in models if model not in self._sizes]
         if unknown:
             for model, size in await asyncio.to_thread(self._measure, unknown):
-                self._known[model] = size
-        return {model: self._known[model] for model in models}
+                self._sizes[model] = size
+        return {model: self._sizes[model] for model in models}
 
     def _measure(self, models: list[str]) -> list[tuple[str, int]]:
         return [(model, self._size(model)) for model in models]
 
     def _size(self, model: str) -> int:
         kind = model.partition("/")[0]
-        # A graph may name anything, what is no path at all included.
+        # A graph may name anything, also a string that is not a valid path.
         with contextlib.suppress(OSError, ValueError):
             path = (self._folder / model).resolve()
             if path.is_relative_to(self._folder.resolve()) and path.is_file():
                 return path.stat().st_size
-        return int(_ORDINARY.get(kind, _OTHER))
+        return int(_TYPICAL_BYTES.get(kind, _OTHER_BYTES))

@@ -1,4 +1,4 @@
-"""The one WebSocket to a ComfyUI process, always drained."""
+"""`EventStream`: reads the WebSocket of a ComfyUI process."""
 
 from __future__ import annotations
 
@@ -17,21 +17,20 @@ __all__ = ["EventStream"]
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-# Previews and images that SaveImageWebsocket sends; aiohttp's own limit is 4 MiB.
+# Large enough for the images of SaveImageWebsocket; aiohttp's default limit is 4 MiB.
 _MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 _HEARTBEAT_SECONDS = 20.0
 _RECONNECT_SECONDS = 0.2
-# Previews then say which prompt and which node they are of.
+# With this feature, previews name their prompt and node.
 _FEATURES = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
 
 
 class EventStream:
-    """Reads ComfyUI's events for as long as it runs and hands each to ``on_event``, binary frames
-    to ``on_binary``.
+    """Calls ``on_event`` for ComfyUI's events and ``on_binary`` for its binary frames.
 
-    ComfyUI sends to its sockets one after the other and waits for each, so whoever is slow here
-    holds up the renders: neither may block. It connects again under the same client id;
-    what was said in between is lost, so its user also looks into the history now and then.
+    Neither callback may block: ComfyUI sends to its sockets one after the other and waits for each,
+    so a slow reader delays the renders. After a disconnect the stream connects again under the same
+    client id. Events in between are lost, so callers must also poll the history.
     """
 
     def __init__(
@@ -43,7 +42,7 @@ class EventStream:
         self._client = client
         self._on_event = on_event
         self._on_binary = on_binary
-        self._puzzled = False
+        self._has_logged_error = False
         self.connected = asyncio.Event()
 
     async def run(self) -> None:
@@ -66,26 +65,26 @@ class EventStream:
             await socket.send_json(_FEATURES)
             async for frame in socket:
                 if frame.type is aiohttp.WSMsgType.BINARY:
-                    self._hand(self._on_binary, frame.data)
+                    self._handle(self._on_binary, frame.data)
                 elif frame.type is aiohttp.WSMsgType.TEXT:
-                    self._take(frame.data)
-                    # ComfyUI registers a socket before it greets it.
+                    self._handle_text(frame.data)
+                    # ComfyUI has registered the socket before it sends the first message.
                     self.connected.set()
 
-    def _take(self, text: str) -> None:
+    def _handle_text(self, text: str) -> None:
         try:
             message = Message.model_validate_json(text)
         except ValidationError:
-            # Custom nodes send events of their own making.
+            # Custom nodes may send messages of any shape.
             return
-        self._hand(self._on_event, message)
+        self._handle(self._on_event, message)
 
-    def _hand(self, take: Callable[[T], None], said: T) -> None:
-        """Whatever a node sends, what comes after it is heard."""
+    def _handle(self, callback: Callable[[T], None], message: T) -> None:
+        """Call back; a malformed message of a node must not end the stream."""
         try:
-            take(said)
+            callback(message)
         except Exception:
-            if not self._puzzled:
-                # Once: a node may send as many as it likes.
-                _log.warning("ComfyUI, or a node of it, sent what can't be read", exc_info=True)
-            self._puzzled = True
+            if not self._has_logged_error:
+                # Once only: a node may send any number of them.
+                _log.warning("ComfyUI, or one of its nodes, sent a bad message", exc_info=True)
+            self._has_logged_error = True

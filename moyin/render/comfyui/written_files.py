@@ -1,7 +1,7 @@
-"""What prompts have written: moved out of the process's reach, and read as what it is, hostile.
+"""`WrittenFiles`: moves prompts' files out of the process's reach, and opens them with distrust.
 
-A node may leave anything behind: links to files of others, pipes that block their reader, folders
-that nobody may open, files that change while they are read.
+A node may leave anything behind: links to others' files, pipes that block their reader, folders
+without permissions, files that change while they are read.
 """
 
 from __future__ import annotations
@@ -20,101 +20,100 @@ from moyin.render.protocol.wire import OutputFile
 
 __all__ = ["WrittenFiles"]
 
-_DEEPEST = 64
-_OWNERS_ALONE = 0o700
-# No id of a prompt.
-_NOBODY = "nobody"
+_MAX_DEPTH = 64
+_OWNER_ONLY = 0o700
+# A folder name that is not a prompt id.
+_NO_PROMPT = "nobody"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FOLDER_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Without O_NONBLOCK the opening of a pipe waits for its writer.
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class WrittenFiles:
-    """The files of the prompt that is executed, and of those whose files are not stored yet."""
+    """Holds the files of the executing prompt, and of prompts whose files are not stored yet."""
 
     def __init__(self, folder: ProcessFolder) -> None:
         self._folder = folder
         self._executing: str | None = None
 
     def begin(self, prompt_id: str) -> None:
-        """The process executes this prompt from now on. What was written since the last one ended is
-        nobody's; blocks.
+        """Begin a prompt: remove all that was written since the last one ended; blocks.
 
         Raises:
-            OSError: it can't be removed.
+            OSError: a file can't be removed.
         """
         self.clear()
         self._executing = prompt_id
 
     def clear(self) -> None:
-        """Remove what no prompt has written; blocks.
+        """Remove files that no prompt has written; blocks.
 
         Raises:
-            OSError: something can't be removed.
+            OSError: a file can't be removed.
         """
-        self._set_aside(_NOBODY)
-        remove_tree(self._folder.done / _NOBODY)
+        self._move_all(_NO_PROMPT)
+        remove_tree(self._folder.done / _NO_PROMPT)
 
     def end(self, prompt_id: str) -> None:
-        """Move all that the prompt has written to where the process can't reach it; blocks.
+        """End a prompt: move its files to where the process can't reach them; blocks.
 
         Raises:
-            OSError: something can't be moved.
+            OSError: a file can't be moved.
         """
         self._executing = None
-        self._set_aside(prompt_id)
+        self._move_all(prompt_id)
 
     def discard(self, prompt_id: str) -> None:
-        """Remove the prompt's files, which are in the artifact store by now; blocks.
+        """Remove the prompt's files, which have been stored; blocks.
 
         Raises:
-            OSError: something can't be removed.
+            OSError: a file can't be removed.
         """
         remove_tree(self._folder.done / prompt_id)
 
     def open(self, file: OutputFile, prompt_id: str) -> BinaryIO | None:
-        """Open a file that the prompt has put out, or found in ComfyUI's cache; blocks.
+        """Open an output file of the prompt, which ComfyUI's cache may have supplied; blocks.
 
         Returns:
-            None when it is gone, is not a regular file, or lies outside of the folder for such files.
+            None if it is gone, is not a regular file, or lies outside the folder of its type.
         """
         parts = PurePosixPath(file.subfolder, file.filename).parts
-        if len(parts) > _DEEPEST or any(part in ("/", "..") for part in parts):
+        if len(parts) > _MAX_DEPTH or any(part in ("/", "..") for part in parts):
             return None
-        # The bridge says of each file which prompt wrote it.
+        # The bridge puts the id of the prompt that wrote the file first.
         origin = parts[0] if parts and _UUID.fullmatch(parts[0]) else prompt_id
         roots = [self._folder.done / origin / file.type]
         if origin == self._executing:
-            # First: it may be moved meanwhile.
+            # First, because the file may be moved to the other folder meanwhile.
             roots.insert(0, self._folder.base / file.type)
         for root in roots:
-            for place in _places(parts, origin):
-                opened = _open_below(root, place)
+            for candidate in _candidate_paths(parts, origin):
+                opened = _open_below(root, candidate)
                 if opened is not None:
                     return opened
         return None
 
-    def _set_aside(self, name: str) -> None:
+    def _move_all(self, name: str) -> None:
         target = self._folder.done / name
         for source in self._folder.writable:
-            if stat.S_IMODE(source.lstat().st_mode) != _OWNERS_ALONE:
-                # The process owns the folder, and may have closed it to itself.
+            if stat.S_IMODE(source.lstat().st_mode) != _OWNER_ONLY:
+                # The process owns the folder, and may have removed its own permissions.
                 unlock(source)
             children = list(source.iterdir())
             if not children:
                 continue
-            place = target / source.name
-            if place.exists():
-                # Of an earlier try of the same prompt.
-                remove_tree(place)
-            place.mkdir(parents=True)
+            folder = target / source.name
+            if folder.exists():
+                # An earlier attempt at the same prompt has left it.
+                remove_tree(folder)
+            folder.mkdir(parents=True)
             for child in children:
-                _move(child, place / child.name)
+                _move(child, folder / child.name)
 
 
-def _places(parts: tuple[str, ...], origin: str) -> Iterator[tuple[str, ...]]:
-    """Where a file may lie: nodes that choose their files' names know of no folder for prompts."""
+def _candidate_paths(parts: tuple[str, ...], origin: str) -> Iterator[tuple[str, ...]]:
+    """Yield where a file may lie: nodes that name their files themselves use no prompt folder."""
     yield parts
     if parts[:1] == (origin,):
         yield parts[1:]
@@ -128,23 +127,23 @@ def _move(source: Path, target: Path) -> None:
             unlock(folder)
         source.rename(target)
     except FileNotFoundError:
-        # A thread of the process is still at work in there.
+        # A thread of the process has removed it meanwhile.
         pass
 
 
 def _open_below(root: Path, parts: tuple[str, ...]) -> BinaryIO | None:
-    """Open a regular file below ``root``, on a way without links."""
+    """Open a regular file below ``root`` without following links."""
     if not parts:
         return None
     descriptor = -1
     with contextlib.ExitStack() as stack:
         try:
-            folder = os.open(root, _FOLDER)
+            folder = os.open(root, _FOLDER_FLAGS)
             stack.callback(os.close, folder)
             for part in parts[:-1]:
-                folder = os.open(part, _FOLDER, dir_fd=folder)
+                folder = os.open(part, _FOLDER_FLAGS, dir_fd=folder)
                 stack.callback(os.close, folder)
-            descriptor = os.open(parts[-1], _FILE, dir_fd=folder)
+            descriptor = os.open(parts[-1], _FILE_FLAGS, dir_fd=folder)
         except (OSError, ValueError):
             return None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

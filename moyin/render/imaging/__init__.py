@@ -1,8 +1,8 @@
-"""Conversion of tenants' pictures, in processes with bounds of memory and time."""
+"""Converts tenants' pictures in processes with limited memory and time."""
 
 from __future__ import annotations
 
 from moyin.render.imaging.converter import Converted, PictureConverter
-from moyin.render.imaging.processes import Bounds, PictureProcesses
+from moyin.render.imaging.processes import PictureLimits, PictureProcesses
 
-__all__ = ["Bounds", "Converted", "PictureConverter", "PictureProcesses"]
+__all__ = ["Converted", "PictureConverter", "PictureLimits", "PictureProcesses"]

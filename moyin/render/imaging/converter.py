@@ -1,4 +1,4 @@
-"""Pictures as ComfyUI's ``/view`` and mask editor want them."""
+"""`PictureConverter`: converts pictures for ComfyUI's ``/view`` and its mask editor."""
 
 from __future__ import annotations
 
@@ -26,20 +26,21 @@ _PREVIEW = re.compile(r"(webp|jpeg)?[^;]{0,16}(?:;(\d{1,3}))?")
 _QUALITY = 90
 _MIB = 2**20
 _CHUNK = 256 * 1024
-# What is kept of conversions: so many of each tenant, none larger, for an hour.
-_KEPT_ENTRIES = 32
-_KEPT_BYTES = 512 * 1024
-_KEPT_SECONDS = 3600
-# Part of every kept conversion's name: change it when conversions change.
-_EDITION = "1"
+# Limits of the cache: entries per tenant, size of an entry, lifetime.
+_CACHED_ENTRIES = 32
+_CACHED_BYTES = 512 * 1024
+_CACHED_SECONDS = 3600
+# Part of every cache key: change it when conversions change.
+_VERSION = "1"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Converted:
-    """A converted picture: in memory where it is small, else in a file that has no name any more.
+    """A converted picture: in memory if it is small, or else in a file that has been unlinked.
 
     Attributes:
-        content: exactly one of it and ``file`` is there.
+        content: the bytes; None if ``file`` has them.
+        file: the open file; None if ``content`` has the bytes.
     """
 
     media_type: str
@@ -48,7 +49,7 @@ class Converted:
     file: BinaryIO | None = None
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The bytes; once, since the file is closed then."""
+        """Yield the bytes and close the file; can be called once."""
         if self.content is not None:
             yield self.content
         elif self.file is not None:
@@ -58,10 +59,10 @@ class Converted:
 
 
 class PictureConverter:
-    """Converts pictures of tenants within the bounds of `PictureProcesses`.
+    """Converts pictures of tenants within the limits of `PictureProcesses`.
 
     Args:
-        cache: keeps small results.
+        cache: stores small results.
     """
 
     def __init__(
@@ -71,91 +72,93 @@ class PictureConverter:
         self._processes = processes
         self._cache = cache
 
-    async def preview(self, owner: str, source: Artifact, asked: str, channels: str) -> Converted:
-        """A copy for the eye, scaled down where the picture is large.
+    async def preview(self, owner: str, source: Artifact, preview: str, channels: str) -> Converted:
+        """Return a lossy copy, scaled down if the picture is large.
 
         Args:
-            asked: ``webp`` or ``jpeg``, and a quality: ``webp;75``.
-            channels: without transparency: ``rgb``.
+            preview: format (``webp`` or ``jpeg``) and quality: ``webp;75``.
+            channels: ``rgb`` removes the transparency.
 
         Raises:
-            InvalidRequest: it is no picture that can be read, ``asked`` is nonsense, or the format
-                that it asks for has no pictures of this size.
+            InvalidRequest: the source is not a readable picture, ``preview`` is malformed, or its
+                format can't hold pictures of this size.
             PictureTooLarge, Overloaded, ArtifactNotFound
         """
-        match = _PREVIEW.fullmatch(asked)
+        match = _PREVIEW.fullmatch(preview)
         if match is None:
-            raise InvalidRequest("preview must be such as webp;90", field="preview")
-        kind = match[1] if match[1] and "a" not in channels else "webp"
-        order = {
+            raise InvalidRequest("preview must have the form webp;90", field="preview")
+        image_format = match[1] if match[1] and "a" not in channels else "webp"
+        task = {
             "action": "preview",
-            "format": kind,
+            "format": image_format,
             "quality": min(100, int(match[2] or _QUALITY)),
             "channels": "rgb" if channels == "rgb" else "",
         }
-        return await self._converted(owner, source, order, f"image/{kind}")
+        return await self._convert(owner, source, task, f"image/{image_format}")
 
     async def channel(self, owner: str, source: Artifact, channels: str) -> Converted:
-        """A PNG of the colours (``rgb``) or of the transparency (``a``) alone.
+        """Return a PNG with only the colours (``rgb``) or only the transparency (``a``).
 
         Raises:
-            InvalidRequest: it is no picture that can be read.
+            InvalidRequest: the source is not a readable picture.
             PictureTooLarge, Overloaded, ArtifactNotFound
         """
-        order = {"action": "channel", "channels": channels}
-        return await self._converted(owner, source, order, "image/png")
+        task = {"action": "channel", "channels": channels}
+        return await self._convert(owner, source, task, "image/png")
 
-    async def masked(self, owner: str, source: Artifact, mask: Path) -> None:
-        """Put the source with the mask's transparency, as PNG, in the place of ``mask``.
+    async def apply_mask(self, owner: str, source: Artifact, mask: Path) -> None:
+        """Replace the file ``mask`` by a PNG of the source with the mask's transparency.
 
         Raises:
-            InvalidRequest: one is no picture that can be read, or they differ in size.
+            InvalidRequest: one is not a readable picture, or their sizes differ.
             PictureTooLarge, Overloaded, ArtifactNotFound
         """
         self._check_size((await anyio.Path(mask).stat()).st_size)
-        async with self._done(owner, source, {"action": "mask", "mask": str(mask)}) as target:
+        async with self._result(owner, source, {"action": "mask", "mask": str(mask)}) as target:
             await anyio.to_thread.run_sync(_replace, target, mask)
 
-    async def _converted(
-        self, owner: str, source: Artifact, order: Mapping[str, Any], media_type: str
+    async def _convert(
+        self, owner: str, source: Artifact, task: Mapping[str, Any], media_type: str
     ) -> Converted:
-        parts = (_EDITION, source.sha256, *(str(value) for value in order.values()))
+        parts = (_VERSION, source.sha256, *(str(value) for value in task.values()))
         digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
-        kept = None if self._cache is None else await self._cache.get(owner, digest)
-        if kept is not None:
-            return Converted(media_type=media_type, size=len(kept), content=kept)
-        async with self._done(owner, source, order) as target:
+        cached = None if self._cache is None else await self._cache.get(owner, digest)
+        if cached is not None:
+            return Converted(media_type=media_type, size=len(cached), content=cached)
+        async with self._result(owner, source, task) as target:
             size = (await anyio.Path(target).stat()).st_size
-            if size > _KEPT_BYTES:
+            if size > _CACHED_BYTES:
                 file = await anyio.to_thread.run_sync(_open, target)
                 return Converted(media_type=media_type, size=size, file=file)
             content = await anyio.Path(target).read_bytes()
         if self._cache is not None:
-            await self._cache.put(owner, digest, content, ttl=_KEPT_SECONDS, entries=_KEPT_ENTRIES)
+            await self._cache.put(
+                owner, digest, content, ttl=_CACHED_SECONDS, entries=_CACHED_ENTRIES
+            )
         return Converted(media_type=media_type, size=size, content=content)
 
     @asynccontextmanager
-    async def _done(
-        self, owner: str, source: Artifact, order: Mapping[str, Any]
+    async def _result(
+        self, owner: str, source: Artifact, task: Mapping[str, Any]
     ) -> AsyncIterator[Path]:
-        """The file that the order makes, for as long as it is being dealt with."""
+        """Carry out the task and yield the file of its result, which exists only in the block."""
         self._check_size(source.size)
         with tempfile.TemporaryDirectory(prefix="moyin-picture-") as folder:
             original, target = Path(folder) / "source", Path(folder) / "target"
-            # Copied when its turn has come: pictures that wait take no room.
+            # Copied once a process is free, so that waiting pictures take no disk space.
             async with self._processes.process(owner) as process:
                 try:
                     await self._blobs.copy_to(source.sha256, original)
                 except FileNotFoundError:
                     raise ArtifactNotFound("the file's content is gone") from None
-                await process.do({**order, "source": str(original), "target": str(target)})
+                await process.run({**task, "source": str(original), "target": str(target)})
             yield target
 
     def _check_size(self, size: int) -> None:
-        limit = self._processes.bounds.source_mib * _MIB
+        limit = self._processes.limits.source_mib * _MIB
         if size > limit:
             raise PictureTooLarge(
-                f"the file has {size:,} bytes; pictures of up to {limit:,} bytes are converted",
+                f"the file has {size:,} bytes; only pictures of up to {limit:,} bytes are converted",
                 field="filename",
                 details={"bytes": size, "max_bytes": limit},
             )

@@ -1,11 +1,11 @@
-"""Converts pictures in a process of its own, which may hold so much memory and take so much time.
+"""Converts pictures in a process with limited memory and time.
 
-A script that uses nothing but the standard library and Pillow::
+A script that uses only the standard library and Pillow::
 
     python worker.py PARENT_PID '{"pixels": …, "memory_mib": …, …}'
 
-It reads one order per line from its standard input and answers each with one line, both JSON. The
-files that an order names are local.
+It reads one task per line from its standard input and writes one response per line, both in JSON.
+The files that a task names are local.
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ _PR_SET_PDEATHSIG = 1
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _NICENESS = 5
 _MIB = 2**20
-_FILES = 64
-# What libwebp says when it lacks memory.
-_WEBP_MEMORY = ("encoding error 1", "encoding error 2")
+_UNREADABLE = "this file is not a readable picture"
+_MAX_OPEN_FILES = 64
+# libwebp's errors for a lack of memory.
+_WEBP_MEMORY_ERRORS = ("encoding error 1", "encoding error 2")
 
 
 class Problem(Exception):
-    """A picture that is not converted.
+    """Raised for a picture that can't be converted.
 
     Attributes:
-        kind: ``unreadable``: it is no picture; ``large``: it is beyond the bounds; ``unfit``: the
-            order can't be carried out with it.
+        kind: ``unreadable``: it is not a picture; ``large``: it exceeds a limit; ``unfit``: the
+            task can't be done with this picture.
         details: numbers for the client.
     """
 
@@ -56,82 +57,82 @@ class Problem(Exception):
         self.details = details
 
 
-def convert(order: Mapping[str, Any], bounds: Mapping[str, int]) -> None:
-    """Carry out one order: write ``target``.
+def convert(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
+    """Carry out one task: convert the file ``source`` and write the file ``target``.
 
     Args:
-        order: ``action``: ``preview`` with ``format``, ``quality`` and ``channels``, ``channel``
-            with ``channels``, or ``mask`` with the file ``mask``; the files ``source`` and
-            ``target``.
-        bounds: ``pixels`` of a picture, and ``preview_pixels``, above which previews are scaled
+        task: ``action`` is ``preview`` with ``format``, ``quality`` and ``channels``, ``channel``
+            with ``channels``, or ``mask`` with the file ``mask``.
+        limits: ``pixels`` of a picture, and ``preview_pixels``, above which previews are scaled
             down.
 
     Raises:
-        Problem: it can't be done.
+        Problem: the picture can't be converted.
         MemoryError
     """
-    match order["action"]:
+    match task["action"]:
         case "preview":
-            _preview(order, bounds)
+            _preview(task, limits)
         case "channel":
-            _channel(order, bounds)
+            _channel(task, limits)
         case "mask":
-            _mask(order, bounds)
+            _mask(task, limits)
 
 
-def _preview(order: Mapping[str, Any], bounds: Mapping[str, int]) -> None:
-    """A copy for the eye, scaled down where it is large."""
-    with _opened(order["source"], bounds) as picture:
-        shrink = math.sqrt(bounds["preview_pixels"] / (picture.width * picture.height))
-        size = (max(1, int(picture.width * shrink)), max(1, int(picture.height * shrink)))
-        if shrink < 1:
-            # JPEG decodes at a fraction of its size where that is still large enough.
+def _preview(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
+    """Write a lossy copy, scaled down if the picture is large."""
+    with _opened(task["source"], limits) as picture:
+        scale = math.sqrt(limits["preview_pixels"] / (picture.width * picture.height))
+        size = (max(1, int(picture.width * scale)), max(1, int(picture.height * scale)))
+        if scale < 1:
+            # JPEG can decode at a fraction of its size, if that is still large enough.
             picture.draft(None, size)
         _load(picture)
-    kind = order["format"]
-    wanted = "RGB" if kind == "jpeg" or order["channels"] == "rgb" else picture.mode
-    if wanted not in ("RGB", "RGBA"):
-        wanted = "RGBA"
-    if picture.mode != wanted:
-        picture = picture.convert(wanted)
-    if shrink < 1:
+    image_format = task["format"]
+    mode = "RGB" if image_format == "jpeg" or task["channels"] == "rgb" else picture.mode
+    if mode not in ("RGB", "RGBA"):
+        mode = "RGBA"
+    if picture.mode != mode:
+        picture = picture.convert(mode)
+    if scale < 1:
         picture.thumbnail(size, reducing_gap=2.0)
-    _write(picture, order["target"], kind.upper(), quality=order["quality"])
+    _write(picture, task["target"], image_format.upper(), quality=task["quality"])
 
 
-def _channel(order: Mapping[str, Any], bounds: Mapping[str, int]) -> None:
-    """A PNG of the colours (``rgb``) or of the transparency (``a``) alone."""
-    if order["channels"] == "rgb":
-        return _write(_decoded(order["source"], bounds).convert("RGB"), order["target"], "PNG")
-    transparency = _transparency(order["source"], bounds)
-    _write(_black(transparency), order["target"], "PNG")
+def _channel(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
+    """Write a PNG with only the colours (``rgb``) or only the transparency (``a``)."""
+    if task["channels"] == "rgb":
+        return _write(_decode(task["source"], limits).convert("RGB"), task["target"], "PNG")
+    transparency = _transparency(task["source"], limits)
+    _write(_black(transparency), task["target"], "PNG")
 
 
-def _mask(order: Mapping[str, Any], bounds: Mapping[str, int]) -> None:
-    """A PNG of the source with the mask's transparency; what was written into it stays."""
+def _mask(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
+    """Write a PNG of the source with the mask's transparency; keep the source's text chunks."""
     from PIL.PngImagePlugin import PngInfo
 
-    # One after the other, so that no more than one of them is held in full.
-    transparency = _transparency(order["mask"], bounds)
-    picture = _decoded(order["source"], bounds)
+    # One after the other, so that only one picture at a time is in memory.
+    transparency = _transparency(task["mask"], limits)
+    picture = _decode(task["source"], limits)
     if picture.size != transparency.size:
         raise Problem("unfit", "the mask must have the size of its picture")
-    kept = PngInfo()
+    metadata = PngInfo()
     for name, text in getattr(picture, "text", {}).items():
-        kept.add_text(name, text)
+        metadata.add_text(name, text)
     picture = picture.convert("RGBA")
     picture.putalpha(transparency)
-    _write(picture, order["target"], "PNG", pnginfo=kept, compress_level=4)
+    _write(picture, task["target"], "PNG", pnginfo=metadata, compress_level=4)
 
 
-def _transparency(path: str, bounds: Mapping[str, int]) -> Image.Image:
-    picture = _decoded(path, bounds)
+def _transparency(path: str, limits: Mapping[str, int]) -> Image.Image:
+    picture = _decode(path, limits)
     if picture.mode != "RGBA":
         picture = picture.convert("RGBA")
     return picture.getchannel("A")
 
 
 def _black(transparency: Image.Image) -> Image.Image:
+    """Return a black picture with this transparency."""
     from PIL import Image
 
     picture = Image.new("RGBA", transparency.size)
@@ -139,39 +140,39 @@ def _black(transparency: Image.Image) -> Image.Image:
     return picture
 
 
-def _decoded(path: str, bounds: Mapping[str, int]) -> Image.Image:
-    with _opened(path, bounds) as picture:
+def _decode(path: str, limits: Mapping[str, int]) -> Image.Image:
+    with _opened(path, limits) as picture:
         _load(picture)
     return picture
 
 
 @contextlib.contextmanager
-def _opened(path: str, bounds: Mapping[str, int]) -> Iterator[Image.Image]:
-    """The picture, of which the header is read and no more; its file is closed in the end."""
+def _opened(path: str, limits: Mapping[str, int]) -> Iterator[Image.Image]:
+    """Open a picture and read only its header; close its file at the end of the block."""
     from PIL import Image
 
-    # By `bounds` alone, and before anything is decoded.
+    # `_check` applies the limit before the picture is decoded.
     Image.MAX_IMAGE_PIXELS = None
     with contextlib.ExitStack() as files:
         try:
             file = files.enter_context(Path(path).open("rb"))
-            # Among them UnidentifiedImageError.
+            # May raise UnidentifiedImageError, which is an OSError.
             picture = Image.open(file, formats=_FORMATS)
         except (OSError, ValueError, SyntaxError) as error:
-            raise Problem("unreadable", "this is no picture that can be read") from error
-        _check(picture, bounds)
+            raise Problem("unreadable", _UNREADABLE) from error
+        _check(picture, limits)
         yield picture
 
 
-def _check(picture: Image.Image, bounds: Mapping[str, int]) -> None:
-    if picture.width * picture.height > bounds["pixels"]:
+def _check(picture: Image.Image, limits: Mapping[str, int]) -> None:
+    if picture.width * picture.height > limits["pixels"]:
         raise Problem(
             "large",
-            f"the picture is {picture.width} x {picture.height} pixels; at most "
-            f"{bounds['pixels']:,} pixels are converted",
+            f"the picture is {picture.width} x {picture.height} pixels; only pictures of at most "
+            f"{limits['pixels']:,} pixels are converted",
             width=picture.width,
             height=picture.height,
-            max_pixels=bounds["pixels"],
+            max_pixels=limits["pixels"],
         )
 
 
@@ -179,12 +180,12 @@ def _load(picture: Image.Image) -> None:
     try:
         picture.load()
     except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
-        raise Problem("unreadable", "this is no picture that can be read") from error
+        raise Problem("unreadable", _UNREADABLE) from error
 
 
-def _write(picture: Image.Image, target: str, kind: str, **options: Any) -> None:
+def _write(picture: Image.Image, target: str, image_format: str, **options: Any) -> None:
     try:
-        picture.save(target, format=kind, **options)
+        picture.save(target, format=image_format, **options)
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno == errno.EFBIG:
             limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
@@ -193,67 +194,68 @@ def _write(picture: Image.Image, target: str, kind: str, **options: Any) -> None
                 f"the result would be larger than {limit:,} bytes",
                 max_bytes=limit,
             ) from error
-        if str(error).startswith(_WEBP_MEMORY):
+        if str(error).startswith(_WEBP_MEMORY_ERRORS):
             raise MemoryError from error
-        # WebP ends at 16,383 pixels a side, JPEG at 65,500.
-        raise Problem("unfit", f"the picture cannot be written as {kind}") from error
+        # WebP allows 16,383 pixels a side, JPEG 65,500.
+        message = f"a picture of this size or kind cannot be written as {image_format}"
+        raise Problem("unfit", message) from error
 
 
-def _confine(bounds: Mapping[str, int]) -> None:
-    """Bound what this process may hold, and let others have the processors first."""
-    memory, size = bounds["memory_mib"] * _MIB, bounds["result_mib"] * _MIB
+def _confine(limits: Mapping[str, int]) -> None:
+    """Limit the resources of this process, and lower its priority."""
+    memory, size = limits["memory_mib"] * _MIB, limits["result_mib"] * _MIB
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (_FILES, _FILES))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_MAX_OPEN_FILES, _MAX_OPEN_FILES))
     os.nice(_NICENESS)
-    # Where the machine itself runs out of memory, this process goes first.
+    # If the machine runs out of memory, the kernel kills this process first.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent is gone."""
+    """Have the kernel kill this process when its parent ends."""
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl")
-    # The parent may have gone before the line above.
+    # The parent may have ended before the line above.
     if os.getppid() != parent:
         os._exit(1)
 
 
-def _answer(line: bytes, bounds: Mapping[str, int]) -> dict[str, Any]:
-    # The limit counts all that this process ever took.
+def _run_task(line: bytes, limits: Mapping[str, int]) -> dict[str, Any]:
+    """Carry out a task and return the response."""
+    # The kernel's limit counts the time of all earlier tasks, too.
     used = math.ceil(time.process_time())
-    resource.setrlimit(resource.RLIMIT_CPU, (used + bounds["seconds"], resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_CPU, (used + limits["seconds"], resource.RLIM_INFINITY))
     try:
-        convert(json.loads(line), bounds)
+        convert(json.loads(line), limits)
     except Problem as problem:
-        told = {"problem": problem.kind, "message": problem.message, "details": problem.details}
-        return told
+        return {"problem": problem.kind, "message": problem.message, "details": problem.details}
     except MemoryError:
         return {
             "problem": "large",
-            "message": f"converting the picture takes more than {bounds['memory_mib']} MiB of memory",
-            "details": {"max_memory_mib": bounds["memory_mib"]},
-            # What failed halfway may not have given back all of it.
+            "message": f"converting the picture takes more than {limits['memory_mib']} MiB of memory",
+            "details": {"max_memory_mib": limits["memory_mib"]},
+            # The failed conversion may not have freed all of its memory.
             "last": True,
         }
     return {}
 
 
 def main() -> None:
-    """Carry out orders until there are no more."""
+    """Carry out tasks until the input ends."""
     _die_with(int(sys.argv[1]))
-    bounds: dict[str, int] = json.loads(sys.argv[2])
-    _confine(bounds)
+    limits: dict[str, int] = json.loads(sys.argv[2])
+    _confine(limits)
     from PIL import AvifImagePlugin
 
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     for line in sys.stdin.buffer:
-        answer = _answer(line, bounds)
-        sys.stdout.write(json.dumps(answer) + "\n")
+        response = _run_task(line, limits)
+        sys.stdout.write(json.dumps(response) + "\n")
         sys.stdout.flush()
-        if answer.get("last"):
+        if response.get("last"):
             return
 
 

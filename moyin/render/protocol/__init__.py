@@ -1,1 +1,1 @@
-"""ComfyUI's graphs and the messages of its engine."""
+"""Reads and writes ComfyUI's graphs, messages and request bodies. Pure."""

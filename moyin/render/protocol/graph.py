@@ -1,7 +1,8 @@
-"""Input files in a graph: references to artifacts become names in ComfyUI's input folder.
+"""Finds input files and model files in a graph, and replaces references to artifacts. Pure.
 
-A reference is the string ``artifact:<id>``, or what the Comfy API v2 puts in its place:
-``{"__type": "core/ASSET", "info": {"id": "<id>", …}}``.
+A reference is the string ``artifact:<id>``, or its form in the Comfy API v2:
+``{"__type": "core/ASSET", "info": {"id": "<id>", …}}``. It is replaced by the name of a file in
+ComfyUI's input folder.
 """
 
 from __future__ import annotations
@@ -23,25 +24,43 @@ __all__ = [
     "input_name",
     "is_input_name",
     "loaded_names",
+    "model_files",
     "with_inputs",
 ]
 
-# A folder of its own: ComfyUI lists what lies in the input folder itself to everybody.
+# A subfolder, because ComfyUI lists the files of the input folder itself to every client.
 INPUT_FOLDER = "moyin"
 _REFERENCE = re.compile(r"artifact:(art_[0-9a-f]{32})")
 _ASSET = "core/ASSET"
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
 _FILE = re.compile(r"\.\w{1,8}( \[(input|output|temp)\])?$")
-_NAME = re.compile(rf"{INPUT_FOLDER}/[0-9a-f]{{64}}(\.[a-z0-9]{{1,8}})?")
+_INPUT_NAME = re.compile(rf"{INPUT_FOLDER}/[0-9a-f]{{64}}(\.[a-z0-9]{{1,8}})?")
+# The folder of models by the input's name, for ComfyUI's own loaders and most custom ones.
+_MODEL_FOLDERS = {
+    "ckpt_name": "checkpoints",
+    "unet_name": "diffusion_models",
+    "clip_name": "text_encoders",
+    "vae_name": "vae",
+    "lora_name": "loras",
+    "control_net_name": "controlnet",
+    "style_model_name": "style_models",
+    "gligen_name": "gligen",
+    "hypernetwork_name": "hypernetworks",
+    "model_name": "upscale_models",
+}
+# Classes whose input of this name reads another folder.
+_CLASS_FOLDERS = {("CLIPVisionLoader", "clip_name"): "clip_vision"}
+# The number in ``clip_name1`` and ``lora_name_2``.
+_NUMBER = re.compile(r"_?\d+$")
 
 
 def artifact_ids(graph: Mapping[str, Any]) -> set[str]:
-    """Ids of the artifacts that the inputs of the graph's nodes refer to."""
+    """Return the ids of the artifacts to which the inputs of the graph's nodes refer."""
     return set(_references(_inputs(graph)))
 
 
 def artifacts_missing(graph: Mapping[str, Any], missing: str) -> InputNotFound:
-    """The error that says where the graph refers to an artifact that the caller does not have."""
+    """Return an error that names each input with a reference to the missing artifact."""
     refused = [
         Refused(node_id, str(node.get("class_type")), name, NOT_YOURS)
         for node_id, node in graph.items()
@@ -60,18 +79,18 @@ def artifacts_missing(graph: Mapping[str, Any], missing: str) -> InputNotFound:
 
 
 def file_names(graph: Mapping[str, Any]) -> set[str]:
-    """Strings in the nodes' inputs that may be names of uploaded files."""
+    """Return the strings in the nodes' inputs that may be names of uploaded files."""
     return {text for text in _strings(_inputs(graph)) if _FILE.search(text) and len(text) < 512}
 
 
 def with_inputs(
     graph: Mapping[str, Any], names: Mapping[str, str], texts: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """A copy of the graph with other inputs.
+    """Return a copy of the graph with references and strings in its inputs replaced.
 
     Args:
-        names: what to put in the place of references, by artifact id.
-        texts: what to put in the place of whole strings.
+        names: replacements of references, by artifact id.
+        texts: replacements of whole strings.
     """
     texts = texts or {}
     return {
@@ -83,28 +102,48 @@ def with_inputs(
 
 
 def input_name(artifact: Artifact) -> str:
-    """Under which name a graph loads the artifact.
+    """Return the name under which a graph loads the artifact.
 
-    Equal content has an equal name, so that ComfyUI's cache knows it again; nothing of what the
-    uploader called it gets into a path, but for the suffix, by which nodes tell formats apart.
+    Equal content has an equal name, so that ComfyUI's cache recognises it. Of the uploader's file
+    name only the suffix is used in a path: nodes distinguish formats by it.
     """
     suffix = PurePosixPath(artifact.name).suffix.lower()
     return f"{INPUT_FOLDER}/{artifact.sha256}{suffix if _SUFFIX.fullmatch(suffix) else ''}"
 
 
 def loaded_names(graph: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The names of input files in the graph, as `input_name` makes them, each with its node's id."""
+    """Yield the node id and name of each input file in the graph, with names of `input_name`."""
     for node_id, node in graph.items():
         if isinstance(node, Mapping) and "inputs" in node:
             for text in _strings(node["inputs"]):
                 name = text.strip().removesuffix(" [input]")
-                if _NAME.fullmatch(name):
+                if _INPUT_NAME.fullmatch(name):
                     yield node_id, name
 
 
 def is_input_name(name: str) -> bool:
-    """Whether `input_name` could have made it."""
-    return _NAME.fullmatch(name) is not None
+    """Return whether the name has the form of those that `input_name` returns."""
+    return _INPUT_NAME.fullmatch(name) is not None
+
+
+def model_files(graph: Mapping[str, Any]) -> frozenset[str]:
+    """Return ``<folder>/<file name>`` of every model file that the graph's loader nodes name."""
+    files = set()
+    for node in graph.values():
+        inputs = node.get("inputs") if isinstance(node, Mapping) else None
+        if not isinstance(inputs, Mapping):
+            continue
+        for name, value in inputs.items():
+            # A value that is not text is a link to another node.
+            folder = _model_folder(str(node.get("class_type")), name)
+            if folder is not None and isinstance(value, str) and value:
+                files.add(f"{folder}/{value}")
+    return frozenset(files)
+
+
+def _model_folder(class_type: str, name: str) -> str | None:
+    base_name = _NUMBER.sub("", name)
+    return _CLASS_FOLDERS.get((class_type, base_name)) or _MODEL_FOLDERS.get(base_name)
 
 
 def _inputs(graph: Mapping[str, Any]) -> list[Any]:
@@ -139,7 +178,7 @@ def _references(value: Any) -> Iterator[str]:
 
 
 def _reference(value: Any) -> str | None:
-    """The id that ``value`` refers to: one that no artifact has where the reference is malformed."""
+    """Return the id that ``value`` refers to; an unused id if the reference is malformed."""
     if isinstance(value, str):
         match = _REFERENCE.fullmatch(value)
         return match[1] if match else None

@@ -1,4 +1,4 @@
-"""ComfyUI's own way to say that nodes of a graph may not be; pure."""
+"""Writes ComfyUI's own error body for refused nodes of a graph. Pure."""
 
 from __future__ import annotations
 
@@ -7,31 +7,32 @@ from typing import Any, NamedTuple
 
 __all__ = ["NOT_YOURS", "Refused", "refused_body"]
 
-# Whether there is no such file, or whether it is somebody else's: nobody is told which.
+# The same message for a missing file and for a file of another owner, so that names do not leak.
 NOT_YOURS = "no file of yours has this name"
 
 
 class Refused(NamedTuple):
-    """What is refused: a node, or one of its inputs (empty: the node itself), and why."""
+    """A refused node, or one of its inputs (empty: the node itself), with the reason."""
 
     node: str
     class_type: str
     input: str
-    why: str
+    reason: str
 
 
 def refused_body(refused: Iterable[Refused]) -> dict[str, Any]:
-    """``{"error", "node_errors"}`` as ``POST /prompt`` answers when nothing of a graph is left."""
+    """Return ``{"error", "node_errors"}`` as ``POST /prompt`` does when it refuses a whole graph."""
     nodes: dict[str, Any] = {}
-    for one in refused:
+    for refusal in refused:
+        named = f"{refusal.input} - {refusal.reason}" if refusal.input else refusal.reason
         error = {
             "type": "custom_validation_failed",
             "message": "Custom validation failed for node",
-            "details": f"{one.input} - {one.why}" if one.input else one.why,
-            "extra_info": {"input_name": one.input} if one.input else {},
+            "details": named,
+            "extra_info": {"input_name": refusal.input} if refusal.input else {},
         }
-        told = {"errors": [], "dependent_outputs": [], "class_type": one.class_type}
-        nodes.setdefault(one.node, told)["errors"].append(error)
+        node_error = {"errors": [], "dependent_outputs": [], "class_type": refusal.class_type}
+        nodes.setdefault(refusal.node, node_error)["errors"].append(error)
     details = "\n".join(
         f"{error['message']}: {error['details']}"
         for node in nodes.values()

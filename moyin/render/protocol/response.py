@@ -1,4 +1,4 @@
-"""ComfyUI's history and events to the renderer's vocabulary; pure."""
+"""Translates ComfyUI's history and events to the renderer's types. Pure."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from moyin.render.protocol.wire import HistoryEntry, Message, OutputFile
 __all__ = [
     "Meter",
     "WrittenFile",
-    "as_placed",
-    "ended",
+    "farm_name",
     "files_of",
-    "placed",
+    "is_last_event",
+    "output_values",
     "prompt_of",
     "raise_failure",
     "record_of",
-    "values",
-    "written",
+    "with_farm_names",
+    "written_files",
 ]
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-# No more than Python makes a number of.
+# Python refuses to parse longer numbers.
 _DIGITS = re.compile(r"([0-9]{1,4000})")
-_DONE = ("finished", "error")
+_FINISHED_STATES = ("finished", "error")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WrittenFile:
-    """A file in ComfyUI's folders and the node and slot that put it out."""
+    """A file in ComfyUI's folders, with the node and slot of its output."""
 
     node: str
     slot: str
     file: OutputFile
 
 
-def written(entry: HistoryEntry) -> list[WrittenFile]:
-    """All files of a prompt, by node id (2 before 10) and in each node's own order."""
+def written_files(entry: HistoryEntry) -> list[WrittenFile]:
+    """Return a prompt's output files, by node id (2 before 10), in each node's own order."""
     return [
         WrittenFile(node=node, slot=slot, file=file)
         for node, slot, items in _slots(entry)
@@ -53,18 +53,18 @@ def written(entry: HistoryEntry) -> list[WrittenFile]:
     ]
 
 
-def values(entry: HistoryEntry) -> dict[str, dict[str, Any]]:
-    """By node and slot, what is not a file."""
-    found: dict[str, dict[str, Any]] = {}
+def output_values(entry: HistoryEntry) -> dict[str, dict[str, Any]]:
+    """Return a prompt's outputs that are not files, by node and slot."""
+    values: dict[str, dict[str, Any]] = {}
     for node, slot, items in _slots(entry):
-        rest = [item for item in items if _file(item) is None]
-        if rest:
-            found.setdefault(node, {})[slot] = rest
-    return found
+        slot_values = [item for item in items if _file(item) is None]
+        if slot_values:
+            values.setdefault(node, {})[slot] = slot_values
+    return values
 
 
 def files_of(output: Any) -> Iterator[OutputFile]:
-    """The files in what one node put out."""
+    """Yield the files in one node's output."""
     for items in output.values() if isinstance(output, Mapping) else ():
         for item in items if isinstance(items, list | tuple) else [items]:
             file = _file(item)
@@ -72,11 +72,11 @@ def files_of(output: Any) -> Iterator[OutputFile]:
                 yield file
 
 
-def placed(file: OutputFile, prompt_id: str) -> ComfyFileName:
-    """Under which name the farm knows a file that a prompt put out.
+def farm_name(file: OutputFile, prompt_id: str) -> ComfyFileName:
+    """Return the name of a prompt's output file that is unique in the farm.
 
-    The bridge puts a prompt's files into a folder named after it. What came out of ComfyUI's cache
-    lies in that of another prompt, maybe of another owner, whose id is nobody's business.
+    The bridge puts a prompt's files into a folder named after it. A file from ComfyUI's cache lies
+    in the folder of another prompt, maybe of another owner, whose id must not be shown.
     """
     first, _, rest = file.subfolder.partition("/")
     if first == prompt_id:
@@ -89,22 +89,24 @@ def placed(file: OutputFile, prompt_id: str) -> ComfyFileName:
     return ComfyFileName(filename=file.filename, subfolder=subfolder, type=file.type)
 
 
-def as_placed(output: Any, prompt_id: str) -> Any:
-    """What one node put out, with its files under the farm's names."""
+def with_farm_names(output: Any, prompt_id: str) -> Any:
+    """Return one node's output, with its files under the farm's names."""
     if not isinstance(output, Mapping):
         return output
     return {
-        slot: [_as_placed(item, prompt_id) for item in items]
+        slot: [_with_farm_name(item, prompt_id) for item in items]
         if isinstance(items, list | tuple)
-        else _as_placed(items, prompt_id)
+        else _with_farm_name(items, prompt_id)
         for slot, items in output.items()
     }
 
 
 def record_of(entry: HistoryEntry, prompt_id: str) -> PromptRecord:
-    """What to keep of a history entry, but for its files."""
+    """Return the record of a history entry, without its files."""
     return PromptRecord(
-        outputs={node: as_placed(output, prompt_id) for node, output in entry.outputs.items()},
+        outputs={
+            node: with_farm_names(output, prompt_id) for node, output in entry.outputs.items()
+        },
         meta=entry.meta,
         status=entry.status.status_str,
         completed=entry.status.completed,
@@ -113,12 +115,12 @@ def record_of(entry: HistoryEntry, prompt_id: str) -> PromptRecord:
 
 
 def raise_failure(entry: HistoryEntry) -> None:
-    """Return when the prompt succeeded.
+    """Raise the error of a prompt that failed.
 
     Raises:
-        OutOfMemory: the card's memory did not suffice.
-        RenderFailed: a node raised (``details``: its id, type and the exception's type), or the
-            prompt was interrupted.
+        OutOfMemory: the GPU's memory did not suffice.
+        RenderFailed: a node raised an exception (``details``: the node's id and type, and the
+            exception's type), or the prompt was interrupted.
     """
     if entry.status.status_str == "success":
         return
@@ -127,22 +129,22 @@ def raise_failure(entry: HistoryEntry) -> None:
             raise _node_failure(data)
         if name == "execution_interrupted":
             raise RenderFailed("the render was interrupted", details=_node(data))
-    raise RenderFailed("ComfyUI gave up without saying why")
+    raise RenderFailed("the render failed, and ComfyUI gave no reason")
 
 
 def prompt_of(message: Message) -> str | None:
-    """Which prompt an event is about."""
+    """Return the id of the event's prompt; None if it names none."""
     prompt_id = message.data.get("prompt_id")
     return prompt_id if isinstance(prompt_id, str) else None
 
 
-def ended(message: Message) -> bool:
-    """Whether this is the last event of its prompt: by now it is in the history."""
+def is_last_event(message: Message) -> bool:
+    """Return whether this is its prompt's last event, after which the history has its entry."""
     return message.type == "executing" and message.data.get("node", "") is None
 
 
 class Meter:
-    """Adds a prompt's events up to one progress over all of its nodes."""
+    """Combines a prompt's events to one progress over all of its nodes."""
 
     def __init__(self, graph: Mapping[str, Any]) -> None:
         self._graph = graph
@@ -157,14 +159,14 @@ class Meter:
         return min(float(self.max), len(self._cached) + parts)
 
     def feed(self, message: Message) -> bool:
-        """Take an event; whether it changed anything."""
+        """Take an event; return whether it may have changed the progress."""
         if message.type == "execution_cached":
             self._cached = {node for node in message.data.get("nodes", []) if node in self._graph}
             return True
         if message.type != "progress_state":
             return False
         for node_id, state in message.data.get("nodes", {}).items():
-            # Nodes that a node expands into are not in the graph: its own progress stands for them.
+            # Nodes that a node expands into are not in the graph; its own progress covers them.
             if node_id in self._graph:
                 self._parts[node_id] = _fraction(state)
                 if state.get("state") == "running":
@@ -173,27 +175,27 @@ class Meter:
 
 
 def _fraction(state: Mapping[str, Any]) -> float:
-    if state.get("state") in _DONE:
+    if state.get("state") in _FINISHED_STATES:
         return 1.0
-    value, top = float(state.get("value", 0)), float(state.get("max", 0))
-    return min(1.0, max(0.0, value / top)) if top > 0 else 0.0
+    value, maximum = float(state.get("value", 0)), float(state.get("max", 0))
+    return min(1.0, max(0.0, value / maximum)) if maximum > 0 else 0.0
 
 
-def _as_placed(item: Any, prompt_id: str) -> Any:
+def _with_farm_name(item: Any, prompt_id: str) -> Any:
     file = _file(item)
-    return item if file is None else {**item, "subfolder": placed(file, prompt_id).subfolder}
+    return item if file is None else {**item, "subfolder": farm_name(file, prompt_id).subfolder}
 
 
 def _slots(entry: HistoryEntry) -> Iterator[tuple[str, str, list[Any]]]:
-    for node in sorted(entry.outputs, key=_natural):
+    for node in sorted(entry.outputs, key=_natural_order):
         for slot, items in entry.outputs[node].items():
             yield node, slot, list(items) if isinstance(items, list | tuple) else [items]
 
 
-def _natural(node: str) -> list[tuple[int, str]]:
-    # Every other part is one of digits.
+def _natural_order(node: str) -> list[tuple[int, str]]:
+    # Parts with odd positions consist of digits.
     parts = enumerate(_DIGITS.split(node))
-    return [(int(part), "") if place % 2 else (0, part) for place, part in parts]
+    return [(int(part), "") if position % 2 else (0, part) for position, part in parts]
 
 
 def _file(item: Any) -> OutputFile | None:
@@ -202,19 +204,19 @@ def _file(item: Any) -> OutputFile | None:
     try:
         return OutputFile.model_validate(item)
     except ValidationError:
-        # A file of the client's own input folder is not an output.
+        # A file in the client's own input folder is not an output.
         return None
 
 
 def _node_failure(data: Mapping[str, Any]) -> RenderFailed:
-    message = str(data.get("exception_message", "")).strip() or "it did not say why"
-    where = f"node {data.get('node_id')} ({data.get('node_type')})"
-    # Torch has moved the exception about, and not renamed it.
+    message = str(data.get("exception_message", "")).strip() or "it gave no reason"
+    node = f"node {data.get('node_id')} ({data.get('node_type')})"
+    # The exception's module differs between versions of torch; its name does not.
     is_memory = str(data.get("exception_type", "")).endswith("OutOfMemoryError")
-    kind = OutOfMemory if is_memory else RenderFailed
-    return kind(f"{where} failed: {message}", details=_node(data))
+    error_class = OutOfMemory if is_memory else RenderFailed
+    return error_class(f"{node} failed: {message}", details=_node(data))
 
 
 def _node(data: Mapping[str, Any]) -> dict[str, Any]:
-    kept = ("node_id", "node_type", "exception_type")
-    return {key: data[key] for key in kept if data.get(key) is not None}
+    keys = ("node_id", "node_type", "exception_type")
+    return {key: data[key] for key in keys if data.get(key) is not None}

@@ -1,4 +1,4 @@
-"""Shapes that ComfyUI sends, as far as they are used. Unknown members are ignored."""
+"""Defines the parts of ComfyUI's bodies and messages that Moyin reads; others are ignored."""
 
 from __future__ import annotations
 
@@ -20,58 +20,65 @@ __all__ = [
 ]
 
 
-# What no prompt is called is passed over; but PostgreSQL can't even look for a NUL.
+# Any text is accepted, and unknown ids are ignored; but PostgreSQL can't search for a NUL.
 _PromptId = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 _ClientId = Annotated[str, Field(max_length=255)]
 
 
-class _Shape(BaseModel):
+class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class OutputFile(_Shape):
-    """A file that a node wrote; ``type`` names the folder under which ``subfolder`` lies."""
+class OutputFile(_Model):
+    """A file that a node wrote; ``type`` names the folder that contains ``subfolder``."""
 
     filename: str
     subfolder: str = ""
     type: Literal["output", "temp"]
 
 
-class HistoryStatus(_Shape):
-    """``messages`` are pairs of event name and data, in order."""
+class HistoryStatus(_Model):
+    """The status in a history entry; ``messages`` are pairs of event name and data, in order."""
 
     status_str: Literal["success", "error"]
     completed: bool = False
     messages: list[tuple[str, dict[str, Any]]] = Field(default_factory=list)
 
 
-class HistoryEntry(_Shape):
-    """``outputs``: by node id, then by slot (``images``, ``text``, …), lists of files or values."""
+class HistoryEntry(_Model):
+    """A prompt's entry in the history.
+
+    Attributes:
+        outputs: lists of files or values, by node id and slot (``images``, ``text``, …).
+    """
 
     outputs: dict[str, dict[str, Any]] = Field(default_factory=dict)
     meta: dict[str, Any] = Field(default_factory=dict)
     status: HistoryStatus
 
 
-class PromptState(_Shape):
-    """How a prompt stands, by the bridge in ComfyUI's process: it waits or runs, or has an
-    ``entry`` in the history, or is unknown."""
+class PromptState(_Model):
+    """A prompt's state in ComfyUI: it waits or runs, has an ``entry`` in the history, or neither."""
 
     queued: bool
     entry: HistoryEntry | None = None
 
 
-class PromptAccepted(_Shape):
-    """The answer to ``POST /prompt``; outputs named in ``node_errors`` will be missing.
-    ``number`` counts the prompts that this process has accepted."""
+class PromptAccepted(_Model):
+    """The response to ``POST /prompt``.
+
+    Attributes:
+        number: number of prompts that this process has accepted.
+        node_errors: errors by node id; outputs that need these nodes will be missing.
+    """
 
     prompt_id: str
     number: float
     node_errors: dict[str, Any] = Field(default_factory=dict)
 
 
-class PromptBody(_Shape):
-    """``POST /prompt``. ``prompt_id``: a canonical lower-case UUID of the client's own making."""
+class PromptBody(_Model):
+    """Body of ``POST /prompt``; a client may choose ``prompt_id``, a canonical lower-case UUID."""
 
     prompt: dict[str, Any]
     client_id: _ClientId | None = None
@@ -84,11 +91,11 @@ class PromptBody(_Shape):
     partial_execution_targets: list[str] | None = Field(None, max_length=1_000)
 
 
-class IdsBody(_Shape):
-    """``POST /queue`` and ``POST /history``: the caller's own prompts, or some.
+class IdsBody(_Model):
+    """Body of ``POST /queue`` and ``POST /history``, which remove all or some of the own prompts.
 
-    ``client_id`` is not ComfyUI's: it narrows ``clear`` to one client's prompts, whoever's key
-    queued them.
+    ``client_id`` is an extension of Moyin: it limits ``clear`` to the prompts of one client, with
+    any of the tenant's keys.
     """
 
     clear: bool = False
@@ -97,36 +104,45 @@ class IdsBody(_Shape):
 
     @property
     def chosen(self) -> list[str] | None:
-        """None: all."""
+        """The ids of the prompts to remove; None: all prompts."""
         return None if self.clear else self.delete
 
 
-class InterruptBody(_Shape):
-    """``POST /interrupt``; without an id it is about the caller's own prompts that run, or those of
-    one client (``client_id``, which is not ComfyUI's)."""
+class InterruptBody(_Model):
+    """Body of ``POST /interrupt``; without an id it interrupts the caller's running prompts.
+
+    ``client_id`` is an extension of Moyin: it limits that to the prompts of one client.
+    """
 
     prompt_id: _PromptId | None = None
     client_id: _ClientId | None = None
 
 
-class CancelBody(_Shape):
-    """``POST /api/jobs/cancel``."""
+class CancelBody(_Model):
+    """Body of ``POST /api/jobs/cancel``."""
 
     job_ids: list[_PromptId] = Field(max_length=10_000)
 
 
-class Device(_Shape):
-    """``type`` is torch's: ``cuda`` (also of AMD's cards), ``cpu``, …; ``vram_total`` in bytes."""
+class Device(_Model):
+    """A device in the system statistics.
+
+    Attributes:
+        type: torch's name: ``cuda`` (also for AMD's GPUs), ``cpu``, ….
+        vram_total: bytes of memory.
+    """
 
     type: str
     vram_total: int
 
 
-class SystemStats(_Shape):
+class SystemStats(_Model):
+    """The response to ``GET /system_stats``."""
+
     devices: list[Device] = Field(default_factory=list)
 
 
-class Message(_Shape):
+class Message(_Model):
     """A text frame of the WebSocket."""
 
     type: str

@@ -1,1 +1,1 @@
-"""In which order renders run, and where."""
+"""Decides in which order renders run, and on which renderer."""

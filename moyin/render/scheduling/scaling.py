@@ -1,4 +1,4 @@
-"""How many renderers a pool should have; pure."""
+"""Decides how many renderers a pool should have. Pure."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ __all__ = ["Scale"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scale:
-    """Between ``minimum`` (zero is allowed) and ``maximum`` renderers.
+    """Bounds and speed of a pool's scaling.
 
     Attributes:
-        patience: seconds within which those that wait should have begun; a longer queue is worth
-            more renderers.
-        idle: seconds after which a renderer that nobody needs is removed.
+        minimum: number of renderers of an idle pool; may be 0.
+        maximum: number of renderers at most.
+        patience: seconds within which all waiting renders should begin; a longer queue needs more
+            renderers.
+        idle: seconds after which an unneeded renderer is removed.
     """
 
     minimum: int
@@ -23,23 +25,23 @@ class Scale:
     patience: float = 30.0
     idle: float = 300.0
 
-    def needed(self, waiting: int, service: float) -> int:
-        """Renderers that ``waiting`` renders of ``service`` seconds each are worth."""
-        worth = math.ceil(waiting * service / self.patience)
-        return max(self.minimum, min(self.maximum, worth))
+    def needed(self, waiting: int, mean_seconds: float) -> int:
+        """Return the number of renderers for ``waiting`` renders of ``mean_seconds`` each."""
+        wanted = math.ceil(waiting * mean_seconds / self.patience)
+        return max(self.minimum, min(self.maximum, wanted))
 
     def removable(self, idle_seconds: list[float | None], waiting: int) -> list[int]:
-        """Which renderers to remove: places in the list, the last first.
+        """Return the positions of the renderers to remove, from the last to the first.
 
         Args:
-            idle_seconds: of each renderer; None: it is at work.
+            idle_seconds: seconds for which each renderer has been idle; None: it is busy.
         """
         if waiting:
             return []
         spare = len(idle_seconds) - self.minimum
-        resting = [
-            place
-            for place, seconds in enumerate(idle_seconds)
+        idle = [
+            position
+            for position, seconds in enumerate(idle_seconds)
             if seconds is not None and seconds >= self.idle
         ]
-        return resting[::-1][: max(0, spare)]
+        return idle[::-1][: max(0, spare)]

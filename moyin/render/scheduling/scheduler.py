@@ -1,4 +1,4 @@
-"""Gives waiting renders to renderers as those become free."""
+"""`RenderScheduler`: assigns waiting renders to renderers as those become free."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from moyin.render.scheduling.window import Window
 
 __all__ = ["Lease", "RenderScheduler"]
 
-# When to come again to a dispatcher that has closed: by then another has taken over, or will.
-_AGAIN_SECONDS = 1.0
-# Some renders wait although a renderer is free: how often to ask whether they still should.
-_LOOK_SECONDS = 0.5
+# When to retry after the scheduler was closed: another replica has taken over by then, or will.
+_RETRY_SECONDS = 1.0
+# Some renders wait although a renderer is free: how often to check whether they still should.
+_CHECK_SECONDS = 0.5
 
 
 class Lease:
-    """The right to use the renderer ``name`` alone, until released."""
+    """The exclusive right to use the renderer ``name``, until it is released."""
 
     def __init__(self, name: str, release: Callable[[], None]) -> None:
         self.name = name
         self._release = release
-        self._held = True
+        self._is_held = True
 
     def release(self) -> None:
-        """Let the next one in; releasing twice is releasing once."""
-        if self._held:
-            self._held = False
+        """Free the renderer for the next render; a second call does nothing."""
+        if self._is_held:
+            self._is_held = False
             self._release()
 
 
 class RenderScheduler:
-    """One render per renderer at a time. All methods belong to one event loop.
+    """Runs one render per renderer at a time. All methods belong to one event loop.
 
     Args:
-        window: decides; it is this dispatcher's alone.
-        clock: seconds; that of the renders' deadlines.
+        window: decides the order; this scheduler alone uses it.
+        clock: returns seconds; the renders' deadlines are times of this clock.
     """
 
     def __init__(
@@ -49,77 +49,80 @@ class RenderScheduler:
     ) -> None:
         self._window = window or Window()
         self._clock = clock
-        self._up: set[str] = set()
-        # By a clock that nobody sets: when each was leased.
+        self._renderers: set[str] = set()
+        # When each renderer was leased, by a clock that is never set back.
         self._leased: dict[str, float] = {}
         self._foreign: dict[str, frozenset[str]] = {}
-        # By identity: two attempts of one render may wait side by side and be equal.
+        # By identity: two attempts at one render may wait side by side and be equal.
         self._granted: dict[int, asyncio.Future[Lease]] = {}
-        self._looking: asyncio.TimerHandle | None = None
-        self._closed = False
+        self._next_check: asyncio.TimerHandle | None = None
+        self._is_closed = False
 
     @property
     def waiting(self) -> int:
+        """The number of waiting renders."""
         return len(self._window)
 
     @property
-    def service(self) -> float:
-        """Seconds that a render takes, on average."""
-        return self._window.service
+    def mean_seconds(self) -> float:
+        """The mean duration of a render, in seconds."""
+        return self._window.mean_seconds
 
     @property
-    def changes(self) -> int:
-        """How often a renderer had to load models."""
-        return self._window.changes
+    def model_changes(self) -> int:
+        """The number of times that a renderer had to load models."""
+        return self._window.model_changes
 
-    def idle(self, name: str) -> float | None:
-        """Seconds for which the renderer has been free; None when it is not."""
-        return self._window.idle(name, self._clock())
+    def idle_seconds(self, name: str) -> float | None:
+        """Return for how many seconds the renderer has been free; None while it is busy."""
+        return self._window.idle_seconds(name, self._clock())
 
-    def up(self, name: str, foreign: Collection[str] = (), models: Sequence[str] = ()) -> None:
-        """The renderer takes work.
+    def add_renderer(
+        self, name: str, foreign: Collection[str] = (), models: Sequence[str] = ()
+    ) -> None:
+        """Let a renderer take work, or update which prompts run on it without a lease.
 
         Args:
-            foreign: prompts that run on it without a lease, left there by an earlier process; it
-                gets no others before they have ended.
-            models: files that it has in memory; the largest first.
+            foreign: prompts that an earlier process left on the renderer; it gets no others until
+                they have ended.
+            models: model files in its memory, the largest first.
         """
         self._foreign[name] = frozenset(foreign)
-        if name not in self._up:
-            self._up.add(name)
-            self._window.seat(name, models, self._clock())
-        if self._busy(name):
-            self._window.hold(name)
+        if name not in self._renderers:
+            self._renderers.add(name)
+            self._window.add_renderer(name, models, self._clock())
+        if self._is_busy(name):
+            self._window.mark_busy(name)
         else:
-            self._window.free(name, self._clock())
-        self._match()
+            self._window.mark_free(name, self._clock())
+        self._assign()
 
-    def down(self, name: str) -> None:
-        """The renderer takes no work for now; a lease on it stays valid until released."""
-        self._up.discard(name)
-        self._window.unseat(name)
+    def remove_renderer(self, name: str) -> None:
+        """Assign no more work to the renderer; a lease on it stays valid until it is released."""
+        self._renderers.discard(name)
+        self._window.remove_renderer(name)
 
     def close(self) -> None:
-        """Nobody gets a renderer any more; those who have one keep it."""
-        self._closed = True
+        """Reject waiting and new renders; leases that are held stay valid."""
+        self._is_closed = True
         for granted in self._granted.values():
             if not granted.done():
-                granted.set_exception(_ended())
+                granted.set_exception(_closed())
 
     @asynccontextmanager
-    async def lease(self, waiting: PendingRender) -> AsyncIterator[Lease]:
+    async def lease(self, pending: PendingRender) -> AsyncIterator[Lease]:
         """Wait for a renderer and hold it for the block, or until it is released earlier.
 
         Raises:
-            ServiceUnavailable: the dispatcher is closed, or closes meanwhile.
+            ServiceUnavailable: the scheduler is closed, or is closed while this waits.
         """
-        if self._closed:
-            raise _ended()
-        waiting = replace(waiting, entered=self._clock())
+        if self._is_closed:
+            raise _closed()
+        pending = replace(pending, entered=self._clock())
         granted: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        self._granted[id(waiting)] = granted
-        self._window.enter(waiting)
-        self._match()
+        self._granted[id(pending)] = granted
+        self._window.add(pending)
+        self._assign()
         try:
             lease = await granted
         except asyncio.CancelledError:
@@ -127,46 +130,46 @@ class RenderScheduler:
                 granted.result().release()
             raise
         finally:
-            self._granted.pop(id(waiting), None)
-            self._window.leave(waiting)
+            self._granted.pop(id(pending), None)
+            self._window.remove(pending)
         try:
             yield lease
         finally:
             lease.release()
 
-    def next_for(self, name: str) -> PendingRender | None:
-        """What the busy renderer would probably get if it became free now."""
-        return self._window.foresee(name, self._clock())
+    def peek_next(self, name: str) -> PendingRender | None:
+        """Return the render that the busy renderer would probably get if it became free now."""
+        return self._window.peek_next(name, self._clock())
 
-    def _match(self) -> None:
+    def _assign(self) -> None:
         now = self._clock()
         while (choice := self._window.choose(now)) is not None:
-            granted = self._granted.pop(id(choice.waiting))
+            granted = self._granted.pop(id(choice.pending))
             if granted.done():
-                self._window.leave(choice.waiting)
+                self._window.remove(choice.pending)
                 continue
-            name = choice.seat.name
+            name = choice.slot.name
             self._window.begin(choice, now)
             self._leased[name] = time.monotonic()
             granted.set_result(Lease(name, partial(self._release, name)))
-        if self._window.undecided and self._looking is None:
+        if self._window.is_undecided and self._next_check is None:
             loop = asyncio.get_running_loop()
-            self._looking = loop.call_later(_LOOK_SECONDS, self._look)
+            self._next_check = loop.call_later(_CHECK_SECONDS, self._check)
 
-    def _look(self) -> None:
-        self._looking = None
-        self._match()
+    def _check(self) -> None:
+        self._next_check = None
+        self._assign()
 
-    def _busy(self, name: str) -> bool:
+    def _is_busy(self, name: str) -> bool:
         return name in self._leased or bool(self._foreign.get(name))
 
     def _release(self, name: str) -> None:
         now = self._clock()
-        self._window.end(time.monotonic() - self._leased.pop(name))
-        if name in self._up and not self._busy(name):
-            self._window.free(name, now)
-        self._match()
+        self._window.record_duration(time.monotonic() - self._leased.pop(name))
+        if name in self._renderers and not self._is_busy(name):
+            self._window.mark_free(name, now)
+        self._assign()
 
 
-def _ended() -> ServiceUnavailable:
-    return ServiceUnavailable("these renderers take no more", retry_after=_AGAIN_SECONDS)
+def _closed() -> ServiceUnavailable:
+    return ServiceUnavailable("this render pool is shutting down", retry_after=_RETRY_SECONDS)

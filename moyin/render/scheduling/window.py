@@ -1,16 +1,18 @@
-"""`Window`: the renders that wait in a pool beside its renderers, and which goes where. No clock.
+"""`Window`: the waiting renders and the renderers of a pool, and which render goes where. No clock.
 
-The whole policy of a render farm is in `Window.choose`, in this order:
+`Window.choose` holds the whole policy of a render farm. It tries these rules in order:
 
-1. A render that is due (`Rules.due`) goes first, wherever it costs least. So nobody starves.
-2. A renderer *changes* for the models for which there is the longest queue per renderer that has
-   them: if it has nothing loaded; if nothing that suits it waits and nobody else will soon take
-   the others; or if those are so much worse off that leaving is worth the change many times.
-3. Else it takes what *suits* its loaded models: by class, aged, then from the owner whose turn it
-   is, then by arrival.
+1. A render that is due (`Rules.due`) goes first, to the renderer where it costs least. So no render
+   starves.
+2. A renderer *changes* to the models with the longest queue per renderer that has them loaded. It
+   does so if it has nothing loaded; if no render waits that suits it and the renderers with those
+   models will not take the queue soon; or if that queue is longer than its own by many times the
+   duration of the change.
+3. Otherwise it takes a render that *suits* its loaded models: by class after ageing, then from the
+   owner whose turn it is, then by arrival.
 
-What may wait for a renderer that has its models does, though another is free, as long as those
-renderers keep taking work: loading models anew is what costs a farm its throughput.
+A render waits for a renderer that has its models, even if another one is free, for as long as those
+renderers keep taking work: loading models again is what costs a farm its throughput.
 """
 
 from __future__ import annotations
@@ -22,230 +24,236 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from moyin.render.scheduling.fair_share import OwnerFairShare
-from moyin.render.scheduling.policy import PendingRender, RendererSlot, Rules
+from moyin.render.scheduling.policy import OwnerFairShare, PendingRender, RendererSlot, Rules
 
 __all__ = ["Choice", "Window"]
 
-# Until renders have been seen to end, and how fast newer ones count for more.
-_SERVICE_SECONDS = 10.0
-_SERVICE_WEIGHT = 0.05
+# The mean duration until renders have ended, and the weight of each new one in the moving mean.
+_FIRST_MEAN_SECONDS = 10.0
+_NEWEST_WEIGHT = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """``waiting`` goes to ``seat``."""
+    """The assignment of ``pending`` to the renderer ``slot``."""
 
-    waiting: PendingRender
-    seat: RendererSlot
+    pending: PendingRender
+    slot: RendererSlot
 
 
 class _Queue:
-    """The renders of one family, by owner and class, each in the order of their arrival."""
+    """Holds the renders of one family, by owner and class, each flow in the order of arrival."""
 
     def __init__(self) -> None:
         self.flows: dict[tuple[str, int], list[tuple[float, str, int, PendingRender]]] = {}
         self.count = 0
 
-    def add(self, waiting: PendingRender) -> None:
-        flow = self.flows.setdefault((waiting.owner, waiting.priority), [])
-        insort(flow, (waiting.arrived, waiting.id, id(waiting), waiting))
+    def add(self, pending: PendingRender) -> None:
+        flow = self.flows.setdefault((pending.owner, pending.priority), [])
+        insort(flow, (pending.arrived, pending.id, id(pending), pending))
         self.count += 1
 
-    def remove(self, waiting: PendingRender) -> None:
-        flow = self.flows[waiting.owner, waiting.priority]
-        del flow[bisect_left(flow, (waiting.arrived, waiting.id, id(waiting)))]
+    def remove(self, pending: PendingRender) -> None:
+        flow = self.flows[pending.owner, pending.priority]
+        del flow[bisect_left(flow, (pending.arrived, pending.id, id(pending)))]
         if not flow:
-            del self.flows[waiting.owner, waiting.priority]
+            del self.flows[pending.owner, pending.priority]
         self.count -= 1
 
     def heads(self) -> Iterator[PendingRender]:
-        """The first of each flow."""
+        """Return the first render of each flow."""
         return (flow[0][3] for flow in self.flows.values())
 
 
 class Window:
-    """Keeps no time: ``now`` is in seconds and never goes backwards. Ask `choose`, then `begin`.
+    """Holds waiting renders and renderers. Call `choose`, then `begin`.
+
+    It reads no clock: ``now`` is in seconds and never goes backwards.
 
     Attributes:
-        service: seconds that a render takes, on average.
-        changes: how often a renderer had to load models.
+        mean_seconds: mean duration of a render.
+        model_changes: number of times that a renderer had to load models.
     """
 
-    def __init__(self, rules: Rules | None = None, turns: OwnerFairShare | None = None) -> None:
+    def __init__(
+        self, rules: Rules | None = None, fair_share: OwnerFairShare | None = None
+    ) -> None:
         self._rules = rules or Rules()
-        self._turns = turns or OwnerFairShare()
-        self._seats: dict[str, RendererSlot] = {}
+        self._fair_share = fair_share or OwnerFairShare()
+        self._slots: dict[str, RendererSlot] = {}
         self._free: dict[str, RendererSlot] = {}
-        # Renderers that have a family loaded, busy ones too.
+        # The number of renderers that have a family loaded, busy ones included.
         self._holders: Counter[str] = Counter()
         self._queues: dict[str, _Queue] = {}
         self._owners: Counter[str] = Counter()
         self._dues: list[tuple[float, float, int, PendingRender]] = []
-        self._inside: dict[int, PendingRender] = {}
-        self.service = _SERVICE_SECONDS
-        self.changes = 0
+        self._pending: dict[int, PendingRender] = {}
+        self.mean_seconds = _FIRST_MEAN_SECONDS
+        self.model_changes = 0
 
     def __len__(self) -> int:
-        return len(self._inside)
+        return len(self._pending)
 
-    def enter(self, waiting: PendingRender) -> None:
-        """A render waits from now, its ``entered``, on."""
-        key = id(waiting)
-        self._inside[key] = waiting
-        self._queues.setdefault(waiting.family, _Queue()).add(waiting)
-        self._owners[waiting.owner] += 1
-        heapq.heappush(self._dues, (self._rules.due(waiting), waiting.arrived, key, waiting))
+    def add(self, pending: PendingRender) -> None:
+        """Add a render that waits from its time ``entered``, which is now."""
+        key = id(pending)
+        self._pending[key] = pending
+        self._queues.setdefault(pending.family, _Queue()).add(pending)
+        self._owners[pending.owner] += 1
+        heapq.heappush(self._dues, (self._rules.due(pending), pending.arrived, key, pending))
 
-    def leave(self, waiting: PendingRender) -> None:
-        """It waits no more; nothing when it does not."""
-        if self._inside.pop(id(waiting), None) is None:
+    def remove(self, pending: PendingRender) -> None:
+        """Remove a render; do nothing if it does not wait."""
+        if self._pending.pop(id(pending), None) is None:
             return
-        queue = self._queues[waiting.family]
-        queue.remove(waiting)
+        queue = self._queues[pending.family]
+        queue.remove(pending)
         if not queue.count:
-            del self._queues[waiting.family]
-        self._owners[waiting.owner] -= 1
-        if not self._owners[waiting.owner]:
-            del self._owners[waiting.owner]
+            del self._queues[pending.family]
+        self._owners[pending.owner] -= 1
+        if not self._owners[pending.owner]:
+            del self._owners[pending.owner]
 
     @property
-    def undecided(self) -> bool:
-        """Whether renders wait though a renderer is free: time alone may change that."""
-        return bool(self._free and self._inside)
+    def is_undecided(self) -> bool:
+        """Whether renders wait although a renderer is free; time alone may change that."""
+        return bool(self._free and self._pending)
 
-    def seat(self, name: str, models: Sequence[str], now: float) -> None:
-        """A renderer is up and free, with ``models`` in memory, the largest first."""
+    def add_renderer(self, name: str, models: Sequence[str], now: float) -> None:
+        """Add a free renderer with ``models`` in memory, the largest first."""
         family = models[0] if models else ""
-        seat = RendererSlot(name=name, models=frozenset(models), family=family, rested=now)
-        self._seats[name] = self._free[name] = seat
+        slot = RendererSlot(name=name, models=frozenset(models), family=family, free_since=now)
+        self._slots[name] = self._free[name] = slot
         self._holders[family] += 1
 
-    def unseat(self, name: str) -> None:
-        """A renderer is gone; nothing when it was not there."""
-        seat = self._seats.pop(name, None)
+    def remove_renderer(self, name: str) -> None:
+        """Remove a renderer; do nothing if it is not there."""
+        slot = self._slots.pop(name, None)
         self._free.pop(name, None)
-        if seat is not None:
-            self._lose(seat.family)
+        if slot is not None:
+            self._remove_holder(slot.family)
 
-    def hold(self, name: str) -> None:
-        """A renderer is busy with something else."""
+    def mark_busy(self, name: str) -> None:
+        """Assign nothing to the renderer: it executes a prompt that was not assigned here."""
         self._free.pop(name, None)
 
-    def free(self, name: str, now: float) -> None:
-        """A renderer is not busy any more; nothing when it was not."""
+    def mark_free(self, name: str, now: float) -> None:
+        """Mark the renderer as free; do nothing if it is."""
         if name not in self._free:
-            self._seats[name].rested = now
-            self._free[name] = self._seats[name]
+            self._slots[name].free_since = now
+            self._free[name] = self._slots[name]
 
-    def idle(self, name: str, now: float) -> float | None:
-        """Seconds for which a renderer has been free; None when it is not."""
-        return now - self._free[name].rested if name in self._free else None
+    def idle_seconds(self, name: str, now: float) -> float | None:
+        """Return for how many seconds a renderer has been free; None while it is busy."""
+        return now - self._free[name].free_since if name in self._free else None
 
     def begin(self, choice: Choice, now: float) -> None:
-        """The renderer is busy with the render, and has its models from now on."""
-        waiting, seat = choice.waiting, choice.seat
-        self.leave(waiting)
-        self._turns.serve(waiting.owner, self._owners)
-        del self._free[seat.name]
-        seat.began = now
-        if waiting.models:
-            self.changes += not seat.models.issuperset(waiting.models)
-            self._lose(seat.family)
-            seat.models, seat.family = frozenset(waiting.models), waiting.family
-            self._holders[seat.family] += 1
+        """Mark the renderer as busy with the render, whose models it has loaded from now on."""
+        pending, slot = choice.pending, choice.slot
+        self.remove(pending)
+        self._fair_share.serve(pending.owner, self._owners)
+        del self._free[slot.name]
+        slot.began = now
+        if pending.models:
+            self.model_changes += not slot.models.issuperset(pending.models)
+            self._remove_holder(slot.family)
+            slot.models, slot.family = frozenset(pending.models), pending.family
+            self._holders[slot.family] += 1
 
-    def end(self, seconds: float) -> None:
-        """A render has taken so long."""
-        self.service += _SERVICE_WEIGHT * (seconds - self.service)
+    def record_duration(self, seconds: float) -> None:
+        """Add the duration of a finished render to the mean."""
+        self.mean_seconds += _NEWEST_WEIGHT * (seconds - self.mean_seconds)
 
-    def foresee(self, name: str, now: float) -> PendingRender | None:
-        """What a busy renderer would probably get next: of its family, or of none."""
-        seat = self._seats.get(name)
-        families = [] if seat is None else [f for f in {seat.family, ""} if f in self._queues]
+    def peek_next(self, name: str, now: float) -> PendingRender | None:
+        """Return the render that a busy renderer would probably get next.
+
+        It is of the renderer's family, or of none.
+        """
+        slot = self._slots.get(name)
+        families = [] if slot is None else [f for f in {slot.family, ""} if f in self._queues]
         firsts = [self._first(family, now) for family in families]
-        return min(firsts, key=lambda first: self._turn(first, now), default=None)
+        return min(firsts, key=lambda first: self._order(first, now), default=None)
 
     def choose(self, now: float) -> Choice | None:
-        """The next render to begin, and where; None when all that wait had better wait on."""
-        if not self._free or not self._inside:
+        """Return the next render to begin and its renderer; None if all should keep waiting."""
+        if not self._free or not self._pending:
             return None
-        return self._due(now) or self._changing(now) or self._suiting(now)
+        return self._choose_due(now) or self._choose_change(now) or self._choose_suiting(now)
 
-    def _due(self, now: float) -> Choice | None:
-        while self._dues and self._dues[0][2] not in self._inside:
+    def _choose_due(self, now: float) -> Choice | None:
+        while self._dues and self._dues[0][2] not in self._pending:
             heapq.heappop(self._dues)
         if not self._dues or self._dues[0][0] > now:
             return None
-        waiting = self._dues[0][3]
-        return Choice(waiting, self._cheapest(waiting, self._free.values()))
+        pending = self._dues[0][3]
+        return Choice(pending, self._cheapest(pending, self._free.values()))
 
-    def _changing(self, now: float) -> Choice | None:
-        worst_first = sorted(filter(None, self._queues), key=self._delay, reverse=True)
-        # One for all that have the same loaded: that which is free for longest.
-        free = {seat.family: seat for seat in reversed(self._free.values())}
-        for family in worst_first:
+    def _choose_change(self, now: float) -> Choice | None:
+        slowest_first = sorted(filter(None, self._queues), key=self._delay, reverse=True)
+        # Of the renderers with the same family loaded, the one that has been free for longest.
+        free = {slot.family: slot for slot in reversed(self._free.values())}
+        for family in slowest_first:
             if family in free:
                 continue
             oldest = min(self._queues[family].heads(), key=lambda head: head.entered)
-            seats = [s for s in free.values() if self._should_change(s, oldest, now)]
-            if seats:
-                waiting = self._first(family, now)
-                return Choice(waiting, self._cheapest(waiting, seats))
+            slots = [s for s in free.values() if self._should_change(s, oldest, now)]
+            if slots:
+                pending = self._first(family, now)
+                return Choice(pending, self._cheapest(pending, slots))
         return None
 
-    def _should_change(self, seat: RendererSlot, oldest: PendingRender, now: float) -> bool:
+    def _should_change(self, slot: RendererSlot, oldest: PendingRender, now: float) -> bool:
         family, rules = oldest.family, self._rules
-        if not seat.family:
+        if not slot.family:
             return True
-        load = rules.load_seconds(oldest, seat)
-        if seat.family in self._queues:
+        load = rules.load_seconds(oldest, slot)
+        if slot.family in self._queues:
             if not self._holders[family]:
                 return now - oldest.entered > rules.patience(load)
-            worse = self._delay(family) - self._delay(seat.family, leaving=1)
-            return worse > rules.imbalance(load)
+            difference = self._delay(family) - self._delay(slot.family, leaving=1)
+            return difference > rules.imbalance(load)
         if not self._holders[family] or self._delay(family) > rules.imbalance(load):
             return True
-        # Those who have its models may be at something long.
-        moved = max(other.began for other in self._seats.values() if other.family == family)
-        return now - max(moved, oldest.entered, seat.rested) > load
+        # The renderers that have these models may be busy with long renders.
+        latest_begin = max(s.began for s in self._slots.values() if s.family == family)
+        return now - max(latest_begin, oldest.entered, slot.free_since) > load
 
-    def _suiting(self, now: float) -> Choice | None:
-        families = {seat.family for seat in self._free.values()} | {""}
+    def _choose_suiting(self, now: float) -> Choice | None:
+        families = {slot.family for slot in self._free.values()} | {""}
         firsts = [self._first(family, now) for family in families if family in self._queues]
         if not firsts:
             return None
-        waiting = min(firsts, key=lambda first: self._turn(first, now))
-        suited = [s for s in self._free.values() if waiting.family in ("", s.family)]
-        return Choice(waiting, self._cheapest(waiting, suited))
+        pending = min(firsts, key=lambda first: self._order(first, now))
+        suiting = [s for s in self._free.values() if pending.family in ("", s.family)]
+        return Choice(pending, self._cheapest(pending, suiting))
 
     def _delay(self, family: str, leaving: int = 0) -> float:
-        """Seconds until the family's queue would be empty, if nothing changed."""
+        """Return the seconds until the family's queue would be empty if nothing changed."""
         if family not in self._queues:
             return 0.0
         holders = self._holders[family] - leaving
-        return self._queues[family].count * self.service / holders if holders > 0 else math.inf
+        return self._queues[family].count * self.mean_seconds / holders if holders > 0 else math.inf
 
-    def _cheapest(self, waiting: PendingRender, seats: Collection[RendererSlot]) -> RendererSlot:
-        """Little to load, of little use to others, free for longest."""
+    def _cheapest(self, pending: PendingRender, slots: Collection[RendererSlot]) -> RendererSlot:
+        """Return the renderer that loads least, is needed least by others, or is free longest."""
         return min(
-            seats,
-            key=lambda seat: (
-                self._rules.load_seconds(waiting, seat),
-                self._delay(seat.family),
-                -self._holders[seat.family],
-                seat.rested,
+            slots,
+            key=lambda slot: (
+                self._rules.load_seconds(pending, slot),
+                self._delay(slot.family),
+                -self._holders[slot.family],
+                slot.free_since,
             ),
         )
 
-    def _lose(self, family: str) -> None:
+    def _remove_holder(self, family: str) -> None:
         self._holders[family] -= 1
         if not self._holders[family]:
             del self._holders[family]
 
     def _first(self, family: str, now: float) -> PendingRender:
-        return min(self._queues[family].heads(), key=lambda head: self._turn(head, now))
+        return min(self._queues[family].heads(), key=lambda head: self._order(head, now))
 
-    def _turn(self, waiting: PendingRender, now: float) -> tuple[int, float, float, str]:
-        rank = self._rules.rank(waiting, now)
-        return (rank, self._turns.of(waiting.owner), waiting.arrived, waiting.id)
+    def _order(self, pending: PendingRender, now: float) -> tuple[int, float, float, str]:
+        rank = self._rules.rank(pending, now)
+        return (rank, self._fair_share.virtual_time(pending.owner), pending.arrived, pending.id)

@@ -1,1 +1,1 @@
-"""Templates from files, by name."""
+"""Reads templates, graphs with typed inputs, from files."""

@@ -1,4 +1,4 @@
-"""`Catalog`: the templates of some folders; follows the files while they change."""
+"""`Catalog`: the templates in some folders, read again when their files change."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ __all__ = [
 SHIPPED = Path(__file__).parent / "shipped"
 _log = logging.getLogger(__name__)
 _SUFFIXES = frozenset({".json", ".yaml", ".yml"})
-_LOOK_SECONDS = 2.0
+_CHECK_SECONDS = 2.0
 _MAX_BYTES = 4 * 1024 * 1024
 _MAX_FILES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TemplateSnapshot:
-    """What was found in the folders at one time.
+    """The templates in the folders at one time.
 
     Attributes:
-        names: by name and by alias.
-        problems: one line for each file that is wrong: ``<file>: <field>: <what>``.
+        names: templates by name and by alias.
+        problems: one line for each invalid file: ``<file>: <field>: <problem>``.
     """
 
     templates: tuple[Template, ...] = ()
@@ -50,61 +50,63 @@ class TemplateSnapshot:
     problems: tuple[str, ...] = ()
 
     def find(self, name: str, field: str) -> Template:
-        """For a request that names a template in ``field``.
+        """Return the template that a request names in ``field``.
 
         Raises:
-            InvalidRequest: nothing is called so; says what is.
+            InvalidRequest: there is no such template; the message has similar names.
         """
         template = self.names.get(name)
         if template is None:
-            near = get_close_matches(name[:64], self.names, n=3, cutoff=0.0)
-            hint = f"; what comes nearest: {', '.join(near)}" if near else ""
+            similar = get_close_matches(name[:64], self.names, n=3, cutoff=0.0)
+            hint = f"; similar names: {', '.join(similar)}" if similar else ""
             raise InvalidRequest(f"there is no template {name[:64]!r}{hint}", field=field)
         return template
 
 
 class Catalog:
-    """Templates by name. Looks at the files again when asked, every two seconds at most.
+    """Returns templates, and checks their files for changes at most every two seconds.
 
-    A file that is wrong is told in the log and left out, or stays what it was before it was
-    changed: one typing error takes no other template away.
+    An invalid file is logged. If it was valid before, its last valid template stays in use; no
+    other template is affected.
 
     Args:
-        folders: later ones win over earlier ones. One that is not there is empty.
+        folders: a template in a later folder replaces one of the same name. Missing folders are
+            empty.
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self._folders = tuple(folders)
         self._stamp: object = None
-        self._shelf = TemplateSnapshot()
-        self._good: dict[Path, Template] = {}
-        self._looked_at = float("-inf")
-        self._looking = asyncio.Lock()
+        self._snapshot = TemplateSnapshot()
+        self._valid: dict[Path, Template] = {}
+        self._checked_at = float("-inf")
+        self._checking = asyncio.Lock()
 
-    async def shelf(self) -> TemplateSnapshot:
-        """What there is now."""
-        if time.monotonic() - self._looked_at > _LOOK_SECONDS:
-            async with self._looking:
-                if time.monotonic() - self._looked_at > _LOOK_SECONDS:
+    async def snapshot(self) -> TemplateSnapshot:
+        """Return the present templates."""
+        if time.monotonic() - self._checked_at > _CHECK_SECONDS:
+            async with self._checking:
+                if time.monotonic() - self._checked_at > _CHECK_SECONDS:
                     try:
-                        await asyncio.to_thread(self._look)
+                        await asyncio.to_thread(self._check)
                     except OSError as error:
-                        # A file went away while it was looked at: the next look sees that.
+                        # A file was removed during the check; the next check will see that.
                         _log.warning("templates could not be read: %s", error)
-                    self._looked_at = time.monotonic()
-        return self._shelf
+                    self._checked_at = time.monotonic()
+        return self._snapshot
 
     async def get(self, name: str) -> Template:
-        """
+        """Return a template by its name or alias.
+
         Raises:
-            TemplateNotFound: nothing is called so.
+            TemplateNotFound: there is no such template.
         """
-        template = (await self.shelf()).names.get(name)
+        template = (await self.snapshot()).names.get(name)
         if template is None:
             raise TemplateNotFound(f"there is no template {name[:64]!r}")
         return template
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         stamp = [
             (path, status.st_mtime_ns, status.st_size)
             for path in _files(self._folders)
@@ -112,55 +114,55 @@ class Catalog:
         ]
         if stamp == self._stamp:
             return
-        self._shelf = read_folders(self._folders, self._good)
+        self._snapshot = read_folders(self._folders, self._valid)
         self._stamp = stamp
-        for problem in self._shelf.problems:
-            _log.error("template refused: %s", problem)
+        for problem in self._snapshot.problems:
+            _log.error("invalid template: %s", problem)
 
 
 def template_folders(settings: Settings) -> tuple[Path, ...]:
-    """That of the shipped templates, unless they are not wanted, and the studio's own."""
+    """Return the folders of the shipped templates, unless these are disabled, and of the user's."""
     own = settings.templates or settings.data / "templates"
     return (SHIPPED, own) if settings.shipped_templates else (own,)
 
 
 def new_catalog(settings: Settings) -> Catalog:
-    """The templates that the settings name."""
+    """Return a catalog of the folders in the settings."""
     return Catalog(template_folders(settings))
 
 
 def read_folders(
-    folders: Sequence[Path], good: dict[Path, Template] | None = None
+    folders: Sequence[Path], valid: dict[Path, Template] | None = None
 ) -> TemplateSnapshot:
     """Read every file.
 
     Args:
-        good: what the files held when they were last right; is brought up to date.
+        valid: the last valid template of each file; is updated.
     """
-    good = {} if good is None else good
+    valid = {} if valid is None else valid
     problems: list[str] = []
     chosen: dict[str, tuple[Path, Template]] = {}
     files = list(_files(folders))
     for path in files:
         try:
-            good[path] = to_template(_content(path))
+            valid[path] = to_template(_content(path))
         except (TemplateInvalid, OSError) as error:
             problems.append(f"{path}: {error}")
-        if path in good:
-            template = good[path]
+        if path in valid:
+            template = valid[path]
             other = chosen.get(template.name)
             if other is not None and other[0].parent == path.parent:
-                problems.append(f"{path}: name: {other[0].name} is called {template.name!r} too")
+                problems.append(f"{path}: name: {other[0].name} has the name {template.name!r} too")
             else:
                 chosen[template.name] = (path, template)
-    for path in good.keys() - set(files):
-        del good[path]
+    for path in valid.keys() - set(files):
+        del valid[path]
     names = {name: template for name, (_, template) in chosen.items()}
     for path, template in chosen.values():
         for alias in template.aliases:
-            taken = names.get(alias)
-            if taken is not None and taken is not template:
-                problems.append(f"{path}: aliases: {alias!r} is a name of {taken.name!r}")
+            owner = names.get(alias)
+            if owner is not None and owner is not template:
+                problems.append(f"{path}: aliases: {alias!r} is a name of {owner.name!r}")
             else:
                 names[alias] = template
     return TemplateSnapshot(
@@ -173,21 +175,23 @@ def read_folders(
 def _files(folders: Sequence[Path]) -> Iterator[Path]:
     for folder in folders:
         if folder.is_dir():
-            found = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
-            yield from (path for path in found[:_MAX_FILES] if path.is_file())
+            paths = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
+            yield from (path for path in paths[:_MAX_FILES] if path.is_file())
 
 
 def _content(path: Path) -> Any:
-    """
+    """Parse a file.
+
     Raises:
-        TemplateInvalid: it can't be read.
+        TemplateInvalid: it is too large, or not JSON or YAML.
     """
     if path.stat().st_size > _MAX_BYTES:
         raise TemplateInvalid(f"the file: is larger than {_MAX_BYTES} bytes")
     try:
-        # YAML 1.1 reads some of JSON's numbers as text.
+        # JSON is not parsed as YAML 1.1, which reads some of JSON's numbers as text.
         load = json.loads if path.suffix == ".json" else yaml.safe_load
         return load(path.read_text())
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         kind = "JSON" if path.suffix == ".json" else "YAML"
-        raise TemplateInvalid(f"the file: is no {kind}: {' '.join(str(error).split())}") from None
+        message = " ".join(str(error).split())
+        raise TemplateInvalid(f"the file: is not valid {kind}: {message}") from None

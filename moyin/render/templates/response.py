@@ -1,4 +1,4 @@
-"""Template files to the domain, checked; and from there to what clients see. Pure."""
+"""Validates template files, and writes templates for clients. Pure."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 class TemplateInvalid(ValueError):
-    """A template file is wrong; the message names the field."""
+    """Raised for an invalid template file; the message names the field."""
 
 
 def to_template(data: Any) -> Template:
-    """The template in a file's content.
+    """Return the template in a file's content.
 
     Raises:
-        TemplateInvalid: it is none.
+        TemplateInvalid: the content is not a valid template.
     """
     try:
         file = wire.TemplateFile.model_validate(data)
@@ -53,6 +53,7 @@ def to_template(data: Any) -> Template:
 
 
 def template_body(template: Template) -> wire.TemplateBody:
+    """Return the template as clients see it."""
     return wire.TemplateBody(
         name=template.name,
         title=template.title,
@@ -75,20 +76,27 @@ def _schema(properties: Mapping[str, Any], parameters: Mapping[str, Parameter]) 
 
 
 def _parameter(name: str, schema: wire.InputSchema) -> Parameter:
-    """
+    """Return the parameter that an input's schema describes.
+
     Raises:
-        TemplateInvalid: its members contradict each other.
+        TemplateInvalid: the members of the schema contradict each other.
     """
     field = f"inputs.{name}"
     numeric = schema.type in ("integer", "number")
     for member in ("minimum", "maximum", "exclusive_minimum", "exclusive_maximum", "multiple_of"):
         if getattr(schema, member) is not None and not numeric:
-            raise TemplateInvalid(f"{field}.{member}: is for numbers, this is a {schema.type}")
+            raise TemplateInvalid(
+                f"{field}.{member}: applies to numbers, not to type {schema.type}"
+            )
     for member in ("min_length", "max_length", "pattern", "format"):
         if getattr(schema, member) is not None and schema.type != "string":
-            raise TemplateInvalid(f"{field}.{member}: is for strings, this is a {schema.type}")
+            raise TemplateInvalid(
+                f"{field}.{member}: applies to strings, not to type {schema.type}"
+            )
     if schema.format is not None and (schema.enum or schema.default is not None):
-        raise TemplateInvalid(f"{field}: an image has no default and no enum: it is a client's own")
+        raise TemplateInvalid(
+            f"{field}: an image can have no default and no enum, because each client uploads its own"
+        )
     parameter = Parameter(
         name=name,
         type=ParameterType(schema.type),
@@ -116,8 +124,8 @@ def _check_values(parameter: Parameter, schema: wire.InputSchema, field: str) ->
         try:
             parameter.check(value, f"{field}.{member}")
         except InvalidRequest as error:
-            said = error.message.removeprefix(f"{field}.{member} ")
-            raise TemplateInvalid(f"{field}.{member}: {said}") from None
+            message = error.message.removeprefix(f"{field}.{member} ")
+            raise TemplateInvalid(f"{field}.{member}: {message}") from None
 
 
 def _check_graph(file: wire.TemplateFile) -> None:
@@ -133,17 +141,17 @@ def _check_graph(file: wire.TemplateFile) -> None:
             raise TemplateInvalid(f"{field}.inputs: must be an object")
         outside = {key: value for key, value in node.items() if key != "inputs"}
         if any(placeholders(outside)):
-            raise TemplateInvalid(f"{field}: ${{…}} may stand in the inputs of a node only")
+            raise TemplateInvalid(f"{field}: ${{…}} is allowed only in the inputs of a node")
         for name, value in inputs.items():
-            for found in placeholders(value):
-                if found not in file.inputs:
+            for placeholder in placeholders(value):
+                if placeholder not in file.inputs:
                     raise TemplateInvalid(
-                        f"{field}.inputs.{name[:64]}: {found!r} is no input of the template"
+                        f"{field}.inputs.{name[:64]}: {placeholder!r} is not an input of the template"
                     )
-                used.add(found)
+                used.add(placeholder)
     unused = file.inputs.keys() - used
     if unused:
-        raise TemplateInvalid(f"inputs.{min(unused)}: nothing in the graph uses it")
+        raise TemplateInvalid(f"inputs.{min(unused)}: no node of the graph uses it")
     for number, node_id in enumerate(file.outputs):
         if node_id not in file.graph:
             raise TemplateInvalid(f"outputs.{number}: there is no node {node_id!r}")

@@ -1,4 +1,4 @@
-"""Shapes of template files and of ``/templates``."""
+"""Defines the format of template files and the bodies of ``/templates``."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ class InputSchema(_File):
             try:
                 re.compile(value)
             except re.error as error:
-                raise ValueError(f"is no regular expression: {error}") from None
+                raise ValueError(f"is not a regular expression: {error}") from None
         return value
 
 
 class TemplateFile(_File):
-    """One file: a graph in API format in which ``${inputs.<name>}`` stands for an input."""
+    """A template file: a graph in API format in which ``${inputs.<name>}`` marks an input."""
 
     name: Name
     title: str = Field(min_length=1, max_length=120)
@@ -73,18 +73,18 @@ class TemplateFile(_File):
 
 
 class TemplateBody(BaseModel):
-    """What a client must know to use a template; its graph stays with us."""
+    """A template as clients see it, without its graph."""
 
     name: str
     title: str
     description: str
     aliases: list[str]
-    pool: str | None = Field(description="Where it renders when a job names no pool.")
+    pool: str | None = Field(description="Pool that renders it if the job names no pool.")
     inputs: dict[str, Any] = Field(description="JSON Schema (2020-12) of a job's `inputs`.")
-    outputs: list[str] = Field(description="Nodes whose files are the result; none: all.")
+    outputs: list[str] = Field(description="Nodes whose files are the result; none: all nodes.")
 
 
 class TemplateList(BaseModel):
-    """By name."""
+    """The templates, in the order of their names."""
 
     templates: list[TemplateBody]

@@ -1,1 +1,1 @@
-"""Model servers behind the port `moyin.domain.backend.ModelBackend`."""
+"""Adapts model servers to the interface `moyin.domain.backend.ModelBackend`."""

@@ -1,7 +1,7 @@
-"""Claude, and servers that speak its protocol.
+"""Adapts Claude, and servers with Anthropic's API.
 
-Translated calls go through the ``anthropic`` SDK; passing bytes go around it, since its parser
-costs a streamed event eight times as much.
+Translated calls use the ``anthropic`` SDK. Forwarded bytes bypass it, because its parser makes a
+streamed event eight times as expensive.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from moyin.errors import (
     StreamInterrupted,
     UnsupportedFeature,
 )
-from moyin.text.backends.endpoint import Endpoint, Fixed
+from moyin.text.backends.endpoint import Endpoint, FixedEndpoint
 from moyin.text.backends.http import HttpClient, iterate_until
 from moyin.text.backends.responses import error_from_status
 from moyin.text.protocol.anthropic.request_to_upstream import chat_request_to_upstream
@@ -38,16 +38,16 @@ CLAUDE_URL = "https://api.anthropic.com"
 
 _VERSION = {"anthropic-version": "2023-06-01"}
 _PROBE_SECONDS = 5.0
-# The SDK types no sampling, which older Claude models and other servers know.
+# The SDK has no parameters for sampling, which older Claude models and other servers support.
 _UNTYPED = ("temperature", "top_p", "top_k")
 
 
 class AnthropicBackend:
-    """A `ModelBackend` and `PassThroughBackend`.
+    """Implements `ModelBackend` and `PassThroughBackend` for Anthropic's API.
 
     Args:
-        endpoint: ``url`` without ``/v1``, as the SDK wants it.
-        connections: to the server, at most.
+        endpoint: its ``url`` has no ``/v1``, as the SDK requires.
+        connections: the number of concurrent connections to the server.
     """
 
     api_format = ApiFormat.ANTHROPIC
@@ -56,12 +56,14 @@ class AnthropicBackend:
     overrides: Mapping[str, Any] = {}
 
     def __init__(self, endpoint: Endpoint, *, connections: int) -> None:
-        # Claude fetches from its own network; a server of the same protocol may stand in ours.
+        # Claude fetches pictures from its own network. Another server may be in our network.
         self.fetches_pictures = endpoint.url == CLAUDE_URL
         self._endpoint = endpoint
         self._sdk: anthropic.AsyncAnthropic | None = None
         self._http = HttpClient(
-            Fixed(endpoint), credentials=lambda key: {"x-api-key": key}, connections=connections
+            FixedEndpoint(endpoint),
+            credentials=lambda key: {"x-api-key": key},
+            connections=connections,
         )
 
     def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
@@ -77,36 +79,36 @@ class AnthropicBackend:
 
     async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
         arguments = _arguments(request, deadline)
-        with _sorted_errors():
+        with _translated_errors():
             async with asyncio.timeout_at(deadline):
                 message = await self._client().messages.create(**arguments)
-        # What is no JSON by its content type, the SDK hands over as text.
+        # The SDK returns a response as text if its content type is not JSON.
         if not isinstance(message, Message):
-            raise BackendUnavailable("the back end's answer is not JSON")
+            raise BackendUnavailable("the back end's response is not JSON")
         return chat_response_to_domain(message.to_dict(mode="json"))
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
         arguments = _arguments(request, deadline)
         reader = EventReader()
-        with _sorted_errors():
+        with _translated_errors():
             events = await self._client().messages.create(**arguments, stream=True)
         started = False
         try:
             async with events, aclosing(iterate_until(deadline, aiter(events))) as pieces:
                 async for event in pieces:
-                    # What is JSON but no object, the SDK hands over as it is.
+                    # The SDK returns JSON that is not an object unchanged.
                     if not isinstance(event, anthropic.BaseModel):
-                        raise StreamInterrupted("the back end sent an event of an unknown shape")
+                        raise StreamInterrupted("the back end sent a malformed event")
                     for delta in reader.feed(event.to_dict(mode="json")):
                         started = True
                         yield delta
         except (anthropic.AnthropicError, httpx2.HTTPError, ValueError, OSError) as error:
             raise _stream_error(error, started=started) from None
         if not reader.finished:
-            raise StreamInterrupted("the back end ended its answer early")
+            raise StreamInterrupted("the back end ended the stream early")
 
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
-        raise UnsupportedFeature("Claude makes no embeddings", field="model")
+        raise UnsupportedFeature("Claude does not support embeddings", field="model")
 
     async def probe(self) -> None:
         await self._http.get("/v1/models", _PROBE_SECONDS)
@@ -118,7 +120,7 @@ class AnthropicBackend:
 
     def _client(self) -> anthropic.AsyncAnthropic:
         if self._sdk is None:
-            # No retries of its own: the dispatcher falls back to another back end instead.
+            # No retries in the SDK, because the router falls back to another back end.
             self._sdk = anthropic.AsyncAnthropic(
                 api_key=self._endpoint.key,
                 base_url=self._endpoint.url,
@@ -137,36 +139,38 @@ def _arguments(request: ChatRequest, deadline: float) -> dict[str, Any]:
 
 def _stream_error(error: Exception, *, started: bool) -> MoyinError:
     if started:
-        late = isinstance(error, TimeoutError | httpx2.TimeoutException)
+        is_timeout = isinstance(error, TimeoutError | httpx2.TimeoutException)
         return StreamInterrupted(
-            "the answer took longer than its deadline" if late else "the back end cut its answer"
+            "the response exceeded its deadline"
+            if is_timeout
+            else "the back end closed the connection during its response"
         )
     if isinstance(error, anthropic.APIStatusError) and error.status_code == 200:
-        # An error that is said by an event.
-        return BackendUnavailable("the back end broke off with an error")
+        # The first event reports the error.
+        return BackendUnavailable("the back end ended the stream with an error")
     try:
-        with _sorted_errors():
+        with _translated_errors():
             raise error
-    except MoyinError as sorted_error:
-        return sorted_error
+    except MoyinError as translated_error:
+        return translated_error
 
 
 @contextmanager
-def _sorted_errors() -> Iterator[None]:
+def _translated_errors() -> Iterator[None]:
     try:
         yield
     except anthropic.APIStatusError as error:
-        told = error.body.get("error") if isinstance(error.body, dict) else None
-        message = str(told.get("message", "")) if isinstance(told, dict) else ""
+        details = error.body.get("error") if isinstance(error.body, dict) else None
+        message = str(details.get("message", "")) if isinstance(details, dict) else ""
         raise error_from_status(
             error.status_code, message, error.response.headers.get("retry-after")
         ) from None
     except (anthropic.APITimeoutError, httpx2.TimeoutException, TimeoutError):
-        raise BackendTimeout("the back end did not answer in time") from None
+        raise BackendTimeout("the back end did not respond in time") from None
     except anthropic.APIConnectionError:
-        raise BackendUnavailable("the back end can't be reached") from None
+        raise BackendUnavailable("the back end is unreachable") from None
     except (httpx2.HTTPError, OSError):
-        # Of a body that is cut: the SDK sorts only what comes before it.
-        raise BackendUnavailable("the back end cut its answer") from None
+        # The connection broke within the body: the SDK translates only earlier errors.
+        raise BackendUnavailable("the back end closed the connection during its response") from None
     except (anthropic.AnthropicError, ValueError):
-        raise BackendUnavailable("the back end's answer has not the shape of one") from None
+        raise BackendUnavailable("the back end returned a malformed response") from None

@@ -1,41 +1,41 @@
-"""Where a server is. Most never move; an actor's server does when it is restarted."""
+"""Holds the address of a back end's server, which changes when an actor restarts it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Protocol
 
-__all__ = ["Endpoint", "Endpoints", "Fixed"]
+__all__ = ["Endpoint", "Endpoints", "FixedEndpoint"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Endpoint:
-    """``url`` without a slash at its end; ``key`` is sent as a credential when not empty."""
+    """The address of a server. ``url`` has no trailing slash; an empty ``key`` is not sent."""
 
     url: str
     key: str = field(default="", repr=False)
 
 
 class Endpoints(Protocol):
-    """Finds the server of one back end."""
+    """Finds the server of a back end."""
 
     @property
     def known(self) -> Endpoint | None:
-        """The place found last, if it is still believed in."""
+        """The endpoint that was found last, unless it was forgotten."""
 
     async def find(self) -> Endpoint:
-        """Look for the server.
+        """Find the server.
 
         Raises:
-            BackendUnavailable: it is nowhere.
+            BackendUnavailable: there is no server.
         """
 
     def forget(self) -> None:
-        """Nobody answered there: look again next time."""
+        """Forget the endpoint after a failed call, so that the next call finds it again."""
 
 
-class Fixed:
-    """A server that never moves."""
+class FixedEndpoint:
+    """The endpoint of a server whose address never changes."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.known: Endpoint = endpoint

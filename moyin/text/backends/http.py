@@ -1,4 +1,4 @@
-"""The one HTTP client for bytes: pooled, bounded by a deadline, errors sorted by status."""
+"""Holds the pooled HTTP client of back ends, which applies deadlines and translates errors."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from moyin.text.backends.responses import error_from_status
 __all__ = ["HttpClient", "iterate_until"]
 
 _CONNECT_SECONDS = 5.0
-# Shorter than servers keep idle connections (uvicorn and llama.cpp: 5 s), so that a request
-# seldom meets one that is just being closed.
+# Shorter than the keep-alive of servers (uvicorn and llama.cpp: 5 s), so that a request seldom uses
+# a connection that is being closed.
 _KEEP_ALIVE_SECONDS = 4.0
-# Vectors as numbers in JSON: the longest that anybody answers with.
-_LARGEST_ANSWER = 256 * 1024 * 1024
-_LARGEST_ERROR = 64 * 1024
+# Embeddings as JSON numbers are the longest responses.
+_MAX_RESPONSE_BYTES = 256 * 1024 * 1024
+_MAX_ERROR_BYTES = 64 * 1024
 _ERROR_SECONDS = 2.0
 _JSON = {"content-type": "application/json", "accept-encoding": "identity"}
 
 
 class HttpClient:
-    """Posts to one server.
+    """Sends requests to a server.
 
     Args:
-        endpoints: where the server is.
-        credentials: headers that carry the endpoint's key.
-        connections: at most so many at a time; more requests wait up to five seconds for one.
+        endpoints: finds the server.
+        credentials: returns the headers for the endpoint's key.
+        connections: the number of concurrent connections. More requests wait for one for up to
+            five seconds.
     """
 
     def __init__(
@@ -52,49 +53,53 @@ class HttpClient:
     async def post(
         self, path: str, body: bytes, deadline: float, headers: Mapping[str, str] | None = None
     ) -> bytes:
-        """The body of a 200.
+        """Post ``body`` and return the body of a response with status 200.
 
         Raises:
-            BackendUnavailable, BackendTimeout, Overloaded, BackendRejected
+            BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: the call failed.
         """
         response = await self._open(path, body, deadline, headers)
         try:
-            return await read_up_to(response, _LARGEST_ANSWER)
+            return await read_up_to(response, _MAX_RESPONSE_BYTES)
         except BodyTooLong:
-            raise BackendUnavailable("the back end's answer is too long") from None
+            raise BackendUnavailable("the back end's response exceeds 256 MiB") from None
         except TimeoutError:
-            raise BackendTimeout("the back end did not answer in time") from None
+            raise BackendTimeout("the back end did not respond in time") from None
         except (aiohttp.ClientError, ConnectionError):
-            raise BackendUnavailable("the back end cut its answer") from None
+            raise BackendUnavailable(
+                "the back end closed the connection during its response"
+            ) from None
         finally:
-            # Cuts what was not read to its end, which tells the server to stop generating.
+            # Closing an unread response makes the server stop generating.
             response.close()
 
     async def stream(
         self, path: str, body: bytes, deadline: float, headers: Mapping[str, str] | None = None
     ) -> AsyncGenerator[bytes, None]:
-        """The body of a 200 in the pieces in which it comes.
+        """Post ``body`` and stream the body of a response with status 200.
 
         Raises:
-            BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: before the first.
-            StreamInterrupted: after it.
+            BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: before the first byte.
+            StreamInterrupted: after the first byte.
         """
         response = await self._open(path, body, deadline, headers)
         try:
             async for piece in response.content.iter_any():
                 yield piece
         except TimeoutError:
-            raise StreamInterrupted("the answer took longer than its deadline") from None
+            raise StreamInterrupted("the response exceeded its deadline") from None
         except (aiohttp.ClientError, ConnectionError):
-            raise StreamInterrupted("the back end cut its answer") from None
+            raise StreamInterrupted(
+                "the back end closed the connection during its response"
+            ) from None
         finally:
             response.close()
 
     async def get(self, path: str, seconds: float) -> bytes:
-        """The body of a 200.
+        """Get ``path`` and return the body of a response with status 200.
 
         Raises:
-            BackendUnavailable, BackendTimeout, Overloaded, BackendRejected
+            BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: the call failed.
         """
         endpoint = self._endpoints.known or await self._endpoints.find()
         timeout = aiohttp.ClientTimeout(total=seconds)
@@ -102,18 +107,18 @@ class HttpClient:
             async with self._session.get().get(
                 endpoint.url + path, headers=self._headers(endpoint, None), timeout=timeout
             ) as response:
-                body = await read_up_to(response, _LARGEST_ANSWER)
+                body = await read_up_to(response, _MAX_RESPONSE_BYTES)
                 if response.status != 200:
                     raise _error(response, body)
                 return body
         except BodyTooLong:
-            raise BackendUnavailable("the back end's answer is too long") from None
+            raise BackendUnavailable("the back end's response exceeds 256 MiB") from None
         except TimeoutError:
             self._endpoints.forget()
-            raise BackendTimeout("the back end did not answer in time") from None
+            raise BackendTimeout("the back end did not respond in time") from None
         except (aiohttp.ClientError, ConnectionError):
             self._endpoints.forget()
-            raise BackendUnavailable("the back end can't be reached") from None
+            raise BackendUnavailable("the back end is unreachable") from None
 
     async def close(self) -> None:
         await self._session.close()
@@ -121,7 +126,7 @@ class HttpClient:
     async def _open(
         self, path: str, body: bytes, deadline: float, headers: Mapping[str, str] | None
     ) -> aiohttp.ClientResponse:
-        """A response with status 200, which the caller must close."""
+        """Return a response with status 200, which the caller must close."""
         response = await self._send(path, body, deadline, headers)
         if response.status == 200:
             return response
@@ -129,7 +134,7 @@ class HttpClient:
             if response.status == 401:
                 # After a restart another process may own the port.
                 self._endpoints.forget()
-            raise _error(response, await _complaint(response))
+            raise _error(response, await _error_body(response))
         finally:
             response.close()
 
@@ -151,12 +156,12 @@ class HttpClient:
             )
         except aiohttp.ConnectionTimeoutError:
             self._endpoints.forget()
-            raise BackendUnavailable("the back end can't be reached") from None
+            raise BackendUnavailable("the back end is unreachable") from None
         except TimeoutError:
-            raise BackendTimeout("the back end did not answer in time") from None
+            raise BackendTimeout("the back end did not respond in time") from None
         except (aiohttp.ClientError, ConnectionError):
             self._endpoints.forget()
-            raise BackendUnavailable("the back end can't be reached") from None
+            raise BackendUnavailable("the back end is unreachable") from None
 
     def _headers(self, endpoint: Endpoint, headers: Mapping[str, str] | None) -> dict[str, str]:
         credentials = self._credentials(endpoint.key) if endpoint.key else {}
@@ -173,11 +178,11 @@ class HttpClient:
         )
 
 
-async def _complaint(response: aiohttp.ClientResponse) -> bytes:
-    """An error's body; without its end it is no JSON, and its status says enough."""
+async def _error_body(response: aiohttp.ClientResponse) -> bytes:
+    """Read an error's body; empty if it is incomplete, since the status is enough."""
     with suppress(BodyTooLong, TimeoutError, aiohttp.ClientError, ConnectionError):
         async with asyncio.timeout(_ERROR_SECONDS):
-            return await read_up_to(response, _LARGEST_ERROR)
+            return await read_up_to(response, _MAX_ERROR_BYTES)
     return b""
 
 
@@ -186,10 +191,10 @@ def _error(response: aiohttp.ClientResponse, body: bytes) -> Exception:
 
 
 def _message(body: bytes) -> str:
-    """What the server says is wrong, in any of the protocols' shapes."""
+    """Read the error message in the format of any API; empty if there is none."""
     try:
-        found = from_json(body)["error"]
-        return str(found["message"] if isinstance(found, dict) else found)
+        error = from_json(body)["error"]
+        return str(error["message"] if isinstance(error, dict) else error)
     except (ValueError, KeyError, TypeError):
         return ""
 
@@ -198,13 +203,12 @@ T = TypeVar("T")
 
 
 async def iterate_until(deadline: float, items: AsyncIterator[T]) -> AsyncGenerator[T, None]:
-    """``items`` while ``loop.time()`` is before ``deadline``.
+    """Yield ``items`` until ``loop.time()`` reaches ``deadline``.
 
-    The clock watches the source only: were it to run while the consumer works, its cancellation
-    would strike there.
+    The timeout covers only the wait for an item, so that it never cancels the consumer.
 
     Raises:
-        TimeoutError: at the deadline.
+        TimeoutError: the deadline was reached.
     """
     while True:
         async with asyncio.timeout_at(deadline):

@@ -1,4 +1,4 @@
-"""One Ollama host: translated calls through the ``ollama`` SDK, passing bytes around it."""
+"""Adapts an Ollama host. Translated calls use the ``ollama`` SDK; forwarded bytes bypass it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from moyin.domain.chat import (
 )
 from moyin.domain.needs import Model, Needs
 from moyin.errors import BackendTimeout, BackendUnavailable, StreamInterrupted
-from moyin.text.backends.endpoint import Endpoint, Fixed
+from moyin.text.backends.endpoint import Endpoint, FixedEndpoint
 from moyin.text.backends.http import HttpClient, iterate_until
 from moyin.text.backends.responses import check_vectors, error_from_status
 from moyin.text.protocol.ollama.request_to_upstream import (
@@ -47,19 +47,19 @@ _PROBE_SECONDS = 3.0
 
 
 class _Client(ollama.AsyncClient):
-    """The SDK, given a request body of ours.
+    """Sends request bodies unchanged through the SDK.
 
-    Its ``chat`` would rebuild the body from its own types, which keep four members of a tool's
-    JSON schema and drop the rest, and which read an image that looks like a path from our disk.
+    The SDK's ``chat`` rebuilds the body from its own types. These keep only four members of a
+    tool's JSON schema, and read an image from the local disk if its value looks like a path.
 
-    Each raises what the SDK does, and ValueError where the answer has not the shape of one.
+    Methods raise the SDK's errors, and ValueError for a malformed response.
     """
 
-    async def answer(self, body: Mapping[str, Any]) -> ollama.ChatResponse:
-        with _of_objects():
+    async def chat_response(self, body: Mapping[str, Any]) -> ollama.ChatResponse:
+        with _object_errors():
             return await self._request(ollama.ChatResponse, "POST", "/api/chat", json=body)
 
-    async def answer_stream(
+    async def chat_stream(
         self, body: Mapping[str, Any]
     ) -> AsyncGenerator[ollama.ChatResponse, None]:
         objects = await self._request(
@@ -67,26 +67,26 @@ class _Client(ollama.AsyncClient):
         )
         pieces = cast(AsyncGenerator[ollama.ChatResponse, None], objects)
         async with aclosing(pieces):
-            with _of_objects():
+            with _object_errors():
                 async for piece in pieces:
                     yield piece
 
-    async def vectors(self, body: Mapping[str, Any]) -> ollama.EmbedResponse:
-        with _of_objects():
+    async def embed_inputs(self, body: Mapping[str, Any]) -> ollama.EmbedResponse:
+        with _object_errors():
             return await self._request(ollama.EmbedResponse, "POST", "/api/embed", json=body)
 
-    async def version(self, seconds: float) -> None:
+    async def check_version(self, seconds: float) -> None:
         response = await self._client.get("/api/version", timeout=seconds)
         response.raise_for_status()
 
 
 class OllamaBackend:
-    """A `ModelBackend` and `PassThroughBackend`.
+    """Implements `ModelBackend` and `PassThroughBackend` for Ollama's API.
 
     Args:
         host: URL of the server.
-        contexts: largest context of each model, by the name that Ollama knows.
-        connections: to the server, at most.
+        contexts: the context of each model, by Ollama's name of the model.
+        connections: the number of concurrent connections to the server.
     """
 
     api_format = ApiFormat.OLLAMA
@@ -98,7 +98,7 @@ class OllamaBackend:
     def __init__(self, host: str, *, contexts: Mapping[str, int], connections: int) -> None:
         self._host = host
         self._http = HttpClient(
-            Fixed(Endpoint(url=host)), credentials=lambda key: {}, connections=connections
+            FixedEndpoint(Endpoint(url=host)), credentials=lambda key: {}, connections=connections
         )
         self._contexts = contexts
         self._connections = connections
@@ -120,14 +120,14 @@ class OllamaBackend:
         body = chat_request_to_upstream(
             request, context=self._contexts[request.model], stream=False
         )
-        with _sorted_errors():
+        with _translated_errors():
             async with asyncio.timeout_at(deadline):
-                answer = await self._client().answer(body)
-        return chat_response_to_domain(answer.model_dump())
+                response = await self._client().chat_response(body)
+        return chat_response_to_domain(response.model_dump())
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
         body = chat_request_to_upstream(request, context=self._contexts[request.model], stream=True)
-        objects = self._client().answer_stream(body)
+        objects = self._client().chat_stream(body)
         tools, started = 0, False
         try:
             async with aclosing(objects), aclosing(iterate_until(deadline, objects)) as pieces:
@@ -148,22 +148,22 @@ class OllamaBackend:
                         return
         except (ollama.ResponseError, httpx.HTTPError, TimeoutError, ValueError, OSError) as error:
             raise _stream_error(error, started=started) from None
-        raise StreamInterrupted("the back end ended its answer early")
+        raise StreamInterrupted("the back end ended the stream early")
 
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
         body = embedding_request_to_upstream(request, context=self._contexts[request.model])
-        with _sorted_errors():
+        with _translated_errors():
             async with asyncio.timeout_at(deadline):
-                answer = await self._client().vectors(body)
-        return check_vectors(embedding_response_to_domain(answer.model_dump()), request)
+                response = await self._client().embed_inputs(body)
+        return check_vectors(embedding_response_to_domain(response.model_dump()), request)
 
     async def resident_models(self) -> frozenset[str]:
-        """Names of the models in the host's memory, at no cost of tokens."""
+        """Return the names of the models in the host's memory, without using tokens."""
         return await resident_models(self._http)
 
     async def probe(self) -> None:
-        with _sorted_errors():
-            await self._client().version(_PROBE_SECONDS)
+        with _translated_errors():
+            await self._client().check_version(_PROBE_SECONDS)
 
     async def close(self) -> None:
         await self._http.close()
@@ -183,55 +183,54 @@ class OllamaBackend:
 
 def _stream_error(error: Exception, *, started: bool) -> Exception:
     if started:
-        return StreamInterrupted("the back end cut its answer")
+        return StreamInterrupted("the back end closed the connection during its response")
     try:
-        with _sorted_errors():
+        with _translated_errors():
             raise error
-    except Exception as sorted_error:
-        return sorted_error
+    except Exception as translated_error:
+        return translated_error
 
 
 @contextmanager
-def _of_objects() -> Iterator[None]:
-    """The SDK looks into what it reads before it has asked whether that is an object."""
+def _object_errors() -> Iterator[None]:
+    """Translate the SDK's errors for JSON that is not an object, which it does not check."""
     try:
         yield
     except (TypeError, AttributeError):
-        raise ValueError("no JSON object") from None
+        raise ValueError("not a JSON object") from None
 
 
 @contextmanager
-def _sorted_errors() -> Iterator[None]:
+def _translated_errors() -> Iterator[None]:
     try:
         yield
     except ollama.ResponseError as error:
-        told = error.error if isinstance(error.error, str) else ""
-        raise error_from_status(error.status_code, told, None) from None
+        message = error.error if isinstance(error.error, str) else ""
+        raise error_from_status(error.status_code, message, None) from None
     except httpx.HTTPStatusError as error:
         raise error_from_status(error.response.status_code, "", None) from None
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, ConnectionError):
-        raise BackendUnavailable("the back end can't be reached") from None
+        raise BackendUnavailable("the back end is unreachable") from None
     except (httpx.TimeoutException, TimeoutError):
-        raise BackendTimeout("the back end did not answer in time") from None
+        raise BackendTimeout("the back end did not respond in time") from None
     except (httpx.HTTPError, ValueError):
-        raise BackendUnavailable("the back end's answer has not the shape of one") from None
+        raise BackendUnavailable("the back end returned a malformed response") from None
 
 
-_SECONDS = 3.0
 _DEFAULT_TAG = ":latest"
 
 
 async def resident_models(http: HttpClient) -> frozenset[str]:
-    """Names of what ``GET /api/ps`` lists; ``llama3.2:latest`` is also ``llama3.2``.
+    """Return the models that ``GET /api/ps`` lists; ``llama3.2:latest`` is also ``llama3.2``.
 
     Raises:
-        BackendUnavailable, BackendTimeout, Overloaded, BackendRejected
+        BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: the call failed.
     """
-    body = await http.get("/api/ps", _SECONDS)
+    body = await http.get("/api/ps", _PROBE_SECONDS)
     try:
         return frozenset(_names(from_json(body)["models"]))
     except (ValueError, KeyError, TypeError):
-        raise BackendUnavailable("the back end's answer has not the shape of one") from None
+        raise BackendUnavailable("the back end returned a malformed response") from None
 
 
 def _names(models: list[dict[str, str]]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Servers that speak OpenAI's chat completions: llama.cpp, vLLM, OpenAI itself."""
+"""Adapts servers with OpenAI's API: llama.cpp, vLLM and OpenAI itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moyin.domain.backend import ApiFormat, RawRequest
 from moyin.domain.chat import ChatRequest, ChatResponse, Delta, EmbeddingRequest, EmbeddingResponse
 from moyin.domain.needs import Model, Needs
 from moyin.errors import BackendUnavailable, StreamInterrupted, UnsupportedFeature
-from moyin.http.validation import merged
+from moyin.http.validation import merge_defaults
 from moyin.text.backends.endpoint import Endpoints
 from moyin.text.backends.http import HttpClient
 from moyin.text.backends.responses import check_vectors
@@ -31,31 +31,31 @@ __all__ = ["OPENAI_URL", "OpenAIBackend"]
 OPENAI_URL = "https://api.openai.com/v1"
 
 _PROBE_SECONDS = 3.0
-# What makes a server count in every piece of a stream, so that a cut one is booked to the token; by
-# whom the server's list of models names. Others may refuse a member they don't know.
-_COUNTING: Mapping[str, Mapping[str, Any]] = {
+# Members that make a server report the usage in every event of a stream, so that an interrupted one
+# is charged exactly. The key is `owned_by` of the server's models: others may refuse the members.
+_USAGE_REPORTING: Mapping[str, Mapping[str, Any]] = {
     "llamacpp": {"timings_per_token": True},
     "vllm": {"stream_options": {"continuous_usage_stats": True}},
 }
-# What servers call the samplers that OpenAI has not.
+# The servers' names of the sampling options that OpenAI does not have.
 _SAMPLERS: Mapping[str, Mapping[str, str]] = {
     "llamacpp": {"min_p": "min_p", "repeat_penalty": "repeat_penalty"},
     "vllm": {"min_p": "min_p", "repeat_penalty": "repetition_penalty"},
 }
-# What makes these servers' models answer without thinking, where their template knows of it.
+# Disables thinking, if the template of the model supports it.
 _NO_THINKING: Mapping[str, Any] = {"chat_template_kwargs": {"enable_thinking": False}}
-# What keeps llama.cpp from reusing what it keeps of other prompts, and clients from choosing whose.
-_FORGETTING: Mapping[str, Any] = {"cache_prompt": False, "id_slot": -1, "n_cache_reuse": 0}
+# Disables llama.cpp's reuse of earlier prompts, and the client's choice of a slot.
+_NO_PROMPT_CACHE: Mapping[str, Any] = {"cache_prompt": False, "id_slot": -1, "n_cache_reuse": 0}
 
 
 class OpenAIBackend:
-    """A `ModelBackend` and `PassThroughBackend`.
+    """Implements `ModelBackend` and `PassThroughBackend` for OpenAI's API.
 
     Args:
-        endpoints: of the base URL, such as ``http://127.0.0.1:8080/v1``.
-        connections: to the server, at most.
-        prompt_cache: llama.cpp may reuse what it keeps of earlier prompts. Whoever asks can tell by
-            the time and by ``cached_tokens`` what others asked.
+        endpoints: finds the base URL, such as ``http://127.0.0.1:8080/v1``.
+        connections: the number of concurrent connections to the server.
+        prompt_cache: let llama.cpp reuse earlier prompts. Timing and ``cached_tokens`` then reveal
+            other clients' prompts.
     """
 
     api_format = ApiFormat.OPENAI
@@ -76,16 +76,16 @@ class OpenAIBackend:
         )
 
     def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
-        return _COUNTING.get(self._owner, {}) if streams else {}
+        return _USAGE_REPORTING.get(self._owner, {}) if streams else {}
 
     @property
     def can_count_tokens(self) -> bool:
-        # llama.cpp speaks Anthropic's protocol as well, below the same base URL.
+        # llama.cpp also has Anthropic's API below the same base URL.
         return self._owner == "llamacpp"
 
     @property
     def overrides(self) -> Mapping[str, Any]:
-        return _FORGETTING if self._owner == "llamacpp" and not self._prompt_cache else {}
+        return _NO_PROMPT_CACHE if self._owner == "llamacpp" and not self._prompt_cache else {}
 
     async def forward(self, request: RawRequest) -> bytes:
         return await self._http.post(request.path, request.body, request.deadline)
@@ -94,17 +94,17 @@ class OpenAIBackend:
         return self._http.stream(request.path, request.body, request.deadline)
 
     async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
-        asked = to_json(self._asked(request, stream=False))
-        body = await self._http.post(self._path, asked, deadline)
+        request_body = to_json(self._request_body(request, stream=False))
+        body = await self._http.post(self._path, request_body, deadline)
         try:
             return chat_response_to_domain(from_json(body))
         except ValueError:
-            raise BackendUnavailable("the back end's answer is not JSON") from None
+            raise BackendUnavailable("the back end's response is not JSON") from None
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
         reader = StreamReader()
-        asked = self._asked(request, stream=True)
-        body = to_json(merged(asked, _COUNTING.get(self._owner, {})))
+        request_body = self._request_body(request, stream=True)
+        body = to_json(merge_defaults(request_body, _USAGE_REPORTING.get(self._owner, {})))
         async with aclosing(self._http.stream(self._path, body, deadline)) as pieces:
             async for piece in pieces:
                 for delta in reader.feed(piece):
@@ -112,7 +112,7 @@ class OpenAIBackend:
         for delta in reader.end():
             yield delta
         if not reader.finished:
-            raise StreamInterrupted("the back end ended its answer early")
+            raise StreamInterrupted("the back end ended the stream early")
 
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
         body = await self._http.post(
@@ -121,7 +121,7 @@ class OpenAIBackend:
         try:
             return check_vectors(embedding_response_to_domain(from_json(body)), request)
         except ValueError:
-            raise BackendUnavailable("the back end's answer is not JSON") from None
+            raise BackendUnavailable("the back end's response is not JSON") from None
 
     async def probe(self) -> None:
         self._owner = _owner(await self._http.get("/models", _PROBE_SECONDS))
@@ -129,19 +129,19 @@ class OpenAIBackend:
     async def close(self) -> None:
         await self._http.close()
 
-    def _asked(self, request: ChatRequest, *, stream: bool) -> dict[str, Any]:
+    def _request_body(self, request: ChatRequest, *, stream: bool) -> dict[str, Any]:
         body = chat_request_to_upstream(request, stream=stream)
         known = self._endpoints.known
         if known is not None and known.url == OPENAI_URL and "max_tokens" in body:
-            # Its models that reason refuse the older name, which is all that other servers know.
+            # OpenAI's reasoning models refuse the older name; other servers know only that one.
             body["max_completion_tokens"] = body.pop("max_tokens")
         return {**body, **self._extras(request), **self.overrides}
 
     def _extras(self, request: ChatRequest) -> dict[str, Any]:
-        """Return what the server takes beyond OpenAI's own members.
+        """Return the members that the server accepts beyond OpenAI's own.
 
         Raises:
-            UnsupportedFeature: it has no such sampler.
+            UnsupportedFeature: the server does not support a sampling option.
         """
         names = _SAMPLERS.get(self._owner, {})
         extras: dict[str, Any] = {}
@@ -150,7 +150,7 @@ class OpenAIBackend:
             if value is None:
                 continue
             if name not in names:
-                raise UnsupportedFeature(f"this back end has no {name}", field=name)
+                raise UnsupportedFeature(f"this back end does not support {name}", field=name)
             extras[names[name]] = value
         if names and request.reasoning is not None and not request.reasoning.enabled:
             extras |= _NO_THINKING
@@ -158,7 +158,7 @@ class OpenAIBackend:
 
 
 def _owner(models: bytes) -> str:
-    """Whom a list of models names as their owner; empty where it names nobody."""
+    """Read ``owned_by`` from a list of models; empty if it is missing."""
     try:
         return str(from_json(models)["data"][0]["owned_by"])
     except (ValueError, KeyError, IndexError, TypeError):

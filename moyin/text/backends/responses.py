@@ -1,4 +1,7 @@
-"""From a back end's HTTP status to an error of ours. Never by words in a message."""
+"""Translates HTTP statuses of back ends to errors, and checks embeddings.
+
+The translation never depends on the text of a message.
+"""
 
 from __future__ import annotations
 
@@ -23,68 +26,67 @@ __all__ = ["check_vectors", "error_from_status", "retry_after_seconds"]
 _REJECTED = frozenset({400, 413, 422})
 _OVERLOADED = frozenset({429, 503, 529})
 _TIMED_OUT = frozenset({408, 504})
-_LONGEST_MESSAGE = 500
-# Whatever a server says, it is asked again after an hour.
-_LONGEST_WAIT = 3_600.0
+_MAX_MESSAGE_CHARACTERS = 500
+# A back end is tried again after an hour at the latest.
+_MAX_WAIT_SECONDS = 3_600.0
 
 
 def error_from_status(status: int, message: str, retry_after: str | None) -> MoyinError:
-    """The error that a back end's answer means.
+    """Return the error for a back end's response.
 
-    ``message`` reaches the client only where the back end complains about the client's own
-    request; anything else it may say is about us.
+    ``message`` reaches the client only if the client's own request is wrong. Other messages are for
+    the operator.
     """
     if status in _REJECTED:
-        told = message[:_LONGEST_MESSAGE] or f"status {status}"
-        return BackendRejected(f"the back end refused the request: {told}")
+        reason = message[:_MAX_MESSAGE_CHARACTERS] or f"status {status}"
+        return BackendRejected(f"the back end refused the request: {reason}")
     if status == 404:
-        # A file's id that a client made up, or a model that is not there yet: the others are.
-        return ModelNotFound("the back end has no such model, or no such file", field="model")
+        # The request may name a wrong file id, or a model that this back end has not loaded.
+        return ModelNotFound("the back end does not have this model or file", field="model")
     if status in (401, 403):
-        return BackendKeyRejected("the back end refuses the key that it was configured with")
+        return BackendKeyRejected("the back end rejects the API key that is configured for it")
     if status in _OVERLOADED:
         return Overloaded(
             "the back end is overloaded", retry_after=retry_after_seconds(retry_after)
         )
     if status in _TIMED_OUT:
-        return BackendTimeout("the back end did not answer in time")
+        return BackendTimeout("the back end did not respond in time")
     return BackendUnavailable(
         f"the back end failed with status {status}", retry_after=retry_after_seconds(retry_after)
     )
 
 
 def retry_after_seconds(retry_after: str | None) -> float | None:
-    """A Retry-After header, which may be a date, in seconds from now; None: it says nothing."""
+    """Parse a Retry-After header, which may be a date, to seconds from now; None if invalid."""
     if retry_after is None:
         return None
     try:
         seconds = float(retry_after)
     except ValueError:
-        seconds = _until(retry_after)
-    return min(max(seconds, 0.0), _LONGEST_WAIT) if math.isfinite(seconds) else None
+        seconds = _seconds_until(retry_after)
+    return min(max(seconds, 0.0), _MAX_WAIT_SECONDS) if math.isfinite(seconds) else None
 
 
-def _until(date: str) -> float:
+def _seconds_until(date: str) -> float:
     try:
         return parsedate_to_datetime(date).timestamp() - time.time()
     except (ValueError, TypeError):
         return math.inf
 
 
-def check_vectors(answer: EmbeddingResponse, request: EmbeddingRequest) -> EmbeddingResponse:
-    """``answer``, where it answers ``request``.
+def check_vectors(response: EmbeddingResponse, request: EmbeddingRequest) -> EmbeddingResponse:
+    """Check that ``response`` fits ``request``, and return it.
 
     Raises:
-        BackendUnavailable: it has not a vector for each input.
-        UnsupportedFeature: its vectors have other dimensions than asked for; some servers do not
-            read that member.
+        BackendUnavailable: the number of vectors differs from the number of inputs.
+        UnsupportedFeature: the vectors have other dimensions than requested, because some servers
+            ignore that member.
     """
-    if len(answer.vectors) != len(request.inputs):
-        raise BackendUnavailable("the back end did not answer to every input")
-    wanted = request.dimensions
-    made = next((len(vector) for vector in answer.vectors if len(vector) != wanted), None)
-    if wanted is not None and made is not None:
-        raise UnsupportedFeature(
-            f"the model makes vectors of {made} dimensions", field="dimensions"
-        )
-    return answer
+    if len(response.vectors) != len(request.inputs):
+        raise BackendUnavailable("the back end must return one vector for each input")
+    dimensions = request.dimensions
+    sizes = (len(vector) for vector in response.vectors)
+    actual = next((size for size in sizes if size != dimensions), None)
+    if dimensions is not None and actual is not None:
+        raise UnsupportedFeature(f"dimensions must be {actual} for this model", field="dimensions")
+    return response

@@ -78,7 +78,7 @@ class Judge:
         if answer.stop is StopReason.MAX_TOKENS and comparison.bounded:
             return Outcome.CUT
         # An empty answer counts as a bad one.
-        await self._store.keep_second(comparison_id, answer_text(answer))
+        await self._store.add_second_answer(comparison_id, answer_text(answer))
         return Outcome.ANSWERED
 
     async def decide(self, comparison_id: str) -> Verdict | Outcome:

@@ -1,4 +1,4 @@
-"""Wire formats of text: OpenAI, Anthropic and Ollama.
+"""Translates the API formats of OpenAI, Anthropic and Ollama to the domain and back.
 
 Each protocol translates to and from `moyin.domain.chat`, never to another protocol.
 """

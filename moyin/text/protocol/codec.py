@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol, Self
 
 from pydantic_core import to_json
 
@@ -15,13 +15,16 @@ from moyin.domain.chat import (
     EmbeddingRequest,
     EmbeddingResponse,
     Image,
+    Message,
+    Part,
+    Role,
 )
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs, ResponseConstraints
 from moyin.domain.transcript import Transcript
 from moyin.errors import MoyinError
 from moyin.http.problems import ErrorBody
-from moyin.http.validation import NO_MEMBERS, merged
+from moyin.http.validation import NO_MEMBERS, merge_defaults
 
 __all__ = [
     "MAX_TURNS",
@@ -30,6 +33,8 @@ __all__ = [
     "StreamTap",
     "StreamWriter",
     "Turn",
+    "UnstreamedRequest",
+    "merge_turns",
     "newest_turns",
     "replace_members",
 ]
@@ -209,6 +214,42 @@ class ProtocolCodec(Protocol):
     def error_event(self, error: MoyinError, request_id: str) -> bytes: ...
 
 
+class UnstreamedRequest:
+    """Implements `ParsedRequest` for embeddings, which have no turns, pictures or streams."""
+
+    __slots__ = ()
+    streams = False
+    picture_urls = ()
+
+    def constraints(self) -> ResponseConstraints:
+        return ResponseConstraints()
+
+    def recent_turns(self) -> tuple[Turn, ...]:
+        return ()
+
+    def with_pictures(self, pictures: Mapping[str, Image]) -> Self:
+        return self
+
+    def stream_tap(self, additions: Mapping[str, Any]) -> NoReturn:
+        raise AssertionError("embeddings are not streamed")
+
+    def stream_writer(self) -> NoReturn:
+        raise AssertionError("embeddings are not streamed")
+
+
+def merge_turns(parts: Iterable[tuple[Role, Iterable[Part]]]) -> tuple[Message, ...]:
+    """Merge the parts of messages into turns that alternate between user and assistant.
+
+    Several tool messages and the user's text after them become one turn.
+    """
+    turns: list[tuple[Role, list[Part]]] = []
+    for role, content in parts:
+        if not turns or turns[-1][0] is not role:
+            turns.append((role, []))
+        turns[-1][1].extend(content)
+    return tuple(Message(role=role, parts=tuple(content)) for role, content in turns)
+
+
 def newest_turns(turns: Iterable[Turn]) -> tuple[Turn, ...]:
     """Return the newest turns, oldest first. Texts are not copied, however long they are.
 
@@ -232,7 +273,7 @@ def replace_members(
     additions: Mapping[str, Any],
     overrides: Mapping[str, Any],
 ) -> bytes:
-    """Encode a request as `ParsedRequest.to_upstream` does; ``raw`` and ``data`` are the client's."""
+    """Encode a request as `ParsedRequest.to_upstream` does, from the client's bytes and JSON."""
     if model == data["model"] and not additions and not overrides:
         return raw
-    return to_json({**merged(data, additions), **overrides, "model": model})
+    return to_json({**merge_defaults(data, additions), **overrides, "model": model})

@@ -1,4 +1,4 @@
-"""The wire shapes of feedback."""
+"""Holds the bodies of clients' feedback and of the judge's grades."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class _Body(BaseModel):
 
 
 class FeedbackBody(_Body):
-    """A rating of one answer, or the answer that was better.
+    """The rating of an answer, or a reference to a better answer.
 
     Attributes:
-        request_id: ``x-request-id`` of the answer.
+        request_id: the ``x-request-id`` of the answer.
         score: 0 for a useless answer, 1 for a good one.
-        better_request_id: of a better answer to the same question.
-        comment: for people; at most 2,000 characters.
+        better_request_id: the ``x-request-id`` of a better answer to the same question.
+        comment: a note for the operator; at most 2,000 characters.
     """
 
     request_id: _RequestId
@@ -33,16 +33,16 @@ class FeedbackBody(_Body):
     )
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> FeedbackBody:
+    def _check_members(self) -> FeedbackBody:
         if (self.score is None) is (self.better_request_id is None):
-            raise ValueError("give either 'score' or 'better_request_id'")
+            raise ValueError("exactly one of 'score' and 'better_request_id' is required")
         if self.better_request_id == self.request_id:
-            raise ValueError("'better_request_id' must be another request")
+            raise ValueError("'better_request_id' must differ from 'request_id'")
         return self
 
 
 class FreezeBody(_Body):
-    """Whether learning stops."""
+    """The request to stop or to continue learning."""
 
     frozen: bool
 
@@ -51,7 +51,7 @@ BEST_GRADE = 4
 
 
 class GradesBody(BaseModel):
-    """Grades of two answers, in the order in which the judge read them."""
+    """The judge's grades of two answers, in the order in which the judge read them."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 

@@ -13,10 +13,10 @@ MacKay's approximation of the mean of a logistic function over a normal distribu
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from moyin.system.bounded import BoundedDict
 from moyin.text.quality.abilities import UNKNOWN, Ability, ability_of
 from moyin.text.quality.learned_weights import LearnedWeights, Reader
 from moyin.text.quality.question import Question
@@ -90,7 +90,7 @@ class Estimator:
     ) -> None:
         self._abilities = dict(abilities or {})
         self._limits = limits or Limits()
-        self._tenants: OrderedDict[str, TenantState] = OrderedDict()
+        self._tenants: BoundedDict[str, TenantState] = BoundedDict(self._limits.tenants)
         self._last: _Asked | None = None
         self._shared: Levels = {}
 
@@ -187,9 +187,6 @@ class Estimator:
     def load(self, tenant: str, state: TenantState) -> None:
         """Put ``state`` in the place of what is known of ``tenant``."""
         self._tenants[tenant] = state
-        self._tenants.move_to_end(tenant)
-        while len(self._tenants) > self._limits.tenants:
-            self._tenants.popitem(last=False)
 
     def merge(self, tenant: str, other: TenantState, base: TenantState | None = None) -> None:
         """Add what another replica learned since ``base`` to what is known of ``tenant``."""

@@ -4,6 +4,10 @@ A weight is the mean of a normal distribution around what the table says (0). Ea
 weights of its question's features, by an extended Kalman filter with a diagonal covariance: logistic
 regression that learns from one signal at a time and knows how much it has learned.
 
+One weight, `TRUST`, is of no feature: it learns by how much the words together are to count. Each signal
+comes to weights that did not know it, so whether they pointed the right way shows how far the next ones
+may be followed. Some models' answers depend more on what is asked about than others'.
+
 Information adds up: replicas that learned different signals are merged by addition.
 """
 
@@ -34,6 +38,7 @@ from moyin.text.quality.question import (
 __all__ = ["LearnedWeights", "Reader", "Spreads"]
 
 _DAY = 86_400.0
+TRUST = FIRST_WORD - 2  # the weight by which the words count more than once, or less
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +49,7 @@ class Spreads:
         general: of the model in general.
         shape: of length, digits, letters, steps and lines.
         meaning: of each dimension of an embedder's vector of unit length.
+        trust: of how often the words count: once, before any signal.
     """
 
     general: float = 1.1
@@ -53,6 +59,7 @@ class Spreads:
     formulae: float = 0.6
     meaning: float = 0.3
     words: float = 0.7
+    trust: float = 0.3
 
     def precision(self) -> list[float]:
         """Return the precision of each feature's weight."""
@@ -63,6 +70,8 @@ class Spreads:
             (FORMULAE, self.shape),
             (FIRST_MEANING, self.formulae),
             (FIRST_MEANING + DIMENSIONS, self.meaning),
+            (TRUST, self.formulae),
+            (TRUST + 1, self.trust),
             (FIRST_WORD, self.formulae),
             (SIZE, self.words),
         )
@@ -82,6 +91,7 @@ _HALF_LIVES = (
 )
 # Forgetting touches every weight, so it waits until there is something to forget.
 _FORGET_EVERY = _DAY / 4
+_LEAST_TRUST, _MOST_TRUST = -1.0, 2.0  # words count not at all, or three times
 _ROW = struct.Struct("<Hff")  # feature, mean, information
 _MOST_BYTES = SIZE * _ROW.size
 
@@ -97,6 +107,10 @@ _PRECISION = Spreads().precision()
 _DOUBTED_PRECISION = [spread**-2 for spread in _by_feature(_DOUBTED)]
 _HALF_LIFE = _by_feature(_HALF_LIVES)
 _DIMENSIONS = tuple(range(FIRST_MEANING, FIRST_MEANING + DIMENSIONS))
+
+
+def _within(trust: float) -> float:
+    return max(_LEAST_TRUST, min(trust, _MOST_TRUST))
 
 
 def _apart(features: tuple[int, ...]) -> tuple[tuple[int, ...], list[float]]:
@@ -128,7 +142,7 @@ class Reader:
         """Return the logits to add to what the table says."""
         logits: float = sum(self._shape(mean))
         if self._words is not None:
-            logits += self._scale * sum(self._words(mean))
+            logits += self._scale * (1.0 + mean[TRUST]) * sum(self._words(mean))
         if self._meaning:
             weights = mean[FIRST_MEANING : FIRST_MEANING + DIMENSIONS]
             logits += sum(map(mul, self._meaning, weights))
@@ -177,10 +191,14 @@ class LearnedWeights:
         """
         features, meaning = _apart(features)
         words = len(features) - SHAPES
-        shares = [1.0] * SHAPES + [1.0 / math.sqrt(max(words, 1))] * words
+        scale = 1.0 / math.sqrt(max(words, 1))
+        told = scale * sum(self.mean[feature] for feature in features[SHAPES:])
+        shares = [1.0] * SHAPES + [scale * (1.0 + self.mean[TRUST])] * words
         if meaning:
             features += _DIMENSIONS
             shares += meaning
+        features += (TRUST,)
+        shares.append(told)
         known = self.information
         pulls = [
             share / (_PRECISION[feature] + known.get(feature, 0.0))
@@ -194,9 +212,15 @@ class LearnedWeights:
             # A signal that may move little may not make anything certain either.
             information *= moved / wanted
         step = moved / variance
+        # Words and the trust in them multiply: where both grow, the estimate moves further.
+        both = moved + step * pulls[-1] * step * scale * sum(pulls[SHAPES : SHAPES + words])
+        moved = max(bounds[0], min(both, bounds[1]))
+        if moved != both:
+            step *= moved / both
         for feature, share, pull in zip(features, shares, pulls, strict=True):
             self.mean[feature] += step * pull
             known[feature] = known.get(feature, 0.0) + information * share * share
+        self.mean[TRUST] = _within(self.mean[TRUST])
         return moved
 
     def count(self, kind: str, weight: float) -> None:
@@ -212,10 +236,10 @@ class LearnedWeights:
             return
         self.at = now
         for feature, known in self.information.items():
-            left = known * 0.5 ** (passed / _HALF_LIFE[feature])
-            prior = _PRECISION[feature]
+            fade = 0.5 ** (passed / _HALF_LIFE[feature])
+            left, prior = known * fade, _PRECISION[feature]
             # Mean times precision fades as information does: forgetting is unlearning.
-            self.mean[feature] *= left / known * (prior + known) / (prior + left)
+            self.mean[feature] *= fade * (prior + known) / (prior + left)
             self.information[feature] = left
         fade = 0.5 ** (passed / _HALF_LIFE[0])
         self.counts = {kind: count * fade for kind, count in self.counts.items()}
@@ -233,6 +257,7 @@ class LearnedWeights:
                 pushes += sign * part.mean[feature] * (prior + known)
             result.information[feature] = max(total, 0.0)
             result.mean[feature] = pushes / (prior + max(total, 0.0))
+        result.mean[TRUST] = _within(result.mean[TRUST])
         for kind in KINDS:
             count = self.counts.get(kind, 0.0) + other.counts.get(kind, 0.0)
             if (count := count - start.counts.get(kind, 0.0)) > 0:

@@ -78,7 +78,6 @@ DIMENSIONS, STEPS, MEANINGS, FIRST_MEANING = 256, 255, SIZE, 226
 FINE = 256  # steps to 1: a vector of unit length has dimensions of about a sixteenth
 _UNTOLD = FIRST_WORD - 1  # in the place of a feature that a stored question does not have
 _STEMS = 80  # distinct words that are hashed; six more tell how the text begins and ends
-_ROOTS = 30  # of these, the first, are hashed by three letters as well
 _HEAD, _TAIL = 1_600, 400  # letters that are read of a longer text: requests stand at its ends
 _MOST_WORDS, _LONGEST_WORD = 32_768, 32  # that are kept with their numbers; letters
 _NO_REQUEST: tuple[str, list[str]] = ("", [])
@@ -338,11 +337,10 @@ def _hashed(spaceless: str, words: list[str], distinct: Iterable[str]) -> Iterab
     if not words:
         return ()
     stems = map(_STEM_NUMBERS.__getitem__, islice(distinct, _STEMS))
-    roots = map(_ROOT_NUMBERS.__getitem__, islice(distinct, _ROOTS))
     first = words[:3]
     begins = [f"^{word}" for word in first]
     ends = [f"{word}$" for word in words[-2:]]
-    return dict.fromkeys((*stems, *roots, *map(_number, (*begins, " ".join(first[:2]), *ends))))
+    return dict.fromkeys((*stems, *map(_number, (*begins, " ".join(first[:2]), *ends))))
 
 
 class _StemNumbers(dict[str, int]):
@@ -360,9 +358,8 @@ class _StemNumbers(dict[str, int]):
         return number
 
 
-# Six letters: "contract", "contracts" and "contractual" are one topic. Three are coarse enough that a
-# few dozen signals say something about a word that none of them had: "calculate" after "calls".
-_STEM_NUMBERS, _ROOT_NUMBERS = _StemNumbers(6), _StemNumbers(3)
+# "contract", "contracts" and "contractual" are one topic.
+_STEM_NUMBERS = _StemNumbers(6)
 
 
 @lru_cache(maxsize=32_768)

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol
 
 from moyin.domain.money import Usage
-from moyin.store.responses import KeptResponse
+from moyin.store.responses import CachedResponse
 from moyin.text.routing.answer import Answer, Stream
 from moyin.text.routing.catalog import Caching
 from moyin.text.routing.compiled_route import CompiledRoute
@@ -31,10 +31,10 @@ _MAX_WRITES = 64
 class ResponseCache(Protocol):
     """Stores responses. It never raises because of an outage, and never takes long."""
 
-    async def get(self, owner: str, digest: str) -> KeptResponse | None: ...
+    async def get(self, owner: str, digest: str) -> CachedResponse | None: ...
 
     async def put(
-        self, owner: str, digest: str, response: KeptResponse, *, ttl: int, entries: int
+        self, owner: str, digest: str, response: CachedResponse, *, ttl: int, entries: int
     ) -> None: ...
 
 
@@ -146,7 +146,7 @@ def request_digest(call: RoutedCall, route: CompiledRoute) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _cached_answer(call: RoutedCall, cached: KeptResponse) -> Answer:
+def _cached_answer(call: RoutedCall, cached: CachedResponse) -> Answer:
     call.accounting.ledger.record(
         usage_entry(
             request_id=call.context.request_id,
@@ -173,9 +173,9 @@ def _cached_answer(call: RoutedCall, cached: KeptResponse) -> Answer:
     )
 
 
-def _stored_response(answer: Answer, body: bytes, usage: Usage) -> KeptResponse:
+def _stored_response(answer: Answer, body: bytes, usage: Usage) -> CachedResponse:
     headers = {name: value.decode() for name, value in answer.headers}
-    return KeptResponse(
+    return CachedResponse(
         backend=headers[b"x-moyin-backend"],
         model=headers[b"x-moyin-model"],
         content_type=headers[b"content-type"],

@@ -235,7 +235,7 @@ class Attempt:
         try:
             answer = from_json(body)
         except ValueError:
-            raise BackendUnavailable("the back end returned a response that is not JSON") from None
+            raise BackendUnavailable("the back end's response is not JSON") from None
         if not isinstance(answer, dict):
             raise BackendUnavailable("the back end returned a malformed response")
         if answer.get("error"):
@@ -257,7 +257,7 @@ class Attempt:
             answer = await backend.embed(request, deadline)
         else:
             answer = await backend.chat(request, deadline)
-            written = answer.written
+            written = answer.output_text
         usage, estimated = answer.usage, answer.usage == _NO_USAGE
         if estimated:
             usage = self._estimate(estimate_tokens(written))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from moyin.errors import FeedbackAlreadyGiven, RateLimited, RequestNotFound
-from moyin.store.quality import KEPT_DECISIONS, QualityStore, SignalRow
+from moyin.store.quality import DECISION_RETENTION, QualityStore, SignalRow
 from moyin.store.usage import UsageEntry
+from moyin.system.bounded import BoundedDict
 from moyin.text.quality.prior import KIND_DIFFICULTY, KIND_SPREAD
 from moyin.text.quality.question import Question, stored_features
 from moyin.text.routing.learning import Learning
@@ -72,7 +72,7 @@ class Feedback:
         self._ledger = ledger
         self._learning = learning
         self._clock = clock
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._buckets: BoundedDict[str, tuple[float, float]] = BoundedDict(_MOST_KEYS)
 
     async def submit(
         self,
@@ -132,7 +132,7 @@ class Feedback:
         decision = await self._store.decision(owner, request_id)
         if decision is not None:
             return _RatedAnswer(decision.model, decision.question, decision.p_good)
-        since = datetime.fromtimestamp(self._clock(), UTC) - KEPT_DECISIONS
+        since = datetime.fromtimestamp(self._clock(), UTC) - DECISION_RETENTION
         entry = await self._ledger.find(owner, request_id, since)
         # Embeddings and calls that the client cancelled early have no output to rate.
         if entry is None or not entry.output_tokens:
@@ -146,8 +146,6 @@ class Feedback:
         tokens, at = self._buckets.pop(key_id, (_BURST, now))
         tokens = min(tokens + max(now - at, 0.0) * _BURST / 60.0, _BURST)
         self._buckets[key_id] = (max(tokens - 1.0, tokens if tokens < 1.0 else 0.0), now)
-        if len(self._buckets) > _MOST_KEYS:
-            self._buckets.popitem(last=False)
         if tokens < 1.0:
             raise RateLimited(
                 f"one key may give feedback {_BURST:.0f} times a minute",

@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from moyin.system.bounded import BoundedDict
 from moyin.text.quality.estimator import Signal
 from moyin.text.quality.question import Question
 from moyin.text.routing.compiled_route import CompiledRoute
@@ -84,9 +84,9 @@ class FollowUps:
         self._secret = hashlib.blake2b(
             secret or secrets.token_bytes(32), person=b"followups"
         ).digest()
-        self._answers: OrderedDict[bytes, _PastAnswer] = OrderedDict()
+        self._answers: BoundedDict[bytes, _PastAnswer] = BoundedDict(_CAPACITY)
         # The fingerprint of the latest request, by that of the conversation before it.
-        self._latest_by_conversation: OrderedDict[bytes, bytes] = OrderedDict()
+        self._latest_by_conversation: BoundedDict[bytes, bytes] = BoundedDict(_CAPACITY)
 
     def may_match(self, route: CompiledRoute) -> bool:
         """Return whether a request may follow up an answer of this or another replica."""
@@ -160,9 +160,6 @@ class FollowUps:
         self._answers[fingerprint] = answer
         if previous is not None:
             self._latest_by_conversation[previous] = fingerprint
-        for entries in (self._answers, self._latest_by_conversation):
-            while len(entries) > _CAPACITY:
-                entries.popitem(last=False)
 
     def _record_signal(
         self, lookup: Lookup, evidence: Evidence | None, past: _PastAnswer | None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 
-from moyin.store.quality import ACTS, DecisionRow, QualityStore, SavedState, SignalRow
+from moyin.store.quality import OWNER_ACTIONS, DecisionRow, QualityStore, SavedState, SignalRow
 from moyin.text.quality.estimator import Estimate, Estimator, Signal, TenantState
 from moyin.text.quality.question import Question
 from moyin.text.quality.shared import Levels, levels_of, shared_levels
@@ -223,7 +223,7 @@ class Learning:
 
     async def apply_action(self, owner: str, action: str) -> None:
         """Reset, freeze or thaw a tenant's learned state, on every replica."""
-        assert action in ACTS, action
+        assert action in OWNER_ACTIONS, action
         row = SignalRow(
             owner=owner,
             request_id=uuid.uuid4().hex,
@@ -348,7 +348,7 @@ class Learning:
                 _log.exception("the saved quality state of %s cannot be read", owner)
         self._estimator.load(owner, state)
         while True:
-            rows = await self._store.signals(number, _PAGE, owner=owner, upto=self._last_number)
+            rows = await self._store.signals(number, _PAGE, owner=owner, up_to=self._last_number)
             for row in rows:
                 self._apply(row)
                 number = row.number

@@ -72,7 +72,7 @@ def stream_fault(call: RoutedCall, transcript: Transcript) -> str | None:
         if transcript.tools or not transcript.is_readable:
             return None
         constraints = ResponseConstraints()
-    answer = transcript.answer()
+    answer = transcript.to_response()
     truncation = CUT if is_truncated(answer, call.needs.max_tokens) else None
     return find_fault(answer, constraints) or truncation
 

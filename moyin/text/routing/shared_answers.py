@@ -42,7 +42,7 @@ class AnswerStore(Protocol):
     """Stores answers in Valkey. It never raises because of an outage, and never takes long."""
 
     @property
-    def away(self) -> bool: ...
+    def is_unavailable(self) -> bool: ...
 
     async def get(self, names: Sequence[bytes]) -> list[bytes | None] | None: ...
 
@@ -91,7 +91,7 @@ class SharedAnswers:
         Args:
             fallback: called if Valkey turns out to be unavailable.
         """
-        if self._store.away or len(self._lookups) >= _MAX_LOOKUPS:
+        if self._store.is_unavailable or len(self._lookups) >= _MAX_LOOKUPS:
             return False
         self._lookups.append((lookup, fallback))
         self._wake_up()
@@ -101,7 +101,7 @@ class SharedAnswers:
         self, fingerprint: bytes, previous: bytes | None, request_id: str, ability: float, at: float
     ) -> bool:
         """Queue an answer that began ``at`` for sharing; return False if impossible now."""
-        if self._store.away or len(self._answers) >= 2 * _MAX_LOOKUPS:
+        if self._store.is_unavailable or len(self._answers) >= 2 * _MAX_LOOKUPS:
             return False
         value = _HEADER.pack(_VERSION, ability, at, fingerprint) + request_id.encode()
         self._answers[_BY_FINGERPRINT + fingerprint] = value

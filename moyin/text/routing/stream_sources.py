@@ -68,7 +68,7 @@ class PassedSource:
         if last := tap.end():
             yield last
         if not tap.finished:
-            raise StreamInterrupted("the back end ended its stream before the answer was complete")
+            raise StreamInterrupted("the back end ended the stream early")
 
     @property
     def usage(self) -> Usage:

@@ -32,7 +32,7 @@ def check_start(transcript: Transcript, constraints: ResponseConstraints) -> str
     if not transcript.is_complete:
         return NO_FAULT
     if transcript.stop is not None:
-        fault = find_fault(transcript.answer(), constraints)
+        fault = find_fault(transcript.to_response(), constraints)
         return NO_FAULT if fault is None or fault == REFUSED else fault
     if any(name not in constraints.tools for name in transcript.tools):
         return "tool_name"

@@ -8,9 +8,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from moyin.cli.gateway_client import Door
+from moyin.client.gateway import GatewayClient
 from moyin.stack.layout import Layout
-from moyin.stack.profile import Profile
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -25,8 +24,8 @@ def _own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 
 @pytest.fixture
-async def stub() -> AsyncIterator[tuple[Door, dict[str, Handler]]]:
-    """A door in front of handlers by path, to be filled in by the test."""
+async def stub() -> AsyncIterator[tuple[GatewayClient, dict[str, Handler]]]:
+    """A client of a gateway with handlers by path, to be filled in by the test."""
     handlers: dict[str, Handler] = {}
 
     async def handle(request: web.Request) -> web.StreamResponse:
@@ -37,6 +36,6 @@ async def stub() -> AsyncIterator[tuple[Door, dict[str, Handler]]]:
     app.router.add_route("*", "/{path:.*}", handle)
     server = TestServer(app)
     await server.start_server()
-    profile = Profile(url=str(server.make_url("")).rstrip("/"), api_key="key")
-    async with server, Door(profile) as door:
-        yield door, handlers
+    url = str(server.make_url(""))
+    async with server, GatewayClient(url, api_key="key", reconnect_seconds=0) as gateway:
+        yield gateway, handlers

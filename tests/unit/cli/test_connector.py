@@ -320,7 +320,7 @@ def test_the_command_says_what_is_missing(
     assert "there is no key" in capsys.readouterr().err
     monkeypatch.setenv("MOYIN_API_KEY", KEY)
     assert run(["comfyui", "connect"]) == 1
-    assert "nobody answers at http://127.0.0.1:9" in capsys.readouterr().err
+    assert "no response from the gateway at http://127.0.0.1:9" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

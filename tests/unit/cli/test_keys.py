@@ -6,21 +6,21 @@ import pytest
 
 from moyin.cli.main import run
 from moyin.settings import Settings
-from moyin.store.audit import Act, AuditLog
+from moyin.store.audit import AuditEvent, AuditLog
 from moyin.store.keys import ApiKey, KeyStore
 from moyin.store.sql import Database
 
 
-def _stored() -> tuple[list[Act], list[ApiKey]]:
+def _stored() -> tuple[list[AuditEvent], list[ApiKey]]:
     """What was done, oldest first, and which keys there are."""
 
-    async def read() -> tuple[list[Act], list[ApiKey]]:
+    async def read() -> tuple[list[AuditEvent], list[ApiKey]]:
         database = Database(Settings().sql_url)
         await database.ready()
         entries = await AuditLog(database).page(None, limit=10)
-        keys = await KeyStore(database).all()
+        keys = await KeyStore(database).list_all()
         await database.close()
-        return [entry.act for entry in reversed(entries)], keys
+        return [entry.event for entry in reversed(entries)], keys
 
     return asyncio.run(read())
 
@@ -77,4 +77,4 @@ def test_a_user_without_a_name_makes_keys_as_well(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("getpass.getuser", nameless)
     assert run(["keys", "create", "studio"]) == 0
     [act], _ = _stored()
-    assert act.actor == "moyin keys, somebody"
+    assert act.actor == "moyin keys, unknown"

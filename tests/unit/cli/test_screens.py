@@ -76,10 +76,10 @@ def test_why_a_model_lost_stays_on_one_line(shown: io.StringIO) -> None:
 def test_the_tables_of_quality_say_what_they_show(
     shown: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def door(_: Any) -> Any:
+    def gateway(_: Any) -> Any:
         return KNOWN
 
-    monkeypatch.setattr(quality, "with_door", door)
+    monkeypatch.setattr(quality, "with_gateway", gateway)
     quality.show()
     text = _plain(shown.getvalue())
     assert "# were found good, | was expected" in text

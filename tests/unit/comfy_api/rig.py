@@ -1,4 +1,4 @@
-"""The farm's stores on SQLite and a folder, and a client's stream without Valkey."""
+"""Provides the farm's stores on SQLite and a folder, and a client's stream without Valkey."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from pydantic_core import to_json
 
 from moyin.comfy_api.files import FarmFiles
-from moyin.comfy_api.listener import FarmEvents, Listener
+from moyin.comfy_api.notifier import FarmEvents, PromptNotifier
 from moyin.domain.job import Job, JobSpec, Progress, Step, StepKind, StepResult
 from moyin.domain.prompt import ComfyPrompt, PromptFile, PromptRecord, channel_name
 from moyin.domain.serialization import encode, to_plain
@@ -31,7 +31,7 @@ GRAPH = {"1": {"class_type": "SaveImage", "inputs": {}}}
 
 
 class Frames:
-    """`FrameStore` and `FrameHub` of one client."""
+    """Fakes the `FrameStore` and `FrameHub` of one client."""
 
     def __init__(self) -> None:
         self.earlier: list[Frame] = []
@@ -57,21 +57,25 @@ class Frames:
 
 @dataclass
 class Client:
-    """What a listener has told, one message after the other."""
+    """Collects the messages of a notifier."""
 
-    listener: Listener
-    told: asyncio.Queue[str | bytes]
+    notifier: PromptNotifier
+    received: asyncio.Queue[str | bytes]
     running: asyncio.Task[None]
 
-    async def hears(self) -> str | bytes:
-        return await asyncio.wait_for(self.told.get(), 5)
+    async def receive(self) -> str | bytes:
+        """Return the next message."""
+        return await asyncio.wait_for(self.received.get(), 5)
 
-    def heard_all(self) -> bool:
-        return self.told.empty()
+    def is_idle(self) -> bool:
+        """Return whether all messages have been received."""
+        return self.received.empty()
 
 
 @dataclass
 class Rig:
+    """Bundles the stores with helpers that create jobs and clients."""
+
     jobs: JobStore
     prompts: PromptStore
     blobs: BlobStore
@@ -87,14 +91,14 @@ class Rig:
         client: str = CLIENT,
         **submitted: Any,
     ) -> Job:
-        """A prompt that waits, or runs.
+        """Create a waiting or running prompt.
 
         Args:
-            submitted: more of `NewJob`: whose key, and whether by ComfyUI's API.
+            submitted: further fields of `NewJob`, such as the submitter's key.
         """
         step = Step(kind=StepKind.RENDER, payload=graph)
-        asked = ComfyPrompt(client_id=client)
-        spec = await self.blobs.put(encode(JobSpec(kind="render", steps=(step,), comfyui=asked)))
+        prompt = ComfyPrompt(client_id=client)
+        spec = await self.blobs.put(encode(JobSpec(kind="render", steps=(step,), comfyui=prompt)))
         new = NewJob(
             id=str(uuid.uuid4()),
             owner=owner,
@@ -106,11 +110,11 @@ class Rig:
         )
         job, _ = await self.jobs.create(new)
         if begun:
-            await self.jobs.progress(job.id, 1, Progress())
+            await self.jobs.record_progress(job.id, 1, Progress())
         return job
 
     async def result(self, record: PromptRecord) -> StepResult:
-        """A step's result in which the record lies."""
+        """Store the record and return the step's result that contains it."""
         output = await self.blobs.put(to_json({"record": to_plain(record)}))
         return StepResult(index=0, output=output)
 
@@ -126,12 +130,12 @@ class Rig:
 
     @asynccontextmanager
     async def client(self, events: FarmEvents | None = None) -> AsyncIterator[Client]:
-        """A client that has connected."""
-        told: asyncio.Queue[str | bytes] = asyncio.Queue()
-        listener = (events or self.events()).listener(OWNER, CLIENT, told.put)
-        running = asyncio.create_task(listener.run())
+        """Connect a client."""
+        received: asyncio.Queue[str | bytes] = asyncio.Queue()
+        notifier = (events or self.events()).notifier(OWNER, CLIENT, received.put)
+        running = asyncio.create_task(notifier.run())
         try:
-            yield Client(listener, told, running)
+            yield Client(notifier, received, running)
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
@@ -155,6 +159,6 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
 
 
 def record(**changes: Any) -> PromptRecord:
-    """What ComfyUI's history says of a prompt that went well."""
+    """Return ComfyUI's history entry of a successful prompt."""
     plain = PromptRecord(outputs={}, meta={}, status="success", completed=True, messages=())
     return replace(plain, **changes)

@@ -1,4 +1,4 @@
-"""Which pools, nodes and files a caller's graphs may have, by what two pools say."""
+"""Checks which pools, nodes and files a caller's graphs may use, with two pools."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from moyin.comfy_api.admission import Admission
+from moyin.comfy_api.admission import GraphAdmission
 from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit
@@ -26,26 +26,26 @@ NODES = {"Load": LOAD, "Folder": FOLDER, "SaveLoRA": {"input": {}}}
 OWN = f"moyin/{'a' * 64}.png"
 
 
-class Pools:
-    """Two pools with rules of their own; one without is not up."""
+class FakePools:
+    """Fakes two pools with the given rules; a pool without rules is down."""
 
     pools = ("a", "b")
 
     def __init__(self, **rules: PoolRules) -> None:
         self._rules = rules
 
-    async def ask(self, pool: str, path: str) -> PoolAnswer:
+    async def get(self, pool: str, path: str) -> PoolAnswer:
         if pool not in self._rules:
             raise ServiceUnavailable("it is down")
         content = encode(self._rules[pool]) if path == RULES else json.dumps(NODES).encode()
         return PoolAnswer(version="1", state="up", content=content)
 
-    async def ask_all(self, pool: str, path: str) -> Mapping[str, bytes]:
+    async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
         return {}
 
 
-def admission(**rules: PoolRules) -> Admission:
-    return Admission(NodeInfoCache(Pools(**rules)))
+def admission(**rules: PoolRules) -> GraphAdmission:
+    return GraphAdmission(NodeInfoCache(FakePools(**rules)))
 
 
 def caller(owner: str = "ann", **limits: Any) -> Identity:
@@ -57,7 +57,7 @@ def graph(kind: str, **inputs: Any) -> dict[str, Any]:
     return {"1": {"class_type": kind, "inputs": inputs}}
 
 
-async def test_a_pool_of_some_tenants_is_there_for_them_alone() -> None:
+async def test_a_pool_serves_only_its_tenants() -> None:
     guard = admission(a=PoolRules(tenants=("ann",)), b=PoolRules())
     assert await guard.pools(caller("ann")) == ["a", "b"]
     assert await guard.pools(caller("bob")) == ["b"]
@@ -65,9 +65,9 @@ async def test_a_pool_of_some_tenants_is_there_for_them_alone() -> None:
     assert await guard.pool_for(caller("bob"), graph("Load")) == "b"
 
 
-async def test_a_tenant_without_a_pool_is_told_so() -> None:
+async def test_a_tenant_without_a_pool_gets_an_error() -> None:
     guard = admission(a=PoolRules(tenants=("ann",)), b=PoolRules(tenants=("ann",)))
-    with pytest.raises(InvalidRequest, match="no render pool runs your jobs"):
+    with pytest.raises(InvalidRequest, match="no render pool is open to your jobs"):
         await guard.pool_for(caller("bob"), graph("Load"))
     assert await guard.nodes(caller("bob")) == {}
 
@@ -78,18 +78,18 @@ async def test_a_graph_goes_to_a_pool_that_allows_its_nodes() -> None:
     assert await guard.pool_for(caller(), graph("Folder")) == "a"
 
 
-async def test_nodes_that_are_not_allowed_are_neither_shown_nor_taken() -> None:
+async def test_denied_nodes_are_neither_listed_nor_accepted() -> None:
     guard = admission(a=PoolRules())
     assert (await guard.nodes(caller())).keys() == {"Load", "Folder"}
     limited = caller(denied_nodes=("Fold*",))
     assert (await guard.nodes(limited)).keys() == {"Load"}
     assert (await guard.nodes(caller(allowed_nodes=()))) == {}
-    for who, kind, why in (
-        (caller(), "SaveLoRA", "this render pool allows no nodes of the class SaveLoRA"),
-        (limited, "Folder", "your limits allow no nodes of the class Folder"),
+    for identity, kind, reason in (
+        (caller(), "SaveLoRA", "this render pool does not allow nodes of class SaveLoRA"),
+        (limited, "Folder", "your limits do not allow nodes of class Folder"),
     ):
-        with pytest.raises(NodeNotAllowed, match=why) as refused:
-            await guard.check(who, "a", graph(kind), ())
+        with pytest.raises(NodeNotAllowed, match=reason) as refused:
+            await guard.check(identity, "a", graph(kind), ())
         assert refused.value.field == "1.class_type"
         assert refused.value.details["node_errors"]["1"]["class_type"] == kind
     everything = admission(a=PoolRules(deny=()))
@@ -97,12 +97,12 @@ async def test_nodes_that_are_not_allowed_are_neither_shown_nor_taken() -> None:
     assert await everything.check(caller(), "a", graph("SaveLoRA"), ())
 
 
-async def test_the_folder_of_input_files_is_not_offered() -> None:
+async def test_the_input_folder_is_not_listed_as_a_choice() -> None:
     nodes = await admission(a=PoolRules()).nodes(caller())
     assert nodes["Folder"]["input"]["required"]["kind"][1]["options"] == ["x"]
 
 
-async def test_a_name_that_is_not_the_callers_is_refused_by_node_and_input() -> None:
+async def test_a_file_name_that_is_not_the_callers_is_rejected_by_node_and_input() -> None:
     guard = admission(a=PoolRules())
     assert await guard.check(caller(), "a", graph("Load", image=OWN), {OWN})
     answers = []
@@ -116,7 +116,7 @@ async def test_a_name_that_is_not_the_callers_is_refused_by_node_and_input() -> 
     assert await free.check(caller(), "a", graph("Load", image="/data/x"), ())
 
 
-async def test_of_a_pool_that_never_said_what_it_has_only_paths_are_refused() -> None:
+async def test_a_pool_with_unknown_nodes_only_rejects_paths() -> None:
     guard = admission()
     assert await guard.check(caller(), "a", graph("Load", image="x.png"), ()) is False
     with pytest.raises(InputNotFound):

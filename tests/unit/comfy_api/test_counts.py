@@ -3,48 +3,48 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from moyin.comfy_api.counts import OpenCounts
+from moyin.comfy_api.counts import OpenPromptCounts
 
 
-class Prompts:
-    """Counts how often it is asked; answers when it may."""
+class FakePromptStore:
+    """Counts the queries, and responds when the event ``may_respond`` is set."""
 
     def __init__(self) -> None:
         self.count = 0
-        self.asked = 0
-        self.may = asyncio.Event()
-        self.may.set()
+        self.queries = 0
+        self.may_respond = asyncio.Event()
+        self.may_respond.set()
 
     async def open_count(self, owner: str) -> int:
-        self.asked += 1
+        self.queries += 1
         count = self.count
-        await self.may.wait()
+        await self.may_respond.wait()
         return count
 
 
-async def test_sockets_that_ask_together_ask_once() -> None:
-    prompts: Any = Prompts()
-    counts = OpenCounts(prompts)
+async def test_concurrent_queries_of_one_tenant_are_merged() -> None:
+    prompts: Any = FakePromptStore()
+    counts = OpenPromptCounts(prompts)
     prompts.count = 3
-    assert await asyncio.gather(*(counts.lately("ann", 60) for _ in range(5))) == [3] * 5
-    assert await counts.lately("ann", 60) == 3
-    assert prompts.asked == 1
-    assert await counts.lately("bob", 60) == 3
-    assert await counts.lately("ann", 0) == 3
-    assert prompts.asked == 3
+    assert await asyncio.gather(*(counts.count_recent("ann", 60) for _ in range(5))) == [3] * 5
+    assert await counts.count_recent("ann", 60) == 3
+    assert prompts.queries == 1
+    assert await counts.count_recent("bob", 60) == 3
+    assert await counts.count_recent("ann", 0) == 3
+    assert prompts.queries == 3
 
 
-async def test_news_is_asked_for_anew_and_an_older_answer_does_not_undo_it() -> None:
-    prompts: Any = Prompts()
-    counts = OpenCounts(prompts)
-    prompts.may.clear()
-    ticking = asyncio.create_task(counts.lately("ann", 60))
+async def test_an_older_query_does_not_overwrite_a_newer_count() -> None:
+    prompts: Any = FakePromptStore()
+    counts = OpenPromptCounts(prompts)
+    prompts.may_respond.clear()
+    ticking = asyncio.create_task(counts.count_recent("ann", 60))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     prompts.count = 1
-    told = asyncio.create_task(counts.now("ann"))
+    count = asyncio.create_task(counts.count_now("ann"))
     await asyncio.sleep(0)
-    prompts.may.set()
-    assert await told == 1
+    prompts.may_respond.set()
+    assert await count == 1
     await ticking
-    assert await counts.lately("ann", 60) == 1
+    assert await counts.count_recent("ann", 60) == 1

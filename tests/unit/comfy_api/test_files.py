@@ -19,7 +19,7 @@ CAT = ComfyFileName(filename="cat.png", subfolder="sub", type="input")
 
 
 def content(digit: str) -> Artifact:
-    """An upload whose content is told by the digit."""
+    """Return an upload whose content is identified by a digit."""
     return Artifact(
         id=new_artifact_id(), name="cat.png", media_type="image/png", size=3, sha256=digit * 64
     )
@@ -40,7 +40,7 @@ def output(job_id: str, filename: str = "p_00001_.png") -> PromptFile:
         (("cat.png[temp]", "", "input"), ComfyFileName(filename="cat.png", type="temp")),
     ],
 )
-def test_a_name_is_read_as_comfyui_reads_it(
+def test_file_names_are_parsed_like_in_comfyui(
     parts: tuple[str, str, str], name: ComfyFileName
 ) -> None:
     assert file_name(*parts) == name
@@ -62,31 +62,31 @@ def test_a_name_is_read_as_comfyui_reads_it(
         ("c" * 256, "", "output"),
     ],
 )
-def test_a_name_that_leads_out_of_its_folder_is_refused(parts: tuple[str, str, str]) -> None:
+def test_a_name_that_leads_out_of_its_folder_is_rejected(parts: tuple[str, str, str]) -> None:
     with pytest.raises(InvalidRequest):
         file_name(*parts)
 
 
-async def test_a_name_that_is_taken_gets_a_number_unless_the_content_is_the_same(
+async def test_a_taken_name_gets_a_number_unless_the_content_is_the_same(
     rig: Rig,
 ) -> None:
     first, second = content("1"), content("2")
-    put = rig.files.upload
+    put = rig.files.add_upload
     assert await put(OWNER, CAT, first, overwrite=False) == CAT
     assert await put(OWNER, CAT, content("1"), overwrite=False) == CAT
     renamed = await put(OWNER, CAT, second, overwrite=False)
     assert renamed == ComfyFileName(filename="cat (1).png", subfolder="sub", type="input")
-    assert await put("bob", CAT, content("2"), overwrite=False) == CAT, "another's name is free"
+    assert await put("bob", CAT, content("2"), overwrite=False) == CAT, "names are per tenant"
     assert await rig.files.find(OWNER, CAT) == first
     third = content("3")
     assert await put(OWNER, CAT, third, overwrite=True) == CAT
     assert await rig.files.find(OWNER, CAT) == third
-    # As a graph would name them.
-    assert set(await rig.files.uploaded(OWNER)) == {"sub/cat.png", "sub/cat (1).png"}
-    assert await rig.files.uploaded(OWNER, "temp") == []
+    # The names are those that graphs use.
+    assert set(await rig.files.list_uploads(OWNER)) == {"sub/cat.png", "sub/cat (1).png"}
+    assert await rig.files.list_uploads(OWNER, "temp") == []
 
 
-async def test_an_output_is_found_by_its_owner_alone(rig: Rig) -> None:
+async def test_only_the_owner_finds_an_output(rig: Rig) -> None:
     job = await rig.job(begun=True)
     file = output(job.id)
     result = await rig.result(record(files=(file,)))
@@ -101,7 +101,7 @@ async def test_an_output_is_found_by_its_owner_alone(rig: Rig) -> None:
             await rig.files.find(owner, name)
 
 
-async def test_an_output_of_a_running_prompt_is_there_at_once(rig: Rig) -> None:
+async def test_outputs_of_a_running_prompt_are_found(rig: Rig) -> None:
     job = await rig.job(begun=True)
     file = output(job.id)
     rig.frames.files[job.id, file.name.path] = file
@@ -110,22 +110,22 @@ async def test_an_output_of_a_running_prompt_is_there_at_once(rig: Rig) -> None:
         await rig.files.find("bob", file.name)
 
 
-async def test_a_graph_names_uploads_and_earlier_outputs(rig: Rig) -> None:
+async def test_a_graph_can_name_uploads_and_earlier_outputs(rig: Rig) -> None:
     job = await rig.job(begun=True)
     file = replace(output(job.id), sha256=await rig.blobs.put(b"png"))
     pruned = output(job.id, "q_00001_.png")
     result = await rig.result(record(files=(file, pruned)))
     await rig.jobs.finish(job.id, 1, JobStatus.SUCCEEDED, None, results=[result])
-    await rig.files.upload(OWNER, CAT, content("1"), overwrite=False)
+    await rig.files.add_upload(OWNER, CAT, content("1"), overwrite=False)
     earlier = f"{job.id}/p_00001_.png [output]"
     gone = f"{job.id}/q_00001_.png [output]"
-    found = await rig.files.named(OWNER, ["sub/cat.png", earlier, gone, "dog.png", "../x.png"])
+    found = await rig.files.find_named(OWNER, ["sub/cat.png", earlier, gone, "dog.png", "../x.png"])
     assert {text: artifact.sha256 for text, artifact in found.items()} == {
         "sub/cat.png": "1" * 64,
         earlier: file.sha256,
     }
-    # It has a row of its own now, so that the job may refer to it.
+    # The output has an artifact row now, so that a job may reference it.
     graph = {"1": {"inputs": {"image": f"artifact:{found[earlier].id}"}}}
-    assert (await rig.files.referred(OWNER, graph)).keys() == {found[earlier].id}
+    assert (await rig.files.find_referenced(OWNER, graph)).keys() == {found[earlier].id}
     with pytest.raises(InputNotFound):
-        await rig.files.referred("bob", graph)
+        await rig.files.find_referenced("bob", graph)

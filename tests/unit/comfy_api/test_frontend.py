@@ -4,13 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from moyin.comfy_api.frontend import Frontend, at_home, content_policy, find_frontend, rebased
+from moyin.comfy_api.frontend import (
+    Frontend,
+    content_security_policy,
+    find_frontend,
+    rebase_picture_urls,
+    with_base_path,
+)
 from moyin.errors import StackError
 from moyin.settings import Settings
 
 
 def environment(folder: Path) -> tuple[Path, Path]:
-    """A ComfyUI with an interpreter, and its packages."""
+    """Create a ComfyUI with an interpreter; return its folder and its package folder."""
     home, python = folder / "comfy", folder / "venv" / "bin" / "python"
     home.mkdir()
     (home / "main.py").touch()
@@ -27,7 +33,7 @@ def page(root: Path) -> Path:
     return root
 
 
-def test_it_is_found_beside_comfyui_with_templates_and_docs(tmp_path: Path) -> None:
+def test_the_frontend_is_found_in_comfyuis_environment(tmp_path: Path) -> None:
     home, packages = environment(tmp_path)
     settings = Settings(
         data=tmp_path, comfyui_home=home, comfyui_python=tmp_path / "venv" / "bin" / "python"
@@ -45,7 +51,7 @@ def test_it_is_found_beside_comfyui_with_templates_and_docs(tmp_path: Path) -> N
     )
 
 
-def test_another_version_may_be_named_and_needs_no_comfyui(
+def test_the_configured_frontend_needs_no_comfyui(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MOYIN_COMFYUI_HOME", raising=False)
@@ -58,23 +64,23 @@ def test_another_version_may_be_named_and_needs_no_comfyui(
     assert find_frontend(Settings(data=tmp_path, comfyui_frontend=root)).root == root
 
 
-def test_only_the_scripts_that_the_page_came_with_may_run() -> None:
+def test_the_policy_allows_only_the_pages_own_scripts() -> None:
     index = '<script type="importmap">{}</script><script type="module" src="./x.js"></script>'
-    policy = content_policy(index)
+    policy = content_security_policy(index)
     # echo -n '{}' | openssl dgst -sha256 -binary | base64
     assert "'sha256-RBNvo1WzZ4oRRq0W9+hknpT7T8If536DEMBg9hyq/4o='" in policy
     assert policy.count("sha256-") == 1
     assert "'unsafe-inline'" not in policy.partition("script-src")[2].partition(";")[0]
 
 
-def test_the_page_is_told_where_its_home_is_and_may_run_what_tells_it() -> None:
-    page = at_home("<html><head><title>x</title></head></html>", "/comfy/")
+def test_the_base_path_and_its_script_are_inserted_and_allowed() -> None:
+    page = with_base_path("<html><head><title>x</title></head></html>", "/comfy/")
     assert page.startswith('<html><head><base href="/comfy/"><script>')
     assert page.endswith("<title>x</title></head></html>")
-    assert content_policy(page).count("sha256-") == 1
+    assert content_security_policy(page).count("sha256-") == 1
 
 
-def test_pictures_of_the_page_are_looked_for_below_it(tmp_path: Path) -> None:
+def test_picture_urls_are_rebased_below_the_page(tmp_path: Path) -> None:
     assets = page(tmp_path / "static") / "assets"
     assets.mkdir()
     asking = {
@@ -86,7 +92,7 @@ def test_pictures_of_the_page_are_looked_for_below_it(tmp_path: Path) -> None:
     for name, text in asking.items():
         (assets / name).write_text(text)
     (assets / "e.png").write_bytes(b'"/assets/images/')
-    assert rebased(tmp_path / "static", "/comfy/") == {
+    assert rebase_picture_urls(tmp_path / "static", "/comfy/") == {
         f"assets/{name}": asking[name].replace(before, f"{before[0]}/comfy{before[1:]}").encode()
         for name, before in (
             ("a.js", "`/assets/images/"), ("b.css", "(/assets/"), ("c.json", '"/assets/'),

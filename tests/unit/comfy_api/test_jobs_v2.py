@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from moyin.jobs.protocol.translate import parse_job
 
 from moyin.comfy_api.jobs_v2 import ComfyJobs
 from moyin.domain.job import Job, JobStatus, Progress
 from moyin.domain.serialization import encode
-from moyin.jobs.protocol.translate import parse_job
 from moyin.store.blobs import BlobStore
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -18,11 +18,11 @@ GRAPH = {"1": {"class_type": "A", "inputs": {"seed": 7, "text": "a cat"}}}
 
 
 @pytest.mark.parametrize("batch", [None, {"seeds": 3}])
-async def test_the_graph_of_a_render_is_told_of_a_batch_too(
+async def test_the_graph_of_a_render_or_batch_is_returned_as_submitted(
     tmp_path: Path, batch: dict[str, Any] | None
 ) -> None:
-    asked = {"kind": "render", "workflow": GRAPH} | ({"batch": batch} if batch else {})
-    spec = parse_job(json.dumps(asked).encode(), NOW)
+    request = {"kind": "render", "workflow": GRAPH} | ({"batch": batch} if batch else {})
+    spec = parse_job(json.dumps(request).encode(), NOW)
     blobs = BlobStore(f"file://{tmp_path}")
     job = Job(
         id="j", owner="ann", kind="render", status=JobStatus.QUEUED, steps=len(spec.steps),

@@ -1,4 +1,4 @@
-"""What the farm's ComfyUIs say, kept for who asks."""
+"""Checks how `NodeInfoCache` caches and merges what the pools report."""
 
 from __future__ import annotations
 
@@ -16,141 +16,151 @@ from moyin.errors import NotFound, ServiceUnavailable
 from moyin.render.comfyui.pool_client import PoolAnswer
 
 
-class Pools:
-    """Says what it is told to; counts the questions."""
+class FakePools:
+    """Fakes two pools, a and b, with the given responses, and records the requests."""
 
-    def __init__(self, **said: Any) -> None:
-        self.said = said
-        self.asked: list[tuple[str, str]] = []
-        self.asked_again = asyncio.Event()
-        # By pool; of those that are here, no renderer is up.
+    def __init__(self, **responses: Any) -> None:
+        self.responses = responses
+        self.requests: list[tuple[str, str]] = []
+        self.repeated = asyncio.Event()
+        # By pool: the state of a pool whose renderers are not up.
         self.states: dict[str, Literal["starting", "down"]] = {}
         self.versions: dict[str, str] = {}
-        self.free = asyncio.Event()
-        self.free.set()
+        self.may_respond = asyncio.Event()
+        self.may_respond.set()
 
     @property
     def pools(self) -> list[str]:
         return ["a", "b"]
 
-    async def ask(self, pool: str, path: str) -> PoolAnswer:
-        if (pool, path) in self.asked:
-            self.asked_again.set()
-        self.asked.append((pool, path))
-        await self.free.wait()
+    async def get(self, pool: str, path: str) -> PoolAnswer:
+        if (pool, path) in self.requests:
+            self.repeated.set()
+        self.requests.append((pool, path))
+        await self.may_respond.wait()
         version = self.versions.get(pool, "1")
         if pool in self.states:
             return PoolAnswer(version=version, state=self.states[pool])
-        if pool not in self.said:
+        if pool not in self.responses:
             raise ServiceUnavailable("it is down")
-        said = self.said[pool]
-        content = None if said is None else json.dumps(said).encode()
+        responses = self.responses[pool]
+        content = None if responses is None else json.dumps(responses).encode()
         return PoolAnswer(version=version, state="up", content=content)
 
-    async def ask_all(self, pool: str, path: str) -> Mapping[str, bytes]:
-        return {name: json.dumps(self.said[name]).encode() for name in [pool] if name in self.said}
+    async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
+        return {
+            name: json.dumps(self.responses[name]).encode()
+            for name in [pool]
+            if name in self.responses
+        }
 
 
-async def lists(facts: NodeInfoCache, path: str = "/models/x") -> list[Any]:
-    return await facts.union(path, union_of_lists)
+async def merged_list(node_info: NodeInfoCache, path: str = "/models/x") -> list[Any]:
+    return await node_info.merged(path, union_of_lists)
 
 
-async def test_pools_are_put_together_and_asked_once_by_many() -> None:
-    pools = Pools(a=["1"], b=["2"])
-    facts = NodeInfoCache(pools)
-    assert await asyncio.gather(*(lists(facts) for _ in range(5))) == [["1", "2"]] * 5
-    assert pools.asked == [("a", "/models/x"), ("b", "/models/x")]
-    assert await facts.each("/x") == [["1"], ["2"]]
-    assert json.loads(await facts.first("/models/x")) == ["1"]
+async def test_pools_are_merged_and_concurrent_requests_share_a_call() -> None:
+    pools = FakePools(a=["1"], b=["2"])
+    node_info = NodeInfoCache(pools)
+    assert await asyncio.gather(*(merged_list(node_info) for _ in range(5))) == [["1", "2"]] * 5
+    assert pools.requests == [("a", "/models/x"), ("b", "/models/x")]
+    assert await node_info.all_renderers("/x") == [["1"], ["2"]]
+    assert json.loads(await node_info.first("/models/x")) == ["1"]
 
 
-async def test_what_is_old_is_said_while_the_new_is_fetched() -> None:
-    pools = Pools(a=["1"], b=None)
-    facts = NodeInfoCache(pools, fresh=0.0, patience=0.01)
-    assert await lists(facts) == ["1"]
-    pools.said["a"] = ["2"]
-    pools.free.clear()
-    assert await lists(facts) == ["1"]
-    pools.free.set()
+async def test_an_old_response_is_served_while_a_new_one_is_fetched() -> None:
+    pools = FakePools(a=["1"], b=None)
+    node_info = NodeInfoCache(pools, fresh=0.0, patience=0.01)
+    assert await merged_list(node_info) == ["1"]
+    pools.responses["a"] = ["2"]
+    pools.may_respond.clear()
+    assert await merged_list(node_info) == ["1"]
+    pools.may_respond.set()
     for _ in range(100):
         await asyncio.sleep(0.01)
-        if await lists(facts) == ["2"]:
+        if await merged_list(node_info) == ["2"]:
             break
-    assert await lists(facts) == ["2"]
-    await facts.close()
+    assert await merged_list(node_info) == ["2"]
+    await node_info.close()
 
 
-async def test_a_pool_that_went_away_is_remembered_and_one_that_never_came_is_not() -> None:
-    pools = Pools(a=["1"])
-    facts = NodeInfoCache(pools, fresh=0.0)
-    assert await lists(facts) == ["1"]
-    del pools.said["a"]
-    assert await lists(facts) == ["1"]
+async def test_the_response_of_a_pool_that_went_down_stays_cached() -> None:
+    pools = FakePools(a=["1"])
+    node_info = NodeInfoCache(pools, fresh=0.0)
+    assert await merged_list(node_info) == ["1"]
+    del pools.responses["a"]
+    assert await merged_list(node_info) == ["1"]
     with pytest.raises(ServiceUnavailable):
-        await lists(facts, "/models/y")
+        await merged_list(node_info, "/models/y")
 
 
-async def test_what_no_pool_has_is_not_there() -> None:
+async def test_a_path_that_no_pool_has_is_not_found() -> None:
     with pytest.raises(NotFound):
-        await lists(NodeInfoCache(Pools(a=None, b=None)))
+        await merged_list(NodeInfoCache(FakePools(a=None, b=None)))
 
 
 @pytest.mark.parametrize(
     "path", ["/models/..", "/models/%2E%2e/x", "/preview/a//etc/x", "/preview/a/./x", "/models/"]
 )
-async def test_no_path_leads_to_another_route_of_the_worker(path: str) -> None:
-    pools = Pools(a=["1"], b=["1"])
+async def test_no_path_reaches_another_route_of_the_worker(path: str) -> None:
+    pools = FakePools(a=["1"], b=["1"])
     with pytest.raises(NotFound):
-        await lists(NodeInfoCache(pools), path)
-    assert pools.asked == []
+        await merged_list(NodeInfoCache(pools), path)
+    assert pools.requests == []
 
 
-async def test_large_files_of_node_packages_are_not_kept() -> None:
-    pools = Pools(a="x", b=None)
-    facts = NodeInfoCache(pools)
+async def test_large_files_of_node_packages_are_not_cached() -> None:
+    pools = FakePools(a="x", b=None)
+    node_info = NodeInfoCache(pools)
     for size in (1, 2**18):
-        pools.said["a"], pools.asked = "x" * size, []
+        pools.responses["a"], pools.requests = "x" * size, []
         path = f"/extensions/pack/{size}.js"
         for _ in range(2):
-            assert len(await facts.first(path)) == size + 2
-        assert pools.asked.count(("a", path)) == (1 if size == 1 else 2)
+            assert len(await node_info.first(path)) == size + 2
+        assert pools.requests.count(("a", path)) == (1 if size == 1 else 2)
 
 
-async def test_nonsense_is_not_passed_on() -> None:
-    class Odd(Pools):
-        async def ask(self, pool: str, path: str) -> PoolAnswer:
+async def test_malformed_responses_are_not_forwarded() -> None:
+    class Odd(FakePools):
+        async def get(self, pool: str, path: str) -> PoolAnswer:
             return PoolAnswer(version="1", state="up", content=b"<html>")
 
     with pytest.raises(ServiceUnavailable):
-        await lists(NodeInfoCache(Odd()))
+        await merged_list(NodeInfoCache(Odd()))
 
 
-async def test_nodes_outlive_a_restart(tmp_path: Path) -> None:
-    assert await NodeInfoCache(Pools(a={"N": {}}), folder=tmp_path / "nodes").nodes() == {"N": {}}
-    later = NodeInfoCache(Pools(), folder=tmp_path / "nodes")
+async def test_nodes_survive_a_restart(tmp_path: Path) -> None:
+    assert await NodeInfoCache(FakePools(a={"N": {}}), folder=tmp_path / "nodes").nodes() == {
+        "N": {}
+    }
+    later = NodeInfoCache(FakePools(), folder=tmp_path / "nodes")
     assert await later.nodes() == {"N": {}}
     with pytest.raises(ServiceUnavailable):
-        await later.union("/models", union_of_lists)
+        await later.merged("/models", union_of_lists)
 
 
 def graph(kind: str, file: str) -> dict[str, Any]:
     return {"1": {"class_type": kind, "inputs": {"ckpt": file, "n": 1, "image": ["2", 0]}}}
 
 
-async def test_a_graph_is_for_the_first_pool_that_has_its_nodes_and_files() -> None:
+async def test_a_graph_gets_the_first_pool_that_has_its_nodes_and_files() -> None:
     def loader(*files: str) -> dict[str, Any]:
         return {"input": {"required": {"ckpt": [list(files)], "n": ["INT", {}]}}}
 
-    pools = Pools(a={"Load": loader("x", "y")}, b={"Load": loader("y", "z"), "New": loader("z")})
-    facts = NodeInfoCache(pools)
-    assert await facts.pool_for(graph("Load", "y")) == "a"
-    assert await facts.pool_for(graph("Load", "z")) == "b"
-    assert await facts.pool_for(graph("New", "z")) == "b"
-    assert await facts.pool_for(graph("New", "unlisted")) == "b", "it may take it all the same"
-    assert await facts.pool_for(graph("Load", "unlisted")) == "a"
-    assert await facts.pool_for(graph("None", "z")) == "a", "it says best what it lacks"
-    assert await NodeInfoCache(Pools(b=pools.said["b"])).pool_for(graph("Load", "y")) == "b"
-    assert await NodeInfoCache(Pools()).pool_for(graph("Load", "y")) == "a"
+    pools = FakePools(
+        a={"Load": loader("x", "y")}, b={"Load": loader("y", "z"), "New": loader("z")}
+    )
+    node_info = NodeInfoCache(pools)
+    assert await node_info.pool_for(graph("Load", "y")) == "a"
+    assert await node_info.pool_for(graph("Load", "z")) == "b"
+    assert await node_info.pool_for(graph("New", "z")) == "b"
+    assert await node_info.pool_for(graph("New", "unlisted")) == "b", "it may still have the file"
+    assert await node_info.pool_for(graph("Load", "unlisted")) == "a"
+    assert await node_info.pool_for(graph("None", "z")) == "a", "its error is the most useful"
+    assert (
+        await NodeInfoCache(FakePools(b=pools.responses["b"])).pool_for(graph("Load", "y")) == "b"
+    )
+    assert await NodeInfoCache(FakePools()).pool_for(graph("Load", "y")) == "a"
 
 
 def one_node(name: str) -> dict[str, Any]:
@@ -158,74 +168,74 @@ def one_node(name: str) -> dict[str, Any]:
 
 
 async def test_a_graph_waits_for_an_earlier_pool_that_is_starting() -> None:
-    pools = Pools(a=one_node("Load"), b=one_node("Load"))
+    pools = FakePools(a=one_node("Load"), b=one_node("Load"))
     pools.states["a"] = "starting"
-    facts = NodeInfoCache(pools)
-    choice = asyncio.create_task(facts.pool_for(graph("Load", "x")))
-    await pools.asked_again.wait()
+    node_info = NodeInfoCache(pools)
+    choice = asyncio.create_task(node_info.pool_for(graph("Load", "x")))
+    await pools.repeated.wait()
     assert not choice.done()
     del pools.states["a"]
     assert await choice == "a"
 
 
 async def test_a_graph_does_not_wait_for_a_later_pool() -> None:
-    pools = Pools(a=one_node("Load"))
+    pools = FakePools(a=one_node("Load"))
     pools.states["b"] = "starting"
     assert await NodeInfoCache(pools).pool_for(graph("Load", "x")) == "a"
-    assert {pool for pool, _ in pools.asked} == {"a"}
+    assert {pool for pool, _ in pools.requests} == {"a"}
 
 
-async def test_a_graph_is_refused_for_now_when_an_earlier_pool_starts_for_too_long() -> None:
-    pools = Pools(b=one_node("Load"))
+async def test_a_graph_is_rejected_when_an_earlier_pool_takes_too_long_to_start() -> None:
+    pools = FakePools(b=one_node("Load"))
     pools.states["a"] = "starting"
     with pytest.raises(ServiceUnavailable, match="'a' is starting") as refused:
         await NodeInfoCache(pools, start=0.01).pool_for(graph("Load", "x"))
     assert refused.value.retry_after
 
 
-async def test_a_pool_that_is_slow_to_answer_is_not_passed_over() -> None:
-    pools = Pools(a=one_node("Load"), b=one_node("Load"))
-    pools.free.clear()
-    facts = NodeInfoCache(pools, start=0.05)
+async def test_a_slow_pool_is_not_skipped() -> None:
+    pools = FakePools(a=one_node("Load"), b=one_node("Load"))
+    pools.may_respond.clear()
+    node_info = NodeInfoCache(pools, start=0.05)
     with pytest.raises(ServiceUnavailable, match="'a' is starting"):
-        await facts.pool_for(graph("Load", "x"))
-    pools.free.set()
-    assert await facts.pool_for(graph("Load", "x")) == "a"
-    await facts.close()
+        await node_info.pool_for(graph("Load", "x"))
+    pools.may_respond.set()
+    assert await node_info.pool_for(graph("Load", "x")) == "a"
+    await node_info.close()
 
 
-async def test_a_pool_that_is_down_and_never_answered_is_passed_over() -> None:
-    pools = Pools(b=one_node("Load"))
+async def test_a_pool_that_is_down_and_never_responded_is_skipped() -> None:
+    pools = FakePools(b=one_node("Load"))
     pools.states["a"] = "down"
     assert await NodeInfoCache(pools).pool_for(graph("Load", "x")) == "b"
 
 
-async def test_facts_end_with_the_configuration_that_they_were_told_by(tmp_path: Path) -> None:
-    pools = Pools(a=one_node("Load"), b=one_node("Load"))
-    facts = NodeInfoCache(pools, fresh=0.0, start=0.05, folder=tmp_path / "nodes")
-    assert await facts.pool_for(graph("Load", "x")) == "a"
+async def test_cached_nodes_end_with_the_pools_configuration(tmp_path: Path) -> None:
+    pools = FakePools(a=one_node("Load"), b=one_node("Load"))
+    node_info = NodeInfoCache(pools, fresh=0.0, start=0.05, folder=tmp_path / "nodes")
+    assert await node_info.pool_for(graph("Load", "x")) == "a"
     pools.states["a"] = "starting"
-    assert await facts.pool_for(graph("Load", "x")) == "a", "it has the same configuration"
+    assert await node_info.pool_for(graph("Load", "x")) == "a", "the configuration is the same"
     pools.versions["a"] = "2"
     with pytest.raises(ServiceUnavailable, match="'a' is starting"):
-        await facts.pool_for(graph("Load", "x"))
+        await node_info.pool_for(graph("Load", "x"))
     restarted = NodeInfoCache(pools, start=0.05, folder=tmp_path / "nodes")
     with pytest.raises(ServiceUnavailable, match="'a' is starting"):
         await restarted.pool_for(graph("Load", "x"))
     del pools.states["a"]
-    pools.said["a"] = one_node("Other")
-    assert await facts.pool_for(graph("Load", "x")) == "b"
+    pools.responses["a"] = one_node("Other")
+    assert await node_info.pool_for(graph("Load", "x")) == "b"
 
 
-async def test_a_pool_is_asked_again_about_nodes_only_when_one_is_new() -> None:
+async def test_input_rules_are_refetched_only_for_new_nodes() -> None:
     load = {"input": {"required": {"image": [[], {"image_upload": True}]}}}
-    pools = Pools(a={"Load": load})
-    facts = NodeInfoCache(pools, fresh=0.0)
+    pools = FakePools(a={"Load": load})
+    node_info = NodeInfoCache(pools, fresh=0.0)
     for _ in range(3):
-        known = await facts.inputs("a", {"Load"})
+        known = await node_info.input_rules("a", {"Load"})
         assert known is not None and known["Load"]["image"].kind == "file"
-    assert pools.asked == [("a", "/object_info")]
-    pools.said["a"]["New"] = load
-    known = await facts.inputs("a", {"Load", "New"})
+    assert pools.requests == [("a", "/object_info")]
+    pools.responses["a"]["New"] = load
+    known = await node_info.input_rules("a", {"Load", "New"})
     assert known is not None and known.keys() == {"Load", "New"}
-    assert await facts.inputs("b", {"Load"}) is None
+    assert await node_info.input_rules("b", {"Load"}) is None

@@ -29,17 +29,17 @@ BOB = Identity(owner="bob", key_id="k")
 
 
 class Service:
-    """`JobService` without a queue behind it: it notes what is asked of it."""
+    """Fakes `JobService` and records its calls."""
 
     def __init__(self, rig: Rig) -> None:
         self._rig = rig
         self.specs: list[JobSpec] = []
         self.priority_fields: list[str | None] = []
 
-    async def submit(self, caller: Identity, spec: JobSpec, **asked: Any) -> tuple[Job, bool]:
-        assert asked["validated"], "the pool has been asked"
+    async def submit(self, caller: Identity, spec: JobSpec, **requested: Any) -> tuple[Job, bool]:
+        assert requested["validated"], "the graph must have been validated before"
         self.specs.append(spec)
-        self.priority_fields.append(asked["priority_field"])
+        self.priority_fields.append(requested["priority_field"])
         return await self._rig.job(), True
 
     async def cancel(self, caller: Identity, job_id: str) -> Job:
@@ -50,9 +50,9 @@ class Service:
 
 
 class Feed:
-    """`JobFeed` of jobs that end at once."""
+    """Fakes the `JobFeed` of jobs that end at once."""
 
-    async def newest(self, job_id: str) -> None:
+    async def newest_id(self, job_id: str) -> None:
         return None
 
     async def ended(self, job: Job, after: str | None) -> None:
@@ -60,7 +60,7 @@ class Feed:
 
 
 class Validator:
-    """Pools that accept everything."""
+    """Fakes pools that accept every graph."""
 
     def __init__(self) -> None:
         self.pools: list[str] = []
@@ -91,13 +91,13 @@ class Guard(OpenGuard):
 
 @pytest.fixture
 def executed() -> set[str]:
-    """Prompts that ComfyUI is through with."""
+    """Return the ids of prompts that ComfyUI has executed; tests add to it."""
     return set()
 
 
 @pytest.fixture
 def prompts(rig: Rig, service: Service, validator: Validator, executed: set[str]) -> FarmPrompts:
-    async def those_executed(ids: Sequence[str]) -> set[str]:
+    async def find_executed(ids: Sequence[str]) -> set[str]:
         return executed & set(ids)
 
     return FarmPrompts(
@@ -108,8 +108,8 @@ def prompts(rig: Rig, service: Service, validator: Validator, executed: set[str]
         prompts=rig.prompts,
         files=rig.files,
         blobs=rig.blobs,
-        executed=those_executed,
-        heard=rig.events().heard,
+        find_executed=find_executed,
+        wait_until_notified=rig.events().wait_until_notified,
     )
 
 
@@ -121,7 +121,7 @@ async def ended(rig: Rig, status: JobStatus = JobStatus.SUCCEEDED) -> Job:
     return done
 
 
-async def test_a_prompt_goes_to_the_pool_that_has_what_it_needs(
+async def test_a_prompt_goes_to_the_pool_that_fits_its_graph(
     prompts: FarmPrompts, service: Service, validator: Validator
 ) -> None:
     await prompts.submit(ADA, PromptBody(prompt={"1": {"class_type": "Big", "inputs": {}}}))
@@ -130,14 +130,14 @@ async def test_a_prompt_goes_to_the_pool_that_has_what_it_needs(
     assert validator.pools == ["big", "default"]
 
 
-async def test_a_prompt_becomes_a_job_that_remembers_how_it_was_asked_for(
+async def test_a_prompt_becomes_a_job_with_its_request_data(
     prompts: FarmPrompts, service: Service
 ) -> None:
     extra = {"extra_pnginfo": {"workflow": {}}, "api_key_comfy_org": "secret"}
     body = PromptBody(prompt=GRAPH, client_id="c", extra_data=extra, partial_execution_targets=[])
-    told = await prompts.submit(ADA, body)
-    assert told.keys() == {"prompt_id", "number", "node_errors"}
-    assert told["node_errors"] == {"9": {}}
+    accepted = await prompts.submit(ADA, body)
+    assert accepted.keys() == {"prompt_id", "number", "node_errors"}
+    assert accepted["node_errors"] == {"9": {}}
     [spec] = service.specs
     assert (spec.kind, spec.priority, spec.steps[0].pool) == ("render", 3, "default")
     assert spec.comfyui == ComfyPrompt(
@@ -149,38 +149,38 @@ async def test_a_prompt_becomes_a_job_that_remembers_how_it_was_asked_for(
 
 
 @pytest.mark.parametrize(
-    ("asked", "priority"),
+    ("requested", "priority"),
     [({}, 3), ({"front": True}, 2), ({"number": -1}, 2), ({"number": 5}, 3)],
 )
-async def test_the_front_of_the_queue_is_a_class(
-    prompts: FarmPrompts, service: Service, asked: dict[str, Any], priority: int
+async def test_front_of_the_queue_is_a_higher_priority(
+    prompts: FarmPrompts, service: Service, requested: dict[str, Any], priority: int
 ) -> None:
-    told = await prompts.submit(ADA, PromptBody(prompt=GRAPH, **asked))
+    body = await prompts.submit(ADA, PromptBody(prompt=GRAPH, **requested))
     assert service.specs[0].priority == priority
-    named = "number" if "number" in asked else "front"
-    assert service.priority_fields == [named if priority == 2 else None]
-    assert told["number"] == asked.get("number", told["number"])
-    assert (told["number"] < 0) == (priority == 2)
+    field_name = "number" if "number" in requested else "front"
+    assert service.priority_fields == [field_name if priority == 2 else None]
+    assert body["number"] == requested.get("number", body["number"])
+    assert (body["number"] < 0) == (priority == 2)
 
 
-async def test_uploads_are_validated_under_the_renderers_names_and_kept_by_id(
+async def test_uploads_are_validated_under_the_renderers_names_and_stored_by_id(
     prompts: FarmPrompts, service: Service, validator: Validator, rig: Rig
 ) -> None:
     cat = Artifact(
         id=new_artifact_id(), name="cat.png", media_type="image/png", size=1, sha256="1" * 64
     )
     name = ComfyFileName(filename="cat.png", type="input")
-    await rig.files.upload(OWNER, name, cat, overwrite=False)
+    await rig.files.add_upload(OWNER, name, cat, overwrite=False)
     graph = {"1": {"class_type": "LoadImage", "inputs": {"image": "cat.png"}}}
     await prompts.submit(ADA, PromptBody(prompt=graph))
     assert validator.graphs[0]["1"]["inputs"]["image"] == input_name(cat)
     assert service.specs[0].comfyui is not None
     assert service.specs[0].comfyui.files == {"cat.png": cat.id}
     await prompts.submit(replace(ADA, owner="bob"), PromptBody(prompt=graph))
-    assert validator.graphs[1] == graph, "it names nothing of somebody else's"
+    assert validator.graphs[1] == graph, "another tenant's name must not resolve"
 
 
-async def test_a_queue_shows_what_runs_and_what_waits(
+async def test_the_queue_lists_running_and_waiting_prompts(
     prompts: FarmPrompts, rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting, running = await rig.job(), await rig.job(begun=True)
@@ -188,14 +188,14 @@ async def test_a_queue_shows_what_runs_and_what_waits(
     queue = await prompts.queue(OWNER)
     assert [row[1:3] for row in queue["queue_running"]] == [[running.id, GRAPH]]
     assert [row[1:3] for row in queue["queue_pending"]] == [[waiting.id, GRAPH]]
-    assert await prompts.remaining(OWNER) == 2
+    assert await prompts.count_open(OWNER) == 2
     # The graphs of a long queue would be megabytes.
-    monkeypatch.setattr("moyin.comfy_api.prompts._WHOLE_ROWS", 1)
+    monkeypatch.setattr("moyin.comfy_api.prompts._MAX_ROWS_WITH_GRAPH", 1)
     queue = await prompts.queue(OWNER)
     assert [row[2] for rows in queue.values() for row in rows] == [GRAPH, {}]
 
 
-async def test_a_history_is_oldest_first_and_can_be_paged(prompts: FarmPrompts, rig: Rig) -> None:
+async def test_the_history_is_oldest_first_and_can_be_paged(prompts: FarmPrompts, rig: Rig) -> None:
     done = [(await ended(rig)).id for _ in range(4)]
     await rig.job()
     assert list(await prompts.history(OWNER)) == done
@@ -207,11 +207,11 @@ async def test_a_history_is_oldest_first_and_can_be_paged(prompts: FarmPrompts, 
     assert await prompts.history_of("bob", done[0]) == {}
 
 
-async def test_answers_about_large_graphs_are_bounded(
+async def test_responses_with_large_graphs_are_limited_in_size(
     prompts: FarmPrompts, rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moyin.comfy_api.prompts._MOST_BYTES", 1_000_000)
-    monkeypatch.setattr("moyin.comfy_api.prompts._REMEMBERED_BYTES", 100_000)
+    monkeypatch.setattr("moyin.comfy_api.prompts._MAX_RESPONSE_BYTES", 1_000_000)
+    monkeypatch.setattr("moyin.comfy_api.prompts._MAX_CACHED_BYTES", 100_000)
     large = {"1": {"class_type": "SaveImage", "inputs": {"text": "x" * 400_000}}}
     done = []
     for _ in range(12):
@@ -222,7 +222,7 @@ async def test_answers_about_large_graphs_are_bounded(
     assert list(await prompts.history(OWNER)) == done[-2:]
     assert list(await prompts.history(OWNER, offset=3)) == done[3:5]
     assert list(await prompts.history_of(OWNER, done[0])) == done[:1]
-    listed = await prompts.jobs(
+    list_ids = await prompts.list_jobs(
         OWNER,
         states=(),
         workflow_id=None,
@@ -231,37 +231,39 @@ async def test_answers_about_large_graphs_are_bounded(
         limit=None,
         offset=0,
     )
-    assert [job["id"] for job in listed["jobs"]] == done[:2]
-    assert listed["pagination"]["has_more"]
+    assert [job["id"] for job in list_ids["jobs"]] == done[:2]
+    assert list_ids["pagination"]["has_more"]
     waiting = [(await rig.job(graph=large)).id for _ in range(4)]
     rows = (await prompts.queue(OWNER))["queue_pending"]
     assert sorted(row[1] for row in rows) == sorted(waiting)
     assert [row[2] for row in rows].count({}) == 2
-    # None is kept in memory for good.
+    # Large specs are not cached.
     assert not prompts._specs
 
 
-async def test_an_answer_has_one_graph_however_large(
+async def test_a_response_has_at_least_one_entry_however_large(
     prompts: FarmPrompts, rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moyin.comfy_api.prompts._MOST_BYTES", 1)
+    monkeypatch.setattr("moyin.comfy_api.prompts._MAX_RESPONSE_BYTES", 1)
     done = [(await ended(rig)).id for _ in range(3)]
     assert list(await prompts.history(OWNER)) == done[-1:]
 
 
-async def test_deleting_history_hides_it_and_keeps_the_job(prompts: FarmPrompts, rig: Rig) -> None:
+async def test_deleting_history_hides_prompts_and_keeps_their_jobs(
+    prompts: FarmPrompts, rig: Rig
+) -> None:
     first, second, third = [(await ended(rig)).id for _ in range(3)]
     running = await rig.job(begun=True)
-    await prompts.forget(BOB, [first])
-    await prompts.forget(ADA, [first, running.id, str(uuid.uuid4())])
+    await prompts.hide(BOB, [first])
+    await prompts.hide(ADA, [first, running.id, str(uuid.uuid4())])
     assert list(await prompts.history(OWNER)) == [second, third]
-    await prompts.forget(ADA, None)
+    await prompts.hide(ADA, None)
     assert await prompts.history(OWNER) == {}
     assert (await rig.jobs.get(OWNER, first)).status is JobStatus.SUCCEEDED
-    assert await prompts.remaining(OWNER) == 1
+    assert await prompts.count_open(OWNER) == 1
 
 
-async def test_what_waits_can_be_removed_and_what_runs_interrupted(
+async def test_waiting_prompts_can_be_removed_and_running_ones_interrupted(
     prompts: FarmPrompts, rig: Rig
 ) -> None:
     waiting = [(await rig.job()).id for _ in range(3)]
@@ -269,25 +271,25 @@ async def test_what_waits_can_be_removed_and_what_runs_interrupted(
     foreign = await rig.job(owner="bob", begun=True)
 
     async def open_ids() -> set[str]:
-        return {job.id for job in await rig.prompts.open(OWNER)}
+        return {job.id for job in await rig.prompts.list_open(OWNER)}
 
-    await prompts.remove(ADA, [waiting[0], running, foreign.id])
+    await prompts.cancel_waiting(ADA, [waiting[0], running, foreign.id])
     assert await open_ids() == {*waiting[1:], running}
     await prompts.interrupt(ADA, None)
     assert await open_ids() == set(waiting[1:])
     await prompts.interrupt(ADA, waiting[1])
     await prompts.interrupt(ADA, foreign.id)
     assert await open_ids() == {waiting[2]}
-    await prompts.remove(ADA, None)
+    await prompts.cancel_waiting(ADA, None)
     assert await open_ids() == set()
-    assert not await prompts.cancel(ADA, waiting), "they have ended"
+    assert not await prompts.cancel(ADA, waiting), "these prompts have ended"
     assert not (await rig.jobs.get("bob", foreign.id)).status.is_final
 
 
 @pytest.fixture
-async def mixed(rig: Rig) -> dict[str, str]:
-    """Ids of jobs that wait, and of some that run, by who asked for them and how."""
-    made = {}
+async def jobs_by_kind(rig: Rig) -> dict[str, str]:
+    """Return the ids of waiting and running jobs, by submitter and client."""
+    ids = {}
     for begun, state in ((False, "waits"), (True, "runs")):
         for name, submitted in {
             "own": {},
@@ -298,100 +300,100 @@ async def mixed(rig: Rig) -> dict[str, str]:
             "another tenant's": {"owner": "bob"},
         }.items():
             job = await rig.job(begun=begun, **submitted)
-            made[f"{name} {state}"] = job.id
-    return made
+            ids[f"{name} {state}"] = job.id
+    return ids
 
 
-async def _left(rig: Rig, mixed: Mapping[str, str]) -> set[str]:
+async def _left(rig: Rig, jobs_by_kind: Mapping[str, str]) -> set[str]:
     found = [*await rig.prompts.open(OWNER), *await rig.prompts.open("bob")]
     ids = {job.id for job in found}
-    return {name for name, job_id in mixed.items() if job_id in ids}
+    return {name for name, job_id in jobs_by_kind.items() if job_id in ids}
 
 
-async def test_clearing_the_queue_reaches_the_callers_own_prompts_alone(
-    prompts: FarmPrompts, rig: Rig, mixed: dict[str, str]
+async def test_clearing_the_queue_affects_only_the_callers_own_prompts(
+    prompts: FarmPrompts, rig: Rig, jobs_by_kind: dict[str, str]
 ) -> None:
-    await prompts.remove(ADA, None)
-    gone = {"own waits", "own, another client waits"}
-    assert await _left(rig, mixed) == mixed.keys() - gone
+    await prompts.cancel_waiting(ADA, None)
+    removed = {"own waits", "own, another client waits"}
+    assert await _left(rig, jobs_by_kind) == jobs_by_kind.keys() - removed
 
 
-async def test_an_interrupt_without_an_id_reaches_the_callers_own_prompts_alone(
-    prompts: FarmPrompts, rig: Rig, mixed: dict[str, str]
+async def test_an_interrupt_without_an_id_affects_only_the_callers_own_prompts(
+    prompts: FarmPrompts, rig: Rig, jobs_by_kind: dict[str, str]
 ) -> None:
     await prompts.interrupt(ADA, None)
-    gone = {"own runs", "own, another client runs"}
-    assert await _left(rig, mixed) == mixed.keys() - gone
+    removed = {"own runs", "own, another client runs"}
+    assert await _left(rig, jobs_by_kind) == jobs_by_kind.keys() - removed
 
 
-async def test_a_named_client_is_cleared_alone(
-    prompts: FarmPrompts, rig: Rig, mixed: dict[str, str]
+async def test_client_id_limits_clearing_to_one_client(
+    prompts: FarmPrompts, rig: Rig, jobs_by_kind: dict[str, str]
 ) -> None:
     await prompts.interrupt(ADA, None, client_id="editor")
-    await prompts.remove(ADA, None, client_id="editor")
-    gone = {name for name in mixed if "client" in name}
-    assert await _left(rig, mixed) == mixed.keys() - gone
+    await prompts.cancel_waiting(ADA, None, client_id="editor")
+    removed = {name for name in jobs_by_kind if "client" in name}
+    assert await _left(rig, jobs_by_kind) == jobs_by_kind.keys() - removed
 
 
-async def test_a_person_is_the_same_in_every_session(prompts: FarmPrompts, rig: Rig) -> None:
+async def test_a_user_is_recognized_in_every_session(prompts: FarmPrompts, rig: Rig) -> None:
     ann = Identity(owner=OWNER, key_id="ses_2", user="usr_ann")
-    mixed = {
+    jobs_by_kind = {
         "mine": (await rig.job(key_id="ses_1", user="usr_ann")).id,
         "theirs": (await rig.job(key_id="ses_3", user="usr_eve")).id,
         "the tenant's key's": (await rig.job()).id,
     }
-    await prompts.remove(ann, None)
-    assert await _left(rig, mixed) == {"theirs", "the tenant's key's"}
+    await prompts.cancel_waiting(ann, None)
+    assert await _left(rig, jobs_by_kind) == {"theirs", "the tenant's key's"}
 
 
-async def test_clearing_the_history_hides_the_callers_own_prompts_alone(
-    prompts: FarmPrompts, rig: Rig, mixed: dict[str, str]
+async def test_clearing_the_history_affects_only_the_callers_own_prompts(
+    prompts: FarmPrompts, rig: Rig, jobs_by_kind: dict[str, str]
 ) -> None:
-    for job_id in mixed.values():
+    for job_id in jobs_by_kind.values():
         await rig.jobs.finish(job_id, 1, JobStatus.SUCCEEDED, None)
-    await prompts.forget(ADA, None)
+    await prompts.hide(ADA, None)
     shown = {**await prompts.history(OWNER), **await prompts.history("bob")}
-    hidden = {name for name, job_id in mixed.items() if job_id not in shown}
-    assert hidden == {name for name in mixed if name.startswith("own")}
+    hidden = {name for name, job_id in jobs_by_kind.items() if job_id not in shown}
+    assert hidden == {name for name in jobs_by_kind if name.startswith("own")}
 
 
-async def test_an_interrupt_hits_only_what_is_executed_at_the_moment(
+async def test_an_interrupt_spares_prompts_that_have_been_executed(
     prompts: FarmPrompts, rig: Rig, executed: set[str]
 ) -> None:
     stored, running = await rig.job(begun=True), await rig.job(begun=True)
     executed.add(stored.id)
     await prompts.interrupt(ADA, None)
     await prompts.interrupt(ADA, stored.id)
-    assert [job.id for job in await rig.prompts.open(OWNER)] == [stored.id]
+    assert [job.id for job in await rig.prompts.list_open(OWNER)] == [stored.id]
     assert (await rig.jobs.get(OWNER, running.id)).status is JobStatus.CANCELLED
-    assert await prompts.cancel(ADA, [stored.id]), "who wants it gone may say so"
+    assert await prompts.cancel(ADA, [stored.id]), "an explicit cancellation still works"
 
 
 async def test_jobs_are_listed_by_state_and_page(prompts: FarmPrompts, rig: Rig) -> None:
     done, failed = await ended(rig), await ended(rig, JobStatus.FAILED)
     waiting = await rig.job()
 
-    async def listed(**asked: Any) -> tuple[list[str], dict[str, Any]]:
+    async def list_ids(**requested: Any) -> tuple[list[str], dict[str, Any]]:
         plain = {
             "states": (), "workflow_id": None, "by_duration": False, "ascending": True,
             "limit": None, "offset": 0,
         }  # fmt: skip
-        told = await prompts.jobs(OWNER, **{**plain, **asked})
-        return [job["id"] for job in told["jobs"]], told["pagination"]
+        body = await prompts.list_jobs(OWNER, **{**plain, **requested})
+        return [job["id"] for job in body["jobs"]], body["pagination"]
 
-    assert (await listed())[0] == [done.id, failed.id, waiting.id]
-    assert (await listed(ascending=False))[0] == [waiting.id, failed.id, done.id]
-    assert (await listed(states=("failed", "pending")))[0] == [failed.id, waiting.id]
-    assert (await listed(workflow_id="w"))[0] == []
-    ids, pagination = await listed(limit=1, offset=1)
+    assert (await list_ids())[0] == [done.id, failed.id, waiting.id]
+    assert (await list_ids(ascending=False))[0] == [waiting.id, failed.id, done.id]
+    assert (await list_ids(states=("failed", "pending")))[0] == [failed.id, waiting.id]
+    assert (await list_ids(workflow_id="w"))[0] == []
+    ids, pagination = await list_ids(limit=1, offset=1)
     assert ids == [failed.id]
     assert pagination == {"offset": 1, "limit": 1, "total": 3, "has_more": True}
-    assert (await prompts.job(OWNER, done.id))["workflow"]["prompt"] == GRAPH
+    assert (await prompts.get_job(OWNER, done.id))["workflow"]["prompt"] == GRAPH
     with pytest.raises(JobNotFound):
-        await prompts.job("bob", done.id)
+        await prompts.get_job("bob", done.id)
 
 
-async def test_the_workflows_of_many_jobs_are_read_side_by_side(
+async def test_workflows_of_many_jobs_are_read_in_parallel_and_cached(
     prompts: FarmPrompts, rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for node in ("1", "2"):
@@ -405,13 +407,13 @@ async def test_the_workflows_of_many_jobs_are_read_side_by_side(
         return await read(sha256)
 
     monkeypatch.setattr(rig.blobs, "get", get)
-    asked: Any = {
+    requested: Any = {
         "states": (), "workflow_id": "w", "by_duration": False, "ascending": True,
         "limit": None, "offset": 0,
     }  # fmt: skip
-    told = await prompts.jobs(OWNER, **asked)
-    assert told["jobs"] == []
-    # The newest thousand are more than the specs that are remembered.
+    body = await prompts.list_jobs(OWNER, **requested)
+    assert body["jobs"] == []
+    # The workflow digests must be cached, because the spec cache is smaller than the list.
     monkeypatch.setattr(prompts, "_specs", {})
     monkeypatch.setattr(rig.blobs, "get", None)
-    assert (await prompts.jobs(OWNER, **asked))["jobs"] == []
+    assert (await prompts.list_jobs(OWNER, **requested))["jobs"] == []

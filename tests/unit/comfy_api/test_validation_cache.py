@@ -8,7 +8,7 @@ import pytest
 from moyin.comfy_api.validation_cache import ValidationCache
 
 BODY = {"outputs": ["2"], "node_errors": {}}
-FREE = {
+UNCHECKED = {
     "1": {
         "seed": ["INT", 0, 2**64 - 1],
         "cfg": ["FLOAT", 0.0, 100.0],
@@ -27,20 +27,20 @@ def graph(**changed: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def verdicts() -> ValidationCache:
-    verdicts = ValidationCache()
-    verdicts.keep("p", graph(), None, BODY, FREE)
-    return verdicts
+def cache() -> ValidationCache:
+    cache = ValidationCache()
+    cache.keep("p", graph(), None, BODY, UNCHECKED)
+    return cache
 
 
 @pytest.mark.parametrize(
     "changed",
     [{}, {"seed": 2**64 - 1}, {"seed": 0}, {"cfg": 1}, {"text": "ü" * 999}, {"on": False}],
 )
-def test_a_graph_that_differs_in_nothing_that_is_checked(
-    verdicts: ValidationCache, changed: dict[str, Any]
+def test_a_graph_that_differs_only_in_unchecked_inputs_is_cached(
+    cache: ValidationCache, changed: dict[str, Any]
 ) -> None:
-    assert verdicts.find("p", graph(**changed), None) == BODY
+    assert cache.find("p", graph(**changed), None) == BODY
 
 
 @pytest.mark.parametrize(
@@ -70,54 +70,54 @@ def test_a_graph_that_differs_in_nothing_that_is_checked(
         {"seed": ["\ud800"]},
     ],
 )
-def test_a_graph_that_differs_in_something_else(
-    verdicts: ValidationCache, changed: dict[str, Any]
+def test_a_graph_that_differs_in_a_checked_value_is_not_cached(
+    cache: ValidationCache, changed: dict[str, Any]
 ) -> None:
-    assert verdicts.find("p", graph(**changed), None) is None
+    assert cache.find("p", graph(**changed), None) is None
 
 
-def test_it_is_of_one_pool_and_of_what_shall_be_executed(verdicts: ValidationCache) -> None:
-    assert verdicts.find("q", graph(), None) is None
-    assert verdicts.find("p", graph(), ["2"]) is None
-    verdicts.keep("p", graph(), ["2"], BODY, FREE)
-    assert verdicts.find("p", graph(seed=5), ["2"]) == BODY
+def test_results_are_cached_per_pool_and_target_nodes(cache: ValidationCache) -> None:
+    assert cache.find("q", graph(), None) is None
+    assert cache.find("p", graph(), ["2"]) is None
+    cache.keep("p", graph(), ["2"], BODY, UNCHECKED)
+    assert cache.find("p", graph(seed=5), ["2"]) == BODY
 
 
-def test_links_classes_and_names_count(verdicts: ValidationCache) -> None:
+def test_links_classes_and_node_ids_are_part_of_the_shape(cache: ValidationCache) -> None:
     for path, value in (("class_type", "L"), ("inputs", {}), ("inputs", None)):
         other = graph()
         other["1"][path] = value
-        assert verdicts.find("p", other, None) is None
+        assert cache.find("p", other, None) is None
     renamed = graph()
     renamed["3"] = renamed.pop("1")
-    assert verdicts.find("p", renamed, None) is None
+    assert cache.find("p", renamed, None) is None
     titled = graph(seed=9)
     titled["1"]["_meta"] = {"title": "mine"}
-    assert verdicts.find("p", titled, None) == BODY
+    assert cache.find("p", titled, None) == BODY
 
 
-def test_several_values_that_are_checked_are_remembered_side_by_side(
-    verdicts: ValidationCache,
+def test_several_checked_values_are_cached_at_once(
+    cache: ValidationCache,
 ) -> None:
-    verdicts.keep("p", graph(name="b.ckpt"), None, BODY, FREE)
+    cache.keep("p", graph(name="b.ckpt"), None, BODY, UNCHECKED)
     for name in ("a.ckpt", "b.ckpt"):
-        assert verdicts.find("p", graph(name=name, seed=4), None) == BODY
+        assert cache.find("p", graph(name=name, seed=4), None) == BODY
 
 
-def test_a_word_is_not_taken_for_ever() -> None:
-    verdicts = ValidationCache(seconds=0)
-    verdicts.keep("p", graph(), None, BODY, FREE)
-    assert verdicts.find("p", graph(), None) is None
+def test_results_expire() -> None:
+    cache = ValidationCache(ttl_seconds=0)
+    cache.keep("p", graph(), None, BODY, UNCHECKED)
+    assert cache.find("p", graph(), None) is None
 
 
-def test_a_half_good_graph_is_asked_about_again() -> None:
-    verdicts = ValidationCache()
-    verdicts.keep("p", graph(), None, {"outputs": ["2"], "node_errors": {"3": {}}}, FREE)
-    assert verdicts.find("p", graph(), None) is None
+def test_a_result_with_node_errors_is_not_cached() -> None:
+    cache = ValidationCache()
+    cache.keep("p", graph(), None, {"outputs": ["2"], "node_errors": {"3": {}}}, UNCHECKED)
+    assert cache.find("p", graph(), None) is None
 
 
 @pytest.mark.parametrize("bad", [{"1": 1}, {"1": {}}, {"1": {"class_type": "K"}}])
-def test_what_is_no_graph_is_left_to_comfyui(bad: dict[str, Any]) -> None:
-    verdicts = ValidationCache()
-    verdicts.keep("p", bad, None, BODY, {})
-    assert verdicts.find("p", bad, None) is None
+def test_a_malformed_graph_is_not_cached(bad: dict[str, Any]) -> None:
+    cache = ValidationCache()
+    cache.keep("p", bad, None, BODY, {})
+    assert cache.find("p", bad, None) is None

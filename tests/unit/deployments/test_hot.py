@@ -24,18 +24,18 @@ def hot(proxy: Proxy) -> HotConfig[GatewayConfig]:
 
 def test_the_first_configuration_must_be_right(hot: HotConfig[GatewayConfig]) -> None:
     with pytest.raises(ValueError, match=r"routes\.0\.upstreams\.0\.url"):
-        hot.take(BAD)
+        hot.load(BAD)
 
 
 def test_a_later_one_that_is_wrong_is_refused_and_changes_nothing(
     hot: HotConfig[GatewayConfig], proxy: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    hot.take(GOOD)
+    hot.load(GOOD)
     before = proxy.table
     with caplog.at_level(logging.ERROR):
-        hot.take(BAD)
+        hot.load(BAD)
     assert proxy.table is before
     assert "routes.0.upstreams.0.url" in caplog.text
     assert "secret" not in caplog.text
-    hot.take({"routes": []})
+    hot.load({"routes": []})
     assert proxy.table.routes == ()

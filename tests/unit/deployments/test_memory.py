@@ -25,7 +25,7 @@ def _run(limit_mib: int, leak_mib: int) -> subprocess.CompletedProcess[str]:
 def test_a_leak_ends_its_own_process() -> None:
     leaking = _run(200, 2_000)
     assert (leaking.returncode, leaking.stdout) == (70, "")
-    assert "this replica ends" in leaking.stderr
+    assert "this replica uses" in leaking.stderr
 
 
 def test_without_a_bound_or_below_it_everything_goes_on() -> None:

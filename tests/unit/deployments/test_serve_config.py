@@ -102,10 +102,10 @@ def _another_pool(config: Any) -> None:
         ),
         (_set("http_options", "port", "high"), "http_options.port: "),
         (_set("applications", 0, "import_path", "deployments.nowhere:build"), "No module named"),
-        (_rename_models, "there is no 'Modles'; there are: Models"),
+        (_rename_models, "there is no deployment 'Modles'; deployments: Models"),
         (
             lambda config: _user_config(config).update(alias={}),
-            "user_config.alias: unknown key; is 'aliases' meant?",
+            "user_config.alias: unknown key; did you mean 'aliases'?",
         ),
         (
             lambda config: _user_config(config)["backends"][0]["models"][0].update(ctx=1),
@@ -113,7 +113,7 @@ def _another_pool(config: Any) -> None:
         ),
         (
             lambda config: _user_config(config)["routing"].update(explor=0.1),
-            "routing.explor: unknown key; is 'explore' meant?",
+            "routing.explor: unknown key; did you mean 'explore'?",
         ),
         (
             lambda config: _user_config(config)["routing"].update(judge=True),
@@ -127,14 +127,14 @@ def _another_pool(config: Any) -> None:
             lambda config: _user_config(config)["routing"].update(hold_streams="sometimes"),
             "routing.hold_streams: must be true or false",
         ),
-        (lambda config: config["applications"][0].pop("route_prefix"), "route_prefix: say it"),
+        (lambda config: config["applications"][0].pop("route_prefix"), "route_prefix: is missing"),
         (
             _set("applications", 0, "args", "pools", ["defaul"]),
-            "applications.gateway.args.pools: there is no pool 'defaul'; there are: default",
+            "applications.gateway.args.pools: there is no pool 'defaul'; pools: default",
         ),
         (
             lambda config: _app(config, "render-default")["args"].update(larger_pool="lage"),
-            "args.larger_pool: there is no pool 'lage'; there are: default",
+            "args.larger_pool: there is no pool 'lage'; pools: default",
         ),
         (
             lambda config: _app(config, "render-default")["args"].update(pool="big"),
@@ -146,7 +146,7 @@ def _another_pool(config: Any) -> None:
         ),
         (
             _another_pool,
-            "applications.gateway.args.pools: there is no pool 'default'; there are: big",
+            "applications.gateway.args.pools: there is no pool 'default'; pools: big",
         ),
     ],
 )

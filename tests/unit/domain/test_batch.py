@@ -8,7 +8,7 @@ BASE = {
 }
 
 
-def test_a_graph_is_its_base_and_what_differs() -> None:
+def test_patch_restores_graph_from_base() -> None:
     graph = {**BASE, "1": {**BASE["1"], "inputs": {"a": 1.0, "b": ["2", 0]}}}
     patch = make_patch(BASE, graph)
     assert repr(patch) == "{'1': {'a': 1.0}}"

@@ -1,4 +1,4 @@
-"""What limits say of pools and nodes, and how they are written and read."""
+"""Tests limits on pools and nodes, and their translation to and from bodies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from moyin.domain.limits import Limit, permitted_pools
 from moyin.domain.pools import PoolRules
 
 
-def test_every_limit_must_let_its_subject_use_a_pool() -> None:
+def test_pool_must_be_permitted_by_every_limit() -> None:
     key, owner = (
         Limit(subject="key:k", pools=("b", "c")),
         Limit(subject="owner:o", pools=("a", "b")),
@@ -21,17 +21,17 @@ def test_every_limit_must_let_its_subject_use_a_pool() -> None:
     assert permitted_pools((key, owner), ["a", "b", "c"]) == ["b"]
 
 
-def test_what_is_denied_is_so_though_it_is_allowed() -> None:
+def test_denied_nodes_win_over_allowed_nodes() -> None:
     limit = Limit(subject="owner:o", allowed_nodes=("Save*",), denied_nodes=("SaveLoRA",))
     permitted = [n for n in ("SaveImage", "SaveLoRA", "saveimage", "Load") if limit.permits_node(n)]
     assert permitted == ["SaveImage"]
     assert Limit(subject="owner:o").permits_node("Any")
     rules = PoolRules(allow=("Save*",), deny=("SaveLoRA",), unchecked=("My*.path",))
     assert [n for n in ("SaveImage", "SaveLoRA", "Load") if rules.permits_node(n)] == ["SaveImage"]
-    assert not rules.checks_input("MyLoader", "path") and rules.checks("Loader", "path")
+    assert not rules.checks_input("MyLoader", "path") and rules.checks_input("Loader", "path")
 
 
-def test_they_are_written_as_they_are_read() -> None:
+def test_limit_body_round_trip() -> None:
     body = LimitBody.model_validate({"pools": ["a"], "allowed_nodes": [], "denied_nodes": ["X*"]})
     limit = to_limit("owner:o", body)
     assert limit == Limit(subject="owner:o", pools=("a",), allowed_nodes=(), denied_nodes=("X*",))
@@ -41,6 +41,6 @@ def test_they_are_written_as_they_are_read() -> None:
 
 
 @pytest.mark.parametrize("pools", ["a", [""], ["\0"], ["a" * 129], ["a"] * 257])
-def test_a_list_that_is_none_is_refused(pools: object) -> None:
+def test_invalid_pool_list_is_refused(pools: object) -> None:
     with pytest.raises(ValidationError):
         LimitBody.model_validate({"pools": pools})

@@ -25,7 +25,7 @@ def test_media_types(declared: str | None, head: bytes, found: str) -> None:
 
 
 @pytest.mark.parametrize("declared", ["", "x", "a/b/c", "a b/c", "text/\nhtml", "x" * 100 + "/y"])
-def test_what_is_no_media_type(declared: str) -> None:
+def test_invalid_media_type_is_refused(declared: str) -> None:
     if declared:
         with pytest.raises(InvalidRequest):
             media_type(declared, b"")
@@ -41,12 +41,12 @@ def test_what_is_no_media_type(declared: str) -> None:
         ("猫.png", "猫.png"), (" .hidden ", "hidden"), ("x" * 300 + ".png", "x" * 196 + ".png"),
     ],
 )  # fmt: skip
-def test_names(name: str | None, clean: str) -> None:
+def test_file_names_are_cleaned(name: str | None, clean: str) -> None:
     assert clean_name(name, "image/png") == clean
 
 
 @given(st.text())
-def test_a_name_is_never_a_path_and_fits_a_header(name: str) -> None:
+def test_clean_name_has_no_path_and_fits_a_header(name: str) -> None:
     clean = clean_name(name, "image/png")
     assert 0 < len(clean) <= 200
     assert "/" not in clean
@@ -56,13 +56,13 @@ def test_a_name_is_never_a_path_and_fits_a_header(name: str) -> None:
 
 
 @given(st.text(alphabet="bytes=-0123456789 ,x"), st.integers(0, 1000))
-def test_a_range_lies_inside(header: str, size: int) -> None:
+def test_byte_range_lies_inside_the_content(header: str, size: int) -> None:
     found = byte_range(header, size)
     if found is not None:
         assert 0 <= found[0] <= found[1] <= size
 
 
-def test_only_what_is_known_to_be_harmless_is_shown() -> None:
+def test_only_safe_media_types_are_shown_inline() -> None:
     for kind in ("text/html", "image/svg+xml", "application/pdf", "text/xml", "text/javascript"):
         headers = serving_headers(Artifact(id="a", name="x", media_type=kind, size=1, sha256="0"))
         assert headers["content-type"] == "application/octet-stream"

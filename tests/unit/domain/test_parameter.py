@@ -29,7 +29,7 @@ def parameter(kind: str, **members: Any) -> Parameter:
         ("string", {"image": True}, f"artifact:{ART}", f"artifact:{ART}"),
     ],
 )
-def test_a_good_value_keeps_its_type(
+def test_valid_value_keeps_its_type(
     kind: str, members: dict[str, Any], given: Any, expected: Any
 ) -> None:
     value = parameter(kind, **members).check(given, "inputs.x")
@@ -55,11 +55,11 @@ def test_a_good_value_keeps_its_type(
         ("string", {"min_length": 1}, "", "must have at least 1 characters"),
         ("string", {"max_length": 1}, "ab", "must have at most 1 characters"),
         ("string", {"pattern": "^a"}, "b", "must match ^a"),
-        ("string", {}, f"artifact:{ART}", "must not be the name of an artifact"),
+        ("string", {}, f"artifact:{ART}", "must not be the id of an artifact"),
         ("string", {"image": True}, "cat.png", "must be the id of an artifact"),
     ],
 )
-def test_a_bad_value_is_told_what_would_be_right(
+def test_invalid_value_error_states_what_is_valid(
     kind: str, members: dict[str, Any], given: Any, problem: str
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:
@@ -68,7 +68,7 @@ def test_a_bad_value_is_told_what_would_be_right(
     assert problem in caught.value.message
 
 
-def test_only_the_object_is_a_reference() -> None:
+def test_only_an_object_is_a_reference() -> None:
     text = parameter("string")
     assert text.reference({"from": "steps.0.text"}, "f") == "${steps.0.text:string}"
     picture = parameter("string", image=True)

@@ -25,7 +25,7 @@ OUTPUTS = [
         ("${other}", "${other}"),
     ],
 )
-def test_references_take_earlier_outputs(payload: object, expected: object) -> None:
+def test_references_are_replaced_by_earlier_outputs(payload: object, expected: object) -> None:
     assert resolve(payload, OUTPUTS) == expected
 
 
@@ -40,13 +40,13 @@ def test_references_take_earlier_outputs(payload: object, expected: object) -> N
         f"${{steps.0.body.n.{'9' * 5_000}}}",
     ],
 )
-def test_a_reference_to_nothing_is_named(payload: str) -> None:
+def test_error_names_unresolved_reference(payload: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         resolve(payload, OUTPUTS)
     assert payload in caught.value.message
 
 
-def test_only_earlier_steps_may_be_named() -> None:
+def test_step_may_only_refer_to_earlier_steps() -> None:
     check({"a": ["${steps.0.text}"]}, 1)
     with pytest.raises(InvalidRequest) as caught:
         check({"a": ["${steps.1.text}"]}, 1)
@@ -55,7 +55,7 @@ def test_only_earlier_steps_may_be_named() -> None:
         check({"a": [f"${{steps.{'9' * 5_000}.text}}"]}, 1)
 
 
-def test_what_refers_to_an_earlier_step_and_what_only_looks_so() -> None:
+def test_has_references_ignores_escaped_ones() -> None:
     assert has_references({"a": ["x", "see ${steps.0.text}"]})
     assert not has_references({"a": ["${steps}", "$${steps.0.text}"]})
     assert not has_references(escape_references({"a": "${steps.0.text}"}))

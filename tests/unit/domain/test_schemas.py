@@ -1,4 +1,4 @@
-"""Which JSON schemas a server that makes grammars of them may be sent."""
+"""Tests which JSON schemas are accepted for a server that compiles grammars."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def weigh(*schemas: Any) -> None:
 
 
 def bound(*schemas: Any) -> tuple[str, str | None]:
-    """The bound that is exceeded, and the field."""
+    """Return the name of the exceeded bound, and check the error."""
     with pytest.raises(SchemaTooLarge) as caught:
         weigh(*schemas)
     error = caught.value
-    assert f"{error.details['limit']:,}" in error.message or "refers" in error.message
+    assert f"{error.details['limit']:,}" in error.message or "refer" in error.message
     assert error.field is not None and error.message.startswith(error.field)
     return error.details["bound"], error.field
 
@@ -64,11 +64,11 @@ class Node(BaseModel):
         {"$ref": "#/$defs/none"},
     ],
 )
-def test_what_people_write_is_sent(schema: Any) -> None:
+def test_common_schemas_are_accepted(schema: Any) -> None:
     weigh(schema)
 
 
-def test_the_tools_of_an_agent_are_sent() -> None:
+def test_tools_of_an_agent_are_accepted() -> None:
     weigh(*(of(*(f"argument_{n}" for n in range(15))) for _ in range(100)))
 
 
@@ -95,11 +95,11 @@ def test_the_tools_of_an_agent_are_sent() -> None:
         ({"prefixItems": [matching("a?" * 12)] * 100}, "patterns"),
     ],
 )
-def test_what_would_block_a_server_is_refused(schema: Any, exceeded: str) -> None:
+def test_schema_that_blocks_a_server_is_refused(schema: Any, exceeded: str) -> None:
     assert bound(schema) == (exceeded, "tools.0.function.parameters")
 
 
-def test_references_are_followed() -> None:
+def test_references_are_resolved() -> None:
     parts: dict[str, Any] = {"a0": {"type": "string"}}
     for n in range(1, 13):
         parts[f"a{n}"] = {"anyOf": [{"$ref": f"#/$defs/a{n - 1}"}] * 2}
@@ -121,7 +121,7 @@ def test_a_long_chain_of_references_is_refused() -> None:
         {"anyOf": [{"$ref": "#"}, {"type": "string"}]},
     ],
 )
-def test_a_schema_that_is_itself_is_refused(schema: Any) -> None:
+def test_directly_recursive_schema_is_refused(schema: Any) -> None:
     assert bound(schema)[0] == "alternatives"
 
 
@@ -134,7 +134,7 @@ def test_depth_and_number_are_bounded() -> None:
     assert bound(many)[0] == "nodes"
 
 
-def test_a_requests_schemas_are_weighed_together() -> None:
+def test_bounds_apply_to_all_schemas_of_a_request() -> None:
     half = {"enum": [f"v{n}" for n in range(200)]}
     weigh(half, half)
     assert bound(half, half, half) == ("values", "tools.2.function.parameters")

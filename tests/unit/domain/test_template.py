@@ -22,7 +22,7 @@ def template(text: Any = "${inputs.prompt}", **inputs: Any) -> Template:
     return to_template({"name": "t", "title": "T", "inputs": declared, "graph": graph})
 
 
-def test_a_whole_string_takes_the_type_and_a_part_the_text() -> None:
+def test_whole_placeholder_keeps_type_and_part_becomes_text() -> None:
     made = template(
         "a ${inputs.prompt}, ${inputs.n} ${inputs.on}",
         n={"type": "integer"},
@@ -44,7 +44,7 @@ def test_a_whole_string_takes_the_type_and_a_part_the_text() -> None:
         ({"prompt": {"from": "inputs.x"}}, "inputs.prompt"),
     ],
 )
-def test_bad_inputs_name_their_field(inputs: dict[str, Any], field: str) -> None:
+def test_error_names_the_invalid_input(inputs: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         fill(template(), inputs, "steps.1.")
     assert caught.value.field == f"steps.1.{field}"
@@ -56,7 +56,7 @@ _NASTY = st.text("${}steps.0txinpu:[]\"'a ", max_size=30) | st.sampled_from(
 
 
 @given(_NASTY, _NASTY)
-def test_what_a_client_writes_comes_out_as_it_was_written(a: str, b: str) -> None:
+def test_client_text_is_unchanged_after_resolving(a: str, b: str) -> None:
     made = template("<${inputs.prompt}${inputs.b}> $${x}", b={"type": "string"})
     graph = fill(made, {"prompt": a, "b": b})
     assert not references.has_references(graph)
@@ -65,7 +65,7 @@ def test_what_a_client_writes_comes_out_as_it_was_written(a: str, b: str) -> Non
     assert seen["2"]["inputs"] == {"b": b}
 
 
-def test_a_reference_object_takes_the_output_of_a_step_with_its_type() -> None:
+def test_reference_object_resolves_to_typed_output() -> None:
     made = template(
         "${inputs.n}: ${inputs.prompt}!", n={"type": "integer"},
         image={"type": "string", "format": "image"},
@@ -81,7 +81,7 @@ def test_a_reference_object_takes_the_output_of_a_step_with_its_type() -> None:
 
 
 @pytest.mark.parametrize("path", ["steps.0.body", "steps.0.artifacts.0", "steps.0.body.n"])
-def test_a_step_s_output_of_another_type_is_refused(path: str) -> None:
+def test_step_output_of_another_type_is_refused(path: str) -> None:
     graph = fill(template(), {"prompt": {"from": path}})
-    with pytest.raises(InvalidRequest, match="it is no string"):
+    with pytest.raises(InvalidRequest, match="must be of type string"):
         references.resolve(graph, OUTPUTS)

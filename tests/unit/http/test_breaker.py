@@ -23,7 +23,7 @@ def opened() -> tuple[Breaker, Clock]:
     return breaker, clock
 
 
-def test_three_failures_in_a_row_open_it() -> None:
+def test_three_failures_in_a_row_open_the_breaker() -> None:
     breaker, _ = opened()
     assert breaker.state is BreakerState.OPEN
     assert not breaker.admit()
@@ -39,7 +39,7 @@ def test_a_success_between_failures_keeps_it_closed() -> None:
     assert breaker.state is BreakerState.CLOSED
 
 
-def test_half_open_lets_one_probe_through_and_its_success_closes() -> None:
+def test_successful_probe_closes_the_breaker() -> None:
     breaker, clock = opened()
     clock.now += 2.0
     assert breaker.state is BreakerState.HALF_OPEN
@@ -49,7 +49,7 @@ def test_half_open_lets_one_probe_through_and_its_success_closes() -> None:
     assert breaker.state is BreakerState.CLOSED
 
 
-def test_a_failed_probe_doubles_the_wait_up_to_a_minute() -> None:
+def test_failed_probe_doubles_cooldown_up_to_a_minute() -> None:
     breaker, clock = opened()
     waits = []
     for _ in range(7):
@@ -60,7 +60,7 @@ def test_a_failed_probe_doubles_the_wait_up_to_a_minute() -> None:
     assert waits == [2, 4, 8, 16, 32, 60, 60]
 
 
-def test_an_abandoned_probe_frees_its_place() -> None:
+def test_abandoned_probe_admits_another() -> None:
     breaker, clock = opened()
     clock.now += 2.0
     assert breaker.admit()
@@ -79,13 +79,13 @@ def test_retry_after_is_honoured_from_the_first_failure() -> None:
     assert breaker.ready
 
 
-def test_a_refused_key_opens_at_once_and_long() -> None:
+def test_at_once_opens_for_the_longest_cooldown() -> None:
     breaker = Breaker(Clock())
     breaker.fail(at_once=True)
     assert breaker.retry_after == 60
 
 
-def test_a_late_failure_does_not_shorten_a_longer_wait() -> None:
+def test_late_failure_does_not_shorten_the_cooldown() -> None:
     breaker = Breaker(Clock())
     breaker.fail(retry_after=50)
     breaker.fail(retry_after=1)
@@ -97,7 +97,7 @@ def test_a_late_failure_does_not_shorten_a_longer_wait() -> None:
         st.sampled_from(["admit", "succeed", "fail", "abandon", "tick", "minute"]), max_size=60
     )
 )
-def test_it_never_stays_shut_and_never_probes_twice(steps: list[str]) -> None:
+def test_breaker_reopens_eventually_with_one_probe_at_a_time(steps: list[str]) -> None:
     clock = Clock()
     breaker = Breaker(clock)
     probing = False

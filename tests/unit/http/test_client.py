@@ -16,7 +16,7 @@ SIZE = sum(map(len, PIECES))
 
 @pytest.fixture
 async def response() -> AsyncIterator[aiohttp.ClientResponse]:
-    """Its body comes in pieces, and the reader is there before the second."""
+    """Serve a body in two pieces; the reader starts before the second one."""
 
     async def give(request: web.Request) -> web.StreamResponse:
         answer = web.StreamResponse()
@@ -37,11 +37,13 @@ async def response() -> AsyncIterator[aiohttp.ClientResponse]:
 
 
 @pytest.mark.parametrize("limit", [SIZE, SIZE + 1, 10 * SIZE])
-async def test_a_body_is_read_to_its_end(response: aiohttp.ClientResponse, limit: int) -> None:
+async def test_body_within_limit_is_read_whole(
+    response: aiohttp.ClientResponse, limit: int
+) -> None:
     assert await read_up_to(response, limit) == b"".join(PIECES)
 
 
 @pytest.mark.parametrize("limit", [0, 1_000, SIZE - 1])
-async def test_a_longer_one_is_not(response: aiohttp.ClientResponse, limit: int) -> None:
+async def test_body_beyond_limit_is_refused(response: aiohttp.ClientResponse, limit: int) -> None:
     with pytest.raises(BodyTooLong):
         await read_up_to(response, limit)

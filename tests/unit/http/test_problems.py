@@ -10,7 +10,7 @@ def _family(kind: type[errors.MoyinError]) -> list[type[errors.MoyinError]]:
     return [kind, *(grand for child in kind.__subclasses__() for grand in _family(child))]
 
 
-def test_every_error_has_a_status_and_a_code_of_its_own() -> None:
+def test_every_error_has_a_status_and_a_unique_code() -> None:
     family = [kind for kind in _family(errors.MoyinError) if kind.__module__ == errors.__name__]
     codes = [kind.code for kind in family]
     assert len(set(codes)) == len(codes)
@@ -18,7 +18,7 @@ def test_every_error_has_a_status_and_a_code_of_its_own() -> None:
         assert 400 <= status_of(kind("x")) < 600
 
 
-def test_the_drawn_tree_is_the_tree() -> None:
+def test_documented_error_tree_matches_the_classes() -> None:
     drawn = set(re.findall(r"─ (\w+)", errors.__doc__ or ""))
     real = {
         kind.__name__
@@ -28,7 +28,7 @@ def test_the_drawn_tree_is_the_tree() -> None:
     assert drawn == real
 
 
-def test_the_issue_s_statuses() -> None:
+def test_statuses_of_common_errors() -> None:
     assert status_of(errors.IdempotencyMismatch("x")) == 422
     assert status_of(errors.JobFinished("x")) == 409
     assert status_of(errors.JobNotFound("x")) == 404

@@ -35,24 +35,24 @@ class Names(AbstractResolver):
 
 
 @pytest.mark.parametrize("address", INSIDE)
-def test_inside_is_refused(address: str) -> None:
-    assert not AllowedNetworks().allow(address)
+def test_private_address_is_refused(address: str) -> None:
+    assert not AllowedNetworks().allows(address)
 
 
 @pytest.mark.parametrize("address", OUTSIDE)
-def test_outside_is_allowed(address: str) -> None:
-    assert AllowedNetworks().allow(address)
+def test_public_address_is_allowed(address: str) -> None:
+    assert AllowedNetworks().allows(address)
 
 
-def test_an_operator_can_open_a_network() -> None:
+def test_operator_can_allow_a_private_network() -> None:
     networks = AllowedNetworks(" 10.0.0.0/8, fd00::/8 ")
-    assert networks.allow("10.9.9.9")
-    assert networks.allow("fd00::1")
-    assert networks.allow("::ffff:10.0.0.1")
-    assert not networks.allow("192.168.0.1")
+    assert networks.allows("10.9.9.9")
+    assert networks.allows("fd00::1")
+    assert networks.allows("::ffff:10.0.0.1")
+    assert not networks.allows("192.168.0.1")
 
 
-def test_a_bad_network_is_an_error() -> None:
+def test_invalid_network_is_an_error() -> None:
     with pytest.raises(ValueError, match="does not appear"):
         AllowedNetworks("ten")
 
@@ -69,28 +69,28 @@ DISGUISED = [
 
 
 @pytest.mark.parametrize("host", ["[::1]", "127.0.0.1:8080", "[::ffff:10.0.0.1]:1", *DISGUISED])
-def test_literals_in_urls(host: str) -> None:
+def test_url_with_private_address_is_refused(host: str) -> None:
     with pytest.raises(AddressNotAllowed):
         AllowedNetworks().check_literal(f"http://{host}/x")
 
 
-def test_names_are_left_to_the_resolver() -> None:
+def test_host_names_are_not_checked_as_literals() -> None:
     AllowedNetworks().check_literal("http://localhost/x")
 
 
-async def test_the_resolver_gives_out_public_addresses() -> None:
+async def test_resolver_returns_public_addresses() -> None:
     resolver = PublicResolver(AllowedNetworks(), Names("1.1.1.1", "8.8.8.8"))
     assert [r["host"] for r in await resolver.resolve("x", 80)] == ["1.1.1.1", "8.8.8.8"]
 
 
-async def test_one_private_address_spoils_the_name() -> None:
+async def test_host_with_one_private_address_is_refused() -> None:
     with pytest.raises(AddressNotAllowed) as refused:
         await PublicResolver(AllowedNetworks(), Names("1.1.1.1", "10.0.0.1")).resolve("x", 80)
     assert "10.0.0.1" not in str(refused.value)
 
 
 @pytest.mark.parametrize("host", ["2130706433", "0x7f.1", "0177.0.0.1", "localhost"])
-async def test_odd_spellings_of_loopback(host: str) -> None:
+async def test_unusual_spellings_of_loopback_are_refused(host: str) -> None:
     resolver = PublicResolver(AllowedNetworks())
     with pytest.raises((AddressNotAllowed, OSError)):
         await resolver.resolve(host, 80)
@@ -98,7 +98,7 @@ async def test_odd_spellings_of_loopback(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".example"])
-async def test_a_name_that_can_be_none_is_not_found(host: str) -> None:
+async def test_invalid_host_name_is_not_found(host: str) -> None:
     resolver = PublicResolver(AllowedNetworks())
     with pytest.raises(OSError, match="name"):
         await resolver.resolve(host, 80)
@@ -107,7 +107,7 @@ async def test_a_name_that_can_be_none_is_not_found(host: str) -> None:
 
 @pytest.mark.parametrize("found", [["127.0.0.1"], ["127.0.0.1", "::1"], ["::1", "10.0.0.1"]])
 @pytest.mark.parametrize("host", ["127.0.0.1", "name.example", *DISGUISED])
-async def test_no_socket_is_made_for_an_address_inside(host: str, found: list[str]) -> None:
+async def test_no_socket_is_created_for_a_private_address(host: str, found: list[str]) -> None:
     connector = PublicConnector(AllowedNetworks(), limit=1)
     # Nothing before the socket helps here.
     connector._resolver = Names(*found)
@@ -116,7 +116,7 @@ async def test_no_socket_is_made_for_an_address_inside(host: str, found: list[st
             await session.get(f"http://{host}:9/")
 
 
-async def test_a_port_that_is_closed_outside_is_no_refusal(unused_tcp_port: int) -> None:
+async def test_closed_public_port_is_a_connection_error(unused_tcp_port: int) -> None:
     connector = PublicConnector(AllowedNetworks("127.0.0.0/8"), limit=1)
     async with aiohttp.ClientSession(connector=connector) as session:
         with pytest.raises(aiohttp.ClientConnectorError):
@@ -130,7 +130,7 @@ async def test_a_port_that_is_closed_outside_is_no_refusal(unused_tcp_port: int)
      "http://x\\y", "http://x\n", "javascript:alert(1)", "http://[::1",
      "http://a..b/", "http://..", "http://" + "a" * 64 + ".example/"],
 )  # fmt: skip
-def test_urls_that_are_none(url: str) -> None:
+def test_invalid_urls_are_refused(url: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         check_url(url, field="webhook")
     assert refused.value.field == "webhook"
@@ -141,5 +141,5 @@ def test_urls_that_are_none(url: str) -> None:
     ["http://x", "https://x.example:8443/a?b=c", "HTTPS://X", "http://x.example./",
      "http://bücher.example/", "http://" + "a" * 63 + ".example"],
 )  # fmt: skip
-def test_urls_that_are_fine(url: str) -> None:
+def test_valid_urls_are_accepted(url: str) -> None:
     check_url(url, field="webhook")

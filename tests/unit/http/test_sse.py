@@ -14,7 +14,7 @@ STREAM = b": ping\n\n" + event({"a": 1}) + event({"b": "zwei\n"}, name="x") + b"
 
 
 @given(st.lists(st.integers(1, len(STREAM) - 1), max_size=12), st.booleans())
-def test_frames_do_not_depend_on_how_bytes_arrive(cuts: list[int], crlf: bool) -> None:
+def test_frames_do_not_depend_on_chunking(cuts: list[int], crlf: bool) -> None:
     stream = STREAM.replace(b"\n", b"\r\n") if crlf else STREAM
     edges = [0, *sorted(cuts), len(stream)]
     splitter = FrameSplitter()
@@ -23,8 +23,8 @@ def test_frames_do_not_depend_on_how_bytes_arrive(cuts: list[int], crlf: bool) -
     assert [frame.data for frame in frames] == [None, b'{"a":1}', b'{"b":"zwei\\n"}', b"[DONE]"]
 
 
-def test_an_endless_frame_does_not_fill_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "_LARGEST_FRAME", 100)
+def test_endless_frame_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "_MAX_FRAME_BYTES", 100)
     splitter = FrameSplitter()
     with pytest.raises(StreamInterrupted):
         for _ in range(20):

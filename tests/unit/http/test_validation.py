@@ -22,18 +22,18 @@ GOOD = {"model": "m", "max_tokens": 5, "messages": [USER]}
 BOTH: list[ProtocolCodec] = [OpenAICodec(), AnthropicCodec()]
 
 
-@pytest.mark.parametrize("dialect", BOTH, ids=["openai", "anthropic"])
+@pytest.mark.parametrize("codec", BOTH, ids=["openai", "anthropic"])
 @pytest.mark.parametrize("body", [b"", b"{", b'{"a": NaN}', b"\xff"])
-def test_bad_json(dialect: ProtocolCodec, body: bytes) -> None:
+def test_invalid_json_is_refused(codec: ProtocolCodec, body: bytes) -> None:
     with pytest.raises(InvalidJson):
-        dialect.parse(body)
+        codec.parse(body)
 
 
 @pytest.mark.parametrize(
     "parse",
     [parse_object, OpenAICodec().parse, lambda body: jobs.parse_job(body, NOW), v2.parse_job],
 )
-def test_a_body_of_too_many_values_is_refused_before_it_is_read(
+def test_body_with_too_many_values_is_refused_unparsed(
     parse: Callable[[bytes], Any],
 ) -> None:
     for value in (b"{},", b"[],", b"1,"):
@@ -46,7 +46,7 @@ def test_a_body_of_too_many_values_is_refused_before_it_is_read(
     assert parse_object(b'{"x": "data:image/png;base64,' + b"A" * 10_000_000 + b'"}')
 
 
-@pytest.mark.parametrize("dialect", BOTH, ids=["openai", "anthropic"])
+@pytest.mark.parametrize("codec", BOTH, ids=["openai", "anthropic"])
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
@@ -67,36 +67,36 @@ def test_a_body_of_too_many_values_is_refused_before_it_is_read(
         ),
     ],
 )
-def test_a_wrong_field_is_named(
-    dialect: ProtocolCodec, changes: dict[str, Any], field: str
+def test_error_names_invalid_field(
+    codec: ProtocolCodec, changes: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        dialect.parse(json.dumps({**GOOD, **changes}).encode())
+        codec.parse(json.dumps({**GOOD, **changes}).encode())
     assert caught.value.field == field
     assert caught.value.message.startswith(field)
 
 
-@pytest.mark.parametrize("dialect", BOTH, ids=["openai", "anthropic"])
-def test_a_missing_member_is_named(dialect: ProtocolCodec) -> None:
+@pytest.mark.parametrize("codec", BOTH, ids=["openai", "anthropic"])
+def test_error_names_missing_member(codec: ProtocolCodec) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        dialect.parse(b'{"model": "m", "max_tokens": 5}')
+        codec.parse(b'{"model": "m", "max_tokens": 5}')
     assert caught.value.field == "messages"
 
 
-@pytest.mark.parametrize("dialect", BOTH, ids=["openai", "anthropic"])
-def test_unknown_members_are_kept(dialect: ProtocolCodec) -> None:
-    call = dialect.parse(json.dumps({**GOOD, "future": {"a": 1}}).encode())
+@pytest.mark.parametrize("codec", BOTH, ids=["openai", "anthropic"])
+def test_unknown_members_are_kept(codec: ProtocolCodec) -> None:
+    call = codec.parse(json.dumps({**GOOD, "future": {"a": 1}}).encode())
     assert json.loads(call.to_upstream("other", {}))["future"] == {"a": 1}
 
 
 @pytest.mark.parametrize("value", [2**63, 10**30, -1, 1.5, "7", None, [1]])
-def test_what_no_model_can_have_counted_is_no_count(value: Any) -> None:
-    """The ledger's columns could not hold it, nor those after it be written."""
+def test_implausible_token_count_is_zero(value: Any) -> None:
+    """Larger counts overflow the ledger's columns, so that later entries can't be written."""
     assert token_count(value) == 0
     assert token_count(10_000_000) == 10_000_000
 
 
-def test_what_concerns_several_fields_is_told_in_plain_words() -> None:
+def test_error_about_several_fields_is_plain() -> None:
     with pytest.raises(InvalidRequest) as caught:
         validate(FeedbackBody, {"request_id": "r"})
-    assert caught.value.message == "give either 'score' or 'better_request_id'"
+    assert caught.value.message == "exactly one of 'score' and 'better_request_id' is required"

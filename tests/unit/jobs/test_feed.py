@@ -37,7 +37,7 @@ class Jobs:
 
 
 class Hub:
-    """Says what it knows, then nothing for ever."""
+    """Publishes the given events, then nothing more."""
 
     def __init__(self, *known: JobEvent) -> None:
         self.known = known
@@ -69,33 +69,33 @@ def feed(job: Job, hub: Hub, events: Events | None = None) -> JobFeed:
     return JobFeed(**parts, quiet=0.05)
 
 
-async def told(feed: JobFeed, job: Job) -> list[JobEvent]:
-    return [event async for events in feed.follow(job, None) for event in events]
+async def followed_events(feed: JobFeed, job: Job) -> list[JobEvent]:
+    return [event async for batch in feed.follow(job, None) for event in batch]
 
 
-async def test_it_ends_with_the_final_event() -> None:
+async def test_a_stream_ends_with_the_final_event() -> None:
     hub = Hub(event(1, EventType.RUNNING), event(2, EventType.SUCCEEDED, attempt=1),
               event(3, EventType.PROGRESS))  # fmt: skip
-    seen = [e.type for e in await told(feed(JOB, hub), JOB)]
-    assert seen == [EventType.RUNNING, EventType.SUCCEEDED]
+    events = [e.type for e in await followed_events(feed(JOB, hub), JOB)]
+    assert events == [EventType.RUNNING, EventType.SUCCEEDED]
     assert hub.open == 0
 
 
 async def test_the_end_of_an_earlier_attempt_is_not_the_end() -> None:
     retried = replace(DONE, attempts=2)
     hub = Hub(event(1, EventType.FAILED, attempt=1), event(2, EventType.SUCCEEDED, attempt=2))
-    seen = [e.type for e in await told(feed(retried, hub), retried)]
-    assert seen == [EventType.FAILED, EventType.SUCCEEDED]
+    events = [e.type for e in await followed_events(feed(retried, hub), retried)]
+    assert events == [EventType.FAILED, EventType.SUCCEEDED]
 
 
-async def test_lost_events_are_made_up_for_from_the_row() -> None:
-    seen = await told(feed(DONE, Hub()), DONE)
-    assert [(e.id, e.type, e.data["status"]) for e in seen] == [
+async def test_lost_events_are_replaced_by_the_row() -> None:
+    events = await followed_events(feed(DONE, Hub()), DONE)
+    assert [(e.id, e.type, e.data["status"]) for e in events] == [
         ("", EventType.SUCCEEDED, "succeeded")
     ]
 
 
-async def test_quiet_spells_are_marked_and_leaving_frees_the_subscription() -> None:
+async def test_silence_yields_empty_lists_and_closing_ends_the_subscription() -> None:
     hub = Hub()
     followed = feed(JOB, hub).follow(JOB, None)
     assert [await anext(followed), await anext(followed)] == [[], []]
@@ -110,12 +110,12 @@ def test_a_bad_event_id_is_refused_at_once() -> None:
         feed(JOB, Hub()).follow(JOB, "x")
 
 
-async def test_told_all() -> None:
+async def test_a_stream_is_complete_after_the_last_event() -> None:
     end = event(2, EventType.SUCCEEDED)
     known = Events([event(1, EventType.RUNNING), end])
-    assert await feed(DONE, Hub(), known).told_all(DONE, "2-0")
-    assert not await feed(DONE, Hub(), known).told_all(DONE, "1-0")
-    assert not await feed(DONE, Hub(), known).told_all(DONE, None)
-    assert not await feed(JOB, Hub(), known).told_all(JOB, "2-0")
-    away = Events(RedisConnectionError("away"))
-    assert not await feed(DONE, Hub(), away).told_all(DONE, "2-0")
+    assert await feed(DONE, Hub(), known).is_complete(DONE, "2-0")
+    assert not await feed(DONE, Hub(), known).is_complete(DONE, "1-0")
+    assert not await feed(DONE, Hub(), known).is_complete(DONE, None)
+    assert not await feed(JOB, Hub(), known).is_complete(JOB, "2-0")
+    unavailable = Events(RedisConnectionError("unavailable"))
+    assert not await feed(DONE, Hub(), unavailable).is_complete(DONE, "2-0")

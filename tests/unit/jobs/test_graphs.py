@@ -1,4 +1,4 @@
-"""What is looked at in a job's graphs before it is accepted."""
+"""Tests how the graphs of a job are checked before it is accepted."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ MINE = Artifact(id=f"art_{'1' * 32}", name="a.png", media_type="image/png", size
 
 
 class Guard(OpenGuard):
-    """Refuses the name ``bad``, and remembers what it was asked."""
+    """Refuses the file name ``bad`` and records its calls."""
 
     def __init__(self, *pools: str) -> None:
         super().__init__(*pools)
-        self.asked: list[tuple[str, Mapping[str, Any], Collection[str]]] = []
-        self.known = True
+        self.calls: list[tuple[str, Mapping[str, Any], Collection[str]]] = []
+        self.nodes_are_known = True
 
     async def check(
         self, caller: Identity, pool: str, graph: Mapping[str, Any], own: Collection[str]
     ) -> bool:
-        self.asked.append((pool, graph, own))
+        self.calls.append((pool, graph, own))
         for node_id, node in graph.items():
             for name, value in node["inputs"].items():
                 if value == "bad":
                     raise InputNotFound("no", field=f"{node_id}.inputs.{name}")
-        return self.known
+        return self.nodes_are_known
 
 
 class Bench:
@@ -76,17 +76,17 @@ def spec(*steps: Step, kind: str = "render", **members: Any) -> JobSpec:
     return JobSpec(kind=kind, steps=steps, **members)
 
 
-async def test_files_are_looked_at_under_the_names_that_they_get(bench: Bench) -> None:
-    await bench.checks.admitted(ANN, spec(render(graph(f"artifact:{MINE.id}"))))
+async def test_files_are_checked_under_their_names_on_the_renderer(bench: Bench) -> None:
+    await bench.checks.admit(ANN, spec(render(graph(f"artifact:{MINE.id}"))))
     name = input_name(MINE)
-    assert bench.guard.asked == [("default", graph(name), {name})]
+    assert bench.guard.calls == [("default", graph(name), {name})]
     assert bench.validated == [("default", graph(name))]
 
 
 @pytest.mark.parametrize("missing", [MINE.id, f"art_{'2' * 32}"])
-async def test_an_artifact_of_somebody_else_is_not_there(bench: Bench, missing: str) -> None:
+async def test_an_artifact_of_another_tenant_counts_as_missing(bench: Bench, missing: str) -> None:
     with pytest.raises(InputNotFound, match=r"node '1' .*image: no file of yours") as refused:
-        await bench.checks.admitted(BOB, spec(render(graph(f"artifact:{missing}"))))
+        await bench.checks.admit(BOB, spec(render(graph(f"artifact:{missing}"))))
     assert refused.value.field == "workflow.1.inputs.image"
     assert refused.value.details["node_errors"].keys() == {"1"}
     assert missing not in refused.value.message
@@ -110,47 +110,53 @@ async def test_an_artifact_of_somebody_else_is_not_there(bench: Bench, missing: 
         ),
     ],
 )  # fmt: skip
-async def test_the_place_in_the_request_is_named(bench: Bench, job: JobSpec, field: str) -> None:
+async def test_an_error_names_the_field_of_the_request(
+    bench: Bench, job: JobSpec, field: str
+) -> None:
     with pytest.raises(InputNotFound) as refused:
-        await bench.checks.admitted(ANN, job)
+        await bench.checks.admit(ANN, job)
     assert refused.value.field == field
 
 
-async def test_every_child_of_a_batch_is_looked_at(bench: Bench) -> None:
+async def test_every_child_of_a_batch_is_checked(bench: Bench) -> None:
     children = [render({}), *(render({"1": {"image": f"{n}"}}) for n in range(99))]
-    await bench.checks.admitted(ANN, spec(*children, base=graph("good")))
-    seen = [asked["1"]["inputs"]["image"] for _, asked, _ in bench.guard.asked]
-    assert seen == ["good", *(f"{n}" for n in range(99))]
+    await bench.checks.admit(ANN, spec(*children, base=graph("good")))
+    images = [graph["1"]["inputs"]["image"] for _, graph, _ in bench.guard.calls]
+    assert images == ["good", *(f"{n}" for n in range(99))]
 
 
-async def test_what_is_known_of_a_later_step_is_looked_at_now(bench: Bench) -> None:
+async def test_the_known_inputs_of_a_later_step_are_checked(bench: Bench) -> None:
     later = {"1": {"class_type": "Load", "inputs": {"image": "bad", "text": "${steps.0.text}"}}}
     first = render(graph("good"))
     with pytest.raises(InputNotFound):
-        await bench.checks.admitted(ANN, spec(first, render(later), kind="pipeline"))
+        await bench.checks.admit(ANN, spec(first, render(later), kind="pipeline"))
     later["1"]["inputs"]["image"] = "good"
-    await bench.checks.admitted(ANN, spec(first, render(later), kind="pipeline"))
-    assert bench.guard.asked[-1][1] == graph("good")
-    assert len(bench.validated) == 2, "the second step is for later"
+    await bench.checks.admit(ANN, spec(first, render(later), kind="pipeline"))
+    assert bench.guard.calls[-1][1] == graph("good")
+    assert len(bench.validated) == 2, "the second step is validated when it runs"
 
 
-async def test_the_class_of_a_node_is_known_from_the_start(bench: Bench) -> None:
+async def test_the_class_of_a_node_must_not_be_a_reference(bench: Bench) -> None:
     later = render(graph("good", kind="${steps.0.text}"))
     with pytest.raises(InvalidRequest, match="class_type") as refused:
-        await bench.checks.admitted(ANN, spec(render(graph("good")), later, kind="pipeline"))
+        await bench.checks.admit(ANN, spec(render(graph("good")), later, kind="pipeline"))
     assert refused.value.field == "steps.1.workflow.1.class_type"
 
 
-async def test_comfyui_is_not_asked_about_nodes_that_nobody_knows(bench: Bench) -> None:
-    bench.guard.known = False
-    await bench.checks.admitted(ANN, spec(render(graph("x"))))
+async def test_a_graph_with_unknown_node_classes_is_not_validated(bench: Bench) -> None:
+    bench.guard.nodes_are_known = False
+    await bench.checks.admit(ANN, spec(render(graph("x"))))
     assert bench.validated == []
 
 
-async def test_a_pool_that_does_not_run_the_callers_jobs_is_not_there(bench: Bench) -> None:
-    with pytest.raises(InvalidRequest, match="no render pool 'gone'; there are: default, big"):
-        await bench.checks.admitted(ANN, spec(render(graph("x"), pool="gone")))
+async def test_a_pool_that_does_not_run_the_callers_jobs_counts_as_missing(bench: Bench) -> None:
+    with pytest.raises(
+        InvalidRequest, match="no render pool 'gone'; available pools: default, big"
+    ):
+        await bench.checks.admit(ANN, spec(render(graph("x"), pool="gone")))
     bench.guard = Guard("big")
     bench.checks._guard = bench.guard
-    admitted = await bench.checks.admitted(ANN, spec(render(graph("x"))))
-    assert [step.pool for step in admitted.steps] == ["big"], "it is the default now"
+    admitted = await bench.checks.admit(ANN, spec(render(graph("x"))))
+    assert [step.pool for step in admitted.steps] == ["big"], (
+        "the first allowed pool is the default"
+    )

@@ -1,4 +1,4 @@
-"""Who may use which class of jobs: a limit like the others, wherever jobs come from."""
+"""Tests the limit on the priority of jobs, for every way to submit them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from moyin.domain.job import JobSpec, JobStatus, Step, StepKind
 from moyin.domain.limits import Limit
 from moyin.errors import PriorityNotAllowed
 from moyin.jobs.deferred import DeferredCalls
-from tests.unit.jobs.test_service import SWATCH, Door, door
+from tests.unit.jobs.test_service import SWATCH, Jobs, jobs
 
-__all__ = ["door"]
+__all__ = ["jobs"]
 
 MEMBER = Identity(owner="ann", key_id="k", scopes=frozenset({JOBS_WRITE, TEXT}))
 CHAT: dict[str, Any] = {"kind": "chat", "request": {"model": "auto", "messages": [{"role": "user", "content": "x"}]}}  # fmt: skip
@@ -28,7 +28,7 @@ def limited(*best: int | None) -> Identity:
 
 
 @pytest.mark.parametrize(
-    ("who", "best"),
+    ("identity", "best"),
     [
         (MEMBER, 2),
         (replace(MEMBER, scopes=ROLE_SCOPES[Role.MEMBER]), 2),
@@ -41,8 +41,8 @@ def limited(*best: int | None) -> Identity:
         (replace(limited(3), scopes=frozenset({"*"})), 3),
     ],
 )
-def test_the_strictest_limit_says_the_best_class(who: Identity, best: int) -> None:
-    assert who.best_priority == best
+def test_the_strictest_limit_gives_the_best_priority(identity: Identity, best: int) -> None:
+    assert identity.best_priority == best
 
 
 @pytest.mark.parametrize(
@@ -56,56 +56,54 @@ def test_the_strictest_limit_says_the_best_class(who: Identity, best: int) -> No
     ],
     ids=["chat", "template", "batch", "pipeline", "http"],
 )
-async def test_a_better_class_than_allowed_is_refused_by_name(
-    door: Door, body: dict[str, Any]
-) -> None:
-    door.who = MEMBER
-    with pytest.raises(PriorityNotAllowed, match="class 2 is the best") as caught:
-        await door.ask({**body, "priority": 1})
+async def test_a_better_priority_than_allowed_is_refused(jobs: Jobs, body: dict[str, Any]) -> None:
+    jobs.caller = MEMBER
+    with pytest.raises(PriorityNotAllowed, match="your best priority is 2") as caught:
+        await jobs.submit({**body, "priority": 1})
     assert (caught.value.field, caught.value.details["best_priority"]) == ("priority", 2)
-    job, _ = await door.ask({**body, "priority": 2})
+    job, _ = await jobs.submit({**body, "priority": 2})
     assert job.priority == 2
 
 
-async def test_who_names_no_class_gets_the_nearest(door: Door) -> None:
-    door.who = limited(4)
-    job, _ = await door.ask(CHAT, key=None)
+async def test_a_job_without_a_priority_gets_the_nearest_allowed_one(jobs: Jobs) -> None:
+    jobs.caller = limited(4)
+    job, _ = await jobs.submit(CHAT, key=None)
     assert job.priority == 4
     with pytest.raises(PriorityNotAllowed):
-        await door.ask({**CHAT, "priority": 3}, key=None)
-    door.who = limited(2)
-    assert (await door.ask(CHAT, key=None))[0].priority == 3
+        await jobs.submit({**CHAT, "priority": 3}, key=None)
+    jobs.caller = limited(2)
+    assert (await jobs.submit(CHAT, key=None))[0].priority == 3
 
 
-async def test_a_repeat_is_the_first_job_whatever_its_class_is_worth_now(door: Door) -> None:
-    door.who = limited(1)
-    first, _ = await door.ask({**CHAT, "priority": 1})
-    door.who = limited(5)
-    again, created = await door.ask({**CHAT, "priority": 1})
-    assert (again.id, created) == (first.id, False)
+async def test_a_repeated_key_returns_the_first_job_if_limits_have_changed(jobs: Jobs) -> None:
+    jobs.caller = limited(1)
+    first, _ = await jobs.submit({**CHAT, "priority": 1})
+    jobs.caller = limited(5)
+    again, is_new = await jobs.submit({**CHAT, "priority": 1})
+    assert (again.id, is_new) == (first.id, False)
 
 
-async def test_a_prompt_at_the_front_names_what_put_it_there(door: Door) -> None:
+async def test_a_refused_prompt_names_the_field_with_its_priority(jobs: Jobs) -> None:
     spec = JobSpec(
         kind="render", steps=(Step(kind=StepKind.RENDER, payload={}, pool="default"),), priority=2
     )
     with pytest.raises(PriorityNotAllowed) as caught:
-        await door.service.submit(limited(3), spec, validated=True, priority_field="front")
+        await jobs.service.submit(limited(3), spec, validated=True, priority_field="front")
     assert caught.value.field == "front"
 
 
-async def test_a_deferred_call_is_of_a_class_that_its_caller_may_use(door: Door) -> None:
-    calls = DeferredCalls(door.service, door.service._blobs)
+async def test_a_deferred_call_gets_a_priority_that_its_caller_may_use(jobs: Jobs) -> None:
+    calls = DeferredCalls(jobs.service, jobs.service._blobs)
     job, _ = await calls.submit(
         limited(5), method="POST", path="/x", headers=(), body=b"", idempotency_key=None
     )
     assert job.priority == 5
 
 
-async def test_another_s_job_of_a_better_class_is_not_retried(door: Door) -> None:
-    door.who = limited(1)
-    job, _ = await door.ask({**CHAT, "priority": 1})
-    await door.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
+async def test_a_job_with_a_better_priority_than_the_callers_is_not_retried(jobs: Jobs) -> None:
+    jobs.caller = limited(1)
+    job, _ = await jobs.submit({**CHAT, "priority": 1})
+    await jobs.store.finish(job.id, 1, JobStatus.CANCELLED, None)
     with pytest.raises(PriorityNotAllowed):
-        await door.service.retry(MEMBER, job.id)
-    assert (await door.service.retry(limited(1), job.id)).priority == 1
+        await jobs.service.retry(MEMBER, job.id)
+    assert (await jobs.service.retry(limited(1), job.id)).priority == 1

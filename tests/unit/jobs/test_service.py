@@ -1,4 +1,4 @@
-"""Acceptance of jobs over a real list and real files; nobody runs them."""
+"""Tests how jobs are accepted, with a real database and real files but no workers."""
 
 from __future__ import annotations
 
@@ -34,48 +34,59 @@ from moyin.testing.guard import OpenGuard
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ANN = Identity(owner="ann", key_id="k")
-SHELF = read_folders([SHIPPED])
+TEMPLATES = read_folders([SHIPPED])
 SWATCH = {"kind": "render", "template": "swatch", "inputs": {"prompt": "x"}}
 
 
-class Idle:
-    """Events, frames, Temporal and the render pools: all is well, and nothing happens. No workflow
-    runs, so that the service ends jobs by itself."""
+class IdleServices:
+    """Stands in for events, frames, Temporal and the render pools, and does nothing.
+
+    No workflow runs, so the service itself ends cancelled jobs.
+    """
 
     async def cancel(self, *_: Any) -> bool:
         return False
 
-    async def end(self, job: Job) -> None: ...
+    async def publish_end(self, job: Job) -> None: ...
     async def notify(self, *_: Any) -> None: ...
 
     async def publish(self, *_: Any) -> None: ...
-    async def status(self, job: Job) -> None: ...
+    async def publish_status(self, job: Job) -> None: ...
     async def start(self, *_: Any) -> None: ...
     async def validate(self, *_: Any) -> dict[str, Any]:
         return {}
 
 
-class Door:
-    def __init__(self, service: JobService, jobs: JobStore) -> None:
-        self.service = service
-        self.jobs = jobs
-        self.who = ANN
+class Jobs:
+    """Submits jobs as one caller."""
 
-    async def ask(
-        self, body: Any, templates: Any = SHELF.find, *, key: str | None = "k", now: datetime = NOW
+    def __init__(self, service: JobService, store: JobStore) -> None:
+        self.service = service
+        self.store = store
+        self.caller = ANN
+
+    async def submit(
+        self,
+        body: Any,
+        templates: Any = TEMPLATES.find,
+        *,
+        key: str | None = "k",
+        now: datetime = NOW,
     ) -> tuple[Job, bool]:
         data = json.dumps(body).encode()
-        return await self.service.ask(self.who, data, templates, now=now, idempotency_key=key)
+        return await self.service.submit_request(
+            self.caller, data, templates, now=now, idempotency_key=key
+        )
 
 
 @pytest.fixture
-async def door(tmp_path: Path) -> AsyncIterator[Door]:
+async def jobs(tmp_path: Path) -> AsyncIterator[Jobs]:
     database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
     await database.ready()
-    jobs = JobStore(database)
-    idle: Any = Idle()
+    store = JobStore(database)
+    idle: Any = IdleServices()
     service = JobService(
-        jobs=jobs,
+        jobs=store,
         artifacts=ArtifactStore(database),
         blobs=BlobStore(f"file://{tmp_path / 'blobs'}"),
         events=idle,
@@ -86,29 +97,31 @@ async def door(tmp_path: Path) -> AsyncIterator[Door]:
         pools=["default"],
         networks=AllowedNetworks(),
     )
-    yield Door(service, jobs)
+    yield Jobs(service, store)
     await database.close()
 
 
 def changed(name: str, field: str) -> Template:
-    """The template with another graph, pool and default since."""
-    found = SHELF.find(name, field)
-    node, *_ = found.graph
-    graph = {**found.graph, node: {**found.graph[node], "_meta": {"title": "changed"}}}
-    return replace(found, graph=graph, pool="gone", digest="other")
+    """Return a template that has been changed since: another graph and another pool."""
+    template = TEMPLATES.find(name, field)
+    node, *_ = template.graph
+    graph = {**template.graph, node: {**template.graph[node], "_meta": {"title": "changed"}}}
+    return replace(template, graph=graph, pool="gone", digest="other")
 
 
-async def test_a_job_that_is_cancelled_says_by_whom_and_nobody_elses_can_be(door: Door) -> None:
-    job, _ = await door.ask(SWATCH)
+async def test_a_cancelled_job_names_its_canceller_and_other_tenants_jobs_are_safe(
+    jobs: Jobs,
+) -> None:
+    job, _ = await jobs.submit(SWATCH)
     with pytest.raises(JobNotFound):
-        await door.service.cancel(replace(ANN, owner="bob"), job.id)
+        await jobs.service.cancel(replace(ANN, owner="bob"), job.id)
     colleague = replace(ANN, key_id="k2")
-    cancelled = await door.service.cancel(colleague, job.id)
+    cancelled = await jobs.service.cancel(colleague, job.id)
     assert cancelled.cancelled_by == Canceller(kind=CancellerKind.KEY, id="k2")
 
 
 class ChangedGuard(OpenGuard):
-    """What the submitter may have by now."""
+    """Allows what the submitter may use at the time of a retry."""
 
     def __init__(self, *pools: str, denied: str = "") -> None:
         super().__init__(*pools)
@@ -121,57 +134,57 @@ class ChangedGuard(OpenGuard):
 
 
 @pytest.mark.parametrize("batch", [None, {"seeds": 2}])
-async def test_a_retry_gets_no_pool_and_no_node_that_a_new_job_would_not_get(
-    door: Door, batch: Any
+async def test_a_retry_may_use_only_the_pools_and_nodes_of_a_new_job(
+    jobs: Jobs, batch: Any
 ) -> None:
-    asked = SWATCH if batch is None else {**SWATCH, "batch": batch}
-    job, _ = await door.ask(asked)
+    body = SWATCH if batch is None else {**SWATCH, "batch": batch}
+    job, _ = await jobs.submit(body)
     with pytest.raises(JobNotFinished):
-        await door.service.retry(ANN, job.id)
-    await door.service.cancel(ANN, job.id)
-    door.service._graphs._guard = ChangedGuard("default", denied="SaveImage")
+        await jobs.service.retry(ANN, job.id)
+    await jobs.service.cancel(ANN, job.id)
+    jobs.service._graphs._guard = ChangedGuard("default", denied="SaveImage")
     with pytest.raises(NodeNotAllowed):
-        await door.service.retry(ANN, job.id)
-    door.service._graphs._guard = ChangedGuard("large")
+        await jobs.service.retry(ANN, job.id)
+    jobs.service._graphs._guard = ChangedGuard("large")
     with pytest.raises(InvalidRequest) as refused:
-        await door.service.retry(ANN, job.id)
+        await jobs.service.retry(ANN, job.id)
     assert refused.value.field == "pool"
-    door.service._graphs._guard = ChangedGuard("default", denied="LoadImage")
-    assert (await door.service.retry(ANN, job.id)).attempts == 2
+    jobs.service._graphs._guard = ChangedGuard("default", denied="LoadImage")
+    assert (await jobs.service.retry(ANN, job.id)).attempts == 2
 
 
 @pytest.mark.parametrize("batch", [None, {"seeds": 2}])
 @pytest.mark.parametrize("templates", [changed, no_templates])
-async def test_a_repeat_is_the_first_job_whatever_its_template_is_now(
-    door: Door, templates: Any, batch: Any
+async def test_a_repeated_key_returns_the_first_job_if_the_template_has_changed(
+    jobs: Jobs, templates: Any, batch: Any
 ) -> None:
-    asked = SWATCH if batch is None else {**SWATCH, "batch": batch}
-    first, created = await door.ask(asked)
-    again, created_again = await door.ask(asked, templates)
-    assert (created, created_again) == (True, False)
+    body = SWATCH if batch is None else {**SWATCH, "batch": batch}
+    first, is_new = await jobs.submit(body)
+    again, is_repeat_new = await jobs.submit(body, templates)
+    assert (is_new, is_repeat_new) == (True, False)
     assert again.id == first.id
 
 
-async def test_a_repeat_is_the_first_job_though_its_deadline_has_passed(door: Door) -> None:
-    asked = {**SWATCH, "deadline": (NOW + timedelta(hours=1)).isoformat()}
-    first, _ = await door.ask(asked)
-    again, _ = await door.ask(asked, now=NOW + timedelta(hours=2))
+async def test_a_repeated_key_returns_the_first_job_if_the_deadline_has_passed(jobs: Jobs) -> None:
+    body = {**SWATCH, "deadline": (NOW + timedelta(hours=1)).isoformat()}
+    first, _ = await jobs.submit(body)
+    again, _ = await jobs.submit(body, now=NOW + timedelta(hours=2))
     assert again.id == first.id
 
 
 @pytest.mark.parametrize(
     "other", [{"inputs": {"prompt": "y"}}, {"priority": 1}, {"batch": {"seeds": 2}}]
 )
-async def test_another_request_under_the_key_is_refused(door: Door, other: Any) -> None:
-    await door.ask(SWATCH)
+async def test_another_request_with_the_same_key_is_refused(jobs: Jobs, other: Any) -> None:
+    await jobs.submit(SWATCH)
     with pytest.raises(IdempotencyMismatch):
-        await door.ask({**SWATCH, **other})
+        await jobs.submit({**SWATCH, **other})
 
 
-async def test_without_a_key_every_request_is_a_job(door: Door) -> None:
-    first, _ = await door.ask(SWATCH, key=None)
-    again, created = await door.ask({**SWATCH, "priority": 3}, key=None)
-    assert created
+async def test_requests_without_a_key_are_separate_jobs(jobs: Jobs) -> None:
+    first, _ = await jobs.submit(SWATCH, key=None)
+    again, is_new = await jobs.submit({**SWATCH, "priority": 3}, key=None)
+    assert is_new
     assert again.id != first.id
 
 
@@ -200,22 +213,24 @@ def graph(levels: int) -> dict[str, Any]:
         ({"kind": "http", "request": {"path": "/x", "body": nested(198)}}, "request"),
     ],
 )
-async def test_what_nobody_could_read_again_is_refused(door: Door, body: Any, field: str) -> None:
-    with pytest.raises(InvalidRequest, match="nested too deep") as refused:
-        await door.ask(body)
+async def test_a_job_that_is_nested_too_deeply_is_refused(
+    jobs: Jobs, body: Any, field: str
+) -> None:
+    with pytest.raises(InvalidRequest, match="nested too deeply") as refused:
+        await jobs.submit(body)
     assert refused.value.field == field
 
 
-async def test_a_prompt_of_comfyui_s_clients_is_no_exception(door: Door) -> None:
+async def test_a_comfyui_prompt_that_is_nested_too_deeply_is_refused(jobs: Jobs) -> None:
     step = Step(kind=StepKind.RENDER, payload=graph(1))
-    asked = ComfyPrompt(extra_data={"extra_pnginfo": nested(300)})
+    body = ComfyPrompt(extra_data={"extra_pnginfo": nested(300)})
     with pytest.raises(InvalidRequest) as refused:
-        await door.service.submit(ANN, JobSpec(kind="render", steps=(step,), comfyui=asked))
+        await jobs.service.submit(ANN, JobSpec(kind="render", steps=(step,), comfyui=body))
     assert refused.value.field == "extra_data"
 
 
-async def test_what_is_deep_and_can_be_read_is_a_job(door: Door) -> None:
-    job, _ = await door.ask({"kind": "render", "workflow": graph(190)})
-    spec = await door.service.spec(job)
+async def test_a_job_with_allowed_nesting_is_accepted(jobs: Jobs) -> None:
+    job, _ = await jobs.submit({"kind": "render", "workflow": graph(190)})
+    spec = await jobs.service.spec(job)
     assert spec is not None
     assert spec.steps[0].payload == graph(190)

@@ -1,4 +1,4 @@
-"""What becomes of a request before it is passed on; no service is asked."""
+"""Checks what `Proxy` does before it forwards a request; no service is called."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ ANN = Identity(owner="ann", key_id="k", scopes=frozenset({"shots"}))
 JOB = Identity(owner="ann", key_id="k", scopes=frozenset({"shots"}), service="jobs")
 
 
-class UsedUp:
-    """A meter whose minute is over before it began."""
+class ExhaustedMeter:
+    """Rejects every request as over its limit."""
 
     async def admit(self, *_: Any, **__: Any) -> None:
         raise RateLimited("1 requests a minute are used up")
 
 
-class Accepting:
-    """Makes no jobs, and says that it did."""
+class FakeDeferral:
+    """Pretends to turn calls into jobs."""
 
     id = "j1"
 
@@ -50,7 +50,7 @@ class Accepting:
 
 @pytest.fixture
 async def proxy() -> AsyncIterator[Proxy]:
-    parts: Any = {"meter": UsedUp(), "deferral": Accepting()}
+    parts: Any = {"meter": ExhaustedMeter(), "deferral": FakeDeferral()}
     proxy = Proxy(signing_key=b"s", **parts)
     proxy.configure(RouteTable([ROUTE]))
     await proxy.start()
@@ -58,15 +58,15 @@ async def proxy() -> AsyncIterator[Proxy]:
     await proxy.close()
 
 
-async def called(proxy: Proxy, identity: Identity) -> int:
-    """The status of a call."""
-    told: list[Any] = []
+async def call(proxy: Proxy, identity: Identity) -> int:
+    """Call the route and return the response's status."""
+    sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": b"", "more_body": False}
 
     async def send(message: Any) -> None:
-        told.append(message)
+        sent.append(message)
 
     scope = {
         "type": "http", "method": "POST", "path": "/slow/x", "raw_path": b"/slow/x",
@@ -74,16 +74,16 @@ async def called(proxy: Proxy, identity: Identity) -> int:
         "moyin": RequestContext(request_id="r", identity=identity),
     }  # fmt: skip
     await proxy(scope, receive, send)
-    status: int = told[0]["status"]
+    status: int = sent[0]["status"]
     return status
 
 
-async def test_a_call_that_becomes_a_job_is_counted_when_the_job_makes_it(proxy: Proxy) -> None:
-    assert await called(proxy, ANN) == 202
+async def test_a_deferred_call_counts_against_limits_when_the_job_makes_it(proxy: Proxy) -> None:
+    assert await call(proxy, ANN) == 202
     with pytest.raises(RateLimited):
-        await called(proxy, JOB)
+        await call(proxy, JOB)
 
 
-async def test_no_job_is_made_of_what_the_caller_may_not_do(proxy: Proxy) -> None:
+async def test_a_call_without_the_routes_scopes_is_not_deferred(proxy: Proxy) -> None:
     with pytest.raises(InsufficientScope):
-        await called(proxy, Identity(owner="ann", key_id="k", scopes=frozenset()))
+        await call(proxy, Identity(owner="ann", key_id="k", scopes=frozenset()))

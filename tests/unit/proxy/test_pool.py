@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from moyin.errors import Overloaded
-from moyin.proxy.pool import Member, Pool, UnderWay, choose
+from moyin.proxy.pool import InFlightCount, Pool, PoolMember, choose_member
 from moyin.proxy.route import Balance, HealthCheck, Route, Upstream
 
 
@@ -23,7 +23,7 @@ def clock() -> Clock:
 
 def pool(clock: Clock, *weights: int, **more: object) -> Pool:
     members = [
-        Member(Upstream(url=f"http://{i}", weight=weight), clock)
+        PoolMember(Upstream(url=f"http://{i}", weight=weight), clock)
         for i, weight in enumerate(weights)
     ]
     upstreams = tuple(member.upstream for member in members)
@@ -39,32 +39,32 @@ def test_round_robin_takes_turns(clock: Clock) -> None:
     assert urls(pool(clock, 1, 1, 1), 6) == list("012012")
 
 
-def test_weights_are_kept_and_spread(clock: Clock) -> None:
+def test_weighted_balancing_is_proportional_and_smooth(clock: Clock) -> None:
     order = urls(pool(clock, 5, 1, 1, balance=Balance.WEIGHTED), 7)
     assert Counter(order) == {"0": 5, "1": 1, "2": 1}
     assert "000" not in "".join(order + order)[1:6]
 
 
-def test_least_connections_looks_at_what_is_under_way(clock: Clock) -> None:
+def test_least_connections_counts_open_requests(clock: Clock) -> None:
     first = pool(clock, 1, 1, 2)
     for member, active in zip(first.members, (1, 0, 2), strict=True):
         member.active = active
-    assert choose(Balance.LEAST_CONNECTIONS, first.members, 0) is first.members[1]
+    assert choose_member(Balance.LEAST_CONNECTIONS, first.members, 0) is first.members[1]
     first.members[1].active = 5
-    assert choose(Balance.LEAST_CONNECTIONS, first.members, 0) is first.members[2]
+    assert choose_member(Balance.LEAST_CONNECTIONS, first.members, 0) is first.members[2]
 
 
-def test_a_value_stays_with_its_member_and_moves_when_it_goes(clock: Clock) -> None:
+def test_sticky_values_move_only_when_their_member_is_down(clock: Clock) -> None:
     three = pool(clock, 1, 1, 1)
-    homes = {value: urls(three, 3, value) for value in map(str, range(50))}
-    assert all(len(set(found)) == 1 for found in homes.values())
+    before = {value: urls(three, 3, value) for value in map(str, range(50))}
+    assert all(len(set(members)) == 1 for members in before.values())
     three.members[0].up = False
-    moved = {value: urls(three, 1, value)[0] for value in homes}
-    assert all(moved[v] == homes[v][0] for v in homes if homes[v][0] != "0")
-    assert "0" not in moved.values()
+    after = {value: urls(three, 1, value)[0] for value in before}
+    assert all(after[v] == before[v][0] for v in before if before[v][0] != "0")
+    assert "0" not in after.values()
 
 
-def test_who_fails_is_not_asked_until_its_time(clock: Clock) -> None:
+def test_a_failing_member_is_skipped_until_its_breaker_closes(clock: Clock) -> None:
     two = pool(clock, 1, 1)
     for _ in range(3):
         two.members[0].breaker.fail()
@@ -73,34 +73,36 @@ def test_who_fails_is_not_asked_until_its_time(clock: Clock) -> None:
     assert "0" in urls(two, 2)
 
 
-def test_several_are_never_given_up_but_one_alone_is(clock: Clock) -> None:
+def test_when_all_members_fail_the_next_due_is_tried_unless_it_is_the_only_one(
+    clock: Clock,
+) -> None:
     one, two = pool(clock, 1), pool(clock, 1, 1)
     for member in (*one.members, *two.members):
         for _ in range(3):
             member.breaker.fail()
     assert one.pick(None, ()) is None
-    assert one.nobody().retry_after == 2.0
+    assert one.unavailable_error().retry_after == 2.0
     assert two.pick(None, ()) is two.members[0]
     assert two.pick(None, two.members) is None
 
 
-def test_checks_need_several_answers_in_a_row() -> None:
+def test_health_changes_only_after_several_checks_in_a_row() -> None:
     check = HealthCheck(path="/", rise=2, fall=3)
-    member = Member(Upstream(url="http://0"))
+    member = PoolMember(Upstream(url="http://0"))
     for passed in (False, False, True, False, False):
-        member.checked(passed, check)
+        member.record_check(passed, check)
     assert member.up
-    member.checked(False, check)
+    member.record_check(False, check)
     assert not member.up
-    member.checked(True, check)
-    member.checked(False, check)
-    member.checked(True, check)
+    member.record_check(True, check)
+    member.record_check(False, check)
+    member.record_check(True, check)
     assert not member.up
-    member.checked(True, check)
+    member.record_check(True, check)
     assert member.up
 
 
-def test_a_new_table_keeps_what_is_known_of_an_upstream(clock: Clock) -> None:
+def test_a_new_table_keeps_the_state_of_known_upstreams(clock: Clock) -> None:
     before = pool(clock, 1, 1)
     before.members[0].active = 3
     known = {member.upstream.url: member for member in before.members}
@@ -110,25 +112,25 @@ def test_a_new_table_keeps_what_is_known_of_an_upstream(clock: Clock) -> None:
     assert after.members[1].active == 0
 
 
-def test_a_full_route_refuses(clock: Clock) -> None:
+def test_a_route_at_its_concurrency_limit_rejects_requests(clock: Clock) -> None:
     full = pool(clock, 1, concurrent=1)
-    with full.entered(), pytest.raises(Overloaded), full.entered():
+    with full.admit(), pytest.raises(Overloaded), full.admit():
         pass
-    with full.entered():
+    with full.admit():
         pass
 
 
-def test_a_new_table_s_limit_counts_what_is_under_way() -> None:
-    upstreams, under_way = (Upstream(url="http://0"),), UnderWay()
+def test_a_new_tables_limit_counts_requests_in_flight() -> None:
+    upstreams, in_flight = (Upstream(url="http://0"),), InFlightCount()
 
     def table(concurrent: int) -> Pool:
         route = Route(name="r", upstreams=upstreams, concurrent=concurrent)
-        return Pool.build(route, {}, under_way)
+        return Pool.build(route, {}, in_flight)
 
-    with table(1).entered():
-        with pytest.raises(Overloaded), table(1).entered():
+    with table(1).admit():
+        with pytest.raises(Overloaded), table(1).admit():
             pass
-        with table(2).entered(), pytest.raises(Overloaded), table(2).entered():
+        with table(2).admit(), pytest.raises(Overloaded), table(2).admit():
             pass
-    with table(1).entered():
+    with table(1).admit():
         pass

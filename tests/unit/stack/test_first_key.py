@@ -21,7 +21,7 @@ async def test_the_first_key_is_the_operators_and_is_written_down(tmp_path: Path
     [entry] = await AuditLog(database).page(None, limit=10)
     await database.close()
     assert (identity.owner, identity.scopes) == ("admin", {"*"})
-    assert (entry.act.action, entry.act.target) == ("key.create", identity.key_id)
-    assert entry.act.details["scopes"] == ["*"]
-    assert entry.act.actor.startswith("moyin up, ")
+    assert (entry.event.action, entry.event.target) == ("key.create", identity.key_id)
+    assert entry.event.details["scopes"] == ["*"]
+    assert entry.event.actor.startswith("moyin up, ")
     assert text not in str(entry)

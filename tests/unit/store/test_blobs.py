@@ -21,7 +21,7 @@ class TestFolder(BlobContract):
     pass
 
 
-async def test_an_interrupted_write_leaves_nothing(
+async def test_an_interrupted_write_leaves_no_file(
     blobs: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_args: object) -> None:
@@ -35,13 +35,13 @@ async def test_an_interrupted_write_leaves_nothing(
     assert await blobs.get(await blobs.put(b"abc")) == b"abc"
 
 
-def test_what_can_not_be_promised_is_refused() -> None:
-    with pytest.raises(ValueError, match="a folder or in S3"):
+def test_other_file_systems_are_refused() -> None:
+    with pytest.raises(ValueError, match="must begin with file:"):
         BlobStore("memory://blobs")
 
 
 @pytest.mark.parametrize("by_file", [False, True])
-async def test_what_is_stored_again_is_new_again(
+async def test_storing_a_blob_again_renews_it(
     blobs: BlobStore, tmp_path: Path, by_file: bool
 ) -> None:
     source = tmp_path / "source"
@@ -56,7 +56,7 @@ async def test_what_is_stored_again_is_new_again(
     assert await blobs.delete(digest, yesterday) == 3
 
 
-async def test_what_is_stored_again_while_it_is_deleted_stays(
+async def test_a_blob_stored_again_during_its_deletion_stays(
     blobs: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = await blobs.put(b"abc")
@@ -65,7 +65,7 @@ async def test_what_is_stored_again_while_it_is_deleted_stays(
     rename = Path.rename
 
     def late(self: Path, target: Path) -> Path:
-        # Somebody stores it between the look at its age and this.
+        # A writer stores the blob between the check of its age and the rename.
         os.utime(path)
         monkeypatch.undo()
         return rename(self, target)
@@ -76,7 +76,7 @@ async def test_what_is_stored_again_while_it_is_deleted_stays(
 
 
 class Changing(io.BytesIO):
-    """A file that somebody writes while it is read: it has other content each time."""
+    """Has other content each time it is read, like a file being written."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         data = super().read(size)
@@ -88,7 +88,7 @@ class Changing(io.BytesIO):
 
 
 async def test_a_stream_is_read_once(blobs: BlobStore, tmp_path: Path) -> None:
-    """Else its second content would be stored under the name of its first."""
+    """Otherwise its second content would be stored under the digest of its first."""
     blob = await blobs.put_stream(Changing(b"good"), 100)
     assert blob.sha256 == hashlib.sha256(b"good").hexdigest()
     assert await blobs.get(blob.sha256) == b"good"

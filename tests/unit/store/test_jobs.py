@@ -69,23 +69,23 @@ ADA = Canceller(kind=CancellerKind.USER, id="usr_ada")
 BOB = Canceller(kind=CancellerKind.KEY, id="key_bob")
 
 
-async def test_a_cancelled_job_names_who_asked_first(store: JobStore) -> None:
+async def test_a_cancelled_job_names_its_first_canceller(store: JobStore) -> None:
     job, _ = await store.create(new_job())
     for canceller in (ADA, BOB):
-        await store.note_canceller(job.id, 1, canceller)
+        await store.record_canceller(job.id, 1, canceller)
     assert (await store.find(job.id)).cancelled_by is None, "it goes on as yet"
     ended = await store.finish(job.id, 1, JobStatus.CANCELLED, None)
     assert ended is not None and ended.cancelled_by == ADA
-    await store.note_canceller(job.id, 1, BOB)
+    await store.record_canceller(job.id, 1, BOB)
     assert (await store.find(job.id)).cancelled_by == ADA
     await store.reopen("ada", job.id)
-    await store.note_canceller(job.id, 1, ADA)  # of the attempt before
-    await store.note_canceller(job.id, 2, BOB)
+    await store.record_canceller(job.id, 1, ADA)  # an earlier attempt
+    await store.record_canceller(job.id, 2, BOB)
     again = await store.finish(job.id, 2, JobStatus.CANCELLED, None)
     assert again is not None and again.cancelled_by == BOB
 
 
-async def test_a_job_that_nobody_asked_to_end_was_cancelled_by_the_operator(
+async def test_a_job_without_canceller_was_cancelled_by_the_operator(
     store: JobStore,
 ) -> None:
     job, _ = await store.create(new_job())
@@ -94,9 +94,9 @@ async def test_a_job_that_nobody_asked_to_end_was_cancelled_by_the_operator(
     assert ended.cancelled_by == Canceller(kind=CancellerKind.OPERATOR)
 
 
-async def test_a_job_that_ended_otherwise_was_cancelled_by_nobody(store: JobStore) -> None:
+async def test_a_job_that_was_not_cancelled_has_no_canceller(store: JobStore) -> None:
     job, _ = await store.create(new_job())
-    await store.note_canceller(job.id, 1, ADA)
+    await store.record_canceller(job.id, 1, ADA)
     ended = await store.finish(job.id, 1, JobStatus.FAILED, JobError(code="x", message="y"))
     assert ended is not None and ended.cancelled_by is None
 
@@ -111,7 +111,7 @@ async def test_a_new_job_is_queued_and_belongs_to_its_owner(store: JobStore) -> 
         await store.get("bob", job.id)
 
 
-async def test_idempotency_key_gives_the_same_job_or_refuses(store: JobStore) -> None:
+async def test_an_idempotency_key_returns_the_same_job_or_is_refused(store: JobStore) -> None:
     first, _ = await store.create(new_job(idempotency_key="k", fingerprint="f"))
     again, created = await store.create(new_job(idempotency_key="k", fingerprint="f"))
     assert not created
@@ -122,7 +122,7 @@ async def test_idempotency_key_gives_the_same_job_or_refuses(store: JobStore) ->
     assert created
 
 
-async def test_an_id_of_the_clients_own_gives_the_same_job_or_refuses(store: JobStore) -> None:
+async def test_a_chosen_id_returns_the_same_job_or_is_refused(store: JobStore) -> None:
     await store.create(new_job())
     chosen = new_job()
     first, _ = await store.create(chosen)
@@ -132,7 +132,7 @@ async def test_an_id_of_the_clients_own_gives_the_same_job_or_refuses(store: Job
             await store.create(other)
 
 
-async def test_one_idempotency_key_at_once_makes_one_job(store: JobStore) -> None:
+async def test_concurrent_uses_of_an_idempotency_key_create_one_job(store: JobStore) -> None:
     made = await asyncio.gather(
         *(store.create(new_job(idempotency_key="k", fingerprint="f")) for _ in range(8))
     )
@@ -167,7 +167,7 @@ async def test_only_the_first_final_status_counts(store: JobStore) -> None:
     assert found.finished_at is not None
 
 
-async def test_retry_keeps_finished_steps_and_shuts_out_the_old_attempt(store: JobStore) -> None:
+async def test_a_retry_keeps_finished_steps_and_ignores_the_old_attempt(store: JobStore) -> None:
     job, _ = await store.create(new_job())
     with pytest.raises(JobNotFinished):
         await store.reopen("ada", job.id)
@@ -186,7 +186,7 @@ async def test_retry_keeps_finished_steps_and_shuts_out_the_old_attempt(store: J
         await store.reopen("ada", job.id)
 
 
-async def test_the_sweeper_sees_what_was_accepted_but_not_started(store: JobStore) -> None:
+async def test_the_sweeper_finds_jobs_that_were_not_started(store: JobStore) -> None:
     forgotten, _ = await store.create(new_job())
     started, _ = await store.create(new_job())
     await store.mark_dispatched(started.id)
@@ -196,15 +196,15 @@ async def test_the_sweeper_sees_what_was_accepted_but_not_started(store: JobStor
     assert await store.undispatched(timedelta(minutes=1)) == []
 
 
-async def test_the_sweeper_sees_whose_end_nobody_has_announced(store: JobStore) -> None:
+async def test_the_sweeper_finds_ended_jobs_without_webhook(store: JobStore) -> None:
     job, _ = await store.create(new_job())
-    assert await store.finish(job.id, 1, JobStatus.CANCELLED, None, announced=False)
+    assert await store.finish(job.id, 1, JobStatus.CANCELLED, None, webhook_sent=False)
     assert await store.undispatched(timedelta(0)) == [(job.id, 1, True)]
     await store.mark_dispatched(job.id, attempt=1)
     assert await store.undispatched(timedelta(0)) == []
 
 
-async def test_pages_go_through_all_jobs_newest_first(store: JobStore) -> None:
+async def test_pages_contain_all_jobs_newest_first(store: JobStore) -> None:
     made = [(await store.create(new_job()))[0].id for _ in range(5)]
     await store.create(new_job(owner="bob"))
     seen: list[str] = []
@@ -221,14 +221,14 @@ async def test_pages_go_through_all_jobs_newest_first(store: JobStore) -> None:
     "plain",
     [b"nonsense", b"2026-01-01T00:00:00+00:00_\0", b"0001-01-01T00:00:00+23:59_x", b"\xff_x"],
 )
-async def test_a_cursor_that_no_page_gave_is_refused(store: JobStore, plain: bytes) -> None:
+async def test_an_invalid_cursor_is_refused(store: JobStore, plain: bytes) -> None:
     with pytest.raises(InvalidRequest):
         await store.page("ada", cursor=base64.urlsafe_b64encode(plain).decode())
     with pytest.raises(InvalidRequest):
         await store.page("ada", cursor=plain.decode("latin-1"))
 
 
-async def test_pages_filter(store: JobStore) -> None:
+async def test_pages_can_be_filtered(store: JobStore) -> None:
     job, _ = await store.create(new_job(kind="chat"))
     await store.create(new_job())
     await store.start(job.id, 1)
@@ -238,27 +238,27 @@ async def test_pages_filter(store: JobStore) -> None:
     assert [j.id for j in found] == [job.id]
 
 
-async def test_progress_is_kept_while_the_job_is_open(store: JobStore) -> None:
+async def test_progress_is_recorded_while_the_job_is_open(store: JobStore) -> None:
     job, _ = await store.create(new_job())
     progress = Progress(value=3, max=20, step=1)
-    assert await store.progress(job.id, None, progress)
+    assert await store.record_progress(job.id, None, progress)
     assert (await store.find(job.id)).progress == progress
-    assert not await store.progress(job.id, 7, progress)
+    assert not await store.record_progress(job.id, 7, progress)
 
 
-async def test_the_progress_of_a_batch_is_that_of_all_its_children(store: JobStore) -> None:
+async def test_a_batch_has_the_progress_of_all_children(store: JobStore) -> None:
     heads = ((StepKind.RENDER, "default"),) * 4
     job, _ = await store.create(new_job(heads=heads, children=4))
     assert (job.children, job.progress) == (4, Progress(max=4))
-    await store.progress(job.id, None, Progress(value=5, max=10, step=1))
-    await store.progress(job.id, None, Progress(value=1, max=4, step=2))
+    await store.record_progress(job.id, None, Progress(value=5, max=10, step=1))
+    await store.record_progress(job.id, None, Progress(value=1, max=4, step=2))
     overall = await store.record_step(job.id, 1, step(job.id, 1))
     assert overall == Progress(value=1.25, max=4, step=1, parts={"2": 0.25})
-    # What comes too late to be news changes nothing.
-    await store.progress(job.id, None, Progress(value=9, max=10, step=1))
+    # Late progress changes nothing.
+    await store.record_progress(job.id, None, Progress(value=9, max=10, step=1))
     assert (await store.find(job.id)).progress == overall
     assert await store.finish(job.id, 1, JobStatus.CANCELLED, None)
-    assert await store.progress(job.id, None, Progress(value=1, max=4, step=3)) is None
+    assert await store.record_progress(job.id, None, Progress(value=1, max=4, step=3)) is None
     assert await store.record_step(job.id, 1, step(job.id, 3)) is None
     again = await store.reopen("ada", job.id)
     assert again.progress == Progress(value=1, max=4)
@@ -281,15 +281,15 @@ async def test_children_count_as_open_jobs(store: JobStore) -> None:
 
 async def test_a_retried_render_waits_again(store: JobStore, database: Database) -> None:
     job, _ = await store.create(new_job())
-    await store.progress(job.id, 1, Progress(value=1, max=2))
-    await PromptStore(database).record(job.id, "3" * 64, 1)
+    await store.record_progress(job.id, 1, Progress(value=1, max=2))
+    await PromptStore(database).set_record(job.id, "3" * 64, 1)
     await store.finish(job.id, 1, JobStatus.FAILED, JobError(code="x", message="y"))
     ended = await store.find(job.id)
     assert (ended.begun_at is None, ended.record) == (False, "3" * 64)
     again = await store.reopen("ada", job.id)
     assert (again.begun_at, again.record) == (None, None)
     # A cancelled prompt takes a moment to stop.
-    await PromptStore(database).record(job.id, "3" * 64, 1)
+    await PromptStore(database).set_record(job.id, "3" * 64, 1)
     assert (await store.find(job.id)).record is None
 
 

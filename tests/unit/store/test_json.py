@@ -20,10 +20,10 @@ from moyin.store.json import json_text
         -math.inf,
     ],
 )
-def test_it_is_read_as_what_json_would_have_written(value: Any) -> None:
+def test_the_text_is_equivalent_to_that_of_json_dumps(value: Any) -> None:
     assert json.loads(json_text(value)) == json.loads(json.dumps(value))
 
 
-def test_what_is_no_json_is_refused() -> None:
+def test_values_that_are_not_json_are_refused() -> None:
     with pytest.raises(TypeError):
         json_text(object())

@@ -10,26 +10,26 @@ from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 
 
-async def test_a_key_proves_its_owner_until_revoked(database: Database) -> None:
+async def test_a_key_authenticates_its_owner_until_revoked(database: Database) -> None:
     keys = KeyStore(database)
     key_id, text = await keys.create("studio", "first")
     assert (await keys.verify(text)).owner == "studio"
     await keys.revoke(key_id)
     with pytest.raises(InvalidKey):
         await keys.verify(text)
-    [shown] = await keys.all()
+    [shown] = await keys.list_all()
     assert (shown.id, shown.revoked_at is not None) == (key_id, True)
     with pytest.raises(NotFound):
         await keys.revoke("nobody")
 
 
-async def test_no_key_is_made_for_an_owner_of_our_own(database: Database) -> None:
-    """Its bearer would spend from the judge's budget."""
+async def test_no_key_is_created_for_a_reserved_owner(database: Database) -> None:
+    """Such a key could spend the judge's budget."""
     keys = KeyStore(database)
     with pytest.raises(InvalidRequest) as caught:
         await keys.create("moyin:judge", "")
     assert caught.value.field == "owner"
-    assert await keys.all() == []
+    assert await keys.list_all() == []
     await keys.create("moyin", "a studio of that name")
 
 
@@ -51,7 +51,7 @@ async def test_the_secret_is_not_in_the_file(database: Database, tmp_path: Path)
     assert secret not in dump
 
 
-async def test_a_good_key_is_good_where_its_use_can_not_be_noted(
+async def test_a_key_is_valid_even_if_its_use_cannot_be_recorded(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = KeyStore(database)

@@ -22,7 +22,7 @@ from moyin.store import pruning
 from moyin.store.artifacts import ArtifactStore, step_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore, NewJob
-from moyin.store.pruning import Pruned, Pruner
+from moyin.store.pruning import Pruner, PruneResult
 from moyin.store.schema import jobs as rows
 from moyin.store.sql import Database
 
@@ -30,8 +30,8 @@ NOW = datetime.now(UTC)
 BEFORE = NOW - timedelta(days=30)
 
 
-class Past:
-    """Makes jobs and files, and then makes them old."""
+class PastJobs:
+    """Creates jobs and files, and ages them."""
 
     def __init__(self, database: Database, folder: Path) -> None:
         self.database = database
@@ -51,7 +51,7 @@ class Past:
         status: JobStatus = JobStatus.SUCCEEDED,
         step: Step | None = None,
     ) -> str:
-        """A job of one step that ended so many days ago; None: it runs.
+        """Create a job of one step that ended so many days ago; None: it runs.
 
         ``preview``: only ComfyUI's history tells of it.
         """
@@ -104,9 +104,9 @@ class Past:
         for file in self._folder.rglob("*"):
             os.utime(file, (1, 1))
 
-    async def prune(self) -> Pruned:
+    async def prune(self) -> PruneResult:
         self.age()
-        gone = Pruned()
+        gone = PruneResult()
         async for part in self.pruner.run(BEFORE):
             gone += part
         return gone
@@ -114,26 +114,26 @@ class Past:
     def files(self) -> set[str]:
         return {file.name for file in self._folder.rglob("*") if file.is_file()}
 
-    async def there(self) -> set[str]:
+    async def existing_ids(self) -> set[str]:
         query = sa.select(rows.c.id)
         return set(await self.database.read(lambda c: c.execute(query).scalars().all()))
 
 
 @pytest.fixture
-async def past(database: Database, tmp_path: Path) -> AsyncIterator[Past]:
-    yield Past(database, tmp_path / "blobs")
+async def past(database: Database, tmp_path: Path) -> AsyncIterator[PastJobs]:
+    yield PastJobs(database, tmp_path / "blobs")
 
 
-async def test_jobs_that_ended_long_ago_go_with_all_that_is_theirs(past: Past) -> None:
+async def test_old_jobs_are_deleted_with_their_files(past: PastJobs) -> None:
     old = [await past.job(), await past.job(status=JobStatus.FAILED)]
-    assert await past.pruner.due(BEFORE) == 2
-    # One graph and one picture of both, and an output of each.
+    assert await past.pruner.count_prunable(BEFORE) == 2
+    # Both have the same graph and picture, and each has an output.
     assert len(past.files()) == 4
     gone = await past.prune()
     assert (gone.jobs, gone.files) == (2, 4)
     assert gone.size > 0
     assert past.files() == set()
-    assert await past.pruner.due(BEFORE) == 0
+    assert await past.pruner.count_prunable(BEFORE) == 0
     for job in old:
         with pytest.raises(JobNotFound):
             await past.jobs.get("ada", job)
@@ -141,22 +141,22 @@ async def test_jobs_that_ended_long_ago_go_with_all_that_is_theirs(past: Past) -
             await past.artifacts.get("ada", step_artifact_id(job, 0, 0))
 
 
-async def test_what_runs_or_has_just_ended_stays_whole(past: Past) -> None:
+async def test_running_and_recent_jobs_stay(past: PastJobs) -> None:
     young = [await past.job(days=None), await past.job(days=29), await past.job(days=0)]
     before = past.files()
-    assert await past.prune() == Pruned()
-    assert (await past.there(), past.files()) == (set(young), before)
+    assert await past.prune() == PruneResult()
+    assert (await past.existing_ids(), past.files()) == (set(young), before)
 
 
-async def test_a_file_stays_for_as_long_as_anything_refers_to_it(past: Past) -> None:
+async def test_a_file_stays_while_something_refers_to_it(past: PastJobs) -> None:
     await past.job(graph="same", picture=b"same picture")
     await past.job(graph="another", picture=b"uploaded, too")
     young = await past.job(days=1, graph="same", picture=b"same picture")
     upload = await past.upload(b"uploaded, too")
     gone = await past.prune()
-    # The outputs of the two, and the other graph.
+    # The outputs of both, and the other graph.
     assert (gone.jobs, gone.files) == (2, 3)
-    assert await past.there() == {young}
+    assert await past.existing_ids() == {young}
     for artifact in (await past.jobs.get("ada", young)).artifacts:
         assert await past.blobs.exists(artifact.sha256)
     assert await past.blobs.exists(upload)
@@ -164,7 +164,7 @@ async def test_a_file_stays_for_as_long_as_anything_refers_to_it(past: Past) -> 
     assert await past.blobs.exists(spec)
 
 
-async def test_a_file_that_is_stored_again_just_now_stays(past: Past) -> None:
+async def test_a_recently_renewed_file_stays(past: PastJobs) -> None:
     await past.job(picture=b"popular")
     past.age()
     again = await past.blobs.put(b"popular")
@@ -173,7 +173,7 @@ async def test_a_file_that_is_stored_again_just_now_stays(past: Past) -> None:
     assert await past.blobs.exists(again)
 
 
-async def test_the_body_of_a_request_that_was_put_off_goes_as_well(past: Past) -> None:
+async def test_the_body_of_a_deferred_request_is_deleted(past: PastJobs) -> None:
     body = await past.blobs.put(b"a long body")
     payload: dict[str, Any] = {"method": "POST", "path": "/x", "blob": body}
     await past.job(step=Step(kind=StepKind.HTTP, payload=payload))
@@ -181,14 +181,14 @@ async def test_the_body_of_a_request_that_was_put_off_goes_as_well(past: Past) -
     assert past.files() == set()
 
 
-async def test_what_a_render_made_beside_its_result_goes_as_well(past: Past) -> None:
+async def test_other_files_of_a_render_are_deleted(past: PastJobs) -> None:
     for status in (JobStatus.SUCCEEDED, JobStatus.FAILED):
         await past.job(status=status, preview=b"preview of " + status.encode())
     gone = await past.prune()
     assert (gone.jobs, past.files()) == (2, set())
 
 
-async def test_what_a_job_that_has_waited_for_long_refers_to_stays(past: Past) -> None:
+async def test_files_of_a_job_that_waits_long_stay(past: PastJobs) -> None:
     body = await past.blobs.put(b"every night the same")
     payload: dict[str, Any] = {"method": "POST", "path": "/x", "blob": body}
     step = Step(kind=StepKind.HTTP, payload=payload)
@@ -202,7 +202,7 @@ async def test_what_a_job_that_has_waited_for_long_refers_to_stays(past: Past) -
     assert await past.blobs.exists(hashlib.sha256(b"seen").hexdigest())
 
 
-async def test_an_input_of_a_job_that_waits_stays_for_it_alone(past: Past) -> None:
+async def test_an_input_of_a_waiting_job_stays_for_that_job_only(past: PastJobs) -> None:
     old = await past.job(picture=b"of the old one")
     picture = step_artifact_id(old, 0, 0)
     graph: dict[str, Any] = {"1": {"inputs": {"image": f"artifact:{picture}"}}}
@@ -210,33 +210,33 @@ async def test_an_input_of_a_job_that_waits_stays_for_it_alone(past: Past) -> No
     assert (await past.prune()).jobs == 1
     with pytest.raises(ArtifactNotFound):
         await past.artifacts.get("ada", picture)
-    found = await past.artifacts.for_job("ada", picture)
+    found = await past.artifacts.get_for_job("ada", picture)
     assert await past.blobs.get(found.sha256) == b"of the old one"
 
 
-async def test_a_job_that_is_retried_meanwhile_keeps_what_it_has(
-    past: Past, monkeypatch: pytest.MonkeyPatch
+async def test_a_job_retried_during_pruning_keeps_its_files(
+    past: PastJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await past.job(graph="same")
     retried = await past.job(graph="same", status=JobStatus.FAILED)
-    spare = past.pruner._spare
+    spare = past.pruner._unreferenced_files
 
-    async def slowly(*asked: Any) -> set[str]:
-        found = await spare(*asked)
+    async def slowly(*arguments: Any) -> set[str]:
+        found = await spare(*arguments)
         await past.jobs.reopen("ada", retried)
         return found
 
-    monkeypatch.setattr(past.pruner, "_spare", slowly)
+    monkeypatch.setattr(past.pruner, "_unreferenced_files", slowly)
     gone = await past.prune()
-    # The output of the other: the graph and the picture are of both.
+    # The output of the other job; both share the graph and the picture.
     assert (gone.jobs, gone.files) == (1, 1)
     job = await past.jobs.get("ada", retried)
     for digest in (job.spec, job.results[0].output, job.artifacts[0].sha256):
         assert await past.blobs.exists(digest)
 
 
-async def test_what_two_prune_side_by_side_leaves_no_file(
-    past: Past, monkeypatch: pytest.MonkeyPatch
+async def test_concurrent_pruners_leave_no_files(
+    past: PastJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pruning, "_CHUNK", 1)
     for _ in range(4):
@@ -244,25 +244,27 @@ async def test_what_two_prune_side_by_side_leaves_no_file(
     past.age()
     other = Pruner(past.database, past.blobs)
     first, second = other.run(BEFORE), past.pruner.run(BEFORE)
-    spare, gone = past.pruner._spare, []
+    spare, gone = past.pruner._unreferenced_files, []
 
-    async def late(*asked: Any) -> set[str]:
-        found = await spare(*asked)
+    async def late(*arguments: Any) -> set[str]:
+        found = await spare(*arguments)
         gone.append(await anext(first))
         return found
 
-    # Both have seen all four before any is gone, and each takes away some of them.
-    monkeypatch.setattr(past.pruner, "_spare", late)
+    # Both have seen all four jobs before any is deleted, and each deletes some of them.
+    monkeypatch.setattr(past.pruner, "_unreferenced_files", late)
     gone += [await anext(second), await anext(second)]
     for run in (first, second):
         gone += [part async for part in run]
     assert [part.jobs for part in gone] == [1, 0, 1, 0, 1, 1, 0, 0]
     assert sum(part.files for part in gone) == 6
-    assert (await past.there(), past.files()) == (set(), set())
+    assert (await past.existing_ids(), past.files()) == (set(), set())
 
 
-async def test_many_go_a_part_at_a_time(past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("_ROUND", 5), ("_CHUNK", 2), ("_PAGE", 3)):
+async def test_many_jobs_are_deleted_in_chunks(
+    past: PastJobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("_JOBS_PER_SCAN", 5), ("_CHUNK", 2), ("_PAGE", 3)):
         monkeypatch.setattr(pruning, name, value)
     for index in range(8):
         await past.job(graph=str(index % 2), picture=str(index % 3).encode())
@@ -270,39 +272,39 @@ async def test_many_go_a_part_at_a_time(past: Past, monkeypatch: pytest.MonkeyPa
     past.age()
     parts = [part.jobs async for part in past.pruner.run(BEFORE)]
     assert parts == [2, 2, 1, 2, 1]
-    assert await past.there() == {young}
+    assert await past.existing_ids() == {young}
     assert len(past.files()) == 3, "its own"
 
 
-class Slow(Pruner):
-    """Prunes until it is let go."""
+class SlowPruner(Pruner):
+    """Prunes until it is released."""
 
     def __init__(self, database: Database, blobs: BlobStore) -> None:
         super().__init__(database, blobs)
         self.began, self.let_go = asyncio.Event(), asyncio.Event()
 
-    async def run(self, before: datetime) -> AsyncIterator[Pruned]:
+    async def run(self, before: datetime) -> AsyncIterator[PruneResult]:
         self.began.set()
         await self.let_go.wait()
-        yield Pruned()
+        yield PruneResult()
 
 
-class Asked(Database):
-    """Counts who asks whether he is alone."""
+class CountingDatabase(Database):
+    """Counts attempts to take the lock."""
 
     times = 0
 
-    def alone(self, name: str) -> AbstractAsyncContextManager[bool]:
+    def advisory_lock(self, name: str) -> AbstractAsyncContextManager[bool]:
         self.times += 1
-        return super().alone(name)
+        return super().advisory_lock(name)
 
 
-async def test_of_several_replicas_one_at_a_time_prunes(
+async def test_only_one_replica_prunes_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pruning, "_PAUSE_SECONDS", 0.001)
-    databases = [Asked(f"sqlite:///{tmp_path / 'moyin.db'}") for _ in range(2)]
-    one, other = (Slow(database, BlobStore(f"file://{tmp_path}")) for database in databases)
+    databases = [CountingDatabase(f"sqlite:///{tmp_path / 'moyin.db'}") for _ in range(2)]
+    one, other = (SlowPruner(database, BlobStore(f"file://{tmp_path}")) for database in databases)
     async with asyncio.timeout(10):
         working = [asyncio.create_task(one.keep_pruning(30))]
         await one.began.wait()

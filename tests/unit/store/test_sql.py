@@ -21,7 +21,7 @@ from moyin.store.sql import Database, migrate, newest_revision
 _SCHEMA = "SELECT name, sql FROM sqlite_master ORDER BY name"
 
 
-async def test_migrations_make_exactly_the_schema(database: Database) -> None:
+async def test_the_migrations_create_exactly_the_schema(database: Database) -> None:
     async with database.reading() as connection:
         differences = await connection.run_sync(
             lambda c: compare_metadata(MigrationContext.configure(c), metadata)
@@ -29,39 +29,34 @@ async def test_migrations_make_exactly_the_schema(database: Database) -> None:
     assert differences == []
 
 
-def test_processes_that_start_together_find_one_schema(tmp_path: Path) -> None:
+def test_concurrent_migrations_create_one_schema(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'x.db'}"
     code = f"from moyin.store.sql import migrate; migrate({url!r})"
     racing = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
     assert [process.wait(60) for process in racing] == [0, 0, 0]
 
 
-def test_migrations_are_done_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_failed_migration_changes_nothing(tmp_path: Path) -> None:
     file = tmp_path / "x.db"
-    url = f"sqlite:///{file}"
-    migrate(url, "0002")
     with closing(sqlite3.connect(file)) as connection:
-        before = connection.execute(_SCHEMA).fetchall()
-        # Of a later migration, which therefore fails, when others have changed much.
-        connection.execute("CREATE TABLE quality_states (id TEXT)")
+        # The migration creates this table last, so it fails after most of its work.
+        connection.execute("CREATE TABLE refresh_tokens (id TEXT)")
         connection.commit()
-    with pytest.raises(sa.exc.OperationalError, match="quality_states already exists"):
-        migrate(url)
+    with pytest.raises(sa.exc.OperationalError, match="refresh_tokens already exists"):
+        migrate(f"sqlite:///{file}")
     with closing(sqlite3.connect(file)) as connection:
-        connection.execute("DROP TABLE quality_states")
-        assert connection.execute(_SCHEMA).fetchall() == before
-        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [
-            ("0002",)
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [
+            ("refresh_tokens",)
         ]
 
 
-def test_the_newest_revision_is_alembics_head() -> None:
+def test_the_newest_revision_is_the_head_of_alembic() -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(sql.__file__).parent / "migrations"))
     assert ScriptDirectory.from_config(config).get_current_head() == newest_revision()
 
 
-def test_a_process_that_finds_the_newest_schema_does_without_alembic(tmp_path: Path) -> None:
+def test_alembic_is_not_imported_if_the_schema_is_current(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'x.db'}"
     code = (
         "import asyncio, sys; from moyin.store.sql import Database; "
@@ -74,19 +69,22 @@ def test_a_process_that_finds_the_newest_schema_does_without_alembic(tmp_path: P
     assert [done.stdout.strip() for done in said] == ["True", "False"]
 
 
-def test_who_is_alone_is_so_in_all_processes_and_until_his_end(tmp_path: Path) -> None:
+def test_an_advisory_lock_excludes_processes_until_its_holder_ends(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'x.db'}"
     code = (
         "import asyncio, sys\nfrom moyin.store.sql import Database\n"
         "async def hold():\n"
-        f"    async with Database({url!r}).alone('x') as alone:\n"
+        f"    async with Database({url!r}).advisory_lock('x') as alone:\n"
         "        print(alone, flush=True)\n        sys.stdin.read()\n"
         "asyncio.run(hold())"
     )
 
     async def ask(*names: str) -> list[bool]:
         async with AsyncExitStack() as blocks:
-            return [await blocks.enter_async_context(Database(url).alone(name)) for name in names]
+            return [
+                await blocks.enter_async_context(Database(url).advisory_lock(name))
+                for name in names
+            ]
 
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:

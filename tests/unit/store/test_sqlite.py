@@ -32,7 +32,7 @@ async def found(database: Database) -> list[str]:
     return await database.read(lambda c: list(c.execute(query).scalars()))
 
 
-async def test_a_transaction_that_fails_changes_nothing(words: Database) -> None:
+async def test_a_failed_transaction_changes_nothing(words: Database) -> None:
     await put(words, "a")
 
     def failing(connection: sa.Connection) -> None:
@@ -47,7 +47,7 @@ async def test_a_transaction_that_fails_changes_nothing(words: Database) -> None
     assert await found(words) == ["a"]
 
 
-async def test_rows_can_be_read_when_the_transaction_is_over(words: Database) -> None:
+async def test_rows_can_be_read_after_the_transaction(words: Database) -> None:
     await put(words, "a", "b", "c")
     async with words.reading() as connection:
         result = await connection.execute(sa.select(WORDS).order_by(WORDS.c.word))
@@ -76,7 +76,9 @@ async def test_more_transactions_than_threads_wait_for_each_other(words: Databas
     assert len(await found(words)) == 40
 
 
-async def test_a_cancelled_transaction_is_undone_and_lets_the_next_one_in(words: Database) -> None:
+async def test_a_cancelled_transaction_is_rolled_back_and_releases_the_lock(
+    words: Database,
+) -> None:
     inside = asyncio.Event()
 
     async def never() -> None:
@@ -94,7 +96,7 @@ async def test_a_cancelled_transaction_is_undone_and_lets_the_next_one_in(words:
     assert await found(words) == ["next"]
 
 
-async def test_what_is_cancelled_in_the_middle_of_its_one_visit_is_done_or_not_done(
+async def test_a_cancelled_call_is_committed_or_rolled_back(
     words: Database,
 ) -> None:
     tasks = [asyncio.create_task(put(words, str(number))) for number in range(8)]
@@ -106,8 +108,8 @@ async def test_what_is_cancelled_in_the_middle_of_its_one_visit_is_done_or_not_d
     assert "next" in await found(words)
 
 
-async def test_many_open_a_new_file_at_once(tmp_path: Path) -> None:
-    """Who opens it finds the log in use: turning it on would need the file for oneself."""
+async def test_a_new_file_can_be_opened_concurrently(tmp_path: Path) -> None:
+    """Enabling WAL needs exclusive access, so processes that open the file find it enabled."""
     url = f"sqlite:///{tmp_path / 'moyin.db'}"
     databases = [Database(url) for _ in range(8)]
     await asyncio.gather(*(database.ready() for database in databases))
@@ -117,7 +119,7 @@ async def test_many_open_a_new_file_at_once(tmp_path: Path) -> None:
         await database.close()
 
 
-async def test_a_file_that_was_restored_without_its_log_gets_one(tmp_path: Path) -> None:
+async def test_a_restored_file_is_set_to_wal_mode(tmp_path: Path) -> None:
     url, path = f"sqlite:///{tmp_path / 'moyin.db'}", tmp_path / "moyin.db"
     await asyncio.to_thread(migrate, url)
     with closing(sqlite3.connect(path)) as connection:

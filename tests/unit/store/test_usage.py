@@ -28,7 +28,7 @@ ENTRY = UsageEntry(
 )
 
 
-async def test_closing_writes_what_waits(database: Database) -> None:
+async def test_closing_writes_waiting_entries(database: Database) -> None:
     ledger = UsageLedger(database)
     await ledger.start()
     for number in range(1200):
@@ -39,7 +39,7 @@ async def test_closing_writes_what_waits(database: Database) -> None:
     assert await ledger.get("bob", "r1") is None
 
 
-async def test_a_full_ledger_tells_instead_of_growing(
+async def test_a_full_ledger_logs_entries(
     database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(usage, "_CAPACITY", 1)
@@ -53,22 +53,22 @@ async def test_a_full_ledger_tells_instead_of_growing(
     assert await ledger.get("ada", "r2") is None
 
 
-class Refusing(Database):
-    """Its server refuses so many connections, as asyncpg says it: past SQLAlchemy."""
+class RefusingDatabase(Database):
+    """Refuses some connections with asyncpg's errors, which SQLAlchemy does not wrap."""
 
     refusals = 0
     error: Exception = ConnectionRefusedError(111, "Connect call failed")
-    # Commits that it makes and does not tell of.
+    # The number of commits whose reply is lost.
     lost = 0
 
     def writing(self) -> AbstractAsyncContextManager[Transaction]:
         if self.refusals:
             self.refusals -= 1
             raise self.error
-        return self._untold() if self.lost else super().writing()
+        return self._lose_reply() if self.lost else super().writing()
 
     @asynccontextmanager
-    async def _untold(self) -> AsyncIterator[Transaction]:
+    async def _lose_reply(self) -> AsyncIterator[Transaction]:
         async with super().writing() as transaction:
             yield transaction
         self.lost -= 1
@@ -76,17 +76,21 @@ class Refusing(Database):
 
 
 @pytest.fixture
-async def refusing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Refusing]:
+async def refusing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[RefusingDatabase]:
     monkeypatch.setattr(usage, "_FLUSH_SECONDS", 0.01)
     monkeypatch.setattr(usage, "_RETRY_SECONDS", 0.01)
-    database = Refusing(f"sqlite:///{tmp_path / 'moyin.db'}")
+    database = RefusingDatabase(f"sqlite:///{tmp_path / 'moyin.db'}")
     await database.ready()
     yield database
     await database.close()
 
 
 @pytest.mark.parametrize("error", [ConnectionRefusedError(111, "refused"), TimeoutError()])
-async def test_a_server_that_is_away_is_waited_for(refusing: Refusing, error: Exception) -> None:
+async def test_entries_wait_for_an_unavailable_server(
+    refusing: RefusingDatabase, error: Exception
+) -> None:
     refusing.refusals, refusing.error = 3, error
     ledger = UsageLedger(refusing)
     await ledger.start()
@@ -100,7 +104,7 @@ async def test_a_server_that_is_away_is_waited_for(refusing: Refusing, error: Ex
     assert await ledger.get("ada", "r2") is not None
 
 
-async def test_a_commit_whose_answer_is_lost_books_nothing_twice(refusing: Refusing) -> None:
+async def test_a_commit_with_a_lost_reply_books_nothing_twice(refusing: RefusingDatabase) -> None:
     refusing.lost = 2
     ledger = UsageLedger(refusing)
     await ledger.start()
@@ -115,8 +119,8 @@ async def test_a_commit_whose_answer_is_lost_books_nothing_twice(refusing: Refus
 
 
 @pytest.mark.parametrize("error", [ConnectionRefusedError(111, "refused"), ValueError("a mistake")])
-async def test_closing_tells_what_was_not_booked_and_never_raises(
-    refusing: Refusing, caplog: pytest.LogCaptureFixture, error: Exception
+async def test_closing_logs_unbooked_entries_and_never_raises(
+    refusing: RefusingDatabase, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     refusing.refusals, refusing.error = 1_000, error
     ledger = UsageLedger(refusing)
@@ -128,14 +132,14 @@ async def test_closing_tells_what_was_not_booked_and_never_raises(
     assert str(error) in caplog.text
 
 
-async def test_an_entry_that_can_t_be_written_holds_nobody_up(
-    refusing: Refusing, caplog: pytest.LogCaptureFixture
+async def test_an_invalid_entry_does_not_block_others(
+    refusing: RefusingDatabase, caplog: pytest.LogCaptureFixture
 ) -> None:
     ledger = UsageLedger(refusing)
     await ledger.start()
     names = [f"r{number}" for number in range(5)]
     for number, name in enumerate(names):
-        # SQLite has no such number; Python says so past SQLAlchemy.
+        # SQLite cannot store this number; Python raises an error that SQLAlchemy does not wrap.
         size = 2**70 if number == 2 else 1
         ledger.record(replace(ENTRY, request_id=name, input_tokens=size))
     ledger.record(replace(ENTRY, request_id="r5", cost_usd=Decimal("NaN")))
@@ -151,7 +155,7 @@ async def test_an_entry_that_can_t_be_written_holds_nobody_up(
         assert f"not booked: UsageEntry(request_id='{lost}'" in caplog.text
 
 
-async def test_what_nobody_foresaw_is_waited_for(refusing: Refusing) -> None:
+async def test_an_unexpected_error_is_retried(refusing: RefusingDatabase) -> None:
     refusing.refusals, refusing.error = 4, RuntimeError("a mistake of the driver's")
     ledger = UsageLedger(refusing)
     await ledger.start()
@@ -165,8 +169,8 @@ async def test_what_nobody_foresaw_is_waited_for(refusing: Refusing) -> None:
     assert sorted(rows) == ["r0", "r1", "r2"]
 
 
-async def test_what_comes_during_a_commit_waits_for_the_next_time(database: Database) -> None:
-    """Under load each request would otherwise have a commit of its own."""
+async def test_entries_during_a_commit_wait_for_the_next_one(database: Database) -> None:
+    """Under load each request would otherwise have its own commit."""
     ledger, commits = UsageLedger(database), 0
     writing = database.writing
 

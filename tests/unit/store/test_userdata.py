@@ -24,18 +24,18 @@ def files(database: Database) -> UserdataStore:
     return UserdataStore(database, max_file=100, max_bytes=250, max_files=3)
 
 
-async def paths(files: UserdataStore, shelf: UserdataScope = ANN) -> list[str]:
-    return [file.path for file in await files.list(shelf)]
+async def paths(files: UserdataStore, scope: UserdataScope = ANN) -> list[str]:
+    return [file.path for file in await files.list(scope)]
 
 
-def test_a_shelf_is_a_person_s_or_the_tenants() -> None:
+def test_a_scope_belongs_to_a_user_or_the_tenant() -> None:
     assert userdata_scope(Identity(owner="studio", key_id="k", user="ann")) == ANN
     assert userdata_scope(Identity(owner="studio", key_id="k")) == UserdataScope(
         owner="studio", user=""
     )
 
 
-async def test_what_is_kept_is_found_again(files: UserdataStore) -> None:
+async def test_a_written_file_can_be_read(files: UserdataStore) -> None:
     first = await files.write(ANN, "a.json", b"one")
     again = await files.write(ANN, "a.json", b"three")
     assert (again.size, again.created) == (5, first.created)
@@ -49,23 +49,23 @@ async def test_what_is_kept_is_found_again(files: UserdataStore) -> None:
             await attempt
 
 
-async def test_nobody_sees_or_touches_another_s_files(files: UserdataStore) -> None:
+async def test_files_of_other_scopes_cannot_be_read_or_changed(files: UserdataStore) -> None:
     await files.write(ANN, "a.json", b"hers")
-    for shelf in OTHERS:
-        assert await paths(files, shelf) == []
+    for scope in OTHERS:
+        assert await paths(files, scope) == []
         for attempt in (
-            files.read(shelf, "a.json"), files.delete(shelf, "a.json"),
-            files.move(shelf, "a.json", "b.json"),
+            files.read(scope, "a.json"), files.delete(scope, "a.json"),
+            files.move(scope, "a.json", "b.json"),
         ):  # fmt: skip
             with pytest.raises(UserFileNotFound):
                 await attempt
-        await files.write(shelf, "a.json", b"theirs", overwrite=False)
-        await files.update(shelf, "a.json", lambda before: (before or b"") + b"!")
-        assert await files.read(shelf, "a.json") == b"theirs!"
+        await files.write(scope, "a.json", b"theirs", overwrite=False)
+        await files.update(scope, "a.json", lambda before: (before or b"") + b"!")
+        assert await files.read(scope, "a.json") == b"theirs!"
     assert await files.read(ANN, "a.json") == b"hers"
 
 
-async def test_overwriting_is_only_done_when_it_may(files: UserdataStore) -> None:
+async def test_a_file_is_overwritten_only_if_allowed(files: UserdataStore) -> None:
     await files.write(ANN, "a", b"1", overwrite=False)
     await files.write(ANN, "b", b"2")
     with pytest.raises(FileExists):
@@ -80,7 +80,7 @@ async def test_overwriting_is_only_done_when_it_may(files: UserdataStore) -> Non
         await files.move(ANN, "a", "c")
 
 
-async def test_a_shelf_has_an_end(files: UserdataStore) -> None:
+async def test_a_scope_has_a_maximum_size(files: UserdataStore) -> None:
     with pytest.raises(UserStorageFull):
         await files.write(ANN, "a", b"x" * 101)
     await files.write(ANN, "a", b"x" * 100)
@@ -96,7 +96,7 @@ async def test_a_shelf_has_an_end(files: UserdataStore) -> None:
     await files.write(OTHERS[0], "a", b"x" * 100)
 
 
-async def test_changes_at_once_are_all_kept(database: Database) -> None:
+async def test_concurrent_updates_are_all_kept(database: Database) -> None:
     files = UserdataStore(database)
 
     async def change(number: int) -> None:

@@ -3,12 +3,12 @@ from __future__ import annotations
 from moyin.system.backoff import Backoff
 
 
-def test_delays_double_up_to_the_longest() -> None:
+def test_pauses_double_up_to_the_longest() -> None:
     backoff = Backoff(first=1, longest=5, stable=60)
     assert [backoff.after(0.1) for _ in range(5)] == [1, 2, 4, 5, 5]
 
 
-def test_a_stable_run_forgives_earlier_failures() -> None:
+def test_stable_run_resets_the_pause() -> None:
     backoff = Backoff(first=1, longest=5, stable=60)
     for _ in range(4):
         backoff.after(0.1)
@@ -16,6 +16,6 @@ def test_a_stable_run_forgives_earlier_failures() -> None:
     assert backoff.after(1) == 2
 
 
-def test_years_of_failures_do_not_overflow() -> None:
+def test_many_failures_do_not_overflow() -> None:
     backoff = Backoff(first=1, longest=5)
     assert [backoff.after(0) for _ in range(5_000)][-1] == 5

@@ -7,7 +7,7 @@ import pytest
 from moyin.system.logfile import LogFile, tail
 
 
-def test_a_log_never_takes_more_than_twice_its_limit(tmp_path: Path) -> None:
+def test_log_takes_at_most_twice_its_limit(tmp_path: Path) -> None:
     log = LogFile(tmp_path / "x.log", limit=100)
     for number in range(50):
         log.write(f"line {number:04}\n".encode())
@@ -18,7 +18,7 @@ def test_a_log_never_takes_more_than_twice_its_limit(tmp_path: Path) -> None:
     assert tail(tmp_path / "x.log", 1) == ["line 0049"]
 
 
-def test_a_log_goes_on_where_it_ended(tmp_path: Path) -> None:
+def test_reopened_log_is_appended_to(tmp_path: Path) -> None:
     for text in (b"one\n", b"two\n"):
         log = LogFile(tmp_path / "x.log")
         log.write(text)
@@ -26,29 +26,29 @@ def test_a_log_goes_on_where_it_ended(tmp_path: Path) -> None:
     assert tail(tmp_path / "x.log", 10) == ["one", "two"]
 
 
-def test_the_tail_of_a_missing_file_is_empty(tmp_path: Path) -> None:
+def test_tail_of_a_missing_file_is_empty(tmp_path: Path) -> None:
     assert tail(tmp_path / "x.log", 10) == []
 
 
-@pytest.mark.parametrize("then", [b"x" * 60, b"short"])
-def test_a_log_that_somebody_removed_begins_anew(tmp_path: Path, then: bytes) -> None:
+@pytest.mark.parametrize("last", [b"x" * 60, b"short"])
+def test_removed_log_is_created_again(tmp_path: Path, last: bytes) -> None:
     log = LogFile(tmp_path / "x.log", limit=100)
     log.write(b"a" * 60)
     (tmp_path / "x.log").unlink()
     log.write(b"b" * 60)
-    log.write(then)
+    log.write(last)
     log.close()
-    assert (tmp_path / "x.log").read_bytes() == b"[60 bytes could not be written]\n" + then
+    assert (tmp_path / "x.log").read_bytes() == b"[60 bytes could not be written]\n" + last
 
 
-def test_a_full_disk_costs_lines_and_nothing_else(
+def test_full_disk_loses_lines_and_raises_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "x.log"
     log = LogFile(path)
     log.write(b"before\n")
     opened = Path.open
-    # It fails at a write, as a disk that is full does, and not when it is opened.
+    # A full disk fails at a write, not when a file is opened.
     monkeypatch.setattr(
         Path, "open", lambda self, *args, **more: opened(Path("/dev/full"), *args, **more)
     )

@@ -13,14 +13,21 @@ import psutil
 import pytest
 
 from moyin.system.logfile import LogFile, tail
-from moyin.system.processes import SERVICE_VARIABLE, STACK_VARIABLE, Child, find, missing, sweep
+from moyin.system.processes import (
+    SERVICE_VARIABLE,
+    STACK_VARIABLE,
+    Child,
+    end_all,
+    find,
+    missing,
+)
 
 SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
-DEAF = (
+STUBBORN = (
     sys.executable,
     "-c",
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
-    "print('deaf', flush=True); time.sleep(60)",
+    "print('ready', flush=True); time.sleep(60)",
 )
 
 
@@ -28,7 +35,7 @@ def _environ(folder: Path, service: str = "one") -> dict[str, str]:
     return {**os.environ, STACK_VARIABLE: str(folder), SERVICE_VARIABLE: service}
 
 
-async def test_what_a_child_prints_is_logged(tmp_path: Path) -> None:
+async def test_output_of_a_child_is_logged(tmp_path: Path) -> None:
     log = LogFile(tmp_path / "log")
     child = await Child.start(("sh", "-c", "echo out; echo err >&2"), os.environ, log)
     assert await child.wait() == 0
@@ -38,7 +45,7 @@ async def test_what_a_child_prints_is_logged(tmp_path: Path) -> None:
     assert sorted(tail(tmp_path / "log", 9)) == ["err", "out"]
 
 
-async def test_a_child_may_be_called_late(tmp_path: Path) -> None:
+async def test_child_gets_its_timer_slack(tmp_path: Path) -> None:
     log = LogFile(tmp_path / "log")
     command = ("cat", "/proc/self/timerslack_ns")
     child = await Child.start(command, os.environ, log, timer_slack_ns=2_000_000)
@@ -48,10 +55,10 @@ async def test_a_child_may_be_called_late(tmp_path: Path) -> None:
     log.close()
 
 
-async def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+async def test_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     log = LogFile(tmp_path / "log")
-    child = await Child.start(DEAF, os.environ, log)
-    await _until(lambda: tail(tmp_path / "log", 1) == ["deaf"])
+    child = await Child.start(STUBBORN, os.environ, log)
+    await _until(lambda: tail(tmp_path / "log", 1) == ["ready"])
     await child.stop(0.2)
     log.close()
     assert await child.wait() == -signal.SIGKILL
@@ -79,36 +86,34 @@ def test_children_die_with_a_killed_parent(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("service", [None, "one"])
-def test_sweep_ends_its_own_stack_only(tmp_path: Path, service: str | None) -> None:
-    ours = subprocess.Popen(SLEEP, env=_environ(tmp_path / "ours"))
+def test_end_all_ends_only_its_own_stack(tmp_path: Path, service: str | None) -> None:
+    own = subprocess.Popen(SLEEP, env=_environ(tmp_path / "own"))
     other = subprocess.Popen(SLEEP, env=_environ(tmp_path / "other"))
-    second = subprocess.Popen(SLEEP, env=_environ(tmp_path / "ours", "two"))
+    second = subprocess.Popen(SLEEP, env=_environ(tmp_path / "own", "two"))
     try:
-        _wait_for(tmp_path / "ours", 2)
-        swept = sweep(str(tmp_path / "ours"), service)
-        # psutil took the exit status; that it is gone is what counts.
-        assert ours.poll() is not None
+        _wait_for(tmp_path / "own", 2)
+        ended = end_all(str(tmp_path / "own"), service)
+        # psutil has taken the exit status; only the end counts.
+        assert own.poll() is not None
         assert other.poll() is None
-        assert swept == (2 if service is None else 1)
+        assert ended == (2 if service is None else 1)
         assert (second.poll() is None) == (service is not None)
     finally:
-        for process in (ours, other, second):
+        for process in (own, other, second):
             process.kill()
             process.wait()
 
 
-def test_sweep_kills_what_ignores_sigterm(tmp_path: Path) -> None:
-    with subprocess.Popen(DEAF, env=_environ(tmp_path), stdout=subprocess.PIPE) as deaf:
-        assert deaf.stdout is not None
-        assert deaf.stdout.readline() == b"deaf\n"
-        assert sweep(str(tmp_path), patience=0.2) == 1
-        assert deaf.poll() is not None
+def test_end_all_kills_processes_that_ignore_sigterm(tmp_path: Path) -> None:
+    with subprocess.Popen(STUBBORN, env=_environ(tmp_path), stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        assert end_all(str(tmp_path), patience=0.2) == 1
+        assert child.poll() is not None
 
 
-def test_sweep_spares_the_process_that_sweeps(tmp_path: Path) -> None:
-    script = (
-        f"from moyin.system.processes import sweep\nprint(sweep({str(tmp_path)!r}, patience=0.2))\n"
-    )
+def test_end_all_spares_the_calling_process(tmp_path: Path) -> None:
+    script = f"from moyin.system.processes import end_all\nprint(end_all({str(tmp_path)!r}, patience=0.2))\n"
     done = subprocess.run(
         [sys.executable, "-c", script],
         env=_environ(tmp_path),
@@ -119,7 +124,7 @@ def test_sweep_spares_the_process_that_sweeps(tmp_path: Path) -> None:
     assert done.stdout == "0\n"
 
 
-def test_a_child_that_has_ended_is_missing_also_before_it_is_waited_for() -> None:
+def test_ended_child_is_missing_before_it_is_waited_for() -> None:
     child = subprocess.Popen(("sleep", "60"))
     name = "sleep"
     try:
@@ -131,12 +136,12 @@ def test_a_child_that_has_ended_is_missing_also_before_it_is_waited_for() -> Non
     finally:
         child.kill()
         child.wait()
-    # Of a process that is gone, whoever waits for it hears.
+    # The end of the parent itself is reported to the process that waits for it.
     assert missing(child.pid, (name,)) == []
 
 
 def _wait_for(folder: Path, count: int) -> None:
-    """A process shows its own environment only once it has replaced its parent's image."""
+    """Wait for the processes: each shows its own environment only after its exec."""
     deadline = time.monotonic() + 5
     while len(list(find(str(folder)))) < count:
         assert time.monotonic() < deadline

@@ -1,4 +1,4 @@
-"""Places of a back end, and who gets the next one."""
+"""Tests of the slots of a back end: which waiting call gets the next one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Clock:
 
 
 class Queue:
-    """Calls of tenants at one back end; ``began`` in the order in which they got their places."""
+    """Calls of tenants at one back end; ``began`` lists tenants in the order of their slots."""
 
     def __init__(self, limit: int, queue: int = 100) -> None:
         self.clock = Clock()
@@ -55,14 +55,14 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-async def test_one_tenant_alone_uses_every_place() -> None:
+async def test_one_tenant_alone_uses_every_slot() -> None:
     queue = Queue(3)
     for _ in range(5):
         await queue.call("a")
     assert (queue.began, queue.slots.waiting) == (["a"] * 3, 2)
 
 
-async def test_a_freed_place_goes_to_the_tenant_with_the_fewest_running_calls() -> None:
+async def test_freed_slot_goes_to_the_tenant_with_the_fewest_running_calls() -> None:
     queue = Queue(3)
     for tenant in ("a", "a", "a", "a", "a", "a", "b", "b", "c"):
         await queue.call(tenant)
@@ -82,25 +82,25 @@ async def test_tenants_without_running_calls_take_turns() -> None:
     assert queue.began == ["a", "a", "b", "c", "a", "b"]
 
 
-async def test_the_last_place_is_kept_while_other_tenants_are_about() -> None:
+async def test_last_slot_is_reserved_while_other_tenants_are_active() -> None:
     queue = Queue(3)
     await queue.call("b")
     await queue.end("b")
     for _ in range(4):
         await queue.call("a")
     assert (queue.began, queue.slots.waiting) == (["b", "a", "a"], 2)
-    # The kept place is there for another tenant at once, although calls wait.
+    # Another tenant gets the reserved slot at once, although calls wait.
     await queue.call("b")
     assert queue.began[-1] == "b"
     await queue.end("b")
     assert queue.slots.waiting == 2
-    # A minute later nobody else is about.
+    # A minute later no other tenant is active.
     queue.clock.now = 61.0
     await queue.end("a")
     assert (queue.slots.taken, queue.slots.waiting) == (3, 0)
 
 
-async def test_a_full_queue_makes_room_for_the_tenant_with_less_in_it() -> None:
+async def test_full_queue_makes_room_for_the_tenant_with_fewer_waiting_calls() -> None:
     queue = Queue(1, queue=3)
     for tenant in ("a", "a", "a", "a"):
         await queue.call(tenant)
@@ -108,7 +108,7 @@ async def test_a_full_queue_makes_room_for_the_tenant_with_less_in_it() -> None:
     assert queue.refused == ["a"]
     await queue.call("c")
     assert queue.refused == ["a", "a"]
-    # Each has one by now: nobody is displaced any more.
+    # Each tenant has one waiting call by now: none is displaced any more.
     await queue.call("c")
     assert queue.refused == ["a", "a", "c"]
     for tenant in ("a", "a", "b", "c"):
@@ -117,7 +117,7 @@ async def test_a_full_queue_makes_room_for_the_tenant_with_less_in_it() -> None:
     assert (queue.slots.taken, queue.slots.waiting) == (0, 0)
 
 
-async def test_a_call_that_leaves_the_queue_holds_nothing() -> None:
+async def test_cancelled_waiting_call_holds_no_slot() -> None:
     queue = Queue(1)
     for tenant in ("a", "b", "b"):
         await queue.call(tenant)
@@ -129,7 +129,7 @@ async def test_a_call_that_leaves_the_queue_holds_nothing() -> None:
     assert (queue.slots.taken, queue.slots.waiting) == (0, 0)
 
 
-async def test_a_place_that_came_as_its_call_left_goes_on() -> None:
+async def test_slot_of_a_call_cancelled_at_that_moment_is_passed_on() -> None:
     queue = Queue(1)
     for tenant in ("a", "b", "c"):
         await queue.call(tenant)
@@ -138,7 +138,7 @@ async def test_a_place_that_came_as_its_call_left_goes_on() -> None:
     assert queue.began == ["a", "c"]
 
 
-async def test_a_call_does_not_wait_longer_than_it_may() -> None:
+async def test_call_waits_at_most_its_patience() -> None:
     slots = Slots(1, queue=1, patience=0.01)
     assert slots.take("a")
     with pytest.raises(Overloaded):
@@ -147,7 +147,7 @@ async def test_a_call_does_not_wait_longer_than_it_may() -> None:
     assert (slots.taken, slots.waiting) == (0, 0)
 
 
-async def test_the_last_place_may_be_kept_for_others_always() -> None:
-    slots = Slots(2, kept=math.inf)
+async def test_last_slot_may_always_be_reserved() -> None:
+    slots = Slots(2, reserve_seconds=math.inf)
     assert slots.take("a") and not slots.take("a")
     assert slots.take("b")

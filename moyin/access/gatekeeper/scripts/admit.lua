@@ -1,10 +1,10 @@
--- Takes one request out of all limits that hold for it, or out of none of them.
+-- Counts one request against all of its limits, or against none if one of them is exceeded.
 --
--- KEYS, four a limit: requests of the minute, tokens of the minute, leases, money.
--- ARGV: lease id, lease in ms, nano dollars, tokens, day, month; then five a limit: requests a
--- minute, tokens a minute, concurrent requests, nano dollars a day, and a month ('' is no limit).
--- Returns {0, limit's place, what is used up, ms to wait, the limit} or
--- {1, the tightest limit on requests (0: none), what is left of it, ms to its next minute}.
+-- KEYS, four per limit: requests in the minute, tokens in the minute, leases, money.
+-- ARGV: lease id, lease in ms, nano dollars, tokens, day, month; then five per limit: requests
+-- per minute, tokens per minute, concurrent requests, nano dollars per day and per month ('': none).
+-- Returns {0, index of the limit, the exceeded kind, ms to wait, the maximum} or
+-- {1, the strictest limit on requests (0: none), its remaining requests, ms to its next minute}.
 
 local MINUTE = 60000
 local time = redis.call('TIME')
@@ -43,7 +43,7 @@ for i = 0, count - 1 do
     if remaining < 0 or left < remaining then tightest, remaining, reset = requests, left, ms end
   end
   if words then
-    -- A request alone may be larger than a minute's share: then it must be the minute's first.
+    -- A request may need more tokens than the limit if it is the first of its minute.
     local before = used(KEYS[key + 2])
     if before > 0 and before + tokens > words then
       return {0, i, 'tokens', left_ms(KEYS[key + 2]), words}
@@ -53,7 +53,7 @@ for i = 0, count - 1 do
     redis.call('ZREMRANGEBYSCORE', KEYS[key + 3], '-inf', now)
     if redis.call('ZCARD', KEYS[key + 3]) >= leases then return {0, i, 'concurrent', 1000, leases} end
   end
-  -- Who has used up a budget may still ask what costs nothing.
+  -- With an exhausted budget, free requests still pass.
   if nano > 0 and (daily or monthly) then
     local today, this_month = spent(KEYS[key + 4])
     if daily and today + nano > daily then return {0, i, 'day', 0, 0} end
@@ -71,10 +71,10 @@ for i = 0, count - 1 do
   end
   if nano > 0 and (ARGV[argument + 4] ~= '' or ARGV[argument + 5] ~= '') then
     local money, today, this_month = KEYS[key + 4], spent(KEYS[key + 4])
-    -- A new month takes the reservations of the old one with it, and those of replicas that died.
+    -- A new month drops the reservations of the old one, such as those of dead replicas.
     if redis.call('HGET', money, 'month') ~= month then redis.call('DEL', money) end
-    -- Once for a lease, however often a broken connection makes the client ask.
-    -- No expiry: money is never forgotten before its period is over.
+    -- Reserves once per lease, even if the client repeats the call after a broken connection.
+    -- No expiry: money must be kept until its period ends.
     if redis.call('HSETNX', money, 'lease:' .. ARGV[1], ARGV[3]) == 1 then
       redis.call('HSET', money, 'day', day, 'day_nano', string.format('%.0f', today + nano),
         'month', month, 'month_nano', string.format('%.0f', this_month + nano))

@@ -1,8 +1,8 @@
--- Ends a request that admit.lua let through: its lease goes, its reservation becomes what it cost.
--- A second time it changes no money: the reservation is gone.
+-- Ends a request that admit.lua admitted: removes its lease, and replaces its reservation by its cost.
+-- A second call changes no money, since the reservation is gone.
 --
--- KEYS as there. ARGV: lease id, nano dollars that it cost, tokens to add, and the day and month of
--- the reservation: what was reserved in a period that is over stays there.
+-- KEYS as in admit.lua. ARGV: lease id, cost in nano dollars, tokens to add, and the day and month of
+-- the reservation; a reservation of an earlier period stays there.
 
 local nano, tokens, day, month = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
 

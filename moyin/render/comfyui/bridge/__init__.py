@@ -1,4 +1,4 @@
-"""What Moyin adds to a ComfyUI process; copied into its custom_nodes folder by `ProcessFolder`.
+"""A node package that Moyin adds to ComfyUI; `ProcessFolder` copies it into custom_nodes.
 
 Licence: this package is Apache-2.0 like the rest of Moyin. It runs inside ComfyUI, which is
 GPL-3.0; the combination in that process is under the GPL-3.0, with which Apache-2.0 is compatible.

@@ -1,20 +1,21 @@
-"""Routes and limits inside ComfyUI's own process. Imports ComfyUI only when registered.
+"""Adds routes and limits to ComfyUI, inside its process. Imports ComfyUI only when registered.
 
-* ``POST /moyin/validate`` answers as ``POST /prompt`` would, without queueing, and tells of which
-  inputs nothing but type and range was checked.
-* ``POST /moyin/look`` tells how a prompt stands, and drops others from the history.
-* ``GET /moyin/volatile`` names the nodes that may make something else of the same inputs.
-* ``GET /moyin/pulse`` answers 200 when the thread that executes prompts is alive, else 503.
-* Files of a prompt go into a folder named after the prompt, so names never clash, the graph and
-  its cache keys stay as the client wrote them, and cached outputs still name where they came from.
-  Those that a node has named by itself are told of as if they were there: the renderer, which moves
-  all files away when the prompt ends, knows both places.
-* Our own input files count as there when a graph is validated: they come with the prompt.
-* Nodes and names of files that a prompt may not have are refused (``guard``).
-* What is put out with a prompt's own graph in it is not given to another tenant (``tenants``).
-* What ComfyUI and its nodes imported is left out of garbage collections: it collects after a prompt,
-  every ten seconds at most, and walking all of that holds everything up for a quarter of a second.
-* ``MOYIN_GPU_SHARE``: the largest part of the card's memory that this process may take.
+* ``POST /moyin/validate`` answers as ``POST /prompt`` would, without queueing. It also lists the
+  inputs of which only type and range were checked.
+* ``POST /moyin/look`` returns a prompt's state, and drops other prompts from the history.
+* ``GET /moyin/volatile`` lists the node classes whose output may differ for the same inputs.
+* ``GET /moyin/pulse`` answers 200 if the thread that executes prompts is alive, or else 503.
+* A prompt's files go into a folder named after the prompt. So names never clash, the graph and its
+  cache keys stay as the client wrote them, and cached outputs still name their first prompt. Files
+  that a node puts elsewhere are reported as if they lay in that folder: the renderer, which moves
+  all files when the prompt ends, searches both places.
+* Input files that Moyin names count as existing when a graph is validated: they are placed later.
+* Nodes and file names that a prompt may not have are refused (``guard``).
+* Cached output that contains a prompt's own graph is not used for another tenant (``tenants``).
+* Objects that ComfyUI and its nodes import are exempt from garbage collection. ComfyUI collects
+  after a prompt, at most every ten seconds, and walking them all would block it for a quarter of a
+  second.
+* ``MOYIN_GPU_SHARE``: the fraction of the GPU's memory that this process may use.
 """
 
 from __future__ import annotations
@@ -34,24 +35,24 @@ from typing import Any
 
 from . import guard
 from .names import escapes
-from .tenants import by_tenant, for_tenant
+from .tenants import with_tenant, with_tenant_signature
 
 __all__ = ["register"]
 
-# Modules of nodes that come with ComfyUI, but for those in its folder of custom nodes.
-_OWN = ("nodes", "comfy_extras")
+# Modules of ComfyUI's own nodes, without those in its folder of custom nodes.
+_STOCK_MODULES = ("nodes", "comfy_extras")
 _PULSE_SECONDS = 5.0
-_WAKE_SECONDS = 0.02
-_EXECUTOR = "prompt_worker"
+_FLAG_SECONDS = 0.02
+_EXECUTOR_THREAD = "prompt_worker"
 _PULSE_FLAG = "moyin_pulse"
 _FOLDERS = ("output", "temp")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-# As `moyin.render.protocol.graph.input_name` makes them.
+# The form of names that `moyin.render.protocol.graph.input_name` returns.
 _INPUT = re.compile(r"moyin/[0-9a-f]{64}(\.[a-z0-9]{1,8})?( \[input\])?")
 
 
 def register() -> None:
-    """Called by the custom node's ``__init__.py``, with ComfyUI's modules importable."""
+    """Add the routes and limits; called by the node package's ``__init__.py``."""
     import execution  # type: ignore[import-not-found]
     import folder_paths  # type: ignore[import-not-found]
     import nodes  # type: ignore[import-not-found]
@@ -64,59 +65,61 @@ def register() -> None:
     from server import PromptServer  # type: ignore[import-not-found]
 
     server = PromptServer.instance
-    executor = Executor()
-    # For graphs that the gateway has looked at.
+    executor = ExecutorThread()
+    # Without the guard: the gateway has checked these graphs already.
     validate_prompt = execution.validate_prompt
 
     async def validate(request: web.Request) -> web.Response:
-        asked = await request.json()
-        status, body = await verdict(validate_prompt, asked)
+        request_body = await request.json()
+        status, body = await validation_response(validate_prompt, request_body)
         if status == 200:
-            body["free"] = free_inputs(asked["prompt"], nodes.NODE_CLASS_MAPPINGS)
+            body["free"] = free_inputs(request_body["prompt"], nodes.NODE_CLASS_MAPPINGS)
         return web.json_response(body, status=status)
 
     async def look(request: web.Request) -> web.Response:
-        return web.json_response(standing(server.prompt_queue, await request.json()))
+        return web.json_response(prompt_state(server.prompt_queue, await request.json()))
 
     async def volatile(_request: web.Request) -> web.Response:
         return web.json_response(volatile_classes(nodes.NODE_CLASS_MAPPINGS))
 
     async def pulse(_request: web.Request) -> web.Response:
-        alive = executor.runs() and await beats(server.prompt_queue)
-        return web.json_response({"alive": alive}, status=200 if alive else 503)
+        is_alive = executor.is_alive() and await takes_flags(server.prompt_queue)
+        return web.json_response({"alive": is_alive}, status=200 if is_alive else 503)
 
     server.routes.post("/moyin/validate")(validate)
     server.routes.post("/moyin/look")(look)
     server.routes.get("/moyin/pulse")(pulse)
     server.routes.get("/moyin/volatile")(volatile)
-    folder_paths.get_save_image_path = by_prompt(
+    folder_paths.get_save_image_path = with_prompt_folder(
         folder_paths.get_save_image_path, get_executing_context
     )
     rules = guard.Rules(nodes.NODE_CLASS_MAPPINGS)
-    server.add_on_prompt_handler(guard.noted)
-    execution.validate_prompt = guard.first_checked(execution.validate_prompt, rules)
-    execution.get_input_data = guard.while_executed(execution.get_input_data, rules)
-    execution.PromptExecutor.execute_async = for_tenant(execution.PromptExecutor.execute_async)
-    CacheKeySetInputSignature.get_immediate_node_signature = by_tenant(
+    server.add_on_prompt_handler(guard.remember_rules)
+    execution.validate_prompt = guard.checked_validation(execution.validate_prompt, rules)
+    execution.get_input_data = guard.checked_input_data(execution.get_input_data, rules)
+    execution.PromptExecutor.execute_async = with_tenant(execution.PromptExecutor.execute_async)
+    CacheKeySetInputSignature.get_immediate_node_signature = with_tenant_signature(
         CacheKeySetInputSignature.get_immediate_node_signature, nodes.NODE_CLASS_MAPPINGS
     )
     server.send_sync = with_origin(server.send_sync, folder_paths.get_directory_by_type)
-    folder_paths.exists_annotated_filepath = in_time(folder_paths.exists_annotated_filepath)
-    # Not now: other nodes are still to be imported.
-    server.app.on_startup.append(leave_startup_to_rest)
+    folder_paths.exists_annotated_filepath = with_own_inputs(folder_paths.exists_annotated_filepath)
+    # At startup, because other nodes have yet to be imported.
+    server.app.on_startup.append(freeze_startup_objects)
     share = float(os.environ.get("MOYIN_GPU_SHARE", "1"))
     if share < 1:
         cap_memory(share, model_management)
 
 
-async def leave_startup_to_rest(_app: Any) -> None:
-    """Take what is there out of the garbage collector's sight; it lives as long as the process."""
+async def freeze_startup_objects(_app: Any) -> None:
+    """Exempt all present objects, which live as long as the process, from garbage collection."""
     gc.collect()
     gc.freeze()
 
 
-async def verdict(validate_prompt: Callable[..., Any], body: dict[str, Any]) -> tuple[int, Any]:
-    """Status and body that ``POST /prompt`` would answer, but for the queue number."""
+async def validation_response(
+    validate_prompt: Callable[..., Any], body: dict[str, Any]
+) -> tuple[int, Any]:
+    """Return the status and body of ``POST /prompt``, without the queue number."""
     if "prompt" not in body:
         error = {
             "type": "no_prompt",
@@ -130,56 +133,58 @@ async def verdict(validate_prompt: Callable[..., Any], body: dict[str, Any]) -> 
     valid, error, outputs, node_errors = await validate_prompt(prompt_id, body["prompt"], targets)
     if not valid:
         return 400, {"error": error, "node_errors": node_errors}
-    # ComfyUI takes them from a set: their order means nothing.
+    # ComfyUI takes the outputs from a set, so their order means nothing.
     return 200, {"prompt_id": prompt_id, "node_errors": node_errors, "outputs": sorted(outputs)}
 
 
 def free_inputs(
     graph: Mapping[str, Any], classes: Mapping[str, Any]
 ) -> dict[str, dict[str, list[Any]]]:
-    """Inputs of a valid graph of which ComfyUI checked nothing but type and range, by node and
-    name: type, least and greatest value (None: any).
+    """Return the inputs of a valid graph of which ComfyUI checked only type and range.
+
+    Returns:
+        The type, minimum and maximum (None: no bound) of each input, by node and name.
     """
     free: dict[str, dict[str, list[Any]]] = {}
     for node, content in graph.items():
-        kind = classes.get(content["class_type"])
-        # Old nodes check inputs by the one, new ones by the other; whole nodes, because what they
-        # look at is their own affair.
-        if kind is None or _overrides(kind, "VALIDATE_INPUTS", "validate_inputs"):
+        node_class = classes.get(content["class_type"])
+        # Old nodes have the one method, new ones the other. Such nodes are left out as a whole,
+        # because the method may read any of their inputs.
+        if node_class is None or _overrides(node_class, "VALIDATE_INPUTS", "validate_inputs"):
             continue
         try:
-            found = _simple_inputs(kind.INPUT_TYPES(), content.get("inputs", {}))
+            inputs = _simple_inputs(node_class.INPUT_TYPES(), content.get("inputs", {}))
         except Exception:
-            # ComfyUI has not asked a node that leads to no output, and it may be any nonsense.
+            # ComfyUI does not check a node that leads to no output, so its inputs may be malformed.
             continue
-        if found:
-            free[node] = found
+        if inputs:
+            free[node] = inputs
     return free
 
 
-def _simple_inputs(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, list[Any]]:
-    specs = {**wanted.get("optional", {}), **wanted.get("required", {})}
-    found = {}
-    for name in specs.keys() & given.keys():
-        kind, *more = specs[name]
-        rules = more[0] if more else {}
-        bounds = [rules.get("min"), rules.get("max")]
+def _simple_inputs(types: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, list[Any]]:
+    specs = {**types.get("optional", {}), **types.get("required", {})}
+    inputs = {}
+    for name in specs.keys() & values.keys():
+        kind, *rest = specs[name]
+        options = rest[0] if rest else {}
+        bounds = [options.get("min"), options.get("max")]
         if kind in ("INT", "FLOAT", "STRING", "BOOLEAN") and all(
             bound is None or isinstance(bound, (int, float)) for bound in bounds
         ):
-            found[name] = [kind, *bounds]
-    return found
+            inputs[name] = [kind, *bounds]
+    return inputs
 
 
-def standing(queue: Any, body: Mapping[str, Any]) -> dict[str, Any]:
-    """``queued``, and the history's ``entry`` of prompt ``prompt_id`` without its graph.
+def prompt_state(queue: Any, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return whether ``prompt_id`` is ``queued``, and its history ``entry`` without the graph.
 
-    ``forget`` names prompts whose entries have been read: ComfyUI keeps them in memory.
+    Entries of the prompts in ``forget`` are dropped: ComfyUI keeps them in memory.
     """
     prompt_id = body["prompt_id"]
     with queue.mutex:
-        for seen in body.get("forget", ()):
-            queue.history.pop(seen, None)
+        for read_id in body.get("forget", ()):
+            queue.history.pop(read_id, None)
         entry = queue.history.get(prompt_id)
         waiting = (*queue.currently_running.values(), *queue.queue)
         queued = any(item[1] == prompt_id for item in waiting)
@@ -189,56 +194,58 @@ def standing(queue: Any, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def volatile_classes(classes: Mapping[str, Any]) -> list[str]:
-    """Names of the nodes that decide for themselves whether they have changed.
+    """Return the node classes that decide themselves whether they have changed.
 
-    ComfyUI's own do so by the content of the files that they load, which have a new name here when
-    they have another content. Of what others write nothing is known.
+    ComfyUI's own classes are left out: they compare the content of the files that they load, and
+    here a file with another content has another name. Nothing is known about other classes.
     """
     return sorted(
         name
-        for name, node in classes.items()
-        if _overrides(node, "IS_CHANGED", "fingerprint_inputs")
-        and not getattr(node, "RELATIVE_PYTHON_MODULE", "nodes").startswith(_OWN)
+        for name, node_class in classes.items()
+        if _overrides(node_class, "IS_CHANGED", "fingerprint_inputs")
+        and not getattr(node_class, "RELATIVE_PYTHON_MODULE", "nodes").startswith(_STOCK_MODULES)
     )
 
 
-def _overrides(node: Any, *names: str) -> bool:
-    """Whether it, and not only the base of new nodes, has a function of one of the names."""
+def _overrides(node_class: Any, *names: str) -> bool:
+    """Return whether a class, other than ComfyUI's base of new nodes, defines one of the names."""
     return any(
         name in vars(base)
-        for base in node.__mro__
+        for base in node_class.__mro__
         if not base.__module__.startswith("comfy_api")
         for name in names
     )
 
 
-class Executor:
-    """The thread that executes prompts. An exception that no node may raise ends it for good."""
+class ExecutorThread:
+    """Watches the thread that executes prompts; an exception outside of a node ends it for good."""
 
     def __init__(self) -> None:
-        self._seen = False
+        self._was_seen = False
 
-    def runs(self) -> bool:
-        """False when it was there and is gone; a ComfyUI that names it otherwise gets the doubt."""
-        there = any(_EXECUTOR in thread.name for thread in threading.enumerate())
-        self._seen = self._seen or there
-        return there or not self._seen
+    def is_alive(self) -> bool:
+        """Return False if the thread was seen and is gone; another ComfyUI may name it otherwise."""
+        is_present = any(_EXECUTOR_THREAD in thread.name for thread in threading.enumerate())
+        self._was_seen = self._was_seen or is_present
+        return is_present or not self._was_seen
 
 
-async def beats(queue: Any, seconds: float = _PULSE_SECONDS) -> bool:
-    """Whether the executor takes a flag, as it does between prompts, or is at one."""
+async def takes_flags(queue: Any, seconds: float = _PULSE_SECONDS) -> bool:
+    """Return whether the executor takes a flag, as it does between prompts, or executes a prompt."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        # Again and again: an executor that is just finishing a prompt misses the wake-up.
+        # Repeated, because an executor that is just finishing a prompt misses the wake-up.
         queue.set_flag(_PULSE_FLAG, True)
-        await asyncio.sleep(_WAKE_SECONDS)
+        await asyncio.sleep(_FLAG_SECONDS)
         if queue.currently_running or _PULSE_FLAG not in queue.get_flags(reset=False):
             return True
     return False
 
 
-def by_prompt(original: Callable[..., Any], context: Callable[[], Any]) -> Callable[..., Any]:
-    """``folder_paths.get_save_image_path`` that puts a running prompt's files into its folder."""
+def with_prompt_folder(
+    original: Callable[..., Any], context: Callable[[], Any]
+) -> Callable[..., Any]:
+    """Wrap ``folder_paths.get_save_image_path`` to put a prompt's files into its own folder."""
 
     @functools.wraps(original)
     def get_save_image_path(filename_prefix: str, *args: Any, **kwargs: Any) -> Any:
@@ -255,13 +262,13 @@ def by_prompt(original: Callable[..., Any], context: Callable[[], Any]) -> Calla
 def with_origin(
     original: Callable[..., None], folder_of: Callable[[str], str]
 ) -> Callable[..., None]:
-    """``PromptServer.send_sync`` that tells of files as in the folder of their prompt.
+    """Wrap ``PromptServer.send_sync`` to report files as if they lay in their prompt's folder.
 
-    So do history and cache, which have the same lists. Nodes that choose their files' names themselves
-    write them elsewhere: whoever collects the files knows both places.
+    History and cache share the same lists, so they report the same. A node that names its files
+    itself writes them elsewhere; the code that collects files searches both places.
 
     Args:
-        folder_of: path of the folder for files of a type.
+        folder_of: returns the path of the folder for files of a type.
     """
 
     @functools.wraps(original)
@@ -270,49 +277,49 @@ def with_origin(
             output, prompt_id = data.get("output"), str(data.get("prompt_id"))
             for items in output.values() if isinstance(output, dict) else ():
                 if isinstance(items, list):
-                    items[:] = [_placed(item, prompt_id, folder_of) for item in items]
+                    items[:] = [_with_origin(item, prompt_id, folder_of) for item in items]
         original(event, data, *args, **kwargs)
 
     return send_sync
 
 
-def _placed(item: Any, prompt_id: str, folder_of: Callable[[str], str]) -> Any:
-    """The item, which the node may use again, or another that says which prompt wrote the file."""
+def _with_origin(item: Any, prompt_id: str, folder_of: Callable[[str], str]) -> Any:
+    """Return a copy of the item that names the file's prompt; the node may reuse the item itself."""
     if not isinstance(item, dict) or item.get("type") not in _FOLDERS:
         return item
     subfolder, name = str(item.get("subfolder") or ""), str(item.get("filename") or "")
     root = Path(folder_of(item["type"]))
     try:
-        # Some nodes tell of the whole path, or of one with dots.
-        place = Path(os.path.normpath(root / subfolder / name)).relative_to(root)
-        if not name or not (root / place).is_file():
+        # Some nodes report an absolute path, or one with dots.
+        path = Path(os.path.normpath(root / subfolder / name)).relative_to(root)
+        if not name or not (root / path).is_file():
             return item
     except (OSError, ValueError):
         return item
-    folder = place.parent.as_posix()
-    if not _UUID.fullmatch(place.parts[0]) and _UUID.fullmatch(prompt_id):
+    folder = path.parent.as_posix()
+    if not _UUID.fullmatch(path.parts[0]) and _UUID.fullmatch(prompt_id):
         folder = posixpath.normpath(posixpath.join(prompt_id, folder))
-    return {**item, "filename": place.name, "subfolder": folder}
+    return {**item, "filename": path.name, "subfolder": folder}
 
 
-def in_time(original: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """``folder_paths.exists_annotated_filepath`` for graphs whose files are still to come.
+def with_own_inputs(original: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Wrap ``folder_paths.exists_annotated_filepath`` to accept names of Moyin's input files.
 
-    Whoever renders the graph copies them before it submits the prompt.
+    The renderer copies these files just before it submits the prompt.
     """
 
     @functools.wraps(original)
     def exists_annotated_filepath(name: Any) -> bool:
-        ours = isinstance(name, str) and _INPUT.fullmatch(name) is not None
-        return ours or original(name)
+        is_own = isinstance(name, str) and _INPUT.fullmatch(name) is not None
+        return is_own or original(name)
 
     return exists_annotated_filepath
 
 
 def cap_memory(share: float, model_management: Any) -> None:
-    """Hold this process to ``share`` of the card, and tell ComfyUI's own planning about it.
+    """Limit this process to ``share`` of the GPU's memory, also in ComfyUI's own planning.
 
-    Here and not in the launcher, because ComfyUI must choose the allocator before torch loads.
+    The launcher can't do this, because ComfyUI must choose the allocator before torch is imported.
     """
     import torch
 
@@ -326,7 +333,7 @@ def cap_memory(share: float, model_management: Any) -> None:
     def get_free_memory(dev: Any = None, torch_free_too: bool = False) -> Any:
         total, cached = original(dev, True)
         if getattr(dev, "type", "cuda") == "cuda":
-            # What we may still reserve, and what we have reserved and not used.
+            # The memory that may still be reserved, and the part of the reserved that is unused.
             total = min(total, max(0, limit - torch.cuda.memory_reserved(dev)) + cached)
         return (total, cached) if torch_free_too else total
 

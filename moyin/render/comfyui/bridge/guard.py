@@ -1,9 +1,9 @@
-"""Keeps prompts inside ComfyUI's process to the nodes and the files that they may have.
+"""Checks, inside ComfyUI's process, which nodes and files a prompt may use.
 
-The gateway has refused what it could see. What it could not is seen here: values that came through
-links, nodes that other nodes expand into, and graphs whose values were not known before an earlier
-step had run. A prompt brings its pool's patterns in ``extra_data`` under ``moyin``; one without, such
-as the operator's own graph that warms a process up, may have every node.
+The gateway checks a graph when it is submitted. Here the rest is checked: values that come through
+links, nodes that other nodes expand into, and graphs whose values depend on an earlier step. A
+prompt has its pool's patterns in ``extra_data`` under ``moyin``. A prompt without them, such as the
+operator's warm-up graph, may have every node.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any
 
-from .names import DATA, PREFIX, Rule, is_link, may_hold, refusals, rule_of, rules_of
+from .names import DATA, PREFIX, Rule, can_hold, is_link, refusals, rule_of, rules_of
 
 __all__ = [
     "KEY",
     "NotAllowed",
     "Rules",
-    "brought_by",
-    "denied",
-    "first_checked",
-    "noted",
-    "while_executed",
+    "checked_input_data",
+    "checked_validation",
+    "is_denied",
+    "moyin_data",
+    "remember_rules",
 ]
 
-# Of ``extra_data``; whatever a client puts there is replaced before the prompt comes here.
+# A member of ``extra_data``; Moyin replaces the client's before it submits a prompt.
 KEY = "moyin"
-# As `moyin.render.protocol.graph.input_name` makes them.
-_OWN = re.compile(r"moyin/[0-9a-f]{64}(\.[a-z0-9]{1,8})?( \[input\])?")
-_NONE: Mapping[str, Any] = MappingProxyType({})
-_asked: ContextVar[Mapping[str, Any]] = ContextVar("moyin_prompt", default=_NONE)
+# The form of names that `moyin.render.protocol.graph.input_name` returns.
+_OWN_FILE = re.compile(r"moyin/[0-9a-f]{64}(\.[a-z0-9]{1,8})?( \[input\])?")
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
+_submitted: ContextVar[Mapping[str, Any]] = ContextVar("moyin_prompt", default=_EMPTY)
 
 
 class NotAllowed(Exception):
-    """A node, or a value of one of its inputs, that the prompt may not have."""
+    """Raised for a node, or a value of one of its inputs, that the prompt may not have."""
 
 
 class Rules:
-    """The rules of this process's node classes, made when a class is first seen.
+    """Caches the input rules of this process's node classes.
 
     Args:
         classes: ComfyUI's ``NODE_CLASS_MAPPINGS``.
@@ -53,34 +53,34 @@ class Rules:
         self._known: dict[str, dict[str, Rule]] = {}
 
     def of(self, class_type: str) -> Mapping[str, Rule]:
-        """Rules by input; none of a class that is not there. Choices are for ComfyUI to check."""
+        """Return the rules by input; none for an unknown class. ComfyUI checks choices itself."""
         if class_type not in self._known:
             try:
                 node = self._classes[class_type]
-                described = {
+                description = {
                     "input": node.INPUT_TYPES(),
                     "output": node.RETURN_TYPES,
                     "output_node": getattr(node, "OUTPUT_NODE", False),
                 }
             except Exception:
-                # It is not there, or raises whatever it likes: ComfyUI says so, and won't execute it.
+                # It is unknown, or its methods fail: ComfyUI reports that and does not execute it.
                 return {}
-            self._known[class_type] = rules_of(class_type, described)
+            self._known[class_type] = rules_of(class_type, description)
         return self._known[class_type]
 
 
-def noted(body: dict[str, Any]) -> dict[str, Any]:
-    """A handler of ``POST /prompt``: remember what the prompt brings until it is validated."""
-    _asked.set(brought_by(body.get("extra_data")))
+def remember_rules(body: dict[str, Any]) -> dict[str, Any]:
+    """Remember the prompt's rules until it is validated; a handler of ``POST /prompt``."""
+    _submitted.set(moyin_data(body.get("extra_data")))
     return body
 
 
-def first_checked(validate_prompt: Callable[..., Any], rules: Rules) -> Callable[..., Any]:
-    """``execution.validate_prompt`` that lets ComfyUI look only at what it may: it looks for files."""
+def checked_validation(validate_prompt: Callable[..., Any], rules: Rules) -> Callable[..., Any]:
+    """Wrap ``execution.validate_prompt`` to check the prompt first: ComfyUI's check opens files."""
 
     @functools.wraps(validate_prompt)
     async def validate(prompt_id: Any, prompt: Any, *args: Any, **kwargs: Any) -> Any:
-        errors = _errors(prompt, rules, _asked.get())
+        errors = _errors(prompt, rules, _submitted.get())
         if errors:
             error = {
                 "type": "prompt_outputs_failed_validation",
@@ -94,8 +94,8 @@ def first_checked(validate_prompt: Callable[..., Any], rules: Rules) -> Callable
     return validate
 
 
-def while_executed(get_input_data: Callable[..., Any], rules: Rules) -> Callable[..., Any]:
-    """``execution.get_input_data`` that looks at the values of a node just before it is executed.
+def checked_input_data(get_input_data: Callable[..., Any], rules: Rules) -> Callable[..., Any]:
+    """Wrap ``execution.get_input_data`` to check a node's values just before it is executed.
 
     The wrapped function raises `NotAllowed`.
     """
@@ -110,19 +110,19 @@ def while_executed(get_input_data: Callable[..., Any], rules: Rules) -> Callable
         extra_data: Any = None,
     ) -> Any:
         extra = extra_data or {}
-        found = get_input_data(inputs, class_def, unique_id, execution_list, dynprompt, extra)
+        data = get_input_data(inputs, class_def, unique_id, execution_list, dynprompt, extra)
         if dynprompt is not None:
             class_type = dynprompt.get_node(unique_id)["class_type"]
-            _check(class_type, found[0], inputs, rules, brought_by(extra))
-        return found
+            _check(class_type, data[0], inputs, rules, moyin_data(extra))
+        return data
 
     return get_checked
 
 
-def denied(class_type: str, brought: Mapping[str, Any]) -> bool:
-    """Whether the prompt may not have nodes of the class."""
-    allowed = any(fnmatchcase(class_type, pattern) for pattern in brought.get("allow", ("*",)))
-    return not allowed or any(fnmatchcase(class_type, p) for p in brought.get("deny", ()))
+def is_denied(class_type: str, patterns: Mapping[str, Any]) -> bool:
+    """Return whether the prompt may not have nodes of the class."""
+    is_allowed = any(fnmatchcase(class_type, pattern) for pattern in patterns.get("allow", ("*",)))
+    return not is_allowed or any(fnmatchcase(class_type, p) for p in patterns.get("deny", ()))
 
 
 def _check(
@@ -130,23 +130,23 @@ def _check(
     values: Mapping[str, Any],
     inputs: Mapping[str, Any],
     rules: Rules,
-    brought: Mapping[str, Any],
+    patterns: Mapping[str, Any],
 ) -> None:
-    if denied(class_type, brought):
+    if is_denied(class_type, patterns):
         raise NotAllowed(f"nodes of the class {class_type} are not allowed here")
-    known = rules.of(class_type)
-    for name, given in inputs.items():
-        rule = rule_of(known, name)
-        # What came out of a node is a list, with a value for each time that the node is executed.
-        held = () if is_link(given) and rule.kind == DATA else values.get(name) or ()
-        if all(may_hold(rule, value, _is_own) for value in held):
+    input_rules = rules.of(class_type)
+    for name, written in inputs.items():
+        rule = rule_of(input_rules, name)
+        # The values are a list, with one item for each execution of the node.
+        held = () if is_link(written) and rule.kind == DATA else values.get(name) or ()
+        if all(can_hold(rule, value, _is_own_file) for value in held):
             continue
-        if not _unchecked(class_type, name, brought):
-            raise NotAllowed(f"{name}: {_why(rule.kind)}")
+        if not _is_unchecked(class_type, name, patterns):
+            raise NotAllowed(f"{name}: {_reason(rule.kind)}")
 
 
-def _errors(prompt: Any, rules: Rules, brought: Mapping[str, Any]) -> dict[str, Any]:
-    """ComfyUI's ``node_errors`` of what the prompt may not have."""
+def _errors(prompt: Any, rules: Rules, patterns: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ComfyUI's ``node_errors`` for the nodes and files that the prompt may not have."""
     errors: dict[str, Any] = {}
     if not isinstance(prompt, Mapping):
         return errors
@@ -158,37 +158,37 @@ def _errors(prompt: Any, rules: Rules, brought: Mapping[str, Any]) -> dict[str, 
             "details": details,
             "extra_info": {"input_name": name},
         }
-        told = {"errors": [], "dependent_outputs": [], "class_type": class_type}
-        errors.setdefault(node, told)["errors"].append(error)
+        node_error = {"errors": [], "dependent_outputs": [], "class_type": class_type}
+        errors.setdefault(node, node_error)["errors"].append(error)
 
     for node_id, node in prompt.items():
         class_type = str(node.get("class_type")) if isinstance(node, Mapping) else ""
-        if denied(class_type, brought):
+        if is_denied(class_type, patterns):
             add(node_id, class_type, "", f"nodes of the class {class_type} are not allowed here")
-    for refusal in refusals(prompt, rules.of, _is_own):
-        if not _unchecked(refusal.class_type, refusal.input, brought):
-            details = f"{refusal.input} - {_why(refusal.kind)}"
+    for refusal in refusals(prompt, rules.of, _is_own_file):
+        if not _is_unchecked(refusal.class_type, refusal.input, patterns):
+            details = f"{refusal.input} - {_reason(refusal.kind)}"
             add(refusal.node, refusal.class_type, refusal.input, details)
     return errors
 
 
-def _why(kind: str) -> str:
+def _reason(kind: str) -> str:
     if kind == PREFIX:
-        return "what a node writes must have a name within its own folder"
+        return "a file that a node writes must have a name within the prompt's own folder"
     return "no file of yours has this name"
 
 
-def brought_by(extra_data: Any) -> Mapping[str, Any]:
-    """What Moyin gave a prompt along, out of its ``extra_data``."""
-    brought = extra_data.get(KEY) if isinstance(extra_data, Mapping) else None
-    return brought if isinstance(brought, Mapping) else _NONE
+def moyin_data(extra_data: Any) -> Mapping[str, Any]:
+    """Return the member that Moyin has added to a prompt's ``extra_data``."""
+    data = extra_data.get(KEY) if isinstance(extra_data, Mapping) else None
+    return data if isinstance(data, Mapping) else _EMPTY
 
 
-def _unchecked(class_type: str, name: str, brought: Mapping[str, Any]) -> bool:
-    whole = f"{class_type}.{name}"
-    return any(fnmatchcase(whole, pattern) for pattern in brought.get("unchecked", ()))
+def _is_unchecked(class_type: str, name: str, patterns: Mapping[str, Any]) -> bool:
+    full_name = f"{class_type}.{name}"
+    return any(fnmatchcase(full_name, pattern) for pattern in patterns.get("unchecked", ()))
 
 
-def _is_own(text: str) -> bool:
-    """Whether it may be an input file that came with the prompt: there are no others."""
-    return _OWN.fullmatch(text) is not None
+def _is_own_file(text: str) -> bool:
+    """Return whether this names one of Moyin's input files; only the prompt's own exist here."""
+    return _OWN_FILE.fullmatch(text) is not None

@@ -1,17 +1,17 @@
-"""Which inputs of a node name files, and which values may stand there. Pure; standard library only.
+"""Decides which inputs of a node name files, and which values they can hold.
 
-The gateway asks before it accepts a graph, and the bridge asks again inside ComfyUI's process, where
-links between nodes and nodes that other nodes expand into have become values. A rule is made of how
-ComfyUI describes an input (``/object_info``, ``INPUT_TYPES``):
+Pure; uses only the standard library. The gateway checks a graph before it accepts it. The bridge
+checks again inside ComfyUI's process, where links and expanded nodes have become values. The kind
+of a rule follows from ComfyUI's description of the input (``/object_info``, ``INPUT_TYPES``):
 
-* ``FILE`` loads a file. It takes the names that we gave to the caller's files, and nothing else.
-* ``FOLDER`` loads what lies in a folder of the worker's. It takes nothing: no folder is a caller's.
-* ``PREFIX`` says where a node writes, below the folder of its own prompt.
+* ``FILE`` loads a file. Only names that Moyin gave to the caller's files are allowed.
+* ``FOLDER`` loads the files of a worker's folder. No value is allowed: no folder is a caller's.
+* ``PREFIX`` names the file that a node writes, below the folder of its own prompt.
 * ``CHOICE`` is one of a list, such as a model.
-* ``WIDGET`` is an object of the frontend's with names of files in it; other words in it are free.
-* ``LINE`` is any other text: a path that leads out of ComfyUI's folders is refused.
-* ``DATA`` is what nodes hand to each other; a value in its place is looked at like a ``LINE``.
-* ``TEXT`` is prose and passes unseen.
+* ``WIDGET`` is an object of the frontend that contains file names; its other words are free.
+* ``LINE`` is any other text; a path that leads out of ComfyUI's folders is refused.
+* ``DATA`` is passed from node to node; a value in its place is checked like a ``LINE``.
+* ``TEXT`` is prose and is not checked.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ __all__ = [
     "WIDGET",
     "Refusal",
     "Rule",
+    "can_be_linked",
+    "can_hold",
     "escapes",
     "is_link",
-    "may_be_linked",
-    "may_hold",
     "refusals",
     "rule_of",
     "rules_of",
@@ -45,16 +45,16 @@ __all__ = [
 
 FILE, FOLDER, WIDGET, PREFIX = "file", "folder", "widget", "prefix"
 CHOICE, LINE, DATA, TEXT = "choice", "line", "data", "text"
-# The folder of input files that came with prompts, which only we name.
+# The folder of prompts' input files, whose names Moyin chooses.
 INPUT_FOLDER = "moyin"
-# Stock inputs that load files and are not described as such.
-_KNOWN = {
+# Inputs of ComfyUI's own nodes that load files although their description does not say so.
+_STOCK_INPUTS = {
     ("LoadLatent", "latent"): FILE,
     ("LoadImageDataSetFromFolder", "folder"): FOLDER,
     ("LoadImageTextDataSetFromFolder", "folder"): FOLDER,
     ("LoadTrainingDataset", "folder_name"): FOLDER,
 }
-# Types of widgets whose values are names of files that the frontend has uploaded.
+# Types of widgets whose values name files that the frontend has uploaded.
 _WIDGETS = frozenset({"WEBCAM", "LOAD_3D", "LOAD_3D_ANIMATION", "AUDIO_RECORD"})
 _NUMBERS = frozenset({"INT", "FLOAT", "BOOLEAN"})
 _PLAIN = frozenset({"STRING", "INT", "FLOAT", "BOOLEAN"})
@@ -62,17 +62,17 @@ _FILES = frozenset(
     {"file", "files", "filename", "filenames", "filepath", "filepaths", "path", "paths"}
 )
 _FOLDERS = frozenset({"folder", "folders", "directory", "directories", "dir", "dirs"})
-# What such words say nothing of a file's place with: ``file_format``, ``path_filter``.
-_ASIDE = frozenset(
+# An input whose name ends with one of these words holds no path: ``file_format``, ``path_filter``.
+_ATTRIBUTES = frozenset(
     {
         "count", "delimiter", "digits", "ext", "extension", "extensions", "filter", "format", "index",
         "mode", "number", "padding", "pattern", "size", "suffix", "type",
     }
 )  # fmt: skip
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
-# Values by which widgets say that nothing is chosen.
-_NOTHING = frozenset({"", "none"})
-# A word of a widget's that is no file's name: files have a suffix, or lie in a folder.
+# Values of widgets in which nothing is chosen.
+_NO_CHOICE = frozenset({"", "none"})
+# A text that is not a file name: file names have a suffix or a folder.
 _PLAIN_WORD = re.compile(r"[^./\\[\]:~%]*")
 _SLASHES = str.maketrans({"\\": "/", "\u2044": "/", "\u2215": "/", "\u29f8": "/", "\u29f5": "/"})
 _ANNOTATED = re.compile(r"\[\s*(input|output|temp)\s*\]\s*$", re.IGNORECASE)
@@ -81,14 +81,14 @@ _ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 
 
 class Rule(NamedTuple):
-    """What an input takes; ``options`` are the choices that its pool has."""
+    """The kind of an input; ``options`` are the choices that the pool offers for it."""
 
     kind: str
     options: Collection[str] = frozenset()
 
 
 class Refusal(NamedTuple):
-    """An input whose value may not stand there, by node id, class and input."""
+    """An input that can't hold its value, by node id, class and input."""
 
     node: str
     class_type: str
@@ -97,18 +97,19 @@ class Refusal(NamedTuple):
 
 
 def rules_of(class_type: str, node: Mapping[str, Any]) -> dict[str, Rule]:
-    """The rules of a node's inputs by name, out of its ``/object_info``; numbers have none."""
-    found = {}
-    writes = bool(node.get("output_node"))
+    """Return the rules of a node's inputs from its ``/object_info``; numbers have none."""
+    rules = {}
+    writes_files = bool(node.get("output_node"))
     outputs = [kind for kind in node.get("output") or () if isinstance(kind, str)]
-    speaks = bool(outputs) and set(outputs) <= _PLAIN
+    # A node that outputs only plain values does not open the files that its texts may name.
+    is_textual = bool(outputs) and set(outputs) <= _PLAIN
     for inputs in (node.get("input") or {}).values():
         for name, spec in inputs.items() if isinstance(inputs, Mapping) else ():
             if isinstance(spec, (list, tuple)) and spec:
-                rule = _rule(class_type, name, spec, writes, speaks)
+                rule = _rule(class_type, name, spec, writes_files, is_textual)
                 if rule is not None:
-                    found[name] = rule
-    return found
+                    rules[name] = rule
+    return rules
 
 
 def refusals(
@@ -116,32 +117,31 @@ def refusals(
     rules: Callable[[str], Mapping[str, Rule]],
     is_own: Callable[[str], bool],
 ) -> Iterator[Refusal]:
-    """What in ``graph`` names a file that is not the caller's, or may do so once it is executed.
+    """Yield the inputs that name a file of others, or that may do so when the graph is executed.
 
     Args:
-        rules: of a class's inputs; none of a class that nobody knows.
-        is_own: whether a text is the name that we gave to a file of the caller's.
+        rules: returns the rules of a class's inputs; none for an unknown class.
+        is_own: returns whether a text is the name of one of the caller's files.
     """
     for node_id, node in graph.items():
         inputs = node.get("inputs") if isinstance(node, Mapping) else None
         class_type = str(node.get("class_type")) if isinstance(node, Mapping) else ""
-        known = rules(class_type)
+        input_rules = rules(class_type)
         if not isinstance(inputs, Mapping):
             continue
         for name, value in inputs.items():
-            rule = rule_of(known, name)
-            allowed = may_be_linked(rule) if is_link(value) else may_hold(rule, value, is_own)
-            if not allowed:
+            rule = rule_of(input_rules, name)
+            if not (can_be_linked(rule) if is_link(value) else can_hold(rule, value, is_own)):
                 yield Refusal(node_id, class_type, name, rule.kind)
 
 
 def rule_of(rules: Mapping[str, Rule], name: str) -> Rule:
-    """The rule of an input. Nodes with any number of inputs describe what their names begin with."""
+    """Return the rule of an input; a node with any number of inputs describes their prefix."""
     return rules.get(name) or rules.get(name.partition(".")[0]) or Rule(LINE)
 
 
 def is_link(value: Any) -> bool:
-    """Whether a graph's value stands for another node's output."""
+    """Return whether a graph's value is a link to another node's output."""
     return (
         isinstance(value, (list, tuple))
         and len(value) == 2
@@ -150,21 +150,21 @@ def is_link(value: Any) -> bool:
     )
 
 
-def may_be_linked(rule: Rule) -> bool:
-    """Whether another node's output may stand there: of a file's name, nobody knows it in time."""
+def can_be_linked(rule: Rule) -> bool:
+    """Return whether the input may be a link; a linked file name could not be checked in time."""
     return rule.kind not in (FILE, FOLDER, WIDGET)
 
 
-def may_hold(rule: Rule, value: Any, is_own: Callable[[str], bool]) -> bool:
-    """Whether a value, or every text within it, may stand in an input."""
-    return rule.kind == TEXT or all(_may(rule, text, is_own) for text in _strings(value))
+def can_hold(rule: Rule, value: Any, is_own: Callable[[str], bool]) -> bool:
+    """Return whether the input may hold a value, with every text within it."""
+    return rule.kind == TEXT or all(_can_hold_text(rule, text, is_own) for text in _strings(value))
 
 
 def escapes(text: str) -> bool:
-    """Whether a text, read as a path, leads out of the folder in which it is looked up.
+    """Return whether a text, read as a path, leads out of its folder, however it is encoded.
 
-    That is an absolute path, one with ``..``, a drive, a home folder, a URL, or a name with one of
-    ComfyUI's folders behind it; however it is encoded.
+    Such a text is an absolute path, has ``..``, a drive, a home folder or a scheme, or ends with
+    the name of one of ComfyUI's folders in brackets.
     """
     for form in _forms(text):
         if _ELSEWHERE.match(form) or _ANNOTATED.search(form):
@@ -177,19 +177,19 @@ def escapes(text: str) -> bool:
 
 
 def _rule(
-    class_type: str, name: str, spec: Sequence[Any], writes: bool, speaks: bool
+    class_type: str, name: str, spec: Sequence[Any], writes_files: bool, is_textual: bool
 ) -> Rule | None:
     kind = spec[0]
     options = spec[1] if len(spec) > 1 and isinstance(spec[1], Mapping) else {}
-    if (class_type, name) in _KNOWN:
-        return Rule(_KNOWN[class_type, name])
+    if (class_type, name) in _STOCK_INPUTS:
+        return Rule(_STOCK_INPUTS[class_type, name])
     if any(word.endswith("_upload") and options[word] for word in options):
         return Rule(FILE)
     choices = kind if isinstance(kind, (list, tuple)) else options.get("options")
     if kind == "COMBO" or isinstance(kind, (list, tuple)):
         texts = (item for item in choices or () if isinstance(item, str))
-        return Rule(CHOICE, frozenset(text for text in texts if not _is_ours(text)))
-    # Some types say that they are equal to every other.
+        return Rule(CHOICE, frozenset(text for text in texts if not _is_input_folder(text)))
+    # Some types override `==` to equal every other type.
     kind = str.__str__(kind) if isinstance(kind, str) else ""
     if kind in _WIDGETS:
         return Rule(WIDGET)
@@ -197,66 +197,66 @@ def _rule(
         return None
     if kind != "STRING":
         return Rule(DATA)
-    named = _named(name, writes)
-    if named is not None:
-        return Rule(named)
-    if speaks or options.get("multiline") or options.get("dynamicPrompts"):
+    path_kind = _path_kind(name, writes_files)
+    if path_kind is not None:
+        return Rule(path_kind)
+    if is_textual or options.get("multiline") or options.get("dynamicPrompts"):
         return Rule(TEXT)
     return Rule(LINE)
 
 
-def _named(name: str, writes: bool) -> str | None:
-    """The kind of a text of which its name says that it is a path."""
+def _path_kind(name: str, writes_files: bool) -> str | None:
+    """Return the kind of a text input whose name says that it holds a path."""
     words = [word.lower() for word in _WORD.findall(name)]
-    if not words or words[-1] in _ASIDE:
+    if not words or words[-1] in _ATTRIBUTES:
         return None
     if words[-1] == "prefix":
-        return PREFIX if writes or _FILES & set(words) else None
+        return PREFIX if writes_files or _FILES & set(words) else None
     if not (_FILES | _FOLDERS) & set(words):
         return None
-    if writes:
+    if writes_files:
         return PREFIX
     return FOLDER if _FOLDERS & set(words) else FILE
 
 
-def _may(rule: Rule, text: str, is_own: Callable[[str], bool]) -> bool:
+def _can_hold_text(rule: Rule, text: str, is_own: Callable[[str], bool]) -> bool:
     kind = rule.kind
     if is_own(text) and kind != PREFIX:
         return True
     if kind in (FILE, FOLDER):
-        return text in _NOTHING
+        return text in _NO_CHOICE
     if kind == WIDGET:
-        plain = _PLAIN_WORD.fullmatch(text) is not None
-        return plain and not escapes(text) and not _is_ours(text)
+        is_word = _PLAIN_WORD.fullmatch(text) is not None
+        return is_word and not escapes(text) and not _is_input_folder(text)
     if kind == CHOICE and text in rule.options:
         return True
-    if kind in (LINE, DATA) and _is_no_path(text):
+    if kind in (LINE, DATA) and _is_prose(text):
         return True
-    return not escapes(text) and (kind == PREFIX or not _is_ours(text))
+    return not escapes(text) and (kind == PREFIX or not _is_input_folder(text))
 
 
-def _is_no_path(text: str) -> bool:
-    """Whether a value of a plain input is a sign, a sentence or an address."""
+def _is_prose(text: str) -> bool:
+    """Return whether a text is a slash, a sentence or a web address, and so not a path."""
     if _ANNOTATED.search(text):
         return False
-    sentence = any(letter.isspace() for letter in text.strip())
-    return text == "/" or sentence or _ADDRESS.match(text) is not None
+    has_space = any(letter.isspace() for letter in text.strip())
+    return text == "/" or has_space or _ADDRESS.match(text) is not None
 
 
-def _is_ours(text: str) -> bool:
-    """Whether it is the folder of input files, or a name within it."""
-    return any(_first(form) == INPUT_FOLDER for form in _forms(text))
+def _is_input_folder(text: str) -> bool:
+    """Return whether a text is the folder of input files, or a name within it."""
+    return any(_first_part(form) == INPUT_FOLDER for form in _forms(text))
 
 
-def _first(path: str) -> str:
+def _first_part(path: str) -> str:
     parts = (part.strip().casefold() for part in path.split("/"))
     return next((part for part in parts if part not in ("", ".")), "")
 
 
 def _forms(text: str) -> Iterator[str]:
-    """The text in the ways in which a node, or what it calls, may read it."""
+    """Yield the text as a node, or a library that it calls, may decode it."""
     for _ in range(4):
-        plain = text if text.isascii() else _plain(text)
+        plain = text if text.isascii() else _to_ascii_forms(text)
         yield plain.translate(_SLASHES).strip()
         decoded = unquote(text)
         if decoded == text:
@@ -264,20 +264,20 @@ def _forms(text: str) -> Iterator[str]:
         text = decoded
 
 
-def _plain(text: str) -> str:
-    """The text with look-alikes of ASCII as that, and without what nobody sees."""
+def _to_ascii_forms(text: str) -> str:
+    """Replace compatibility forms of ASCII characters, and remove invisible characters."""
     letters = unicodedata.normalize("NFKC", text)
     return "".join(letter for letter in letters if unicodedata.category(letter) != "Cf")
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Every text within a value, however deep it lies."""
-    left = [value]
-    while left:
-        item = left.pop()
+    """Yield every text within a value, at any depth."""
+    remaining = [value]
+    while remaining:
+        item = remaining.pop()
         if isinstance(item, str):
             yield item
         elif isinstance(item, Mapping):
-            left.extend(item.values())
+            remaining.extend(item.values())
         elif isinstance(item, (list, tuple)):
-            left.extend(item)
+            remaining.extend(item)

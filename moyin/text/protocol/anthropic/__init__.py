@@ -1,1 +1,1 @@
-"""Anthropic messages: shapes, translation, streams."""
+"""Translates Anthropic's messages: requests, responses, streams and errors."""

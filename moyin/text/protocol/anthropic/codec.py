@@ -1,4 +1,4 @@
-"""Codec of Anthropic's messages, and the request to count tokens."""
+"""Holds the codec of Anthropic's messages, and the request to count tokens."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from moyin.domain.backend import ApiFormat
 from moyin.domain.chat import ChatRequest, ChatResponse, EmbeddingResponse, Image
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs, ResponseConstraints
-from moyin.errors import MoyinError
-from moyin.http.problems import ErrorBody
 from moyin.http.sse import EVENT_STREAM, cost_comment
 from moyin.http.validation import (
     NO_MEMBERS,
@@ -68,13 +66,8 @@ class ParsedChatRequest:
         return bool(self.body.stream)
 
     def needs(self) -> Needs:
-        has_cache_markers = _CACHE_MARKER in self.raw
-        return chat_needs(
-            self.body,
-            self.data,
-            max_tokens=self.body.max_tokens,
-            has_cache_markers=has_cache_markers,
-        )
+        is_marked, limit = _CACHE_MARKER in self.raw, self.body.max_tokens
+        return chat_needs(self.body, self.data, max_tokens=limit, has_cache_markers=is_marked)
 
     def schemas(self) -> Iterator[tuple[str, Any]]:
         return embedded_schemas(self.data, "input_schema")
@@ -137,7 +130,7 @@ class ParsedCountRequest:
 
     @property
     def has_urls(self) -> bool:
-        """True if a picture or a document is named by a URL, which a counting server would fetch."""
+        """True if a picture or document is named by a URL, which a counting server would fetch."""
         return any(
             block.source.url is not None
             if isinstance(block, wire.ImageBlock)
@@ -155,6 +148,10 @@ class AnthropicCodec:
     api_format = ApiFormat.ANTHROPIC
     path = "/messages"
     stream_type = EVENT_STREAM
+    read_response = staticmethod(chat_response_to_domain)
+    render_error = staticmethod(render_error)
+    error_event = staticmethod(error_event)
+    cost_trailer = staticmethod(cost_comment)
 
     def parse(self, body: bytes) -> ParsedChatRequest:
         data = parse_object(body)
@@ -165,9 +162,6 @@ class AnthropicCodec:
 
     def read_usage(self, body: Mapping[str, Any]) -> Usage:
         return usage_to_domain(body.get("usage"))
-
-    def read_response(self, body: Mapping[str, Any]) -> ChatResponse:
-        return chat_response_to_domain(body)
 
     def output_bytes(self, body: Mapping[str, Any]) -> int:
         return text_bytes(body.get("content"))
@@ -181,12 +175,3 @@ class AnthropicCodec:
             return raw
         body["usage"] = usage_to_client(estimate)
         return to_json(body)
-
-    def render_error(self, error: MoyinError, request_id: str, path: str) -> ErrorBody:
-        return render_error(error, request_id, path)
-
-    def cost_trailer(self, cost: bytes) -> bytes:
-        return cost_comment(cost)
-
-    def error_event(self, error: MoyinError, request_id: str) -> bytes:
-        return error_event(error, request_id)

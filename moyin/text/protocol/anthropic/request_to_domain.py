@@ -341,7 +341,7 @@ def _choice(body: wire.CountBody) -> ToolChoice | None:
     if choice is None:
         return None
     if not body.tools and choice.type in ("any", "tool"):
-        raise InvalidRequest("tool_choice requires a non-empty tools", field="tool_choice")
+        raise InvalidRequest("tool_choice requires at least one tool in tools", field="tool_choice")
     parallel = (
         None if choice.disable_parallel_tool_use is None else not choice.disable_parallel_tool_use
     )

@@ -48,32 +48,32 @@ WIRE_STOP_REASONS = {
 
 def usage_to_domain(usage: Any, *, before: Usage | None = None) -> Usage:
     """Read the ``usage`` member of a message or an event; missing counts stay as ``before``."""
-    known = before or Usage()
+    earlier = before or Usage()
     if not isinstance(usage, Mapping):
-        return known
+        return earlier
     writes = usage.get("cache_creation")
-    written_1h = known.cache_write_1h_tokens
+    written_1h = earlier.cache_write_1h_tokens
     if isinstance(writes, Mapping):
         written_1h = token_count(writes.get("ephemeral_1h_input_tokens"))
     created = usage.get("cache_creation_input_tokens")
     details = usage.get("output_tokens_details")
     return Usage(
-        input_tokens=_newer(usage.get("input_tokens"), known.input_tokens),
-        cached_tokens=_newer(usage.get("cache_read_input_tokens"), known.cached_tokens),
+        input_tokens=_count_or(usage.get("input_tokens"), earlier.input_tokens),
+        cached_tokens=_count_or(usage.get("cache_read_input_tokens"), earlier.cached_tokens),
         # The last event of a stream has the total only.
-        cache_write_tokens=known.cache_write_tokens
+        cache_write_tokens=earlier.cache_write_tokens
         if created is None
         else max(token_count(created) - written_1h, 0),
         cache_write_1h_tokens=written_1h,
-        output_tokens=_newer(usage.get("output_tokens"), known.output_tokens),
+        output_tokens=_count_or(usage.get("output_tokens"), earlier.output_tokens),
         reasoning_tokens=token_count(details.get("thinking_tokens"))
         if isinstance(details, Mapping)
-        else known.reasoning_tokens,
+        else earlier.reasoning_tokens,
     )
 
 
-def _newer(value: Any, known: int) -> int:
-    return known if value is None else token_count(value)
+def _count_or(value: Any, default: int) -> int:
+    return default if value is None else token_count(value)
 
 
 def usage_to_client(usage: Usage) -> dict[str, Any]:

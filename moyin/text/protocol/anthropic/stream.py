@@ -229,7 +229,7 @@ class StreamTap:
 
     @property
     def tokens(self) -> int:
-        """An estimate, because a delta holds several tokens and Anthropic counts at the end only."""
+        """An estimate. A delta holds several tokens, and Anthropic counts at the end only."""
         return tokens_in(self._size)
 
     def feed(self, piece: bytes) -> bytes:

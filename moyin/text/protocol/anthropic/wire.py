@@ -1,4 +1,4 @@
-"""Request bodies of ``POST /v1/messages`` and ``POST /v1/messages/count_tokens``.
+"""Holds the request bodies of ``POST /v1/messages`` and ``POST /v1/messages/count_tokens``.
 
 Source: Anthropic's API reference as typed in ``anthropic.types.message_create_params``.
 """

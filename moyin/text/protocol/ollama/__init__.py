@@ -1,1 +1,1 @@
-"""Ollama's chat, generate and embed: shapes, translation, streams."""
+"""Translates Ollama's API: requests, responses, streams and errors."""

@@ -1,4 +1,4 @@
-"""Codecs of Ollama's ``/api/chat``, ``/api/generate``, ``/api/embed`` and ``/api/embeddings``."""
+"""Holds the codecs of Ollama's calls: chat, generate, embed and the older embeddings."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from moyin.domain.backend import ApiFormat
 from moyin.domain.chat import ChatRequest, ChatResponse, EmbeddingRequest, EmbeddingResponse, Image
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs, ResponseConstraints
-from moyin.errors import MoyinError
-from moyin.http.problems import ErrorBody
 from moyin.http.validation import (
     NO_MEMBERS,
     malformed_response,
@@ -22,7 +20,7 @@ from moyin.http.validation import (
     text_bytes,
     validate,
 )
-from moyin.text.protocol.codec import Turn, newest_turns, replace_members
+from moyin.text.protocol.codec import Turn, UnstreamedRequest, newest_turns, replace_members
 from moyin.text.protocol.ollama import wire
 from moyin.text.protocol.ollama.errors import error_event, render_error
 from moyin.text.protocol.ollama.request_to_domain import (
@@ -63,12 +61,16 @@ __all__ = [
 class _ParsedRequest:
     """A validated request; ``raw`` and ``data`` are the client's bytes and JSON.
 
-    ``began`` is the time when they were read, by ``perf_counter_ns``.
+    ``began`` is the ``perf_counter_ns`` at which they were read.
     """
 
     raw: bytes
     data: Mapping[str, Any]
     began: int = field(default_factory=time.perf_counter_ns, kw_only=True)
+
+    @property
+    def model(self) -> str:
+        return str(self.data["model"])
 
     def schemas(self) -> Iterator[tuple[str, Any]]:
         if isinstance(self.data.get("format"), dict):
@@ -101,10 +103,6 @@ class ParsedChatRequest(_ParsedRequest):
     """A validated ``/api/chat``."""
 
     body: wire.ChatBody
-
-    @property
-    def model(self) -> str:
-        return self.body.model
 
     @property
     def streams(self) -> bool:
@@ -149,10 +147,6 @@ class ParsedGenerateRequest(_ParsedRequest):
     body: wire.GenerateBody
 
     @property
-    def model(self) -> str:
-        return self.body.model
-
-    @property
     def streams(self) -> bool:
         return self.body.streams
 
@@ -184,31 +178,17 @@ class ParsedGenerateRequest(_ParsedRequest):
 
 
 @dataclass(frozen=True, slots=True)
-class ParsedEmbedRequest(_ParsedRequest):
+class ParsedEmbedRequest(UnstreamedRequest, _ParsedRequest):
     """A validated ``/api/embed``."""
 
     body: wire.EmbedBody | wire.EmbeddingsBody
-    streams = False
-
-    @property
-    def model(self) -> str:
-        return self.body.model
 
     def needs(self) -> Needs:
         return embedding_needs(self.body)
 
-    def constraints(self) -> ResponseConstraints:
-        return ResponseConstraints()
-
-    def recent_turns(self) -> tuple[Turn, ...]:
-        return ()
-
     def to_domain(self, model: str) -> EmbeddingRequest:
         assert isinstance(self.body, wire.EmbedBody)
         return embedding_request_to_domain(self.body, model)
-
-    def stream_writer(self) -> StreamWriter:
-        raise AssertionError("embeddings are not streamed")
 
     def encode_response(self, response: ChatResponse | EmbeddingResponse) -> bytes:
         assert isinstance(response, EmbeddingResponse)
@@ -239,6 +219,9 @@ class _Codec:
 
     api_format = ApiFormat.OLLAMA
     stream_type = LINES
+    render_error = staticmethod(render_error)
+    error_event = staticmethod(error_event)
+    read_usage = staticmethod(usage_to_domain)
     # The member that holds the answer, and its type.
     _content: str
     _content_type: type
@@ -250,9 +233,6 @@ class _Codec:
     def cost_trailer(self, cost: bytes) -> bytes:
         # Clients would read a line after the last one as a part of the answer.
         return b""
-
-    def read_usage(self, body: Mapping[str, Any]) -> Usage:
-        return usage_to_domain(body)
 
     def read_response(self, body: Mapping[str, Any]) -> ChatResponse:
         return chat_response_to_domain(body)
@@ -271,12 +251,6 @@ class _Codec:
         if estimate.output_tokens:
             body["eval_count"] = estimate.output_tokens
         return to_json(body)
-
-    def render_error(self, error: MoyinError, request_id: str, path: str) -> ErrorBody:
-        return render_error(error, request_id, path)
-
-    def error_event(self, error: MoyinError, request_id: str) -> bytes:
-        return error_event(error, request_id)
 
 
 class OllamaChatCodec(_Codec):

@@ -29,7 +29,7 @@ _FIELDS = {
 
 
 def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorBody:
-    """Render ``{"error": message, "code", "request_id"}``, with ``field`` and ``details`` if known."""
+    """Render ``{"error": message, "code", "request_id"}``, and ``field`` and ``details`` if set."""
     return ErrorBody(
         status=status_of(error),
         body=to_json(_body(error, request_id)),

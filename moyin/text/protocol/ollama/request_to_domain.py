@@ -28,6 +28,7 @@ from moyin.domain.chat import (
 from moyin.domain.media import UNKNOWN, media_type
 from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_message, estimate_tokens
 from moyin.errors import InvalidRequest, UnsupportedFeature
+from moyin.text.protocol.codec import merge_turns
 from moyin.text.protocol.ollama import wire
 
 __all__ = [
@@ -64,7 +65,9 @@ def chat_request_to_domain(body: wire.ChatBody, model: str) -> ChatRequest:
     messages = body.messages or []
     system = tuple(Text(text=m.text) for m in messages if m.role == "system")
     tools = tuple(_tool(tool) for tool in body.tools or ())
-    return _request(body, model, system=system, messages=_alternating(messages), tools=tools)
+    return _request(
+        body, model, system=system, messages=merge_turns(_parts_by_role(messages)), tools=tools
+    )
 
 
 def generate_request_to_domain(body: wire.GenerateBody, model: str) -> ChatRequest:
@@ -175,21 +178,12 @@ def _refuse(members: Mapping[str, Any], native: frozenset[str], prefix: str) -> 
             raise UnsupportedFeature(f"this back end does not support {field}", field=field)
 
 
-def _alternating(messages: Sequence[wire.Message]) -> tuple[Message, ...]:
-    """Merge messages into turns that alternate between user and assistant.
-
-    Several tool messages and the user's text after them become one turn.
-    """
-    turns: list[tuple[Role, list[Part]]] = []
+def _parts_by_role(messages: Sequence[wire.Message]) -> Iterator[tuple[Role, Iterator[Part]]]:
     calls = _PendingCalls()
     for number, message in enumerate(messages):
-        if message.role == "system":
-            continue
-        role = Role.ASSISTANT if message.role == "assistant" else Role.USER
-        if not turns or turns[-1][0] is not role:
-            turns.append((role, []))
-        turns[-1][1].extend(_parts(message, number, calls))
-    return tuple(Message(role=role, parts=tuple(parts)) for role, parts in turns)
+        if message.role != "system":
+            role = Role.ASSISTANT if message.role == "assistant" else Role.USER
+            yield role, _parts(message, number, calls)
 
 
 class _PendingCalls:

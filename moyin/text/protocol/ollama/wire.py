@@ -1,4 +1,4 @@
-"""Request bodies of ``/api/chat``, ``/api/generate``, ``/api/embed`` and ``/api/show``.
+"""Holds the request bodies of ``/api/chat``, ``/api/generate``, ``/api/embed`` and ``/api/show``.
 
 Source: ``api/types.go`` of Ollama, and the types of its Python SDK.
 """

@@ -1,1 +1,1 @@
-"""OpenAI chat completions: shapes, translation, streams."""
+"""Translates OpenAI's API: requests, responses, streams and errors."""

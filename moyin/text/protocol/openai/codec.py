@@ -1,4 +1,4 @@
-"""Codecs of OpenAI's chat completions and embeddings."""
+"""Holds the codecs of OpenAI's chat completions and embeddings."""
 
 from __future__ import annotations
 
@@ -13,19 +13,17 @@ from moyin.domain.backend import ApiFormat
 from moyin.domain.chat import ChatRequest, ChatResponse, EmbeddingRequest, EmbeddingResponse, Image
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs, ResponseConstraints
-from moyin.errors import MoyinError
-from moyin.http.problems import ErrorBody
 from moyin.http.sse import EVENT_STREAM, cost_comment
 from moyin.http.validation import (
     NO_MEMBERS,
     embedded_schemas,
     malformed_response,
-    merged,
+    merge_defaults,
     parse_object,
     text_bytes,
     validate,
 )
-from moyin.text.protocol.codec import Turn, newest_turns, replace_members
+from moyin.text.protocol.codec import Turn, UnstreamedRequest, newest_turns, replace_members
 from moyin.text.protocol.openai import wire
 from moyin.text.protocol.openai.errors import error_event, render_error
 from moyin.text.protocol.openai.request_to_domain import (
@@ -113,7 +111,7 @@ class ParsedChatRequest:
         hides_usage = self.streams and not self._wants_usage
         if model == self.body.model and not hides_usage and not additions and not overrides:
             return self.raw
-        data = {**(merged(self.data, additions) if additions else self.data), **overrides}
+        data = {**(merge_defaults(self.data, additions) if additions else self.data), **overrides}
         data["model"] = model
         if hides_usage:
             data["stream_options"] = {**(data.get("stream_options") or {}), "include_usage": True}
@@ -137,14 +135,12 @@ class ParsedChatRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class ParsedEmbeddingRequest:
+class ParsedEmbeddingRequest(UnstreamedRequest):
     """A validated request for embeddings; ``raw`` and ``data`` as in `ParsedChatRequest`."""
 
     raw: bytes
     data: Mapping[str, Any]
     body: wire.EmbeddingBody
-    streams = False
-    picture_urls = ()
 
     @property
     def model(self) -> str:
@@ -156,15 +152,6 @@ class ParsedEmbeddingRequest:
     def schemas(self) -> Iterator[tuple[str, Any]]:
         return iter(())
 
-    def constraints(self) -> ResponseConstraints:
-        return ResponseConstraints()
-
-    def recent_turns(self) -> tuple[Turn, ...]:
-        return ()
-
-    def with_pictures(self, pictures: Mapping[str, Image]) -> ParsedEmbeddingRequest:
-        return self
-
     def to_domain(self, model: str) -> EmbeddingRequest:
         return embedding_request_to_domain(self.body, model)
 
@@ -172,12 +159,6 @@ class ParsedEmbeddingRequest:
         self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NO_MEMBERS
     ) -> bytes:
         return replace_members(self.raw, self.data, model, additions, overrides)
-
-    def stream_tap(self, additions: Mapping[str, Any]) -> StreamTap:
-        raise AssertionError("embeddings are not streamed")
-
-    def stream_writer(self) -> StreamWriter:
-        raise AssertionError("embeddings are not streamed")
 
     def encode_response(self, response: ChatResponse | EmbeddingResponse) -> bytes:
         assert isinstance(response, EmbeddingResponse)
@@ -190,6 +171,10 @@ class _Codec:
 
     api_format = ApiFormat.OPENAI
     stream_type = EVENT_STREAM
+    read_response = staticmethod(chat_response_to_domain)
+    render_error = staticmethod(render_error)
+    error_event = staticmethod(error_event)
+    cost_trailer = staticmethod(cost_comment)
 
     def forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         return {}
@@ -197,20 +182,8 @@ class _Codec:
     def read_usage(self, body: Mapping[str, Any]) -> Usage:
         return usage_to_domain(body) or Usage()
 
-    def read_response(self, body: Mapping[str, Any]) -> ChatResponse:
-        return chat_response_to_domain(body)
-
     def output_bytes(self, body: Mapping[str, Any]) -> int:
         return text_bytes(choice_messages(body))
-
-    def render_error(self, error: MoyinError, request_id: str, path: str) -> ErrorBody:
-        return render_error(error, request_id, path)
-
-    def cost_trailer(self, cost: bytes) -> bytes:
-        return cost_comment(cost)
-
-    def error_event(self, error: MoyinError, request_id: str) -> bytes:
-        return error_event(error, request_id)
 
 
 class OpenAICodec(_Codec):

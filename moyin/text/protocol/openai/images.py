@@ -1,4 +1,4 @@
-"""``POST /v1/images/generations``: shapes, and translation to a job and back. Pure.
+"""Translates ``POST /v1/images/generations`` to a job.
 
 Source: OpenAI's API reference as typed in ``openai.types.image_generate_params``.
 """
@@ -16,11 +16,11 @@ from pydantic import Field, JsonValue
 from moyin.errors import InvalidRequest, MoyinError, UnsupportedFeature
 from moyin.http.validation import WireModel, parse_object, validate
 
-__all__ = ["ImagesBody", "parse", "renamed", "to_job"]
+__all__ = ["ImagesBody", "parse", "rename_field", "to_job"]
 
 _SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 _MAX_IMAGES = 10
-# OpenAI's own, which a template may have an input for; what asks for nothing special is left out.
+# OpenAI's options, which a template may have as inputs, with the values that need no input.
 _OPTIONS: Mapping[str, tuple[Any, ...]] = {
     "quality": (None, "auto", "standard"),
     "style": (None,),
@@ -31,7 +31,7 @@ _OPTIONS: Mapping[str, tuple[Any, ...]] = {
     "stream": (None, False),
     "partial_images": (None, 0),
 }
-# Where in the client's words the fields of the job are.
+# The client's field for each field of the job.
 _FIELDS = {
     "template": "model",
     "inputs.prompt": "prompt",
@@ -43,8 +43,11 @@ _FIELDS = {
 
 
 class ImagesBody(WireModel):
-    """``model`` is a template with an input ``prompt``. ``size`` sets its inputs ``width`` and
-    ``height``, ``n`` its ``seed``; ``inputs`` has what else it takes."""
+    """The body of a request for images.
+
+    ``model`` is a template with an input ``prompt``. ``size`` sets its inputs ``width`` and
+    ``height``, and ``n`` its ``seed``. ``inputs`` sets its other inputs.
+    """
 
     prompt: str = Field(min_length=1, max_length=32_000)
     model: str = Field(min_length=1, max_length=64)
@@ -64,50 +67,55 @@ class ImagesBody(WireModel):
 
 
 def parse(body: bytes) -> ImagesBody:
-    """
+    """Parse and validate a request.
+
     Raises:
-        InvalidJson, InvalidRequest: naming the field.
-        UnsupportedFeature: a member that nobody here knows.
+        InvalidJson, InvalidRequest: the body is invalid; names the field.
+        UnsupportedFeature: a member is unknown.
     """
     parsed = validate(ImagesBody, parse_object(body))
     for name in parsed.extras:
-        raise UnsupportedFeature(f"{name[:64]} is not known here", field=name[:64])
+        raise UnsupportedFeature(f"{name[:64]} is not supported", field=name[:64])
     return parsed
 
 
 def to_job(
     body: ImagesBody,
     template: str,
-    takes: Mapping[str, Mapping[str, Any]],
+    accepted: Mapping[str, Mapping[str, Any]],
     *,
     cache: bool,
     idempotency_key: str | None,
 ) -> dict[str, Any]:
-    """The request of ``POST /jobs`` that renders the pictures, one child each.
+    """Translate a request to a body of ``POST /jobs``, with one child per picture.
 
     Args:
-        takes: the JSON Schemas of the template's inputs, by name.
-        idempotency_key: a repeat under it asks for the same pictures; without one they are new.
+        accepted: the JSON Schemas of the template's inputs, by name.
+        idempotency_key: the same key gives the same pictures; without a key they are new.
 
     Raises:
-        InvalidRequest, UnsupportedFeature: the template has no input for what is asked.
+        InvalidRequest, UnsupportedFeature: the template has no input for a member.
     """
-    if "prompt" not in takes:
-        raise InvalidRequest(f"template {template!r} takes no prompt", field="model")
-    inputs: dict[str, Any] = {**body.inputs, "prompt": body.prompt, **_size(body, template, takes)}
+    if "prompt" not in accepted:
+        raise InvalidRequest(f"template {template!r} has no input 'prompt'", field="model")
+    inputs: dict[str, Any] = {
+        **body.inputs,
+        "prompt": body.prompt,
+        **_size(body, template, accepted),
+    }
     for name, ordinary in _OPTIONS.items():
         value = getattr(body, name)
-        if name in takes and value is not None:
+        if name in accepted and value is not None:
             inputs[name] = value
         elif value not in ordinary:
             raise UnsupportedFeature(f"template {template!r} has no input {name!r}", field=name)
     job = {"kind": "render", "template": template, "inputs": inputs, "cache": cache}
     count = body.n or 1
-    if "seed" in takes and not (count == 1 and "seed" in inputs):
-        job["batch"] = {"seeds": _seeds(count, takes["seed"], inputs, idempotency_key)}
+    if "seed" in accepted and not (count == 1 and "seed" in inputs):
+        job["batch"] = {"seeds": _seeds(count, accepted["seed"], inputs, idempotency_key)}
     elif count > 1:
         raise UnsupportedFeature(
-            f"template {template!r} has no input 'seed': its pictures would be equal",
+            f"n must be 1: template {template!r} has no input 'seed', so all pictures would be equal",
             field="n",
         )
     if body.user is not None:
@@ -115,40 +123,43 @@ def to_job(
     return job
 
 
-def renamed(error: MoyinError) -> MoyinError:
-    """``error`` of the jobs API, in the words of this one."""
+def rename_field(error: MoyinError) -> MoyinError:
+    """Replace the job's field in ``error`` by the client's field."""
     if error.field is not None:
-        found = _FIELDS.get(error.field)
-        if found is not None:
-            error.message = error.message.replace(error.field, found, 1)
-            error.field = found
+        field = _FIELDS.get(error.field)
+        if field is not None:
+            error.message = error.message.replace(error.field, field, 1)
+            error.field = field
     return error
 
 
 def _size(
-    body: ImagesBody, template: str, takes: Mapping[str, Mapping[str, Any]]
+    body: ImagesBody, template: str, accepted: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, int]:
     if body.size in (None, "auto"):
         return {}
     match = _SIZE.fullmatch(body.size or "")
     if match is None:
-        raise InvalidRequest("size must be such as 1024x1024, or auto", field="size")
-    if not {"width", "height"} <= takes.keys():
-        raise UnsupportedFeature(f"template {template!r} has one size only", field="size")
+        raise InvalidRequest("size must be a size such as 1024x1024, or auto", field="size")
+    if not {"width", "height"} <= accepted.keys():
+        raise UnsupportedFeature(
+            f"size is not supported: template {template!r} has no inputs 'width' and 'height'",
+            field="size",
+        )
     return {"width": int(match[1]), "height": int(match[2])}
 
 
 def _seeds(
     count: int, schema: Mapping[str, Any], inputs: Mapping[str, Any], key: str | None
 ) -> list[int]:
-    """Random, so that asking again gives other pictures; counting up from a given one."""
+    """Return random seeds, so that a repeat gives other pictures, or count up from a given seed."""
     low, high = int(schema.get("minimum", 0)), int(schema.get("maximum", 2**32 - 1))
-    given = inputs.get("seed")
-    if isinstance(given, int):
-        return list(range(given, given + count))
-    room = max(1, high - low + 2 - count)
+    first = inputs.get("seed")
+    if isinstance(first, int):
+        return list(range(first, first + count))
+    choices = max(1, high - low + 2 - count)
     if key is None:
-        start = secrets.randbelow(room)
+        start = secrets.randbelow(choices)
     else:
-        start = int.from_bytes(hashlib.sha256(key.encode()).digest()) % room
+        start = int.from_bytes(hashlib.sha256(key.encode()).digest()) % choices
     return list(range(low + start, low + start + count))

@@ -12,7 +12,6 @@ from moyin.domain.chat import (
     ChatRequest,
     EmbeddingRequest,
     Image,
-    Message,
     OutputFormat,
     Part,
     Reasoning,
@@ -36,6 +35,7 @@ from moyin.domain.needs import (
 )
 from moyin.errors import InvalidRequest, UnsupportedFeature
 from moyin.http.validation import unsupported_field
+from moyin.text.protocol.codec import merge_turns
 from moyin.text.protocol.openai import wire
 
 __all__ = [
@@ -97,7 +97,7 @@ def chat_request_to_domain(body: wire.ChatBody) -> ChatRequest:
     return ChatRequest(
         model=body.model,
         system=system,
-        messages=_alternating(body.messages),
+        messages=merge_turns(_parts_by_role(body.messages)),
         tools=tuple(_tool(tool) for tool in body.tools or ()),
         tool_choice=_choice(body),
         output=_output(body.response_format),
@@ -245,20 +245,11 @@ def _refers_to_audio(body: wire.ChatBody) -> bool:
     )
 
 
-def _alternating(messages: Sequence[wire.Message]) -> tuple[Message, ...]:
-    """Merge messages into turns that alternate between user and assistant.
-
-    Several tool messages and the user's text after them become one turn.
-    """
-    turns: list[tuple[Role, list[Part]]] = []
+def _parts_by_role(messages: Sequence[wire.Message]) -> Iterator[tuple[Role, Iterator[Part]]]:
     for message in messages:
-        if isinstance(message, wire.SystemMessage):
-            continue
-        role = Role.ASSISTANT if isinstance(message, wire.AssistantMessage) else Role.USER
-        if not turns or turns[-1][0] is not role:
-            turns.append((role, []))
-        turns[-1][1].extend(_parts(message))
-    return tuple(Message(role=role, parts=tuple(parts)) for role, parts in turns)
+        if not isinstance(message, wire.SystemMessage):
+            is_answer = isinstance(message, wire.AssistantMessage)
+            yield Role.ASSISTANT if is_answer else Role.USER, _parts(message)
 
 
 def _parts(message: wire.Message) -> Iterator[Part]:
@@ -332,7 +323,7 @@ def _tool(tool: wire.Tool) -> Tool:
 def _choice(body: wire.ChatBody) -> ToolChoice | None:
     choice, parallel = body.tool_choice, body.parallel_tool_calls
     if not body.tools and choice not in (None, "none", "auto"):
-        raise InvalidRequest("tool_choice requires a non-empty tools", field="tool_choice")
+        raise InvalidRequest("tool_choice requires at least one tool in tools", field="tool_choice")
     if isinstance(choice, wire.NamedChoice):
         return ToolChoice(mode="tool", name=choice.function.name, parallel=parallel)
     if choice is None and parallel is None:

@@ -1,4 +1,4 @@
-"""Request bodies of ``POST /v1/chat/completions`` and ``POST /v1/embeddings``.
+"""Holds the request bodies of ``POST /v1/chat/completions`` and ``POST /v1/embeddings``.
 
 Source: OpenAI's API reference as typed in ``openai.types.chat.completion_create_params`` and
 ``openai.types.embedding_create_params``.

@@ -1,4 +1,4 @@
-"""A studio's accounts without Valkey, and who acts in it."""
+"""Provides the accounts of a studio without Valkey, and callers in it."""
 
 from __future__ import annotations
 
@@ -29,37 +29,44 @@ PASSWORD = "correct horse battery"
 
 
 class NoMail:
-    reaches = False
+    """Stands for the mailer without a mail server."""
+
+    can_deliver = False
 
     async def send(self, mail: object) -> None:
-        raise AssertionError("no mail is sent here")
+        raise AssertionError("no mail may be sent")
 
 
 @dataclass
 class Studio:
+    """Holds the services, an operator and an organisation."""
+
     parts: AccountsParts
     database: Database
     operator: Identity
     organisation: str
 
     async def member(self, role: Role = Role.ADMIN) -> tuple[SignedIn, Identity]:
-        """Somebody new, and who they are by their access token."""
+        """Add a member; return the session and the identity of its access token."""
         email = f"{secrets.token_hex(6)}@example.com"
-        _, token = await self.parts.office.add_member(
+        _, token = await self.parts.organisations.add_member(
             by(self.operator), self.organisation, email=email, name="", role=role
         )
-        await self.parts.sign_in.reset(str(token), PASSWORD, "")
+        await self.parts.sign_in.reset_password(str(token), PASSWORD, "")
         signed_in = await self.parts.sign_in.sign_in(email, PASSWORD, "")
         return signed_in, await self.parts.authenticator.authenticate(signed_in.access_token)
 
-    async def acts(self) -> list[str]:
-        return [e.act.action for e in await AuditLog(self.database).page(None, limit=200)]
+    async def audited_actions(self) -> list[str]:
+        """Return the actions in the audit log."""
+        return [e.event.action for e in await AuditLog(self.database).page(None, limit=200)]
 
-    async def keys(self) -> int:
-        return len(await KeyStore(self.database).all())
+    async def count_keys(self) -> int:
+        """Return the number of API keys."""
+        return len(await KeyStore(self.database).list_all())
 
 
 def by(identity: Identity) -> Caller:
+    """Return the identity as a caller."""
     return Caller(identity=identity, request_id="r", address="")
 
 
@@ -70,14 +77,14 @@ async def studio(tmp_path: Path) -> AsyncIterator[Studio]:
         settings,
         observer=NoObserver(),
         mailer=NoMail(),
-        access=timedelta(minutes=5),
-        idle=timedelta(days=1),
+        token_lifetime=timedelta(minutes=5),
+        session_idle=timedelta(days=1),
     )
     parts.sign_in._passwords = Passwords(QUICK)
     async with parts.lifespan():
         database = Database(settings.sql_url)
         _, text = await KeyStore(database).create("admin", "operator")
         operator = await parts.authenticator.authenticate(text)
-        made = await parts.office.create_organisation(by(operator), "studio")
+        made = await parts.organisations.create_organisation(by(operator), "studio")
         yield Studio(parts, database, operator, made.id)
         await database.close()

@@ -25,7 +25,7 @@ async def open_id() -> AsyncIterator[OpenIdSignIn]:
 
 
 def provider(body: bytes, pause: float = 0) -> TestServer:
-    """It sends ``body`` in two halves."""
+    """Return a server that sends ``body`` in two halves."""
 
     async def give(request: web.Request) -> web.StreamResponse:
         answer = web.StreamResponse(headers={"content-type": "application/json"})
@@ -40,9 +40,9 @@ def provider(body: bytes, pause: float = 0) -> TestServer:
     return TestServer(app)
 
 
-async def test_an_answer_in_two_parts_is_read_whole(open_id: OpenIdSignIn) -> None:
+async def test_a_provider_response_in_two_parts_is_read_completely(open_id: OpenIdSignIn) -> None:
     async with provider(json.dumps(METADATA).encode(), pause=0.05) as server:
-        assert await open_id._ask(str(server.make_url("/"))) == METADATA
+        assert await open_id._fetch(str(server.make_url("/"))) == METADATA
 
 
 @pytest.mark.parametrize(
@@ -50,12 +50,12 @@ async def test_an_answer_in_two_parts_is_read_whole(open_id: OpenIdSignIn) -> No
     [(b'"' + b"x" * 600_000 + b'"', "too large"), (b"[" * 100_000, "not JSON")],
     ids=["large", "deep"],
 )
-async def test_an_answer_that_is_none_is_the_provider_s_fault(
+async def test_an_invalid_provider_response_is_an_outage(
     open_id: OpenIdSignIn, body: bytes, why: str
 ) -> None:
     async with provider(body) as server:
         with pytest.raises(ServiceUnavailable, match=why):
-            await open_id._ask(str(server.make_url("/")))
+            await open_id._fetch(str(server.make_url("/")))
 
 
 ENDPOINTS = {"authorization_endpoint": "https://a/", "token_endpoint": "https://t/"}
@@ -72,7 +72,7 @@ ENDPOINTS = {"authorization_endpoint": "https://a/", "token_endpoint": "https://
         (ENDPOINTS, {}),
     ],
 )
-async def test_a_provider_that_says_too_little_is_away(
+async def test_incomplete_provider_metadata_is_an_outage(
     open_id: OpenIdSignIn, metadata: dict[str, object], keys: dict[str, object]
 ) -> None:
     async def configuration(request: web.Request) -> web.Response:

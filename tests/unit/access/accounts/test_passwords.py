@@ -7,33 +7,33 @@ from typing import Literal
 import pytest
 from argon2 import PasswordHasher
 
-from moyin.access.accounts.passwords import Passwords
-from moyin.errors import Overloaded
+from moyin.access.accounts.passwords import Passwords, check_strength
+from moyin.errors import Overloaded, WeakPassword
 
 QUICK = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 
 
-async def test_a_password_fits_its_hash_only() -> None:
+async def test_a_password_matches_only_its_own_hash() -> None:
     passwords = Passwords(QUICK)
     known = await passwords.hash("correct horse")
     assert known.startswith("$argon2id$")
-    assert await passwords.fits(known, "correct horse")
-    assert not await passwords.fits(known, "correct horse ")
-    assert not await passwords.fits("not a hash", "correct horse")
+    assert await passwords.verify(known, "correct horse")
+    assert not await passwords.verify(known, "correct horse ")
+    assert not await passwords.verify("not a hash", "correct horse")
 
 
-async def test_who_has_no_password_is_never_let_in() -> None:
+async def test_an_account_without_password_never_matches() -> None:
     passwords = Passwords(QUICK)
-    assert not await passwords.fits(None, "nobody's")
+    assert not await passwords.verify(None, "nobody's")
 
 
-async def test_a_weaker_hash_is_outdated() -> None:
+async def test_a_weaker_hash_needs_a_rehash() -> None:
     known = await Passwords(QUICK).hash("x")
-    assert Passwords().is_outdated(known)
-    assert not Passwords(QUICK).is_outdated(known)
+    assert Passwords().needs_rehash(known)
+    assert not Passwords(QUICK).needs_rehash(known)
 
 
-async def test_a_flood_is_refused() -> None:
+async def test_a_full_queue_refuses_work() -> None:
     passwords = Passwords(QUICK)
     answers = await asyncio.gather(
         *(passwords.hash("x") for _ in range(80)), return_exceptions=True
@@ -43,7 +43,7 @@ async def test_a_flood_is_refused() -> None:
     assert await passwords.hash("x")
 
 
-async def test_who_leaves_frees_no_place_before_the_thread_ends() -> None:
+async def test_a_cancelled_caller_keeps_its_slot_until_the_thread_ends() -> None:
     inside, most, go_on = 0, 0, threading.Event()
     lock, begun = threading.Lock(), asyncio.Queue[None]()
     loop = asyncio.get_running_loop()
@@ -69,7 +69,7 @@ async def test_who_leaves_frees_no_place_before_the_thread_ends() -> None:
     staying = [asyncio.create_task(passwords.hash("x")) for _ in range(2)]
     for task in leaving:
         task.cancel()
-    # Whatever those who wait could do now, they have done after a few turns of the loop.
+    # After a few turns of the loop, waiting tasks would have begun if they could.
     for _ in range(20):
         await asyncio.sleep(0)
     held = begun.qsize()
@@ -81,7 +81,7 @@ async def test_who_leaves_frees_no_place_before_the_thread_ends() -> None:
     assert (held, most) == (0, 2)
 
 
-async def test_a_flood_of_strangers_keeps_nobody_waiting_who_was_here_before() -> None:
+async def test_untrusted_attempts_do_not_delay_trusted_ones() -> None:
     go_on, loop, begun = threading.Event(), asyncio.get_running_loop(), asyncio.Queue[None]()
 
     class Held(PasswordHasher):
@@ -93,21 +93,54 @@ async def test_a_flood_of_strangers_keeps_nobody_waiting_who_was_here_before() -
 
     known = QUICK.hash("right")
     passwords = Passwords(Held())
-    flood = [asyncio.create_task(passwords.fits(known, "slow", account=str(n))) for n in range(66)]
+    flood = [
+        asyncio.create_task(passwords.verify(known, "slow", account=str(n))) for n in range(66)
+    ]
     for _ in range(2):
         await begun.get()
     with pytest.raises(Overloaded):
-        await passwords.fits(known, "right", account="ann")
-    assert await passwords.fits(known, "right", account="ann", trusted=True)
+        await passwords.verify(known, "right", account="ann")
+    assert await passwords.verify(known, "right", account="ann", trusted=True)
     go_on.set()
     assert await asyncio.gather(*flood) == [False] * 66
 
 
-async def test_one_account_fills_no_lane() -> None:
+async def test_one_account_cannot_fill_the_queue() -> None:
     passwords = Passwords(QUICK)
     known = await passwords.hash("right")
     answers = await asyncio.gather(
-        *(passwords.fits(known, "wrong", account="ann") for _ in range(20)), return_exceptions=True
+        *(passwords.verify(known, "wrong", account="ann") for _ in range(20)),
+        return_exceptions=True,
     )
     assert sum(isinstance(answer, Overloaded) for answer in answers) == 20 - 8
-    assert await passwords.fits(known, "right", account="ann")
+    assert await passwords.verify(known, "right", account="ann")
+
+
+def check(
+    password: str, *, email: str | None = "ann.lee@example.com", name: str = "Ann Lee"
+) -> None:
+    check_strength(password, email=email, name=name, field="new_password")
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        "password1234", "1234567890", "qwertyuiop", "iloveyou123", "aaaaaaaaaaaaaaaa", "P@ssw0rd123",
+        "ann.lee@example.com", "AnnLee2026", "annexample1", "example.com!!", "Lee.Ann.99",
+        "abcdefghijkl",
+    ],
+)  # fmt: skip
+def test_weak_passwords_are_refused(password: str) -> None:
+    with pytest.raises(WeakPassword) as caught:
+        check(password)
+    assert (caught.value.code, caught.value.field) == ("weak_password", "new_password")
+    assert password.casefold() not in caught.value.message.casefold()
+
+
+@pytest.mark.parametrize(
+    "password",
+    ["correct horse battery", "a brand new one", "x9$kQ!vv2LpZ", "lee likes long green walks", "画" * 3 + "雨夜山中歌曲", "w" * 3 + "e7 fjord quilt" * 30],
+)  # fmt: skip
+def test_strong_passwords_are_accepted(password: str) -> None:
+    check(password)
+    check(password, email=None, name="")

@@ -1,4 +1,4 @@
-"""Credentials of open connections, proven again: every way in which one ends."""
+"""Tests the recheck of credentials of open connections, for each way in which one ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.unit.access.accounts.studio import Studio, by
 
 
 class Scene:
-    """A member with a session and a key of theirs, both open somewhere."""
+    """Holds a member with a session and an API key."""
 
     def __init__(self, studio: Studio, admin: Identity, token: str, member: Identity) -> None:
         self.studio = studio
@@ -29,15 +29,15 @@ class Scene:
         self.key_id = ""
         self.key = ""
 
-    async def standing(self) -> set[str]:
-        """Which of the two still stand."""
+    async def valid(self) -> set[str]:
+        """Return which of the two credentials are still valid."""
         held = {
             self.token: self.member,
             self.key: Identity(owner=self.member.owner, key_id=self.key_id),
         }
         found = await self.studio.parts.authenticator.recheck(held)
         names = {self.token: "session", self.key: "key"}
-        return {names[presented] for presented in found}
+        return {names[credential] for credential in found}
 
     async def execute(self, statement: sa.Executable) -> None:
         async with self.studio.database.writing() as connection:
@@ -49,7 +49,7 @@ async def scene(studio: Studio) -> Scene:
     _, admin = await studio.member()
     signed_in, member = await studio.member(Role.MEMBER)
     scene = Scene(studio, admin, signed_in.access_token, member)
-    key, scene.key = await studio.parts.keyring.create_key(
+    key, scene.key = await studio.parts.api_keys.create_key(
         by(member), name="", scopes=[TEXT, JOBS_READ], expires_at=None, user_id=None
     )
     scene.key_id = key.id
@@ -57,11 +57,11 @@ async def scene(studio: Studio) -> Scene:
 
 
 async def _revoke(scene: Scene) -> None:
-    await scene.studio.parts.keyring.revoke_key(by(scene.member), scene.key_id)
+    await scene.studio.parts.api_keys.revoke_key(by(scene.member), scene.key_id)
 
 
 async def _rotate(scene: Scene) -> None:
-    await scene.studio.parts.keyring.rotate_key(by(scene.member), scene.key_id, timedelta(0))
+    await scene.studio.parts.api_keys.rotate_key(by(scene.member), scene.key_id, timedelta(0))
 
 
 async def _expire(scene: Scene) -> None:
@@ -80,23 +80,23 @@ async def _idle(scene: Scene) -> None:
 
 
 async def _shut_out(scene: Scene) -> None:
-    await scene.studio.parts.office.change_member(
+    await scene.studio.parts.organisations.change_member(
         by(scene.admin), scene.studio.organisation, str(scene.member.user), disabled=True
     )
 
 
 async def _other_role(scene: Scene) -> None:
-    await scene.studio.parts.office.change_member(
+    await scene.studio.parts.organisations.change_member(
         by(scene.admin), scene.studio.organisation, str(scene.member.user), role=Role.VIEWER
     )
 
 
 async def _nothing(scene: Scene) -> None:
-    """The access token's own minutes are over; the session goes on."""
+    """Let the access token expire while the session stays open."""
 
 
 @pytest.mark.parametrize(
-    ("change", "standing"),
+    ("change", "valid"),
     [
         (_nothing, {"session", "key"}),
         (_revoke, {"session"}),
@@ -108,37 +108,37 @@ async def _nothing(scene: Scene) -> None:
         (_other_role, {"key"}),
     ],
 )
-async def test_a_credential_stands_until_its_key_or_session_ends(
-    scene: Scene, change: Callable[[Scene], Awaitable[None]], standing: set[str]
+async def test_a_credential_is_valid_until_its_key_or_session_ends(
+    scene: Scene, change: Callable[[Scene], Awaitable[None]], valid: set[str]
 ) -> None:
-    assert await scene.standing() == {"session", "key"}
+    assert await scene.valid() == {"session", "key"}
     await change(scene)
-    assert await scene.standing() == standing
+    assert await scene.valid() == valid
 
 
-async def test_a_recheck_finds_the_scopes_and_limits_of_now(scene: Scene) -> None:
+async def test_a_recheck_returns_the_present_scopes_and_limits(scene: Scene) -> None:
     held = {scene.key: Identity(owner=scene.member.owner, key_id=scene.key_id)}
     recheck = scene.studio.parts.authenticator.recheck
     assert (await recheck(held))[scene.key].scopes == {TEXT, JOBS_READ}
     await _other_role(scene)
     limit = Limit(subject=f"key:{scene.key_id}", concurrent_requests=0)
-    await scene.studio.parts.keyring.set_limit(by(scene.admin), limit)
+    await scene.studio.parts.api_keys.set_limit(by(scene.admin), limit)
     found = (await recheck(held))[scene.key]
     assert (found.scopes, found.limits) == ({JOBS_READ}, (limit,))
     assert not found.has_scope(JOBS_WRITE)
 
 
-async def test_a_forgotten_signing_key_ends_what_began_with_its_tokens(scene: Scene) -> None:
-    keyring, operator = scene.studio.parts.keyring, by(scene.studio.operator)
-    verifier = TokenVerifier(scene.studio.parts.mint._keys)
-    assert await verifier.is_by_us(scene.token)
-    [old] = [key.kid for key in await scene.studio.parts.mint._keys.public()]
-    await keyring.rotate_signing_key(operator)
-    await keyring.forget_signing_key(operator, old)
-    assert not await TokenVerifier(scene.studio.parts.mint._keys).is_by_us(scene.token)
+async def test_deleting_a_signing_key_ends_connections_of_its_tokens(scene: Scene) -> None:
+    api_keys, operator = scene.studio.parts.api_keys, by(scene.studio.operator)
+    verifier = TokenVerifier(scene.studio.parts.token_issuer._keys)
+    assert await verifier.has_known_key(scene.token)
+    [old] = [key.kid for key in await scene.studio.parts.token_issuer._keys.list_public_keys()]
+    await api_keys.rotate_signing_key(operator)
+    await api_keys.delete_signing_key(operator, old)
+    assert not await TokenVerifier(scene.studio.parts.token_issuer._keys).has_known_key(scene.token)
 
 
-async def test_many_credentials_cost_a_query_of_a_kind(
+async def test_many_credentials_take_one_query_per_kind(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = SessionStore(scene.studio.database)
@@ -151,5 +151,5 @@ async def test_many_credentials_cost_a_query_of_a_kind(
 
     monkeypatch.setattr(scene.studio.database, "read", counted)
     ids = {f"ses_{number}" for number in range(400)} | {scene.member.key_id}
-    assert await store.open_among(ids) == {scene.member.key_id}
+    assert await store.filter_open(ids) == {scene.member.key_id}
     assert reads == 1

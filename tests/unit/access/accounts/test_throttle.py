@@ -1,29 +1,29 @@
-"""Without Valkey: the counting itself is tested on a real one."""
+"""Tests the throttle without Valkey; integration tests count in a real one."""
 
 from __future__ import annotations
 
 import pytest
 
-from moyin.access.accounts.throttle import AttemptRate, Gate, Throttle
+from moyin.access.accounts.throttle import AttemptRate, Throttle, ThrottleKey
 from moyin.errors import ServiceUnavailable
 
 NOWHERE = "redis://127.0.0.1:1/0"
-GATE = Gate("account ann", AttemptRate(1, 1.0))
+KEY = ThrottleKey("account ann", AttemptRate(1, 1.0))
 
 
-async def test_without_valkey_the_setting_decides() -> None:
+async def test_without_valkey_the_setting_decides_whether_attempts_pass() -> None:
     open_, closed = Throttle(NOWHERE), Throttle(NOWHERE, fail_open=False)
-    await open_.turn(GATE)
+    await open_.acquire(KEY)
     await open_.limit("register", 1)
-    await open_.forgive(GATE)
-    await open_.forgive_limit("register")
+    await open_.uncount(KEY)
+    await open_.uncount_limit("register")
     await open_.remember("ann")
-    assert not await open_.is_known("ann")
+    assert not await open_.is_remembered("ann")
     with pytest.raises(ServiceUnavailable):
-        await closed.turn(GATE)
+        await closed.acquire(KEY)
     with pytest.raises(ServiceUnavailable):
         await closed.limit("register", 1)
-    # Nothing is known of the caller: nothing can be counted.
-    await closed.turn()
+    # Without keys nothing is counted.
+    await closed.acquire()
     await open_.close()
     await closed.close()

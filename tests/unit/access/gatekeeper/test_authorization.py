@@ -1,4 +1,4 @@
-"""The guard in front of a small app: scopes, and limits where there are any."""
+"""Tests the authorization middleware in front of a small app."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from moyin.errors import InsufficientScope, RateLimited
 LIMIT = Limit(subject="key:k", requests_per_minute=2, usd_per_day=Decimal(1))
 
 
-class OneMeter:
-    """Admits twice; remembers what was asked and settled."""
+class TwoRequestMeter:
+    """Admits two requests and records admissions and settlements."""
 
     def __init__(self) -> None:
         self.asked: list[list[Any]] = []
@@ -44,7 +44,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-def guard(meter: Any = None) -> AuthorizationMiddleware:
+def middleware(meter: Any = None) -> AuthorizationMiddleware:
     return AuthorizationMiddleware(
         app,
         scope_of=lambda scope: "text" if scope["path"] == "/text" else None,
@@ -54,7 +54,7 @@ def guard(meter: Any = None) -> AuthorizationMiddleware:
 
 
 async def ask(
-    guard: AuthorizationMiddleware, path: str, identity: Identity | None, kind: str = "http"
+    app: AuthorizationMiddleware, path: str, identity: Identity | None, kind: str = "http"
 ) -> Any:
     sent: list[Any] = []
 
@@ -65,7 +65,7 @@ async def ask(
         return {"type": "http.request"}
 
     context = RequestContext(request_id="r", identity=identity)
-    await guard({"type": kind, "path": path, "moyin": context}, receive, send)
+    await app({"type": kind, "path": path, "moyin": context}, receive, send)
     return dict(sent[0]["headers"])
 
 
@@ -76,47 +76,47 @@ def caller(*scopes: str, limits: tuple[Limit, ...] = ()) -> Identity:
 @pytest.mark.parametrize("kind", ["http", "websocket"])
 async def test_a_missing_scope_is_refused_and_named(kind: str) -> None:
     with pytest.raises(InsufficientScope) as refused:
-        await ask(guard(), "/text", caller("jobs:read"), kind)
+        await ask(middleware(), "/text", caller("jobs:read"), kind)
     assert refused.value.details == {"scope": "text"}
     for allowed in (caller("text"), caller("*"), None):
-        await ask(guard(), "/text", allowed)
-    await ask(guard(), "/elsewhere", caller())
+        await ask(middleware(), "/text", allowed)
+    await ask(middleware(), "/elsewhere", caller())
 
 
-async def test_who_has_no_limits_is_not_counted() -> None:
-    meter = OneMeter()
+async def test_callers_without_limits_are_not_counted() -> None:
+    meter = TwoRequestMeter()
     for who in (caller("*"), None, caller("*", limits=(Limit(subject="key:k", open_jobs=1),))):
-        assert await ask(guard(meter), "/", who) == {b"a": b"b"}
+        assert await ask(middleware(meter), "/", who) == {b"a": b"b"}
     assert meter.asked == []
 
 
-async def test_a_limited_request_is_counted_once_and_says_what_is_left() -> None:
-    meter = OneMeter()
+async def test_a_limited_request_is_counted_once_and_has_limit_headers() -> None:
+    meter = TwoRequestMeter()
     limited = caller("*", limits=(LIMIT,))
-    headers = await ask(guard(meter), "/", limited)
+    headers = await ask(middleware(meter), "/", limited)
     assert (headers[b"ratelimit-limit"], headers[b"ratelimit-remaining"]) == (b"2", b"1")
-    await ask(guard(meter), "/", limited)
+    await ask(middleware(meter), "/", limited)
     with pytest.raises(RateLimited):
-        await ask(guard(meter), "/", limited)
+        await ask(middleware(meter), "/", limited)
     assert len(meter.asked) == 3
 
 
-async def test_a_priced_call_reserves_by_itself_and_settles_what_it_spent() -> None:
-    meter = OneMeter()
-    await ask(guard(meter), "/priced", caller("*", limits=(LIMIT,)))
+async def test_a_priced_call_reserves_and_settles_its_cost() -> None:
+    meter = TwoRequestMeter()
+    await ask(middleware(meter), "/priced", caller("*", limits=(LIMIT,)))
     assert [arguments[2] for arguments in meter.asked] == [500_000_000]
     assert [arguments[1] for arguments in meter.settled] == [200_000_000]
 
 
-async def test_an_answer_without_a_price_on_a_priced_path_costs_a_request() -> None:
-    meter = OneMeter()
-    headers = await ask(guard(meter), "/cached", caller("*", limits=(LIMIT,)))
+async def test_an_unpriced_response_on_a_priced_path_counts_as_a_request() -> None:
+    meter = TwoRequestMeter()
+    headers = await ask(middleware(meter), "/cached", caller("*", limits=(LIMIT,)))
     assert headers[b"ratelimit-remaining"] == b"1"
     assert [arguments[2] for arguments in meter.asked] == [0]
 
 
-async def test_what_was_reserved_comes_back_when_the_app_fails() -> None:
-    meter = OneMeter()
+async def test_a_failed_app_releases_its_reservation() -> None:
+    meter = TwoRequestMeter()
     with pytest.raises(ZeroDivisionError):
-        await ask(guard(meter), "/bug", caller("*", limits=(LIMIT,)))
+        await ask(middleware(meter), "/bug", caller("*", limits=(LIMIT,)))
     assert len(meter.settled) == 1

@@ -1,4 +1,4 @@
-"""The cookie that signs a browser in."""
+"""Tests the cookies that sign browsers in."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def scope(**headers: str) -> dict[str, Any]:
     return {"type": "http", "method": "POST", "scheme": "http", "headers": pairs}
 
 
-async def test_a_key_becomes_a_cookie_that_no_script_and_no_other_path_gets() -> None:
+async def test_the_key_cookie_is_hidden_from_scripts_and_other_paths() -> None:
     identity, cookie = await SESSIONS.begin(scope(), "good")
     assert identity.owner == "ada"
     assert cookie.split("; ") == [
@@ -39,7 +39,7 @@ async def test_a_key_becomes_a_cookie_that_no_script_and_no_other_path_gets() ->
     assert behind_tls.endswith("; Secure")
 
 
-async def test_a_token_lives_no_longer_in_the_browser_than_by_itself() -> None:
+async def test_a_token_cookie_expires_with_the_token() -> None:
     before = time.time()
     _, cookie = await SESSIONS.begin(scope(), TOKEN)
     age = int(cookie.partition("Max-Age=")[2].partition(";")[0])
@@ -49,12 +49,12 @@ async def test_a_token_lives_no_longer_in_the_browser_than_by_itself() -> None:
 @pytest.mark.parametrize(
     "secret", ["bad", "", "good\r\nset-cookie: x=1", "good; a=1", "ü", INTERNAL]
 )
-async def test_what_proves_nothing_is_refused(secret: str) -> None:
+async def test_invalid_keys_get_no_cookie(secret: str) -> None:
     with pytest.raises(InvalidKey):
         await SESSIONS.begin(scope(), secret)
 
 
-async def test_another_sites_page_signs_nobody_in_or_out() -> None:
+async def test_pages_of_other_sites_cannot_sign_in_or_out() -> None:
     foreign = scope(host="door.example", origin="http://evil.example")
     with pytest.raises(CrossSiteRequest):
         await SESSIONS.begin(foreign, "good")
@@ -62,11 +62,11 @@ async def test_another_sites_page_signs_nobody_in_or_out() -> None:
         SESSIONS.end(foreign)
 
 
-async def test_signing_out_takes_the_cookie_back() -> None:
+async def test_signing_out_deletes_the_cookie() -> None:
     assert "moyin_session=; Path=/comfy/; Max-Age=0;" in SESSIONS.end(scope())
 
 
-async def test_a_cookie_says_who_it_is_while_it_is_good() -> None:
+async def test_a_cookie_has_an_identity_while_its_key_is_valid() -> None:
     known = await SESSIONS.identity(scope(cookie="moyin_session=good"))
     assert known is not None and known.owner == "ada"
     assert await SESSIONS.identity(scope(cookie="moyin_session=bad")) is None

@@ -1,4 +1,4 @@
-"""Keys in headers, queries and cookies, and what browsers may send along."""
+"""Tests keys in headers, queries and cookies, and the check of origins."""
 
 from __future__ import annotations
 
@@ -62,36 +62,38 @@ def with_headers(headers: dict[str, str], **given: str) -> Scope:
         ({}, "key=", None),
     ],
 )
-def test_one_key_is_found(headers: dict[str, str], query: str, found: str | None) -> None:
+def test_the_key_of_a_request_is_found(
+    headers: dict[str, str], query: str, found: str | None
+) -> None:
     assert TAKEN.take(with_headers(headers, query=query)) == found
 
 
 @pytest.mark.parametrize("name", ["key", "token", "api_key", "%74oken", "k%65y"])
-def test_nobody_else_sees_the_key_in_the_query(name: str) -> None:
+def test_the_key_is_removed_from_the_query(name: str) -> None:
     asked = scope(query=f"filename=a%20b.png&{name}=secret&type=output")
     assert TAKEN.take(asked) == "secret"
     assert asked["query_string"] == b"filename=a%20b.png&type=output"
 
 
-def test_it_is_cut_out_even_where_another_proof_comes_with_it() -> None:
+def test_the_query_key_is_removed_even_if_a_header_has_another() -> None:
     asked = scope(query="key=secret", x_api_key="good")
     assert TAKEN.take(asked) == "good"
     assert asked["query_string"] == b""
 
 
 @pytest.mark.parametrize("query", ["key=c", "token=c", "api_key=c"])
-def test_elsewhere_a_query_is_not_looked_at(query: str) -> None:
+def test_a_query_key_is_ignored_on_other_paths(query: str) -> None:
     asked = scope(path="/jobs", query=query)
     assert TAKEN.take(asked) is None
     assert asked["query_string"] == query.encode()
 
 
-def test_any_socket_may_bring_an_api_key_in_its_query_and_nothing_else() -> None:
+def test_a_websocket_may_have_only_an_api_key_in_its_query() -> None:
     assert TAKEN.take(scope("/svc", query="api_key=c", kind="websocket")) == "c"
     assert TAKEN.take(scope("/svc", query="token=c", kind="websocket")) is None
 
 
-def test_elsewhere_a_cookie_is_not_looked_at() -> None:
+def test_a_cookie_is_ignored_on_other_paths() -> None:
     assert TAKEN.take(scope("/jobs", cookie="moyin_session=d")) is None
     assert Credentials().take(scope(cookie="moyin_session=d")) is None
 
@@ -117,7 +119,7 @@ OWN = "http://door.example:8000"
     ],
 )
 @pytest.mark.parametrize("kind", ["POST", "DELETE", "websocket"])
-def test_a_cookie_is_only_good_from_our_own_pages(
+def test_a_cookie_is_accepted_from_own_pages_only(
     headers: dict[str, str], fine: bool, kind: str
 ) -> None:
     socket = {"kind": "websocket"} if kind == "websocket" else {"method": kind}
@@ -130,7 +132,7 @@ def test_a_cookie_is_only_good_from_our_own_pages(
             TAKEN.take(asked)
 
 
-def test_reading_needs_no_origin_and_a_header_is_never_asked_for_one() -> None:
+def test_reads_and_header_keys_need_no_origin() -> None:
     foreign = {"host": "door.example", "origin": "http://evil.example"}
     by_cookie = with_headers({**foreign, "cookie": "moyin_session=d"})
     assert TAKEN.take(by_cookie) == "d"
@@ -141,23 +143,23 @@ def test_reading_needs_no_origin_and_a_header_is_never_asked_for_one() -> None:
 @pytest.mark.parametrize(
     ("origin", "host"),
     [
-        ("https://door.example", "door.example"),  # TLS ended in front
+        ("https://door.example", "door.example"),  # TLS is terminated in front
         ("https://door.example", "DOOR.example:443"),
         ("http://[::1]:8000", "[::1]:8000"),
     ],
 )
-def test_an_origin_is_compared_as_an_address(origin: str, host: str) -> None:
+def test_an_origin_is_compared_by_host_and_port(origin: str, host: str) -> None:
     check_origin(with_headers({"origin": origin, "host": host}, method="POST"))
 
 
-def test_who_says_nothing_is_no_browser_and_may_sign_in() -> None:
-    check_origin(scope(method="POST"), known=False)
+def test_a_client_without_origin_headers_may_sign_in() -> None:
+    check_origin(scope(method="POST"), required=False)
     with pytest.raises(CrossSiteRequest):
-        check_origin(scope(method="POST", origin="http://evil.example"), known=False)
+        check_origin(scope(method="POST", origin="http://evil.example"), required=False)
 
 
 @pytest.mark.parametrize("host", ["", "a b", "door.example:x", "door.example:99999"])
-def test_a_senseless_host_is_nobodys_own(host: str) -> None:
+def test_an_invalid_host_matches_no_origin(host: str) -> None:
     with pytest.raises(CrossSiteRequest):
         check_origin(with_headers({"origin": "http://door.example", "host": host}, method="POST"))
 
@@ -172,9 +174,9 @@ def test_a_senseless_host_is_nobodys_own(host: str) -> None:
         ("a=moyin_session", "a=moyin_session"),
     ],
 )
-def test_upstreams_get_every_cookie_but_ours(value: str, left: str) -> None:
+def test_the_session_cookie_is_removed_for_upstreams(value: str, left: str) -> None:
     assert without_cookie(value) == left
 
 
-def test_only_keys_leave_the_query() -> None:
+def test_only_keys_are_removed_from_a_query() -> None:
     assert without_keys("a=1&key=x&b=key&tokens=2&token") == "a=1&b=key&tokens=2"

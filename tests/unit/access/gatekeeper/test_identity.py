@@ -23,7 +23,7 @@ async def keys(tmp_path: Path) -> AsyncIterator[KeyStore]:
     await database.close()
 
 
-async def test_keys_are_cached_and_revocation_comes_through(
+async def test_keys_are_cached_and_revocation_takes_effect(
     keys: KeyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     door = KeyAuthenticator(keys, SIGNING)

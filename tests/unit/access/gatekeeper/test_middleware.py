@@ -1,4 +1,4 @@
-"""The gatekeeper in front of a small ASGI app, called as a server would call it."""
+"""Tests the gatekeeper in front of a small ASGI app, called as by a server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from moyin.access.gatekeeper import (
 )
 from moyin.access.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
 from moyin.access.gatekeeper.credentials import Credentials
-from moyin.access.gatekeeper.links import link_to
+from moyin.access.gatekeeper.links import new_file_link
 from moyin.access.gatekeeper.observation import Observation, access_line
 from moyin.domain.identity import Identity
 from moyin.errors import InvalidRequest, MissingKey, MoyinError
@@ -32,6 +32,8 @@ def one_key() -> KnownKeys:
 
 
 class Recorder:
+    """Records observations."""
+
     def __init__(self) -> None:
         self.all: list[Observation] = []
 
@@ -44,7 +46,7 @@ class Recorder:
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers with the owner and the size of the body; paths ask for trouble."""
+    """Return the owner and the size of the body; some paths fail."""
     if scope["type"] == "websocket":
         await receive()
         await send({"type": "websocket.accept"})
@@ -68,6 +70,8 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class Client:
+    """Calls the gatekeeper as a server does."""
+
     def __init__(self) -> None:
         self.metrics = Recorder()
         self.app = Gatekeeper(
@@ -129,7 +133,7 @@ BEARER = {"authorization": "Bearer good"}
 @pytest.mark.parametrize(
     "headers", [BEARER, {"x-api-key": "good"}, {"authorization": "bearer good"}]
 )
-async def test_a_key_opens(client: Client, headers: dict[str, str]) -> None:
+async def test_a_valid_key_is_accepted(client: Client, headers: dict[str, str]) -> None:
     status, found, body, _ = await client.call(headers=headers, chunks=(b"abc", b"de"))
     assert (status, body) == (200, b"5ada")
     assert len(found["x-request-id"]) == 32
@@ -145,7 +149,7 @@ async def test_a_key_opens(client: Client, headers: dict[str, str]) -> None:
         ({"x-api-key": "bad"}, "invalid_api_key"),
     ],
 )
-async def test_no_key_or_a_wrong_one_is_401(
+async def test_a_missing_or_wrong_key_is_401(
     client: Client, headers: dict[str, str], code: str
 ) -> None:
     status, found, body, _ = await client.call(headers=headers)
@@ -156,34 +160,34 @@ async def test_no_key_or_a_wrong_one_is_401(
     assert problem["request_id"] == found["x-request-id"]
 
 
-async def test_public_paths_need_no_key_but_have_no_owner(client: Client) -> None:
+async def test_public_paths_need_no_key_and_have_no_owner(client: Client) -> None:
     status, _, body, _ = await client.call("/open")
     assert (status, body) == (200, b"0nobody")
     with pytest.raises(MissingKey):
         _ = RequestContext(request_id="r", identity=None).owner
 
 
-async def test_request_id_is_kept_when_it_is_one(client: Client) -> None:
+async def test_a_valid_request_id_is_kept(client: Client) -> None:
     _, found, _, _ = await client.call(headers={**BEARER, "x-request-id": "shot-12.a"})
     assert found["x-request-id"] == "shot-12.a"
     _, found, _, _ = await client.call(headers={**BEARER, "x-request-id": "a b\n"})
     assert found["x-request-id"] != "a b\n"
 
 
-async def test_a_declared_body_over_the_limit_is_refused_unread(client: Client) -> None:
+async def test_a_declared_body_over_the_limit_is_refused_without_reading_it(client: Client) -> None:
     status, _, body, _ = await client.call(headers={**BEARER, "content-length": "11"})
     assert (status, json.loads(body)["code"]) == (413, "body_too_large")
     assert json.loads(body)["max_body_bytes"] == LIMIT
 
 
-async def test_a_streamed_body_is_cut_at_the_limit(client: Client) -> None:
+async def test_a_streamed_body_over_the_limit_is_refused(client: Client) -> None:
     status, _, body, _ = await client.call(headers=BEARER, chunks=(b"123456", b"123456", b"1"))
     assert (status, json.loads(body)["code"]) == (413, "body_too_large")
     status, _, body, _ = await client.call(headers=BEARER, chunks=(b"12345", b"12345"))
     assert (status, body) == (200, b"10ada")
 
 
-async def test_a_nonsense_length_is_named(client: Client) -> None:
+async def test_an_invalid_content_length_is_named(client: Client) -> None:
     status, _, body, _ = await client.call(headers={**BEARER, "content-length": "-1"})
     assert (status, json.loads(body)["field"]) == (400, "Content-Length")
 
@@ -196,7 +200,7 @@ async def test_errors_of_the_app_are_rendered(client: Client) -> None:
     assert (problem["field"], problem["hint"], problem["instance"]) == ("size", 1, "/known")
 
 
-async def test_a_bug_is_told_to_the_log_only(
+async def test_an_unhandled_error_is_only_logged(
     client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     status, _, body, _ = await client.call("/bug", headers=BEARER)
@@ -205,13 +209,13 @@ async def test_a_bug_is_told_to_the_log_only(
     assert "secret detail" in caplog.text
 
 
-async def test_after_the_first_byte_the_connection_is_cut(client: Client) -> None:
+async def test_an_error_after_the_first_byte_closes_the_connection(client: Client) -> None:
     with pytest.raises(MoyinError, match="too late"):
         await client.call("/late", headers=BEARER)
     assert client.metrics.seen == [("echo", "POST", 200)]
 
 
-async def test_a_websocket_takes_its_key_from_the_query_too(client: Client) -> None:
+async def test_a_websocket_may_have_its_key_in_the_query(client: Client) -> None:
     *_, sent = await client.call(kind="websocket", query=b"api_key=good")
     assert [m["type"] for m in sent] == ["websocket.accept", "websocket.send"]
     assert sent[1]["text"] == "ada"
@@ -228,7 +232,7 @@ async def test_a_key_in_the_query_is_for_websockets_only(client: Client) -> None
     assert status == 401
 
 
-async def test_the_access_log_says_who_and_what_and_no_secret(client: Client) -> None:
+async def test_the_access_log_has_caller_and_request_but_no_secret(client: Client) -> None:
     await client.call("/known", headers=BEARER, query=b"api_key=good")
     [seen] = client.metrics.all
     line = access_line(seen)
@@ -238,8 +242,8 @@ async def test_the_access_log_says_who_and_what_and_no_secret(client: Client) ->
     assert "good" not in line
 
 
-async def test_the_access_log_holds_no_link_that_opens_a_file(client: Client) -> None:
-    link = link_to(b"0" * 32, "ada", "art_1", "a.png", 60)
+async def test_the_access_log_has_no_token_of_a_file_link(client: Client) -> None:
+    link = new_file_link(b"0" * 32, "ada", "art_1", "a.png", 60)
     await client.call(link, headers=BEARER)
     [seen] = client.metrics.all
     assert link.split("/")[3] not in access_line(seen)
@@ -247,7 +251,7 @@ async def test_the_access_log_holds_no_link_that_opens_a_file(client: Client) ->
 
 
 class Hanging:
-    """An app that works for ever, and what became of its work."""
+    """Implements an app that never responds, and records its cancellation."""
 
     def __init__(self) -> None:
         self.working = asyncio.Event()
@@ -275,7 +279,7 @@ def behind_gatekeeper(app: ASGIApp, metrics: Recorder) -> Gatekeeper:
     )
 
 
-async def test_work_for_a_client_that_left_is_cancelled() -> None:
+async def test_a_disconnect_cancels_the_request() -> None:
     app, metrics = Hanging(), Recorder()
     left = asyncio.Event()
     waiting: list[Any] = [
@@ -309,7 +313,7 @@ async def test_work_for_a_client_that_left_is_cancelled() -> None:
     assert metrics.seen == [("hang", "POST", 499)]
 
 
-async def test_a_cancellation_from_outside_stays_one() -> None:
+async def test_a_cancellation_from_outside_is_not_swallowed() -> None:
     app, metrics = Hanging(), Recorder()
     client = Client()
     client.app = behind_gatekeeper(app, metrics)
@@ -322,7 +326,7 @@ async def test_a_cancellation_from_outside_stays_one() -> None:
 
 
 @pytest.mark.parametrize("crumbs", [1, 1_000_000], ids=["it stops", "it comes in crumbs"])
-async def test_a_body_that_does_not_come_is_not_waited_for(
+async def test_a_body_that_is_too_slow_ends_the_request(
     monkeypatch: pytest.MonkeyPatch, crumbs: int
 ) -> None:
     monkeypatch.setattr(disconnect, "_GRACE_SECONDS", 0.01)
@@ -346,12 +350,12 @@ async def test_a_body_that_does_not_come_is_not_waited_for(
         sent.append(message)
 
     gatekeeper = behind_gatekeeper(echo, Recorder())
-    await asyncio.wait_for(gatekeeper(posted(), receive, send), 30)
+    await asyncio.wait_for(gatekeeper(post_scope(), receive, send), 30)
     assert (sent[0]["status"], json.loads(sent[1]["body"])["code"]) == (408, "body_too_slow")
     assert (b"connection", b"close") in sent[0]["headers"]
 
 
-async def test_who_is_slow_to_take_a_body_does_not_blame_its_sender(
+async def test_an_app_that_reads_slowly_does_not_end_the_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(disconnect, "_GRACE_SECONDS", 0.01)
@@ -372,15 +376,15 @@ async def test_who_is_slow_to_take_a_body_does_not_blame_its_sender(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    await asyncio.wait_for(behind_gatekeeper(slow, Recorder())(posted(), receive, send), 30)
+    await asyncio.wait_for(behind_gatekeeper(slow, Recorder())(post_scope(), receive, send), 30)
     assert sent[0]["status"] == 200
 
 
-def posted() -> Scope:
+def post_scope() -> Scope:
     return {"type": "http", "method": "POST", "path": "/", "headers": [(b"x-api-key", b"good")]}
 
 
-async def test_a_key_in_a_query_is_seen_by_nobody_behind_the_door() -> None:
+async def test_the_app_does_not_see_a_query_key() -> None:
     seen: list[Scope] = []
     recorder = Recorder()
 
@@ -404,8 +408,8 @@ async def test_a_key_in_a_query_is_seen_by_nobody_behind_the_door() -> None:
     assert (await client.call("/other", query=b"key=good"))[0] == 401
 
 
-class Half:
-    """A request of which one part has come and no other does, as a server would bring it."""
+class HalfSentRequest:
+    """Provides a request whose body stops after some parts, as a server does."""
 
     def __init__(self, path: str, parts: int = 1, **headers: str) -> None:
         self.scope: Scope = {
@@ -427,15 +431,15 @@ class Half:
 
     @property
     def outcome(self) -> tuple[int, bool]:
-        """The status, and whether the connection ends with the answer."""
+        """Return the status, and whether the connection closes after the response."""
         [start] = [m for m in self.sent if m["type"] == "http.response.start"]
         closes = [v for k, v in start["headers"] if k == b"connection"]
         assert closes in ([], [b"close"])
         return start["status"], bool(closes)
 
 
-async def at_once(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers without a look at the body."""
+async def respond_at_once(scope: Scope, receive: Receive, send: Send) -> None:
+    """Respond without reading the body."""
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"ok"})
 
@@ -449,28 +453,32 @@ async def at_once(scope: Scope, receive: Receive, send: Send) -> None:
         ({"x_api_key": "good"}, 200),
     ],
 )
-async def test_an_answer_does_not_wait_for_a_body_that_does_not_come(
+async def test_a_response_does_not_wait_for_a_missing_body(
     monkeypatch: pytest.MonkeyPatch, headers: dict[str, str], status: int
 ) -> None:
     monkeypatch.setattr(body, "_DRAIN_SECONDS", 0.01)
-    request = Half("/", **headers)
-    await behind_gatekeeper(at_once, Recorder())(request.scope, request.receive, request.send)
+    request = HalfSentRequest("/", **headers)
+    await behind_gatekeeper(respond_at_once, Recorder())(
+        request.scope, request.receive, request.send
+    )
     assert request.outcome == (status, True)
 
 
 @pytest.mark.parametrize("headers", [{}, {"x_api_key": "good"}])
-async def test_a_body_that_comes_keeps_the_connection(headers: dict[str, str]) -> None:
-    request = Half("/", **headers)
+async def test_a_body_that_is_sent_keeps_the_connection(headers: dict[str, str]) -> None:
+    request = HalfSentRequest("/", **headers)
 
     async def receive() -> Any:
         return {**(await request.receive()), "more_body": request.left > 0}
 
     request.left = 3
-    await behind_gatekeeper(at_once, Recorder())(request.scope, receive, request.send)
+    await behind_gatekeeper(respond_at_once, Recorder())(request.scope, receive, request.send)
     assert request.outcome == (200 if headers else 401, False)
 
 
-async def test_a_refused_client_is_not_told_to_go_ahead() -> None:
-    request = Half("/", parts=0, expect="100-continue")
-    await behind_gatekeeper(at_once, Recorder())(request.scope, request.receive, request.send)
+async def test_a_refused_client_gets_no_100_continue() -> None:
+    request = HalfSentRequest("/", parts=0, expect="100-continue")
+    await behind_gatekeeper(respond_at_once, Recorder())(
+        request.scope, request.receive, request.send
+    )
     assert request.outcome == (401, True)

@@ -1,4 +1,4 @@
-"""Connections that last end with the key, the session or the scope that they began with."""
+"""Tests that open connections end with their key, session or scope."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from moyin.access.gatekeeper import Gatekeeper, context, problem_details
-from moyin.access.gatekeeper import disconnect as departure
+from moyin.access.gatekeeper import Gatekeeper, context, disconnect, problem_details
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send
 from moyin.access.gatekeeper.monitor import CredentialMonitor
 from moyin.access.gatekeeper.observation import NoObserver
@@ -26,7 +25,7 @@ EVENT = b"data: 1\n\n"
 
 
 class Farm:
-    """A gatekeeper before an app that goes on for as long as it may."""
+    """Puts a gatekeeper in front of an app that never ends by itself."""
 
     def __init__(self) -> None:
         self.keys = KnownKeys({"good": ANN, "other": replace(ANN, key_id="k2")})
@@ -59,12 +58,12 @@ class Farm:
             self.cancelled += 1
             raise
 
-    def open(self, path: str = "/", *, kind: str = "http", key: str = "good") -> Open:
-        return Open(self, path, kind, key)
+    def open(self, path: str = "/", *, kind: str = "http", key: str = "good") -> OpenConnection:
+        return OpenConnection(self, path, kind, key)
 
 
-class Open:
-    """One connection."""
+class OpenConnection:
+    """Opens one connection."""
 
     def __init__(self, farm: Farm, path: str, kind: str, key: str) -> None:
         self.sent: list[Any] = []
@@ -92,20 +91,20 @@ class Open:
 
 @pytest.fixture
 def farm(monkeypatch: pytest.MonkeyPatch) -> Farm:
-    monkeypatch.setattr(departure, "_GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(disconnect, "_GRACE_SECONDS", 0.0)
     return Farm()
 
 
-async def lasting(farm: Farm, connection: Open) -> Open:
-    """Once the connection is under way and watched."""
+async def wait_until_watched(farm: Farm, connection: OpenConnection) -> OpenConnection:
+    """Wait until the connection has begun and is watched."""
     await farm.under_way.wait()
-    while not farm.gatekeeper.monitor._held:  # noqa: ASYNC110
+    while not farm.gatekeeper.monitor._credentials:  # noqa: ASYNC110
         await asyncio.sleep(0)
     return connection
 
 
 async def test_a_websocket_is_closed_with_the_reason_when_its_key_ends(farm: Farm) -> None:
-    socket = await lasting(farm, farm.open(kind="websocket"))
+    socket = await wait_until_watched(farm, farm.open(kind="websocket"))
     await farm.gatekeeper.monitor.recheck()
     assert not socket.task.done()
     del farm.keys.identities["good"]
@@ -117,11 +116,11 @@ async def test_a_websocket_is_closed_with_the_reason_when_its_key_ends(farm: Far
         "reason": "invalid_api_key: the key or the session has ended",
     }
     assert farm.cancelled == 1
-    assert not farm.gatekeeper.monitor._held
+    assert not farm.gatekeeper.monitor._credentials
 
 
 async def test_a_stream_ends_with_an_error_event_when_its_key_ends(farm: Farm) -> None:
-    stream = await lasting(farm, farm.open())
+    stream = await wait_until_watched(farm, farm.open())
     del farm.keys.identities["good"]
     await farm.gatekeeper.monitor.recheck()
     await stream.task
@@ -141,10 +140,10 @@ async def test_a_stream_ends_with_an_error_event_when_its_key_ends(farm: Farm) -
     ],
     ids=["scope", "limit"],
 )
-async def test_a_connection_ends_when_its_caller_may_no_longer(
+async def test_a_connection_ends_when_its_caller_loses_the_scope(
     farm: Farm, change: Identity
 ) -> None:
-    stream = await lasting(farm, farm.open())
+    stream = await wait_until_watched(farm, farm.open())
     farm.keys.identities["good"] = replace(ANN, scopes=ANN.scopes - {"text"})
     await farm.gatekeeper.monitor.recheck()
     assert not stream.task.done()
@@ -154,9 +153,9 @@ async def test_a_connection_ends_when_its_caller_may_no_longer(
     assert b"event: error" in stream.body
 
 
-async def test_only_the_connections_of_what_ended_end(farm: Farm) -> None:
+async def test_only_connections_of_ended_credentials_end(farm: Farm) -> None:
     ended, goes_on = farm.open(kind="websocket"), farm.open(kind="websocket", key="other")
-    while len(farm.gatekeeper.monitor._held) < 2:  # noqa: ASYNC110
+    while len(farm.gatekeeper.monitor._credentials) < 2:  # noqa: ASYNC110
         await asyncio.sleep(0)
     del farm.keys.identities["good"]
     await farm.gatekeeper.monitor.recheck()
@@ -167,9 +166,9 @@ async def test_only_the_connections_of_what_ended_end(farm: Farm) -> None:
         await goes_on.task
 
 
-async def test_a_stream_that_stands_in_the_middle_of_an_event_is_cut(farm: Farm) -> None:
+async def test_a_stream_in_the_middle_of_an_event_is_closed(farm: Farm) -> None:
     farm.piece = b"data: 1"
-    stream = await lasting(farm, farm.open())
+    stream = await wait_until_watched(farm, farm.open())
     del farm.keys.identities["good"]
     await farm.gatekeeper.monitor.recheck()
     with pytest.raises(Exception, match="has ended"):
@@ -177,10 +176,10 @@ async def test_a_stream_that_stands_in_the_middle_of_an_event_is_cut(farm: Farm)
     assert stream.body == b"data: 1"
 
 
-async def test_an_answer_of_known_length_comes_to_its_end(farm: Farm) -> None:
+async def test_a_response_of_known_length_is_completed(farm: Farm) -> None:
     farm.headers = [(b"Content-Length", b"100")]
     for path in ("/", "/slow"):
-        answer = await lasting(farm, farm.open(path))
+        answer = await wait_until_watched(farm, farm.open(path))
         del farm.keys.identities["good"]
         await farm.gatekeeper.monitor.recheck()
         assert not answer.task.cancelling()
@@ -190,23 +189,23 @@ async def test_an_answer_of_known_length_comes_to_its_end(farm: Farm) -> None:
         farm.keys.identities["good"] = ANN
 
 
-class Counting(KnownKeys):
-    """Counts what is asked; raises when told to."""
+class CountingKeys(KnownKeys):
+    """Counts rechecks, and fails while ``away``."""
 
     def __init__(self) -> None:
         super().__init__({"good": ANN})
         self.asked: list[int] = []
         self.away = False
 
-    async def recheck(self, held: Mapping[str, Identity]) -> Mapping[str, Identity]:
-        self.asked.append(len(held))
+    async def recheck(self, credentials: Mapping[str, Identity]) -> Mapping[str, Identity]:
+        self.asked.append(len(credentials))
         if self.away:
             raise ServiceUnavailable("the database is away")
-        return await super().recheck(held)
+        return await super().recheck(credentials)
 
 
-class Line:
-    """A connection that notes its end."""
+class FakeConnection:
+    """Stands for a connection and records its end."""
 
     can_end = True
     ended = False
@@ -218,10 +217,10 @@ class Line:
         self.ended = True
 
 
-async def test_a_thousand_connections_of_one_key_cost_one_recheck() -> None:
-    keys = Counting()
+async def test_a_thousand_connections_of_one_key_take_one_recheck() -> None:
+    keys = CountingKeys()
     monitor = CredentialMonitor(keys, interval=3600)
-    lines = [Line() for _ in range(1_000)]
+    lines = [FakeConnection() for _ in range(1_000)]
     for line in lines:
         monitor.add("good", ANN, line)
     await monitor.recheck()
@@ -231,8 +230,8 @@ async def test_a_thousand_connections_of_one_key_cost_one_recheck() -> None:
     assert all(line.ended for line in lines)
 
 
-async def test_while_the_database_is_away_connections_go_on() -> None:
-    keys, line = Counting(), Line()
+async def test_connections_continue_while_the_database_is_unavailable() -> None:
+    keys, line = CountingKeys(), FakeConnection()
     keys.away = True
     monitor = CredentialMonitor(keys, interval=3600)
     monitor.add("gone", ANN, line)
@@ -243,17 +242,17 @@ async def test_while_the_database_is_away_connections_go_on() -> None:
     assert line.ended
 
 
-async def test_rechecks_go_on_by_themselves_and_survive_a_bug() -> None:
-    class Broken(Counting):
-        async def recheck(self, held: Mapping[str, Identity]) -> Mapping[str, Identity]:
-            self.asked.append(len(held))
+async def test_rechecks_repeat_and_survive_an_unexpected_error() -> None:
+    class Broken(CountingKeys):
+        async def recheck(self, credentials: Mapping[str, Identity]) -> Mapping[str, Identity]:
+            self.asked.append(len(credentials))
             if len(self.asked) == 1:
                 raise ZeroDivisionError
             twice.set()
             return {}
 
     twice = asyncio.Event()
-    line = Line()
+    line = FakeConnection()
     monitor = CredentialMonitor(Broken(), interval=0)
     monitor.add("good", ANN, line)
     async with asyncio.timeout(10):
@@ -263,7 +262,7 @@ async def test_rechecks_go_on_by_themselves_and_survive_a_bug() -> None:
     monitor.discard("good", line)
 
 
-async def test_a_job_s_own_token_is_not_watched() -> None:
-    monitor = CredentialMonitor(Counting(), interval=3600)
-    monitor.add("token", replace(ANN, service="jobs"), Line())
-    assert not monitor._held
+async def test_a_service_token_is_not_watched() -> None:
+    monitor = CredentialMonitor(CountingKeys(), interval=3600)
+    monitor.add("token", replace(ANN, service="jobs"), FakeConnection())
+    assert not monitor._credentials

@@ -32,11 +32,11 @@ TOKEN = jwt.encode({"sub": "ann"}, b"0" * 32, "HS256")
         ("user usr_00aa11 of org_1 asked http://host:8000/a@b", None),
     ],
 )
-def test_secrets_are_taken_out_and_nothing_else(text: str, left: str | None) -> None:
+def test_only_secrets_are_redacted(text: str, left: str | None) -> None:
     assert redact(text) == (text if left is None else left)
 
 
-def test_every_secret_that_we_make_is_recognised() -> None:
+def test_every_secret_of_moyin_is_recognised() -> None:
     for kind in "rp":
         secret = new_secret(kind)
         assert redact(f"it was {secret}!") == f"it was moyin{kind}_…!"

@@ -1,4 +1,4 @@
-"""Access tokens: what proves somebody, and everything that does not."""
+"""Tests valid and forged access tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy.exc import OperationalError
 
 from moyin.access.accounts.access_tokens import AccessTokenIssuer
-from moyin.access.gatekeeper import KeyAuthenticator, acting_for, new_authenticator
+from moyin.access.gatekeeper import KeyAuthenticator, new_authenticator, service_token_factory
 from moyin.access.gatekeeper import identity as module
 from moyin.domain.account import Session, User, UserKind
 from moyin.domain.limits import Limit
@@ -35,7 +35,7 @@ SECRET = b"s" * 32
 
 
 class Studio:
-    """A database with a signed-in player."""
+    """Holds a database with a signed-in player."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -53,7 +53,7 @@ class Studio:
 
     async def token(self, lifetime: timedelta = timedelta(minutes=5)) -> str:
         mint = AccessTokenIssuer(self.keys, lifetime)
-        return await mint.access_token(self.user, self.session, {"player", "text"})
+        return await mint.issue(self.user, self.session, {"player", "text"})
 
     def claims(self, **changes: Any) -> dict[str, Any]:
         now = int(time.time())
@@ -85,22 +85,22 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-async def test_a_token_proves_its_user(studio: Studio) -> None:
+async def test_an_access_token_authenticates_its_user(studio: Studio) -> None:
     identity = await studio.door.authenticate(await studio.token())
     assert (identity.owner, identity.user) == (studio.user.id, studio.user.id)
     assert identity.scopes == {"player", "text"}
     assert identity.key_id == studio.session.id
 
 
-async def test_two_clocks_need_not_agree_to_the_second(studio: Studio) -> None:
-    """The app that signs in may run on another machine, a little ahead of this one."""
+async def test_a_token_from_a_clock_slightly_ahead_is_valid(studio: Studio) -> None:
+    """The issuing replica may run on a machine whose clock is slightly ahead."""
     now = int(time.time())
     ahead = studio.signed(iat=now + 3, exp=now + 303, own=studio.user.id)
     assert (await studio.door.authenticate(ahead)).user == studio.user.id
 
 
 def _with_public_key(studio: Studio) -> str:
-    """Algorithm confusion: what everybody knows, used as a shared secret."""
+    """Sign with the public key as a shared secret (algorithm confusion)."""
     pem = studio.pair.key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     return hs256(studio.claims(), {"kid": studio.pair.kid, "typ": "at+jwt"}, pem)
 
@@ -142,7 +142,7 @@ async def test_a_forged_token_is_refused(studio: Studio, forge: Callable[[Studio
         await studio.door.authenticate(forge(studio))
 
 
-async def test_tokens_of_people_are_nothing_where_none_are_expected(studio: Studio) -> None:
+async def test_access_tokens_are_refused_without_a_verifier(studio: Studio) -> None:
     with pytest.raises(InvalidKey):
         await KeyAuthenticator(KeyStore(studio.database), SECRET).authenticate(await studio.token())
 
@@ -161,11 +161,11 @@ async def test_signing_out_takes_effect_within_five_seconds(
 async def test_a_cached_token_ends_when_it_expires(studio: Studio, clock: list[float]) -> None:
     token = await studio.token(timedelta(seconds=2))
     await studio.door.authenticate(token)
-    # Fresh in the cache for as long as it lives, not longer.
+    # Cached until the token expires, not longer.
     assert studio.door._cache[token].fresh_until <= clock[0] + 2
 
 
-async def test_a_rotated_key_signs_and_the_old_one_still_proves(studio: Studio) -> None:
+async def test_after_a_rotation_the_old_key_still_verifies(studio: Studio) -> None:
     before = await studio.token()
     await studio.door.authenticate(before)
     pair = await studio.keys.add()
@@ -176,13 +176,13 @@ async def test_a_rotated_key_signs_and_the_old_one_still_proves(studio: Studio) 
         assert (await door.authenticate(token)).user == studio.user.id
 
 
-async def test_without_the_database_who_was_known_goes_on(
+async def test_without_the_database_cached_identities_stay_valid(
     studio: Studio, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, key = await KeyStore(studio.database).create("studio", "k")
     token, stranger = await studio.token(), await studio.token(timedelta(minutes=4))
-    for presented in (key, token):
-        await studio.door.authenticate(presented)
+    for credential in (key, token):
+        await studio.door.authenticate(credential)
 
     def away(*_: Any) -> Any:
         raise OperationalError("SELECT", {}, OSError("away"))
@@ -200,7 +200,7 @@ async def test_without_the_database_who_was_known_goes_on(
             await studio.door.authenticate(key)
 
 
-async def test_limits_come_with_the_identity(studio: Studio) -> None:
+async def test_an_identity_has_its_limits(studio: Studio) -> None:
     key_id, key = await KeyStore(studio.database).create("studio", "k", scopes={"text"})
     limits = LimitStore(studio.database)
     own = Limit(subject=f"key:{key_id}", requests_per_minute=5, open_jobs=2)
@@ -209,8 +209,8 @@ async def test_limits_come_with_the_identity(studio: Studio) -> None:
     identity = await studio.door.authenticate(key)
     assert [limit.subject for limit in identity.limits] == [own.subject, "owner:studio"]
     assert identity.limits[0] == own
-    # What the client's request was counted for is not counted again for our own services.
-    inside = await studio.door.authenticate(acting_for(SECRET, "jobs")(identity))
+    # Requests of Moyin's services are not counted, since the client's request was.
+    inside = await studio.door.authenticate(service_token_factory(SECRET, "jobs")(identity))
     assert (inside.service, inside.key_id, inside.scopes) == ("jobs", key_id, {"text"})
     assert inside.limits[0] == replace(own, requests_per_minute=None)
 
@@ -226,11 +226,11 @@ async def test_the_private_key_is_not_in_the_database(studio: Studio, tmp_path: 
         await SigningKeyStore(studio.database).newest()
 
 
-async def test_a_new_key_signs_also_after_a_clock_that_was_ahead(studio: Studio) -> None:
+async def test_a_new_key_signs_even_after_a_clock_ahead(studio: Studio) -> None:
     ahead = now() + timedelta(days=400)
     async with studio.database.writing() as connection:
         await connection.execute(signing_keys.update().values(created_at=ahead))
     for _ in range(2):
         new = await studio.keys.add()
         assert (await studio.keys.newest()).kid == new.kid
-        assert (await studio.keys.public())[0].kid == new.kid
+        assert (await studio.keys.list_public_keys())[0].kid == new.kid

@@ -3,7 +3,11 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import pytest
+
 from moyin.comfy_api.protocol.node_info import (
+    has_graph,
+    inventory_of,
     union_of_lists,
     union_of_nodes,
     union_of_objects,
@@ -34,13 +38,13 @@ def test_a_node_of_several_pools_has_the_choices_of_all() -> None:
     assert union_of_nodes([]) == {}
 
 
-def test_nodes_of_another_kind_under_the_same_name_are_left_alone() -> None:
+def test_the_first_definition_counts_when_an_input_differs_in_kind() -> None:
     one, two = {"Load": loader("a")}, {"Load": {"input": {"required": {"ckpt": ["STRING", {}]}}}}
     assert union_of_nodes([one, two]) == one
     assert union_of_nodes([two, one]) == two
 
 
-def test_lists_and_objects_have_everything_once() -> None:
+def test_lists_and_objects_are_merged_without_duplicates() -> None:
     assert union_of_lists([["a", "b"], ["b", "c"]]) == ["a", "b", "c"]
     assert union_of_lists([[{"name": "a", "size": 1}], [{"name": "a", "size": 2}]]) == [
         {"name": "a", "size": 1}
@@ -48,7 +52,7 @@ def test_lists_and_objects_have_everything_once() -> None:
     assert union_of_objects([{"a": 1}, {"a": 2, "b": 3}]) == {"a": 1, "b": 3}
 
 
-def test_an_upload_button_stands_beside_ones_own_files() -> None:
+def test_upload_inputs_offer_only_the_callers_files() -> None:
     nodes = {
         "LoadImage": {"input": {"required": {"image": [["theirs"], {"image_upload": True}]}}},
         "LoadVideo": {
@@ -60,13 +64,47 @@ def test_an_upload_button_stands_beside_ones_own_files() -> None:
         "Load": loader("a"),
     }
     before = copy.deepcopy(nodes)
-    offered = with_uploads(nodes, ["mine.png"])
-    assert offered["LoadImage"]["input"]["required"]["image"][0] == ["mine.png"]
-    assert offered["LoadVideo"]["input"]["required"]["file"][1]["options"] == ["mine.png"]
-    assert (offered["Output"], offered["Load"]) == (nodes["Output"], nodes["Load"])
+    changed = with_uploads(nodes, ["mine.png"])
+    assert changed["LoadImage"]["input"]["required"]["image"][0] == ["mine.png"]
+    assert changed["LoadVideo"]["input"]["required"]["file"][1]["options"] == ["mine.png"]
+    assert (changed["Output"], changed["Load"]) == (nodes["Output"], nodes["Load"])
     assert nodes == before
 
 
-def test_nobody_learns_where_models_lie() -> None:
+def test_paths_of_model_folders_are_hidden() -> None:
     folders = [{"name": "vae", "folders": ["/mnt/secret/vae"]}]
     assert without_paths(folders) == [{"name": "vae", "folders": ["vae"]}]
+
+
+NODES: dict[str, Any] = {
+    "Load": {
+        "input": {
+            "required": {"ckpt": [["a", "b"], {}], "image": [["mine"], {"image_upload": True}]},
+            "optional": {"mode": ["COMBO", {"options": ["fast", 3]}], "n": ["INT", {}]},
+        }
+    },
+    "Bare": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "expected"),
+    [
+        ({"ckpt": "a", "mode": "fast", "n": 1}, True),
+        ({"ckpt": ["2", 0], "n": "text"}, True),
+        ({"ckpt": "a", "image": "anybody's"}, True),
+        ({"ckpt": "a", "mode": 4}, True),
+        ({"ckpt": "c"}, False),
+        ({"mode": "slow"}, False),
+    ],
+)
+def test_a_graph_must_use_choices_of_the_inventory(inputs: dict[str, Any], expected: bool) -> None:
+    inventory = inventory_of(NODES)
+    assert has_graph(inventory, {"1": {"class_type": "Load", "inputs": inputs}}) is expected
+
+
+def test_a_graph_must_use_nodes_of_the_inventory() -> None:
+    inventory = inventory_of(NODES)
+    assert has_graph(inventory, {"1": {"class_type": "Bare"}})
+    assert not has_graph(inventory, {"1": {"class_type": "Bare"}, "2": {"class_type": "Other"}})
+    assert not has_graph(inventory, {"1": {}})

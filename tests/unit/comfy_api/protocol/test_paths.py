@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from moyin.comfy_api.protocol.paths import inside, is_comfyui, is_page_file
+from moyin.comfy_api.protocol.paths import is_comfyui, is_page_file, server_path
 
 
 @pytest.mark.parametrize(
@@ -22,8 +22,8 @@ from moyin.comfy_api.protocol.paths import inside, is_comfyui, is_page_file
         ("/api/prompt", None),
     ],
 )
-def test_the_page_finds_the_servers_routes_below_itself(path: str, served: str | None) -> None:
-    assert inside(path) == served
+def test_api_paths_below_the_page_are_translated(path: str, served: str | None) -> None:
+    assert server_path(path) == served
     assert is_page_file(path) == (served is None and f"{path}/".startswith("/comfy/"))
 
 
@@ -48,5 +48,5 @@ def test_the_page_finds_the_servers_routes_below_itself(path: str, served: str |
         ("/", False),
     ],
 )
-def test_which_paths_are_comfyuis(path: str, is_its: bool) -> None:
+def test_comfyuis_paths_are_recognized(path: str, is_its: bool) -> None:
     assert is_comfyui(path) is is_its

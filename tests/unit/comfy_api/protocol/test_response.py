@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from moyin.comfy_api.protocol import response as answers
+from moyin.comfy_api.protocol import response as response
 from moyin.domain.job import (
     Canceller,
     CancellerKind,
@@ -34,9 +34,9 @@ def job(status: JobStatus = JobStatus.SUCCEEDED, **changes: Any) -> Job:
     return replace(plain, **changes)
 
 
-def spec(**asked: Any) -> JobSpec:
+def spec(**prompt_spec: Any) -> JobSpec:
     step = Step(kind=StepKind.RENDER, payload=GRAPH)
-    return JobSpec(kind="render", steps=(step,), comfyui=ComfyPrompt(**asked))
+    return JobSpec(kind="render", steps=(step,), comfyui=ComfyPrompt(**prompt_spec))
 
 
 def record(*messages: tuple[str, Any], **outputs: Any) -> PromptRecord:
@@ -45,57 +45,57 @@ def record(*messages: tuple[str, Any], **outputs: Any) -> PromptRecord:
     )
 
 
-def test_a_row_is_what_the_client_asked_for() -> None:
-    asked = spec(client_id="c", extra_data={"extra_pnginfo": {}}, outputs=("1",))
-    number, prompt_id, graph, extra, outputs = answers.queue_row(job(), asked)
+def test_a_queue_row_has_the_clients_data() -> None:
+    prompt_spec = spec(client_id="c", extra_data={"extra_pnginfo": {}}, outputs=("1",))
+    number, prompt_id, graph, extra, outputs = response.queue_row(job(), prompt_spec)
     assert (prompt_id, graph, outputs) == ("p", GRAPH, ["1"])
     assert extra == {"extra_pnginfo": {}, "client_id": "c", "create_time": MILLISECONDS}
     assert number > 0
-    assert answers.queue_row(job(), spec(front=True))[0] == -number
-    assert answers.queue_row(job(), spec(number=2.5, front=True))[0] == 2.5
+    assert response.queue_row(job(), spec(front=True))[0] == -number
+    assert response.queue_row(job(), spec(number=2.5, front=True))[0] == 2.5
 
 
-def test_a_row_whose_spec_is_not_known_is_still_one() -> None:
-    _, prompt_id, graph, extra, outputs = answers.queue_row(job(), None)
+def test_a_queue_row_without_a_spec_is_complete() -> None:
+    _, prompt_id, graph, extra, outputs = response.queue_row(job(), None)
     assert (prompt_id, graph, outputs) == ("p", {}, [])
     assert extra == {"create_time": MILLISECONDS}
 
 
-def test_a_history_ends_as_the_job_did() -> None:
-    told = record(STARTED, ("execution_success", {"timestamp": 8}), **{"1": {"images": []}})
-    entry = answers.history_entry(job(), spec(), told)
+def test_a_history_entry_ends_like_the_job() -> None:
+    body = record(STARTED, ("execution_success", {"timestamp": 8}), **{"1": {"images": []}})
+    entry = response.history_entry(job(), spec(), body)
     assert entry["status"] == {
         "status_str": "success",
         "completed": True,
         "messages": [list(STARTED), ["execution_success", {"timestamp": 8}]],
     }
     assert (entry["outputs"], entry["meta"]) == ({"1": {"images": []}}, {"1": {}})
-    # Cancelled after its execution had ended well.
-    entry = answers.history_entry(job(JobStatus.CANCELLED), spec(), told)
+    # The job was cancelled after a successful execution.
+    entry = response.history_entry(job(JobStatus.CANCELLED), spec(), body)
     names = [name for name, _ in entry["status"]["messages"]]
     assert names == ["execution_start", "execution_interrupted"]
     assert entry["status"]["status_str"] == "error"
 
 
-def test_an_interruption_says_by_whom_whether_comfyui_knew_of_it_or_not() -> None:
+def test_an_interruption_names_the_canceller() -> None:
     by = Canceller(kind=CancellerKind.USER, id="usr_1")
     cancelled = job(JobStatus.CANCELLED, cancelled_by=by)
     interrupted = ("execution_interrupted", {"prompt_id": "p", "node_id": "3"})
-    for told in (None, record(STARTED, interrupted)):
-        name, data = answers.ending(cancelled, told)
+    for body in (None, record(STARTED, interrupted)):
+        name, data = response.end_message(cancelled, body)
         assert name == "execution_interrupted"
         assert data["cancelled_by"] == {"kind": "user", "id": "usr_1"}
     assert data["node_id"] == "3"
-    messages = answers.history_entry(cancelled, spec(), None)["status"]["messages"]
+    messages = response.history_entry(cancelled, spec(), None)["status"]["messages"]
     assert messages[-1][1]["cancelled_by"]["id"] == "usr_1"
-    assert "cancelled_by" not in answers.ending(job(), record(STARTED))[1]
+    assert "cancelled_by" not in response.end_message(job(), record(STARTED))[1]
 
 
-def test_a_failure_is_told_in_comfyuis_words_where_it_has_any() -> None:
+def test_a_failure_uses_comfyuis_message_if_there_is_one() -> None:
     failed = job(JobStatus.FAILED, error=JobError(code="render_failed", message="node 1"))
-    assert answers.ending(failed, record(STARTED, ERROR)) == ERROR
+    assert response.end_message(failed, record(STARTED, ERROR)) == ERROR
     lost = JobError(code="worker_lost", message="gone", details={"node_id": "1"})
-    name, data = answers.ending(job(JobStatus.FAILED, error=lost), None)
+    name, data = response.end_message(job(JobStatus.FAILED, error=lost), None)
     assert name == "execution_error"
     assert data == {
         "prompt_id": "p", "node_id": "1", "node_type": "", "executed": [],
@@ -104,36 +104,36 @@ def test_a_failure_is_told_in_comfyuis_words_where_it_has_any() -> None:
     }  # fmt: skip
 
 
-def test_where_no_node_is_to_blame_a_failure_has_the_members_that_the_frontend_insists_on() -> None:
+def test_a_failure_without_a_node_has_the_strings_that_the_frontend_requires() -> None:
     late = job(JobStatus.FAILED, error=JobError(code="deadline_exceeded", message="too late"))
-    told = answers.job_summary(late, None, None)["execution_error"]
-    # One that is no text, and its list of jobs is an empty one.
+    body = response.job_summary(late, None, None)["execution_error"]
+    # If one of these is not a string, the frontend shows no jobs at all.
     texts = ("node_id", "node_type", "exception_message", "exception_type")
-    assert [told[name] for name in texts] == ["", "", "too late", "deadline_exceeded"]
+    assert [body[name] for name in texts] == ["", "", "too late", "deadline_exceeded"]
 
 
-def test_a_job_is_pending_until_it_is_taken_up() -> None:
-    assert answers.state_of(job(JobStatus.RUNNING)) == "pending"
-    assert answers.state_of(job(JobStatus.RUNNING, begun_at=NOON)) == "in_progress"
-    assert answers.state_of(job(JobStatus.CANCELLED)) == "cancelled"
+def test_a_job_is_pending_until_it_begins() -> None:
+    assert response.state_of(job(JobStatus.RUNNING)) == "pending"
+    assert response.state_of(job(JobStatus.RUNNING, begun_at=NOON)) == "in_progress"
+    assert response.state_of(job(JobStatus.CANCELLED)) == "cancelled"
 
 
-def test_a_summary_shows_a_saved_file_before_a_preview() -> None:
+def test_a_summary_prefers_a_saved_file_to_a_preview() -> None:
     preview, saved = {"filename": "t", "type": "temp"}, {"filename": "o", "type": "output"}
     outputs = {"1": {"images": [preview, saved], "text": ["a word"]}}
-    asked = spec(extra_data={"extra_pnginfo": {"workflow": {"id": "w"}}})
-    told = answers.job_summary(job(), asked, record(STARTED, **outputs))
-    assert told["outputs_count"] == 2
-    assert told["preview_output"] == {"nodeId": "1", "mediaType": "images", **saved}
-    assert (told["workflow_id"], told["execution_start_time"]) == ("w", 7)
-    assert "execution_error" not in told
+    prompt_spec = spec(extra_data={"extra_pnginfo": {"workflow": {"id": "w"}}})
+    body = response.job_summary(job(), prompt_spec, record(STARTED, **outputs))
+    assert body["outputs_count"] == 2
+    assert body["preview_output"] == {"nodeId": "1", "mediaType": "images", **saved}
+    assert (body["workflow_id"], body["execution_start_time"]) == ("w", 7)
+    assert "execution_error" not in body
 
 
 def test_details_of_an_open_job_have_no_outputs_yet() -> None:
-    told = answers.job_detail(job(JobStatus.RUNNING), spec(), None)
-    assert told["workflow"]["prompt"] == GRAPH
-    assert not told.keys() & {"outputs", "execution_status", "execution_end_time"}
+    body = response.job_detail(job(JobStatus.RUNNING), spec(), None)
+    assert body["workflow"]["prompt"] == GRAPH
+    assert not body.keys() & {"outputs", "execution_status", "execution_end_time"}
     failed = job(JobStatus.FAILED)
-    told = answers.job_detail(failed, spec(), record(STARTED, ERROR))
-    assert told["execution_error"] == ERROR[1]
-    assert told["execution_status"]["status_str"] == "error"
+    body = response.job_detail(failed, spec(), record(STARTED, ERROR))
+    assert body["execution_error"] == ERROR[1]
+    assert body["execution_status"]["status_str"] == "error"

@@ -34,7 +34,9 @@ FILES = [file("comfy.settings.json"), file("workflows/a.json"), file("workflows/
         ("workflows%2F.index.json", ("workflows/.index.json", None)),
     ],
 )
-def test_paths_are_read_as_they_were_sent(raw: str, expected: tuple[str, str | None]) -> None:
+def test_paths_are_parsed_from_the_undecoded_url(
+    raw: str, expected: tuple[str, str | None]
+) -> None:
     assert paths_in(raw) == expected
 
 
@@ -46,19 +48,19 @@ def test_paths_are_read_as_they_were_sent(raw: str, expected: tuple[str, str | N
         "../a/move/b", "%FF", "%25FF",
     ],
 )  # fmt: skip
-def test_no_path_leads_out(raw: str) -> None:
+def test_paths_that_lead_out_of_the_folder_are_rejected(raw: str) -> None:
     with pytest.raises(PathNotAllowed):
         paths_in(raw)
 
 
 @pytest.mark.parametrize("text", ["", "a" * 600, "a" * 300])
-def test_a_path_has_a_name_and_a_length(text: str) -> None:
+def test_empty_and_too_long_paths_are_rejected(text: str) -> None:
     with pytest.raises(InvalidRequest):
         clean_path(text)
 
 
 @given(st.text(max_size=60))
-def test_what_is_let_through_stays_below(text: str) -> None:
+def test_accepted_paths_stay_within_the_folder(text: str) -> None:
     try:
         path = clean_path(text)
     except MoyinError:
@@ -67,7 +69,7 @@ def test_what_is_let_through_stays_below(text: str) -> None:
     assert not {"", ".", ".."} & set(path.split("/"))
 
 
-def test_a_listing_is_of_one_folder() -> None:
+def test_a_listing_contains_one_folder() -> None:
     def names(**more: bool) -> object:
         flags = {"recurse": False, "full_info": False, "split": False, **more}
         return listing(FILES, "workflows", **flags)
@@ -82,11 +84,11 @@ def test_a_listing_is_of_one_folder() -> None:
 
 
 def test_the_second_listing_has_folders_first() -> None:
-    assert [(one["type"], one["path"]) for one in listing_v2(FILES, "")] == [
+    assert [(entry["type"], entry["path"]) for entry in listing_v2(FILES, "")] == [
         ("directory", "workflows/b"), ("directory", "workflows"), ("file", "workflows/a.json"),
         ("file", "workflows/b/c.json"), ("file", "comfy.settings.json"),
     ]  # fmt: skip
-    assert [one["path"] for one in listing_v2(FILES, "workflows")] == [
+    assert [entry["path"] for entry in listing_v2(FILES, "workflows")] == [
         "workflows/b", "workflows/a.json", "workflows/b/c.json",
     ]  # fmt: skip
     assert listing_v2([], "") == []

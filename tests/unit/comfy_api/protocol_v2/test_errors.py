@@ -28,8 +28,8 @@ from moyin.comfy_api.protocol_v2.errors import render_error
 def test_the_sdk_has_an_exception_for_each(
     error: errors.MoyinError, status: int, code: str
 ) -> None:
-    told = render_error(error, "r1", "/api/v2/jobs")
-    assert (told.status, json.loads(told.body)["error"]["code"]) == (status, code)
+    rendered = render_error(error, "r1", "/api/v2/jobs")
+    assert (rendered.status, json.loads(rendered.body)["error"]["code"]) == (status, code)
     assert code in _BY_CODE
 
 
@@ -43,28 +43,31 @@ def test_the_sdk_has_an_exception_for_each(
         (errors.MoyinError("no"), 500, "internal_error"),
     ],
 )
-def test_the_others_are_told_by_their_codes(
+def test_other_errors_keep_a_suitable_code(
     error: errors.MoyinError, status: int, code: str
 ) -> None:
-    told = render_error(error, "r1", "/api/v2/jobs")
-    assert (told.status, json.loads(told.body)["error"]["code"]) == (status, code)
+    rendered = render_error(error, "r1", "/api/v2/jobs")
+    assert (rendered.status, json.loads(rendered.body)["error"]["code"]) == (status, code)
 
 
-def test_a_limit_says_how_long_to_wait_in_whole_seconds() -> None:
-    told = render_error(errors.TooManyJobs("no", retry_after=4.2), "r1", "/api/v2/jobs")
-    assert told.headers["retry-after"] == "5"
-    assert told.headers["x-comfy-request-id"] == "r1"
+def test_retry_after_is_in_whole_seconds() -> None:
+    rendered = render_error(errors.TooManyJobs("no", retry_after=4.2), "r1", "/api/v2/jobs")
+    assert rendered.headers["retry-after"] == "5"
+    assert rendered.headers["x-comfy-request-id"] == "r1"
 
 
-def test_comfyuis_verdict_names_field_and_reason() -> None:
-    found = {
+def test_node_errors_name_field_and_reason() -> None:
+    node_error = {
         "type": "required_input_missing", "message": "Required input is missing",
         "details": "images", "extra_info": {"input_name": "images"},
     }  # fmt: skip
-    verdict = {"error": {}, "node_errors": {"2": {"errors": [found], "class_type": "SaveImage"}}}
-    told = render_error(errors.InvalidGraph("no", details=verdict), "r1", "/api/v2/jobs")
-    error = json.loads(told.body)["error"]
-    assert (told.status, error["code"]) == (422, "invalid_workflow")
+    details = {
+        "error": {},
+        "node_errors": {"2": {"errors": [node_error], "class_type": "SaveImage"}},
+    }
+    rendered = render_error(errors.InvalidGraph("no", details=details), "r1", "/api/v2/jobs")
+    error = json.loads(rendered.body)["error"]
+    assert (rendered.status, error["code"]) == (422, "invalid_workflow")
     assert error["details"]["node_errors"] == {
         "2": [{"field": "images", "reason": "required_input_missing", "message": "images"}]
     }

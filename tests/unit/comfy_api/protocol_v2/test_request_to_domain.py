@@ -18,7 +18,7 @@ def parsed(body: Any) -> Any:
     return parse_job(json.dumps(body).encode())
 
 
-def test_a_graph_is_taken_verbatim() -> None:
+def test_a_graph_is_kept_unchanged() -> None:
     spec = parsed({"workflow": GRAPH, "metadata": {"client": "acme"}})
     [step] = spec.steps
     assert (spec.kind, spec.metadata, step.kind) == ("render", {"client": "acme"}, StepKind.RENDER)
@@ -45,12 +45,12 @@ def test_a_graph_is_taken_verbatim() -> None:
         ([], 400, "invalid_request"),
     ],
 )
-def test_what_is_refused_has_the_code_that_the_sdk_knows(body: Any, status: int, code: str) -> None:
+def test_invalid_submissions_have_the_sdks_error_codes(body: Any, status: int, code: str) -> None:
     with pytest.raises(MoyinError) as raised:
         parsed(body)
-    told = render_error(raised.value, "r1", "/api/v2/jobs")
-    error = json.loads(told.body)["error"]
-    assert (told.status, error["code"]) == (status, code)
+    rendered = render_error(raised.value, "r1", "/api/v2/jobs")
+    error = json.loads(rendered.body)["error"]
+    assert (rendered.status, error["code"]) == (status, code)
     assert (error["details"]["code"], error["details"]["request_id"]) == (raised.value.code, "r1")
     assert "secret" not in error["message"]
 
@@ -83,5 +83,5 @@ def test_labels_to_filter_by() -> None:
 def test_labels_that_cannot_be_filtered_by(query: list[tuple[str, str]]) -> None:
     with pytest.raises(InvalidRequest) as raised:
         labels_of(query)
-    told = json.loads(render_error(raised.value, "r", "/api/v2/jobs").body)
-    assert told["error"]["code"] == "invalid_metadata_filter"
+    rendered = json.loads(render_error(raised.value, "r", "/api/v2/jobs").body)
+    assert rendered["error"]["code"] == "invalid_metadata_filter"

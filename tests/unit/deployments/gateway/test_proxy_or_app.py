@@ -15,7 +15,7 @@ class _NoRoutes:
         return None
 
 
-class _Rest:
+class _RecordingApp:
     def __init__(self) -> None:
         self.paths: list[str] = []
 
@@ -24,30 +24,30 @@ class _Rest:
 
 
 async def request(path: str) -> list[str]:
-    """The paths that came to the gateway's own routes."""
-    rest = _Rest()
-    front = ProxyOrApp(cast(Proxy, _NoRoutes()), guarded=rest, rest=rest)
-    await front({"type": "http", "path": path, "headers": []}, _receive, _send)
-    return rest.paths
+    """Send a request and return the paths that reached the gateway's own app."""
+    app = _RecordingApp()
+    proxy_or_app = ProxyOrApp(cast(Proxy, _NoRoutes()), guarded=app, app=app)
+    await proxy_or_app({"type": "http", "path": path, "headers": []}, _receive, _send)
+    return app.paths
 
 
 @pytest.mark.parametrize("path", ["/v1", "/v1/models", "/accounts", "/accounts/session"])
 async def test_paths_of_other_apps_are_unavailable(path: str) -> None:
-    """HAProxy sends them here only while it does not know their app."""
+    """HAProxy sends these paths to the gateway only while it does not know their app."""
     with pytest.raises(ServiceUnavailable) as raised:
         await request(path)
     assert raised.value.retry_after == 5
     assert path.split("/")[1] in raised.value.message
 
 
-@pytest.mark.parametrize("path", ["/v1x", "/accountsx", "/jobs/v1", "/", "/nobody/knows"])
+@pytest.mark.parametrize("path", ["/v1x", "/accountsx", "/jobs/v1", "/", "/unknown/path"])
 async def test_other_paths_are_the_gateways(path: str) -> None:
     assert await request(path) == [path]
 
 
 async def _receive() -> Any:
-    raise AssertionError("nothing is read")
+    raise AssertionError("the request body must not be read")
 
 
 async def _send(message: Message) -> None:
-    raise AssertionError("nothing is sent")
+    raise AssertionError("no response must be sent")

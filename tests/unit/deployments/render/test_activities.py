@@ -1,4 +1,4 @@
-"""The render activity in Temporal's own test environment, on a fake renderer and real stores."""
+"""Tests of the render activity in Temporal's test environment, with a fake renderer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,8 +27,7 @@ from moyin.domain.prompt import ComfyPrompt, PromptRecord
 from moyin.domain.renderer import RendererStatus
 from moyin.domain.serialization import encode, from_plain
 from moyin.errors import InvalidGraph, WorkerLost
-from moyin.jobs.workflows.status_writer import JobStatusWriter
-from moyin.jobs.workflows.types import StepInput
+from moyin.jobs.workflows.types import StepDone, StepInput
 from moyin.render.comfyui.sizes import ModelSizes
 from moyin.store.artifacts import ArtifactStore, new_artifact_id, step_artifact_id
 from moyin.store.blobs import BlobStore
@@ -49,8 +48,17 @@ class NoEvents:
         assert job_id == JOB
 
 
+class UnrecordedSteps:
+    """Runs steps as `JobStatusWriter` does, without recording them."""
+
+    async def run_step(
+        self, step: StepInput, work: Callable[[], Awaitable[StepResult]]
+    ) -> StepDone:
+        return StepDone(result=await work())
+
+
 class Bench:
-    """An activity with all that it needs."""
+    """An activity with the stores and the fake renderer that it needs."""
 
     def __init__(self, folder: Path) -> None:
         self.database = Database(f"sqlite:///{folder / 'moyin.db'}")
@@ -59,10 +67,11 @@ class Bench:
         self.jobs = JobStore(self.database)
         self.renderer = FakeRenderer()
         self.pool = Pool("default")
-        self.pool.up("comfyui-default-0", self.renderer, RendererStatus(ready=True))
+        self.pool.add_renderer("comfyui-default-0", self.renderer, RendererStatus(ready=True))
         self.cache = MemoryRenders()
         self.environment = ActivityEnvironment()
         events: Any = NoEvents()
+        status_writer: Any = UnrecordedSteps()
         self.activities = RenderActivities(
             pool=self.pool,
             blobs=self.blobs,
@@ -70,7 +79,7 @@ class Bench:
             jobs=self.jobs,
             prompts=PromptStore(self.database),
             events=events,
-            record=JobStatusWriter(jobs=self.jobs, events=events, frames=events),
+            record=status_writer,
             sizes=ModelSizes(folder / "models"),
             cache=self.cache,
             rules=CacheRules(kind="k"),
@@ -90,8 +99,8 @@ class Bench:
         step = Step(kind=StepKind.RENDER, payload=graph, **members)
         steps = (step,) * (index + 1)
         spec = await self.blobs.put(encode(JobSpec(kind="render", steps=steps, comfyui=comfyui)))
-        asked = StepInput(job_id=job_id, owner=owner, index=index, spec=spec)
-        result: StepResult = await self.environment.run(self.activities.render_step, asked)
+        step_input = StepInput(job_id=job_id, owner=owner, index=index, spec=spec)
+        result: StepResult = await self.environment.run(self.activities.render_step, step_input)
         return result
 
 
@@ -103,7 +112,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     await bench.database.close()
 
 
-async def test_a_result_names_its_files_the_same_way_every_time(bench: Bench) -> None:
+async def test_retried_step_returns_the_same_result(bench: Bench) -> None:
     first, second = await bench.run(GRAPH), await bench.run(GRAPH)
     assert first == second
     assert first.backend == "comfyui-default-0"
@@ -115,24 +124,24 @@ async def test_a_result_names_its_files_the_same_way_every_time(bench: Bench) ->
         "body": {"outputs": {"2": {"images": [f"artifact:{artifact.id}"]}}},
         "artifacts": [f"artifact:{artifact.id}"],
     }
-    assert bench.renderer.started == [JOB], "the second one found it done"
+    assert bench.renderer.started == [JOB], "the second attempt found the result"
 
 
-async def test_files_of_nodes_that_are_no_result_are_left_out(bench: Bench) -> None:
+async def test_files_of_other_nodes_are_left_out(bench: Bench) -> None:
     assert len((await bench.run(GRAPH, outputs=("2",))).artifacts) == 1
     result = await bench.run(GRAPH, outputs=("1",))
     assert result.artifacts == ()
     assert json.loads(await bench.blobs.get(result.output))["body"] == {"outputs": {}}
 
 
-async def test_later_steps_have_prompt_ids_of_their_own(bench: Bench) -> None:
+async def test_each_step_has_its_own_prompt_id(bench: Bench) -> None:
     await bench.run(GRAPH, index=1)
     assert bench.renderer.started == [prompt_id_of(JOB, 1)]
     assert prompt_id_of(JOB, 0) == JOB
     assert str(uuid.UUID(prompt_id_of(JOB, 1))) == prompt_id_of(JOB, 1) != prompt_id_of(JOB, 2)
 
 
-async def test_inputs_are_looked_up_for_their_owner(bench: Bench) -> None:
+async def test_input_of_another_owner_is_not_found(bench: Bench) -> None:
     sha256 = await bench.blobs.put(b"png")
     artifact = Artifact(
         id=new_artifact_id(), name="in.png", media_type="image/png", size=3, sha256=sha256
@@ -144,18 +153,18 @@ async def test_inputs_are_looked_up_for_their_owner(bench: Bench) -> None:
     assert (caught.value.type, caught.value.non_retryable) == ("artifact_not_found", True)
     assert bench.renderer.started == []
 
-    mine = Artifact(
+    own = Artifact(
         id=new_artifact_id(), name="in.png", media_type="image/png", size=3, sha256=sha256
     )
-    await bench.artifacts.add(mine, owner="ann")
-    graph["1"]["inputs"] = {"image": f"artifact:{mine.id}"}
+    await bench.artifacts.add(own, owner="ann")
+    graph["1"]["inputs"] = {"image": f"artifact:{own.id}"}
     await bench.run(graph)
-    asked = bench.renderer.requests[JOB]
-    assert asked.files == {f"moyin/{sha256}.png": sha256}
-    assert asked.graph["1"]["inputs"] == {"image": f"moyin/{sha256}.png"}
+    sent = bench.renderer.requests[JOB]
+    assert sent.files == {f"moyin/{sha256}.png": sha256}
+    assert sent.graph["1"]["inputs"] == {"image": f"moyin/{sha256}.png"}
 
 
-async def test_a_lost_renderer_is_worth_a_retry_and_a_bad_graph_is_not(bench: Bench) -> None:
+async def test_lost_renderer_is_retried_and_invalid_graph_is_not(bench: Bench) -> None:
     bench.renderer.failure = WorkerLost("gone")
     with pytest.raises(ApplicationError) as caught:
         await bench.run(GRAPH)
@@ -166,7 +175,7 @@ async def test_a_lost_renderer_is_worth_a_retry_and_a_bad_graph_is_not(bench: Be
     assert (caught.value.type, caught.value.non_retryable) == ("invalid_graph", True)
 
 
-async def test_what_an_attempt_cost_is_known_to_the_next(bench: Bench) -> None:
+async def test_failure_counts_reach_the_next_attempt(bench: Bench) -> None:
     bench.renderer.failure = WorkerLost("status -9", details={"ended": "comfyui"})
     beats: list[Any] = []
     bench.environment.on_heartbeat = lambda *details: beats.append(details)
@@ -179,18 +188,18 @@ async def test_what_an_attempt_cost_is_known_to_the_next(bench: Bench) -> None:
     assert (caught.value.type, caught.value.non_retryable) == ("render_poisoned", True)
 
 
-async def test_a_bug_shows_nothing_of_itself_and_is_not_repeated_for_ever(bench: Bench) -> None:
+async def test_internal_error_hides_its_message_and_is_retried_six_times(bench: Bench) -> None:
     bench.renderer.failure = ValueError("/secret/path")  # type: ignore[assignment]
     beats: list[Any] = []
     bench.environment.on_heartbeat = lambda *details: beats.append(details)
-    verdicts = []
+    non_retryable = []
     for _ in range(6):
         with pytest.raises(ApplicationError) as caught:
             await bench.run(GRAPH)
         assert "secret" not in caught.value.message
-        verdicts.append(caught.value.non_retryable)
+        non_retryable.append(caught.value.non_retryable)
         bench.environment.info = replace(bench.environment.info, heartbeat_details=beats[-1])
-    assert verdicts == [False] * 5 + [True]
+    assert non_retryable == [False] * 5 + [True]
 
 
 @pytest.mark.parametrize(
@@ -203,7 +212,7 @@ async def test_a_bug_shows_nothing_of_itself_and_is_not_repeated_for_ever(bench:
         (ActivityCancellationDetails(timed_out=True), JobStatus.RUNNING, False),
     ],
 )
-async def test_only_a_wanted_end_reaches_the_prompt(
+async def test_only_a_final_cancellation_cancels_the_prompt(
     bench: Bench, details: ActivityCancellationDetails, status: JobStatus, cancelled: bool
 ) -> None:
     await bench.jobs.create(
@@ -222,7 +231,7 @@ async def test_only_a_wanted_end_reaches_the_prompt(
     assert bench.renderer.cancelled == ([JOB] if cancelled else [])
 
 
-async def test_what_the_history_says_of_an_interrupted_prompt_is_kept(bench: Bench) -> None:
+async def test_record_of_an_interrupted_prompt_is_stored(bench: Bench) -> None:
     await bench.jobs.create(
         NewJob(
             id=JOB, owner="ann", kind="render", spec="0" * 64, heads=((StepKind.RENDER, "default"),)
@@ -245,24 +254,24 @@ async def test_what_the_history_says_of_an_interrupted_prompt_is_kept(bench: Ben
     assert from_plain(PromptRecord, kept) == bench.renderer.interrupted
 
 
-async def test_it_beats_while_it_waits(bench: Bench) -> None:
-    """A loaded machine makes pauses longer, never shorter."""
+async def test_waiting_step_sends_heartbeats(bench: Bench) -> None:
+    """Check lower bounds only: a loaded machine makes pauses longer, never shorter."""
     now = asyncio.get_running_loop().time
     beats: asyncio.Queue[float] = asyncio.Queue()
     bench.environment.on_heartbeat = lambda *_: beats.put_nowait(now())
-    bench.pool.down("comfyui-default-0")
+    bench.pool.remove_renderer("comfyui-default-0")
     bench.renderer.held.clear()
     began = now()
     task = asyncio.create_task(bench.run(GRAPH))
     async with asyncio.timeout(60):
         first = await beats.get()
-        assert first - began > 0.9, "a short step is over before its first beat"
+        assert first - began > 0.9, "a short step ends before its first heartbeat"
         second = await beats.get()
-        assert second - first > 1.9, "every other second while it waits"
-        bench.pool.up("comfyui-default-0", bench.renderer, RendererStatus(ready=True))
+        assert second - first > 1.9, "one heartbeat every two seconds while it waits"
+        bench.pool.add_renderer("comfyui-default-0", bench.renderer, RendererStatus(ready=True))
         await bench.renderer.busy.wait()
         last = await beats.get()
-        # Every second from when it begins.
+        # One heartbeat every second once the render begins.
         while (beat := await beats.get()) - last > 1.5:
             last = beat
         bench.renderer.held.set()
@@ -272,16 +281,16 @@ async def test_it_beats_while_it_waits(bench: Bench) -> None:
 OTHER = "6f0c9a52-5c3f-4a4c-9a43-1f0f4d1c2b3b"
 
 
-async def with_a_file(bench: Bench) -> None:
-    """From now on, what is rendered is in the store."""
+async def store_file(bench: Bench) -> None:
+    """Make the file of later results exist in the store."""
     stored = await bench.blobs.put(b"png")
     bench.renderer.file = replace(bench.renderer.file, sha256=stored)
 
 
-async def test_an_equal_graph_is_not_rendered_again(bench: Bench) -> None:
-    await with_a_file(bench)
+async def test_equal_graph_is_answered_from_the_cache(bench: Bench) -> None:
+    await store_file(bench)
     first = await bench.run(GRAPH)
-    # How a node is titled and in which order things are written changes no picture.
+    # A node's title and the order of members change no picture.
     titled = {
         "1": {"_meta": {"title": "x"}, "inputs": GRAPH["1"]["inputs"], "class_type": "LoadImage"}
     }
@@ -293,7 +302,7 @@ async def test_an_equal_graph_is_not_rendered_again(bench: Bench) -> None:
     assert artifact.sha256 == first.artifacts[0].sha256
     body = json.loads(await bench.blobs.get(second.output))["body"]
     assert body == {"outputs": {"2": {"images": [f"artifact:{artifact.id}"]}}}
-    # What is no result of this one may be one of the other.
+    # The files that are results differ between the two jobs.
     assert (await bench.run(GRAPH, job_id=OTHER, outputs=("1",))).artifacts == ()
 
 
@@ -306,17 +315,17 @@ async def test_an_equal_graph_is_not_rendered_again(bench: Bench) -> None:
         {"graph": {"1": {"class_type": "LoadImage", "inputs": {"image": "y.png"}}}},
     ],
 )
-async def test_others_and_who_wants_none_get_nothing_that_is_kept(
+async def test_cached_result_is_not_used_for_other_owners_or_options(
     bench: Bench, changes: dict[str, Any]
 ) -> None:
-    await with_a_file(bench)
+    await store_file(bench)
     await bench.run(GRAPH)
     result = await bench.run(**{"graph": GRAPH, "job_id": OTHER, **changes})
     assert (result.cached, bench.renderer.started) == (False, [JOB, OTHER])
 
 
-async def test_what_was_not_meant_to_be_kept_is_not(bench: Bench) -> None:
-    await with_a_file(bench)
+async def test_unrepeatable_and_failed_renders_are_not_cached(bench: Bench) -> None:
+    await store_file(bench)
     await bench.run(GRAPH, cache=False)
     bench.renderer.repeatable = False
     await bench.run(GRAPH, job_id=OTHER)
@@ -326,10 +335,8 @@ async def test_what_was_not_meant_to_be_kept_is_not(bench: Bench) -> None:
     assert bench.cache.kept == {}
 
 
-async def test_a_kept_result_is_not_pruned_while_it_is_given_again(
-    bench: Bench, tmp_path: Path
-) -> None:
-    await with_a_file(bench)
+async def test_cached_result_is_renewed_when_it_is_used(bench: Bench, tmp_path: Path) -> None:
+    await store_file(bench)
     [artifact] = (await bench.run(GRAPH)).artifacts
     [path] = (tmp_path / "blobs").rglob(artifact.sha256)
     os.utime(path, (1, 1))
@@ -338,8 +345,8 @@ async def test_a_kept_result_is_not_pruned_while_it_is_given_again(
     assert await bench.blobs.delete(artifact.sha256, yesterday) is None
 
 
-async def test_a_result_whose_file_is_gone_is_made_again(bench: Bench) -> None:
-    await bench.run(GRAPH)  # into a store that has lost the file at once
+async def test_result_whose_file_is_gone_is_rendered_again(bench: Bench) -> None:
+    await bench.run(GRAPH)  # the file of this result is not in the store
     assert len(bench.cache.kept) == 1
     assert not (await bench.run(GRAPH, job_id=OTHER)).cached
     assert bench.renderer.started == [JOB, OTHER]

@@ -7,7 +7,7 @@ from deployments.render.builder import build
 from deployments.render.config import RenderArgs
 
 
-def test_the_args_reach_the_pool() -> None:
+def test_arguments_reach_the_deployment() -> None:
     args = RenderArgs(pool="fast", actors=2, gpus=0.5)
     bound = build(args)._bound_deployment
     assert bound.name == "RenderPool"
@@ -28,6 +28,6 @@ def test_the_args_reach_the_pool() -> None:
         {"comfyui": {"unknown": 1}},
     ],
 )
-def test_wrong_args_are_refused(wrong: dict[str, object]) -> None:
+def test_invalid_arguments_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         RenderArgs.model_validate(wrong)

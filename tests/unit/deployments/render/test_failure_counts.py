@@ -8,14 +8,14 @@ LOST = WorkerLost("the render actor was lost")
 
 
 def after(*errors: Exception) -> FailureCounts:
-    trials = FailureCounts()
+    counts = FailureCounts()
     for error in errors:
-        # As it travels from one attempt to the next.
-        trials = FailureCounts.read([trials.after(error).write()])
-    return trials
+        # As the heartbeat carries it from one attempt to the next.
+        counts = FailureCounts.read([counts.after(error).write()])
+    return counts
 
 
-def test_two_comfyuis_that_end_under_a_render_are_its_fault() -> None:
+def test_two_comfyuis_that_die_during_a_render_poison_it() -> None:
     assert after(DIED).poisoned(DIED) is None
     poisoned = after(DIED, DIED).poisoned(DIED)
     assert poisoned is not None
@@ -23,24 +23,24 @@ def test_two_comfyuis_that_end_under_a_render_are_its_fault() -> None:
     assert (poisoned.retryable, poisoned.details) == (False, {"lost": 2})
 
 
-def test_actors_may_be_lost_for_other_reasons_but_not_for_ever() -> None:
+def test_lost_actors_poison_a_render_only_after_five() -> None:
     assert after(LOST, LOST, DIED, LOST).poisoned(LOST) is None
     assert after(*[LOST] * 5).poisoned(LOST) is not None
 
 
-def test_waiting_costs_nothing_and_failing_again_and_again_does() -> None:
+def test_only_failures_and_not_outages_are_counted() -> None:
     away = ServiceUnavailable("ComfyUI is not running yet")
     assert after(*[away] * 50) == FailureCounts()
     bug = ValueError("a bug")
-    assert not after(*[bug] * 5).exhausted(bug)
-    assert after(*[bug] * 6).exhausted(bug)
-    assert not after(*[bug] * 3).exhausted(LOST)
+    assert not after(*[bug] * 5).is_exhausted(bug)
+    assert after(*[bug] * 6).is_exhausted(bug)
+    assert not after(*[bug] * 3).is_exhausted(LOST)
 
 
-def test_what_cannot_be_mended_is_not_tried_again() -> None:
-    assert after(RenderFailed("node 3 raised")).exhausted(RenderFailed("node 3 raised"))
-    assert FailureCounts().exhausted(StepFailed("an input is gone"))
+def test_final_errors_are_not_retried() -> None:
+    assert after(RenderFailed("node 3 raised")).is_exhausted(RenderFailed("node 3 raised"))
+    assert FailureCounts().is_exhausted(StepFailed("an input is gone"))
 
 
-def test_an_attempt_that_left_nothing_cost_nothing() -> None:
+def test_missing_heartbeat_details_count_nothing() -> None:
     assert FailureCounts.read([]) == FailureCounts.read([None]) == FailureCounts()

@@ -16,7 +16,7 @@ from moyin.domain.renderer import RenderProgress
 
 
 class Stores:
-    """The two stores that are told, with what they were told."""
+    """The two stores, which record what is written to them."""
 
     def __init__(self) -> None:
         self.rows: list[Progress] = []
@@ -49,14 +49,14 @@ def reporter(stores: Stores) -> ProgressReporter:
     return ProgressReporter(stores, stores, job_id="job", step=2)  # type: ignore[arg-type]
 
 
-async def test_a_flood_is_thinned_to_the_newest(stores: Stores) -> None:
+async def test_only_the_newest_of_many_progress_events_are_sent(stores: Stores) -> None:
     began = time.monotonic()
     async with reporter(stores) as reporting:
         for value in range(200):
             reporting.report(RenderProgress(value=value, max=200, node="7"))
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.2)
-    # A loaded machine takes longer, and then there is more to tell.
+    # A loaded machine takes longer, and then more events are sent.
     seconds = time.monotonic() - began
     assert 2 <= len(stores.events) <= 2 + seconds / module._EVENT_SECONDS
     assert stores.events[-1] == {"value": 199, "max": 200, "step": 2, "node": "7"}
@@ -64,7 +64,7 @@ async def test_a_flood_is_thinned_to_the_newest(stores: Stores) -> None:
     assert stores.rows[-1] == Progress(value=199, max=200, step=2)
 
 
-async def test_the_row_may_fail_and_is_written_later(stores: Stores) -> None:
+async def test_failed_row_is_written_again(stores: Stores) -> None:
     stores.broken = 1
     async with reporter(stores) as reporting:
         reporting.report(RenderProgress(value=1, max=2))
@@ -74,14 +74,14 @@ async def test_the_row_may_fail_and_is_written_later(stores: Stores) -> None:
     assert stores.events == [{"value": 1, "max": 2, "step": 2}]
 
 
-async def test_a_store_that_hangs_holds_up_nothing(
+async def test_hanging_store_does_not_delay_the_end(
     stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(module, "_CLOSE_SECONDS", 0.1)
     stuck = asyncio.Event()
 
     async def hang(*_: Any) -> None:
-        # As a client does that takes a cancellation for a timeout of its own, and goes on.
+        # Like a client that mistakes a cancellation for its own timeout, and goes on.
         with contextlib.suppress(asyncio.CancelledError):
             await stuck.wait()
         await stuck.wait()

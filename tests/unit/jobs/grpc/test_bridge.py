@@ -15,19 +15,19 @@ from moyin.jobs.grpc.faults import Fault
 
 
 async def refuse(request: web.Request) -> web.StreamResponse:
-    """A refusal in two parts, as large as the request wants it."""
+    """Send an error response in two parts, with a detail of as many bytes as the id says."""
     size = int(request.match_info["id"])
     body = json.dumps({"detail": "x" * size, "code": "job_not_found"}).encode()
-    answer = web.StreamResponse(status=404, headers={"content-length": str(len(body))})
-    await answer.prepare(request)
-    await answer.write(body[:1_000])
+    response = web.StreamResponse(status=404, headers={"content-length": str(len(body))})
+    await response.prepare(request)
+    await response.write(body[:1_000])
     await asyncio.sleep(0.05)
-    await answer.write(body[1_000:])
-    return answer
+    await response.write(body[1_000:])
+    return response
 
 
 async def end_early(request: web.Request) -> web.StreamResponse:
-    """A stream whose caller lost the right to it."""
+    """Send a stream that ends because the caller lost access to it."""
     error = {"code": "invalid_api_key", "message": "the key or the session has ended"}
     if request.path.endswith("/events"):
         return web.Response(text=f"event: error\ndata: {json.dumps(error)}\n\n")
@@ -49,7 +49,7 @@ async def bridge() -> AsyncIterator[GrpcBridge]:
 @pytest.mark.parametrize(
     ("size", "code"), [("3000", "job_not_found"), ("100000", "internal_error")]
 )
-async def test_a_refusal_is_read_whole_unless_it_is_too_large(
+async def test_an_error_response_is_read_whole_unless_it_is_too_large(
     bridge: GrpcBridge, size: str, code: str
 ) -> None:
     with pytest.raises(Fault) as caught:
@@ -67,17 +67,17 @@ async def watch(bridge: GrpcBridge, value: str) -> object:
 
 @pytest.mark.parametrize("value", ["a\nb", "a\r\nx-moyin-owner: admin", "\0", "a\x7f"])
 @pytest.mark.parametrize(("call", "field"), [(submit, "idempotency_key"), (watch, "after")])
-async def test_what_no_header_can_carry_is_named(
+async def test_a_field_with_control_characters_is_refused(
     bridge: GrpcBridge, call: Callable[[GrpcBridge, str], Awaitable[object]], field: str, value: str
 ) -> None:
     with pytest.raises(Fault) as caught:
         await call(bridge, value)
-    told = (caught.value.status, caught.value.code, caught.value.field)
-    assert told == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_request", field)
+    fault = (caught.value.status, caught.value.code, caught.value.field)
+    assert fault == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_request", field)
 
 
 @pytest.mark.parametrize("call", [submit, watch])
-async def test_an_app_without_the_calls_says_which_has_them(
+async def test_an_app_without_the_calls_names_the_app_that_has_them(
     call: Callable[[GrpcBridge, str], Awaitable[object]],
 ) -> None:
     with pytest.raises(Fault, match="application: gateway") as caught:
@@ -85,11 +85,11 @@ async def test_an_app_without_the_calls_says_which_has_them(
     assert caught.value.status is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_a_stream_whose_key_ended_ends_unauthenticated(bridge: GrpcBridge) -> None:
-    asked = pb.ChatRequest(model="auto", messages=[pb.ChatMessage(role="user", content="x")])
-    for stream in (bridge.watch_job(pb.WatchJobRequest(id="1"), ()), bridge.chat(asked, ())):
+async def test_a_stream_whose_key_was_revoked_ends_unauthenticated(bridge: GrpcBridge) -> None:
+    request = pb.ChatRequest(model="auto", messages=[pb.ChatMessage(role="user", content="x")])
+    for stream in (bridge.watch_job(pb.WatchJobRequest(id="1"), ()), bridge.chat(request, ())):
         with pytest.raises(Fault) as caught:
             async for _ in stream:
                 continue
-        told = (caught.value.status, caught.value.code)
-        assert told == (grpc.StatusCode.UNAUTHENTICATED, "invalid_api_key")
+        fault = (caught.value.status, caught.value.code)
+        assert fault == (grpc.StatusCode.UNAUTHENTICATED, "invalid_api_key")

@@ -7,9 +7,10 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
+from moyin.client.errors import RequestRefused
 from moyin.jobs.grpc import moyin_pb2 as pb
 from moyin.jobs.grpc.faults import Fault, fault_of
-from moyin.jobs.grpc.translate import chat_body, chat_event, job_event, job_message
+from moyin.jobs.grpc.translate import chat_body, chat_event, job_message
 
 JOB = {
     "id": "j1", "kind": "render", "status": "failed", "steps": 1,
@@ -87,13 +88,6 @@ def test_a_cancelled_job_names_its_canceller() -> None:
     assert job_message(body).cancelled_by.kind == "operator"
 
 
-def test_events() -> None:
-    event = job_event(b'id: 1-0\nevent: progress\ndata: {"value":1}\n\n')
-    assert event == pb.JobEvent(id="1-0", type="progress", data_json='{"value":1}')
-    assert job_event(b": still here\n\n") is None
-    assert job_event(b"retry: 1000\n\n") is None
-
-
 @pytest.mark.parametrize(
     ("status", "body", "expected"),
     [
@@ -106,14 +100,18 @@ def test_events() -> None:
 )  # fmt: skip
 def test_an_error_keeps_its_code(status: int, body: Any, expected: tuple[Any, str]) -> None:
     headers = {"x-request-id": "r1", "retry-after": "3"}
-    fault = fault_of(status, headers, json.dumps(body).encode())
+    fault = fault_of(RequestRefused(status, headers, json.dumps(body).encode()))
     assert (fault.status, fault.code) == expected
-    told = status_pb2.Status.FromString(fault.details().SerializeToString())
-    assert told.code == fault.status.value[0]
-    info, request, *_, retry = told.details
-    reason, asked, delay = (
+    details = status_pb2.Status.FromString(fault.details().SerializeToString())
+    assert details.code == fault.status.value[0]
+    first, second, *_, last = details.details
+    error_info, request_info, delay = (
         error_details_pb2.ErrorInfo(), error_details_pb2.RequestInfo(), error_details_pb2.RetryInfo(),
     )  # fmt: skip
-    assert info.Unpack(reason) and request.Unpack(asked) and retry.Unpack(delay)
-    assert (reason.reason, reason.domain, asked.request_id) == (fault.code, "moyin", "r1")
+    assert first.Unpack(error_info) and second.Unpack(request_info) and last.Unpack(delay)
+    assert (error_info.reason, error_info.domain, request_info.request_id) == (
+        fault.code,
+        "moyin",
+        "r1",
+    )
     assert delay.retry_delay.seconds == 3

@@ -31,7 +31,7 @@ class AnyGraph:
         {**STREAM, "scopes": ["*"]},
     ],
 )
-def test_a_mistake_is_refused(source: dict[str, Any]) -> None:
+def test_an_invalid_source_is_refused(source: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         IntakeArgs.model_validate({"sources": [source]})
 
@@ -43,8 +43,8 @@ OTHER = {**RABBIT, "url_env": "STUDIO_RABBITMQ_2_URL"}
     "other",
     [OTHER, {**OTHER, "name": "rabbitmq-moyin.jobs"}, {**STREAM, "name": "rabbitmq-moyin.jobs"}],
 )
-def test_two_sources_of_one_name_are_refused(other: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match=r"called 'rabbitmq-moyin\.jobs'"):
+def test_two_sources_with_the_same_name_are_refused(other: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=r"have the name 'rabbitmq-moyin\.jobs'"):
         IntakeArgs.model_validate({"sources": [RABBIT, other]})
 
 
@@ -52,17 +52,17 @@ def test_two_sources_of_one_name_are_refused(other: dict[str, Any]) -> None:
     "other",
     [{**OTHER, "name": "second"}, {**OTHER, "owner": "ann"}, {**OTHER, "queue": "b"}, STREAM],
 )
-def test_sources_that_can_be_told_apart_work_side_by_side(other: dict[str, Any]) -> None:
+def test_sources_with_different_names_or_owners_are_accepted(other: dict[str, Any]) -> None:
     args = IntakeArgs.model_validate({"sources": [RABBIT, other]})
     assert IntakeArgs.model_validate(args.model_dump()) == args
 
 
-def test_a_source_may_do_no_more_than_it_says() -> None:
+def test_the_default_scopes_of_a_source_are_those_of_jobs() -> None:
     [source] = IntakeArgs.model_validate({"sources": [STREAM]}).sources
     assert source.scopes == {"text", "jobs:read", "jobs:write"}
 
 
-async def test_a_broker_without_an_address_is_named(tmp_path: Path) -> None:
+async def test_a_missing_broker_url_names_its_variable(tmp_path: Path) -> None:
     args = IntakeArgs.model_validate({"sources": [RABBIT]})
     with pytest.raises(ValueError, match="STUDIO_RABBITMQ_URL"):
         async with open_workers(args, Settings(data=tmp_path), {}, AnyGraph(), AnyGraph()):

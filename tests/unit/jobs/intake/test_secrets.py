@@ -1,4 +1,4 @@
-"""A broker's address holds a password, and brokers that are away are logged again and again."""
+"""Tests that the password in a broker's URL is not logged when the broker is unavailable."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def closed_port() -> int:
 
 
 def brokers() -> list[Broker]:
-    """Nobody listens; what listens is no broker; there is no such host; the address is wrong."""
+    """Return brokers at a closed port, at an unknown host, and with an invalid port."""
     places = (f"127.0.0.1:{closed_port()}", "nobody.invalid", "127.0.0.1:x")
     return [
         *(RabbitBroker(f"amqp://ann:{PASSWORD}@{p}/v", queue="q", **NAMES) for p in places),
@@ -50,16 +50,16 @@ async def test_a_brokers_password_is_in_no_log(caplog: pytest.LogCaptureFixture)
     ]  # fmt: skip
     running = [asyncio.create_task(worker.run()) for worker in workers]
 
-    def told() -> list[logging.LogRecord]:
-        return [one for one in caplog.records if one.name.startswith("moyin.jobs.intake")]
+    def intake_records() -> list[logging.LogRecord]:
+        return [record for record in caplog.records if record.name.startswith("moyin.jobs.intake")]
 
     async with asyncio.timeout(60):
-        while len(told()) < len(workers):  # noqa: ASYNC110
+        while len(intake_records()) < len(workers):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
-    # As they are written: ours are redacted, those of libraries go to Ray's log as they are.
-    ours = [JsonLines().format(one) for one in told()]
-    others = [one.getMessage() for one in caplog.records if one not in told()]
+    # In the form in which they are written: ours are redacted, those of libraries are not.
+    ours = [JsonLines().format(record) for record in intake_records()]
+    others = [r.getMessage() for r in caplog.records if r not in intake_records()]
     assert PASSWORD not in "\n".join(ours + others)

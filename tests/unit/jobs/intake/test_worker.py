@@ -1,4 +1,4 @@
-"""The intake over a broker that is a list, and a job service that can fail."""
+"""Tests the intake with a broker in memory and a job service that can fail."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from moyin.domain.limits import Limit
 from moyin.errors import MoyinError, RenderFailed, ServiceUnavailable
 from moyin.jobs.intake import BrokerLost, Delivery, IntakeWorker
 from moyin.jobs.protocol.renders import Templates
-from moyin.jobs.protocol.translate import parse_job
+from moyin.jobs.protocol.request_to_domain import parse_job
 from moyin.render.templates.catalog import Catalog
 
 JOB = Job(
@@ -33,12 +33,12 @@ LATE = json.dumps(
 
 
 class Broker:
-    """Delivers what is in ``waiting``; notes what became of it."""
+    """Delivers the given messages and records how each was settled."""
 
-    def __init__(self, *waiting: Delivery) -> None:
-        self.waiting = list(waiting)
+    def __init__(self, *deliveries: Delivery) -> None:
+        self.messages = list(deliveries)
         self.completed: list[tuple[str | None, str, Any]] = []
-        self.buried: list[tuple[str | None, str]] = []
+        self.dead_letters: list[tuple[str | None, str]] = []
         self.losses = 0
         self.settled = asyncio.Event()
 
@@ -49,8 +49,8 @@ class Broker:
     async def deliveries(self) -> AsyncGenerator[Delivery, None]:
         if self.losses:
             self.losses -= 1
-            raise BrokerLost("gone")
-        for delivery in self.waiting:
+            raise BrokerLost("the connection broke")
+        for delivery in self.messages:
             yield delivery
         await asyncio.Event().wait()
 
@@ -58,8 +58,8 @@ class Broker:
         self.completed.append((delivery.message_id, result_id, json.loads(result)))
         self.settled.set()
 
-    async def bury(self, delivery: Delivery, code: str, reason: str) -> None:
-        self.buried.append((delivery.message_id, code))
+    async def dead_letter(self, delivery: Delivery, code: str, reason: str) -> None:
+        self.dead_letters.append((delivery.message_id, code))
         self.settled.set()
 
 
@@ -69,7 +69,7 @@ class Service:
         self.keys: list[str | None] = []
         self.submitters: list[Identity] = []
 
-    async def ask(
+    async def submit_request(
         self,
         submitter: Identity,
         body: bytes,
@@ -89,13 +89,13 @@ class Service:
         return []
 
 
-class Ended:
-    """Both the feed and the list of jobs: every job has ended well."""
+class EndedJobs:
+    """Stands in for both the feed and the job store; every job has succeeded."""
 
     def __init__(self) -> None:
         self.keys: dict[tuple[str, str], Job] = {}
 
-    async def by_key(self, owner: str, key: str) -> Job | None:
+    async def find_by_idempotency_key(self, owner: str, key: str) -> Job | None:
         return self.keys.get((owner, key))
 
     async def find(self, job_id: str) -> Job:
@@ -110,24 +110,24 @@ def delivery(message_id: str | None = "m1", body: bytes = BODY, count: int = 1) 
 
 
 class Limits:
-    """The tenant's own limits."""
+    """Stands in for the store of limits."""
 
-    def __init__(self, *found: Limit) -> None:
-        self.found = found
+    def __init__(self, *limits: Limit) -> None:
+        self.limits = limits
 
     async def of(self, subjects: Sequence[str]) -> tuple[Limit, ...]:
-        return tuple(limit for limit in self.found if limit.subject in subjects)
+        return tuple(limit for limit in self.limits if limit.subject in subjects)
 
 
-async def worked(
-    broker: Broker, service: Service, jobs: Ended | None = None, limits: Limits | None = None
+async def run_worker(
+    broker: Broker, service: Service, jobs: EndedJobs | None = None, limits: Limits | None = None
 ) -> Broker:
     worker = IntakeWorker(
         broker,
         name="list",
         service=service,  # type: ignore[arg-type]
-        jobs=jobs or Ended(),  # type: ignore[arg-type]
-        feed=Ended(),  # type: ignore[arg-type]
+        jobs=jobs or EndedJobs(),  # type: ignore[arg-type]
+        feed=EndedJobs(),  # type: ignore[arg-type]
         submitter=Identity(owner="ann", key_id="intake"),
         templates=Catalog(()),
         limits=limits or Limits(),  # type: ignore[arg-type]
@@ -142,9 +142,9 @@ async def worked(
     return broker
 
 
-async def test_a_message_becomes_a_job_and_its_end_a_result() -> None:
+async def test_a_message_becomes_a_job_and_its_result_is_published() -> None:
     service = Service()
-    broker = await worked(Broker(delivery()), service)
+    broker = await run_worker(Broker(delivery()), service)
     [(message_id, result_id, result)] = broker.completed
     assert (message_id, result_id) == ("m1", "j1-1")
     assert (result["message_id"], result["job"]["status"]) == ("m1", "succeeded")
@@ -152,7 +152,7 @@ async def test_a_message_becomes_a_job_and_its_end_a_result() -> None:
 
 
 @pytest.mark.parametrize(
-    ("poison", "code"),
+    ("invalid", "code"),
     [
         (delivery(message_id=None), "invalid_request"),
         (delivery(message_id="m" * 300), "invalid_request"),
@@ -162,62 +162,64 @@ async def test_a_message_becomes_a_job_and_its_end_a_result() -> None:
         (delivery(count=6), "invalid_request"),
     ],
 )
-async def test_poison_is_buried(poison: Delivery, code: str) -> None:
-    broker = await worked(Broker(poison), Service())
-    assert broker.buried == [(poison.message_id, code)]
+async def test_an_invalid_message_becomes_a_dead_letter(invalid: Delivery, code: str) -> None:
+    broker = await run_worker(Broker(invalid), Service())
+    assert broker.dead_letters == [(invalid.message_id, code)]
     assert broker.completed == []
 
 
-async def test_what_the_service_refuses_for_good_is_buried() -> None:
-    broker = await worked(Broker(delivery()), Service(RenderFailed("no")))
-    assert broker.buried == [("m1", "render_failed")]
+async def test_a_message_that_the_service_refuses_becomes_a_dead_letter() -> None:
+    broker = await run_worker(Broker(delivery()), Service(RenderFailed("no")))
+    assert broker.dead_letters == [("m1", "render_failed")]
 
 
-async def test_what_was_accepted_goes_on_whatever_would_be_said_of_it_now() -> None:
-    gone = json.dumps({"kind": "render", "template": "no-longer-there"}).encode()
-    jobs = Ended()
+async def test_an_accepted_job_continues_if_its_message_would_be_refused_now() -> None:
+    unknown_template = json.dumps({"kind": "render", "template": "no-longer-there"}).encode()
+    jobs = EndedJobs()
     jobs.keys["ann", "list:m1"] = JOB
-    broker = await worked(Broker(delivery(body=gone, count=2)), Service(RenderFailed("no")), jobs)
-    assert broker.buried == []
+    broker = await run_worker(
+        Broker(delivery(body=unknown_template, count=2)), Service(RenderFailed("no")), jobs
+    )
+    assert broker.dead_letters == []
     assert [result_id for _, result_id, _ in broker.completed] == ["j1-1"]
 
 
-async def test_what_came_before_and_was_not_accepted_is_read_again() -> None:
-    broker = await worked(Broker(delivery(count=2)), Service())
+async def test_a_redelivered_message_without_a_job_is_submitted() -> None:
+    broker = await run_worker(Broker(delivery(count=2)), Service())
     assert [message for message, _, _ in broker.completed] == ["m1"]
 
 
 @pytest.mark.parametrize("outage", [ServiceUnavailable("away"), OSError("away"), TimeoutError()])
-async def test_an_outage_is_waited_for(outage: Exception) -> None:
-    broker = await worked(Broker(delivery()), Service(outage))
+async def test_an_outage_only_delays_the_job(outage: Exception) -> None:
+    broker = await run_worker(Broker(delivery()), Service(outage))
     assert [message for message, _, _ in broker.completed] == ["m1"]
 
 
-async def test_a_deadline_that_passed_on_the_way_is_the_job_s_matter() -> None:
-    broker = await worked(Broker(delivery(body=LATE)), Service())
-    assert broker.buried == []
+async def test_a_deadline_that_has_passed_does_not_make_a_dead_letter() -> None:
+    broker = await run_worker(Broker(delivery(body=LATE)), Service())
+    assert broker.dead_letters == []
 
 
-async def test_a_lost_broker_is_called_again() -> None:
+async def test_a_lost_connection_is_opened_again() -> None:
     broker = Broker(delivery())
     broker.losses = 1
-    await worked(broker, Service())
+    await run_worker(broker, Service())
     assert len(broker.completed) == 1
 
 
-async def test_a_mistake_of_ours_is_told_and_tried_again() -> None:
-    broker = await worked(Broker(delivery()), Service(ZeroDivisionError()))
+async def test_a_bug_is_logged_and_the_message_retried() -> None:
+    broker = await run_worker(Broker(delivery()), Service(ZeroDivisionError()))
     assert not issubclass(ZeroDivisionError, MoyinError)
     assert len(broker.completed) == 1
 
 
-async def test_a_message_has_its_tenants_limits_but_for_the_number_of_jobs() -> None:
+async def test_the_tenants_limits_apply_except_for_the_number_of_open_jobs() -> None:
     limits = Limits(
         Limit(subject="owner:ann", best_priority=4, open_jobs=0, pools=("a",)),
         Limit(subject="owner:bob"),
     )
     service = Service()
-    await worked(Broker(delivery()), service, limits=limits)
+    await run_worker(Broker(delivery()), service, limits=limits)
     [submitter] = service.submitters
     assert submitter.best_priority == 4
     assert submitter.limits == (Limit(subject="owner:ann", best_priority=4, pools=("a",)),)

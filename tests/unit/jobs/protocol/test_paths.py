@@ -10,7 +10,7 @@ from moyin.jobs.protocol.paths import check_path
     "path",
     ["/", "/v1/models", "/v1/models?x=../y", "/a%20b", "/jobsite", "/x/jobs", "/a.b/..c", "/a//b"],
 )
-def test_plain_paths_pass(path: str) -> None:
+def test_plain_paths_are_allowed(path: str) -> None:
     check_path(path, field="path")
 
 
@@ -22,7 +22,7 @@ def test_plain_paths_pass(path: str) -> None:
      "/jobs%2f1", "///jobs", "/%2fjobs", "/prompt", "/api/prompt", "/api/v2/jobs", "/comfy/api/prompt",
      "/v1/images/generations", "/accounts", "/accounts/keys", "/%61ccounts/me"],
 )  # fmt: skip
-def test_the_rest_does_not(path: str) -> None:
+def test_other_paths_are_refused(path: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         check_path(path, field="steps.0.request.path")
     assert refused.value.field == "steps.0.request.path"

@@ -1,4 +1,4 @@
-"""DNS rebinding: a name that is public when it is looked at and private when it is called."""
+"""Tests DNS rebinding: a name that is public when checked and private when called."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from moyin.jobs.webhooks.sender import WebhookSender
 from moyin.text.pictures import Pictures
 
 OUTSIDE, INSIDE = "127.0.0.1", "127.0.0.2"
-# What is public here: loopback has two ends, and only one of them is let through.
+# One loopback address stands in for a public one; the other is private.
 PUBLIC = AllowedNetworks(f"{OUTSIDE}/32")
 NAME = "rebind.example"
 PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 40
 
 
-class Turncoat(AbstractResolver):
-    """Leads outside once and inside ever after."""
+class RebindingResolver(AbstractResolver):
+    """Resolves a name to the public address once, and to the private one from then on."""
 
     looked_up = 0
 
@@ -32,8 +32,8 @@ class Turncoat(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         assert host == NAME
-        address = INSIDE if Turncoat.looked_up else OUTSIDE
-        Turncoat.looked_up += 1
+        address = INSIDE if RebindingResolver.looked_up else OUTSIDE
+        RebindingResolver.looked_up += 1
         return [
             ResolveResult(
                 hostname=host, host=address, port=port, family=socket.AF_INET, proto=0, flags=0
@@ -44,7 +44,7 @@ class Turncoat(AbstractResolver):
         return None
 
 
-class Place:
+class Server:
     """A server that counts its calls."""
 
     def __init__(self) -> None:
@@ -54,17 +54,17 @@ class Place:
     async def handle(self, request: web.Request) -> web.Response:
         self.calls.append(request.path)
         if request.path == "/away":
-            # The same name: to be looked up anew.
+            # The same name, which is resolved again.
             raise web.HTTPFound(f"http://{NAME}:{self.port}/secret.png")
         return web.Response(body=PNG)
 
 
 @pytest.fixture
-async def places(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Place, Place]]:
-    """What listens outside and inside, on the same port."""
-    monkeypatch.setattr(addresses, "ThreadedResolver", Turncoat)
-    monkeypatch.setattr(Turncoat, "looked_up", 0)
-    outside, inside = Place(), Place()
+async def servers(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Server, Server]]:
+    """Return servers at the public and the private address, on the same port."""
+    monkeypatch.setattr(addresses, "ThreadedResolver", RebindingResolver)
+    monkeypatch.setattr(RebindingResolver, "looked_up", 0)
+    outside, inside = Server(), Server()
     apps = []
     for place in (outside, inside):
         app = web.Application()
@@ -77,27 +77,27 @@ async def places(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Place, 
             yield outside, inside
 
 
-async def test_a_webhook_goes_to_the_address_that_was_checked(places: tuple[Place, Place]) -> None:
-    outside, inside = places
+async def test_a_webhook_is_sent_to_the_checked_address(servers: tuple[Server, Server]) -> None:
+    outside, inside = servers
     url = f"http://{NAME}:{outside.port}/hook"
     async with WebhookSender(signing_key=b"k", networks=PUBLIC) as sender:
         await sender.send(url, owner="ann", message_id="msg_1", payload={})
-        assert Turncoat.looked_up == 1, "a second look might find another address"
+        assert RebindingResolver.looked_up == 1, "a second look might find another address"
         with pytest.raises(AddressNotAllowed):
             await sender.send(url, owner="ann", message_id="msg_1", payload={})
     assert (outside.calls, inside.calls) == (["/hook"], [])
 
 
 @pytest.mark.parametrize("path", ["/away", "/a.png"])
-async def test_a_picture_comes_from_the_address_that_was_checked(
-    places: tuple[Place, Place], path: str
+async def test_a_picture_is_fetched_from_the_checked_address(
+    servers: tuple[Server, Server], path: str
 ) -> None:
-    outside, inside = places
+    outside, inside = servers
     pictures = Pictures(PUBLIC)
     try:
         if path == "/a.png":
             await pictures.fetch([f"http://{NAME}:{outside.port}{path}"])
-            assert Turncoat.looked_up == 1
+            assert RebindingResolver.looked_up == 1
         with pytest.raises(AddressNotAllowed):
             await pictures.fetch([f"http://{NAME}:{outside.port}{path}"])
     finally:

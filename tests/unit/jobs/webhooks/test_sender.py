@@ -40,7 +40,7 @@ async def send(webhooks: WebhookSender, url: str) -> None:
     await webhooks.send(url, owner="ann", message_id="msg_1", payload={"a": 1})
 
 
-async def test_it_posts_json(receiver: tuple[Receiver, str]) -> None:
+async def test_a_webhook_is_posted_as_json(receiver: tuple[Receiver, str]) -> None:
     hook, url = receiver
     async with sender() as webhooks:
         await send(webhooks, url)
@@ -48,9 +48,7 @@ async def test_it_posts_json(receiver: tuple[Receiver, str]) -> None:
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 400, 404, 429, 500, 503])
-async def test_anything_but_success_is_tried_again_later(
-    receiver: tuple[Receiver, str], status: int
-) -> None:
+async def test_a_failed_delivery_is_retryable(receiver: tuple[Receiver, str], status: int) -> None:
     hook, url = receiver
     hook.status = status
     async with sender() as webhooks:
@@ -60,7 +58,7 @@ async def test_anything_but_success_is_tried_again_later(
     assert [path for path, _ in hook.calls] == ["/hook"]
 
 
-async def test_gone_is_final(receiver: tuple[Receiver, str]) -> None:
+async def test_status_410_is_final(receiver: tuple[Receiver, str]) -> None:
     hook, url = receiver
     hook.status = 410
     async with sender() as webhooks:
@@ -70,7 +68,7 @@ async def test_gone_is_final(receiver: tuple[Receiver, str]) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1", "2130706433"])
-async def test_inside_is_never_called(receiver: tuple[Receiver, str], host: str) -> None:
+async def test_a_private_address_is_never_called(receiver: tuple[Receiver, str], host: str) -> None:
     hook, url = receiver
     async with sender("") as webhooks:
         with pytest.raises((AddressNotAllowed, BackendUnavailable)):
@@ -81,7 +79,7 @@ async def test_inside_is_never_called(receiver: tuple[Receiver, str], host: str)
 @pytest.mark.parametrize(
     "host", ["\uff11\uff12\uff17.\uff10.\uff10.\uff11", "①②⑦.0.0.1", "127。0。0。1"]
 )
-async def test_inside_is_refused_however_it_is_spelled(
+async def test_a_private_address_is_refused_in_every_notation(
     receiver: tuple[Receiver, str], host: str
 ) -> None:
     hook, url = receiver
@@ -92,14 +90,14 @@ async def test_inside_is_refused_however_it_is_spelled(
 
 
 @pytest.mark.parametrize("url", ["http://a..b/", f"http://{'a' * 64}.example/"])
-async def test_a_name_that_no_host_can_have_is_not_tried_again(url: str) -> None:
+async def test_an_invalid_host_name_is_not_retried(url: str) -> None:
     async with sender() as webhooks:
         with pytest.raises(InvalidRequest) as failed:
             await send(webhooks, url)
     assert (failed.value.field, failed.value.retryable) == ("webhook", False)
 
 
-async def test_a_closed_port_is_tried_again_later(unused_tcp_port: int) -> None:
+async def test_a_closed_port_is_retryable(unused_tcp_port: int) -> None:
     async with sender() as webhooks:
         with pytest.raises(BackendUnavailable):
             await send(webhooks, f"http://127.0.0.1:{unused_tcp_port}/")

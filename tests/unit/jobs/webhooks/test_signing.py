@@ -7,7 +7,7 @@ import time
 import pytest
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from moyin.jobs.webhooks.signing import signature_headers, webhook_secret
+from moyin.jobs.webhooks.sender import signature_headers, webhook_secret
 
 
 def test_the_reference_library_accepts_our_signature() -> None:
@@ -19,7 +19,7 @@ def test_the_reference_library_accepts_our_signature() -> None:
         Webhook(secret).verify(body.decode() + " ", headers)
 
 
-def test_the_example_of_the_specification() -> None:
+def test_the_example_of_the_specification_gives_its_signature() -> None:
     secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
     headers = signature_headers(
         secret,
@@ -30,7 +30,7 @@ def test_the_example_of_the_specification() -> None:
     assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
-def test_secrets_differ_by_owner_and_by_key_and_are_long() -> None:
+def test_secrets_differ_by_owner_and_signing_key() -> None:
     secrets = {webhook_secret(key, owner) for key in (b"a", b"b") for owner in ("x", "y")}
     assert len(secrets) == 4
     assert all(len(base64.b64decode(s.removeprefix("whsec_"))) == 32 for s in secrets)

@@ -1,4 +1,4 @@
-"""Temporal's own time-skipping test server, and activities that do as they are told."""
+"""Fixtures: Temporal's time-skipping test server, and scripted activities."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
 from moyin.domain.job import JobStatus, StepKind, StepResult
-from moyin.jobs.workflows.converter import DATA_CONVERTER
+from moyin.jobs.workflows.client import DATA_CONVERTER
 from moyin.jobs.workflows.failures import SUPERSEDED
-from moyin.jobs.workflows.job import JobWorkflow
+from moyin.jobs.workflows.job import JobWorkflow, WebhookWorkflow
 from moyin.jobs.workflows.types import (
     JOBS_QUEUE,
     WEBHOOKS_QUEUE,
@@ -36,7 +36,6 @@ from moyin.jobs.workflows.types import (
     WebhookInput,
     render_queue,
 )
-from moyin.jobs.workflows.webhook import WebhookWorkflow
 
 HEADS = (
     StepHead(kind=StepKind.CHAT),
@@ -46,10 +45,10 @@ HEADS = (
 
 
 class Script:
-    """The activities of a job; ``on`` says what a step does, by its index.
+    """The activities of a job; ``on`` has an action for each step that needs one, by its index.
 
     Args:
-        records: steps write down themselves that they are done.
+        records: the activities of steps record their own results.
     """
 
     def __init__(self, records: bool) -> None:
@@ -59,62 +58,59 @@ class Script:
         self.tries: Counter[int] = Counter()
         self.outcomes: list[JobOutcome] = []
         self.parallel = False
-        self.may_start = True
-        self.may_record = True
+        self.can_start = True
+        self.can_record = True
         self.finish_failures = 0
+        self.finishing = 0
         self.hold_finish = asyncio.Event()
         self.hold_finish.set()
-        self.wrote = 0
+        self.recorded = 0
         self.hooks = 0
         self.hook_failures = 0
 
     @activity.defn
-    async def job_start(self, job: JobInput) -> bool:
-        self.log.append("start")
-        return self.may_start
-
-    @activity.defn
-    async def chat_step(self, step: StepInput) -> StepDone | StepResult:
+    async def chat_step(self, step: StepInput) -> StepDone:
         return await self._step(step)
 
     @activity.defn
-    async def http_step(self, step: StepInput) -> StepDone | StepResult:
+    async def http_step(self, step: StepInput) -> StepDone:
         return await self._step(step)
 
     @activity.defn
-    async def render_step(self, step: StepInput) -> StepDone | StepResult:
+    async def render_step(self, step: StepInput) -> StepDone:
         return await self._step(step)
 
     @activity.defn
     async def record_step(self, record: StepRecord) -> bool:
         self.log.append(f"record {record.result.index}")
-        return self.may_record
+        return self.can_record
 
     @activity.defn
     async def finish(self, outcome: JobOutcome) -> bool:
+        self.finishing += 1
         await self.hold_finish.wait()
         if self.finish_failures:
             self.finish_failures -= 1
             raise OSError("the database is away")
-        # Temporal runs it again when the workflow task that ran it is lost, as on a busy machine.
-        # The row then has its end already, and keeps it.
+        # Temporal repeats it if the workflow task that ran it is lost, as on a busy machine. The row
+        # then has its end already and keeps it.
         if outcome not in self.outcomes:
             self.log.append(outcome.status.value)
             self.outcomes.append(outcome)
         return True
 
     @activity.defn
-    async def deliver_webhook(self, told: WebhookInput) -> bool:
+    async def deliver_webhook(self, webhook: WebhookInput) -> bool:
         self.hooks += 1
         if self.hook_failures:
             self.hook_failures -= 1
-            raise OSError("nobody is there")
+            raise OSError("the receiver is unavailable")
         return True
 
-    async def _step(self, step: StepInput) -> StepDone | StepResult:
+    async def _step(self, step: StepInput) -> StepDone:
         if step.begins is not None:
             self.log.append("start")
-            if not self.may_start:
+            if not self.can_start:
                 raise _superseded()
         self.tries[step.index] += 1
         assert step.earlier == (
@@ -122,18 +118,15 @@ class Script:
         )
         action = self.on.get(step.index)
         if action is not None:
-            answer = action(step)
-            if asyncio.iscoroutine(answer):
-                await answer
+            work = action(step)
+            if asyncio.iscoroutine(work):
+                await work
         self.log.append(f"step {step.index}")
         result = StepResult(index=step.index, output=f"out{step.index}")
-        if step.attempt is None:
-            return result
-        return StepDone(result=result, recorded=self.records and await self._written(step, result))
+        return StepDone(result=result, recorded=self.records and await self._record(step, result))
 
-    async def _written(self, step: StepInput, result: StepResult) -> bool:
-        assert step.attempt is not None
-        self.wrote += 1
+    async def _record(self, step: StepInput, result: StepResult) -> bool:
+        self.recorded += 1
         if step.last:
             results = (
                 *(StepResult(index=i, output=f"out{i}") for i in range(step.index)),
@@ -157,11 +150,11 @@ class Script:
 
 
 def _superseded() -> ApplicationError:
-    return ApplicationError("over", type=SUPERSEDED, non_retryable=True)
+    return ApplicationError("superseded", type=SUPERSEDED, non_retryable=True)
 
 
 class Bench:
-    """Starts jobs on the test server."""
+    """Starts jobs on the test server and runs their workers."""
 
     def __init__(self, environment: WorkflowEnvironment, script: Script) -> None:
         self.environment = environment
@@ -169,10 +162,9 @@ class Bench:
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
-        """Workers of all queues."""
+        """Run workers of all queues."""
         script, client = self.script, self.environment.client
         light: list[Any] = [
-            script.job_start,
             script.chat_step,
             script.http_step,
             script.record_step,
@@ -206,7 +198,6 @@ class Bench:
             "attempt": 1,
             "spec": "spec",
             "steps": HEADS,
-            "version": 3,
         }
         job = JobInput(**(values | changes))
         return await self.environment.client.start_workflow(
@@ -218,7 +209,7 @@ class Bench:
             if condition():
                 return
             await asyncio.sleep(0.02)
-        raise AssertionError("it did not come to that")
+        raise AssertionError("the condition did not become true")
 
     async def run(self, **changes: Any) -> JobOutcome:
         return await (await self.start(**changes)).result()
@@ -236,7 +227,7 @@ async def environment() -> AsyncIterator[WorkflowEnvironment]:
 
 @pytest.fixture(params=[True, False], ids=["activity records", "workflow records"])
 def idle_bench(environment: WorkflowEnvironment, request: pytest.FixtureRequest) -> Bench:
-    """Nobody works yet."""
+    """A bench whose workers are not running yet."""
     return Bench(environment, Script(request.param))
 
 

@@ -5,11 +5,11 @@ from typing import Any
 
 from sqlalchemy.exc import OperationalError
 
-from moyin.jobs.workflows.dispatch_buffer import DispatchBuffer
+from moyin.jobs.workflows.launcher import DispatchBuffer
 
 
 class Jobs:
-    """Takes marks; ``away`` for so many times."""
+    """Records marks; the first ``away`` calls fail."""
 
     def __init__(self, away: int = 0) -> None:
         self.done = asyncio.Event()
@@ -35,7 +35,7 @@ async def test_marks_are_written_together() -> None:
     assert jobs.written == [("a", "b"), ("c",)]
 
 
-async def test_an_outage_of_the_database_costs_the_marks_only() -> None:
+async def test_an_outage_of_the_database_loses_only_the_marks() -> None:
     jobs: Any = Jobs(away=1)
     marks = DispatchBuffer(jobs, seconds=60)
     marks.add("a")

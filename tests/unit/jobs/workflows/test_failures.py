@@ -35,20 +35,20 @@ def test_a_final_error_is_not_retried() -> None:
     assert failure.next_retry_delay is None
 
 
-def test_a_passing_error_is_retried_when_it_asks_to_be() -> None:
+def test_a_retryable_error_keeps_its_delay() -> None:
     failure = to_application_error(BackendUnavailable("busy", retry_after=7))
     assert (failure.type, failure.non_retryable) == ("backend_unavailable", False)
     assert failure.next_retry_delay == timedelta(seconds=7)
 
 
-def test_our_errors_reach_the_owner_with_their_details() -> None:
+def test_the_owner_sees_our_errors_with_their_details() -> None:
     failure = to_application_error(RenderFailed("node 1 raised", details={"node": "1"}))
     error = to_job_error(activity_error(failure), step=2)
     assert (error.code, error.message) == ("render_failed", "node 1 raised")
     assert error.details == {"node": "1", "step": 2}
 
 
-def test_an_error_of_the_workflow_itself() -> None:
+def test_an_error_of_the_workflow_becomes_a_job_error() -> None:
     assert to_job_error(DeadlineExceeded("late")).code == "deadline_exceeded"
 
 
@@ -60,13 +60,13 @@ def test_an_error_of_the_workflow_itself() -> None:
         (TimeoutType.SCHEDULE_TO_CLOSE, "step_failed"),
     ],
 )
-def test_timeouts(kind: TimeoutType, code: str) -> None:
+def test_a_timeout_has_its_code(kind: TimeoutType, code: str) -> None:
     timeout = TimeoutError("activity Heartbeat timeout", type=kind, last_heartbeat_details=[])
     assert to_job_error(activity_error(timeout)).code == code
 
 
 @pytest.mark.parametrize("kind", ["RuntimeError", None, "made_up"])
-def test_nothing_else_gets_out(kind: str | None) -> None:
+def test_the_owner_does_not_see_other_errors(kind: str | None) -> None:
     error = to_job_error(activity_error(ApplicationError("/secret/path", type=kind)))
     assert error.code == "internal_error"
     assert "secret" not in error.message

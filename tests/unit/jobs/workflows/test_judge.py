@@ -1,4 +1,4 @@
-"""The judge's workflow on Temporal's time-skipping server; its steps do as they are told."""
+"""The judge's workflow on Temporal's time-skipping server; its activities are scripted."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ SECRET = "codename Bluebird"
 
 
 class Steps:
-    """Stands in for `Judge`."""
+    """Stands in for `Judge` with scripted results."""
 
     def __init__(self) -> None:
         self.answers: list[Outcome | Exception] = [Outcome.ANSWERED]
-        self.found: Verdict | Outcome = Verdict(given=1.0, other=0.5)
+        self.decision: Verdict | Outcome = Verdict(given=1.0, other=0.5)
         self.write_failures = 0
         self.calls: Counter[str] = Counter()
         self.recorded: list[Verdict] = []
         self.hold: asyncio.Event | None = None
-        self.asked = asyncio.Event()
+        self.deciding = asyncio.Event()
 
     async def answer(self, comparison_id: str) -> Outcome:
         self.calls["answer"] += 1
-        told = self.answers.pop(0)
-        if isinstance(told, Exception):
-            raise told
-        return told
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     async def decide(self, comparison_id: str) -> Verdict | Outcome:
         self.calls["decide"] += 1
-        self.asked.set()
+        self.deciding.set()
         if self.hold is not None:
             await self.hold.wait()
-        return self.found
+        return self.decision
 
     async def record(self, comparison_id: str, verdict: Verdict) -> bool:
         if self.write_failures:
@@ -73,9 +73,9 @@ class Bench:
             self.environment.client,
             task_queue=JUDGE_QUEUE,
             workflows=[JudgeWorkflow],
-            activities=JudgeActivities(judge, self.counted.append).all(),
+            activities=JudgeActivities(judge, self.counted.append).of_judge_queue,
             max_heartbeat_throttle_interval=timedelta(seconds=0.2),
-            # The test server waits for ever for a worker that knew the workflow and is gone.
+            # The test server waits without end for a stopped worker that has the workflow in memory.
             max_cached_workflows=0,
         ):
             yield
@@ -98,20 +98,20 @@ async def bench(environment: WorkflowEnvironment) -> AsyncIterator[Bench]:
         yield bench
 
 
-async def test_a_verdict_is_written_down_and_what_was_compared_goes(bench: Bench) -> None:
+async def test_a_verdict_is_recorded_and_the_compared_answers_deleted(bench: Bench) -> None:
     assert await bench.run() == Outcome.AGREED
     assert bench.steps.recorded == [Verdict(given=1.0, other=0.5)]
     assert bench.steps.calls == {"answer": 1, "decide": 1, "close": 1}
     assert bench.counted == [Outcome.AGREED]
 
 
-async def test_a_worse_answer_is_a_disagreement(bench: Bench) -> None:
-    bench.steps.found = Verdict(given=0.25, other=0.5)
+async def test_a_worse_answer_counts_as_disagreement(bench: Bench) -> None:
+    bench.steps.decision = Verdict(given=0.25, other=0.5)
     assert await bench.run() == Outcome.DISAGREED
 
 
 @pytest.mark.parametrize("outcome", [Outcome.BUDGET, Outcome.RESIDENCY, Outcome.GONE])
-async def test_without_a_second_answer_the_judge_is_not_asked(
+async def test_the_judge_is_not_called_without_a_second_answer(
     bench: Bench, outcome: Outcome
 ) -> None:
     bench.steps.answers = [outcome]
@@ -120,20 +120,20 @@ async def test_without_a_second_answer_the_judge_is_not_asked(
     assert bench.counted == [outcome]
 
 
-async def test_a_verdict_that_does_not_parse_is_counted_and_teaches_nothing(bench: Bench) -> None:
-    bench.steps.found = Outcome.UNPARSABLE
+async def test_an_unparsable_verdict_is_counted_but_not_recorded(bench: Bench) -> None:
+    bench.steps.decision = Outcome.UNPARSABLE
     assert await bench.run() == Outcome.UNPARSABLE
     assert bench.steps.recorded == []
     assert bench.steps.calls["close"] == 1
 
 
-async def test_a_back_end_that_is_away_is_waited_for(bench: Bench) -> None:
+async def test_an_outage_of_a_back_end_only_delays_the_comparison(bench: Bench) -> None:
     bench.steps.answers = [*[BackendUnavailable("away")] * 3, Outcome.ANSWERED]
     assert await bench.run() == Outcome.AGREED
     assert bench.steps.calls["answer"] == 4
 
 
-async def test_a_back_end_that_never_comes_back_is_given_up(bench: Bench) -> None:
+async def test_a_comparison_fails_if_the_outage_does_not_end(bench: Bench) -> None:
     bench.steps.answers = [BackendUnavailable("away")] * 1_000
     assert await bench.run() == Outcome.FAILED
     assert bench.steps.recorded == []
@@ -141,10 +141,10 @@ async def test_a_back_end_that_never_comes_back_is_given_up(bench: Bench) -> Non
 
 
 @pytest.mark.parametrize("error", [ValueError(SECRET), BackendRejected(SECRET)])
-async def test_a_fault_is_paid_for_once_and_quotes_nothing(
+async def test_a_bug_is_not_retried_and_its_message_is_not_stored(
     bench: Bench, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of ours, say: what is wrong with a value is told with the value."""
+    """Messages of errors may quote the value that is wrong."""
     bench.steps.answers = [error, Outcome.ANSWERED]
     handle = await bench.start()
     assert await handle.result() == Outcome.FAILED
@@ -155,25 +155,27 @@ async def test_a_fault_is_paid_for_once_and_quotes_nothing(
     assert SECRET not in caplog.text
 
 
-async def test_a_database_that_is_away_does_not_ask_the_judge_again(bench: Bench) -> None:
+async def test_an_outage_of_the_database_does_not_repeat_the_call_of_the_judge(
+    bench: Bench,
+) -> None:
     bench.steps.write_failures = 3
     assert await bench.run() == Outcome.AGREED
     assert bench.steps.calls["decide"] == 1
     assert len(bench.steps.recorded) == 1
 
 
-async def test_cancelled_it_teaches_nothing_and_keeps_nothing(bench: Bench) -> None:
+async def test_a_cancelled_comparison_records_nothing_and_is_deleted(bench: Bench) -> None:
     bench.steps.hold = asyncio.Event()
     handle = await bench.start()
     async with asyncio.timeout(20):
-        await bench.steps.asked.wait()
+        await bench.steps.deciding.wait()
         await handle.cancel()
         assert await handle.result() == Outcome.CANCELLED
     assert bench.steps.recorded == []
     assert bench.steps.calls["close"] == 1
 
 
-async def test_a_worker_that_is_stopped_leaves_the_comparison_to_the_next(
+async def test_another_worker_continues_after_one_is_stopped(
     environment: WorkflowEnvironment,
 ) -> None:
     bench = Bench(environment)
@@ -181,7 +183,7 @@ async def test_a_worker_that_is_stopped_leaves_the_comparison_to_the_next(
     async with asyncio.timeout(60):
         async with bench.working():
             handle = await bench.start()
-            await bench.steps.asked.wait()
+            await bench.steps.deciding.wait()
         bench.steps.hold.set()
         async with bench.working():
             assert await handle.result() == Outcome.AGREED

@@ -1,4 +1,4 @@
-"""`JobLauncher` over a Temporal that changes between two calls."""
+"""Tests `JobLauncher` with a Temporal whose runs change between two calls."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from temporalio.client import WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
-from moyin.jobs.workflows.client import JobLauncher
+from moyin.jobs.workflows.launcher import JobLauncher
 
 CLOSED, RUNNING = WorkflowExecutionStatus.COMPLETED, WorkflowExecutionStatus.RUNNING
 
@@ -28,7 +28,7 @@ def run(attempt: int, status: WorkflowExecutionStatus) -> Run:
 
 
 class Temporal:
-    """One workflow id. ``runs``: the newest last; ``coming``: starts after the next call."""
+    """Holds the runs of one workflow id, newest last; ``coming`` starts after the next call."""
 
     def __init__(self, *runs: Run, coming: Run | None = None) -> None:
         self.runs = list(runs)
@@ -39,8 +39,8 @@ class Temporal:
 
     def get_workflow_handle(self, workflow_id: str, *, run_id: str | None = None) -> Any:
         async def cancel(**_: Any) -> None:
-            if (found := self._found(run_id)).status is RUNNING:
-                found.cancelled = True
+            if (current := self._found(run_id)).status is RUNNING:
+                current.cancelled = True
 
         async def describe(**_: Any) -> Run:
             return self._found(run_id)
@@ -48,7 +48,7 @@ class Temporal:
         return SimpleNamespace(cancel=cancel, describe=describe)
 
     def _found(self, run_id: str | None) -> Run:
-        known = [one for one in self.runs if run_id in (None, one.run_id)]
+        known = [run for run in self.runs if run_id in (None, run.run_id)]
         if self.coming is not None:
             self.runs.append(self.coming)
             self.coming = None
@@ -62,19 +62,19 @@ async def cancels(temporal: Temporal, attempt: int) -> bool:
     return await JobLauncher(**parts).cancel("j", attempt)
 
 
-async def test_what_runs_is_cancelled() -> None:
+async def test_a_running_attempt_is_cancelled() -> None:
     running = run(2, RUNNING)
     assert await cancels(Temporal(run(1, CLOSED), running), 2)
     assert running.cancelled
 
 
-async def test_what_does_not_run_is_not() -> None:
+async def test_an_attempt_that_does_not_run_is_not_cancelled() -> None:
     assert not await cancels(Temporal(), 1)
     assert not await cancels(Temporal(run(1, CLOSED)), 1)
     assert not await cancels(Temporal(run(1, RUNNING)), 2)
 
 
-async def test_an_attempt_that_starts_meanwhile_is_not_said_to_be_cancelled() -> None:
+async def test_an_attempt_that_starts_meanwhile_is_not_reported_as_cancelled() -> None:
     started = run(2, RUNNING)
-    asked = await cancels(Temporal(run(1, CLOSED), coming=started), 2)
-    assert asked is started.cancelled
+    was_cancelled = await cancels(Temporal(run(1, CLOSED), coming=started), 2)
+    assert was_cancelled is started.cancelled

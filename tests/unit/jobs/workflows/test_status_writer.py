@@ -1,4 +1,4 @@
-"""How a step's activity writes down that it begins and that it is done, on a real database."""
+"""Tests how a step's activity records its beginning and its result, on a real database."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ RESULT = StepResult(
 )
 
 
-class Told:
-    """What watchers hear, in order."""
+class Watchers:
+    """Collects the published events in order."""
 
     def __init__(self) -> None:
         self.kinds: list[str] = []
@@ -41,20 +41,20 @@ class Told:
     async def publish_all(self, job_id: str, events: Sequence[tuple[EventType, Any]]) -> None:
         self.kinds.extend(kind.value for kind, _ in events)
 
-    async def end(self, job: Job) -> None:
+    async def publish_end(self, job: Job) -> None:
         self.kinds.append("end of frames")
 
 
 class Bench:
     def __init__(self, database: Database) -> None:
         self.jobs = JobStore(database)
-        self.told = Told()
-        told: Any = self.told
-        self.record = JobStatusWriter(jobs=self.jobs, events=told, frames=told)
-        self.done = 0
+        self.watchers = Watchers()
+        watchers: Any = self.watchers
+        self.writer = JobStatusWriter(jobs=self.jobs, events=watchers, frames=watchers)
+        self.runs = 0
 
     async def job(self, steps: int = 1) -> StepInput:
-        """A queued job's first step."""
+        """Create a queued job and return its first step."""
         job_id = str(uuid.uuid4())
         heads = ((StepKind.HTTP, "default"),) * steps
         await self.jobs.create(NewJob(id=job_id, owner="ann", kind="http", spec="s", heads=heads))
@@ -64,16 +64,16 @@ class Bench:
 
     async def run(
         self, step: StepInput, *, attempt: int = 1, work: Callable[[], Awaitable[Any]] | None = None
-    ) -> StepDone | StepResult:
+    ) -> StepDone:
         async def act() -> StepResult:
-            self.done += 1
+            self.runs += 1
             if work is not None:
                 await work()
             return replace(RESULT, index=step.index, output=f"out{step.index}")
 
         environment = ActivityEnvironment()
         environment.info = replace(environment.info, attempt=attempt)
-        done: StepDone | StepResult = await environment.run(self.record.around, step, act)
+        done: StepDone = await environment.run(self.writer.run_step, step, act)
         return done
 
 
@@ -85,19 +85,19 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     await database.close()
 
 
-def away(*_: Any, **__: Any) -> Any:
+def fail(*_: Any, **__: Any) -> Any:
     raise OperationalError("update", {}, Exception("the database is away"))
 
 
-async def test_the_only_step_begins_and_ends_the_job(bench: Bench) -> None:
+async def test_the_only_step_starts_and_ends_the_job(bench: Bench) -> None:
     step = await bench.job()
     assert await bench.run(step) == StepDone(result=RESULT, recorded=True)
     job = await bench.jobs.find(step.job_id)
     assert (job.status, job.results) == (JobStatus.SUCCEEDED, (RESULT,))
-    assert bench.told.kinds == ["running", "step", "succeeded", "end of frames"]
+    assert bench.watchers.kinds == ["running", "step", "succeeded", "end of frames"]
 
 
-async def test_every_step_is_a_checkpoint_and_the_last_one_the_end(bench: Bench) -> None:
+async def test_every_step_is_a_checkpoint_and_the_last_one_ends_the_job(bench: Bench) -> None:
     first = await bench.job(steps=2)
     await bench.run(first)
     job = await bench.jobs.find(first.job_id)
@@ -105,20 +105,22 @@ async def test_every_step_is_a_checkpoint_and_the_last_one_the_end(bench: Bench)
     await bench.run(replace(first, index=1, begins=None, last=True))
     job = await bench.jobs.find(first.job_id)
     assert (job.status, [r.output for r in job.results]) == (JobStatus.SUCCEEDED, ["out0", "out1"])
-    assert bench.told.kinds == ["running", "step", "step", "succeeded", "end of frames"]
+    assert bench.watchers.kinds == ["running", "step", "step", "succeeded", "end of frames"]
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-async def test_a_try_after_a_lost_one_finds_what_that_wrote(bench: Bench, steps: int) -> None:
+async def test_a_retry_after_a_lost_try_returns_the_recorded_result(
+    bench: Bench, steps: int
+) -> None:
     step = await bench.job(steps)
     first = await bench.run(step)
-    told = bench.told.kinds[1:]
+    published = bench.watchers.kinds[1:]
     assert await bench.run(step, attempt=2) == first
-    assert bench.done == 1, "and does nothing twice"
-    assert bench.told.kinds[1:] == [*told, *told], "it may have been lost before it told"
+    assert bench.runs == 1, "the step does not run again"
+    assert bench.watchers.kinds[1:] == [*published, *published], "the events may have been lost"
 
 
-async def test_a_lost_try_that_is_alive_may_end_the_job(
+async def test_a_lost_try_that_still_runs_may_end_the_job(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step, start = await bench.job(), bench.jobs.start
@@ -130,59 +132,59 @@ async def test_a_lost_try_that_is_alive_may_end_the_job(
 
     monkeypatch.setattr(bench.jobs, "start", late)
     assert await bench.run(step, attempt=2) == StepDone(result=RESULT, recorded=True)
-    assert bench.done == 1
+    assert bench.runs == 1
 
 
-async def test_a_try_after_one_that_wrote_nothing_does_the_step(bench: Bench) -> None:
+async def test_a_retry_runs_the_step_if_no_result_was_recorded(bench: Bench) -> None:
     step = await bench.job()
 
-    async def fail() -> None:
+    async def crash() -> None:
         raise RuntimeError("the worker is lost")
 
     with pytest.raises(RuntimeError):
-        await bench.run(step, work=fail)
+        await bench.run(step, work=crash)
     assert await bench.run(step, attempt=2) == StepDone(result=RESULT, recorded=True)
-    assert bench.done == 2
+    assert bench.runs == 2
 
 
-async def test_the_workflow_writes_what_could_not_be_written(
+async def test_a_result_that_cannot_be_recorded_is_left_to_the_workflow(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = await bench.job()
 
     async def outage() -> None:
-        monkeypatch.setattr(bench.jobs, "finish", away)
+        monkeypatch.setattr(bench.jobs, "finish", fail)
 
     assert await bench.run(step, work=outage) == StepDone(result=RESULT, recorded=False)
     monkeypatch.undo()
     assert (await bench.jobs.find(step.job_id)).status is JobStatus.RUNNING
 
 
-async def test_a_step_whose_attempt_is_over_does_nothing(bench: Bench) -> None:
+async def test_a_step_of_an_ended_attempt_does_not_run(bench: Bench) -> None:
     step = await bench.job()
     await bench.jobs.finish(step.job_id, 1, JobStatus.CANCELLED, None)
     with pytest.raises(ApplicationError) as caught:
         await bench.run(step)
-    assert (caught.value.type, caught.value.non_retryable, bench.done) == (SUPERSEDED, True, 0)
+    assert (caught.value.type, caught.value.non_retryable, bench.runs) == (SUPERSEDED, True, 0)
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-async def test_a_step_whose_job_goes_on_elsewhere_writes_nothing(bench: Bench, steps: int) -> None:
+async def test_a_step_of_a_superseded_attempt_records_nothing(bench: Bench, steps: int) -> None:
     step = await bench.job(steps)
 
-    async def again() -> None:
+    async def retry_job() -> None:
         error = JobError(code="worker_lost", message="gone")
         await bench.jobs.finish(step.job_id, 1, JobStatus.FAILED, error)
         await bench.jobs.reopen("ann", step.job_id)
 
     with pytest.raises(ApplicationError) as caught:
-        await bench.run(step, work=again)
+        await bench.run(step, work=retry_job)
     assert (caught.value.type, caught.value.non_retryable) == (SUPERSEDED, True)
     job = await bench.jobs.find(step.job_id)
     assert (job.status, job.attempts, job.results) == (JobStatus.QUEUED, 2, ())
 
 
-async def test_nobody_hears_of_a_result_that_came_after_the_end(bench: Bench) -> None:
+async def test_a_result_after_the_end_is_not_published(bench: Bench) -> None:
     step = await bench.job()
 
     async def cancel() -> None:
@@ -190,18 +192,18 @@ async def test_nobody_hears_of_a_result_that_came_after_the_end(bench: Bench) ->
 
     await bench.run(step, work=cancel)
     assert (await bench.jobs.find(step.job_id)).results == ()
-    assert bench.told.kinds == ["running", "cancelled", "end of frames"]
+    assert bench.watchers.kinds == ["running", "cancelled", "end of frames"]
 
 
-async def test_a_cancellation_waits_for_what_is_being_written(
+async def test_a_cancellation_waits_until_the_result_is_recorded(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = await bench.job()
-    writing, go_on, finish = asyncio.Event(), asyncio.Event(), bench.jobs.finish
+    writing, proceed, finish = asyncio.Event(), asyncio.Event(), bench.jobs.finish
 
     async def slowly(*args: Any, **kwargs: Any) -> Any:
         writing.set()
-        await go_on.wait()
+        await proceed.wait()
         return await finish(*args, **kwargs)
 
     monkeypatch.setattr(bench.jobs, "finish", slowly)
@@ -209,14 +211,8 @@ async def test_a_cancellation_waits_for_what_is_being_written(
     await writing.wait()
     running.cancel()
     await asyncio.sleep(0)
-    go_on.set()
+    proceed.set()
     with pytest.raises(asyncio.CancelledError):
         await running
     assert (await bench.jobs.find(step.job_id)).status is JobStatus.SUCCEEDED
-    assert bench.told.kinds[-1] == "end of frames"
-
-
-async def test_workflows_of_earlier_versions_write_for_themselves(bench: Bench) -> None:
-    step = replace(await bench.job(), attempt=None, last=False)
-    assert await bench.run(step) == RESULT
-    assert (await bench.jobs.find(step.job_id)).status is JobStatus.RUNNING
+    assert bench.watchers.kinds[-1] == "end of frames"

@@ -33,20 +33,20 @@ def blobs(tmp_path: Path) -> BlobStore:
     return BlobStore(f"file://{tmp_path}")
 
 
-def asked(spec: str, *earlier: str) -> StepInput:
-    return StepInput(job_id="j", owner="ann", index=1, spec=spec, earlier=earlier)
+def step_input(spec: str, *earlier: str) -> StepInput:
+    return StepInput(job_id="j", owner="ann", index=1, spec=spec, earlier=earlier, attempt=1)
 
 
-async def test_a_step_gets_the_outputs_before_it(blobs: BlobStore) -> None:
+async def test_a_step_receives_the_outputs_of_earlier_steps(blobs: BlobStore) -> None:
     spec = await blobs.put(encode(SPEC))
     earlier = await save_output(blobs, text="a cat")
-    loaded, step, payload = await load_step(blobs, asked(spec, earlier))
+    loaded, step, payload = await load_step(blobs, step_input(spec, earlier))
     assert loaded == SPEC
     assert (step.kind, step.pool) == (StepKind.RENDER, "fast")
     assert payload == {"1": {"inputs": {"t": "a cat"}}}
 
 
-async def test_an_output_says_what_there_is(blobs: BlobStore) -> None:
+async def test_an_output_has_its_text_body_and_artifacts(blobs: BlobStore) -> None:
     artifact = Artifact(id="art_1", name="a", media_type="image/png", size=1, sha256="0" * 64)
     sha256 = await save_output(blobs, body={"a": [1]}, artifacts=[artifact])
     assert json.loads(await blobs.get(sha256)) == {
@@ -54,27 +54,27 @@ async def test_an_output_says_what_there_is(blobs: BlobStore) -> None:
     }  # fmt: skip
 
 
-async def test_a_reference_to_nothing(blobs: BlobStore) -> None:
+async def test_a_reference_to_a_missing_output_is_refused(blobs: BlobStore) -> None:
     spec = await blobs.put(encode(SPEC))
     with pytest.raises(InvalidRequest):
-        await load_step(blobs, asked(spec))
+        await load_step(blobs, step_input(spec))
 
 
-async def test_a_lost_input(blobs: BlobStore) -> None:
+async def test_a_missing_blob_fails_the_step(blobs: BlobStore) -> None:
     with pytest.raises(StepFailed):
-        await load_step(blobs, asked("0" * 64))
+        await load_step(blobs, step_input("0" * 64))
 
 
 @pytest.mark.parametrize("turns", range(12))
-async def test_the_heart_stops_whenever_the_step_ends(
+async def test_heartbeats_stop_whenever_the_step_ends(
     turns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever turn of the loop that is: a cancellation must not meet a beat that survives it."""
+    """In any turn of the event loop: no heartbeat may survive the end of the step."""
     monkeypatch.setattr(module, "HEARTBEAT_INTERVAL", timedelta(0))
 
     async def step() -> None:
-        async with heartbeating(60) as pulse:
-            pulse.quicken()
+        async with heartbeating(60) as heartbeat:
+            heartbeat.quicken()
             for _ in range(turns):
                 await asyncio.sleep(0)
 

@@ -41,13 +41,13 @@ def sweeper(jobs: Any, launcher: Any) -> Sweeper:
     return Sweeper(jobs=jobs, launcher=launcher, interval=timedelta(milliseconds=10))
 
 
-async def test_a_job_that_can_not_start_does_not_hold_up_the_others() -> None:
+async def test_a_job_that_cannot_start_does_not_delay_the_others() -> None:
     launcher = Launcher("a")
     assert await sweeper(Jobs("a", "b", "c"), launcher).sweep() == 2
     assert launcher.started == ["b", "c"]
 
 
-async def test_what_has_ended_wants_its_webhook_and_is_not_started_again() -> None:
+async def test_an_ended_job_gets_its_webhook_and_is_not_started_again() -> None:
     launcher = Launcher()
     assert await sweeper(Jobs("ended", "a"), launcher).sweep() == 2
     assert (launcher.started, launcher.notified) == (["a"], [("ended", 2)])
@@ -62,18 +62,18 @@ async def test_an_outage_of_the_database_only_delays_the_sweeper() -> None:
     await asyncio.gather(sweeping, return_exceptions=True)
 
 
-async def test_a_runner_waits_for_temporal_and_stops_when_told() -> None:
-    asked = asyncio.Event()
+async def test_a_runner_waits_for_temporal_and_can_be_stopped() -> None:
+    connecting = asyncio.Event()
 
-    class Away:
+    class UnavailableTemporal:
         async def client(self) -> None:
-            asked.set()
-            raise ServiceUnavailable("away")
+            connecting.set()
+            raise ServiceUnavailable("unavailable")
 
-    parts: Any = {"temporal": Away(), "activities": None}
+    parts: Any = {"temporal": UnavailableTemporal(), "activities": None}
     runner = JobRunner(**parts, sweeper=sweeper(Jobs(), Launcher()), concurrency=1)
     running = asyncio.create_task(runner.run())
-    await asked.wait()
+    await connecting.wait()
     await runner.stop()
     await asyncio.wait_for(running, 5)
     assert runner.error is None

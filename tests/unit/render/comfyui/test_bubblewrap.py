@@ -1,4 +1,4 @@
-"""Trying whether this machine can confine a process, and saying what it lacks."""
+"""Tests of the check whether this machine can confine a process, and of its advice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moyin.render.comfyui.seccomp import filter_program
 
 
 @pytest.fixture(autouse=True)
-def forgetful() -> Iterator[None]:
+def empty_cache() -> Iterator[None]:
     require_confinement.cache_clear()
     yield
     require_confinement.cache_clear()
@@ -28,7 +28,7 @@ def program(path: Path, script: str) -> Path:
     return path
 
 
-def test_the_first_program_that_works_is_used_and_tried_once(
+def test_first_working_program_is_used_and_tested_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = tmp_path / "tried"
@@ -41,7 +41,7 @@ def test_the_first_program_that_works_is_used_and_tried_once(
     assert tried.read_text() == "bad\ngood\n"
 
 
-def test_what_bubblewrap_says_and_what_to_do_is_told(
+def test_error_has_bubblewraps_message_and_advice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad = program(
@@ -55,9 +55,7 @@ def test_what_bubblewrap_says_and_what_to_do_is_told(
         require_confinement()
 
 
-def test_the_systems_program_comes_after_the_wheels(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_program_of_the_wheel_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     system = program(tmp_path / "bwrap", "exit 0")
     monkeypatch.setenv("PATH", str(tmp_path))
     [wheel, *others] = find_bwraps()
@@ -70,38 +68,38 @@ def test_the_systems_program_comes_after_the_wheels(
 
 
 @pytest.mark.parametrize(
-    ("uid", "file", "text", "told"),
+    ("uid", "file", "text", "expected"),
     [
         (1000, "proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1", "AppArmor"),
         (1000, "proc/sys/kernel/unprivileged_userns_clone", "0", "unprivileged_userns_clone=1"),
         (1000, "proc/sys/user/max_user_namespaces", "0", "max_user_namespaces"),
-        (0, "proc/sys/user/max_user_namespaces", "0", "no namespaces here"),
-        (1000, "proc/sys/user/max_user_namespaces", "9", "no namespaces here"),
+        (0, "proc/sys/user/max_user_namespaces", "0", "does not allow namespaces"),
+        (1000, "proc/sys/user/max_user_namespaces", "9", "does not allow namespaces"),
         (0, ".dockerenv", "", "security-opt seccomp=unconfined"),
     ],
 )
-def test_what_keeps_a_machine_from_it_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uid: int, file: str, text: str, told: str
+def test_advice_names_the_setting_that_forbids_namespaces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uid: int, file: str, text: str, expected: str
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: uid)
     path = tmp_path / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{text}\n")
-    assert told in advice(tmp_path)
+    assert expected in advice(tmp_path)
 
 
 class Call:
-    """A system call as the kernel hands it to a filter, and what the filter makes of it."""
+    """A system call in the form in which the kernel passes it to a filter."""
 
     def __init__(self, number: int, first: int = 0, audit: int = 0xC000003E) -> None:
         self._data = struct.pack("=IIQ6Q", number, audit, 0, first, 0, 0, 0, 0, 0)
 
-    def judged(self, program: bytes) -> int:
+    def run_filter(self, program: bytes) -> int:
         code = list(struct.iter_unpack("=HBBI", program))
-        register, place = 0, 0
+        register, position = 0, 0
         while True:
-            kind, if_true, if_false, value = code[place]
-            place += 1
+            kind, if_true, if_false, value = code[position]
+            position += 1
             if kind == 0x20:
                 [register] = struct.unpack_from("=I", self._data, value)
             elif kind == 0x06:
@@ -112,14 +110,14 @@ class Call:
                     0x35: register >= value,
                     0x45: bool(register & value),
                 }[kind]
-                place += if_true if truth else if_false
+                position += if_true if truth else if_false
 
 
 ALLOWED, DENIED, ABSENT = 0x7FFF0000, 0x00050001, 0x00050026
 
 
 @pytest.mark.parametrize(
-    ("call", "verdict"),
+    ("call", "result"),
     [
         (Call(0), ALLOWED),  # read
         (Call(59), ALLOWED),  # execve
@@ -130,9 +128,9 @@ ALLOWED, DENIED, ABSENT = 0x7FFF0000, 0x00050001, 0x00050026
         (Call(443), DENIED),  # the last of the list
         (Call(444), ALLOWED),  # landlock_create_ruleset
         (Call(56, 0x11), ALLOWED),  # clone: a child
-        (Call(56, 0x10000011), DENIED),  # clone: with users of its own
+        (Call(56, 0x10000011), DENIED),  # clone: with a user namespace
         (Call(435), ABSENT),  # clone3
-        (Call(41, 1), ALLOWED),  # socket: of this machine
+        (Call(41, 1), ALLOWED),  # socket: AF_UNIX
         (Call(41, 2), ALLOWED),
         (Call(41, 10), ALLOWED),
         (Call(41, 16), ALLOWED),
@@ -142,19 +140,19 @@ ALLOWED, DENIED, ABSENT = 0x7FFF0000, 0x00050001, 0x00050026
         (Call(0, audit=0x40000003), DENIED),  # 32 bits
     ],
 )
-def test_system_calls(call: Call, verdict: int) -> None:
+def test_filter_on_x86_64(call: Call, result: int) -> None:
     program = filter_program("x86_64")
     assert program is not None
-    assert call.judged(program) == verdict
+    assert call.run_filter(program) == result
 
 
-def test_other_architectures() -> None:
+def test_filter_on_other_architectures() -> None:
     program = filter_program("aarch64")
     assert program is not None
     audit = 0xC00000B7
-    verdicts = [
-        Call(number, first, audit).judged(program)
+    results = [
+        Call(number, first, audit).run_filter(program)
         for number, first in ((63, 0), (40, 0), (220, 0x10000000), (198, 1), (198, 40), (117, 0))
     ]
-    assert verdicts == [ALLOWED, DENIED, DENIED, ALLOWED, DENIED, DENIED]
+    assert results == [ALLOWED, DENIED, DENIED, ALLOWED, DENIED, DENIED]
     assert filter_program("riscv64") is None

@@ -1,4 +1,4 @@
-"""What a ComfyUI whose nodes may be hostile answers, and how much of it is read."""
+"""Tests of the limits on responses of a ComfyUI whose nodes may be hostile."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from moyin.render.comfyui.client import ComfyClient
 from moyin.render.comfyui.paths import HostPaths
 
 
-async def test_a_prompt_that_puts_out_more_than_may_be_kept_fails_and_is_forgotten(
+async def test_prompt_with_too_large_outputs_fails_and_is_dropped(
     tmp_path: Path,
 ) -> None:
-    asked: list[Any] = []
+    requests: list[Any] = []
 
     async def look(request: web.Request) -> web.Response:
-        asked.append(await request.json())
-        text = "x" * (9 * 1024 * 1024 if asked[-1]["prompt_id"] == "huge" else 1024)
+        requests.append(await request.json())
+        text = "x" * (9 * 1024 * 1024 if requests[-1]["prompt_id"] == "huge" else 1024)
         status = {"status_str": "success", "completed": True}
         entry = {"outputs": {"1": {"text": [text]}}, "status": status}
         return web.json_response({"queued": False, "entry": entry})
@@ -32,12 +32,12 @@ async def test_a_prompt_that_puts_out_more_than_may_be_kept_fails_and_is_forgott
     address = str(tmp_path / "comfyui.sock")
     await web.UnixSite(runner, address).start()
     async with ComfyClient(address, "c", HostPaths({})) as client:
-        with pytest.raises(RenderFailed, match="larger than 8388608 bytes") as failed:
-            await client.look("huge")
-        assert not failed.value.retryable
-        assert (await client.look("small")).entry is not None
+        with pytest.raises(RenderFailed, match="larger than 8388608 bytes") as caught:
+            await client.prompt_state("huge")
+        assert not caught.value.retryable
+        assert (await client.prompt_state("small")).entry is not None
     await runner.cleanup()
-    assert asked == [
+    assert requests == [
         {"prompt_id": "huge", "forget": []},
         {"prompt_id": "small", "forget": ["huge"]},
     ]

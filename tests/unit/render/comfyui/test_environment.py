@@ -1,4 +1,4 @@
-"""Which environment variables ComfyUI gets."""
+"""Tests of which environment variables ComfyUI gets."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ NEEDED = {
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
     "LD_LIBRARY_PATH": "/opt/cuda/lib64",
 }
-OURS = {"PYTHONPATH": "/moyin", "PYTHONHOME": "/usr", "VIRTUAL_ENV": "/moyin/.venv"}
+INTERPRETER = {"PYTHONPATH": "/moyin", "PYTHONHOME": "/usr", "VIRTUAL_ENV": "/moyin/.venv"}
 
 
 def options(**changes: object) -> ComfyOptions:
-    here = Path("/x")
-    settings: dict[str, object] = {"home": here, "python": here, "folder": here, "models": here}
+    path = Path("/x")
+    settings: dict[str, object] = {"home": path, "python": path, "folder": path, "models": path}
     return ComfyOptions(**(settings | changes))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("isolation", [Isolation.STRICT, Isolation.FILES])
-def test_it_gets_what_rendering_needs_and_no_secret(isolation: Isolation) -> None:
-    environ = {**SECRETS, **NEEDED, **OURS, "HOME": "/users/ada", "EDITOR": "vi"}
+def test_process_gets_needed_variables_and_no_secret(isolation: Isolation) -> None:
+    environ = {**SECRETS, **NEEDED, **INTERPRETER, "HOME": "/users/ada", "EDITOR": "vi"}
     env = child_environment(environ, options(isolation=isolation, share=0.5), Path("/scratch"))
     assert env == {
         **NEEDED,
@@ -54,16 +54,16 @@ def test_it_gets_what_rendering_needs_and_no_secret(isolation: Isolation) -> Non
     }
 
 
-def test_it_gets_what_the_pool_names() -> None:
-    wanted = options(environment=("HF_TOKEN", "NOT_THERE"))
-    env = child_environment(SECRETS, wanted, Path("/scratch"))
+def test_process_gets_variables_that_the_pool_names() -> None:
+    comfy_options = options(environment=("HF_TOKEN", "NOT_THERE"))
+    env = child_environment(SECRETS, comfy_options, Path("/scratch"))
     assert env["HF_TOKEN"] == "h"
     assert not {*SECRETS, "NOT_THERE"} - {"HF_TOKEN"} & env.keys()
 
 
-def test_without_isolation_it_gets_everything_but_our_own_packages() -> None:
-    environ = {**SECRETS, **OURS, "HOME": "/users/ada"}
+def test_process_without_isolation_gets_all_but_the_interpreters_variables() -> None:
+    environ = {**SECRETS, **INTERPRETER, "HOME": "/users/ada"}
     env = child_environment(environ, options(isolation=Isolation.OFF), Path("/scratch"))
     assert SECRETS.items() <= env.items()
     assert env["HOME"] == "/users/ada"
-    assert not OURS.keys() & env.keys()
+    assert not INTERPRETER.keys() & env.keys()

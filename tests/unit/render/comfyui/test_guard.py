@@ -1,4 +1,4 @@
-"""What is refused inside ComfyUI's process, on stand-ins for the parts that it touches."""
+"""Tests of the checks inside ComfyUI's process, on fakes of the parts that they use."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from moyin.render.comfyui.bridge.guard import (
     KEY,
     NotAllowed,
     Rules,
-    first_checked,
-    noted,
-    while_executed,
+    checked_input_data,
+    checked_validation,
+    remember_rules,
 )
 
 OWN = f"moyin/{'a' * 64}.png"
@@ -55,61 +55,61 @@ class Broken:
 RULES = Rules({"Broken": Broken, "Load": Load, "Odd": Odd, "BadNode": Odd, "Shows": Shows})
 
 
-async def verdict(graph: Any, extra: Any = ALLOWED) -> Any:
-    """What ``POST /prompt`` comes to; ComfyUI itself finds everything well."""
+async def validate(graph: Any, extra: Any = ALLOWED) -> Any:
+    """Validate a graph as ``POST /prompt`` does; ComfyUI itself accepts every graph."""
 
     async def validate_prompt(prompt_id: str, prompt: Any, targets: Any) -> Any:
         return True, None, ["1"], {}
 
-    noted({"prompt": graph, "extra_data": extra})
-    return await first_checked(validate_prompt, RULES)("id", graph, None)
+    remember_rules({"prompt": graph, "extra_data": extra})
+    return await checked_validation(validate_prompt, RULES)("id", graph, None)
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "/etc/nope", "x.png [output]", "moyin"])
-async def test_comfyui_is_not_asked_about_a_name_that_is_nobodys(name: str) -> None:
+async def test_file_name_of_others_is_refused_before_comfyui_checks_it(name: str) -> None:
     graph = {"1": {"class_type": "Load", "inputs": {"image": name}}}
-    valid, error, outputs, errors = await verdict(graph)
+    valid, error, outputs, errors = await validate(graph)
     assert (valid, outputs, error["type"]) == (False, [], "prompt_outputs_failed_validation")
     assert errors["1"]["errors"][0]["details"] == "image - no file of yours has this name"
     assert errors["1"]["class_type"] == "Load"
 
 
-async def test_a_good_graph_is_comfyuis_to_judge() -> None:
+async def test_allowed_graph_is_passed_to_comfyui() -> None:
     graph = {"1": {"class_type": "Load", "inputs": {"image": OWN, "model": ["2", 0]}}}
-    assert (await verdict(graph))[0] is True
-    assert (await verdict("nonsense"))[0] is True
+    assert (await validate(graph))[0] is True
+    assert (await validate("nonsense"))[0] is True
     for kind in ("Broken", "Unknown"):
-        assert (await verdict({"1": {"class_type": kind, "inputs": {"x": "y"}}}))[0] is True
+        assert (await validate({"1": {"class_type": kind, "inputs": {"x": "y"}}}))[0] is True
 
 
-async def test_a_class_that_the_pool_denies_is_refused() -> None:
+async def test_denied_class_is_refused() -> None:
     graph = {"1": {"class_type": "BadNode", "inputs": {}}}
-    valid, _, _, errors = await verdict(graph)
+    valid, _, _, errors = await validate(graph)
     assert not valid
     assert "BadNode are not allowed" in errors["1"]["errors"][0]["details"]
-    assert (await verdict(graph, {KEY: {"allow": ["*"]}}))[0] is True
-    assert (await verdict(graph, None))[0] is True, "it is the operator's own"
+    assert (await validate(graph, {KEY: {"allow": ["*"]}}))[0] is True
+    assert (await validate(graph, None))[0] is True, "it is the operator's own graph"
     only = {KEY: {"allow": ["Load"]}}
-    assert (await verdict({"1": {"class_type": "Odd", "inputs": {}}}, only))[0] is False
+    assert (await validate({"1": {"class_type": "Odd", "inputs": {}}}, only))[0] is False
 
 
-async def test_an_input_may_be_left_unchecked() -> None:
+async def test_unchecked_input_is_accepted() -> None:
     graph = {"1": {"class_type": "Odd", "inputs": {"path": "/data/x"}}}
-    assert (await verdict(graph))[0] is True
-    assert (await verdict(graph, None))[0] is False
+    assert (await validate(graph))[0] is True
+    assert (await validate(graph, None))[0] is False
 
 
 def executed(kind: str, inputs: dict[str, Any], values: dict[str, Any], extra: Any) -> Any:
-    """What a node gets that is about to be executed."""
+    """Return the input data of a node just before it is executed."""
 
     def get_input_data(*_: Any) -> Any:
         return values, {}, {}
 
     graph = SimpleNamespace(get_node=lambda _: {"class_type": kind})
-    return while_executed(get_input_data, RULES)(inputs, None, "1", None, graph, extra)
+    return checked_input_data(get_input_data, RULES)(inputs, None, "1", None, graph, extra)
 
 
-def test_values_that_came_by_links_are_looked_at_when_they_are_there() -> None:
+def test_linked_values_are_checked_before_execution() -> None:
     linked = {"image": ["2", 0]}
     assert executed("Load", linked, {"image": [OWN]}, ALLOWED)[0] == {"image": [OWN]}
     with pytest.raises(NotAllowed, match="image: no file of yours"):
@@ -119,7 +119,7 @@ def test_values_that_came_by_links_are_looked_at_when_they_are_there() -> None:
     executed("Load", linked, {"image": (None,)}, ALLOWED)
 
 
-def test_what_nodes_hand_to_each_other_is_none_of_ours() -> None:
+def test_data_between_nodes_is_not_checked() -> None:
     values = {"model": [{"weights": "/models/x"}]}
     executed("Load", {"model": ["2", 0]}, values, ALLOWED)
     executed("Shows", {"source": ["2", 0]}, {"source": ["/models/x"]}, ALLOWED)
@@ -127,12 +127,12 @@ def test_what_nodes_hand_to_each_other_is_none_of_ours() -> None:
         executed("Load", {"model": "/models/x"}, {"model": ["/models/x"]}, ALLOWED)
 
 
-def test_a_node_that_another_became_is_refused_by_its_class() -> None:
+def test_expanded_node_of_a_denied_class_is_refused() -> None:
     with pytest.raises(NotAllowed, match="BadNode"):
         executed("BadNode", {}, {}, ALLOWED)
     executed("Odd", {"path": ["2", 0]}, {"path": ["/data/x"]}, ALLOWED)
 
 
-def test_a_look_at_what_is_not_executed_yet_changes_nothing() -> None:
-    get = while_executed(lambda *_: ({"image": ["/x"]}, {}, {}), RULES)
+def test_input_data_without_execution_is_not_checked() -> None:
+    get = checked_input_data(lambda *_: ({"image": ["/x"]}, {}, {}), RULES)
     assert get({"image": "/x"}, None, "1", None)[0] == {"image": ["/x"]}

@@ -1,4 +1,4 @@
-"""Input files on their way to a prompt."""
+"""Tests of the staging and placing of input files."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ async def stored(blobs: BlobStore, content: bytes) -> tuple[str, str]:
     return f"moyin/{sha256}.png", sha256
 
 
-def names(place: Path) -> set[str]:
-    return {path.name for path in place.iterdir()}
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
 
 
-async def test_what_is_fetched_ahead_waits_where_the_process_does_not_see_it(
+async def test_staged_files_are_hidden_until_they_are_placed(
     folder: ProcessFolder, blobs: BlobStore
 ) -> None:
     inputs = InputFiles(folder, 1000)
@@ -50,15 +50,15 @@ async def test_what_is_fetched_ahead_waits_where_the_process_does_not_see_it(
     inputs.place([ada])
     assert names(folder.inputs) == {Path(ada).name}
     inputs.place([bob])
-    assert names(folder.inputs) == {Path(bob).name}, "a prompt that did not end leaves nothing"
-    inputs.take_away()
+    assert names(folder.inputs) == {Path(bob).name}, "the files of an unfinished prompt are removed"
+    inputs.remove_placed()
     assert names(folder.inputs) == set()
     assert inputs.has([ada, bob])
     with pytest.raises(FileNotFoundError):
         inputs.place([f"moyin/{'0' * 64}"])
 
 
-async def test_a_disk_without_links_gets_copies(
+async def test_files_are_copied_where_links_fail(
     folder: ProcessFolder, blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_links(*_: object) -> None:
@@ -72,23 +72,23 @@ async def test_a_disk_without_links_gets_copies(
     assert (folder.inputs / Path(name).name).read_bytes() == b"Ada"
 
 
-async def test_inputs_come_from_the_store_and_the_unused_ones_go(
+async def test_least_recently_used_inputs_are_trimmed(
     folder: ProcessFolder, blobs: BlobStore
 ) -> None:
     inputs = InputFiles(folder, 25)
-    kept = []
+    staged = []
     for number in range(4):
         name, sha256 = await stored(blobs, bytes([number]) * 10)
-        kept.append(name)
+        staged.append(name)
         await inputs.fetch(blobs, {name: sha256})
         os.utime(folder.staging / Path(name).name, (number, number))
-    under_way = folder.staging / ".copying.1"
-    under_way.write_bytes(bytes(100))
-    inputs.trim({kept[0]})
-    assert under_way.exists()
-    under_way.unlink()
-    left = {f"moyin/{name}" for name in names(folder.staging)}
-    assert left == {kept[0], kept[3]}, "the oldest is needed"
+    partial = folder.staging / ".copying.1"
+    partial.write_bytes(bytes(100))
+    inputs.trim({staged[0]})
+    assert partial.exists()
+    partial.unlink()
+    remaining = {f"moyin/{name}" for name in names(folder.staging)}
+    assert remaining == {staged[0], staged[3]}, "the oldest is needed"
 
     with pytest.raises(ValueError, match="not the name"):
         await inputs.fetch(blobs, {"../escape.png": "0" * 64})

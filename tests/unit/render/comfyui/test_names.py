@@ -1,4 +1,4 @@
-"""Which inputs name files, and which values may stand there."""
+"""Tests of which inputs name files, and which values they can hold."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from moyin.render.comfyui.bridge.names import (
     TEXT,
     WIDGET,
     Rule,
+    can_hold,
     escapes,
-    may_hold,
     refusals,
     rules_of,
 )
@@ -65,15 +65,15 @@ def rules(node: Mapping[str, Any], kind: str = "Some") -> dict[str, str]:
     return {name: rule.kind for name, rule in rules_of(kind, node).items()}
 
 
-def node(writes: bool = False, outputs: tuple[str, ...] = ("IMAGE",), **inputs: Any) -> Any:
-    return {"input": {"required": inputs}, "output": list(outputs), "output_node": writes}
+def node(output_node: bool = False, outputs: tuple[str, ...] = ("IMAGE",), **inputs: Any) -> Any:
+    return {"input": {"required": inputs}, "output": list(outputs), "output_node": output_node}
 
 
-def test_the_folder_is_the_one_that_names_are_given_in() -> None:
+def test_input_folder_is_the_same_in_both_modules() -> None:
     assert names.INPUT_FOLDER == INPUT_FOLDER
 
 
-def test_inputs_are_told_apart_by_how_comfyui_describes_them() -> None:
+def test_kind_of_an_input_follows_from_its_description() -> None:
     assert rules(
         node(
             image=[["a.png"], {"image_upload": True}],
@@ -111,31 +111,31 @@ def test_inputs_are_told_apart_by_how_comfyui_describes_them() -> None:
         ("profile", LINE, LINE),
     ],
 )
-def test_what_a_text_names_is_told_by_its_name(name: str, loading: str, saving: str) -> None:
+def test_kind_of_a_text_input_follows_from_its_name(name: str, loading: str, saving: str) -> None:
     spec = {name: ["STRING", {}]}
     assert rules(node(**spec)) == {name: loading}
-    assert rules(node(writes=True, **spec)) == {name: saving}
+    assert rules(node(output_node=True, **spec)) == {name: saving}
 
 
-def test_a_node_that_makes_texts_of_texts_takes_any() -> None:
-    found = rules(node(outputs=("STRING",), prefix=["STRING", {}], path=["STRING", {}]))
-    assert found == {"prefix": TEXT, "path": FILE}
+def test_textual_node_takes_any_text() -> None:
+    kinds = rules(node(outputs=("STRING",), prefix=["STRING", {}], path=["STRING", {}]))
+    assert kinds == {"prefix": TEXT, "path": FILE}
 
 
-def test_stock_inputs_that_are_not_described_as_files_are_known() -> None:
+def test_stock_inputs_without_a_description_are_files() -> None:
     latent = node(latent=[["x.latent"]])
     assert (rules(latent, "LoadLatent"), rules(latent)) == ({"latent": FILE}, {"latent": CHOICE})
 
 
 @pytest.mark.parametrize("text", OUTSIDE)
-def test_what_leads_outside_is_refused_however_it_is_written(text: str) -> None:
+def test_path_that_leads_outside_is_refused_in_every_encoding(text: str) -> None:
     assert escapes(text)
     for kind in (FILE, FOLDER, WIDGET, PREFIX, CHOICE):
-        assert not may_hold(Rule(kind), text, is_own)
-        assert not may_hold(Rule(kind), {"__value__": [{"deep": text}]}, is_own)
-    assert may_hold(Rule(TEXT), text, is_own)
+        assert not can_hold(Rule(kind), text, is_own)
+        assert not can_hold(Rule(kind), {"__value__": [{"deep": text}]}, is_own)
+    assert can_hold(Rule(TEXT), text, is_own)
     if not text.startswith("http"):
-        assert not may_hold(Rule(LINE), text, is_own)
+        assert not can_hold(Rule(LINE), text, is_own)
 
 
 @pytest.mark.parametrize(
@@ -152,51 +152,51 @@ def test_what_leads_outside_is_refused_however_it_is_written(text: str) -> None:
         "...",
     ],
 )
-def test_an_ordinary_name_leads_nowhere_else(text: str) -> None:
+def test_ordinary_names_are_allowed(text: str) -> None:
     assert not escapes(text)
-    assert may_hold(Rule(PREFIX), text, is_own)
+    assert can_hold(Rule(PREFIX), text, is_own)
 
 
 @given(st.text())
-def test_any_text_is_judged(text: str) -> None:
-    assert may_hold(Rule(PREFIX), text, is_own) is not escapes(text)
-    assert may_hold(Rule(FILE), f"{text}.png", is_own) is False
+def test_any_text_can_be_checked(text: str) -> None:
+    assert can_hold(Rule(PREFIX), text, is_own) is not escapes(text)
+    assert can_hold(Rule(FILE), f"{text}.png", is_own) is False
 
 
-def test_files_are_loaded_by_the_names_that_we_gave_them_alone() -> None:
+def test_only_own_file_names_are_allowed() -> None:
     others = [f"moyin/{'b' * 64}.png", f"./moyin/{'b' * 64}.png", f"Moyin//{'b' * 64}.png", "moyin"]
     for kind in (FILE, FOLDER, WIDGET, CHOICE, LINE):
-        assert may_hold(Rule(kind), OWN, is_own)
+        assert can_hold(Rule(kind), OWN, is_own)
         for name in others:
-            assert not may_hold(Rule(kind, frozenset({"x"})), name, is_own)
-    assert not may_hold(Rule(FILE), "example.png", is_own)
-    assert may_hold(Rule(FILE), "", is_own), "nothing is chosen"
+            assert not can_hold(Rule(kind, frozenset({"x"})), name, is_own)
+    assert not can_hold(Rule(FILE), "example.png", is_own)
+    assert can_hold(Rule(FILE), "", is_own), "nothing is chosen"
 
 
-def test_a_choice_is_one_of_its_list_or_comfyuis_to_judge() -> None:
+def test_listed_choice_may_be_a_path() -> None:
     spec = node(folder=["COMBO", {"options": ["/models/a", "moyin", "b"]}])
     rule = rules_of("Some", spec)["folder"]
-    assert may_hold(rule, "/models/a", is_own)
-    assert may_hold(rule, "gone.safetensors", is_own)
-    assert not may_hold(rule, "/models/b", is_own)
-    assert not may_hold(rule, "moyin", is_own)
+    assert can_hold(rule, "/models/a", is_own)
+    assert can_hold(rule, "gone.safetensors", is_own)
+    assert not can_hold(rule, "/models/b", is_own)
+    assert not can_hold(rule, "moyin", is_own)
 
 
-def test_a_line_may_be_a_sentence_a_sign_or_an_address() -> None:
+def test_line_may_be_a_sentence_a_slash_or_an_address() -> None:
     for text in ("/", "/imagine a cat", "see ../x or so", "https://example.com/a"):
-        assert may_hold(Rule(LINE), text, is_own)
+        assert can_hold(Rule(LINE), text, is_own)
 
 
-def test_a_widget_may_hold_words_and_files_of_ones_own() -> None:
+def test_widget_may_hold_words_and_own_files() -> None:
     value = {"image": OWN, "recording": "", "camera_info": {"type": "perspective", "fov": 35}}
-    assert may_hold(Rule(WIDGET), value, is_own)
-    assert not may_hold(Rule(WIDGET), {**value, "mask": "threed/scene.png"}, is_own)
+    assert can_hold(Rule(WIDGET), value, is_own)
+    assert not can_hold(Rule(WIDGET), {**value, "mask": "threed/scene.png"}, is_own)
 
 
-def test_a_graph_is_refused_by_node_and_input() -> None:
+def test_refusals_name_node_and_input() -> None:
     known = {
         "LoadImage": rules_of("LoadImage", node(image=[[], {"image_upload": True}])),
-        "SaveImage": rules_of("SaveImage", node(writes=True, filename_prefix=["STRING", {}])),
+        "SaveImage": rules_of("SaveImage", node(output_node=True, filename_prefix=["STRING", {}])),
     }
     graph = {
         "1": {"class_type": "LoadImage", "inputs": {"image": "/etc/passwd"}},
@@ -208,8 +208,11 @@ def test_a_graph_is_refused_by_node_and_input() -> None:
         "7": {"class_type": "SaveImage"},
         "8": {"class_type": "LoadImage", "inputs": {"image.more": "x.png"}},
     }
-    found = [(one.node, one.input) for one in refusals(graph, lambda k: known.get(k, {}), is_own)]
-    assert found == [
+    refused = [
+        (refusal.node, refusal.input)
+        for refusal in refusals(graph, lambda k: known.get(k, {}), is_own)
+    ]
+    assert refused == [
         ("1", "image"),
         ("2", "image"),
         ("5", "filename_prefix"),
@@ -218,8 +221,8 @@ def test_a_graph_is_refused_by_node_and_input() -> None:
     ]
 
 
-def test_a_value_may_lie_very_deep() -> None:
+def test_deeply_nested_value_is_checked() -> None:
     value: Any = "/etc/passwd"
     for _ in range(5_000):
         value = [value]
-    assert not may_hold(Rule(LINE), value, is_own)
+    assert not can_hold(Rule(LINE), value, is_own)

@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> ProcessFolder:
 
 
 def write(folder: ProcessFolder, prompt_id: str, name: str, text: bytes) -> None:
-    """What the prompt leaves when it has ended."""
+    """Write a file as a prompt that has ended leaves it."""
     written = WrittenFiles(folder)
     written.begin(prompt_id)
     path = folder.base / "output" / name
@@ -54,54 +54,52 @@ def entry(filename: str, subfolder: str = "") -> HistoryEntry:
     )
 
 
-async def content(outputs: Outputs, blobs: BlobStore, prompt_id: str, told: HistoryEntry) -> bytes:
-    kept = await outputs.collect(prompt_id, told)
-    assert kept is not None
-    return await blobs.get(kept.done.files[0].sha256)
+async def content(outputs: Outputs, blobs: BlobStore, prompt_id: str, entry: HistoryEntry) -> bytes:
+    result = await outputs.collect(prompt_id, entry)
+    assert result is not None
+    return await blobs.get(result.done.files[0].sha256)
 
 
-async def test_what_a_cached_prompt_names_is_remembered_when_its_file_is_gone(
+async def test_cached_file_is_remembered_after_it_is_gone(
     folder: ProcessFolder, blobs: BlobStore
 ) -> None:
-    outputs, told = new_outputs(folder, blobs), entry("a.png", FIRST)
+    outputs, history = new_outputs(folder, blobs), entry("a.png", FIRST)
     write(folder, FIRST, f"{FIRST}/a.png", b"first")
-    assert await content(outputs, blobs, FIRST, told) == b"first"
+    assert await content(outputs, blobs, FIRST, history) == b"first"
     assert not list(folder.done.iterdir())
-    assert await content(outputs, blobs, SECOND, told) == b"first"
+    assert await content(outputs, blobs, SECOND, history) == b"first"
     assert await outputs.collect(SECOND, entry("b.png", FIRST)) is None
 
 
-async def test_what_a_cached_prompt_names_may_have_been_pruned(
+async def test_pruned_cached_file_is_not_returned(
     folder: ProcessFolder, blobs: BlobStore, tmp_path: Path
 ) -> None:
-    outputs, told = new_outputs(folder, blobs), entry("a.png", FIRST)
+    outputs, history = new_outputs(folder, blobs), entry("a.png", FIRST)
     write(folder, FIRST, f"{FIRST}/a.png", b"first")
-    kept = await outputs.collect(FIRST, told)
-    assert kept is not None
-    sha256 = kept.done.files[0].sha256
+    result = await outputs.collect(FIRST, history)
+    assert result is not None
+    sha256 = result.done.files[0].sha256
     [path] = (tmp_path / "blobs").rglob(sha256)
     os.utime(path, (1, 1))
-    assert await outputs.collect(SECOND, told) is not None
+    assert await outputs.collect(SECOND, history) is not None
     yesterday = datetime.now(UTC) - timedelta(days=1)
-    assert await blobs.delete(sha256, yesterday) is None, "it is the second's as well"
+    assert await blobs.delete(sha256, yesterday) is None, "the second prompt refers to it, too"
     os.utime(path, (1, 1))
     assert await blobs.delete(sha256, yesterday) == len(b"first")
-    # It has to be made anew.
-    assert await outputs.collect(SECOND, told) is None
+    # The prompt must be rendered again.
+    assert await outputs.collect(SECOND, history) is None
 
 
-async def test_a_name_that_is_used_again_is_another_file(
-    folder: ProcessFolder, blobs: BlobStore
-) -> None:
-    """Nodes that choose their files' names themselves know nothing of prompts, nor whose they are."""
-    outputs, told = new_outputs(folder, blobs), entry("latest.png")
+async def test_reused_file_name_is_another_file(folder: ProcessFolder, blobs: BlobStore) -> None:
+    """A node that names its files itself may use the same name for prompts of two tenants."""
+    outputs, history = new_outputs(folder, blobs), entry("latest.png")
     write(folder, FIRST, "latest.png", b"Ada's")
-    assert await content(outputs, blobs, FIRST, told) == b"Ada's"
+    assert await content(outputs, blobs, FIRST, history) == b"Ada's"
     write(folder, SECOND, "latest.png", b"Bob's picture")
-    assert await content(outputs, blobs, SECOND, told) == b"Bob's picture"
+    assert await content(outputs, blobs, SECOND, history) == b"Bob's picture"
 
 
-async def test_files_that_are_too_large_together_fail_their_render(
+async def test_files_larger_than_the_limit_fail_their_render(
     folder: ProcessFolder, blobs: BlobStore
 ) -> None:
     outputs = new_outputs(folder, blobs, limit=10)

@@ -71,9 +71,7 @@ def test_known_folders_get_stable_names(paths: HostPaths, text: str, shown: str)
         ('File "/usr/lib/python3.11/json/decoder.py", line 3', 'File "<path>", line 3'),
     ],
 )
-def test_any_other_absolute_path_goes_from_an_error(
-    paths: HostPaths, text: str, shown: str
-) -> None:
+def test_other_absolute_paths_are_hidden_in_errors(paths: HostPaths, text: str, shown: str) -> None:
     assert paths.hide(text) == shown
 
 
@@ -84,20 +82,20 @@ def test_any_other_absolute_path_goes_from_an_error(
         "dataset/etc/x.png", "./tmp/x", "a picture of /etceteras", "50 %/tmpl",
     ],
 )  # fmt: skip
-def test_what_is_no_path_of_the_machine_stays(paths: HostPaths, text: str) -> None:
+def test_texts_that_are_not_paths_are_unchanged(paths: HostPaths, text: str) -> None:
     assert paths.hide(text) == text
 
 
-def test_json_is_hidden_as_it_is_written(paths: HostPaths) -> None:
+def test_paths_in_json_are_hidden_in_every_encoding(paths: HostPaths) -> None:
     body = {"a": [f"{HOME}/x", {"/mnt/nas/Modelle für alle": 1}], "b": "/etc/passwd"}
     for ascii_only in (True, False):
-        told = json.dumps(body, ensure_ascii=ascii_only).encode()
-        assert json.loads(paths.hide_known_in(told)) == {
+        encoded = json.dumps(body, ensure_ascii=ascii_only).encode()
+        assert json.loads(paths.hide_known_in_body(encoded)) == {
             "a": ["<comfyui>/x", {"<models>": 1}],
             "b": "/etc/passwd",
         }
-        assert json.loads(paths.hide_in(told))["b"] == "<path>"
-    assert paths.hide_in(b"\xff/etc/passwd") == b"\xff/etc/passwd"
+        assert json.loads(paths.hide_in_body(encoded))["b"] == "<path>"
+    assert paths.hide_in_body(b"\xff/etc/passwd") == b"\xff/etc/passwd"
 
 
 ERROR = {
@@ -112,7 +110,7 @@ SHOWN = {
 }
 
 
-def test_an_error_is_hidden_whole_and_an_output_keeps_what_may_be_the_clients(
+def test_error_hides_all_paths_and_output_only_known_folders(
     paths: HostPaths,
 ) -> None:
     assert paths.event(Message(type="execution_error", data=ERROR)).data == SHOWN
@@ -121,19 +119,19 @@ def test_an_error_is_hidden_whole_and_an_output_keeps_what_may_be_the_clients(
     assert shown == {"text": ["<comfyui>/a", "/etc/motd says hello"]}
 
 
-def test_an_entry_of_the_history_is_hidden_in_its_errors(paths: HostPaths) -> None:
+def test_history_entry_hides_paths_in_errors(paths: HostPaths) -> None:
     entry: dict[str, Any] = {
         "outputs": {"1": {"text": ["/etc/motd"]}},
         "status": {"messages": [["execution_start", {}], ["execution_error", ERROR]]},
     }
-    shown = paths.standing({"queued": False, "entry": entry})["entry"]
+    shown = paths.hide_in_state({"queued": False, "entry": entry})["entry"]
     assert shown["status"]["messages"] == [["execution_start", {}], ["execution_error", SHOWN]]
     assert shown["outputs"] == {"1": {"text": ["/etc/motd"]}}
     for other in ({"queued": True, "entry": None}, None, [], {"entry": {"status": 3}}):
-        assert paths.standing(other) == other
+        assert paths.hide_in_state(other) == other
 
 
-def test_a_nodes_text_is_hidden_and_a_picture_is_not_touched(paths: HostPaths) -> None:
+def test_text_frame_hides_paths_and_picture_is_unchanged(paths: HostPaths) -> None:
     text = struct.pack(">II", 3, 2) + b"12" + f"from {HOME}/x".encode()
     assert paths.frame(text) == struct.pack(">II", 3, 2) + b"12from <comfyui>/x"
     picture = struct.pack(">II", 1, 2) + str(HOME).encode()

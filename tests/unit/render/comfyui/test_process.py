@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -29,13 +30,13 @@ def options(folder: Path, **changes: object) -> ComfyOptions:
 async def start(
     folder: Path, script: str, isolation: Isolation = Isolation.FILES
 ) -> tuple[ComfyProcess, Spawner]:
-    wanted = options(folder, isolation=isolation)
-    wanted.home.mkdir()
-    (wanted.home / "main.py").write_text(script)
-    process_folder = ProcessFolder(wanted)
-    process_folder.prepare(user_of(wanted))
+    comfy_options = options(folder, isolation=isolation)
+    comfy_options.home.mkdir()
+    (comfy_options.home / "main.py").write_text(script)
+    process_folder = ProcessFolder(comfy_options)
+    process_folder.prepare(user_of(comfy_options))
     spawner = Spawner()
-    return await ComfyProcess.start(wanted, process_folder, spawner), spawner
+    return await ComfyProcess.start(comfy_options, process_folder, spawner), spawner
 
 
 async def _first_line(process: ComfyProcess) -> str:
@@ -43,15 +44,15 @@ async def _first_line(process: ComfyProcess) -> str:
         if lines := process.last_lines():
             return lines
         await asyncio.sleep(0.02)
-    raise AssertionError("it says nothing")
+    raise AssertionError("the process prints nothing")
 
 
-def test_the_command_line_keeps_processes_apart(tmp_path: Path) -> None:
-    wanted = options(
+def test_command_line_separates_processes(tmp_path: Path) -> None:
+    comfy_options = options(
         tmp_path, cpu=True, flags=("--fast",), custom_nodes=(tmp_path / "nodes" / "extra",)
     )
-    folder = ProcessFolder(wanted)
-    line = command_line(wanted, folder, {"socket": 7})
+    folder = ProcessFolder(comfy_options)
+    line = command_line(comfy_options, folder, {"socket": 7})
     assert line[1:4] == [
         str(folder.launcher), '{"socket": 7}', str(tmp_path / "home" / "main.py"),
     ]  # fmt: skip
@@ -67,7 +68,7 @@ def test_the_command_line_keeps_processes_apart(tmp_path: Path) -> None:
     assert "--cpu" not in command_line(options(tmp_path), folder, {})
 
 
-async def test_its_last_words_and_status_are_kept(tmp_path: Path) -> None:
+async def test_last_lines_and_status_are_available(tmp_path: Path) -> None:
     process, spawner = await start(
         tmp_path, "import os, sys\nprint('share', os.environ['MOYIN_GPU_SHARE'])\nsys.exit(3)"
     )
@@ -77,7 +78,7 @@ async def test_its_last_words_and_status_are_kept(tmp_path: Path) -> None:
     spawner.close()
 
 
-async def test_main_finds_its_own_neighbours_only(tmp_path: Path) -> None:
+async def test_main_imports_only_from_its_own_folder(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     script = "import sys\nprint(sys.path[0], sys.argv[0], __name__)\nimport folder_options"
     process, spawner = await start(tmp_path, script)
@@ -102,24 +103,24 @@ time.sleep(60)
     grandchild = psutil.Process(int(await _first_line(process)))
     await process.stop(patience=0.5)
     assert await process.exited == (-9 if stubborn else -15)
-    # Nobody reaps it but init.
+    # Only init reaps it.
     psutil.wait_procs([grandchild], timeout=2)
     assert not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE
     spawner.close()
 
 
-@pytest.mark.parametrize("known", [{"parent": 1}, {}])
-async def test_a_launcher_without_its_parent_does_not_start(
-    tmp_path: Path, known: dict[str, int]
+@pytest.mark.parametrize("parent", [{"parent": 1}, {}])
+async def test_launcher_without_its_parent_does_not_start(
+    tmp_path: Path, parent: dict[str, int]
 ) -> None:
     script = tmp_path / "main.py"
     script.write_text("print('started')")
     from moyin.render.comfyui import launcher
 
-    alive, holding = os.pipe()
-    os.close(holding)
+    alive, parent_end = os.pipe()
+    os.close(parent_end)
     process = await asyncio.create_subprocess_exec(
-        sys.executable, launcher.__file__, json.dumps({**known, "alive": alive}), str(script),
+        sys.executable, launcher.__file__, json.dumps({**parent, "alive": alive}), str(script),
         stdout=asyncio.subprocess.PIPE, pass_fds=(alive,),
     )  # fmt: skip
     os.close(alive)
@@ -127,30 +128,61 @@ async def test_a_launcher_without_its_parent_does_not_start(
     assert (process.returncode, output) == (1, b"")
 
 
-async def test_who_was_killed_by_somebody_is_told_from_who_died(
+async def test_garbage_collection_starts_with_the_server_and_skips_imported_objects(
+    tmp_path: Path,
+) -> None:
+    script = tmp_path / "main.py"
+    script.write_text(
+        "import asyncio, gc\n"
+        "from aiohttp import web\n"
+        "async def main():\n"
+        "    runner = web.AppRunner(web.Application())\n"
+        "    await runner.setup()\n"
+        "    print(gc.isenabled())\n"
+        "    web.TCPSite(runner, '127.0.0.1', 1)\n"
+        "    print(gc.isenabled(), gc.get_freeze_count() > len(gc.get_objects()))\n"
+        "asyncio.run(main())\n"
+    )
+    from moyin.render.comfyui import launcher
+
+    alive, holding = os.pipe()
+    with socket.socket(socket.AF_UNIX) as listening:
+        launch = {"socket": listening.fileno(), "alive": alive, "file_bytes": 1 << 20}
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, launcher.__file__, json.dumps(launch), str(script),
+            stdout=asyncio.subprocess.PIPE, pass_fds=(alive, listening.fileno()),
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+        )  # fmt: skip
+        output, _ = await process.communicate()
+    os.close(alive)
+    os.close(holding)
+    assert output.decode().splitlines() == ["False", "True True"]
+
+
+async def test_killed_process_is_distinguished_from_memory_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process, spawner = await start(tmp_path, "import time; print('up', flush=True); time.sleep(60)")
     await _first_line(process)
-    assert not process.killed
+    assert not process.was_killed
     os.kill(process.pid, signal.SIGKILL)
     await process.exited
-    assert process.killed
+    assert process.was_killed
     monkeypatch.setattr("moyin.render.comfyui.process.memory_kills", lambda: 1_000_000)
-    assert not process.killed, "the kernel had to make room"
+    assert not process.was_killed, "the kernel killed it for want of memory"
     await process.stop()
     spawner.close()
 
 
-async def test_a_process_that_crashes_was_not_killed(tmp_path: Path) -> None:
+async def test_crashed_process_was_not_killed(tmp_path: Path) -> None:
     process, spawner = await start(tmp_path, "import os; os.abort()")
     await process.exited
-    assert not process.killed
+    assert not process.was_killed
     await process.stop()
     spawner.close()
 
 
-def test_memory_kills_are_counted_by_the_kernel(tmp_path: Path) -> None:
+def test_memory_kills_are_read_from_the_kernel(tmp_path: Path) -> None:
     (tmp_path / "vmstat").write_text("nr_free_pages 7\noom_kill 3\n")
     assert memory_kills(tmp_path / "vmstat") == 3
     (tmp_path / "vmstat").write_text("nr_free_pages 7\n")

@@ -13,7 +13,7 @@ from moyin.domain.renderer import (
 )
 from moyin.errors import WorkerLost
 from moyin.render.comfyui import prompts as module
-from moyin.render.comfyui.prompts import BoundedDict, Prompt
+from moyin.render.comfyui.prompts import Prompt
 from moyin.render.protocol.wire import Message
 
 DONE = RenderSucceeded(files=())
@@ -32,13 +32,13 @@ async def follow(prompt: Prompt) -> list[RenderEvent]:
     return [event async for event in prompt.follow()]
 
 
-async def test_a_watcher_gets_progress_the_freeing_and_the_result() -> None:
+async def test_follower_gets_progress_executed_and_the_result() -> None:
     watched = prompt()
     task = asyncio.create_task(follow(watched))
     await asyncio.sleep(0.5)
     watched.feed(progress(0.5))
     await asyncio.sleep(0.5)
-    watched.executed()
+    watched.mark_executed()
     await asyncio.sleep(0)
     watched.succeed(DONE)
     assert await task == [
@@ -49,21 +49,21 @@ async def test_a_watcher_gets_progress_the_freeing_and_the_result() -> None:
     ]
 
 
-async def test_a_flood_of_events_is_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_frequent_progress_is_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_EVENT_SECONDS", 0.1)
     watched = prompt()
     task = asyncio.create_task(follow(watched))
     for number in range(200):
         watched.feed(progress(number / 200))
         await asyncio.sleep(0.001)
-    watched.executed()
+    watched.mark_executed()
     watched.succeed(DONE)
-    told = await task
-    assert told[-2:] == [ExecutionFinished(), DONE]
-    assert 1 <= len(told) - 2 < 100
+    events = await task
+    assert events[-2:] == [ExecutionFinished(), DONE]
+    assert 1 <= len(events) - 2 < 100
 
 
-async def test_the_end_does_not_wait_for_the_next_progress(
+async def test_end_does_not_wait_for_the_next_progress(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "_EVENT_SECONDS", 60.0)
@@ -71,62 +71,52 @@ async def test_the_end_does_not_wait_for_the_next_progress(
     task = asyncio.create_task(follow(watched))
     watched.feed(progress(0.5))
     await asyncio.sleep(0.01)
-    watched.executed()
+    watched.mark_executed()
     watched.succeed(DONE)
     async with asyncio.timeout(10):
         assert await task == [ExecutionFinished(), DONE]
 
 
-async def test_of_a_short_render_nothing_but_the_end_is_told() -> None:
+async def test_short_render_sends_only_its_end() -> None:
     watched = prompt()
     task = asyncio.create_task(follow(watched))
     watched.feed(progress(0.5))
     await asyncio.sleep(0)
-    watched.executed()
+    watched.mark_executed()
     watched.succeed(DONE)
     assert await task == [ExecutionFinished(), DONE]
 
 
-async def test_who_comes_late_gets_the_end() -> None:
+async def test_late_follower_gets_the_end() -> None:
     watched = prompt()
-    watched.executed()
+    watched.mark_executed()
     watched.succeed(DONE)
     assert await follow(watched) == [ExecutionFinished(), DONE]
 
 
-async def test_every_watcher_gets_an_error_of_its_own() -> None:
+async def test_every_follower_gets_its_own_error() -> None:
     watched = prompt()
     tasks = [asyncio.create_task(follow(watched)) for _ in range(2)]
     await asyncio.sleep(0)
     watched.fail(WorkerLost("gone", details={"a": 1}))
-    watched.fail(WorkerLost("said too late"))
+    watched.fail(WorkerLost("a later error"))
     errors = await asyncio.gather(*tasks, return_exceptions=True)
     assert [str(error) for error in errors] == ["gone", "gone"]
     assert errors[0] is not errors[1]
     assert all(isinstance(e, WorkerLost) and e.details == {"a": 1} for e in errors)
 
 
-async def test_the_last_event_is_recognised() -> None:
+async def test_last_event_asks_for_a_poll() -> None:
     watched = prompt()
     watched.feed(Message(type="executing", data={"prompt_id": "p", "node": "1"}))
-    assert not watched.look.is_set()
+    assert not watched.should_poll.is_set()
     watched.feed(Message(type="executing", data={"prompt_id": "p", "node": None}))
-    assert watched.look.is_set()
+    assert watched.should_poll.is_set()
 
 
-def test_a_prompt_has_begun_when_comfyui_says_so() -> None:
+def test_prompt_has_begun_after_its_start_event() -> None:
     watched = prompt()
     watched.feed(progress(0.5))
-    assert not watched.begun
+    assert not watched.has_begun
     watched.feed(Message(type="execution_start", data={"prompt_id": "p"}))
-    assert watched.begun
-
-
-def test_a_memory_forgets_the_oldest() -> None:
-    memory: BoundedDict[str, int] = BoundedDict(2)
-    memory["a"], memory["b"] = 1, 2
-    memory["a"] = 3
-    memory["c"] = 4
-    assert dict(memory) == {"a": 3, "c": 4}
-    with pytest.raises(KeyError):
-        memory["b"]
+    assert watched.has_begun

@@ -48,21 +48,21 @@ def blobs(tmp_path: Path) -> BlobStore:
 
 @pytest.fixture
 def relay(frames: Frames, blobs: BlobStore) -> Relay:
-    async def keep(prompt_id: str, output: Any) -> list[PromptFile]:
+    async def store_files(prompt_id: str, output: Any) -> list[PromptFile]:
         name = ComfyFileName(filename="a.png", subfolder=prompt_id)
         return [PromptFile(name=name, media_type="image/png", size=1, sha256="1" * 64)]
 
     request = RenderRequest(prompt_id="p", graph=GRAPH)
-    return Relay(cast(FrameStore, frames), blobs, request, "channel", keep)
+    return Relay(cast(FrameStore, frames), blobs, request, "channel", store_files)
 
 
-def said(kind: str, **data: Any) -> Message:
+def message(kind: str, **data: Any) -> Message:
     return Message(type=kind, data={"prompt_id": "p", **data})
 
 
 def picture(node: str, content: bytes = b"picture") -> bytes:
-    about = to_json({"node_id": node, "prompt_id": "p", "image_type": "image/png"})
-    return struct.pack(">II", 4, len(about)) + about + content
+    metadata = to_json({"node_id": node, "prompt_id": "p", "image_type": "image/png"})
+    return struct.pack(">II", 4, len(metadata)) + metadata + content
 
 
 def kinds(frames: Frames) -> list[str]:
@@ -72,24 +72,22 @@ def kinds(frames: Frames) -> list[str]:
     ]
 
 
-async def test_events_are_passed_on_in_order_but_for_the_end(relay: Relay, frames: Frames) -> None:
+async def test_events_are_sent_in_order_without_the_end(relay: Relay, frames: Frames) -> None:
     for kind in ("execution_start", "execution_cached", "progress", "execution_success"):
-        relay.feed(said(kind))
-    relay.feed(said("executing", node=None))
-    relay.feed(said("executing", node="2"))
+        relay.feed(message(kind))
+    relay.feed(message("executing", node=None))
+    relay.feed(message("executing", node="2"))
     await relay.flush()
-    # Who writes the end into the job's row tells it.
+    # The end is published when it has been written to the job's row.
     assert kinds(frames) == [
         "status", "execution_start", "execution_cached", "progress", "executing",
     ]  # fmt: skip
 
 
-async def test_files_are_there_before_the_client_hears_of_them(
-    relay: Relay, frames: Frames
-) -> None:
+async def test_files_are_stored_before_their_event_is_sent(relay: Relay, frames: Frames) -> None:
     images = [{"filename": "a.png", "subfolder": "p/sub", "type": "output"}]
-    relay.feed(said("executed", node="1", output={"images": images, "text": ["word"]}))
-    relay.feed(said("executed", node="2", output=None))
+    relay.feed(message("executed", node="1", output={"images": images, "text": ["word"]}))
+    relay.feed(message("executed", node="2", output=None))
     await relay.flush()
     assert [file.name.filename for file in frames.files] == ["a.png"]
     first, second = (from_json(frame.body)["data"]["output"] for frame in frames.published)
@@ -97,7 +95,7 @@ async def test_files_are_there_before_the_client_hears_of_them(
     assert second is None
 
 
-async def test_pictures_that_are_outputs_are_kept_in_the_store(
+async def test_output_frames_are_stored_as_blobs(
     relay: Relay, frames: Frames, blobs: BlobStore
 ) -> None:
     relay.feed(picture("1"))
@@ -109,33 +107,29 @@ async def test_pictures_that_are_outputs_are_kept_in_the_store(
     assert preview.body == picture("2")
 
 
-async def test_a_slow_stream_loses_previews_and_progress_and_nothing_else(
-    relay: Relay, frames: Frames
-) -> None:
+async def test_slow_stream_loses_only_previews_and_progress(relay: Relay, frames: Frames) -> None:
     frames.open.clear()
     for number in range(500):
-        relay.feed(said("progress", value=number))
+        relay.feed(message("progress", value=number))
         relay.feed(picture("2"))
     for number in range(300):
-        relay.feed(said("executed", node=str(number), output=None))
+        relay.feed(message("executed", node=str(number), output=None))
         relay.feed(picture("1", str(number).encode()))
     frames.open.set()
     await relay.flush()
-    told = kinds(frames)
-    assert told.count("executed") == 300
-    assert told.count("blob") == 300
-    assert told.count("progress") + told.count("binary") <= 2 * 64
+    sent = kinds(frames)
+    assert sent.count("executed") == 300
+    assert sent.count("blob") == 300
+    assert sent.count("progress") + sent.count("binary") <= 2 * 64
 
 
-async def test_an_output_that_is_too_large_for_valkey_is_told_without_its_content(
-    relay: Relay, frames: Frames
-) -> None:
+async def test_too_large_output_is_sent_without_content(relay: Relay, frames: Frames) -> None:
     huge = "x" * (1024 * 1024)
-    relay.feed(said("executed", node="2", output={"text": [huge]}))
-    relay.feed(said("custom", text=huge))
+    relay.feed(message("executed", node="2", output={"text": [huge]}))
+    relay.feed(message("custom", text=huge))
     relay.feed(picture("2", huge.encode()))
     relay.feed(picture("1", huge.encode()))
-    relay.feed(said("executed", node="3", output={"text": ["small"]}))
+    relay.feed(message("executed", node="3", output={"text": ["small"]}))
     await relay.flush()
     assert kinds(frames) == ["executed", "blob", "executed"]
     assert from_json(frames.published[0].body)["data"] == {
@@ -146,13 +140,13 @@ async def test_an_output_that_is_too_large_for_valkey_is_told_without_its_conten
     assert from_json(frames.published[2].body)["data"]["output"] == {"text": ["small"]}
 
 
-async def test_what_waits_is_bounded_whatever_it_is(
+async def test_queue_of_a_relay_is_bounded(
     relay: Relay, frames: Frames, caplog: pytest.LogCaptureFixture
 ) -> None:
     frames.open.clear()
     for number in range(10_000):
-        relay.feed(said("executed", node=str(number), output=None))
+        relay.feed(message("executed", node=str(number), output=None))
     frames.open.set()
     await relay.flush()
     assert len(frames.published) <= 2_048 + 64
-    assert "more than can be passed on" in caplog.text
+    assert "faster than Valkey takes them" in caplog.text

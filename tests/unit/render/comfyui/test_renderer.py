@@ -1,4 +1,4 @@
-"""What a renderer does when what it stands on fails: no ComfyUI runs here."""
+"""Tests of a renderer whose ComfyUI, store or sandbox fails; no ComfyUI runs here."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from moyin.store.blobs import BlobStore
 
 
 class Process:
-    """One that has not ended."""
+    """A process that has not ended."""
 
     pid = 1
-    killed = False
+    was_killed = False
 
     def end_strays(self) -> None:
-        """There are none."""
+        """Do nothing: there are none."""
 
     def __init__(self) -> None:
         self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
 
-class Standing:
-    """A renderer whose ComfyUI takes connections and says nothing."""
+class Bench:
+    """A renderer whose ComfyUI accepts connections and never answers."""
 
     def __init__(self, folder: Path, blobs: BlobStore, comfyui: ComfyClient) -> None:
         self.process = Process()
@@ -52,73 +52,73 @@ class Standing:
         self.renderer._folder.prepare()
         written = WrittenFiles(self.renderer._folder)
         self.session = Session(self.process, comfyui, written, lambda: False, None)  # type: ignore[arg-type]
-        self.renderer._keeper.take(self.session)
+        self.renderer._supervisor.use(self.session)
 
-    async def error(self, **more: object) -> MoyinError:
-        request = RenderRequest(prompt_id=str(uuid.uuid4()), graph={"1": {}}, **more)  # type: ignore[arg-type]
+    async def error(self, **members: object) -> MoyinError:
+        request = RenderRequest(prompt_id=str(uuid.uuid4()), graph={"1": {}}, **members)  # type: ignore[arg-type]
         with pytest.raises(MoyinError) as raised:
             [_ async for _ in self.renderer.render(request)]
         return raised.value
 
 
 @pytest.fixture
-async def standing(
+async def new_bench(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Callable[[BlobStore], Standing]]:
+) -> AsyncIterator[Callable[[BlobStore], Bench]]:
     monkeypatch.setattr(client, "_TIMEOUT", aiohttp.ClientTimeout(total=0.3))
     monkeypatch.setattr(session, "_EXIT_SECONDS", 0.05)
-    over = asyncio.Event()
+    is_over = asyncio.Event()
 
-    async def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await over.wait()
+    async def never_answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await is_over.wait()
         writer.close()
 
     address = str(tmp_path / "comfyui.sock")
-    server = await asyncio.start_unix_server(say_nothing, address)
+    server = await asyncio.start_unix_server(never_answer, address)
     async with server, ComfyClient(address, "c", HostPaths({})) as comfyui:
-        yield lambda blobs: Standing(tmp_path, blobs, comfyui)
-        over.set()
+        yield lambda blobs: Bench(tmp_path, blobs, comfyui)
+        is_over.set()
         await asyncio.sleep(0.01)
 
 
-async def test_a_comfyui_that_hangs_is_replaced_and_the_prompt_not_blamed(
-    standing: Callable[[BlobStore], Standing], tmp_path: Path
+async def test_hanging_comfyui_is_replaced_and_the_prompt_not_blamed(
+    new_bench: Callable[[BlobStore], Bench], tmp_path: Path
 ) -> None:
-    stand = standing(BlobStore(f"file://{tmp_path / 'blobs'}"))
-    broken = asyncio.create_task(stand.session.broken())
-    error = await stand.error()
+    bench = new_bench(BlobStore(f"file://{tmp_path / 'blobs'}"))
+    broken = asyncio.create_task(bench.session.wait_until_broken())
+    error = await bench.error()
     assert isinstance(error, WorkerLost)
     assert error.details == {}
     assert await asyncio.wait_for(broken, 1) == "it hung"
-    assert not (await stand.renderer.status()).ready
+    assert not (await bench.renderer.status()).ready
 
 
-async def test_a_comfyui_that_ended_is_not_taken_for_one_that_hangs(
-    standing: Callable[[BlobStore], Standing], tmp_path: Path
+async def test_dead_comfyui_is_not_mistaken_for_a_hanging_one(
+    new_bench: Callable[[BlobStore], Bench], tmp_path: Path
 ) -> None:
-    stand = standing(BlobStore(f"file://{tmp_path / 'blobs'}"))
-    stand.process.exited.set_result(-11)
-    assert (await stand.error()).details == {"ended": "comfyui"}
+    bench = new_bench(BlobStore(f"file://{tmp_path / 'blobs'}"))
+    bench.process.exited.set_result(-11)
+    assert (await bench.error()).details == {"ended": "comfyui"}
 
 
-async def test_an_artifact_store_that_fails_is_nobody_s_fault_and_tried_again(
-    standing: Callable[[BlobStore], Standing], tmp_path: Path
+async def test_failing_artifact_store_is_retried(
+    new_bench: Callable[[BlobStore], Bench], tmp_path: Path
 ) -> None:
     class Stale(BlobStore):
         async def copy_to(self, sha256: str, path: Path) -> None:
             raise OSError(116, "Stale file handle")
 
-    stand = standing(Stale(f"file://{tmp_path / 'blobs'}"))
-    error = await stand.error(files={f"moyin/{'0' * 64}.png": "0" * 64})
+    bench = new_bench(Stale(f"file://{tmp_path / 'blobs'}"))
+    error = await bench.error(files={f"moyin/{'0' * 64}.png": "0" * 64})
     assert isinstance(error, ServiceUnavailable)
     assert error.retryable
 
 
-async def test_inputs_of_many_renders_come_and_go_side_by_side(
-    standing: Callable[[BlobStore], Standing], tmp_path: Path
+async def test_inputs_of_concurrent_renders_stay_within_the_limit(
+    new_bench: Callable[[BlobStore], Bench], tmp_path: Path
 ) -> None:
     blobs = BlobStore(f"file://{tmp_path / 'blobs'}")
-    stand = standing(blobs)
+    bench = new_bench(blobs)
     requests = []
     for number in range(160):
         sha256 = await blobs.put(number.to_bytes(4, "big") * 250)
@@ -126,12 +126,12 @@ async def test_inputs_of_many_renders_come_and_go_side_by_side(
         requests.append(RenderRequest(prompt_id=name, graph={"1": {}}, files={name: sha256}))
     folder = tmp_path / "run"
     for first in range(0, len(requests), 8):
-        await asyncio.gather(*map(stand.renderer.prepare, requests[first : first + 8]))
+        await asyncio.gather(*map(bench.renderer.prepare, requests[first : first + 8]))
     kept = sum(path.stat().st_size for path in folder.rglob("staging/*"))
     assert 0 < kept <= 40 * 1000
 
 
-async def test_a_machine_that_can_not_confine_starts_no_strict_comfyui(
+async def test_strict_comfyui_does_not_start_without_confinement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse() -> Path:
@@ -146,10 +146,13 @@ async def test_a_machine_that_can_not_confine_starts_no_strict_comfyui(
         start_timeout=1,
     )
     blobs = BlobStore(f"file://{tmp_path / 'blobs'}")
-    for isolation, told in ((Isolation.STRICT, "can't confine"), (Isolation.FILES, "No such file")):
+    for isolation, message in (
+        (Isolation.STRICT, "can't confine"),
+        (Isolation.FILES, "No such file"),
+    ):
         renderer = ComfyRenderer(replace(options, isolation=isolation), blobs)
         await renderer.start()
-        assert told in await _error_of(renderer)
+        assert message in await _error_of(renderer)
         with pytest.raises(ServiceUnavailable):
             await renderer.validate({})
         await renderer.close()
@@ -160,4 +163,4 @@ async def _error_of(renderer: ComfyRenderer) -> str:
         if (error := (await renderer.status()).error) is not None:
             return error
         await asyncio.sleep(0.01)
-    raise AssertionError("it says nothing")
+    raise AssertionError("the renderer reports no error")

@@ -1,4 +1,4 @@
-"""The command line that confines ComfyUI, and what bubblewrap makes of it."""
+"""Tests of the bubblewrap options that confine ComfyUI."""
 
 from __future__ import annotations
 
@@ -12,50 +12,55 @@ from moyin.errors import StackError
 from moyin.render.comfyui import sandbox
 from moyin.render.comfyui.folder import ProcessFolder
 from moyin.render.comfyui.options import ComfyOptions, Isolation, Network
-from moyin.render.comfyui.sandbox import bubblewrap_options, closed_to, device_groups, user_of
+from moyin.render.comfyui.sandbox import (
+    bubblewrap_options,
+    device_groups,
+    first_unreadable,
+    user_of,
+)
 
 
-def options(place: Path, **changes: object) -> ComfyOptions:
+def options(base: Path, **changes: object) -> ComfyOptions:
     settings: dict[str, object] = {
-        "home": place / "comfyui",
+        "home": base / "comfyui",
         "python": Path(sys.executable),
-        "folder": place / "data" / "run",
-        "models": place / "models",
-        "hidden": (place / "data",),
+        "folder": base / "data" / "run",
+        "models": base / "models",
+        "hidden": (base / "data",),
         "cpu": True,
     }
     return ComfyOptions(**(settings | changes))  # type: ignore[arg-type]
 
 
-def line(wanted: ComfyOptions, **env: str) -> list[str]:
-    wanted.home.mkdir(parents=True, exist_ok=True)
-    folder = ProcessFolder(wanted)
+def command(comfy_options: ComfyOptions, **env: str) -> list[str]:
+    comfy_options.home.mkdir(parents=True, exist_ok=True)
+    folder = ProcessFolder(comfy_options)
     folder.prepare()
-    return bubblewrap_options(wanted, folder, env)
+    return bubblewrap_options(comfy_options, folder, env)
 
 
-def places(words: list[str], option: str) -> dict[str, str]:
-    """Paths outside by path inside."""
-    return {
-        words[place + 2]: words[place + 1] for place, word in enumerate(words) if word == option
-    }
+def mounts(words: list[str], option: str) -> dict[str, str]:
+    """Return the paths outside by path inside."""
+    return {words[i + 2]: words[i + 1] for i, word in enumerate(words) if word == option}
 
 
-def singles(words: list[str], option: str) -> list[str]:
-    return [words[place + 1] for place, word in enumerate(words) if word == option]
+def arguments(words: list[str], option: str) -> list[str]:
+    return [words[i + 1] for i, word in enumerate(words) if word == option]
 
 
-def test_it_reads_its_own_and_writes_its_own_folders(tmp_path: Path) -> None:
+def test_process_reads_and_writes_only_its_own_folders(tmp_path: Path) -> None:
     (tmp_path / "nodes").mkdir()
     (tmp_path / "more").mkdir()
-    wanted = options(tmp_path, custom_nodes=(tmp_path / "nodes",), readable=(tmp_path / "more",))
-    words = line(wanted)
+    comfy_options = options(
+        tmp_path, custom_nodes=(tmp_path / "nodes",), readable=(tmp_path / "more",)
+    )
+    words = command(comfy_options)
     base = tmp_path / "data" / "run" / "base"
-    read, write = places(words, "--ro-bind"), places(words, "--bind")
+    read, write = mounts(words, "--ro-bind"), mounts(words, "--bind")
     for path in (tmp_path / "comfyui", tmp_path / "models", tmp_path / "nodes", tmp_path / "more"):
         assert read[str(path)] == str(path)
     assert read["/etc/passwd"] == str(tmp_path / "data" / "run" / "etc" / "passwd")
-    # The temporary folders are not written: the tests' own lies in one of them.
+    # Temporary folders are not compared, because the test's own folder lies in one of them.
     assert {path for path in write if path.startswith(str(tmp_path))} == {
         str(base / name) for name in ("output", "temp", "user", "scratch")
     }
@@ -87,13 +92,13 @@ def test_namespaces(tmp_path: Path, network: Network, sharing: bool, absent: set
     pipes = tmp_path / "mps"
     pipes.mkdir()
     env = {"CUDA_MPS_PIPE_DIRECTORY": str(pipes)} if sharing else {}
-    words = line(options(tmp_path, network=network), **env)
+    words = command(options(tmp_path, network=network), **env)
     every = {"--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--new-session"}
     assert every - set(words) == absent
     assert {"--die-with-parent", "--unshare-cgroup-try"} <= set(words)
-    shared = places(words, "--bind")
+    shared = mounts(words, "--bind")
     assert (str(pipes) in shared, shared.get("/dev/shm") == "/dev/shm") == (sharing, sharing)
-    assert ("/etc/hosts" in places(words, "--ro-bind")) == (network is Network.HOST)
+    assert ("/etc/hosts" in mounts(words, "--ro-bind")) == (network is Network.HOST)
 
 
 @pytest.mark.parametrize(
@@ -103,51 +108,51 @@ def test_namespaces(tmp_path: Path, network: Network, sharing: bool, absent: set
         (1000, ["--unshare-user", "--disable-userns"], "--cap-add"),
     ],
 )
-def test_root_gives_up_its_number_and_others_get_no_rights(
+def test_root_drops_capabilities_and_other_users_get_a_namespace(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, uid: int, has: list[str], has_not: str
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: uid)
-    words = line(options(tmp_path))
-    assert any(words[place : place + len(has)] == has for place in range(len(words)))
+    words = command(options(tmp_path))
+    assert any(words[i : i + len(has)] == has for i in range(len(words)))
     assert has_not not in words
 
 
-def test_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    everybody, some = tmp_path / "uid_map", tmp_path / "some"
-    everybody.write_text("         0          0 4294967295\n")
-    some.write_text("         0       1000          1\n         1     100000      65536\n")
+def test_user_of_a_confined_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    all_ids, some_ids = tmp_path / "uid_map", tmp_path / "some"
+    all_ids.write_text("         0          0 4294967295\n")
+    some_ids.write_text("         0       1000          1\n         1     100000      65536\n")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert user_of(options(tmp_path), everybody) is None
+    assert user_of(options(tmp_path), all_ids) is None
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     first, second = (
-        user_of(options(tmp_path, folder=tmp_path / name), everybody) for name in ("1", "2")
+        user_of(options(tmp_path, folder=tmp_path / name), all_ids) for name in ("1", "2")
     )
     assert first != second
     assert all(uid is not None and uid >= 1_900_000_000 for uid in (first, second))
-    assert user_of(options(tmp_path), some) == 65534
-    assert user_of(options(tmp_path, uid=4711), everybody) == 4711
-    assert user_of(options(tmp_path, isolation=Isolation.FILES), everybody) is None
+    assert user_of(options(tmp_path), some_ids) == 65534
+    assert user_of(options(tmp_path, uid=4711), all_ids) == 4711
+    assert user_of(options(tmp_path, isolation=Isolation.FILES), all_ids) is None
 
 
-def test_what_is_hidden_stays_so_in_a_folder_that_may_be_read(tmp_path: Path) -> None:
-    """Somebody keeps the data folder, and pictures of his own, in his ComfyUI's folder."""
+def test_hidden_folder_stays_hidden_in_a_readable_one(tmp_path: Path) -> None:
+    """A user's own ComfyUI may contain the data folder and personal pictures."""
     home = tmp_path / "comfyui"
     for name in ("output", "input", "models", "data/artifacts"):
         (home / name).mkdir(parents=True)
-    wanted = options(
+    comfy_options = options(
         tmp_path, folder=home / "data" / "run", models=home / "models", hidden=(home / "data",)
     )
-    words = line(wanted)
-    hidden = singles(words, "--tmpfs")
+    words = command(comfy_options)
+    hidden = arguments(words, "--tmpfs")
     assert {str(home / name) for name in ("data", "output", "input")} <= set(hidden)
-    assert set(hidden) <= set(singles(words, "--remount-ro"))
+    assert set(hidden) <= set(arguments(words, "--remount-ro"))
     order = [
         words.index(str(path)) for path in (home, home / "data", home / "data" / "run" / "base")
     ]
-    assert order == sorted(order), "outer folders first"
+    assert order == sorted(order), "outer folders come first"
 
 
-def test_models_that_are_links_are_seen_where_they_lead(tmp_path: Path) -> None:
+def test_targets_of_linked_models_are_mounted(tmp_path: Path) -> None:
     disk, secret = tmp_path / "disk", tmp_path / "data" / "secret"
     (disk / "big").mkdir(parents=True)
     (disk / "big" / "a.safetensors").touch()
@@ -160,7 +165,7 @@ def test_models_that_are_links_are_seen_where_they_lead(tmp_path: Path) -> None:
     (checkpoints / "loras").symlink_to(disk / "big")
     (checkpoints / "gone").symlink_to(tmp_path / "gone")
     (checkpoints / "secret").symlink_to(secret)
-    read = places(line(options(tmp_path)), "--ro-bind")
+    read = mounts(command(options(tmp_path)), "--ro-bind")
     file = tmp_path / "alias" / "big" / "a.safetensors"
     assert read[str(file)] == str(disk / "big" / "a.safetensors")
     assert read[str(disk / "big")] == str(disk / "big")
@@ -168,47 +173,49 @@ def test_models_that_are_links_are_seen_where_they_lead(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["/", "/etc", "data", "absent"])
-def test_folders_that_show_too_much_are_refused(tmp_path: Path, name: str) -> None:
+def test_too_broad_and_missing_folders_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "data").mkdir()
     with pytest.raises(StackError, match=name):
-        line(options(tmp_path, readable=(tmp_path / name,)))
+        command(options(tmp_path, readable=(tmp_path / name,)))
 
 
-def test_an_interpreter_that_does_not_run_is_named(tmp_path: Path) -> None:
+def test_interpreter_that_does_not_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(StackError, match="absent can't be run"):
-        line(options(tmp_path, python=tmp_path / "absent"))
+        command(options(tmp_path, python=tmp_path / "absent"))
 
 
-def test_cards_and_who_may_use_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_graphics_devices_and_their_groups_are_passed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     cards = [Path("/dev/null"), Path("/dev/zero")]
     monkeypatch.setattr(sandbox, "graphics_devices", lambda: cards)
-    words = line(options(tmp_path, cpu=False))
-    assert places(words, "--dev-bind") == {str(card): str(card) for card in cards}
-    assert "/sys" in places(words, "--ro-bind")
-    without = line(options(tmp_path))
-    assert not places(without, "--dev-bind")
-    assert "/sys" not in places(without, "--ro-bind")
-    assert device_groups(cards) == [], "everybody may"
+    words = command(options(tmp_path, cpu=False))
+    assert mounts(words, "--dev-bind") == {str(card): str(card) for card in cards}
+    assert "/sys" in mounts(words, "--ro-bind")
+    without = command(options(tmp_path))
+    assert not mounts(without, "--dev-bind")
+    assert "/sys" not in mounts(without, "--ro-bind")
+    assert device_groups(cards) == [], "every user may use them"
     console = Path("/dev/console")
     if console.exists() and console.stat().st_gid:
         assert device_groups([console]) == [console.stat().st_gid]
 
 
-def test_no_folder_is_written_through_another(tmp_path: Path) -> None:
-    """A mount in a folder that is written would be a folder in it outside, which can be moved."""
-    words = line(options(tmp_path))
-    written = [Path(path) for path in places(words, "--bind")]
-    others = [Path(path) for path in places(words, "--ro-bind")]
+def test_no_mount_lies_in_a_writable_mount(tmp_path: Path) -> None:
+    """Bubblewrap would create a mount point in a writable folder outside, where it can be moved."""
+    words = command(options(tmp_path))
+    written = [Path(path) for path in mounts(words, "--bind")]
+    others = [Path(path) for path in mounts(words, "--ro-bind")]
     assert not [p for p in others for w in written if p.is_relative_to(w)]
 
 
-def test_a_model_that_only_its_owner_may_read_is_named(tmp_path: Path) -> None:
+def test_model_that_only_its_owner_may_read_is_named(tmp_path: Path) -> None:
     model = tmp_path / "checkpoints" / "a.safetensors"
     model.parent.mkdir()
     model.touch()
     model.chmod(0o644)
     (tmp_path / "gone").symlink_to(tmp_path / "nothing")
-    assert closed_to(1_900_000_000, [tmp_path]) is None
+    assert first_unreadable(1_900_000_000, [tmp_path]) is None
     model.chmod(0o600)
-    assert closed_to(1_900_000_000, [tmp_path]) == model
-    assert closed_to(model.stat().st_uid, [tmp_path]) is None
+    assert first_unreadable(1_900_000_000, [tmp_path]) == model
+    assert first_unreadable(model.stat().st_uid, [tmp_path]) is None

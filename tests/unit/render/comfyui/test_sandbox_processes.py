@@ -1,4 +1,4 @@
-"""Processes that a prompt leaves, in a real sandbox."""
+"""Tests of processes that a prompt leaves behind, in a real sandbox."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from moyin.render.comfyui.options import ComfyOptions
 from moyin.render.comfyui.process import ComfyProcess, Spawner
 from moyin.render.comfyui.sandbox import user_of
 
-# A ComfyUI that has started a helper, and leaves on each SIGUSR1 a daemon and a child that it forgets.
+# A ComfyUI that starts a helper, and on each SIGUSR1 a daemon and a child that it does not reap.
 _SCRIPT = """
 import os, signal, subprocess, sys, time
 subprocess.Popen(["sleep", "1000"])
@@ -59,42 +59,42 @@ async def process(tmp_path: Path) -> AsyncIterator[ComfyProcess]:
 
 
 def sleepers(process: ComfyProcess) -> set[str]:
-    """For how long the processes in the sandbox sleep that are not dead."""
-    assert process._inmates is not None
-    found = psutil.Process(process._inmates.init).children(recursive=True)
-    return {p.cmdline()[1] for p in found if p.name() == "sleep" and p.status() != "zombie"}
+    """Return the arguments of the living `sleep` processes in the sandbox."""
+    assert process._sandboxed is not None
+    processes = psutil.Process(process._sandboxed.init).children(recursive=True)
+    return {p.cmdline()[1] for p in processes if p.name() == "sleep" and p.status() != "zombie"}
 
 
-async def until_said(process: ComfyProcess, word: str, times: int) -> None:
+async def wait_for_output(process: ComfyProcess, word: str, times: int) -> None:
     while process.last_lines().split().count(word) < times:
         assert not process.exited.done(), process.last_lines()
         await asyncio.sleep(0.02)
 
 
-async def test_what_a_prompt_leaves_is_killed_and_what_was_there_before_stays(
+async def test_processes_of_a_prompt_are_killed_and_earlier_ones_stay(
     process: ComfyProcess,
 ) -> None:
-    await until_said(process, "up", 1)
+    await wait_for_output(process, "up", 1)
     process.settle()
     for time in (1, 2):
         psutil.Process(process.pid).send_signal(signal.SIGUSR1)
-        await until_said(process, "left", time)
+        await wait_for_output(process, "left", time)
         assert "3000" in sleepers(process)
         process.end_strays()
         assert sleepers(process) == {"1000"}
-    # Nobody has asked for the dead ones yet, and that is no reason to look for them again.
+    # The dead ones are not reaped yet, which must not count as a new stray.
     process.end_strays()
     assert not process.exited.done()
 
 
-async def test_all_ends_with_it(process: ComfyProcess) -> None:
-    await until_said(process, "up", 1)
-    assert process._inmates is not None
-    inmates = psutil.Process(process._inmates.init).children(recursive=True)
-    assert process.pid in {one.pid for one in inmates}
+async def test_sandbox_ends_with_comfyui(process: ComfyProcess) -> None:
+    await wait_for_output(process, "up", 1)
+    assert process._sandboxed is not None
+    sandboxed = psutil.Process(process._sandboxed.init).children(recursive=True)
+    assert process.pid in {child.pid for child in sandboxed}
     psutil.Process(process.pid).kill()
     await process.exited
-    assert process.killed
+    assert process.was_killed
     await process.stop()
-    _, alive = psutil.wait_procs(inmates, timeout=5)
+    _, alive = psutil.wait_procs(sandboxed, timeout=5)
     assert not alive

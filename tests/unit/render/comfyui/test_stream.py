@@ -1,4 +1,4 @@
-"""The reading of what ComfyUI, or a node in its process, says."""
+"""Tests of the reading of events that ComfyUI, or one of its nodes, sends."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ from moyin.render.comfyui.stream import EventStream
 from moyin.render.protocol.wire import Message
 
 
-async def test_what_comes_after_nonsense_is_heard(
+async def test_messages_after_bad_ones_are_read(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def speak(request: web.Request) -> web.WebSocketResponse:
+    async def send(request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         await socket.send_str("{")
         for word in ("odd", "odd", "sane"):
             await socket.send_json({"type": word, "data": {}})
             await socket.send_bytes(word.encode())
-        await over.wait()
+        await is_over.wait()
         return socket
 
-    def hear(said: Message | bytes) -> None:
-        told = said.decode() if isinstance(said, bytes) else said.type
-        heard.append(told)
-        if told == "odd":
-            raise TypeError("what a node sent is not shaped like an event")
-        if heard.count("sane") == 2:
-            all_heard.set()
+    def on_message(message: Message | bytes) -> None:
+        name = message.decode() if isinstance(message, bytes) else message.type
+        received.append(name)
+        if name == "odd":
+            raise TypeError("not an event")
+        if received.count("sane") == 2:
+            all_received.set()
 
-    heard: list[str] = []
-    all_heard, over = asyncio.Event(), asyncio.Event()
+    received: list[str] = []
+    all_received, is_over = asyncio.Event(), asyncio.Event()
     app = web.Application()
-    app.router.add_get("/ws", speak)
+    app.router.add_get("/ws", send)
     runner = web.AppRunner(app)
     await runner.setup()
     address = str(tmp_path / "comfyui.sock")
     await web.UnixSite(runner, address).start()
     async with ComfyClient(address, "c", HostPaths({})) as client:
-        reading = asyncio.create_task(EventStream(client, hear, hear).run())
+        reading = asyncio.create_task(EventStream(client, on_message, on_message).run())
         try:
             async with asyncio.timeout(10):
-                await all_heard.wait()
+                await all_received.wait()
         finally:
-            over.set()
+            is_over.set()
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
     await runner.cleanup()
-    assert heard == ["odd"] * 4 + ["sane"] * 2
+    assert received == ["odd"] * 4 + ["sane"] * 2
     assert len(caplog.records) == 1

@@ -1,4 +1,4 @@
-"""Which nodes of one tenant are answered with what ComfyUI made for another."""
+"""Tests of which nodes ComfyUI's cache shares between tenants."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from moyin.render.comfyui.bridge.guard import KEY
-from moyin.render.comfyui.bridge.tenants import by_tenant, for_tenant
+from moyin.render.comfyui.bridge.tenants import with_tenant, with_tenant_signature
 
 
 def node(hidden: Any = None, output: bool = False) -> type:
-    described = {"required": {}} | ({} if hidden is None else {"hidden": hidden})
-    members = {"OUTPUT_NODE": output, "INPUT_TYPES": classmethod(lambda _: described)}
+    inputs = {"required": {}} | ({} if hidden is None else {"hidden": hidden})
+    members = {"OUTPUT_NODE": output, "INPUT_TYPES": classmethod(lambda _: inputs)}
     return type("Node", (), members)
 
 
@@ -50,9 +50,11 @@ async def signed(class_type: str, extra_data: Any, node_id: str = "1") -> Any:
         return ["inputs"]
 
     async def execute_async(*_: Any) -> Any:
-        return await by_tenant(signature, CLASSES)(None, Prompt(class_type), node_id, {})
+        return await with_tenant_signature(signature, CLASSES)(
+            None, Prompt(class_type), node_id, {}
+        )
 
-    return await for_tenant(execute_async)(None, {}, "id", extra_data, [])
+    return await with_tenant(execute_async)(None, {}, "id", extra_data, [])
 
 
 @pytest.mark.parametrize(
@@ -66,12 +68,12 @@ async def signed(class_type: str, extra_data: Any, node_id: str = "1") -> Any:
         ("Broken", False),
     ],
 )
-async def test_what_says_more_than_its_inputs_is_not_shared(class_type: str, shared: bool) -> None:
+async def test_nodes_that_reveal_the_graph_are_not_shared(class_type: str, shared: bool) -> None:
     ann, bob = [{KEY: {"tenant": name}} for name in ("ann", "bob")]
     assert await signed(class_type, ann) == await signed(class_type, ann)
     assert (await signed(class_type, ann) == await signed(class_type, bob)) == shared
 
 
-async def test_a_prompt_of_nobody_and_a_node_that_is_not_there_are_signed() -> None:
+async def test_signature_without_a_tenant_or_node() -> None:
     assert await signed("Save", None) == await signed("Save", {})
     assert await signed("Save", {}, node_id="2") == ["inputs"]

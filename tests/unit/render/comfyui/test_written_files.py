@@ -1,4 +1,4 @@
-"""What prompts leave behind, by nodes that mean no good."""
+"""Tests of the files that hostile nodes leave behind."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def content(written: WrittenFiles, file: OutputFile, prompt_id: str) -> bytes | 
         return opened.read()
 
 
-def test_the_next_prompt_finds_nothing_whatever_names_were_chosen(folder: ProcessFolder) -> None:
+def test_next_prompt_finds_no_files_of_the_last(folder: ProcessFolder) -> None:
     written = WrittenFiles(folder)
     written.begin(ADA)
-    for place in folder.writable:
-        (place / "deep" / ADA).mkdir(parents=True)
-        (place / "deep" / ADA / ".hidden").write_text("Ada's")
-        (place / "latest.png").write_text("Ada's")
+    for path in folder.writable:
+        (path / "deep" / ADA).mkdir(parents=True)
+        (path / "deep" / ADA / ".hidden").write_text("Ada's")
+        (path / "latest.png").write_text("Ada's")
     written.end(ADA)
-    assert [list(place.iterdir()) for place in folder.writable] == [[]] * 4
+    assert [list(path.iterdir()) for path in folder.writable] == [[]] * 4
     written.begin(BOB)
-    assert content(written, output("latest.png"), ADA) == b"Ada's", "it is still to be stored"
+    assert content(written, output("latest.png"), ADA) == b"Ada's", "it has yet to be stored"
     assert content(written, output("latest.png"), BOB) is None
     written.discard(ADA)
     written.discard(ADA)
@@ -55,15 +55,15 @@ def test_the_next_prompt_finds_nothing_whatever_names_were_chosen(folder: Proces
     assert list(folder.done.iterdir()) == []
 
 
-def test_what_comes_between_two_prompts_is_nobodys(folder: ProcessFolder) -> None:
+def test_files_written_between_prompts_are_removed(folder: ProcessFolder) -> None:
     written = WrittenFiles(folder)
-    (folder.base / "output" / "late.png").write_text("by a thread that went on")
+    (folder.base / "output" / "late.png").write_text("by a thread that still runs")
     written.begin(BOB)
-    assert [list(place.iterdir()) for place in folder.writable] == [[]] * 4
+    assert [list(path.iterdir()) for path in folder.writable] == [[]] * 4
     assert list(folder.done.iterdir()) == []
 
 
-def test_a_file_is_found_where_its_node_wrote_it(folder: ProcessFolder) -> None:
+def test_file_is_opened_where_its_node_wrote_it(folder: ProcessFolder) -> None:
     written = WrittenFiles(folder)
     written.begin(ADA)
     (folder.base / "output" / ADA).mkdir()
@@ -75,15 +75,15 @@ def test_a_file_is_found_where_its_node_wrote_it(folder: ProcessFolder) -> None:
         assert content(written, output("b.png"), ADA) == b"by itself"
         assert content(written, output("a.png", ADA, "temp"), ADA) is None
         written.end(ADA)
-    # Another prompt that got it from the cache.
+    # Another prompt that got the file from the cache.
     written.begin(BOB)
     (folder.base / "output" / ADA).mkdir()
-    (folder.base / "output" / ADA / "c.png").write_text("by somebody who says that he is Ada")
+    (folder.base / "output" / ADA / "c.png").write_text("by a prompt that pretends to be Ada's")
     assert content(written, output("a.png", ADA), BOB) == b"by its prompt"
     assert content(written, output("c.png", ADA), BOB) is None
 
 
-def test_a_repeated_prompt_replaces_what_it_wrote_first(folder: ProcessFolder) -> None:
+def test_repeated_prompt_replaces_its_files(folder: ProcessFolder) -> None:
     written = WrittenFiles(folder)
     for text in ("first", "second"):
         written.begin(ADA)
@@ -110,40 +110,40 @@ def test_a_repeated_prompt_replaces_what_it_wrote_first(folder: ProcessFolder) -
         ("/".join(["d"] * 100), "a.png"),
     ],
 )
-def test_only_regular_files_inside_are_outputs(
+def test_only_regular_files_inside_the_folder_are_opened(
     folder: ProcessFolder, subfolder: str, filename: str, ended: bool
 ) -> None:
-    written, place = WrittenFiles(folder), folder.base / "output"
+    written, output_folder = WrittenFiles(folder), folder.base / "output"
     (folder.path / "secret.png").write_text("the stack's")
     written.begin(ADA)
-    (place / "folder").mkdir()
-    os.mkfifo(place / "pipe")
-    (place / "link").symlink_to(folder.path / "secret.png")
-    (place / "way").symlink_to(folder.path)
-    (place / "/".join(["d"] * 100)).mkdir(parents=True)
-    (place / "/".join(["d"] * 100) / "a.png").touch()
+    (output_folder / "folder").mkdir()
+    os.mkfifo(output_folder / "pipe")
+    (output_folder / "link").symlink_to(folder.path / "secret.png")
+    (output_folder / "way").symlink_to(folder.path)
+    (output_folder / "/".join(["d"] * 100)).mkdir(parents=True)
+    (output_folder / "/".join(["d"] * 100) / "a.png").touch()
     if ended:
         written.end(ADA)
     assert content(written, output(filename, subfolder), ADA) is None
 
 
-def test_what_can_not_be_opened_by_its_owner_goes_as_well(folder: ProcessFolder) -> None:
-    """And folders so deep that no function can call itself that often."""
-    written, place = WrittenFiles(folder), folder.base / "output"
+def test_locked_and_deep_folders_are_removed(folder: ProcessFolder) -> None:
+    """The folders are also deeper than Python's recursion limit."""
+    written, output_folder = WrittenFiles(folder), folder.base / "output"
     written.begin(ADA)
-    (place / "closed" / "closed").mkdir(parents=True)
-    (place / "closed" / "closed").chmod(0)
-    (place / "closed").chmod(0)
-    here = os.open(place, os.O_RDONLY)
+    (output_folder / "closed" / "closed").mkdir(parents=True)
+    (output_folder / "closed" / "closed").chmod(0)
+    (output_folder / "closed").chmod(0)
+    here = os.open(output_folder, os.O_RDONLY)
     for _ in range(3000):
         os.mkdir("d", dir_fd=here)
         deeper = os.open("d", os.O_RDONLY, dir_fd=here)
         os.close(here)
         here = deeper
     os.close(here)
-    place.chmod(0)
+    output_folder.chmod(0)
     written.end(ADA)
-    assert list(place.iterdir()) == []
-    assert place.stat().st_mode & 0o777 == 0o700, "the next prompt writes here"
+    assert list(output_folder.iterdir()) == []
+    assert output_folder.stat().st_mode & 0o777 == 0o700, "the next prompt writes here"
     written.discard(ADA)
     assert list(folder.done.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Real processes, and pictures that would take more than they may."""
+"""Tests of picture processes with pictures that exceed the limits."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ import pytest
 from PIL import Image
 
 from moyin.errors import InvalidRequest, Overloaded, PictureTooLarge
-from moyin.render.imaging.processes import Bounds, PictureProcess, PictureProcesses
+from moyin.render.imaging.processes import PictureLimits, PictureProcess, PictureProcesses
 
-BOUNDS = Bounds()
+LIMITS = PictureLimits()
 
 
 @pytest.fixture
 async def processes() -> AsyncIterator[PictureProcesses]:
-    made = PictureProcesses()
-    yield made
-    await made.close()
+    processes = PictureProcesses()
+    yield processes
+    await processes.close()
 
 
 def plain(size: tuple[int, int], kind: str = "PNG", mode: str = "1") -> bytes:
-    """A picture of one colour: a file of a few kilobytes, whatever its size."""
+    """Return a picture of one colour, whose file is small whatever its size."""
     buffer = io.BytesIO()
     Image.new(mode, size).save(buffer, kind)
     return buffer.getvalue()
@@ -45,7 +45,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def lying_png(width: int, height: int, *, interlaced: bool = False, extra: bytes = b"") -> bytes:
-    """A header without its picture."""
+    """Return a header with too little data for its size."""
     head = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, int(interlaced))
     data = chunk(b"IDAT", zlib.compress(bytes(1000)))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + extra + data + chunk(b"IEND", b"")
@@ -71,11 +71,11 @@ def preview(folder: Path, picture: bytes, kind: str = "webp") -> dict[str, Any]:
     }
 
 
-async def converted(
+async def convert(
     processes: PictureProcesses, folder: Path, picture: bytes, tenant: str = "ada"
 ) -> Image.Image:
     async with processes.process(tenant) as process:
-        await process.do(preview(folder, picture))
+        await process.run(preview(folder, picture))
     with Image.open(folder / "target") as shown:
         shown.load()
     return shown
@@ -87,23 +87,25 @@ def peak_mib(pid: int) -> int:
     return int(line.split()[1]) // 1024
 
 
-async def test_a_picture_beyond_the_bound_is_refused_with_the_numbers(
+async def test_picture_with_too_many_pixels_is_refused(
     processes: PictureProcesses, tmp_path: Path
 ) -> None:
-    with pytest.raises(PictureTooLarge, match="9900 x 9900 pixels; at most 67,108,864") as caught:
-        await converted(processes, tmp_path, plain((9900, 9900)))
+    with pytest.raises(
+        PictureTooLarge, match="9900 x 9900 pixels; only pictures of at most 67,108,864"
+    ) as caught:
+        await convert(processes, tmp_path, plain((9900, 9900)))
     assert caught.value.details == {"width": 9900, "height": 9900, "max_pixels": 8192 * 8192}
-    # Nothing was decoded for that.
-    assert peak_mib(processes.pids[0]) < 200
+    # The picture was not decoded.
+    assert peak_mib(processes.idle_pids[0]) < 200
 
 
-async def test_the_largest_picture_is_converted_within_the_bound(
+async def test_largest_picture_is_converted_within_the_memory_limit(
     processes: PictureProcesses, tmp_path: Path
 ) -> None:
-    # Of all modes this one needs the most on its way to a preview.
-    shown = await converted(processes, tmp_path, plain((8192, 8192), mode="P"))
+    # This mode needs the most memory for a preview.
+    shown = await convert(processes, tmp_path, plain((8192, 8192), mode="P"))
     assert (shown.format, shown.size) == ("WEBP", (4096, 4096))
-    assert peak_mib(processes.pids[0]) <= BOUNDS.memory_mib
+    assert peak_mib(processes.idle_pids[0]) <= LIMITS.memory_mib
 
 
 @pytest.mark.parametrize(
@@ -127,62 +129,62 @@ async def test_the_largest_picture_is_converted_within_the_bound(
         "gif-header", "tiff-header", "avif-header", "jpeg-header",
     ],
 )  # fmt: skip
-async def test_whatever_a_header_says_the_process_stays_within_its_bounds(
+async def test_malicious_headers_do_not_exceed_the_limits(
     processes: PictureProcesses, tmp_path: Path, picture: bytes
 ) -> None:
     with pytest.raises((PictureTooLarge, InvalidRequest)):
-        await converted(processes, tmp_path, picture)
+        await convert(processes, tmp_path, picture)
     # The next picture is converted, by the same process or another.
-    assert (await converted(processes, tmp_path, plain((8, 8)))).size == (8, 8)
-    assert peak_mib(processes.pids[0]) <= BOUNDS.memory_mib
+    assert (await convert(processes, tmp_path, plain((8, 8)))).size == (8, 8)
+    assert peak_mib(processes.idle_pids[0]) <= LIMITS.memory_mib
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
-async def test_of_an_animation_one_frame_is_decoded(
+async def test_only_one_frame_of_an_animation_is_decoded(
     processes: PictureProcesses, tmp_path: Path, kind: str
 ) -> None:
-    shown = await converted(processes, tmp_path, animation(kind))
+    shown = await convert(processes, tmp_path, animation(kind))
     assert (shown.size, getattr(shown, "n_frames", 1)) == ((400, 400), 1)
 
 
-async def test_more_memory_than_allowed_ends_one_conversion_and_no_other(tmp_path: Path) -> None:
-    processes = PictureProcesses(replace(BOUNDS, memory_mib=200))
+async def test_too_much_memory_fails_only_one_conversion(tmp_path: Path) -> None:
+    processes = PictureProcesses(replace(LIMITS, memory_mib=200))
     with pytest.raises(PictureTooLarge, match="more than 200 MiB"):
-        await converted(processes, tmp_path, plain((8000, 8000)))
-    assert (await converted(processes, tmp_path, plain((8, 8)))).size == (8, 8)
+        await convert(processes, tmp_path, plain((8000, 8000)))
+    assert (await convert(processes, tmp_path, plain((8, 8)))).size == (8, 8)
     await processes.close()
 
 
-async def test_a_conversion_that_takes_too_long_is_ended(tmp_path: Path) -> None:
-    processes = PictureProcesses(replace(BOUNDS, seconds=1))
+async def test_too_slow_conversion_is_ended(tmp_path: Path) -> None:
+    processes = PictureProcesses(replace(LIMITS, seconds=1))
     async with processes.process("ada") as process:
-        # It would take for ever.
+        # A stopped process never answers.
         os.kill(process.pid, signal.SIGSTOP)
         with pytest.raises(PictureTooLarge, match="longer than 1 seconds"):
-            await process.do(preview(tmp_path, plain((8, 8))))
-    assert not processes.pids
+            await process.run(preview(tmp_path, plain((8, 8))))
+    assert not processes.idle_pids
     await processes.close()
 
 
-async def test_each_conversion_has_a_bound_of_processor_time(
+async def test_each_conversion_has_its_own_processor_time(
     processes: PictureProcesses, tmp_path: Path
 ) -> None:
     async with processes.process("ada") as process:
         for _ in range(2):
-            await process.do(preview(tmp_path, plain((8, 8))))
-            bound, _ = psutil.Process(process.pid).rlimit(psutil.RLIMIT_CPU)
+            await process.run(preview(tmp_path, plain((8, 8))))
+            limit, _ = psutil.Process(process.pid).rlimit(psutil.RLIMIT_CPU)
             times = psutil.Process(process.pid).cpu_times()
-            assert bound <= times.user + times.system + BOUNDS.seconds + 2
+            assert limit <= times.user + times.system + LIMITS.seconds + 2
 
 
-async def test_a_result_that_is_too_large_is_refused(tmp_path: Path) -> None:
-    processes = PictureProcesses(replace(BOUNDS, result_mib=1))
+async def test_too_large_result_is_refused(tmp_path: Path) -> None:
+    processes = PictureProcesses(replace(LIMITS, result_mib=1))
     buffer = io.BytesIO()
     Image.frombytes("RGB", (1000, 1000), os.urandom(3_000_000)).save(buffer, "BMP")
-    order = {**preview(tmp_path, buffer.getvalue()), "action": "channel", "channels": "rgb"}
+    task = {**preview(tmp_path, buffer.getvalue()), "action": "channel", "channels": "rgb"}
     async with processes.process("ada") as process:
         with pytest.raises(PictureTooLarge, match="larger than 1,048,576 bytes"):
-            await process.do(order)
+            await process.run(task)
     await processes.close()
 
 
@@ -194,7 +196,7 @@ async def test_a_result_that_is_too_large_is_refused(tmp_path: Path) -> None:
         (signal.SIGXCPU, PictureTooLarge),
     ],
 )
-async def test_a_process_that_dies_fails_its_own_picture_alone(
+async def test_dead_process_fails_only_its_own_picture(
     processes: PictureProcesses, tmp_path: Path, number: signal.Signals, error: type[Exception]
 ) -> None:
     async with processes.process("ada") as process:
@@ -202,11 +204,11 @@ async def test_a_process_that_dies_fails_its_own_picture_alone(
         asyncio.get_running_loop().call_soon(os.kill, process.pid, number)
         asyncio.get_running_loop().call_soon(os.kill, process.pid, signal.SIGCONT)
         with pytest.raises(error):
-            await process.do(preview(tmp_path, plain((8, 8))))
-    assert (await converted(processes, tmp_path, plain((8, 8)))).size == (8, 8)
+            await process.run(preview(tmp_path, plain((8, 8))))
+    assert (await convert(processes, tmp_path, plain((8, 8)))).size == (8, 8)
 
 
-async def test_a_client_that_leaves_ends_its_conversion(
+async def test_cancelled_conversion_ends_its_process(
     processes: PictureProcesses, tmp_path: Path
 ) -> None:
     pids: list[int] = []
@@ -215,7 +217,7 @@ async def test_a_client_that_leaves_ends_its_conversion(
         async with processes.process("ada") as process:
             pids.append(process.pid)
             os.kill(process.pid, signal.SIGSTOP)
-            await process.do(preview(tmp_path, plain((8, 8))))
+            await process.run(preview(tmp_path, plain((8, 8))))
 
     task = asyncio.create_task(stuck())
     while not pids:  # noqa: ASYNC110
@@ -228,41 +230,41 @@ async def test_a_client_that_leaves_ends_its_conversion(
 
 async def test_idle_processes_end(tmp_path: Path) -> None:
     processes = PictureProcesses(idle=0.05)
-    await converted(processes, tmp_path, plain((8, 8)))
-    [pid] = processes.pids
+    await convert(processes, tmp_path, plain((8, 8)))
+    [pid] = processes.idle_pids
     await asyncio.to_thread(_gone, pid)
-    assert not processes.pids
+    assert not processes.idle_pids
     await processes.close()
 
 
-async def test_no_tenant_has_every_process(tmp_path: Path) -> None:
+async def test_no_tenant_gets_every_process(tmp_path: Path) -> None:
     processes = PictureProcesses(queue=0)
     async with processes.process("ada"):
         with pytest.raises(Overloaded):
             async with processes.process("ada"):
                 pass
-        assert (await converted(processes, tmp_path, plain((8, 8)), tenant="bob")).size == (8, 8)
+        assert (await convert(processes, tmp_path, plain((8, 8)), tenant="bob")).size == (8, 8)
     await processes.close()
 
 
-async def test_closing_leaves_no_process_behind(tmp_path: Path) -> None:
+async def test_close_ends_all_processes(tmp_path: Path) -> None:
     processes = PictureProcesses()
-    await converted(processes, tmp_path, plain((8, 8)))
-    [pid] = processes.pids
+    await convert(processes, tmp_path, plain((8, 8)))
+    [pid] = processes.idle_pids
     await processes.close()
     assert not psutil.pid_exists(pid)
 
 
-def test_a_process_does_not_outlive_the_one_that_started_it() -> None:
+def test_process_ends_with_its_parent() -> None:
     code = (
         "import asyncio\n"
         "from contextlib import suppress\n"
         "from moyin.errors import InvalidRequest\n"
-        "from moyin.render.imaging.processes import Bounds, PictureProcess\n"
+        "from moyin.render.imaging.processes import PictureLimits, PictureProcess\n"
         "async def main():\n"
-        "    process = await PictureProcess.start(Bounds())\n"
+        "    process = await PictureProcess.start(PictureLimits())\n"
         "    with suppress(InvalidRequest):\n"
-        "        await process.do({'action': 'channel', 'channels': 'a', 'source': '/nowhere'})\n"
+        "        await process.run({'action': 'channel', 'channels': 'a', 'source': '/nowhere'})\n"
         "    print(process.pid, flush=True)\n"
         "    await asyncio.sleep(600)\n"
         "asyncio.run(main())\n"
@@ -270,22 +272,22 @@ def test_a_process_does_not_outlive_the_one_that_started_it() -> None:
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
-        # Stopped, it could not even read that its input has ended.
+        # A stopped process can't read the end of its input.
         os.kill(pid, signal.SIGSTOP)
         parent.kill()
     _gone(pid)
 
 
-async def test_secrets_of_the_replica_are_not_in_its_environment(
+async def test_process_gets_no_secrets_of_the_replica(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MOYIN_SECRET", "s3cret")
-    process = await PictureProcess.start(BOUNDS)
+    process = await PictureProcess.start(LIMITS)
     assert b"s3cret" not in Path(f"/proc/{process.pid}/environ").read_bytes()
     await process.end()
 
 
 def _gone(pid: int) -> None:
-    """Return when the process has ended, whether or not anybody has asked how."""
+    """Return when the process has ended, even if it is not reaped."""
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.02)

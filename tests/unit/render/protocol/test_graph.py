@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from moyin.domain.artifact import Artifact
-from moyin.render.protocol.graph import artifact_ids, input_name, is_input_name, with_inputs
+from moyin.render.protocol.graph import (
+    artifact_ids,
+    input_name,
+    is_input_name,
+    model_files,
+    with_inputs,
+)
 
 ID = f"art_{'1' * 32}"
 OTHER = f"art_{'2' * 32}"
@@ -15,7 +23,7 @@ def artifact(name: str) -> Artifact:
     return Artifact(id=ID, name=name, media_type="image/png", size=1, sha256="a" * 64)
 
 
-def test_references_are_found_and_replaced_in_inputs_only() -> None:
+def test_references_are_replaced_only_in_inputs() -> None:
     graph = {
         "1": {
             "class_type": "LoadImage",
@@ -30,10 +38,10 @@ def test_references_are_found_and_replaced_in_inputs_only() -> None:
     assert replaced["1"]["inputs"] == {"image": "one.png", "list": ["two.png", {"a": 1}]}
     assert replaced["2"] == graph["2"]
     assert replaced["3"] == "not a node"
-    assert graph["1"]["inputs"]["image"] == f"artifact:{ID}", "the given graph is untouched"  # type: ignore[index]
+    assert graph["1"]["inputs"]["image"] == f"artifact:{ID}", "the original graph is unchanged"  # type: ignore[index]
 
 
-def test_what_the_api_v2_puts_in_the_place_of_a_file_is_a_reference() -> None:
+def test_asset_of_the_api_v2_is_a_reference() -> None:
     asset = {"__type": "core/ASSET", "info": {"id": ID, "file_path": "cat.png"}}
     graph = {"1": {"class_type": "LoadImage", "inputs": {"image": asset, "more": [asset]}}}
     assert artifact_ids(graph) == {ID}
@@ -42,7 +50,7 @@ def test_what_the_api_v2_puts_in_the_place_of_a_file_is_a_reference() -> None:
 
 
 @pytest.mark.parametrize("info", [None, "x", {}, {"id": ""}])
-def test_a_malformed_reference_is_one_that_nothing_answers_to(info: object) -> None:
+def test_malformed_reference_has_an_unused_id(info: object) -> None:
     graph = {"1": {"class_type": "A", "inputs": {"image": {"__type": "core/ASSET", "info": info}}}}
     assert artifact_ids(graph) == {""}
 
@@ -59,21 +67,58 @@ def test_a_malformed_reference_is_one_that_nothing_answers_to(info: object) -> N
         (".png", ""),
     ],
 )
-def test_input_names_hold_nothing_of_the_uploaders_but_a_plain_suffix(
-    name: str, suffix: str
-) -> None:
+def test_input_name_keeps_only_a_plain_suffix(name: str, suffix: str) -> None:
     assert input_name(artifact(name)) == f"moyin/{'a' * 64}{suffix}"
 
 
 @given(st.text())
-def test_every_input_name_is_one_and_stays_in_its_folder(name: str) -> None:
-    made = input_name(artifact(name))
-    assert is_input_name(made)
-    assert ".." not in made
+def test_every_input_name_is_valid_and_stays_in_its_folder(name: str) -> None:
+    generated = input_name(artifact(name))
+    assert is_input_name(generated)
+    assert ".." not in generated
 
 
 @pytest.mark.parametrize(
     "name", ["moyin/x.png", f"{'a' * 64}.png", f"moyin/{'a' * 64}/..", f"moyin/{'a' * 64}\n"]
 )
-def test_other_names_are_not(name: str) -> None:
+def test_other_names_are_not_input_names(name: str) -> None:
     assert not is_input_name(name)
+
+
+def test_model_files_of_every_loader_are_found() -> None:
+    graph = {
+        "1": _node("CheckpointLoaderSimple", ckpt_name="sdxl.safetensors"),
+        "2": _node("UNETLoader", unet_name="flux.safetensors", weight_dtype="default"),
+        "3": _node("DualCLIPLoader", clip_name1="t5.safetensors", clip_name2="l.safetensors"),
+        "4": _node("VAELoader", vae_name="ae.safetensors"),
+        "5": _node("LoraLoader", lora_name="style/ink.safetensors", model=["1", 0]),
+        "6": _node("ControlNetLoader", control_net_name="depth.safetensors"),
+        "7": _node("UpscaleModelLoader", model_name="4x.pth"),
+        "8": _node("CLIPVisionLoader", clip_name="vit.safetensors"),
+        "9": _node("KSampler", sampler_name="euler", model=["5", 0]),
+        "10": _node("Lora Stack", lora_name_1="a.safetensors", lora_name_2="b.safetensors"),
+    }
+    assert model_files(graph) == {
+        "checkpoints/sdxl.safetensors",
+        "diffusion_models/flux.safetensors",
+        "text_encoders/t5.safetensors",
+        "text_encoders/l.safetensors",
+        "vae/ae.safetensors",
+        "loras/style/ink.safetensors",
+        "controlnet/depth.safetensors",
+        "upscale_models/4x.pth",
+        "clip_vision/vit.safetensors",
+        "loras/a.safetensors",
+        "loras/b.safetensors",
+    }
+
+
+@pytest.mark.parametrize(
+    "node", [5, None, {}, {"class_type": "X"}, {"inputs": []}, {"inputs": {"ckpt_name": ["1", 0]}}]
+)
+def test_node_without_a_model_name_loads_no_model(node: Any) -> None:
+    assert model_files({"1": node}) == frozenset()
+
+
+def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": class_type, "inputs": inputs}

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from moyin.errors import OutOfMemory, RenderFailed
 from moyin.render.protocol.response import (
     Meter,
-    ended,
+    is_last_event,
+    output_values,
     prompt_of,
     raise_failure,
-    values,
-    written,
+    written_files,
 )
 from moyin.render.protocol.wire import HistoryEntry, Message
 
@@ -28,37 +28,37 @@ def file(name: str, type_: str = "output") -> dict[str, str]:
     return {"filename": name, "subfolder": "p", "type": type_}
 
 
-def test_files_come_in_the_order_of_nodes_and_values_apart() -> None:
-    got = entry(
+def test_files_are_ordered_by_node_and_separate_from_values() -> None:
+    history = entry(
         {
             "10": {"images": [file("c")]},
             "2": {"images": [file("b"), file("a", "temp")], "animated": [False]},
             "7": {"text": ["a word"], "images": [file("mine", "input")]},
         }
     )
-    assert [(w.node, w.slot, w.file.filename) for w in written(got)] == [
+    assert [(w.node, w.slot, w.file.filename) for w in written_files(history)] == [
         ("2", "images", "b"),
         ("2", "images", "a"),
         ("10", "images", "c"),
     ]
-    assert values(got) == {
+    assert output_values(history) == {
         "2": {"animated": [False]},
         "7": {"text": ["a word"], "images": [file("mine", "input")]},
     }
 
 
 @given(st.lists(st.text(max_size=5), unique=True, max_size=5))
-def test_nodes_may_be_called_anything(nodes: list[str]) -> None:
-    called = [*nodes, "\u00b2", "\u0663", "1" * 5000]
-    got = entry({node: {"images": [file("a")]} for node in called})
-    assert sorted(found.node for found in written(got)) == sorted(set(called))
+def test_node_ids_may_be_any_text(nodes: list[str]) -> None:
+    ids = [*nodes, "\u00b2", "\u0663", "1" * 5000]
+    history = entry({node: {"images": [file("a")]} for node in ids})
+    assert sorted(file.node for file in written_files(history)) == sorted(set(ids))
 
 
-def test_success_is_no_failure() -> None:
+def test_successful_entry_raises_nothing() -> None:
     raise_failure(entry({}))
 
 
-def test_a_node_error_tells_where_and_what_but_no_stack() -> None:
+def test_node_error_has_node_and_message_without_traceback() -> None:
     data = {
         "node_id": "3",
         "node_type": "KSampler",
@@ -78,16 +78,16 @@ def test_a_node_error_tells_where_and_what_but_no_stack() -> None:
 
 
 @pytest.mark.parametrize(
-    ("messages", "says"),
-    [([["execution_interrupted", {"node_id": "1"}]], "interrupted"), ([], "without saying why")],
+    ("messages", "message"),
+    [([["execution_interrupted", {"node_id": "1"}]], "interrupted"), ([], "gave no reason")],
 )
-def test_other_failures(messages: list[Any], says: str) -> None:
-    with pytest.raises(RenderFailed, match=says):
+def test_other_failures(messages: list[Any], message: str) -> None:
+    with pytest.raises(RenderFailed, match=message):
         raise_failure(entry({}, "error", *messages))
 
 
 @pytest.mark.parametrize(
-    ("type_", "data", "over"),
+    ("type_", "data", "is_last"),
     [
         ("executing", {"node": None, "prompt_id": "p"}, True),
         ("executing", {"node": "1", "prompt_id": "p"}, False),
@@ -95,11 +95,13 @@ def test_other_failures(messages: list[Any], says: str) -> None:
         ("execution_success", {"prompt_id": "p"}, False),
     ],
 )
-def test_only_executing_nothing_ends_a_prompt(type_: str, data: dict[str, Any], over: bool) -> None:
-    assert ended(Message(type=type_, data=data)) is over
+def test_last_event_is_executing_without_a_node(
+    type_: str, data: dict[str, Any], is_last: bool
+) -> None:
+    assert is_last_event(Message(type=type_, data=data)) is is_last
 
 
-def test_events_name_their_prompt() -> None:
+def test_prompt_of_an_event() -> None:
     assert prompt_of(Message(type="status", data={})) is None
     assert prompt_of(Message(type="progress", data={"prompt_id": "p"})) == "p"
 

@@ -14,11 +14,9 @@ _BODIES: list[tuple[type[BaseModel], Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("shape", "body"), _BODIES)
-def test_prompts_are_named_by_any_text_that_a_database_can_look_for(
-    shape: type[BaseModel], body: Any
-) -> None:
+@pytest.mark.parametrize(("model", "body"), _BODIES)
+def test_prompt_ids_are_any_text_without_nul(model: type[BaseModel], body: Any) -> None:
     for prompt_id in ("a\nb", "", "ü"):
-        shape.model_validate(body(prompt_id))
+        model.model_validate(body(prompt_id))
     with pytest.raises(ValidationError):
-        shape.model_validate(body("a\0b"))
+        model.model_validate(body("a\0b"))

@@ -8,21 +8,21 @@ from moyin.render.scheduling.scaling import Scale
 SCALE = Scale(minimum=0, maximum=4, patience=30, idle=60)
 
 
-def test_one_that_waits_is_worth_a_renderer_and_nobody_is_worth_none() -> None:
+def test_one_waiting_render_needs_a_renderer_and_an_empty_queue_none() -> None:
     assert SCALE.needed(1, 0.1) == 1
     assert SCALE.needed(0, 10) == 0
 
 
-def test_a_longer_queue_is_worth_more_up_to_the_maximum() -> None:
+def test_longer_queue_needs_more_renderers_up_to_the_maximum() -> None:
     assert [SCALE.needed(n, 10) for n in (3, 4, 9, 1000)] == [1, 2, 3, 4]
 
 
 @given(st.integers(0, 500), st.floats(0.01, 1000))
-def test_the_bounds_hold(waiting: int, service: float) -> None:
-    assert 2 <= Scale(minimum=2, maximum=5).needed(waiting, service) <= 5
+def test_number_of_renderers_stays_within_its_bounds(waiting: int, seconds: float) -> None:
+    assert 2 <= Scale(minimum=2, maximum=5).needed(waiting, seconds) <= 5
 
 
-def test_the_idle_go_and_the_last_first() -> None:
+def test_idle_renderers_are_removed_from_the_last_to_the_first() -> None:
     assert SCALE.removable([None, 61, 10, 100], 0) == [3, 1]
-    assert SCALE.removable([61, 61], 1) == [], "somebody waits"
+    assert SCALE.removable([61, 61], 1) == [], "a render waits"
     assert Scale(minimum=1, maximum=4, idle=60).removable([61, 61], 0) == [1]

@@ -9,28 +9,31 @@ from moyin.render.scheduling.policy import PendingRender
 from moyin.render.scheduling.scheduler import Lease, RenderScheduler
 
 
-def waiting(name: str, priority: int = 3, arrived: float = 0) -> PendingRender:
+def pending(name: str, priority: int = 3, arrived: float = 0) -> PendingRender:
     return PendingRender(id=name, priority=priority, arrived=arrived)
 
 
-class Ward:
-    """Renders that hold what they get until told to go on."""
+class Harness:
+    """Runs renders that hold their lease until `finish` is called."""
 
-    def __init__(self, dispatcher: RenderScheduler) -> None:
-        self.dispatcher = dispatcher
-        self.got: list[tuple[str, str]] = []
+    def __init__(self, scheduler: RenderScheduler) -> None:
+        self.scheduler = scheduler
+        self.assigned: list[tuple[str, str]] = []
         self.leases: dict[str, Lease] = {}
-        self.go_on: dict[str, asyncio.Event] = {}
+        self._ends: dict[str, asyncio.Event] = {}
 
-    def enter(self, who: PendingRender) -> asyncio.Task[None]:
-        return asyncio.create_task(self._stay(who))
+    def start(self, render: PendingRender) -> asyncio.Task[None]:
+        return asyncio.create_task(self._run(render))
 
-    async def _stay(self, who: PendingRender) -> None:
-        self.go_on[who.id] = asyncio.Event()
-        async with self.dispatcher.lease(who) as lease:
-            self.got.append((who.id, lease.name))
-            self.leases[who.id] = lease
-            await self.go_on[who.id].wait()
+    def finish(self, name: str) -> None:
+        self._ends[name].set()
+
+    async def _run(self, render: PendingRender) -> None:
+        self._ends[render.id] = asyncio.Event()
+        async with self.scheduler.lease(render) as lease:
+            self.assigned.append((render.id, lease.name))
+            self.leases[render.id] = lease
+            await self._ends[render.id].wait()
 
 
 async def settle() -> None:
@@ -39,113 +42,113 @@ async def settle() -> None:
 
 
 @pytest.fixture
-async def ward() -> Ward:
-    return Ward(RenderScheduler())
+async def harness() -> Harness:
+    return Harness(RenderScheduler())
 
 
-async def test_one_at_a_time_by_priority_then_arrival(ward: Ward) -> None:
+async def test_renders_run_one_at_a_time_by_priority_then_arrival(harness: Harness) -> None:
     tasks = [
-        ward.enter(waiting("late", arrived=2)),
-        ward.enter(waiting("early", arrived=1)),
-        ward.enter(waiting("urgent", priority=1, arrived=3)),
+        harness.start(pending("late", arrived=2)),
+        harness.start(pending("early", arrived=1)),
+        harness.start(pending("urgent", priority=1, arrived=3)),
     ]
     await settle()
-    assert (ward.got, ward.dispatcher.waiting) == ([], 3)
-    ward.dispatcher.up("a")
+    assert (harness.assigned, harness.scheduler.waiting) == ([], 3)
+    harness.scheduler.add_renderer("a")
     for expected in ("urgent", "early", "late"):
         await settle()
-        assert ward.got[-1] == (expected, "a")
-        assert len(ward.got) == 3 - ward.dispatcher.waiting
-        ward.go_on[expected].set()
+        assert harness.assigned[-1] == (expected, "a")
+        assert len(harness.assigned) == 3 - harness.scheduler.waiting
+        harness.finish(expected)
     await asyncio.gather(*tasks)
 
 
-async def test_a_lease_given_back_early_lets_the_next_in(ward: Ward) -> None:
-    ward.dispatcher.up("a")
-    tasks = [ward.enter(waiting("1", arrived=1)), ward.enter(waiting("2", arrived=2))]
+async def test_early_release_lets_the_next_render_begin(harness: Harness) -> None:
+    harness.scheduler.add_renderer("a")
+    tasks = [harness.start(pending("1", arrived=1)), harness.start(pending("2", arrived=2))]
     await settle()
-    ward.leases["1"].release()
+    harness.leases["1"].release()
     await settle()
-    assert [who for who, _ in ward.got] == ["1", "2"]
-    # Its end must not give back what is another's by now.
-    ward.go_on["1"].set()
-    third = ward.enter(waiting("3", arrived=3))
+    assert [render for render, _ in harness.assigned] == ["1", "2"]
+    # The end of its block must not release the lease of the next render.
+    harness.finish("1")
+    third = harness.start(pending("3", arrived=3))
     await settle()
-    assert ward.dispatcher.waiting == 1
-    ward.go_on["2"].set()
+    assert harness.scheduler.waiting == 1
+    harness.finish("2")
     await settle()
-    ward.go_on["3"].set()
+    harness.finish("3")
     await asyncio.gather(*tasks, third)
 
 
-async def test_the_one_that_rested_longest_comes_first(ward: Ward) -> None:
-    ward.dispatcher.up("a")
-    ward.dispatcher.up("b")
+async def test_renderer_that_was_free_longest_comes_first(harness: Harness) -> None:
+    harness.scheduler.add_renderer("a")
+    harness.scheduler.add_renderer("b")
     for number, expected in enumerate(["a", "b", "a"]):
-        task = ward.enter(waiting(str(number)))
+        task = harness.start(pending(str(number)))
         await settle()
-        assert ward.got[-1] == (str(number), expected)
-        ward.go_on[str(number)].set()
+        assert harness.assigned[-1] == (str(number), expected)
+        harness.finish(str(number))
         await task
 
 
-async def test_nothing_goes_where_a_foreign_prompt_runs_or_nobody_is(ward: Ward) -> None:
-    ward.dispatcher.up("a", foreign=["left-over"])
-    ward.dispatcher.up("b")
-    ward.dispatcher.down("b")
-    task = ward.enter(waiting("1"))
+async def test_busy_and_removed_renderers_get_no_render(harness: Harness) -> None:
+    harness.scheduler.add_renderer("a", foreign=["left-over"])
+    harness.scheduler.add_renderer("b")
+    harness.scheduler.remove_renderer("b")
+    task = harness.start(pending("1"))
     await settle()
-    assert ward.got == []
-    ward.dispatcher.up("a", foreign=[])
+    assert harness.assigned == []
+    harness.scheduler.add_renderer("a", foreign=[])
     await settle()
-    assert ward.got == [("1", "a")]
-    ward.go_on["1"].set()
+    assert harness.assigned == [("1", "a")]
+    harness.finish("1")
     await task
 
 
-async def test_who_gives_up_waiting_takes_nothing_along(ward: Ward) -> None:
-    gone = ward.enter(waiting("gone"))
+async def test_cancelled_render_leaves_its_renderer_to_the_next(harness: Harness) -> None:
+    gone = harness.start(pending("gone"))
     await settle()
     gone.cancel()
-    ward.dispatcher.up("a")
+    harness.scheduler.add_renderer("a")
     await asyncio.gather(gone, return_exceptions=True)
-    assert ward.dispatcher.waiting == 0
-    task = ward.enter(waiting("next"))
+    assert harness.scheduler.waiting == 0
+    task = harness.start(pending("next"))
     await settle()
-    assert ward.got == [("next", "a")]
-    # Cancelled at the very moment at which it is let in.
-    unlucky = ward.enter(waiting("unlucky"))
+    assert harness.assigned == [("next", "a")]
+    # Cancelled at the very moment at which it gets its lease.
+    unlucky = harness.start(pending("unlucky"))
     await settle()
-    ward.leases["next"].release()
+    harness.leases["next"].release()
     unlucky.cancel()
     await asyncio.gather(unlucky, return_exceptions=True)
-    last = ward.enter(waiting("last"))
+    last = harness.start(pending("last"))
     await settle()
-    assert ward.got[-1] == ("last", "a")
+    assert harness.assigned[-1] == ("last", "a")
     for name in ("next", "last"):
-        ward.go_on[name].set()
+        harness.finish(name)
     await asyncio.gather(task, last)
 
 
-async def test_who_gives_up_as_it_closes_has_given_up(ward: Ward) -> None:
-    leaving, staying = ward.enter(waiting("leaving")), ward.enter(waiting("staying"))
+async def test_render_cancelled_while_the_scheduler_closes_is_cancelled(harness: Harness) -> None:
+    leaving, staying = harness.start(pending("leaving")), harness.start(pending("staying"))
     await settle()
-    ward.dispatcher.close()
+    harness.scheduler.close()
     leaving.cancel()
     ended = await asyncio.gather(leaving, staying, return_exceptions=True)
     assert [type(error) for error in ended] == [asyncio.CancelledError, ServiceUnavailable]
-    ward.dispatcher.up("a")
+    harness.scheduler.add_renderer("a")
     await settle()
-    assert (ward.got, ward.dispatcher.waiting) == ([], 0)
+    assert (harness.assigned, harness.scheduler.waiting) == ([], 0)
 
 
-async def test_two_attempts_of_one_render_wait_side_by_side(ward: Ward) -> None:
-    tasks = [ward.enter(waiting("same")), ward.enter(waiting("same"))]
+async def test_two_attempts_at_one_render_wait_side_by_side(harness: Harness) -> None:
+    tasks = [harness.start(pending("same")), harness.start(pending("same"))]
     await settle()
-    assert ward.dispatcher.waiting == 2
+    assert harness.scheduler.waiting == 2
     tasks[0].cancel()
-    ward.dispatcher.up("a")
+    harness.scheduler.add_renderer("a")
     await settle()
-    assert ward.got == [("same", "a")]
-    ward.go_on["same"].set()
+    assert harness.assigned == [("same", "a")]
+    harness.finish("same")
     await asyncio.gather(*tasks, return_exceptions=True)

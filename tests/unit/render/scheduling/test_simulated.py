@@ -1,4 +1,4 @@
-"""The whole policy on a small simulated farm; `benchmarks.scheduling` has the large one."""
+"""Tests of the whole policy on a small simulated farm; `benchmarks.scheduling` has the large one."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def outcome(load: Load) -> Outcome:
     return simulate(load, FARM)
 
 
-def test_all_are_rendered_once(load: Load, outcome: Outcome) -> None:
+def test_every_render_is_rendered_once(load: Load, outcome: Outcome) -> None:
     assert sum(map(len, outcome.waits.values())) == len(load.renders)
 
 
-def test_models_change_seldom(load: Load, outcome: Outcome) -> None:
+def test_model_changes_stay_near_the_minimum(load: Load, outcome: Outcome) -> None:
     found, bound = fewest_changes(load, FARM.actors, outcome.makespan)
     assert bound <= found <= outcome.changes
     assert outcome.changes <= 2 * found, "changing takes no longer than a render here"
@@ -42,11 +42,13 @@ def test_models_change_seldom(load: Load, outcome: Outcome) -> None:
     assert outcome.makespan < plain.makespan
 
 
-def test_nobody_is_worse_off_than_twice_with_a_share_alone(load: Load, outcome: Outcome) -> None:
+def test_owner_waits_at_most_twice_as_long_as_with_a_farm_share_alone(
+    load: Load, outcome: Outcome
+) -> None:
     for owner, share in own_share(load, FARM).items():
         assert outcome.p95(owner) <= 2 * share, owner
 
 
-def test_nobody_waits_much_longer_than_until_due(outcome: Outcome) -> None:
+def test_render_waits_little_longer_than_until_it_is_due(outcome: Outcome) -> None:
     for priority, waited in outcome.windowed:
         assert waited <= priority * FARM.rules.ageing + 60

@@ -32,10 +32,10 @@ def put(folder: Path, name: str, data: Any) -> Path:
 
 
 @pytest.mark.parametrize("folder", [SHIPPED, ROOT / "examples" / "templates"])
-def test_the_templates_of_the_repository_are_right(folder: Path) -> None:
-    shelf = read_folders([folder])
-    assert shelf.problems == ()
-    assert len(shelf.templates) == len(list(folder.iterdir()))
+def test_templates_of_the_repository_are_valid(folder: Path) -> None:
+    snapshot = read_folders([folder])
+    assert snapshot.problems == ()
+    assert len(snapshot.templates) == len(list(folder.iterdir()))
 
 
 @pytest.mark.parametrize(
@@ -63,27 +63,27 @@ def test_the_templates_of_the_repository_are_right(folder: Path) -> None:
         ({"outputs": ["9"]}, "outputs.0"),
     ],
 )  # fmt: skip
-def test_a_wrong_file_is_named_with_its_field(
+def test_invalid_file_is_reported_with_its_field(
     tmp_path: Path, changes: dict[str, Any], field: str
 ) -> None:
     path = put(tmp_path, "wrong.json", content(**changes))
     put(tmp_path, "right.json", content("right"))
-    shelf = read_folders([tmp_path])
-    [problem] = shelf.problems
+    snapshot = read_folders([tmp_path])
+    [problem] = snapshot.problems
     assert problem.startswith(f"{path}: {field}: ")
-    assert list(shelf.names) == ["right"]
+    assert list(snapshot.names) == ["right"]
 
 
 @pytest.mark.parametrize(
     ("name", "text"), [("a.json", "{"), ("a.yaml", "a: [b"), ("a.yml", "- 1"), ("a.json", "[1]")]
 )
-def test_what_is_no_object_is_no_template(tmp_path: Path, name: str, text: str) -> None:
+def test_file_without_an_object_is_refused(tmp_path: Path, name: str, text: str) -> None:
     path = put(tmp_path, name, text)
     [problem] = read_folders([tmp_path]).problems
     assert problem.startswith(f"{path}: the file: ")
 
 
-def test_later_folders_win_and_names_are_given_once(tmp_path: Path) -> None:
+def test_later_folder_wins_and_names_are_unique(tmp_path: Path) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
     first.mkdir()
     second.mkdir()
@@ -91,19 +91,19 @@ def test_later_folders_win_and_names_are_given_once(tmp_path: Path) -> None:
     put(second, "x.yaml", yaml.safe_dump(content("x", title="new")))
     put(second, "y.json", content("y", aliases=["x"]))
     put(second, "z.json", content("y"))
-    shelf = read_folders([first, second, tmp_path / "none"])
-    assert shelf.names["x"].title == "new"
-    assert "other" not in shelf.names
-    assert [problem.rpartition("/")[2] for problem in shelf.problems] == [
-        "z.json: name: y.json is called 'y' too",
+    snapshot = read_folders([first, second, tmp_path / "none"])
+    assert snapshot.names["x"].title == "new"
+    assert "other" not in snapshot.names
+    assert [problem.rpartition("/")[2] for problem in snapshot.problems] == [
+        "z.json: name: y.json has the name 'y' too",
         "y.json: aliases: 'x' is a name of 'x'",
     ]
 
 
-async def test_files_are_followed_and_a_broken_one_stays_what_it_was(
+async def test_changed_files_are_read_and_invalid_ones_keep_the_last_template(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalog, "_LOOK_SECONDS", 0)
+    monkeypatch.setattr(catalog, "_CHECK_SECONDS", 0)
     templates = Catalog((tmp_path,))
     with pytest.raises(TemplateNotFound):
         await templates.get("t")
@@ -111,13 +111,13 @@ async def test_files_are_followed_and_a_broken_one_stays_what_it_was(
     assert (await templates.get("u")).name == "t"
     path.write_text("{")
     assert (await templates.get("u")).name == "t"
-    assert len((await templates.shelf()).problems) == 1
+    assert len((await templates.snapshot()).problems) == 1
     path.unlink()
     with pytest.raises(InvalidRequest, match="there is no template 't'"):
-        (await templates.shelf()).find("t", "template")
+        (await templates.snapshot()).find("t", "template")
 
 
-def test_the_schema_that_is_published_says_what_is_needed() -> None:
+def test_published_schema_lists_required_inputs() -> None:
     schema = read_folders([SHIPPED]).names["swatch"].schema
     assert schema["required"] == ["prompt"]
     assert schema["additionalProperties"] is False

@@ -1,4 +1,4 @@
-"""Claude's streams that are cut: over a socket, since the SDK's transport says so in its own way."""
+"""Tests interrupted streams of Claude over a socket, because the SDK translates their errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def claude(answer: str) -> AsyncIterator[FakeBackend]:
         await backend.close()
 
 
-async def test_a_stream_that_is_cut_ends_with_an_error_and_is_booked_as_far_as_it_came() -> None:
+async def test_interrupted_stream_ends_with_error_and_partial_charge() -> None:
     async with claude(CUT) as backend:
         rig = Rig(backend)
         for _ in range(3):
@@ -44,7 +44,7 @@ async def test_a_stream_that_is_cut_ends_with_an_error_and_is_booked_as_far_as_i
         assert not rig.lanes[0].ready, "the breaker counts it"
 
 
-async def test_in_the_words_of_every_protocol() -> None:
+async def test_interruption_is_reported_in_every_protocol() -> None:
     async with claude(CUT) as backend:
         text = await drained(
             await Rig(backend).ask(OllamaChatCodec(), max_tokens=None, stream=True)
@@ -62,7 +62,7 @@ async def test_in_the_words_of_every_protocol() -> None:
     ],
     ids=["cut", "error", "cut error"],
 )
-async def test_what_fails_before_the_first_delta_is_asked_elsewhere(answer: str) -> None:
+async def test_failure_before_first_delta_falls_back(answer: str) -> None:
     async with claude(answer) as backend:
         rig = Rig(backend, FakeBackend(raw_stream=[CHUNK, DONE]))
         for _ in range(3):
@@ -75,8 +75,8 @@ async def test_what_fails_before_the_first_delta_is_asked_elsewhere(answer: str)
             await Rig(backend).ask(OpenAICodec(), stream=True)
 
 
-async def test_a_whole_answer_that_is_cut_is_asked_elsewhere() -> None:
+async def test_interrupted_whole_response_falls_back() -> None:
     async with claude("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{") as backend:
-        for dialect in (OpenAICodec(), AnthropicCodec()):
+        for codec in (OpenAICodec(), AnthropicCodec()):
             with pytest.raises(BackendUnavailable):
-                await Rig(backend).ask(dialect)
+                await Rig(backend).ask(codec)

@@ -1,4 +1,4 @@
-"""Answers that are JSON and nothing else: another back end is asked, or the stream says so."""
+"""Tests malformed JSON responses: the router falls back, or the stream ends with an error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from moyin.testing.backends import FakeBackend
 from moyin.text.backends.anthropic import AnthropicBackend
-from moyin.text.backends.endpoint import Endpoint, Fixed
+from moyin.text.backends.endpoint import Endpoint, FixedEndpoint
 from moyin.text.backends.ollama import OllamaBackend
 from moyin.text.backends.openai import OpenAIBackend
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
@@ -67,7 +67,7 @@ async def backend(kind: str, answer: str, later: str = "") -> AsyncIterator[Fake
             case "ollama":
                 made = OllamaBackend(url, contexts={"up": 4096}, connections=4)
             case _:
-                made = OpenAIBackend(Fixed(Endpoint(url=url)), connections=4)
+                made = OpenAIBackend(FixedEndpoint(Endpoint(url=url)), connections=4)
         yield cast(FakeBackend, made)
         await made.close()
 
@@ -81,7 +81,7 @@ def json_answer(body: str) -> str:
 @pytest.mark.parametrize(
     ("kind", "body"), [(kind, body) for kind in CLIENTS for body in (*ODD, *WHOLE[kind])]
 )
-async def test_a_whole_answer_of_another_shape_is_asked_for_elsewhere(kind: str, body: str) -> None:
+async def test_malformed_whole_response_falls_back(kind: str, body: str) -> None:
     async with backend(kind, json_answer(body)) as odd:
         other = FakeBackend(raw=RAW)
         answer = await Rig(odd, other).ask(CLIENTS[kind])
@@ -92,9 +92,7 @@ async def test_a_whole_answer_of_another_shape_is_asked_for_elsewhere(kind: str,
 @pytest.mark.parametrize(
     ("kind", "event"), [(kind, event) for kind, events in EVENTS.items() for event in events]
 )
-async def test_so_is_a_stream_that_begins_with_one_and_later_it_is_said(
-    kind: str, event: str
-) -> None:
+async def test_malformed_event_falls_back_or_ends_the_stream(kind: str, event: str) -> None:
     async with backend(kind, SSE + event) as odd:
         answer = await Rig(odd, FakeBackend(raw_stream=[CHUNK, DONE])).ask(
             CLIENTS[kind], stream=True
@@ -108,7 +106,7 @@ async def test_so_is_a_stream_that_begins_with_one_and_later_it_is_said(
         assert [entry.complete for entry in rig.books] == [False]
 
 
-async def test_a_stream_whose_bytes_pass_says_so_too() -> None:
+async def test_malformed_event_ends_a_forwarded_stream() -> None:
     async with backend("openai", BEGUN["openai"], EVENTS["openai"][4]) as odd:
         text = await drained(await Rig(odd).ask(OpenAICodec(), stream=True))
         assert b"Hi" in text and b'"code":"stream_interrupted"' in text

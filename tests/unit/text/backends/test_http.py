@@ -8,7 +8,7 @@ import pytest
 
 from moyin.errors import BackendRejected, BackendUnavailable, Overloaded
 from moyin.text.backends import http
-from moyin.text.backends.endpoint import Endpoint, Fixed
+from moyin.text.backends.endpoint import Endpoint, FixedEndpoint
 from moyin.text.backends.http import HttpClient
 from tests.integration.upstreams import Upstream
 
@@ -17,7 +17,7 @@ from tests.integration.upstreams import Upstream
 async def client_of(upstream: Upstream) -> AsyncIterator[HttpClient]:
     async with upstream.running():
         client = HttpClient(
-            Fixed(Endpoint(url=upstream.url)), credentials=lambda key: {}, connections=1
+            FixedEndpoint(Endpoint(url=upstream.url)), credentials=lambda key: {}, connections=1
         )
         yield client
         await client.close()
@@ -39,7 +39,7 @@ async def fail(client: HttpClient, *, stream: bool) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_an_error_whose_body_is_cut_is_the_error_of_its_status(stream: bool) -> None:
+async def test_error_with_incomplete_body_keeps_its_status(stream: bool) -> None:
     head = "HTTP/1.1 429 No\r\nretry-after: 7\r\ncontent-length: 99\r\n\r\n"
     async with client_of(Upstream(head + '{"error"')) as client:
         with pytest.raises(Overloaded) as caught:
@@ -50,14 +50,14 @@ async def test_an_error_whose_body_is_cut_is_the_error_of_its_status(stream: boo
             await fail(client, stream=stream)
 
 
-async def test_an_error_is_read_to_its_end() -> None:
+async def test_error_body_is_read_whole() -> None:
     head = "HTTP/1.1 400 No\r\ncontent-length: 31\r\n\r\n"
     async with client_of(Upstream(head + '{"error":{"mess', 'age":"too odd"}}')) as client:
         with pytest.raises(BackendRejected, match="too odd"):
             await fail(client, stream=False)
 
 
-async def test_an_error_that_never_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_endless_error_body_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "_ERROR_SECONDS", 0.05)
     head = "HTTP/1.1 500 No\r\ncontent-length: 31\r\n\r\n{"
     async with client_of(Upstream(head, holds=True)) as client, asyncio.timeout(10):
@@ -65,13 +65,13 @@ async def test_an_error_that_never_ends_is_not_waited_for(monkeypatch: pytest.Mo
             await fail(client, stream=False)
 
 
-async def test_an_answer_without_end_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "_LARGEST_ANSWER", 1_000)
+async def test_endless_response_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "_MAX_RESPONSE_BYTES", 1_000)
     head = "HTTP/1.1 200 OK\r\ncontent-length: 9999999\r\n\r\n"
     async with client_of(Upstream(head + "x" * 1_001, holds=True)) as client, asyncio.timeout(10):
-        with pytest.raises(BackendUnavailable, match="too long"):
+        with pytest.raises(BackendUnavailable, match="exceeds"):
             await client.post("/x", b"{}", soon())
-    monkeypatch.setattr(http, "_LARGEST_ANSWER", 1)
+    monkeypatch.setattr(http, "_MAX_RESPONSE_BYTES", 1)
     async with client_of(Upstream(None)) as client:
-        with pytest.raises(BackendUnavailable, match="too long"):
+        with pytest.raises(BackendUnavailable, match="exceeds"):
             await client.get("/x", 10)

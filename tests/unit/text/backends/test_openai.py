@@ -9,7 +9,7 @@ from pydantic_core import from_json
 
 from moyin.domain.chat import Finished, Reasoning, Sampling, StopReason
 from moyin.errors import StreamInterrupted, UnsupportedFeature
-from moyin.text.backends.endpoint import Endpoint, Fixed
+from moyin.text.backends.endpoint import Endpoint, FixedEndpoint
 from moyin.text.backends.http import HttpClient
 from moyin.text.backends.openai import OPENAI_URL, OpenAIBackend
 from tests.unit.text.protocol.conversations import FULL
@@ -24,7 +24,7 @@ HERE = "http://127.0.0.1:8080/v1"
         (HERE, "max_tokens", "max_completion_tokens"),
     ],
 )
-async def test_the_limit_has_the_name_that_the_server_takes(
+async def test_token_limit_has_the_member_name_of_the_server(
     monkeypatch: pytest.MonkeyPatch, url: str, member: str, other: str
 ) -> None:
     sent: list[Mapping[str, object]] = []
@@ -41,14 +41,14 @@ async def test_the_limit_has_the_name_that_the_server_takes(
 
     monkeypatch.setattr(HttpClient, "post", post)
     monkeypatch.setattr(HttpClient, "stream", stream)
-    backend = OpenAIBackend(Fixed(Endpoint(url=url)), connections=1)
+    backend = OpenAIBackend(FixedEndpoint(Endpoint(url=url)), connections=1)
     soon = asyncio.get_running_loop().time() + 5
     await backend.chat(FULL, soon)
     assert [delta async for delta in backend.stream(FULL, soon)]
     assert [(body[member], other in body) for body in sent] == [(99, False)] * 2
 
 
-async def test_a_server_that_leaves_out_done_has_ended_well(
+async def test_stream_without_done_is_complete(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     finish = "null"
@@ -60,7 +60,7 @@ async def test_a_server_that_leaves_out_done_has_ended_well(
         yield f'data: {{"choices":[{choice}]}}\n\n'.encode()
 
     monkeypatch.setattr(HttpClient, "stream", stream)
-    backend = OpenAIBackend(Fixed(Endpoint(url=HERE)), connections=1)
+    backend = OpenAIBackend(FixedEndpoint(Endpoint(url=HERE)), connections=1)
     soon = asyncio.get_running_loop().time() + 5
     with pytest.raises(StreamInterrupted):
         [delta async for delta in backend.stream(FULL, soon)]
@@ -77,7 +77,7 @@ async def test_a_server_that_leaves_out_done_has_ended_well(
         ("someone", None),
     ],
 )
-async def test_servers_get_what_they_know_and_nothing_else(
+async def test_extra_members_depend_on_the_server(
     monkeypatch: pytest.MonkeyPatch, owner: str, sent: dict[str, float] | None
 ) -> None:
     bodies: list[dict[str, object]] = []
@@ -91,7 +91,7 @@ async def test_servers_get_what_they_know_and_nothing_else(
 
     monkeypatch.setattr(HttpClient, "get", get)
     monkeypatch.setattr(HttpClient, "post", post)
-    backend = OpenAIBackend(Fixed(Endpoint(url=HERE)), connections=1)
+    backend = OpenAIBackend(FixedEndpoint(Endpoint(url=HERE)), connections=1)
     await backend.probe()
     soon = asyncio.get_running_loop().time() + 5
     await backend.chat(replace(FULL, reasoning=Reasoning(enabled=False)), soon)

@@ -34,11 +34,11 @@ ANSWER = EmbeddingResponse(model="m", vectors=((1.0, 2.0), (3.0, 4.0)), usage=Us
         ("999999999", 3600.0),
     ],
 )
-def test_a_wait_in_seconds(header: str | None, seconds: float | None) -> None:
+def test_retry_after_in_seconds(header: str | None, seconds: float | None) -> None:
     assert retry_after_seconds(header) == seconds
 
 
-def test_a_wait_until_a_date() -> None:
+def test_retry_after_with_a_date() -> None:
     assert retry_after_seconds(formatdate(time.time() + 60, usegmt=True)) == pytest.approx(
         60, abs=2
     )
@@ -56,22 +56,22 @@ def test_a_wait_until_a_date() -> None:
         (504, BackendTimeout),
     ],
 )
-def test_statuses_are_sorted(status: int, kind: type[Exception]) -> None:
+def test_statuses_map_to_errors(status: int, kind: type[Exception]) -> None:
     assert isinstance(error_from_status(status, "why", None), kind)
 
 
 @pytest.mark.parametrize("dimensions", [None, 2])
-def test_what_was_asked_for_is_let_through(dimensions: int | None) -> None:
+def test_matching_vectors_are_accepted(dimensions: int | None) -> None:
     request = EmbeddingRequest(model="m", inputs=("a", "b"), dimensions=dimensions)
     assert check_vectors(ANSWER, request) is ANSWER
 
 
-def test_a_missing_vector_is_the_back_ends_fault() -> None:
+def test_missing_vector_is_a_backend_error() -> None:
     with pytest.raises(BackendUnavailable):
         check_vectors(ANSWER, EmbeddingRequest(model="m", inputs=("a",)))
 
 
-def test_dimensions_that_nobody_read_are_named() -> None:
-    with pytest.raises(UnsupportedFeature, match="2 dimensions") as caught:
+def test_ignored_dimensions_are_refused() -> None:
+    with pytest.raises(UnsupportedFeature, match="dimensions must be 2") as caught:
         check_vectors(ANSWER, EmbeddingRequest(model="m", inputs=("a", "b"), dimensions=3))
     assert caught.value.field == "dimensions"

@@ -87,7 +87,7 @@ class Shelf:
         second = self.seconds.get(comparison_id)
         return StoredComparison(comparison=self.kept[comparison_id], second=second)
 
-    async def keep_second(self, comparison_id: str, text: str) -> None:
+    async def add_second_answer(self, comparison_id: str, text: str) -> None:
         self.seconds[comparison_id] = text
 
     async def remove(self, comparison_id: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from pydantic_core import from_json
 
 from moyin.domain.serialization import decode
-from moyin.store.responses import KeptResponse
+from moyin.store.responses import CachedResponse
 from moyin.testing.backends import text_answer
 from moyin.text.judging.comparison import Comparison, comparison_id
 from moyin.text.judging.outcomes import Outcome
@@ -307,13 +307,13 @@ async def test_a_tenant_that_learns_nothing_costs_nothing() -> None:
 
 
 async def test_kept_answers_are_sampled_once_when_they_are_made() -> None:
-    kept: dict[str, KeptResponse] = {}
+    kept: dict[str, CachedResponse] = {}
 
     class Cache:
-        async def get(self, owner: str, digest: str) -> KeptResponse | None:
+        async def get(self, owner: str, digest: str) -> CachedResponse | None:
             return kept.get(digest)
 
-        async def put(self, owner: str, digest: str, response: KeptResponse, **_: Any) -> None:
+        async def put(self, owner: str, digest: str, response: CachedResponse, **_: Any) -> None:
             kept[digest] = response
 
     caching = Caching(ttl=60, max_bytes=10_000, max_entries=10)

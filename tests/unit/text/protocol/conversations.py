@@ -1,4 +1,4 @@
-"""Requests and answers in the domain that use all of what protocols carry."""
+"""Holds requests and responses of the domain that use every feature of the protocols."""
 
 from __future__ import annotations
 

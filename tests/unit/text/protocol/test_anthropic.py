@@ -52,7 +52,7 @@ from tests.unit.text.protocol.conversations import ANSWERS, FULL
 SMALL = {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}
 
 CITY = {"type": "string", "examples": ["Paris"]}
-# The schema of `FULL` without what Claude does not check.
+# The schema of `FULL` without the keywords that Claude refuses.
 CHECKABLE = {
     "type": "object",
     "properties": {"city": CITY},
@@ -65,7 +65,7 @@ def parse(**changes: Any) -> wire.MessagesBody:
     return validate(wire.MessagesBody, {**SMALL, **changes})
 
 
-def test_a_request_survives_the_way_out_and_back() -> None:
+def test_request_round_trip() -> None:
     marked = replace(
         FULL,
         system=(Text(text="Be brief.", cache="1h"),),
@@ -77,7 +77,7 @@ def test_a_request_survives_the_way_out_and_back() -> None:
     assert chat_request_to_domain(validate(wire.MessagesBody, json.loads(to_json(body)))) == marked
 
 
-def test_what_goes_out_is_what_anthropic_defines() -> None:
+def test_upstream_request_matches_anthropics_format() -> None:
     body = chat_request_to_upstream(replace(FULL, max_tokens=None))
     assert [message["role"] for message in body["messages"]] == ["user", "assistant", "user"]
     assert body["max_tokens"] == DEFAULT_MAX_TOKENS
@@ -102,7 +102,7 @@ def test_what_goes_out_is_what_anthropic_defines() -> None:
         (Sampling(temperature=1.5), "temperature"),
     ],
 )
-def test_what_claude_lacks_is_refused_by_name(sampling: Sampling, field: str) -> None:
+def test_unsupported_sampling_is_refused_by_name(sampling: Sampling, field: str) -> None:
     with pytest.raises(UnsupportedFeature) as caught:
         chat_request_to_upstream(replace(FULL, sampling=sampling))
     assert caught.value.field == field
@@ -114,7 +114,7 @@ def test_json_without_a_schema_is_refused() -> None:
 
 
 @pytest.mark.parametrize("arguments", ["[1]", "{", "null"])
-def test_arguments_that_are_no_object_are_refused(arguments: str) -> None:
+def test_tool_arguments_must_be_an_object(arguments: str) -> None:
     with pytest.raises(InvalidRequest):
         parse_arguments(arguments)
 
@@ -130,15 +130,13 @@ def test_arguments_that_are_no_object_are_refused(arguments: str) -> None:
         ),
     ],
 )
-def test_what_no_other_protocol_carries_is_refused_by_name(
-    changes: dict[str, Any], field: str
-) -> None:
+def test_untranslatable_member_is_refused_by_name(changes: dict[str, Any], field: str) -> None:
     with pytest.raises(UnsupportedFeature) as caught:
         chat_request_to_domain(parse(**changes))
     assert caught.value.field == field
 
 
-def test_system_messages_within_the_conversation_join_the_system() -> None:
+def test_system_messages_in_the_conversation_join_the_system_prompt() -> None:
     turns = [{"role": "user", "content": "hi"}, {"role": "system", "content": "b"}]
     request = chat_request_to_domain(parse(system="a", messages=turns))
     assert [text.text for text in request.system] == ["a", "b"]
@@ -146,7 +144,7 @@ def test_system_messages_within_the_conversation_join_the_system() -> None:
 
 
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_an_answer_survives_and_anthropic_reads_it(answer: ChatResponse) -> None:
+def test_response_round_trip_is_valid_for_the_sdk(answer: ChatResponse) -> None:
     body = chat_response_to_client(answer)
     back = chat_response_to_domain(json.loads(body))
     assert _unsigned(back) == answer
@@ -159,7 +157,7 @@ NULLABLE |= {"server_tool_use"}
 
 
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_answers_hold_null_only_where_claude_writes_it(answer: ChatResponse) -> None:
+def test_responses_have_null_only_where_claude_does(answer: ChatResponse) -> None:
     assert nulls(json.loads(chat_response_to_client(answer))) <= NULLABLE
     writer = StreamWriter()
     written = b"".join(writer.write(delta) for delta in deltas_of(answer))
@@ -178,7 +176,7 @@ def nulls(value: Any) -> set[str]:
 
 
 def _unsigned(answer: ChatResponse) -> ChatResponse:
-    """Thoughts of other models have no signature; the protocol wants an empty one."""
+    """Remove empty signatures, which the protocol requires for thinking of other models."""
     parts = [
         replace(p, signature=p.signature or None) if isinstance(p, Thinking) else p
         for p in answer.parts
@@ -194,7 +192,7 @@ SIGNED = replace(
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 @pytest.mark.parametrize("answer", [*ANSWERS.values(), SIGNED], ids=[*ANSWERS, "signed"])
-def test_a_stream_reassembled_is_the_answer(answer: ChatResponse, size: int) -> None:
+def test_stream_round_trip(answer: ChatResponse, size: int) -> None:
     writer = StreamWriter()
     written = b"".join(writer.write(delta) for delta in deltas_of(answer))
     reader = StreamReader()
@@ -207,18 +205,18 @@ def test_a_stream_reassembled_is_the_answer(answer: ChatResponse, size: int) -> 
     assert read[1:] == deltas_of(answer)[1:]
 
 
-def test_blocks_follow_one_another() -> None:
+def test_content_blocks_do_not_overlap() -> None:
     writer = StreamWriter()
     written = b"".join(writer.write(delta) for delta in deltas_of(ANSWERS["tools"]))
     frames = [json.loads(line[6:]) for line in written.splitlines() if line.startswith(b"data: ")]
     marks = [(f["type"], f["index"]) for f in frames if f["type"].startswith("content_block_st")]
     assert marks == [
-        (f"content_block_{what}", index) for index in range(3) for what in ("start", "stop")
+        (f"content_block_{edge}", index) for index in range(3) for edge in ("start", "stop")
     ]
     assert frames[-2]["delta"]["stop_reason"] == "tool_use"
 
 
-def test_arguments_for_a_closed_call_are_an_interruption() -> None:
+def test_arguments_for_a_closed_call_interrupt_the_stream() -> None:
     writer = StreamWriter()
     writer.write(ToolStarted(index=0, id="a", name="f"))
     writer.write(ToolStarted(index=1, id="b", name="f"))
@@ -226,7 +224,7 @@ def test_arguments_for_a_closed_call_are_an_interruption() -> None:
         writer.write(ToolArguments(index=0, fragment="{"))
 
 
-def test_a_broken_tool_call_of_a_model_is_its_fault_not_the_clients() -> None:
+def test_invalid_tool_arguments_are_a_model_error() -> None:
     broken = replace(ANSWERS["tools"], parts=(ToolUse(id="a", name="f", arguments="{oops"),))
     with pytest.raises(InvalidToolCall) as caught:
         chat_response_to_client(broken)
@@ -240,7 +238,7 @@ def test_a_broken_tool_call_of_a_model_is_its_fault_not_the_clients() -> None:
     }
 
 
-def test_usage_of_a_stream_adds_up_from_both_its_events() -> None:
+def test_stream_usage_combines_both_events() -> None:
     start = {
         "input_tokens": 10,
         "cache_read_input_tokens": 100,
@@ -259,7 +257,7 @@ def test_usage_of_a_stream_adds_up_from_both_its_events() -> None:
     assert usage.prompt_tokens == 160
 
 
-def test_the_tap_lets_every_byte_pass_and_reads_usage() -> None:
+def test_tap_passes_all_bytes_and_reads_usage() -> None:
     writer = StreamWriter()
     written = b"".join(writer.write(delta) for delta in deltas_of(ANSWERS["text"]))
     tap = StreamTap()
@@ -276,19 +274,19 @@ def test_the_tap_lets_every_byte_pass_and_reads_usage() -> None:
         b'event: error\ndata: {"type":"error","error":{"message":"secret"}}\n\n',
     ],
 )
-def test_a_malformed_event_is_an_interruption_without_its_words(piece: bytes) -> None:
+def test_malformed_event_interrupts_without_leaking_its_text(piece: bytes) -> None:
     for feed in (StreamTap().feed, StreamReader().feed):
         with pytest.raises(StreamInterrupted) as caught:
             feed(piece)
         assert "secret" not in caught.value.message
 
 
-def test_the_protocols_own_headers_go_on_and_no_others() -> None:
+def test_only_protocol_headers_are_forwarded() -> None:
     headers = [(b"anthropic-beta", b"b1"), (b"x-api-key", b"secret"), (b"cookie", b"c")]
     assert AnthropicCodec().forwarded_headers(headers) == {"anthropic-beta": "b1"}
 
 
-def test_needs_see_everything_that_a_model_must_be_able_to_do() -> None:
+def test_needs_include_every_required_ability() -> None:
     needs = AnthropicCodec().parse(to_json(chat_request_to_upstream(FULL))).needs()
     assert (needs.tools, needs.vision, needs.schema, needs.max_tokens) == (True, True, True, 99)
 
@@ -305,17 +303,17 @@ def test_needs_see_everything_that_a_model_must_be_able_to_do() -> None:
         ({"mcp_servers": [{"url": "x"}]}, "mcp_servers"),
     ],
 )
-def test_what_no_other_protocol_carries_is_named(changes: dict[str, Any], field: str) -> None:
+def test_error_names_untranslatable_member(changes: dict[str, Any], field: str) -> None:
     with pytest.raises(UnsupportedFeature) as caught:
         chat_request_to_domain(parse(**changes))
     assert caught.value.field == field
-    # Anthropic's SDK reads this to go on by itself.
+    # Anthropic's SDK reads this to fall back to the whole conversation.
     threads = caught.value.details.get("unsupported")
     assert threads == (["thread"] if field == "thread" else None)
 
 
 @pytest.mark.parametrize("name", ["seed", "frequency_penalty", "presence_penalty"])
-def test_what_claude_has_no_word_for_is_named(name: str) -> None:
+def test_error_names_unsupported_sampling(name: str) -> None:
     sampling = replace(FULL.sampling, **{name: 1})
     with pytest.raises(UnsupportedFeature) as caught:
         chat_request_to_upstream(replace(FULL, sampling=sampling))
@@ -334,7 +332,7 @@ def test_what_claude_has_no_word_for_is_named(name: str) -> None:
         (Reasoning(), {"type": "adaptive"}, None),
     ],
 )
-def test_a_wish_to_think_is_one_in_claudes_words(
+def test_reasoning_becomes_thinking_and_effort(
     reasoning: Reasoning, thinking: dict[str, Any], effort: str | None
 ) -> None:
     body = chat_request_to_upstream(replace(FULL, reasoning=reasoning, output=None))
@@ -342,13 +340,13 @@ def test_a_wish_to_think_is_one_in_claudes_words(
     assert body.get("output_config", {}).get("effort") == effort
 
 
-def test_errors_name_fields_in_anthropics_words() -> None:
+def test_errors_use_anthropics_field_names() -> None:
     error = UnsupportedFeature("no", field="response_format")
     body = json.loads(render_error(error, "r1", "/v1/messages").body)
     assert body["error"]["field"] == "output_config.format"
 
 
-def test_pictures_by_url_are_found_and_replaced_wherever_they_are() -> None:
+def test_pictures_by_url_are_inlined_at_any_depth() -> None:
     def picture(url: str) -> dict[str, Any]:
         return {"type": "image", "source": {"type": "url", "url": url}}
 
@@ -367,14 +365,14 @@ def test_pictures_by_url_are_found_and_replaced_wherever_they_are() -> None:
     assert sent["future"] == 1
 
 
-def test_a_prompt_is_counted_without_a_limit_of_its_answer() -> None:
+def test_count_request_needs_no_max_tokens() -> None:
     body = {"model": "m", "messages": [{"role": "user", "content": "x" * 40}]}
     call = ParsedCountRequest.parse(to_json(body))
     assert call.needs().prompt_tokens == 14
     assert json.loads(call.to_upstream("up")) == {**body, "model": "up"}
 
 
-def test_the_total_that_ends_a_stream_does_not_count_the_hour_twice() -> None:
+def test_final_total_does_not_count_1h_cache_writes_twice() -> None:
     writes = {"ephemeral_5m_input_tokens": 30, "ephemeral_1h_input_tokens": 20}
     started = {"input_tokens": 10, "cache_creation_input_tokens": 50, "cache_creation": writes}
     message = {"id": "m", "model": "m", "usage": {**started, "output_tokens": 1}}
@@ -405,13 +403,13 @@ def document(**source: str) -> dict[str, Any]:
     return {"type": "document", "source": source}
 
 
-def test_documents_are_set_aside_for() -> None:
+def test_needs_include_documents() -> None:
     text = document(type="text", media_type="text/plain", data="x" * 4_000)
     assert 1_000 < needs_of(text).prompt_tokens < 1_050, "it is text"
     paper = document(type="base64", media_type="application/pdf", data="A" * 4_000)
     needs = needs_of(paper)
     assert 4_000 < needs.attachment_bytes < 4_200
-    assert needs.prompt_tokens < 50, "its tokens are no quarter of its bytes"
+    assert needs.prompt_tokens < 50, "base64 is not counted as text"
     nested = {"type": "tool_result", "tool_use_id": "c", "content": [text, paper]}
     assert needs_of(nested).prompt_tokens > 1_000
     assert needs_of(nested).attachment_bytes > 4_000
@@ -428,14 +426,14 @@ def test_documents_are_set_aside_for() -> None:
         mixed,
     ):
         assert needs_of(block).has_external_content, block
-    # What a text says of addresses names none.
-    said = document(type="text", media_type="text/plain", data='"type":"url"')
-    assert not any(needs_of(block).has_external_content for block in (text, paper, said))
+    # A URL in the text of a document is not a source.
+    quoted = document(type="text", media_type="text/plain", data='"type":"url"')
+    assert not any(needs_of(block).has_external_content for block in (text, paper, quoted))
     assert needs_of({"type": "redacted_thinking", "data": "x" * 400}).prompt_tokens > 100
 
 
 @pytest.mark.parametrize(
-    ("changes", "elsewhere"),
+    ("changes", "is_external"),
     [
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, True),
         ({"tools": [{"type": "code_execution_20250825", "name": "code_execution"}]}, True),
@@ -444,12 +442,10 @@ def test_documents_are_set_aside_for() -> None:
         ({"tools": [{"type": "custom", "name": "f", "input_schema": {}}]}, False),
     ],
 )
-def test_what_tools_of_the_provider_read_is_elsewhere(
-    changes: dict[str, Any], elsewhere: bool
-) -> None:
+def test_provider_tools_are_external_content(changes: dict[str, Any], is_external: bool) -> None:
     body = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]}
     call = AnthropicCodec().parse(to_json({**body, **changes}))
-    assert call.needs().has_external_content is elsewhere
+    assert call.needs().has_external_content is is_external
 
 
 @pytest.mark.parametrize(
@@ -472,21 +468,23 @@ def test_what_tools_of_the_provider_read_is_elsewhere(
         ),
     ],
 )
-def test_whether_a_prompt_names_addresses(block: dict[str, Any], names: bool) -> None:
+def test_has_urls(block: dict[str, Any], names: bool) -> None:
     turn = {"role": "user", "content": [block]}
     call = ParsedCountRequest.parse(to_json({"model": "m", "messages": [turn]}))
     assert call.has_urls is names
     if block["type"] != "image":
-        assert needs_of(block).has_urls is names, "nor is a call sent there with it"
+        assert needs_of(block).has_urls is names, "messages and counts agree"
 
 
 def turns(*messages: tuple[Role, tuple[Part, ...]]) -> list[dict[str, Any]]:
-    told = tuple(Message(role=role, parts=parts) for role, parts in messages)
-    body: list[dict[str, Any]] = chat_request_to_upstream(replace(FULL, messages=told))["messages"]
+    conversation = tuple(Message(role=role, parts=parts) for role, parts in messages)
+    body: list[dict[str, Any]] = chat_request_to_upstream(replace(FULL, messages=conversation))[
+        "messages"
+    ]
     return body
 
 
-def test_texts_without_letters_are_left_out_and_turns_alternate_still() -> None:
+def test_blank_texts_are_dropped_and_turns_alternate() -> None:
     result = ToolResult(tool_use_id="c", content=(Text(text=""),))
     sent = turns(
         (Role.USER, (Text(text="run"), Text(text=" \n"))),
@@ -504,7 +502,7 @@ def test_texts_without_letters_are_left_out_and_turns_alternate_still() -> None:
     assert "system" not in chat_request_to_upstream(replace(FULL, system=(Text(text=""),)))
 
 
-def test_ids_of_calls_fit_and_still_belong_together() -> None:
+def test_tool_call_ids_are_sanitised_consistently() -> None:
     sent = turns(
         (Role.ASSISTANT, (ToolUse(id="functions.sh:0", name="sh", arguments="{}"),)),
         (Role.USER, (ToolResult(tool_use_id="functions.sh:0", content=()),)),
@@ -513,14 +511,14 @@ def test_ids_of_calls_fit_and_still_belong_together() -> None:
     assert sent[1]["content"][0]["tool_use_id"] == "functions_sh_0"
 
 
-def test_a_jpeg_has_its_right_name() -> None:
+def test_jpg_media_type_is_corrected() -> None:
     picture = Image(media_type="image/jpg", data="/9j/")
     ((block,),) = (turn["content"] for turn in turns((Role.USER, (picture,))))
     assert block["source"] == {"type": "base64", "media_type": "image/jpeg", "data": "/9j/"}
 
 
 @pytest.mark.parametrize(("top_p", "sent"), [(1, None), (1.0, None), (0.9, 0.9), (0, 0)])
-def test_a_top_p_of_one_says_nothing(top_p: float, sent: float | None) -> None:
+def test_top_p_of_one_is_omitted(top_p: float, sent: float | None) -> None:
     body = chat_request_to_upstream(replace(FULL, sampling=Sampling(temperature=0.7, top_p=top_p)))
     assert (body["temperature"], body.get("top_p")) == (0.7, sent)
 
@@ -536,14 +534,14 @@ OPEN = {
 }
 
 
-def test_schemas_of_answers_are_closed() -> None:
+def test_response_schemas_are_closed() -> None:
     body = chat_request_to_upstream(replace(FULL, output=OutputFormat(schema=OPEN)))
     schema = body["output_config"]["format"]["schema"]
     assert schema["additionalProperties"] is False
     assert schema["$defs"]["Home"]["additionalProperties"] is False
     assert schema["required"] == ["age"]
     assert schema["properties"]["age"] == {"type": "integer", "description": "{minimum: 0}"}
-    assert "additionalProperties" not in OPEN, "the client's own is not touched"
+    assert "additionalProperties" not in OPEN, "the client's schema is not changed"
 
 
 def closed_object(**properties: Any) -> dict[str, Any]:
@@ -553,7 +551,7 @@ def closed_object(**properties: Any) -> dict[str, Any]:
 BOUND = {
     **closed_object(
         age={"type": "integer", "minimum": 0, "maximum": 150, "description": "In years."},
-        # A member's name is no keyword, nor is what a default holds.
+        # Property names and the values of defaults are not keywords.
         minimum={"type": ["number", "null"], "multipleOf": 0.5, "default": {"minimum": 1}},
         tags={"type": "array", "minItems": 1, "maxItems": 3, "uniqueItems": True},
         pair={"type": "array", "minItems": 2, "items": {"type": "string", "maxLength": 9}},
@@ -596,7 +594,7 @@ CHECKED = {
 }
 
 
-def test_what_claude_does_not_check_is_told_instead() -> None:
+def test_refused_keywords_move_into_descriptions() -> None:
     before = json.dumps(BOUND)
     tools = (
         Tool(name="strict", schema=BOUND, strict=True),
@@ -606,12 +604,12 @@ def test_what_claude_does_not_check_is_told_instead() -> None:
     body = chat_request_to_upstream(replace(FULL, tools=tools, output=OutputFormat(schema=BOUND)))
     assert body["output_config"]["format"]["schema"] == CHECKED
     strict, free, opened = (tool["input_schema"] for tool in body["tools"])
-    assert (strict, free) == (CHECKED, BOUND), "only a strict tool is bound to its schema"
+    assert (strict, free) == (CHECKED, BOUND), "only a strict tool constrains the model"
     assert opened["additionalProperties"] is False
-    assert json.dumps(BOUND) == before, "the client's own is not touched"
+    assert json.dumps(BOUND) == before, "the client's schema is not changed"
 
 
-def test_a_strict_tool_that_claude_cannot_be_bound_to_is_named() -> None:
+def test_unsupported_strict_tool_is_refused_by_name() -> None:
     tool = Tool(name="f", schema={"type": "object"}, strict=True)
     with pytest.raises(UnsupportedFeature) as caught:
         chat_request_to_upstream(replace(FULL, tools=(tool,)))
@@ -634,13 +632,13 @@ def test_a_strict_tool_that_claude_cannot_be_bound_to_is_named() -> None:
     ],
     ids=["any", "map", "types", "anything", "true", "definitions"],
 )
-def test_a_schema_that_claude_cannot_be_bound_to_is_named(schema: dict[str, Any]) -> None:
+def test_unsupported_response_schema_is_refused_by_name(schema: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedFeature) as caught:
         chat_request_to_upstream(replace(FULL, output=OutputFormat(schema=schema)))
     assert caught.value.field == "response_format"
 
 
-def test_a_strict_tool_without_parameters_takes_none() -> None:
+def test_strict_tool_without_parameters_has_a_closed_schema() -> None:
     tool = {"type": "function", "function": {"name": "now", "strict": True}}
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "tools": [tool]}
     request = OpenAICodec().parse(to_json(body)).to_domain("m")
@@ -658,7 +656,7 @@ def test_a_strict_tool_without_parameters_takes_none() -> None:
         (r"(a)\1", False),
     ],
 )
-def test_an_expression_that_claude_can_check_stays(pattern: str, checked: bool) -> None:
+def test_supported_pattern_is_kept(pattern: str, checked: bool) -> None:
     schema = to_claude_schema({"type": "string", "pattern": pattern})
     assert (schema.get("pattern") == pattern) is checked
     assert ("description" in schema) is not checked
@@ -672,14 +670,14 @@ def test_an_expression_that_claude_can_check_stays(pattern: str, checked: bool) 
         {"type": "url"},
     ],
 )
-def test_a_picture_that_says_too_little_is_refused(source: dict[str, Any]) -> None:
+def test_incomplete_picture_source_is_refused(source: dict[str, Any]) -> None:
     block = {"type": "image", "source": source}
     with pytest.raises(InvalidRequest, match="needs") as caught:
         parse(messages=[{"role": "user", "content": [block]}])
     assert caught.value.field == "messages.0.content.0.source"
 
 
-def test_a_schema_is_set_aside_for() -> None:
+def test_attachment_bytes_include_the_schema() -> None:
     schema = {"type": "object", "description": "x" * 4_000}
     config = {"format": {"type": "json_schema", "schema": schema}}
     needs = AnthropicCodec().parse(to_json({**SMALL, "output_config": config})).needs()

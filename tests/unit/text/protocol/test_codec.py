@@ -16,11 +16,11 @@ MESSAGES = [{"role": role, "content": text} for role, text in CONVERSATION]
 PICTURE = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
 
 
-def turns(dialect: ProtocolCodec, **body: Any) -> tuple[Turn, ...]:
-    return dialect.parse(json.dumps({"model": "auto", **body}).encode()).recent_turns()
+def turns(codec: ProtocolCodec, **body: Any) -> tuple[Turn, ...]:
+    return codec.parse(json.dumps({"model": "auto", **body}).encode()).recent_turns()
 
 
-def test_every_protocol_gives_the_same_turns() -> None:
+def test_every_protocol_returns_the_same_turns() -> None:
     assert turns(OpenAICodec(), messages=MESSAGES) == CONVERSATION
     assert turns(OllamaChatCodec(), messages=MESSAGES) == CONVERSATION
     anthropic = turns(AnthropicCodec(), system="be brief", messages=MESSAGES[1:], max_tokens=5)
@@ -29,7 +29,7 @@ def test_every_protocol_gives_the_same_turns() -> None:
     assert generated == CONVERSATION[:2]
 
 
-def test_only_text_of_parts_is_read() -> None:
+def test_turns_contain_only_text_parts() -> None:
     parts = [{"type": "text", "text": "a"}, PICTURE, {"type": "text", "text": "b"}]
     messages = [{"role": "user", "content": parts}]
     assert turns(OpenAICodec(), messages=messages) == (("user", "a\nb"),)
@@ -44,12 +44,12 @@ def test_only_text_of_parts_is_read() -> None:
     assert turns(AnthropicCodec(), messages=messages, max_tokens=5) == (("tool", "42"),)
 
 
-@pytest.mark.parametrize("dialect", [OpenAIEmbeddingsCodec(), OllamaEmbedCodec()])
-def test_embeddings_have_no_turns(dialect: ProtocolCodec) -> None:
-    assert turns(dialect, input=["one"]) == ()
+@pytest.mark.parametrize("codec", [OpenAIEmbeddingsCodec(), OllamaEmbedCodec()])
+def test_embeddings_have_no_turns(codec: ProtocolCodec) -> None:
+    assert turns(codec, input=["one"]) == ()
 
 
-def test_nothing_beyond_the_bounds_is_read() -> None:
+def test_newest_turns_stops_reading_at_the_bound() -> None:
     def endless() -> Iterator[Turn]:
         for number in range(MAX_TURNS):
             yield "user", f"turn {number}"

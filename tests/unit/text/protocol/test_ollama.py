@@ -67,7 +67,7 @@ from moyin.text.protocol.ollama.stream import (
 from tests.unit.text.protocol.conversations import ANSWERS, FULL, SCHEMA
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"0" * 40).decode()
-# What Ollama has a word for.
+# A request with features that Ollama supports.
 PLAIN = replace(
     FULL,
     tool_choice=None,
@@ -90,12 +90,12 @@ def parse(**changes: Any) -> wire.ChatBody:
     return validate(wire.ChatBody, {**body, **changes})
 
 
-def test_a_request_survives_the_way_out_and_back() -> None:
+def test_request_round_trip() -> None:
     body = json.loads(json.dumps(chat_request_to_upstream(PLAIN, context=8192, stream=False)))
     assert chat_request_to_domain(validate(wire.ChatBody, body), "m") == PLAIN
 
 
-def test_what_goes_out_is_what_ollama_defines() -> None:
+def test_upstream_request_matches_ollamas_format() -> None:
     body = chat_request_to_upstream(PLAIN, context=8192, stream=True)
     assert [m["role"] for m in body["messages"]] == [
         *("system", "user", "assistant", "tool", "tool", "user")
@@ -117,7 +117,7 @@ def test_what_goes_out_is_what_ollama_defines() -> None:
         (20_000, 1000, 24_000, 24_000),
     ],
 )
-def test_the_window_has_room_for_prompt_and_answer(
+def test_context_window_fits_prompt_and_answer(
     prompt: int, answer: int | None, context: int, window: int
 ) -> None:
     assert context_window(prompt, answer, context) == window
@@ -131,13 +131,13 @@ def test_the_window_has_room_for_prompt_and_answer(
         (ToolChoice(parallel=False), "parallel_tool_calls"),
     ],
 )
-def test_what_ollama_has_no_word_for_is_named(choice: ToolChoice, field: str) -> None:
+def test_unsupported_tool_choice_is_refused_by_name(choice: ToolChoice, field: str) -> None:
     with pytest.raises(UnsupportedFeature) as caught:
         chat_request_to_upstream(replace(PLAIN, tool_choice=choice), context=8192, stream=False)
     assert caught.value.field == field
 
 
-def test_tools_that_must_not_be_called_are_not_offered() -> None:
+def test_tool_choice_none_omits_tools() -> None:
     request = replace(PLAIN, tool_choice=ToolChoice(mode="none"))
     assert "tools" not in chat_request_to_upstream(request, context=8192, stream=False)
 
@@ -152,14 +152,12 @@ def test_tools_that_must_not_be_called_are_not_offered() -> None:
         (Reasoning(effort="low"), "low"),
     ],
 )
-def test_thinking_is_asked_for_in_ollamas_words(
-    reasoning: Reasoning | None, think: bool | str | None
-) -> None:
+def test_reasoning_becomes_think(reasoning: Reasoning | None, think: bool | str | None) -> None:
     body = chat_request_to_upstream(replace(PLAIN, reasoning=reasoning), context=8192, stream=False)
     assert body.get("think") == think
 
 
-def test_results_without_ids_find_their_calls() -> None:
+def test_tool_results_without_ids_match_their_calls() -> None:
     def call(name: str) -> dict[str, Any]:
         return {"function": {"name": name, "arguments": {}}}
 
@@ -184,7 +182,7 @@ def test_results_without_ids_find_their_calls() -> None:
     )
 
 
-def test_options_are_sampling_and_the_rest_is_named() -> None:
+def test_options_become_sampling_or_are_refused_by_name() -> None:
     body = parse(
         options={"seed": 0, "top_k": 5, "num_predict": -1, "stop": "END", "num_thread": 8},
         keep_alive="5m",
@@ -210,13 +208,13 @@ def test_options_are_sampling_and_the_rest_is_named() -> None:
         ([{"role": "user", "images": ["/etc/passwd"]}], "messages.0.images.0"),
     ],
 )
-def test_what_makes_no_sense_is_named(messages: list[Any], field: str) -> None:
+def test_error_names_invalid_message(messages: list[Any], field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         chat_request_to_domain(parse(messages=messages), "m")
     assert caught.value.field == field
 
 
-def test_a_prompt_is_a_chat_of_one_turn() -> None:
+def test_generate_becomes_a_chat_of_one_turn() -> None:
     data = {"model": "m", "prompt": "look", "system": "Brief.", "images": [PNG], "format": "json"}
     call = OllamaGenerateCodec().parse(json.dumps(data).encode())
     request = call.to_domain("up")
@@ -232,10 +230,10 @@ def test_a_prompt_is_a_chat_of_one_turn() -> None:
 
 
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_an_answer_survives_and_ollama_reads_it(answer: ChatResponse) -> None:
+def test_response_round_trip_is_valid_for_the_sdk(answer: ChatResponse) -> None:
     body = chat_response_to_client(answer, nanoseconds=5)
     read = chat_response_to_domain(json.loads(body))
-    # Ollama has no word for a refusal, and none for cached tokens.
+    # Ollama's format has neither refusals nor cached tokens.
     assert read.parts == answer.parts
     assert read.usage.prompt_tokens == answer.usage.prompt_tokens
     parsed = ollama.ChatResponse.model_validate_json(body)
@@ -247,7 +245,7 @@ def test_an_answer_survives_and_ollama_reads_it(answer: ChatResponse) -> None:
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_a_stream_passes_the_tap_and_is_the_answer(answer: ChatResponse, size: int) -> None:
+def test_stream_passes_the_tap_and_is_valid_for_the_sdk(answer: ChatResponse, size: int) -> None:
     writer = StreamWriter(chat_members)
     written = b"".join(writer.write(delta) for delta in deltas_of(answer))
     tap = StreamTap()
@@ -269,7 +267,7 @@ def test_a_stream_passes_the_tap_and_is_the_answer(answer: ChatResponse, size: i
     assert tap.tokens >= len(calls)
 
 
-def test_generate_streams_in_its_own_words() -> None:
+def test_generate_stream_is_valid_for_the_sdk() -> None:
     writer = StreamWriter(generate_members)
     written = b"".join(writer.write(delta) for delta in deltas_of(ANSWERS["thinking"]))
     read = [ollama.GenerateResponse.model_validate_json(line) for line in written.splitlines()]
@@ -279,7 +277,7 @@ def test_generate_streams_in_its_own_words() -> None:
 
 
 @pytest.mark.parametrize("arguments", ["{", "[1]", "3"])
-def test_a_broken_tool_call_is_named_as_the_models_fault(arguments: str) -> None:
+def test_invalid_tool_arguments_are_a_model_error(arguments: str) -> None:
     use = ToolUse(id="c", name="f", arguments=arguments)
     with pytest.raises(InvalidToolCall) as caught:
         tool_call_to_client(0, use)
@@ -294,13 +292,13 @@ def test_a_broken_tool_call_is_named_as_the_models_fault(arguments: str) -> None
 
 
 @pytest.mark.parametrize("line", [b"nope\n", b"3\n", b'{"error":"secret of the server"}\n'])
-def test_a_malformed_line_is_an_interruption_without_its_words(line: bytes) -> None:
+def test_malformed_line_interrupts_without_leaking_its_text(line: bytes) -> None:
     with pytest.raises(StreamInterrupted) as caught:
         StreamTap().feed(line)
     assert "secret" not in caught.value.message
 
 
-def test_bytes_pass_untouched_but_for_what_must_change() -> None:
+def test_only_changed_members_are_rewritten() -> None:
     raw = b'{ "model":"m", "messages":[{"role":"user","content":"hi"}], "options":{"num_ctx":7} }'
     call = OllamaChatCodec().parse(raw)
     assert call.to_upstream("m", {}) is raw
@@ -308,7 +306,7 @@ def test_bytes_pass_untouched_but_for_what_must_change() -> None:
     assert sent == {**json.loads(raw), "model": "up", "options": {"num_ctx": 7, "x": 1}}
 
 
-def test_needs_see_everything_that_a_model_must_be_able_to_do() -> None:
+def test_needs_include_every_required_ability() -> None:
     body = chat_request_to_upstream(
         replace(PLAIN, reasoning=Reasoning()), context=9000, stream=False
     )
@@ -320,7 +318,7 @@ def test_needs_see_everything_that_a_model_must_be_able_to_do() -> None:
     assert (vectors.embeddings, vectors.prompt_tokens, vectors.longest_input) == (True, 3, 2)
 
 
-def test_vectors_are_asked_for_without_cutting_what_is_too_long() -> None:
+def test_embedding_request_does_not_truncate() -> None:
     request = EmbeddingRequest(model="m", inputs=("a", "b"), dimensions=3)
     body = embedding_request_to_upstream(request, context=2048)
     assert body == {
@@ -334,7 +332,7 @@ def test_vectors_are_asked_for_without_cutting_what_is_too_long() -> None:
         embedding_response_to_domain({"embeddings": [1.0]})
 
 
-def test_errors_are_ollamas_with_our_code_and_its_own_names() -> None:
+def test_errors_use_ollamas_field_names() -> None:
     error = UnsupportedFeature("no", field="response_format")
     rendered = render_error(error, "r1", "/v1/ollama/api/chat")
     assert rendered.status == 400
@@ -346,13 +344,13 @@ def test_errors_are_ollamas_with_our_code_and_its_own_names() -> None:
     }
 
 
-def test_what_ollama_does_not_know_is_ignored() -> None:
+def test_unknown_members_are_ignored() -> None:
     body = parse(useTools=False, extra={"a": 1}, options={"no_such": 3, "num_gpu": 1, "min_p": 0})
     request = chat_request_to_domain(body, "m")
     assert request.sampling == Sampling()
 
 
-def test_samplers_of_llama_are_carried_to_it() -> None:
+def test_llama_sampling_options_are_translated() -> None:
     options = {"repeat_penalty": 1.1, "min_p": 0.05}
     request = chat_request_to_domain(parse(options=options), "m")
     assert request.sampling == Sampling(repeat_penalty=1.1, min_p=0.05)
@@ -371,12 +369,12 @@ def test_samplers_of_llama_are_carried_to_it() -> None:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("null", [False, True])
-def test_a_request_without_a_prompt_loads_or_unloads(
+def test_request_without_prompt_loads_or_unloads_the_model(
     members: dict[str, Any], reason: str, null: bool
 ) -> None:
-    for dialect, name in ((OllamaChatCodec(), "messages"), (OllamaGenerateCodec(), "prompt")):
+    for codec, name in ((OllamaChatCodec(), "messages"), (OllamaGenerateCodec(), "prompt")):
         data = {"model": "m", **({name: None} if null else {}), **members}
-        call = dialect.parse(json.dumps(data).encode())
+        call = codec.parse(json.dumps(data).encode())
         assert call.load_response is not None
         loaded = json.loads(call.load_response)
         assert (loaded["done"], loaded["done_reason"], loaded["model"]) == (True, reason, "m")
@@ -384,7 +382,7 @@ def test_a_request_without_a_prompt_loads_or_unloads(
         assert list(call.recent_turns()) == []
 
 
-def test_the_last_object_has_every_duration() -> None:
+def test_last_object_has_every_duration() -> None:
     durations = ("load_duration", "prompt_eval_duration", "eval_duration")
     answer = ANSWERS["text"]
     for body in (
@@ -399,7 +397,7 @@ def test_the_last_object_has_every_duration() -> None:
     assert parts == last["total_duration"]
 
 
-def test_the_older_call_for_a_vector_is_answered_in_its_own_words() -> None:
+def test_older_embeddings_call_has_its_own_response_format() -> None:
     call = OllamaEmbeddingsCodec().parse(b'{"model":"m","prompt":"hello","options":{"num_gpu":1}}')
     assert call.needs().embeddings
     assert call.to_domain("up") == EmbeddingRequest(model="up", inputs=("hello",))

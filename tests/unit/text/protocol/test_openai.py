@@ -64,12 +64,12 @@ def parse(**changes: Any) -> wire.ChatBody:
     return validate(wire.ChatBody, {**SMALL, **changes})
 
 
-def test_a_request_survives_the_way_out_and_back() -> None:
+def test_request_round_trip() -> None:
     body = chat_request_to_upstream(FULL, stream=False)
     assert chat_request_to_domain(validate(wire.ChatBody, json.loads(to_json(body)))) == FULL
 
 
-def test_what_goes_out_is_what_openai_defines() -> None:
+def test_upstream_request_matches_openais_format() -> None:
     body = chat_request_to_upstream(FULL, stream=True)
     assert [message["role"] for message in body["messages"]] == [
         *("system", "user", "assistant", "tool", "tool", "user")
@@ -95,7 +95,7 @@ def test_system_and_developer_messages_are_hoisted_in_order() -> None:
     assert request.messages == (Message(role=Role.USER, parts=(Text(text="hi"),)),)
 
 
-def test_a_failed_tool_and_its_picture_reach_the_model() -> None:
+def test_failed_tool_result_with_picture_is_translated() -> None:
     result = ToolResult(
         tool_use_id="c1", content=(Text(text="no"), Image(url="https://e.org/i")), is_error=True
     )
@@ -124,15 +124,13 @@ def test_a_failed_tool_and_its_picture_reach_the_model() -> None:
         ),
     ],
 )
-def test_what_no_other_protocol_carries_is_refused_by_name(
-    changes: dict[str, Any], field: str
-) -> None:
+def test_untranslatable_member_is_refused_by_name(changes: dict[str, Any], field: str) -> None:
     with pytest.raises(UnsupportedFeature) as caught:
         chat_request_to_domain(parse(**changes))
     assert caught.value.field == field
 
 
-def test_harmless_and_empty_members_are_no_reason_to_refuse() -> None:
+def test_harmless_and_empty_members_are_dropped() -> None:
     chat_request_to_domain(
         parse(store=True, metadata={"a": "b"}, logprobs=False, n=1, functions=None)
     )
@@ -150,13 +148,13 @@ def test_harmless_and_empty_members_are_no_reason_to_refuse() -> None:
         (None, None),
     ],
 )
-def test_thinking_becomes_effort(reasoning: Reasoning | None, effort: str | None) -> None:
+def test_reasoning_becomes_effort(reasoning: Reasoning | None, effort: str | None) -> None:
     body = chat_request_to_upstream(replace(FULL, reasoning=reasoning), stream=False)
     assert body.get("reasoning_effort") == effort
 
 
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_an_answer_survives_and_openai_reads_it(answer: ChatResponse) -> None:
+def test_response_round_trip_is_valid_for_the_sdk(answer: ChatResponse) -> None:
     body = chat_response_to_client(answer, created=1)
     assert chat_response_to_domain(json.loads(body)) == answer
     parsed = ChatCompletion.model_validate_json(body)
@@ -165,7 +163,7 @@ def test_an_answer_survives_and_openai_reads_it(answer: ChatResponse) -> None:
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_a_stream_reassembled_is_the_answer(answer: ChatResponse, size: int) -> None:
+def test_stream_round_trip(answer: ChatResponse, size: int) -> None:
     writer = StreamWriter(created=1, include_usage=True)
     written = b"".join(writer.write(delta) for delta in deltas_of(answer))
     reader = StreamReader()
@@ -178,7 +176,7 @@ def test_a_stream_reassembled_is_the_answer(answer: ChatResponse, size: int) -> 
     assert read == deltas_of(answer)
 
 
-def test_every_event_is_one_that_openai_reads() -> None:
+def test_every_event_is_valid_for_the_sdk() -> None:
     writer = StreamWriter(created=1, include_usage=True)
     written = b"".join(writer.write(delta) for delta in deltas_of(ANSWERS["tools"]))
     *events, done = [part.removeprefix(b"data: ") for part in written.strip().split(b"\n\n")]
@@ -188,15 +186,15 @@ def test_every_event_is_one_that_openai_reads() -> None:
     assert chunks[-1].usage.total_tokens == 19
 
 
-def test_members_that_the_document_requires_are_added_to_a_whole_answer() -> None:
+def test_required_members_are_added_to_a_whole_response() -> None:
     llama = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}}], "x": 1}
-    dialect = OpenAICodec()
-    whole = json.loads(dialect.complete_response(b"the same", llama, None))
+    codec = OpenAICodec()
+    whole = json.loads(codec.complete_response(b"the same", llama, None))
     message = {"role": "assistant", "content": "hi", "refusal": None}
     assert whole == {"choices": [{"index": 0, "message": message, "logprobs": None}], "x": 1}
-    assert dialect.complete_response(b"not touched", whole, None) == b"not touched"
+    assert codec.complete_response(b"not touched", whole, None) == b"not touched"
     calls = {"choices": [{"logprobs": {"content": []}, "message": {"tool_calls": []}}]}
-    choice = json.loads(dialect.complete_response(b"", calls, None))["choices"][0]
+    choice = json.loads(codec.complete_response(b"", calls, None))["choices"][0]
     assert choice["logprobs"] == {"content": []}
     assert choice["message"] == {"tool_calls": [], "content": None, "refusal": None}
 
@@ -204,7 +202,7 @@ def test_members_that_the_document_requires_are_added_to_a_whole_answer() -> Non
 @pytest.mark.parametrize(
     ("sent", "text"), [("{oops", "{oops"), ({"a": 1}, '{"a":1}'), (None, ""), ("", "")]
 )
-def test_arguments_of_tool_calls_go_on_as_they_are(sent: Any, text: str) -> None:
+def test_tool_arguments_are_passed_unchanged(sent: Any, text: str) -> None:
     call = {"index": 0, "id": "c1", "function": {"name": "f", "arguments": sent}}
     answer = chat_response_to_domain({"choices": [{"message": {"tool_calls": [call]}}]})
     assert answer.parts == (ToolUse(id="c1", name="f", arguments=text),)
@@ -222,7 +220,7 @@ def events(*bodies: Any) -> bytes:
 
 
 @pytest.mark.parametrize("hide", [True, False])
-def test_the_tap_lets_bytes_pass_and_reads_usage(hide: bool) -> None:
+def test_tap_passes_bytes_and_reads_usage(hide: bool) -> None:
     tap = StreamTap(hide_usage=hide)
     end = b"data: [DONE]\n\n"
     passed = tap.feed(b": ping\n\n" + events(CHUNK, TOTAL) + end)
@@ -236,44 +234,44 @@ def test_the_tap_lets_bytes_pass_and_reads_usage(hide: bool) -> None:
     "piece",
     [b"data: {nope}\n\n", b"data: 3\n\n", events({"error": {"message": "secret of the server"}})],
 )
-def test_a_malformed_event_is_an_interruption_without_its_words(piece: bytes) -> None:
+def test_malformed_event_interrupts_without_leaking_its_text(piece: bytes) -> None:
     for feed in (StreamTap(hide_usage=True).feed, StreamReader().feed):
         with pytest.raises(StreamInterrupted) as caught:
             feed(piece)
         assert "secret" not in caught.value.message
 
 
-def test_a_call_that_a_server_numbers_is_one_in_a_stream_too() -> None:
+def test_numeric_tool_call_id_becomes_text() -> None:
     call = {"id": 7, "function": {"name": "f", "arguments": "{}"}}
     whole = chat_response_to_domain({"choices": [{"message": {"tool_calls": [call]}}]})
-    _, began, _ = StreamReader().feed(events({"choices": [{"delta": {"tool_calls": [call]}}]}))
-    assert isinstance(began, ToolStarted)
-    assert whole.parts == (ToolUse(id=began.id, name="f", arguments="{}"),)
+    _, started, _ = StreamReader().feed(events({"choices": [{"delta": {"tool_calls": [call]}}]}))
+    assert isinstance(started, ToolStarted)
+    assert whole.parts == (ToolUse(id=started.id, name="f", arguments="{}"),)
 
 
 @pytest.mark.parametrize(
     "body", [{}, {"choices": []}, {"choices": [{"message": 3}]}, {"choices": 1}]
 )
-def test_an_answer_of_another_shape_is_the_back_ends_fault(body: dict[str, Any]) -> None:
+def test_malformed_response_is_a_backend_error(body: dict[str, Any]) -> None:
     with pytest.raises(BackendUnavailable):
         chat_response_to_domain(body)
 
 
-def test_bytes_pass_untouched_when_nothing_must_change() -> None:
+def test_unchanged_request_keeps_its_bytes() -> None:
     raw = b'{ "model":"m","messages":[{"role":"user","content":"hi"}], "seed": 1e0 }'
     raw = raw.replace(b"1e0", b"1")
     assert OpenAICodec().parse(raw).to_upstream("m", {}) is raw
 
 
-def test_only_the_model_and_the_wish_for_usage_change() -> None:
+def test_only_model_and_include_usage_change() -> None:
     data = {**SMALL, "stream": True, "stream_options": {"x": 1}, "min_p": 0.25}
     call = OpenAICodec().parse(json.dumps(data).encode())
     sent = json.loads(call.to_upstream("other", {}))
-    wished = {"stream_options": {"x": 1, "include_usage": True}}
-    assert sent == {**data, "model": "other", **wished}
+    expected = {"stream_options": {"x": 1, "include_usage": True}}
+    assert sent == {**data, "model": "other", **expected}
 
 
-def test_needs_see_everything_that_a_model_must_be_able_to_do() -> None:
+def test_needs_include_every_required_ability() -> None:
     body = chat_request_to_upstream(FULL, stream=False)
     needs = OpenAICodec().parse(to_json(body)).needs()
     assert (needs.tools, needs.vision, needs.schema, needs.max_tokens) == (True, True, True, 99)
@@ -297,21 +295,23 @@ def test_needs_see_everything_that_a_model_must_be_able_to_do() -> None:
         ),
     ],
 )
-def test_members_inside_are_named_as_well(changes: dict[str, Any], field: str) -> None:
+def test_untranslatable_nested_member_is_refused_by_name(
+    changes: dict[str, Any], field: str
+) -> None:
     with pytest.raises(UnsupportedFeature) as caught:
         chat_request_to_domain(parse(**changes))
     assert caught.value.field == field
 
 
-def test_a_tool_choice_without_tools_is_named() -> None:
+def test_tool_choice_without_tools_is_refused() -> None:
     with pytest.raises(InvalidRequest) as caught:
         chat_request_to_domain(parse(tool_choice="required"))
     assert caught.value.field == "tool_choice"
 
 
-def test_markers_and_signed_thoughts_reach_claude() -> None:
+def test_cache_markers_and_signed_thinking_reach_claude() -> None:
     marker = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
-    thought = {"type": "thinking", "thinking": "hm", "signature": "s"}
+    thinking = {"type": "thinking", "thinking": "hm", "signature": "s"}
     function = {"name": "f", "parameters": {"type": "object"}}
     request = chat_request_to_domain(
         parse(
@@ -322,7 +322,7 @@ def test_markers_and_signed_thoughts_reach_claude() -> None:
                     "role": "assistant",
                     "content": "c",
                     "reasoning_content": "hm",
-                    "thinking_blocks": [thought, {"type": "redacted_thinking", "data": "d"}],
+                    "thinking_blocks": [thinking, {"type": "redacted_thinking", "data": "d"}],
                 },
                 {"role": "user", "content": "e"},
                 {"role": "assistant", "content": "f", "reasoning_content": "another's"},
@@ -336,14 +336,14 @@ def test_markers_and_signed_thoughts_reach_claude() -> None:
     assert body["messages"][0]["content"] == [{"type": "text", "text": "b", **marker}]
     assert body["tools"][0]["cache_control"] == marker["cache_control"]
     assert body["messages"][1]["content"] == [
-        thought,
+        thinking,
         {"type": "redacted_thinking", "data": "d"},
         {"type": "text", "text": "c"},
     ]
     assert body["messages"][3]["content"] == [{"type": "text", "text": "f"}]
 
 
-def test_claudes_blocks_reach_the_client_and_come_back() -> None:
+def test_claudes_thinking_blocks_round_trip() -> None:
     signed = replace(
         ANSWERS["thinking"],
         parts=(Thinking(text="hm hm", signature="s"), Thinking(redacted="d"), Text(text="Yes")),
@@ -366,7 +366,7 @@ def test_claudes_blocks_reach_the_client_and_come_back() -> None:
 TIMED = {**CHUNK, "timings": {"prompt_n": 5, "cache_n": 3, "predicted_n": 4, "prompt_ms": 1.5}}
 
 
-def test_a_server_that_counts_on_the_way_is_believed() -> None:
+def test_usage_reported_during_a_stream_is_used() -> None:
     usage = Usage(input_tokens=5, cached_tokens=3, output_tokens=4)
     role = {**CHUNK, "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}
     tap = StreamTap(hide_usage=True)
@@ -378,7 +378,7 @@ def test_a_server_that_counts_on_the_way_is_believed() -> None:
     assert text == TextDelta(text="four")
 
 
-def test_a_stop_string_is_told_where_the_server_tells_it() -> None:
+def test_stop_sequence_is_read_from_the_response() -> None:
     choice = {"index": 0, "message": {"content": "a"}, "finish_reason": "stop"}
     answer = chat_response_to_domain({"choices": [{**choice, "stop_reason": "END"}]})
     assert (answer.stop, answer.stop_sequence) == (StopReason.STOP_SEQUENCE, "END")
@@ -386,7 +386,7 @@ def test_a_stop_string_is_told_where_the_server_tells_it() -> None:
     assert (plain.stop, plain.stop_sequence) == (StopReason.END, None)
 
 
-def test_what_a_back_end_adds_never_replaces_what_the_client_said() -> None:
+def test_additions_never_replace_client_members() -> None:
     data = {**SMALL, "stream": True, "stream_options": {"include_usage": True}, "a": 1}
     call = OpenAICodec().parse(json.dumps(data).encode())
     added = {"stream_options": {"continuous_usage_stats": True}, "a": 2, "b": 3}
@@ -394,7 +394,7 @@ def test_what_a_back_end_adds_never_replaces_what_the_client_said() -> None:
     assert json.loads(call.to_upstream("m", added)) == {**data, "stream_options": options, "b": 3}
 
 
-def test_pictures_by_url_are_found_and_replaced() -> None:
+def test_pictures_by_url_are_inlined() -> None:
     urls = ["https://e.org/a", "data:image/png;base64,aGk=", "https://e.org/b", "https://e.org/a"]
     content = [{"type": "image_url", "image_url": {"url": url, "detail": "low"}} for url in urls]
     data = {**SMALL, "messages": [{"role": "user", "content": content}], "min_p": 0.1}
@@ -416,7 +416,7 @@ def test_pictures_by_url_are_found_and_replaced() -> None:
     ("given", "inputs"),
     [("a", ["a"]), (["a", "b"], ["a", "b"]), ([1, 2], [[1, 2]]), ([[1], [2, 3]], [[1], [2, 3]])],
 )
-def test_an_input_is_one_or_several(given: Any, inputs: list[Any]) -> None:
+def test_embedding_input_is_normalised_to_a_list(given: Any, inputs: list[Any]) -> None:
     call = OpenAIEmbeddingsCodec().parse(json.dumps({"model": "m", "input": given}).encode())
     assert call.body.inputs == inputs
     assert call.needs().embeddings
@@ -426,7 +426,7 @@ def test_an_input_is_one_or_several(given: Any, inputs: list[Any]) -> None:
         assert caught.value.field == "input"
 
 
-def test_vectors_are_packed_as_openai_packs_them() -> None:
+def test_embeddings_round_trip_as_base64_and_numbers() -> None:
     answer = EmbeddingResponse(model="m", vectors=((0.5, -2.0),), usage=Usage(input_tokens=3))
     body = json.loads(embedding_response_to_client(answer, as_base64=True))
     packed = base64.b64decode(body["data"][0]["embedding"])
@@ -450,7 +450,7 @@ PROGRESS = {**CHUNK, "usage": {"prompt_tokens": 5, "completion_tokens": 1, "tota
         ({"include_usage": True, "continuous_usage_stats": True}, True, True),
     ],
 )
-def test_usage_on_the_way_reaches_only_who_asked_for_it(
+def test_continuous_usage_reaches_only_clients_that_requested_it(
     options: dict[str, bool] | None, progress: bool, totals: bool
 ) -> None:
     data = {**SMALL, "stream": True, "stream_options": options}
@@ -458,14 +458,16 @@ def test_usage_on_the_way_reaches_only_who_asked_for_it(
     tap = call.stream_tap({"stream_options": {"continuous_usage_stats": True}})
     plain = events(CHUNK)
     passed = tap.feed(plain + events(PROGRESS))
-    assert passed.startswith(plain), "what carries none is not touched"
-    assert tap.usage == Usage(input_tokens=5, output_tokens=1), "a cut stream is booked by it"
-    told = json.loads(passed.removeprefix(plain).removeprefix(b"data: "))
-    assert told == (PROGRESS if progress else CHUNK)
+    assert passed.startswith(plain), "events without usage are unchanged"
+    assert tap.usage == Usage(input_tokens=5, output_tokens=1), (
+        "an interrupted stream is charged by it"
+    )
+    event = json.loads(passed.removeprefix(plain).removeprefix(b"data: "))
+    assert event == (PROGRESS if progress else CHUNK)
     assert (tap.feed(events(TOTAL)) == events(TOTAL)) is totals
 
 
-def test_totals_in_the_last_event_with_text_reach_who_asked() -> None:
+def test_totals_in_an_event_with_text_reach_the_client() -> None:
     data = {**SMALL, "stream": True, "stream_options": {"include_usage": True}}
     tap = OpenAICodec().parse(json.dumps(data).encode()).stream_tap({})
     assert tap.feed(events(PROGRESS)) == events(PROGRESS)
@@ -476,10 +478,10 @@ def needs_of(*parts: dict[str, Any]) -> Needs:
     return OpenAICodec().parse(json.dumps({**SMALL, "messages": [turn]}).encode()).needs()
 
 
-def test_files_and_sound_are_set_aside_for() -> None:
+def test_needs_include_files_and_audio() -> None:
     file = {"type": "file", "file": {"file_data": "data:application/pdf;base64," + "A" * 4_000}}
-    sound = {"type": "input_audio", "input_audio": {"data": "A" * 4_000, "format": "wav"}}
-    for part in (file, sound):
+    audio = {"type": "input_audio", "input_audio": {"data": "A" * 4_000, "format": "wav"}}
+    for part in (file, audio):
         needs = needs_of(part)
         assert 4_000 < needs.attachment_bytes < 4_200
         assert (needs.has_external_content, needs.prompt_tokens) == (False, 4)
@@ -487,13 +489,13 @@ def test_files_and_sound_are_set_aside_for() -> None:
         assert needs_of({"type": "file", "file": named}).has_external_content
     plain = needs_of({"type": "text", "text": "hi"})
     assert (plain.attachment_bytes, plain.has_external_content) == (0, False)
-    spoken = [SMALL["messages"][0], {"role": "assistant", "audio": {"id": "a1"}}]  # type: ignore[index]
-    body = json.dumps({**SMALL, "messages": spoken}).encode()
+    with_audio = [SMALL["messages"][0], {"role": "assistant", "audio": {"id": "a1"}}]  # type: ignore[index]
+    body = json.dumps({**SMALL, "messages": with_audio}).encode()
     assert OpenAICodec().parse(body).needs().has_external_content
 
 
 @pytest.mark.parametrize(
-    ("limits", "most"),
+    ("limits", "expected"),
     [
         ({"max_tokens": 2, "n_predict": 40}, 40),
         ({"max_tokens": 40, "n_predict": 2}, 40),
@@ -506,40 +508,40 @@ def test_files_and_sound_are_set_aside_for() -> None:
         ({}, None),
     ],
 )
-def test_the_longest_answer_that_any_server_would_give_is_set_aside_for(
-    limits: dict[str, Any], most: int | None
+def test_max_tokens_is_the_largest_limit_of_any_server(
+    limits: dict[str, Any], expected: int | None
 ) -> None:
-    """As llama.cpp's server was seen to do."""
+    """Follows the observed behaviour of llama.cpp's server."""
     plain = {name: value for name, value in SMALL.items() if name != "max_tokens"}
     body = json.dumps({**plain, **limits}).replace("Infinity", "1e999").encode()
-    assert OpenAICodec().parse(body).needs().max_tokens == most
+    assert OpenAICodec().parse(body).needs().max_tokens == expected
 
 
-def test_a_schema_is_set_aside_for_and_thoughts_are_part_of_the_prompt() -> None:
+def test_needs_include_schema_and_thinking() -> None:
     form = {"type": "json_schema", "json_schema": {"schema": {"description": "x" * 4_000}}}
     plain = OpenAICodec().parse(json.dumps(SMALL).encode()).needs()
     needs = OpenAICodec().parse(json.dumps({**SMALL, "response_format": form}).encode()).needs()
     assert needs.prompt_tokens == plain.prompt_tokens
     assert 4_000 < needs.attachment_bytes < 4_200
     blocks = [{"type": "thinking", "thinking": "x" * 400, "signature": "s"}]
-    for thoughts in (
+    for thinking in (
         {"reasoning_content": "x" * 400},
         {"thinking_blocks": blocks},
         {"reasoning_content": "x" * 400, "thinking_blocks": blocks},
     ):
-        turns = [*SMALL["messages"], {"role": "assistant", **thoughts}]  # type: ignore[misc]
+        turns = [*SMALL["messages"], {"role": "assistant", **thinking}]  # type: ignore[misc]
         body = json.dumps({**SMALL, "messages": turns}).encode()
         assert OpenAICodec().parse(body).needs().prompt_tokens == plain.prompt_tokens + 104
 
 
-def test_verbosity_is_refused_where_it_can_not_be_carried() -> None:
+def test_only_default_verbosity_is_translatable() -> None:
     data = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
-    for word, field in (("low", "verbosity"), ("medium", None), (None, None)):
-        body = validate(wire.ChatBody, {**data, "verbosity": word})
+    for verbosity, field in (("low", "verbosity"), ("medium", None), (None, None)):
+        body = validate(wire.ChatBody, {**data, "verbosity": verbosity})
         assert first_untranslatable_field(body) == field
 
 
-def test_what_follows_the_end_of_a_stream_is_left_out() -> None:
+def test_events_after_done_are_dropped() -> None:
     tap, reader = StreamTap(hide_usage=True), StreamReader()
     end = events(CHUNK) + b"data: [DONE]\n\n"
     assert tap.feed(end + b"data: nope\n\n") == end

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from moyin.errors import InvalidRequest, RequestError
-from moyin.text.protocol.openai.images import parse, renamed, to_job
+from moyin.text.protocol.openai.images import parse, rename_field, to_job
 
 TAKES: dict[str, dict[str, Any]] = {
     "prompt": {"type": "string"},
@@ -28,7 +28,7 @@ def without(*names: str) -> dict[str, dict[str, Any]]:
     return {name: schema for name, schema in TAKES.items() if name not in names}
 
 
-def test_a_picture_has_a_random_seed_within_what_the_template_takes() -> None:
+def test_random_seed_is_within_the_templates_bounds() -> None:
     seen = set()
     for _ in range(200):
         [seed] = job()["batch"]["seeds"]
@@ -40,11 +40,11 @@ def test_a_picture_has_a_random_seed_within_what_the_template_takes() -> None:
     assert max(seeds) <= 20
 
 
-def test_a_repeat_under_one_key_asks_for_the_same() -> None:
+def test_same_idempotency_key_gives_the_same_seeds() -> None:
     assert job(key="k", n=2) == job(key="k", n=2)
 
 
-def test_what_openai_calls_by_another_name() -> None:
+def test_openai_members_become_template_inputs() -> None:
     made = job(size="640x480", quality="high", user="u1", inputs={"seed": 12})
     assert made["inputs"] == {
         "prompt": "a cat", "seed": 12, "width": 640, "height": 480, "quality": "high",
@@ -59,7 +59,7 @@ def test_what_openai_calls_by_another_name() -> None:
     assert "batch" not in job(without("seed"))
 
 
-def test_what_asks_for_nothing_special_is_taken() -> None:
+def test_default_options_need_no_input() -> None:
     ordinary = {"quality": "standard", "background": "auto", "stream": False, "style": None}
     assert job(without("quality"), **ordinary)["inputs"].keys() == {"prompt"}
 
@@ -85,7 +85,7 @@ def test_what_asks_for_nothing_special_is_taken() -> None:
         ({"nonsense": 1}, TAKES, "nonsense"),
     ],
 )
-def test_what_can_t_be_had_is_refused_by_name(
+def test_unsupported_member_is_refused_by_name(
     members: dict[str, Any], takes: dict[str, dict[str, Any]], field: str
 ) -> None:
     with pytest.raises(RequestError) as caught:
@@ -93,7 +93,7 @@ def test_what_can_t_be_had_is_refused_by_name(
     assert caught.value.field == field
 
 
-def test_errors_of_the_job_are_told_in_the_client_s_words() -> None:
-    error = renamed(InvalidRequest("inputs.width must be at most 4096", field="inputs.width"))
+def test_job_errors_use_the_clients_field_names() -> None:
+    error = rename_field(InvalidRequest("inputs.width must be at most 4096", field="inputs.width"))
     assert (error.field, error.message) == ("size", "size must be at most 4096")
-    assert renamed(InvalidRequest("no", field="pool")).field == "pool"
+    assert rename_field(InvalidRequest("no", field="pool")).field == "pool"

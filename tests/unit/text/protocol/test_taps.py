@@ -1,4 +1,4 @@
-"""What taps take down of a stream: most events bring text alone, others stand between them."""
+"""Tests the transcripts of taps, for events with text alone and for others between them."""
 
 from __future__ import annotations
 
@@ -75,32 +75,36 @@ STREAMS: dict[str, tuple[StreamTap, list[bytes], int]] = {
 
 
 @pytest.mark.parametrize("protocol", STREAMS)
-def test_text_and_thoughts_are_taken_down_and_counted(protocol: str) -> None:
+def test_text_and_thinking_are_recorded_and_counted(protocol: str) -> None:
     tap, events, tokens = STREAMS[protocol]
-    seen = tap.transcript = Transcript()
+    transcript = tap.transcript = Transcript()
     assert b"".join(tap.feed(event) for event in events) == b"".join(events)
-    assert (seen.text, seen.has_thinking, seen.is_readable) == ("Hello there!", True, True)
-    assert seen.stop is StopReason.END
+    assert (transcript.text, transcript.has_thinking, transcript.is_readable) == (
+        "Hello there!",
+        True,
+        True,
+    )
+    assert transcript.stop is StopReason.END
     assert tap.finished
     assert tap.tokens == tokens
 
 
-def test_an_event_of_ollama_with_text_and_a_call_keeps_both() -> None:
+def test_ollama_event_with_text_and_tool_call_records_both() -> None:
     tap = OllamaTap()
-    seen = tap.transcript = Transcript()
+    transcript = tap.transcript = Transcript()
     call = {"function": {"name": "look", "arguments": {}}}
     tap.feed(line(content="Wait", tool_calls=[call]))
-    assert (seen.text, list(seen.tools)) == ("Wait", ["look"])
+    assert (transcript.text, list(transcript.tools)) == ("Wait", ["look"])
 
 
-def test_text_of_another_kind_is_unreadable() -> None:
+def test_text_that_is_not_a_string_is_unreadable() -> None:
     for tap, event in (
         (OpenAITap(hide_usage=True), openai({"content": 3})),
         (AnthropicTap(), block(type="text_delta", text=3)),
     ):
-        seen = tap.transcript = Transcript()
+        transcript = tap.transcript = Transcript()
         tap.feed(event)
-        assert not seen.is_readable
+        assert not transcript.is_readable
 
 
 @pytest.mark.parametrize("ending", [b"", b"\n"])
@@ -109,16 +113,16 @@ def test_a_stream_without_done_is_complete_once_its_choice_has_a_finish_reason(
 ) -> None:
     whole = openai({"content": "Hello"}) + openai({}, "stop")
     tap = OpenAITap(hide_usage=True)
-    seen = tap.transcript = Transcript()
+    transcript = tap.transcript = Transcript()
     passed = tap.feed(whole.rstrip() + ending) + tap.end()
     assert passed == whole + b"data: [DONE]\n\n"
-    assert (tap.finished, seen.stop) == (True, StopReason.END)
+    assert (tap.finished, transcript.stop) == (True, StopReason.END)
     reader = StreamReader()
     read = reader.feed(whole.rstrip() + ending) + reader.end()
     assert (reader.finished, type(read[-1])) == (True, Finished)
 
 
-def test_a_stream_that_says_done_ends_once() -> None:
+def test_stream_with_done_finishes_once() -> None:
     tap, reader = OpenAITap(hide_usage=True), StreamReader()
     whole = openai({"content": "Hello"}, "stop") + b"data: [DONE]"
     assert tap.feed(whole) + tap.end() == whole + b"\n\n"
@@ -126,7 +130,7 @@ def test_a_stream_that_says_done_ends_once() -> None:
     assert sum(isinstance(delta, Finished) for delta in read) == 1
 
 
-def test_a_stream_is_cut_until_every_choice_has_a_finish_reason() -> None:
+def test_stream_is_incomplete_until_every_choice_has_a_finish_reason() -> None:
     tap, reader = OpenAITap(hide_usage=True), StreamReader()
     tap.feed(openai({"content": "Hello"}))
     reader.feed(openai({"content": "Hello"}))
@@ -137,7 +141,7 @@ def test_a_stream_is_cut_until_every_choice_has_a_finish_reason() -> None:
     assert two.end() == b"" and not two.finished
 
 
-def test_a_stream_that_ends_within_an_event_is_an_interruption() -> None:
+def test_stream_that_ends_within_an_event_is_interrupted() -> None:
     for ends, half in (
         (OpenAITap(hide_usage=True), b'data: {"choices":['),
         (StreamReader(), b'data: {"choices":['),
@@ -150,7 +154,7 @@ def test_a_stream_that_ends_within_an_event_is_an_interruption() -> None:
 
 
 @pytest.mark.parametrize("protocol", ["anthropic", "ollama"])
-def test_the_last_event_needs_no_end_of_its_own(protocol: str) -> None:
+def test_last_event_may_lack_its_terminator(protocol: str) -> None:
     last, tap = {
         "anthropic": (anthropic("message_stop"), AnthropicTap()),
         "ollama": (line(content="", done=True), OllamaTap()),

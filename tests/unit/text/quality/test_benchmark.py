@@ -92,7 +92,7 @@ def test_answers_of_a_scored_fold_have_no_say_in_its_constants() -> None:
         for table in (plain, rows(held))
     )
     assert first == second
-    before = (memory._PRECISION, question._ROOTS, dict(question.KIND_DIFFICULTY))
+    before = (memory._PRECISION, dict(question.KIND_DIFFICULTY))
     tables = Tables(mmlu=plain, gsm8k=plain, mt_bench=())
     result = crossed(
         tables,
@@ -101,5 +101,5 @@ def test_answers_of_a_scored_fold_have_no_say_in_its_constants() -> None:
         [first, (GRID[0], first[1])],
     )
     assert len(result.apgr) == FOLDS
-    assert before == (memory._PRECISION, question._ROOTS, dict(question.KIND_DIFFICULTY))
+    assert before == (memory._PRECISION, dict(question.KIND_DIFFICULTY))
     assert asked.cache_info().currsize == 0

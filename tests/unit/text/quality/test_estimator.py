@@ -139,6 +139,15 @@ def test_flood_of_one_key_moves_estimates_by_the_same_step_however_long_it_is() 
     assert p(long).p == pytest.approx(p(short).p, abs=0.01)
 
 
+def test_signals_that_may_move_nothing_do_not_stop_the_learning() -> None:
+    estimator = Estimator()
+    for number in range(60):  # at one moment, about words that nobody else used
+        estimator.learn("studio", signal(ask(f"Clause {number}x of a{number}"), 0.0, key="mallory"))
+    before = p(estimator).p
+    teach(estimator, 1.0, 20, at=DAY)
+    assert p(estimator).p > before
+
+
 def test_allowance_comes_back_with_time() -> None:
     estimator = Estimator()
     for _ in range(200):

@@ -225,16 +225,15 @@ def test_formulae_are_a_feature_of_the_shape(text: str) -> None:
     assert FORMULAE in ask("What is half of it?").features[:SHAPES]
 
 
-def test_words_of_one_root_share_a_feature_and_those_of_one_stem_another() -> None:
+def test_words_of_one_stem_share_a_feature() -> None:
     def words(word: str) -> set[int]:
         return set(ask(f"which is the {word} that we all want").features[SHAPES:])
 
-    assert len(words("contract") & words("contractual")) == len(words("contract"))
-    shared = words("calculate") & words("calls")
-    assert len(shared) == len(words("contract") & words("calls")) + 1
-    assert min(shared) >= FIRST_WORD
+    assert words("contract") == words("contractual")
+    assert len(words("contract") - words("calls")) == 1
+    assert min(words("contract")) >= FIRST_WORD
 
 
 def test_most_words_that_a_text_can_have_are_within_the_bound() -> None:
     text = " ".join(f"{chr(97 + n // 26)}{chr(97 + n % 26)}{n}xyz" for n in range(600))
-    assert 100 < len(ask(text).features) <= 128
+    assert 90 < len(ask(text).features) <= 128

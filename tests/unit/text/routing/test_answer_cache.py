@@ -6,7 +6,7 @@ from decimal import Decimal
 import pytest
 
 from moyin.errors import BackendUnavailable, StreamInterrupted
-from moyin.store.responses import KeptResponse
+from moyin.store.responses import CachedResponse
 from moyin.testing.backends import FakeBackend
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.routing.catalog import Alias, Caching
@@ -19,13 +19,13 @@ class Memory:
     """A response cache in memory."""
 
     def __init__(self) -> None:
-        self.kept: dict[tuple[str, str], KeptResponse] = {}
+        self.kept: dict[tuple[str, str], CachedResponse] = {}
 
-    async def get(self, owner: str, digest: str) -> KeptResponse | None:
+    async def get(self, owner: str, digest: str) -> CachedResponse | None:
         return self.kept.get((owner, digest))
 
     async def put(
-        self, owner: str, digest: str, response: KeptResponse, *, ttl: int, entries: int
+        self, owner: str, digest: str, response: CachedResponse, *, ttl: int, entries: int
     ) -> None:
         self.kept[owner, digest] = response
 

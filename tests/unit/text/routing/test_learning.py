@@ -420,10 +420,10 @@ async def test_old_levels_are_left_out(database: Database, monkeypatch: pytest.M
     await taught(database, 5)
     store = Replica(database).store
     assert len(await store.levels()) == 5
-    monkeypatch.setattr("moyin.store.quality._MOST_SHARING", 4)
+    monkeypatch.setattr("moyin.store.quality._MAX_LEVELS", 4)
     monkeypatch.setattr("moyin.store.quality._PAGE", 2)
     assert len(await store.levels()) == 4
-    monkeypatch.setattr("moyin.store.quality._SHARING", timedelta(0))
+    monkeypatch.setattr("moyin.store.quality._LEVEL_LIFETIME", timedelta(0))
     assert await store.levels() == []
 
 

@@ -30,13 +30,13 @@ from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, router
 class Kept(dict[bytes, bytes]):
     """Stands in for Valkey."""
 
-    away = False
+    is_unavailable = False
 
     async def get(self, names: Sequence[bytes]) -> list[bytes | None] | None:
-        return None if self.away else [dict.get(self, name) for name in names]
+        return None if self.is_unavailable else [dict.get(self, name) for name in names]
 
     async def take(self, names: Sequence[bytes]) -> list[bytes | None] | None:
-        return None if self.away else [self.pop(name, None) for name in names]
+        return None if self.is_unavailable else [self.pop(name, None) for name in names]
 
     async def put(self, values: Mapping[bytes, bytes], seconds: int) -> None:
         assert seconds == 300
@@ -193,7 +193,7 @@ async def test_without_valkey_a_replica_knows_its_own(database: Database) -> Non
     one, two = Gateway(database, kept), Gateway(database, kept)
     await one.ask("r1", ASK)
     await later(one, two)
-    kept.away = True
+    kept.is_unavailable = True
     assert await two.ask("r2", ASK) == []
     assert await one.ask("r3", ASK) == [("r1", "regenerated")]
 

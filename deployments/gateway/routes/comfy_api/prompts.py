@@ -1,0 +1,176 @@
+"""Serves ComfyUI's prompts, queue and history, also under ``/api``, and its job list."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from pydantic import BaseModel
+
+from deployments.gateway.routes.jobs import idempotency_key
+from moyin.access.gatekeeper import context
+from moyin.comfy_api.prompts import FarmPrompts
+from moyin.comfy_api.protocol.response import STATES
+from moyin.errors import InvalidGraph, InvalidRequest
+from moyin.http.validation import parse_object, validate
+from moyin.render.protocol import wire
+
+__all__ = ["job_list_routes", "prompt_routes"]
+
+B = TypeVar("B", bound=BaseModel)
+_NO_PROMPT = {
+    "error": {
+        "type": "no_prompt",
+        "message": "No prompt provided",
+        "details": "No prompt provided",
+        "extra_info": {},
+    },
+    "node_errors": {},
+}
+
+
+def prompt_routes(prompts: FarmPrompts) -> APIRouter:
+    """Return the routes that ComfyUI serves at the root and under ``/api``."""
+    router = APIRouter(tags=["comfyui"])
+
+    @router.post("/prompt", openapi_extra=_body(wire.PromptBody))
+    async def submit(
+        request: Request, key: Annotated[str | None, Header(alias="Idempotency-Key")] = None
+    ) -> dict[str, Any]:
+        """Queue a graph. The job that renders it has the prompt's id."""
+        body = parse_object(await request.body())
+        if "prompt" not in body:
+            raise InvalidGraph("No prompt provided", details=_NO_PROMPT)
+        return await prompts.submit(
+            context(request.scope).caller,
+            validate(wire.PromptBody, body),
+            idempotency_key=idempotency_key(key),
+        )
+
+    @router.get("/prompt")
+    async def remaining(request: Request) -> dict[str, Any]:
+        """Return the number of your waiting and running prompts."""
+        count = await prompts.count_open(context(request.scope).owner)
+        return {"exec_info": {"queue_remaining": count}}
+
+    @router.get("/queue")
+    async def queue(request: Request) -> dict[str, Any]:
+        """List your running and waiting prompts."""
+        return await prompts.queue(context(request.scope).owner)
+
+    @router.post("/queue", response_class=Response, openapi_extra=_body(wire.IdsBody))
+    async def change_queue(request: Request) -> Response:
+        """Remove waiting prompts from the queue, by id or with `clear`.
+
+        `clear` removes those that your own key or account has queued here (from one `client_id`).
+        """
+        caller, body = context(request.scope).caller, await _read_body(request, wire.IdsBody)
+        await prompts.cancel_waiting(caller, body.chosen, client_id=body.client_id)
+        return Response()
+
+    @router.get("/history")
+    async def history(
+        request: Request,
+        max_items: Annotated[int | None, Query(ge=0, le=2**31)] = None,
+        offset: Annotated[int | None, Query(ge=-1, le=2**31)] = None,
+    ) -> dict[str, Any]:
+        """List your ended prompts: the newest 200 by default, at most 1000."""
+        return await prompts.history(
+            context(request.scope).owner,
+            max_items=max_items,
+            offset=offset,
+        )
+
+    @router.get("/history/{prompt_id}")
+    async def history_of(request: Request, prompt_id: str) -> dict[str, Any]:
+        """Return one ended prompt; an empty object if it is unknown or has not ended."""
+        return await prompts.history_of(context(request.scope).owner, prompt_id)
+
+    @router.post("/history", response_class=Response, openapi_extra=_body(wire.IdsBody))
+    async def change_history(request: Request) -> Response:
+        """Remove prompts from the history, by id or with `clear`; their jobs and files stay.
+
+        `clear` removes those that your own key or account has queued here (from one `client_id`).
+        """
+        caller, body = context(request.scope).caller, await _read_body(request, wire.IdsBody)
+        await prompts.hide(caller, body.chosen, client_id=body.client_id)
+        return Response()
+
+    @router.post("/interrupt", response_class=Response, openapi_extra=_body(wire.InterruptBody))
+    async def interrupt(request: Request) -> Response:
+        """Cancel one prompt, or without a `prompt_id` your running ones.
+
+        Those are the ones that your own key or account has queued here (from one `client_id`).
+        """
+        caller, body = context(request.scope).caller, await _read_body(request, wire.InterruptBody)
+        await prompts.interrupt(caller, body.prompt_id, client_id=body.client_id)
+        return Response()
+
+    @router.post("/free", response_class=Response)
+    async def free() -> Response:
+        """Accept and ignore the request: all tenants share the GPUs' memory."""
+        return Response()
+
+    return router
+
+
+def job_list_routes(prompts: FarmPrompts) -> APIRouter:
+    """Return the routes of ComfyUI's job list, which it serves under ``/api`` only."""
+    router = APIRouter(prefix="/api/jobs", tags=["comfyui"])
+
+    @router.get("")
+    async def jobs(
+        request: Request,
+        status: Annotated[str, Query(max_length=128)] = "",
+        workflow_id: Annotated[str | None, Query(max_length=255)] = None,
+        sort_by: Literal["created_at", "execution_duration"] = "created_at",
+        sort_order: Literal["asc", "desc"] = "desc",
+        limit: Annotated[int | None, Query(ge=1, le=1_000)] = None,
+        offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
+    ) -> dict[str, Any]:
+        """List your prompts, filtered by a comma-separated list of states in `status`."""
+        states = [state.strip().lower() for state in status.split(",") if state.strip()]
+        if not set(states) <= set(STATES):
+            raise InvalidRequest(f"status must list some of {', '.join(STATES)}", field="status")
+        return await prompts.list_jobs(
+            context(request.scope).owner,
+            states=states,
+            workflow_id=workflow_id,
+            by_duration=sort_by == "execution_duration",
+            ascending=sort_order == "asc",
+            limit=limit,
+            offset=offset,
+        )
+
+    @router.get("/{job_id}")
+    async def job(request: Request, job_id: str) -> dict[str, Any]:
+        """Return a prompt with its graph and its outputs."""
+        return await prompts.get_job(context(request.scope).owner, job_id)
+
+    @router.post("/cancel", openapi_extra=_body(wire.CancelBody))
+    async def cancel_some(request: Request) -> dict[str, bool]:
+        """Cancel several waiting or running prompts."""
+        body = await _read_body(request, wire.CancelBody)
+        caller = context(request.scope).caller
+        return {"cancelled": await prompts.cancel(caller, body.job_ids)}
+
+    @router.post("/{job_id}/cancel")
+    async def cancel(request: Request, job_id: str) -> dict[str, bool]:
+        """Cancel a waiting or running prompt."""
+        caller = context(request.scope).caller
+        return {"cancelled": await prompts.cancel(caller, [job_id])}
+
+    return router
+
+
+async def _read_body(request: Request, model: type[B]) -> B:
+    """Parse the body; ComfyUI allows an empty one."""
+    content = await request.body()
+    body: Mapping[str, Any] = parse_object(content) if content.strip() else {}
+    return validate(model, body)
+
+
+def _body(model: type[BaseModel]) -> dict[str, Any]:
+    """Describe a body for OpenAPI, as the handlers parse it: clients do not declare it as JSON."""
+    return {"requestBody": {"content": {"application/json": {"schema": model.model_json_schema()}}}}

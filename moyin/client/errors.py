@@ -1,0 +1,107 @@
+"""Turns the gateway's error responses into exceptions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from moyin.errors import MoyinError, ServiceUnavailable
+
+__all__ = ["ERROR_TYPES", "GatewayUnreachable", "RequestRefused"]
+
+_RETRYABLE = frozenset({408, 425, 429})
+
+
+def _family(kind: type[MoyinError]) -> Iterator[type[MoyinError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from _family(child)
+
+
+# Only types that declare a code of their own: subtypes inherit the code of their base.
+ERROR_TYPES = {kind.code: kind for kind in _family(MoyinError) if "code" in vars(kind)}
+
+
+class GatewayUnreachable(ServiceUnavailable):
+    """The gateway cannot be connected to, or the connection broke; `__cause__` says why.
+
+    The message may reach clients, so it does not contain the internal ``url``.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__("the gateway is unavailable; try again later", retry_after=5)
+        self.url = url
+
+
+class RequestRefused(MoyinError):
+    """The gateway answered with an error status.
+
+    Attributes:
+        status: the HTTP status.
+        body: the start of the response's body.
+        reported_code: the stable code in the body; None if it has none.
+        detail: the message in the body, without the errors of single nodes of a graph.
+        request_id: the id under which the gateway logged the request.
+    """
+
+    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        decoded = _members(body)
+        members = decoded or {}
+        inner = members.get("error", {})
+        if not isinstance(inner, dict):
+            inner = {"message": str(inner)}
+        # Our own routes put the code at the top; a refused graph brings ComfyUI's body with it.
+        code = members.get("code") or inner.get("code") or inner.get("type")
+        self.status = status
+        self.body = body
+        self.reported_code = code if isinstance(code, str) else None
+        self.detail = str(members.get("detail") or inner.get("message") or members.get("message")
+                          or f"the gateway answered with status {status}")  # fmt: skip
+        self.request_id = headers.get("x-request-id", "")
+        message = "; ".join([self.detail, *_node_errors(members)])
+        text = "" if decoded is not None else body.decode(errors="replace")[:300].strip()
+        after = headers.get("retry-after", "")
+        super().__init__(
+            text or message,
+            field=members.get("field") or inner.get("param"),
+            retry_after=float(after) if after.isdecimal() and len(after) < 6 else None,
+        )
+
+    @property
+    def is_retryable(self) -> bool:
+        """True if the same request may succeed later."""
+        return self.status >= 500 or self.status in _RETRYABLE
+
+    def typed(self) -> MoyinError:
+        """Return the error of `moyin.errors` with the reported code.
+
+        A response without a known code did not come from our routes: the gateway is unavailable.
+        """
+        kind = ERROR_TYPES.get(self.reported_code or "")
+        if kind is None:
+            return ServiceUnavailable("the gateway is unavailable; try again later", retry_after=5)
+        error = kind(self.detail, retry_after=self.retry_after)
+        error.field = self.field
+        return error
+
+
+def _members(body: bytes) -> dict[str, Any] | None:
+    """Return the members of a JSON body; None if it is not JSON."""
+    try:
+        value = json.loads(body)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else {"error": str(value)}
+
+
+def _node_errors(members: Mapping[str, Any]) -> list[str]:
+    """Describe ComfyUI's errors of single nodes of a graph, a line each."""
+    nodes = members.get("node_errors")
+    if not isinstance(nodes, dict):
+        return []
+    return [
+        f"node {node}: {error.get('message', '')} {error.get('details', '')}".strip()
+        for node, failure in nodes.items()
+        for error in failure.get("errors", [])
+    ]

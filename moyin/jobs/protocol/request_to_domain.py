@@ -1,0 +1,139 @@
+"""Translates requests of the jobs API to the domain; without I/O."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TypeAlias
+
+from pydantic import ValidationError
+
+from moyin.domain import references
+from moyin.domain.job import JobSpec, Step, StepKind
+from moyin.domain.serialization import encode
+from moyin.errors import InvalidRequest
+from moyin.http.public_addresses import check_url
+from moyin.http.validation import parse_json
+from moyin.jobs.protocol import chat, wire
+from moyin.jobs.protocol.paths import check_path
+from moyin.jobs.protocol.renders import Templates, no_templates, render_batch, render_step
+
+__all__ = ["fingerprint", "parse_job", "read_job", "to_spec"]
+
+JobBody: TypeAlias = wire.ChatJob | wire.RenderJob | wire.HttpJob | wire.PipelineJob
+_KINDS = frozenset({"pipeline", *(kind.value for kind in StepKind)})
+
+
+def parse_job(body: bytes, now: datetime, templates: Templates = no_templates) -> JobSpec:
+    """Translate the JSON ``body`` of a request to a job.
+
+    Args:
+        now: with a time zone; a deadline must be later.
+        templates: returns a template by its name.
+
+    Raises:
+        InvalidJson: the body is not JSON.
+        BodyTooLarge: it has too many values.
+        InvalidRequest: a field is wrong.
+    """
+    return to_spec(read_job(body), now, templates)
+
+
+def read_job(body: bytes) -> JobBody:
+    """Parse the JSON ``body`` of a request and check its members one by one.
+
+    Raises:
+        InvalidJson, BodyTooLarge, InvalidRequest: see `parse_job`.
+    """
+    data = parse_json(body)
+    try:
+        return wire.JOB_REQUEST.validate_python(data)
+    except ValidationError as error:
+        raise _invalid(error) from None
+
+
+def to_spec(request: JobBody, now: datetime, templates: Templates = no_templates) -> JobSpec:
+    """Translate a parsed request to a job, with all checks that need no other process.
+
+    Raises:
+        InvalidRequest: a field is wrong.
+    """
+    if request.deadline is not None and request.deadline <= now:
+        raise InvalidRequest("deadline must be in the future", field="deadline")
+    if request.webhook is not None:
+        check_url(request.webhook, field="webhook")
+    base = None
+    if isinstance(request, wire.RenderJob) and request.batch is not None:
+        base, steps = render_batch(request, request.batch, templates)
+    else:
+        steps = _steps(request, templates)
+    return JobSpec(
+        kind=request.kind,
+        steps=steps,
+        base=base,
+        priority=request.priority,
+        deadline=request.deadline,
+        metadata=request.metadata,
+        webhook=request.webhook,
+    )
+
+
+def _steps(request: JobBody, templates: Templates) -> tuple[Step, ...]:
+    bodies: Sequence[wire.ChatStep | wire.RenderStep | wire.HttpStep]
+    if isinstance(request, wire.PipelineJob):
+        bodies, prefixes = request.steps, [f"steps.{i}." for i in range(len(request.steps))]
+    else:
+        bodies, prefixes = [request], [""]
+    steps = tuple(
+        _step(step, prefix, request.pool, templates)
+        for step, prefix in zip(bodies, prefixes, strict=True)
+    )
+    for index, step in enumerate(steps):
+        references.check(step.payload, index)
+    return steps
+
+
+def fingerprint(request: JobBody | JobSpec) -> str:
+    """Return a sha256 in hex that is equal for equivalent requests, however they are written.
+
+    The fingerprint of a parsed request does not change with the template that it names; that of a
+    spec, which contains the template's graph, does.
+    """
+    if isinstance(request, JobSpec):
+        return hashlib.sha256(encode(request)).hexdigest()
+    return hashlib.sha256(request.model_dump_json(exclude_defaults=True).encode()).hexdigest()
+
+
+def _step(
+    step: wire.ChatStep | wire.RenderStep | wire.HttpStep,
+    prefix: str,
+    pool: str | None,
+    templates: Templates,
+) -> Step:
+    if isinstance(step, wire.RenderStep):
+        return render_step(step, prefix, pool, templates)
+    if isinstance(step, wire.HttpStep):
+        if "${" not in step.request.path:
+            check_path(step.request.path, field=f"{prefix}request.path")
+        return Step(kind=StepKind.HTTP, payload=step.request.model_dump())
+    chat.check(step.protocol, step.request, f"{prefix}request")
+    return Step(kind=StepKind.CHAT, payload=step.request, protocol=step.protocol)
+
+
+def _invalid(error: ValidationError) -> InvalidRequest:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    field = _field(first["loc"])
+    if first["type"].startswith("union_tag"):
+        field = f"{field}.kind" if field else "kind"
+    return InvalidRequest(f"{field or 'the body'}: {first['msg']}", field=field or None)
+
+
+def _field(location: Sequence[int | str]) -> str:
+    """Return the path as the client wrote it, without the union tags that pydantic adds."""
+    parts = [
+        part
+        for i, part in enumerate(location)
+        if not (part in _KINDS and (i == 0 or isinstance(location[i - 1], int)))
+    ]
+    return ".".join(str(part) for part in parts)

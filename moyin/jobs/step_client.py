@@ -1,0 +1,174 @@
+"""Makes the HTTP calls of chat and http steps, with the rights of the job's submitter."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from pydantic_core import from_json
+
+from moyin.client.errors import GatewayUnreachable, RequestRefused
+from moyin.client.gateway import GatewayClient
+from moyin.domain.identity import Identity
+from moyin.errors import BackendTimeout, BackendUnavailable, StepFailed
+from moyin.http.client import BodyTooLong, read_up_to
+from moyin.jobs.protocol.paths import check_path
+
+__all__ = ["StepClient", "StepResponse"]
+
+_MAX_RESPONSE_BYTES = 32 * 1024 * 1024
+_RETRYABLE_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
+# Headers that we or the connection set. A client's own value would act for another caller, or ask
+# for a response in an encoding that we cannot read.
+_RESERVED_HEADERS = frozenset(
+    {
+        "accept-encoding", "authorization", "connection", "content-length", "cookie", "expect",
+        "forwarded", "host", "idempotency-key", "keep-alive", "proxy-authorization", "te",
+        "trailer", "transfer-encoding", "upgrade", "x-api-key", "x-request-disconnect-disabled",
+        "x-request-id", "x-request-timeout-seconds",
+    }
+)  # fmt: skip
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepResponse:
+    """A response with a status below 400.
+
+    Attributes:
+        media_type: without parameters, lower case.
+        cost_usd: the cost of the call as the gateway reports it.
+        backend: the back end that answered, if the gateway names one.
+    """
+
+    status: int
+    media_type: str
+    content: bytes
+    cost_usd: Decimal
+    backend: str | None
+
+    def json(self) -> Any:
+        """Return the content as JSON that a step's output can store.
+
+        A model that is cut off within an emoji leaves half a surrogate pair, which becomes ``?``.
+
+        Raises:
+            StepFailed: the content is not JSON, or is nested too deeply.
+        """
+        try:
+            plain = json.dumps({"body": json.loads(self.content)}, ensure_ascii=False)
+            return from_json(plain.encode(errors="replace"))["body"]
+        except (ValueError, RecursionError):
+            raise StepFailed("the service's response is not JSON") from None
+
+
+class StepClient:
+    """Calls routes of the gateway and of the services behind it for the steps of jobs.
+
+    Args:
+        gateway: makes tokens for identities.
+        max_response_bytes: larger responses fail the step.
+    """
+
+    def __init__(
+        self, gateway: GatewayClient, *, max_response_bytes: int = _MAX_RESPONSE_BYTES
+    ) -> None:
+        self._gateway = gateway
+        self._max_response_bytes = max_response_bytes
+
+    async def call(
+        self,
+        identity: Identity,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        idempotency_key: str,
+    ) -> StepResponse:
+        """Call a route as ``identity``.
+
+        Args:
+            body: bytes are sent as they are, a string as text, anything else as JSON.
+
+        Raises:
+            InvalidRequest: a step must not call this path.
+            StepFailed: a header contains control characters, or the service refused the request;
+                ``details`` has its status and response.
+            BackendUnavailable, BackendTimeout: the call may succeed later.
+        """
+        check_path(path, field="path")
+        allowed = {k: v for k, v in (headers or {}).items() if k.lower() not in _RESERVED_HEADERS}
+        for name, value in allowed.items():
+            if _CONTROL.search(value):
+                # Such as the line breaks of an earlier step's text.
+                raise StepFailed(f"the header {name} must not contain control characters")
+        allowed["idempotency-key"] = idempotency_key
+        data = _encoded(body, allowed)
+        try:
+            # The path is sent exactly as it was checked.
+            async with self._gateway.open(
+                method, path, data, headers=allowed, identity=identity, is_encoded=True
+            ) as response:
+                content = await read_up_to(response, self._max_response_bytes)
+        except BodyTooLong:
+            raise StepFailed(
+                f"the service's response is larger than {self._max_response_bytes} bytes"
+            ) from None
+        except GatewayUnreachable as error:
+            if isinstance(error.__cause__, TimeoutError):
+                raise BackendTimeout(f"{method} {_without_query(path)} took too long") from None
+            reason = type(error.__cause__).__name__
+            raise BackendUnavailable(
+                f"{method} {_without_query(path)} could not be reached ({reason})"
+            ) from error
+        except RequestRefused as error:
+            raise _failure(method, path, error) from None
+        return StepResponse(
+            status=response.status,
+            media_type=response.content_type,
+            content=content,
+            cost_usd=_cost(response.headers.get("x-moyin-cost-usd")),
+            backend=response.headers.get("x-moyin-backend"),
+        )
+
+
+def _encoded(body: Any, headers: dict[str, str]) -> bytes | None:
+    """Return the body as bytes, and add its type to the headers if they have none."""
+    if body is None or isinstance(body, bytes):
+        return body
+    has_type = any(name.lower() == "content-type" for name in headers)
+    if isinstance(body, str):
+        if not has_type:
+            headers["content-type"] = "text/plain; charset=utf-8"
+        return body.encode()
+    if not has_type:
+        headers["content-type"] = "application/json"
+    return json.dumps(body).encode()
+
+
+def _failure(method: str, path: str, refusal: RequestRefused) -> BackendUnavailable | StepFailed:
+    """Return the step's error for a response with an error status."""
+    message = f"{method} {_without_query(path)} answered with status {refusal.status}"
+    response = refusal.body[:2_000].decode(errors="replace")
+    details = {"status": refusal.status, "answer": response}
+    if refusal.status in _RETRYABLE_STATUSES:
+        return BackendUnavailable(message, details=details, retry_after=refusal.retry_after)
+    return StepFailed(message, details=details)
+
+
+def _without_query(path: str) -> str:
+    """Return the path for messages; the query may contain secrets."""
+    return path.partition("?")[0][:200]
+
+
+def _cost(header: str | None) -> Decimal:
+    try:
+        cost = Decimal(header or 0)
+    except InvalidOperation:
+        return Decimal(0)
+    return cost if cost.is_finite() and cost > 0 else Decimal(0)

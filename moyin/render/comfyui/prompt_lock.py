@@ -1,0 +1,93 @@
+"""`PromptLock`: lets a ComfyUI process execute one prompt at a time, with only that prompt's files."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
+from typing import Any
+
+from moyin.errors import WorkerLost
+from moyin.render.comfyui.comfy_supervisor import ComfySupervisor
+from moyin.render.comfyui.inputs import InputFiles
+from moyin.render.comfyui.session import Session
+
+__all__ = ["PromptLock"]
+
+_log = logging.getLogger(__name__)
+
+
+class PromptLock:
+    """Held from the placing of a prompt's files until the process can't reach them any more."""
+
+    def __init__(self, supervisor: ComfySupervisor, inputs: InputFiles) -> None:
+        self._supervisor = supervisor
+        self._inputs = inputs
+        self._lock = asyncio.Lock()
+
+    @asynccontextmanager
+    async def hold(self) -> AsyncIterator[None]:
+        """Hold the lock for no prompt: in the block no prompt executes and no file is moved."""
+        async with self._lock:
+            yield
+
+    @asynccontextmanager
+    async def hold_for(
+        self, session: Session, prompt_id: str, names: Collection[str]
+    ) -> AsyncIterator[bool]:
+        """Hold the lock for a prompt, with its input files in place.
+
+        Yields False, and places no files, if the session's process has been replaced.
+
+        Raises:
+            OSError: files can't be placed or moved; the process is replaced.
+            WorkerLost: a process that the prompt started does not end; ComfyUI is replaced.
+        """
+        async with self._lock:
+            if session is not self._supervisor.session:
+                yield False
+                return
+            try:
+                await _run_to_end(self._begin, session, prompt_id, names)
+                yield True
+            finally:
+                await self._finish(session, prompt_id)
+
+    def _begin(self, session: Session, prompt_id: str, names: Collection[str]) -> None:
+        session.written.begin(prompt_id)
+        self._inputs.place(names)
+
+    async def _finish(self, session: Session, prompt_id: str) -> None:
+        if session is not self._supervisor.session:
+            # The next process begins with an empty folder.
+            return
+        try:
+            await _run_to_end(self._end, session, prompt_id)
+        except (OSError, WorkerLost) as error:
+            _log.warning("replacing ComfyUI: a prompt left files or processes behind: %s", error)
+            if session is self._supervisor.session:
+                self._supervisor.give_up(session)
+            raise
+
+    def _end(self, session: Session, prompt_id: str) -> None:
+        session.finish(prompt_id)
+        self._inputs.remove_placed()
+
+
+async def _run_to_end(work: Callable[..., None], *arguments: Any) -> None:
+    """Run ``work`` in a thread; a cancellation waits for its end.
+
+    A thread can't be stopped, and would move files while the next prompt executes.
+    """
+    working = asyncio.create_task(asyncio.to_thread(work, *arguments))
+    try:
+        await asyncio.shield(working)
+    except asyncio.CancelledError:
+        while not working.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([working])
+        if not working.cancelled() and (error := working.exception()) is not None:
+            _log.warning("the files of a cancelled prompt could not be moved: %s", error)
+        raise

@@ -1,0 +1,264 @@
+"""Tests that lasting changes verify the caller again and are audited, or are not made."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from argon2 import PasswordHasher
+
+from moyin.access.accounts.caller import Caller
+from moyin.access.accounts.oidc import Provider, VerifiedIdentity
+from moyin.access.accounts.passwords import Passwords
+from moyin.access.accounts.signin import Policy
+from moyin.access.gatekeeper.identity import mint_token
+from moyin.domain.account import Role, UserKind
+from moyin.domain.limits import Limit
+from moyin.errors import InvalidKey, MoyinError, NameTaken
+from moyin.store.audit import AuditLog
+from moyin.store.limits import LimitStore
+from tests.unit.access.accounts.studio import PASSWORD, SECRET, Studio, by
+from tests.unit.access.accounts.test_passwords import QUICK
+
+
+async def _key(studio: Studio, caller: Caller) -> object:
+    return await studio.parts.api_keys.create_key(
+        caller, name="", scopes=["text"], expires_at=None, user_id=None
+    )
+
+
+async def _member(studio: Studio, caller: Caller) -> object:
+    return await studio.parts.organisations.add_member(
+        caller, studio.organisation, email="thief@example.com", name="", role=Role.ADMIN
+    )
+
+
+async def _service(studio: Studio, caller: Caller) -> object:
+    return await studio.parts.organisations.add_service_account(
+        caller, studio.organisation, "bot", Role.ADMIN
+    )
+
+
+async def _role(studio: Studio, caller: Caller) -> object:
+    return await studio.parts.organisations.change_member(
+        caller, studio.organisation, str(caller.identity.user), role=Role.ADMIN
+    )
+
+
+async def _limit(studio: Studio, caller: Caller) -> object:
+    limit = Limit(subject=f"user:{caller.identity.user}", open_jobs=1)
+    return await studio.parts.api_keys.set_limit(caller, limit)
+
+
+async def _profile(studio: Studio, caller: Caller) -> object:
+    user = str(caller.identity.user)
+    return await studio.parts.sign_in.change_profile(caller.identity, user, {"name": "thief"})
+
+
+LASTING_CHANGES = [_key, _member, _service, _role, _limit, _profile]
+
+
+@pytest.mark.parametrize("change", LASTING_CHANGES)
+async def test_an_ended_session_cannot_make_lasting_changes(studio: Studio, change: Any) -> None:
+    """The gatekeeper's cached session may be seconds old."""
+    _, known = await studio.member()
+    before = await studio.audited_actions(), await studio.count_keys()
+    await studio.parts.sign_in.sign_out(str(known.user), known.key_id, everywhere=False)
+    with pytest.raises(InvalidKey):
+        await change(studio, by(known))
+    assert (await studio.audited_actions(), await studio.count_keys()) == before
+    assert (await studio.parts.users.get(str(known.user))).name == ""
+
+
+async def test_a_key_that_lost_scopes_cannot_create_keys(studio: Studio) -> None:
+    signed_in, known = await studio.member()
+    key, text = await studio.parts.api_keys.create_key(
+        by(known), name="", scopes=known.scopes, expires_at=None, user_id=None
+    )
+    held = await studio.parts.authenticator.authenticate(text)
+    await _key(studio, by(held))
+    await studio.parts.organisations.change_member(
+        by(studio.operator), studio.organisation, signed_in.user.id, role=Role.MEMBER
+    )
+    with pytest.raises(InvalidKey):
+        await _service(studio, by(held))
+    fewer = await studio.parts.authenticator.authenticate(text)
+    await _key(studio, by(fewer))
+    await studio.parts.api_keys.revoke_key(by(studio.operator), key.id)
+    with pytest.raises(InvalidKey):
+        await _key(studio, by(fewer))
+
+
+async def test_a_job_of_an_ended_session_cannot_create_keys(studio: Studio) -> None:
+    _, known = await studio.member()
+    token = mint_token(
+        SECRET.encode(),
+        known.owner,
+        "jobs",
+        key_id=known.key_id,
+        user=known.user,
+        scopes=known.scopes,
+    )
+    job = await studio.parts.authenticator.authenticate(token)
+    await _key(studio, by(job))
+    await studio.parts.sign_in.sign_out(str(known.user), known.key_id, everywhere=True)
+    job = await studio.parts.authenticator.authenticate(token)
+    with pytest.raises(InvalidKey):
+        await _key(studio, by(job))
+
+
+async def test_a_replaced_secret_is_refused_at_once(studio: Studio) -> None:
+    _, known = await studio.member()
+    key, leaked = await studio.parts.api_keys.create_key(
+        by(known), name="", scopes=None, expires_at=None, user_id=None
+    )
+    await studio.parts.authenticator.authenticate(leaked)
+    await studio.parts.api_keys.rotate_key(by(known), key.id, timedelta(0))
+    with pytest.raises(InvalidKey):
+        await studio.parts.authenticator.authenticate(leaked)
+
+
+@pytest.mark.parametrize("change", LASTING_CHANGES[:-1])
+async def test_an_operation_without_audit_entry_is_rolled_back(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch, change: Any
+) -> None:
+    """The caller may disconnect, or the process end, at any moment."""
+    _, known = await studio.member()
+    members = len(await studio.parts.users.list_members(studio.organisation))
+
+    async def fail(*_: object, **__: object) -> None:
+        raise ConnectionResetError
+
+    before = await studio.count_keys()
+    with monkeypatch.context() as patch:
+        patch.setattr(AuditLog, "write", fail)
+        with pytest.raises(ConnectionResetError):
+            await change(studio, by(known))
+    assert await studio.count_keys() == before
+    assert len(await studio.parts.users.list_members(studio.organisation)) == members
+    assert await LimitStore(studio.database).list_for([f"user:{known.user}"]) == ()
+    # A change of role would have ended the session.
+    await _key(studio, by(known))
+
+
+async def test_a_player_is_created_with_limits_or_not_at_all(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studio.parts.sign_in.policy = Policy(player_limits=Limit(subject="", open_jobs=1))
+
+    async def fail(*_: object, **__: object) -> None:
+        raise ConnectionResetError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LimitStore, "set", fail)
+        with pytest.raises(ConnectionResetError):
+            await studio.parts.sign_in.register("eve@example.com", PASSWORD, "", "")
+    player = await studio.parts.sign_in.register("eve@example.com", PASSWORD, "", "")
+    [limit] = await LimitStore(studio.database).list_for([f"user:{player.user.id}"])
+    assert limit.open_jobs == 1
+
+
+async def test_a_reset_that_cannot_end_sessions_sets_no_password(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    player = await studio.parts.sign_in.register("eve@example.com", PASSWORD, "", "")
+    sessions = studio.parts.sign_in._sessions
+    token = await sessions.create_reset_token(player.user.id, timedelta(hours=1))
+
+    async def fail(*_: object, **__: object) -> None:
+        raise ConnectionResetError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("moyin.store.sessions._revoke", fail)
+        with pytest.raises(ConnectionResetError):
+            await studio.parts.sign_in.reset_password(token, "a brand new one", "")
+    await studio.parts.sign_in.sign_in("eve@example.com", PASSWORD, "")
+    await studio.parts.sign_in.reset_password(token, "a brand new one", "")
+    with pytest.raises(MoyinError):
+        await studio.parts.sign_in.refresh(player.refresh_token)
+
+
+class InterruptedPasswords(Passwords):
+    """Runs a callback between the verification of a password and the new session."""
+
+    def __init__(self, hasher: PasswordHasher, between: Any) -> None:
+        super().__init__(hasher)
+        self._between = between
+
+    async def verify(self, known: str | None, password: str, **rest: Any) -> bool:
+        matches = await super().verify(known, password, **rest)
+        await self._between()
+        return matches
+
+
+async def test_a_session_begins_with_the_present_role(studio: Studio) -> None:
+    signed_in, _ = await studio.member(Role.ADMIN)
+
+    async def demote() -> None:
+        await studio.parts.organisations.change_member(
+            by(studio.operator), studio.organisation, signed_in.user.id, role=Role.VIEWER
+        )
+
+    studio.parts.sign_in._passwords = InterruptedPasswords(QUICK, demote)
+    after = await studio.parts.sign_in.sign_in(str(signed_in.user.email), PASSWORD, "")
+    held = await studio.parts.authenticator.authenticate(after.access_token)
+    assert not held.has_scope("org:admin")
+
+
+PROVIDER = Provider(
+    name="studio", issuer="https://id.example", client_id="moyin", redirect_uris=("https://a/",)
+)
+
+
+def verified(
+    provider: Provider, subject: str, email: str | None = "eve@example.com"
+) -> VerifiedIdentity:
+    return VerifiedIdentity(provider=provider, subject=subject, email=email, name="")
+
+
+@pytest.mark.parametrize("linked", [True, False])
+async def test_concurrent_provider_sign_ins_create_one_account(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch, linked: bool
+) -> None:
+    provider = replace(PROVIDER, links_emails=linked)
+    sign_in, users = studio.parts.sign_in, studio.parts.users
+    if linked:
+        await users.create(UserKind.PLAYER, email="eve@example.com", name="")
+    find_by_sign_in, others = users.find_by_sign_in, iter([verified(provider, "eve")])
+
+    async def late(issuer: str, subject: str) -> object:
+        found = await find_by_sign_in(issuer, subject)
+        for other in others:
+            assert (await sign_in.sign_in_with(other)).user.email == "eve@example.com"
+        return found
+
+    monkeypatch.setattr(users, "find_by_sign_in", late)
+    second = await sign_in.sign_in_with(verified(provider, "eve"))
+    monkeypatch.undo()
+    assert (await users.find_by_sign_in(provider.issuer, "eve")) == second.user
+    # Another person with that email is still refused.
+    if not linked:
+        with pytest.raises(NameTaken):
+            await sign_in.sign_in_with(verified(provider, "eve2"))
+
+
+async def test_taking_over_an_account_removes_untrusted_sign_ins(
+    studio: Studio,
+) -> None:
+    sign_in, users = studio.parts.sign_in, studio.parts.users
+    untrusted = replace(PROVIDER, issuer="https://anybody.example")
+    trusted = replace(PROVIDER, links_emails=True)
+    second = replace(PROVIDER, issuer="https://second.example", links_emails=True)
+    sign_in.policy = Policy(trusted_issuers=frozenset({trusted.issuer, second.issuer}))
+    squatter = await sign_in.sign_in_with(verified(untrusted, "squatter"))
+    owner = await sign_in.sign_in_with(verified(trusted, "eve"))
+    assert owner.user.id == squatter.user.id
+    assert await users.find_by_sign_in(untrusted.issuer, "squatter") is None
+    with pytest.raises(NameTaken):
+        await sign_in.sign_in_with(verified(untrusted, "squatter"))
+    # Two trusted providers sign in to the same account, and neither removes the other.
+    await sign_in.sign_in_with(verified(second, "eve"))
+    for provider in (trusted, second):
+        assert (await users.find_by_sign_in(provider.issuer, "eve")) is not None

@@ -1,0 +1,394 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from pydantic_core import to_json
+from sqlalchemy.exc import OperationalError
+
+from moyin.domain.job import Job, JobStatus
+from moyin.domain.prompt import PromptRecord
+from moyin.errors import ServiceUnavailable
+from moyin.store.frames import Frame, FrameKind
+from moyin.store.hub import SlowConsumer
+from tests.unit.comfy_api.rig import CLIENT, OWNER, Client, Rig, record, rig
+
+__all__ = ["rig"]
+
+_ABOUT = to_json({"node_id": "1", "image_type": "image/png"})
+_DETAILED = struct.pack(">II", 4, len(_ABOUT)) + _ABOUT + b"picture"
+_PLAIN = struct.pack(">II", 1, 2) + b"picture"
+
+
+def text_frame(job: Job, kind: str, **data: Any) -> Frame:
+    body = to_json({"type": kind, "data": {"prompt_id": job.id, **data}})
+    return Frame(kind=FrameKind.TEXT, prompt=job.id, body=body)
+
+
+def mark_frame(job: Job, kind: FrameKind) -> Frame:
+    return Frame(kind=kind, prompt=job.id)
+
+
+async def receive(client: Client) -> tuple[str, dict[str, Any]]:
+    text = await client.receive()
+    assert isinstance(text, str)
+    message = json.loads(text)
+    return message["type"], message["data"]
+
+
+def status_message(remaining: int, **more: Any) -> tuple[str, dict[str, Any]]:
+    return "status", {
+        "status": {"exec_info": {"queue_remaining": remaining}},
+        **more,
+    }
+
+
+def end_message(job: Job) -> tuple[str, dict[str, Any]]:
+    return "executing", {"node": None, "prompt_id": job.id}
+
+
+async def test_a_client_receives_a_status_and_then_its_prompts_messages_in_order(rig: Rig) -> None:
+    job = await rig.job()
+    async with rig.client() as client:
+        assert await receive(client) == status_message(1, sid=CLIENT)
+        rig.frames.coming.put_nowait(mark_frame(job, FrameKind.STATUS))
+        assert await receive(client) == status_message(1)
+        for kind in ("execution_start", "executed"):
+            rig.frames.coming.put_nowait(text_frame(job, kind))
+        assert [(await receive(client))[0] for _ in range(2)] == ["execution_start", "executed"]
+
+
+async def test_the_end_is_sent_once_and_not_before_the_history_shows_it(
+    rig: Rig,
+) -> None:
+    job = await rig.job(begun=True)
+    success = {"prompt_id": job.id, "timestamp": 5}
+    result = await rig.result(record(messages=(("execution_success", success),)))
+    async with rig.client() as client:
+        await receive(client)
+        # The end is ignored until the row shows it.
+        rig.frames.coming.put_nowait(mark_frame(job, FrameKind.END))
+        await rig.jobs.finish(job.id, 1, JobStatus.SUCCEEDED, None, results=[result])
+        for _ in range(2):
+            rig.frames.coming.put_nowait(mark_frame(job, FrameKind.END))
+        rig.frames.coming.put_nowait(mark_frame(job, FrameKind.STATUS))
+        assert await receive(client) == ("execution_success", success)
+        assert await receive(client) == status_message(0)
+        assert await receive(client) == end_message(job)
+        assert await receive(client) == status_message(0), "the repeated end is not sent"
+
+
+async def test_no_messages_follow_the_end_of_a_prompt_unless_it_is_retried(rig: Rig) -> None:
+    job, other = await rig.job(begun=True), await rig.job()
+    async with rig.client() as client:
+        await receive(client)
+        await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
+        for frame in (
+            mark_frame(job, FrameKind.END),
+            text_frame(job, "progress"),
+            Frame(kind=FrameKind.BINARY, prompt=job.id, body=_PLAIN),
+            mark_frame(job, FrameKind.STATUS),
+            text_frame(job, "progress"),
+            text_frame(other, "progress"),
+        ):
+            rig.frames.coming.put_nowait(frame)
+        assert (await receive(client))[0] == "execution_interrupted"
+        assert [await receive(client) for _ in range(2)] == [status_message(1), end_message(job)]
+        received = [await receive(client) for _ in range(2)]
+        assert ("progress", {"prompt_id": other.id}) in received
+        assert status_message(1) in received, "statuses do not delay messages"
+
+        await rig.jobs.reopen(OWNER, job.id)
+        rig.frames.coming.put_nowait(mark_frame(job, FrameKind.STATUS))
+        rig.frames.coming.put_nowait(text_frame(job, "progress"))
+        received = [await receive(client) for _ in range(2)]
+        assert ("progress", {"prompt_id": job.id}) in received
+        assert status_message(2) in received
+        await rig.jobs.finish(job.id, 2, JobStatus.CANCELLED, None)
+        rig.frames.coming.put_nowait(mark_frame(job, FrameKind.END))
+        assert (await receive(client))[0] == "execution_interrupted", "the end of the retry"
+
+
+async def test_counting_the_queue_does_not_delay_messages(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await rig.job(begun=True)
+    count_started, count_may_finish = asyncio.Event(), asyncio.Event()
+    count = rig.prompts.open_count
+
+    async def delayed(owner: str) -> int:
+        count_started.set()
+        await count_may_finish.wait()
+        return await count(owner)
+
+    async with rig.client() as client:
+        await receive(client)
+        monkeypatch.setattr(rig.prompts, "open_count", delayed)
+        rig.frames.coming.put_nowait(mark_frame(job, FrameKind.STATUS))
+        await asyncio.wait_for(count_started.wait(), 5)
+        for _ in range(2):
+            rig.frames.coming.put_nowait(mark_frame(job, FrameKind.STATUS))
+        rig.frames.coming.put_nowait(text_frame(job, "execution_start"))
+        assert (await receive(client))[0] == "execution_start"
+        count_may_finish.set()
+        assert [await receive(client) for _ in range(2)] == [status_message(1)] * 2
+        assert client.is_idle(), "changes during the count are merged"
+
+
+async def test_an_outdated_count_is_not_sent_after_an_end(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await rig.job(begun=True)
+    first, count_started, count_may_finish = True, asyncio.Event(), asyncio.Event()
+    count = rig.prompts.open_count
+
+    async def delayed(owner: str) -> int:
+        nonlocal first
+        remaining, waits, first = await count(owner), first, False
+        if waits:
+            count_started.set()
+            await count_may_finish.wait()
+        return remaining
+
+    async with rig.client() as client:
+        await receive(client)
+        monkeypatch.setattr(rig.prompts, "open_count", delayed)
+        rig.frames.coming.put_nowait(mark_frame(job, FrameKind.STATUS))
+        await asyncio.wait_for(count_started.wait(), 5)
+        await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
+        rig.frames.coming.put_nowait(mark_frame(job, FrameKind.END))
+        assert [(await receive(client))[0] for _ in range(3)] == [
+            "execution_interrupted",
+            "status",
+            "executing",
+        ]
+        count_may_finish.set()
+        assert await receive(client) == status_message(0), "not the outdated count 1"
+
+
+async def test_history_waits_until_the_client_has_been_notified_of_the_end(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moyin.comfy_api.notifier._NOTIFY_WAIT", timedelta(seconds=60))
+    events = rig.events()
+    earlier = await rig.job(begun=True)
+    old = await rig.jobs.finish(earlier.id, 1, JobStatus.CANCELLED, None)
+    job = await rig.job(begun=True)
+    assert old is not None
+    async with rig.client(events) as client:
+        await receive(client)
+        done = await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
+        assert done is not None
+        await asyncio.wait_for(events.wait_until_notified(old), 5)
+        request = asyncio.create_task(events.wait_until_notified(done))
+        await asyncio.sleep(0.05)
+        assert not request.done()
+        rig.frames.coming.put_nowait(mark_frame(job, FrameKind.END))
+        await asyncio.wait_for(request, 5)
+        assert (await receive(client))[0] == "execution_interrupted"
+        await asyncio.wait_for(events.wait_until_notified(done), 5)
+    await asyncio.wait_for(events.wait_until_notified(done), 5)
+
+
+async def test_the_wait_for_a_lost_notification_is_short(rig: Rig) -> None:
+    events = rig.events()
+    job = await rig.job(begun=True)
+    async with rig.client(events) as client:
+        await receive(client)
+        done = await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
+        assert done is not None
+        await asyncio.wait_for(events.wait_until_notified(done), 5)
+        assert client.is_idle()
+
+
+async def test_an_end_that_the_stream_lost_is_sent_by_a_tick(rig: Rig) -> None:
+    job = await rig.job(begun=True)
+    async with rig.client(rig.events(tick=0.05)) as client:
+        await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
+        kinds = [(await receive(client))[0]]
+        while kinds[-1] != "executing":
+            kinds.append((await receive(client))[0])
+        assert [kind for kind in kinds if kind != "status"] == [
+            "execution_interrupted",
+            "executing",
+        ]
+
+
+@pytest.mark.parametrize("error", [OSError("gone"), ServiceUnavailable("S3 is away")])
+async def test_an_end_is_sent_once_the_artifact_store_is_back(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    job = await rig.job(begun=True)
+    read_record, errors = rig.files.read_record, [error, error]
+
+    async def flaky(job: Job) -> PromptRecord | None:
+        if errors:
+            raise errors.pop()
+        return await read_record(job)
+
+    monkeypatch.setattr(rig.files, "read_record", flaky)
+    # Ticks look back no further than necessary, however long the store is unavailable.
+    monkeypatch.setattr("moyin.comfy_api.notifier._WRITE_DELAY", timedelta(0))
+    async with rig.client(rig.events(tick=0.05)) as client:
+        await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
+        rig.frames.coming.put_nowait(mark_frame(job, FrameKind.END))
+        kinds = [(await receive(client))[0]]
+        while kinds[-1] != "executing":
+            kinds.append((await receive(client))[0])
+        assert kinds.count("execution_interrupted") == 1
+        assert errors == []
+
+
+async def test_an_end_whose_first_attempt_fails_late_is_sent_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await rig.job(begun=True)
+    read_record, ended_since = rig.files.read_record, rig.prompts.ended_since
+    reads, may_fail, checks = 0, asyncio.Event(), asyncio.Semaphore(0)
+
+    async def fail_first(job: Job) -> PromptRecord | None:
+        nonlocal reads
+        reads += 1
+        if reads == 1:
+            await may_fail.wait()
+            raise ServiceUnavailable("S3 is away")
+        return await read_record(job)
+
+    async def count_check(channel: str, moment: datetime) -> list[Job]:
+        jobs = await ended_since(channel, moment)
+        if reads:
+            checks.release()
+        return jobs
+
+    monkeypatch.setattr(rig.files, "read_record", fail_first)
+    monkeypatch.setattr(rig.prompts, "ended_since", count_check)
+    monkeypatch.setattr("moyin.comfy_api.notifier._WRITE_DELAY", timedelta(0))
+    async with rig.client(rig.events(tick=0.05)) as client:
+        await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
+        rig.frames.coming.put_nowait(mark_frame(job, FrameKind.END))
+        for _ in range(4):
+            await asyncio.wait_for(checks.acquire(), 5)
+        may_fail.set()
+        kinds = [(await receive(client))[0]]
+        async with asyncio.timeout(5):
+            while kinds[-1] != "executing":
+                kinds.append((await receive(client))[0])
+        assert kinds.count("execution_interrupted") == 1
+
+
+async def test_a_client_stays_connected_while_the_database_is_unavailable(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await rig.job(begun=True)
+
+    async def fail(*_: Any, **__: Any) -> list[Job]:
+        raise OperationalError("select", {}, Exception("no connection"))
+
+    async with rig.client() as client:
+        await receive(client)
+        with monkeypatch.context() as patched:
+            patched.setattr(rig.prompts, "get", fail)
+            rig.frames.coming.put_nowait(mark_frame(job, FrameKind.END))
+            rig.frames.coming.put_nowait(text_frame(job, "executed"))
+            assert (await receive(client))[0] == "executed"
+
+
+async def test_the_final_message_is_sent_although_counting_fails(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await rig.job(begun=True)
+    await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
+
+    async def fail(*_: Any) -> int:
+        raise OperationalError("select", {}, Exception("no connection"))
+
+    async with rig.client() as client:
+        await receive(client)
+        monkeypatch.setattr(rig.prompts, "open_count", fail)
+        rig.frames.coming.put_nowait(mark_frame(job, FrameKind.END))
+        assert (await receive(client))[0] == "execution_interrupted"
+        assert await receive(client) == end_message(job)
+
+
+async def test_the_notifier_stops_when_any_send_fails(rig: Rig) -> None:
+    received: list[str | bytes] = []
+
+    async def send(text: str | bytes) -> None:
+        if received:
+            raise SlowConsumer("the client reads no more messages")
+        received.append(text)
+
+    notifier = rig.events(tick=0.01).notifier(OWNER, CLIENT, send)
+    with pytest.raises(SlowConsumer):
+        await asyncio.wait_for(notifier.run(), 5)
+
+
+async def test_previews_come_in_the_format_that_the_client_understands(rig: Rig) -> None:
+    job = await rig.job(begun=True)
+    shown = Frame(kind=FrameKind.BINARY, prompt=job.id, body=_DETAILED)
+    async with rig.client() as client:
+        await receive(client)
+        rig.frames.coming.put_nowait(shown)
+        rig.frames.coming.put_nowait(text_frame(job, "progress"))
+        assert (await receive(client))[0] == "progress"
+        assert await client.receive() == _PLAIN, "after its progress message"
+        client.notifier.metadata = True
+        rig.frames.coming.put_nowait(shown)
+        assert await client.receive() == _DETAILED
+
+
+async def test_output_pictures_are_read_from_the_artifact_store(rig: Rig) -> None:
+    job = await rig.job(begun=True)
+    head, picture = _PLAIN[:8], _PLAIN[8:]
+    store_upload = Frame(
+        kind=FrameKind.BLOB, prompt=job.id, body=head, blob=await rig.blobs.put(picture)
+    )
+    gone = Frame(kind=FrameKind.BLOB, prompt=job.id, body=head, blob="0" * 64)
+    async with rig.client() as client:
+        await receive(client)
+        for frame in (gone, store_upload):
+            rig.frames.coming.put_nowait(frame)
+        assert await client.receive() == _PLAIN
+
+
+async def test_a_client_that_connects_late_receives_the_running_state(rig: Rig) -> None:
+    job, waiting = await rig.job(begun=True), await rig.job()
+    rig.frames.earlier = [
+        text_frame(job, "executing", node="1"),
+        text_frame(job, "executing", node="2"),
+        text_frame(job, "progress_state", nodes={}),
+        text_frame(waiting, "executing", node="9"),
+    ]
+    async with rig.client() as client:
+        assert await receive(client) == status_message(2, sid=CLIENT)
+        assert (await receive(client))[0] == "progress_state"
+        assert await receive(client) == ("executing", {"prompt_id": job.id, "node": "2"})
+        rig.frames.coming.put_nowait(mark_frame(job, FrameKind.STATUS))
+        assert await receive(client) == status_message(2), "nothing about the waiting prompt"
+
+
+async def test_the_executing_node_is_derived_from_progress_when_its_start_is_old(rig: Rig) -> None:
+    job, between = await rig.job(begun=True), await rig.job(begun=True)
+    nodes = {"1": {"state": "finished"}, "2.0": {"state": "running", "display_node_id": "2"}}
+    rig.frames.earlier = [
+        text_frame(job, "progress_state", nodes=nodes),
+        text_frame(between, "progress_state", nodes={"1": {"state": "finished"}}),
+    ]
+    async with rig.client() as client:
+        await receive(client)
+        received = [await receive(client) for _ in range(3)]
+        assert [kind for kind, _ in received] == ["progress_state", "executing", "progress_state"]
+        assert received[1][1] == {"node": "2.0", "display_node": "2", "prompt_id": job.id}
+        rig.frames.coming.put_nowait(mark_frame(job, FrameKind.STATUS))
+        assert await receive(client) == status_message(2), "a message without a node means the end"
+
+
+async def test_a_client_that_does_not_keep_up_ends_the_notifier(rig: Rig) -> None:
+    async with rig.client() as client:
+        rig.frames.coming.put_nowait(SlowConsumer("too slow"))
+        with pytest.raises(SlowConsumer):
+            await asyncio.wait_for(client.running, 5)

@@ -1,0 +1,131 @@
+"""Calls ComfyUI's WebSocket route like an ASGI server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import pytest
+from fastapi import FastAPI
+
+from deployments.gateway.routes.comfy_api.websocket import websocket_routes
+from moyin.access.gatekeeper import RequestContext
+from moyin.comfy_api.notifier import FarmEvents, Send
+from moyin.domain.identity import Identity
+from moyin.store.hub import SlowConsumer
+
+_SECONDS = 5
+_FLAGS = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
+
+
+class FakeNotifier:
+    """Sends the given messages, then runs until it is cancelled."""
+
+    def __init__(self, messages: list[str | bytes | Exception]) -> None:
+        self.messages = messages
+        self.arguments: tuple[str, str] = ("", "")
+        self.metadata = False
+        self.stopped = asyncio.Event()
+
+    def notifier(self, owner: str, client_id: str, send: Send) -> FakeNotifier:
+        self.arguments, self._send = (owner, client_id), send
+        return self
+
+    async def run(self) -> None:
+        try:
+            for message in self.messages:
+                if isinstance(message, Exception):
+                    raise message
+                await self._send(message)
+            await asyncio.Event().wait()
+        finally:
+            self.stopped.set()
+
+    async def send(self, kind: str, data: Mapping[str, Any]) -> None:
+        await self._send(json.dumps({"type": kind, "data": data}))
+
+
+class Socket:
+    """Fakes the server's side of a connection; ``stuck``: the client reads no more messages."""
+
+    def __init__(self) -> None:
+        self.incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.outgoing: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.stuck = False
+
+    async def send(self, message: Any) -> None:
+        if self.stuck and message["type"] == "websocket.send":
+            await asyncio.Event().wait()
+        await self.outgoing.put(message)
+
+    async def next_message(self) -> dict[str, Any]:
+        return await asyncio.wait_for(self.outgoing.get(), _SECONDS)
+
+    def client_sends(self, message: Any) -> None:
+        self.incoming.put_nowait({"type": "websocket.receive", "text": json.dumps(message)})
+
+
+@asynccontextmanager
+async def connected(notifier: FakeNotifier, *, stuck: bool = False) -> AsyncIterator[Socket]:
+    app = FastAPI()
+    app.include_router(websocket_routes(cast(FarmEvents, notifier), 1_000))
+    request = RequestContext(request_id="r", identity=Identity(owner="ada", key_id="k"))
+    scope = {
+        "type": "websocket", "path": "/ws", "raw_path": b"/ws", "query_string": b"clientId=c",
+        "headers": [], "subprotocols": [], "scheme": "ws", "root_path": "", "moyin": request,
+        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2),
+    }  # fmt: skip
+    socket = Socket()
+    socket.stuck = stuck
+    socket.incoming.put_nowait({"type": "websocket.connect"})
+    serving = asyncio.create_task(app(scope, socket.incoming.get, socket.send))
+    assert (await socket.next_message())["type"] == "websocket.accept"
+    yield socket
+    socket.incoming.put_nowait({"type": "websocket.disconnect", "code": 1000})
+    await asyncio.wait_for(serving, _SECONDS)
+    assert notifier.stopped.is_set(), "the notifier of a disconnected client must stop"
+
+
+async def test_messages_are_sent_to_the_client() -> None:
+    notifier = FakeNotifier(["text", b"picture"])
+    async with connected(notifier) as socket:
+        assert notifier.arguments == ("ada", "c")
+        assert (await socket.next_message())["text"] == "text"
+        assert (await socket.next_message())["bytes"] == b"picture"
+
+
+async def test_the_first_message_may_carry_feature_flags() -> None:
+    notifier = FakeNotifier([])
+    async with connected(notifier) as socket:
+        socket.client_sends(_FLAGS)
+        message = json.loads((await socket.next_message())["text"])
+        assert message["data"] == {"supports_preview_metadata": True, "max_upload_size": 1_000}
+        assert notifier.metadata
+        socket.client_sends({**_FLAGS, "data": {}})
+        socket.incoming.put_nowait({"type": "websocket.receive", "bytes": b"\x00"})
+    assert notifier.metadata, "later messages are ignored"
+
+
+@pytest.mark.parametrize("first", ["hello", {"type": "other"}, {**_FLAGS, "data": None}])
+async def test_other_first_messages_are_ignored(first: Any) -> None:
+    notifier = FakeNotifier([])
+    async with connected(notifier) as socket:
+        socket.client_sends(first)
+        socket.client_sends(_FLAGS)
+    assert not notifier.metadata
+
+
+@pytest.mark.parametrize("stuck", [False, True])
+async def test_a_client_that_does_not_keep_up_is_disconnected(
+    stuck: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.gateway.routes.comfy_api.websocket._SEND_SECONDS", 0.05)
+    # The client reads nothing, or it reads too slowly.
+    notifier = FakeNotifier(["text"] if stuck else [SlowConsumer("too slow")])
+    async with connected(notifier, stuck=stuck) as socket:
+        closed = await socket.next_message()
+    assert (closed["type"], closed["code"]) == ("websocket.close", 1013)
+    assert closed["reason"] == "slow_consumer"

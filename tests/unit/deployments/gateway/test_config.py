@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from deployments.gateway.config import GatewayConfig
+from moyin.proxy.route import Balance
+
+
+def route(**more: Any) -> dict[str, Any]:
+    return {"name": "a", "prefix": "/a", "upstreams": ["http://10.0.0.1:9"], **more}
+
+
+def test_a_route_with_every_setting() -> None:
+    config = GatewayConfig.model_validate(
+        {
+            "routes": [
+                route(
+                    upstreams=["http://10.0.0.1:9/", {"url": "https://b", "weight": 3}],
+                    balance="weighted",
+                    sticky="X-Session",
+                    scopes=["assets:read"],
+                    limits={"requests_per_minute": 60},
+                    health={"path": "/health"},
+                    **{"async": True},
+                )
+            ]
+        }
+    )
+    [built] = config.table("http://gateway").routes
+    assert [(u.url, u.weight) for u in built.upstreams] == [
+        ("http://10.0.0.1:9", 1),
+        ("https://b", 3),
+    ]
+    assert (built.balance, built.sticky, built.respond_async) == (
+        Balance.WEIGHTED, "x-session", True,
+    )  # fmt: skip
+    assert built.limit is not None and built.limit.subject == "route:a"
+    # Serve stores the configuration as JSON.
+    assert GatewayConfig.model_validate(config.model_dump(mode="json", by_alias=True)) == config
+
+
+def test_door_upstream_gets_the_gateways_address() -> None:
+    config = GatewayConfig.model_validate({"routes": [route(upstreams=["door/v1/ollama"])]})
+    assert config.table("http://h:1/").routes[0].upstreams[0].url == "http://h:1/v1/ollama"
+
+
+@pytest.mark.parametrize(
+    ("routes", "field"),
+    [
+        ([route(upstream=["http://x"])], "routes.0.upstream"),
+        ([route(upstreams=[])], "routes.0.upstreams"),
+        ([route(upstreams=["ftp://x"])], "routes.0.upstreams.0.url"),
+        ([route(upstreams=["http://user:pw@x"])], "routes.0.upstreams.0.url"),
+        ([route(upstreams=["http://x:99999"])], "routes.0.upstreams.0.url"),
+        ([route(), route(name="B")], "routes.1.name"),
+        ([route(balance="random")], "routes.0.balance"),
+        ([route(timeouts={"connect": 0})], "routes.0.timeouts.connect"),
+        ([route(rewrite={"match": "(", "to": ""})], "routes.0.rewrite"),
+        ([route(rewrite={"match": "x", "to": "\\9"})], "routes.0.rewrite"),
+        ([route(prefix="/jobs")], "routes.0"),
+        ([route(prefix="/api/x")], "routes.0"),
+        ([route(prefix="/")], "routes.0"),
+        ([route(prefix=None)], "routes.0"),
+        ([route(prefix=None, paths=["/v1/models"])], "routes.0"),
+        # HAProxy sends these paths to other apps, whatever the host.
+        ([route(hosts=["x"], prefix="/v1")], "routes.0"),
+        ([route(hosts=["x"], prefix=None, paths=["/accounts/login"])], "routes.0"),
+        ([route(upstreams=["http://x", "http://x/"])], "routes.0"),
+        ([route(pass_credentials=True)], "routes.0"),
+        ([route(hosts=["x"], **{"async": True})], "routes.0"),
+        ([route(), route(name="b")], ""),
+    ],
+)
+def test_an_invalid_route_is_rejected_and_its_field_named(
+    routes: list[dict[str, Any]], field: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        GatewayConfig.model_validate({"routes": routes})
+    assert field in {".".join(map(str, error["loc"])) for error in caught.value.errors()}

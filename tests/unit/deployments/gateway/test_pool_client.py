@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from ray.exceptions import RayTaskError
+from ray.serve.exceptions import RayServeException
+
+from deployments.gateway.pool_client import ServePoolClient
+from moyin.errors import ServiceUnavailable, WorkerLost
+from moyin.render.comfyui.pool_client import PoolAnswer
+
+
+class Handle:
+    """Fakes the Serve handle of a `RenderPool`, with one response per call; None: never respond."""
+
+    def __init__(self, *responses: Any) -> None:
+        self.responses = list(responses)
+        self.arguments: list[Any] = []
+
+    def __getattr__(self, method: str) -> Handle:
+        return self
+
+    async def remote(self, arguments: Any) -> Any:
+        self.arguments.append(arguments)
+        response = self.responses.pop(0)
+        if response is None:
+            await asyncio.Event().wait()
+        if isinstance(response, Exception):
+            raise response
+        return response
+
+
+@pytest.fixture
+def pools(monkeypatch: pytest.MonkeyPatch) -> dict[str, Handle]:
+    handles: dict[str, Handle] = {}
+    monkeypatch.setattr(
+        "ray.serve.get_deployment_handle", lambda _, app_name: handles[app_name[len("render-") :]]
+    )
+    return handles
+
+
+def as_serve_raises(error: Exception) -> Exception:
+    raised: Exception = RayTaskError("ask", "traceback", error).as_instanceof_cause()
+    return raised
+
+
+@pytest.mark.parametrize(
+    ("error", "arguments"),
+    [
+        # ComfyUI failed on this request, or no renderer is up: the pool itself responds.
+        (as_serve_raises(WorkerLost("status 500")), ["/a", "/b"]),
+        (as_serve_raises(ServiceUnavailable("none is up")), ["/a", "/b"]),
+        (RayServeException("no replica"), ["/a"]),
+    ],
+)
+async def test_only_an_unreachable_pool_is_paused(
+    pools: dict[str, Handle], error: Exception, arguments: list[str]
+) -> None:
+    pools["default"] = Handle(error, response := PoolAnswer(version="1", state="up"))
+    pool_client = ServePoolClient(["default"])
+    with pytest.raises(ServiceUnavailable):
+        await pool_client.get("default", "/a")
+    if len(arguments) == 2:
+        assert await pool_client.get("default", "/b") == response
+    else:
+        with pytest.raises(ServiceUnavailable):
+            await pool_client.get("default", "/b")
+    assert pools["default"].arguments == arguments
+
+
+async def test_find_executed_queries_all_pools_and_skips_silent_ones(
+    pools: dict[str, Handle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.gateway.pool_client._EXECUTED_SECONDS", 0.05)
+    pools |= {"a": Handle(b"", ["p"]), "b": Handle(RayServeException("gone")), "c": Handle(None)}
+    pool_client = ServePoolClient(["a", "b", "c"])
+    # Fetch the handle of pool a now, so that the short timeout below cannot hit it.
+    await pool_client.get("a", "/models")
+    assert await pool_client.find_executed(["p", "q"]) == {"p"}
+    assert pools["a"].arguments == ["/models", ["p", "q"]]

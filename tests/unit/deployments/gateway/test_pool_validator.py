@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import RayError
+
+from deployments.gateway import pool_validator
+from deployments.gateway.pool_validator import PoolValidator
+from moyin.errors import InvalidGraph, ServiceUnavailable
+
+BODY = {"error": {"type": "invalid_prompt", "message": "no"}, "node_errors": {"1": {}}}
+
+
+class Remote:
+    """Fakes a method of a handle; ``answer`` is a response, an error, or ``hang``."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+        self.calls: list[Any] = []
+
+    async def remote(self, *arguments: Any) -> Any:
+        self.calls.append(arguments)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        if self.answer == "hang":
+            await asyncio.sleep(60)
+        return self.answer
+
+
+class Pool:
+    """Fakes a pool and its renderer actors."""
+
+    def __init__(self, answer: Any, names: Any = ("a", "b")) -> None:
+        self.renderers = Remote(list(names))
+        self.actors = {name: SimpleNamespace(validate=Remote(answer)) for name in names}
+
+    @property
+    def calls(self) -> list[list[Any]]:
+        return [actor.validate.calls for actor in self.actors.values()]
+
+
+@pytest.fixture
+def serving(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def install(pool: Pool) -> Pool:
+        def handle(name: str, *, app_name: str) -> Pool:
+            assert (name, app_name) == ("RenderPool", "render-fast")
+            return pool
+
+        def actor(name: str, namespace: str) -> Any:
+            if name not in pool.actors:
+                raise ValueError(f"no actor {name}")
+            return pool.actors[name]
+
+        monkeypatch.setattr("ray.serve.get_deployment_handle", handle)
+        monkeypatch.setattr(pool_validator.ray, "get_actor", actor)
+        return pool
+
+    return install
+
+
+@pytest.mark.parametrize("answer", [{}, {"outputs": ["1"], "node_errors": {}}])
+async def test_a_valid_graph_is_accepted(serving: Any, answer: Any) -> None:
+    pool = serving(Pool(answer))
+    assert await PoolValidator().validate("fast", {"1": {}}, ["1"]) == answer
+    assert pool.calls == [[({"1": {}}, ["1"])], []]
+
+
+async def test_renderers_take_turns_and_their_list_is_cached(serving: Any) -> None:
+    pool = serving(Pool({}))
+    validator = PoolValidator()
+    for _ in range(4):
+        await validator.validate("fast", {})
+    assert ([len(calls) for calls in pool.calls], len(pool.renderers.calls)) == ([2, 2], 1)
+
+
+async def test_graphs_that_differ_in_unchecked_inputs_are_validated_once(serving: Any) -> None:
+    def graph(seed: int) -> dict[str, Any]:
+        return {"1": {"class_type": "K", "inputs": {"seed": seed}}}
+
+    body = {"outputs": ["1"], "node_errors": {}}
+    pool = serving(Pool({**body, "free": {"1": {"seed": ["INT", 0, 99]}}}, names="a"))
+    validator = PoolValidator()
+    for seed in (1, 2, 99):
+        assert await validator.validate("fast", graph(seed)) == body
+    assert pool.calls == [[(graph(1), None)]]
+    await validator.validate("fast", graph(100))
+    await validator.validate("fast", graph(3), ["1"])
+    assert pool.calls == [[(graph(1), None), (graph(100), None), (graph(3), ["1"])]]
+
+
+async def test_comfyuis_rejection_is_forwarded(serving: Any) -> None:
+    serving(Pool(BODY))
+    with pytest.raises(InvalidGraph) as refused:
+        await PoolValidator().validate("fast", {"1": {}})
+    assert (refused.value.message, refused.value.details) == ("no", BODY)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [RayError("dead"), KeyError("not deployed"), ServiceUnavailable("starting"), "hang"],
+)
+async def test_an_unavailable_pool_accepts_graphs_and_is_paused(serving: Any, answer: Any) -> None:
+    pool = serving(Pool(answer))
+    validator = PoolValidator(timeout=1.0, pause=60)
+    await validator.validate("fast", {})
+    await validator.validate("fast", {})
+    assert (len(pool.renderers.calls), sum(map(len, pool.calls))) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "renderers_response",
+    [[], ["gone"], KeyError("not deployed"), ServiceUnavailable("starting"), "hang"],
+)
+async def test_a_pool_without_renderers_accepts_graphs_and_is_paused(
+    serving: Any, renderers_response: Any
+) -> None:
+    pool = serving(Pool({}))
+    pool.renderers.answer = renderers_response
+    validator = PoolValidator(timeout=1.0, pause=60)
+    await validator.validate("fast", {})
+    await validator.validate("fast", {})
+    assert (len(pool.renderers.calls), pool.calls) == (1, [[], []])
+
+
+async def test_after_the_pause_the_pool_is_called_again(serving: Any) -> None:
+    pool = serving(Pool(RayError("dead")))
+    validator = PoolValidator(pause=0)
+    await validator.validate("fast", {})
+    await validator.validate("fast", {})
+    assert (len(pool.renderers.calls), sum(map(len, pool.calls))) == (2, 2)

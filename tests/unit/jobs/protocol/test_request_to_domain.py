@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moyin.domain.job import (
+    StepKind,
+)
+from moyin.errors import InvalidRequest, MoyinError, RequestError
+from moyin.jobs.protocol.request_to_domain import fingerprint, parse_job
+from moyin.render.templates.catalog import SHIPPED, read_folders
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+CHAT = {
+    "kind": "chat",
+    "request": {"model": "auto", "messages": [{"role": "user", "content": "x"}]},
+}
+GRAPH = {"1": {"class_type": "EmptyImage", "inputs": {}}}
+
+
+def parse(body: Any) -> Any:
+    return parse_job(json.dumps(body).encode(), NOW)
+
+
+def test_a_chat_request_becomes_a_job_with_defaults() -> None:
+    spec = parse(CHAT)
+    assert (spec.kind, spec.priority, spec.webhook) == ("chat", 3, None)
+    assert [(s.kind, s.payload) for s in spec.steps] == [(StepKind.CHAT, CHAT["request"])]
+
+
+def test_a_deadline_is_converted_to_utc() -> None:
+    deadline = parse({**CHAT, "deadline": "2099-01-01T18:00:00+09:00"}).deadline
+    # SQLite would otherwise return 18:00 as a time in UTC.
+    assert deadline.isoformat() == "2099-01-01T09:00:00+00:00"
+
+
+def test_a_pool_comes_from_the_step_or_the_job_or_the_default() -> None:
+    render = {"kind": "render", "workflow": GRAPH}
+    job = {"kind": "pipeline", "pool": "slow", "steps": [render, {**render, "pool": "fast"}]}
+    assert [step.pool for step in parse(job).steps] == ["slow", "fast"]
+    assert parse(render).steps[0].pool == "default"
+    assert parse({**render, "pool": "fast"}).steps[0].pool == "fast"
+
+
+def test_an_http_step_keeps_its_call() -> None:
+    call = {"method": "PUT", "path": "/a?b=c", "headers": {"x-a": "b"}, "body": {"c": [1, None]}}
+    assert parse({"kind": "http", "request": call}).steps[0].payload == call
+
+
+def test_the_options_of_a_job_are_kept() -> None:
+    deadline = NOW + timedelta(hours=1)
+    spec = parse({**CHAT, "priority": 1, "deadline": deadline.isoformat(),
+                  "metadata": {"a": "b"}, "webhook": "https://x.example/h"})  # fmt: skip
+    assert (spec.priority, spec.deadline, spec.metadata) == (1, deadline, {"a": "b"})
+    assert spec.webhook == "https://x.example/h"
+
+
+def test_a_path_with_a_reference_is_checked_when_the_step_runs() -> None:
+    http = {"kind": "http", "request": {"path": "${steps.0.text}"}}
+    assert len(parse({"kind": "pipeline", "steps": [CHAT, http]}).steps) == 2
+
+
+def test_equivalent_requests_have_the_same_fingerprint() -> None:
+    same = fingerprint(parse(dict(reversed(CHAT.items()))))
+    assert fingerprint(parse(CHAT)) == same == fingerprint(parse({**CHAT, "priority": 3}))
+    assert fingerprint(parse({**CHAT, "priority": 2})) != same
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["kind", "request", "workflow", "steps", "pool", "path", "1"])
+            | st.text(),
+            inner | st.sampled_from(["chat", "render", "http", "pipeline", "${steps.0.text}"]),
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(JSON | st.binary())
+def test_any_body_is_parsed_or_refused_with_its_field(body: Any) -> None:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    try:
+        parse_job(data, NOW)
+    except MoyinError as error:
+        assert isinstance(error, RequestError)
+
+
+@pytest.mark.parametrize("labels", [{"a\0": "b"}, {"a": "b\0"}])
+def test_metadata_with_nul_is_refused(labels: dict[str, str]) -> None:
+    body = {"kind": "http", "request": {"path": "/x"}, "metadata": labels}
+    with pytest.raises(InvalidRequest) as caught:
+        parse_job(json.dumps(body).encode(), NOW)
+    assert (caught.value.field or "").startswith("metadata")
+
+
+def test_a_template_is_filled_and_sets_pool_and_outputs() -> None:
+    shelf = read_folders([SHIPPED])
+    body = {"kind": "render", "template": "swatch", "inputs": {"prompt": "hi", "seed": 7}}
+    [step] = parse_job(json.dumps(body).encode(), NOW, shelf.find).steps
+    assert step.payload["colour"]["inputs"]["color"] == 7
+    assert (step.template, step.outputs, step.pool) == ("swatch", ("save",), "default")
+    assert step.inputs == body["inputs"]
+    assert step.cache is True
+
+
+@pytest.mark.parametrize(
+    ("step", "field"),
+    [
+        ({}, "workflow"),
+        ({"workflow": GRAPH, "template": "swatch"}, "template"),
+        ({"workflow": GRAPH, "inputs": {}}, "inputs"),
+        ({"template": "swotch"}, "template"),
+        ({"template": "swatch"}, "inputs.prompt"),
+        ({"template": "swatch", "inputs": {"prompt": "x", "width": 4}}, "inputs.width"),
+        ({"template": "swatch", "inputs": {"prompt": {"from": "steps.0.text"}}}, "steps.0"),
+    ],
+)
+def test_an_invalid_render_names_its_field(step: dict[str, Any], field: str) -> None:
+    shelf = read_folders([SHIPPED])
+    with pytest.raises(RequestError) as caught:
+        parse_job(json.dumps({"kind": "render", **step}).encode(), NOW, shelf.find)
+    assert caught.value.field == field
+
+
+def test_a_template_takes_inputs_from_earlier_steps() -> None:
+    shelf = read_folders([SHIPPED])
+    render = {
+        "kind": "render",
+        "template": "swatch",
+        "inputs": {"prompt": {"from": "steps.0.text"}},
+    }
+    body = {"kind": "pipeline", "steps": [CHAT, render]}
+    steps = parse_job(json.dumps(body).encode(), NOW, shelf.find).steps
+    assert steps[1].payload["caption"]["inputs"]["source"] == "${steps.0.text:string}"
+    body["steps"] = [render, CHAT]
+    with pytest.raises(RequestError) as caught:
+        parse_job(json.dumps(body).encode(), NOW, shelf.find)
+    assert caught.value.field == "steps.0"

@@ -1,0 +1,75 @@
+"""Tests of which files a process can reach when prompts are cancelled at any moment."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Collection
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from moyin.render.comfyui.prompt_lock import PromptLock
+
+
+class Files:
+    """Records placed and finished files; blocks the thread of some prompts."""
+
+    def __init__(self) -> None:
+        self.placed: list[str] = []
+        self.finished: list[str] = []
+        self.is_blocked, self.unblock = threading.Event(), threading.Event()
+
+    def begin(self, prompt_id: str) -> None:
+        if prompt_id == "slow":
+            self.is_blocked.set()
+            assert self.unblock.wait(10)
+
+    def place(self, names: Collection[str]) -> None:
+        self.placed = list(names)
+
+    def remove_placed(self) -> None:
+        self.placed = []
+
+    def finish(self, prompt_id: str) -> None:
+        self.finished.append(prompt_id)
+        if prompt_id == "lingering":
+            self.is_blocked.set()
+            assert self.unblock.wait(10)
+
+
+def new_lock(files: Files) -> tuple[PromptLock, Any]:
+    session = SimpleNamespace(written=files, finish=files.finish)
+    supervisor: Any = SimpleNamespace(session=session, give_up=lambda _: None)
+    inputs: Any = files
+    return PromptLock(supervisor, inputs), session
+
+
+@pytest.mark.parametrize("prompt_id", ["slow", "lingering"])
+async def test_files_of_a_cancelled_prompt_are_not_moved_during_the_next(
+    prompt_id: str,
+) -> None:
+    files = Files()
+    lock, session = new_lock(files)
+
+    async def execute(name: str) -> list[str]:
+        async with lock.hold_for(session, name, [name]) as is_present:
+            assert is_present
+            return files.placed
+
+    cancelled = asyncio.create_task(execute(prompt_id))
+    assert await asyncio.to_thread(files.is_blocked.wait, 10)
+    following = asyncio.create_task(execute("next"))
+    for _ in range(3):
+        # A caller may cancel more than once.
+        cancelled.cancel()
+        await asyncio.sleep(0.01)
+    assert not cancelled.done()
+    assert not following.done()
+    files.unblock.set()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    assert await following == ["next"]
+    assert files.finished == [prompt_id, "next"]
+    assert files.placed == []
