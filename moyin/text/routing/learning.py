@@ -17,7 +17,7 @@ from itertools import islice
 from moyin.store.quality import OWNER_ACTIONS, DecisionRow, QualityStore, SavedState, SignalRow
 from moyin.text.quality.estimator import Estimate, Estimator, Signal, TenantState
 from moyin.text.quality.question import Question
-from moyin.text.quality.shared import Levels, levels_of, shared_levels
+from moyin.text.quality.shared_levels import Levels, levels_of, shared_levels
 from moyin.text.routing.background_queue import BackgroundQueue
 from moyin.text.routing.decision import Candidate
 from moyin.text.routing.request_quality import RequestQuality, question_from_json, question_to_json
@@ -121,7 +121,7 @@ class Learning:
         """Set whether tenants learn from each other, from the next minute on."""
         self._is_shared = is_shared
         if not is_shared:
-            self._estimator.share({})
+            self._estimator.set_shared_levels({})
 
     def now(self) -> float:
         """Return the seconds since 1970."""
@@ -253,7 +253,7 @@ class Learning:
 
     def levels_from_others(self, owner: str, model: str) -> Mapping[str, float]:
         """Return the logits by kind that other tenants' signals give ``model``."""
-        return self._estimator.shared(owner, model)
+        return self._estimator.shared_levels(owner, model)
 
     async def refresh_levels(self) -> None:
         """Load the levels that tenants share.
@@ -266,7 +266,7 @@ class Learning:
             # Takes tenths of a second with a thousand tenants.
             levels = await asyncio.to_thread(shared_levels, await self._store.levels())
         # Sharing may have been switched off meanwhile.
-        self._estimator.share(levels if self._is_shared else {})
+        self._estimator.set_shared_levels(levels if self._is_shared else {})
 
     async def _run(self) -> None:
         saved = pruned = self._clock()

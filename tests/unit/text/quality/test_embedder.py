@@ -16,10 +16,10 @@ from moyin.text.quality.embedder import Embedder, EmbedderMissing, new_embedder,
 from moyin.text.quality.estimator import Estimator, TenantState
 from moyin.text.quality.question import (
     DIMENSIONS,
-    FINE,
     FIRST_MEANING,
-    MEANINGS,
-    STEPS,
+    FIRST_MEANING_VALUE,
+    MEANING_SCALE,
+    MEANING_STEPS,
     stored_features,
 )
 from moyin.text.routing.request_quality import question_from_json, question_to_json
@@ -37,7 +37,10 @@ def embed() -> Embedder:
 
 
 def values(numbers: tuple[int, ...]) -> list[float]:
-    return [((number - MEANINGS) % STEPS - STEPS // 2) / FINE for number in numbers]
+    return [
+        ((number - FIRST_MEANING_VALUE) % MEANING_STEPS - MEANING_STEPS // 2) / MEANING_SCALE
+        for number in numbers
+    ]
 
 
 def likeness(one: tuple[int, ...], other: tuple[int, ...]) -> float:
@@ -46,12 +49,14 @@ def likeness(one: tuple[int, ...], other: tuple[int, ...]) -> float:
 
 def test_numbers_are_the_same_in_every_process_and_version(embed: Embedder) -> None:
     # Stored weights are of these dimensions: whatever changes them makes them those of others.
-    assert [round(value * FINE) for value in values(embed("Say hello"))[:8]] == FIRST
+    assert [round(value * MEANING_SCALE) for value in values(embed("Say hello"))[:8]] == FIRST
 
 
 def test_each_dimension_has_one_number_and_together_they_have_unit_length(embed: Embedder) -> None:
     numbers = embed(PHYSICIAN * 40)
-    assert [(number - MEANINGS) // STEPS for number in numbers] == list(range(DIMENSIONS))
+    assert [(number - FIRST_MEANING_VALUE) // MEANING_STEPS for number in numbers] == list(
+        range(DIMENSIONS)
+    )
     assert math.hypot(*values(numbers)) == pytest.approx(1.0, abs=0.02)
 
 
@@ -68,7 +73,7 @@ def test_any_text_is_taken(embed: Embedder, text: str) -> None:
 
 def test_without_it_nothing_changes(embed: Embedder) -> None:
     with_it = ask(PHYSICIAN, embed=embed)
-    words = tuple(number for number in with_it.features if number < MEANINGS)
+    words = tuple(number for number in with_it.features if number < FIRST_MEANING_VALUE)
     assert replace(with_it, features=words) == ask(PHYSICIAN)
 
 

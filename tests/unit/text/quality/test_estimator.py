@@ -7,8 +7,8 @@ import pytest
 from moyin.text.quality.abilities import UNKNOWN, Ability, ability_of
 from moyin.text.quality.estimator import (
     _VARIETY,
-    CARE,
-    HOPE,
+    LOWER_DEVIATIONS,
+    UPPER_DEVIATIONS,
     Estimate,
     Estimator,
     Limits,
@@ -73,8 +73,8 @@ def test_hopeful_bound_is_twice_as_far_as_the_careful_one() -> None:
     assert ability is not None
     doubt = math.sqrt(ability.spread**2 + (1 - _VARIETY) * ask(LAW).spread ** 2)
     flat = 1 / math.sqrt(1 + math.pi / 8 * _VARIETY * ask(LAW).spread ** 2)
-    assert high - low == pytest.approx((CARE + HOPE) * doubt * flat)
-    assert HOPE == 2 * CARE
+    assert high - low == pytest.approx((LOWER_DEVIATIONS + UPPER_DEVIATIONS) * doubt * flat)
+    assert UPPER_DEVIATIONS == 2 * LOWER_DEVIATIONS
 
 
 def test_signals_move_the_estimate_and_narrow_it() -> None:

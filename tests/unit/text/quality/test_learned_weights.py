@@ -3,11 +3,11 @@ import random
 
 import pytest
 
-from moyin.text.quality.learned_weights import TRUST, LearnedWeights, Reader
-from moyin.text.quality.question import FIRST_WORD, SHAPES
+from moyin.text.quality.learned_weights import WORD_TRUST, LearnedWeights, WeightReader
+from moyin.text.quality.question import FIRST_WORD, SHAPE_FEATURES
 from tests.unit.text.quality.asking import ask
 
-SHAPE = ask("Which of these is right?").features[:SHAPES]
+SHAPE = ask("Which of these is right?").features[:SHAPE_FEATURES]
 NEVER = (-math.inf, math.inf)
 
 
@@ -18,12 +18,12 @@ def features(*words: int) -> tuple[int, ...]:
 
 def taught(memory: LearnedWeights, good: float, *words: int) -> None:
     """Learn from one signal, as the estimator does."""
-    expected = 1.0 / (1.0 + math.exp(-Reader(features(*words)).residual(memory.mean)))
+    expected = 1.0 / (1.0 + math.exp(-WeightReader(features(*words)).residual(memory.mean)))
     memory.learn(features(*words), good - expected, 0.2, 1.0, (-0.5, 0.5))
 
 
 def read(memory: LearnedWeights, *words: int) -> float:
-    return Reader(features(*words)).residual(memory.mean)
+    return WeightReader(features(*words)).residual(memory.mean)
 
 
 def topics(tell: bool) -> LearnedWeights:
@@ -37,16 +37,16 @@ def topics(tell: bool) -> LearnedWeights:
 
 
 def test_words_that_tell_count_more_than_once_and_others_less() -> None:
-    assert topics(tell=True).mean[TRUST] > 0.1
-    assert topics(tell=False).mean[TRUST] < 0.0
+    assert topics(tell=True).mean[WORD_TRUST] > 0.1
+    assert topics(tell=False).mean[WORD_TRUST] < 0.0
 
 
 def test_trust_is_in_the_words_alone() -> None:
     memory = topics(tell=True)
     words, shape = read(memory, 1, 2, 3), sum(memory.mean[number] for number in SHAPE)
-    memory.mean[TRUST] = 0.0
+    memory.mean[WORD_TRUST] = 0.0
     once = read(memory, 1, 2, 3)
-    memory.mean[TRUST] = 1.0
+    memory.mean[WORD_TRUST] = 1.0
     assert read(memory, 1, 2, 3) - shape == pytest.approx(2 * (once - shape))
     assert words != pytest.approx(once)
 
@@ -69,18 +69,20 @@ def test_trust_has_bounds_alone_and_merged() -> None:
             for word in range(12):
                 memory.mean[FIRST_WORD + word] = 3.0
             memory.learn(features(*range(12)), 9.0, 0.0, 1.0, NEVER)
-        assert memory.mean[TRUST] == 2.0
+        assert memory.mean[WORD_TRUST] == 2.0
     one, two = memories
-    assert one.merged(two).mean[TRUST] == two.merged(one).mean[TRUST] == 2.0
+    assert one.merged(two).mean[WORD_TRUST] == two.merged(one).mean[WORD_TRUST] == 2.0
 
 
 def test_trust_is_stored_merged_and_forgotten_like_any_weight() -> None:
     memory = topics(tell=True)
-    assert memory.merged(LearnedWeights()).mean[TRUST] == pytest.approx(memory.mean[TRUST])
+    assert memory.merged(LearnedWeights()).mean[WORD_TRUST] == pytest.approx(
+        memory.mean[WORD_TRUST]
+    )
     stored = LearnedWeights.from_json(memory.to_json())
-    assert stored.mean[TRUST] == pytest.approx(memory.mean[TRUST])
+    assert stored.mean[WORD_TRUST] == pytest.approx(memory.mean[WORD_TRUST])
     stored.forget(365 * 86_400.0)
-    assert stored.mean[TRUST] == pytest.approx(0.0, abs=0.001)
+    assert stored.mean[WORD_TRUST] == pytest.approx(0.0, abs=0.001)
 
 
 def test_what_was_stored_without_a_trust_reads_as_before() -> None:

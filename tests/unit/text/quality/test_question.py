@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 
 from moyin.text.quality.question import (
     _WORD,
+    FEATURE_COUNT,
     FIRST_WORD,
-    FORMULAE,
+    FORMULA_FEATURE,
     KINDS,
     LANGUAGES,
-    SHAPES,
-    SIZE,
-    _StemNumbers,
+    SHAPE_FEATURES,
+    _StemFeatures,
     _words,
     question_of,
 )
@@ -172,8 +172,8 @@ def test_any_text_gives_a_bounded_question(texts: list[str], tokens: int) -> Non
     assert question.kind in KINDS
     assert question.language in LANGUAGES
     assert -12 < question.difficulty < 15
-    assert SHAPES <= len(question.features) <= 128
-    assert all(0 <= feature < SIZE for feature in question.features)
+    assert SHAPE_FEATURES <= len(question.features) <= 128
+    assert all(0 <= feature < FEATURE_COUNT for feature in question.features)
 
 
 def test_long_text_costs_no_more_features_than_a_page() -> None:
@@ -211,7 +211,7 @@ def test_words_are_found_alike_with_and_without_the_table(text: str) -> None:
 
 def test_numbers_of_words_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moyin.text.quality.question._MOST_WORDS", 10)
-    numbers = _StemNumbers(6)
+    numbers = _StemFeatures(6)
     for number in range(100):
         assert numbers[f"word{number}"] == numbers["word" + str(number)[:2]]
         assert len(numbers) <= 11
@@ -221,13 +221,13 @@ def test_numbers_of_words_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("text", ["Solve x^2 = 4", r"What is \frac{1}{2} of it?", "Let a = 3"])
 def test_formulae_are_a_feature_of_the_shape(text: str) -> None:
-    assert FORMULAE + 1 in ask(text).features[:SHAPES]
-    assert FORMULAE in ask("What is half of it?").features[:SHAPES]
+    assert FORMULA_FEATURE + 1 in ask(text).features[:SHAPE_FEATURES]
+    assert FORMULA_FEATURE in ask("What is half of it?").features[:SHAPE_FEATURES]
 
 
 def test_words_of_one_stem_share_a_feature() -> None:
     def words(word: str) -> set[int]:
-        return set(ask(f"which is the {word} that we all want").features[SHAPES:])
+        return set(ask(f"which is the {word} that we all want").features[SHAPE_FEATURES:])
 
     assert words("contract") == words("contractual")
     assert len(words("contract") - words("calls")) == 1

@@ -11,10 +11,10 @@ from moyin.text.quality.learned_weights import LearnedWeights
 from moyin.text.quality.prior import KIND_DIFFICULTY
 from moyin.text.quality.question import (
     FIRST_WORD,
-    FORMULAE,
+    FORMULA_FEATURE,
     KIND_NUMBER,
     LANGUAGES,
-    SHAPES,
+    SHAPE_FEATURES,
     Question,
     stored_features,
 )
@@ -28,8 +28,10 @@ _DAY = 86_400.0
 def earlier(question: Question) -> Question:
     """The question as it was stored before the shape told of formulae, and read today."""
     value = question_to_json(question)
-    value["features"] = [number for number in question.features if number != FORMULAE]
-    assert len([number for number in value["features"] if number < FIRST_WORD]) == SHAPES - 1
+    value["features"] = [number for number in question.features if number != FORMULA_FEATURE]
+    assert (
+        len([number for number in value["features"] if number < FIRST_WORD]) == SHAPE_FEATURES - 1
+    )
     return question_from_json(json.loads(json.dumps(value)))
 
 
@@ -41,17 +43,17 @@ def learned(question: Question) -> LearnedWeights:
 
 def test_no_word_of_an_earlier_question_is_taken_for_its_shape() -> None:
     now, before = ask(TEXT), earlier(ask(TEXT))
-    assert before.features[SHAPES:] == now.features[SHAPES:]
-    assert all(number < FIRST_WORD for number in before.features[:SHAPES])
+    assert before.features[SHAPE_FEATURES:] == now.features[SHAPE_FEATURES:]
+    assert all(number < FIRST_WORD for number in before.features[:SHAPE_FEATURES])
     memory = learned(before)
-    (moved,) = {memory.mean[number] for number in before.features[SHAPES:]}
+    (moved,) = {memory.mean[number] for number in before.features[SHAPE_FEATURES:]}
     assert moved == pytest.approx(learned(now).mean[now.features[-1]], rel=0.1)
 
 
 def test_what_an_earlier_question_does_not_tell_moves_no_question_of_today() -> None:
     memory = learned(earlier(ask(TEXT)))
-    assert memory.mean[FORMULAE] == memory.mean[FORMULAE + 1] == 0.0
-    (other,) = set(earlier(ask(TEXT)).features[:SHAPES]) - set(ask(TEXT).features)
+    assert memory.mean[FORMULA_FEATURE] == memory.mean[FORMULA_FEATURE + 1] == 0.0
+    (other,) = set(earlier(ask(TEXT)).features[:SHAPE_FEATURES]) - set(ask(TEXT).features)
     assert not any(
         other in ask(text).features for text in (TEXT, "x = 3", "Say hello", "こんにちは")
     )
@@ -59,7 +61,7 @@ def test_what_an_earlier_question_does_not_tell_moves_no_question_of_today() -> 
 
 def test_features_of_a_later_version_are_left_out() -> None:
     now = ask(TEXT).features
-    later = (*now[:SHAPES], 300, *now[SHAPES:], 80_000)
+    later = (*now[:SHAPE_FEATURES], 300, *now[SHAPE_FEATURES:], 80_000)
     assert stored_features(later) == now
 
 

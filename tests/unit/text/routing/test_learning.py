@@ -517,7 +517,7 @@ async def test_reading_shared_levels_holds_up_no_tenant_and_no_request(
 
     monkeypatch.setattr(replica.store, "levels", levels)
     monkeypatch.setattr(learnings, "shared_levels", work_out)
-    monkeypatch.setattr(replica.estimator, "share", lambda _: shared.set())
+    monkeypatch.setattr(replica.estimator, "set_shared_levels", lambda _: shared.set())
     await replica.learning.start()
     await reading.wait()
     async with asyncio.timeout(30):

@@ -1,6 +1,6 @@
 from moyin.text.quality.abilities import ability_of
 from moyin.text.quality.estimator import Estimator
-from moyin.text.quality.shared import TENANTS, levels_of, shared_levels
+from moyin.text.quality.shared_levels import MIN_TENANTS, levels_of, shared_levels
 from tests.unit.text.quality.asking import ask, signal
 
 MODEL = "llama3.1:8b"
@@ -17,7 +17,7 @@ def taught(tenants: int, score: float) -> Estimator:
 
 def share(estimator: Estimator, tenants: int) -> None:
     states = (estimator.state(f"tenant-{n}") for n in range(tenants))
-    estimator.share(shared_levels(map(levels_of, states)))
+    estimator.set_shared_levels(shared_levels(map(levels_of, states)))
 
 
 def newcomer(estimator: Estimator, tenants: int) -> float:
@@ -28,56 +28,56 @@ def newcomer(estimator: Estimator, tenants: int) -> float:
 
 def test_agreeing_tenants_teach_a_new_one() -> None:
     plain = Estimator().estimate("new", MODEL, ability_of(MODEL), ask(LAW)).p
-    assert newcomer(taught(TENANTS, 0.0), TENANTS) < plain - 0.1
+    assert newcomer(taught(MIN_TENANTS, 0.0), MIN_TENANTS) < plain - 0.1
 
 
 def test_few_tenants_teach_nobody() -> None:
     plain = Estimator().estimate("new", MODEL, ability_of(MODEL), ask(LAW)).p
-    assert newcomer(taught(TENANTS - 1, 0.0), TENANTS - 1) == plain
+    assert newcomer(taught(MIN_TENANTS - 1, 0.0), MIN_TENANTS - 1) == plain
 
 
 def test_flooded_tenant_moves_no_other() -> None:
-    honest, flooded = taught(TENANTS, 1.0), taught(TENANTS, 1.0)
+    honest, flooded = taught(MIN_TENANTS, 1.0), taught(MIN_TENANTS, 1.0)
     for number in range(5_000):
         flooded.learn("tenant-0", signal(ask(LAW), 0.0, key=f"m{number % 50}"))
-    assert abs(newcomer(honest, TENANTS) - newcomer(flooded, TENANTS)) < 0.01
+    assert abs(newcomer(honest, MIN_TENANTS) - newcomer(flooded, MIN_TENANTS)) < 0.01
 
 
 def test_own_signals_replace_what_others_say() -> None:
-    estimator = taught(TENANTS, 0.0)
-    newcomer(estimator, TENANTS)
+    estimator = taught(MIN_TENANTS, 0.0)
+    newcomer(estimator, MIN_TENANTS)
     for number in range(200):
         estimator.learn("new", signal(ask(LAW), 1.0, key=f"k{number}"))
     assert estimator.estimate("new", MODEL, ability_of(MODEL), ask(LAW)).p > 0.85
 
 
 def test_what_others_found_out_is_told() -> None:
-    estimator = taught(TENANTS, 0.0)
-    share(estimator, TENANTS)
+    estimator = taught(MIN_TENANTS, 0.0)
+    share(estimator, MIN_TENANTS)
     known, question = ability_of(MODEL), ask(LAW)
     assert estimator.estimate("new", MODEL, known, question).basis == "shared"
     assert estimator.estimate("new", MODEL, known, ask("Hello")).basis == "table"
     assert estimator.estimate("tenant-0", MODEL, known, question).basis == "learned"
-    assert estimator.shared("new", MODEL)["law"] < 0
-    assert estimator.shared("new", "another") == {}
+    assert estimator.shared_levels("new", MODEL)["law"] < 0
+    assert estimator.shared_levels("new", "another") == {}
 
 
 def test_a_frozen_tenant_neither_gives_nor_takes() -> None:
-    estimator = taught(TENANTS, 0.0)
+    estimator = taught(MIN_TENANTS, 0.0)
     plain = Estimator().estimate("new", MODEL, ability_of(MODEL), ask(LAW))
     estimator.freeze("tenant-0")
-    assert newcomer(estimator, TENANTS) == plain.p
+    assert newcomer(estimator, MIN_TENANTS) == plain.p
     estimator.freeze("tenant-0", False)
     estimator.freeze("new")
-    assert newcomer(estimator, TENANTS) == plain.p
-    assert estimator.shared("new", MODEL) == {}
+    assert newcomer(estimator, MIN_TENANTS) == plain.p
+    assert estimator.shared_levels("new", MODEL) == {}
     estimator.freeze("new", False)
-    assert newcomer(estimator, TENANTS) < plain.p
+    assert newcomer(estimator, MIN_TENANTS) < plain.p
 
 
 def test_what_is_learned_does_not_depend_on_what_others_found_out() -> None:
-    alone, informed = Estimator(), taught(TENANTS, 0.0)
-    share(informed, TENANTS)
+    alone, informed = Estimator(), taught(MIN_TENANTS, 0.0)
+    share(informed, MIN_TENANTS)
     for estimator in (alone, informed):
         for number in range(30):
             estimator.learn("new", signal(ask(LAW), 1.0, key=f"k{number}"))
@@ -90,6 +90,6 @@ def test_the_shared_level_has_a_bound() -> None:
 
 
 def test_what_is_kept_in_another_shape_is_left_out() -> None:
-    good = [{MODEL: {"law": -0.5}}] * TENANTS
+    good = [{MODEL: {"law": -0.5}}] * MIN_TENANTS
     bad = [{MODEL: {"law": "x", "nothing": 1.0}}, {MODEL: 3}, {MODEL: {"law": float("nan")}}]
     assert shared_levels([*good, *bad]) == {MODEL: {"law": -0.5}}

@@ -1,19 +1,22 @@
-"""Public scores of known models by kind of request, where one number for a model is not enough.
+"""Lists public scores of known models by kind of request.
 
-Recent small models are far better at arithmetic and code than their MMLU says. Mathematics is GSM8K,
-code the mean of HumanEval and MBPP, or EvalPlus' average of both with and without its stricter tests.
+Recent small models are far better at arithmetic and code than their MMLU shows. Mathematics is
+GSM8K. Code is the mean of HumanEval and MBPP, or EvalPlus' average of both with and without its
+stricter tests.
 
-A score says how often a model solves what the benchmark asks, so the ability of a kind is the one at
-which the estimate of such a question is that score. Scores are published by who wants to look good, on
-questions that stand in training data, in a form that suits the model. Therefore 0.25 logits are taken
-off: 90 % become 87.5 %, 70 % become 65 %. EvalPlus' average lies 0.26 logits below the mean of HumanEval
-and MBPP, over the 67 instructed models in its table that have all four scores; scores on its average are
-taken as they are. On new questions like GSM8K's (GSM1k, arXiv 2405.00332) models lost up to 8 points.
+A score is the share of a benchmark's questions that a model solves. The ability of a kind is the
+one at which the estimate for such a question equals that score. Vendors publish flattering scores,
+on questions that are in training data, in a format that suits the model. Therefore 0.25 logits are
+subtracted: 90 % become 87.5 %, 70 % become 65 %. EvalPlus' average is 0.26 logits below the mean of
+HumanEval and MBPP, over the 67 instructed models in its table that have all four scores, so its
+scores are used unchanged. On new questions like GSM8K's (GSM1k, arXiv 2405.00332) models lost up to
+8 points.
 
-Finding something in a text that is given (`extraction`) is RULER's accuracy at 4,096 tokens, summaries are
-Vectara's leaderboard: how many texts were summarised without an invention. Both show less than what a good
-answer needs: RULER's texts are made up, and a faithful summary may leave out the point. So the ability for
-these kinds lies half-way between what they say and the general one (`moyin.text.quality.abilities`).
+Finding something in a given text (`extraction`) is RULER's accuracy at 4,096 tokens. Summaries are
+Vectara's leaderboard: the share of texts summarised without an invention. Both test less than a
+good answer needs: RULER's texts are artificial, and a faithful summary may miss the point. So the
+ability for these kinds lies half-way between the score and the general ability
+(`moyin.text.quality.abilities`).
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-__all__ = ["REMEMBERED", "scores"]
+__all__ = ["UNVERIFIED", "kind_scores"]
 
 # Difficulty that `moyin.text.quality.question` gives to the benchmarks' questions: GSM8K on the development
 # folds, HumanEval in the development mix (docs/quality.md). Both belong to 12 to 60 words.
@@ -30,11 +33,11 @@ _CODE_DIFFICULTY = 1.98
 # Extraction and summaries (`moyin.text.quality.prior`), and what 4,096 or, roughly, 1,000 tokens to read add.
 _READING_DIFFICULTY = 0.0
 _SUMMARY_DIFFICULTY = 0.0
-# What doubt and variety flatten an estimate by: sqrt(1 + pi / 8 * (0.5 ** 2 + 1)), and the same where
+# Factor by which uncertainty and variety flatten an estimate: sqrt(1 + pi / 8 * (0.5 ** 2 + 1)), and the same where
 # questions of a kind are spread by 0.8.
-_FLATNESS = 1.22
-_FLATNESS_OF_TEXTS = 1.16
-_OPTIMISM = 0.25  # logits
+_FLATTENING = 1.22
+_TEXT_FLATTENING = 1.16
+_PUBLICATION_BIAS = 0.25  # logits
 
 # By plain name: GSM8K; mean of HumanEval and MBPP; EvalPlus' average. In percent; None: not published,
 # or not for the instructed model.
@@ -166,34 +169,34 @@ _VECTARA: dict[str, tuple[float, float]] = {
     "gpt-oss-120b": (85.8, 99.9),
     "claude-haiku-4-5": (90.2, 99.5),
 }
-# Rows that no public copy was found of on the table's date, in whole or in part.
-REMEMBERED = frozenset({"phi-4", "phi-4-mini", "smollm2-1.7b"})
+# Rows that could not be compared with a public copy on the table's date, in whole or in part.
+UNVERIFIED = frozenset({"phi-4", "phi-4-mini", "smollm2-1.7b"})
 
 
-def scores(entry: str) -> Iterator[tuple[str, float, str]]:
-    """Yield each kind that ``entry`` was measured in, its ability in logits, and the score in words."""
-    gsm8k, plain, strict = _SCORES.get(entry, (None, None, None))
+def kind_scores(entry: str) -> Iterator[tuple[str, float, str]]:
+    """Yield each measured kind of ``entry``, its ability in logits, and the score as text."""
+    gsm8k, mean_score, evalplus = _SCORES.get(entry, (None, None, None))
     if gsm8k is not None:
         yield (
             "mathematics",
-            _GSM8K_DIFFICULTY + _FLATNESS * (_logit(gsm8k) - _OPTIMISM),
+            _GSM8K_DIFFICULTY + _FLATTENING * (_logit(gsm8k) - _PUBLICATION_BIAS),
             f"GSM8K {gsm8k:g} %",
         )
-    if strict is not None:
-        yield "code", _CODE_DIFFICULTY + _FLATNESS * _logit(strict), f"EvalPlus {strict:g} %"
-    elif plain is not None:
+    if evalplus is not None:
+        yield "code", _CODE_DIFFICULTY + _FLATTENING * _logit(evalplus), f"EvalPlus {evalplus:g} %"
+    elif mean_score is not None:
         yield (
             "code",
-            _CODE_DIFFICULTY + _FLATNESS * (_logit(plain) - _OPTIMISM),
-            f"HumanEval and MBPP {plain:g} %",
+            _CODE_DIFFICULTY + _FLATTENING * (_logit(mean_score) - _PUBLICATION_BIAS),
+            f"HumanEval and MBPP {mean_score:g} %",
         )
     if (ruler := _RULER.get(entry)) is not None:
-        mean = _READING_DIFFICULTY + _FLATNESS_OF_TEXTS * (_logit(ruler) - _OPTIMISM)
+        mean = _READING_DIFFICULTY + _TEXT_FLATTENING * (_logit(ruler) - _PUBLICATION_BIAS)
         yield "extraction", mean, f"RULER {ruler:g} %"
     if (vectara := _VECTARA.get(entry)) is not None:
-        faithful = vectara[0] * vectara[1] / 100
-        mean = _SUMMARY_DIFFICULTY + _FLATNESS_OF_TEXTS * (_logit(faithful) - _OPTIMISM)
-        yield "summary", mean, f"Vectara {faithful:.1f} %"
+        faithful_share = vectara[0] * vectara[1] / 100
+        mean = _SUMMARY_DIFFICULTY + _TEXT_FLATTENING * (_logit(faithful_share) - _PUBLICATION_BIAS)
+        yield "summary", mean, f"Vectara {faithful_share:.1f} %"
 
 
 def _logit(percent: float) -> float:
