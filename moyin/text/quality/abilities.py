@@ -311,10 +311,8 @@ def ability_of(model: str) -> Ability | None:
             kinds=_ranked_kinds(entry, mean),
         )
     if entry in _MMLU and not _has_other_size(entry, name):
-        mean, is_unverified = (
-            _logits_of_mmlu(_MMLU[entry]) - quantisation_loss,
-            _UNVERIFIED_FAMILIES.match(entry),
-        )
+        mean = _logits_of_mmlu(_MMLU[entry]) - quantisation_loss
+        is_unverified = _UNVERIFIED_FAMILIES.match(entry)
         origin = "as remembered" if is_unverified else "by its card"
         spread = _UNVERIFIED_SPREAD if is_unverified else _CARD_SPREAD
         return Ability(
@@ -348,7 +346,7 @@ def ability_from(quality: int) -> Ability:
 
 
 def _measured_kinds(
-    entry: str, general: float, spread: float, quantisation_loss: float
+    entry: str, general: float, general_spread: float, quantisation_loss: float
 ) -> dict[str, Ability]:
     """Return the abilities of the kinds in which ``entry`` was measured."""
     spread = _UNVERIFIED_KIND_SPREAD if entry in UNVERIFIED else _KIND_SPREAD
@@ -362,7 +360,7 @@ def _measured_kinds(
             for kind, mean, score in kind_scores(entry)
         },
         general,
-        spread,
+        general_spread,
     )
 
 
@@ -401,10 +399,10 @@ def _blend_kinds(kinds: dict[str, Ability], general: float, spread: float) -> di
 
 def _logits_of_mmlu(mmlu: float) -> float:
     """Return the logits of an MMLU score in percent, corrected for guessing."""
-    ability = (mmlu / 100 - 0.25) / 0.75
+    known = (mmlu / 100 - 0.25) / 0.75
     # Below this, MMLU cannot distinguish a small model from chance.
-    ability = max(ability, 0.05)
-    return 1.6 * math.log(ability / (1 - ability)) + 1.0
+    known = max(known, 0.05)
+    return 1.6 * math.log(known / (1 - known)) + 1.0
 
 
 def _logits_of_size(billions: float) -> float:

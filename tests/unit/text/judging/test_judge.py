@@ -31,7 +31,7 @@ def toss(court: Court, name: str, swapped: bool) -> None:
     court.shelf.kept[name] = encode(replace(one, swapped=swapped))
 
 
-async def test_the_whole_way_teaches_both_models_once() -> None:
+async def test_comparison_gives_one_signal_per_model() -> None:
     court = Court(BETTER_FIRST)
     name = await court.started()
     toss(court, name, True)
@@ -94,7 +94,7 @@ async def test_the_judges_own_calls_are_not_sampled() -> None:
     assert court.backends[OPUS].asked
 
 
-async def test_an_answer_that_is_there_is_not_asked_for_again() -> None:
+async def test_stored_second_answer_is_not_requested_again() -> None:
     court = Court(BETTER_FIRST)
     name = await court.started()
     assert await court.judge.answer(name) is Outcome.ANSWERED
@@ -103,7 +103,7 @@ async def test_an_answer_that_is_there_is_not_asked_for_again() -> None:
 
 
 @pytest.mark.parametrize("text", ["The first.", "", '{"first": 9}'])
-async def test_what_does_not_parse_teaches_nothing(text: str) -> None:
+async def test_unparsable_verdict_teaches_nothing(text: str) -> None:
     court = Court(text)
     name = await court.started()
     await court.judge.answer(name)
@@ -111,7 +111,7 @@ async def test_what_does_not_parse_teaches_nothing(text: str) -> None:
     assert court.signals.rows == {}
 
 
-async def test_an_answer_that_our_own_bound_cut_is_not_judged() -> None:
+async def test_answer_cut_by_our_own_limit_is_not_judged() -> None:
     court = Court(BETTER_FIRST, rules=replace(RULES, most_answer_tokens=20))
     cut = replace(text_answer("once upon a"), stop=StopReason.MAX_TOKENS)
     court.backends[HAIKU].answer = cut
@@ -124,14 +124,14 @@ async def test_an_answer_that_our_own_bound_cut_is_not_judged() -> None:
     assert await court.judge.answer(limited) is Outcome.ANSWERED
 
 
-async def test_what_is_gone_ends_quietly() -> None:
+async def test_missing_comparison_ends_quietly() -> None:
     court = Court(BETTER_FIRST)
     assert await court.judge.answer("judge-none") is Outcome.GONE
     assert await court.judge.decide("judge-none") is Outcome.GONE
     assert not await court.judge.record("judge-none", Verdict(given=1.0, other=0.0))
 
 
-async def test_what_another_version_wrote_in_another_shape_is_gone() -> None:
+async def test_comparison_in_another_format_is_gone() -> None:
     court = Court(BETTER_FIRST)
     name = await court.started()
     court.shelf.kept[name] = b'{"id": "x", "conversation": "codename Bluebird"}'
@@ -151,7 +151,7 @@ HOME = frozenset({"on-premises"})
         (Policy(is_judged=False), Outcome.OPTED_OUT),
     ],
 )
-async def test_a_policy_that_was_tightened_meanwhile_holds(
+async def test_tightened_policy_applies_to_running_comparisons(
     policy: Policy, outcome: Outcome
 ) -> None:
     court = Court(BETTER_FIRST)
@@ -164,7 +164,7 @@ async def test_a_policy_that_was_tightened_meanwhile_holds(
     assert court.backends[HAIKU].asked == court.backends[OPUS].asked == []
 
 
-async def test_turned_off_nobody_is_asked() -> None:
+async def test_no_calls_while_the_judge_is_off() -> None:
     court = Court(BETTER_FIRST)
     name = await court.started()
     court.judge.rules = None
@@ -172,7 +172,7 @@ async def test_turned_off_nobody_is_asked() -> None:
     assert court.backends[HAIKU].asked == []
 
 
-async def test_without_money_nobody_is_asked() -> None:
+async def test_no_calls_without_budget() -> None:
     court = Court(BETTER_FIRST)
     name = await court.started()
     court.money.left = Decimal(0)
@@ -180,7 +180,7 @@ async def test_without_money_nobody_is_asked() -> None:
     assert court.backends[HAIKU].asked == []
 
 
-async def test_tenants_calls_go_first() -> None:
+async def test_tenants_have_priority_over_the_judge() -> None:
     court = Court(BETTER_FIRST)
     name = await court.started()
     slots = court.runtimes["haiku"].slots = Slots(1, queue=1, patience=1)
@@ -196,7 +196,7 @@ async def test_tenants_calls_go_first() -> None:
     ("error", "outcome"),
     [(BackendUnavailable("away"), None), (BackendRejected("no"), Outcome.FAILED)],
 )
-async def test_what_may_help_again_is_tried_again(error: Any, outcome: Outcome | None) -> None:
+async def test_retryable_errors_are_retried(error: Any, outcome: Outcome | None) -> None:
     court = Court(BETTER_FIRST)
     name = await court.started()
     court.backends[HAIKU].error = error
@@ -211,7 +211,7 @@ async def test_what_may_help_again_is_tried_again(error: Any, outcome: Outcome |
 @pytest.mark.parametrize(
     "raw", [b'{"choices": [], "usage": {"prompt_tokens": 9}}', b'{"choices": [{}]}']
 )
-async def test_an_answer_without_shape_is_paid_for_once(raw: bytes) -> None:
+async def test_malformed_answer_is_paid_for_once(raw: bytes) -> None:
     """Asked again it would cost again, every five minutes for six hours."""
     court = Court(BETTER_FIRST)
     name = await court.started()
@@ -223,7 +223,7 @@ async def test_an_answer_without_shape_is_paid_for_once(raw: bytes) -> None:
     assert await court.judge.decide(name) is Outcome.FAILED
 
 
-async def test_a_call_that_took_all_its_time_is_not_repeated() -> None:
+async def test_timed_out_call_is_not_repeated() -> None:
     """Providers ask for money for what nobody waited for."""
     court = Court(BETTER_FIRST)
     name = await court.started()
@@ -231,7 +231,7 @@ async def test_a_call_that_took_all_its_time_is_not_repeated() -> None:
     assert await court.judge.answer(name) is Outcome.FAILED
 
 
-async def test_the_judge_takes_no_place_from_a_tenant_that_is_alone() -> None:
+async def test_judge_takes_no_slot_from_a_single_tenant() -> None:
     """The last place is kept for another tenant that was about; the judge is none."""
     court = Court(BETTER_FIRST)
     slots = court.runtimes["haiku"].slots = Slots(2, queue=1, patience=1)
@@ -241,7 +241,7 @@ async def test_the_judge_takes_no_place_from_a_tenant_that_is_alone() -> None:
     assert slots.take("ada")
 
 
-async def test_a_judge_that_was_changed_meanwhile_does_not_judge_its_own_answer() -> None:
+async def test_changed_judge_does_not_evaluate_its_own_answer() -> None:
     court = Court(BETTER_FIRST)
     name = await court.started()
     await court.judge.answer(name)

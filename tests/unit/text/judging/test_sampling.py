@@ -42,7 +42,7 @@ async def test_a_share_is_sampled() -> None:
     assert ids == ["r0", "r1"]
 
 
-async def test_without_rules_nothing_is_drawn() -> None:
+async def test_nothing_is_sampled_without_rules() -> None:
     court = Court()
     court.sampler.rules = None
     await court.ask()
@@ -80,7 +80,7 @@ async def test_a_stream_that_was_held_back_as_a_whole_is_judged(dialect: Any) ->
     assert comparison(court, name).answer == '{"sorted": [1, 2]}'
 
 
-async def test_the_client_gets_what_it_would_have_got() -> None:
+async def test_sampling_does_not_change_the_answer() -> None:
     court, plain = Court(), Court()
     plain.router.sampler = None
     answers = [await one.ask() for one in (court, plain)]
@@ -111,14 +111,14 @@ async def test_more_than_the_queue_holds_is_dropped_and_counted() -> None:
     assert court.counted == [Outcome.DROPPED] * 6
 
 
-async def test_where_quality_has_no_say_nothing_is_sampled() -> None:
+async def test_nothing_is_sampled_where_quality_is_not_weighed() -> None:
     court = Court()
     await court.ask(model=SMALL)
     await court.ask(None, (b"x-moyin-usd-per-bad-answer", b"0"))
     assert (court.sampler.samples.qsize(), court.counted) == (0, [])
 
 
-async def test_vectors_are_never_sampled() -> None:
+async def test_embeddings_are_never_sampled() -> None:
     court = Court()
     catalog = court.router.fleet.catalog
     deployments = tuple(
@@ -145,7 +145,7 @@ async def test_vectors_are_never_sampled() -> None:
     ],
     ids=["picture", "several", "sound", "long", "large"],
 )
-async def test_what_a_judge_can_not_read_is_not_sampled(changes: dict[str, Any]) -> None:
+async def test_unsuitable_requests_are_not_sampled(changes: dict[str, Any]) -> None:
     court = Court()
     # It takes whatever the client sends.
     court.runtimes["local"].pass_through = court.backends[SMALL]
@@ -155,7 +155,7 @@ async def test_what_a_judge_can_not_read_is_not_sampled(changes: dict[str, Any])
 
 
 @pytest.mark.parametrize("modalities", [5, True, "audio"])
-async def test_a_member_that_nobody_has_looked_at_fails_no_answer(modalities: Any) -> None:
+async def test_unvalidated_member_fails_no_answer(modalities: Any) -> None:
     """Which its client gets, and which was paid for."""
     court = Court()
     raw = b'{"choices": [{"message": {"role": "assistant", "content": "mine"}}]}'
@@ -170,7 +170,7 @@ async def test_a_long_answer_is_not_sampled() -> None:
     assert await court.sampled() is Outcome.UNSUITABLE
 
 
-async def test_a_tenant_may_be_left_out() -> None:
+async def test_tenant_can_opt_out() -> None:
     court = Court(policies={"ada": Policy(is_judged=False)})
     assert await court.sampled(owner="ada") is Outcome.OPTED_OUT
     assert await court.sampled(owner="bob") is Outcome.STARTED
@@ -220,7 +220,7 @@ async def test_where_residency_forbids_the_second_model_nothing_is_compared() ->
     assert await court.sampled(None, header, model="any") is Outcome.RESIDENCY
 
 
-async def test_an_alias_that_is_gone_since_leaves_no_way_out_of_its_places() -> None:
+async def test_removed_alias_prevents_the_comparison() -> None:
     """Its residency went with it, and what its clients asked for must not go further."""
     court = Court(aliases={"home": Alias(residency=("on-premises",))})
     deployments = court.router.fleet.catalog.deployments
@@ -254,7 +254,7 @@ async def test_a_configured_second_model_need_not_be_a_candidate() -> None:
     assert await without.sampled(model="lone") is Outcome.ALONE
 
 
-async def test_no_judge_judges_its_own_answer() -> None:
+async def test_judge_never_evaluates_its_own_answer() -> None:
     court = Court(rules=replace(RULES, model=SMALL))
     assert await court.sampled() is Outcome.ALONE
 
@@ -272,7 +272,7 @@ async def test_the_same_request_id_is_compared_once() -> None:
     assert court.shelf.kept == {}
 
 
-async def test_the_order_is_a_fair_coins() -> None:
+async def test_order_of_the_answers_is_random() -> None:
     court = Court()
     swapped = Counter[bool]()
     for number in range(200):
@@ -282,7 +282,7 @@ async def test_the_order_is_a_fair_coins() -> None:
 
 
 @pytest.mark.parametrize("away", ["valkey", "temporal", "room"])
-async def test_outages_drop_samples_and_keep_no_prompt(away: str) -> None:
+async def test_outages_drop_samples_and_store_no_prompt(away: str) -> None:
     court = Court()
     court.money.away = away == "valkey"
     court.queue.away = away == "temporal"
@@ -300,13 +300,13 @@ async def test_above_the_budget_no_job_is_started() -> None:
     assert await court.sampled() is Outcome.STARTED
 
 
-async def test_a_tenant_that_learns_nothing_costs_nothing() -> None:
+async def test_frozen_tenant_causes_no_judge_calls() -> None:
     court = Court()
     court.estimator.freeze("ada")
     assert await court.sampled() is Outcome.FROZEN
 
 
-async def test_kept_answers_are_sampled_once_when_they_are_made() -> None:
+async def test_cached_answers_are_sampled_once() -> None:
     kept: dict[str, CachedResponse] = {}
 
     class Cache:
@@ -326,7 +326,7 @@ async def test_kept_answers_are_sampled_once_when_they_are_made() -> None:
     assert court.sampler.samples.qsize() == 1
 
 
-async def test_the_desk_goes_on_after_a_sample_that_fails() -> None:
+async def test_comparison_starter_survives_a_failing_sample() -> None:
     court = Court()
     await court.ask()
     await court.ask(request_id="r2")

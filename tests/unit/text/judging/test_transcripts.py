@@ -48,7 +48,7 @@ def test_a_stream_reads_like_the_whole_answer(dialect: ProtocolCodec) -> None:
 
 
 @pytest.mark.parametrize("dialect", DIALECTS[:3], ids=lambda one: type(one).__name__)
-def test_calls_of_tools_are_read_and_reasoning_is_not(dialect: ProtocolCodec) -> None:
+def test_transcript_has_tool_calls_but_no_reasoning(dialect: ProtocolCodec) -> None:
     plain = text_answer("look")
     use = ToolUse(id="c1", name="weather", arguments='{"city":"Ulm"}')
     parts = (Thinking(text="hidden"), *plain.parts, use)
@@ -62,7 +62,7 @@ def test_calls_of_tools_are_read_and_reasoning_is_not(dialect: ProtocolCodec) ->
     assert answer_text(answer) == expected
 
 
-def test_a_conversation_is_told_from_top_to_bottom() -> None:
+def test_transcript_has_all_parts_of_the_conversation() -> None:
     body = {
         "model": "m",
         "messages": [
@@ -87,7 +87,7 @@ def test_a_conversation_is_told_from_top_to_bottom() -> None:
     )
 
 
-def test_pictures_are_refused() -> None:
+def test_pictures_are_rejected() -> None:
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
     body = {"model": "m", "messages": [{"role": "user", "content": [picture]}]}
     request = OpenAICodec().parse(json.dumps(body).encode()).to_domain("m")

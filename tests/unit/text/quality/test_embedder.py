@@ -66,18 +66,18 @@ def test_texts_of_one_meaning_are_nearer_than_others(embed: Embedder) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "\ud83d", "\x00", "こんにちは", "🙂" * 500])
-def test_any_text_is_taken(embed: Embedder, text: str) -> None:
+def test_embedder_accepts_any_text(embed: Embedder, text: str) -> None:
     assert len(embed(text)) in (0, DIMENSIONS)
     assert stored_features(ask(text, embed=embed).features) == ask(text, embed=embed).features
 
 
-def test_without_it_nothing_changes(embed: Embedder) -> None:
+def test_features_are_unchanged_without_an_embedder(embed: Embedder) -> None:
     with_it = ask(PHYSICIAN, embed=embed)
     words = tuple(number for number in with_it.features if number < FIRST_MEANING_VALUE)
     assert replace(with_it, features=words) == ask(PHYSICIAN)
 
 
-def test_what_was_learned_carries_over_to_other_words(embed: Embedder) -> None:
+def test_learning_carries_over_to_words_of_similar_meaning(embed: Embedder) -> None:
     estimator = Estimator()
     for number in range(20):
         bad = signal(ask(PHYSICIAN, embed=embed), 0.0, key=f"key-{number}")
@@ -108,7 +108,7 @@ def test_questions_and_weights_are_stored_and_read(embed: Embedder) -> None:
     assert now.mean[FIRST_MEANING : FIRST_MEANING + DIMENSIONS] == weights
 
 
-def test_package_that_is_not_installed_is_told_of_by_its_field(
+def test_missing_package_is_reported_with_its_field(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -121,7 +121,7 @@ def test_package_that_is_not_installed_is_told_of_by_its_field(
     assert "'wordllama' is not installed here" in error["msg"]
 
 
-def test_another_name_is_refused_with_those_that_there_are() -> None:
+def test_unknown_embedder_error_lists_the_supported_ones() -> None:
     with pytest.raises(ValidationError, match="'wordllama'"):
         RoutingConfig.model_validate({"embedder": "bert"})
 

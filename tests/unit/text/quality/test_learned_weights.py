@@ -36,12 +36,12 @@ def topics(tell: bool) -> LearnedWeights:
     return memory
 
 
-def test_words_that_tell_count_more_than_once_and_others_less() -> None:
+def test_trust_grows_with_informative_words_and_shrinks_otherwise() -> None:
     assert topics(tell=True).mean[WORD_TRUST] > 0.1
     assert topics(tell=False).mean[WORD_TRUST] < 0.0
 
 
-def test_trust_is_in_the_words_alone() -> None:
+def test_trust_scales_only_the_words() -> None:
     memory = topics(tell=True)
     words, shape = read(memory, 1, 2, 3), sum(memory.mean[number] for number in SHAPE)
     memory.mean[WORD_TRUST] = 0.0
@@ -62,7 +62,7 @@ def test_an_estimate_moves_no_further_where_the_trust_grows_too(side: float) -> 
     assert 0.45 < (read(memory, *range(12)) - before) * side <= 0.5
 
 
-def test_trust_has_bounds_alone_and_merged() -> None:
+def test_trust_is_bounded_also_after_merging() -> None:
     memories = [LearnedWeights(), LearnedWeights()]
     for memory in memories:
         for _ in range(400):
@@ -85,7 +85,7 @@ def test_trust_is_stored_merged_and_forgotten_like_any_weight() -> None:
     assert stored.mean[WORD_TRUST] == pytest.approx(0.0, abs=0.001)
 
 
-def test_what_was_stored_without_a_trust_reads_as_before() -> None:
+def test_weights_stored_without_trust_read_as_before() -> None:
     learned = topics(tell=True).mean
     known = {0: 3.0, FIRST_WORD + 1: 2.0, FIRST_WORD + 2: 2.0}
     stored = LearnedWeights.from_json(LearnedWeights(mean=learned, information=known).to_json())

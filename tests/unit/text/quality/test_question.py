@@ -74,7 +74,7 @@ def test_greeting_is_far_easier_than_anything_else() -> None:
     assert all(ask("Say hello").difficulty < ask(text).difficulty - 3 for text in others)
 
 
-def test_greeting_before_a_request_does_not_make_it_one() -> None:
+def test_greeting_before_a_request_does_not_change_its_kind() -> None:
     assert ask("Hi, can you fix the bug in my python function?").kind == "code"
 
 
@@ -117,27 +117,27 @@ MINUTES = "\n".join(
         ("Write a python function that counts the speakers.", "code"),
     ],
 )
-def test_a_long_text_is_not_what_is_asked_of_it(request_text: str, kind: str) -> None:
+def test_topic_of_a_long_text_is_not_the_kind_of_the_request(request_text: str, kind: str) -> None:
     assert ask(f"{MINUTES}\n\n{request_text}").kind == kind
     assert ask(f"{request_text}\n\n{MINUTES}").kind == kind
 
 
 @pytest.mark.parametrize("request_text", ["Is that right?", "What should we do now?", ""])
-def test_where_nothing_is_asked_of_a_long_text_its_words_count(request_text: str) -> None:
+def test_words_of_a_long_text_count_without_a_request(request_text: str) -> None:
     assert ask(f"{MINUTES}\n\n{request_text}").kind == ask(MINUTES).kind
 
 
-def test_long_code_stays_code_whatever_is_asked_of_it() -> None:
+def test_request_about_long_code_is_code() -> None:
     code = "def add(left, right):\n    return left + right\n\n" * 60
     assert ask(f"{code}\n\nWhat did I do wrong?").kind == "code"
 
 
-def test_an_exam_on_a_long_text_is_no_question_about_it() -> None:
+def test_exam_on_a_long_text_is_no_reading_request() -> None:
     exam = "Which of these was said?\nA. Nothing\nB. All of it\nAnswer:"
     assert ask(f"{MINUTES}\n\n{exam}").kind == ask(MINUTES).kind
 
 
-def test_words_of_a_long_text_demand_nothing() -> None:
+def test_words_of_a_long_text_are_no_demands() -> None:
     asked = "Summarize the whole meeting."
     plain = "\n".join(
         f"Speaker {number}: good morning, dear friends of ours" for number in range(90)
@@ -146,11 +146,11 @@ def test_words_of_a_long_text_demand_nothing() -> None:
     assert ask(texts[0]).difficulty == ask(texts[1]).difficulty
 
 
-def test_short_follow_up_is_of_the_kind_of_the_message_before() -> None:
+def test_short_follow_up_has_the_kind_of_the_previous_message() -> None:
     assert ask("Write merge sort in Python", "And in Rust?").kind == "code"
 
 
-def test_system_and_assistant_messages_do_not_ask() -> None:
+def test_system_and_assistant_messages_are_ignored() -> None:
     texts = [("system", "You write Python code."), ("user", "Say hello"), ("assistant", "def f():")]
     question = question_of(
         texts, tools=False, schema=False, pictures=False, thinking=False, prompt_tokens=9
@@ -158,7 +158,7 @@ def test_system_and_assistant_messages_do_not_ask() -> None:
     assert question.kind == "greeting"
 
 
-def test_nothing_at_all_is_a_question_too() -> None:
+def test_empty_request_gives_a_question() -> None:
     for texts in ([], [("user", "")], [("system", "x")]):
         question = question_of(
             texts, tools=False, schema=False, pictures=False, thinking=False, prompt_tokens=0
@@ -204,13 +204,13 @@ def test_questions_are_the_same_in_every_process() -> None:
 
 
 @given(st.text(alphabet=st.characters(max_codepoint=0x17F), max_size=200))
-def test_words_are_found_alike_with_and_without_the_table(text: str) -> None:
+def test_words_are_the_same_with_and_without_the_ascii_table(text: str) -> None:
     lowered = text.lower()
     assert _words(text, lowered) == _WORD.findall(lowered)
 
 
-def test_numbers_of_words_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moyin.text.quality.question._MOST_WORDS", 10)
+def test_cache_of_word_features_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moyin.text.quality.question._MAX_CACHED_WORDS", 10)
     numbers = _StemFeatures(6)
     for number in range(100):
         assert numbers[f"word{number}"] == numbers["word" + str(number)[:2]]

@@ -26,12 +26,12 @@ def newcomer(estimator: Estimator, tenants: int) -> float:
     return estimator.estimate("new", MODEL, ability_of(MODEL), ask(LAW)).p
 
 
-def test_agreeing_tenants_teach_a_new_one() -> None:
+def test_new_tenant_learns_from_agreeing_tenants() -> None:
     plain = Estimator().estimate("new", MODEL, ability_of(MODEL), ask(LAW)).p
     assert newcomer(taught(MIN_TENANTS, 0.0), MIN_TENANTS) < plain - 0.1
 
 
-def test_few_tenants_teach_nobody() -> None:
+def test_too_few_tenants_share_nothing() -> None:
     plain = Estimator().estimate("new", MODEL, ability_of(MODEL), ask(LAW)).p
     assert newcomer(taught(MIN_TENANTS - 1, 0.0), MIN_TENANTS - 1) == plain
 
@@ -43,7 +43,7 @@ def test_flooded_tenant_moves_no_other() -> None:
     assert abs(newcomer(honest, MIN_TENANTS) - newcomer(flooded, MIN_TENANTS)) < 0.01
 
 
-def test_own_signals_replace_what_others_say() -> None:
+def test_own_signals_replace_shared_levels() -> None:
     estimator = taught(MIN_TENANTS, 0.0)
     newcomer(estimator, MIN_TENANTS)
     for number in range(200):
@@ -51,7 +51,7 @@ def test_own_signals_replace_what_others_say() -> None:
     assert estimator.estimate("new", MODEL, ability_of(MODEL), ask(LAW)).p > 0.85
 
 
-def test_what_others_found_out_is_told() -> None:
+def test_estimate_states_that_it_is_shared() -> None:
     estimator = taught(MIN_TENANTS, 0.0)
     share(estimator, MIN_TENANTS)
     known, question = ability_of(MODEL), ask(LAW)
@@ -62,7 +62,7 @@ def test_what_others_found_out_is_told() -> None:
     assert estimator.shared_levels("new", "another") == {}
 
 
-def test_a_frozen_tenant_neither_gives_nor_takes() -> None:
+def test_frozen_tenant_neither_contributes_nor_uses_shared_levels() -> None:
     estimator = taught(MIN_TENANTS, 0.0)
     plain = Estimator().estimate("new", MODEL, ability_of(MODEL), ask(LAW))
     estimator.freeze("tenant-0")
@@ -75,7 +75,7 @@ def test_a_frozen_tenant_neither_gives_nor_takes() -> None:
     assert newcomer(estimator, MIN_TENANTS) < plain.p
 
 
-def test_what_is_learned_does_not_depend_on_what_others_found_out() -> None:
+def test_learning_does_not_depend_on_shared_levels() -> None:
     alone, informed = Estimator(), taught(MIN_TENANTS, 0.0)
     share(informed, MIN_TENANTS)
     for estimator in (alone, informed):
@@ -89,7 +89,7 @@ def test_the_shared_level_has_a_bound() -> None:
     assert level == -1.5
 
 
-def test_what_is_kept_in_another_shape_is_left_out() -> None:
+def test_malformed_contributions_are_ignored() -> None:
     good = [{MODEL: {"law": -0.5}}] * MIN_TENANTS
     bad = [{MODEL: {"law": "x", "nothing": 1.0}}, {MODEL: 3}, {MODEL: {"law": float("nan")}}]
     assert shared_levels([*good, *bad]) == {MODEL: {"law": -0.5}}

@@ -41,7 +41,7 @@ def learned(question: Question) -> LearnedWeights:
     return estimator.state("studio").models["llama3.1:8b"]
 
 
-def test_no_word_of_an_earlier_question_is_taken_for_its_shape() -> None:
+def test_words_of_an_earlier_version_are_not_mistaken_for_shape() -> None:
     now, before = ask(TEXT), earlier(ask(TEXT))
     assert before.features[SHAPE_FEATURES:] == now.features[SHAPE_FEATURES:]
     assert all(number < FIRST_WORD for number in before.features[:SHAPE_FEATURES])
@@ -50,7 +50,7 @@ def test_no_word_of_an_earlier_question_is_taken_for_its_shape() -> None:
     assert moved == pytest.approx(learned(now).mean[now.features[-1]], rel=0.1)
 
 
-def test_what_an_earlier_question_does_not_tell_moves_no_question_of_today() -> None:
+def test_missing_features_of_earlier_questions_move_no_estimate() -> None:
     memory = learned(earlier(ask(TEXT)))
     assert memory.mean[FORMULA_FEATURE] == memory.mean[FORMULA_FEATURE + 1] == 0.0
     (other,) = set(earlier(ask(TEXT)).features[:SHAPE_FEATURES]) - set(ask(TEXT).features)
@@ -59,13 +59,13 @@ def test_what_an_earlier_question_does_not_tell_moves_no_question_of_today() -> 
     )
 
 
-def test_features_of_a_later_version_are_left_out() -> None:
+def test_features_of_a_later_version_are_dropped() -> None:
     now = ask(TEXT).features
     later = (*now[:SHAPE_FEATURES], 300, *now[SHAPE_FEATURES:], 80_000)
     assert stored_features(later) == now
 
 
-def test_todays_question_is_read_as_it_was_written() -> None:
+def test_current_question_is_read_unchanged() -> None:
     for text in ("", "x", TEXT, "Solve x^2 = 4"):
         question = ask(text)
         stored = json.loads(json.dumps(question_to_json(question)))
@@ -91,7 +91,7 @@ def test_what_was_learned_earlier_counts_and_fades() -> None:
     assert chances[-1] == pytest.approx(fresh, abs=0.02)
 
 
-def test_numbers_under_which_weights_are_stored_stay() -> None:
+def test_feature_numbers_are_stable() -> None:
     # Whoever rebuilds the levels of kinds sorts them anew; the weights of a kind are then still its own.
     assert set(KIND_NUMBER) == set(KIND_DIFFICULTY)
     first = "greeting extraction writing summary knowledge chat translation medicine law finance"

@@ -40,7 +40,7 @@ def backend() -> FakeBackend:
     return FakeBackend(raw=RAW, raw_stream=[CHUNK, TOTAL, DONE])
 
 
-async def test_the_same_request_again_costs_nothing_and_asks_nobody() -> None:
+async def test_repeated_request_is_free_and_calls_no_back_end() -> None:
     fake = backend()
     door = rig(fake)
     first = await door.ask(model="fast")
@@ -56,7 +56,7 @@ async def test_the_same_request_again_costs_nothing_and_asks_nobody() -> None:
     assert booked == [("b0", Decimal("0.002"), 500), ("cache", 0, 500)]
 
 
-async def test_a_stream_is_replayed_with_its_own_cost() -> None:
+async def test_cached_stream_states_its_own_cost() -> None:
     fake = backend()
     door = rig(fake)
     first = await drained(await door.ask(model="fast", stream=True))
@@ -81,7 +81,7 @@ async def test_a_stream_is_replayed_with_its_own_cost() -> None:
     ],
     ids=["tenant", "sampling", "stream", "prompt", "fresh", "protocol", "alias without"],
 )
-async def test_whatever_may_change_the_answer_asks_anew(change: dict[str, object]) -> None:
+async def test_changed_request_is_not_served_from_the_cache(change: dict[str, object]) -> None:
     fake = backend()
     door = rig(fake)
     await door.ask(model="fast")
@@ -94,7 +94,7 @@ async def test_whatever_may_change_the_answer_asks_anew(change: dict[str, object
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_long_answer_is_not_kept(stream: bool) -> None:
+async def test_long_answer_is_not_cached(stream: bool) -> None:
     fake = backend()
     door = rig(fake, max_bytes=50)
     for _ in range(2):
@@ -105,7 +105,7 @@ async def test_a_long_answer_is_not_kept(stream: bool) -> None:
     assert len(fake.asked) == 2
 
 
-async def test_a_cut_answer_is_not_kept() -> None:
+async def test_interrupted_answer_is_not_cached() -> None:
     fake = FakeBackend(
         raw_stream=[CHUNK, CHUNK], error=StreamInterrupted("x"), pieces_before_error=1
     )
@@ -119,7 +119,7 @@ async def test_a_cut_answer_is_not_kept() -> None:
     assert len(fake.asked) == 3
 
 
-async def test_a_failure_is_not_kept() -> None:
+async def test_failure_is_not_cached() -> None:
     fake = FakeBackend(error=BackendUnavailable("x"))
     door = rig(fake)
     for _ in range(2):

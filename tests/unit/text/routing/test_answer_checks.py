@@ -40,7 +40,7 @@ def test_plain_text_has_no_fault() -> None:
     assert fault("no " * 10) is None
 
 
-def test_what_is_wrong_is_named() -> None:
+def test_each_fault_is_named() -> None:
     wanted = ResponseConstraints(json=True, schema=SHOT)
     assert fault("  \n") == "empty"
     assert fault("I can't", stop=StopReason.REFUSAL) == "refused"
@@ -53,7 +53,7 @@ def test_what_is_wrong_is_named() -> None:
     assert find_fault(answer(Thinking(text="hm")), ResponseConstraints()) == "empty"
 
 
-def test_what_the_client_itself_cut_is_no_fault() -> None:
+def test_answer_cut_by_the_clients_limit_is_no_fault() -> None:
     assert fault('{"shot":', ResponseConstraints(json=True), stop=StopReason.MAX_TOKENS) is None
     assert fault("", stop=StopReason.MAX_TOKENS) is None
     assert fault("", stop=StopReason.STOP_SEQUENCE) is None
@@ -111,7 +111,7 @@ def test_schemas(value: Any, good: bool) -> None:
         {"anyOf": []},
     ],
 )
-def test_what_is_not_understood_passes(schema: dict[str, Any]) -> None:
+def test_unknown_schema_keywords_pass(schema: dict[str, Any]) -> None:
     assert matches_schema({"a": "a" * 40}, schema)
 
 

@@ -10,7 +10,7 @@ from moyin.text.routing import background_queue as backgrounds
 from moyin.text.routing.background_queue import BackgroundQueue
 
 
-async def test_it_is_done_soon_in_order_and_yields(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_tasks_run_in_order_and_yield(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backgrounds, "_INTERVAL_SECONDS", 0.0)
     background, done, end = BackgroundQueue(), list[int](), asyncio.Event()
     for number in range(40):
@@ -31,7 +31,7 @@ async def test_it_is_done_soon_in_order_and_yields(monkeypatch: pytest.MonkeyPat
     assert done[-1] == 40
 
 
-async def test_a_failure_is_told_and_counted_and_costs_no_other(
+async def test_failed_task_is_logged_and_counted_and_affects_no_other(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def broken() -> None:
@@ -45,7 +45,7 @@ async def test_a_failure_is_told_and_counted_and_costs_no_other(
     assert "a background task failed" in caplog.text
 
 
-async def test_few_pieces_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_number_of_waiting_tasks_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backgrounds, "_MAX_TASKS", 2)
     background, done = BackgroundQueue(), list[int]()
     for number in range(3):
@@ -55,7 +55,7 @@ async def test_few_pieces_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     assert done == [0, 1]
 
 
-async def test_large_requests_are_not_kept_together(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_bytes_of_waiting_tasks_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backgrounds, "_MAX_BYTES", 100)
     background, done = BackgroundQueue(), list[int]()
     for number in range(3):
@@ -66,7 +66,7 @@ async def test_large_requests_are_not_kept_together(monkeypatch: pytest.MonkeyPa
     assert (done, background._bytes) == ([0, 1, 2], 0)
 
 
-async def test_what_waits_at_the_end_is_done_and_no_more_is_taken() -> None:
+async def test_close_runs_waiting_tasks_and_accepts_no_more() -> None:
     background, done = BackgroundQueue(), list[int]()
     for number in range(40):
         background.add(done.append, number)

@@ -65,7 +65,7 @@ def test_prices_change_with_the_day(day: date, cache_read: str) -> None:
     assert (rates.cache_write, rates.cache_write_1h) == (Decimal("2.5"), Decimal("4"))
 
 
-def test_cached_tokens_cost_as_input_unless_said() -> None:
+def test_cached_tokens_cost_as_input_by_default() -> None:
     rates = (
         flat_tariff(Decimal(3), Decimal(4), cache_write=Decimal(9)).price_on(CHECKED_ON).rates(0)
     )
@@ -82,7 +82,7 @@ RATES = Rates(
 
 
 @pytest.mark.parametrize("limits", [(), (5,), (5, 5, None), (9, 5, None), (None, None)])
-def test_bands_that_leave_lengths_without_a_price_are_refused(
+def test_bands_must_cover_every_length(
     limits: tuple[int | None, ...],
 ) -> None:
     with pytest.raises(ValueError):

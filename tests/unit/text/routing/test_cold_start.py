@@ -78,7 +78,7 @@ def model(candidate: Candidate) -> str:
     return candidate.deployment.model.name
 
 
-def test_the_mix_is_the_one_that_was_drawn() -> None:
+def test_prompt_mix_is_unchanged() -> None:
     # Who changes the mix must draw it anew and say so: it may not be adapted to the router.
     digest = "c02cc2573f9d072f67f7fd4a9bc7efe23d930d5bf7077bff31c07bffbcf622d1"
     assert hashlib.sha256(MIX.read_bytes()).hexdigest() == digest
@@ -89,7 +89,7 @@ def test_the_smallest_model_gets_no_hard_work(decisions: Decisions) -> None:
     assert not [name for name, (best, *_) in decisions if name in HARD and model(best) == SMALL]
 
 
-def test_the_smallest_model_gets_no_hard_work_of_our_own_either(tmp_path: Path) -> None:
+def test_smallest_model_gets_no_hard_own_prompts(tmp_path: Path) -> None:
     found = decided(prompts(), tmp_path)
     assert not [name for name, (best, *_) in found if name in HARD and model(best) == SMALL]
 
@@ -100,7 +100,7 @@ def test_the_smallest_model_gets_no_hard_work_beside_claude_alone(tmp_path: Path
     assert not [name for name, (best, *_) in found if name in HARD and model(best) == SMALL]
 
 
-def test_arithmetic_is_expected_of_the_local_model_about_as_its_report_says(
+def test_estimate_of_arithmetic_matches_the_models_report(
     decisions: Decisions,
 ) -> None:
     # GSM8K 89.8 %, less for optimism; a third of these questions is not recognised as arithmetic.
@@ -114,7 +114,7 @@ def test_arithmetic_is_expected_of_the_local_model_about_as_its_report_says(
     assert 0.8 < sum(expected) / len(expected) < 0.898
 
 
-def test_it_costs_less_than_the_cheapest_claude_and_answers_hardly_worse(
+def test_routing_costs_less_than_the_cheapest_claude_at_similar_quality(
     decisions: Decisions,
 ) -> None:
     def expected(candidates: list[Candidate]) -> tuple[int, float]:
@@ -134,7 +134,7 @@ def test_it_costs_less_than_the_cheapest_claude_and_answers_hardly_worse(
     assert shown in " ".join(text.split()), shown
 
 
-def test_the_table_in_the_docs_is_this_one(decisions: Decisions) -> None:
+def test_table_in_the_docs_is_current(decisions: Decisions) -> None:
     table: dict[str, Counter[str]] = {}
     for name, (best, *_) in decisions:
         table.setdefault(name, Counter())[model(best)] += 1

@@ -47,7 +47,7 @@ def test_a_free_local_model_wins() -> None:
     assert found[0].reason == "free"
 
 
-def test_what_the_local_model_cannot_do_goes_to_the_cloud() -> None:
+def test_requests_beyond_the_local_model_go_to_the_cloud() -> None:
     both = fleet([deployment("local", abilities=()), deployment("claude", HAIKU, context=200_000)])
     for needs in (
         Needs(prompt_tokens=5000),
@@ -60,7 +60,7 @@ def test_what_the_local_model_cannot_do_goes_to_the_cloud() -> None:
         assert (only.deployment.backend, only.reason, only.forecast) == ("claude", "only", None)
 
 
-def test_cost_is_weighed_by_token_counts_not_by_the_sum_of_prices() -> None:
+def test_cost_depends_on_token_counts_not_on_the_sum_of_prices() -> None:
     both = fleet(
         [
             deployment("in", flat_tariff(Decimal("0.1"), Decimal(9))),
@@ -88,7 +88,7 @@ def test_cached_tokens_are_weighed_at_their_own_price() -> None:
     assert names(decide(route(both), marked, UsageHistory())) == ["a", "b"]
 
 
-def test_equal_scores_prefer_passing_bytes_then_the_idle_one_then_the_order() -> None:
+def test_equal_scores_prefer_pass_through_then_low_load_then_configured_order() -> None:
     four = fleet(
         [
             deployment("ollama", api_format=None),
@@ -137,7 +137,7 @@ async def test_a_model_that_must_be_loaded_first_waits_for_it() -> None:
     assert not loaded.call_answered("x")
 
 
-def test_gpu_time_is_spread_over_the_tokens_that_it_makes() -> None:
+def test_gpu_price_is_spread_over_the_generated_tokens() -> None:
     local = deployment("local", gpu=GpuRate(usd_per_hour=Decimal("3.60")))
     (alone,) = choose(fleet([local]), Needs(prompt_tokens=0, max_tokens=50))
     assert alone.forecast is not None
@@ -154,7 +154,7 @@ def test_gpu_time_is_spread_over_the_tokens_that_it_makes() -> None:
     assert shared.forecast.cost_pico == pytest.approx(alone.forecast.cost_pico / 8, rel=0.15)
 
 
-def test_a_pace_that_was_slow_once_is_forgotten() -> None:
+def test_slow_latency_measurements_fade() -> None:
     one = fleet([deployment("a")])
     runtime = one.runtimes["a"]
     latency = runtime.latency("a-model")
@@ -169,7 +169,7 @@ def test_a_pace_that_was_slow_once_is_forgotten() -> None:
     assert latency.expected_first_token(100) == pytest.approx(before, rel=0.1)
 
 
-def test_who_is_down_is_not_asked_and_the_error_says_when_to_come_back() -> None:
+def test_unavailable_back_end_is_skipped_and_the_error_has_retry_after() -> None:
     both = fleet([deployment("a"), deployment("b")])
     both.runtimes["a"].breaker.fail(retry_after=9)
     both.runtimes["b"].breaker.fail(retry_after=4)
@@ -179,7 +179,7 @@ def test_who_is_down_is_not_asked_and_the_error_says_when_to_come_back() -> None
     assert error.retry_after == 4
 
 
-def test_without_a_key_a_back_end_is_never_a_candidate() -> None:
+def test_back_end_without_a_key_is_never_a_candidate() -> None:
     none = fleet([deployment("claude", configured=False)])
     assert not choose(none)
     error = no_candidate_error(route(none), HI)
@@ -187,7 +187,7 @@ def test_without_a_key_a_back_end_is_never_a_candidate() -> None:
     assert error.message.endswith(": claude lacks its key (CLAUDE_KEY)")
 
 
-def test_too_long_for_all_is_told_with_counts() -> None:
+def test_prompt_too_long_for_every_model_reports_token_counts() -> None:
     needs = Needs(prompt_tokens=5000, max_tokens=50)
     of = fleet([deployment("a"), deployment("cloud", configured=False, context=10**6)])
     error = no_candidate_error(route(of), needs)
@@ -210,7 +210,7 @@ def test_too_long_an_answer_names_max_tokens() -> None:
         ("thinking", "reasoning_effort"),
     ],
 )
-def test_an_ability_that_nobody_has_is_named(ability: str, field: str) -> None:
+def test_error_names_an_ability_that_no_model_has(ability: str, field: str) -> None:
     needs = Needs(prompt_tokens=1, **{ability: True})
     error = no_candidate_error(route(fleet([deployment("a", abilities=())])), needs)
     assert isinstance(error, UnsupportedFeature)
@@ -231,7 +231,9 @@ CLOUD = deployment("claude", HAIKU, context=200_000)
     ],
     ids=["tenant", "everybody", "alias", "header"],
 )
-def test_data_stays_where_it_must(parts: dict[str, object], how: dict[str, object]) -> None:
+def test_residency_rules_exclude_back_ends(
+    parts: dict[str, object], how: dict[str, object]
+) -> None:
     of = fleet([CLOUD, AT_HOME], **parts)
     assert names(choose(of, HI, **how)) == ["local"]
     needs = Needs(prompt_tokens=1, vision=True)
@@ -241,14 +243,14 @@ def test_data_stays_where_it_must(parts: dict[str, object], how: dict[str, objec
     assert error.field == "messages"
 
 
-def test_a_header_never_widens_what_the_tenant_may() -> None:
+def test_header_never_widens_the_tenants_residency() -> None:
     of = fleet([CLOUD, AT_HOME], policies={"ada": Policy(residency=frozenset({"on-premises"}))})
     assert not choose(of, HI, residency=("cloud",))
     assert isinstance(no_candidate_error(route(of, residency=("cloud",)), HI), ModelNotAllowed)
     assert names(choose(of, HI, owner="eve")) == ["local", "claude"]
 
 
-def test_a_tenant_may_use_what_it_is_given() -> None:
+def test_tenant_may_use_only_its_allowed_names() -> None:
     of = fleet([AT_HOME, CLOUD], policies={"ada": Policy(names=frozenset({"local-model"}))})
     assert names(choose(of, HI, name="local-model")) == ["local"]
     for name in ("auto", "claude-model", "local/local-model"):
@@ -256,7 +258,7 @@ def test_a_tenant_may_use_what_it_is_given() -> None:
             choose(of, HI, name=name)
 
 
-def test_wishes_are_read_from_headers() -> None:
+def test_preferences_are_read_from_headers() -> None:
     places = frozenset({"cloud", "on-premises", "eu"})
     headers = [(b"x-moyin-residency", b"on-premises, eu"), (b"x-moyin-timeout", b"2.5")]
     preferences = parse_preferences(headers, places)
@@ -280,13 +282,13 @@ def test_wishes_are_read_from_headers() -> None:
         (b"x-moyin-timeout", b"inf"),
     ],
 )
-def test_a_wish_that_means_nothing_is_refused(name: bytes, value: bytes) -> None:
+def test_invalid_preference_is_rejected(name: bytes, value: bytes) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse_preferences([(name, value)], frozenset({"cloud"}))
     assert caught.value.field == name.decode()
 
 
-def test_what_was_worked_out_once_is_kept_for_the_day() -> None:
+def test_compiled_route_is_cached_for_the_day() -> None:
     of = fleet([CLOUD])
     first = route(of)
     assert route(of) is first
@@ -313,7 +315,7 @@ def test_what_was_worked_out_once_is_kept_for_the_day() -> None:
         ),
     ],
 )
-def test_why_it_lost_is_told(
+def test_explanation_says_why_a_candidate_lost(
     deployments: list[ModelDeployment], worth: float, busy: bool, told: str
 ) -> None:
     of = fleet(deployments, usd_per_second=worth)
@@ -323,7 +325,7 @@ def test_why_it_lost_is_told(
     assert explain_loss(loser, winner, worth) == told
 
 
-def test_a_slower_one_loses_by_its_seconds() -> None:
+def test_slower_candidate_loses_by_its_seconds() -> None:
     of = fleet([deployment("a"), deployment("b")], limit=1, usd_per_second=0.001)
     of.runtimes["b"].slots.take("ada")
     winner, loser = choose(of)
@@ -374,7 +376,7 @@ POLICIES = st.sampled_from([{}, {"ada": Policy(residency=frozenset({"on-premises
 
 
 @given(OFFERS, NEEDS, POLICIES)
-def test_every_offer_is_either_able_or_refused_with_a_reason(
+def test_every_deployment_is_a_candidate_or_excluded_with_a_reason(
     deployments: list[ModelDeployment], needs: Needs, policies: dict[str, Policy]
 ) -> None:
     of = fleet(deployments, policies=policies)
@@ -391,7 +393,7 @@ def test_every_offer_is_either_able_or_refused_with_a_reason(
 
 
 @given(OFFERS, NEEDS, st.sampled_from([0.0, 0.001]))
-def test_candidates_rise_in_score(
+def test_candidates_are_sorted_by_score(
     deployments: list[ModelDeployment], needs: Needs, worth: float
 ) -> None:
     found = choose(fleet(deployments, usd_per_second=worth), needs)
@@ -416,7 +418,7 @@ CATALOG = Catalog(
         ("c/c-model", "c"),
     ],
 )
-def test_names_of_all_kinds_are_found(name: str, found: str) -> None:
+def test_auto_aliases_models_and_qualified_names_are_found(name: str, found: str) -> None:
     assert "".join(one.backend for one in CATALOG.find(name)) == found
 
 
@@ -466,7 +468,7 @@ def test_a_name_without_a_tag_is_the_latest(name: str, asked: str) -> None:
             catalog.find(unknown)
 
 
-def test_a_tenant_may_ask_for_the_latest_of_what_it_may_ask() -> None:
+def test_latest_tag_does_not_change_what_a_tenant_may_use() -> None:
     model = Model(name="llama", upstream="up", context=9, tariff=FREE_TARIFF)
     catalog = Catalog(deployments=(ModelDeployment(backend="b", model=model, configured=False),))
     policies = {"ada": Policy(names=frozenset({"llama"}))}

@@ -82,7 +82,7 @@ async def test_the_share_is_drawn_per_request(monkeypatch: pytest.MonkeyPatch) -
         ((), {"aliases": {"auto": Alias(cache=Caching(ttl=1, max_bytes=1, max_entries=1))}}),
     ],
 )
-async def test_where_nothing_is_tried(headers: Any, rules: dict[str, Any]) -> None:
+async def test_no_trial_where_it_is_not_allowed(headers: Any, rules: dict[str, Any]) -> None:
     router = asking(**rules)
     assert (await ask(router, *headers))[0] == "claude-opus-5-5"
     told = explain(router, SORT, *headers)
@@ -94,7 +94,7 @@ async def test_where_bad_answers_cost_nothing_money_decides() -> None:
     assert (told.quality, told.explore) == (None, 0.0)
 
 
-async def test_whoever_comes_back_to_a_bad_answer_gets_no_trial() -> None:
+async def test_no_trial_after_an_answer_that_did_not_help() -> None:
     class FollowUps:
         def may_match(self, _: Any) -> bool:
             return True
@@ -110,7 +110,7 @@ async def test_whoever_comes_back_to_a_bad_answer_gets_no_trial() -> None:
     assert (await ask(router))[0] == "claude-opus-5-5"
 
 
-async def test_what_comes_after_a_failed_trial_is_chosen_carefully() -> None:
+async def test_fallback_after_a_failed_trial_uses_the_lower_bound() -> None:
     worse = known("smollm2-135m", "local", tariff=FREE_TARIFF)
     router = asking(worse, *NAMES)
     house = router.fleet.runtimes["house"]
@@ -118,7 +118,7 @@ async def test_what_comes_after_a_failed_trial_is_chosen_carefully() -> None:
     assert (await ask(router))[0] == "claude-opus-5-5"
 
 
-async def test_a_model_that_its_back_end_lacks_is_not_tried() -> None:
+async def test_missing_model_is_not_tried() -> None:
     router = asking()
     model_breaker = router.fleet.runtimes["house"].model_breaker("x")
     for _ in range(3):
@@ -126,7 +126,7 @@ async def test_a_model_that_its_back_end_lacks_is_not_tried() -> None:
     assert (await ask(router))[0] == "claude-opus-5-5"
 
 
-def test_the_decision_explained_names_the_share_and_who_would_be_tried() -> None:
+def test_explanation_names_the_share_and_the_trial_model() -> None:
     told: Explanation = explain(asking(explore=0.05), SORT)
     assert told.explore == 0.05
     assert told.trial is not None

@@ -37,7 +37,7 @@ class Traffic:
 
 
 @pytest.mark.parametrize("rates", [{"ada": 99}, {"ada": 60, "bob": 39}])
-def test_below_the_rate_all_are_taken(rates: dict[str, int]) -> None:
+def test_all_requests_are_accepted_below_the_rate(rates: dict[str, int]) -> None:
     traffic = Traffic()
     found = traffic.run(20, **rates)
     assert found == {owner: 20 * rate for owner, rate in rates.items()}
@@ -60,7 +60,7 @@ def test_no_part_of_a_second_is_preferred() -> None:
     assert min(tenths.values()) > 0.75 * max(tenths.values())
 
 
-def test_who_asks_little_is_taken_in_full_beside_a_flood() -> None:
+def test_quiet_tenant_is_accepted_in_full_beside_a_flood() -> None:
     traffic = Traffic()
     for begins in (True, False):
         found = traffic.run(10, flood=3_000, small=20, tiny=1)
@@ -68,7 +68,7 @@ def test_who_asks_little_is_taken_in_full_beside_a_flood() -> None:
         assert found["flood"] > 0.6 * 10 * (RATE - 21)
 
 
-def test_two_floods_share_what_there_is() -> None:
+def test_two_floods_share_the_capacity() -> None:
     traffic = Traffic()
     traffic.run(5, ada=3_000, bob=500)
     found = traffic.run(20, ada=3_000, bob=500)
@@ -76,7 +76,7 @@ def test_two_floods_share_what_there_is() -> None:
     assert sum(found.values()) <= 20 * RATE + 1
 
 
-def test_a_flood_that_comes_in_bursts_leaves_places_as_well() -> None:
+def test_bursty_flood_leaves_capacity_to_others() -> None:
     traffic = Traffic()
     for _ in range(5):
         found = traffic.run(1, flood=3_000, small=20)
@@ -84,7 +84,7 @@ def test_a_flood_that_comes_in_bursts_leaves_places_as_well() -> None:
         assert traffic.run(1, small=20)["small"] == 20
 
 
-def test_after_a_flood_all_are_taken_again() -> None:
+def test_all_requests_are_accepted_again_after_a_flood() -> None:
     traffic = Traffic()
     traffic.run(3, ada=3_000)
     traffic.run(6, ada=50)

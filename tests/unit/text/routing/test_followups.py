@@ -72,7 +72,7 @@ class Gateway:
         return [(request, signal.source) for request, signal in self.noted.signals[before:]]
 
 
-def test_asking_the_same_again_counts_once() -> None:
+def test_repeated_request_counts_once() -> None:
     gateway = Gateway()
     assert gateway.ask(ASK) == []
     assert gateway.ask(ASK) == [("r1", "regenerated")]
@@ -83,7 +83,7 @@ def test_asking_the_same_again_counts_once() -> None:
     assert gateway.ask(ASK) == [("r2", "regenerated")]
 
 
-def test_what_nobody_can_have_read_yet_is_no_answer_to_come_back_to() -> None:
+def test_repeat_within_two_seconds_is_no_follow_up() -> None:
     gateway = Gateway()
     gateway.ask(ASK)
     gateway.now -= 19
@@ -108,20 +108,20 @@ def test_an_old_answer_is_forgotten() -> None:
         ("What is wrong with my other function?", "continued"),
     ],
 )
-def test_what_the_next_message_says_of_the_answer(text: str, source: str) -> None:
+def test_next_message_is_evidence_about_the_answer(text: str, source: str) -> None:
     gateway = Gateway()
     gateway.ask(ASK)
     assert gateway.ask(ASK, "func merge() {}", text) == [("r1", source)]
 
 
-def test_an_edited_message_says_that_the_first_did_not_lead_anywhere() -> None:
+def test_edited_message_is_evidence_against_the_first_answer() -> None:
     gateway = Gateway()
     gateway.ask(ASK)
     assert gateway.ask(ASK, "func", "Add tests") == [("r1", "continued")]
     assert gateway.ask(ASK, "func", "Add table tests for empty lists") == [("r2", "edited")]
 
 
-def test_turning_to_a_better_model_by_name_is_a_switch() -> None:
+def test_selecting_a_better_model_by_name_is_a_switch() -> None:
     gateway = Gateway()
     gateway.ask(ASK)
     assert gateway.ask(ASK, model="claude-haiku-5-5") == [("r1", "switched")]
@@ -129,27 +129,27 @@ def test_turning_to_a_better_model_by_name_is_a_switch() -> None:
     assert gateway.ask(ASK, model="smollm2-135m") == [("r3", "regenerated")]
 
 
-def test_nobody_follows_up_for_another() -> None:
+def test_other_tenants_and_keys_do_not_follow_up() -> None:
     gateway = Gateway()
     gateway.ask(ASK)
     assert gateway.ask(ASK, key="other") == []
     assert gateway.ask(ASK, owner="bob") == []
 
 
-def test_a_greeting_that_many_send_is_no_repetition() -> None:
+def test_short_greeting_is_no_repeated_request() -> None:
     gateway = Gateway()
     gateway.ask("hello")
     assert gateway.ask("hello") == []
 
 
-def test_the_result_of_a_tool_is_nothing_that_the_user_said() -> None:
+def test_tool_result_is_no_user_message() -> None:
     gateway = Gateway()
     gateway.ask(ASK)
     assert gateway.ask(ASK, role="tool") == []
     assert gateway.ask(ASK, role="tool") == []
 
 
-def test_it_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remembered_answers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moyin.text.routing.followups._CAPACITY", 2)
     gateway = Gateway()
     for number in range(3):
@@ -158,7 +158,7 @@ def test_it_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gateway.ask(f"{ASK}, variant 0") == []
 
 
-def test_whether_an_answer_did_not_help_is_said_at_once() -> None:
+def test_detect_reports_at_once_that_an_answer_did_not_help() -> None:
     gateway = Gateway()
     gateway.ask(ASK)
     assert not gateway.is_repeat
@@ -168,7 +168,7 @@ def test_whether_an_answer_did_not_help_is_said_at_once() -> None:
     assert not gateway.is_repeat, "who goes on was helped"
 
 
-def test_a_request_is_looked_at_where_it_may_follow_up_an_answer() -> None:
+def test_requests_are_matched_only_while_answers_are_remembered() -> None:
     gateway = Gateway()
     names = replace(route(gateway.fleet), usd_per_bad_answer=0.01)
     assert not gateway.follow_ups.may_match(names), "no answer is known, and no other replica"

@@ -47,7 +47,7 @@ async def twice(gateway: Streams, **changes: Any) -> tuple[bytes, bytes]:
     return first, answer.body
 
 
-async def test_a_stream_that_was_held_as_a_whole_is_kept_as_it_was_given() -> None:
+async def test_fully_held_stream_is_cached_as_it_was_sent() -> None:
     gateway = Streams(first=GOOD, hold_streams=True, aliases=CACHED)
     with_cache(gateway)
     first, again = await twice(gateway, response_format=FORMAT)
@@ -55,7 +55,7 @@ async def test_a_stream_that_was_held_as_a_whole_is_kept_as_it_was_given() -> No
     assert again == first
 
 
-async def test_a_short_stream_in_one_piece_is_kept_as_it_was_given() -> None:
+async def test_short_stream_in_one_piece_is_cached_as_it_was_sent() -> None:
     gateway = passing(ApiFormat.OPENAI, [b"".join(raw("Yes."))], aliases=CACHED)
     gateway.router.fleet = replace(
         gateway.router.fleet,
@@ -67,7 +67,7 @@ async def test_a_short_stream_in_one_piece_is_kept_as_it_was_given() -> None:
     assert again == first
 
 
-async def test_a_kept_answer_that_is_given_again_is_no_follow_up() -> None:
+async def test_cached_answer_is_no_follow_up() -> None:
     """Many people ask what is kept; nobody of them found the answer before useless."""
     gateway, noticed = Streams(first=GOOD, aliases=CACHED), list[Conversation]()
 
@@ -109,7 +109,7 @@ class Waiting(FakeBackend):
             yield delta
 
 
-async def test_a_client_that_leaves_during_the_rescue_ends_both_calls() -> None:
+async def test_disconnect_during_the_rescue_ends_both_calls() -> None:
     gateway, better = Streams(), Waiting()
     runtimes = gateway.router.fleet.runtimes
     runtimes["claude"].backend = better
@@ -126,7 +126,7 @@ async def test_a_client_that_leaves_during_the_rescue_ends_both_calls() -> None:
     ]
 
 
-async def test_a_client_that_leaves_while_the_first_stream_is_given_up_ends_both(
+async def test_disconnect_while_the_first_stream_closes_ends_both(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gateway, closing, asks = Streams(), asyncio.Event(), list[MeteredStream]()
@@ -152,9 +152,7 @@ async def test_a_client_that_leaves_while_the_first_stream_is_given_up_ends_both
 
 
 @pytest.mark.parametrize("streams", [True, False])
-async def test_both_models_are_blamed_where_both_answers_have_a_fault(
-    streams: bool, tmp_path: Path
-) -> None:
+async def test_faults_of_both_answers_are_recorded(streams: bool, tmp_path: Path) -> None:
     """Of one source the database keeps one signal for each request."""
     database = Database(f"sqlite:///{tmp_path}/moyin.db")
     await database.ready()

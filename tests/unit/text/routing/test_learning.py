@@ -132,7 +132,7 @@ async def test_a_rating_goes_to_the_model_whose_answer_the_client_got(database: 
     assert row.model == "claude-haiku-5-5"
 
 
-async def test_what_was_learned_survives_a_restart(database: Database) -> None:
+async def test_learned_state_survives_a_restart(database: Database) -> None:
     first = Replica(database)
     for number in range(3):
         await first.answer(f"r{number}")
@@ -147,7 +147,7 @@ async def test_what_was_learned_survives_a_restart(database: Database) -> None:
         assert second.estimate().signals == 3
 
 
-async def test_replicas_agree_once_they_have_read_the_same(database: Database) -> None:
+async def test_replicas_agree_after_reading_the_same_signals(database: Database) -> None:
     one, two = Replica(database), Replica(database)
     for replica in (one, two):
         await replica.learning.load("ada")
@@ -160,7 +160,7 @@ async def test_replicas_agree_once_they_have_read_the_same(database: Database) -
     assert one.estimate().signals == 2
 
 
-async def test_the_same_again_changes_nothing_and_another_score_is_refused(
+async def test_repeated_rating_changes_nothing_and_another_score_is_rejected(
     database: Database,
 ) -> None:
     replica = Replica(database)
@@ -218,7 +218,7 @@ async def test_a_rating_may_come_before_the_ledger_has_written(database: Databas
         await replica.rate("r1", 1.0, owner="bob")
 
 
-async def test_what_no_model_wrote_can_not_be_rated(database: Database) -> None:
+async def test_requests_without_output_cannot_be_rated(database: Database) -> None:
     replica = Replica(database)
     replica.ledger.record(entry("left", complete=False, output_tokens=0))
     replica.ledger.record(entry("vectors", output_tokens=0))
@@ -227,7 +227,7 @@ async def test_what_no_model_wrote_can_not_be_rated(database: Database) -> None:
             await replica.rate(request_id, 0.0)
 
 
-async def test_of_a_request_without_a_decision_the_ledger_knows_the_model(
+async def test_ledger_names_the_model_of_a_request_without_a_decision(
     database: Database,
 ) -> None:
     replica = Replica(database)
@@ -251,7 +251,7 @@ async def test_of_a_request_without_a_decision_the_ledger_knows_the_model(
         await replica.rate("r1", 0.0, key="key_2")
 
 
-async def test_either_of_two_compared_requests_may_be_known_by_the_ledger_only(
+async def test_compared_requests_may_be_known_to_the_ledger_only(
     database: Database,
 ) -> None:
     replica = Replica(database)
@@ -285,7 +285,7 @@ async def test_a_comparison_counts_for_both(database: Database) -> None:
     assert {row.weight for row in rows.values()} == {0.5}
 
 
-async def test_one_key_can_only_say_so_much(database: Database) -> None:
+async def test_feedback_of_one_key_is_rate_limited(database: Database) -> None:
     replica = Replica(database)
     await replica.answer("r1")
     for _ in range(60):
@@ -323,7 +323,7 @@ async def test_a_reset_and_a_freeze_reach_every_replica(database: Database) -> N
     assert two.estimate() != untaught
 
 
-async def test_a_tenant_that_made_room_comes_back_with_all_it_learned(
+async def test_evicted_tenant_is_reloaded_with_its_learned_state(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(learnings, "_TENANTS", 1)
@@ -365,7 +365,7 @@ async def taught(database: Database, tenants: int, score: float = 0.0) -> None:
         await replica.learning.close()
 
 
-async def test_a_tenant_without_signals_begins_with_what_others_found_out(
+async def test_new_tenant_starts_with_shared_levels(
     database: Database,
 ) -> None:
     await taught(database, 5)
@@ -383,7 +383,7 @@ async def test_a_tenant_without_signals_begins_with_what_others_found_out(
     assert one.estimate("newcomer") == before
 
 
-async def test_four_tenants_teach_nobody(database: Database) -> None:
+async def test_four_tenants_are_too_few_to_share_levels(database: Database) -> None:
     await taught(database, 4)
     replica = Replica(database)
     before = replica.estimate("newcomer")
@@ -406,7 +406,7 @@ async def test_a_poisoned_tenant_moves_no_other(database: Database) -> None:
     assert replica.estimate("newcomer").p == pytest.approx(before.p, abs=0.01)
 
 
-async def test_a_tenant_that_freezes_takes_its_share_back(database: Database) -> None:
+async def test_frozen_tenant_withdraws_its_levels(database: Database) -> None:
     await taught(database, 5)
     replica = Replica(database)
     before = replica.estimate("newcomer")
@@ -416,7 +416,9 @@ async def test_a_tenant_that_freezes_takes_its_share_back(database: Database) ->
     assert replica.estimate("newcomer") == before
 
 
-async def test_old_levels_are_left_out(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_outdated_levels_are_ignored(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await taught(database, 5)
     store = Replica(database).store
     assert len(await store.levels()) == 5
@@ -427,7 +429,7 @@ async def test_old_levels_are_left_out(database: Database, monkeypatch: pytest.M
     assert await store.levels() == []
 
 
-async def test_without_the_database_estimates_go_on(
+async def test_estimates_continue_without_the_database(
     database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     replica = Replica(database)
@@ -447,7 +449,7 @@ async def test_without_the_database_estimates_go_on(
     assert replica.estimate().basis == "learned"
 
 
-async def test_notes_that_find_no_room_are_counted_and_told(
+async def test_dropped_records_are_counted_and_logged(
     database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(learnings, "_CAPACITY", 1)
@@ -460,7 +462,7 @@ async def test_notes_that_find_no_room_are_counted_and_told(
     assert await replica.store.decision("ada", "r2") is None
 
 
-async def test_no_words_are_kept(database: Database) -> None:
+async def test_no_text_is_stored(database: Database) -> None:
     replica = Replica(database)
     await replica.answer("r1")
     await replica.learning.flush()
@@ -471,7 +473,7 @@ async def test_no_words_are_kept(database: Database) -> None:
     assert {option[0] for option in row.options} == {"smollm2-135m", "claude-haiku-5-5"}
 
 
-async def test_the_router_notes_its_decisions_and_what_follows_them(
+async def test_router_records_decisions_and_follow_ups(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("moyin.text.routing.followups.MIN_SECONDS", 0.0)
@@ -499,7 +501,7 @@ async def test_the_router_notes_its_decisions_and_what_follows_them(
     assert (signal.request_id, signal.source, signal.key_id) == ("r1", "regenerated", "key_1")
 
 
-async def test_reading_shared_levels_holds_up_no_tenant_and_no_request(
+async def test_loading_shared_levels_blocks_no_request(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(learnings, "_TICK_SECONDS", 0.0)

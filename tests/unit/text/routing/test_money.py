@@ -169,7 +169,7 @@ def marked_body_of(asked: Asked) -> bytes:
 
 
 @pytest.mark.parametrize("cards", [AMORTISED, PAID_FOR], ids=["amortised", "paid for"])
-async def test_the_bill_is_within_a_twentieth_of_the_oracles(
+async def test_total_cost_is_within_a_twentieth_of_an_oracle(
     cards: tuple[tuple[str, str], tuple[str, str]], measured: Measured
 ) -> None:
     all_offers = offers_of(*cards)

@@ -42,9 +42,7 @@ def streamed() -> list[bytes]:
 
 @pytest.mark.parametrize("streams", [True, False])
 @pytest.mark.parametrize("hold_streams", [True, False])
-async def test_a_refusal_is_no_reason_to_ask_another_model(
-    streams: bool, hold_streams: bool
-) -> None:
+async def test_refusal_does_not_cause_a_rescue(streams: bool, hold_streams: bool) -> None:
     gateway = passing(ApiFormat.OPENAI, streamed(), hold_streams=hold_streams)
     gateway.small.raw = json.dumps(WHOLE).encode()
     model, _, answer = await gateway.ask(stream=streams, response_format=FORMAT)

@@ -64,7 +64,7 @@ def test_hard_work_goes_to_the_better_model_and_easy_work_stays() -> None:
     assert chosen(both, HELLO) == "smollm2-135m"
 
 
-def test_without_a_price_the_text_is_not_even_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_is_not_read_without_a_price_of_bad_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     def read(*_: object, **__: object) -> None:
         raise AssertionError("the text was read")
 
@@ -75,7 +75,7 @@ def test_without_a_price_the_text_is_not_even_read(monkeypatch: pytest.MonkeyPat
         explain(router(SMALL, HAIKU), SORT)
 
 
-async def test_one_able_candidate_costs_no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_single_candidate_needs_no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moyin.text.routing.request_quality.question_of", None)
     one = router(SMALL, HAIKU)
     one.fleet.runtimes["claude"].is_up = False
@@ -86,7 +86,7 @@ async def test_one_able_candidate_costs_no_estimate(monkeypatch: pytest.MonkeyPa
     assert dict(answer.headers)[b"x-moyin-route"] == b"free"
 
 
-def test_a_models_own_name_asks_for_that_model() -> None:
+def test_model_name_selects_that_model() -> None:
     hosts = router(SMALL, known("smollm2-135m", "other", tariff=FREE_TARIFF), HAIKU)
     told = explain(hosts, SORT, (FLOOR, b"0.99"), (PRICE, b"5"), model="smollm2-135m")
     assert told.quality is None
@@ -94,14 +94,14 @@ def test_a_models_own_name_asks_for_that_model() -> None:
     assert all(one.forecast and one.forecast.estimate is None for one in told.candidates)
 
 
-def test_embeddings_have_no_quality(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quality_is_not_weighed_for_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
     dialect, both = OpenAIEmbeddingsCodec(), router(SMALL, HAIKU)
     call = dialect.parse(b'{"model": "auto", "input": "x"}')
     context = RoutingContext(request_id="r", owner="ada", headers=((FLOOR, b"1"),))
     assert both.explain(dialect, call, context).quality is None
 
 
-def test_the_nearest_rule_holds() -> None:
+def test_most_specific_price_of_bad_answers_wins() -> None:
     def cost(model: str = "auto", *headers: tuple[bytes, bytes]) -> float:
         rules = {"policies": {"ada": Policy(usd_per_bad_answer=0.2)}}
         aliases = {"own": Alias(usd_per_bad_answer=0.1), "plain": Alias()}
@@ -114,7 +114,7 @@ def test_the_nearest_rule_holds() -> None:
     assert cost("own", (PRICE, b"0")) == 0.0
 
 
-def test_a_floor_leaves_out_who_misses_it() -> None:
+def test_floor_excludes_models_below_it() -> None:
     three = router(SMALL, HAIKU, OPUS)
     told = explain(three, HELLO, (FLOOR, b"0.99"))
     assert "smollm2-135m" not in {one.deployment.model.name for one in told.candidates}
@@ -124,7 +124,7 @@ def test_a_floor_leaves_out_who_misses_it() -> None:
     assert out.reason.endswith(" is below 0.99")
 
 
-def test_a_floor_that_none_reaches_names_the_best() -> None:
+def test_unreachable_floor_names_the_best_model() -> None:
     three = router(SMALL, HAIKU, OPUS)
     error = explain(three, SORT, (FLOOR, b"1")).error
     assert isinstance(error, QualityUnreachable)
@@ -135,7 +135,7 @@ def test_a_floor_that_none_reaches_names_the_best() -> None:
     assert chosen(three, SORT, (FLOOR, reach)) == "claude-opus-5-5"
 
 
-def test_a_good_model_that_is_away_is_worth_waiting_for() -> None:
+def test_unavailable_good_model_gives_a_retryable_error() -> None:
     both = router(SMALL, HAIKU)
     both.fleet.runtimes["claude"].is_up = False
     error = explain(both, SORT, (FLOOR, b"0.5")).error
@@ -172,7 +172,7 @@ def test_the_operator_bounds_the_price() -> None:
     assert exclusion_of.value.message == "must be a number between 0 and 0.5"
 
 
-def test_the_reason_is_told_in_words() -> None:
+def test_explanation_compares_p_good() -> None:
     told = explain(router(SMALL, HAIKU), SORT)
     best, second = told.candidates
     assert best.reason == "better"
@@ -184,7 +184,7 @@ def test_the_reason_is_told_in_words() -> None:
     assert easy.reason == "free"
 
 
-async def test_the_answer_says_why() -> None:
+async def test_route_header_says_why() -> None:
     routes = {}
     for prompt in (SORT, HELLO):
         of = router(SMALL, HAIKU)

@@ -75,7 +75,7 @@ class Gateway:
         return headers[b"x-moyin-model"].decode(), headers[b"x-moyin-route"].decode(), answer
 
 
-async def test_an_answer_that_breaks_its_schema_is_asked_anew_and_both_are_booked() -> None:
+async def test_answer_violating_its_schema_is_rescued_and_both_calls_are_recorded() -> None:
     gateway = Gateway()
     model, route, answer = await gateway.ask(response_format=FORMAT)
     assert model == "claude-haiku-5-5"
@@ -88,7 +88,7 @@ async def test_an_answer_that_breaks_its_schema_is_asked_anew_and_both_are_booke
     ]
 
 
-async def test_a_good_answer_stays() -> None:
+async def test_good_answer_is_not_replaced() -> None:
     gateway = Gateway(first=GOOD)
     model, route, _ = await gateway.ask(response_format=FORMAT)
     assert (model, route.partition(";")[0]) == ("smollm2-135m", "free")
@@ -105,7 +105,9 @@ async def test_a_good_answer_stays() -> None:
         (Rescue.CHECKED, False, BAD, False),
     ],
 )
-async def test_policies(policy: Rescue, format: bool, first: str, rescued: bool) -> None:
+async def test_rescue_policy_decides_which_faults_are_rescued(
+    policy: Rescue, format: bool, first: str, rescued: bool
+) -> None:
     gateway = Gateway(first=first, rescue=Rescue.OFF, aliases={"own": Alias(rescue=policy)})
     asked: dict[str, Any] = {"response_format": FORMAT} if format else {}
     model, _, _ = await gateway.ask(model="own", **asked)
@@ -132,12 +134,14 @@ async def test_policies(policy: Rescue, format: bool, first: str, rescued: bool)
         ),
     ],
 )
-async def test_every_protocol(dialect: ProtocolCodec, changes: dict[str, Any]) -> None:
+async def test_rescue_works_in_every_protocol(
+    dialect: ProtocolCodec, changes: dict[str, Any]
+) -> None:
     model, route, _ = await Gateway().ask(dialect, **changes)
     assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", "rescue after json")
 
 
-async def test_when_the_better_one_fails_the_first_answer_is_given() -> None:
+async def test_first_answer_is_kept_when_the_better_model_fails() -> None:
     gateway = Gateway()
     gateway.claude.error = BackendUnavailable("away")
     model, _, answer = await gateway.ask(response_format=FORMAT)
@@ -152,20 +156,20 @@ async def test_named_models_are_not_rescued() -> None:
     assert gateway.claude.asked == []
 
 
-async def test_both_answers_stay_within_what_was_reserved() -> None:
+async def test_both_answers_stay_within_the_reservation() -> None:
     budget = Budget()
     gateway = Gateway()
     assert (await gateway.ask(budget=budget, response_format=FORMAT))[0] == "claude-haiku-5-5"
     assert 0 < budget.spent <= budget.reserved
 
 
-async def test_nobody_is_asked_without_time_left() -> None:
+async def test_no_rescue_without_time_left() -> None:
     gateway = Gateway(timeout=1.0)
     model, _, _ = await gateway.ask(response_format=FORMAT)
     assert model == "smollm2-135m"
 
 
-def test_off_may_stand_unquoted_in_yaml() -> None:
+def test_unquoted_off_is_valid_in_yaml() -> None:
     config = ModelsConfig.model_validate({"routing": {"rescue": False}, "aliases": {}})
     assert config.routing.rescue is Rescue.OFF
     assert ModelsConfig.model_validate({}).routing.rescue is Rescue.CHECKED

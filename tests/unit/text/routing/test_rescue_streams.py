@@ -123,7 +123,9 @@ async def test_prose_where_json_was_asked_for_never_reaches_the_client() -> None
         ),
     ],
 )
-async def test_every_protocol(dialect: ProtocolCodec, changes: dict[str, Any]) -> None:
+async def test_rescue_works_in_every_protocol(
+    dialect: ProtocolCodec, changes: dict[str, Any]
+) -> None:
     model, route, body = await Streams().stream(dialect, **changes)
     assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", "rescue after json")
     assert "Sure" not in body
@@ -158,7 +160,7 @@ PASSED: dict[ApiFormat, tuple[ProtocolCodec, dict[str, Any], list[bytes], str]] 
 
 
 @pytest.mark.parametrize("wire", PASSED)
-async def test_bytes_that_pass_are_looked_at_as_well(wire: ApiFormat) -> None:
+async def test_pass_through_streams_are_checked(wire: ApiFormat) -> None:
     dialect, changes, upstream, fault = PASSED[wire]
     gateway = passing(wire, upstream)
     model, route, _ = await gateway.stream(dialect, **changes)
@@ -167,7 +169,7 @@ async def test_bytes_that_pass_are_looked_at_as_well(wire: ApiFormat) -> None:
 
 
 @pytest.mark.parametrize("wire", PASSED)
-async def test_bytes_that_passed_are_signals_when_they_have_ended(wire: ApiFormat) -> None:
+async def test_finished_pass_through_streams_become_signals(wire: ApiFormat) -> None:
     dialect, changes, upstream, fault = PASSED[wire]
     gateway = passing(wire, upstream, rescue=Rescue.OFF)
     model, _, body = await gateway.stream(dialect, **changes)
@@ -191,7 +193,7 @@ def passing(wire: ApiFormat, upstream: list[bytes], **rules: Any) -> Streams:
     return gateway
 
 
-async def test_a_good_beginning_passes_as_it_came() -> None:
+async def test_good_beginning_passes_unchanged() -> None:
     upstream = raw('{"ok"', ": ", "true}")
     gateway = passing(ApiFormat.OPENAI, upstream)
     model, _, answer = await gateway.ask(stream=True, response_format=FORMAT)
@@ -204,7 +206,7 @@ async def test_a_good_beginning_passes_as_it_came() -> None:
     assert gateway.noted.signals == []
 
 
-async def test_an_empty_stream_is_asked_anew_and_booked_as_complete() -> None:
+async def test_empty_stream_is_rescued_and_recorded_as_complete() -> None:
     gateway = Streams(first="")
     model, route, _ = await gateway.stream()
     assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", "rescue after empty")
@@ -222,13 +224,15 @@ async def test_an_empty_stream_is_asked_anew_and_booked_as_complete() -> None:
         (Rescue.CHECKED, {"response_format": FORMAT, "model": "smollm2-135m"}, BAD, False),
     ],
 )
-async def test_policies(policy: Rescue, changes: dict[str, Any], first: str, rescued: bool) -> None:
+async def test_rescue_policy_decides_which_faults_are_rescued(
+    policy: Rescue, changes: dict[str, Any], first: str, rescued: bool
+) -> None:
     gateway = Streams(first=first, rescue=Rescue.OFF, aliases={"own": Alias(rescue=policy)})
     model, _, _ = await gateway.stream(**{"model": "own", **changes})
     assert (model == "claude-haiku-5-5") is rescued
 
 
-async def test_when_the_better_one_fails_the_first_stream_goes_on() -> None:
+async def test_first_stream_continues_when_the_better_model_fails() -> None:
     gateway = Streams()
     gateway.claude.error = BackendUnavailable("away")
     model, _, body = await gateway.stream(response_format=FORMAT)
@@ -239,7 +243,7 @@ async def test_when_the_better_one_fails_the_first_stream_goes_on() -> None:
 
 @pytest.mark.parametrize("streams", [True, False])
 @pytest.mark.parametrize("price", [Decimal(0), Decimal("0.01")])
-async def test_both_calls_are_paid_from_what_was_reserved(price: Decimal, streams: bool) -> None:
+async def test_both_calls_are_charged_to_the_reservation(price: Decimal, streams: bool) -> None:
     gateway, budget = Streams(), Budget()
     model = replace(SMALL.model, tariff=flat_tariff(price, price))
     catalog = Catalog(deployments=(replace(SMALL, model=model), HAIKU))
@@ -251,11 +255,11 @@ async def test_both_calls_are_paid_from_what_was_reserved(price: Decimal, stream
     assert 0 < budget.spent <= budget.reserved
 
 
-async def test_nobody_is_asked_without_time_left() -> None:
+async def test_no_rescue_without_time_left() -> None:
     assert (await Streams(timeout=1.0).stream(response_format=FORMAT))[0] == "smollm2-135m"
 
 
-async def test_a_stream_that_fails_before_its_first_word_moves_on() -> None:
+async def test_stream_failing_before_its_first_word_falls_back() -> None:
     gateway = passing(ApiFormat.OPENAI, raw("Hello"))
     gateway.small.error = StreamInterrupted("gone")
     gateway.small.pieces_before_error = 1
@@ -289,7 +293,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_slow_word_is_not_waited_for_and_nothing_is_lost() -> None:
+async def test_slow_first_word_ends_the_hold_without_loss() -> None:
     upstream = raw("Hello", " there")
     gateway = passing(ApiFormat.OPENAI, upstream)
     slow = Slow(upstream)
@@ -305,7 +309,7 @@ async def test_a_slow_word_is_not_waited_for_and_nothing_is_lost() -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_client_that_leaves_while_a_word_is_waited_for_ends_the_call() -> None:
+async def test_disconnect_while_waiting_for_a_word_ends_the_call() -> None:
     upstream = raw("Hello")
     gateway = passing(ApiFormat.OPENAI, upstream)
     slow = Slow(upstream)
@@ -318,7 +322,7 @@ async def test_a_client_that_leaves_while_a_word_is_waited_for_ends_the_call() -
     assert gateway.router.fleet.runtimes["local"].load == 0
 
 
-async def test_a_client_that_leaves_while_the_stream_is_held_ends_the_call() -> None:
+async def test_disconnect_while_the_stream_is_held_ends_the_call() -> None:
     slow = Slow(raw("Hello"))
     gateway = passing(ApiFormat.OPENAI, [])
     gateway.router.fleet.runtimes["local"].backend = slow
@@ -356,7 +360,7 @@ async def test_a_whole_good_stream_that_was_held_is_given_as_it_is() -> None:
     assert held.noted.signals == []
 
 
-async def test_the_last_place_of_a_back_end_is_not_waited_for() -> None:
+async def test_rescue_does_not_wait_for_the_last_slot() -> None:
     """Both models on one host with one place: the first call has it."""
     gateway = Streams()
     local = runtime("local", gateway.small, limit=1)
@@ -432,7 +436,7 @@ class Late(FakeBackend):
         yield  # type: ignore[misc]
 
 
-async def test_of_two_that_were_asked_at_once_the_one_that_answered_is_noted() -> None:
+async def test_hedged_call_records_the_model_that_answered() -> None:
     gateway = Streams(rescue=Rescue.OFF, hedging=Hedging(share=0.5))
     local = gateway.router.fleet.runtimes["local"]
     local.backend = Late()

@@ -20,7 +20,7 @@ TOKENS = st.integers(0, 400_000)
 
 @pytest.mark.parametrize("model", sorted(CLAUDE))
 @given(kinds=st.tuples(TOKENS, TOKENS, TOKENS, TOKENS), out=TOKENS, spare=st.integers(0, 9_999))
-def test_no_usage_within_the_bounds_costs_more(
+def test_maximum_cost_covers_every_allowed_usage(
     model: str, kinds: tuple[int, int, int, int], out: int, spare: int
 ) -> None:
     price = CLAUDE[model].price_on(date(2026, 11, 1))
@@ -34,7 +34,7 @@ def test_no_usage_within_the_bounds_costs_more(
     assert price.pico_cost(usage) <= price.max_pico_cost(usage.prompt_tokens + spare, out + spare)
 
 
-def test_a_dear_short_prompt_is_covered_where_long_ones_are_cheaper() -> None:
+def test_maximum_cost_covers_expensive_short_prompts() -> None:
     def rates(amount: int) -> Rates:
         price = Decimal(amount)
         return Rates(
@@ -49,9 +49,7 @@ def test_a_dear_short_prompt_is_covered_where_long_ones_are_cheaper() -> None:
     assert price.max_pico_cost(100, 50) == price.pico_cost(short)
 
 
-def test_what_is_not_text_is_set_aside_by_its_bytes_and_what_is_elsewhere_as_a_whole_context() -> (
-    None
-):
+def test_attachments_reserve_by_size_and_external_content_a_whole_context() -> None:
     deployments = fleet(
         [deployment("dear", flat_tariff(Decimal(1_000_000), Decimal(0)), context=90_000)]
     )

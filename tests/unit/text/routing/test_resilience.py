@@ -78,7 +78,7 @@ def backend_of(answer: object) -> bytes:
     return dict(answer.headers)[b"x-moyin-backend"]  # type: ignore[attr-defined,no-any-return]
 
 
-async def test_a_call_that_failed_at_once_is_tried_again_before_another_is_asked() -> None:
+async def test_quick_failure_is_retried_before_falling_back() -> None:
     first = Flaky(1)
     rig = Rig(first, FakeBackend(raw=RAW), runtime={"retries": 1})
     assert backend_of(await rig.ask()) == b"b0"
@@ -86,7 +86,7 @@ async def test_a_call_that_failed_at_once_is_tried_again_before_another_is_asked
     assert [call.error for call in rig.telemetry.calls] == ["backend_unavailable", None]
 
 
-async def test_retries_are_bounded_and_then_another_is_asked() -> None:
+async def test_retries_are_bounded_before_falling_back() -> None:
     first = Flaky(9)
     rig = Rig(first, FakeBackend(raw=RAW), runtime={"retries": 1})
     answer = await rig.ask()
@@ -97,7 +97,7 @@ async def test_retries_are_bounded_and_then_another_is_asked() -> None:
 @pytest.mark.parametrize(
     "error", [BackendTimeout("x"), BackendKeyRejected("x"), Overloaded("x", retry_after=1)]
 )
-async def test_what_another_try_cannot_help_is_not_tried_again(error: Exception) -> None:
+async def test_errors_that_a_retry_cannot_fix_are_not_retried(error: Exception) -> None:
     first = FakeBackend(error=error)  # type: ignore[arg-type]
     rig = Rig(first, FakeBackend(raw=RAW), runtime={"retries": 3})
     assert backend_of(await rig.ask()) == b"b1"
@@ -123,14 +123,14 @@ async def test_the_whole_call_has_one_deadline() -> None:
     assert seen[2] <= 0.5
 
 
-async def test_a_bad_wish_is_refused_before_anybody_is_asked() -> None:
+async def test_invalid_header_is_rejected_before_any_call() -> None:
     backend = FakeBackend(raw=RAW)
     with pytest.raises(InvalidRequest):
         await Rig(backend).ask(headers=[(b"x-moyin-residency", b"mars")])
     assert not backend.asked
 
 
-async def test_a_stream_that_does_not_begin_in_time_goes_to_another() -> None:
+async def test_late_stream_falls_back() -> None:
     slow = Held()
     rig = Rig(
         slow, FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), runtime={"first_byte_timeout": 0.05}
@@ -141,7 +141,7 @@ async def test_a_stream_that_does_not_begin_in_time_goes_to_another() -> None:
     await drained(answer)
 
 
-async def test_who_finds_no_slot_waits_for_one() -> None:
+async def test_call_waits_for_a_free_slot() -> None:
     held = Held()
     rig = Rig(held, runtime={"slots": Slots(1, queue=1, patience=5)})
     first = asyncio.create_task(rig.ask())
@@ -157,7 +157,7 @@ async def test_who_finds_no_slot_waits_for_one() -> None:
     assert (runtime.load, runtime.health.waiting) == (0, 0)
 
 
-async def test_nobody_waits_for_ever() -> None:
+async def test_wait_for_a_slot_is_bounded() -> None:
     held = Held()
     rig = Rig(held, runtime={"slots": Slots(1, queue=1, patience=0.03)})
     first = asyncio.create_task(rig.ask())
@@ -171,7 +171,7 @@ async def test_nobody_waits_for_ever() -> None:
     assert rig.runtimes[0].load == 0
 
 
-async def test_who_leaves_the_queue_leaves_no_trace() -> None:
+async def test_cancelled_waiter_leaves_the_queue_unchanged() -> None:
     slots = Slots(1, queue=5, patience=5)
     assert slots.take("ada")
     waiting = [asyncio.create_task(slots.wait("ada", 5, 1)) for _ in range(3)]
@@ -186,7 +186,7 @@ async def test_who_leaves_the_queue_leaves_no_trace() -> None:
     assert slots.taken == 0
 
 
-async def test_a_client_that_leaves_before_the_answer_pays_for_the_prompt() -> None:
+async def test_disconnect_before_the_answer_charges_the_prompt() -> None:
     rig = Rig(Held(), tariff=CHEAP)
     task = asyncio.create_task(rig.ask())
     await asyncio.sleep(0.01)
@@ -211,7 +211,7 @@ def used_to_begin_at(rig: Rig, seconds: float) -> None:
         )
 
 
-async def test_a_second_is_asked_when_the_first_is_slower_than_usual() -> None:
+async def test_second_back_end_is_called_when_the_first_is_slow() -> None:
     slow = Held()
     rig = Rig(
         slow, FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), tariff=CHEAP, hedging=Hedging(share=0.5)
@@ -228,7 +228,7 @@ async def test_a_second_is_asked_when_the_first_is_slower_than_usual() -> None:
     assert [(entry.backend, entry.complete) for entry in rig.books] == [("b0", False), ("b1", True)]
 
 
-async def test_only_a_share_is_asked_twice() -> None:
+async def test_only_a_share_of_requests_is_hedged() -> None:
     slow = Held()
     rig = Rig(slow, FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), hedging=Hedging(share=0.5))
     used_to_begin_at(rig, 0.005)
@@ -246,7 +246,7 @@ async def test_only_a_share_is_asked_twice() -> None:
     assert routes == [b"free", b"hedged"] * 3
 
 
-async def test_a_client_that_leaves_stops_both() -> None:
+async def test_disconnect_cancels_both_hedged_calls() -> None:
     slow, other = Held(), Held()
     rig = Rig(slow, other, hedging=Hedging(share=1.0))
     used_to_begin_at(rig, 0.005)
@@ -260,14 +260,14 @@ async def test_a_client_that_leaves_stops_both() -> None:
     assert [runtime.load for runtime in rig.runtimes] == [0, 0]
 
 
-def test_the_share_saves_up_but_not_for_ever() -> None:
+def test_hedging_credit_is_bounded() -> None:
     hedge = Hedge()
     for _ in range(10_000):
         hedge.earn(0.5)
     assert [hedge.try_spend() for _ in range(12)] == [True] * 10 + [False] * 2
 
 
-async def test_when_both_fail_the_firsts_failure_is_told() -> None:
+async def test_first_failure_is_raised_when_both_fail() -> None:
     async def overloaded() -> None:
         await asyncio.sleep(0.02)
         raise Overloaded("x", retry_after=7)
@@ -280,7 +280,7 @@ async def test_when_both_fail_the_firsts_failure_is_told() -> None:
         await race(overloaded(), unable, after=0.001, may_start_second=lambda: True)
 
 
-async def test_a_second_that_may_not_be_asked_does_not_stop_the_first() -> None:
+async def test_denied_second_call_does_not_stop_the_first() -> None:
     first = Answer(headers=(), body=b"first")
 
     async def slow() -> Answer:
@@ -293,7 +293,7 @@ async def test_a_second_that_may_not_be_asked_does_not_stop_the_first() -> None:
     assert await race(slow(), nobody, after=0.001, may_start_second=lambda: True) is first
 
 
-async def test_a_breaker_that_opens_meanwhile_costs_nobody_the_answer_under_way() -> None:
+async def test_opening_breaker_does_not_stop_a_running_answer() -> None:
     slow, other = Held(), FakeBackend(raw_stream=[CHUNK, TOTAL, DONE])
     rig = Rig(slow, other, tariff=CHEAP, hedging=Hedging(share=1.0))
     used_to_begin_at(rig, 0.005)
@@ -309,7 +309,7 @@ async def test_a_breaker_that_opens_meanwhile_costs_nobody_the_answer_under_way(
     assert [(entry.backend, entry.complete) for entry in rig.books] == [("b0", True)]
 
 
-async def test_a_file_that_is_not_there_takes_the_back_end_from_nobody() -> None:
+async def test_missing_file_does_not_open_the_breaker() -> None:
     lacking = FakeBackend(error=error_from_status(404, "file_1 not found", None))
     rig = Rig(lacking, runtime={"retries": 1})
     for _ in range(4):
@@ -321,13 +321,13 @@ async def test_a_file_that_is_not_there_takes_the_back_end_from_nobody() -> None
     assert {call.error for call in rig.telemetry.calls} == {"model_not_found"}
 
 
-async def test_a_model_that_is_not_there_is_asked_for_elsewhere() -> None:
+async def test_missing_model_falls_back() -> None:
     rig = Rig(FakeBackend(error=error_from_status(404, "", None)), FakeBackend(raw=RAW))
     answer = await rig.ask()
     assert dict(answer.headers)[b"x-moyin-route"] == b"fallback after model_not_found"
 
 
-async def test_a_model_that_is_never_there_is_asked_last_for_a_while() -> None:
+async def test_repeatedly_missing_model_is_tried_last() -> None:
     clock = Clock()
     lacking, able = FakeBackend(error=error_from_status(404, "", None)), FakeBackend(raw=RAW)
     rig = Rig(lacking, able, runtime={"clock": clock})
@@ -348,7 +348,7 @@ async def test_a_model_that_is_never_there_is_asked_last_for_a_while() -> None:
     assert dict((await rig.ask()).headers)[b"x-moyin-route"] == b"free"
 
 
-async def test_who_alone_is_up_is_asked_though_it_had_no_such_model() -> None:
+async def test_only_available_back_end_is_tried_despite_a_missing_model() -> None:
     lacking = FakeBackend(error=error_from_status(404, "", None))
     rig = Rig(lacking, FakeBackend(raw=RAW))
     for _ in range(3):
@@ -359,7 +359,7 @@ async def test_who_alone_is_up_is_asked_though_it_had_no_such_model() -> None:
     assert len(lacking.asked) == 4
 
 
-async def test_files_that_a_client_made_up_put_no_model_last() -> None:
+async def test_invented_file_ids_do_not_demote_a_model() -> None:
     lacking = FakeBackend(error=error_from_status(404, "", None))
     rig = Rig(lacking, FakeBackend(raw=RAW))
     file = {"type": "file", "file": {"file_id": "made-up"}}
@@ -368,7 +368,7 @@ async def test_files_that_a_client_made_up_put_no_model_last() -> None:
     assert len(lacking.asked) == 5
 
 
-async def test_nor_does_it_speak_for_one_that_fails_for_a_while() -> None:
+async def test_missing_model_does_not_hide_a_temporary_failure() -> None:
     lacking, failing = (
         FakeBackend(error=error_from_status(404, "", None)),
         FakeBackend(error=Overloaded("x")),
@@ -378,7 +378,7 @@ async def test_nor_does_it_speak_for_one_that_fails_for_a_while() -> None:
             await Rig(*backends).ask()
 
 
-async def test_nor_for_one_that_is_not_up() -> None:
+async def test_missing_model_does_not_hide_an_unavailable_back_end() -> None:
     """A client asks again after a 503, but hardly after a 404."""
     rig = Rig(FakeBackend(error=error_from_status(404, "", None)), FakeBackend(raw=RAW))
     rig.runtimes[1].is_up = False
@@ -389,7 +389,7 @@ async def test_nor_for_one_that_is_not_up() -> None:
     assert (await rig.ask()).body is RAW
 
 
-async def test_a_tool_call_that_breaks_off_unseen_is_paid_for() -> None:
+async def test_interrupted_unsent_tool_call_is_charged() -> None:
     """Ollama's clients get tool calls whole, so nothing of it was written yet."""
     use = ToolUse(id="c", name="f", arguments='{"a": "some words"}')
     broken = FakeBackend(
@@ -406,7 +406,9 @@ async def test_a_tool_call_that_breaks_off_unseen_is_paid_for() -> None:
 
 @pytest.mark.parametrize("before", ["", "Wait"])
 @pytest.mark.parametrize("streams", [False, True])
-async def test_a_broken_tool_call_is_paid_for_and_no_outage(streams: bool, before: str) -> None:
+async def test_broken_tool_call_is_charged_and_does_not_count_as_outage(
+    streams: bool, before: str
+) -> None:
     use = ToolUse(id="c", name="f", arguments="{oops")
     broken = FakeBackend(replace(text_answer(), parts=(Text(text=before), use)))
     rig = Rig(broken)

@@ -33,7 +33,7 @@ from moyin.text.routing.loaded_models import LoadedModels, ModelState
 from tests.unit.text.routing.dispatching import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
 
 
-async def test_bytes_pass_untouched_and_are_paid_for() -> None:
+async def test_bytes_pass_unchanged_and_are_charged() -> None:
     rig = Rig(FakeBackend(raw=RAW), tariff=CHEAP)
     answer = await rig.ask()
     assert answer.body is RAW
@@ -75,7 +75,7 @@ async def test_a_failure_before_the_first_byte_falls_back(error: MoyinError, str
 
 
 @pytest.mark.parametrize("raw", [b"<html>", b"[]"])
-async def test_an_answer_that_is_none_falls_back(raw: bytes) -> None:
+async def test_malformed_answer_falls_back(raw: bytes) -> None:
     rig = Rig(FakeBackend(raw=raw), FakeBackend(raw=RAW))
     assert (await rig.ask()).body is RAW
 
@@ -85,7 +85,7 @@ async def test_an_empty_stream_falls_back() -> None:
     assert CHUNK in await drained(await rig.ask(stream=True))
 
 
-async def test_what_the_back_end_finds_wrong_with_the_request_is_not_asked_again() -> None:
+async def test_rejected_request_is_not_sent_to_another_back_end() -> None:
     second = FakeBackend(raw=RAW)
     rig = Rig(FakeBackend(error=BackendRejected("no")), second)
     with pytest.raises(BackendRejected):
@@ -94,7 +94,7 @@ async def test_what_the_back_end_finds_wrong_with_the_request_is_not_asked_again
     assert rig.runtimes[0].health.is_up
 
 
-async def test_when_all_fail_the_last_failure_is_told() -> None:
+async def test_last_failure_is_raised_when_all_fail() -> None:
     rig = Rig(
         FakeBackend(error=BackendUnavailable("one")), FakeBackend(error=BackendUnavailable("two"))
     )
@@ -102,7 +102,7 @@ async def test_when_all_fail_the_last_failure_is_told() -> None:
         await rig.ask()
 
 
-async def test_a_refused_key_of_ours_is_not_told_and_opens_at_once() -> None:
+async def test_rejected_own_key_is_hidden_and_opens_the_breaker_at_once() -> None:
     rig = Rig(FakeBackend(error=BackendKeyRejected("key")))
     for _ in range(2):
         with pytest.raises(ServiceUnavailable):
@@ -117,7 +117,7 @@ async def test_a_member_that_one_back_end_lacks_is_routed_around() -> None:
     assert rig.runtimes[0].health == rig.runtimes[1].health
 
 
-async def test_after_the_first_byte_an_error_is_said_in_the_protocol() -> None:
+async def test_error_after_the_first_byte_becomes_an_error_event() -> None:
     error = StreamInterrupted("cut")
     rig = Rig(FakeBackend(raw_stream=[CHUNK, CHUNK], error=error, pieces_before_error=1))
     text = await drained(await rig.ask(stream=True))
@@ -141,7 +141,7 @@ async def test_a_stream_ends_with_its_cost() -> None:
 
 
 @pytest.mark.parametrize("taken", [0, 1])
-async def test_a_client_that_leaves_stops_upstream_and_pays_for_what_it_saw(taken: int) -> None:
+async def test_disconnect_cancels_upstream_and_charges_what_was_sent(taken: int) -> None:
     backend = FakeBackend(raw_stream=[CHUNK] * 100)
     rig = Rig(backend, tariff=CHEAP)
     stream = (await rig.ask(stream=True)).stream
@@ -158,7 +158,7 @@ async def test_a_client_that_leaves_stops_upstream_and_pays_for_what_it_saw(take
     assert len(rig.books) == 1
 
 
-async def test_cancelling_a_whole_answer_frees_the_lane() -> None:
+async def test_cancelled_call_releases_its_slot() -> None:
     class Slow(FakeBackend):
         async def forward(self, request: object) -> bytes:
             await asyncio.sleep(30)
@@ -174,7 +174,7 @@ async def test_cancelling_a_whole_answer_frees_the_lane() -> None:
     assert rig.runtimes[0].load == 0
 
 
-async def test_three_failures_take_a_back_end_out_of_the_choice() -> None:
+async def test_three_failures_exclude_a_back_end() -> None:
     broken = FakeBackend(error=BackendUnavailable("x"))
     rig = Rig(broken, FakeBackend(raw=RAW))
     for _ in range(5):
@@ -187,7 +187,7 @@ async def test_an_unknown_model() -> None:
         await Rig(FakeBackend()).ask(model="gpt-2")
 
 
-async def test_a_failed_health_check_takes_it_out_and_a_good_one_brings_it_back() -> None:
+async def test_health_checks_exclude_and_readmit_a_back_end() -> None:
     backend = FakeBackend(raw=RAW, error=BackendUnavailable("x"))
     rig = Rig(backend)
     heard: list[tuple[str, bool]] = []
@@ -205,7 +205,7 @@ async def test_a_failed_health_check_takes_it_out_and_a_good_one_brings_it_back(
 UNABLE = UnsupportedFeature("Ollama can't be made to call a tool", field="tool_choice")
 
 
-async def test_who_cannot_take_it_does_not_speak_for_who_can() -> None:
+async def test_inability_of_one_back_end_does_not_hide_a_retryable_failure() -> None:
     able = FakeBackend(error=Overloaded("x", retry_after=7))
     rig = Rig(able, FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA))
     with pytest.raises(Overloaded) as caught:
@@ -218,7 +218,7 @@ async def test_who_cannot_take_it_does_not_speak_for_who_can() -> None:
     assert len(able.asked) == 1
 
 
-async def test_where_nobody_may_be_able_the_field_is_named() -> None:
+async def test_error_names_the_field_when_no_back_end_is_able() -> None:
     house = [FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA) for _ in range(2)]
     rig = Rig(*house)
     rig.runtimes[0].is_up = False
@@ -243,7 +243,7 @@ async def test_a_call_that_was_never_sent_loads_no_model() -> None:
     assert loaded.state("up") is ModelState.LOADING
 
 
-async def test_a_server_that_says_an_error_with_a_good_status_is_not_believed() -> None:
+async def test_error_body_with_status_200_is_a_failure() -> None:
     said = b'{"error": {"message": "out of credits", "code": 402}}'
     rig = Rig(FakeBackend(raw=said), FakeBackend(raw=RAW))
     assert (await rig.ask()).body is RAW
@@ -260,7 +260,7 @@ SILENT: list[tuple[ProtocolCodec, dict[str, Any]]] = [
 @pytest.mark.parametrize(
     ("dialect", "body"), SILENT, ids=["openai", "anthropic", "chat", "generate"]
 )
-async def test_a_whole_answer_that_tells_no_usage_is_estimated(
+async def test_usage_is_estimated_when_an_answer_states_none(
     dialect: ProtocolCodec, body: dict[str, Any]
 ) -> None:
     rig = Rig(
@@ -278,7 +278,7 @@ async def test_a_whole_answer_that_tells_no_usage_is_estimated(
     assert (told.prompt_tokens, told.output_tokens) == (entry.input_tokens, 100)
 
 
-async def test_so_is_one_that_is_translated() -> None:
+async def test_usage_is_estimated_for_translated_answers() -> None:
     parts = (Thinking(text="x" * 40), Text(text="x" * 40))
     call = ToolUse(id="c", name="f", arguments='{"a":"12"}' + " " * 10)
     silent = replace(text_answer(), parts=(*parts, call), usage=Usage())
@@ -290,7 +290,7 @@ async def test_so_is_one_that_is_translated() -> None:
     assert dict(answer.headers)[b"x-moyin-estimated"] == b"true"
 
 
-async def test_usage_that_a_server_states_is_no_estimate() -> None:
+async def test_stated_usage_is_not_marked_as_estimated() -> None:
     rig = Rig(FakeBackend(raw=RAW))
     assert b"x-moyin-estimated" not in dict((await rig.ask()).headers)
 
@@ -311,12 +311,12 @@ def test_an_empty_object_is_no_answer(dialect: ProtocolCodec) -> None:
             dialect.check_response(answer)
 
 
-async def test_an_empty_object_is_asked_for_elsewhere() -> None:
+async def test_empty_object_falls_back() -> None:
     rig = Rig(FakeBackend(raw=b"{}"), FakeBackend(raw=RAW))
     assert dict((await rig.ask()).headers)[b"x-moyin-backend"] == b"b1"
 
 
-async def test_what_cannot_be_said_in_the_clients_protocol_is_paid_for_still() -> None:
+async def test_answer_that_cannot_be_translated_is_still_charged() -> None:
     broken = ToolUse(id="c", name="f", arguments="{")
     rig = Rig(FakeBackend(replace(text_answer(), parts=(broken,))), tariff=CHEAP)
     with pytest.raises(InvalidToolCall):
@@ -340,7 +340,7 @@ class Budget:
 
 
 @pytest.mark.parametrize("n", [0, -1, -1_000_000, "2", None])
-async def test_a_member_that_the_protocol_does_not_know_takes_nothing_from_the_reserve(
+async def test_unknown_member_does_not_change_the_reservation(
     n: Any,
 ) -> None:
     """Nothing set aside would be nothing booked, whatever is left of the budget."""
@@ -356,7 +356,7 @@ async def test_a_member_that_the_protocol_does_not_know_takes_nothing_from_the_r
     assert taken[0] == taken[1] > 0
 
 
-async def test_a_call_that_was_cut_is_booked_by_the_ratio_seen_so_far() -> None:
+async def test_interrupted_call_is_charged_by_the_observed_token_ratio() -> None:
     backend = FakeBackend(raw=RAW, raw_stream=[CHUNK, CHUNK])
     rig = Rig(backend)
     estimated = OpenAICodec().parse(rig.body()).needs().prompt_tokens

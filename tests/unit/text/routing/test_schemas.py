@@ -53,7 +53,7 @@ PLACES: list[tuple[ProtocolCodec, str, dict[str, Any]]] = [
 @pytest.mark.parametrize(
     ("dialect", "field", "members"), PLACES, ids=[place[1] for place in PLACES]
 )
-async def test_a_schema_beyond_the_bounds_is_sent_nowhere(
+async def test_schema_beyond_the_bounds_is_sent_to_no_back_end(
     dialect: ProtocolCodec, field: str, members: dict[str, Any]
 ) -> None:
     backend = FakeBackend(raw=RAW)
@@ -65,7 +65,7 @@ async def test_a_schema_beyond_the_bounds_is_sent_nowhere(
     assert not backend.asked and not rig.runtimes[0].load
 
 
-async def test_a_cloud_is_sent_what_a_server_of_ours_is_not() -> None:
+async def test_cloud_back_end_gets_schemas_that_own_servers_do_not() -> None:
     ours, cloud = FakeBackend(raw=RAW), FakeBackend(raw=RAW)
     rig = Rig(ours, cloud, abilities=ABLE)
     rig.runtimes[1].checks_schemas = False
@@ -75,14 +75,14 @@ async def test_a_cloud_is_sent_what_a_server_of_ours_is_not() -> None:
 
 
 @pytest.mark.parametrize("member", ["grammar", "guided_grammar", "guided_regex"])
-async def test_a_grammar_is_taken_by_no_server_of_ours(member: str) -> None:
+async def test_own_servers_get_no_grammars(member: str) -> None:
     rig = Rig(FakeBackend(raw=RAW))
     with pytest.raises(UnsupportedFeature) as caught:
         await rig.ask(**{member: 'root ::= (("a"?){100}){100}'})
     assert caught.value.field == member
 
 
-async def test_what_people_write_reaches_every_server() -> None:
+async def test_usual_schemas_reach_every_back_end() -> None:
     backend = FakeBackend(raw=RAW, api_format=ApiFormat.OPENAI)
     rig = Rig(backend, abilities=ABLE)
     schema = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}}

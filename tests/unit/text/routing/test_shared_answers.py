@@ -124,7 +124,7 @@ async def test_a_follow_up_reaches_the_other_replica(database: Database) -> None
     assert 0 < (signal.p_good or 0) < 1
 
 
-async def test_what_waits_is_exchanged_at_the_end(database: Database) -> None:
+async def test_pending_answers_are_shared_on_close(database: Database) -> None:
     kept = Kept()
     one, two = Gateway(database, kept), Gateway(database, kept)
     one.shared_answers.process_pending, shared_answers = (
@@ -139,7 +139,7 @@ async def test_what_waits_is_exchanged_at_the_end(database: Database) -> None:
     assert await two.ask("r2", ASK) == [("r1", "regenerated")]
 
 
-async def test_turning_to_a_better_model_on_another_replica_is_a_switch(
+async def test_switch_to_a_better_model_is_detected_across_replicas(
     database: Database,
 ) -> None:
     kept = Kept()
@@ -149,7 +149,7 @@ async def test_turning_to_a_better_model_on_another_replica_is_a_switch(
     assert await two.ask("r2", ASK, model="claude-haiku-5-5") == [("r1", "switched")]
 
 
-async def test_nobody_follows_up_for_another_nor_too_soon_nor_too_late(
+async def test_follow_up_needs_the_same_tenant_and_the_time_window(
     database: Database,
 ) -> None:
     kept = Kept()
@@ -163,7 +163,7 @@ async def test_nobody_follows_up_for_another_nor_too_soon_nor_too_late(
     assert await two.ask("r4", ASK) == []
 
 
-async def test_it_is_noted_once_by_whoever_takes_it(database: Database) -> None:
+async def test_follow_up_is_recorded_by_one_replica_only(database: Database) -> None:
     kept = Kept()
     one, two = Gateway(database, kept), Gateway(database, kept)
 
@@ -188,7 +188,7 @@ async def test_it_is_noted_once_by_whoever_takes_it(database: Database) -> None:
     assert len(two.learning._signals) + len(three.learning._signals) == 1
 
 
-async def test_without_valkey_a_replica_knows_its_own(database: Database) -> None:
+async def test_replica_matches_its_own_answers_without_valkey(database: Database) -> None:
     kept = Kept()
     one, two = Gateway(database, kept), Gateway(database, kept)
     await one.ask("r1", ASK)
@@ -198,7 +198,7 @@ async def test_without_valkey_a_replica_knows_its_own(database: Database) -> Non
     assert await one.ask("r3", ASK) == [("r1", "regenerated")]
 
 
-async def test_when_valkey_goes_away_in_between_nothing_is_lost(database: Database) -> None:
+async def test_outage_between_read_and_take_falls_back_to_own_answers(database: Database) -> None:
     class Failing(Kept):
         async def get(self, names: Sequence[bytes]) -> list[bytes | None] | None:
             return None
@@ -209,7 +209,7 @@ async def test_when_valkey_goes_away_in_between_nothing_is_lost(database: Databa
     assert await one.ask("r2", ASK) == [("r1", "regenerated")]
 
 
-async def test_what_waits_is_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pending_work_is_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchanges, "_MAX_LOOKUPS", 2)
     one = Gateway(database, Kept())
     looked = [one.shared_answers.look_up(lookup(), lambda: None) for _ in range(3)]
@@ -225,7 +225,7 @@ def lookup() -> Any:
     )
 
 
-async def test_names_say_nothing_without_the_secret(database: Database) -> None:
+async def test_fingerprints_differ_without_the_secret(database: Database) -> None:
     kept = Kept()
     one, foreign = Gateway(database, kept), Gateway(database, kept, secret=b"another")
     await one.ask("r1", ASK)
@@ -236,7 +236,7 @@ async def test_names_say_nothing_without_the_secret(database: Database) -> None:
 
 
 @pytest.mark.parametrize("value", [b"", b"[]", b'["r", 1, 2, "zz"]', b"{}", b'["r", "x", 1, ""]'])
-async def test_a_value_of_another_version_is_no_answer(database: Database, value: bytes) -> None:
+async def test_stored_value_of_another_version_is_ignored(database: Database, value: bytes) -> None:
     kept = Kept()
     one = Gateway(database, kept)
     await one.ask("r1", ASK)
@@ -245,7 +245,7 @@ async def test_a_value_of_another_version_is_no_answer(database: Database, value
     assert await one.ask("r2", ASK) == []
 
 
-async def test_how_soon_a_request_came_does_not_depend_on_when_it_is_looked_up(
+async def test_time_window_uses_the_arrival_of_the_request(
     database: Database,
 ) -> None:
     kept = Kept()
@@ -262,7 +262,7 @@ async def test_how_soon_a_request_came_does_not_depend_on_when_it_is_looked_up(
     assert not two.learning._signals
 
 
-async def test_an_answer_that_was_not_shared_is_known_by_its_own_replica(
+async def test_unshared_answer_is_matched_by_its_own_replica(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = Gateway(database, Kept())
@@ -273,7 +273,7 @@ async def test_an_answer_that_was_not_shared_is_known_by_its_own_replica(
     assert await one.ask("r2", ASK) == [("r1", "regenerated")]
 
 
-async def test_answers_are_shared_though_the_database_is_away(
+async def test_answers_are_shared_during_a_database_outage(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = Kept()
@@ -293,7 +293,7 @@ async def test_answers_are_shared_though_the_database_is_away(
     assert await one.ask("r3", ASK) == [("r2", "regenerated")]
 
 
-async def test_nothing_is_looked_up_where_quality_has_no_say(database: Database) -> None:
+async def test_no_lookup_where_quality_is_not_weighed(database: Database) -> None:
     one = Gateway(database, Kept())
     one.fleet = router(SMALL, HAIKU, usd_per_bad_answer=0.0).fleet
     call = OpenAICodec().parse(

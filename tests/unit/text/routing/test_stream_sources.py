@@ -39,23 +39,23 @@ async def test_a_cut_stream_is_counted_by_its_pieces_or_else_by_its_length(
     assert usage == Usage(input_tokens=10, output_tokens=output)
 
 
-async def test_a_server_that_counts_on_the_way_is_believed() -> None:
+async def test_running_usage_of_a_server_is_used() -> None:
     counted = Usage(input_tokens=7, cached_tokens=3, output_tokens=6)
     usage = await used(STARTED, *TEXTS, UsageUpdate(usage=counted), by_token=True)
     assert usage == counted
 
 
-async def test_what_was_said_at_the_start_and_what_was_seen_add_up() -> None:
+async def test_prompt_tokens_from_the_start_and_counted_output_add_up() -> None:
     started = Started(id="1", model="m", usage=Usage(input_tokens=7, output_tokens=1))
     usage = await used(started, *TEXTS, by_token=True)
     assert usage == Usage(input_tokens=7, output_tokens=2)
 
 
-async def test_a_whole_stream_is_what_its_end_says() -> None:
+async def test_complete_stream_uses_its_final_usage() -> None:
     assert await used(STARTED, *TEXTS, FINISHED, by_token=True) == FINISHED.usage
 
 
-async def test_a_whole_stream_that_tells_no_usage_is_what_was_seen() -> None:
+async def test_complete_stream_without_usage_is_counted() -> None:
     silent = Finished(stop=StopReason.END, usage=Usage())
     usage = await used(STARTED, *TEXTS, silent, by_token=True)
     assert usage == Usage(input_tokens=10, output_tokens=2)
@@ -76,7 +76,7 @@ async def passed(*pieces: bytes) -> PassedSource:
     return source
 
 
-async def test_a_stream_that_leaves_out_done_has_ended_well() -> None:
+async def test_stream_without_done_has_ended_well() -> None:
     text = b'data: {"choices":[{"index":0,"delta":{"content":"hi"}}]}\n\n'
     last = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
     source = await passed(text, last)
@@ -106,6 +106,6 @@ async def test_the_prompt_is_estimated_at_the_start_and_settled_at_the_end() -> 
     assert (await stated(known, *TEXTS, counted))[0] == (8, 0)
 
 
-async def test_a_client_is_told_the_estimate_that_is_booked() -> None:
+async def test_client_gets_the_recorded_estimate() -> None:
     silent = Finished(stop=StopReason.END, usage=Usage())
     assert await stated(STARTED, *TEXTS, silent) == [(10, 0), (10, 2)]

@@ -41,14 +41,14 @@ def schema(**members: Any) -> ResponseConstraints:
 @pytest.mark.parametrize(
     "text", ["{", ' \n{"a"', "[1", '"a', "-1", "7", "t", "true", "null", "NaN"]
 )
-def test_what_may_become_json_goes_on(text: str) -> None:
+def test_valid_start_of_json_has_no_fault(text: str) -> None:
     assert check_start(seen(TextDelta(text=text)), JSON) == NO_FAULT
 
 
 @pytest.mark.parametrize(
     "text", ["Sure", "```json\n{", "the", "nothing", "None", "\ufeff{", "<think>"]
 )
-def test_what_can_not_become_json_is_a_fault(text: str) -> None:
+def test_invalid_start_of_json_is_a_fault(text: str) -> None:
     assert check_start(seen(TextDelta(text=text)), JSON) == "json"
     assert check_start(seen(TextDelta(text=text)), PLAIN) == NO_FAULT
 
@@ -78,7 +78,7 @@ def test_the_type_of_a_schema_is_known_by_the_first_character(
 
 
 @pytest.mark.parametrize("text", ["", "  \n", "<|im_end|>", "</s> ", "<|start_header_id|>\n"])
-def test_white_space_and_marks_are_nothing_yet(text: str) -> None:
+def test_white_space_and_template_marks_are_not_checked_yet(text: str) -> None:
     assert check_start(seen(TextDelta(text=text)), PLAIN) is None
     assert check_start(seen(TextDelta(text=text), end()), PLAIN) == "empty"
     # The client's own limit or stop sequence may have ended it.
@@ -104,13 +104,13 @@ def test_reasoning_is_shown_as_it_comes() -> None:
     assert check_start(seen(ThinkingDelta(text="Let")), JSON) == NO_FAULT
 
 
-def test_what_can_not_be_read_is_no_fault() -> None:
+def test_unreadable_stream_is_no_fault() -> None:
     transcript = seen(TextDelta(text="Sure"))
     transcript.mark_unreadable()
     assert check_start(transcript, JSON) == NO_FAULT
 
 
-def test_a_long_text_keeps_its_end_only() -> None:
+def test_only_the_end_of_a_long_text_is_checked() -> None:
     transcript = seen(*[TextDelta(text="a" * 1_000) for _ in range(200)], TextDelta(text="end"))
     assert (transcript.is_complete, transcript.is_readable) == (False, True)
     assert len(transcript.text) <= 64 * 1024 + 1_000

@@ -82,7 +82,7 @@ def unread(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
         monkeypatch.setattr(name, refuse)
 
 
-async def test_a_named_model_is_not_looked_at_while_its_client_waits(
+async def test_named_model_causes_no_learning_work_on_the_request_path(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gateway = Gateway()
@@ -94,7 +94,7 @@ async def test_a_named_model_is_not_looked_at_while_its_client_waits(
     assert (gateway.learning.background.failed, gateway.learning.decisions) == (0, [])
 
 
-async def test_a_choice_is_made_and_the_rest_is_left_for_later(
+async def test_learning_is_deferred_to_the_background_queue(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gateway = Gateway()
@@ -113,7 +113,7 @@ async def test_a_choice_is_made_and_the_rest_is_left_for_later(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_of_a_flood_most_requests_leave_nothing(stream: bool) -> None:
+async def test_most_requests_of_a_flood_are_not_recorded(stream: bool) -> None:
     gateway = Gateway(rate=1)
     for number in range(10):
         answer = await gateway.ask(request_id=f"r{number}", stream=stream)
@@ -127,7 +127,7 @@ async def test_of_a_flood_most_requests_leave_nothing(stream: bool) -> None:
     assert len(gateway.learning.decisions) == 1
 
 
-async def test_where_models_are_tried_every_answer_may_be_come_back_to() -> None:
+async def test_every_answer_is_remembered_where_trials_are_enabled() -> None:
     gateway = Gateway(rate=0, explore=0.25)
     await gateway.ask()
     gateway.learning.background.run()
@@ -135,7 +135,7 @@ async def test_where_models_are_tried_every_answer_may_be_come_back_to() -> None
     assert len(gateway.follow_ups._answers) == 1
 
 
-async def test_a_rescue_is_known_even_in_a_flood() -> None:
+async def test_rescue_is_recorded_even_in_a_flood() -> None:
     gateway = Streams()
     learning: Any = Learning(rate=0)
     gateway.router = Router(
@@ -147,7 +147,7 @@ async def test_a_rescue_is_known_even_in_a_flood() -> None:
     assert (learning.decisions, learning.signals) == (["r1"], [])
 
 
-async def test_an_answer_that_no_better_model_follows_is_checked_later(
+async def test_answer_without_a_better_model_is_checked_in_the_background(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gateway = Streams(rescue=Rescue.OFF)
@@ -159,7 +159,7 @@ async def test_an_answer_that_no_better_model_follows_is_checked_later(
     assert gateway.noted.signals == [("smollm2-135m", "checked", "json", 0.0)]
 
 
-async def test_where_bad_answers_cost_nothing_nobody_is_learned_from() -> None:
+async def test_nothing_is_learned_where_bad_answers_cost_nothing() -> None:
     quiet = Gateway(usd_per_bad_answer=0.0)
     quiet.follow_ups._shared_answers = None
     await quiet.ask()
