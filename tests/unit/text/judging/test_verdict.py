@@ -1,4 +1,4 @@
-"""The question is blind, and the answer is mapped back or teaches nothing."""
+"""The judge's request is blind, and its verdict is mapped back to the models."""
 
 from __future__ import annotations
 

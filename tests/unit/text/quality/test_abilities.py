@@ -2,7 +2,7 @@ import pytest
 
 from moyin.text.quality.abilities import Ability, ability_from, ability_of, plain_name
 from moyin.text.quality.estimator import Estimator
-from tests.unit.text.quality.asking import ask
+from tests.unit.text.quality.questions import ask
 
 
 @pytest.mark.parametrize(

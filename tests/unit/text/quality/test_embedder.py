@@ -1,4 +1,4 @@
-"""The optional embedder: numbers that every process agrees on, learned beside those of words."""
+"""Features of the optional embedder are the same in every process and are learned like words."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from moyin.text.quality.question import (
     stored_features,
 )
 from moyin.text.routing.request_quality import question_from_json, question_to_json
-from tests.unit.text.quality.asking import ask, signal
+from tests.unit.text.quality.questions import ask, signal
 
 PHYSICIAN = "Which drug helps a feverish child?"
 PARAPHRASE = "What medicine should toddlers with high temperature take?"
@@ -84,7 +84,7 @@ def test_learning_carries_over_to_words_of_similar_meaning(embed: Embedder) -> N
         estimator.learn("studio", bad)
 
     def chance(text: str) -> float:
-        """Of a question in which nothing but its meaning is that of ``text``."""
+        """Return a question that shares only its meaning with ``text``."""
         like = ask("Hm")
         question = replace(like, features=(*like.features, *embed(text)))
         return estimator.estimate("studio", "llama3.1:8b", None, question).p

@@ -15,7 +15,7 @@ from moyin.text.quality.estimator import (
     Signal,
     TenantState,
 )
-from tests.unit.text.quality.asking import ask, signal
+from tests.unit.text.quality.questions import ask, signal
 
 DAY = 86_400.0
 MODEL = "llama3.1:8b"

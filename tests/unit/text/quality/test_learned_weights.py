@@ -5,19 +5,19 @@ import pytest
 
 from moyin.text.quality.learned_weights import WORD_TRUST, LearnedWeights, WeightReader
 from moyin.text.quality.question import FIRST_WORD, SHAPE_FEATURES
-from tests.unit.text.quality.asking import ask
+from tests.unit.text.quality.questions import ask
 
 SHAPE = ask("Which of these is right?").features[:SHAPE_FEATURES]
 NEVER = (-math.inf, math.inf)
 
 
 def features(*words: int) -> tuple[int, ...]:
-    """Those of a question with these words."""
+    """Return the features of a question with these words."""
     return (*SHAPE, *(FIRST_WORD + word for word in words))
 
 
 def taught(memory: LearnedWeights, good: float, *words: int) -> None:
-    """Learn from one signal, as the estimator does."""
+    """Learn from one signal like the estimator."""
     expected = 1.0 / (1.0 + math.exp(-WeightReader(features(*words)).residual(memory.mean)))
     memory.learn(features(*words), good - expected, 0.2, 1.0, (-0.5, 0.5))
 
@@ -27,7 +27,7 @@ def read(memory: LearnedWeights, *words: int) -> float:
 
 
 def topics(tell: bool) -> LearnedWeights:
-    """What two hundred signals taught of questions whose words tell all or nothing."""
+    """Learn from two hundred questions whose words are decisive or irrelevant."""
     chance, memory = random.Random(7), LearnedWeights()
     for number in range(200):
         topic = number % 4

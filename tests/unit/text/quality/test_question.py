@@ -17,7 +17,7 @@ from moyin.text.quality.question import (
     _words,
     question_of,
 )
-from tests.unit.text.quality.asking import ask
+from tests.unit.text.quality.questions import ask
 
 
 @pytest.mark.parametrize(
@@ -188,9 +188,7 @@ def test_questions_are_the_same_in_every_process() -> None:
         "Calculate the tax in Python for the patient's contract",
         "und les para gli",  # one function word of each of several languages
     ]
-    script = (
-        f"from tests.unit.text.quality.asking import ask\nfor text in {texts!r}: print(ask(text))"
-    )
+    script = f"from tests.unit.text.quality.questions import ask\nfor text in {texts!r}: print(ask(text))"
     outputs = {
         subprocess.run(
             [sys.executable, "-c", script],

@@ -1,7 +1,7 @@
 from moyin.text.quality.abilities import ability_of
 from moyin.text.quality.estimator import Estimator
 from moyin.text.quality.shared_levels import MIN_TENANTS, levels_of, shared_levels
-from tests.unit.text.quality.asking import ask, signal
+from tests.unit.text.quality.questions import ask, signal
 
 MODEL = "llama3.1:8b"
 LAW = "Is this clause of the contract valid?"
@@ -21,7 +21,7 @@ def share(estimator: Estimator, tenants: int) -> None:
 
 
 def newcomer(estimator: Estimator, tenants: int) -> float:
-    """What a tenant without signals expects once the others' levels are shared."""
+    """Return a new tenant's estimate after levels are shared."""
     share(estimator, tenants)
     return estimator.estimate("new", MODEL, ability_of(MODEL), ask(LAW)).p
 

@@ -10,13 +10,13 @@ from moyin.store.responses import CachedResponse
 from moyin.testing.backends import FakeBackend
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.routing.catalog import Alias, Caching
-from tests.unit.text.routing.dispatching import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
+from tests.unit.text.routing.router_rig import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
 
 COST = b": x-moyin-cost-usd=0\n\n"
 
 
 class Memory:
-    """A response cache in memory."""
+    """Stands in for the response cache, in memory."""
 
     def __init__(self) -> None:
         self.kept: dict[tuple[str, str], CachedResponse] = {}
@@ -52,7 +52,7 @@ async def test_repeated_request_is_free_and_calls_no_back_end() -> None:
     assert headers[b"x-moyin-cache"] == b"hit"
     assert (headers[b"x-moyin-backend"], headers[b"x-moyin-cost-usd"]) == (b"b0", b"0")
     assert len(fake.asked) == 1
-    booked = [(entry.backend, entry.cost_usd, entry.output_tokens) for entry in door.books]
+    booked = [(entry.backend, entry.cost_usd, entry.output_tokens) for entry in door.ledger]
     assert booked == [("b0", Decimal("0.002"), 500), ("cache", 0, 500)]
 
 

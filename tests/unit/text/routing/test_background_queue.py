@@ -1,4 +1,4 @@
-"""What is learned beside the requests: in order, in slices, bounded, and nothing fails for it."""
+"""The background queue runs tasks in order and in slices, bounded, and survives failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shipped configuration before any signal, on two hundred prompts: docs/routing.md shows the table."""
+"""The shipped configuration before any signal, on two hundred prompts (see docs/routing.md)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.decision import Candidate
 from moyin.text.routing.router import Router
-from tests.unit.text.routing.dispatching import Books
-from tests.unit.text.routing.mix import HARD, prompts
+from tests.unit.text.routing.prompt_mix import HARD, prompts
+from tests.unit.text.routing.router_rig import RecordedLedger
 
 ROOT = Path(__file__).parents[4]
 # Drawn from public sources before any router had seen it: benchmarks/quality/draw.py.
@@ -49,17 +49,17 @@ Decisions = list[tuple[str, list[Candidate]]]
 def decided(
     mix: Iterable[tuple[str, str]], data: Path, more: tuple[dict[str, Any], ...] = (OLLAMA,)
 ) -> Decisions:
-    """Return the candidates for each prompt, with an 8B model on the studio's own Ollama as well."""
+    """Return the candidates of each prompt, with an additional 8B model on a local Ollama."""
     rules = shipped()
     config = ModelsConfig.model_validate({**rules, "backends": [*rules["backends"], *more]})
     fleet = FleetBuilder(Settings(data=data), {"ANTHROPIC_API_KEY": "anything"}).build(config)
-    router = Router(fleet, Books(), estimator=Estimator())
-    dialect = OpenAICodec()
+    router = Router(fleet, RecordedLedger(), estimator=Estimator())
+    codec = OpenAICodec()
     context = RoutingContext(request_id="r", owner="ada", headers=())
     found = []
     for name, prompt in mix:
         body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
-        told = router.explain(dialect, dialect.parse(json.dumps(body).encode()), context)
+        told = router.explain(codec, codec.parse(json.dumps(body).encode()), context)
         found.append((name, list(told.candidates)))
     return found
 
@@ -152,13 +152,13 @@ def test_without_a_local_model_easy_work_may_stay_on_the_smallest(tmp_path: Path
     fleet = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "anything"}).build(
         ModelsConfig.model_validate(shipped())
     )
-    router = Router(fleet, Books(), estimator=Estimator())
-    dialect = OpenAICodec()
+    router = Router(fleet, RecordedLedger(), estimator=Estimator())
+    codec = OpenAICodec()
     context = RoutingContext(request_id="r", owner="ada", headers=())
     for alias in ("auto", "fast"):
         chosen = []
         for prompt in ("Say hello", "Write merge sort in Go", "Erkläre § 823 BGB"):
             body = {"model": alias, "messages": [{"role": "user", "content": prompt}]}
-            told = router.explain(dialect, dialect.parse(json.dumps(body).encode()), context)
+            told = router.explain(codec, codec.parse(json.dumps(body).encode()), context)
             chosen.append(model(told.candidates[0]))
         assert chosen == [SMALL, HAIKU, HAIKU]

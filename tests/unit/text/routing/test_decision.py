@@ -27,7 +27,7 @@ from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.loaded_models import LoadedModels, ModelState
 from moyin.text.routing.policy import Policy, parse_preferences
 from moyin.text.routing.usage_history import UsageHistory
-from tests.unit.text.routing.rig import Clock, deployment, fleet, route
+from tests.unit.text.routing.factories import Clock, deployment, fleet, route
 
 HI = Needs(prompt_tokens=100, max_tokens=50)
 HAIKU = CLAUDE["claude-haiku-5-5"]

@@ -1,4 +1,4 @@
-"""On a share of requests, a model that little is known of is tried."""
+"""Little-known models are tried on a share of requests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.unit.text.routing.test_request_quality import (
     known,
     router,
 )
-from tests.unit.text.routing.test_rescue_streams import Noted
+from tests.unit.text.routing.test_rescue_streams import RecordingLearning
 
 # Its bounds lie far apart, so that it may be worth its while.
 LOCAL = known("qwen3-14b", "house", tariff=FREE_TARIFF)
@@ -42,12 +42,12 @@ def asking(*deployments: Any, **rules: Any) -> Router:
 async def ask(
     router: Router, *headers: tuple[bytes, bytes], model: str = "auto"
 ) -> tuple[str, str]:
-    """The model and the route."""
+    """Return the model and the route."""
     messages = [{"role": "user", "content": SORT}]
     body = json.dumps({"model": model, "messages": messages}).encode()
-    dialect = OpenAICodec()
+    codec = OpenAICodec()
     context = RoutingContext(request_id="r", owner="ada", headers=headers, key_id="k")
-    answer = await router.answer(dialect, dialect.parse(body), context)
+    answer = await router.answer(codec, codec.parse(body), context)
     told = dict(answer.headers)
     return told[b"x-moyin-model"].decode(), told[b"x-moyin-route"].decode()
 
@@ -106,7 +106,7 @@ async def test_no_trial_after_an_answer_that_did_not_help() -> None:
 
     router = asking()
     router._reviewer._follow_ups = FollowUps()  # type: ignore[assignment]
-    router._reviewer._learning = Noted()  # type: ignore[assignment]
+    router._reviewer._learning = RecordingLearning()  # type: ignore[assignment]
     assert (await ask(router))[0] == "claude-opus-5-5"
 
 

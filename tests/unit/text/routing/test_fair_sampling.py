@@ -1,4 +1,4 @@
-"""Of many requests a fair sample is learned from."""
+"""The router learns from a fair sample of many requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RATE = 100
 
 
 class Traffic:
-    """Requests at even distances, whose tenants' rates are given."""
+    """Generates evenly spaced requests at given rates per tenant."""
 
     def __init__(self) -> None:
         self.now = 50.0
@@ -21,7 +21,7 @@ class Traffic:
         self.accepted: list[tuple[float, str]] = []
 
     def run(self, seconds: int, **rates: int) -> Counter[str]:
-        """Returns how many of each tenant were taken."""
+        """Return how many requests of each tenant were accepted."""
         before, begins = len(self.accepted), self.now
         times = [
             (begins + (number + 0.5) / rate, owner)

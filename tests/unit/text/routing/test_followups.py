@@ -15,14 +15,14 @@ from moyin.text.routing.decision import decide
 from moyin.text.routing.followups import FollowUps
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.usage_history import UsageHistory
-from tests.unit.text.routing.rig import route
+from tests.unit.text.routing.factories import route
 from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, router
 
 ASK = "Write a function that merges two sorted lists in Go"
 U, A = "user", "assistant"
 
 
-class Noted:
+class RecordingLearning:
     def __init__(self) -> None:
         self.background = BackgroundQueue()
         self.signals: list[tuple[str, Signal]] = []
@@ -37,7 +37,7 @@ class Gateway:
 
     def __init__(self) -> None:
         self.now = 1_000.0
-        self.noted: Any = Noted()
+        self.noted: Any = RecordingLearning()
         self.follow_ups = FollowUps(self.noted, clock=lambda: self.now)
         self.fleet = router(SMALL, HAIKU).fleet
         self._count = 0

@@ -1,4 +1,4 @@
-"""Streams that were held back: what is kept of them, and what happens when their client leaves."""
+"""Held streams are cached as they were sent, and end when their client disconnects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from moyin.text.routing.conversation import Conversation
 from moyin.text.routing.learning import Learning
 from moyin.text.routing.metered_stream import MeteredStream
 from moyin.text.routing.router import Router
-from tests.unit.text.routing.dispatching import drained
+from tests.unit.text.routing.router_rig import drained
 from tests.unit.text.routing.test_answer_cache import Memory
 from tests.unit.text.routing.test_rescue import FORMAT, GOOD
 from tests.unit.text.routing.test_rescue_streams import Streams, passing, raw
@@ -31,14 +31,14 @@ CACHED = {"own": Alias(cache=Caching(ttl=60, max_bytes=10_000, max_entries=10))}
 
 
 def with_cache(gateway: Streams) -> Memory:
-    """Let the gateway keep answers."""
+    """Enable the answer cache."""
     kept, fleet = Memory(), gateway.router.fleet
-    gateway.router = Router(fleet, gateway.books, cache=kept, estimator=Estimator())
+    gateway.router = Router(fleet, gateway.ledger, cache=kept, estimator=Estimator())
     return kept
 
 
 async def twice(gateway: Streams, **changes: Any) -> tuple[bytes, bytes]:
-    """The body of an answer, and of the kept one."""
+    """Return the body of an answer and of its cached copy."""
     _, _, answer = await gateway.ask(stream=True, model="own", **changes)
     first = await drained(answer)
     await asyncio.sleep(0)  # it is written beside the answer
@@ -68,7 +68,7 @@ async def test_short_stream_in_one_piece_is_cached_as_it_was_sent() -> None:
 
 
 async def test_cached_answer_is_no_follow_up() -> None:
-    """Many people ask what is kept; nobody of them found the answer before useless."""
+    """Clients that get a cached answer did not complain about an earlier one."""
     gateway, noticed = Streams(first=GOOD, aliases=CACHED), list[Conversation]()
 
     class FollowUps:
@@ -84,7 +84,7 @@ async def test_cached_answer_is_no_follow_up() -> None:
     follow_ups: Any = FollowUps()
     gateway.router = Router(
         gateway.router.fleet,
-        gateway.books,
+        gateway.ledger,
         cache=Memory(),
         estimator=Estimator(),
         learning=gateway.noted,
@@ -96,7 +96,7 @@ async def test_cached_answer_is_no_follow_up() -> None:
 
 
 class Waiting(FakeBackend):
-    """Begins when it is told to."""
+    """Starts when the test releases it."""
 
     def __init__(self) -> None:
         super().__init__(api_format=ApiFormat.OLLAMA)
@@ -120,7 +120,7 @@ async def test_disconnect_during_the_rescue_ends_both_calls() -> None:
     assert asking.cancelled()
     assert gateway.small.closed_early == 1
     assert [runtime.load for runtime in runtimes.values()] == [0, 0]
-    assert sorted((one.model, one.complete) for one in gateway.books) == [
+    assert sorted((one.model, one.complete) for one in gateway.ledger) == [
         ("claude-haiku-5-5", False),
         ("smollm2-135m", False),
     ]
@@ -148,19 +148,19 @@ async def test_disconnect_while_the_first_stream_closes_ends_both(
     await asyncio.wait([asking])
     assert asking.cancelled()
     assert [runtime.load for runtime in gateway.router.fleet.runtimes.values()] == [0, 0]
-    assert len(gateway.books) == 2
+    assert len(gateway.ledger) == 2
 
 
 @pytest.mark.parametrize("streams", [True, False])
 async def test_faults_of_both_answers_are_recorded(streams: bool, tmp_path: Path) -> None:
-    """Of one source the database keeps one signal for each request."""
+    """The database keeps one signal per request and source."""
     database = Database(f"sqlite:///{tmp_path}/moyin.db")
     await database.ready()
     store, estimator = QualityStore(database), Estimator()
     learning = Learning(estimator, store)
     gateway = Streams(first="Sure!", second="Here it is.")
     fleet = gateway.router.fleet
-    gateway.router = Router(fleet, gateway.books, estimator=estimator, learning=learning)
+    gateway.router = Router(fleet, gateway.ledger, estimator=estimator, learning=learning)
     _, _, answer = await gateway.ask(stream=streams, response_format=FORMAT)
     if streams:
         await drained(answer)

@@ -1,4 +1,4 @@
-"""Signals from answers to estimates: through SQL, in the same order for every replica."""
+"""Signals reach the estimates through SQL, in the same order for every replica."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from moyin.text.routing.learning import Learning
 from moyin.text.routing.request_quality import RequestQuality, question_from_json
 from moyin.text.routing.router import Router
 from moyin.text.routing.usage_history import UsageHistory
-from tests.unit.text.routing.dispatching import Books
-from tests.unit.text.routing.rig import route
+from tests.unit.text.routing.factories import route
+from tests.unit.text.routing.router_rig import RecordedLedger
 from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, SORT, router
 
 NOW = 1_795_000_000.0
 
 
 class Call:
-    """Enough of a call for an estimate."""
+    """Stands in for a parsed request."""
 
     def recent_turns(self) -> tuple[tuple[str, str], ...]:
         return (("user", SORT),)
@@ -59,7 +59,7 @@ class Replica:
     async def answer(
         self, request_id: str, owner: str = "ada", by: ModelDeployment = SMALL
     ) -> None:
-        """Route one request by quality; the small model is taken to have answered."""
+        """Record a decision as if the small model had answered."""
         await self.learning.load(owner)
         needs = Needs(prompt_tokens=20)
         call: Any = Call()
@@ -95,7 +95,7 @@ class Replica:
 
 
 def alike(one: Estimate, other: Estimate) -> bool:
-    """Whether they differ by no more than a saved state is rounded."""
+    """Return whether two states differ only by rounding."""
     return (one.signals, one.basis) == (other.signals, other.basis) and one.p == pytest.approx(
         other.p, abs=1e-6
     )
@@ -121,7 +121,7 @@ async def test_feedback_moves_the_next_estimate(database: Database) -> None:
 
 
 async def test_a_rating_goes_to_the_model_whose_answer_the_client_got(database: Database) -> None:
-    """Of a rescued request the second decision may not be written yet when it is rated."""
+    """The second decision of a rescued request may still be unwritten when it is rated."""
     replica = Replica(database)
     await replica.answer("r1")
     await replica.learning.flush()
@@ -201,7 +201,7 @@ def entry(request_id: str, model: str = "smollm2-135m", **members: Any) -> Usage
 
 
 async def booked(replica: Replica, request_id: str, model: str = "smollm2-135m") -> None:
-    """Enter a request of which nothing else is known."""
+    """Add a request to the ledger without a decision."""
     await replica.ledger.start()
     replica.ledger.record(entry(request_id, model))
     await replica.ledger.close()
@@ -338,7 +338,7 @@ async def test_evicted_tenant_is_reloaded_with_its_learned_state(
 
 
 async def taught(database: Database, tenants: int, score: float = 0.0) -> None:
-    """Tenants whose signals agree."""
+    """Create tenants with agreeing signals."""
     for number in range(tenants):
         owner, replica = f"studio-{number}", Replica(database)
         await replica.answer("r", owner)
@@ -481,17 +481,17 @@ async def test_router_records_decisions_and_follow_ups(
     follow_ups = FollowUps(replica.learning)
     text_router = Router(
         router(SMALL, HAIKU).fleet,
-        Books(),
+        RecordedLedger(),
         estimator=replica.estimator,
         learning=replica.learning,
         follow_ups=follow_ups,
     )
-    dialect = OpenAICodec()
+    codec = OpenAICodec()
     prompt = f"{SORT}, with tests for empty lists"
     body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
     for request_id in ("r1", "r2"):
         context = RoutingContext(request_id=request_id, owner="ada", headers=(), key_id="key_1")
-        await text_router.answer(dialect, dialect.parse(json.dumps(body).encode()), context)
+        await text_router.answer(codec, codec.parse(json.dumps(body).encode()), context)
     await follow_ups.close()
     await replica.learning.flush()
     row = await replica.store.decision("ada", "r1")

@@ -1,4 +1,4 @@
-"""A model of OpenAI's that refuses says so in a member of its own, and was no worse than asked for."""
+"""OpenAI's models refuse in a separate member, which is no fault."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moyin.domain.backend import ApiFormat
 from moyin.domain.chat import Finished, StopReason, TextDelta
 from moyin.text.protocol.openai.response import chat_response_to_domain
 from moyin.text.protocol.openai.stream import StreamReader
-from tests.unit.text.routing.dispatching import drained
+from tests.unit.text.routing.router_rig import drained
 from tests.unit.text.routing.test_rescue import FORMAT
 from tests.unit.text.routing.test_rescue_streams import USED, passing
 

@@ -1,4 +1,4 @@
-"""Quality in the score: what is weighed, what a client may ask for, and what is told of it."""
+"""Quality in the score: when it is weighed, what clients may set, and how it is reported."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from moyin.text.routing.explanation import Explanation, explain_loss
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.policy import Policy, parse_preferences
 from moyin.text.routing.router import Router
-from tests.unit.text.routing.dispatching import Books
-from tests.unit.text.routing.rig import deployment, runtime
+from tests.unit.text.routing.factories import deployment, runtime
+from tests.unit.text.routing.router_rig import RecordedLedger
 
 SORT, HELLO = "Write merge sort in Go", "Say hello"
 FLOOR, PRICE = b"x-moyin-quality", b"x-moyin-usd-per-bad-answer"
@@ -42,16 +42,16 @@ def router(*deployments: ModelDeployment, **rules: Any) -> Router:
     runtimes = {name: runtime(name) for name in {one.backend for one in deployments}}
     catalog = Catalog(deployments=deployments, aliases=rules.pop("aliases", {}))
     fleet = Fleet(catalog=catalog, runtimes=runtimes, **({"usd_per_bad_answer": 0.003} | rules))
-    return Router(fleet, Books(), estimator=Estimator())
+    return Router(fleet, RecordedLedger(), estimator=Estimator())
 
 
 def explain(
     of: Router, prompt: str, *headers: tuple[bytes, bytes], model: str = "auto"
 ) -> Explanation:
     body = {"model": model, "messages": [{"role": "user", "content": prompt}]}
-    dialect = OpenAICodec()
+    codec = OpenAICodec()
     context = RoutingContext(request_id="r", owner="ada", headers=headers)
-    return of.explain(dialect, dialect.parse(json.dumps(body).encode()), context)
+    return of.explain(codec, codec.parse(json.dumps(body).encode()), context)
 
 
 def chosen(*arguments: Any, **more: Any) -> str:
@@ -79,10 +79,10 @@ async def test_single_candidate_needs_no_estimate(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("moyin.text.routing.request_quality.question_of", None)
     one = router(SMALL, HAIKU)
     one.fleet.runtimes["claude"].is_up = False
-    dialect = OpenAICodec()
+    codec = OpenAICodec()
     body = {"model": "auto", "messages": [{"role": "user", "content": SORT}]}
     context = RoutingContext(request_id="r", owner="ada", headers=())
-    answer = await one.answer(dialect, dialect.parse(json.dumps(body).encode()), context)
+    answer = await one.answer(codec, codec.parse(json.dumps(body).encode()), context)
     assert dict(answer.headers)[b"x-moyin-route"] == b"free"
 
 
@@ -95,10 +95,10 @@ def test_model_name_selects_that_model() -> None:
 
 
 def test_quality_is_not_weighed_for_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
-    dialect, both = OpenAIEmbeddingsCodec(), router(SMALL, HAIKU)
-    call = dialect.parse(b'{"model": "auto", "input": "x"}')
+    codec, both = OpenAIEmbeddingsCodec(), router(SMALL, HAIKU)
+    call = codec.parse(b'{"model": "auto", "input": "x"}')
     context = RoutingContext(request_id="r", owner="ada", headers=((FLOOR, b"1"),))
-    assert both.explain(dialect, call, context).quality is None
+    assert both.explain(codec, call, context).quality is None
 
 
 def test_most_specific_price_of_bad_answers_wins() -> None:
@@ -188,10 +188,10 @@ async def test_route_header_says_why() -> None:
     routes = {}
     for prompt in (SORT, HELLO):
         of = router(SMALL, HAIKU)
-        dialect = OpenAICodec()
+        codec = OpenAICodec()
         body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
         context = RoutingContext(request_id="r", owner="ada", headers=())
-        answer = await of.answer(dialect, dialect.parse(json.dumps(body).encode()), context)
+        answer = await of.answer(codec, codec.parse(json.dumps(body).encode()), context)
         routes[prompt] = dict(answer.headers)[b"x-moyin-route"].decode()
     word, _, rest = routes[SORT].partition("; ")
     assert word == "better"

@@ -1,4 +1,4 @@
-"""A weak model's answer that fails a check is asked anew of the next better model."""
+"""An answer of a weak model that fails a check is replaced by the next better model's."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from moyin.text.routing.answer import Answer, RoutingContext
 from moyin.text.routing.catalog import Alias, Catalog, Rescue
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.router import Router
-from tests.unit.text.routing.dispatching import Books
-from tests.unit.text.routing.rig import runtime
+from tests.unit.text.routing.factories import runtime
+from tests.unit.text.routing.router_rig import RecordedLedger
 from tests.unit.text.routing.test_request_quality import HAIKU, SMALL
 
 SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
@@ -45,32 +45,32 @@ class Budget:
 
 
 class Gateway:
-    """The small model answers first, as a useless answer costs next to nothing; Claude is better."""
+    """Lets the small model answer first, because a bad answer costs next to nothing; Claude is better."""
 
     def __init__(self, first: str = BAD, second: str = GOOD, **rules: Any) -> None:
         # Formats that no client here speaks, so that every answer is translated.
         self.small = FakeBackend(text_answer(first), api_format=ApiFormat.OLLAMA)
         self.claude = FakeBackend(text_answer(second), api_format=ApiFormat.OLLAMA)
-        self.books = Books()
+        self.ledger = RecordedLedger()
         runtimes = {"local": runtime("local", self.small), "claude": runtime("claude", self.claude)}
         for one in runtimes.values():
             one.pass_through = None
         catalog = Catalog(deployments=(SMALL, HAIKU), aliases=rules.pop("aliases", {}))
         rules = {"usd_per_bad_answer": 1e-9, "rescue": Rescue.CHECKED, **rules}
         fleet = Fleet(catalog=catalog, runtimes=runtimes, **rules)
-        self.router = Router(fleet, self.books, estimator=Estimator())
+        self.router = Router(fleet, self.ledger, estimator=Estimator())
 
     async def ask(
-        self, dialect: ProtocolCodec | None = None, budget: Any = None, **changes: Any
+        self, codec: ProtocolCodec | None = None, budget: Any = None, **changes: Any
     ) -> tuple[str, str, Answer]:
-        """The model, the route and the answer."""
-        dialect = dialect or OpenAICodec()
+        """Return the model, the route and the answer."""
+        codec = codec or OpenAICodec()
         messages = [{"role": "user", "content": "Write merge sort in Go"}]
         body = {"model": "auto", "max_tokens": 50, "messages": messages, **changes}
         body = {name: value for name, value in body.items() if value is not None}
-        call = dialect.parse(json.dumps(body).encode())
+        call = codec.parse(json.dumps(body).encode())
         context = RoutingContext(request_id="r1", owner="ada", headers=(), budget=budget)
-        answer = await self.router.answer(dialect, call, context)
+        answer = await self.router.answer(codec, call, context)
         headers = dict(answer.headers)
         return headers[b"x-moyin-model"].decode(), headers[b"x-moyin-route"].decode(), answer
 
@@ -82,7 +82,7 @@ async def test_answer_violating_its_schema_is_rescued_and_both_calls_are_recorde
     assert route.startswith("rescue after json; claude-haiku-5-5: code, p_good 0.")
     assert route.endswith(" of smollm2-135m")
     assert from_json(answer.body)["choices"][0]["message"]["content"] == GOOD
-    assert [(one.model, one.complete) for one in gateway.books] == [
+    assert [(one.model, one.complete) for one in gateway.ledger] == [
         ("smollm2-135m", True),
         ("claude-haiku-5-5", True),
     ]
@@ -135,9 +135,9 @@ async def test_rescue_policy_decides_which_faults_are_rescued(
     ],
 )
 async def test_rescue_works_in_every_protocol(
-    dialect: ProtocolCodec, changes: dict[str, Any]
+    codec: ProtocolCodec, changes: dict[str, Any]
 ) -> None:
-    model, route, _ = await Gateway().ask(dialect, **changes)
+    model, route, _ = await Gateway().ask(codec, **changes)
     assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", "rescue after json")
 
 

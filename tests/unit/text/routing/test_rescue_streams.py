@@ -1,4 +1,4 @@
-"""A stream that begins with a fault is asked anew before its client gets any of it."""
+"""A stream that begins with a fault is replaced before its client gets any of it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from moyin.text.quality.estimator import Estimator, Signal
 from moyin.text.routing.background_queue import BackgroundQueue
 from moyin.text.routing.catalog import Alias, Catalog, Hedging, Rescue
 from moyin.text.routing.router import Router
-from tests.unit.text.routing.dispatching import drained
-from tests.unit.text.routing.rig import runtime
+from tests.unit.text.routing.factories import runtime
+from tests.unit.text.routing.router_rig import drained
 from tests.unit.text.routing.test_request_quality import HAIKU, SMALL
 from tests.unit.text.routing.test_rescue import BAD, FORMAT, GOOD, SCHEMA, Budget, Gateway
 
@@ -34,7 +34,7 @@ TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type
 USED = '{"prompt_tokens": 9, "completion_tokens": 4}'
 
 
-class Noted:
+class RecordingLearning:
     """Stands in for `Learning`."""
 
     def __init__(self) -> None:
@@ -62,19 +62,17 @@ class Noted:
 
 
 class Streams(Gateway):
-    """As `Gateway`, for streams, with a memory of signals."""
+    """Extends `Gateway` with streams and recorded signals."""
 
     def __init__(self, first: str = BAD, second: str = GOOD, **rules: Any) -> None:
         super().__init__(first, second, **rules)
-        self.noted: Any = Noted()
+        self.noted: Any = RecordingLearning()
         fleet = self.router.fleet
-        self.router = Router(fleet, self.books, estimator=Estimator(), learning=self.noted)
+        self.router = Router(fleet, self.ledger, estimator=Estimator(), learning=self.noted)
 
-    async def stream(
-        self, dialect: ProtocolCodec | None = None, **more: Any
-    ) -> tuple[str, str, str]:
-        """The model, the route and the whole body."""
-        model, route, answer = await self.ask(dialect, **{"stream": True, **more})
+    async def stream(self, codec: ProtocolCodec | None = None, **more: Any) -> tuple[str, str, str]:
+        """Return the model, the route and the whole body."""
+        model, route, answer = await self.ask(codec, **{"stream": True, **more})
         body = await drained(answer)
         await asyncio.sleep(0)  # what looks at the end of a stream comes right after it
         self.noted.background.run()
@@ -82,7 +80,7 @@ class Streams(Gateway):
 
 
 def raw(*texts: str, finish: str = "stop") -> list[bytes]:
-    """A stream of OpenAI's, as an upstream sends it."""
+    """Return an OpenAI stream as an upstream sends it."""
     chunks = [{"choices": [{"delta": {"role": "assistant", "content": ""}}]}]
     chunks += [{"choices": [{"delta": {"content": text}}]} for text in texts]
     last = {"choices": [{"delta": {}, "finish_reason": finish}], "usage": json.loads(USED)}
@@ -98,13 +96,13 @@ async def test_prose_where_json_was_asked_for_never_reaches_the_client() -> None
     assert route.startswith("rescue after json; claude-haiku-5-5: code, p_good 0.")
     assert "Sure!" not in body
     assert "true" in body
-    assert [(one.model, one.complete) for one in gateway.books] == [
+    assert [(one.model, one.complete) for one in gateway.ledger] == [
         ("smollm2-135m", False),
         ("claude-haiku-5-5", True),
     ]
     # Upstream is cut as soon as it is clear that nobody wants the rest.
     assert gateway.small.closed_early == 1
-    assert gateway.books[0].output_tokens == 1
+    assert gateway.ledger[0].output_tokens == 1
     assert gateway.noted.signals == [("smollm2-135m", "checked", "json", 0.0)]
     assert gateway.router.fleet.runtimes["local"].load == 0
 
@@ -124,9 +122,9 @@ async def test_prose_where_json_was_asked_for_never_reaches_the_client() -> None
     ],
 )
 async def test_rescue_works_in_every_protocol(
-    dialect: ProtocolCodec, changes: dict[str, Any]
+    codec: ProtocolCodec, changes: dict[str, Any]
 ) -> None:
-    model, route, body = await Streams().stream(dialect, **changes)
+    model, route, body = await Streams().stream(codec, **changes)
     assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", "rescue after json")
     assert "Sure" not in body
 
@@ -161,25 +159,25 @@ PASSED: dict[ApiFormat, tuple[ProtocolCodec, dict[str, Any], list[bytes], str]] 
 
 @pytest.mark.parametrize("wire", PASSED)
 async def test_pass_through_streams_are_checked(wire: ApiFormat) -> None:
-    dialect, changes, upstream, fault = PASSED[wire]
+    codec, changes, upstream, fault = PASSED[wire]
     gateway = passing(wire, upstream)
-    model, route, _ = await gateway.stream(dialect, **changes)
+    model, route, _ = await gateway.stream(codec, **changes)
     assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", f"rescue after {fault}")
-    assert gateway.books[0].input_tokens > 0
+    assert gateway.ledger[0].input_tokens > 0
 
 
 @pytest.mark.parametrize("wire", PASSED)
 async def test_finished_pass_through_streams_become_signals(wire: ApiFormat) -> None:
-    dialect, changes, upstream, fault = PASSED[wire]
+    codec, changes, upstream, fault = PASSED[wire]
     gateway = passing(wire, upstream, rescue=Rescue.OFF)
-    model, _, body = await gateway.stream(dialect, **changes)
+    model, _, body = await gateway.stream(codec, **changes)
     assert model == "smollm2-135m"
     assert body
     assert gateway.noted.signals == [("smollm2-135m", "checked", fault, 0.0)]
 
 
 def passing(wire: ApiFormat, upstream: list[bytes], **rules: Any) -> Streams:
-    """The small model's server speaks the client's format."""
+    """Give the small model's server the client's format."""
     gateway = Streams(**rules)
     gateway.small = FakeBackend(raw_stream=upstream, api_format=wire)
     fleet = gateway.router.fleet
@@ -210,7 +208,7 @@ async def test_empty_stream_is_rescued_and_recorded_as_complete() -> None:
     gateway = Streams(first="")
     model, route, _ = await gateway.stream()
     assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", "rescue after empty")
-    assert [one.complete for one in gateway.books] == [True, True]
+    assert [one.complete for one in gateway.ledger] == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -238,7 +236,7 @@ async def test_first_stream_continues_when_the_better_model_fails() -> None:
     model, _, body = await gateway.stream(response_format=FORMAT)
     assert model == "smollm2-135m"
     assert all(word in body for word in BAD.split())
-    assert [one.complete for one in gateway.books if one.model == "smollm2-135m"] == [True]
+    assert [one.complete for one in gateway.ledger if one.model == "smollm2-135m"] == [True]
 
 
 @pytest.mark.parametrize("streams", [True, False])
@@ -267,12 +265,12 @@ async def test_stream_failing_before_its_first_word_falls_back() -> None:
     model, route, _ = await gateway.stream()
     assert (model, route) == ("claude-haiku-5-5", "fallback after stream_interrupted")
     # The prompt was read, and is paid for.
-    assert gateway.books[0].input_tokens > 0
-    assert not gateway.books[0].complete
+    assert gateway.ledger[0].input_tokens > 0
+    assert not gateway.ledger[0].complete
 
 
 class Slow(FakeBackend):
-    """Sends its first event, and the rest when it is told to."""
+    """Sends its first event, and the rest when the test releases it."""
 
     def __init__(self, pieces: list[bytes]) -> None:
         super().__init__(raw_stream=pieces)
@@ -334,7 +332,7 @@ async def test_disconnect_while_the_stream_is_held_ends_the_call() -> None:
     assert asking.cancelled()
     assert slow.closed_early == 1
     assert gateway.router.fleet.runtimes["local"].load == 0
-    assert [one.complete for one in gateway.books] == [False]
+    assert [one.complete for one in gateway.ledger] == [False]
 
 
 async def test_a_stream_may_be_held_until_it_is_checked_as_a_whole() -> None:
@@ -361,7 +359,7 @@ async def test_a_whole_good_stream_that_was_held_is_given_as_it_is() -> None:
 
 
 async def test_rescue_does_not_wait_for_the_last_slot() -> None:
-    """Both models on one host with one place: the first call has it."""
+    """Both models run on one host with one slot, which the first call holds."""
     gateway = Streams()
     local = runtime("local", gateway.small, limit=1)
     local.pass_through = None
@@ -428,7 +426,7 @@ async def test_cut_and_refusing_answers_and_broken_arguments_are_signals(
 
 
 class Late(FakeBackend):
-    """Never begins."""
+    """Never starts to answer."""
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
         self.asked.append(request)

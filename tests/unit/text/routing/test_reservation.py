@@ -1,4 +1,4 @@
-"""What is set aside for a call covers whatever it can cost."""
+"""The reservation of a call covers every possible cost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moyin.domain.money import Price, PriceBand, Rates, Usage, flat_tariff
 from moyin.domain.needs import Needs
 from moyin.text.routing.claude_prices import CLAUDE
 from moyin.text.routing.reservation import max_cost
-from tests.unit.text.routing.rig import deployment, fleet, route
+from tests.unit.text.routing.factories import deployment, fleet, route
 
 TOKENS = st.integers(0, 400_000)
 

@@ -31,8 +31,8 @@ from moyin.text.routing.answer import Answer, RoutingContext
 from moyin.text.routing.catalog import Hedging
 from moyin.text.routing.explanation import explain_loss
 from moyin.text.routing.hedging import Hedge, race
-from tests.unit.text.routing.dispatching import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
-from tests.unit.text.routing.rig import Clock
+from tests.unit.text.routing.factories import Clock
+from tests.unit.text.routing.router_rig import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
 
 
 class Flaky(FakeBackend):
@@ -50,7 +50,7 @@ class Flaky(FakeBackend):
 
 
 class Held(FakeBackend):
-    """Answers once it is let go; streams begin then."""
+    """Answers once the test releases it; streams begin then."""
 
     def __init__(self) -> None:
         super().__init__(raw=RAW, raw_stream=[CHUNK, TOTAL, DONE])
@@ -193,7 +193,7 @@ async def test_disconnect_before_the_answer_charges_the_prompt() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    (entry,) = rig.books
+    (entry,) = rig.ledger
     assert (entry.complete, entry.output_tokens) == (False, 0)
     assert entry.cost_usd == Decimal(entry.input_tokens) / 1_000_000 > 0
     assert rig.telemetry.calls[0].error == "cancelled"
@@ -225,7 +225,10 @@ async def test_second_back_end_is_called_when_the_first_is_slow() -> None:
     assert slow.closed_early == 1
     assert [runtime.load for runtime in rig.runtimes] == [0, 0]
     # Both are in the ledger: the loser has read the prompt.
-    assert [(entry.backend, entry.complete) for entry in rig.books] == [("b0", False), ("b1", True)]
+    assert [(entry.backend, entry.complete) for entry in rig.ledger] == [
+        ("b0", False),
+        ("b1", True),
+    ]
 
 
 async def test_only_a_share_of_requests_is_hedged() -> None:
@@ -306,7 +309,7 @@ async def test_opening_breaker_does_not_stop_a_running_answer() -> None:
     answer = await rig.ask(stream=True)
     await drained(answer)
     assert dict(answer.headers)[b"x-moyin-route"] == b"cheapest"
-    assert [(entry.backend, entry.complete) for entry in rig.books] == [("b0", True)]
+    assert [(entry.backend, entry.complete) for entry in rig.ledger] == [("b0", True)]
 
 
 async def test_missing_file_does_not_open_the_breaker() -> None:
@@ -335,9 +338,9 @@ async def test_repeatedly_missing_model_is_tried_last() -> None:
     assert routes == [*[b"fallback after model_not_found"] * 3, b"cheapest", b"cheapest"]
     assert len(lacking.asked) == 3
     assert rig.runtimes[0].ready, "its other models are there"
-    dialect, context = OpenAICodec(), RoutingContext(request_id="r1", owner="ada", headers=())
-    call = dialect.parse(b'{"model": "auto", "messages": [{"role": "user", "content": "x"}]}')
-    best, other = rig.router.explain(dialect, call, context).candidates
+    codec, context = OpenAICodec(), RoutingContext(request_id="r1", owner="ada", headers=())
+    call = codec.parse(b'{"model": "auto", "messages": [{"role": "user", "content": "x"}]}')
+    best, other = rig.router.explain(codec, call, context).candidates
     assert (best.deployment.backend, other.deployment.backend) == ("b1", "b0")
     assert explain_loss(other, best, 0.0) == "its back end reports that it lacks the model"
     # It may be pulled at any time.
@@ -379,7 +382,7 @@ async def test_missing_model_does_not_hide_a_temporary_failure() -> None:
 
 
 async def test_missing_model_does_not_hide_an_unavailable_back_end() -> None:
-    """A client asks again after a 503, but hardly after a 404."""
+    """A client retries after a 503, but hardly after a 404."""
     rig = Rig(FakeBackend(error=error_from_status(404, "", None)), FakeBackend(raw=RAW))
     rig.runtimes[1].is_up = False
     with pytest.raises(ServiceUnavailable) as caught:
@@ -390,7 +393,7 @@ async def test_missing_model_does_not_hide_an_unavailable_back_end() -> None:
 
 
 async def test_interrupted_unsent_tool_call_is_charged() -> None:
-    """Ollama's clients get tool calls whole, so nothing of it was written yet."""
+    """Ollama's clients get whole tool calls, so nothing was sent yet."""
     use = ToolUse(id="c", name="f", arguments='{"a": "some words"}')
     broken = FakeBackend(
         replace(text_answer(), parts=(use,)),
@@ -400,7 +403,7 @@ async def test_interrupted_unsent_tool_call_is_charged() -> None:
     rig = Rig(broken)
     with pytest.raises(StreamInterrupted):
         await rig.ask(OllamaChatCodec(), stream=True, max_tokens=0)
-    (entry,) = rig.books
+    (entry,) = rig.ledger
     assert (entry.complete, entry.output_tokens > 0) == (False, True)
 
 
@@ -419,10 +422,10 @@ async def test_broken_tool_call_is_charged_and_does_not_count_as_outage(
             answer = await rig.ask(OllamaChatCodec(), stream=True, **limit)
             assert b'"code":"invalid_tool_call"' in await drained(answer)
         else:
-            dialect = OllamaChatCodec() if streams else AnthropicCodec()
+            codec = OllamaChatCodec() if streams else AnthropicCodec()
             with pytest.raises(InvalidToolCall):
-                await rig.ask(dialect, stream=streams, **limit)
+                await rig.ask(codec, stream=streams, **limit)
     assert rig.runtimes[0].ready
     assert len(broken.asked) == 5
-    assert [entry.complete for entry in rig.books] == [False] * 5
-    assert {entry.output_tokens > 0 for entry in rig.books} == {True}
+    assert [entry.complete for entry in rig.ledger] == [False] * 5
+    assert {entry.output_tokens > 0 for entry in rig.ledger} == {True}

@@ -30,7 +30,7 @@ from moyin.text.protocol.ollama.codec import OllamaChatCodec, OllamaGenerateCode
 from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddingsCodec
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.loaded_models import LoadedModels, ModelState
-from tests.unit.text.routing.dispatching import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
+from tests.unit.text.routing.router_rig import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
 
 
 async def test_bytes_pass_unchanged_and_are_charged() -> None:
@@ -42,7 +42,7 @@ async def test_bytes_pass_unchanged_and_are_charged() -> None:
     assert headers[b"x-moyin-backend"] == b"b0"
     assert headers[b"x-moyin-model"] == b"m0"
     assert headers[b"x-moyin-route"] == b"only"
-    (entry,) = rig.books
+    (entry,) = rig.ledger
     assert (entry.input_tokens, entry.output_tokens, entry.cost_usd) == (
         1000,
         500,
@@ -58,7 +58,7 @@ async def test_the_other_protocol_is_translated(stream: bool) -> None:
     answer = await rig.ask(AnthropicCodec(), stream=stream)
     body = await drained(answer) if stream else answer.body
     assert b"Hello" in body and b"end_turn" in body
-    assert rig.books[0].output_tokens == 2
+    assert rig.ledger[0].output_tokens == 2
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -70,7 +70,7 @@ async def test_a_failure_before_the_first_byte_falls_back(error: MoyinError, str
         await drained(answer)
     assert dict(answer.headers)[b"x-moyin-backend"] == b"b1"
     assert dict(answer.headers)[b"x-moyin-route"] == f"fallback after {error.code}".encode()
-    assert [entry.backend for entry in rig.books] == ["b1"]
+    assert [entry.backend for entry in rig.ledger] == ["b1"]
     assert [runtime.load for runtime in rig.runtimes] == [0, 0]
 
 
@@ -124,8 +124,8 @@ async def test_error_after_the_first_byte_becomes_an_error_event() -> None:
     assert text.startswith(CHUNK)
     assert b'"code":"stream_interrupted"' in text
     assert text.endswith(b": x-moyin-cost-usd=0\n\n")
-    assert not rig.books[0].complete
-    assert rig.books[0].output_tokens == 1
+    assert not rig.ledger[0].complete
+    assert rig.ledger[0].output_tokens == 1
 
 
 async def test_a_silent_end_is_an_error() -> None:
@@ -137,7 +137,7 @@ async def test_a_stream_ends_with_its_cost() -> None:
     rig = Rig(FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), tariff=CHEAP)
     text = await drained(await rig.ask(stream=True))
     assert text == CHUNK + DONE + b": x-moyin-cost-usd=0.002\n\n"
-    assert rig.books[0].complete
+    assert rig.ledger[0].complete
 
 
 @pytest.mark.parametrize("taken", [0, 1])
@@ -150,12 +150,12 @@ async def test_disconnect_cancels_upstream_and_charges_what_was_sent(taken: int)
         await anext(stream)
     await stream.aclose()
     assert backend.closed_early == 1
-    (entry,) = rig.books
+    (entry,) = rig.ledger
     assert (entry.complete, entry.output_tokens) == (False, 1)
     assert entry.cost_usd > 0
     assert rig.runtimes[0].load == 0
     await stream.aclose()
-    assert len(rig.books) == 1
+    assert len(rig.ledger) == 1
 
 
 async def test_cancelled_call_releases_its_slot() -> None:
@@ -261,20 +261,18 @@ SILENT: list[tuple[ProtocolCodec, dict[str, Any]]] = [
     ("dialect", "body"), SILENT, ids=["openai", "anthropic", "chat", "generate"]
 )
 async def test_usage_is_estimated_when_an_answer_states_none(
-    dialect: ProtocolCodec, body: dict[str, Any]
+    codec: ProtocolCodec, body: dict[str, Any]
 ) -> None:
-    rig = Rig(
-        FakeBackend(raw=json.dumps(body).encode(), api_format=dialect.api_format), tariff=CHEAP
-    )
-    answer = await rig.ask(dialect, stream=False, prompt="x" * 400)
-    (entry,) = rig.books
+    rig = Rig(FakeBackend(raw=json.dumps(body).encode(), api_format=codec.api_format), tariff=CHEAP)
+    answer = await rig.ask(codec, stream=False, prompt="x" * 400)
+    (entry,) = rig.ledger
     assert (entry.output_tokens, entry.complete) == (100, True)
     assert entry.input_tokens == rig.telemetry.calls[0].usage.input_tokens > 0
     headers = dict(answer.headers)
     assert Decimal(headers[b"x-moyin-cost-usd"].decode()) == entry.cost_usd > 0
     assert headers[b"x-moyin-estimated"] == b"true"
     # The client is told what is booked.
-    told = dialect.read_usage(json.loads(answer.body))
+    told = codec.read_usage(json.loads(answer.body))
     assert (told.prompt_tokens, told.output_tokens) == (entry.input_tokens, 100)
 
 
@@ -284,7 +282,7 @@ async def test_usage_is_estimated_for_translated_answers() -> None:
     silent = replace(text_answer(), parts=(*parts, call), usage=Usage())
     rig = Rig(FakeBackend(silent, api_format=ApiFormat.OPENAI), tariff=CHEAP)
     answer = await rig.ask(AnthropicCodec())
-    assert (rig.books[0].input_tokens, rig.books[0].output_tokens) == (6, 25)
+    assert (rig.ledger[0].input_tokens, rig.ledger[0].output_tokens) == (6, 25)
     told = json.loads(answer.body)["usage"]
     assert (told["input_tokens"], told["output_tokens"]) == (6, 25)
     assert dict(answer.headers)[b"x-moyin-estimated"] == b"true"
@@ -305,10 +303,10 @@ async def test_stated_usage_is_not_marked_as_estimated() -> None:
         OllamaGenerateCodec(),
     ],
 )
-def test_an_empty_object_is_no_answer(dialect: ProtocolCodec) -> None:
+def test_an_empty_object_is_no_answer(codec: ProtocolCodec) -> None:
     for answer in ({}, {"choices": 1, "data": {}, "content": "x", "message": 5, "response": None}):
         with pytest.raises(BackendUnavailable):
-            dialect.check_response(answer)
+            codec.check_response(answer)
 
 
 async def test_empty_object_falls_back() -> None:
@@ -321,7 +319,7 @@ async def test_answer_that_cannot_be_translated_is_still_charged() -> None:
     rig = Rig(FakeBackend(replace(text_answer(), parts=(broken,))), tariff=CHEAP)
     with pytest.raises(InvalidToolCall):
         await rig.ask(AnthropicCodec())
-    (entry,), (call,) = rig.books, rig.telemetry.calls
+    (entry,), (call,) = rig.ledger, rig.telemetry.calls
     assert (entry.input_tokens, entry.output_tokens, entry.complete) == (7, 1, False)
     assert call.error == "invalid_tool_call"
 
@@ -343,15 +341,15 @@ class Budget:
 async def test_unknown_member_does_not_change_the_reservation(
     n: Any,
 ) -> None:
-    """Nothing set aside would be nothing booked, whatever is left of the budget."""
+    """Without a reservation the call would be free, whatever the budget."""
     rig = Rig(FakeBackend(api_format=ApiFormat.ANTHROPIC), tariff=CHEAP)
     taken = []
     for more in ({}, {"n": n}):
         body = {"model": "auto", "max_tokens": 50, "messages": [{"role": "user", "content": "hi"}]}
-        budget, dialect = Budget(), AnthropicCodec()
-        call = dialect.parse(json.dumps({**body, **more}).encode())
+        budget, codec = Budget(), AnthropicCodec()
+        call = codec.parse(json.dumps({**body, **more}).encode())
         context = RoutingContext(request_id="r1", owner="ada", headers=(), budget=budget)
-        await rig.router.answer(dialect, call, context)
+        await rig.router.answer(codec, call, context)
         taken += budget.taken
     assert taken[0] == taken[1] > 0
 
@@ -361,10 +359,10 @@ async def test_interrupted_call_is_charged_by_the_observed_token_ratio() -> None
     rig = Rig(backend)
     estimated = OpenAICodec().parse(rig.body()).needs().prompt_tokens
     await drained(await rig.ask(stream=True))
-    assert rig.books[-1].input_tokens == estimated
+    assert rig.ledger[-1].input_tokens == estimated
     for _ in range(99):
         await rig.ask()
     await drained(await rig.ask(stream=True))
-    entry = rig.books[-1]
+    entry = rig.ledger[-1]
     assert not entry.complete
     assert 0.8 * 1000 < entry.input_tokens <= 1000

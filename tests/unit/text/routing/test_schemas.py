@@ -1,4 +1,4 @@
-"""JSON schemas that would block a server of ours reach none, in any protocol."""
+"""JSON schemas that would block an own server are not sent to it, in any protocol."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.ollama.codec import OllamaChatCodec, OllamaGenerateCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
-from tests.unit.text.routing.dispatching import RAW, Rig
+from tests.unit.text.routing.router_rig import RAW, Rig
 
 BOMB = {"type": "string", "pattern": "^((((a?){9}){9}){9}){9}$"}
 ABLE = ("tools", "schema")
@@ -54,12 +54,12 @@ PLACES: list[tuple[ProtocolCodec, str, dict[str, Any]]] = [
     ("dialect", "field", "members"), PLACES, ids=[place[1] for place in PLACES]
 )
 async def test_schema_beyond_the_bounds_is_sent_to_no_back_end(
-    dialect: ProtocolCodec, field: str, members: dict[str, Any]
+    codec: ProtocolCodec, field: str, members: dict[str, Any]
 ) -> None:
     backend = FakeBackend(raw=RAW)
     rig = Rig(backend, abilities=ABLE)
     with pytest.raises(SchemaTooLarge) as caught:
-        await rig.ask(dialect, **members)
+        await rig.ask(codec, **members)
     assert caught.value.field == field
     assert caught.value.details == {"bound": "repeats", "limit": 16}
     assert not backend.asked and not rig.runtimes[0].load

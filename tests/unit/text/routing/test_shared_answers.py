@@ -1,4 +1,4 @@
-"""Follow-ups that reach another replica than the answer."""
+"""Follow-ups are detected on other replicas than the one that answered."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from moyin.text.routing.followups import FollowUps
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.shared_answers import SharedAnswers
 from moyin.text.routing.usage_history import UsageHistory
-from tests.unit.text.routing.rig import route
+from tests.unit.text.routing.factories import route
 from tests.unit.text.routing.test_followups import ASK
 from tests.unit.text.routing.test_learning import Replica
 from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, router
 
 
-class Kept(dict[bytes, bytes]):
+class FakeValkey(dict[bytes, bytes]):
     """Stands in for Valkey."""
 
     is_unavailable = False
@@ -46,7 +46,7 @@ class Kept(dict[bytes, bytes]):
 
 
 class Gateway(Replica):
-    """One replica of several."""
+    """Stands for one of several replicas."""
 
     def __init__(self, database: Database, kept: Any, secret: bytes = b"s") -> None:
         super().__init__(database)
@@ -65,7 +65,7 @@ class Gateway(Replica):
     async def ask(
         self, request_id: str, *texts: str, model: str = "auto", key: str = "k"
     ) -> list[tuple[str, str]]:
-        """Ask; returns request and source of the signals that were noted by it."""
+        """Send a request; return request and source of the recorded signals."""
         roles = ["user", "assistant"] * len(texts)
         messages = [{"role": one, "content": text} for one, text in zip(roles, texts, strict=False)]
         call = OpenAICodec().parse(json.dumps({"model": model, "messages": messages}).encode())
@@ -104,7 +104,7 @@ async def later(*replicas: Gateway) -> None:
 
 
 async def test_a_follow_up_reaches_the_other_replica(database: Database) -> None:
-    kept = Kept()
+    kept = FakeValkey()
     one, two = Gateway(database, kept), Gateway(database, kept)
     assert await one.ask("r1", ASK) == []
     await later(one, two)
@@ -125,7 +125,7 @@ async def test_a_follow_up_reaches_the_other_replica(database: Database) -> None
 
 
 async def test_pending_answers_are_shared_on_close(database: Database) -> None:
-    kept = Kept()
+    kept = FakeValkey()
     one, two = Gateway(database, kept), Gateway(database, kept)
     one.shared_answers.process_pending, shared_answers = (
         AsyncMock(),
@@ -142,7 +142,7 @@ async def test_pending_answers_are_shared_on_close(database: Database) -> None:
 async def test_switch_to_a_better_model_is_detected_across_replicas(
     database: Database,
 ) -> None:
-    kept = Kept()
+    kept = FakeValkey()
     one, two = Gateway(database, kept), Gateway(database, kept)
     await one.ask("r1", ASK)
     await later(one, two)
@@ -152,7 +152,7 @@ async def test_switch_to_a_better_model_is_detected_across_replicas(
 async def test_follow_up_needs_the_same_tenant_and_the_time_window(
     database: Database,
 ) -> None:
-    kept = Kept()
+    kept = FakeValkey()
     one, two = Gateway(database, kept), Gateway(database, kept)
     await one.ask("r1", ASK)
     two.now += 1
@@ -164,10 +164,10 @@ async def test_follow_up_needs_the_same_tenant_and_the_time_window(
 
 
 async def test_follow_up_is_recorded_by_one_replica_only(database: Database) -> None:
-    kept = Kept()
+    kept = FakeValkey()
     one, two = Gateway(database, kept), Gateway(database, kept)
 
-    class Same(Kept):
+    class Same(FakeValkey):
         async def take(self, names: Sequence[bytes]) -> list[bytes | None] | None:
             return await kept.take(names)
 
@@ -181,7 +181,7 @@ async def test_follow_up_is_recorded_by_one_replica_only(database: Database) -> 
         names = route(replica.fleet, "claude-haiku-5-5")
         replica.follow_ups.detect(Conversation(context, call), names, replica.now)
     # Both read before either takes.
-    read = Kept(kept)
+    read = FakeValkey(kept)
     three.kept.get = read.get
     await two.shared_answers.process_pending()
     await three.shared_answers.process_pending()
@@ -189,7 +189,7 @@ async def test_follow_up_is_recorded_by_one_replica_only(database: Database) -> 
 
 
 async def test_replica_matches_its_own_answers_without_valkey(database: Database) -> None:
-    kept = Kept()
+    kept = FakeValkey()
     one, two = Gateway(database, kept), Gateway(database, kept)
     await one.ask("r1", ASK)
     await later(one, two)
@@ -199,7 +199,7 @@ async def test_replica_matches_its_own_answers_without_valkey(database: Database
 
 
 async def test_outage_between_read_and_take_falls_back_to_own_answers(database: Database) -> None:
-    class Failing(Kept):
+    class Failing(FakeValkey):
         async def get(self, names: Sequence[bytes]) -> list[bytes | None] | None:
             return None
 
@@ -211,7 +211,7 @@ async def test_outage_between_read_and_take_falls_back_to_own_answers(database: 
 
 async def test_pending_work_is_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchanges, "_MAX_LOOKUPS", 2)
-    one = Gateway(database, Kept())
+    one = Gateway(database, FakeValkey())
     looked = [one.shared_answers.look_up(lookup(), lambda: None) for _ in range(3)]
     assert looked == [True, True, False]
     for number in range(9):
@@ -226,7 +226,7 @@ def lookup() -> Any:
 
 
 async def test_fingerprints_differ_without_the_secret(database: Database) -> None:
-    kept = Kept()
+    kept = FakeValkey()
     one, foreign = Gateway(database, kept), Gateway(database, kept, secret=b"another")
     await one.ask("r1", ASK)
     names = set(kept)
@@ -237,7 +237,7 @@ async def test_fingerprints_differ_without_the_secret(database: Database) -> Non
 
 @pytest.mark.parametrize("value", [b"", b"[]", b'["r", 1, 2, "zz"]', b"{}", b'["r", "x", 1, ""]'])
 async def test_stored_value_of_another_version_is_ignored(database: Database, value: bytes) -> None:
-    kept = Kept()
+    kept = FakeValkey()
     one = Gateway(database, kept)
     await one.ask("r1", ASK)
     kept.update(dict.fromkeys(kept, value))
@@ -248,7 +248,7 @@ async def test_stored_value_of_another_version_is_ignored(database: Database, va
 async def test_time_window_uses_the_arrival_of_the_request(
     database: Database,
 ) -> None:
-    kept = Kept()
+    kept = FakeValkey()
     one, two = Gateway(database, kept), Gateway(database, kept)
     await one.ask("r1", ASK)
     came = two.now + 1.9
@@ -265,7 +265,7 @@ async def test_time_window_uses_the_arrival_of_the_request(
 async def test_unshared_answer_is_matched_by_its_own_replica(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = Gateway(database, Kept())
+    one = Gateway(database, FakeValkey())
     monkeypatch.setattr(exchanges, "_MAX_LOOKUPS", 0)
     await one.ask("r1", ASK)
     monkeypatch.undo()
@@ -276,7 +276,7 @@ async def test_unshared_answer_is_matched_by_its_own_replica(
 async def test_answers_are_shared_during_a_database_outage(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = Kept()
+    kept = FakeValkey()
     one, two = Gateway(database, kept), Gateway(database, kept)
     await one.ask("r1", ASK)
     await later(one, two)
@@ -294,7 +294,7 @@ async def test_answers_are_shared_during_a_database_outage(
 
 
 async def test_no_lookup_where_quality_is_not_weighed(database: Database) -> None:
-    one = Gateway(database, Kept())
+    one = Gateway(database, FakeValkey())
     one.fleet = router(SMALL, HAIKU, usd_per_bad_answer=0.0).fleet
     call = OpenAICodec().parse(
         json.dumps({"model": "auto", "messages": [{"role": "user", "content": ASK}]}).encode()

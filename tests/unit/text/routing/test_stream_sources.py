@@ -18,7 +18,7 @@ FINISHED = Finished(stop=StopReason.END, usage=Usage(input_tokens=1, output_toke
 
 
 async def used(*deltas: Delta, by_token: bool) -> Usage:
-    """What a stream of ``deltas`` used, as far as it came."""
+    """Return the usage of a stream of ``deltas``, possibly interrupted."""
 
     async def upstream() -> AsyncGenerator[Delta, None]:
         for delta in deltas:
@@ -65,7 +65,7 @@ async def test_complete_stream_without_usage_is_counted() -> None:
 
 
 async def passed(*pieces: bytes) -> PassedSource:
-    """A stream of these bytes in OpenAI's format, read to its end."""
+    """Read a stream of these bytes in OpenAI's format to its end."""
 
     async def upstream() -> AsyncGenerator[bytes, None]:
         for piece in pieces:
@@ -86,7 +86,7 @@ async def test_stream_without_done_has_ended_well() -> None:
 
 
 async def stated(*deltas: Delta) -> list[tuple[int, int]]:
-    """The input and output tokens that an Anthropic client reads in a stream of ``deltas``."""
+    """Return the tokens that an Anthropic client reads in a stream of ``deltas``."""
 
     async def upstream() -> AsyncGenerator[Delta, None]:
         for delta in deltas:

@@ -1,4 +1,4 @@
-"""What the beginning of a stream shows for certain."""
+"""Faults are found in the beginning of a stream."""
 
 from __future__ import annotations
 

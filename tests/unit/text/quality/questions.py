@@ -13,7 +13,7 @@ Embed = Callable[[str], tuple[int, ...]]
 def ask(
     *texts: str, tokens: int | None = None, embed: Embed | None = None, **traits: bool
 ) -> Question:
-    """The question of a chat whose user wrote ``texts``, one per turn."""
+    """Return the question of a chat whose user wrote ``texts``, one per turn."""
     turns = [("user", text) for text in texts]
     flags = {"tools": False, "schema": False, "pictures": False, "thinking": False, **traits}
     size = sum(map(len, texts)) // 4 if tokens is None else tokens
@@ -21,6 +21,6 @@ def ask(
 
 
 def signal(question: Question, score: float, **changes: object) -> Signal:
-    """A rating of an answer of llama3.1:8b by one person."""
+    """Return a rating of an answer of llama3.1:8b."""
     values = {"model": "llama3.1:8b", "weight": 1.0, "source": "feedback", "key": "ada", "at": 0.0}
     return Signal(question=question, score=score, **{**values, **changes})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What an earlier version stored is read as what it was: its questions, and what it learned."""
+"""Questions and weights stored by an earlier version are still read correctly."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from moyin.text.quality.question import (
     stored_features,
 )
 from moyin.text.routing.request_quality import question_from_json, question_to_json
-from tests.unit.text.quality.asking import ask, signal
+from tests.unit.text.quality.questions import ask, signal
 
 TEXT = "Is this clause of the licence contract valid?"
 _DAY = 86_400.0
 
 
 def earlier(question: Question) -> Question:
-    """The question as it was stored before the shape told of formulae, and read today."""
+    """Return a question stored before the formula feature existed, as read today."""
     value = question_to_json(question)
     value["features"] = [number for number in question.features if number != FORMULA_FEATURE]
     assert (

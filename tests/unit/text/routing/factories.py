@@ -1,4 +1,4 @@
-"""Fleets over fakes."""
+"""Builds deployments, runtimes and fleets over fake back ends."""
 
 from __future__ import annotations
 

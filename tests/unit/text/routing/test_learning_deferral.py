@@ -1,4 +1,4 @@
-"""What a request has to do with learning before it is answered: next to nothing."""
+"""Learning adds next to no work before a request is answered."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from moyin.text.routing.catalog import Rescue
 from moyin.text.routing.fair_sampling import FairSampler
 from moyin.text.routing.followups import FollowUps
 from moyin.text.routing.router import Router
-from tests.unit.text.routing.dispatching import Books
+from tests.unit.text.routing.router_rig import RecordedLedger
 from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, SORT, router
 from tests.unit.text.routing.test_rescue import FORMAT
-from tests.unit.text.routing.test_rescue_streams import Noted, Streams
+from tests.unit.text.routing.test_rescue_streams import RecordingLearning, Streams
 
 
-class Learning(Noted):
-    """Counts decisions as well."""
+class Learning(RecordingLearning):
+    """Counts decisions too."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -44,22 +44,22 @@ class Gateway:
             one.pass_through = None
         self.router = Router(
             fleet,
-            Books(),
+            RecordedLedger(),
             estimator=Estimator(),
             learning=self.learning,
             follow_ups=self.follow_ups,
         )
 
     async def ask(self, model: str = "auto", request_id: str = "r", **more: Any) -> Any:
-        dialect = OpenAICodec()
+        codec = OpenAICodec()
         prompt = f"{SORT}, with tests for empty lists and a line on each"
         body = {"model": model, "messages": [{"role": "user", "content": prompt}], **more}
         context = RoutingContext(request_id=request_id, owner="ada", headers=(), key_id="k")
-        return await self.router.answer(dialect, dialect.parse(json.dumps(body).encode()), context)
+        return await self.router.answer(codec, codec.parse(json.dumps(body).encode()), context)
 
 
 class SharedAnswers:
-    """Stands in for other replicas, which know of nothing."""
+    """Stands in for other replicas without answers."""
 
     def look_up(self, *_: Any) -> bool:
         return False
@@ -69,10 +69,10 @@ class SharedAnswers:
 
 
 def unread(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    """Let nothing be read, hashed or checked."""
+    """Fail the test if anything is read, hashed or checked."""
 
     def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("this is not for the path")
+        raise AssertionError("not allowed on the request path")
 
     for name in (
         "moyin.text.routing.conversation._user_messages",
@@ -139,7 +139,10 @@ async def test_rescue_is_recorded_even_in_a_flood() -> None:
     gateway = Streams()
     learning: Any = Learning(rate=0)
     gateway.router = Router(
-        gateway.router.fleet, Books(), estimator=gateway.router._estimator, learning=learning
+        gateway.router.fleet,
+        RecordedLedger(),
+        estimator=gateway.router._estimator,
+        learning=learning,
     )
     model, route, _ = await gateway.ask(response_format=FORMAT)
     assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", "rescue after json")

@@ -1,4 +1,4 @@
-"""A router with three models, one of which judges, over fakes; Valkey is a dictionary."""
+"""Provides a router over three fake models, one of which judges; Valkey is a dictionary."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from moyin.text.routing.claude_prices import CLAUDE
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.policy import UNRESTRICTED
 from moyin.text.routing.router import Router
-from tests.unit.text.routing.dispatching import Books
-from tests.unit.text.routing.rig import runtime
+from tests.unit.text.routing.factories import runtime
+from tests.unit.text.routing.router_rig import RecordedLedger
 from tests.unit.text.routing.test_request_quality import known
 
 SMALL, HAIKU, OPUS = "smollm2-135m", "claude-haiku-5-5", "claude-opus-5-5"
 RULES = JudgeRules(share=1.0, model=OPUS, usd_per_month=Decimal(100))
 
 
-class Money:
-    """The operator's budget; also the purse of each call."""
+class FakeBudget:
+    """Stands in for the operator's budget and for the reservation of each call."""
 
     limits_spending = True
 
@@ -42,14 +42,14 @@ class Money:
         self.reserved: list[Decimal] = []
         self.booked = Decimal(0)
         self.released = 0
-        self.away = False
+        self.is_unavailable = False
 
     async def spent(self) -> Decimal:
-        if self.away:
+        if self.is_unavailable:
             raise ServiceUnavailable("Valkey is away")
         return self.booked
 
-    def for_call(self, rules: JudgeRules) -> Money:
+    def for_call(self, rules: JudgeRules) -> FakeBudget:
         return self
 
     async def reserve(self, usd: Decimal, tokens: int) -> None:
@@ -64,39 +64,39 @@ class Money:
         self.released += 1
 
 
-class Shelf:
-    """What `ComparisonStore` keeps, in memory."""
+class InMemoryComparisons:
+    """Stands in for `ComparisonStore`."""
 
     def __init__(self) -> None:
-        self.kept: dict[str, bytes] = {}
-        self.seconds: dict[str, str] = {}
+        self.stored: dict[str, bytes] = {}
+        self.second_answers: dict[str, str] = {}
         self.room = True
 
     async def has_room(self, owner: str) -> bool:
         return self.room
 
     async def add(self, comparison_id: str, owner: str, comparison: bytes) -> bool:
-        if comparison_id in self.kept:
+        if comparison_id in self.stored:
             return False
-        self.kept[comparison_id] = comparison
+        self.stored[comparison_id] = comparison
         return True
 
     async def get(self, comparison_id: str) -> StoredComparison | None:
-        if comparison_id not in self.kept:
+        if comparison_id not in self.stored:
             return None
-        second = self.seconds.get(comparison_id)
-        return StoredComparison(comparison=self.kept[comparison_id], second=second)
+        second = self.second_answers.get(comparison_id)
+        return StoredComparison(comparison=self.stored[comparison_id], second=second)
 
     async def add_second_answer(self, comparison_id: str, text: str) -> None:
-        self.seconds[comparison_id] = text
+        self.second_answers[comparison_id] = text
 
     async def remove(self, comparison_id: str) -> None:
-        self.kept.pop(comparison_id, None)
-        self.seconds.pop(comparison_id, None)
+        self.stored.pop(comparison_id, None)
+        self.second_answers.pop(comparison_id, None)
 
 
-class Signals:
-    """The log of signals: one for each request and source."""
+class SignalLog:
+    """Records signals, one per request and source."""
 
     def __init__(self) -> None:
         self.rows: dict[tuple[str, str, str], Any] = {}
@@ -109,10 +109,10 @@ class Signals:
 class Queue:
     def __init__(self) -> None:
         self.started: list[str] = []
-        self.away = False
+        self.is_unavailable = False
 
     async def start(self, comparison_id: str, owner: str) -> bool:
-        if self.away:
+        if self.is_unavailable:
             raise ServiceUnavailable("Temporal is away")
         if comparison_id in self.started:
             return False
@@ -120,9 +120,12 @@ class Queue:
         return True
 
 
-class Court:
-    """The small model answers, as a useless answer costs next to nothing here; Haiku is better, Opus
-    judges. Back ends speak a format that no client here speaks, so that all is translated."""
+class JudgeRig:
+    """Lets the small model answer, because a bad answer costs next to nothing here.
+
+    Haiku is better and Opus judges. Back ends use a format that no client here uses, so that every
+    request is translated.
+    """
 
     def __init__(self, verdict: str = "", *, rules: JudgeRules = RULES, **fleet: Any) -> None:
         self.backends = {
@@ -147,7 +150,7 @@ class Court:
         # Opus only judges here.
         aliases = {"any": Alias(), "work": Alias(models=(SMALL, HAIKU)), **fleet.pop("aliases", {})}
         self.policies = {JUDGE_OWNER: UNRESTRICTED, **fleet.pop("policies", {})}
-        self.books, self.counted = Books(), list[Outcome]()
+        self.ledger, self.counted = RecordedLedger(), list[Outcome]()
         self.estimator = Estimator()
         self.router = Router(
             Fleet(
@@ -157,15 +160,20 @@ class Court:
                 usd_per_bad_answer=1e-9,
                 **fleet,
             ),
-            self.books,
+            self.ledger,
             estimator=self.estimator,
         )
-        self.money, self.shelf, self.signals, self.queue = Money(), Shelf(), Signals(), Queue()
+        self.budget, self.store, self.signals, self.queue = (
+            FakeBudget(),
+            InMemoryComparisons(),
+            SignalLog(),
+            Queue(),
+        )
         count = self.counted.append
         self.draws: list[float] = []
         self.sampler = AnswerSampler(count, draw=lambda: self.draws.pop(0) if self.draws else 0.0)
-        parts: dict[str, Any] = {"store": self.shelf, "budget": self.money}
-        self.desk = ComparisonStarter(
+        parts: dict[str, Any] = {"store": self.store, "budget": self.budget}
+        self.starter = ComparisonStarter(
             self.sampler,
             fleet=lambda: self.router.fleet,
             estimator=self.estimator,
@@ -180,31 +188,31 @@ class Court:
 
     async def ask(
         self,
-        dialect: ProtocolCodec | None = None,
+        codec: ProtocolCodec | None = None,
         *headers: tuple[bytes, bytes],
         owner: str = "ada",
         request_id: str = "r1",
         **changes: Any,
     ) -> Answer:
-        """Ask as a client does; a stream is read to its end."""
-        dialect = dialect or OpenAICodec()
+        """Send a request like a client; read a stream to its end."""
+        codec = codec or OpenAICodec()
         messages = [{"role": "user", "content": "Write merge sort in Go"}]
         body = {"model": "work", "max_tokens": 50, "messages": messages, **changes}
         body = {name: value for name, value in body.items() if value is not None}
-        call = dialect.parse(json.dumps(body).encode())
+        call = codec.parse(json.dumps(body).encode())
         context = RoutingContext(request_id=request_id, owner=owner, headers=headers)
-        answer = await self.router.answer(dialect, call, context)
+        answer = await self.router.answer(codec, call, context)
         if answer.stream is not None:
             async for _ in answer.stream:
                 pass
         return answer
 
     async def begin(self) -> Outcome:
-        """Start the comparison of the answer that was sampled last."""
-        return await self.desk.start(self.sampler.samples.get_nowait())
+        """Start the comparison of the latest sample."""
+        return await self.starter.start(self.sampler.samples.get_nowait())
 
     async def sampled(self, *args: Any, **more: Any) -> Outcome:
-        """Ask, and start the comparison of the answer."""
+        """Send a request and start the comparison of its answer."""
         await self.ask(*args, **more)
         return self.counted.pop() if self.sampler.samples.empty() else await self.begin()
 

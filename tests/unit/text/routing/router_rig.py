@@ -1,4 +1,4 @@
-"""A dispatcher over fakes."""
+"""Provides a router over fake back ends."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ DONE = b"data: [DONE]\n\n"
 TOTAL = b'data: {"choices": [], "usage": {"prompt_tokens": 1000, "completion_tokens": 500}}\n\n'
 
 
-class Books(list[UsageEntry]):
+class RecordedLedger(list[UsageEntry]):
     record = list.append
 
 
 class Rig:
-    """A dispatcher over fakes, which cost 0, 1, 2 … in the order given."""
+    """Routes over fake back ends that cost 0, 1, 2 … in the given order."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Rig:
         abilities: tuple[str, ...] = (),
         **rules: Any,
     ) -> None:
-        self.books, self.telemetry = Books(), RecordingTelemetry()
+        self.ledger, self.telemetry = RecordedLedger(), RecordingTelemetry()
         self.runtimes = [
             BackendRuntime(
                 name=f"b{number}",
@@ -82,14 +82,14 @@ class Rig:
         catalog = Catalog(deployments=deployments, aliases=aliases or {})
         self.router = Router(
             Fleet(catalog=catalog, runtimes=runtimes, **rules),
-            self.books,
+            self.ledger,
             None,
             self.telemetry,
             cache,
         )
 
     def body(self, **changes: object) -> bytes:
-        """A request as most tests make it."""
+        """Return a typical request."""
         messages = [{"role": "user", "content": "hello"}]
         return json.dumps(
             {"model": "auto", "max_tokens": 50, "messages": messages, **changes}
@@ -97,16 +97,16 @@ class Rig:
 
     async def ask(
         self,
-        dialect: ProtocolCodec | None = None,
+        codec: ProtocolCodec | None = None,
         *,
         owner: str = "ada",
         headers: Iterable[tuple[bytes, bytes]] = (),
         **changes: object,
     ) -> Answer:
-        dialect = dialect or OpenAICodec()
-        call = dialect.parse(self.body(**changes))
+        codec = codec or OpenAICodec()
+        call = codec.parse(self.body(**changes))
         context = RoutingContext(request_id="r1", owner=owner, headers=headers)
-        return await self.router.answer(dialect, call, context)
+        return await self.router.answer(codec, call, context)
 
 
 async def drained(answer: Answer) -> bytes:

@@ -1,4 +1,4 @@
-"""The router's bill for a day of requests, beside that of an oracle that knows every length."""
+"""The router's cost of a day of requests, compared with an oracle that knows every length."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.policy import Policy
 from moyin.text.routing.router import Router
 from tests.door import Measured
-from tests.unit.text.routing.dispatching import Books
-from tests.unit.text.routing.rig import ALL_SCOPES, deployment
-from tests.unit.text.routing.trace import Asked, requests
+from tests.unit.text.routing.factories import ALL_SCOPES, deployment
+from tests.unit.text.routing.request_trace import Asked, requests
+from tests.unit.text.routing.router_rig import RecordedLedger
 
 DAY = date(2026, 11, 25)
 HOME = "on-premises"
@@ -40,7 +40,7 @@ PAID_FOR = (("0", "0"), ("0", "0"))
 
 
 def offers_of(small: tuple[str, str], large: tuple[str, str]) -> tuple[ModelDeployment, ...]:
-    """Two cards in the house at these prices, and Claude."""
+    """Build a fleet of two local GPUs at these prices, and Claude."""
     return (
         deployment(
             "small",
@@ -82,7 +82,7 @@ POLICIES = {"ada": Policy(residency=frozenset({HOME}))}
 
 
 class Server(FakeBackend):
-    """Counts tokens as its provider would, and keeps its own bill."""
+    """Counts tokens like its provider and records its own bill."""
 
     def __init__(self, of: ModelDeployment, trace: Mapping[str, Asked]) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ def cost(asked: Asked, of: ModelDeployment) -> int:
 
 
 def may(asked: Asked, of: ModelDeployment) -> bool:
-    """The constraints, said anew: nothing here is the router's."""
+    """Repeat the constraints without using the router's code."""
     kind, model = asked.kind, of.model
     at_home = asked.at_home or asked.owner == "ada"
     return (
@@ -124,7 +124,7 @@ def may(asked: Asked, of: ModelDeployment) -> bool:
 
 
 def body_tokens(asked: Asked) -> int:
-    """As the router counts them before anybody did."""
+    """Estimate tokens like the router does before a call."""
     return dialect_of(asked).parse(body_of(asked)).needs().prompt_tokens
 
 
@@ -155,7 +155,7 @@ def body_of(asked: Asked) -> bytes:
 
 
 def marked_body_of(asked: Asked) -> bytes:
-    """An agent speaks Anthropic's protocol, which can mark a prompt for the cache."""
+    """Use Anthropic's protocol for agents, because it can mark a prompt for caching."""
     mark = {"cache_control": {"type": "ephemeral"}}
     body = {
         "model": asked.kind.alias,
@@ -187,15 +187,15 @@ async def test_total_cost_is_within_a_twentieth_of_an_oracle(
         runtimes=runtimes,
         policies=POLICIES,
     )
-    books = Books()
-    router = Router(fleet, books)
+    ledger = RecordedLedger()
+    router = Router(fleet, ledger)
     deployments = {of.backend: of for of in all_offers}
     spent = oracle = chosen_for = best_for = clauded = cheapest_claude = sonnet = 0
     for asked in trace.values():
         context = RoutingContext(request_id=asked.id, owner=asked.owner, headers=asked.headers)
-        dialect = dialect_of(asked)
-        await router.answer(dialect, dialect.parse(body_of(asked)), context)
-        entry = books[-1]
+        codec = dialect_of(asked)
+        await router.answer(codec, codec.parse(body_of(asked)), context)
+        entry = ledger[-1]
         chosen = deployments[entry.backend]
         assert may(asked, chosen), f"{asked.kind.name} went to {chosen.backend}"
         able = [of for of in all_offers if may(asked, of)]
@@ -210,15 +210,15 @@ async def test_total_cost_is_within_a_twentieth_of_an_oracle(
                 best_for += min(cost(asked, of) for of in able)
 
     # The ledger, the providers' bills and the money agree, to the token.
-    assert [entry.request_id for entry in books] == list(trace)
-    for entry in books:
+    assert [entry.request_id for entry in ledger] == list(trace)
+    for entry in ledger:
         billed = servers[entry.backend].billed[entry.request_id]
         assert (entry.input_tokens, entry.cached_tokens, entry.output_tokens) == (
             billed.prompt_tokens,
             billed.cached_tokens,
             billed.output_tokens,
         )
-    assert sum((entry.cost_usd for entry in books), Decimal(0)) == usd(spent)
+    assert sum((entry.cost_usd for entry in ledger), Decimal(0)) == usd(spent)
 
     share = spent / oracle - 1
     measured(
