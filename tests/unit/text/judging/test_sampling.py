@@ -50,7 +50,7 @@ async def test_nothing_is_sampled_without_rules() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("dialect", [OpenAICodec(), AnthropicCodec(), OllamaChatCodec()])
+@pytest.mark.parametrize("codec", [OpenAICodec(), AnthropicCodec(), OllamaChatCodec()])
 async def test_an_answer_becomes_a_comparison(codec: Any, stream: bool) -> None:
     rig = JudgeRig()
     most = None if isinstance(codec, OllamaChatCodec) else 50
@@ -65,7 +65,7 @@ async def test_an_answer_becomes_a_comparison(codec: Any, stream: bool) -> None:
     assert "merge" not in str(one.question)
 
 
-@pytest.mark.parametrize("dialect", [OpenAICodec(), AnthropicCodec(), OllamaChatCodec()])
+@pytest.mark.parametrize("codec", [OpenAICodec(), AnthropicCodec(), OllamaChatCodec()])
 async def test_a_stream_that_was_held_back_as_a_whole_is_judged(codec: Any) -> None:
     """The client gets the answer and its cost in one piece."""
     rig = JudgeRig(rescue=Rescue.CHECKED, hold_streams=True)

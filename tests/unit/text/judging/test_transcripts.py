@@ -35,7 +35,7 @@ def body_for(codec: ProtocolCodec, **more: Any) -> bytes:
     return json.dumps({"model": "m", **asked, **more}).encode()
 
 
-@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("codec", DIALECTS, ids=lambda one: type(one).__name__)
 def test_a_stream_reads_like_the_whole_answer(codec: ProtocolCodec) -> None:
     answer = text_answer("some words in a row")
     call = codec.parse(body_for(codec, stream=True))
@@ -47,7 +47,7 @@ def test_a_stream_reads_like_the_whole_answer(codec: ProtocolCodec) -> None:
     assert answer_text(whole) == answer_text(read)
 
 
-@pytest.mark.parametrize("dialect", DIALECTS[:3], ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("codec", DIALECTS[:3], ids=lambda one: type(one).__name__)
 def test_transcript_has_tool_calls_but_no_reasoning(codec: ProtocolCodec) -> None:
     plain = text_answer("look")
     use = ToolUse(id="c1", name="weather", arguments='{"city":"Ulm"}')

@@ -76,7 +76,7 @@ async def test_cached_stream_states_its_own_cost() -> None:
         {"stream": True},
         {"messages": [{"role": "user", "content": "hello!"}]},
         {"headers": [(b"cache-control", b"no-cache")]},
-        {"dialect": AnthropicCodec()},
+        {"codec": AnthropicCodec()},
         {"model": "plain"},
     ],
     ids=["tenant", "sampling", "stream", "prompt", "fresh", "protocol", "alias without"],

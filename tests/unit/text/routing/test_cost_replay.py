@@ -125,10 +125,10 @@ def may(asked: Asked, of: ModelDeployment) -> bool:
 
 def body_tokens(asked: Asked) -> int:
     """Estimate tokens like the router does before a call."""
-    return dialect_of(asked).parse(body_of(asked)).needs().prompt_tokens
+    return codec_of(asked).parse(body_of(asked)).needs().prompt_tokens
 
 
-def dialect_of(asked: Asked) -> ProtocolCodec:
+def codec_of(asked: Asked) -> ProtocolCodec:
     return AnthropicCodec() if asked.kind.cached else OpenAICodec()
 
 
@@ -193,7 +193,7 @@ async def test_total_cost_is_within_a_twentieth_of_an_oracle(
     spent = oracle = chosen_for = best_for = clauded = cheapest_claude = sonnet = 0
     for asked in trace.values():
         context = RoutingContext(request_id=asked.id, owner=asked.owner, headers=asked.headers)
-        codec = dialect_of(asked)
+        codec = codec_of(asked)
         await router.answer(codec, codec.parse(body_of(asked)), context)
         entry = ledger[-1]
         chosen = deployments[entry.backend]

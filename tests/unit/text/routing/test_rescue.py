@@ -115,7 +115,7 @@ async def test_rescue_policy_decides_which_faults_are_rescued(
 
 
 @pytest.mark.parametrize(
-    ("dialect", "changes"),
+    ("codec", "changes"),
     [
         (
             AnthropicCodec(),

@@ -108,7 +108,7 @@ async def test_prose_where_json_was_asked_for_never_reaches_the_client() -> None
 
 
 @pytest.mark.parametrize(
-    ("dialect", "changes"),
+    ("codec", "changes"),
     [
         (
             AnthropicCodec(),

@@ -257,9 +257,7 @@ SILENT: list[tuple[ProtocolCodec, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("dialect", "body"), SILENT, ids=["openai", "anthropic", "chat", "generate"]
-)
+@pytest.mark.parametrize(("codec", "body"), SILENT, ids=["openai", "anthropic", "chat", "generate"])
 async def test_usage_is_estimated_when_an_answer_states_none(
     codec: ProtocolCodec, body: dict[str, Any]
 ) -> None:
@@ -294,7 +292,7 @@ async def test_stated_usage_is_not_marked_as_estimated() -> None:
 
 
 @pytest.mark.parametrize(
-    "dialect",
+    "codec",
     [
         OpenAICodec(),
         OpenAIEmbeddingsCodec(),

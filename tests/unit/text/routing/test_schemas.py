@@ -50,9 +50,7 @@ PLACES: list[tuple[ProtocolCodec, str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("dialect", "field", "members"), PLACES, ids=[place[1] for place in PLACES]
-)
+@pytest.mark.parametrize(("codec", "field", "members"), PLACES, ids=[place[1] for place in PLACES])
 async def test_schema_beyond_the_bounds_is_sent_to_no_back_end(
     codec: ProtocolCodec, field: str, members: dict[str, Any]
 ) -> None:
