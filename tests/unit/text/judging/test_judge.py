@@ -59,12 +59,12 @@ async def test_the_judge_sees_both_answers_and_no_name() -> None:
     toss(rig, name, False)
     await rig.judge.answer(name)
     await rig.judge.decide(name)
-    (asked,) = rig.backends[OPUS].asked
-    assert isinstance(asked, ChatRequest)
-    text = str(asked)
+    (parsed,) = rig.backends[OPUS].asked
+    assert isinstance(parsed, ChatRequest)
+    text = str(parsed)
     assert "mine" in text and "a better one" in text
     assert not any(model in text for model in (SMALL, HAIKU))
-    assert asked.output is not None and asked.output.schema is not None
+    assert parsed.output is not None and parsed.output.schema is not None
 
 
 async def test_the_operator_pays_and_not_the_tenant() -> None:
@@ -117,8 +117,8 @@ async def test_answer_cut_by_our_own_limit_is_not_judged() -> None:
     rig.backends[HAIKU].answer = cut
     name = await rig.started()
     assert await rig.judge.answer(name) is Outcome.CUT
-    (asked,) = rig.backends[HAIKU].asked
-    assert isinstance(asked, ChatRequest) and asked.max_tokens == 20
+    (parsed,) = rig.backends[HAIKU].asked
+    assert isinstance(parsed, ChatRequest) and parsed.max_tokens == 20
     # Under the client's own limit both were cut alike.
     limited = await rig.started(request_id="r2", max_tokens=10)
     assert await rig.judge.answer(limited) is Outcome.ANSWERED

@@ -17,7 +17,7 @@ from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.ollama.codec import OllamaChatCodec, OllamaGenerateCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
 
-DIALECTS: list[ProtocolCodec] = [
+CODECS: list[ProtocolCodec] = [
     OpenAICodec(),
     AnthropicCodec(),
     OllamaChatCodec(),
@@ -27,15 +27,15 @@ MESSAGES = [{"role": "user", "content": "hello"}]
 
 
 def body_for(codec: ProtocolCodec, **more: Any) -> bytes:
-    asked: dict[str, Any] = {"prompt": "hello"}
+    content: dict[str, Any] = {"prompt": "hello"}
     if not isinstance(codec, OllamaGenerateCodec):
-        asked = {"messages": MESSAGES}
+        content = {"messages": MESSAGES}
     if isinstance(codec, AnthropicCodec):
-        asked["max_tokens"] = 9
-    return json.dumps({"model": "m", **asked, **more}).encode()
+        content["max_tokens"] = 9
+    return json.dumps({"model": "m", **content, **more}).encode()
 
 
-@pytest.mark.parametrize("codec", DIALECTS, ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("codec", CODECS, ids=lambda one: type(one).__name__)
 def test_a_stream_reads_like_the_whole_answer(codec: ProtocolCodec) -> None:
     answer = text_answer("some words in a row")
     call = codec.parse(body_for(codec, stream=True))
@@ -47,7 +47,7 @@ def test_a_stream_reads_like_the_whole_answer(codec: ProtocolCodec) -> None:
     assert answer_text(whole) == answer_text(read)
 
 
-@pytest.mark.parametrize("codec", DIALECTS[:3], ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("codec", CODECS[:3], ids=lambda one: type(one).__name__)
 def test_transcript_has_tool_calls_but_no_reasoning(codec: ProtocolCodec) -> None:
     plain = text_answer("look")
     use = ToolUse(id="c1", name="weather", arguments='{"city":"Ulm"}')

@@ -16,7 +16,7 @@ def features(*words: int) -> tuple[int, ...]:
     return (*SHAPE, *(FIRST_WORD + word for word in words))
 
 
-def taught(memory: LearnedWeights, good: float, *words: int) -> None:
+def learn_from(memory: LearnedWeights, good: float, *words: int) -> None:
     """Learn from one signal like the estimator."""
     expected = 1.0 / (1.0 + math.exp(-WeightReader(features(*words)).residual(memory.mean)))
     memory.learn(features(*words), good - expected, 0.2, 1.0, (-0.5, 0.5))
@@ -32,7 +32,7 @@ def topics(tell: bool) -> LearnedWeights:
     for number in range(200):
         topic = number % 4
         good = topic < 2 if tell else chance.random() < 0.5
-        taught(memory, float(good), *(10 * topic + chance.randrange(10) for _ in range(6)))
+        learn_from(memory, float(good), *(10 * topic + chance.randrange(10) for _ in range(6)))
     return memory
 
 

@@ -138,11 +138,11 @@ def test_exam_on_a_long_text_is_no_reading_request() -> None:
 
 
 def test_words_of_a_long_text_are_no_demands() -> None:
-    asked = "Summarize the whole meeting."
+    request = "Summarize the whole meeting."
     plain = "\n".join(
         f"Speaker {number}: good morning, dear friends of ours" for number in range(90)
     )
-    texts = [f"{text[:3_000]}\n\n{asked}" for text in (MINUTES, plain)]
+    texts = [f"{text[:3_000]}\n\n{request}" for text in (MINUTES, plain)]
     assert ask(texts[0]).difficulty == ask(texts[1]).difficulty
 
 

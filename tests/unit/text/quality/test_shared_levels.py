@@ -7,7 +7,7 @@ MODEL = "llama3.1:8b"
 LAW = "Is this clause of the contract valid?"
 
 
-def taught(tenants: int, score: float) -> Estimator:
+def shared_estimator(tenants: int, score: float) -> Estimator:
     estimator = Estimator()
     for tenant in range(tenants):
         for number in range(40):
@@ -28,23 +28,23 @@ def newcomer(estimator: Estimator, tenants: int) -> float:
 
 def test_new_tenant_learns_from_agreeing_tenants() -> None:
     plain = Estimator().estimate("new", MODEL, ability_of(MODEL), ask(LAW)).p
-    assert newcomer(taught(MIN_TENANTS, 0.0), MIN_TENANTS) < plain - 0.1
+    assert newcomer(shared_estimator(MIN_TENANTS, 0.0), MIN_TENANTS) < plain - 0.1
 
 
 def test_too_few_tenants_share_nothing() -> None:
     plain = Estimator().estimate("new", MODEL, ability_of(MODEL), ask(LAW)).p
-    assert newcomer(taught(MIN_TENANTS - 1, 0.0), MIN_TENANTS - 1) == plain
+    assert newcomer(shared_estimator(MIN_TENANTS - 1, 0.0), MIN_TENANTS - 1) == plain
 
 
 def test_flooded_tenant_moves_no_other() -> None:
-    honest, flooded = taught(MIN_TENANTS, 1.0), taught(MIN_TENANTS, 1.0)
+    honest, flooded = shared_estimator(MIN_TENANTS, 1.0), shared_estimator(MIN_TENANTS, 1.0)
     for number in range(5_000):
         flooded.learn("tenant-0", signal(ask(LAW), 0.0, key=f"m{number % 50}"))
     assert abs(newcomer(honest, MIN_TENANTS) - newcomer(flooded, MIN_TENANTS)) < 0.01
 
 
 def test_own_signals_replace_shared_levels() -> None:
-    estimator = taught(MIN_TENANTS, 0.0)
+    estimator = shared_estimator(MIN_TENANTS, 0.0)
     newcomer(estimator, MIN_TENANTS)
     for number in range(200):
         estimator.learn("new", signal(ask(LAW), 1.0, key=f"k{number}"))
@@ -52,7 +52,7 @@ def test_own_signals_replace_shared_levels() -> None:
 
 
 def test_estimate_states_that_it_is_shared() -> None:
-    estimator = taught(MIN_TENANTS, 0.0)
+    estimator = shared_estimator(MIN_TENANTS, 0.0)
     share(estimator, MIN_TENANTS)
     known, question = ability_of(MODEL), ask(LAW)
     assert estimator.estimate("new", MODEL, known, question).basis == "shared"
@@ -63,7 +63,7 @@ def test_estimate_states_that_it_is_shared() -> None:
 
 
 def test_frozen_tenant_neither_contributes_nor_uses_shared_levels() -> None:
-    estimator = taught(MIN_TENANTS, 0.0)
+    estimator = shared_estimator(MIN_TENANTS, 0.0)
     plain = Estimator().estimate("new", MODEL, ability_of(MODEL), ask(LAW))
     estimator.freeze("tenant-0")
     assert newcomer(estimator, MIN_TENANTS) == plain.p
@@ -76,7 +76,7 @@ def test_frozen_tenant_neither_contributes_nor_uses_shared_levels() -> None:
 
 
 def test_learning_does_not_depend_on_shared_levels() -> None:
-    alone, informed = Estimator(), taught(MIN_TENANTS, 0.0)
+    alone, informed = Estimator(), shared_estimator(MIN_TENANTS, 0.0)
     share(informed, MIN_TENANTS)
     for estimator in (alone, informed):
         for number in range(30):

@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["Asked", "Kind", "requests"]
+__all__ = ["Kind", "TraceRequest", "requests"]
 
 _SEED = 20_261_125
 _COUNT = 2_400
@@ -65,7 +65,7 @@ _AT_HOME = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class TraceRequest:
     """One request. ``prompt`` is what a back end counts, ``bytes_`` how long the text is."""
 
     id: str
@@ -81,7 +81,7 @@ class Asked:
         return [(b"x-moyin-residency", b"on-premises")] if self.at_home else []
 
 
-def requests() -> Iterator[Asked]:
+def requests() -> Iterator[TraceRequest]:
     chance = random.Random(_SEED)
     weights = [kind.share for kind in KINDS]
     for number in range(_COUNT):
@@ -91,7 +91,7 @@ def requests() -> Iterator[Asked]:
         owner = chance.choice(_TENANTS)
         # Claude's tier is asked for only where the data may go there.
         at_home = kind.alias == "auto" and not kind.vision and chance.random() < _AT_HOME
-        yield Asked(
+        yield TraceRequest(
             id=str(number),
             kind=kind,
             owner="ben" if owner == "ada" and (kind.vision or kind.alias != "auto") else owner,

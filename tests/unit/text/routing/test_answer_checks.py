@@ -71,10 +71,10 @@ def test_answer_cut_by_the_clients_limit_is_no_fault() -> None:
 )
 def test_tool_calls(name: str, arguments: str, expected: str | None) -> None:
     call = ToolUse(id="t", name=name, arguments=arguments)
-    found = find_fault(
+    fault = find_fault(
         answer(call, stop=StopReason.TOOL_USE), ResponseConstraints(tools=frozenset({"render"}))
     )
-    assert found == expected
+    assert fault == expected
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,13 @@ async def test_tasks_run_in_order_and_yield(monkeypatch: pytest.MonkeyPatch) -> 
     for number in range(40):
         background.add(done.append, number)
     background.add(end.set)
-    seen = []
+    order = []
     async with asyncio.timeout(20):
         while not end.is_set():
             await asyncio.sleep(0)
-            seen.append(len(done))
+            order.append(len(done))
     assert done == list(range(40))
-    assert {16, 32} <= set(seen), "others have their turn after each slice"
+    assert {16, 32} <= set(order), "others have their turn after each slice"
     assert background._scheduled is None, "nothing runs while nothing waits"
     background.add(done.append, 40)
     async with asyncio.timeout(20):

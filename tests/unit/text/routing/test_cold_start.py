@@ -46,7 +46,7 @@ def shipped() -> dict[str, Any]:
 Decisions = list[tuple[str, list[Candidate]]]
 
 
-def decided(
+def decide_all(
     mix: Iterable[tuple[str, str]], data: Path, more: tuple[dict[str, Any], ...] = (OLLAMA,)
 ) -> Decisions:
     """Return the candidates of each prompt, with an additional 8B model on a local Ollama."""
@@ -56,12 +56,12 @@ def decided(
     router = Router(fleet, RecordedLedger(), estimator=Estimator())
     codec = OpenAICodec()
     context = RoutingContext(request_id="r", owner="ada", headers=())
-    found = []
+    results = []
     for name, prompt in mix:
         body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
-        told = router.explain(codec, codec.parse(json.dumps(body).encode()), context)
-        found.append((name, list(told.candidates)))
-    return found
+        explanation = router.explain(codec, codec.parse(json.dumps(body).encode()), context)
+        results.append((name, list(explanation.candidates)))
+    return results
 
 
 def public_mix() -> list[tuple[str, str]]:
@@ -71,7 +71,7 @@ def public_mix() -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def decisions(tmp_path_factory: pytest.TempPathFactory) -> Decisions:
-    return decided(public_mix(), tmp_path_factory.mktemp("data"))
+    return decide_all(public_mix(), tmp_path_factory.mktemp("data"))
 
 
 def model(candidate: Candidate) -> str:
@@ -90,14 +90,14 @@ def test_the_smallest_model_gets_no_hard_work(decisions: Decisions) -> None:
 
 
 def test_smallest_model_gets_no_hard_own_prompts(tmp_path: Path) -> None:
-    found = decided(prompts(), tmp_path)
-    assert not [name for name, (best, *_) in found if name in HARD and model(best) == SMALL]
+    results = decide_all(prompts(), tmp_path)
+    assert not [name for name, (best, *_) in results if name in HARD and model(best) == SMALL]
 
 
 def test_the_smallest_model_gets_no_hard_work_beside_claude_alone(tmp_path: Path) -> None:
-    found = decided([*public_mix(), *prompts()], tmp_path, more=())
-    assert {model(one) for _, candidates in found for one in candidates} >= {SMALL, HAIKU}
-    assert not [name for name, (best, *_) in found if name in HARD and model(best) == SMALL]
+    results = decide_all([*public_mix(), *prompts()], tmp_path, more=())
+    assert {model(one) for _, candidates in results for one in candidates} >= {SMALL, HAIKU}
+    assert not [name for name, (best, *_) in results if name in HARD and model(best) == SMALL]
 
 
 def test_estimate_of_arithmetic_matches_the_models_report(
@@ -106,8 +106,8 @@ def test_estimate_of_arithmetic_matches_the_models_report(
     # GSM8K 89.8 %, less for optimism; a third of these questions is not recognised as arithmetic.
     expected = [
         one.forecast.estimate.p
-        for name, found in decisions
-        for one in found
+        for name, results in decisions
+        for one in results
         if name == "arithmetic" and model(one) == LOCAL and one.forecast and one.forecast.estimate
     ]
     assert len(expected) == 25
@@ -123,7 +123,7 @@ def test_routing_costs_less_than_the_cheapest_claude_at_similar_quality(
         return sum(one.cost_pico for one in forecasts), bad
 
     cost, bad = expected([best for _, (best, *_) in decisions])
-    haikus = [one for _, found in decisions for one in found if model(one) == HAIKU]
+    haikus = [one for _, results in decisions for one in results if model(one) == HAIKU]
     haiku_cost, haiku_bad = expected(haikus)
     assert bad <= 1.2 * haiku_bad
     assert cost <= 0.7 * haiku_cost
@@ -159,6 +159,6 @@ def test_without_a_local_model_easy_work_may_stay_on_the_smallest(tmp_path: Path
         chosen = []
         for prompt in ("Say hello", "Write merge sort in Go", "Erkläre § 823 BGB"):
             body = {"model": alias, "messages": [{"role": "user", "content": prompt}]}
-            told = router.explain(codec, codec.parse(json.dumps(body).encode()), context)
-            chosen.append(model(told.candidates[0]))
+            explanation = router.explain(codec, codec.parse(json.dumps(body).encode()), context)
+            chosen.append(model(explanation.candidates[0]))
         assert chosen == [SMALL, HAIKU, HAIKU]

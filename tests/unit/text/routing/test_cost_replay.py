@@ -25,7 +25,7 @@ from moyin.text.routing.policy import Policy
 from moyin.text.routing.router import Router
 from tests.door import Measured
 from tests.unit.text.routing.factories import ALL_SCOPES, deployment
-from tests.unit.text.routing.request_trace import Asked, requests
+from tests.unit.text.routing.request_trace import TraceRequest, requests
 from tests.unit.text.routing.router_rig import RecordedLedger
 
 DAY = date(2026, 11, 25)
@@ -84,32 +84,32 @@ POLICIES = {"ada": Policy(residency=frozenset({HOME}))}
 class Server(FakeBackend):
     """Counts tokens like its provider and records its own bill."""
 
-    def __init__(self, of: ModelDeployment, trace: Mapping[str, Asked]) -> None:
+    def __init__(self, of: ModelDeployment, trace: Mapping[str, TraceRequest]) -> None:
         super().__init__()
-        self._offer = of
+        self._deployment = of
         self._trace = trace
         self.billed: dict[str, Usage] = {}
 
     async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
         asked = self._trace[request.user or ""]
-        usage = self.billed[asked.id] = true_usage(asked, self._offer)
+        usage = self.billed[asked.id] = true_usage(asked, self._deployment)
         return ChatResponse(
             id=asked.id, model="m", parts=(Text(text="."),), stop=StopReason.END, usage=usage
         )
 
 
-def true_usage(asked: Asked, of: ModelDeployment) -> Usage:
+def true_usage(asked: TraceRequest, of: ModelDeployment) -> Usage:
     cached = round(asked.prompt * asked.kind.cached) if of.residency == "cloud" else 0
     return Usage(
         input_tokens=asked.prompt - cached, cached_tokens=cached, output_tokens=asked.output
     )
 
 
-def cost(asked: Asked, of: ModelDeployment) -> int:
+def cost(asked: TraceRequest, of: ModelDeployment) -> int:
     return of.model.tariff.price_on(DAY).pico_cost(true_usage(asked, of))
 
 
-def may(asked: Asked, of: ModelDeployment) -> bool:
+def may(asked: TraceRequest, of: ModelDeployment) -> bool:
     """Repeat the constraints without using the router's code."""
     kind, model = asked.kind, of.model
     at_home = asked.at_home or asked.owner == "ada"
@@ -123,16 +123,16 @@ def may(asked: Asked, of: ModelDeployment) -> bool:
     )
 
 
-def body_tokens(asked: Asked) -> int:
+def body_tokens(asked: TraceRequest) -> int:
     """Estimate tokens like the router does before a call."""
     return codec_of(asked).parse(body_of(asked)).needs().prompt_tokens
 
 
-def codec_of(asked: Asked) -> ProtocolCodec:
+def codec_of(asked: TraceRequest) -> ProtocolCodec:
     return AnthropicCodec() if asked.kind.cached else OpenAICodec()
 
 
-def body_of(asked: Asked) -> bytes:
+def body_of(asked: TraceRequest) -> bytes:
     kind = asked.kind
     if kind.cached:
         return marked_body_of(asked)
@@ -154,7 +154,7 @@ def body_of(asked: Asked) -> bytes:
     return json.dumps(body).encode()
 
 
-def marked_body_of(asked: Asked) -> bytes:
+def marked_body_of(asked: TraceRequest) -> bytes:
     """Use Anthropic's protocol for agents, because it can mark a prompt for caching."""
     mark = {"cache_control": {"type": "ephemeral"}}
     body = {
@@ -172,10 +172,10 @@ def marked_body_of(asked: Asked) -> bytes:
 async def test_total_cost_is_within_a_twentieth_of_an_oracle(
     cards: tuple[tuple[str, str], tuple[str, str]], measured: Measured
 ) -> None:
-    all_offers = offers_of(*cards)
+    all_deployments = offers_of(*cards)
     trace = {asked.id: asked for asked in requests()}
     assert len(trace) >= 2_000
-    servers = {of.backend: Server(of, trace) for of in all_offers}
+    servers = {of.backend: Server(of, trace) for of in all_deployments}
     runtimes = {
         name: BackendRuntime(
             name=name, backend=server, pass_through=None, timeout=60, breaker=Breaker(lambda: 0.0)
@@ -183,13 +183,13 @@ async def test_total_cost_is_within_a_twentieth_of_an_oracle(
         for name, server in servers.items()
     }
     fleet = Fleet(
-        catalog=Catalog(deployments=all_offers, aliases=ALIASES),
+        catalog=Catalog(deployments=all_deployments, aliases=ALIASES),
         runtimes=runtimes,
         policies=POLICIES,
     )
     ledger = RecordedLedger()
     router = Router(fleet, ledger)
-    deployments = {of.backend: of for of in all_offers}
+    deployments = {of.backend: of for of in all_deployments}
     spent = oracle = chosen_for = best_for = clauded = cheapest_claude = sonnet = 0
     for asked in trace.values():
         context = RoutingContext(request_id=asked.id, owner=asked.owner, headers=asked.headers)
@@ -198,7 +198,7 @@ async def test_total_cost_is_within_a_twentieth_of_an_oracle(
         entry = ledger[-1]
         chosen = deployments[entry.backend]
         assert may(asked, chosen), f"{asked.kind.name} went to {chosen.backend}"
-        able = [of for of in all_offers if may(asked, of)]
+        able = [of for of in all_deployments if may(asked, of)]
         spent += cost(asked, chosen)
         oracle += min(cost(asked, of) for of in able)
         if clouds := [of for of in able if of.residency == "cloud"]:

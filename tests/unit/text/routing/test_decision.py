@@ -42,9 +42,9 @@ def names(candidates: Sequence[Candidate]) -> list[str]:
 
 
 def test_a_free_local_model_wins() -> None:
-    found = choose(fleet([deployment("claude", HAIKU, context=200_000), deployment("local")]))
-    assert names(found) == ["local", "claude"]
-    assert found[0].reason == "free"
+    candidates = choose(fleet([deployment("claude", HAIKU, context=200_000), deployment("local")]))
+    assert names(candidates) == ["local", "claude"]
+    assert candidates[0].reason == "free"
 
 
 def test_requests_beyond_the_local_model_go_to_the_cloud() -> None:
@@ -107,10 +107,12 @@ def test_a_second_of_waiting_has_a_price() -> None:
     for worth, best in ((0.0, "local"), (0.001, "claude")):
         both = fleet(deployments, limit=1, usd_per_second=worth)
         both.runtimes["local"].slots.take("ada")
-        found = choose(both, Needs(prompt_tokens=100, max_tokens=500))
-        assert names(found)[0] == best
-    assert found[0].reason == "soonest"
-    waits = {one.deployment.backend: one.forecast.waiting_seconds for one in found if one.forecast}
+        candidates = choose(both, Needs(prompt_tokens=100, max_tokens=500))
+        assert names(candidates)[0] == best
+    assert candidates[0].reason == "soonest"
+    waits = {
+        one.deployment.backend: one.forecast.waiting_seconds for one in candidates if one.forecast
+    }
     assert waits["claude"] == 0 < waits["local"]
 
 
@@ -380,15 +382,15 @@ def test_every_deployment_is_a_candidate_or_excluded_with_a_reason(
     deployments: list[ModelDeployment], needs: Needs, policies: dict[str, Policy]
 ) -> None:
     of = fleet(deployments, policies=policies)
-    found, out = choose(of, needs), list_exclusions(route(of), needs)
-    assert len(found) + len(out) == len(deployments)
-    for candidate in found:
+    candidates, out = choose(of, needs), list_exclusions(route(of), needs)
+    assert len(candidates) + len(out) == len(deployments)
+    for candidate in candidates:
         assert candidate.deployment.configured
         assert candidate.deployment.model.supports(needs)
         assert not candidate.deployment.model.unmet_needs(needs)
         assert not policies or candidate.deployment.residency == "on-premises"
     assert all(exclusion.reason for exclusion in out)
-    if not found:
+    if not candidates:
         assert no_candidate_error(route(of), needs).message
 
 
@@ -396,9 +398,9 @@ def test_every_deployment_is_a_candidate_or_excluded_with_a_reason(
 def test_candidates_are_sorted_by_score(
     deployments: list[ModelDeployment], needs: Needs, worth: float
 ) -> None:
-    found = choose(fleet(deployments, usd_per_second=worth), needs)
-    scores = [candidate.forecast.score for candidate in found if candidate.forecast]
-    assert len(scores) == len(found)
+    candidates = choose(fleet(deployments, usd_per_second=worth), needs)
+    scores = [candidate.forecast.score for candidate in candidates if candidate.forecast]
+    assert len(scores) == len(candidates)
     assert scores == sorted(scores)
 
 
@@ -409,7 +411,7 @@ CATALOG = Catalog(
 
 
 @pytest.mark.parametrize(
-    ("name", "found"),
+    ("name", "candidates"),
     [
         ("auto", "abc"),
         ("good", "ab"),
@@ -418,8 +420,8 @@ CATALOG = Catalog(
         ("c/c-model", "c"),
     ],
 )
-def test_auto_aliases_models_and_qualified_names_are_found(name: str, found: str) -> None:
-    assert "".join(one.backend for one in CATALOG.find(name)) == found
+def test_auto_aliases_models_and_qualified_names_are_found(name: str, candidates: str) -> None:
+    assert "".join(one.backend for one in CATALOG.find(name)) == candidates
 
 
 def test_all_hosts_of_a_back_end_are_found_under_its_name() -> None:

@@ -35,7 +35,7 @@ LOCAL = known("qwen3-14b", "house", tariff=FREE_TARIFF)
 NAMES = (OPUS, LOCAL)
 
 
-def asking(*deployments: Any, **rules: Any) -> Router:
+def small_router(*deployments: Any, **rules: Any) -> Router:
     return router(*(deployments or NAMES), **({"explore": 1.0, "usd_per_bad_answer": 0.03} | rules))
 
 
@@ -48,12 +48,12 @@ async def ask(
     codec = OpenAICodec()
     context = RoutingContext(request_id="r", owner="ada", headers=headers, key_id="k")
     answer = await router.answer(codec, codec.parse(body), context)
-    told = dict(answer.headers)
-    return told[b"x-moyin-model"].decode(), told[b"x-moyin-route"].decode()
+    answer_headers = dict(answer.headers)
+    return answer_headers[b"x-moyin-model"].decode(), answer_headers[b"x-moyin-route"].decode()
 
 
 async def test_a_model_that_may_be_better_is_tried_and_the_route_says_so() -> None:
-    model, route = await ask(asking())
+    model, route = await ask(small_router())
     assert model == "qwen3-14b"
     assert route.startswith("trying; qwen3-14b: code, p_good 0.")
     low, _, rest = route.partition("p_good ")[2].partition(" to ")
@@ -62,12 +62,12 @@ async def test_a_model_that_may_be_better_is_tried_and_the_route_says_so() -> No
 
 
 async def test_without_a_share_nothing_is_tried() -> None:
-    assert (await ask(asking(explore=0.0)))[0] == "claude-opus-5-5"
+    assert (await ask(small_router(explore=0.0)))[0] == "claude-opus-5-5"
     assert ModelsConfig().routing.explore == 0.0
 
 
 async def test_the_share_is_drawn_per_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    router, luck = asking(explore=0.25), iter([0.0, 0.249, 0.25, 0.9])
+    router, luck = small_router(explore=0.25), iter([0.0, 0.249, 0.25, 0.9])
     monkeypatch.setattr("moyin.text.routing.router.random.random", lambda: next(luck))
     models = [(await ask(router))[0] for _ in range(4)]
     assert models == ["qwen3-14b", "qwen3-14b", "claude-opus-5-5", "claude-opus-5-5"]
@@ -83,15 +83,15 @@ async def test_the_share_is_drawn_per_request(monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 async def test_no_trial_where_it_is_not_allowed(headers: Any, rules: dict[str, Any]) -> None:
-    router = asking(**rules)
+    router = small_router(**rules)
     assert (await ask(router, *headers))[0] == "claude-opus-5-5"
-    told = explain(router, SORT, *headers)
-    assert (told.explore, told.trial) == (0.0, None)
+    explanation = explain(router, SORT, *headers)
+    assert (explanation.explore, explanation.trial) == (0.0, None)
 
 
 async def test_where_bad_answers_cost_nothing_money_decides() -> None:
-    told = explain(asking(), SORT, (PRICE, b"0"))
-    assert (told.quality, told.explore) == (None, 0.0)
+    explanation = explain(small_router(), SORT, (PRICE, b"0"))
+    assert (explanation.quality, explanation.explore) == (None, 0.0)
 
 
 async def test_no_trial_after_an_answer_that_did_not_help() -> None:
@@ -104,7 +104,7 @@ async def test_no_trial_after_an_answer_that_did_not_help() -> None:
 
         def remember(self, *_: Any) -> None: ...
 
-    router = asking()
+    router = small_router()
     router._reviewer._follow_ups = FollowUps()  # type: ignore[assignment]
     router._reviewer._learning = RecordingLearning()  # type: ignore[assignment]
     assert (await ask(router))[0] == "claude-opus-5-5"
@@ -112,14 +112,14 @@ async def test_no_trial_after_an_answer_that_did_not_help() -> None:
 
 async def test_fallback_after_a_failed_trial_uses_the_lower_bound() -> None:
     worse = known("smollm2-135m", "local", tariff=FREE_TARIFF)
-    router = asking(worse, *NAMES)
+    router = small_router(worse, *NAMES)
     house = router.fleet.runtimes["house"]
     house.backend = house.pass_through = FakeBackend(error=BackendUnavailable("away"))
     assert (await ask(router))[0] == "claude-opus-5-5"
 
 
 async def test_missing_model_is_not_tried() -> None:
-    router = asking()
+    router = small_router()
     model_breaker = router.fleet.runtimes["house"].model_breaker("x")
     for _ in range(3):
         model_breaker.fail()
@@ -127,11 +127,11 @@ async def test_missing_model_is_not_tried() -> None:
 
 
 def test_explanation_names_the_share_and_the_trial_model() -> None:
-    told: Explanation = explain(asking(explore=0.05), SORT)
-    assert told.explore == 0.05
-    assert told.trial is not None
-    assert told.trial.deployment.model.name == "qwen3-14b"
-    assert told.candidates[0].deployment.model.name == "claude-opus-5-5"
+    explanation: Explanation = explain(small_router(explore=0.05), SORT)
+    assert explanation.explore == 0.05
+    assert explanation.trial is not None
+    assert explanation.trial.deployment.model.name == "qwen3-14b"
+    assert explanation.candidates[0].deployment.model.name == "claude-opus-5-5"
 
 
 def test_the_share_is_configured_and_bounded() -> None:

@@ -39,16 +39,16 @@ class Traffic:
 @pytest.mark.parametrize("rates", [{"ada": 99}, {"ada": 60, "bob": 39}])
 def test_all_requests_are_accepted_below_the_rate(rates: dict[str, int]) -> None:
     traffic = Traffic()
-    found = traffic.run(20, **rates)
-    assert found == {owner: 20 * rate for owner, rate in rates.items()}
+    accepted = traffic.run(20, **rates)
+    assert accepted == {owner: 20 * rate for owner, rate in rates.items()}
     assert (traffic.share.accepted, traffic.share.skipped) == (20 * 99, 0)
 
 
 def test_a_flood_is_sampled_at_the_rate_and_counted() -> None:
     traffic = Traffic()
     traffic.run(5, ada=2_000)
-    found = traffic.run(20, ada=2_000)["ada"]
-    assert 0.9 * 20 * RATE < found <= 20 * RATE + 1
+    accepted = traffic.run(20, ada=2_000)["ada"]
+    assert 0.9 * 20 * RATE < accepted <= 20 * RATE + 1
     assert traffic.share.accepted + traffic.share.skipped == 25 * 2_000
 
 
@@ -63,24 +63,24 @@ def test_no_part_of_a_second_is_preferred() -> None:
 def test_quiet_tenant_is_accepted_in_full_beside_a_flood() -> None:
     traffic = Traffic()
     for begins in (True, False):
-        found = traffic.run(10, flood=3_000, small=20, tiny=1)
-        assert (found["small"], found["tiny"]) == (200, 10), begins
-        assert found["flood"] > 0.6 * 10 * (RATE - 21)
+        accepted = traffic.run(10, flood=3_000, small=20, tiny=1)
+        assert (accepted["small"], accepted["tiny"]) == (200, 10), begins
+        assert accepted["flood"] > 0.6 * 10 * (RATE - 21)
 
 
 def test_two_floods_share_the_capacity() -> None:
     traffic = Traffic()
     traffic.run(5, ada=3_000, bob=500)
-    found = traffic.run(20, ada=3_000, bob=500)
-    assert found["ada"] == pytest.approx(found["bob"], rel=0.15)
-    assert sum(found.values()) <= 20 * RATE + 1
+    accepted = traffic.run(20, ada=3_000, bob=500)
+    assert accepted["ada"] == pytest.approx(accepted["bob"], rel=0.15)
+    assert sum(accepted.values()) <= 20 * RATE + 1
 
 
 def test_bursty_flood_leaves_capacity_to_others() -> None:
     traffic = Traffic()
     for _ in range(5):
-        found = traffic.run(1, flood=3_000, small=20)
-        assert found["small"] == 20
+        accepted = traffic.run(1, flood=3_000, small=20)
+        assert accepted["small"] == 20
         assert traffic.run(1, small=20)["small"] == 20
 
 

@@ -37,8 +37,8 @@ class Gateway:
 
     def __init__(self) -> None:
         self.now = 1_000.0
-        self.noted: Any = RecordingLearning()
-        self.follow_ups = FollowUps(self.noted, clock=lambda: self.now)
+        self.learning: Any = RecordingLearning()
+        self.follow_ups = FollowUps(self.learning, clock=lambda: self.now)
         self.fleet = router(SMALL, HAIKU).fleet
         self._count = 0
 
@@ -56,27 +56,29 @@ class Gateway:
             call = {"id": "t", "type": "function", "function": {"name": "f", "arguments": "{}"}}
             messages.append({"role": A, "tool_calls": [call]})
             messages.append({"role": "tool", "tool_call_id": "t", "content": "3"})
-        asked = OpenAICodec().parse(json.dumps({"model": model, "messages": messages}).encode())
+        parsed = OpenAICodec().parse(json.dumps({"model": model, "messages": messages}).encode())
         context = RoutingContext(request_id=f"r{self._count}", owner=owner, headers=(), key_id=key)
         names = route(self.fleet, model)
-        before = len(self.noted.signals)
-        self.is_repeat = self.follow_ups.detect(Conversation(context, asked), names, self.now)
+        before = len(self.learning.signals)
+        self.is_repeat = self.follow_ups.detect(Conversation(context, parsed), names, self.now)
         if model == "auto":
             quality = RequestQuality(
-                Estimator(), owner, asked, asked.needs(), usd_per_bad_answer=0.01, floor=0.0
+                Estimator(), owner, parsed, parsed.needs(), usd_per_bad_answer=0.01, floor=0.0
             )
-            found = decide(names, asked.needs(), UsageHistory(), always_weigh=True, quality=quality)
-            (small,) = (one for one in found if one.deployment is SMALL)
-            self.follow_ups.remember(Conversation(context, asked), quality, small, self.now)
+            candidates = decide(
+                names, parsed.needs(), UsageHistory(), always_weigh=True, quality=quality
+            )
+            (small,) = (one for one in candidates if one.deployment is SMALL)
+            self.follow_ups.remember(Conversation(context, parsed), quality, small, self.now)
         self.now += 20
-        return [(request, signal.source) for request, signal in self.noted.signals[before:]]
+        return [(request, signal.source) for request, signal in self.learning.signals[before:]]
 
 
 def test_repeated_request_counts_once() -> None:
     gateway = Gateway()
     assert gateway.ask(ASK) == []
     assert gateway.ask(ASK) == [("r1", "regenerated")]
-    _, signal = gateway.noted.signals[0]
+    _, signal = gateway.learning.signals[0]
     assert (signal.model, signal.key, signal.question.kind) == ("smollm2-135m", "k", "code")
     assert signal.score < 0.5
     # The second answer is one of its own.
@@ -172,11 +174,11 @@ def test_requests_are_matched_only_while_answers_are_remembered() -> None:
     gateway = Gateway()
     names = replace(route(gateway.fleet), usd_per_bad_answer=0.01)
     assert not gateway.follow_ups.may_match(names), "no answer is known, and no other replica"
-    gateway.noted.background._tasks.append(None)
+    gateway.learning.background._tasks.append(None)
     assert gateway.follow_ups.may_match(names), "an answer may be among what waits"
-    gateway.noted.background._tasks.clear()
+    gateway.learning.background._tasks.clear()
     shared_answers: Any = object()
-    together = FollowUps(gateway.noted, shared_answers=shared_answers)
+    together = FollowUps(gateway.learning, shared_answers=shared_answers)
     assert together.may_match(names)
     assert not together.may_match(replace(names, usd_per_bad_answer=0.0))
     gateway.ask(ASK)

@@ -87,11 +87,11 @@ async def test_cached_answer_is_no_follow_up() -> None:
         gateway.ledger,
         cache=Memory(),
         estimator=Estimator(),
-        learning=gateway.noted,
+        learning=gateway.learning,
         follow_ups=follow_ups,
     )
     await twice(gateway)
-    gateway.noted.background.run()
+    gateway.learning.background.run()
     assert len(noticed) == 1
 
 
@@ -113,11 +113,11 @@ async def test_disconnect_during_the_rescue_ends_both_calls() -> None:
     gateway, better = Streams(), Waiting()
     runtimes = gateway.router.fleet.runtimes
     runtimes["claude"].backend = better
-    asking = asyncio.create_task(gateway.ask(stream=True, response_format=FORMAT))
+    call_task = asyncio.create_task(gateway.ask(stream=True, response_format=FORMAT))
     await better.waits.wait()
-    asking.cancel()
-    await asyncio.wait([asking])
-    assert asking.cancelled()
+    call_task.cancel()
+    await asyncio.wait([call_task])
+    assert call_task.cancelled()
     assert gateway.small.closed_early == 1
     assert [runtime.load for runtime in runtimes.values()] == [0, 0]
     assert sorted((one.model, one.complete) for one in gateway.ledger) == [
@@ -140,13 +140,13 @@ async def test_disconnect_while_the_first_stream_closes_ends_both(
             await asyncio.Event().wait()
 
     monkeypatch.setattr(MeteredStream, "aclose", slowly)
-    asking: asyncio.Task[Any] = asyncio.create_task(
+    call_task: asyncio.Task[Any] = asyncio.create_task(
         gateway.ask(stream=True, response_format=FORMAT)
     )
     await closing.wait()
-    asking.cancel()
-    await asyncio.wait([asking])
-    assert asking.cancelled()
+    call_task.cancel()
+    await asyncio.wait([call_task])
+    assert call_task.cancelled()
     assert [runtime.load for runtime in gateway.router.fleet.runtimes.values()] == [0, 0]
     assert len(gateway.ledger) == 2
 

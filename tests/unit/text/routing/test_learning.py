@@ -258,10 +258,10 @@ async def test_compared_requests_may_be_known_to_the_ledger_only(
     replica.now = time.time()
     await replica.answer("decided")
     await booked(replica, "named", model="claude-haiku-5-5")
-    told = await replica.feedback.submit(
+    scores = await replica.feedback.submit(
         "ada", "key_1", "decided", score=None, better_request_id="named", comment=None
     )
-    assert told == {"decided": 0.2, "named": 0.8}
+    assert scores == {"decided": 0.2, "named": 0.8}
     rows = {row.request_id: row for row in await replica.store.latest("ada", 10)}
     assert rows["named"].model == "claude-haiku-5-5"
     kinds = {name: (row.question or {})["kind"] for name, row in rows.items()}
@@ -276,10 +276,10 @@ async def test_a_comparison_counts_for_both(database: Database) -> None:
     replica = Replica(database)
     await replica.answer("bad")
     await replica.answer("good")
-    told = await replica.feedback.submit(
+    scores = await replica.feedback.submit(
         "ada", "key_1", "bad", score=None, better_request_id="good", comment="clearer"
     )
-    assert told == {"bad": 0.2, "good": 0.8}
+    assert scores == {"bad": 0.2, "good": 0.8}
     rows = {row.request_id: row for row in await replica.store.latest("ada", 10)}
     assert (rows["bad"].comment, rows["good"].comment) == ("clearer", None)
     assert {row.weight for row in rows.values()} == {0.5}
@@ -330,14 +330,14 @@ async def test_evicted_tenant_is_reloaded_with_its_learned_state(
     replica = Replica(database)
     await replica.answer("r1")
     await replica.rate("r1", 1.0)
-    taught = replica.estimate()
+    learned = replica.estimate()
     await replica.learning.load("bob")
-    assert replica.estimate() != taught
+    assert replica.estimate() != learned
     await replica.learning.load("ada")
-    assert alike(replica.estimate(), taught)
+    assert alike(replica.estimate(), learned)
 
 
-async def taught(database: Database, tenants: int, score: float = 0.0) -> None:
+async def learned(database: Database, tenants: int, score: float = 0.0) -> None:
     """Create tenants with agreeing signals."""
     for number in range(tenants):
         owner, replica = f"studio-{number}", Replica(database)
@@ -368,7 +368,7 @@ async def taught(database: Database, tenants: int, score: float = 0.0) -> None:
 async def test_new_tenant_starts_with_shared_levels(
     database: Database,
 ) -> None:
-    await taught(database, 5)
+    await learned(database, 5)
     one, two = Replica(database), Replica(database)
     before = one.estimate("newcomer")
     for replica in (one, two):
@@ -384,7 +384,7 @@ async def test_new_tenant_starts_with_shared_levels(
 
 
 async def test_four_tenants_are_too_few_to_share_levels(database: Database) -> None:
-    await taught(database, 4)
+    await learned(database, 4)
     replica = Replica(database)
     before = replica.estimate("newcomer")
     await replica.learning.refresh_levels()
@@ -392,7 +392,7 @@ async def test_four_tenants_are_too_few_to_share_levels(database: Database) -> N
 
 
 async def test_a_poisoned_tenant_moves_no_other(database: Database) -> None:
-    await taught(database, 6, score=1.0)
+    await learned(database, 6, score=1.0)
     replica = Replica(database)
     await replica.learning.refresh_levels()
     before = replica.estimate("newcomer")
@@ -407,7 +407,7 @@ async def test_a_poisoned_tenant_moves_no_other(database: Database) -> None:
 
 
 async def test_frozen_tenant_withdraws_its_levels(database: Database) -> None:
-    await taught(database, 5)
+    await learned(database, 5)
     replica = Replica(database)
     before = replica.estimate("newcomer")
     await replica.learning.apply_action("studio-0", "freeze")
@@ -419,7 +419,7 @@ async def test_frozen_tenant_withdraws_its_levels(database: Database) -> None:
 async def test_outdated_levels_are_ignored(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await taught(database, 5)
+    await learned(database, 5)
     store = Replica(database).store
     assert len(await store.levels()) == 5
     monkeypatch.setattr("moyin.store.quality._MAX_LEVELS", 4)

@@ -157,9 +157,9 @@ async def test_answer_without_a_better_model_is_checked_in_the_background(
     check, checked = reviews.answer_fault, list[str]()
     monkeypatch.setattr(reviews, "answer_fault", lambda *a: checked.append("r") or check(*a))
     await gateway.ask(response_format=FORMAT)
-    assert (checked, gateway.noted.signals) == ([], [])
-    gateway.noted.background.run()
-    assert gateway.noted.signals == [("smollm2-135m", "checked", "json", 0.0)]
+    assert (checked, gateway.learning.signals) == ([], [])
+    gateway.learning.background.run()
+    assert gateway.learning.signals == [("smollm2-135m", "checked", "json", 0.0)]
 
 
 async def test_nothing_is_learned_where_bad_answers_cost_nothing() -> None:

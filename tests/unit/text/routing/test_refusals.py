@@ -48,11 +48,11 @@ async def test_refusal_does_not_cause_a_rescue(streams: bool, hold_streams: bool
     model, _, answer = await gateway.ask(stream=streams, response_format=FORMAT)
     body = await drained(answer) if streams else answer.body
     await asyncio.sleep(0)  # what looks at the end of a stream comes right after it
-    gateway.noted.background.run()
+    gateway.learning.background.run()
     assert model == "smollm2-135m"
     assert b"I can't" in body
     assert gateway.claude.asked == []
-    assert gateway.noted.signals == [("smollm2-135m", "checked", "refused", 0.0)]
+    assert gateway.learning.signals == [("smollm2-135m", "checked", "refused", 0.0)]
 
 
 def test_clients_of_other_protocols_read_a_refusal_as_text() -> None:

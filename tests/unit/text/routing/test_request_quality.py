@@ -88,10 +88,10 @@ async def test_single_candidate_needs_no_estimate(monkeypatch: pytest.MonkeyPatc
 
 def test_model_name_selects_that_model() -> None:
     hosts = router(SMALL, known("smollm2-135m", "other", tariff=FREE_TARIFF), HAIKU)
-    told = explain(hosts, SORT, (FLOOR, b"0.99"), (PRICE, b"5"), model="smollm2-135m")
-    assert told.quality is None
-    assert [one.deployment.backend for one in told.candidates] == ["local", "other"]
-    assert all(one.forecast and one.forecast.estimate is None for one in told.candidates)
+    explanation = explain(hosts, SORT, (FLOOR, b"0.99"), (PRICE, b"5"), model="smollm2-135m")
+    assert explanation.quality is None
+    assert [one.deployment.backend for one in explanation.candidates] == ["local", "other"]
+    assert all(one.forecast and one.forecast.estimate is None for one in explanation.candidates)
 
 
 def test_quality_is_not_weighed_for_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,9 +116,9 @@ def test_most_specific_price_of_bad_answers_wins() -> None:
 
 def test_floor_excludes_models_below_it() -> None:
     three = router(SMALL, HAIKU, OPUS)
-    told = explain(three, HELLO, (FLOOR, b"0.99"))
-    assert "smollm2-135m" not in {one.deployment.model.name for one in told.candidates}
-    (out,) = told.exclusions
+    explanation = explain(three, HELLO, (FLOOR, b"0.99"))
+    assert "smollm2-135m" not in {one.deployment.model.name for one in explanation.candidates}
+    (out,) = explanation.exclusions
     assert out.deployment is SMALL
     assert out.reason.startswith("p_good 0.9")
     assert out.reason.endswith(" is below 0.99")
@@ -173,11 +173,13 @@ def test_the_operator_bounds_the_price() -> None:
 
 
 def test_explanation_compares_p_good() -> None:
-    told = explain(router(SMALL, HAIKU), SORT)
-    best, second = told.candidates
+    explanation = explain(router(SMALL, HAIKU), SORT)
+    best, second = explanation.candidates
     assert best.reason == "better"
     assert best.forecast is not None and second.forecast is not None
-    assert explain_loss(second, best, told.usd_per_second).startswith("answers worse: p_good 0.0")
+    assert explain_loss(second, best, explanation.usd_per_second).startswith(
+        "answers worse: p_good 0.0"
+    )
     risk = (1 - best.forecast.estimate.low) * 0.003 if best.forecast.estimate else 0.0
     assert best.forecast.risk == pytest.approx(risk)
     easy = explain(router(SMALL, HAIKU), HELLO).candidates[0]

@@ -66,16 +66,16 @@ class Streams(Gateway):
 
     def __init__(self, first: str = BAD, second: str = GOOD, **rules: Any) -> None:
         super().__init__(first, second, **rules)
-        self.noted: Any = RecordingLearning()
+        self.learning: Any = RecordingLearning()
         fleet = self.router.fleet
-        self.router = Router(fleet, self.ledger, estimator=Estimator(), learning=self.noted)
+        self.router = Router(fleet, self.ledger, estimator=Estimator(), learning=self.learning)
 
     async def stream(self, codec: ProtocolCodec | None = None, **more: Any) -> tuple[str, str, str]:
         """Return the model, the route and the whole body."""
         model, route, answer = await self.ask(codec, **{"stream": True, **more})
         body = await drained(answer)
         await asyncio.sleep(0)  # what looks at the end of a stream comes right after it
-        self.noted.background.run()
+        self.learning.background.run()
         return model, route, body.decode()
 
 
@@ -103,7 +103,7 @@ async def test_prose_where_json_was_asked_for_never_reaches_the_client() -> None
     # Upstream is cut as soon as it is clear that nobody wants the rest.
     assert gateway.small.closed_early == 1
     assert gateway.ledger[0].output_tokens == 1
-    assert gateway.noted.signals == [("smollm2-135m", "checked", "json", 0.0)]
+    assert gateway.learning.signals == [("smollm2-135m", "checked", "json", 0.0)]
     assert gateway.router.fleet.runtimes["local"].load == 0
 
 
@@ -173,7 +173,7 @@ async def test_finished_pass_through_streams_become_signals(wire: ApiFormat) -> 
     model, _, body = await gateway.stream(codec, **changes)
     assert model == "smollm2-135m"
     assert body
-    assert gateway.noted.signals == [("smollm2-135m", "checked", fault, 0.0)]
+    assert gateway.learning.signals == [("smollm2-135m", "checked", fault, 0.0)]
 
 
 def passing(wire: ApiFormat, upstream: list[bytes], **rules: Any) -> Streams:
@@ -201,7 +201,7 @@ async def test_good_beginning_passes_unchanged() -> None:
     # The event without a word and the first word come together, the rest as before.
     assert pieces[0] == upstream[0] + upstream[1]
     assert (pieces[1:3], pieces[-2]) == (upstream[2:4], upstream[-1])
-    assert gateway.noted.signals == []
+    assert gateway.learning.signals == []
 
 
 async def test_empty_stream_is_rescued_and_recorded_as_complete() -> None:
@@ -325,11 +325,11 @@ async def test_disconnect_while_the_stream_is_held_ends_the_call() -> None:
     gateway = passing(ApiFormat.OPENAI, [])
     gateway.router.fleet.runtimes["local"].backend = slow
     gateway.router.fleet.runtimes["local"].pass_through = slow
-    asking = asyncio.create_task(gateway.ask(stream=True))
+    call_task = asyncio.create_task(gateway.ask(stream=True))
     await slow.waits.wait()
-    asking.cancel()
-    await asyncio.wait([asking])
-    assert asking.cancelled()
+    call_task.cancel()
+    await asyncio.wait([call_task])
+    assert call_task.cancelled()
     assert slow.closed_early == 1
     assert gateway.router.fleet.runtimes["local"].load == 0
     assert [one.complete for one in gateway.ledger] == [False]
@@ -355,7 +355,7 @@ async def test_a_whole_good_stream_that_was_held_is_given_as_it_is() -> None:
     model, _, body = await held.stream(response_format=FORMAT)
     assert model == "smollm2-135m"
     assert body.endswith("data: [DONE]\n\n: x-moyin-cost-usd=0\n\n")
-    assert held.noted.signals == []
+    assert held.learning.signals == []
 
 
 async def test_rescue_does_not_wait_for_the_last_slot() -> None:
@@ -389,7 +389,7 @@ async def test_faults_of_a_stream_become_signals_when_it_has_ended(
     model, _, _ = await gateway.stream(**changes)
     assert model == "smollm2-135m"
     wanted = [] if comment is None else [("smollm2-135m", "checked", comment, 0.0)]
-    assert gateway.noted.signals == wanted
+    assert gateway.learning.signals == wanted
 
 
 def ended(*parts: Any, stop: StopReason) -> ChatResponse:
@@ -421,8 +421,8 @@ async def test_cut_and_refusing_answers_and_broken_arguments_are_signals(
         await gateway.stream(**changes)
     else:
         await gateway.ask(**changes)
-        gateway.noted.background.run()
-    assert gateway.noted.signals == ([] if signal is None else [("smollm2-135m", *signal)])
+        gateway.learning.background.run()
+    assert gateway.learning.signals == ([] if signal is None else [("smollm2-135m", *signal)])
 
 
 class Late(FakeBackend):
@@ -447,4 +447,4 @@ async def test_hedged_call_records_the_model_that_answered() -> None:
     gateway.router._hedge._credit = 5.0
     model, route, _ = await gateway.stream()
     assert (model, route) == ("claude-haiku-5-5", "hedged")
-    assert gateway.noted.signals == [("claude-haiku-5-5", "checked", "refused", 0.0)]
+    assert gateway.learning.signals == [("claude-haiku-5-5", "checked", "refused", 0.0)]

@@ -212,9 +212,9 @@ async def test_inability_of_one_back_end_does_not_hide_a_retryable_failure() -> 
         await rig.ask()
     assert caught.value.retry_after == 7
     # From now on its breaker is open, and only the other one is asked.
-    with pytest.raises(ServiceUnavailable) as told:
+    with pytest.raises(ServiceUnavailable) as usage:
         await rig.ask()
-    assert told.value.retry_after == 7
+    assert usage.value.retry_after == 7
     assert len(able.asked) == 1
 
 
@@ -270,8 +270,8 @@ async def test_usage_is_estimated_when_an_answer_states_none(
     assert Decimal(headers[b"x-moyin-cost-usd"].decode()) == entry.cost_usd > 0
     assert headers[b"x-moyin-estimated"] == b"true"
     # The client is told what is booked.
-    told = codec.read_usage(json.loads(answer.body))
-    assert (told.prompt_tokens, told.output_tokens) == (entry.input_tokens, 100)
+    usage = codec.read_usage(json.loads(answer.body))
+    assert (usage.prompt_tokens, usage.output_tokens) == (entry.input_tokens, 100)
 
 
 async def test_usage_is_estimated_for_translated_answers() -> None:
@@ -281,8 +281,8 @@ async def test_usage_is_estimated_for_translated_answers() -> None:
     rig = Rig(FakeBackend(silent, api_format=ApiFormat.OPENAI), tariff=CHEAP)
     answer = await rig.ask(AnthropicCodec())
     assert (rig.ledger[0].input_tokens, rig.ledger[0].output_tokens) == (6, 25)
-    told = json.loads(answer.body)["usage"]
-    assert (told["input_tokens"], told["output_tokens"]) == (6, 25)
+    usage = json.loads(answer.body)["usage"]
+    assert (usage["input_tokens"], usage["output_tokens"]) == (6, 25)
     assert dict(answer.headers)[b"x-moyin-estimated"] == b"true"
 
 

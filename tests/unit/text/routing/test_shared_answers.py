@@ -48,10 +48,10 @@ class FakeValkey(dict[bytes, bytes]):
 class Gateway(Replica):
     """Stands for one of several replicas."""
 
-    def __init__(self, database: Database, kept: Any, secret: bytes = b"s") -> None:
+    def __init__(self, database: Database, valkey: Any, secret: bytes = b"s") -> None:
         super().__init__(database)
-        self.kept = kept
-        self.shared_answers = SharedAnswers(kept, self.learning, clock=lambda: self.now)
+        self.valkey = valkey
+        self.shared_answers = SharedAnswers(valkey, self.learning, clock=lambda: self.now)
         # Tests say when it is time.
         self.shared_answers._wake_up = lambda: None  # type: ignore[method-assign]
         self.follow_ups = FollowUps(
@@ -77,17 +77,17 @@ class Gateway(Replica):
             quality = RequestQuality(
                 self.estimator, "ada", call, needs, usd_per_bad_answer=0.01, floor=0.0
             )
-            found = decide(names, needs, UsageHistory(), always_weigh=True, quality=quality)
-            (small,) = (one for one in found if one.deployment is SMALL)
-            self.learning.record_decision("ada", request_id, quality, found, small, self.now)
+            candidates = decide(names, needs, UsageHistory(), always_weigh=True, quality=quality)
+            (small,) = (one for one in candidates if one.deployment is SMALL)
+            self.learning.record_decision("ada", request_id, quality, candidates, small, self.now)
             self.follow_ups.remember(Conversation(context, call), quality, small, self.now)
         await self.shared_answers.process_pending()
-        noted = list(self.learning._signals)[before:]
+        recorded = list(self.learning._signals)[before:]
         # Without the signals, which stay for the assertion of what comes next.
         while self.learning._decisions:
             row = self.learning._decisions.popleft()
             await self.store.write([row.row()], ())  # type: ignore[union-attr]
-        return [(row.request_id, row.source) for row in noted]
+        return [(row.request_id, row.source) for row in recorded]
 
 
 @pytest.fixture
@@ -104,8 +104,8 @@ async def later(*replicas: Gateway) -> None:
 
 
 async def test_a_follow_up_reaches_the_other_replica(database: Database) -> None:
-    kept = FakeValkey()
-    one, two = Gateway(database, kept), Gateway(database, kept)
+    valkey = FakeValkey()
+    one, two = Gateway(database, valkey), Gateway(database, valkey)
     assert await one.ask("r1", ASK) == []
     await later(one, two)
     assert await two.ask("r2", ASK) == [("r1", "regenerated")]
@@ -125,14 +125,14 @@ async def test_a_follow_up_reaches_the_other_replica(database: Database) -> None
 
 
 async def test_pending_answers_are_shared_on_close(database: Database) -> None:
-    kept = FakeValkey()
-    one, two = Gateway(database, kept), Gateway(database, kept)
+    valkey = FakeValkey()
+    one, two = Gateway(database, valkey), Gateway(database, valkey)
     one.shared_answers.process_pending, shared_answers = (
         AsyncMock(),
         one.shared_answers.process_pending,
     )  # type: ignore[method-assign]
     await one.ask("r1", ASK)
-    assert kept == {}
+    assert valkey == {}
     one.shared_answers.process_pending = shared_answers  # type: ignore[method-assign]
     await one.follow_ups.close()
     await later(two)
@@ -142,8 +142,8 @@ async def test_pending_answers_are_shared_on_close(database: Database) -> None:
 async def test_switch_to_a_better_model_is_detected_across_replicas(
     database: Database,
 ) -> None:
-    kept = FakeValkey()
-    one, two = Gateway(database, kept), Gateway(database, kept)
+    valkey = FakeValkey()
+    one, two = Gateway(database, valkey), Gateway(database, valkey)
     await one.ask("r1", ASK)
     await later(one, two)
     assert await two.ask("r2", ASK, model="claude-haiku-5-5") == [("r1", "switched")]
@@ -152,8 +152,8 @@ async def test_switch_to_a_better_model_is_detected_across_replicas(
 async def test_follow_up_needs_the_same_tenant_and_the_time_window(
     database: Database,
 ) -> None:
-    kept = FakeValkey()
-    one, two = Gateway(database, kept), Gateway(database, kept)
+    valkey = FakeValkey()
+    one, two = Gateway(database, valkey), Gateway(database, valkey)
     await one.ask("r1", ASK)
     two.now += 1
     assert await two.ask("r2", ASK, model="claude-haiku-5-5") == []
@@ -164,12 +164,12 @@ async def test_follow_up_needs_the_same_tenant_and_the_time_window(
 
 
 async def test_follow_up_is_recorded_by_one_replica_only(database: Database) -> None:
-    kept = FakeValkey()
-    one, two = Gateway(database, kept), Gateway(database, kept)
+    valkey = FakeValkey()
+    one, two = Gateway(database, valkey), Gateway(database, valkey)
 
     class Same(FakeValkey):
         async def take(self, names: Sequence[bytes]) -> list[bytes | None] | None:
-            return await kept.take(names)
+            return await valkey.take(names)
 
     three = Gateway(database, Same())
     await one.ask("r1", ASK)
@@ -181,19 +181,19 @@ async def test_follow_up_is_recorded_by_one_replica_only(database: Database) -> 
         names = route(replica.fleet, "claude-haiku-5-5")
         replica.follow_ups.detect(Conversation(context, call), names, replica.now)
     # Both read before either takes.
-    read = FakeValkey(kept)
-    three.kept.get = read.get
+    read = FakeValkey(valkey)
+    three.valkey.get = read.get
     await two.shared_answers.process_pending()
     await three.shared_answers.process_pending()
     assert len(two.learning._signals) + len(three.learning._signals) == 1
 
 
 async def test_replica_matches_its_own_answers_without_valkey(database: Database) -> None:
-    kept = FakeValkey()
-    one, two = Gateway(database, kept), Gateway(database, kept)
+    valkey = FakeValkey()
+    one, two = Gateway(database, valkey), Gateway(database, valkey)
     await one.ask("r1", ASK)
     await later(one, two)
-    kept.is_unavailable = True
+    valkey.is_unavailable = True
     assert await two.ask("r2", ASK) == []
     assert await one.ask("r3", ASK) == [("r1", "regenerated")]
 
@@ -226,21 +226,21 @@ def lookup() -> Any:
 
 
 async def test_fingerprints_differ_without_the_secret(database: Database) -> None:
-    kept = FakeValkey()
-    one, foreign = Gateway(database, kept), Gateway(database, kept, secret=b"another")
+    valkey = FakeValkey()
+    one, foreign = Gateway(database, valkey), Gateway(database, valkey, secret=b"another")
     await one.ask("r1", ASK)
-    names = set(kept)
+    names = set(valkey)
     await foreign.ask("r2", ASK)
-    assert len(set(kept) - names) == 1
-    assert all(ASK.encode() not in name + value for name, value in kept.items())
+    assert len(set(valkey) - names) == 1
+    assert all(ASK.encode() not in name + value for name, value in valkey.items())
 
 
 @pytest.mark.parametrize("value", [b"", b"[]", b'["r", 1, 2, "zz"]', b"{}", b'["r", "x", 1, ""]'])
 async def test_stored_value_of_another_version_is_ignored(database: Database, value: bytes) -> None:
-    kept = FakeValkey()
-    one = Gateway(database, kept)
+    valkey = FakeValkey()
+    one = Gateway(database, valkey)
     await one.ask("r1", ASK)
-    kept.update(dict.fromkeys(kept, value))
+    valkey.update(dict.fromkeys(valkey, value))
     await later(one)
     assert await one.ask("r2", ASK) == []
 
@@ -248,8 +248,8 @@ async def test_stored_value_of_another_version_is_ignored(database: Database, va
 async def test_time_window_uses_the_arrival_of_the_request(
     database: Database,
 ) -> None:
-    kept = FakeValkey()
-    one, two = Gateway(database, kept), Gateway(database, kept)
+    valkey = FakeValkey()
+    one, two = Gateway(database, valkey), Gateway(database, valkey)
     await one.ask("r1", ASK)
     came = two.now + 1.9
     body = json.dumps({"model": "claude-haiku-5-5", "messages": [{"role": "user", "content": ASK}]})
@@ -276,8 +276,8 @@ async def test_unshared_answer_is_matched_by_its_own_replica(
 async def test_answers_are_shared_during_a_database_outage(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = FakeValkey()
-    one, two = Gateway(database, kept), Gateway(database, kept)
+    valkey = FakeValkey()
+    one, two = Gateway(database, valkey), Gateway(database, valkey)
     await one.ask("r1", ASK)
     await later(one, two)
 
