@@ -12,143 +12,35 @@ from moyin.text.quality.words import KIND_CUES, QUESTION_WORDS
 
 __all__ = ["find_request", "reading_kind"]
 
+
+def _word_set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
 _MAX_REQUEST_LENGTH = 600  # letters at each end of a long text that are searched for the request
 # Kinds that work on a given text.
 _TEXT_KINDS = frozenset({"extraction", "summary", "translation"})
 _GENERAL_KINDS = frozenset({"knowledge", "chat", "reasoning"})
 _QUANTITY_WORDS = (["many"], ["much"])  # after "how"
 # A question that starts with one of these asks for something that can be located in the text.
-_LOOKUP_WORDS = frozenset(
-    [
-        "who",
-        "whom",
-        "whose",
-        "when",
-        "where",
-        "which",
-        "wer",
-        "wann",
-        "wo",
-        "welche",
-        "qui",
-        "quand",
-        "où",
-        "quién",
-        "cuándo",
-        "dónde",
-    ]
+_LOOKUP_WORDS = _word_set(
+    "who whom whose when where which wer wann wo welche qui quand où quién cuándo dónde"
 )
 # After a question word, these show a question about what was said or done in the text.
-_PAST_WORDS = frozenset(
-    [
-        "did",
-        "didn",
-        "was",
-        "wasn",
-        "were",
-        "weren",
-        "had",
-        "said",
-        "happened",
-        "decided",
-        "discussed",
-        "war",
-        "waren",
-        "wurde",
-        "wurden",
-        "hat",
-        "haben",
-        "hatte",
-        "sagte",
-        "étaient",
-        "était",
-        "dit",
-        "fue",
-        "eran",
-        "dijo",
-    ]
+_PAST_WORDS = _word_set(
+    "did didn was wasn were weren had said happened decided discussed war waren wurde wurden "
+    "hat haben hatte sagte étaient était dit fue eran dijo"
 )
 # These do so if the question is not about the user.
-_REPORT_WORDS = frozenset(
-    [
-        "text",
-        "document",
-        "article",
-        "passage",
-        "transcript",
-        "meeting",
-        "report",
-        "paper",
-        "chapter",
-        "story",
-        "author",
-        "speaker",
-        "thread",
-        "log",
-        "according",
-        "mentioned",
-        "say",
-        "says",
-        "think",
-        "thinks",
-        "want",
-        "wants",
-        "propose",
-        "proposes",
-        "suggest",
-        "suggests",
-        "recommend",
-        "recommends",
-        "describe",
-        "describes",
-        "argue",
-        "argues",
-        "claim",
-        "claims",
-        "explain",
-        "explains",
-        "laut",
-        "dokument",
-        "artikel",
-        "protokoll",
-        "bericht",
-        "autor",
-        "sagt",
-        "meint",
-        "texte",
-        "rapport",
-        "auteur",
-        "selon",
-        "texto",
-        "informe",
-        "según",
-    ]
+_REPORT_WORDS = _word_set(
+    "text document article passage transcript meeting report paper chapter story author "
+    "speaker thread log according mentioned say says think thinks want wants propose proposes "
+    "suggest suggests recommend recommends describe describes argue argues claim claims "
+    "explain explains laut dokument artikel protokoll bericht autor sagt meint texte rapport "
+    "auteur selon texto informe según"
 )
-_PERSONAL_WORDS = frozenset(
-    [
-        "i",
-        "we",
-        "you",
-        "me",
-        "us",
-        "my",
-        "our",
-        "your",
-        "should",
-        "must",
-        "ich",
-        "wir",
-        "mir",
-        "uns",
-        "mein",
-        "unser",
-        "soll",
-        "sollen",
-        "je",
-        "nous",
-        "notre",
-        "mi",
-    ]
+_PERSONAL_WORDS = _word_set(
+    "i we you me us my our your should must ich wir mir uns mein unser soll sollen je nous notre mi"
 )
 
 
