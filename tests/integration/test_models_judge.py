@@ -376,7 +376,7 @@ async def test_two_replicas_together_never_pass_the_budget(valkey_server: Valkey
     budgets = [JudgeBudget(meter) for meter in meters]
 
     async def call(budget: JudgeBudget) -> Decimal:
-        reservation = budget.reservation(rules)
+        reservation = budget.for_call(rules)
         try:
             await reservation.reserve(Decimal("0.3"), 0)
             assert await budget.spent() <= rules.usd_per_month

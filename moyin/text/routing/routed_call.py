@@ -24,7 +24,7 @@ __all__ = ["CallAccounting", "Hold", "PictureSource", "RoutedCall", "Sampler"]
 
 
 class Hold(Enum):
-    """How much of a stream is held back for checks before the client gets it."""
+    """Sets how much of a stream is held back for checks before the client gets it."""
 
     NONE = "not"
     BEGINNING = "beginning"

@@ -141,7 +141,7 @@ def test_flood_of_one_key_moves_estimates_by_the_same_step_however_long_it_is() 
 
 def test_exhausted_keys_do_not_stop_learning_from_others() -> None:
     estimator = Estimator()
-    for number in range(60):  # at one moment, about words that nobody else used
+    for number in range(60):  # at one moment, about words without other signals
         estimator.learn("studio", signal(ask(f"Clause {number}x of a{number}"), 0.0, key="mallory"))
     before = p(estimator).p
     teach(estimator, 1.0, 20, at=DAY)

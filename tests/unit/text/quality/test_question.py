@@ -95,7 +95,7 @@ def test_long_prompts_proofs_and_later_turns_are_harder() -> None:
     assert ask("Write a long story about rain", text * 3).difficulty > ask(text * 3).difficulty
 
 
-# Of everything that tells kinds apart something, and longer than what is read of a text.
+# Has cues of every kind, and is longer than the part that is read.
 MINUTES = "\n".join(
     f"Speaker {number}: the court, the tax on our code, the design and why we prove it, did we not?"
     for number in range(60)

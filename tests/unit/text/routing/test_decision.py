@@ -83,7 +83,7 @@ def test_cached_tokens_are_weighed_at_their_own_price() -> None:
         usage = Usage(input_tokens=5_000, cached_tokens=45_000, output_tokens=1)
         history.record("a-model", needs, usage)
     assert names(decide(route(both), needs, history)) == ["a", "b"]
-    # Who marks a prompt is believed before anything was seen.
+    # A cache marker is trusted before any usage was recorded.
     marked = Needs(prompt_tokens=50_000, max_tokens=1, has_cache_markers=True)
     assert names(decide(route(both), marked, UsageHistory())) == ["a", "b"]
 
@@ -125,7 +125,7 @@ async def test_a_model_that_must_be_loaded_first_waits_for_it() -> None:
 
     loaded = LoadedModels(look, load_seconds=20, clock=clock)
     both.runtimes["cold"].loaded = loaded
-    assert names(choose(both)) == ["cold", "warm"]  # nobody knows yet
+    assert names(choose(both)) == ["cold", "warm"]  # unknown so far
     await loaded.refresh()
     assert loaded.state("x") is ModelState.ABSENT
     assert names(choose(both)) == ["warm", "cold"]

@@ -171,7 +171,7 @@ async def test_faults_of_both_answers_are_recorded(streams: bool, tmp_path: Path
         ("smollm2-135m", "checked", "json"),
         ("claude-haiku-5-5", "rescue", "json"),
     ]
-    # Of the two decisions, one tells what the request would have cost at other prices.
+    # Only one of the two decisions has the options.
     assert [bool(options) for options in await store.options("ada", 10)] == [False, True]
     decision = await store.decision("ada", "r1")
     assert decision is not None

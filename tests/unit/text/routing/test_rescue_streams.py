@@ -100,7 +100,7 @@ async def test_prose_where_json_was_asked_for_never_reaches_the_client() -> None
         ("smollm2-135m", False),
         ("claude-haiku-5-5", True),
     ]
-    # Upstream is cut as soon as it is clear that nobody wants the rest.
+    # The upstream call is cancelled as soon as its answer is replaced.
     assert gateway.small.closed_early == 1
     assert gateway.ledger[0].output_tokens == 1
     assert gateway.learning.signals == [("smollm2-135m", "checked", "json", 0.0)]

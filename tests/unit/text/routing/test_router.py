@@ -269,7 +269,7 @@ async def test_usage_is_estimated_when_an_answer_states_none(
     headers = dict(answer.headers)
     assert Decimal(headers[b"x-moyin-cost-usd"].decode()) == entry.cost_usd > 0
     assert headers[b"x-moyin-estimated"] == b"true"
-    # The client is told what is booked.
+    # The client gets the recorded usage.
     usage = codec.read_usage(json.loads(answer.body))
     assert (usage.prompt_tokens, usage.output_tokens) == (entry.input_tokens, 100)
 
