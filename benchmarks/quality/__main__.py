@@ -25,7 +25,7 @@ from moyin.text.quality.abilities import Ability, ability_of
 from moyin.text.quality.embedder import new_embedder
 from moyin.text.quality.estimator import Estimator
 from moyin.text.quality.prior import KIND_DIFFICULTY, KIND_SPREAD
-from moyin.text.quality.question import SHAPES, Question
+from moyin.text.quality.question import SHAPE_FEATURES, Question
 
 _TARGET = Path(__file__).parents[2] / "docs/quality"
 _LABELS, _DRAWS = 300, 8
@@ -166,7 +166,7 @@ def chance(level: float, kind: str) -> float:
         language="en",
         difficulty=KIND_DIFFICULTY[kind],
         spread=KIND_SPREAD[kind],
-        features=(0,) * SHAPES,
+        features=(0,) * SHAPE_FEATURES,
     )
     return Estimator().estimate("", "", Ability(mean=level, spread=0.6, source=""), question).p
 

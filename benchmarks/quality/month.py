@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from moyin.text.quality.abilities import Ability, ability_of
 from moyin.text.quality.estimator import Estimator, Signal
 from moyin.text.quality.question import Question, question_of
-from moyin.text.routing.exploring import most_hopeful
+from moyin.text.routing.exploration import best_at_upper_bound
 
 __all__ = ["Month", "play"]
 
@@ -204,7 +204,7 @@ def choose(
 ) -> tuple[SimulatedModel, bool]:
     """The model of the lowest score on the careful bound; on the hopeful one when ``trying``.
 
-    And whether that is a trial: as in `moyin.text.routing.exploring.may_try`, it is none where the careful
+    And whether that is a trial: as in `moyin.text.routing.exploration.trial_candidate`, it is none where the careful
     bound would have chosen the same.
     """
     options = [
@@ -215,7 +215,7 @@ def choose(
     careful = scores.index(min(scores))
     if not trying:
         return models[careful], False
-    hopeful = most_hopeful(options, _USD_PER_BAD)
+    hopeful = best_at_upper_bound(options, _USD_PER_BAD)
     return models[hopeful], hopeful != careful
 
 

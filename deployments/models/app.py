@@ -66,7 +66,7 @@ _SCOPES = {
     for prefix in ("", _PREFIX)
 }
 # The codecs of the chat protocols. The first is the default of `POST /v1/route`.
-_DIALECTS: Mapping[str, ProtocolCodec] = {
+_CODECS: Mapping[str, ProtocolCodec] = {
     "openai": OpenAICodec(),
     "anthropic": AnthropicCodec(),
     "ollama": OllamaChatCodec(),
@@ -98,7 +98,7 @@ class ModelsParts:
         lifespan: starts the services before the first request and closes them at shutdown.
     """
 
-    dispatcher: Router
+    text_router: Router
     jobs: GatewayClient
     images: Images
     image_rules: Callable[[], ImageRules]
@@ -117,7 +117,7 @@ def new_app(parts: ModelsParts) -> Gatekeeper:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with parts.lifespan():
-            watch = asyncio.create_task(watch_health(parts.dispatcher))
+            watch = asyncio.create_task(watch_health(parts.text_router))
             yield
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
@@ -128,16 +128,16 @@ def new_app(parts: ModelsParts) -> Gatekeeper:
         description="Serves every model through OpenAI's, Anthropic's and Ollama's protocols.",
         lifespan=lifespan,
     )
-    rest.include_router(health_routes(parts.dispatcher))
-    rest.include_router(count_routes(parts.dispatcher))
-    rest.include_router(model_routes(parts.dispatcher))
-    rest.include_router(ollama_routes(parts.dispatcher))
+    rest.include_router(health_routes(parts.text_router))
+    rest.include_router(count_routes(parts.text_router))
+    rest.include_router(model_routes(parts.text_router))
+    rest.include_router(ollama_routes(parts.text_router))
     rest.include_router(request_routes(parts.ledger))
-    rest.include_router(route_routes(parts.dispatcher, _DIALECTS))
+    rest.include_router(route_routes(parts.text_router, _CODECS))
     quality = parts.quality
     rest.include_router(
         feedback_routes(
-            parts.dispatcher,
+            parts.text_router,
             quality.feedback,
             quality.learning,
             quality.store,
@@ -168,16 +168,16 @@ def new_app(parts: ModelsParts) -> Gatekeeper:
 
 def _calls(parts: ModelsParts) -> dict[str, CallRoute]:
     """Return the routes of the model calls by their path below ``/v1``."""
-    dispatcher = parts.dispatcher
-    deferral = Deferral(dispatcher, parts.jobs)
+    text_router = parts.text_router
+    deferral = Deferral(text_router, parts.jobs)
     return {
-        "/chat/completions": CallRoute(OpenAICodec(), dispatcher, deferral),
-        "/embeddings": CallRoute(OpenAIEmbeddingsCodec(), dispatcher, deferral),
-        "/messages": CallRoute(AnthropicCodec(), dispatcher, deferral),
-        "/ollama/api/chat": OllamaRoute(OllamaChatCodec(), dispatcher, deferral),
-        "/ollama/api/generate": OllamaRoute(OllamaGenerateCodec(), dispatcher, deferral),
-        "/ollama/api/embed": CallRoute(OllamaEmbedCodec(), dispatcher, deferral),
-        "/ollama/api/embeddings": CallRoute(OllamaEmbeddingsCodec(), dispatcher, deferral),
+        "/chat/completions": CallRoute(OpenAICodec(), text_router, deferral),
+        "/embeddings": CallRoute(OpenAIEmbeddingsCodec(), text_router, deferral),
+        "/messages": CallRoute(AnthropicCodec(), text_router, deferral),
+        "/ollama/api/chat": OllamaRoute(OllamaChatCodec(), text_router, deferral),
+        "/ollama/api/generate": OllamaRoute(OllamaGenerateCodec(), text_router, deferral),
+        "/ollama/api/embed": CallRoute(OllamaEmbedCodec(), text_router, deferral),
+        "/ollama/api/embeddings": CallRoute(OllamaEmbeddingsCodec(), text_router, deferral),
     }
 
 
@@ -189,12 +189,12 @@ def render_stream_error(
     Return None if ``media_type`` is not the protocol's stream type.
     """
     if path.startswith(f"{_PREFIX}/ollama"):
-        dialect = _DIALECTS["ollama"]
+        codec = _CODECS["ollama"]
     else:
-        dialect = _DIALECTS["anthropic" if path.startswith(f"{_PREFIX}/messages") else "openai"]
-    if media_type != dialect.stream_type.partition(b";")[0].decode():
+        codec = _CODECS["anthropic" if path.startswith(f"{_PREFIX}/messages") else "openai"]
+    if media_type != codec.stream_type.partition(b";")[0].decode():
         return None
-    return dialect.error_event(error, request_id)
+    return codec.error_event(error, request_id)
 
 
 def _scope_of(scope: Scope) -> str:

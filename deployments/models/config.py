@@ -14,8 +14,8 @@ from moyin.domain.identity import is_internal_owner
 from moyin.domain.money import FREE_TARIFF, GpuRate, Tariff, TokenSpeed
 from moyin.text.quality.abilities import ability_of
 from moyin.text.routing.catalog import AUTO
-from moyin.text.routing.latency import DEFAULT_PACE, LatencyPrior
-from moyin.text.routing.prices import claude_tariff
+from moyin.text.routing.claude_prices import claude_tariff
+from moyin.text.routing.latency import DEFAULT_LATENCY, LatencyPrior
 
 __all__ = [
     "CLAUDE_URL",
@@ -66,9 +66,9 @@ class ModelConfig(_Config):
     quality: int = 0
     like: str | None = None
     price: PriceSetting | None = None
-    first_token_s: float = Field(DEFAULT_PACE.first_token, ge=0)
-    tokens_per_s: float = Field(DEFAULT_PACE.speed.output, gt=0)
-    prompt_tokens_per_s: float = Field(DEFAULT_PACE.speed.prompt, gt=0)
+    first_token_s: float = Field(DEFAULT_LATENCY.first_token, ge=0)
+    tokens_per_s: float = Field(DEFAULT_LATENCY.speed.output, gt=0)
+    prompt_tokens_per_s: float = Field(DEFAULT_LATENCY.speed.prompt, gt=0)
 
     @field_validator("like")
     @classmethod
@@ -78,7 +78,7 @@ class ModelConfig(_Config):
         return name
 
     @property
-    def pace(self) -> LatencyPrior:
+    def latency(self) -> LatencyPrior:
         speed = TokenSpeed(prompt=self.prompt_tokens_per_s, output=self.tokens_per_s)
         return LatencyPrior(first_token=self.first_token_s, speed=speed)
 
@@ -119,7 +119,7 @@ class _Backend(_Config):
         return 1
 
     @property
-    def lanes(self) -> tuple[str, ...]:
+    def runtime_names(self) -> tuple[str, ...]:
         """The names of the servers; a single server has the back end's name."""
         if self.servers == 1:
             return (self.name,)
@@ -295,7 +295,7 @@ class ModelsConfig(_Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelsConfig:
-        names = [name for backend in self.backends for name in backend.lanes]
+        names = [name for backend in self.backends for name in backend.runtime_names]
         if len(set(names)) != len(names):
             raise ValueError("backends: two back ends have the same name; names must be unique")
         models = {model.name for backend in self.backends for model in backend.models}

@@ -34,12 +34,12 @@ from moyin.text.pictures import Pictures
 from moyin.text.quality.embedder import EMBEDDERS, EmbedderMissing, new_embedder
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.catalog import Catalog
-from moyin.text.routing.exchange import Exchange
 from moyin.text.routing.feedback import Feedback
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.followups import FollowUps
 from moyin.text.routing.learning import Learning
 from moyin.text.routing.router import Router
+from moyin.text.routing.shared_answers import SharedAnswers
 
 __all__ = ["Models"]
 
@@ -76,11 +76,11 @@ class Models(MoyinCalls):
         learning = self._learning = Learning(self._estimator, store)
         follow_ups = FollowUps(
             learning,
-            exchange=Exchange(FollowUpStore(settings.redis_url), learning),
+            shared_answers=SharedAnswers(FollowUpStore(settings.redis_url), learning),
             secret=signing_key,
         )
-        self._dispatcher = Router(
-            Fleet(catalog=Catalog(offers=()), lanes={}),
+        self._text_router = Router(
+            Fleet(catalog=Catalog(deployments=()), runtimes={}),
             ledger,
             pictures,
             telemetry,
@@ -93,7 +93,7 @@ class Models(MoyinCalls):
         judge_metrics = JudgeMetrics()
         self._judge = JudgeService(
             settings,
-            dispatcher=self._dispatcher,
+            text_router=self._text_router,
             estimator=self._estimator,
             signals=store,
             count=judge_metrics.note,
@@ -127,7 +127,7 @@ class Models(MoyinCalls):
             await database.close()
 
         self._parts = ModelsParts(
-            dispatcher=self._dispatcher,
+            text_router=self._text_router,
             jobs=jobs,
             images=Images(gateway=jobs, signing_key=signing_key),
             image_rules=lambda: self._image_rules,
@@ -157,9 +157,9 @@ class Models(MoyinCalls):
         self._config.load(user_config)
 
     def _apply(self, config: ModelsConfig) -> None:
-        fleet = self._dispatcher.fleet = self._garage.build(config)
+        fleet = self._text_router.fleet = self._garage.build(config)
         self._estimator.configure(fleet.catalog.abilities)
-        self._learning.share(config.routing.share_levels)
+        self._learning.set_sharing(config.routing.share_levels)
         judge = config.routing.judge
         self._judge.apply(None if judge is None else judge.rules())
         self._image_rules = ImageRules(

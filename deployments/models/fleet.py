@@ -36,7 +36,7 @@ from moyin.text.quality.embedder import new_embedder
 from moyin.text.routing.backend_runtime import BackendRuntime
 from moyin.text.routing.catalog import Catalog, ModelDeployment
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.loading import LoadedModels
+from moyin.text.routing.loaded_models import LoadedModels
 from moyin.text.routing.telemetry import NoTelemetry, Telemetry
 
 __all__ = ["FleetBuilder"]
@@ -79,7 +79,7 @@ class FleetBuilder:
         self._settings = settings
         self._environment = environment
         self._telemetry = telemetry or NoTelemetry()
-        self._lanes: dict[_Plan, BackendRuntime] = {}
+        self._runtimes: dict[_Plan, BackendRuntime] = {}
         self._retiring: set[asyncio.Task[None]] = set()
 
     def build(self, config: ModelsConfig) -> Fleet:
@@ -89,32 +89,32 @@ class FleetBuilder:
         closed when their last request ends.
         """
         plans = [plan for backend in config.backends for plan in self._plans(backend)]
-        lanes = {
-            plan: self._lanes.get(plan) or self._lane(plan)
+        runtimes = {
+            plan: self._runtimes.get(plan) or self._lane(plan)
             for plan in plans
             if plan.key is not None
         }
-        names = {plan.name for plan in lanes}
-        for plan, lane in self._lanes.items():
-            if plan not in lanes:
-                self._retire(lane)
+        names = {plan.name for plan in runtimes}
+        for plan, runtime in self._runtimes.items():
+            if plan not in runtimes:
+                self._retire(runtime)
             if plan.name not in names:
-                self._telemetry.gone(plan.name)
-        self._lanes = lanes
-        offers = [_offer(plan, model) for plan in plans for model in plan.config.models]
+                self._telemetry.forget_backend(plan.name)
+        self._runtimes = runtimes
+        deployments = [_deployment(plan, model) for plan in plans for model in plan.config.models]
         most = config.routing.max_usd_per_bad_answer
         embedder = config.routing.embedder
         aliases = {name: alias.alias() for name, alias in config.aliases.items()}
         return Fleet(
-            catalog=Catalog(offers=tuple(offers), aliases=aliases),
-            lanes={plan.name: lane for plan, lane in lanes.items()},
+            catalog=Catalog(deployments=tuple(deployments), aliases=aliases),
+            runtimes={plan.name: runtime for plan, runtime in runtimes.items()},
             policies=policies_of(config.tenants),
             usd_per_second=config.routing.usd_per_second,
             usd_per_bad_answer=config.routing.usd_per_bad_answer,
             rescue=config.routing.rescue,
             hold_streams=config.routing.hold_streams,
             explore=config.routing.explore,
-            most_usd_per_bad_answer=math.inf if most is None else most,
+            max_usd_per_bad_answer=math.inf if most is None else most,
             hedging=hedging_of(config.routing.hedge),
             timeout=config.routing.timeout_s,
             embed=None if embedder is None else new_embedder(embedder),
@@ -125,16 +125,16 @@ class FleetBuilder:
         for task in self._retiring:
             task.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)
-        for lane in self._lanes.values():
-            await lane.backend.close()
+        for runtime in self._runtimes.values():
+            await runtime.backend.close()
 
     def _plans(self, config: BackendConfig) -> Iterator[_Plan]:
         match config:
             case LlamaConfig():
-                for name in config.lanes:
+                for name in config.runtime_names:
                     yield _Plan(name=name, config=config)
             case OllamaConfig():
-                for name, host in zip(config.lanes, config.hosts, strict=True):
+                for name, host in zip(config.runtime_names, config.hosts, strict=True):
                     yield _Plan(name=name, config=config, url=host)
             case OpenAIConfig():
                 variable = config.api_key_env
@@ -150,38 +150,39 @@ class FleetBuilder:
         return self._settings.anthropic_api_key or self._environment.get(_CLAUDE_KEY, "")
 
     def _lane(self, plan: _Plan) -> BackendRuntime:
-        backend, passes = _backend(plan)
+        backend, pass_through = _backend(plan)
         config, telemetry = plan.config, self._telemetry
-        telemetry.breaker(plan.name, BreakerState.CLOSED)
+        telemetry.record_breaker_state(plan.name, BreakerState.CLOSED)
         return BackendRuntime(
             name=plan.name,
             backend=backend,
-            passes=passes,
+            pass_through=pass_through,
             timeout=config.timeout_s,
             breaker=Breaker(
-                time.monotonic, on_change=lambda state: telemetry.breaker(plan.name, state)
+                time.monotonic,
+                on_change=lambda state: telemetry.record_breaker_state(plan.name, state),
             ),
             slots=Slots(config.limit, queue=config.queue, patience=config.max_wait_s),
-            first_byte=config.first_byte_s,
+            first_byte_timeout=config.first_byte_s,
             retries=config.retries,
             provider=_PROVIDERS[config.type],
-            bounds_schemas=plan.url not in _CLOUDS,
+            checks_schemas=plan.url not in _CLOUDS,
             loaded=_loaded(config, backend),
-            priors={model.name: model.pace for model in config.models},
+            priors={model.name: model.latency for model in config.models},
         )
 
-    def _retire(self, lane: BackendRuntime) -> None:
-        task = asyncio.create_task(_close_when_idle(lane))
+    def _retire(self, runtime: BackendRuntime) -> None:
+        task = asyncio.create_task(_close_when_idle(runtime))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
 
-async def _close_when_idle(lane: BackendRuntime) -> None:
+async def _close_when_idle(runtime: BackendRuntime) -> None:
     # Polling is cheaper than an event: requests are frequent and configuration changes are rare.
-    while lane.load:  # noqa: ASYNC110
+    while runtime.load:  # noqa: ASYNC110
         await asyncio.sleep(_RETIREMENT_SECONDS)
-    await lane.backend.close()
-    _log.info("back end %s is out of service", lane.name)
+    await runtime.backend.close()
+    _log.info("back end %s is out of service", runtime.name)
 
 
 def _backend(plan: _Plan) -> tuple[ModelBackend, PassThroughBackend | None]:
@@ -247,7 +248,7 @@ _WIRES = {
 }
 
 
-def _offer(plan: _Plan, model: ModelConfig) -> ModelDeployment:
+def _deployment(plan: _Plan, model: ModelConfig) -> ModelDeployment:
     return ModelDeployment(
         backend=plan.name,
         model=Model(
@@ -265,7 +266,7 @@ def _offer(plan: _Plan, model: ModelConfig) -> ModelDeployment:
         ),
         family=plan.config.name,
         residency=plan.config.residency,
-        wire=_WIRES[plan.config.type],
+        api_format=_WIRES[plan.config.type],
         configured=plan.key is not None,
         key_env=_key_env(plan.config),
         ability=_ability(model),

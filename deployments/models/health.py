@@ -13,12 +13,12 @@ _log = logging.getLogger(__name__)
 _INTERVAL_SECONDS = 5.0
 
 
-async def watch_health(dispatcher: Router) -> None:
+async def watch_health(text_router: Router) -> None:
     """Check the back ends of the current fleet periodically until cancelled."""
     while True:
-        lanes = dispatcher.fleet.lanes.values()
+        runtimes = text_router.fleet.runtimes.values()
         outcomes = await asyncio.gather(
-            *(lane.check(_log_change) for lane in lanes), return_exceptions=True
+            *(runtime.check(_log_change) for runtime in runtimes), return_exceptions=True
         )
         for outcome in outcomes:
             if isinstance(outcome, Exception):

@@ -20,7 +20,7 @@ from moyin.text.judging.budget import JudgeBudget
 from moyin.text.judging.judge import Judge
 from moyin.text.judging.outcomes import Count, Outcome
 from moyin.text.judging.rules import JudgeRules
-from moyin.text.judging.sampling import AnswerSampler, SampleDesk
+from moyin.text.judging.sampling import AnswerSampler, ComparisonStarter
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.router import Router
 
@@ -73,13 +73,13 @@ class JudgeService:
         self,
         settings: Settings,
         *,
-        dispatcher: Router,
+        text_router: Router,
         estimator: Estimator,
         signals: QualityStore,
         count: Count,
     ) -> None:
         self._settings = settings
-        self._dispatcher = dispatcher
+        self._text_router = text_router
         self._estimator = estimator
         self._count = count
         self._store = ComparisonStore(settings.redis_url, secret=settings.signing_key())
@@ -87,7 +87,7 @@ class JudgeService:
         # the judge must never exceed its own.
         self._meter = Meter(settings.redis_url, budgets_fail_open=False)
         self.budget = JudgeBudget(self._meter)
-        self._judge = Judge(dispatcher, store=self._store, signals=signals, budget=self.budget)
+        self._judge = Judge(text_router, store=self._store, signals=signals, budget=self.budget)
         self._sampler = AnswerSampler(count)
         self._changed = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
@@ -104,7 +104,7 @@ class JudgeService:
         is on again, or after a day.
         """
         self._judge.rules = self._sampler.rules = rules
-        self._dispatcher.sampler = None if rules is None else self._sampler
+        self._text_router.sampler = None if rules is None else self._sampler
         self._changed.set()
 
     async def start(self) -> None:
@@ -146,8 +146,8 @@ class JudgeService:
 
     async def _work(self, parallel: int) -> None:
         """Sample and judge until the judge is turned off or its parallelism changes."""
-        desk, runner = self._parts(parallel)
-        tasks = [asyncio.create_task(desk.run()), asyncio.create_task(runner.run())]
+        starter, runner = self._parts(parallel)
+        tasks = [asyncio.create_task(starter.run()), asyncio.create_task(runner.run())]
         try:
             while self.rules is not None and self.rules.parallel == parallel:
                 changed = asyncio.create_task(self._changed.wait())
@@ -162,7 +162,7 @@ class JudgeService:
             await runner.stop()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _parts(self, parallel: int) -> tuple[SampleDesk, WorkerRunner]:
+    def _parts(self, parallel: int) -> tuple[ComparisonStarter, WorkerRunner]:
         # Imported here so that replicas without a judge do not import Temporal's SDK.
         from moyin.jobs.workflows.client import Temporal
         from moyin.jobs.workflows.judge import JudgeActivities, JudgeQueue, new_judge_worker
@@ -174,9 +174,9 @@ class JudgeService:
             settings.temporal_namespace,
             retention=timedelta(days=settings.job_history_days),
         )
-        desk = SampleDesk(
+        starter = ComparisonStarter(
             self._sampler,
-            fleet=lambda: self._dispatcher.fleet,
+            fleet=lambda: self._text_router.fleet,
             estimator=self._estimator,
             budget=self.budget,
             store=self._store,
@@ -188,4 +188,4 @@ class JudgeService:
         async def new_workers(client: Client) -> list[Worker]:
             return [new_judge_worker(client, activities, concurrency=parallel)]
 
-        return desk, WorkerRunner(temporal, new_workers)
+        return starter, WorkerRunner(temporal, new_workers)

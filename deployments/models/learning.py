@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ray.util import metrics
 
-from moyin.text.routing.background import Background
+from moyin.text.routing.background_queue import BackgroundQueue
 
 __all__ = ["LearningMetrics"]
 
@@ -12,7 +12,7 @@ __all__ = ["LearningMetrics"]
 class LearningMetrics:
     """Exports the replica's counts to Ray's metrics; call `work` from one thread only."""
 
-    def __init__(self, background: Background) -> None:
+    def __init__(self, background: BackgroundQueue) -> None:
         self._background = background
         self._exported = dict.fromkeys(self._counts(), 0)
         self._requests = metrics.Counter(
@@ -32,8 +32,8 @@ class LearningMetrics:
         background = self._background
         share = background.share
         return {
-            "learned": share.taken,
-            "left_out": share.left_out,
+            "learned": share.accepted,
+            "left_out": share.skipped,
             "failed": background.failed,
-            "lost": background.lost,
+            "lost": background.dropped,
         }

@@ -18,7 +18,7 @@ from deployments.models.judge_config import JudgeConfig
 from moyin.text.judging.rules import JUDGE_OWNER
 from moyin.text.quality.embedder import package_folder
 from moyin.text.routing.catalog import Alias, Caching, Hedging, Rescue
-from moyin.text.routing.policy import ANYTHING, EVERYBODY, Policy
+from moyin.text.routing.policy import ANY_TENANT, UNRESTRICTED, Policy
 
 __all__ = [
     "AliasConfig",
@@ -77,7 +77,7 @@ class CacheConfig(_Config):
     entries: int = Field(1_000, ge=1, le=100_000)
 
     def caching(self) -> Caching:
-        return Caching(ttl=self.ttl_s, largest=self.max_bytes, entries=self.entries)
+        return Caching(ttl=self.ttl_s, max_bytes=self.max_bytes, max_entries=self.entries)
 
 
 class AliasConfig(_Config):
@@ -147,7 +147,7 @@ class TenantConfig(_Config):
             residency=frozenset(self.residency) if self.residency else None,
             names=frozenset(self.models) if self.models else None,
             usd_per_bad_answer=self.usd_per_bad_answer,
-            judged=judged if self.judge is None else self.judge,
+            is_judged=judged if self.judge is None else self.judge,
         )
 
 
@@ -217,7 +217,7 @@ def policies_of(tenants: Mapping[str, TenantConfig]) -> dict[str, Policy]:
     The judge's own is unrestricted: each of its calls follows the policy of the tenant whose answers
     it compares.
     """
-    everybody = tenants.get(EVERYBODY)
+    everybody = tenants.get(ANY_TENANT)
     judged = everybody is None or everybody.judge is not False
     policies = {owner: tenant.policy(judged=judged) for owner, tenant in tenants.items()}
-    return {**policies, JUDGE_OWNER: ANYTHING}
+    return {**policies, JUDGE_OWNER: UNRESTRICTED}

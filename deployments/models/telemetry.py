@@ -101,13 +101,13 @@ class CallTelemetry:
             tag_keys=("moyin_backend", "state"),
         )
 
-    def called(self, call: CallRecord) -> None:
+    def record_call(self, call: CallRecord) -> None:
         self._calls.append(call)
 
-    def breaker(self, backend: str, state: BreakerState) -> None:
+    def record_breaker_state(self, backend: str, state: BreakerState) -> None:
         self._changes.append((backend, state))
 
-    def gone(self, backend: str) -> None:
+    def forget_backend(self, backend: str) -> None:
         self._changes.append((backend, None))
 
     def work(self) -> None:
@@ -132,17 +132,17 @@ class CallTelemetry:
     def _measure(self, calls: Iterable[CallRecord]) -> None:
         tokens, seconds, firsts, per_token = [], [], [], []
         for call in calls:
-            labels = (call.operation, call.provider, call.asked, call.model, call.backend)
+            labels = (call.operation, call.provider, call.requested_model, call.model, call.backend)
             usage = call.usage
             seconds.append(((*labels, call.error or ""), call.seconds))
             if usage.prompt_tokens:
                 tokens.append(((*labels, "input"), float(usage.prompt_tokens)))
             if usage.output_tokens:
                 tokens.append(((*labels, "output"), float(usage.output_tokens)))
-            if call.first is not None:
-                firsts.append((labels, call.first))
+            if call.first_token_seconds is not None:
+                firsts.append((labels, call.first_token_seconds))
                 if call.error is None and usage.output_tokens > 1:
-                    writing = call.seconds - call.first
+                    writing = call.seconds - call.first_token_seconds
                     per_token.append((labels, writing / (usage.output_tokens - 1)))
         self._tokens.add(tokens)
         self._duration.add(seconds)
@@ -167,20 +167,20 @@ def _trace(calls: Iterable[CallRecord]) -> None:
             f"{call.operation} {call.model}",
             context=parent,
             kind=SpanKind.CLIENT,
-            start_time=int((call.ended - call.seconds) * _NANO),
+            start_time=int((call.ended_at - call.seconds) * _NANO),
             attributes=_attributes(call),
         )
         if call.error is not None:
             span.set_attribute("error.type", call.error)
             span.set_status(Status(StatusCode.ERROR))
-        span.end(end_time=int(call.ended * _NANO))
+        span.end(end_time=int(call.ended_at * _NANO))
 
 
 def _attributes(call: CallRecord) -> dict[str, str | int | float]:
     attributes: dict[str, str | int | float] = {
         "gen_ai.operation.name": call.operation,
         "gen_ai.provider.name": call.provider,
-        "gen_ai.request.model": call.asked,
+        "gen_ai.request.model": call.requested_model,
         "gen_ai.response.model": call.model,
         "gen_ai.usage.input_tokens": call.usage.prompt_tokens,
         "gen_ai.usage.output_tokens": call.usage.output_tokens,
@@ -188,6 +188,6 @@ def _attributes(call: CallRecord) -> dict[str, str | int | float]:
         "moyin.backend": call.backend,
         "moyin.request_id": call.request_id,
     }
-    if call.first is not None:
-        attributes["gen_ai.response.time_to_first_chunk"] = call.first
+    if call.first_token_seconds is not None:
+        attributes["gen_ai.response.time_to_first_chunk"] = call.first_token_seconds
     return attributes

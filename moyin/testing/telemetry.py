@@ -18,11 +18,11 @@ class RecordingTelemetry:
         self.calls: list[CallRecord] = []
         self.states: dict[str, list[BreakerState]] = {}
 
-    def called(self, call: CallRecord) -> None:
+    def record_call(self, call: CallRecord) -> None:
         self.calls.append(call)
 
-    def breaker(self, backend: str, state: BreakerState) -> None:
+    def record_breaker_state(self, backend: str, state: BreakerState) -> None:
         self.states.setdefault(backend, []).append(state)
 
-    def gone(self, backend: str) -> None:
+    def forget_backend(self, backend: str) -> None:
         del self.states[backend]

@@ -49,10 +49,10 @@ _TOOLS = (
 _VISION = "SmolLM2-135M sees no pictures. Moyin answers 400 and names `messages`"
 _SCHEMA_BY_TOOL = f"this client asks for structured output by way of a tool. {_TOOLS}"
 
-_NO_TOOLS = "no model under this name can do tools"
+_NO_TOOLS = "no model under this name supports tools"
 # What the clients say of JSON that was cut or does not fit.
 _UNENDED = "length limit was reached|Failed to parse|Invalid json"
-_NO_VISION = "no model under this name can do vision"
+_NO_VISION = "no model under this name supports vision"
 
 LIMITS = (
     Limit(

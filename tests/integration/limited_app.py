@@ -33,7 +33,7 @@ def main() -> None:
             return web.json_response({"code": error.code}, status=429)
         if money["reserve"]:
             await asyncio.sleep(random.uniform(0, 0.01))
-            admission.spend(money["spend"], 0)
+            admission.record(money["spend"], 0)
         admission.release()
         return web.json_response(
             {"headers": {k.decode(): v.decode() for k, v in admission.headers}}

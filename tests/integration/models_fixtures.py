@@ -36,11 +36,11 @@ from moyin.text.judging.outcomes import Outcome
 from moyin.text.pictures import Pictures
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.answer_cache import ResponseCache
-from moyin.text.routing.exchange import Exchange
 from moyin.text.routing.feedback import Feedback
 from moyin.text.routing.followups import FollowUps
 from moyin.text.routing.learning import Learning
 from moyin.text.routing.router import Router
+from moyin.text.routing.shared_answers import SharedAnswers
 
 LLAMA_KEY = "only-for-this-test"
 _SERVER = f"""
@@ -98,12 +98,12 @@ class ModelsDoor:
 
     url: str
     api_key: str
-    dispatcher: Router
+    text_router: Router
     ledger: UsageLedger
     telemetry: RecordingTelemetry
     learning: Learning
     follow_ups: FollowUps
-    exchange: Exchange | None
+    shared_answers: SharedAnswers | None
     judge: JudgeService | None = None
     judged: list[Outcome] = field(default_factory=list)
 
@@ -142,9 +142,11 @@ async def serving(
     estimator.configure(fleet.catalog.abilities)
     store = QualityStore(database)
     learning = Learning(estimator, store)
-    exchange = None if follow_ups_url is None else Exchange(FollowUpStore(follow_ups_url), learning)
-    follow_ups = FollowUps(learning, exchange=exchange, secret=settings.signing_key())
-    dispatcher = Router(fleet, ledger, pictures, telemetry, cache, estimator, learning, follow_ups)
+    shared_answers = (
+        None if follow_ups_url is None else SharedAnswers(FollowUpStore(follow_ups_url), learning)
+    )
+    follow_ups = FollowUps(learning, shared_answers=shared_answers, secret=settings.signing_key())
+    text_router = Router(fleet, ledger, pictures, telemetry, cache, estimator, learning, follow_ups)
     jobs = GatewayClient(door, token_for=lambda identity: identity.owner)
 
     meter = None if redis_url is None else Meter(redis_url)
@@ -152,7 +154,7 @@ async def serving(
     if temporal is not None:
         judge = JudgeService(
             settings,
-            dispatcher=dispatcher,
+            text_router=text_router,
             estimator=estimator,
             signals=store,
             count=judged.append,
@@ -180,7 +182,7 @@ async def serving(
         await database.close()
 
     parts = ModelsParts(
-        dispatcher=dispatcher,
+        text_router=text_router,
         jobs=jobs,
         images=Images(gateway=jobs, signing_key=b"0" * 32),
         image_rules=ImageRules,
@@ -206,12 +208,12 @@ async def serving(
         yield ModelsDoor(
             url=f"http://127.0.0.1:{port}",
             api_key=key,
-            dispatcher=dispatcher,
+            text_router=text_router,
             ledger=ledger,
             telemetry=telemetry,
             learning=learning,
             follow_ups=follow_ups,
-            exchange=exchange,
+            shared_answers=shared_answers,
             judge=judge,
             judged=judged,
         )
@@ -222,7 +224,7 @@ async def serving(
 
 async def settled(door: ModelsDoor) -> None:
     """Return when every back end has been looked at once, and so has said what it is."""
-    while any(lane.up is None for lane in door.dispatcher.fleet.lanes.values()):  # noqa: ASYNC110
+    while any(runtime.is_up is None for runtime in door.text_router.fleet.runtimes.values()):  # noqa: ASYNC110
         await asyncio.sleep(0.01)
 
 

@@ -168,7 +168,7 @@ async def test_tokens_are_reserved_by_estimate_and_settle_to_what_was_used(meter
     first = await meter.admit([limit], owner="c", tokens=900)
     with pytest.raises(RateLimited):
         await meter.admit([limit], owner="c", tokens=200)
-    first.spend(Decimal(0), 100)
+    first.record(Decimal(0), 100)
     first.release()
 
     async def fits() -> bool:
@@ -196,7 +196,7 @@ async def test_a_settlement_that_comes_twice_gives_nothing_back_twice(
 ) -> None:
     limit = Limit(subject="key:twice", usd_per_day=Decimal(1), usd_per_month=Decimal(1))
     admission = await meter.admit([limit], owner="h", usd=Decimal("0.8"))
-    admission.spend(Decimal("0.5"), 0)
+    admission.record(Decimal("0.5"), 0)
     settling = [admission.lease, 5 * 10**8, 0, f"{datetime.now(UTC):%Y-%m-%d}", "2000-01"]
     for _ in range(2):
         await meter._settle(keys=admission._keys, args=settling)
@@ -279,10 +279,10 @@ async def test_a_limit_that_many_set_at_once_is_one_of_theirs(database_url: str)
         stores = [LimitStore(database) for database in databases]
         for _ in range(2):  # into an empty place, and over what is there
             await asyncio.gather(*(stores[n % 4].set(limit) for n, limit in enumerate(wanted)))
-            (found,) = await stores[0].of(["owner:many"])
+            (found,) = await stores[0].list_for(["owner:many"])
             assert found in wanted
         await stores[0].set(Limit(subject="owner:many", requests_per_minute=3))
-        (found,) = await stores[0].of(["owner:many"])
+        (found,) = await stores[0].list_for(["owner:many"])
         assert (found.requests_per_minute, found.open_jobs) == (3, None), "nothing is left of it"
     finally:
         for database in databases:

@@ -150,7 +150,7 @@ async def test_a_client_that_leaves_is_charged_and_frees_the_back_end(
             await response.content.read(2000)
             response.close()
     await asyncio.sleep(1)
-    assert all(lane.load == 0 for lane in door.dispatcher.fleet.lanes.values())
+    assert all(runtime.load == 0 for runtime in door.text_router.fleet.runtimes.values())
     await asyncio.sleep(1)
     entry = await door.ledger.get("ada", request_id)
     assert entry is not None

@@ -83,7 +83,7 @@ class Clock:
 
 def closed(door: ModelsDoor, kind: str) -> None:
     """Every cell begins with a closed breaker."""
-    door.dispatcher.fleet.lanes[kind].breaker.succeed()
+    door.text_router.fleet.runtimes[kind].breaker.succeed()
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ async def test_the_breakers_states_are_told(tmp_path: Path) -> None:
     async with farm(tmp_path, upstreams) as door:
         for kind, upstream in upstreams.items():
             states, clock = door.telemetry.states[kind], Clock()
-            door.dispatcher.fleet.lanes[kind].breaker._clock = clock
+            door.text_router.fleet.runtimes[kind].breaker._clock = clock
             for _ in range(3):
                 await ask(door, "messages", f"m-{kind}")
             assert states == [was, now.OPEN]
@@ -211,7 +211,7 @@ async def test_the_breakers_states_are_told(tmp_path: Path) -> None:
             await ask(door, "messages", f"m-{kind}")
             assert states == [was, now.OPEN, now.HALF_OPEN, now.OPEN]
             assert upstream.asked == 4
-            door.dispatcher.fleet.lanes[kind].breaker.succeed()
+            door.text_router.fleet.runtimes[kind].breaker.succeed()
             assert states[-1] is now.CLOSED
 
 
@@ -275,15 +275,15 @@ async def test_a_server_that_is_stopped_gets_no_calls_until_it_goes_on(
     ]
     async with serving(tmp_path, local(llama)) as door:
         await settled(door)
-        lane = door.dispatcher.fleet.lanes["local"]
+        runtime = door.text_router.fleet.runtimes["local"]
         process.suspend()
         try:
-            await eventually(lambda: lane.up is False)
+            await eventually(lambda: runtime.is_up is False)
             response, _ = await ask(door, "chat/completions", "smollm2")
-            assert response.status == 503 and lane.load == 0
+            assert response.status == 503 and runtime.load == 0
         finally:
             process.resume()
-        await eventually(lambda: lane.up is True)
+        await eventually(lambda: runtime.is_up is True)
         response, _ = await ask(door, "chat/completions", "smollm2")
         assert response.status == 200
 
@@ -291,7 +291,7 @@ async def test_a_server_that_is_stopped_gets_no_calls_until_it_goes_on(
 async def test_health_checks_cost_nothing(tmp_path: Path) -> None:
     upstreams = {kind: Upstream(FINE) for kind in KINDS}
     async with farm(tmp_path, upstreams) as door, asyncio.timeout(10):
-        while None in (lane.up for lane in door.dispatcher.fleet.lanes.values()):  # noqa: ASYNC110
+        while None in (runtime.is_up for runtime in door.text_router.fleet.runtimes.values()):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         assert [upstream.asked for upstream in upstreams.values()] == [0, 0, 0]
 

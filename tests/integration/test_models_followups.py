@@ -19,8 +19,8 @@ ASK = [{"role": "user", "content": "Write a function that merges two sorted list
 async def test_two_replicas_notice_each_others_follow_ups(
     tmp_path: Path, valkey_server: ValkeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("exchange", "followups"):
-        monkeypatch.setattr(f"moyin.text.routing.{module}.SOONEST", 0.0)
+    for module in ("shared_answers", "followups"):
+        monkeypatch.setattr(f"moyin.text.routing.{module}.MIN_SECONDS", 0.0)
     async with Upstream(FINE).running() as up:
         houses = (house(up.url, "qwen3-8b", 1), house(up.url, "smollm2-135m", 0))
         async with (
@@ -32,10 +32,10 @@ async def test_two_replicas_notice_each_others_follow_ups(
 
             async def settle() -> None:
                 for replica in (one, two):
-                    assert replica.exchange is not None
-                    await replica.learning.written()
-                    await replica.exchange.exchange()
-                    await replica.learning.written()
+                    assert replica.shared_answers is not None
+                    await replica.learning.flush()
+                    await replica.shared_answers.process_pending()
+                    await replica.learning.flush()
 
             async def ask(client: Client, *more: str) -> str:
                 said = [

@@ -333,7 +333,7 @@ async def test_turned_off_and_on_again_it_goes_on(place: Place, models: Models) 
         rules, ada = door.judge.rules, Caller(door, door.api_key)
         door.judge.apply(None)
         await chat(ada)
-        assert door.dispatcher.sampler is None
+        assert door.text_router.sampler is None
         door.judge.apply(rules)
         await chat(ada)
         await ended(door, Outcome.DISAGREED)
@@ -376,16 +376,16 @@ async def test_two_replicas_together_never_pass_the_budget(valkey_server: Valkey
     budgets = [JudgeBudget(meter) for meter in meters]
 
     async def call(budget: JudgeBudget) -> Decimal:
-        purse = budget.purse(rules)
+        reservation = budget.for_call(rules)
         try:
-            await purse.take(Decimal("0.3"), 0)
+            await reservation.reserve(Decimal("0.3"), 0)
             assert await budget.spent() <= rules.usd_per_month
             cost = Decimal("0.04")
-            purse.spend(cost, 0)
+            reservation.record(cost, 0)
         except BudgetExceeded:
             return Decimal(0)
         finally:
-            purse.release()
+            reservation.release()
         return cost
 
     first = await asyncio.gather(*(call(budgets[number % 2]) for number in range(20)))

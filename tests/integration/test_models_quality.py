@@ -17,8 +17,8 @@ import pytest
 
 from moyin.stack.apps import load_serve_config
 from moyin.stack.ports import Ports
-from moyin.text.quality.question import DIMENSIONS, MEANINGS
-from moyin.text.routing.quality import question_from_json
+from moyin.text.quality.question import DIMENSIONS, FIRST_MEANING_VALUE
+from moyin.text.routing.request_quality import question_from_json
 from tests.integration.models_fixtures import ModelsDoor, serving
 from tests.integration.upstreams import BEGUN, Upstream
 
@@ -111,7 +111,7 @@ async def test_the_command_line_explains_a_choice(
         assert (told["quality"], told["chosen"]["model"]) == (None, "smollm2-135m")
         status, _, told = await moyin(door, "route", SORT, "--quality", "1")
         assert status == 1
-        assert told.startswith("quality_unreachable: no model under this name reaches 1")
+        assert told.startswith("quality_unreachable: no model under this name reaches p_good 1")
         assert claude.asked == 0
 
 
@@ -165,10 +165,10 @@ async def test_embedder_of_the_configuration_reads_prompts(
         async with serving(tmp_path, *backends, rules=rules, **aliases) as door:
             status, _, told = await moyin(door, "chat", SORT, "--model", "auto")
             assert status == 0, told
-            await door.learning.written()
+            await door.learning.flush()
             (request_id,) = re.findall(r"request (\S+)", told)
-            decision = await door.learning.decision("ada", request_id)
+            decision = await door.learning.find_decision("ada", request_id)
     assert decision is not None, told
     features = question_from_json(decision.question).features
-    meaning = [number for number in features if number >= MEANINGS]
+    meaning = [number for number in features if number >= FIRST_MEANING_VALUE]
     assert len(meaning) == DIMENSIONS

@@ -72,7 +72,7 @@ async def test_the_client_sees_the_better_stream_only(tmp_path: Path, path: str)
         entry = await door.ledger.get("ada", request)
         assert entry is not None
         assert (entry.model, entry.output_tokens, entry.complete) == ("qwen3-8b", 5, True)
-        await door.learning.written()
+        await door.learning.flush()
         async with http.get(f"{door.url}/v1/quality/export") as response:
             (signal,) = (await response.json())["signals"]
         assert (signal["model"], signal["source"], signal["comment"]) == (
@@ -108,4 +108,4 @@ async def test_whatever_kind_of_server_began_it_is_cut(tmp_path: Path, kind: str
             assert "Hi" not in text
             async with asyncio.timeout(10):
                 await weak.left.wait()
-            assert door.dispatcher.fleet.lanes["weak"].load == 0
+            assert door.text_router.fleet.runtimes["weak"].load == 0

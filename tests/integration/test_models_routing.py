@@ -108,7 +108,10 @@ async def test_data_stays_where_the_tenant_wants_it(tmp_path: Path) -> None:
         wish = {"x-moyin-residency": "mars"}
         response, told = await post(door, "messages", BODIES["anthropic"], **wish)
         assert response.status == 400
-        assert told["error"]["message"] == "no back end is in 'mars'; there are: cloud, on-premises"
+        assert (
+            told["error"]["message"]
+            == "no back end is in 'mars'; use one or more of: cloud, on-premises"
+        )
         assert upstream.asked == 1
 
 
@@ -185,9 +188,9 @@ async def test_an_alias_may_keep_answers(
         serving(tmp_path, house(upstream.url), cache=store, faq=faq) as door,
     ):
         first, text = await post(door, "chat/completions", body)
-        replay = door.dispatcher._replay
-        assert replay is not None
-        while replay._writes:  # noqa: ASYNC110
+        answer_cache = door.text_router._answer_cache
+        assert answer_cache is not None
+        while answer_cache._writes:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         second, again = await post(door, "chat/completions", body)
         assert (first.headers["x-moyin-cache"], second.headers["x-moyin-cache"]) == ("miss", "hit")
@@ -242,7 +245,7 @@ async def test_an_outage_of_the_cache_is_a_miss_and_is_not_asked_again_at_once()
     store = ResponseStore("redis://127.0.0.1:9/0")
     assert await store.get("ada", "x") is None
     await store.close()
-    store._kept._redis = None  # whoever asks it now, fails
+    store._cache._redis = None  # whoever asks it now, fails
     assert await store.get("ada", "x") is None
     await store.put("ada", "x", response("x"), ttl=1, entries=1)
 
@@ -275,9 +278,9 @@ async def test_a_host_that_has_the_model_in_memory_is_preferred(tmp_path: Path) 
     async with Host("other:1b").running() as cold, Host("m:latest").running() as warm:
         ollama = backend("ollama", "") | {"hosts": [cold.url, warm.url], "load_s": 20}
         async with serving(tmp_path, ollama) as door:
-            lanes = door.dispatcher.fleet.lanes
+            runtimes = door.text_router.fleet.runtimes
             async with asyncio.timeout(5):
-                while None in (lane.up for lane in lanes.values()):  # noqa: ASYNC110
+                while None in (runtime.is_up for runtime in runtimes.values()):  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
             _, told = await post(door, "route?protocol=ollama", BODIES["ollama"])
             first, second = told["candidates"]
@@ -285,9 +288,9 @@ async def test_a_host_that_has_the_model_in_memory_is_preferred(tmp_path: Path) 
             assert (second["backend"], second["state"]) == ("ollama-0", "absent")
             assert second["expected"]["loading_seconds"] == 20
             # Ollama does one call at a time unless told otherwise: the next one would wait.
-            assert lanes["ollama-1"].slots.take("ada")
+            assert runtimes["ollama-1"].slots.take("ada")
             _, told = await post(door, "route?protocol=ollama", BODIES["ollama"])
             states = {one["backend"]: one for one in told["candidates"]}
             assert states["ollama-1"]["state"] == "busy"
             assert states["ollama-1"]["expected"]["waiting_seconds"] > 0
-            lanes["ollama-1"].slots.free("ada")
+            runtimes["ollama-1"].slots.free("ada")

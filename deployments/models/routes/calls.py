@@ -23,18 +23,18 @@ class CallRoute:
     client disconnects, which closes the stream and the call to the back end.
     """
 
-    def __init__(self, dialect: ProtocolCodec, dispatcher: Router, deferral: Deferral) -> None:
-        self._dialect = dialect
-        self._dispatcher = dispatcher
+    def __init__(self, codec: ProtocolCodec, text_router: Router, deferral: Deferral) -> None:
+        self._codec = codec
+        self._text_router = text_router
         self._deferral = deferral
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await read_body(receive)
         if body is None:
             return
-        call = self._dialect.parse(body)
+        call = self._codec.parse(body)
         if asks_for_a_job(scope["headers"]):
-            await self._deferral(self._dialect, call, scope, send)
+            await self._deferral(self._codec, call, scope, send)
         else:
             await self.answer(call, scope, send)
 
@@ -42,14 +42,14 @@ class CallRoute:
         """Route the call to a model and send its answer."""
         asked = context(scope)
         caller = asked.caller
-        asker = RoutingContext(
+        routing_context = RoutingContext(
             request_id=asked.request_id,
             owner=caller.owner,
             headers=scope["headers"],
-            purse=admission_of(scope),
+            budget=admission_of(scope),
             key_id=caller.key_id,
         )
-        await send_answer(await self._dispatcher.answer(self._dialect, call, asker), send)
+        await send_answer(await self._text_router.answer(self._codec, call, routing_context), send)
 
 
 class OllamaRoute(CallRoute):
@@ -61,10 +61,14 @@ class OllamaRoute(CallRoute):
             if isinstance(call, ParsedChatRequest | ParsedGenerateRequest)
             else None
         )
-        fleet, owner = self._dispatcher.fleet, context(scope).owner
-        offers = fleet.offered(call.model, owner) if loaded is not None else ()
+        fleet, owner = self._text_router.fleet, context(scope).owner
+        deployments = fleet.deployments_for(call.model, owner) if loaded is not None else ()
         # If the tenant may not use the model, the router reports the usual error.
-        if loaded is None or not offers or any(offer.wire is ApiFormat.OLLAMA for offer in offers):
+        if (
+            loaded is None
+            or not deployments
+            or any(deployment.api_format is ApiFormat.OLLAMA for deployment in deployments)
+        ):
             await super().answer(call, scope, send)
         else:
             await send_body(send, 200, [JSON], loaded)

@@ -23,7 +23,7 @@ _PATH = "/messages/count_tokens"
 _TIMEOUT_SECONDS = 10.0
 
 
-def count_routes(dispatcher: Router) -> APIRouter:
+def count_routes(text_router: Router) -> APIRouter:
     router = APIRouter(tags=["text"])
 
     @router.post(_PATH, summary="Count the tokens of a prompt")
@@ -33,10 +33,10 @@ def count_routes(dispatcher: Router) -> APIRouter:
         call = ParsedCountRequest.parse(await request.body())
         headers = AnthropicCodec().forwarded_headers(request.scope["headers"])
         asked = context(request.scope)
-        asker = RoutingContext(
+        routing_context = RoutingContext(
             request_id=asked.request_id, owner=asked.owner, headers=request.scope["headers"]
         )
-        allowed = dispatcher.allowed(call.body.model, ApiFormat.ANTHROPIC, asker)
+        allowed = text_router.allowed_targets(call.body.model, ApiFormat.ANTHROPIC, routing_context)
         count = await _count(allowed, call, headers)
         if count is not None:
             return Response(count, media_type="application/json")
@@ -59,22 +59,22 @@ async def _count(
         BackendRejected: the prompt is invalid.
     """
     has_urls = call.has_urls
-    for contender in allowed:
-        lane = contender.lane
-        if lane.passes is None or not lane.passes.can_count_tokens:
+    for target in allowed:
+        runtime = target.runtime
+        if runtime.pass_through is None or not runtime.pass_through.can_count_tokens:
             continue
-        if has_urls and not lane.backend.fetches_pictures:
+        if has_urls and not runtime.backend.fetches_pictures:
             continue
-        if lane.bounds_schemas and not _is_bounded(call):
+        if runtime.checks_schemas and not _is_bounded(call):
             continue
         raw = RawRequest(
             path=_PATH,
-            body=call.to_upstream(contender.model.upstream),
+            body=call.to_upstream(target.model.upstream),
             headers=headers,
             deadline=asyncio.get_running_loop().time() + _TIMEOUT_SECONDS,
         )
         try:
-            return await lane.passes.forward(raw)
+            return await runtime.pass_through.forward(raw)
         except BackendRejected:
             raise
         except MoyinError:

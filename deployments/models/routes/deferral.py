@@ -45,12 +45,12 @@ class Deferral:
     answer of the call in the client's protocol. ``Idempotency-Key`` works as for ``POST /jobs``.
     """
 
-    def __init__(self, dispatcher: Router, gateway: GatewayClient) -> None:
-        self._dispatcher = dispatcher
+    def __init__(self, text_router: Router, gateway: GatewayClient) -> None:
+        self._text_router = text_router
         self._gateway = gateway
 
     async def __call__(
-        self, dialect: ProtocolCodec, call: ParsedRequest, scope: Scope, send: Send
+        self, codec: ProtocolCodec, call: ParsedRequest, scope: Scope, send: Send
     ) -> None:
         """Submit the call and send the response.
 
@@ -68,13 +68,13 @@ class Deferral:
                 raise UnsupportedFeature(
                     f"the header {field} cannot be used with `Prefer: respond-async`", field=field
                 )
-        asker = RoutingContext(request_id=asked.request_id, owner=asked.owner, headers=())
-        error = self._dispatcher.explain(dialect, call, asker).error
+        routing_context = RoutingContext(request_id=asked.request_id, owner=asked.owner, headers=())
+        error = self._text_router.explain(codec, call, routing_context).error
         if isinstance(error, RequestError):
             raise error
         try:
             accepted = await self._gateway.submit_job(
-                _job(dialect, call, scope["path"]),
+                _job(codec, call, scope["path"]),
                 identity=identity,
                 idempotency_key=header(scope, b"idempotency-key"),
             )
@@ -92,13 +92,13 @@ class Deferral:
         await send_body(send, 202, headers, accepted.body)
 
 
-def _job(dialect: ProtocolCodec, call: ParsedRequest, path: str) -> dict[str, Any]:
+def _job(codec: ProtocolCodec, call: ParsedRequest, path: str) -> dict[str, Any]:
     request = {name: value for name, value in call.data.items() if name not in _STREAM_MEMBERS}
     if call.needs().embeddings:
         http_request = {"method": "POST", "path": path, "body": escape_references(request)}
         return {"kind": "http", "request": http_request}
     return {
         "kind": "chat",
-        "protocol": dialect.api_format.value,
+        "protocol": codec.api_format.value,
         "request": escape_references(request),
     }

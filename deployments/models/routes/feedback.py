@@ -14,8 +14,8 @@ from moyin.store.quality import QualityStore, SignalRow
 from moyin.text.protocol.ratings import FeedbackBody, FreezeBody
 from moyin.text.quality.abilities import TABLE_DATE, ability_of
 from moyin.text.routing.feedback import Feedback
-from moyin.text.routing.hindsight import outcomes
 from moyin.text.routing.learning import Learning
+from moyin.text.routing.price_scenarios import simulate_prices
 from moyin.text.routing.router import Router
 
 __all__ = ["ADMIN_PATHS", "feedback_routes"]
@@ -28,7 +28,7 @@ _MAX_DECISIONS = 2_000
 
 
 def feedback_routes(
-    dispatcher: Router,
+    text_router: Router,
     feedback: Feedback,
     learning: Learning,
     store: QualityStore,
@@ -50,7 +50,7 @@ def feedback_routes(
     async def give_feedback(request: Request) -> dict[str, Any]:
         body = validate(FeedbackBody, parse_object(await request.body()))
         caller = context(request.scope).caller
-        scores = await feedback.give(
+        scores = await feedback.submit(
             caller.owner,
             caller.key_id,
             body.request_id,
@@ -73,7 +73,7 @@ def feedback_routes(
             "table_date": TABLE_DATE,
             "models": [
                 {
-                    **_ability(dispatcher, name),
+                    **_ability(text_router, name),
                     "signals": {
                         kind: round(count, 1)
                         for kind, count in (
@@ -82,10 +82,10 @@ def feedback_routes(
                     },
                     "shared": {
                         kind: round(level, 2)
-                        for kind, level in learning.shared(owner, name).items()
+                        for kind, level in learning.levels_from_others(owner, name).items()
                     },
                 }
-                for name in sorted(_models(dispatcher) | state.models.keys())
+                for name in sorted(_models(text_router) | state.models.keys())
             ],
             "calibration": _calibration(signals),
             "judge": await judge_summary(store, judge, caller),
@@ -96,7 +96,7 @@ def feedback_routes(
                     "bad_answers": outcome.bad_answers,
                     "models": dict(outcome.models),
                 }
-                for outcome in outcomes(await store.options(owner, _MAX_DECISIONS))
+                for outcome in simulate_prices(await store.options(owner, _MAX_DECISIONS))
             ],
         }
 
@@ -113,7 +113,7 @@ def feedback_routes(
 
     @router.post("/quality/reset", summary="Delete all signals of your tenant", status_code=204)
     async def reset_quality(request: Request) -> None:
-        await learning.act(context(request.scope).owner, "reset")
+        await learning.apply_action(context(request.scope).owner, "reset")
 
     @router.post(
         "/quality/freeze",
@@ -123,7 +123,9 @@ def feedback_routes(
     )
     async def freeze_quality(request: Request) -> None:
         body = validate(FreezeBody, parse_object(await request.body()))
-        await learning.act(context(request.scope).owner, "freeze" if body.frozen else "thaw")
+        await learning.apply_action(
+            context(request.scope).owner, "freeze" if body.frozen else "thaw"
+        )
 
     return router
 
@@ -133,13 +135,13 @@ def _body_of(shape: type[FeedbackBody] | type[FreezeBody]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def _models(dispatcher: Router) -> set[str]:
-    offers = dispatcher.fleet.catalog.offers
-    return {offer.model.name for offer in offers if not offer.model.embeddings}
+def _models(text_router: Router) -> set[str]:
+    deployments = text_router.fleet.catalog.deployments
+    return {deployment.model.name for deployment in deployments if not deployment.model.embeddings}
 
 
-def _ability(dispatcher: Router, name: str) -> dict[str, Any]:
-    known = dispatcher.fleet.catalog.abilities.get(name) or ability_of(name)
+def _ability(text_router: Router, name: str) -> dict[str, Any]:
+    known = text_router.fleet.catalog.abilities.get(name) or ability_of(name)
     if known is None:
         unknown: dict[str, Any] = {"ability": None, "spread": None, "kinds": {}}
         return {"model": name, "source": "nothing is known", **unknown}

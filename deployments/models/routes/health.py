@@ -10,7 +10,7 @@ from moyin.text.routing.router import Router
 __all__ = ["health_routes"]
 
 
-def health_routes(dispatcher: Router) -> APIRouter:
+def health_routes(text_router: Router) -> APIRouter:
     router = APIRouter(tags=["health"])
 
     # Tools for vLLM and similar servers expect this name.
@@ -21,9 +21,12 @@ def health_routes(dispatcher: Router) -> APIRouter:
 
     @router.get("/readyz", summary="Check that at least one back end is available")
     async def readyz() -> dict[str, str | dict[str, str]]:
-        fleet = dispatcher.fleet
-        states = {name: "up" if lane.standing.up else "down" for name, lane in fleet.lanes.items()}
-        if not fleet.usable:
+        fleet = text_router.fleet
+        states = {
+            name: "up" if runtime.health.is_up else "down"
+            for name, runtime in fleet.runtimes.items()
+        }
+        if not fleet.is_usable:
             raise ServiceUnavailable("no back end is up", details={"backends": states})
         return {"status": "ok", "backends": states}
 

@@ -19,7 +19,7 @@ from moyin.errors import MoyinError
 from moyin.jobs.images import Images, JobEndedWithoutImages, JobStillRunning
 from moyin.text.protocol.openai import images as protocol
 from moyin.text.protocol.openai.errors import render_error
-from moyin.text.routing.policy import wishes_of
+from moyin.text.routing.policy import parse_preferences
 
 __all__ = ["IMAGES_PATH", "ImageRules", "image_routes"]
 
@@ -72,17 +72,17 @@ def image_routes(images: Images, rules: Callable[[], ImageRules]) -> APIRouter:
         request has an `Idempotency-Key`."""
         caller, body = context(request.scope).caller, protocol.parse(await request.body())
         headers: RawHeaders = request.scope["headers"]
-        wishes = wishes_of([h for h in headers if h[0] != _RESIDENCY], frozenset())
+        preferences = parse_preferences([h for h in headers if h[0] != _RESIDENCY], frozenset())
         key = request.headers.get("idempotency-key")
         submission = asyncio.create_task(
-            images.submit(caller, body, cache=not wishes.fresh, idempotency_key=key)
+            images.submit(caller, body, cache=not preferences.bypass_cache, idempotency_key=key)
         )
         waits, rule = not asks_for_a_job(headers), rules()
         try:
             accepted = await asyncio.shield(submission)
             if not waits:
                 return _accepted(accepted)
-            seconds = min(rule.timeout, wishes.timeout or rule.timeout)
+            seconds = min(rule.timeout, preferences.timeout or rule.timeout)
             job = await images.wait(caller, _job_id(accepted), seconds)
         except asyncio.CancelledError:
             # The client disconnected. A client that sent a key may ask for the same job again.

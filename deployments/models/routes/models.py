@@ -25,7 +25,7 @@ _ABILITIES = ("tools", "vision", "schema", "thinking", "embeddings")
 _MAX_PAGE = 1_000
 
 
-def model_routes(dispatcher: Router) -> APIRouter:
+def model_routes(text_router: Router) -> APIRouter:
     router = APIRouter(tags=["models"])
 
     @router.get(
@@ -38,13 +38,13 @@ def model_routes(dispatcher: Router) -> APIRouter:
     )
     async def list_models(request: Request) -> Response | dict[str, Any]:
         try:
-            return _listed(dispatcher.fleet, request)
+            return _listed(text_router.fleet, request)
         except MoyinError as error:
             return _error_response(error, request)
 
     @router.get("/models/{name:path}", summary="Show a model or alias", response_model=None)
     async def show_model(name: str, request: Request) -> Response | dict[str, Any]:
-        fleet, owner = dispatcher.fleet, context(request.scope).owner
+        fleet, owner = text_router.fleet, context(request.scope).owner
         if name not in fleet.names(owner):
             error = ModelNotFound(f"there is no model or alias {name!r}", field="model")
             return _error_response(error, request)
@@ -116,8 +116,8 @@ def _position(names: Sequence[str], name: str, field: str) -> int:
 
 
 def _model(fleet: Fleet, owner: str, name: str, *, prices: bool) -> dict[str, Any]:
-    offers = fleet.offered(name, owner)
-    states = {_status(fleet, offer) for offer in offers}
+    deployments = fleet.deployments_for(name, owner)
+    states = {_status(fleet, deployment) for deployment in deployments}
     body: dict[str, Any] = {
         "id": name,
         "object": "model",
@@ -127,25 +127,25 @@ def _model(fleet: Fleet, owner: str, name: str, *, prices: bool) -> dict[str, An
         "display_name": name,
         "created_at": _CREATED.isoformat(),
         "lifecycle": "active",
-        "max_input_tokens": max(offer.model.context for offer in offers),
+        "max_input_tokens": max(deployment.model.context for deployment in deployments),
         "status": next(word for word in ("up", "down", "not_configured") if word in states),
         **{
-            ability: any(getattr(offer.model, ability) for offer in offers)
+            ability: any(getattr(deployment.model, ability) for deployment in deployments)
             for ability in _ABILITIES
         },
     }
     if prices:
-        body["backends"] = [_backend(fleet, offer) for offer in offers]
+        body["backends"] = [_backend(fleet, deployment) for deployment in deployments]
     return body
 
 
-def _backend(fleet: Fleet, offer: ModelDeployment) -> dict[str, Any]:
-    model = offer.model
-    rates = fleet.price(offer).rates(0)
+def _backend(fleet: Fleet, deployment: ModelDeployment) -> dict[str, Any]:
+    model = deployment.model
+    rates = fleet.price(deployment).rates(0)
     return {
-        "name": offer.backend,
+        "name": deployment.backend,
         "model": model.name,
-        "status": _status(fleet, offer),
+        "status": _status(fleet, deployment),
         "context": model.context,
         **{ability: getattr(model, ability) for ability in _ABILITIES},
         "quality": model.quality,
@@ -153,7 +153,7 @@ def _backend(fleet: Fleet, offer: ModelDeployment) -> dict[str, Any]:
     }
 
 
-def _status(fleet: Fleet, offer: ModelDeployment) -> str:
-    if not offer.configured:
+def _status(fleet: Fleet, deployment: ModelDeployment) -> str:
+    if not deployment.configured:
         return "not_configured"
-    return "up" if fleet.standing(offer.backend).up else "down"
+    return "up" if fleet.health(deployment.backend).is_up else "down"

@@ -16,7 +16,7 @@ from moyin.http.validation import parse_object, validate
 from moyin.text.protocol.ollama import wire
 from moyin.text.routing.catalog import ModelDeployment
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.loading import ModelState
+from moyin.text.routing.loaded_models import ModelState
 from moyin.text.routing.router import Router
 
 __all__ = ["OLLAMA_VERSION", "ollama_routes"]
@@ -30,7 +30,7 @@ _RESIDENT_FOR = timedelta(minutes=5)
 _CAPABILITIES = ("tools", "vision", "thinking")
 
 
-def ollama_routes(dispatcher: Router) -> APIRouter:
+def ollama_routes(text_router: Router) -> APIRouter:
     router = APIRouter(prefix="/ollama", tags=["ollama"])
 
     @router.head("/", include_in_schema=False)
@@ -44,30 +44,36 @@ def ollama_routes(dispatcher: Router) -> APIRouter:
 
     @router.get("/api/tags", summary="List models and aliases")
     async def tags(request: Request) -> dict[str, Any]:
-        fleet, owner = dispatcher.fleet, context(request.scope).owner
-        return {"models": [_tag(name, fleet.offered(name, owner)) for name in fleet.names(owner)]}
+        fleet, owner = text_router.fleet, context(request.scope).owner
+        return {
+            "models": [
+                _tag(name, fleet.deployments_for(name, owner)) for name in fleet.names(owner)
+            ]
+        }
 
     @router.get("/api/ps", summary="List models that are loaded")
     async def ps(request: Request) -> dict[str, Any]:
-        fleet, owner = dispatcher.fleet, context(request.scope).owner
+        fleet, owner = text_router.fleet, context(request.scope).owner
         expires = (datetime.now(UTC) + _RESIDENT_FOR).isoformat()
         names = dict.fromkeys(fleet.names(owner))
-        offers = (offer for name in names for offer in fleet.offered(name, owner))
+        deployments = (
+            deployment for name in names for deployment in fleet.deployments_for(name, owner)
+        )
         # Models that the tenant may use by an alias only are left out, as it cannot name them.
         resident = {
-            offer.model.name: offer
-            for offer in offers
-            if offer.model.name in names and _in(fleet, offer)
+            deployment.model.name: deployment
+            for deployment in deployments
+            if deployment.model.name in names and _in(fleet, deployment)
         }
         return {
             "models": [
                 {
-                    **_tag(name, (offer,)),
+                    **_tag(name, (deployment,)),
                     "expires_at": expires,
                     "size_vram": 0,
-                    "context_length": offer.model.context,
+                    "context_length": deployment.model.context,
                 }
-                for name, offer in resident.items()
+                for name, deployment in resident.items()
             ]
         }
 
@@ -77,24 +83,29 @@ def ollama_routes(dispatcher: Router) -> APIRouter:
         name = body.model or body.name
         if not name:
             raise InvalidRequest("model: Field required", field="model")
-        offers = dispatcher.fleet.offered(name, context(request.scope).owner)
-        if not offers:
+        deployments = text_router.fleet.deployments_for(name, context(request.scope).owner)
+        if not deployments:
             raise ModelNotFound(f"there is no model or alias {name!r}", field="model")
-        return _shown(offers)
+        return _shown(deployments)
 
     return router
 
 
-def _in(fleet: Fleet, offer: ModelDeployment) -> bool:
+def _in(fleet: Fleet, deployment: ModelDeployment) -> bool:
     """Tell whether the model is loaded; servers that do not report it keep their models loaded."""
-    lane = fleet.lanes.get(offer.backend)
-    if lane is None or not lane.standing.up:
+    runtime = fleet.runtimes.get(deployment.backend)
+    if runtime is None or not runtime.health.is_up:
         return False
-    return lane.loaded is None or lane.loaded.state(offer.model.upstream) is ModelState.RESIDENT
+    return (
+        runtime.loaded is None
+        or runtime.loaded.state(deployment.model.upstream) is ModelState.RESIDENT
+    )
 
 
-def _tag(name: str, offers: tuple[ModelDeployment, ...]) -> dict[str, Any]:
-    upstream = " ".join(sorted(f"{offer.backend}/{offer.model.upstream}" for offer in offers))
+def _tag(name: str, deployments: tuple[ModelDeployment, ...]) -> dict[str, Any]:
+    upstream = " ".join(
+        sorted(f"{deployment.backend}/{deployment.model.upstream}" for deployment in deployments)
+    )
     return {
         "name": name,
         "model": name,
@@ -105,8 +116,8 @@ def _tag(name: str, offers: tuple[ModelDeployment, ...]) -> dict[str, Any]:
     }
 
 
-def _shown(offers: tuple[ModelDeployment, ...]) -> dict[str, Any]:
-    models = [offer.model for offer in offers]
+def _shown(deployments: tuple[ModelDeployment, ...]) -> dict[str, Any]:
+    models = [deployment.model for deployment in deployments]
     context = max((model.context for model in models), default=0)
     return {
         "modelfile": "",

@@ -12,10 +12,10 @@ from moyin.domain.money import usd_text
 from moyin.errors import InvalidRequest
 from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.routing.answer import RoutingContext
-from moyin.text.routing.choice import Candidate, Forecast
 from moyin.text.routing.compiled_route import Exclusion
-from moyin.text.routing.explain import Explanation, route_of, state_of, why_lost
-from moyin.text.routing.quality import RequestQuality
+from moyin.text.routing.decision import Candidate, Forecast
+from moyin.text.routing.explanation import Explanation, describe_choice, explain_loss, model_state
+from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.router import Router
 
 __all__ = ["route_routes"]
@@ -23,8 +23,8 @@ __all__ = ["route_routes"]
 _HEADER = "x-moyin-protocol"
 
 
-def route_routes(dispatcher: Router, dialects: Mapping[str, ProtocolCodec]) -> APIRouter:
-    """``dialects``: of the protocols' chat calls, by the protocol's name."""
+def route_routes(text_router: Router, codecs: Mapping[str, ProtocolCodec]) -> APIRouter:
+    """``codecs``: of the protocols' chat calls, by the protocol's name."""
     router = APIRouter(tags=["routing"])
 
     @router.post(
@@ -34,7 +34,7 @@ def route_routes(dispatcher: Router, dialects: Mapping[str, ProtocolCodec]) -> A
         "calling a model: the expected cost, time and score of every candidate, and the reason why "
         "other back ends are excluded. `?protocol=` (or the header `x-moyin-protocol`) names the "
         "protocol of the body: "
-        f"{', '.join(dialects)}; the first unless told. The headers `x-moyin-residency`, "
+        f"{', '.join(codecs)}; the first unless told. The headers `x-moyin-residency`, "
         "`x-moyin-quality` and `x-moyin-usd-per-bad-answer` count as in the call itself.",
         openapi_extra={
             "requestBody": {
@@ -44,38 +44,40 @@ def route_routes(dispatcher: Router, dialects: Mapping[str, ProtocolCodec]) -> A
         },
     )
     async def route(request: Request, protocol: str | None = None) -> dict[str, Any]:
-        name = protocol or request.headers.get(_HEADER) or next(iter(dialects))
-        dialect = dialects.get(name)
-        if dialect is None:
-            raise InvalidRequest(f"must be one of {', '.join(dialects)}", field="protocol")
-        call = dialect.parse(await request.body())
+        name = protocol or request.headers.get(_HEADER) or next(iter(codecs))
+        codec = codecs.get(name)
+        if codec is None:
+            raise InvalidRequest(f"must be one of {', '.join(codecs)}", field="protocol")
+        call = codec.parse(await request.body())
         asked = context(request.scope)
-        asker = RoutingContext(
+        routing_context = RoutingContext(
             request_id=asked.request_id, owner=asked.owner, headers=request.scope["headers"]
         )
-        await dispatcher.prepare(asker.owner)
-        return _explained(dispatcher.explain(dialect, call, asker))
+        await text_router.prepare(routing_context.owner)
+        return _explained(text_router.explain(codec, call, routing_context))
 
     return router
 
 
-def _explained(told: Explanation) -> dict[str, Any]:
-    needs, error = told.needs, told.error
-    best = told.candidates[0] if told.candidates else None
+def _explained(explanation: Explanation) -> dict[str, Any]:
+    needs, error = explanation.needs, explanation.error
+    best = explanation.candidates[0] if explanation.candidates else None
     return {
-        "model": told.asked,
+        "model": explanation.requested_model,
         "needs": {
             "prompt_tokens": needs.prompt_tokens,
             "max_tokens": needs.max_tokens,
             **{name: getattr(needs, name) for name in ("tools", "vision", "schema", "thinking")},
         },
-        "usd_per_second": told.usd_per_second,
-        "quality": _quality(told.quality),
-        "explore": {"share": told.explore, "tried": _name(told.tried)},
-        "route": route_of(told.candidates, told.quality) if told.candidates else None,
+        "usd_per_second": explanation.usd_per_second,
+        "quality": _quality(explanation.quality),
+        "explore": {"share": explanation.explore, "tried": _name(explanation.trial)},
+        "route": describe_choice(explanation.candidates, explanation.quality)
+        if explanation.candidates
+        else None,
         "chosen": _name(best),
-        "candidates": [_candidate(one, told) for one in told.candidates],
-        "refused": [_refusal(one) for one in told.refusals],
+        "candidates": [_candidate(one, explanation) for one in explanation.candidates],
+        "refused": [_exclusion(one) for one in explanation.exclusions],
         "error": None if error is None else {"code": error.code, "message": error.message},
     }
 
@@ -83,32 +85,34 @@ def _explained(told: Explanation) -> dict[str, Any]:
 def _name(candidate: Candidate | None) -> dict[str, str] | None:
     if candidate is None:
         return None
-    return {"backend": candidate.offer.backend, "model": candidate.offer.model.name}
+    return {"backend": candidate.deployment.backend, "model": candidate.deployment.model.name}
 
 
-def _candidate(candidate: Candidate, told: Explanation) -> dict[str, Any]:
-    best, forecast = told.candidates[0], candidate.forecast
+def _candidate(candidate: Candidate, explanation: Explanation) -> dict[str, Any]:
+    best, forecast = explanation.candidates[0], candidate.forecast
     assert forecast is not None, "an explanation weighs every candidate"
     assert best.forecast is not None, "an explanation weighs every candidate"
     wins = candidate is best
     return {
-        "backend": candidate.offer.backend,
-        "model": candidate.offer.model.name,
-        "reason": candidate.reason if wins else why_lost(candidate, best, told.usd_per_second),
+        "backend": candidate.deployment.backend,
+        "model": candidate.deployment.model.name,
+        "reason": candidate.reason
+        if wins
+        else explain_loss(candidate, best, explanation.usd_per_second),
         "score_usd": forecast.score,
         "quality": _estimate(forecast),
         "loses_by_usd": forecast.score - best.forecast.score,
-        "state": state_of(candidate),
+        "state": model_state(candidate),
         "expected": {
-            "cost_usd": usd_text(forecast.pico),
+            "cost_usd": usd_text(forecast.cost_pico),
             "prompt_tokens": forecast.usage.prompt_tokens,
             "cached_tokens": forecast.usage.cached_tokens,
             "output_tokens": forecast.usage.output_tokens,
             "seconds": forecast.seconds,
-            "waiting_seconds": forecast.waiting,
-            "loading_seconds": forecast.loading,
-            "first_token_seconds": forecast.first_token,
-            "writing_seconds": forecast.writing,
+            "waiting_seconds": forecast.waiting_seconds,
+            "loading_seconds": forecast.loading_seconds,
+            "first_token_seconds": forecast.first_token_seconds,
+            "writing_seconds": forecast.writing_seconds,
         },
     }
 
@@ -142,10 +146,10 @@ def _estimate(forecast: Forecast) -> dict[str, Any] | None:
     }
 
 
-def _refusal(refusal: Exclusion) -> dict[str, Any]:
+def _exclusion(exclusion: Exclusion) -> dict[str, Any]:
     return {
-        "backend": refusal.offer.backend,
-        "model": refusal.offer.model.name,
-        "reason": refusal.reason,
-        "retry_after": refusal.retry_after,
+        "backend": exclusion.deployment.backend,
+        "model": exclusion.deployment.model.name,
+        "reason": exclusion.reason,
+        "retry_after": exclusion.retry_after,
     }

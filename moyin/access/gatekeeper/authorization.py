@@ -44,7 +44,7 @@ class AuthorizationMiddleware:
 
         Raises:
             InsufficientScope: the caller lacks the scope, which the error names.
-            RateLimited, BudgetExceeded, ServiceUnavailable: see `Admission.take`.
+            RateLimited, BudgetExceeded, ServiceUnavailable: see `Admission.reserve`.
         """
         identity = scope["moyin"].identity if scope["type"] != "lifespan" else None
         if identity is None:
@@ -59,7 +59,7 @@ class AuthorizationMiddleware:
         admission = Admission(self._meter, identity.limits, identity.owner)
         try:
             if scope["path"] not in self._priced:
-                await admission.take()
+                await admission.reserve()
             scope[_ADMISSION] = admission
             await self._app(scope, receive, _add_limit_headers(admission, send))
         finally:
@@ -78,7 +78,7 @@ def _add_limit_headers(admission: Admission, send: Send) -> Send:
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             if not admission.taken:
-                await admission.take()
+                await admission.reserve()
             message["headers"] = [*message.get("headers", ()), *admission.headers]
         await send(message)
 

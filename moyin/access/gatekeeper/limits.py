@@ -83,9 +83,9 @@ class Meter:
     async def admit(
         self, limits: Sequence[Limit], *, owner: str, usd: Decimal = Decimal(0), tokens: int = 0
     ) -> Admission:
-        """Count one request against all ``limits``; raises what `Admission.take` does."""
+        """Count one request against all ``limits``; raises what `Admission.reserve` does."""
         admission = Admission(self, limits, owner)
-        await admission.take(usd, tokens)
+        await admission.reserve(usd, tokens)
         return admission
 
     async def close(self) -> None:
@@ -118,10 +118,10 @@ class Meter:
         """Run the script that admits a request."""
         return await self._admit(keys=keys, args=arguments)
 
-    def may_pass_unmetered(self, spends: bool, error: RedisError) -> bool:
+    def may_pass_unmetered(self, limits_spending: bool, error: RedisError) -> bool:
         """Return whether a request passes while Valkey is unavailable."""
         _log.warning("could not count limits: %s: %s", type(error).__name__, error)
-        return self._budgets_fail_open if spends else self._rates_fail_open
+        return self._budgets_fail_open if limits_spending else self._rates_fail_open
 
     def hold(self, admission: Admission) -> None:
         """Renew the lease of a request until `settle`."""
@@ -178,11 +178,11 @@ def new_meter(settings: Settings) -> Meter:
 
 
 class Admission:
-    """Counts one request against its limits; `take` does so, not the constructor.
+    """Counts one request against its limits; `reserve` does so, not the constructor.
 
     Attributes:
-        taken: whether `take` was called.
-        headers: the ``RateLimit-*`` headers of the response; empty until `take`.
+        taken: whether `reserve` was called.
+        headers: the ``RateLimit-*`` headers of the response; empty until `reserve`.
         lease: the request's id among the concurrent ones.
     """
 
@@ -203,8 +203,8 @@ class Admission:
         self.lease = secrets.token_hex(8)
 
     @property
-    def spends(self) -> bool:
-        """True if a limit counts money or tokens, so that `take` needs the maximum cost."""
+    def limits_spending(self) -> bool:
+        """True if a limit counts money or tokens, so that `reserve` needs the maximum cost."""
         return any(limit.has_budget or limit.tokens_per_minute for limit in self._limits)
 
     @property
@@ -216,7 +216,7 @@ class Admission:
             if limit.concurrent_requests is not None
         ]
 
-    async def take(self, usd: Decimal = Decimal(0), tokens: int = 0) -> None:
+    async def reserve(self, usd: Decimal = Decimal(0), tokens: int = 0) -> None:
         """Count the request and reserve its maximum cost; call it once.
 
         Args:
@@ -238,7 +238,7 @@ class Admission:
         arguments: list[Any] = [self.lease, lease_ms, nano, tokens, *self._period]
         for limit in self._limits:
             arguments += _script_arguments(limit)
-        spends = nano > 0 and any(limit.has_budget for limit in self._limits)
+        limits_spending = nano > 0 and any(limit.has_budget for limit in self._limits)
         reply = asyncio.ensure_future(self._meter.run_admit(self._keys, arguments))
         try:
             # Shielded: a cancelled request may have been counted and must then be released.
@@ -248,7 +248,7 @@ class Admission:
             raise
         except RedisError as error:
             self._hold_after_timeout(error)
-            if self._meter.may_pass_unmetered(spends, error):
+            if self._meter.may_pass_unmetered(limits_spending, error):
                 return
             self.release()
             raise ServiceUnavailable(
@@ -259,7 +259,7 @@ class Admission:
         self.headers = _headers(*rest)
         self._hold(tokens)
 
-    def spend(self, usd: Decimal, tokens: int) -> None:
+    def record(self, usd: Decimal, tokens: int) -> None:
         """Record a cost of the request; may be called several times."""
         self._spent += int((usd * _NANO).to_integral_value(ROUND_CEILING))
         self._tokens += tokens
@@ -275,7 +275,7 @@ class Admission:
     def _hold(self, tokens: int) -> None:
         leases = self.leases
         self._tokens_reserved = tokens
-        self._held = bool(leases) or self.spends
+        self._held = bool(leases) or self.limits_spending
         if leases:
             self._meter.hold(self)
 

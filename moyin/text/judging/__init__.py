@@ -1,1 +1,1 @@
-"""A judge on a share of traffic: what it compares, what that may cost, and what its verdicts teach."""
+"""Evaluates a share of the answers with a judge model and learns from its verdicts."""

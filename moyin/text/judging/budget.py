@@ -1,4 +1,4 @@
-"""The operator's monthly budget for the judge, counted in Valkey like those of tenants."""
+"""Holds the operator's monthly budget for the judge, counted in Valkey like tenants' budgets."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ _SUBJECT = f"owner:{JUDGE_OWNER}"
 
 
 class JudgeBudget:
-    """Reserves the worst case before each call and settles it to what the call cost, in one place for
-    all replicas. A call whose replica dies stays booked in full: only the provider knows its cost.
+    """Reserves the highest possible cost before each call and settles the real cost after it.
+
+    All replicas share it. A call whose replica dies stays charged in full, because only the
+    provider knows its cost.
 
     Args:
-        meter: must refuse to spend when Valkey is away.
+        meter: must refuse to spend while Valkey is unavailable.
     """
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
 
-    def purse(self, rules: JudgeRules) -> Admission:
-        """Return what one call is paid from; its owner releases it."""
+    def for_call(self, rules: JudgeRules) -> Admission:
+        """Return the budget reservation of one call; its owner releases it."""
         limit = Limit(subject=_SUBJECT, usd_per_month=rules.usd_per_month)
         return Admission(self._meter, [limit], JUDGE_OWNER)
 
     async def spent(self) -> Decimal:
-        """Return what counts against this month's budget, in US dollars.
+        """Return the US dollars charged to this month's budget.
 
         Raises:
             ServiceUnavailable: Valkey does not answer.

@@ -1,4 +1,4 @@
-"""From a sampled answer to the comparison that its job makes, or why there is none."""
+"""Turns a sampled answer into a comparison job, or says why it cannot be compared."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from moyin.domain.money import Usage
 from moyin.domain.needs import Needs, estimate_tokens
 from moyin.errors import ModelNotFound, MoyinError
 from moyin.text.judging.outcomes import Outcome
-from moyin.text.judging.rules import JudgeRules, places_of, shortlist_of
+from moyin.text.judging.rules import JudgeRules, allowed_residencies, route_for
 from moyin.text.judging.transcripts import answer_text, conversation_text, streamed_answer
 from moyin.text.judging.verdict import LONGEST_VERDICT
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.protocol.openai.request_to_upstream import chat_request_to_upstream
-from moyin.text.routing.choice import Candidate
 from moyin.text.routing.compiled_route import EligibleDeployment
+from moyin.text.routing.decision import Candidate
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.policy import wishes_of
-from moyin.text.routing.quality import question_to_json
+from moyin.text.routing.policy import parse_preferences
+from moyin.text.routing.request_quality import question_to_json
 from moyin.text.routing.rescue import is_better
-from moyin.text.routing.reservation import worst_case
+from moyin.text.routing.reservation import max_cost
 from moyin.text.routing.routed_call import RoutedCall
 
 __all__ = [
@@ -40,31 +40,31 @@ __all__ = [
 ]
 
 _PREFIX = "judge-"
-# What the judge's instructions, marks and schema take, in tokens.
+# Tokens of the judge's instructions, marks and schema.
 FRAME_TOKENS = 600
 _LARGEST_BODY = 256 * 1024
 
 
 class NotCompared(Exception):
-    """Says why a sampled answer is not compared."""
+    """Carries the reason why a sampled answer is not compared."""
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(outcome)
         self.outcome = outcome
 
 
-# Not frozen: one is made on the hot path, and freezing doubles what that costs.
+# Not frozen: freezing doubles the cost of creating one on the hot path.
 @dataclass(kw_only=True, slots=True)
 class Sample:
-    """An answer as the hot path leaves it.
+    """Holds an answer as the hot path leaves it.
 
     Attributes:
-        candidates: of the decision, in the order in which they would be asked.
+        candidates: of the routing decision, in the order in which they would be tried.
         model: that answered.
-        body: the answer in the client's protocol, a whole one or all of a stream.
+        body: the answer in the client's protocol, whole or as a complete stream.
     """
 
-    task: RoutedCall
+    call: RoutedCall
     candidates: Sequence[Candidate]
     model: str
     body: bytes
@@ -73,19 +73,22 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """All that a job must know; kept only while it runs.
+    """Holds the data of a comparison job; it is stored only while the job runs.
 
     Attributes:
-        name: that the client asked for, such as ``auto``.
+        name: model name in the request, such as ``auto``.
         places: where the data may go.
-        model, second: who answered, and whose answer it is compared with.
-        p_good, second_p_good: what was expected of each.
-        question: of the request, as `moyin.text.quality` knows it.
+        model: that answered the client.
+        second: model whose answer it is compared with.
+        p_good: probability of a good answer of ``model``, as estimated before.
+        second_p_good: the same of ``second``.
+        question: of the request, as `moyin.text.quality` stores it.
         request: the conversation in OpenAI's protocol, with ``second`` as its model.
-        conversation, answer: as the judge reads them.
-        swapped: a coin has put the second answer first.
-        bounded: the second answer is held shorter than the client's own limit holds it.
-        most_usd: of both calls, at most.
+        conversation: text that the judge reads.
+        answer: text of the client's answer that the judge reads.
+        swapped: the second answer is shown first, as drawn at random.
+        bounded: the second answer has a lower token limit than the client set.
+        most_usd: highest cost of both calls.
     """
 
     id: str
@@ -107,36 +110,36 @@ class Comparison:
 
 
 def comparison_id(owner: str, request_id: str) -> str:
-    """Return the name of the comparison of one answer: the same however often it is sampled."""
+    """Return the id of an answer's comparison; it is the same each time it is sampled."""
     text = f"{len(owner)}:{owner}{request_id}"
     return _PREFIX + hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
 def comparison_of(sample: Sample, fleet: Fleet, rules: JudgeRules) -> Comparison:
-    """Return what is to be compared.
+    """Return the comparison of a sample.
 
     Raises:
-        NotCompared: the answer can't or must not be.
+        NotCompared: the answer cannot or must not be compared.
     """
-    task = sample.task
-    asker, quality = task.asker, task.quality
+    call = sample.call
+    context, quality = call.context, call.quality
     assert quality is not None, "only answers whose quality was weighed are sampled"
-    if not fleet.policy(asker.owner).judged:
+    if not fleet.policy(context.owner).is_judged:
         raise NotCompared(Outcome.OPTED_OUT)
-    if not fleet.catalog.chooses(task.call.model):
-        # An alias of an earlier configuration: where its data may go nobody knows any more.
+    if not fleet.catalog.leaves_choice(call.request.model):
+        # An alias of an earlier configuration: its data-residency rules are gone.
         raise NotCompared(Outcome.UNSUITABLE)
     try:
-        request = task.call.to_domain("")
-        assert isinstance(request, ChatRequest), "vectors have no quality"
-        conversation, answer = conversation_text(request), _text_of(sample)
-        residency = wishes_of(asker.headers, fleet.places).residency
+        request = call.request.to_domain("")
+        assert isinstance(request, ChatRequest), "embeddings are never sampled"
+        conversation, answer = conversation_text(request), _answer_text(sample)
+        residency = parse_preferences(context.headers, fleet.residencies).residency
     except (MoyinError, ValueError):
-        # Parts that the domain has no words for, pictures, or a header of an earlier configuration.
+        # Parts that the domain model cannot express, pictures, or an outdated header.
         raise NotCompared(Outcome.UNSUITABLE) from None
     if not answer or len(conversation) + len(answer) > _LARGEST_BODY:
         raise NotCompared(Outcome.UNSUITABLE)
-    places = places_of(fleet, task.call.model, asker.owner, residency)
+    places = allowed_residencies(fleet, call.request.model, context.owner, residency)
     judge_needs = Needs(
         prompt_tokens=estimate_tokens(conversation)
         + estimate_tokens(answer)
@@ -145,93 +148,106 @@ def comparison_of(sample: Sample, fleet: Fleet, rules: JudgeRules) -> Comparison
         max_tokens=LONGEST_VERDICT,
         schema=True,
     )
-    judges, most_for_judge = _able(fleet, rules.model, places, judge_needs)
-    judging = {one.model.name for one in judges}
-    if sample.model in judging:
+    judge_targets, judge_usd = _able_targets(fleet, rules.model, places, judge_needs)
+    judge_models = {candidate.model.name for candidate in judge_targets}
+    if sample.model in judge_models:
         raise NotCompared(Outcome.ALONE)
     body, bounded = _second_request(request, rules)
     needs = OpenAICodec().parse(to_json({**body, "model": sample.model})).needs()
-    second = _second_model(sample, rules, judging)
-    seconds, most_for_second = _able(fleet, second, places, needs)
-    given = next(one for one in sample.candidates if one.offer.model.name == sample.model)
+    second = _second_model(sample, rules, judge_models)
+    second_targets, second_usd = _able_targets(fleet, second, places, needs)
+    first = next(
+        candidate
+        for candidate in sample.candidates
+        if candidate.deployment.model.name == sample.model
+    )
     return Comparison(
-        id=comparison_id(asker.owner, asker.request_id),
-        owner=asker.owner,
-        request_id=asker.request_id,
-        name=task.call.model,
+        id=comparison_id(context.owner, context.request_id),
+        owner=context.owner,
+        request_id=context.request_id,
+        name=call.request.model,
         places=places,
         model=sample.model,
         second=second,
-        p_good=quality.estimate(given.offer).p,
-        second_p_good=quality.estimate(seconds[0].offer).p,
+        p_good=quality.estimate(first.deployment).p,
+        second_p_good=quality.estimate(second_targets[0].deployment).p,
         question=question_to_json(quality.question),
         request={**body, "model": second},
         conversation=conversation,
         answer=answer,
-        # A fair coin, and nothing that a secret depends on.
+        # Needs to be fair, not unpredictable.
         swapped=random.random() < 0.5,
         bounded=bounded,
-        most_usd=most_for_judge + most_for_second,
+        most_usd=judge_usd + second_usd,
     )
 
 
-def _text_of(sample: Sample) -> str:
-    task = sample.task
-    if task.call.streams:
-        return answer_text(streamed_answer(task.dialect, sample.body))
-    return answer_text(task.dialect.read_response(from_json(sample.body)))
+def _answer_text(sample: Sample) -> str:
+    call = sample.call
+    if call.request.streams:
+        return answer_text(streamed_answer(call.codec, sample.body))
+    return answer_text(call.codec.read_response(from_json(sample.body)))
 
 
 def _second_request(request: ChatRequest, rules: JudgeRules) -> tuple[dict[str, Any], bool]:
-    """Return the conversation as the second model gets it, and whether its answer is held shorter
-    than the client holds it. The person behind the client is not named."""
-    most = rules.most_answer_tokens
-    bounded = request.max_tokens is None or request.max_tokens > most
-    shorter = replace(request, max_tokens=most if bounded else request.max_tokens, user=None)
+    """Return the request for the second model, and whether its answer is limited further.
+
+    The client's user id is removed.
+    """
+    max_tokens = rules.most_answer_tokens
+    bounded = request.max_tokens is None or request.max_tokens > max_tokens
+    shorter = replace(request, max_tokens=max_tokens if bounded else request.max_tokens, user=None)
     return chat_request_to_upstream(shorter, stream=False), bounded
 
 
-def _second_model(sample: Sample, rules: JudgeRules, judging: set[str]) -> str:
-    """Return the model to compare with: the configured one, else the next better of the candidates,
-    else the next cheaper, else the next. No judge judges its own answer.
+def _second_model(sample: Sample, rules: JudgeRules, judge_models: set[str]) -> str:
+    """Return the model to compare with.
+
+    It is the configured one, else the next better candidate, else the next cheaper, else the next.
+    The judge never evaluates its own answer.
 
     Raises:
-        NotCompared: there is none.
+        NotCompared: there is no such model.
     """
     if rules.second is not None and rules.second != sample.model:
         return rules.second
-    given = next(one for one in sample.candidates if one.offer.model.name == sample.model)
+    first = next(
+        candidate
+        for candidate in sample.candidates
+        if candidate.deployment.model.name == sample.model
+    )
     others = [
-        one
-        for one in sample.candidates
-        if one.offer.model.name != sample.model and one.offer.model.name not in judging
+        candidate
+        for candidate in sample.candidates
+        if candidate.deployment.model.name != sample.model
+        and candidate.deployment.model.name not in judge_models
     ]
     if not others:
         raise NotCompared(Outcome.ALONE)
-    better = (one for one in others if is_better(one, given))
-    cheaper = (one for one in others if _is_cheaper(one, given))
+    better = (candidate for candidate in others if is_better(candidate, first))
+    cheaper = (candidate for candidate in others if _is_cheaper(candidate, first))
     chosen = next(better, None) or next(cheaper, None) or others[0]
-    return chosen.offer.model.name
+    return chosen.deployment.model.name
 
 
-def _is_cheaper(candidate: Candidate, than: Candidate) -> bool:
-    its, other = candidate.forecast, than.forecast
-    return its is not None and other is not None and its.pico < other.pico
+def _is_cheaper(candidate: Candidate, other: Candidate) -> bool:
+    forecast, than = candidate.forecast, other.forecast
+    return forecast is not None and than is not None and forecast.cost_pico < than.cost_pico
 
 
-def _able(
+def _able_targets(
     fleet: Fleet, name: str, places: Sequence[str], needs: Needs
 ) -> tuple[list[EligibleDeployment], Decimal]:
-    """Return the deployments that could answer, and US dollars that the dearest may cost."""
+    """Return the targets that could answer, and the highest cost in US dollars."""
     try:
-        found = shortlist_of(fleet, name, places)
+        route = route_for(fleet, name, places)
     except ModelNotFound:
-        # It was in an earlier configuration.
+        # The name comes from an earlier configuration.
         raise NotCompared(Outcome.ALONE) from None
-    able = [one for one in found.contenders if one.model.supports(needs)]
+    able = [candidate for candidate in route.targets if candidate.model.supports(needs)]
     if able:
-        return able, worst_case(found, needs, choices=1, streams=False)
-    if found.contenders:
+        return able, max_cost(route, needs, choices=1, streams=False)
+    if route.targets:
         raise NotCompared(Outcome.UNSUITABLE)
-    configured = any(refusal.allowed for refusal in found.refusals)
+    configured = any(exclusion.is_allowed for exclusion in route.exclusions)
     raise NotCompared(Outcome.UNAVAILABLE if configured else Outcome.RESIDENCY)

@@ -1,6 +1,6 @@
-"""The steps of a comparison: the second answer, the verdict, and what it teaches.
+"""Runs the steps of a comparison: the second answer, the verdict, and its signals.
 
-Each may run more than once and then has the effect of one, but for what a call costs.
+Each step may run more than once; only the cost of its call is then paid again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from moyin.store.quality import QualityStore, SignalRow
 from moyin.text.judging.budget import JudgeBudget
 from moyin.text.judging.comparison import Comparison
 from moyin.text.judging.outcomes import Outcome
-from moyin.text.judging.rules import JUDGE_OWNER, JudgeRules, places_of, shortlist_of
+from moyin.text.judging.rules import JUDGE_OWNER, JudgeRules, allowed_residencies, route_for
 from moyin.text.judging.transcripts import answer_text
 from moyin.text.judging.verdict import Verdict, judge_request, verdict_of
 from moyin.text.protocol.openai.codec import OpenAICodec
@@ -30,13 +30,13 @@ from moyin.text.routing.router import Router
 __all__ = ["SOURCE", "Judge"]
 
 SOURCE = "judge"
-# A judge errs more often than somebody who rates: see the documentation.
+# A judge errs more often than a human rater: see docs/quality.md.
 _WEIGHT = 0.5
 _BUSY_SECONDS = 5.0
 
 
 class Judge:
-    """Makes the judge's calls through the router, at the operator's cost.
+    """Calls the judge model through the router, at the operator's cost.
 
     Attributes:
         rules: may be replaced at any time; None: the judge is off.
@@ -44,46 +44,48 @@ class Judge:
 
     def __init__(
         self,
-        dispatcher: Router,
+        router: Router,
         *,
         store: ComparisonStore,
         signals: QualityStore,
         budget: JudgeBudget,
     ) -> None:
         self.rules: JudgeRules | None = None
-        self._dispatcher = dispatcher
+        self._router = router
         self._store = store
         self._signals = signals
         self._budget = budget
 
     async def answer(self, comparison_id: str) -> Outcome:
-        """Ask the second model, unless its answer is there: `Outcome.ANSWERED`, or why there is none.
+        """Get the second model's answer unless it is stored already.
+
+        Return `Outcome.ANSWERED`, or why there is no answer.
 
         Raises:
-            MoyinError: it can be tried again.
+            MoyinError: the step can be retried.
         """
         stored = await self._store.get(comparison_id)
         if stored is None:
             return Outcome.GONE
         if stored.second is not None:
             return Outcome.ANSWERED
-        comparison = _read(stored)
+        comparison = _decode(stored)
         if comparison is None:
             return Outcome.GONE
-        found = await self._ask(comparison, comparison.request, f"{comparison.id}-second")
-        if isinstance(found, Outcome):
-            return found
-        if found.stop is StopReason.MAX_TOKENS and comparison.bounded:
+        answer = await self._call_model(comparison, comparison.request, f"{comparison.id}-second")
+        if isinstance(answer, Outcome):
+            return answer
+        if answer.stop is StopReason.MAX_TOKENS and comparison.bounded:
             return Outcome.CUT
-        # An empty answer is one, and a bad one.
-        await self._store.add_second_answer(comparison_id, answer_text(found))
+        # An empty answer counts as a bad one.
+        await self._store.add_second_answer(comparison_id, answer_text(answer))
         return Outcome.ANSWERED
 
     async def decide(self, comparison_id: str) -> Verdict | Outcome:
-        """Ask the judge about both answers: its verdict, or why there is none.
+        """Return the judge's verdict on both answers, or why there is none.
 
         Raises:
-            MoyinError: it can be tried again.
+            MoyinError: the step can be retried.
         """
         stored = await self._store.get(comparison_id)
         if stored is None or stored.second is None:
@@ -91,10 +93,10 @@ class Judge:
         rules = self.rules
         if rules is None:
             return Outcome.OFF
-        comparison = _read(stored)
+        comparison = _decode(stored)
         if comparison is None:
             return Outcome.GONE
-        if self._is_own(comparison, rules):
+        if self._wrote_an_answer(comparison, rules):
             return Outcome.ALONE
         request = judge_request(
             rules.model,
@@ -103,25 +105,25 @@ class Judge:
             stored.second,
             swapped=comparison.swapped,
         )
-        found = await self._ask(comparison, request, f"{comparison.id}-verdict")
-        if isinstance(found, Outcome):
-            return found
-        return verdict_of(found.text, swapped=comparison.swapped) or Outcome.UNPARSABLE
+        answer = await self._call_model(comparison, request, f"{comparison.id}-verdict")
+        if isinstance(answer, Outcome):
+            return answer
+        return verdict_of(answer.text, swapped=comparison.swapped) or Outcome.UNPARSABLE
 
     async def record(self, comparison_id: str, verdict: Verdict) -> bool:
-        """Write the verdict into the log of signals, once; False when the comparison is gone.
+        """Write the verdict to the log of signals, once; return False if the comparison is gone.
 
         Raises:
-            MoyinError: it can be tried again.
+            MoyinError: the step can be retried.
         """
         stored = await self._store.get(comparison_id)
-        one = None if stored is None else _read(stored)
-        if one is None:
+        comparison = None if stored is None else _decode(stored)
+        if comparison is None:
             return False
-        given = (one.request_id, one.model, verdict.given, one.p_good)
-        # The second answer is that of a request of its own: the comparison.
-        other = (one.id, one.second, verdict.other, one.second_p_good)
-        rows = [_signal(one, *parts) for parts in (given, other)]
+        first = (comparison.request_id, comparison.model, verdict.given, comparison.p_good)
+        # The second answer belongs to a request of its own, named by the comparison.
+        second = (comparison.id, comparison.second, verdict.other, comparison.second_p_good)
+        rows = [_signal_row(comparison, *parts) for parts in (first, second)]
         await self._signals.write((), rows)
         return True
 
@@ -129,84 +131,86 @@ class Judge:
         """Delete the conversation and both answers.
 
         Raises:
-            MoyinError: it can be tried again.
+            MoyinError: the step can be retried.
         """
         await self._store.remove(comparison_id)
 
-    def _is_own(self, comparison: Comparison, rules: JudgeRules) -> bool:
-        """Return whether the judge, which may be another by now, wrote one of the answers."""
-        offers = self._dispatcher.fleet.catalog.find(rules.model)
+    def _wrote_an_answer(self, comparison: Comparison, rules: JudgeRules) -> bool:
+        """Return whether the current judge model wrote one of the answers."""
+        deployments = self._router.fleet.catalog.find(rules.model)
         return not {comparison.model, comparison.second}.isdisjoint(
-            offer.model.name for offer in offers
+            deployment.model.name for deployment in deployments
         )
 
-    async def _ask(
+    async def _call_model(
         self, comparison: Comparison, body: Mapping[str, Any], request_id: str
     ) -> ChatResponse | Outcome:
-        rules, fleet = self.rules, self._dispatcher.fleet
+        rules, fleet = self.rules, self._router.fleet
         if rules is None:
             return Outcome.OFF
-        if not fleet.policy(comparison.owner).judged:
+        if not fleet.policy(comparison.owner).is_judged:
             return Outcome.OPTED_OUT
         # The configuration may have narrowed since the answer was sampled.
-        places = places_of(fleet, comparison.name, comparison.owner, comparison.places)
+        places = allowed_residencies(fleet, comparison.name, comparison.owner, comparison.places)
         if not places:
             return Outcome.RESIDENCY
-        purse = self._budget.purse(rules)
+        budget = self._budget.for_call(rules)
         try:
-            found = shortlist_of(fleet, body["model"], places)
-            if not found.contenders and not any(one.allowed for one in found.refusals):
+            route = route_for(fleet, body["model"], places)
+            if not route.targets and not any(
+                exclusion.is_allowed for exclusion in route.exclusions
+            ):
                 return Outcome.RESIDENCY
-            lanes = [one.lane for one in found.contenders]
-            if lanes and all(lane.slots.full or lane.slots.waiting for lane in lanes):
-                raise Overloaded("tenants' calls go first", retry_after=_BUSY_SECONDS)
-            dialect = OpenAICodec()
-            asker = RoutingContext(
+            all_slots = [target.runtime.slots for target in route.targets]
+            if all_slots and all(slots.full or slots.waiting for slots in all_slots):
+                raise Overloaded("tenants have priority over the judge", retry_after=_BUSY_SECONDS)
+            codec = OpenAICodec()
+            context = RoutingContext(
                 request_id=request_id,
                 owner=JUDGE_OWNER,
-                headers=_headers(places),
-                purse=purse,
-                # Else a tenant that is alone would have to leave a place to the judge.
+                headers=_request_headers(places),
+                budget=budget,
+                # Otherwise a single tenant would have to leave a slot to the judge.
                 for_tenant=comparison.owner,
             )
-            call = dialect.parse(to_json(body))
-            answer = await self._dispatcher.answer(dialect, call, asker)
+            request = codec.parse(to_json(body))
+            answer = await self._router.answer(codec, request, context)
         except BudgetExceeded:
             return Outcome.BUDGET
         except BackendTimeout:
-            # Whoever asks again after minutes may pay again.
+            # The call may have been paid for, so it is not retried.
             return Outcome.FAILED
         except MoyinError as error:
             if error.retryable:
                 raise
             return Outcome.FAILED
         finally:
-            purse.release()
+            budget.release()
         try:
-            return dialect.read_response(from_json(answer.body))
+            return codec.read_response(from_json(answer.body))
         except MoyinError:
-            # It has been paid for, and would be again.
+            # The call was paid for; a retry would be paid again.
             return Outcome.FAILED
 
 
-def _read(stored: StoredComparison) -> Comparison | None:
-    """Return what was stored; None where another version wrote it in another shape."""
+def _decode(stored: StoredComparison) -> Comparison | None:
+    """Return the stored comparison; None if another version wrote it in another format."""
     try:
         return decode(Comparison, stored.comparison)
     except ValueError:
         return None
 
 
-def _headers(places: tuple[str, ...]) -> list[tuple[bytes, bytes]]:
+def _request_headers(places: tuple[str, ...]) -> list[tuple[bytes, bytes]]:
     return [
         (b"x-moyin-residency", ",".join(places).encode()),
-        # The judge's own calls are neither weighed nor learned from, nor taken from a cache.
+        # The judge's calls are not weighed, not learned from and not cached.
         (b"x-moyin-usd-per-bad-answer", b"0"),
         (b"cache-control", b"no-cache"),
     ]
 
 
-def _signal(
+def _signal_row(
     comparison: Comparison, request_id: str, model: str, score: float, p_good: float
 ) -> SignalRow:
     return SignalRow(

@@ -1,4 +1,4 @@
-"""How sampled answers end, for metrics."""
+"""Lists how sampled answers end, for metrics."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ __all__ = ["Count", "Outcome"]
 
 
 class Outcome(StrEnum):
-    """What became of an answer that the draw hit.
+    """Lists the ways in which a sampled answer ends.
 
     Attributes:
-        STARTED: its comparison waits in the queue.
+        STARTED: its comparison is queued.
         REPEATED: its request id was compared before.
-        OPTED_OUT: its tenant is not judged.
-        UNSUITABLE: pictures, sound, several answers, or too long.
-        ALONE: no second model, or only the judge's own.
-        RESIDENCY: its data may not go where the judge or the second model is.
-        FROZEN: its tenant learns nothing.
-        DROPPED: too many wait.
-        UNAVAILABLE: Temporal or Valkey is away.
-        BUDGET: the month's budget does not cover it.
-        ANSWERED: the second answer is there.
-        GONE: it waited too long, or was lost.
+        OPTED_OUT: its tenant opted out.
+        UNSUITABLE: it has pictures or audio, several answers, or is too long.
+        ALONE: there is no second model, or only the judge's own.
+        RESIDENCY: its data may not go where the judge or the second model runs.
+        FROZEN: its tenant's learning is frozen.
+        DROPPED: the queue is full.
+        UNAVAILABLE: Temporal or Valkey is unavailable.
+        BUDGET: the monthly budget does not cover it.
+        ANSWERED: the second answer is stored.
+        GONE: it expired or was lost.
         OFF: the judge was turned off meanwhile.
-        CUT: the second answer would have been longer than the bound.
-        FAILED: the second model or the judge could not answer.
-        UNPARSABLE: the judge's answer is not what was asked for.
+        CUT: the second answer exceeded its token limit.
+        FAILED: the second model or the judge failed to answer.
+        UNPARSABLE: the judge's answer has the wrong format.
         AGREED, DISAGREED: the judge found the client's answer no worse, or worse.
-        CANCELLED: an operator ended it.
+        CANCELLED: an operator cancelled it.
     """
 
     STARTED = "started"
@@ -54,5 +54,5 @@ class Outcome(StrEnum):
     CANCELLED = "cancelled"
 
 
-# Takes notes on the hot path: it may keep them, not work on them.
+# Counts an outcome. Runs on the hot path, so it must not do work there.
 Count: TypeAlias = Callable[[Outcome], None]

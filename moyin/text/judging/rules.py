@@ -1,4 +1,4 @@
-"""What an operator allows the judge. Off without it."""
+"""Holds the operator's rules for the judge; it is off without them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from moyin.domain.backend import ApiFormat
-from moyin.text.routing.bookkeeping import day_now
 from moyin.text.routing.compiled_route import CompiledRoute
 from moyin.text.routing.fleet import Fleet
+from moyin.text.routing.ledger import current_day
 
-__all__ = ["JUDGE_OWNER", "JudgeRules", "places_of", "shortlist_of"]
+__all__ = ["JUDGE_OWNER", "JudgeRules", "allowed_residencies", "route_for"]
 
 # The judge's calls are in the ledger under this owner, whose budget is the operator's.
 JUDGE_OWNER = "moyin:judge"
@@ -19,17 +19,16 @@ JUDGE_OWNER = "moyin:judge"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgeRules:
-    """How much of the traffic is judged, by whom, and what that may cost.
+    """Configures how much of the traffic is judged, by which model, and at what cost.
 
     Attributes:
-        share: of the answers that could be judged, from 0 to 1.
+        share: of the suitable answers, from 0 to 1.
         model: name of the judge: a model or an alias.
-        second: model whose answer the given one is compared with; None: the next better candidate
-            of the decision, else the next cheaper one.
-        usd_per_month: budget of a UTC calendar month, for second answers and verdicts together.
+        second: model to compare with; None: the next better candidate, else the next cheaper one.
+        usd_per_month: budget per UTC calendar month, for second answers and verdicts together.
         most_prompt_tokens: longer conversations are not judged.
-        most_answer_tokens: longer answers are not judged, and second ones are not made longer.
-        parallel: comparisons that one replica works on at a time.
+        most_answer_tokens: longer answers are not judged; second answers are limited to it.
+        parallel: concurrent comparisons per replica.
     """
 
     share: float
@@ -41,17 +40,18 @@ class JudgeRules:
     parallel: int = 1
 
 
-def places_of(
+def allowed_residencies(
     fleet: Fleet, name: str, owner: str, residency: Iterable[str] | None
 ) -> tuple[str, ...]:
-    """Return the places where a request's data may go, sorted: those that the tenant, the alias and
-    the client all allow.
+    """Return the places where a request's data may go, sorted.
+
+    Tenant, alias and client must all allow them.
 
     Args:
-        name: that the client asked for.
-        residency: that the client named; None: none.
+        name: model name in the request.
+        residency: places that the client named; None: it named none.
     """
-    places = set(fleet.places)
+    places = set(fleet.residencies)
     policy, alias = fleet.policy(owner), fleet.catalog.alias(name)
     if policy.residency is not None:
         places &= policy.residency
@@ -62,10 +62,10 @@ def places_of(
     return tuple(sorted(places))
 
 
-def shortlist_of(fleet: Fleet, name: str, places: Sequence[str]) -> CompiledRoute:
-    """Return which deployments may answer one of the judge's own calls.
+def route_for(fleet: Fleet, name: str, places: Sequence[str]) -> CompiledRoute:
+    """Return the route of one of the judge's own calls.
 
     Raises:
-        ModelNotFound: nothing has that name.
+        ModelNotFound: the name is unknown.
     """
-    return fleet.shortlist(name, JUDGE_OWNER, tuple(sorted(places)), ApiFormat.OPENAI, day_now())
+    return fleet.route(name, JUDGE_OWNER, tuple(sorted(places)), ApiFormat.OPENAI, current_day())

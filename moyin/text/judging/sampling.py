@@ -1,4 +1,4 @@
-"""The draw on the hot path, and the bounded queue behind it."""
+"""Samples answers on the hot path and queues them for comparison."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ from moyin.text.judging.outcomes import Count, Outcome
 from moyin.text.judging.rules import JudgeRules
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.answer import Answer, Stream
-from moyin.text.routing.choice import Candidate
+from moyin.text.routing.decision import Candidate
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.routed_call import RoutedCall
 
-__all__ = ["AnswerSampler", "ComparisonQueue", "SampleDesk"]
+__all__ = ["AnswerSampler", "ComparisonQueue", "ComparisonStarter"]
 
 _log = logging.getLogger(__name__)
 _CAPACITY = 64
-# Documents are refused later; here these bound what the queue holds.
-_LARGEST_ATTACHED = 64 * 1024
-_LARGEST_REQUEST = 1024 * 1024
-_LARGEST_ANSWER = 256 * 1024
+# Bound what the queue holds; documents are rejected later.
+_MAX_ATTACHMENT_BYTES = 64 * 1024
+_MAX_REQUEST_BYTES = 1024 * 1024
+_MAX_ANSWER_BYTES = 256 * 1024
 
 
 class ComparisonQueue(Protocol):
     """Starts the durable job of a comparison."""
 
     async def start(self, comparison_id: str, owner: str) -> bool:
-        """Start it, in its owner's turn; False when there was one of this id.
+        """Start the job in its owner's turn; return False if one with this id exists.
 
         Raises:
-            ServiceUnavailable: the queue is away.
+            ServiceUnavailable: the queue is unavailable.
         """
 
 
 class AnswerSampler:
-    """Draws answers at random and hands them over, without waiting. Used from one event loop.
+    """Samples answers at random and queues them without waiting. Used from one event loop.
 
     Args:
-        draw: from 0 to 1.
+        draw: returns a random number from 0 to 1.
 
     Attributes:
         rules: may be replaced at any time; None: nothing is sampled.
@@ -60,87 +60,88 @@ class AnswerSampler:
         self._count = count
         self._draw = draw
 
-    def sampled(self, task: RoutedCall, candidates: Sequence[Candidate], answer: Answer) -> Answer:
+    def sample(self, call: RoutedCall, candidates: Sequence[Candidate], answer: Answer) -> Answer:
+        """Return the answer, wrapped for recording if it was sampled as a stream."""
         rules = self.rules
-        if rules is None or task.quality is None or not task.quality.judged:
+        if rules is None or call.quality is None or not call.quality.is_estimated:
             return answer
         if self._draw() >= rules.share:
             return answer
-        if not _fits(task, rules) or not task.form.plain:
+        if not _is_suitable(call, rules) or not call.constraints.plain:
             self._count(Outcome.UNSUITABLE)
             return answer
         model = dict(answer.headers)[b"x-moyin-model"].decode()
 
-        def take(body: bytes, usage: Usage) -> None:
-            if usage.output_tokens > rules.most_answer_tokens or len(body) > _LARGEST_ANSWER:
+        def enqueue(body: bytes, usage: Usage) -> None:
+            if usage.output_tokens > rules.most_answer_tokens or len(body) > _MAX_ANSWER_BYTES:
                 self._count(Outcome.UNSUITABLE)
                 return
-            sample = Sample(task=task, candidates=candidates, model=model, body=body, usage=usage)
+            sample = Sample(call=call, candidates=candidates, model=model, body=body, usage=usage)
             try:
                 self.samples.put_nowait(sample)
             except asyncio.QueueFull:
                 self._count(Outcome.DROPPED)
 
         if answer.stream is None:
-            take(answer.body, answer.usage)
+            enqueue(answer.body, answer.usage)
             return answer
-        recorded = _Recording(answer.stream, take)
+        recorded = _RecordingStream(answer.stream, enqueue)
         return Answer(headers=answer.headers, stream=recorded, usage=answer.usage)
 
 
-def _fits(task: RoutedCall, rules: JudgeRules) -> bool:
-    """Return whether a judge could read the conversation, as far as that is known at no cost."""
-    needs = task.needs
+def _is_suitable(call: RoutedCall, rules: JudgeRules) -> bool:
+    """Return whether a judge could read the conversation, by what is known at no cost."""
+    needs = call.needs
     return (
-        len(task.call.raw) <= _LARGEST_REQUEST
+        len(call.request.raw) <= _MAX_REQUEST_BYTES
         and needs.prompt_tokens <= rules.most_prompt_tokens
-        and needs.attachment_bytes <= _LARGEST_ATTACHED
+        and needs.attachment_bytes <= _MAX_ATTACHMENT_BYTES
         and not (needs.vision or needs.has_external_content or needs.embeddings)
     )
 
 
-class _Recording:
-    """A stream that remembers what went by, and hands it over when it was complete."""
+class _RecordingStream:
+    """Passes on a stream and queues its pieces once it is complete."""
 
-    def __init__(self, stream: Stream, take: Callable[[bytes, Usage], None]) -> None:
+    def __init__(self, stream: Stream, enqueue: Callable[[bytes, Usage], None]) -> None:
         self._stream = stream
-        self._take: Callable[[bytes, Usage], None] | None = take
+        self._enqueue: Callable[[bytes, Usage], None] | None = enqueue
         self._pieces: list[bytes] = []
-        self._left = _LARGEST_ANSWER
+        self._bytes_left = _MAX_ANSWER_BYTES
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
         piece = await anext(self._stream)
-        if self._take is None:
+        if self._enqueue is None:
             return piece
         self._pieces.append(piece)
-        self._left -= len(piece)
-        if self._left < 0:
+        self._bytes_left -= len(piece)
+        if self._bytes_left < 0:
             self._pieces.clear()
-            self._take = None
-        elif (usage := self._stream.completed) is not None:
-            # With the note of its cost, which says nothing to who reads the answer: of a stream that
-            # was held back it is in the same piece.
-            self._take(b"".join(self._pieces), usage)
+            self._enqueue = None
+        elif (usage := self._stream.final_usage) is not None:
+            # The last piece states the cost, which readers of the answer ignore. A held-back stream
+            # may end with answer and cost in one piece.
+            self._enqueue(b"".join(self._pieces), usage)
             self._pieces.clear()
-            self._take = None
+            self._enqueue = None
         return piece
 
     @property
-    def completed(self) -> Usage | None:
-        return self._stream.completed
+    def final_usage(self) -> Usage | None:
+        return self._stream.final_usage
 
     async def aclose(self) -> None:
         await self._stream.aclose()
 
 
-class SampleDesk:
-    """Makes comparisons of samples, one after the other, and starts their jobs.
+class ComparisonStarter:
+    """Creates comparisons from samples, one after the other, and starts their jobs.
 
     Args:
-        fleet: the present one.
+        fleet: returns the current one.
         estimator: knows whose learning is frozen.
     """
 
@@ -171,34 +172,34 @@ class SampleDesk:
                 self._count(await self.start(sample))
             except Exception:
                 self._count(Outcome.FAILED)
-                _log.exception("an answer that was sampled for the judge is dropped")
+                _log.exception("a sampled answer could not be compared and is dropped")
 
     async def start(self, sample: Sample) -> Outcome:
-        """Start the comparison of a sample, unless something speaks against it."""
+        """Start the comparison of a sample, or return why it is not started."""
         rules = self._sampler.rules
         if rules is None:
             return Outcome.OFF
-        if self._estimator.state(sample.task.asker.owner).frozen:
+        if self._estimator.state(sample.call.context.owner).frozen:
             return Outcome.FROZEN
         try:
             comparison = comparison_of(sample, self._fleet(), rules)
         except NotCompared as error:
             return error.outcome
         try:
-            # A look beforehand, so that no jobs wait for money that is spent. What each call may
-            # cost is set aside when it is made.
+            # Checked here so that no job waits for a spent budget. Each call reserves its own cost
+            # when it is made.
             if await self._budget.spent() + comparison.most_usd > rules.usd_per_month:
                 return Outcome.BUDGET
             if not await self._store.has_room(comparison.owner):
                 return Outcome.DROPPED
             if not await self._store.add(comparison.id, comparison.owner, encode(comparison)):
                 return Outcome.REPEATED
-            return await self._begin(comparison.id, comparison.owner)
+            return await self._start_job(comparison.id, comparison.owner)
         except MoyinError as error:
-            _log.warning("the judge gets no samples: %s", error)
+            _log.warning("a sampled answer cannot be queued for the judge: %s", error)
             return Outcome.UNAVAILABLE
 
-    async def _begin(self, comparison_id: str, owner: str) -> Outcome:
+    async def _start_job(self, comparison_id: str, owner: str) -> Outcome:
         started = False
         try:
             started = await self._queue.start(comparison_id, owner)

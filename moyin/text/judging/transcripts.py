@@ -1,4 +1,4 @@
-"""Conversations and answers as plain text, for a judge to read."""
+"""Writes conversations and answers as plain text for a judge to read."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ __all__ = ["answer_text", "conversation_text", "streamed_answer"]
 
 
 def conversation_text(request: ChatRequest) -> str:
-    """Return the conversation up to the answer.
+    """Return the text of the conversation up to the answer.
 
     Raises:
-        UnsupportedFeature: it holds pictures.
+        UnsupportedFeature: it contains pictures.
     """
-    return "\n\n".join(_passages(request))
+    return "\n\n".join(_sections(request))
 
 
-def _passages(request: ChatRequest) -> Iterator[str]:
+def _sections(request: ChatRequest) -> Iterator[str]:
     if request.system:
         yield "SYSTEM:\n" + "\n\n".join(part.text for part in request.system)
     for tool in request.tools:
@@ -52,12 +52,12 @@ def _passages(request: ChatRequest) -> Iterator[str]:
         yield f"{message.role.upper()}:\n" + "\n".join(map(_part_text, message.parts))
     if request.output is not None:
         schema = request.output.schema
-        asked = "" if schema is None else f" that matches {to_json(dict(schema)).decode()}"
-        yield f"The answer has to be JSON{asked}."
+        requirement = "" if schema is None else f" that matches {to_json(dict(schema)).decode()}"
+        yield f"The answer has to be JSON{requirement}."
 
 
 def answer_text(answer: ChatResponse) -> str:
-    """Return what the client got to see of an answer; its reasoning is left out."""
+    """Return the text of an answer as the client sees it, without reasoning."""
     calls = [_part_text(part) for part in answer.parts if isinstance(part, ToolUse)]
     return "\n".join(filter(None, (answer.text.strip(), *calls)))
 
@@ -74,22 +74,22 @@ def _part_text(part: Part) -> str:
         case Thinking():
             return ""
         case Image():
-            raise UnsupportedFeature("a judge reads no pictures", field="messages")
+            raise UnsupportedFeature("the judge does not support pictures", field="messages")
 
 
-def streamed_answer(dialect: ProtocolCodec, body: bytes) -> ChatResponse:
-    """Return the whole answer that a complete stream in the client's protocol brought.
+def streamed_answer(codec: ProtocolCodec, body: bytes) -> ChatResponse:
+    """Return the whole answer of a complete stream in the client's protocol.
 
     Raises:
-        MoyinError: it has another shape.
+        MoyinError: the stream is malformed.
     """
-    if dialect.api_format is ApiFormat.OLLAMA:
-        return _of_lines(dialect, body)
-    reader = OpenAIReader() if dialect.api_format is ApiFormat.OPENAI else AnthropicReader()
-    return _of_deltas(reader.feed(body))
+    if codec.api_format is ApiFormat.OLLAMA:
+        return _join_lines(codec, body)
+    reader = OpenAIReader() if codec.api_format is ApiFormat.OPENAI else AnthropicReader()
+    return _join_deltas(reader.feed(body))
 
 
-def _of_deltas(deltas: list[Delta]) -> ChatResponse:
+def _join_deltas(deltas: list[Delta]) -> ChatResponse:
     texts: list[str] = []
     calls: dict[int, tuple[ToolStarted, list[str]]] = {}
     stop, usage = StopReason.END, Usage()
@@ -111,21 +111,21 @@ def _of_deltas(deltas: list[Delta]) -> ChatResponse:
     return ChatResponse(id="", model="", parts=tuple(parts), stop=stop, usage=usage)
 
 
-def _of_lines(dialect: ProtocolCodec, body: bytes) -> ChatResponse:
-    """Ollama says the same members line by line; the last line has the rest."""
-    said: list[str] = []
+def _join_lines(codec: ProtocolCodec, body: bytes) -> ChatResponse:
+    """Join Ollama's lines: each repeats the same members, and the last one has the rest."""
+    texts: list[str] = []
     calls: list[Any] = []
     last: dict[str, Any] = {}
     try:
         for line in LineSplitter().feed(body):
             last = from_json(line)
             message = last.get("message", {})
-            said.append(message.get("content") or last.get("response") or "")
+            texts.append(message.get("content") or last.get("response") or "")
             calls += message.get("tool_calls") or ()
     except (ValueError, AttributeError, TypeError):
-        raise StreamInterrupted("the stream has lines of another shape") from None
-    message = {"role": "assistant", "content": "".join(said), "tool_calls": calls}
+        raise StreamInterrupted("the stream has malformed lines") from None
+    message = {"role": "assistant", "content": "".join(texts), "tool_calls": calls}
     try:
-        return dialect.read_response({**last, "message": message, "response": message["content"]})
+        return codec.read_response({**last, "message": message, "response": message["content"]})
     except (KeyError, TypeError):
-        raise StreamInterrupted("the stream has tool calls of another shape") from None
+        raise StreamInterrupted("the stream has malformed tool calls") from None

@@ -1,7 +1,7 @@
-"""The question to the judge, and its answer. Pure.
+"""Writes the request to the judge and reads its verdict. Pure.
 
-The judge sees two answers without names, in an order that a coin decided; it grades each. A grade that
-does not parse teaches nothing.
+The judge grades two answers without names in random order. A verdict that cannot be parsed teaches
+nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from moyin.text.protocol.ratings import BEST_GRADE, GradesBody
 
 __all__ = ["LONGEST_VERDICT", "SCHEMA", "Verdict", "judge_request", "verdict_of"]
 
-# Tokens. The reason comes first, since a judge that says why grades better; it is not kept.
+# Tokens. The reason comes first, because a judge that explains itself grades better.
 LONGEST_VERDICT = 600
 _GRADE = {"type": "integer", "enum": list(range(BEST_GRADE + 1))}
 SCHEMA: Mapping[str, Any] = {
@@ -40,11 +40,11 @@ Answer with one JSON object: {"reason": at most 60 words, "first": grade, "secon
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """Scores from 0 (useless) to 1 (good).
+    """Holds scores from 0 (useless) to 1 (good).
 
     Attributes:
         given: of the answer that the client got.
-        other: of the one that was made to compare it with.
+        other: of the answer that it is compared with.
     """
 
     given: float
@@ -52,19 +52,19 @@ class Verdict:
 
     @property
     def agrees(self) -> bool:
-        """Whether the client's answer was no worse, so that the judge agrees with the router."""
+        """True if the client's answer is no worse, so that the judge agrees with the router."""
         return self.given >= self.other
 
 
 def judge_request(
     model: str, conversation: str, given: str, other: str, *, swapped: bool
 ) -> dict[str, Any]:
-    """Return the judge's request, as OpenAI's protocol has it.
+    """Return the request to the judge in OpenAI's protocol.
 
     Args:
-        given: the answer that the client got; first, unless ``swapped``.
+        given: the answer that the client got; shown first unless ``swapped``.
     """
-    # Unforeseen, so that no text can pretend to end where it does not.
+    # Random, so that no text can fake the end of its section.
     mark = secrets.token_hex(4)
     first, second = (other, given) if swapped else (given, other)
     parts = (("conversation", conversation), ("first answer", first), ("second answer", second))
@@ -82,7 +82,7 @@ def judge_request(
 
 
 def verdict_of(text: str, *, swapped: bool) -> Verdict | None:
-    """Return what the judge found; None where its answer is not exactly what was asked for."""
+    """Return the verdict; None if the judge's answer does not have the exact format."""
     try:
         grades = GradesBody.model_validate_json(text)
     except ValidationError:

@@ -1,4 +1,4 @@
-"""How likely a model's answer to a request is good: abilities, difficulties, and what signals teach.
+"""Estimates how likely a model answers a request well, and learns from signals.
 
-Everything here is plain arithmetic on values that are passed in; docs/quality.md has the formulas.
+Everything here is plain arithmetic on its arguments; docs/quality.md has the formulas.
 """

@@ -1,22 +1,22 @@
-"""Abilities of known models, on one scale, before any signal was seen.
+"""Rates known models on one scale before any signal was seen.
 
 An ability is a number of logits. A model of ability ``a`` answers a request of difficulty ``d``
-well with probability ``logistic(a - d)``; a middling question of an exam has difficulty 1.6.
+well with probability ``logistic(a - d)``. A middling exam question has difficulty 1.6.
 
-Levels of open models come from the MMLU scores of their model cards, which is the one public test
-that was published for nearly all of them. MMLU has four choices, so a quarter of the questions is
-won by guessing: ``known = (score - 0.25) / 0.75``. The ability is ``1.6 * logit(known) + 1.0``. The
-scale was set on the public RouteLLM tables: it makes one difficulty fit both of their models on
-GSM8K and on MMLU (docs/quality.md). MMLU is exhausted above some 85 %, and current Claude models
-are not measured on it, so these have levels by the order in which their vendor lists them, with a
-wider spread.
+Levels of open models come from the MMLU scores of their model cards, the one public test that was
+published for nearly all of them. MMLU has four choices, so guessing wins a quarter of the
+questions: ``known = (score - 0.25) / 0.75``. The ability is ``1.6 * logit(known) + 1.0``. The scale
+was fitted on the public RouteLLM tables, so that one difficulty fits both of their models on GSM8K
+and on MMLU (docs/quality.md). MMLU is saturated above some 85 %, and current Claude models are not
+measured on it. Their levels follow the order in which their vendor lists them, with a wider spread.
 
-Where a model's scores in a kind of work are public, it has an ability of its own for these kinds
-(`moyin.text.quality.measured`), with a smaller spread. Claude models after 3.5 Sonnet, the last that was
-measured on the same benchmarks, are as much better than it there as the line-up says: comparing a
-measured local model with an unmeasured Claude would favour the local one. For reasoning the ability lies
-half-way between the general one and that of mathematics: a question after a story is often arithmetic. For
-extraction and summaries it lies half-way to what tests with given texts say.
+Where a model's scores in a kind of work are public, it has a separate ability for that kind
+(`moyin.text.quality.benchmark_scores`), with a smaller spread. Claude models after 3.5 Sonnet, the
+last one measured on the same benchmarks, are rated above it by their distance in the line-up.
+Comparing a measured local model with an unmeasured Claude would favour the local one. The ability
+for reasoning lies half-way between the general one and that of mathematics, because a question
+after a story is often arithmetic. Those for extraction and summaries lie half-way to the scores of
+tests with given texts.
 """
 
 from __future__ import annotations
@@ -27,37 +27,38 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from moyin.text.quality.measured import REMEMBERED, scores
+from moyin.text.quality.benchmark_scores import UNVERIFIED, kind_scores
 
 __all__ = ["TABLE_DATE", "UNKNOWN", "Ability", "ability_from", "ability_of", "plain_name"]
 
-# The day on which the table below was written. Compared with public copies that day: instructed models of
-# Llama 3, 3.1, 3.2 and 3.3 (Meta's cards), of Gemma 3 (its report, as others quote it) and Claude 3 (its
-# card, also for GPT-3.5 and 4), DeepSeek V3, Phi-4 and gpt-oss-120b; base models of Llama 4, Qwen2.5 and
-# Qwen3, whose reports have no MMLU for the instructed ones. The other figures are as they were remembered,
-# the least sure of them with a wider spread: compare one with its card before much depends on it.
+# The day on which the table below was written. These were compared with public copies that day:
+# - instructed models of Llama 3, 3.1, 3.2 and 3.3 (Meta's cards), Gemma 3 (its report, as others quote
+#   it) and Claude 3 (its card, also for GPT-3.5 and 4), DeepSeek V3, Phi-4 and gpt-oss-120b;
+# - base models of Llama 4, Qwen2.5 and Qwen3, whose reports have no MMLU for the instructed ones.
+# Other figures were written from memory, the least certain with a wider spread. Compare one with its
+# card before much depends on it.
 TABLE_DATE = "2026-11-27"
 
-_CARD_SPREAD = 0.6  # a model card's MMLU predicts other work about this well
-_MEMORY_SPREAD = 0.8  # the same, where the score itself may be off
-# A score in one kind predicts work of that kind better, though benchmarks are short exercises: with 0.4
-# the simulated month (docs/quality.md) trusts local models too long.
+_CARD_SPREAD = 0.6  # error of predicting other work from a model card's MMLU
+_UNVERIFIED_SPREAD = 0.8  # the same for scores written from memory
+# A score in one kind predicts work of that kind better, although benchmarks are short exercises. With
+# 0.4 the simulated month (docs/quality.md) trusts local models too long.
 _KIND_SPREAD = 0.5
-_KIND_MEMORY_SPREAD = 0.6
-_RANK_SPREAD = 0.7  # the vendor's order says who is better, not by how much
+_UNVERIFIED_KIND_SPREAD = 0.6
+_RANK_SPREAD = 0.7  # the vendor's order shows which model is better, not by how much
 _SIZE_SPREAD = 1.0  # models of one size differ by years of progress
 _TIER_SPREAD = 1.0  # the operator knows the model, but chose one of a few steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ability:
-    """A model's ability in logits.
+    """Holds a model's ability in logits.
 
     Attributes:
-        spread: standard deviation of what is known about ``mean``.
-        source: where the number comes from, for people.
+        spread: standard deviation of ``mean``.
+        source: where the number comes from, as text for people.
         basis: ``table``, ``configuration`` or ``unknown``.
-        kinds: abilities for kinds of request in which more is known of the model.
+        kinds: separate abilities for kinds of request in which the model was measured.
     """
 
     mean: float
@@ -67,11 +68,11 @@ class Ability:
     kinds: Mapping[str, Ability] = field(default_factory=dict, hash=False)
 
 
-# A model that nothing is known of: as good as a small model, give or take nearly everything.
+# An unknown model is rated as a small one, with a very wide spread.
 UNKNOWN = Ability(mean=0.5, spread=2.0, source="nothing is known of this model", basis="unknown")
 
 # MMLU in percent as stated on the model's card or in its technical report, by plain name.
-# A name matches the longest entry that begins it at a word's edge.
+# A name matches the longest entry that it starts with, cut at a hyphen.
 _MMLU: dict[str, float] = {
     # SmolLM2 card and paper (cloze form), SmolLM3 card
     "smollm-135m": 30.2,
@@ -187,13 +188,13 @@ _MMLU: dict[str, float] = {
     "claude-3-opus": 86.8,
 }
 
-# Families whose scores above nobody has compared with a card: from memory, or rounded.
-_REMEMBERED = re.compile(
+# Families whose scores above were not compared with a card: from memory, or rounded.
+_UNVERIFIED_FAMILIES = re.compile(
     r"(?:command-r|deepseek-r1-|deepseek-v2|falcon|granite|ministral|mistral-[sml]|olmo|stablelm|tinyllama|yi-)"
 )
 
 # Logits by rank: the vendor's own line-up, anchored at Claude 3 Opus (86.8 % of MMLU: 3.4).
-_RANKED: dict[str, float] = {
+_RANKS: dict[str, float] = {
     "claude-3-5-haiku": 3.2,
     "claude-3-5-sonnet": 3.9,
     "claude-3-7-sonnet": 4.1,
@@ -212,21 +213,21 @@ _RANKED: dict[str, float] = {
     "claude-opus-5-5": 5.6,
     "claude-fable-5": 5.8,
     "claude-fable-5-1": 5.9,
-    # A name without a version is the line as it is now, or an older one.
+    # A name without a version may be any model of the line.
     "claude-haiku": 4.2,
     "claude-sonnet": 4.8,
     "claude-opus": 5.1,
     "claude-fable": 5.8,
 }
 
-# The last Claudes that were measured as open models are: in mathematics and code, and in summaries (there
-# the best of its generation).
+# The last Claude models measured with the same benchmarks as open models: one in mathematics and code,
+# one in summaries (there the best of its generation).
 _LAST_MEASURED = ("claude-3-5-sonnet", "claude-haiku-4-5")
-# What these scores show is less than what a good answer of the kind needs (`moyin.text.quality.measured`).
-_HALF_WAY = frozenset({"reasoning", "extraction", "summary"})
+# A good answer of these kinds needs more than the benchmarks test (see `benchmark_scores`).
+_HALF_WAY_KINDS = frozenset({"reasoning", "extraction", "summary"})
 
-# Which size a family's bare name stands for: as Ollama's library resolves it.
-_BARE: dict[str, str] = {
+# The default size of a family's name, as in Ollama's library.
+_DEFAULT_SIZES: dict[str, str] = {
     "smollm": "smollm-1.7b",
     "smollm2": "smollm2-1.7b",
     "smollm3": "smollm3-3b",
@@ -252,29 +253,30 @@ _BARE: dict[str, str] = {
     "tinyllama": "tinyllama-1.1b",
 }
 
-# Published and stored under names without a hyphen before the version.
-_JOINED = re.compile(r"\b(llama|gemma|phi|olmo|granite|small|medium|large)(\d)")
+# Names that are also written without a hyphen before the version.
+_JOINED_VERSION = re.compile(r"\b(llama|gemma|phi|olmo|granite|small|medium|large)(\d)")
 # Regions and vendors before a point, as Amazon Bedrock writes them: us.meta.llama3-1-8b-instruct-v1:0.
 _BEDROCK = re.compile(
     r"^(?:(?:us|eu|apac|global|us-gov)\.)?(?:meta|mistral|openai|deepseek|cohere|qwen|google)\."
 )
-# Packaging that does not change what a model can do, as words between separators.
+# Words between separators that describe packaging, which does not change the ability.
 _PACKAGING = re.compile(
     r"(?<=[-_.])(?:instruct|inst|it|chat|latest|preview|hf|gguf|ggml|mlx|awq|gptq|exl2|bnb|unsloth"
     r"|text|base|v\d+\.\d+|fp\d+|bf16|f16|f32|int[48]|w\d+a\d+|\d+bit|imatrix"
     r"|qat|cloud|maas|ud|i?q\d(?:_[0-9a-z]+)*|20[12]\d{5}|2[3-6](?:0[1-9]|1[0-2]))(?=[-_.]|$)"
 )
-_QUANTISED = re.compile(r"(?:^|[-_.:])i?q([23])(?:_|$|-|\.)|(?:^|[-_.:])([23])bit")
+_LOW_BIT = re.compile(r"(?:^|[-_.:])i?q([23])(?:_|$|-|\.)|(?:^|[-_.:])([23])bit")
 _SIZE = re.compile(r"(?:^|-)(?:(\d+)x|e)?(\d+(?:\.\d+)?)([bm])(?:-|$)")
-_EDGES = re.compile(r"-{2,}")
+_HYPHENS = re.compile(r"-{2,}")
 # Three bits and fewer per weight lose about as much as a model of two thirds of the size.
-_COARSE_QUANTISATION = 0.5
+_LOW_BIT_LOSS = 0.5
 
 
 def plain_name(model: str) -> str:
     """Return ``model`` without vendor, packaging, quantisation and date; its size stays.
 
-    ``meta-llama/Llama-3.1-8B-Instruct`` and ``llama3.1:8b-instruct-q4_K_M`` are ``llama-3.1-8b``.
+    ``meta-llama/Llama-3.1-8B-Instruct`` and ``llama3.1:8b-instruct-q4_K_M`` become
+    ``llama-3.1-8b``.
     """
     name = model.lower().rsplit("/", 1)[-1]
     if "claude" in name:  # Bedrock's and Vertex' names: us.anthropic.claude-…-v1:0, claude-…@2025…
@@ -287,40 +289,41 @@ def plain_name(model: str) -> str:
     name = name.replace(":", "-").replace("@", "-").removesuffix(".gguf")
     name = name.removeprefix("c4ai-")
     name = name.removeprefix("meta-").replace("llama-v", "llama-")
-    name = _JOINED.sub(r"\1-\2", name)
+    name = _JOINED_VERSION.sub(r"\1-\2", name)
     name = re.sub(r"^(qwen)-(\d)", r"\1\2", name)
     name = _PACKAGING.sub("", name).replace("_", "-")
-    return _EDGES.sub("-", name).strip("-.")
+    return _HYPHENS.sub("-", name).strip("-.")
 
 
 @lru_cache(maxsize=1_024)
 def ability_of(model: str) -> Ability | None:
-    """Return the public level of ``model``; None when neither its name nor its size says anything."""
+    """Return the public level of ``model``; None if neither name nor size is known."""
     name = plain_name(model)
-    coarse = _COARSE_QUANTISATION if _QUANTISED.search(model.lower()) else 0.0
-    # A bare family's name has no size to choose by, so it is looked up as a whole.
-    entry = _longest(_BARE.get(name, name))
-    if entry in _RANKED:
-        mean = _RANKED[entry] - coarse
+    quantisation_loss = _LOW_BIT_LOSS if _LOW_BIT.search(model.lower()) else 0.0
+    # A family's name without a size stands for its default size.
+    entry = _longest_entry(_DEFAULT_SIZES.get(name, name))
+    if entry in _RANKS:
+        mean = _RANKS[entry] - quantisation_loss
         return Ability(
             mean=mean,
             spread=_RANK_SPREAD,
             source=f"{entry}, the vendor's line-up on {TABLE_DATE}",
             kinds=_ranked_kinds(entry, mean),
         )
-    if entry in _MMLU and not _other_size(entry, name):
-        mean, remembered = _level(_MMLU[entry]) - coarse, _REMEMBERED.match(entry)
-        origin = "as remembered" if remembered else "by its card"
-        spread = _MEMORY_SPREAD if remembered else _CARD_SPREAD
+    if entry in _MMLU and not _has_other_size(entry, name):
+        mean = _logits_of_mmlu(_MMLU[entry]) - quantisation_loss
+        is_unverified = _UNVERIFIED_FAMILIES.match(entry)
+        origin = "as remembered" if is_unverified else "by its card"
+        spread = _UNVERIFIED_SPREAD if is_unverified else _CARD_SPREAD
         return Ability(
             mean=mean,
             spread=spread,
             source=f"{entry}, MMLU {_MMLU[entry]:g} % {origin}, table of {TABLE_DATE}",
-            kinds=_measured_kinds(entry, mean, spread, coarse),
+            kinds=_measured_kinds(entry, mean, spread, quantisation_loss),
         )
     if (size := _billions(name)) is not None:
         return Ability(
-            mean=_by_size(size) - coarse,
+            mean=_logits_of_size(size) - quantisation_loss,
             spread=_SIZE_SPREAD,
             source=f"its size, {size:g} billion parameters",
         )
@@ -328,80 +331,82 @@ def ability_of(model: str) -> Ability | None:
 
 
 def ability_from(quality: int) -> Ability:
-    """Return the ability that a configured tier of ``quality`` stands for.
+    """Return the ability for a configured tier of ``quality``.
 
     The shipped configuration gives 0 to a 135M model, 1 to local models of a few billion
     parameters, 2 to Haiku, 3 to Sonnet and 4 to Opus.
     """
-    steps = (-2.5, 1.0, 4.2, 4.9, 5.4)
+    levels = (-2.5, 1.0, 4.2, 4.9, 5.4)
     return Ability(
-        mean=steps[min(max(quality, 0), len(steps) - 1)],
+        mean=levels[min(max(quality, 0), len(levels) - 1)],
         spread=_TIER_SPREAD,
         source=f"quality {quality} in the configuration",
         basis="configuration",
     )
 
 
-def _measured_kinds(entry: str, general: float, doubt: float, coarse: float) -> dict[str, Ability]:
-    """Abilities of the kinds that ``entry`` was measured in."""
-    spread = _KIND_MEMORY_SPREAD if entry in REMEMBERED else _KIND_SPREAD
-    return _with_halves(
+def _measured_kinds(
+    entry: str, general: float, general_spread: float, quantisation_loss: float
+) -> dict[str, Ability]:
+    """Return the abilities of the kinds in which ``entry`` was measured."""
+    spread = _UNVERIFIED_KIND_SPREAD if entry in UNVERIFIED else _KIND_SPREAD
+    return _blend_kinds(
         {
             kind: Ability(
-                mean=mean - coarse,
+                mean=mean - quantisation_loss,
                 spread=spread,
                 source=f"{entry}, {score}, table of {TABLE_DATE}",
             )
-            for kind, mean, score in scores(entry)
+            for kind, mean, score in kind_scores(entry)
         },
         general,
-        doubt,
+        general_spread,
     )
 
 
 def _ranked_kinds(entry: str, general: float) -> dict[str, Ability]:
-    """Abilities of the kinds in which one of the line's models was measured."""
-    return _with_halves(
+    """Return the abilities of the kinds in which a model of the same line was measured."""
+    return _blend_kinds(
         {
             kind: Ability(
-                mean=mean + general - _RANKED[measured],
+                mean=mean + general - _RANKS[measured],
                 spread=_RANK_SPREAD,
                 source=f"{entry}, {score} of {measured} and the line-up on {TABLE_DATE}",
             )
             for measured in _LAST_MEASURED
-            for kind, mean, score in scores(measured)
+            for kind, mean, score in kind_scores(measured)
         },
         general,
         _RANK_SPREAD,
     )
 
 
-def _with_halves(kinds: dict[str, Ability], general: float, spread: float) -> dict[str, Ability]:
-    """``kinds``, some of them half-way to the general ability; with mathematics also reasoning."""
-    if (known := kinds.get("mathematics")) is not None:
-        kinds["reasoning"] = known
+def _blend_kinds(kinds: dict[str, Ability], general: float, spread: float) -> dict[str, Ability]:
+    """Add reasoning to the kinds, and move some half-way to the general ability."""
+    if (ability := kinds.get("mathematics")) is not None:
+        kinds["reasoning"] = ability
     return {
         kind: Ability(
-            mean=(general + known.mean) / 2,
+            mean=(general + ability.mean) / 2,
             spread=spread,
-            source=f"half-way between MMLU or rank and {known.source}",
+            source=f"half-way between MMLU or rank and {ability.source}",
         )
-        if kind in _HALF_WAY
-        else known
-        for kind, known in kinds.items()
+        if kind in _HALF_WAY_KINDS
+        else ability
+        for kind, ability in kinds.items()
     }
 
 
-def _level(mmlu: float) -> float:
-    """Logits of a score of MMLU in percent, freed of what guessing wins."""
+def _logits_of_mmlu(mmlu: float) -> float:
+    """Return the logits of an MMLU score in percent, corrected for guessing."""
     known = (mmlu / 100 - 0.25) / 0.75
-    # Below this, MMLU can't tell a small model from chance.
+    # Below this, MMLU cannot distinguish a small model from chance.
     known = max(known, 0.05)
     return 1.6 * math.log(known / (1 - known)) + 1.0
 
 
-def _by_size(billions: float) -> float:
-    """Logits of a middling open model of this size: a line through the table above, by magnitude."""
+def _logits_of_size(billions: float) -> float:
+    """Return the logits of a typical open model of this size, from a line fitted to the table."""
     return min(-0.4 + 0.6 * math.log2(billions), 4.0)
 
 
@@ -411,20 +416,20 @@ def _billions(name: str) -> float | None:
         return None
     experts, number, unit = match.groups()
     size = float(number) * (1.0 if unit == "b" else 0.001)
-    # A mixture knows more than one of its experts and less than a dense model of their sum.
+    # A mixture is better than one of its experts and worse than a dense model of their total size.
     return size * math.sqrt(float(experts)) if experts else size
 
 
-def _longest(name: str) -> str:
-    """The longest entry that begins ``name`` at a word's edge; the empty string without one."""
+def _longest_entry(name: str) -> str:
+    """Return the longest entry that ``name`` starts with, cut at a hyphen; else an empty string."""
     while name:
-        if name in _RANKED or name in _MMLU:
+        if name in _RANKS or name in _MMLU:
             return name
         name = name.rpartition("-")[0]
     return ""
 
 
-def _other_size(entry: str, name: str) -> bool:
-    """Whether ``name`` has a size that ``entry`` does not have: mistral-small may, phi-4 has none."""
+def _has_other_size(entry: str, name: str) -> bool:
+    """Return whether ``name`` states a size that differs from that of ``entry``."""
     size = _billions(name)
     return size is not None and _billions(entry) not in (None, size)

@@ -1,7 +1,7 @@
-"""Words by which a request shows its kind, its language and what it asks for.
+"""Lists words that show the kind, the language and the demands of a request.
 
-The lists are short on purpose: they say what a request looks like before any signal was seen. What a
-studio's own words mean is learned (`moyin/text/quality/estimator.py`).
+The lists are short on purpose: they describe a request before any signal was seen. The meaning of a
+studio's own words is learned (`moyin/text/quality/estimator.py`).
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 __all__ = [
-    "ASKS",
-    "BARE_LANGUAGES",
-    "BEFORE_A_LANGUAGE",
-    "CUES",
+    "AMBIGUOUS_LANGUAGES",
+    "DEMANDS",
     "FUNCTION_WORDS",
+    "KIND_CUES",
+    "LANGUAGE_PREFIXES",
     "QUESTION_WORDS",
     "SUBSTRINGS",
 ]
@@ -23,17 +23,21 @@ def _by_word(table: Mapping[str, str]) -> dict[str, str]:
     return {word: kind for kind, words in table.items() for word in words.split()}
 
 
-def _unshared(table: Mapping[str, str]) -> dict[str, str]:
-    """Words of one language only; English keeps what it shares, for most requests are English."""
+def _distinct_words(table: Mapping[str, str]) -> dict[str, str]:
+    """Return the words of one language only; English keeps the words that it shares."""
     languages: dict[str, list[str]] = {}
     for language, words in table.items():
         for word in words.split():
             languages.setdefault(word, []).append(language)
-    return {word: those[0] for word, those in languages.items() if len(those) == 1 or "en" in those}
+    return {
+        word: candidates[0]
+        for word, candidates in languages.items()
+        if len(candidates) == 1 or "en" in candidates
+    }
 
 
-# A word votes for its kind once, however often it stands there.
-CUES: dict[str, str] = _by_word(
+# A word votes for its kind once, however often it occurs.
+KIND_CUES: dict[str, str] = _by_word(
     {
         "code": (
             "code python javascript typescript java rust golang kotlin swift ruby php perl bash sql"
@@ -100,12 +104,12 @@ CUES: dict[str, str] = _by_word(
     }
 )
 
-# Programming languages whose names are words or letters as well: "in Go" is code, "go" is not.
-BARE_LANGUAGES = frozenset({"go", "c", "r", "d", "swift", "julia", "dart", "zig"})
-BEFORE_A_LANGUAGE = frozenset({"in", "using", "mit", "auf", "en"})
+# Programming languages whose names are also words or letters: "in Go" is code, "go" is not.
+AMBIGUOUS_LANGUAGES = frozenset({"go", "c", "r", "d", "swift", "julia", "dart", "zig"})
+LANGUAGE_PREFIXES = frozenset({"in", "using", "mit", "auf", "en"})
 
-# What is asked for, in logits added to the kind's difficulty. The largest and the smallest count.
-ASKS: dict[str, float] = {
+# Demands, in logits added to the kind's difficulty. The largest and the smallest count.
+DEMANDS: dict[str, float] = {
     **dict.fromkeys(
         ["prove", "proof", "beweise", "derive", "theorem", "rigorous", "rigorously"], 1.5
     ),
@@ -130,15 +134,15 @@ ASKS: dict[str, float] = {
     ),
 }
 
-# With one of these as the first or second word, a text asks for knowledge.
-_QUESTIONS = (
+# A text with one of these as its first or second word asks for knowledge.
+_QUESTION_TEXT = (
     "what who whom whose when where which why how wer was wann wo welche warum wie qui quand où comment"
     " quién cuándo dónde cómo explain erkläre explique explica"
 )
-QUESTION_WORDS = frozenset(_QUESTIONS.split())
+QUESTION_WORDS = frozenset(_QUESTION_TEXT.split())
 
-# The commonest words of languages in Latin script; those that two of them share are left out.
-FUNCTION_WORDS: dict[str, str] = _unshared(
+# The most common words of languages in Latin script, without those that two languages share.
+FUNCTION_WORDS: dict[str, str] = _distinct_words(
     {
         "en": "the of and to is that it for you with this are be what how i my me write please an can",
         "de": "der die das dass und ist nicht ein eine ich zu mit für auf wie bitte den dem von im auch mir"
@@ -156,10 +160,10 @@ FUNCTION_WORDS: dict[str, str] = _unshared(
     }
 )
 
-# Languages that write without spaces have no words to look up; these stand anywhere in the text.
+# Cues for languages written without spaces, which are searched anywhere in the text.
 SUBSTRINGS: dict[str, str] = _by_word(
     {
-        # Of languages of programming those whose names lie in no other words: "rust" lies in "trust".
+        # Only programming languages whose names are not part of other words, unlike "rust" in "trust".
         "code": "コード 関数 プログラム 実装 ソート 代码 函数 程序 排序 코드 код python javascript sql",
         "mathematics": "計算 証明 方程式 计算 证明 계산 докажи",
         "law": "契約 法律 条項 合同 법률 계약 договор",

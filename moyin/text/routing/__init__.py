@@ -1,1 +1,1 @@
-"""Which back end answers: ability, health, expected cost. Plain Python without a clock of its own."""
+"""Chooses the back end for a text request by ability, health and expected cost, and calls it."""

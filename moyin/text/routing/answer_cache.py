@@ -1,4 +1,4 @@
-"""The same request again: the answer that is kept, instead of another call."""
+"""Answers repeated requests from stored answers instead of calling a model again."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from typing import Any, Protocol
 from moyin.domain.money import Usage
 from moyin.store.responses import CachedResponse
 from moyin.text.routing.answer import Answer, Stream
-from moyin.text.routing.bookkeeping import entry_of
 from moyin.text.routing.catalog import Caching
 from moyin.text.routing.compiled_route import CompiledRoute
+from moyin.text.routing.ledger import usage_entry
 from moyin.text.routing.routed_call import RoutedCall
 
 __all__ = ["AnswerCache", "ResponseCache"]
 
 _log = logging.getLogger(__name__)
-# The back end in the ledger of an answer that nobody was asked for.
+# The name of the cache in the ledger, in the place of a back end.
 _BACKEND = "cache"
 _HIT = (b"x-moyin-cache", b"hit")
 _MISS = (b"x-moyin-cache", b"miss")
-# Answers that are being written at a time; one more is not kept.
-_MOST_WRITES = 64
+# Limit on concurrent writes; further answers are not stored.
+_MAX_WRITES = 64
 
 
 class ResponseCache(Protocol):
-    """Never raises for an outage, and never takes long."""
+    """Stores responses. It never raises because of an outage, and never takes long."""
 
     async def get(self, owner: str, digest: str) -> CachedResponse | None: ...
 
@@ -39,7 +39,7 @@ class ResponseCache(Protocol):
 
 
 class AnswerCache:
-    """Answers from the cache where it can, and keeps what had to be asked for."""
+    """Serves stored answers where possible, and stores new ones."""
 
     def __init__(self, cache: ResponseCache) -> None:
         self._cache = cache
@@ -47,51 +47,52 @@ class AnswerCache:
 
     async def answer(
         self,
-        task: RoutedCall,
-        shortlist: CompiledRoute,
+        call: RoutedCall,
+        route: CompiledRoute,
         caching: Caching,
-        ask: Callable[[], Awaitable[Answer]],
+        call_model: Callable[[], Awaitable[Answer]],
     ) -> Answer:
-        owner, digest = task.asker.owner, digest_of(task, shortlist)
-        kept = await self._cache.get(owner, digest)
-        if kept is not None:
-            return _replayed(task, kept)
-        answer = await ask()
+        """Return the stored answer of an equal call, or call a model and store its answer."""
+        owner, digest = call.context.owner, request_digest(call, route)
+        cached = await self._cache.get(owner, digest)
+        if cached is not None:
+            return _cached_answer(call, cached)
+        answer = await call_model()
 
-        def keep(body: bytes, usage: Usage) -> None:
-            if len(body) <= caching.largest and len(self._writes) < _MOST_WRITES:
-                response = _kept(answer, body, usage)
+        def store(body: bytes, usage: Usage) -> None:
+            if len(body) <= caching.max_bytes and len(self._writes) < _MAX_WRITES:
+                response = _stored_response(answer, body, usage)
                 self._write(
                     self._cache.put(
-                        owner, digest, response, ttl=caching.ttl, entries=caching.entries
+                        owner, digest, response, ttl=caching.ttl, entries=caching.max_entries
                     )
                 )
 
         headers = (*answer.headers, _MISS)
         if answer.stream is not None:
-            recorded = _Recording(answer.stream, caching.largest, keep)
+            recorded = _RecordingStream(answer.stream, caching.max_bytes, store)
             return Answer(headers=headers, stream=recorded, usage=answer.usage)
-        keep(answer.body, answer.usage)
+        store(answer.body, answer.usage)
         return Answer(headers=headers, body=answer.body, usage=answer.usage)
 
     def _write(self, write: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(write)
-        self._writes.add(task)
-        task.add_done_callback(self._written)
+        call = asyncio.ensure_future(write)
+        self._writes.add(call)
+        call.add_done_callback(self._on_written)
 
-    def _written(self, task: asyncio.Task[None]) -> None:
-        self._writes.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("an answer was not kept", exc_info=error)
+    def _on_written(self, call: asyncio.Task[None]) -> None:
+        self._writes.discard(call)
+        if not call.cancelled() and (error := call.exception()) is not None:
+            _log.error("an answer could not be stored in the cache", exc_info=error)
 
 
-class _Recording:
-    """A stream that remembers what went by, and hands it over when it was complete."""
+class _RecordingStream:
+    """Passes on a stream and stores its pieces once it is complete."""
 
-    def __init__(self, stream: Stream, largest: int, keep: Callable[[bytes, Usage], None]) -> None:
+    def __init__(self, stream: Stream, largest: int, store: Callable[[bytes, Usage], None]) -> None:
         self._stream = stream
-        self._left = largest
-        self._keep = keep
+        self._bytes_left = largest
+        self._keep = store
         self._pieces: list[bytes] = []
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -99,74 +100,80 @@ class _Recording:
 
     async def __anext__(self) -> bytes:
         piece = await anext(self._stream)
-        if self._left < 0:
+        if self._bytes_left < 0:
             return piece
         stream = self._stream
-        if stream.completed is not None:
-            # The piece is the note of its cost, which another time will be another.
-            self._keep(b"".join(self._pieces), stream.completed)
-            self._left = -1
+        if stream.final_usage is not None:
+            # The last piece states the cost, which differs for a cached answer.
+            self._keep(b"".join(self._pieces), stream.final_usage)
+            self._bytes_left = -1
         else:
             self._pieces.append(piece)
-            self._left -= len(piece)
-            if self._left < 0:
+            self._bytes_left -= len(piece)
+            if self._bytes_left < 0:
                 self._pieces.clear()
         return piece
 
     @property
-    def completed(self) -> Usage | None:
-        return self._stream.completed
+    def final_usage(self) -> Usage | None:
+        return self._stream.final_usage
 
     async def aclose(self) -> None:
         await self._stream.aclose()
 
 
-def digest_of(task: RoutedCall, shortlist: CompiledRoute) -> str:
-    """Names everything that may change the answer: tenant, protocol, request, and who may answer."""
-    call, dialect = task.call, task.dialect
+def request_digest(call: RoutedCall, route: CompiledRoute) -> str:
+    """Return a hash of everything that may change the answer.
+
+    That is: the tenant, the protocol, the request, and the deployments that may answer.
+    """
+    request, codec = call.request, call.codec
     parts: list[Any] = [
-        task.asker.owner,
-        dialect.api_format.value,
-        dialect.path,
-        call.streams,
-        dict(call.data),
-        dialect.forwarded_headers(task.asker.headers),
-        [[one.offer.backend, one.model.name, one.model.upstream] for one in shortlist.contenders],
+        call.context.owner,
+        codec.api_format.value,
+        codec.path,
+        request.streams,
+        dict(request.data),
+        codec.forwarded_headers(call.context.headers),
+        [
+            [target.deployment.backend, target.model.name, target.model.upstream]
+            for target in route.targets
+        ],
     ]
-    if task.quality is not None:
-        # A kept answer of a weak model is none for a client that accepts only better ones.
-        parts.append([task.quality.floor, task.quality.usd_per_bad_answer])
+    if call.quality is not None:
+        # A stored answer of a weak model must not reach a client that demands better ones.
+        parts.append([call.quality.floor, call.quality.usd_per_bad_answer])
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _replayed(task: RoutedCall, kept: CachedResponse) -> Answer:
-    task.books.ledger.record(
-        entry_of(
-            request_id=task.asker.request_id,
-            owner=task.asker.owner,
+def _cached_answer(call: RoutedCall, cached: CachedResponse) -> Answer:
+    call.accounting.ledger.record(
+        usage_entry(
+            request_id=call.context.request_id,
+            owner=call.context.owner,
             backend=_BACKEND,
-            model=kept.model,
-            usage=kept.usage,
+            model=cached.model,
+            usage=cached.usage,
             pico=0,
             complete=True,
         )
     )
-    note = task.dialect.cost_trailer(b"0") if task.call.streams else b""
+    note = call.codec.cost_trailer(b"0") if call.request.streams else b""
     return Answer(
         headers=(
-            (b"content-type", kept.content_type.encode()),
-            (b"x-moyin-backend", kept.backend.encode()),
-            (b"x-moyin-model", kept.model.encode()),
+            (b"content-type", cached.content_type.encode()),
+            (b"x-moyin-backend", cached.backend.encode()),
+            (b"x-moyin-model", cached.model.encode()),
             (b"x-moyin-route", b"cache"),
             (b"x-moyin-cost-usd", b"0"),
             _HIT,
         ),
-        body=kept.body + note,
-        usage=kept.usage,
+        body=cached.body + note,
+        usage=cached.usage,
     )
 
 
-def _kept(answer: Answer, body: bytes, usage: Usage) -> CachedResponse:
+def _stored_response(answer: Answer, body: bytes, usage: Usage) -> CachedResponse:
     headers = {name: value.decode() for name, value in answer.headers}
     return CachedResponse(
         backend=headers[b"x-moyin-backend"],

@@ -1,4 +1,4 @@
-"""One back end's try at one request."""
+"""Runs one call of one request to one back end."""
 
 from __future__ import annotations
 
@@ -26,46 +26,46 @@ from moyin.errors import (
 )
 from moyin.text.routing.answer import Answer
 from moyin.text.routing.backend_runtime import BackendRuntime, Lease
-from moyin.text.routing.bookkeeping import entry_of
 from moyin.text.routing.compiled_route import EligibleDeployment
+from moyin.text.routing.ledger import usage_entry
 from moyin.text.routing.metered_stream import MeteredStream
 from moyin.text.routing.routed_call import Hold, RoutedCall
-from moyin.text.routing.sources import PassedSource, Source, TranslatedSource
+from moyin.text.routing.stream_sources import PassedSource, Source, TranslatedSource
 from moyin.text.routing.telemetry import CallRecord
 
 __all__ = ["Attempt"]
 
 _JSON = (b"content-type", b"application/json")
 _NO_CACHE = (b"cache-control", b"no-cache")
-_UNTOLD = Usage()
-# The back end states no usage: the answer says what is booked.
+_NO_USAGE = Usage()
+# Marks answers whose usage is estimated because the back end reports none.
 _ESTIMATED = (b"x-moyin-estimated", b"true")
 
 
-# Not frozen: one is made per request, and freezing doubles what that costs.
+# Not frozen: freezing doubles the cost of creating one per request.
 @dataclass(kw_only=True, slots=True)
 class Attempt:
-    """A call and the deployment that is to answer it.
+    """Calls one target for one request.
 
     Attributes:
-        route: why this deployment, in a few words.
-        lease: the call's place at the back end. The caller releases it, except for an answer with a
-            stream: that releases it when it ends.
+        reason: why this target was chosen, in a few words.
+        lease: the call's slot at the back end. The caller releases it, except for an answer with a
+            stream, which releases it when it ends.
     """
 
-    task: RoutedCall
-    contender: EligibleDeployment
-    route: str
+    call: RoutedCall
+    target: EligibleDeployment
+    reason: str
     lease: Lease
     _began: float = field(default=0.0, init=False)
     _first: float | None = field(default=None, init=False)
-    _used: Usage | None = field(default=None, init=False)
-    _loads: bool = field(default=False, init=False)
-    _loaded_now: bool = field(default=False, init=False)
+    _usage_so_far: Usage | None = field(default=None, init=False)
+    _starts_loading: bool = field(default=False, init=False)
+    _was_loaded: bool = field(default=False, init=False)
 
     @property
-    def lane(self) -> BackendRuntime:
-        return self.contender.lane
+    def runtime(self) -> BackendRuntime:
+        return self.target.runtime
 
     async def run(self) -> Answer:
         """Return the answer, or a stream that has begun.
@@ -73,159 +73,165 @@ class Attempt:
         Raises:
             MoyinError: the call failed before the first byte.
         """
-        task, lane = self.task, self.lane
-        if not lane.backend.fetches_pictures:
-            if task.needs.has_urls:
-                # A server inside our network would call whatever the prompt names.
-                told = "only Claude itself fetches documents by URL: send what they hold"
-                raise UnsupportedFeature(told, field="messages")
-            if task.needs.vision:
-                await task.fetch_pictures()
+        call, runtime = self.call, self.runtime
+        if not runtime.backend.fetches_pictures:
+            if call.needs.has_urls:
+                # A server in our network would fetch any address that the prompt names.
+                message = "this back end does not fetch documents by URL: send their content"
+                raise UnsupportedFeature(message, field="messages")
+            if call.needs.vision:
+                await call.fetch_pictures()
         self._began = asyncio.get_running_loop().time()
-        deadline = min(self._began + lane.timeout, task.deadline)
-        if lane.loaded is not None:
-            self._loads = lane.loaded.asked(self._upstream)
-        passes = None if self.contender.translated else lane.passes
+        deadline = min(self._began + runtime.timeout, call.deadline)
+        if runtime.loaded is not None:
+            self._starts_loading = runtime.loaded.call_started(self._upstream)
+        pass_through = None if self.target.needs_translation else runtime.pass_through
         try:
-            if task.call.streams:
-                return await self._streamed(passes, deadline)
-            if passes is None:
-                return await self._translated(deadline)
-            return await self._passed(passes, deadline)
+            if call.request.streams:
+                return await self._call_streaming(pass_through, deadline)
+            if pass_through is None:
+                return await self._call_translated(deadline)
+            return await self._call_pass_through(pass_through, deadline)
         except asyncio.CancelledError:
-            # Upstream has read the prompt by now, and counts it.
-            self._not_begun()
-            usage = self._used or self._estimate(0)
-            self.book(usage, error="cancelled")
+            # The back end has read the prompt by now and bills it.
+            self._answer_failed()
+            usage = self._usage_so_far or self._estimate(0)
+            self.record(usage, error="cancelled")
             raise
         except (BackendError, ModelNotFound, Overloaded) as error:
-            self._not_begun()
-            # Of a file that is named by its id nobody knows which of the two is missing.
-            if isinstance(error, ModelNotFound) and not task.needs.has_external_content:
-                self.contender.presence.fail()
-            if self._used is None:
-                self._record(Usage(), error.code)
+            self._answer_failed()
+            # With a file id in the request, the file may be missing instead of the model.
+            if isinstance(error, ModelNotFound) and not call.needs.has_external_content:
+                self.target.model_breaker.fail()
+            if self._usage_so_far is None:
+                self._record_call(Usage(), error.code)
             else:
-                self.book(self._used, error=error.code)
+                self.record(self._usage_so_far, error=error.code)
             raise
         except Exception:
-            # Refused before it was sent, say: nobody loads the model for it, but somebody may for
-            # another call.
-            if self._loads:
-                self._not_begun()
+            # The call may have failed before it was sent, so it no longer loads the model.
+            if self._starts_loading:
+                self._answer_failed()
             raise
 
-    def book(self, usage: Usage, *, error: str | None = None) -> bytes:
-        """Enter the call into the ledger; returns its cost as text.
+    def record(self, usage: Usage, *, error: str | None = None) -> bytes:
+        """Record the call in the ledger; return its cost as text.
 
         Args:
-            error: why the answer was cut, if it was.
+            error: code of the error that cut the answer short; None: it is complete.
         """
-        task, contender = self.task, self.contender
-        pico = contender.price().pico_cost(usage)
-        entry = entry_of(
-            request_id=task.asker.request_id,
-            owner=task.asker.owner,
-            backend=contender.lane.name,
-            model=contender.offer.model.name,
+        call, target = self.call, self.target
+        pico = target.price().pico_cost(usage)
+        entry = usage_entry(
+            request_id=call.context.request_id,
+            owner=call.context.owner,
+            backend=target.runtime.name,
+            model=target.deployment.model.name,
             usage=usage,
             pico=pico,
             complete=error is None,
         )
-        task.books.ledger.record(entry)
-        if task.asker.purse is not None:
-            task.asker.purse.spend(entry.cost_usd, usage.prompt_tokens + usage.output_tokens)
-        seconds = self._record(usage, error)
-        if error is None and contender.pace.learns():
-            self._learn(usage, seconds)
+        call.accounting.ledger.record(entry)
+        if call.context.budget is not None:
+            call.context.budget.record(entry.cost_usd, usage.prompt_tokens + usage.output_tokens)
+        seconds = self._record_call(usage, error)
+        if error is None and target.latency.should_record():
+            self._record_latency(usage, seconds)
         return usd_text(pico).encode()
 
-    def _record(self, usage: Usage, error: str | None) -> float:
-        task, contender = self.task, self.contender
+    def _record_call(self, usage: Usage, error: str | None) -> float:
+        call, target = self.call, self.target
         seconds = asyncio.get_running_loop().time() - self._began
-        task.books.telemetry.called(
+        call.accounting.telemetry.record_call(
             CallRecord(
-                operation="embeddings" if task.needs.embeddings else "chat",
-                provider=contender.lane.provider,
-                backend=contender.lane.name,
-                asked=task.call.model,
-                model=contender.offer.model.name,
-                request_id=task.asker.request_id,
+                operation="embeddings" if call.needs.embeddings else "chat",
+                provider=target.runtime.provider,
+                backend=target.runtime.name,
+                requested_model=call.request.model,
+                model=target.deployment.model.name,
+                request_id=call.context.request_id,
                 usage=usage,
                 seconds=seconds,
-                first=self._first,
+                first_token_seconds=self._first,
                 error=error,
-                ended=time.time(),
-                traceparent=task.traceparent,
+                ended_at=time.time(),
+                traceparent=call.traceparent,
             )
         )
         return seconds
 
-    def _learn(self, usage: Usage, seconds: float) -> None:
-        lane, needs = self.lane, self.task.needs
-        self.task.books.noted(self.contender.offer.model.name, needs, usage)
-        if not self._loaded_now:
-            lane.served(seconds)
-            self.contender.pace.note(
+    def _record_latency(self, usage: Usage, seconds: float) -> None:
+        runtime, needs = self.runtime, self.call.needs
+        self.call.accounting.record_usage(self.target.deployment.model.name, needs, usage)
+        if not self._was_loaded:
+            runtime.record_service_time(seconds)
+            self.target.latency.record(
                 prompt_tokens=usage.prompt_tokens,
                 output_tokens=usage.output_tokens,
-                first=self._first,
+                first_token_seconds=self._first,
                 seconds=seconds,
-                sharing=max(lane.load, 1),
+                concurrency=max(runtime.load, 1),
             )
 
-    def _begun(self) -> None:
-        """The first byte is there."""
-        self.contender.presence.succeed()
-        if self.lane.loaded is not None:
-            self._loaded_now = self.lane.loaded.answered(self._upstream)
+    def _answer_began(self) -> None:
+        """Note that the first byte arrived, so the model is loaded."""
+        self.target.model_breaker.succeed()
+        if self.runtime.loaded is not None:
+            self._was_loaded = self.runtime.loaded.call_answered(self._upstream)
 
-    def _not_begun(self) -> None:
-        if self.lane.loaded is not None:
-            self.lane.loaded.failed(self._upstream)
+    def _answer_failed(self) -> None:
+        if self.runtime.loaded is not None:
+            self.runtime.loaded.call_failed(self._upstream)
 
     @property
     def _upstream(self) -> str:
-        return self.contender.offer.model.upstream
+        return self.target.deployment.model.upstream
 
-    def _additions(self, passes: PassThroughBackend) -> Mapping[str, Any]:
-        task = self.task
-        model = self.contender.offer.model
-        return passes.additions(model, task.needs, streams=task.call.streams)
+    def _request_additions(self, pass_through: PassThroughBackend) -> Mapping[str, Any]:
+        call = self.call
+        model = self.target.deployment.model
+        return pass_through.additions(model, call.needs, streams=call.request.streams)
 
-    def _raw(
-        self, passes: PassThroughBackend, additions: Mapping[str, Any], deadline: float
+    def _raw_request(
+        self, pass_through: PassThroughBackend, additions: Mapping[str, Any], deadline: float
     ) -> RawRequest:
-        task = self.task
+        call = self.call
         return RawRequest(
-            path=task.dialect.path,
-            body=task.call.to_upstream(self._upstream, additions, passes.overrides),
-            headers=task.dialect.forwarded_headers(task.asker.headers),
+            path=call.codec.path,
+            body=call.request.to_upstream(self._upstream, additions, pass_through.overrides),
+            headers=call.codec.forwarded_headers(call.context.headers),
             deadline=deadline,
         )
 
-    def _source(
-        self, passes: PassThroughBackend | None, deadline: float, transcript: Transcript | None
+    def _stream_source(
+        self,
+        pass_through: PassThroughBackend | None,
+        deadline: float,
+        transcript: Transcript | None,
     ) -> Source:
-        call = self.task.call
-        if passes is not None:
-            additions = self._additions(passes)
-            upstream = passes.forward_stream(self._raw(passes, additions, deadline))
-            tap = call.stream_tap(additions)
+        request = self.call.request
+        if pass_through is not None:
+            additions = self._request_additions(pass_through)
+            upstream = pass_through.forward_stream(
+                self._raw_request(pass_through, additions, deadline)
+            )
+            tap = request.stream_tap(additions)
             return PassedSource(upstream, tap, transcript, prompt_tokens=self._prompt_tokens)
-        request, backend = call.to_domain(self._upstream), self.lane.backend
-        assert isinstance(request, ChatRequest), "vectors are not streamed"
-        deltas = backend.stream(request, deadline)
+        chat, backend = request.to_domain(self._upstream), self.runtime.backend
+        assert isinstance(chat, ChatRequest), "embeddings are not streamed"
+        deltas = backend.stream(chat, deadline)
         return TranslatedSource(
             deltas,
-            call.stream_writer(),
+            request.stream_writer(),
             by_token=backend.streams_by_token,
             prompt_tokens=self._prompt_tokens,
             transcript=transcript,
         )
 
-    async def _passed(self, passes: PassThroughBackend, deadline: float) -> Answer:
-        body = await passes.forward(self._raw(passes, self._additions(passes), deadline))
+    async def _call_pass_through(self, pass_through: PassThroughBackend, deadline: float) -> Answer:
+        body = await pass_through.forward(
+            self._raw_request(pass_through, self._request_additions(pass_through), deadline)
+        )
         try:
             answer = from_json(body)
         except ValueError:
@@ -233,18 +239,18 @@ class Attempt:
         if not isinstance(answer, dict):
             raise BackendUnavailable("the back end returned a malformed response")
         if answer.get("error"):
-            # Some servers say so with status 200.
-            raise BackendUnavailable("the back end answered with an error")
-        dialect = self.task.dialect
-        dialect.check_response(answer)
-        usage, estimate = dialect.read_usage(answer), None
-        if usage == _UNTOLD:
-            usage = estimate = self._estimate(tokens_in(dialect.output_bytes(answer)))
-        body = dialect.complete_response(body, answer, estimate)
-        return self._whole(body, usage, answer, estimated=estimate is not None)
+            # Some servers report errors with status 200.
+            raise BackendUnavailable("the back end returned an error with status 200")
+        codec = self.call.codec
+        codec.check_response(answer)
+        usage, estimate = codec.read_usage(answer), None
+        if usage == _NO_USAGE:
+            usage = estimate = self._estimate(tokens_in(codec.output_bytes(answer)))
+        body = codec.complete_response(body, answer, estimate)
+        return self._whole_answer(body, usage, answer, estimated=estimate is not None)
 
-    async def _translated(self, deadline: float) -> Answer:
-        request, backend = self.task.call.to_domain(self._upstream), self.lane.backend
+    async def _call_translated(self, deadline: float) -> Answer:
+        request, backend = self.call.request.to_domain(self._upstream), self.runtime.backend
         answer: ChatResponse | EmbeddingResponse
         written = ""
         if isinstance(request, EmbeddingRequest):
@@ -252,23 +258,27 @@ class Attempt:
         else:
             answer = await backend.chat(request, deadline)
             written = answer.output_text
-        usage, estimated = answer.usage, answer.usage == _UNTOLD
+        usage, estimated = answer.usage, answer.usage == _NO_USAGE
         if estimated:
             usage = self._estimate(estimate_tokens(written))
             answer = replace(answer, usage=usage)
-        # What the client's protocol has no words for was paid for all the same.
-        self._used = usage
-        return self._whole(self.task.call.encode_response(answer), usage, estimated=estimated)
+        # Paid for even if the client's protocol cannot express the answer.
+        self._usage_so_far = usage
+        return self._whole_answer(
+            self.call.request.encode_response(answer), usage, estimated=estimated
+        )
 
     def _estimate(self, output_tokens: int) -> Usage:
-        """What a call used whose server tells nothing."""
+        """Return the estimated usage of a call whose server reports none."""
         return Usage(input_tokens=self._prompt_tokens, output_tokens=output_tokens)
 
     @property
     def _prompt_tokens(self) -> int:
-        return self.task.books.prompt_tokens(self.contender.offer.model.name, self.task.needs)
+        return self.call.accounting.estimate_prompt_tokens(
+            self.target.deployment.model.name, self.call.needs
+        )
 
-    def _whole(
+    def _whole_answer(
         self,
         body: bytes,
         usage: Usage,
@@ -276,60 +286,61 @@ class Attempt:
         *,
         estimated: bool,
     ) -> Answer:
-        self._begun()
-        cost = (b"x-moyin-cost-usd", self.book(usage))
+        self._answer_began()
+        cost = (b"x-moyin-cost-usd", self.record(usage))
         headers = (_JSON, cost, *self._headers(), *((_ESTIMATED,) if estimated else ()))
         return Answer(headers=headers, body=body, usage=usage, data=data)
 
-    async def _streamed(self, passes: PassThroughBackend | None, deadline: float) -> Answer:
-        task = self.task
-        transcript = Transcript() if task.watched else None
-        source = self._source(passes, deadline, transcript)
+    async def _call_streaming(
+        self, pass_through: PassThroughBackend | None, deadline: float
+    ) -> Answer:
+        call = self.call
+        transcript = Transcript() if call.is_transcribed else None
+        source = self._stream_source(pass_through, deadline, transcript)
         pieces = source.pieces()
         try:
-            if self.lane.first_byte is None:
+            if self.runtime.first_byte_timeout is None:
                 first = await anext(pieces)
             else:
-                async with asyncio.timeout(self.lane.first_byte):
+                async with asyncio.timeout(self.runtime.first_byte_timeout):
                     first = await anext(pieces)
         except BaseException as error:
-            # What the model wrote was paid for, though no client sees it: a tool call is written to
-            # Ollama's clients as a whole.
+            # Output may be paid for before the first piece: Ollama's clients get a tool call whole.
             if source.usage.output_tokens:
-                self._used = source.usage
+                self._usage_so_far = source.usage
             if isinstance(error, StopAsyncIteration):
                 raise BackendUnavailable("the back end sent an empty stream") from None
             if isinstance(error, TimeoutError):
-                raise BackendTimeout("the back end did not begin in time") from None
+                raise BackendTimeout("the back end sent no first byte in time") from None
             raise
         self._first = asyncio.get_running_loop().time() - self._began
-        self._begun()
+        self._answer_began()
         stream = MeteredStream(
-            task, source, first, pieces, settle=self._settle, transcript=transcript
+            call, source, first, pieces, settle=self._settle, transcript=transcript
         )
-        if task.hold is not Hold.NOT:
+        if call.hold is not Hold.NONE:
             try:
-                await stream.hold(task.hold, task.form)
+                await stream.hold(call.hold, call.constraints)
             except BaseException:
-                # What came was paid for, though no client has seen it.
-                self._used = stream.usage
+                # Paid for, although the client has not seen it.
+                self._usage_so_far = stream.usage
                 raise
-            if task.hold is Hold.BEGINNING:
-                # The event that came first may have held no word yet.
+            if call.hold is Hold.BEGINNING:
+                # The first event may have held no text.
                 self._first = asyncio.get_running_loop().time() - self._began
         self.lease.keep()
-        kind = (b"content-type", task.dialect.stream_type)
-        return Answer(headers=(kind, _NO_CACHE, *self._headers()), stream=stream)
+        content_type = (b"content-type", call.codec.stream_type)
+        return Answer(headers=(content_type, _NO_CACHE, *self._headers()), stream=stream)
 
     def _settle(self, usage: Usage, error: BaseException | None) -> bytes:
-        """Book a stream that has ended and release its place; return its cost as text."""
-        cost = self.book(usage, error=None if error is None else _code(error))
+        """Record a stream that has ended and release its slot; return its cost as text."""
+        cost = self.record(usage, error=None if error is None else _error_code(error))
         self.lease.release(error)
         return cost
 
     def _headers(self) -> tuple[tuple[bytes, bytes], ...]:
-        return (*self.contender.headers, (b"x-moyin-route", self.route.encode()))
+        return (*self.target.headers, (b"x-moyin-route", self.reason.encode()))
 
 
-def _code(error: BaseException) -> str:
+def _error_code(error: BaseException) -> str:
     return error.code if isinstance(error, MoyinError) else "cancelled"

@@ -1,4 +1,4 @@
-"""Averages that believe a prior until they have seen enough, and forget."""
+"""Averages samples that fade, starting from a prior."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["Average", "Averages"]
 
 _WINDOW = 40
 _PRIOR_WEIGHT = 3.0
-_LARGEST = 4_096
+_MAX_KEYS = 4_096
 
 
 class Average:
@@ -26,13 +26,14 @@ class Average:
         self._count = 0.0
         self._at = 0.0
 
-    def note(self, sample: float, now: float = 0.0) -> None:
+    def add(self, sample: float, now: float = 0.0) -> None:
+        """Add a sample."""
         self._count = min(self._weight(now) + 1, _WINDOW)
         self._mean += (sample - self._mean) / self._count
         self._at = now
 
-    def expect(self, prior: float, now: float = 0.0) -> float:
-        """The average, drawn towards ``prior`` as long as few or only old samples speak."""
+    def estimate(self, prior: float, now: float = 0.0) -> float:
+        """Return the average, weighted with ``prior`` while samples are few or old."""
         weight = self._weight(now)
         return (weight * self._mean + _PRIOR_WEIGHT * prior) / (weight + _PRIOR_WEIGHT)
 
@@ -43,20 +44,22 @@ class Average:
 
 
 class Averages:
-    """One average per key, of which there are ``4096`` at most; the oldest goes first."""
+    """Keeps one average per key, at most 4,096; the oldest is dropped first."""
 
     def __init__(self, half_life: float | None = None) -> None:
         self._half_life = half_life
-        self._known: dict[Hashable, Average] = {}
+        self._averages: dict[Hashable, Average] = {}
 
-    def note(self, key: Hashable, sample: float, now: float = 0.0) -> None:
-        average = self._known.get(key)
+    def add(self, key: Hashable, sample: float, now: float = 0.0) -> None:
+        """Add a sample to the key's average."""
+        average = self._averages.get(key)
         if average is None:
-            if len(self._known) >= _LARGEST:
-                del self._known[next(iter(self._known))]
-            average = self._known[key] = Average(self._half_life)
-        average.note(sample, now)
+            if len(self._averages) >= _MAX_KEYS:
+                del self._averages[next(iter(self._averages))]
+            average = self._averages[key] = Average(self._half_life)
+        average.add(sample, now)
 
-    def expect(self, key: Hashable, prior: float, now: float = 0.0) -> float:
-        average = self._known.get(key)
-        return prior if average is None else average.expect(prior, now)
+    def estimate(self, key: Hashable, prior: float, now: float = 0.0) -> float:
+        """Return the key's estimate; ``prior`` for an unknown key."""
+        average = self._averages.get(key)
+        return prior if average is None else average.estimate(prior, now)

@@ -1,4 +1,4 @@
-"""A back end in service: the server, its breaker, its slots, its health and its pace."""
+"""Holds the run-time state of a back end: client, breaker, slots, health and latency."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from moyin.errors import (
 from moyin.http.breaker import Breaker
 from moyin.system.slots import Slots
 from moyin.text.routing.averages import Average
-from moyin.text.routing.latency import DEFAULT_PACE, LatencyEstimator, LatencyPrior
-from moyin.text.routing.loading import LoadedModels
+from moyin.text.routing.latency import DEFAULT_LATENCY, LatencyEstimator, LatencyPrior
+from moyin.text.routing.loaded_models import LoadedModels
 
 __all__ = ["BackendHealth", "BackendRuntime", "Lease", "is_retryable"]
 
@@ -31,16 +31,16 @@ _HALF_LIFE = 300.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BackendHealth:
-    """How a back end is right now.
+    """Describes the state of a back end at one moment.
 
     Attributes:
-        up: its health check passes and its breaker lets requests through.
-        load: requests that it works on for us.
-        waiting: requests that wait for it here.
-        retry_after: seconds until it may be asked again, when it is not up.
+        is_up: its health check passes and its breaker lets requests through.
+        load: requests of this replica that it is working on.
+        waiting: requests of this replica that wait for a slot.
+        retry_after: seconds until it may be called again, while it is not up.
     """
 
-    up: bool = True
+    is_up: bool = True
     load: int = 0
     waiting: int = 0
     retry_after: float = 0.0
@@ -48,125 +48,130 @@ class BackendHealth:
 
 @dataclass(kw_only=True, eq=False)
 class BackendRuntime:
-    """Not frozen: it counts.
+    """Holds the run-time state of one back end.
 
     Attributes:
-        passes: the same back end where it takes a protocol's bytes.
+        pass_through: the same back end, where it accepts a client's bytes unchanged.
         timeout: seconds that a whole call may take.
-        first_byte: seconds within which a stream must begin; None: within ``timeout``.
-        retries: how often a call that failed at once is tried again here.
-        provider: what kind of server it is, for metrics.
-        bounds_schemas: JSON schemas that it is sent are weighed first: it may be one that makes
-            grammars of them.
-        loaded: which models are in its memory, where it tells.
-        priors: what to believe of a model's pace before it was measured, by the model's name.
-        up: what the last health check said; None before the first.
+        first_byte_timeout: seconds within which a stream must begin; None: within ``timeout``.
+        retries: how often a call that failed quickly is retried on this back end.
+        provider: kind of server, for metrics.
+        checks_schemas: JSON schemas are checked before they are sent, because the server may
+            compile them into grammars.
+        loaded: models in the server's memory; None: the server does not report them.
+        priors: latency to assume before a model was measured, by model name.
+        is_up: result of the last health check; None before the first.
     """
 
     name: str
     backend: ModelBackend
-    passes: PassThroughBackend | None
+    pass_through: PassThroughBackend | None
     timeout: float
     breaker: Breaker
     slots: Slots = field(default_factory=Slots)
-    first_byte: float | None = None
+    first_byte_timeout: float | None = None
     retries: int = 0
     provider: str = "openai"
-    bounds_schemas: bool = True
+    checks_schemas: bool = True
     loaded: LoadedModels | None = None
     priors: dict[str, LatencyPrior] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
-    up: bool | None = None
-    _paces: dict[str, LatencyEstimator] = field(default_factory=dict)
-    _presences: dict[str, Breaker] = field(default_factory=dict)
-    _service: Average = field(default_factory=lambda: Average(_HALF_LIFE))
+    is_up: bool | None = None
+    _latencies: dict[str, LatencyEstimator] = field(default_factory=dict)
+    _model_breakers: dict[str, Breaker] = field(default_factory=dict)
+    _service_time: Average = field(default_factory=lambda: Average(_HALF_LIFE))
 
     @property
     def ready(self) -> bool:
-        """Whether it would be asked now."""
-        return self.up is not False and self.breaker.ready
+        """True if a request would be sent to it now."""
+        return self.is_up is not False and self.breaker.ready
 
     @property
     def load(self) -> int:
+        """The number of taken slots."""
         return self.slots.taken
 
     @property
-    def standing(self) -> BackendHealth:
+    def health(self) -> BackendHealth:
+        """The state at this moment."""
         return BackendHealth(
-            up=self.ready,
+            is_up=self.ready,
             load=self.slots.taken,
             waiting=self.slots.waiting,
             retry_after=self.breaker.retry_after,
         )
 
-    def pace(self, model: str) -> LatencyEstimator:
-        """Of one of the models that it offers."""
-        pace = self._paces.get(model)
-        if pace is None:
-            prior = self.priors.get(model, DEFAULT_PACE)
-            pace = self._paces[model] = LatencyEstimator(prior, self.clock)
-        return pace
+    def latency(self, model: str) -> LatencyEstimator:
+        """Return the latency estimator of one of its models."""
+        latency = self._latencies.get(model)
+        if latency is None:
+            prior = self.priors.get(model, DEFAULT_LATENCY)
+            latency = self._latencies[model] = LatencyEstimator(prior, self.clock)
+        return latency
 
-    def presence(self, upstream: str) -> Breaker:
-        """Of a model by its name here: open while the back end keeps saying that it has none. Nobody
-        is kept from it then, but others are asked first."""
-        presence = self._presences.get(upstream)
-        if presence is None:
-            presence = self._presences[upstream] = Breaker(self.clock)
-        return presence
+    def model_breaker(self, upstream: str) -> Breaker:
+        """Return the breaker of one of its models, by upstream name.
 
-    def service(self, expected: float) -> float:
-        """Seconds that a call usually takes here; ``expected`` where too few were seen."""
-        return self._service.expect(expected, self.clock())
+        It is open while the back end reports that model as missing. Requests still go there, but
+        other targets come first.
+        """
+        model_breaker = self._model_breakers.get(upstream)
+        if model_breaker is None:
+            model_breaker = self._model_breakers[upstream] = Breaker(self.clock)
+        return model_breaker
 
-    def served(self, seconds: float) -> None:
-        """A call ended well after ``seconds``."""
-        self._service.note(seconds, self.clock())
+    def service_time(self, expected: float) -> float:
+        """Return the usual seconds of a call here; ``expected`` until enough were measured."""
+        return self._service_time.estimate(expected, self.clock())
+
+    def record_service_time(self, seconds: float) -> None:
+        """Record how long a successful call took."""
+        self._service_time.add(seconds, self.clock())
 
     async def acquire(self, tenant: str, seconds: float, expected: float) -> Lease | None:
-        """Take a place for one call; None when the breaker lets none through.
+        """Take a slot for one call; return None when the breaker lets no request through.
 
         Args:
             seconds: time left to the call.
             expected: seconds that the call will probably take.
 
         Raises:
-            Overloaded: too many calls wait already, or it took too long.
+            Overloaded: too many calls wait already, or no slot became free in time.
         """
         if not self.slots.take(tenant):
-            await self.slots.wait(tenant, seconds, self.service(expected))
+            await self.slots.wait(tenant, seconds, self.service_time(expected))
         if not self.breaker.admit():
             self.slots.free(tenant)
             return None
         return Lease(self, tenant)
 
-    async def check(self, note: Callable[[str, bool], None]) -> None:
-        """One health check; ``note`` hears of every change."""
+    async def check(self, on_change: Callable[[str, bool], None]) -> None:
+        """Run one health check; call ``on_change`` if the result differs from the last."""
         try:
             await self.backend.probe()
-            up = True
+            is_up = True
         except MoyinError:
-            up = False
-        if up and self.loaded is not None:
+            is_up = False
+        if is_up and self.loaded is not None:
             await self.loaded.refresh()
-        if up is not self.up:
-            note(self.name, up)
-        self.up = up
+        if is_up is not self.is_up:
+            on_change(self.name, is_up)
+        self.is_up = is_up
 
 
 class Lease:
-    """One call's place at a back end. `BackendRuntime.acquire` makes it.
+    """Holds one call's slot at a back end; `BackendRuntime.acquire` creates it.
 
-    As a context manager it is released when the block ends, unless the block called `keep`: then its
-    new owner, a stream, must call `release`.
+    As a context manager it is released when the block ends, unless the block called `keep`. Then
+    its new owner, a stream, must call `release`.
     """
 
-    __slots__ = ("_kept", "_runtime", "_tenant")
+    __slots__ = ("_is_kept", "_runtime", "_tenant")
 
     def __init__(self, runtime: BackendRuntime, tenant: str) -> None:
         self._runtime = runtime
         self._tenant = tenant
-        self._kept = False
+        self._is_kept = False
 
     def __enter__(self) -> Self:
         return self
@@ -174,15 +179,15 @@ class Lease:
     def __exit__(
         self, _: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
-        if error is not None or not self._kept:
+        if error is not None or not self._is_kept:
             self.release(error)
 
     def keep(self) -> None:
         """Leave the release to the stream that the block returns."""
-        self._kept = True
+        self._is_kept = True
 
     def release(self, error: BaseException | None = None) -> None:
-        """Give the place back. Only errors of the back end itself count against its breaker."""
+        """Release the slot. Only errors of the back end itself count against its breaker."""
         runtime = self._runtime
         runtime.slots.free(self._tenant)
         if error is None or isinstance(error, BackendRejected | InvalidToolCall | ModelNotFound):
@@ -196,8 +201,10 @@ class Lease:
 
 
 def is_retryable(error: BaseException) -> bool:
-    """Whether the same back end may answer the same call a moment later. Not after a timeout, which
-    has cost enough; not where it said when to come back."""
+    """Return whether the same back end may answer the same call a moment later.
+
+    Not after a timeout, which took long enough, and not when the back end named a time to wait.
+    """
     return (
         isinstance(error, BackendError | Overloaded)
         and error.retryable

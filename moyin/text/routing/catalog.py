@@ -1,4 +1,4 @@
-"""Which models there are, where, and under which names."""
+"""Holds the configured models, the back ends that serve them, and their aliases."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from moyin.text.quality.abilities import Ability
 __all__ = ["AUTO", "Alias", "Caching", "Catalog", "Hedging", "ModelDeployment", "Rescue"]
 
 AUTO = "auto"
-# What Ollama's clients add to a name without a tag.
-_LATEST = ":latest"
+# Ollama's clients add this tag to a name without one.
+_LATEST_TAG = ":latest"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelDeployment:
-    """A model on a back end.
+    """Describes a model on a back end, as configured.
 
     Attributes:
-        backend: its lane; one of several where the configuration names several hosts.
-        family: the back end as the configuration calls it; empty: the same.
-        wire: the format in which the back end takes bytes; None: only translated requests.
+        backend: name of its runtime; one of several where the configuration names several hosts.
+        family: name of the back end in the configuration; empty: the same as ``backend``.
+        api_format: format in which the back end accepts bytes; None: only translated requests.
         residency: where the data goes, such as ``on-premises``.
-        configured: False when the back end lacks its key; it is then listed but never asked.
-        key_env: the environment variable that its key comes from; empty: it needs none.
-        ability: what is known of the model's ability before it was observed; None: nothing.
+        configured: False if the back end lacks its key; it is then listed but never called.
+        key_env: environment variable of its key; empty: it needs none.
+        ability: the model's ability before it was observed; None: unknown.
     """
 
     backend: str
     model: Model
     family: str = ""
-    wire: ApiFormat | None = None
+    api_format: ApiFormat | None = None
     residency: str = "cloud"
     configured: bool = True
     key_env: str = ""
@@ -43,17 +43,17 @@ class ModelDeployment:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What this very offer may be called."""
+        """The names by which a request can select this deployment."""
         name = self.model.name
         return (name, f"{self.backend}/{name}", f"{self.family or self.backend}/{name}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hedging:
-    """A second back end is asked when the first is slower than usual to begin.
+    """Configures hedging: a second back end is called if the first is slow to begin.
 
     Attributes:
-        share: of streamed requests that may be asked twice, at most.
+        share: largest share of streamed requests that may be sent twice.
     """
 
     share: float
@@ -61,21 +61,21 @@ class Hedging:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Caching:
-    """Answers to the same request are kept.
+    """Configures caching of answers to equal requests.
 
     Attributes:
-        ttl: seconds.
-        largest: bytes of an answer; longer ones are not kept.
-        entries: per tenant.
+        ttl: seconds that an answer is stored.
+        max_bytes: size of the largest answer that is stored.
+        max_entries: answers stored per tenant.
     """
 
     ttl: int
-    largest: int
-    entries: int
+    max_bytes: int
+    max_entries: int
 
 
 class Rescue(StrEnum):
-    """When a better model is asked after an answer that fails what can be checked."""
+    """When a better model is called after an answer that fails a check."""
 
     OFF = "off"
     CHECKED = "checked"
@@ -84,19 +84,19 @@ class Rescue(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Alias:
-    """A name for several models; the one with the lowest score answers.
+    """Names a group of models; the one with the lowest score answers.
+
+    Where an attribute is None, the general setting applies.
 
     Attributes:
-        models: names of models; empty: all.
+        models: model names; empty: all.
         quality: models of a lower tier are left out.
         residency: where the data may go; empty: anywhere.
-        usd_per_second: what a second of waiting is worth; None: as everywhere.
-        usd_per_bad_answer: cost of a useless answer; None: the tenant's, else as everywhere.
-        rescue: None: as everywhere.
-        hold_streams: None: as everywhere.
-        explore: share of requests on which a model may be tried; None: as everywhere.
-        hedging: None: as everywhere.
-        cache: None: none.
+        usd_per_second: price of a second of waiting.
+        usd_per_bad_answer: cost of a useless answer; the tenant's setting comes before the general
+            one.
+        explore: share of requests on which a little-known model may be tried.
+        cache: None: answers are not cached.
     """
 
     models: tuple[str, ...] = ()
@@ -110,81 +110,93 @@ class Alias:
     hedging: Hedging | None = None
     cache: Caching | None = None
 
-    def allows(self, offer: ModelDeployment) -> bool:
-        return not self.residency or offer.residency in self.residency
+    def allows(self, deployment: ModelDeployment) -> bool:
+        """Return whether data may go where this deployment runs."""
+        return not self.residency or deployment.residency in self.residency
 
 
-_PLAIN = Alias()
+_NO_ALIAS = Alias()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Catalog:
-    """All offers, in the order of the configuration."""
+    """Lists all deployments, in the order of the configuration."""
 
-    offers: tuple[ModelDeployment, ...]
+    deployments: tuple[ModelDeployment, ...]
     aliases: Mapping[str, Alias] = field(default_factory=dict)
 
     def alias(self, name: str) -> Alias:
-        """The alias ``name``; for a model's own name one that changes nothing."""
-        return self.aliases.get(self.canonical(name), _PLAIN)
+        """Return the alias ``name``; for a model's own name, an alias without restrictions."""
+        return self.aliases.get(self.canonical(name), _NO_ALIAS)
 
     def canonical(self, name: str) -> str:
-        """Return the configured name that ``name`` means: itself, or the same with or without Ollama's
-        tag ``:latest``; where there is none, ``name``."""
-        if self._has(name):
-            return name
-        bare = name.removesuffix(_LATEST)
-        other = f"{name}{_LATEST}" if bare == name else bare
-        return other if self._has(other) else name
+        """Return the configured form of ``name``, which may add or lack Ollama's tag ``:latest``.
 
-    def _has(self, name: str) -> bool:
+        Return ``name`` itself if neither form is configured.
+        """
+        if self._is_known(name):
+            return name
+        untagged = name.removesuffix(_LATEST_TAG)
+        alternative = f"{name}{_LATEST_TAG}" if untagged == name else untagged
+        return alternative if self._is_known(alternative) else name
+
+    def _is_known(self, name: str) -> bool:
         if name == AUTO or name in self.aliases:
             return True
-        return any(name in offer.names for offer in self.offers)
+        return any(name in deployment.names for deployment in self.deployments)
 
-    def chooses(self, name: str) -> bool:
-        """Return whether ``name`` leaves the choice of a model to the router. A model's own name
-        asks for that model, however well it answers."""
+    def leaves_choice(self, name: str) -> bool:
+        """Return whether ``name`` leaves the choice of a model to the router.
+
+        A model's own name selects that model, however well it answers.
+        """
         name = self.canonical(name)
         return name == AUTO or name in self.aliases
 
     def find(self, name: str) -> tuple[ModelDeployment, ...]:
-        """The offers that ``name`` stands for: ``auto``, an alias, a model, or
-        ``<back end>/<model>``.
+        """Return the deployments of ``name``.
+
+        It is ``auto``, an alias, a model, or ``<back end>/<model>``.
 
         Raises:
-            ModelNotFound: nothing has that name.
+            ModelNotFound: the name is unknown.
         """
         name = self.canonical(name)
         if name == AUTO and AUTO not in self.aliases:
-            return self.offers
+            return self.deployments
         if (alias := self.aliases.get(name)) is not None:
-            return tuple(offer for offer in self.offers if _matches(alias, offer.model))
-        found = tuple(offer for offer in self.offers if name in offer.names)
-        if not found:
-            raise ModelNotFound(
-                f"there is no model {name!r}; GET /v1/models lists them", field="model"
+            return tuple(
+                deployment for deployment in self.deployments if _includes(alias, deployment.model)
             )
-        return found
+        deployments = tuple(
+            deployment for deployment in self.deployments if name in deployment.names
+        )
+        if not deployments:
+            raise ModelNotFound(
+                f"there is no model {name!r}; GET /v1/models lists the models", field="model"
+            )
+        return deployments
 
     @property
     def names(self) -> tuple[str, ...]:
-        """``auto``, the aliases, and the models, each once."""
-        models = [offer.model.name for offer in self.offers]
+        """``auto``, the aliases and the models, each once."""
+        models = [deployment.model.name for deployment in self.deployments]
         return tuple(dict.fromkeys([AUTO, *self.aliases, *models]))
 
     @property
     def abilities(self) -> dict[str, Ability]:
-        """What is known of each model before it was observed."""
+        """The abilities of the models before they were observed, by model name."""
         return {
-            offer.model.name: offer.ability for offer in self.offers if offer.ability is not None
+            deployment.model.name: deployment.ability
+            for deployment in self.deployments
+            if deployment.ability is not None
         }
 
     @property
-    def places(self) -> frozenset[str]:
-        """Where data may go at all."""
-        return frozenset(offer.residency for offer in self.offers)
+    def residencies(self) -> frozenset[str]:
+        """All places where data may go."""
+        return frozenset(deployment.residency for deployment in self.deployments)
 
 
-def _matches(alias: Alias, model: Model) -> bool:
+def _includes(alias: Alias, model: Model) -> bool:
     return (not alias.models or model.name in alias.models) and model.quality >= alias.quality

@@ -1,4 +1,4 @@
-"""Everything about a name that depends on the configuration and the day only, worked out once."""
+"""Holds what a model name resolves to on one day, compiled once from the configuration."""
 
 from __future__ import annotations
 
@@ -13,82 +13,92 @@ from moyin.text.routing.backend_runtime import BackendRuntime
 from moyin.text.routing.catalog import Alias, Caching, Hedging, ModelDeployment, Rescue
 from moyin.text.routing.latency import LatencyEstimator
 
-__all__ = ["CompiledRoute", "EligibleDeployment", "Exclusion", "contender", "refused"]
+__all__ = [
+    "CompiledRoute",
+    "EligibleDeployment",
+    "Exclusion",
+    "compile_target",
+    "exclusion_of",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exclusion:
-    """An offer that may not answer.
+    """Holds a deployment that may not answer, and why.
 
     Attributes:
         reason: in a few words.
-        lacks: what the model can't do; empty when it could answer but is not up.
-        allowed: whether tenant, alias and client let it be asked.
-        retry_after: seconds until it may be asked again.
+        missing: abilities that the model lacks; empty when it could answer but is unavailable.
+        is_allowed: tenant, alias and client all permit it.
+        retry_after: seconds until it may be called again.
     """
 
-    offer: ModelDeployment
+    deployment: ModelDeployment
     reason: str
-    lacks: tuple[str, ...] = ()
-    allowed: bool = True
+    missing: tuple[str, ...] = ()
+    is_allowed: bool = True
     retry_after: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class EligibleDeployment:
-    """An offer that is configured and allowed, with the parts that answer for it.
+    """Combines a configured and allowed deployment with the runtime that serves it.
 
     Attributes:
-        presence: of the model on the back end; see `BackendRuntime.presence`.
-        place: in the order of the configuration.
-        translated: the client speaks another format than the back end.
-        fixed: the day's price; None: it follows the pace of the machine.
-        headers: that tell the client who answered.
+        model_breaker: open while the back end reports the model as missing; see
+            `BackendRuntime.model_breaker`.
+        position: in the order of the configuration.
+        needs_translation: the client's format differs from the back end's.
+        fixed_price: of the day; None: it depends on the machine's measured speed.
+        headers: response headers that name back end and model.
     """
 
-    offer: ModelDeployment
-    lane: BackendRuntime
-    pace: LatencyEstimator
-    presence: Breaker
-    place: int
-    translated: bool
-    fixed: Price | None
+    deployment: ModelDeployment
+    runtime: BackendRuntime
+    latency: LatencyEstimator
+    model_breaker: Breaker
+    position: int
+    needs_translation: bool
+    fixed_price: Price | None
     headers: tuple[tuple[bytes, bytes], ...]
 
     @property
     def model(self) -> Model:
-        return self.offer.model
+        """The model of the deployment."""
+        return self.deployment.model
 
     @property
-    def free(self) -> bool:
-        return self.fixed is not None and self.fixed.is_free
+    def is_free(self) -> bool:
+        """True if no token costs anything."""
+        return self.fixed_price is not None and self.fixed_price.is_free
 
     def price(self) -> Price:
-        """What tokens cost now."""
-        if self.fixed is not None:
-            return self.fixed
+        """Return the current price of tokens."""
+        if self.fixed_price is not None:
+            return self.fixed_price
         assert self.model.gpu is not None, "either a price or a machine"
-        return self.pace.price(self.model.gpu)
+        return self.latency.price(self.model.gpu)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class CompiledRoute:
-    """Who may answer under one name, for one tenant, in one format, on one day.
+    """Lists the targets of one name, for one tenant, in one API format, on one day.
 
     Attributes:
-        refusals: offers that are out whatever the request says.
-        usd_per_second: what a second of waiting is worth.
+        day: days since 1970-01-01.
+        exclusions: deployments that are excluded for every request.
+        usd_per_second: price of a second of waiting.
         usd_per_bad_answer: cost of a useless answer; 0: quality is not weighed.
         rescue: when a better model is asked after an answer that fails a check.
-        hold_streams: streams whose form can be checked are held back until they are complete.
-        explore: share of requests on which a model that little is known of may be tried.
-        chooses_model: False where the name is that of a model, so that quality changes nothing.
+        hold_streams: streams with a checkable format are held back until they are complete.
+        explore: share of requests on which a little-known model may be tried.
+        chooses_model: False if the name is that of a single model, so that quality is irrelevant.
         timeout: seconds that a whole call may take, fallbacks included.
     """
 
     day: int
-    contenders: tuple[EligibleDeployment, ...]
-    refusals: tuple[Exclusion, ...]
+    targets: tuple[EligibleDeployment, ...]
+    exclusions: tuple[Exclusion, ...]
     usd_per_second: float
     timeout: float
     usd_per_bad_answer: float = 0.0
@@ -100,35 +110,47 @@ class CompiledRoute:
     cache: Caching | None = None
 
 
-def contender(
-    offer: ModelDeployment, lane: BackendRuntime, *, place: int, wire: ApiFormat | None, day: date
+def compile_target(
+    deployment: ModelDeployment,
+    runtime: BackendRuntime,
+    *,
+    position: int,
+    api_format: ApiFormat | None,
+    day: date,
 ) -> EligibleDeployment:
-    model = offer.model
+    """Return a deployment with its runtime and its price on ``day``."""
+    model = deployment.model
     return EligibleDeployment(
-        offer=offer,
-        lane=lane,
-        pace=lane.pace(model.name),
-        presence=lane.presence(model.upstream),
-        place=place,
-        translated=offer.wire is not wire,
-        fixed=model.tariff.price_on(day) if model.gpu is None else None,
+        deployment=deployment,
+        runtime=runtime,
+        latency=runtime.latency(model.name),
+        model_breaker=runtime.model_breaker(model.upstream),
+        position=position,
+        needs_translation=deployment.api_format is not api_format,
+        fixed_price=model.tariff.price_on(day) if model.gpu is None else None,
         headers=(
-            (b"x-moyin-backend", lane.name.encode()),
+            (b"x-moyin-backend", runtime.name.encode()),
             (b"x-moyin-model", model.name.encode()),
         ),
     )
 
 
-def refused(
-    offer: ModelDeployment, alias: Alias, places: frozenset[str] | None
+def exclusion_of(
+    deployment: ModelDeployment, alias: Alias, residencies: frozenset[str] | None
 ) -> Exclusion | None:
-    """Why ``offer`` is out from the start, if it is.
+    """Return why ``deployment`` is excluded for every request; None if it is not.
 
     Args:
-        places: where tenant and client let the data go; None: anywhere.
+        residencies: where tenant and client allow data to go; None: anywhere.
     """
-    if not (alias.allows(offer) and (places is None or offer.residency in places)):
+    if not (
+        alias.allows(deployment) and (residencies is None or deployment.residency in residencies)
+    ):
         return Exclusion(
-            offer=offer, reason=f"not allowed: data would go to {offer.residency}", allowed=False
+            deployment=deployment,
+            reason=f"not allowed: data would go to {deployment.residency}",
+            is_allowed=False,
         )
-    return None if offer.configured else Exclusion(offer=offer, reason="not configured")
+    return (
+        None if deployment.configured else Exclusion(deployment=deployment, reason="not configured")
+    )

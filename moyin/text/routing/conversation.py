@@ -1,4 +1,4 @@
-"""What the client of a request said, by which its next requests are known."""
+"""Identifies the conversation of a request, so that later requests can be matched to it."""
 
 from __future__ import annotations
 
@@ -10,56 +10,61 @@ from moyin.text.routing.answer import RoutingContext
 
 __all__ = ["Conversation"]
 
-# Characters at each end of a long text that tell it from others.
-_ENDS = 2_000
+# Only this many characters at each end of a long text are hashed.
+_END_LENGTH = 2_000
 
 
 class Conversation:
-    """What a client says in one request, read and hashed once.
+    """Holds the client's messages of one request, read and hashed once.
 
     Attributes:
-        said: the user's last messages, newest first; None where something else came last, such as
-            the result of a tool.
+        user_messages: the user's last messages, newest first; None if the last message is not the
+            user's, such as the result of a tool.
     """
 
-    __slots__ = ("_call", "_names", "_said", "asker")
+    __slots__ = ("_fingerprints", "_request", "_user_messages", "context")
 
-    def __init__(self, asker: RoutingContext, call: ParsedRequest) -> None:
-        self.asker = asker
-        self._call: ParsedRequest | None = call
-        self._said: list[str] | None = None
-        self._names: tuple[bytes, bytes | None] | None = None
+    def __init__(self, context: RoutingContext, request: ParsedRequest) -> None:
+        self.context = context
+        self._request: ParsedRequest | None = request
+        self._user_messages: list[str] | None = None
+        self._fingerprints: tuple[bytes, bytes | None] | None = None
 
     @property
-    def said(self) -> list[str] | None:
-        call, self._call = self._call, None
-        if call is not None:
-            self._said = _said(call.recent_turns())
-        return self._said
+    def user_messages(self) -> list[str] | None:
+        request, self._request = self._request, None
+        if request is not None:
+            self._user_messages = _user_messages(request.recent_turns())
+        return self._user_messages
 
-    def names(self, secret: bytes) -> tuple[bytes, bytes | None]:
-        """Return the names of the conversation up to this request, and up to the message before it;
-        None: it is the first."""
-        if self._names is None:
-            said = self.said or ()
-            before = _hash(secret, self.asker, said[1:]) if len(said) > 1 else None
-            self._names = _hash(secret, self.asker, said), before
-        return self._names
+    def fingerprints(self, secret: bytes) -> tuple[bytes, bytes | None]:
+        """Return the keyed hashes of the conversation with and without its newest message.
+
+        The second one is None for the first message.
+        """
+        if self._fingerprints is None:
+            user_messages = self.user_messages or ()
+            before = (
+                _fingerprint(secret, self.context, user_messages[1:])
+                if len(user_messages) > 1
+                else None
+            )
+            self._fingerprints = _fingerprint(secret, self.context, user_messages), before
+        return self._fingerprints
 
 
-def _hash(secret: bytes, asker: RoutingContext, said: Sequence[str]) -> bytes:
-    """A name for the last two of the user's messages, the newest first."""
+def _fingerprint(secret: bytes, context: RoutingContext, user_messages: Sequence[str]) -> bytes:
+    """Return the keyed hash of the last two user messages, the newest first."""
     texts = [
-        f"{len(text)}:{text if len(text) <= 2 * _ENDS else text[:_ENDS] + text[-_ENDS:]}"
-        for text in (asker.owner, asker.key_id, *said[:2])
+        f"{len(text)}:{text if len(text) <= 2 * _END_LENGTH else text[:_END_LENGTH] + text[-_END_LENGTH:]}"
+        for text in (context.owner, context.key_id, *user_messages[:2])
     ]
     data = "".join(texts).encode(errors="surrogatepass")
     return hashlib.blake2b(data, key=secret, digest_size=16).digest()
 
 
-def _said(turns: Sequence[Turn]) -> list[str] | None:
-    """The user's last messages, newest first; None where something else came last, such as the
-    result of a tool."""
+def _user_messages(turns: Sequence[Turn]) -> list[str] | None:
+    """Return the user's messages, newest first; None if the last message is not the user's."""
     if not turns or turns[-1][0] != "user":
         return None
     return [text for role, text in reversed(turns) if role == "user"]

@@ -1,4 +1,4 @@
-"""Ratings of answers, as clients give them."""
+"""Records ratings of answers that clients submit."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from moyin.system.bounded import BoundedDict
 from moyin.text.quality.prior import KIND_DIFFICULTY, KIND_SPREAD
 from moyin.text.quality.question import Question, stored_features
 from moyin.text.routing.learning import Learning
-from moyin.text.routing.quality import question_to_json
+from moyin.text.routing.request_quality import question_to_json
 
 __all__ = ["Feedback", "Ledger"]
 
-# Of one key and replica: so many at once, and again within a minute.
+# Ratings per key and replica in a burst; the bucket refills within a minute.
 _BURST = 60.0
 _MOST_KEYS = 10_000
-# What a comparison of two answers says of each: less than a rating, since both may be good or bad.
+# Scores and weight of a comparison. It weighs less than a rating: both answers may be good or bad.
 _WORSE, _BETTER, _COMPARED = 0.2, 0.8, 0.5
-# Of a request of which nothing is known but who answered: as hard as the kinds are on average, and
-# with the one feature that all questions have. A signal about it teaches what the model is in general.
+# Stands for a request of which only the model is known: of average difficulty, with the one feature
+# that all questions share. A signal about it changes the model's general estimate.
 _UNKNOWN = Question(
     kind="unknown",
     language="en",
@@ -36,7 +36,7 @@ _UNKNOWN = Question(
 
 
 class Ledger(Protocol):
-    """Knows which model answered a request, and nothing of what was asked."""
+    """Knows which model answered a request, but not its content."""
 
     async def find(
         self, owner: str, request_id: str, since: datetime | None = None
@@ -44,8 +44,8 @@ class Ledger(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Rated:
-    """What is known of a request that is rated."""
+class _RatedAnswer:
+    """Holds what is known of a rated answer."""
 
     model: str
     question: Mapping[str, Any]
@@ -53,11 +53,11 @@ class _Rated:
 
 
 class Feedback:
-    """Turns ratings into signals. Of a request that was not routed by quality, or that came while there
-    were too many to learn from all, only the ledger knows who answered it.
+    """Turns ratings into quality signals.
 
-    How far one key's signals may move an estimate is the estimator's to bound; how many are written
-    is bounded here.
+    For requests that were not routed by quality or not sampled for learning, only the ledger knows
+    which model answered. The number of ratings per key is limited here; how far they move an
+    estimate is limited by the estimator.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Feedback:
         self._clock = clock
         self._buckets: BoundedDict[str, tuple[float, float]] = BoundedDict(_MOST_KEYS)
 
-    async def give(
+    async def submit(
         self,
         owner: str,
         key_id: str,
@@ -84,69 +84,70 @@ class Feedback:
         better_request_id: str | None,
         comment: str | None,
     ) -> Mapping[str, float]:
-        """Learn from a rating of one answer, or from a comparison of two; returns the scores by
-        request. The same again changes nothing.
+        """Learn from a rating of one answer or a comparison of two; return the scores by request.
+
+        Repeating the same rating changes nothing.
 
         Raises:
-            RequestNotFound: no such request of this tenant was answered by a model.
+            RequestNotFound: no model answered such a request of this tenant.
             FeedbackAlreadyGiven: this key gave another score.
             RateLimited: too much feedback from this key.
         """
-        self._count(key_id)
+        self._check_rate(key_id)
         scores = {request_id: score} if score is not None else {request_id: _WORSE}
         source, weight = "feedback", 1.0
         if better_request_id is not None:
             scores, source, weight = {**scores, better_request_id: _BETTER}, "compared", _COMPARED
         rows = []
         for name, value in scores.items():
-            rated = await self._rated(owner, name)
+            answer = await self._find_answer(owner, name)
             rows.append(
                 SignalRow(
                     owner=owner,
                     request_id=name,
                     key_id=key_id,
                     source=source,
-                    model=rated.model,
-                    question=rated.question,
+                    model=answer.model,
+                    question=answer.question,
                     score=value,
                     weight=weight,
-                    p_good=rated.p_good,
+                    p_good=answer.p_good,
                     created_at=datetime.fromtimestamp(self._clock(), UTC),
                     comment=comment if name == request_id else None,
                 )
             )
-        kept = await self._store.add(rows)
-        for row in kept:
+        stored_rows = await self._store.add(rows)
+        for row in stored_rows:
             if row.score != scores[row.request_id]:
                 raise FeedbackAlreadyGiven(
-                    f"this key rated the request {row.request_id!r} {row.score:g} before",
+                    f"this key already rated the request {row.request_id!r} with {row.score:g}",
                     field="score" if better_request_id is None else "better_request_id",
                 )
-        await self._learning.followed()
+        await self._learning.catch_up()
         return scores
 
-    async def _rated(self, owner: str, request_id: str) -> _Rated:
-        # First: of a rescued request a row may wait that takes the place of an earlier one.
-        await self._learning.written()
-        found = await self._store.decision(owner, request_id)
-        if found is not None:
-            return _Rated(found.model, found.question, found.p_good)
+    async def _find_answer(self, owner: str, request_id: str) -> _RatedAnswer:
+        # Write first: a waiting row of a rescued request may replace an earlier one.
+        await self._learning.flush()
+        decision = await self._store.decision(owner, request_id)
+        if decision is not None:
+            return _RatedAnswer(decision.model, decision.question, decision.p_good)
         since = datetime.fromtimestamp(self._clock(), UTC) - DECISION_RETENTION
         entry = await self._ledger.find(owner, request_id, since)
-        # Nothing was written for embeddings, nor before a client left: there is nothing to rate.
+        # Embeddings and calls that the client cancelled early have no output to rate.
         if entry is None or not entry.output_tokens:
             raise RequestNotFound(
                 f"no request {request_id!r} of yours was answered by a model in the last thirty days"
             )
-        return _Rated(entry.model, question_to_json(_UNKNOWN), None)
+        return _RatedAnswer(entry.model, question_to_json(_UNKNOWN), None)
 
-    def _count(self, key_id: str) -> None:
+    def _check_rate(self, key_id: str) -> None:
         now = self._clock()
-        left, at = self._buckets.pop(key_id, (_BURST, now))
-        left = min(left + max(now - at, 0.0) * _BURST / 60.0, _BURST)
-        self._buckets[key_id] = (max(left - 1.0, left if left < 1.0 else 0.0), now)
-        if left < 1.0:
+        tokens, at = self._buckets.pop(key_id, (_BURST, now))
+        tokens = min(tokens + max(now - at, 0.0) * _BURST / 60.0, _BURST)
+        self._buckets[key_id] = (max(tokens - 1.0, tokens if tokens < 1.0 else 0.0), now)
+        if tokens < 1.0:
             raise RateLimited(
                 f"one key may give feedback {_BURST:.0f} times a minute",
-                retry_after=(1.0 - left) * 60.0 / _BURST,
+                retry_after=(1.0 - tokens) * 60.0 / _BURST,
             )

@@ -1,8 +1,8 @@
-"""What clients do after an answer, as signals of its quality: nobody has to be asked for them.
+"""Turns what clients do after an answer into signals of its quality, without asking for ratings.
 
-A client that asks the same again, edits its last message, says that the answer is wrong, or turns to a
-better model by name, was probably not served well. One that goes on in the conversation probably was.
-Each is weak evidence, so each weighs little, and counts once per answer.
+A client that repeats a request, edits its last message, says that the answer is wrong, or selects a
+better model by name was probably not served well. A client that continues the conversation probably
+was. Each is weak evidence: it has little weight and counts once per answer.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ from functools import partial
 from moyin.system.bounded import BoundedDict
 from moyin.text.quality.estimator import Signal
 from moyin.text.quality.question import Question
-from moyin.text.routing.choice import Candidate
 from moyin.text.routing.compiled_route import CompiledRoute
 from moyin.text.routing.conversation import Conversation
-from moyin.text.routing.exchange import Exchange
-from moyin.text.routing.followup_signs import (
+from moyin.text.routing.decision import Candidate
+from moyin.text.routing.followup_evidence import (
     CONTINUED,
     EDITED,
-    MOST_SECONDS,
-    OPENING,
-    SOONEST,
+    MAX_SECONDS,
+    MIN_SECONDS,
+    OPENING_LENGTH,
+    Evidence,
     Lookup,
-    Sign,
-    after,
-    again,
+    evidence_of_next_message,
+    evidence_of_repeat,
 )
 from moyin.text.routing.learning import Learning
-from moyin.text.routing.quality import RequestQuality
+from moyin.text.routing.request_quality import RequestQuality
+from moyin.text.routing.shared_answers import SharedAnswers
 
 __all__ = ["FollowUps"]
 
 _CAPACITY = 20_000
-# A short first message, such as "hello", is sent by many people of one key.
-_SHORT = 40
+# A shorter first message, such as "hello", is sent by many people who share a key.
+_MIN_FIRST_MESSAGE = 40
 
 
-# Not frozen: one is made per request, and freezing doubles what that costs.
+# Not frozen: freezing doubles the cost of creating one per request.
 @dataclass(slots=True)
-class _Answered:
-    """An answer that a client may come back to.
+class _PastAnswer:
+    """Describes an answer that a client may follow up.
 
     Attributes:
-        shared: other replicas know of it.
+        shared: other replicas can find it too.
     """
 
     owner: str
@@ -62,10 +62,10 @@ class _Answered:
 
 
 class FollowUps:
-    """Remembers answers for some minutes, by keyed hashes of the conversation; no text is kept.
+    """Remembers answers for some minutes by keyed hashes of the conversation; no text is stored.
 
     Args:
-        exchange: tells of other replicas' answers; None: each notices follow-ups to its own only.
+        shared_answers: finds answers of other replicas; None: only this replica's own.
         secret: key of the hashes, the same in all replicas.
     """
 
@@ -73,127 +73,134 @@ class FollowUps:
         self,
         learning: Learning,
         *,
-        exchange: Exchange | None = None,
+        shared_answers: SharedAnswers | None = None,
         secret: bytes | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._learning = learning
-        self._exchange = exchange
+        self._shared_answers = shared_answers
         self._clock = clock
-        # Whoever reads Valkey must not be able to try out texts.
+        # A keyed hash: readers of Valkey must not be able to test texts against it.
         self._secret = hashlib.blake2b(
             secret or secrets.token_bytes(32), person=b"followups"
         ).digest()
-        self._answers: BoundedDict[bytes, _Answered] = BoundedDict(_CAPACITY)
-        # By conversation, what was last said in it.
-        self._newest: BoundedDict[bytes, bytes] = BoundedDict(_CAPACITY)
+        self._answers: BoundedDict[bytes, _PastAnswer] = BoundedDict(_CAPACITY)
+        # The fingerprint of the latest request, by that of the conversation before it.
+        self._latest_by_conversation: BoundedDict[bytes, bytes] = BoundedDict(_CAPACITY)
 
-    def awaits(self, shortlist: CompiledRoute) -> bool:
-        """Return whether a request may follow up an answer, of this replica or another."""
-        if self._exchange is not None and shortlist.usd_per_bad_answer:
+    def may_match(self, route: CompiledRoute) -> bool:
+        """Return whether a request may follow up an answer of this or another replica."""
+        if self._shared_answers is not None and route.usd_per_bad_answer:
             return True
         return bool(self._answers) or len(self._learning.background) > 0
 
-    def answered(
+    def remember(
         self, conversation: Conversation, quality: RequestQuality, chosen: Candidate, at: float
     ) -> None:
         """Remember an answer that began ``at``."""
         forecast = chosen.forecast
         if forecast is None or forecast.estimate is None:
             return
-        ability, asker = chosen.offer.ability, conversation.asker
-        answer = _Answered(
-            asker.owner,
-            asker.request_id,
-            chosen.offer.model.name,
+        ability, context = chosen.deployment.ability, conversation.context
+        answer = _PastAnswer(
+            context.owner,
+            context.request_id,
+            chosen.deployment.model.name,
             0.0 if ability is None else ability.mean,
             quality.question,
             forecast.estimate.p,
             at,
         )
-        self._remember(conversation, answer)
+        self._store(conversation, answer)
 
     async def close(self) -> None:
+        """Finish the lookups that wait."""
         await self._learning.background.close()
-        if self._exchange is not None:
-            await self._exchange.close()
+        if self._shared_answers is not None:
+            await self._shared_answers.close()
 
-    def noticed(self, conversation: Conversation, shortlist: CompiledRoute, at: float) -> bool:
-        """Look whether a request that came ``at`` follows up an answer, before its own is remembered;
-        returns whether an answer that this replica knows of did not help."""
-        exchange = self._exchange
-        asker, said = conversation.asker, conversation.said
-        if said is None:
+    def detect(self, conversation: Conversation, route: CompiledRoute, at: float) -> bool:
+        """Detect whether a request that arrived ``at`` follows up an answer, and record the signal.
+
+        Call it before the request's own answer is remembered. Return True if an answer of this
+        replica did not help.
+        """
+        shared_answers = self._shared_answers
+        context, user_messages = conversation.context, conversation.user_messages
+        if user_messages is None:
             return False
-        place, before = conversation.names(self._secret)
+        fingerprint, previous = conversation.fingerprints(self._secret)
         lookup = Lookup(
-            owner=asker.owner,
-            key_id=asker.key_id,
-            place=place,
-            before=before,
-            newest=said[0][:OPENING],
-            ability=_named(shortlist),
+            owner=context.owner,
+            key_id=context.key_id,
+            fingerprint=fingerprint,
+            previous=previous,
+            opening=user_messages[0][:OPENING_LENGTH],
+            ability=_requested_ability(route),
             at=at,
         )
-        sign, earlier = self._sign(lookup)
-        note = partial(self._observe, lookup, sign, earlier)
-        only_here = earlier is not None and not earlier.shared
-        if exchange is None or only_here or not exchange.look_up(lookup, note):
-            note()
-        return sign is not None and sign is not CONTINUED
+        evidence, past = self._evidence(lookup)
+        record = partial(self._record_signal, lookup, evidence, past)
+        is_local = past is not None and not past.shared
+        if shared_answers is None or is_local or not shared_answers.look_up(lookup, record):
+            record()
+        return evidence is not None and evidence is not CONTINUED
 
-    def _remember(self, conversation: Conversation, answer: _Answered) -> None:
-        asker, said = conversation.asker, conversation.said
-        if said is None or (len(said) == 1 and len(said[0]) < _SHORT):
+    def _store(self, conversation: Conversation, answer: _PastAnswer) -> None:
+        context, user_messages = conversation.context, conversation.user_messages
+        if user_messages is None or (
+            len(user_messages) == 1 and len(user_messages[0]) < _MIN_FIRST_MESSAGE
+        ):
             return
-        place, before = conversation.names(self._secret)
-        if self._exchange is not None:
-            answer.shared = self._exchange.remember(
-                place, before, asker.request_id, answer.ability, answer.at
+        fingerprint, previous = conversation.fingerprints(self._secret)
+        if self._shared_answers is not None:
+            answer.shared = self._shared_answers.remember(
+                fingerprint, previous, context.request_id, answer.ability, answer.at
             )
-        self._answers[place] = answer
-        if before is not None:
-            self._newest[before] = place
+        self._answers[fingerprint] = answer
+        if previous is not None:
+            self._latest_by_conversation[previous] = fingerprint
 
-    def _observe(self, lookup: Lookup, sign: Sign | None, earlier: _Answered | None) -> None:
-        if sign is None or earlier is None:
+    def _record_signal(
+        self, lookup: Lookup, evidence: Evidence | None, past: _PastAnswer | None
+    ) -> None:
+        if evidence is None or past is None:
             return
         signal = Signal(
-            model=earlier.model,
-            question=earlier.question,
-            score=sign.score,
-            weight=sign.weight,
-            source=sign.source,
+            model=past.model,
+            question=past.question,
+            score=evidence.score,
+            weight=evidence.weight,
+            source=evidence.source,
             key=lookup.key_id,
             at=self._clock(),
         )
-        self._learning.observed(earlier.owner, earlier.request_id, signal, p_good=earlier.p_good)
+        self._learning.record_signal(past.owner, past.request_id, signal, p_good=past.p_good)
 
-    def _sign(self, lookup: Lookup) -> tuple[Sign | None, _Answered | None]:
-        """What the request says of an earlier answer, which is then forgotten."""
-        if (earlier := self._take(lookup.place, lookup.at)) is not None:
-            return again(lookup, earlier.ability), earlier
-        if lookup.before is None:
+    def _evidence(self, lookup: Lookup) -> tuple[Evidence | None, _PastAnswer | None]:
+        """Return the evidence about an earlier answer, and forget that answer."""
+        if (past := self._take(lookup.fingerprint, lookup.at)) is not None:
+            return evidence_of_repeat(lookup, past.ability), past
+        if lookup.previous is None:
             return None, None
-        if (earlier := self._take(lookup.before, lookup.at)) is not None:
-            return after(lookup), earlier
-        sibling = self._newest.get(lookup.before)
-        if sibling is not None and (earlier := self._take(sibling, lookup.at)) is not None:
-            return EDITED, earlier
+        if (past := self._take(lookup.previous, lookup.at)) is not None:
+            return evidence_of_next_message(lookup), past
+        sibling = self._latest_by_conversation.get(lookup.previous)
+        if sibling is not None and (past := self._take(sibling, lookup.at)) is not None:
+            return EDITED, past
         return None, None
 
-    def _take(self, place: bytes, at: float) -> _Answered | None:
-        found = self._answers.get(place)
-        if found is None or at - found.at < SOONEST:
+    def _take(self, fingerprint: bytes, at: float) -> _PastAnswer | None:
+        answer = self._answers.get(fingerprint)
+        if answer is None or at - answer.at < MIN_SECONDS:
             return None
-        del self._answers[place]
-        return found if at - found.at <= MOST_SECONDS else None
+        del self._answers[fingerprint]
+        return answer if at - answer.at <= MAX_SECONDS else None
 
 
-def _named(shortlist: CompiledRoute) -> float | None:
-    """The ability of the model that the client names; None where it leaves the choice to the router,
-    or nothing is known of the model."""
-    if shortlist.chooses_model or not shortlist.contenders:
+def _requested_ability(route: CompiledRoute) -> float | None:
+    """Return the ability of the model that the client names; None if unknown or none is named."""
+    if route.chooses_model or not route.targets:
         return None
-    ability = shortlist.contenders[0].offer.ability
+    ability = route.targets[0].deployment.ability
     return None if ability is None else ability.mean

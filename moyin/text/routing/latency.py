@@ -1,4 +1,4 @@
-"""How fast a model answers on one back end, measured on the calls that pass."""
+"""Estimates how fast a model answers on one back end, from the calls that it served."""
 
 from __future__ import annotations
 
@@ -10,116 +10,123 @@ from dataclasses import dataclass
 from moyin.domain.money import GpuRate, Price, TokenSpeed
 from moyin.text.routing.averages import Average, Averages
 
-__all__ = ["DEFAULT_PACE", "LatencyEstimator", "LatencyPrior"]
+__all__ = ["DEFAULT_LATENCY", "LatencyEstimator", "LatencyPrior"]
 
-# Old measurements fade, so that a back end which was slow once is tried again.
+# Measurements fade, so that a back end which was slow once is tried again.
 _HALF_LIFE = 300.0
 _RECENT = 100
-# Fewer first tokens say nothing about their slowest twentieth.
-_ENOUGH = 20
-# From the first calls everything is learned; later averages move slowly, and a sample will do.
-_LEARN_ALL = 256
-_LEARN_ONE_IN = 8
-# So long an estimate stands before it is worked out again.
+# A 95th percentile needs at least this many samples.
+_MIN_SAMPLES = 20
+# The first calls are all recorded. Later averages move slowly, so a sample is enough.
+_RECORD_ALL = 256
+_RECORD_ONE_IN = 8
+# How long an estimate is reused before it is computed again.
 _FRESH_SECONDS = 0.25
-# A shorter prompt's first token is waiting, not reading.
+# The first token of a shorter prompt measures waiting, not reading.
 _LONG_PROMPT = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatencyPrior:
-    """What to believe before anything was measured.
+    """Holds the latency to assume before anything was measured.
 
     Attributes:
         first_token: seconds to the first token of a short prompt.
-        speed: of one request that has the machine to itself.
+        speed: of a single request on the idle machine.
     """
 
     first_token: float
     speed: TokenSpeed
 
 
-DEFAULT_PACE = LatencyPrior(first_token=0.5, speed=TokenSpeed(prompt=2_000.0, output=50.0))
+DEFAULT_LATENCY = LatencyPrior(first_token=0.5, speed=TokenSpeed(prompt=2_000.0, output=50.0))
 
 
 class LatencyEstimator:
-    """Args:
-    clock: seconds that never go back, such as ``time.monotonic``.
+    """Estimates the latency of one model on one back end.
+
+    Args:
+        clock: monotonic seconds, such as ``time.monotonic``.
     """
 
     def __init__(self, prior: LatencyPrior, clock: Callable[[], float]) -> None:
         self._prior = prior
         self._clock = clock
-        self._first = Averages(_HALF_LIFE)
+        self._first_token = Averages(_HALF_LIFE)
         self._per_token = Average(_HALF_LIFE)
         self._per_prompt_token = Average(_HALF_LIFE)
-        self._sharing = Average(_HALF_LIFE)
+        self._concurrency = Average(_HALF_LIFE)
         self._recent: deque[float] = deque()
         self._sorted: list[float] = []
         self._calls = 0
-        self._token = 1 / prior.speed.output
-        self._token_at = float("-inf")
+        self._seconds_per_token = 1 / prior.speed.output
+        self._estimated_at = float("-inf")
 
-    def learns(self) -> bool:
-        """Whether the call that just ended is to be noted."""
+    def should_record(self) -> bool:
+        """Count a call that just ended; return whether to record it."""
         self._calls += 1
-        return self._calls <= _LEARN_ALL or self._calls % _LEARN_ONE_IN == 0
+        return self._calls <= _RECORD_ALL or self._calls % _RECORD_ONE_IN == 0
 
-    def note(
+    def record(
         self,
         *,
         prompt_tokens: int,
         output_tokens: int,
-        first: float | None,
+        first_token_seconds: float | None,
         seconds: float,
-        sharing: int,
+        concurrency: int,
     ) -> None:
-        """A call ended well.
+        """Record a call that ended well.
 
         Args:
-            first: seconds to its first token; None: it came as a whole.
+            first_token_seconds: time to its first token; None: it was not streamed.
             seconds: from its start to its end, without waiting in our own queue.
-            sharing: calls that the back end had of ours, this one included.
+            concurrency: our calls at the back end, this one included.
         """
         now = self._clock()
-        self._sharing.note(sharing, now)
-        if first is not None:
-            self._first.note(prompt_tokens.bit_length(), first, now)
-            self._remember(first)
+        self._concurrency.add(concurrency, now)
+        if first_token_seconds is not None:
+            self._first_token.add(prompt_tokens.bit_length(), first_token_seconds, now)
+            self._add_recent(first_token_seconds)
             if prompt_tokens >= _LONG_PROMPT:
-                self._per_prompt_token.note(first / prompt_tokens, now)
-        writing = seconds - (first or 0.0)
+                self._per_prompt_token.add(first_token_seconds / prompt_tokens, now)
+        writing = seconds - (first_token_seconds or 0.0)
         if output_tokens > 1 and writing > 0:
-            self._per_token.note(writing / output_tokens, now)
+            self._per_token.add(writing / output_tokens, now)
 
-    def first_token(self, prompt_tokens: int) -> float:
-        """Seconds to the first token, once the back end has begun."""
+    def expected_first_token(self, prompt_tokens: int) -> float:
+        """Return the expected seconds from the start to the first token."""
         prior = self._prior.first_token + prompt_tokens / self._prior.speed.prompt
-        return self._first.expect(prompt_tokens.bit_length(), prior, self._clock())
+        return self._first_token.estimate(prompt_tokens.bit_length(), prior, self._clock())
 
-    def token(self) -> float:
-        """Seconds per token of an answer."""
+    def seconds_per_token(self) -> float:
+        """Return the expected seconds per token of an answer."""
         now = self._clock()
-        if now - self._token_at > _FRESH_SECONDS:
-            self._token = self._per_token.expect(1 / self._prior.speed.output, now)
-            self._token_at = now
-        return self._token
+        if now - self._estimated_at > _FRESH_SECONDS:
+            self._seconds_per_token = self._per_token.estimate(1 / self._prior.speed.output, now)
+            self._estimated_at = now
+        return self._seconds_per_token
 
     def first_token_p95(self) -> float | None:
-        """Seconds in which nineteen of twenty recent first tokens came; None: too few did."""
-        if len(self._sorted) < _ENOUGH:
+        """Return the 95th percentile of recent first-token times; None if there are too few."""
+        if len(self._sorted) < _MIN_SAMPLES:
             return None
         return self._sorted[len(self._sorted) * 95 // 100]
 
     def price(self, gpu: GpuRate) -> Price:
-        """What tokens cost at the speed and the sharing that were measured."""
+        """Return the price of tokens at the measured speed and concurrency."""
         now = self._clock()
-        reading = self._per_prompt_token.expect(1 / self._prior.speed.prompt, now)
-        speed = TokenSpeed(prompt=1 / max(reading, 1e-6), output=1 / max(self.token(), 1e-6))
-        return gpu.price(speed, self._sharing.expect(1.0, now))
+        seconds_per_prompt_token = self._per_prompt_token.estimate(
+            1 / self._prior.speed.prompt, now
+        )
+        speed = TokenSpeed(
+            prompt=1 / max(seconds_per_prompt_token, 1e-6),
+            output=1 / max(self.seconds_per_token(), 1e-6),
+        )
+        return gpu.price(speed, self._concurrency.estimate(1.0, now))
 
-    def _remember(self, first: float) -> None:
+    def _add_recent(self, first_token_seconds: float) -> None:
         if len(self._recent) == _RECENT:
             self._sorted.remove(self._recent.popleft())
-        self._recent.append(first)
-        insort(self._sorted, first)
+        self._recent.append(first_token_seconds)
+        insort(self._sorted, first_token_seconds)

@@ -17,10 +17,10 @@ from itertools import islice
 from moyin.store.quality import OWNER_ACTIONS, DecisionRow, QualityStore, SavedState, SignalRow
 from moyin.text.quality.estimator import Estimate, Estimator, Signal, TenantState
 from moyin.text.quality.question import Question
-from moyin.text.quality.shared import Levels, levels_of, shared_levels
-from moyin.text.routing.background import Background
-from moyin.text.routing.choice import Candidate
-from moyin.text.routing.quality import RequestQuality, question_from_json, question_to_json
+from moyin.text.quality.shared_levels import Levels, levels_of, shared_levels
+from moyin.text.routing.background_queue import BackgroundQueue
+from moyin.text.routing.decision import Candidate
+from moyin.text.routing.request_quality import RequestQuality, question_from_json, question_to_json
 
 __all__ = ["Learning"]
 
@@ -33,14 +33,14 @@ _AFTER_FAILURE_SECONDS = 10.0
 _CAPACITY = 5_000
 _BATCH = 200
 _PAGE = 500
-# Fewer than the estimator holds, so that it never drops a state that was not saved.
+# Fewer than the estimator holds, so that it never drops an unsaved state.
 _TENANTS = 60
-_MOST_FAULTS = 5
+_MAX_FAILURES = 5
 
 
 @dataclass(kw_only=True, slots=True)
 class _Decision:
-    """A decision as the hot path leaves it; rows are made of it by the writer."""
+    """Holds a decision as the hot path leaves it; the writer turns it into a row."""
 
     owner: str
     request_id: str
@@ -51,8 +51,9 @@ class _Decision:
     at: float
 
     def row(self) -> DecisionRow:
+        """Return the database row."""
         return DecisionRow(
-            # In the order of time, so that rows of a batch share the pages of their index.
+            # Ordered by time, so that the rows of a batch share index pages.
             id=f"{int(self.at * 1000):012x}{secrets.token_hex(10)}",
             owner=self.owner,
             request_id=self.request_id,
@@ -68,20 +69,21 @@ class _Decision:
 
 
 class Learning:
-    """Writes decisions and signals in batches, and learns from everybody's signals in their order.
+    """Writes decisions and signals in batches, and learns from all replicas' signals in order.
 
-    A tenant's state is loaded when its first request comes, and saved every minute. When the
-    database is away, estimates go on as they are; what can't be written waits, bounded, and is then
-    dropped: these are statistics, no accounts.
+    A tenant's state is loaded with its first request and saved every minute. While the database is
+    unavailable, estimates stay as they are. Rows that cannot be written wait in a bounded queue
+    and are
+    then dropped: they are statistics, not accounts.
 
     Attributes:
-        background: what is to be learned from requests and answers, and from how many.
+        background: queue of the tasks that learn from requests and answers.
     """
 
     def __init__(
         self, estimator: Estimator, store: QualityStore, *, clock: Callable[[], float] = time.time
     ) -> None:
-        self.background = Background()
+        self.background = BackgroundQueue()
         self._estimator = estimator
         self._store = store
         self._clock = clock
@@ -89,46 +91,47 @@ class Learning:
         self._signals: deque[SignalRow] = deque()
         self._loaded: OrderedDict[str, None] = OrderedDict()
         self._dirty: set[str] = set()
-        self._last = -1  # number of the newest signal that was read; -1: none were looked at yet
-        self._turn = asyncio.Lock()
+        self._last_number = -1  # number of the newest signal that was read; -1: none yet
+        self._lock = asyncio.Lock()
         self._retry_at = 0.0
-        self._shares = True
-        self._faults = 0
+        self._is_shared = True
+        self._failures = 0
         self._dropped = 0
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
+        """Start the loop that writes, reads and saves."""
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Write what waits and save what was learned; raises nothing."""
+        """Write what is queued and save what was learned; never raise."""
         await self.background.close()
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
         try:
-            async with self._turn:
+            async with self._lock:
                 await self._flush()
                 await self._save()
         except Exception:
-            _log.exception("quality signals were not saved at the end")
+            _log.exception("quality signals could not be saved at shutdown")
 
-    def share(self, shares: bool) -> None:
-        """Say whether tenants learn from each other; from the next minute on."""
-        self._shares = shares
-        if not shares:
-            self._estimator.share({})
+    def set_sharing(self, is_shared: bool) -> None:
+        """Set whether tenants learn from each other, from the next minute on."""
+        self._is_shared = is_shared
+        if not is_shared:
+            self._estimator.set_shared_levels({})
 
     def now(self) -> float:
         """Return the seconds since 1970."""
         return self._clock()
 
-    def knows(self, owner: str) -> bool:
-        """Return whether the tenant's state is in memory, or can't be loaded just now."""
+    def is_ready(self, owner: str) -> bool:
+        """Return whether the tenant's state is in memory, or cannot be loaded just now."""
         return owner in self._loaded or self._clock() < self._retry_at
 
-    def decided(
+    def record_decision(
         self,
         owner: str,
         request_id: str,
@@ -137,7 +140,7 @@ class Learning:
         chosen: Candidate,
         at: float,
     ) -> None:
-        """Note which model answers a request, so that its feedback can be understood."""
+        """Record which model answers a request, so that its feedback can be attributed."""
         forecast = chosen.forecast
         if forecast is None or forecast.estimate is None:
             return
@@ -145,15 +148,15 @@ class Learning:
             self._dropped += 1
             return
         options = tuple(
-            (one.offer.model.name, one.forecast.pico, one.forecast.estimate)
-            for one in candidates
-            if one.forecast is not None and one.forecast.estimate is not None
+            (option.deployment.model.name, option.forecast.cost_pico, option.forecast.estimate)
+            for option in candidates
+            if option.forecast is not None and option.forecast.estimate is not None
         )
         self._decisions.append(
             _Decision(
                 owner=owner,
                 request_id=request_id,
-                model=chosen.offer.model.name,
+                model=chosen.deployment.model.name,
                 question=quality.question,
                 estimate=forecast.estimate,
                 options=options,
@@ -161,7 +164,7 @@ class Learning:
             )
         )
 
-    def observed(
+    def record_signal(
         self,
         owner: str,
         request_id: str,
@@ -170,7 +173,7 @@ class Learning:
         p_good: float | None = None,
         comment: str | None = None,
     ) -> None:
-        """Note what the gateway itself saw of an answer."""
+        """Record a signal that the gateway itself observed."""
         if len(self._signals) >= _CAPACITY:
             self._dropped += 1
             return
@@ -190,34 +193,36 @@ class Learning:
             )
         )
 
-    async def decision(self, owner: str, request_id: str) -> DecisionRow | None:
-        """Return what was decided for a request of ``owner``, on whichever replica."""
+    async def find_decision(self, owner: str, request_id: str) -> DecisionRow | None:
+        """Return the decision on a request of ``owner``, made by any replica."""
         return await self._store.decision(owner, request_id)
 
-    async def ready(self, owner: str) -> None:
+    async def load(self, owner: str) -> None:
         """Load what the tenant's signals taught, unless it is in memory."""
-        if self.knows(owner):
+        if self.is_ready(owner):
             return
         try:
-            async with asyncio.timeout(_LOAD_SECONDS), self._turn:
+            async with asyncio.timeout(_LOAD_SECONDS), self._lock:
                 await self._load(owner)
         except Exception:
             self._retry_at = self._clock() + _AFTER_FAILURE_SECONDS
-            _log.exception("quality: the signals of %s could not be read; going on without", owner)
+            _log.exception(
+                "the quality signals of %s could not be read; continuing without them", owner
+            )
 
-    async def written(self) -> None:
-        """Write what waits."""
-        await self.background.drained()
-        async with self._turn:
+    async def flush(self) -> None:
+        """Run the background tasks and write what is queued."""
+        await self.background.drain()
+        async with self._lock:
             await self._flush()
 
-    async def followed(self) -> None:
-        """Learn from what was written by now."""
-        async with self._turn:
-            await self._follow()
+    async def catch_up(self) -> None:
+        """Learn from the signals that were written by now."""
+        async with self._lock:
+            await self._apply_new_signals()
 
-    async def act(self, owner: str, action: str) -> None:
-        """Reset, freeze or thaw what is learned for a tenant, on every replica."""
+    async def apply_action(self, owner: str, action: str) -> None:
+        """Reset, freeze or thaw a tenant's learned state, on every replica."""
         assert action in OWNER_ACTIONS, action
         row = SignalRow(
             owner=owner,
@@ -231,36 +236,37 @@ class Learning:
             p_good=None,
             created_at=datetime.fromtimestamp(self._clock(), UTC),
         )
-        async with self._turn:
-            # So that what is saved of it changes as well.
+        async with self._lock:
+            # Loaded first, so that its saved state changes too.
             if owner not in self._loaded:
                 await self._load(owner)
         await (self._store.reset(row) if action == "reset" else self._store.write((), (row,)))
-        await self.followed()
+        await self.catch_up()
 
     async def state(self, owner: str) -> TenantState:
-        """Return what is known of a tenant by now."""
-        async with self._turn:
+        """Return the tenant's learned state, up to date."""
+        async with self._lock:
             if owner not in self._loaded:
                 await self._load(owner)
-            await self._follow()
+            await self._apply_new_signals()
         return self._estimator.state(owner)
 
-    def shared(self, owner: str, model: str) -> Mapping[str, float]:
-        """Return what other tenants found out about ``model``: logits by kind."""
-        return self._estimator.shared(owner, model)
+    def levels_from_others(self, owner: str, model: str) -> Mapping[str, float]:
+        """Return the logits by kind that other tenants' signals give ``model``."""
+        return self._estimator.shared_levels(owner, model)
 
-    async def refresh(self) -> None:
-        """Take over the levels that all tenants share. Every replica reads the same rows, so that
-        they agree within two minutes; nothing that is learned depends on them."""
+    async def refresh_levels(self) -> None:
+        """Load the levels that tenants share.
+
+        Every replica reads the same rows, so that they agree within two minutes. Nothing that is
+        learned depends on the levels.
+        """
         levels: Levels = {}
-        if self._shares:
-            # Of a thousand tenants it takes tenths of a second.
+        if self._is_shared:
+            # Takes tenths of a second with a thousand tenants.
             levels = await asyncio.to_thread(shared_levels, await self._store.levels())
-        # It may have been switched off meanwhile.
-        self._estimator.share(levels if self._shares else {})
-
-    # The loop.
+        # Sharing may have been switched off meanwhile.
+        self._estimator.set_shared_levels(levels if self._is_shared else {})
 
     async def _run(self) -> None:
         saved = pruned = self._clock()
@@ -268,77 +274,81 @@ class Learning:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
             try:
-                async with self._turn:
+                async with self._lock:
                     await self._flush()
-                    await self._follow()
+                    await self._apply_new_signals()
                     if self._clock() - saved >= _SAVE_SECONDS:
                         await self._save()
                         saved = self._clock()
                 if self._clock() - shared >= _SAVE_SECONDS:
-                    await self.refresh()
+                    await self.refresh_levels()
                     shared = self._clock()
                 if self._clock() - pruned >= _PRUNE_SECONDS:
                     await self._store.prune()
                     pruned = self._clock()
             except Exception:
-                _log.exception("quality signals could not be written or read; trying again")
+                _log.exception("quality signals could not be written or read; retrying")
                 await asyncio.sleep(_AFTER_FAILURE_SECONDS)
 
     async def _flush(self) -> None:
         if self._dropped:
-            _log.error("quality: %d notes found no room and are lost", self._dropped)
+            _log.error("%d quality records were dropped because the queue was full", self._dropped)
             self._dropped = 0
-        # What comes meanwhile is for the next time: under load each request would otherwise have a
-        # transaction of its own.
-        waiting = max(len(self._decisions), len(self._signals))
-        for _ in range(-(-waiting // _BATCH)):
-            # Rows take the place of what they are made of, so that a second try has the same ids.
-            for place in range(min(_BATCH, len(self._decisions))):
-                decision = self._decisions[place]
+        # Rows added meanwhile wait for the next batch. Otherwise each request would get a transaction
+        # of its own under load.
+        pending = max(len(self._decisions), len(self._signals))
+        for _ in range(-(-pending // _BATCH)):
+            # The rows replace their decisions in the queue, so that a retry uses the same ids.
+            for index in range(min(_BATCH, len(self._decisions))):
+                decision = self._decisions[index]
                 if isinstance(decision, _Decision):
-                    self._decisions[place] = decision.row()
-            rows = [one for one in islice(self._decisions, _BATCH) if isinstance(one, DecisionRow)]
+                    self._decisions[index] = decision.row()
+            rows = [
+                option
+                for option in islice(self._decisions, _BATCH)
+                if isinstance(option, DecisionRow)
+            ]
             signals = list(islice(self._signals, _BATCH))
             try:
                 await self._store.write(rows, signals)
             except Exception:
-                self._faults += 1
-                if self._faults < _MOST_FAULTS:
+                self._failures += 1
+                if self._failures < _MAX_FAILURES:
                     raise
-                _log.exception("quality: a batch is given up")
-            self._faults = 0
+                _log.exception("a batch of quality records is dropped after repeated failures")
+            self._failures = 0
             for queue, count in ((self._decisions, len(rows)), (self._signals, len(signals))):
                 for _ in range(count):
                     queue.popleft()
 
-    async def _follow(self) -> None:
+    async def _apply_new_signals(self) -> None:
         """Learn from the signals that were written since the last time."""
-        if self._last < 0:
-            self._last = await self._store.last_number()
+        if self._last_number < 0:
+            self._last_number = await self._store.last_number()
         while True:
-            rows = await self._store.signals(self._last, _PAGE)
+            rows = await self._store.signals(self._last_number, _PAGE)
             for row in rows:
                 if row.owner in self._loaded:
                     self._apply(row)
                     self._dirty.add(row.owner)
-                self._last = row.number
+                self._last_number = row.number
             if len(rows) < _PAGE:
                 return
 
     async def _load(self, owner: str) -> None:
-        if self._last < 0:
-            self._last = await self._store.last_number()
+        if self._last_number < 0:
+            self._last_number = await self._store.last_number()
         saved = await self._store.state(owner)
         state, number = TenantState(), 0
         if saved is not None:
             try:
                 state, number = TenantState.from_json(saved.state), saved.number
             except ValueError:
-                # Of another version: the log of signals is still there.
-                _log.exception("quality: the saved state of %s can't be read", owner)
+                # Written by another version; it is rebuilt from the log of signals.
+                _log.exception("the saved quality state of %s cannot be read", owner)
         self._estimator.load(owner, state)
         while True:
-            rows = await self._store.signals(number, _PAGE, owner=owner, up_to=self._last)
+            rows = await self._store.signals(number, _PAGE, owner=owner, up_to=self._last_number)
             for row in rows:
                 self._apply(row)
                 number = row.number
@@ -377,6 +387,6 @@ class Learning:
 
     async def _save_one(self, owner: str) -> None:
         state = self._estimator.state(owner)
-        saved = SavedState(state=state.to_json(), number=self._last, levels=levels_of(state))
+        saved = SavedState(state=state.to_json(), number=self._last_number, levels=levels_of(state))
         await self._store.save(owner, saved)
         self._dirty.discard(owner)

@@ -1,4 +1,4 @@
-"""A stream that has begun."""
+"""Passes on a stream that has begun, and records what it used."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ from moyin.domain.money import Usage
 from moyin.domain.needs import ResponseConstraints
 from moyin.domain.transcript import Transcript
 from moyin.errors import BackendKeyRejected, MoyinError, ServiceUnavailable
-from moyin.text.routing.beginnings import FINE, verdict_of
 from moyin.text.routing.routed_call import Hold, RoutedCall
-from moyin.text.routing.sources import Source
+from moyin.text.routing.stream_sources import Source
+from moyin.text.routing.stream_start import NO_FAULT, check_start
 
-__all__ = ["MeteredStream", "presentable"]
+__all__ = ["MeteredStream", "client_error"]
 
-# A client waits for the first word in any case; for the event before it, no longer than this.
-_HELD_SECONDS = 1.0
-_HELD_BYTES = 16 * 1024
-# Of a stream that is held back as a whole.
-_WHOLE_BYTES = 256 * 1024
+# Limits on holding back the beginning of a stream, in which no text may have arrived yet.
+_MAX_HELD_SECONDS = 1.0
+_MAX_HELD_BYTES = 16 * 1024
+# Limit on holding back a whole stream.
+_MAX_WHOLE_BYTES = 256 * 1024
 
-# Books what was used, leaves the lane, and gives the cost as text.
+# Records the usage, releases the slot and returns the cost as text.
 Settle = Callable[[Usage, BaseException | None], bytes]
 
 
 class MeteredStream:
-    """What is left of a stream, then its cost where the protocol has a place for it.
+    """Yields the rest of a stream, then its cost where the protocol has a place for it.
 
-    A failure is said by an error event of the protocol, never by a silent end. However it ends,
-    it settles, once.
+    A failure becomes an error event of the protocol, never a silent end. However the stream ends,
+    it is settled exactly once.
 
     Args:
-        transcript: of what the model writes; None: nobody looks at it.
+        transcript: records what the model writes; None: the stream is not checked.
 
     Attributes:
-        complete: it has ended well, though its client may not have all of it yet.
-        completed: what it used, from the moment at which it has ended well and the client gets the
-            last piece, which is the note of its cost.
-        fault: what was wrong with the beginning, in the words of `checks.fault_of`; empty: nothing.
-        ended: called soon after the stream has ended well.
+        is_complete: it ended well, though its client may not have received all of it yet.
+        final_usage: what it used, set when it has ended well and the client gets the last piece,
+            which states the cost.
+        fault: fault of the beginning, in the words of `answer_checks.find_fault`; empty: none.
+        on_end: called soon after the stream has ended well.
     """
 
     def __init__(
         self,
-        task: RoutedCall,
+        call: RoutedCall,
         source: Source,
         first: bytes,
         pieces: AsyncGenerator[bytes, None],
@@ -52,21 +52,21 @@ class MeteredStream:
         settle: Settle,
         transcript: Transcript | None = None,
     ) -> None:
-        self._task = task
+        self._call = call
         self._pending: asyncio.Task[bytes] | None = None
         self.transcript = transcript
-        self.fault = FINE
-        self.ended: Callable[[], None] | None = None
+        self.fault = NO_FAULT
+        self.on_end: Callable[[], None] | None = None
         self._settle = settle
         self._source = source
         self._first = first
         self._pieces = pieces
         self._settled = False
-        # Of a stream that ended while it was held back.
-        self._last: tuple[Usage, bytes] | None = None
-        self._began_well = False
-        self.complete = False
-        self.completed: Usage | None = None
+        # Set when the stream ended while it was held back.
+        self._cost_trailer: tuple[Usage, bytes] | None = None
+        self._start_is_sound = False
+        self.is_complete = False
+        self.final_usage: Usage | None = None
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -75,74 +75,79 @@ class MeteredStream:
         if self._first:
             first, self._first = self._first, b""
             return first
-        if self._last is not None:
-            (self.completed, note), self._last = self._last, None
+        if self._cost_trailer is not None:
+            (self.final_usage, note), self._cost_trailer = self._cost_trailer, None
             return note
         if self._settled:
             raise StopAsyncIteration
         try:
             return await self._next()
         except StopAsyncIteration:
-            self.completed = self.usage
+            self.final_usage = self.usage
             return self._end(None)
         except MoyinError as error:
-            task = self._task
-            event = task.dialect.error_event(presentable(error), task.asker.request_id)
+            call = self._call
+            event = call.codec.error_event(client_error(error), call.context.request_id)
             return event + self._end(error)
         except BaseException as error:
             self._end(error)
             raise
 
-    async def hold(self, hold: Hold, form: ResponseConstraints) -> None:
-        """Take pieces until the answer can be judged; they are given to the client together.
+    async def hold(self, hold: Hold, constraints: ResponseConstraints) -> None:
+        """Read pieces until the answer can be checked; the client gets them together.
 
-        Where there is nothing to judge within a second, or 16 KiB (256 KiB of a whole stream), the
-        client gets what there is.
+        The client gets them unchecked if there is nothing to check within a second or 16 KiB. The
+        limit is 256 KiB where the whole stream is held.
 
         Raises:
             MoyinError: the stream failed meanwhile. It is not settled then.
         """
-        seen = self.transcript
-        if seen is None or hold is Hold.NOT:
+        transcript = self.transcript
+        if transcript is None or hold is Hold.NONE:
             return
-        whole = hold is Hold.WHOLE
-        most = _WHOLE_BYTES if whole else _HELD_BYTES
+        is_whole = hold is Hold.WHOLE
+        max_bytes = _MAX_WHOLE_BYTES if is_whole else _MAX_HELD_BYTES
         loop = asyncio.get_running_loop()
-        until = self._task.deadline if whole else loop.time() + _HELD_SECONDS
-        held, size = [self._first], len(self._first)
+        deadline = self._call.deadline if is_whole else loop.time() + _MAX_HELD_SECONDS
+        pieces, size = [self._first], len(self._first)
         try:
-            # One that has said its last word ends now, and is then booked as a whole.
-            while not self._judged(seen, form, whole=whole) or seen.stop is not None:
-                if size > most:
+            # A stream whose last event arrived is read to its end, so that it is recorded as complete.
+            while (
+                not self._can_judge(transcript, constraints, is_whole=is_whole)
+                or transcript.stop is not None
+            ):
+                if size > max_bytes:
                     break
-                piece = await self._within(until - loop.time())
+                piece = await self._next_within(deadline - loop.time())
                 if piece is None:
                     break
-                held.append(piece)
+                pieces.append(piece)
                 size += len(piece)
         except StopAsyncIteration:
-            self._judged(seen, form, whole=whole)
-            # Apart from the rest: what keeps the stream leaves the last piece out.
-            self._last = self.usage, self._end(None)
+            self._can_judge(transcript, constraints, is_whole=is_whole)
+            # Kept apart, because the answer cache does not store the last piece.
+            self._cost_trailer = self.usage, self._end(None)
         except BaseException:
             await self._abandon()
             raise
-        self._first = b"".join(held)
+        self._first = b"".join(pieces)
 
-    def _judged(self, seen: Transcript, form: ResponseConstraints, *, whole: bool) -> bool:
-        """Whether the answer can be judged by what was seen; if so, `fault` has the outcome."""
-        under_way = whole and seen.stop is None and seen.is_complete
-        if under_way and self._began_well:
-            # Reading all of it again for every piece would take longer the longer it is.
+    def _can_judge(
+        self, transcript: Transcript, constraints: ResponseConstraints, *, is_whole: bool
+    ) -> bool:
+        """Check the transcript; return whether `fault` now holds the outcome."""
+        is_running = is_whole and transcript.stop is None and transcript.is_complete
+        if is_running and self._start_is_sound:
+            # Checking the whole text again for every piece would take quadratic time.
             return False
-        verdict = verdict_of(seen, form)
-        self.fault = verdict or FINE
-        self._began_well = verdict == FINE
-        return verdict is not None and not (under_way and self._began_well)
+        verdict = check_start(transcript, constraints)
+        self.fault = verdict or NO_FAULT
+        self._start_is_sound = verdict == NO_FAULT
+        return verdict is not None and not (is_running and self._start_is_sound)
 
-    async def _within(self, seconds: float) -> bytes | None:
-        """The next piece; None when it does not come in time, and then is the next to be read."""
-        # Cancelling it would end the stream, so it is waited for elsewhere.
+    async def _next_within(self, seconds: float) -> bytes | None:
+        """Return the next piece; None if it is late, and then it stays the next to be read."""
+        # Cancelling the read would end the stream, so it runs in its own task.
         self._pending = asyncio.create_task(self._read())
         done, _ = await asyncio.wait((self._pending,), timeout=max(seconds, 0.0))
         if not done:
@@ -158,7 +163,7 @@ class MeteredStream:
         return await (anext(self._pieces) if pending is None else pending)
 
     async def aclose(self) -> None:
-        """Cancel upstream where it still generates."""
+        """Cancel the upstream request if it is still generating."""
         if not self._settled:
             self._end(asyncio.CancelledError())
             await self._abandon()
@@ -172,21 +177,21 @@ class MeteredStream:
 
     @property
     def usage(self) -> Usage:
-        """What was used so far."""
+        """The usage so far."""
         return self._source.usage
 
     def _end(self, error: BaseException | None) -> bytes:
         self._settled = True
         usage = self.usage
         if error is None:
-            self.complete = True
-            if self.ended is not None:
-                asyncio.get_running_loop().call_soon(self.ended)
-        return self._task.dialect.cost_trailer(self._settle(usage, error))
+            self.is_complete = True
+            if self.on_end is not None:
+                asyncio.get_running_loop().call_soon(self.on_end)
+        return self._call.codec.cost_trailer(self._settle(usage, error))
 
 
-def presentable(error: MoyinError) -> MoyinError:
-    """``error`` as a client may see it: that our own key is refused is the operator's affair."""
+def client_error(error: MoyinError) -> MoyinError:
+    """Return the error as a client may see it: our own rejected key is an internal detail."""
     if isinstance(error, BackendKeyRejected):
-        return ServiceUnavailable("the back end is not available")
+        return ServiceUnavailable("the back end is unavailable")
     return error

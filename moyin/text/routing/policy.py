@@ -1,4 +1,4 @@
-"""Who may be answered by what: where data may go, and which models a tenant may use."""
+"""Holds what a tenant may use, and what a client asks for in request headers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from moyin.errors import InvalidRequest
 
-__all__ = ["ANYTHING", "EVERYBODY", "Policy", "RequestPreferences", "wishes_of"]
+__all__ = ["ANY_TENANT", "UNRESTRICTED", "Policy", "RequestPreferences", "parse_preferences"]
 
 _RESIDENCY = b"x-moyin-residency"
 _TIMEOUT = b"x-moyin-timeout"
@@ -16,113 +16,115 @@ _CACHE_CONTROL = b"cache-control"
 _TRACEPARENT = b"traceparent"
 _QUALITY = b"x-moyin-quality"
 _BAD_ANSWER = b"x-moyin-usd-per-bad-answer"
-_READ = frozenset({_RESIDENCY, _TIMEOUT, _CACHE_CONTROL, _TRACEPARENT, _QUALITY, _BAD_ANSWER})
+_HEADERS = frozenset({_RESIDENCY, _TIMEOUT, _CACHE_CONTROL, _TRACEPARENT, _QUALITY, _BAD_ANSWER})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Policy:
-    """What one tenant may use.
+    """Restricts what one tenant may use.
 
     Attributes:
         residency: where its data may go; None: anywhere.
-        names: the aliases and models that it may ask for; None: all.
-        usd_per_bad_answer: cost of a useless answer, where an alias names none; None: as
-            everywhere.
-        judged: a judge may look at a share of its answers, where the operator has one.
+        names: aliases and models that it may use; None: all.
+        usd_per_bad_answer: cost of a useless answer, unless the alias sets one; None: the general
+            setting.
+        is_judged: the judge may evaluate a share of its answers, where one is configured.
     """
 
     residency: frozenset[str] | None = None
     names: frozenset[str] | None = None
     usd_per_bad_answer: float | None = None
-    judged: bool = True
+    is_judged: bool = True
 
 
-ANYTHING = Policy()
-# The tenant that stands for all that are not named.
-EVERYBODY = "*"
+UNRESTRICTED = Policy()
+# The key of the policy for all tenants without one of their own.
+ANY_TENANT = "*"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RequestPreferences:
-    """What a client asks for in headers. They narrow what the configuration allows, never widen it.
+    """Holds a client's preferences from request headers.
+
+    They narrow what the configuration allows and never widen it.
 
     Attributes:
-        residency: places where the data may go, sorted; None: wherever is allowed.
-        timeout: seconds that the client gives the whole call; None: as long as is allowed.
-        fresh: no answer from the cache.
-        traceparent: the client's trace, as W3C writes it; None: it has none.
+        residency: places where the data may go, sorted; None: wherever it is allowed.
+        timeout: seconds for the whole call; None: as long as is allowed.
+        bypass_cache: the answer must not come from the cache.
+        traceparent: the client's trace context in W3C format; None: it has none.
         quality: lowest probability of a good answer that the client accepts; 0: any.
         usd_per_bad_answer: cost of a useless answer; None: as configured.
     """
 
     residency: tuple[str, ...] | None = None
     timeout: float | None = None
-    fresh: bool = False
+    bypass_cache: bool = False
     traceparent: bytes | None = None
     quality: float = 0.0
     usd_per_bad_answer: float | None = None
 
 
-_NONE = RequestPreferences()
+_NO_PREFERENCES = RequestPreferences()
 
 
-def wishes_of(
+def parse_preferences(
     headers: Iterable[tuple[bytes, bytes]],
-    places: frozenset[str],
-    most_usd_per_bad_answer: float = math.inf,
+    residencies: frozenset[str],
+    max_usd_per_bad_answer: float = math.inf,
 ) -> RequestPreferences:
-    """The wishes in a client's headers.
+    """Read the preferences from a client's headers.
 
     Args:
         headers: as ASGI gives them, names in lower case.
-        places: of all back ends.
-        most_usd_per_bad_answer: the highest that a client may name.
+        residencies: of all back ends.
+        max_usd_per_bad_answer: the highest cost that a client may set.
 
     Raises:
         InvalidRequest: names the header.
     """
-    found = {name: value for name, value in headers if name in _READ}
-    if not found:
-        return _NONE
-    residency, timeout = found.get(_RESIDENCY), found.get(_TIMEOUT)
-    quality, bad_answer = found.get(_QUALITY), found.get(_BAD_ANSWER)
-    control = found.get(_CACHE_CONTROL, b"").lower()
+    values = {name: value for name, value in headers if name in _HEADERS}
+    if not values:
+        return _NO_PREFERENCES
+    residency, timeout = values.get(_RESIDENCY), values.get(_TIMEOUT)
+    quality, usd_per_bad_answer = values.get(_QUALITY), values.get(_BAD_ANSWER)
+    control = values.get(_CACHE_CONTROL, b"").lower()
     return RequestPreferences(
-        residency=None if residency is None else _residency(residency, places),
-        timeout=None if timeout is None else _timeout(timeout),
-        fresh=b"no-cache" in control or b"no-store" in control,
-        traceparent=found.get(_TRACEPARENT),
-        quality=0.0 if quality is None else _number(_QUALITY, quality, 1.0),
+        residency=None if residency is None else _parse_residency(residency, residencies),
+        timeout=None if timeout is None else _parse_timeout(timeout),
+        bypass_cache=b"no-cache" in control or b"no-store" in control,
+        traceparent=values.get(_TRACEPARENT),
+        quality=0.0 if quality is None else _parse_number(_QUALITY, quality, 1.0),
         usd_per_bad_answer=None
-        if bad_answer is None
-        else _number(_BAD_ANSWER, bad_answer, most_usd_per_bad_answer),
+        if usd_per_bad_answer is None
+        else _parse_number(_BAD_ANSWER, usd_per_bad_answer, max_usd_per_bad_answer),
     )
 
 
-def _number(header: bytes, value: bytes, most: float) -> float:
+def _parse_number(header: bytes, value: bytes, maximum: float) -> float:
     try:
         number = float(value)
     except ValueError:
         number = math.nan
     # Comparisons with NaN are false; infinity is no price, even where the operator sets no limit.
-    if not 0 <= number <= most or number == math.inf:
-        limit = "of at least 0" if most == math.inf else f"between 0 and {most:g}"
+    if not 0 <= number <= maximum or number == math.inf:
+        limit = "of at least 0" if maximum == math.inf else f"between 0 and {maximum:g}"
         raise InvalidRequest(f"must be a number {limit}", field=header.decode())
     return number
 
 
-def _residency(value: bytes, places: frozenset[str]) -> tuple[str, ...]:
-    asked = {place.strip() for place in value.decode("latin-1").split(",")}
-    if unknown := sorted(asked - places):
-        known = ", ".join(sorted(places))
+def _parse_residency(value: bytes, residencies: frozenset[str]) -> tuple[str, ...]:
+    requested = {residency.strip() for residency in value.decode("latin-1").split(",")}
+    if unknown := sorted(requested - residencies):
+        available = ", ".join(sorted(residencies))
         raise InvalidRequest(
-            f"no back end is in {unknown[0]!r}; there are: {known}",
+            f"no back end is in {unknown[0]!r}; use one or more of: {available}",
             field=_RESIDENCY.decode(),
         )
-    return tuple(sorted(asked))
+    return tuple(sorted(requested))
 
 
-def _timeout(value: bytes) -> float:
+def _parse_timeout(value: bytes) -> float:
     try:
         seconds = float(value)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Asking a better model where an answer fails what can be checked."""
+"""Decides whether a fault of an answer is reason to call a better model."""
 
 from __future__ import annotations
 
@@ -13,134 +13,136 @@ from moyin.domain.transcript import Transcript
 from moyin.errors import MoyinError
 from moyin.text.quality.estimator import Signal
 from moyin.text.routing.answer import Answer
+from moyin.text.routing.answer_checks import REFUSED, find_fault, is_truncated
 from moyin.text.routing.catalog import Rescue
-from moyin.text.routing.checks import REFUSED, fault_of, is_cut
-from moyin.text.routing.choice import Candidate
+from moyin.text.routing.decision import Candidate
 from moyin.text.routing.metered_stream import MeteredStream
-from moyin.text.routing.reservation import worst_call
+from moyin.text.routing.reservation import max_call_cost
 from moyin.text.routing.routed_call import RoutedCall
 
 __all__ = [
+    "answer_fault",
     "can_afford",
     "can_check",
-    "fault_at_end",
-    "fault_in",
-    "has_form",
+    "can_rescue",
+    "fault_signal",
     "is_better",
-    "may_rescue",
-    "rescues",
-    "signal_of",
+    "is_constrained",
+    "should_rescue",
+    "stream_fault",
 ]
 
 CUT = "cut"
-# What a fault says of an answer: that it was useless is certain, that the model was to blame is not.
-_SCORE, _WEIGHT = 0.0, 0.5
-# An answer without its end may still be of use.
+# A faulty answer is certainly useless, but the model may not be the cause: hence half the weight.
+_FAULT_SCORE, _FAULT_WEIGHT = 0.0, 0.5
+# An answer that was cut off may still be useful.
 _CUT_SCORE, _CUT_WEIGHT = 0.3, 0.2
 
 
-def fault_in(task: RoutedCall, answer: Answer) -> str | None:
-    """Return what is wrong with an answer, in a word; None where nothing is found, or nothing can be
-    checked: answers by voice, several at once, and those that a provider's own tools took part in. Of
-    a stream it is what was seen while it was held back."""
+def answer_fault(call: RoutedCall, answer: Answer) -> str | None:
+    """Return the fault of an answer in one word; None if none is found or nothing can be checked.
+
+    Audio, several answers at once and answers that used a provider's own tools cannot be checked.
+    Of a stream, the fault is what was found while it was held back.
+    """
     if isinstance(answer.stream, MeteredStream):
         return answer.stream.fault or None
-    if answer.stream is not None or not can_check(task):
+    if answer.stream is not None or not can_check(call):
         return None
     try:
         data = from_json(answer.body) if answer.data is None else answer.data
-        found = task.dialect.read_response(data)
-        cut = CUT if is_cut(found, task.needs.max_tokens) else None
-        return fault_of(found, task.form) or cut
+        response = call.codec.read_response(data)
+        truncation = CUT if is_truncated(response, call.needs.max_tokens) else None
+        return find_fault(response, call.constraints) or truncation
     except (MoyinError, ValueError):
-        # A part that the domain has no words for, which is no fault.
+        # A part that the domain model cannot express is no fault.
         return None
 
 
-def can_check(task: RoutedCall) -> bool:
-    """Return whether answers to a call can be checked."""
-    return not (task.needs.has_external_content or task.needs.embeddings) and task.form.plain
+def can_check(call: RoutedCall) -> bool:
+    """Return whether the answers to a call can be checked."""
+    return not (call.needs.has_external_content or call.needs.embeddings) and call.constraints.plain
 
 
-def fault_at_end(task: RoutedCall, seen: Transcript) -> str | None:
-    """Return what is wrong with a stream that has ended, as `fault_in` does."""
-    form = task.form
-    if not seen.is_complete:
-        # What is left of a long text tells whether it repeats itself, and no more.
-        if seen.tools or not seen.is_readable:
+def stream_fault(call: RoutedCall, transcript: Transcript) -> str | None:
+    """Return the fault of a stream that has ended, as `answer_fault` does."""
+    constraints = call.constraints
+    if not transcript.is_complete:
+        # Only the end of a long text is kept: it can be checked for repetition only.
+        if transcript.tools or not transcript.is_readable:
             return None
-        form = ResponseConstraints()
-    answer = seen.to_response()
-    cut = CUT if is_cut(answer, task.needs.max_tokens) else None
-    return fault_of(answer, form) or cut
+        constraints = ResponseConstraints()
+    answer = transcript.to_response()
+    truncation = CUT if is_truncated(answer, call.needs.max_tokens) else None
+    return find_fault(answer, constraints) or truncation
 
 
-def rescues(policy: Rescue, task: RoutedCall, fault: str) -> bool:
-    """Return whether a fault is reason enough to ask another model."""
-    return fault not in (REFUSED, CUT) and may_rescue(policy, task)
+def should_rescue(policy: Rescue, call: RoutedCall, fault: str) -> bool:
+    """Return whether the policy calls another model because of this fault."""
+    return fault not in (REFUSED, CUT) and can_rescue(policy, call)
 
 
-def may_rescue(policy: Rescue, task: RoutedCall) -> bool:
-    """Return whether a fault of the answer to a call may be reason enough to ask another model."""
+def can_rescue(policy: Rescue, call: RoutedCall) -> bool:
+    """Return whether the policy may call another model after an answer to this call."""
     if policy is Rescue.OFF:
         return False
-    return policy is Rescue.CHECKED or has_form(task)
+    return policy is Rescue.CHECKED or is_constrained(call)
 
 
-def has_form(task: RoutedCall) -> bool:
-    """Return whether a call asks for an answer of a form: JSON, or calls of tools."""
-    form = task.form
-    return form.json or bool(form.tools)
+def is_constrained(call: RoutedCall) -> bool:
+    """Return whether a call demands a format: JSON, or tool calls."""
+    constraints = call.constraints
+    return constraints.json or bool(constraints.tools)
 
 
 def is_better(candidate: Candidate, than: Candidate) -> bool:
-    """Return whether the careful bound of one candidate is higher than that of another."""
-    its, other = candidate.forecast, than.forecast
-    if its is None or other is None or its.estimate is None or other.estimate is None:
+    """Return whether a candidate's lower bound of quality is above that of ``than``."""
+    forecast, other = candidate.forecast, than.forecast
+    if forecast is None or other is None or forecast.estimate is None or other.estimate is None:
         return False
-    return its.estimate.low > other.estimate.low
+    return forecast.estimate.low > other.estimate.low
 
 
 def can_afford(
-    task: RoutedCall,
+    call: RoutedCall,
     candidate: Candidate,
     spent: tuple[Candidate, Answer],
     *,
     reserved: Decimal | None,
-    left: float,
+    remaining: float,
 ) -> bool:
-    """Return whether a second call fits into what was reserved for the first and the time left.
+    """Return whether a second call fits into the first one's reservation and the time left.
 
     Args:
-        spent: who answered, and what.
-        reserved: US dollars set aside for the whole call; None: nobody counts.
-        left: seconds.
+        spent: the candidate that answered, and its answer.
+        reserved: US dollars set aside for the whole call; None: spending is not limited.
+        remaining: seconds.
     """
-    if candidate.forecast is None or candidate.forecast.seconds >= left:
+    if candidate.forecast is None or candidate.forecast.seconds >= remaining:
         return False
     if reserved is None:
         return True
     first, answer = spent
     stream = answer.stream
     usage = stream.usage if isinstance(stream, MeteredStream) else answer.usage
-    cost = usd(first.contender.price().pico_cost(usage))
-    return cost + worst_call(candidate.contender, task.needs) <= reserved
+    cost = usd(first.target.price().pico_cost(usage))
+    return cost + max_call_cost(candidate.target, call.needs) <= reserved
 
 
-def signal_of(task: RoutedCall, candidate: Candidate, fault: str, *, rescued: bool) -> Signal:
-    """Return what a fault says of the model that answered.
+def fault_signal(call: RoutedCall, candidate: Candidate, fault: str, *, rescued: bool) -> Signal:
+    """Return the quality signal that a fault gives about the model that answered.
 
     Args:
-        rescued: the answer was asked for in the place of another.
+        rescued: the answer replaced another one.
     """
-    assert task.quality is not None, "only requests that were weighed are checked"
+    assert call.quality is not None, "only weighed requests are checked"
     source = "cut" if fault == CUT else "checked"
     return Signal(
-        model=candidate.offer.model.name,
-        question=task.quality.question,
-        score=_CUT_SCORE if fault == CUT else _SCORE,
-        weight=_CUT_WEIGHT if fault == CUT else _WEIGHT,
-        # Of one source a request has one signal, and both answers may have a fault.
+        model=candidate.deployment.model.name,
+        question=call.quality.question,
+        score=_CUT_SCORE if fault == CUT else _FAULT_SCORE,
+        weight=_CUT_WEIGHT if fault == CUT else _FAULT_WEIGHT,
+        # A request has one signal per source, and both answers may have a fault.
         source="rescue" if rescued else source,
         key="",
         at=time.time(),

@@ -1,4 +1,4 @@
-"""What a call may cost at most: set aside before it, so that no budget is ever overshot."""
+"""Computes what a call may cost at most, which is reserved so that budgets are never exceeded."""
 
 from __future__ import annotations
 
@@ -8,36 +8,40 @@ from moyin.domain.money import Price, usd
 from moyin.domain.needs import Needs
 from moyin.text.routing.compiled_route import CompiledRoute, EligibleDeployment
 
-__all__ = ["worst_call", "worst_case"]
+__all__ = ["max_call_cost", "max_cost"]
 
-# A token is at least a byte, and `Needs` counts one for four.
-_TOKENS_PER_ESTIMATED = 4
-# What providers put into a prompt on their own, for tools say.
-_UNSEEN_TOKENS = 1_000
+# A token has at least one byte, and `Needs` estimates one token per four bytes.
+_MAX_TOKENS_PER_ESTIMATED = 4
+# Tokens that providers add to a prompt, for example for tools.
+_PROVIDER_TOKENS = 1_000
 
 
-def worst_case(shortlist: CompiledRoute, needs: Needs, *, choices: int, streams: bool) -> Decimal:
-    """US dollars that the dearest contender may cost: the longest prompt that the request can be (a
-    whole context where documents are elsewhere) and the longest answer that it allows, at the
-    highest rates; twice where a second back end may be asked at the same time.
+def max_cost(route: CompiledRoute, needs: Needs, *, choices: int, streams: bool) -> Decimal:
+    """Return the US dollars that the most expensive target may cost.
+
+    It assumes the longest possible prompt (a whole context if documents are stored elsewhere), the
+    longest allowed answer, and the highest rates. It doubles where a hedged call may be made.
 
     Args:
-        choices: answers that are asked for at once.
+        choices: number of answers requested at once.
     """
-    able = [one for one in shortlist.contenders if one.model.supports(needs)]
-    dearest = max(
-        (_pico(one.price(), one.model.context, needs, choices) for one in able), default=0
+    able = [target for target in route.targets if target.model.supports(needs)]
+    max_pico = max(
+        (_max_pico(target.price(), target.model.context, needs, choices) for target in able),
+        default=0,
     )
-    return usd(2 * dearest if streams and shortlist.hedging is not None else dearest)
+    return usd(2 * max_pico if streams and route.hedging is not None else max_pico)
 
 
-def worst_call(contender: EligibleDeployment, needs: Needs) -> Decimal:
-    """US dollars that one call for one answer may cost there at most."""
-    return usd(_pico(contender.price(), contender.model.context, needs, 1))
+def max_call_cost(target: EligibleDeployment, needs: Needs) -> Decimal:
+    """Return the US dollars that one call for one answer may cost at this target."""
+    return usd(_max_pico(target.price(), target.model.context, needs, 1))
 
 
-def _pico(price: Price, context: int, needs: Needs, choices: int) -> int:
-    prompt = _TOKENS_PER_ESTIMATED * needs.prompt_tokens + needs.attachment_bytes + _UNSEEN_TOKENS
+def _max_pico(price: Price, context: int, needs: Needs, choices: int) -> int:
+    prompt = (
+        _MAX_TOKENS_PER_ESTIMATED * needs.prompt_tokens + needs.attachment_bytes + _PROVIDER_TOKENS
+    )
     if needs.longest_input is None:
         prompt = context if needs.has_external_content else min(prompt, context)
     output = 0 if needs.embeddings else choices * min(needs.max_tokens or context, context)

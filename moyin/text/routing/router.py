@@ -1,4 +1,4 @@
-"""One text request from its parsed call to its answer: choose, ask, fall back."""
+"""Routes one text request from its parsed form to its answer: decide, call, fall back."""
 
 from __future__ import annotations
 
@@ -18,54 +18,52 @@ from moyin.errors import (
 )
 from moyin.text.protocol.codec import ParsedRequest, ProtocolCodec
 from moyin.text.quality.estimator import Estimator
-from moyin.text.routing.answer import Answer, RoutingContext
+from moyin.text.routing.answer import Answer, BudgetReservation, RoutingContext
 from moyin.text.routing.answer_cache import AnswerCache, ResponseCache
+from moyin.text.routing.answer_review import AnswerReviewer
 from moyin.text.routing.attempt import Attempt
 from moyin.text.routing.backend_runtime import is_retryable
-from moyin.text.routing.bookkeeping import Ledger, day_now
-from moyin.text.routing.budget_reservation import BudgetReservation
 from moyin.text.routing.catalog import Hedging
-from moyin.text.routing.choice import Candidate, decide, why_nobody, why_not_able
 from moyin.text.routing.compiled_route import CompiledRoute, EligibleDeployment
-from moyin.text.routing.explain import Explanation, explain, route_of
-from moyin.text.routing.exploring import share_of, with_trial
+from moyin.text.routing.decision import Candidate, decide, no_candidate_error, unavailable_error
+from moyin.text.routing.explanation import Explanation, describe_choice, explain
+from moyin.text.routing.exploration import exploration_share, with_trial
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.followups import FollowUps
-from moyin.text.routing.hedge import Hedge, race
-from moyin.text.routing.history import UsageHistory
+from moyin.text.routing.hedging import Hedge, race
 from moyin.text.routing.learning import Learning
-from moyin.text.routing.metered_stream import presentable
-from moyin.text.routing.policy import RequestPreferences, wishes_of
-from moyin.text.routing.quality import RequestQuality
-from moyin.text.routing.reservation import worst_call, worst_case
-from moyin.text.routing.review import Review
-from moyin.text.routing.routed_call import CallAccounting, Hold, PictureSource, RoutedCall
-from moyin.text.routing.sampling import Sampler
+from moyin.text.routing.ledger import Ledger, current_day
+from moyin.text.routing.metered_stream import client_error
+from moyin.text.routing.policy import RequestPreferences, parse_preferences
+from moyin.text.routing.request_quality import RequestQuality
+from moyin.text.routing.reservation import max_call_cost, max_cost
+from moyin.text.routing.routed_call import CallAccounting, Hold, PictureSource, RoutedCall, Sampler
 from moyin.text.routing.telemetry import NoTelemetry, Telemetry
+from moyin.text.routing.usage_history import UsageHistory
 
 __all__ = ["Router"]
 
-# Full jitter: a pause between nothing and this, doubled with every try.
+# Retries pause for a random time up to this (full jitter); the limit doubles with every try.
 _RETRY_SECONDS = 0.2
-# What a call may take where nothing was weighed nor measured.
-_SERVICE_SECONDS = 5.0
-# What an answer of any length is taken for until it is there, in limits on tokens.
-_USUAL_TOKENS = 256
+# Expected duration of a call that has no forecast.
+_DEFAULT_CALL_SECONDS = 5.0
+# Output tokens reserved against token limits where the client sets no maximum.
+_DEFAULT_OUTPUT_TOKENS = 256
 
 
 class Router:
     """Answers text requests.
 
     Args:
-        pictures: fetches those that a request names by URL.
-        cache: keeps answers, for aliases that want it.
-        estimator: tells how well a model would answer; None: quality is not weighed.
-        learning: notes decisions and loads what a tenant's signals taught; None: neither.
-        follow_ups: notices what clients do after an answer; None: nobody does.
+        pictures: fetches pictures that a request names by URL.
+        cache: stores answers for aliases that enable caching.
+        estimator: estimates how well a model would answer; None: quality is not weighed.
+        learning: records decisions and loads what a tenant's signals taught; None: neither.
+        follow_ups: detects what clients do after an answer; None: follow-ups are not detected.
 
     Attributes:
-        fleet: may be replaced at any time; requests under way keep the one they began with.
-        sampler: looks at a share of the answers whose quality was weighed; None: nobody does.
+        fleet: may be replaced at any time; running requests keep the one they began with.
+        sampler: samples a share of the answers whose quality was weighed; None: no sampling.
     """
 
     def __init__(
@@ -83,279 +81,300 @@ class Router:
         self.sampler: Sampler | None = None
         self._estimator = estimator
         self._learning = learning
-        self._review = Review(learning, follow_ups)
+        self._reviewer = AnswerReviewer(learning, follow_ups)
         self._pictures = pictures
         self._history = UsageHistory()
-        self._books = CallAccounting(
+        self._accounting = CallAccounting(
             ledger=ledger,
             telemetry=telemetry or NoTelemetry(),
-            noted=self._history.note,
-            prompt_tokens=self._history.prompt_tokens,
+            record_usage=self._history.record,
+            estimate_prompt_tokens=self._history.estimate_prompt_tokens,
         )
         self._hedge = Hedge()
-        self._replay = None if cache is None else AnswerCache(cache)
+        self._answer_cache = None if cache is None else AnswerCache(cache)
 
-    def allowed(
-        self, name: str, wire: ApiFormat, asker: RoutingContext
+    def allowed_targets(
+        self, name: str, api_format: ApiFormat, context: RoutingContext
     ) -> tuple[EligibleDeployment, ...]:
-        """Who may be sent what this client sends under ``name``, in the order of the configuration.
+        """Return the targets that may serve ``name`` to this client, in configuration order.
 
         Raises:
-            ModelNotFound, ModelNotAllowed: nothing has that name, or not for this tenant.
-            InvalidRequest: names a header.
+            ModelNotFound, ModelNotAllowed: the name is unknown, or closed to this tenant.
+            InvalidRequest: names the header.
         """
         fleet = self.fleet
-        wishes = self._wishes(asker)
-        return fleet.shortlist(name, asker.owner, wishes.residency, wire, day_now()).contenders
+        preferences = self._preferences(context)
+        return fleet.route(
+            name, context.owner, preferences.residency, api_format, current_day()
+        ).targets
 
     async def prepare(self, owner: str) -> None:
         """Load what the tenant's signals taught, unless it is in memory."""
-        if self._learning is not None and not self._learning.knows(owner):
-            await self._learning.ready(owner)
+        if self._learning is not None and not self._learning.is_ready(owner):
+            await self._learning.load(owner)
 
     def explain(
-        self, dialect: ProtocolCodec, call: ParsedRequest, asker: RoutingContext
+        self, codec: ProtocolCodec, request: ParsedRequest, context: RoutingContext
     ) -> Explanation:
-        """Who would answer, and why, without asking anybody.
+        """Explain which candidate would answer and why, without calling a back end.
 
         Raises:
-            ModelNotFound, ModelNotAllowed: nothing has that name, or not for this tenant.
-            InvalidRequest: names a header.
+            ModelNotFound, ModelNotAllowed: the name is unknown, or closed to this tenant.
+            InvalidRequest: names the header.
         """
-        wishes = self._wishes(asker)
-        shortlist = self._shortlist(dialect, call, asker, wishes)
-        needs = call.needs()
-        quality = self._quality(call, needs, asker, wishes, shortlist)
-        return explain(call.model, shortlist, needs, self._history, quality)
+        preferences = self._preferences(context)
+        route = self._route(codec, request, context, preferences)
+        needs = request.needs()
+        quality = self._quality(request, needs, context, preferences, route)
+        return explain(request.model, route, needs, self._history, quality)
 
-    def _weighed(self, task: RoutedCall, shortlist: CompiledRoute) -> list[Candidate]:
-        """The candidates in the order in which they are asked."""
-        quality = task.quality
-        candidates = decide(shortlist, task.needs, self._history, quality=quality)
-        if quality is None or task.again:
+    def _rank_candidates(self, call: RoutedCall, route: CompiledRoute) -> list[Candidate]:
+        """Return the candidates in the order in which they are tried."""
+        quality = call.quality
+        candidates = decide(route, call.needs, self._history, quality=quality)
+        if quality is None or call.is_repeat:
             return candidates
-        share = share_of(shortlist, quality)
+        share = exploration_share(route, quality)
         if not share or random.random() >= share:
             return candidates
         return with_trial(candidates, quality)
 
     async def answer(
-        self, dialect: ProtocolCodec, call: ParsedRequest, asker: RoutingContext
+        self, codec: ProtocolCodec, request: ParsedRequest, context: RoutingContext
     ) -> Answer:
-        """The first answer that a candidate gives.
+        """Return the first answer that a candidate gives.
 
         Raises:
-            ModelNotFound, ModelNotAllowed, ServiceUnavailable: nobody can be asked.
+            ModelNotFound, ModelNotAllowed, ServiceUnavailable: no candidate can be called.
             InvalidRequest, UnsupportedFeature, ContextTooLong, BackendRejected: the request is at
                 fault.
             BackendError, Overloaded: the last candidate's failure.
         """
-        wishes = self._wishes(asker)
-        shortlist = self._shortlist(dialect, call, asker, wishes)
-        seconds = shortlist.timeout
-        if wishes.timeout is not None:
-            seconds = min(seconds, wishes.timeout)
-        needs = call.needs()
-        task = RoutedCall(
-            dialect=dialect,
-            call=call,
+        preferences = self._preferences(context)
+        route = self._route(codec, request, context, preferences)
+        seconds = route.timeout
+        if preferences.timeout is not None:
+            seconds = min(seconds, preferences.timeout)
+        needs = request.needs()
+        call = RoutedCall(
+            codec=codec,
+            request=request,
             needs=needs,
-            asker=asker,
-            books=self._books,
+            context=context,
+            accounting=self._accounting,
             pictures=self._pictures,
             deadline=asyncio.get_running_loop().time() + seconds,
-            traceparent=wishes.traceparent,
-            quality=self._quality(call, needs, asker, wishes, shortlist),
+            traceparent=preferences.traceparent,
+            quality=self._quality(request, needs, context, preferences, route),
         )
-        if task.quality is not None:
-            await self.prepare(asker.owner)
-        if shortlist.cache is None or self._replay is None or wishes.fresh:
-            return await self._ask(task, shortlist)
-        return await self._replay.answer(
-            task, shortlist, shortlist.cache, lambda: self._ask(task, shortlist)
+        if call.quality is not None:
+            await self.prepare(context.owner)
+        if route.cache is None or self._answer_cache is None or preferences.bypass_cache:
+            return await self._call_candidates(call, route)
+        return await self._answer_cache.answer(
+            call, route, route.cache, lambda: self._call_candidates(call, route)
         )
 
-    def _wishes(self, asker: RoutingContext) -> RequestPreferences:
+    def _preferences(self, context: RoutingContext) -> RequestPreferences:
         fleet = self.fleet
-        return wishes_of(asker.headers, fleet.places, fleet.most_usd_per_bad_answer)
+        return parse_preferences(context.headers, fleet.residencies, fleet.max_usd_per_bad_answer)
 
     def _quality(
         self,
-        call: ParsedRequest,
+        request: ParsedRequest,
         needs: Needs,
-        asker: RoutingContext,
-        wishes: RequestPreferences,
-        shortlist: CompiledRoute,
+        context: RoutingContext,
+        preferences: RequestPreferences,
+        route: CompiledRoute,
     ) -> RequestQuality | None:
-        """Return the estimates of one request; None where quality has no say: the name is that of a
-        model, vectors are asked for, or neither a cost of bad answers nor a floor is set."""
-        if self._estimator is None or not shortlist.chooses_model or needs.embeddings:
+        """Return the request's quality estimates; None where quality is not weighed.
+
+        That is: the name is a single model's, the request is for embeddings, or neither a cost of
+        bad answers nor a minimum quality is set.
+        """
+        if self._estimator is None or not route.chooses_model or needs.embeddings:
             return None
-        cost = wishes.usd_per_bad_answer
+        cost = preferences.usd_per_bad_answer
         if cost is None:
-            cost = shortlist.usd_per_bad_answer
-        if not cost and not wishes.quality:
+            cost = route.usd_per_bad_answer
+        if not cost and not preferences.quality:
             return None
         return RequestQuality(
             self._estimator,
-            asker.owner,
-            call,
+            context.owner,
+            request,
             needs,
             usd_per_bad_answer=cost,
-            floor=wishes.quality,
+            floor=preferences.quality,
             embed=self.fleet.embed,
         )
 
-    def _shortlist(
+    def _route(
         self,
-        dialect: ProtocolCodec,
-        call: ParsedRequest,
-        asker: RoutingContext,
-        wishes: RequestPreferences,
+        codec: ProtocolCodec,
+        request: ParsedRequest,
+        context: RoutingContext,
+        preferences: RequestPreferences,
     ) -> CompiledRoute:
-        return self.fleet.shortlist(
-            call.model, asker.owner, wishes.residency, dialect.api_format, day_now()
+        return self.fleet.route(
+            request.model, context.owner, preferences.residency, codec.api_format, current_day()
         )
 
-    async def _ask(self, task: RoutedCall, shortlist: CompiledRoute) -> Answer:
-        # Not where the answer is kept: many ask for that, who found nothing wrong with it.
-        task.again = self._review.noticed(task, shortlist)
-        candidates = self._weighed(task, shortlist)
+    async def _call_candidates(self, call: RoutedCall, route: CompiledRoute) -> Answer:
+        # Not for cached answers: many clients repeat a request without having a complaint.
+        call.is_repeat = self._reviewer.detect_follow_up(call, route)
+        candidates = self._rank_candidates(call, route)
         chosen, rescued = "", None
         if candidates:
-            chosen = route_of(candidates, task.quality)
-            if self._review.watch(task, shortlist, candidates):
+            chosen = describe_choice(candidates, call.quality)
+            if self._reviewer.plan_checks(call, route, candidates):
                 rescued = candidates[0]
         reserved = None
-        if task.asker.purse is not None:
-            reserved = await _reserve(task.asker.purse, task, shortlist, rescued)
+        if call.context.budget is not None:
+            reserved = await _reserve(call.context.budget, call, route, rescued)
         failure: MoyinError | None = None
-        unable: set[ApiFormat | None] = set()
-        for place, candidate in enumerate(candidates):
+        unsupported_formats: set[ApiFormat | None] = set()
+        for index, candidate in enumerate(candidates):
             try:
-                if place == 0 and shortlist.hedging is not None and _may_hedge(task):
-                    answer = await self._hedged(task, shortlist.hedging, candidates, chosen)
-                    candidate = _who(answer, candidates, candidate)
+                if index == 0 and route.hedging is not None and _may_hedge(call):
+                    answer = await self._call_hedged(call, route.hedging, candidates, chosen)
+                    candidate = _answering_candidate(answer, candidates, candidate)
                 else:
-                    route = candidate.reason if place else chosen
-                    answer = await _try(task, candidate, _route(route, failure))
+                    reason = candidate.reason if index else chosen
+                    answer = await _call_candidate(
+                        call, candidate, _describe_reason(reason, failure)
+                    )
             except BackendRejected:
-                # What one back end finds wrong with the request, the next one would find too.
+                # The next back end would reject the request for the same reason.
                 raise
             except MoyinError as error:
-                # That one cannot take the request, or lacks what it names, says nothing against
-                # another that could, and that may be asked again.
+                # An earlier failure of a back end that could answer is worth a retry, so it is
+                # reported rather than this one's inability.
                 if failure is None or not isinstance(error, RequestError | ModelNotFound):
                     failure = error
                 if isinstance(error, UnsupportedFeature):
-                    unable.add(candidate.offer.wire)
-                if asyncio.get_running_loop().time() >= task.deadline:
+                    unsupported_formats.add(candidate.deployment.api_format)
+                if asyncio.get_running_loop().time() >= call.deadline:
                     break
             else:
                 if answer is not None:
-                    answer = await self._review.reviewed(
-                        task, shortlist, candidates, (candidate, answer), reserved, _try
+                    answer = await self._reviewer.review(
+                        call, route, candidates, (candidate, answer), reserved, _call_candidate
                     )
                     sampler = self.sampler
-                    return answer if sampler is None else sampler.sampled(task, candidates, answer)
+                    return answer if sampler is None else sampler.sample(call, candidates, answer)
         if isinstance(failure, UnsupportedFeature | ModelNotFound):
-            raise why_not_able(shortlist, task.needs, unable) or failure
-        raise presentable(failure) if failure else why_nobody(shortlist, task.needs, task.quality)
+            raise unavailable_error(route, call.needs, unsupported_formats) or failure
+        raise (
+            client_error(failure)
+            if failure
+            else no_candidate_error(route, call.needs, call.quality)
+        )
 
-    async def _hedged(
-        self, task: RoutedCall, hedging: Hedging, candidates: Sequence[Candidate], route: str
+    async def _call_hedged(
+        self, call: RoutedCall, hedging: Hedging, candidates: Sequence[Candidate], reason: str
     ) -> Answer | None:
-        self._hedge.count(hedging.share)
+        self._hedge.earn(hedging.share)
         first = candidates[0]
-        after = first.contender.pace.first_token_p95()
-        others = [one for one in candidates[1:] if one.contender.lane is not first.contender.lane]
+        after = first.target.latency.first_token_p95()
+        others = [
+            other for other in candidates[1:] if other.target.runtime is not first.target.runtime
+        ]
         if after is None or not others:
-            return await _try(task, first, route)
+            return await _call_candidate(call, first, reason)
         return await race(
-            _try(task, first, route),
-            lambda: _try(task, others[0], "hedged"),
+            _call_candidate(call, first, reason),
+            lambda: _call_candidate(call, others[0], "hedged"),
             after=after,
-            may=self._hedge.spend,
+            may_start_second=self._hedge.try_spend,
         )
 
 
-def _may_hedge(task: RoutedCall) -> bool:
-    """Whether how soon the call begins to be answered says whether its back end is slow."""
-    return task.call.streams and task.hold is not Hold.WHOLE
+def _may_hedge(call: RoutedCall) -> bool:
+    """Return whether a late first piece would show that the back end is slow."""
+    return call.request.streams and call.hold is not Hold.WHOLE
 
 
-def _who(answer: Answer | None, candidates: Sequence[Candidate], asked: Candidate) -> Candidate:
-    """Return the candidate that gave a hedged answer; ``asked`` where there is none."""
+def _answering_candidate(
+    answer: Answer | None, candidates: Sequence[Candidate], first: Candidate
+) -> Candidate:
+    """Return the candidate that gave a hedged answer; ``first`` where there is no answer."""
     names = () if answer is None else answer.headers
-    return next((one for one in candidates if set(one.contender.headers) <= set(names)), asked)
+    return next((other for other in candidates if set(other.target.headers) <= set(names)), first)
 
 
-async def _try(task: RoutedCall, candidate: Candidate, route: str) -> Answer | None:
-    """The candidate's answer; None when its breaker lets nobody through by now.
+async def _call_candidate(call: RoutedCall, candidate: Candidate, reason: str) -> Answer | None:
+    """Return the candidate's answer; None when its breaker lets no request through.
 
     Raises:
         MoyinError: its last failure.
     """
-    contender = candidate.contender
-    lane = contender.lane
-    if lane.bounds_schemas:
-        # Before it waits for a place.
-        task.check_schemas()
-    tenant = task.asker.tenant
+    target = candidate.target
+    runtime = target.runtime
+    if runtime.checks_schemas:
+        # Before it waits for a slot.
+        call.check_schemas()
+    tenant = call.context.tenant
     loop = asyncio.get_running_loop()
     tries = 0
     while True:
-        left = task.deadline - loop.time()
-        lease = await lane.acquire(tenant, left, _service(candidate))
+        remaining = call.deadline - loop.time()
+        lease = await runtime.acquire(tenant, remaining, _expected_seconds(candidate))
         if lease is None:
             return None
         try:
             with lease:
-                return await Attempt(task=task, contender=contender, route=route, lease=lease).run()
+                return await Attempt(call=call, target=target, reason=reason, lease=lease).run()
         except MoyinError as error:
             pause = random.uniform(0, _RETRY_SECONDS * 2**tries)
-            if tries >= lane.retries or not is_retryable(error) or not lane.ready:
+            if tries >= runtime.retries or not is_retryable(error) or not runtime.ready:
                 raise
-            if loop.time() + pause >= task.deadline:
+            if loop.time() + pause >= call.deadline:
                 raise
         tries += 1
         await asyncio.sleep(pause)
 
 
 async def _reserve(
-    purse: BudgetReservation, task: RoutedCall, shortlist: CompiledRoute, rescued: Candidate | None
+    budget: BudgetReservation, call: RoutedCall, route: CompiledRoute, rescued: Candidate | None
 ) -> Decimal | None:
-    """Set aside what the call may cost at most; returns it, or None where the price does not matter.
+    """Reserve what the call may cost at most; return it, or None where spending is not limited.
 
     Args:
-        rescued: whose answer comes first where a better model may be asked after it, so that both are
-            paid; None: there is no second call.
+        rescued: candidate whose answer a better model may replace, so that both calls are paid;
+            None: there is no second call.
 
     Raises:
-        LimitExceeded, ServiceUnavailable: see `BudgetReservation.take`.
+        LimitExceeded, ServiceUnavailable: see `BudgetReservation.reserve`.
     """
-    call, needs = task.call, task.needs
-    if not purse.spends:
-        await purse.take(Decimal(0), 0)
+    request, needs = call.request, call.needs
+    if not budget.limits_spending:
+        await budget.reserve(Decimal(0), 0)
         return None
-    choices = call.data.get("n")
-    dearest = worst_case(
-        shortlist,
+    choices = request.data.get("n")
+    max_usd = max_cost(
+        route,
         needs,
-        # Where a protocol knows no such member nobody has looked at it.
+        # Protocols without this member do not validate it.
         choices=max(choices, 1) if isinstance(choices, int) else 1,
-        streams=call.streams,
+        streams=request.streams,
     )
     if rescued is not None:
-        dearest += worst_call(rescued.contender, needs)
-    await purse.take(dearest, needs.prompt_tokens + (needs.max_tokens or _USUAL_TOKENS))
-    return dearest
+        max_usd += max_call_cost(rescued.target, needs)
+    await budget.reserve(
+        max_usd, needs.prompt_tokens + (needs.max_tokens or _DEFAULT_OUTPUT_TOKENS)
+    )
+    return max_usd
 
 
-def _service(candidate: Candidate) -> float:
+def _expected_seconds(candidate: Candidate) -> float:
     forecast = candidate.forecast
-    return _SERVICE_SECONDS if forecast is None else forecast.first_token + forecast.writing
+    return (
+        _DEFAULT_CALL_SECONDS
+        if forecast is None
+        else forecast.first_token_seconds + forecast.writing_seconds
+    )
 
 
-def _route(reason: str, failure: MoyinError | None) -> str:
+def _describe_reason(reason: str, failure: MoyinError | None) -> str:
     return reason if failure is None else f"fallback after {failure.code}"

@@ -1,4 +1,4 @@
-"""What is noted of calls and breakers, for metrics and traces."""
+"""Defines what is reported of calls and breakers, for metrics and traces."""
 
 from __future__ import annotations
 
@@ -11,55 +11,56 @@ from moyin.http.breaker import BreakerState
 __all__ = ["CallRecord", "NoTelemetry", "Telemetry"]
 
 
-# Not frozen: one is made per call, and freezing doubles what that costs.
+# Not frozen: freezing doubles the cost of creating one per call.
 @dataclass(kw_only=True, slots=True)
 class CallRecord:
-    """One call to one back end that is over.
+    """Describes one finished call to one back end.
 
     Attributes:
-        operation: ``chat`` or ``embeddings``, in OpenTelemetry's words.
-        provider: what kind of server the back end is.
-        asked: the name that the client asked for; an alias, perhaps.
-        first: seconds to the first piece of a stream; None: there was none.
-        error: code of the error that it ended with; ``cancelled`` when the client left.
-        ended: seconds since 1970-01-01.
-        traceparent: the client's trace, as W3C writes it, where there is one.
+        operation: ``chat`` or ``embeddings``, as OpenTelemetry names it.
+        provider: kind of server.
+        requested_model: name that the client sent, possibly an alias.
+        first_token_seconds: time to the first piece of a stream; None: there was none.
+        error: code of the error that ended it; ``cancelled`` if the client disconnected.
+        ended_at: seconds since 1970-01-01.
+        traceparent: the client's trace context in W3C format, if it has one.
     """
 
     operation: str
     provider: str
     backend: str
-    asked: str
+    requested_model: str
     model: str
     request_id: str
     usage: Usage
     seconds: float
-    first: float | None
+    first_token_seconds: float | None
     error: str | None
-    ended: float
+    ended_at: float
     traceparent: bytes | None
 
 
 class Telemetry(Protocol):
-    """Takes notes on the hot path: it may keep them, not work on them."""
+    """Receives reports on the hot path, so it must not do work there."""
 
-    def called(self, call: CallRecord) -> None: ...
+    def record_call(self, record: CallRecord) -> None:
+        """Record a finished call."""
 
-    def breaker(self, backend: str, state: BreakerState) -> None:
-        """The breaker of ``backend`` changed its state; its first is closed."""
+    def record_breaker_state(self, backend: str, state: BreakerState) -> None:
+        """Record a new state of a back end's breaker; the first is closed."""
 
-    def gone(self, backend: str) -> None:
-        """``backend`` is configured no longer."""
+    def forget_backend(self, backend: str) -> None:
+        """Drop the state of a back end that is no longer configured."""
 
 
 class NoTelemetry:
-    """For tests and tools."""
+    """Ignores all reports, for tests and tools."""
 
-    def called(self, call: CallRecord) -> None:
+    def record_call(self, record: CallRecord) -> None:
         return None
 
-    def breaker(self, backend: str, state: BreakerState) -> None:
+    def record_breaker_state(self, backend: str, state: BreakerState) -> None:
         return None
 
-    def gone(self, backend: str) -> None:
+    def forget_backend(self, backend: str) -> None:
         return None

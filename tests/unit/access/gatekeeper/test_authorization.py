@@ -36,8 +36,8 @@ class TwoRequestMeter:
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
     admission = admission_of(scope)
     if scope["path"] == "/priced" and admission is not None:
-        await admission.take(Decimal("0.5"), 10)
-        admission.spend(Decimal("0.2"), 4)
+        await admission.reserve(Decimal("0.5"), 10)
+        admission.record(Decimal("0.2"), 4)
     if scope["path"] == "/bug":
         raise ZeroDivisionError
     await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from deployments.models.config import ModelsConfig
 from moyin.domain.money import FREE_TARIFF, GpuRate
-from moyin.text.routing.prices import CHECKED_ON, CLAUDE
+from moyin.text.routing.claude_prices import CHECKED_ON, CLAUDE
 
 SMALL = {"name": "small", "context": 2048}
 HAIKU = {"name": "claude-haiku-5-5", "context": 1_000_000}
@@ -71,7 +71,7 @@ def test_price_is_found_by_the_upstream_name() -> None:
         (
             [{**VLLM, "models": [{**SMALL, "price": [{"input": 1, "output": 1, "up_to": 9}]}]}],
             {},
-            "upper limit",
+            "must have no up_to",
         ),
         ([LOCAL], {"home": {"residency": ["mars"]}}, "no back end is in 'mars'"),
         ([LOCAL], {"fast": {"cache": {"ttl_s": 0}}}, "greater than"),

@@ -39,10 +39,10 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 async def test_claude_without_a_key_is_listed_but_not_usable(settings: Settings) -> None:
     fleet = FleetBuilder(settings, {}).build(config(CLOUD))
-    (offer,) = fleet.catalog.offers
-    assert (offer.configured, offer.key_env) == (False, "ANTHROPIC_API_KEY")
-    assert not fleet.lanes
-    assert not fleet.usable
+    (deployment,) = fleet.catalog.deployments
+    assert (deployment.configured, deployment.key_env) == (False, "ANTHROPIC_API_KEY")
+    assert not fleet.runtimes
+    assert not fleet.is_usable
 
 
 @pytest.mark.parametrize(
@@ -57,8 +57,8 @@ async def test_claude_with_a_key_is_usable(
 ) -> None:
     garage = FleetBuilder(settings, environment)
     fleet = garage.build(config({**CLOUD, **changes}))
-    assert fleet.usable
-    assert fleet.catalog.offers[0].wire is ApiFormat.ANTHROPIC
+    assert fleet.is_usable
+    assert fleet.catalog.deployments[0].api_format is ApiFormat.ANTHROPIC
     await garage.close()
 
 
@@ -67,23 +67,23 @@ async def test_empty_key_variable_does_not_fall_back_to_the_default_one(
 ) -> None:
     garage = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "k", "OTHER": ""})
     fleet = garage.build(config({**CLOUD, "api_key_env": "OTHER"}))
-    assert not fleet.lanes
-    assert fleet.catalog.offers[0].key_env == "OTHER"
+    assert not fleet.runtimes
+    assert fleet.catalog.deployments[0].key_env == "OTHER"
 
 
 async def test_every_ollama_host_is_a_separate_back_end(settings: Settings) -> None:
     fleet = FleetBuilder(settings, {}).build(config(OLLAMA))
-    assert list(fleet.lanes) == ["gpu-0", "gpu-1"]
-    assert [offer.backend for offer in fleet.catalog.find("qwen3")] == ["gpu-0", "gpu-1"]
-    assert fleet.catalog.offers[0].wire is ApiFormat.OLLAMA
+    assert list(fleet.runtimes) == ["gpu-0", "gpu-1"]
+    assert [deployment.backend for deployment in fleet.catalog.find("qwen3")] == ["gpu-0", "gpu-1"]
+    assert fleet.catalog.deployments[0].api_format is ApiFormat.OLLAMA
 
 
 async def test_new_configuration_keeps_unchanged_back_ends(settings: Settings) -> None:
     garage = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "k"})
     first = garage.build(config(CLOUD, OLLAMA))
     second = garage.build(config(CLOUD, {**OLLAMA, "hosts": ["http://c:1"]}))
-    assert second.lanes["claude"] is first.lanes["claude"]
-    assert list(second.lanes) == ["claude", "gpu"]
+    assert second.runtimes["claude"] is first.runtimes["claude"]
+    assert list(second.runtimes) == ["claude", "gpu"]
     await garage.close()
 
 
@@ -92,14 +92,14 @@ async def test_removed_back_end_closes_after_its_last_request(
 ) -> None:
     monkeypatch.setattr("deployments.models.fleet._RETIREMENT_SECONDS", 0.01)
     garage = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "k"})
-    lane = garage.build(config(CLOUD)).lanes["claude"]
+    runtime = garage.build(config(CLOUD)).runtimes["claude"]
     closed = asyncio.Event()
 
     async def close() -> None:
         closed.set()
 
-    monkeypatch.setattr(lane.backend, "close", close)
-    lease = await lane.acquire("ada", 1, 1)
+    monkeypatch.setattr(runtime.backend, "close", close)
+    lease = await runtime.acquire("ada", 1, 1)
     assert lease is not None
     garage.build(config())
     await asyncio.sleep(0.05)
@@ -115,9 +115,12 @@ async def test_every_embedded_server_is_a_separate_back_end(
     llama = {"name": "local", "type": "llamacpp", "server": {"replicas": 2}}
     models = [{"name": "small", "context": 2048}]
     fleet = FleetBuilder(settings, {}).build(config({**llama, "models": models}))
-    assert list(fleet.lanes) == ["local-0", "local-1"]
-    assert [offer.backend for offer in fleet.catalog.find("local/small")] == ["local-0", "local-1"]
-    actors = {lane.backend._actor._name for lane in fleet.lanes.values()}  # type: ignore[attr-defined]
+    assert list(fleet.runtimes) == ["local-0", "local-1"]
+    assert [deployment.backend for deployment in fleet.catalog.find("local/small")] == [
+        "local-0",
+        "local-1",
+    ]
+    actors = {runtime.backend._actor._name for runtime in fleet.runtimes.values()}  # type: ignore[attr-defined]
     assert len(actors) == 2
 
 
@@ -125,7 +128,7 @@ async def test_telemetry_records_breakers_from_their_first_state(settings: Setti
     telemetry = RecordingTelemetry()
     garage = FleetBuilder(settings, {}, telemetry=telemetry)
     fleet = garage.build(config(OLLAMA))
-    fleet.lanes["gpu-0"].breaker.fail(at_once=True)
+    fleet.runtimes["gpu-0"].breaker.fail(at_once=True)
     assert telemetry.states == {
         "gpu-0": [BreakerState.CLOSED, BreakerState.OPEN],
         "gpu-1": [BreakerState.CLOSED],
@@ -149,6 +152,6 @@ async def test_schema_size_is_limited_except_for_the_vendors_own_apis(
         {"name": "e", "type": "anthropic", "base_url": "http://x", "models": [model]},
     ]
     garage = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "x"})
-    lanes = garage.build(config(*backends)).lanes
-    assert [name for name, lane in lanes.items() if not lane.bounds_schemas] == ["a", "d"]
+    runtimes = garage.build(config(*backends)).runtimes
+    assert [name for name, runtime in runtimes.items() if not runtime.checks_schemas] == ["a", "d"]
     await garage.close()

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from deployments.models.config import ModelsConfig
 from deployments.models.rules import policies_of
 from moyin.text.judging.rules import JUDGE_OWNER, JudgeRules
-from moyin.text.routing.policy import ANYTHING
+from moyin.text.routing.policy import UNRESTRICTED
 from tests.unit.deployments.models.test_config import HAIKU, LOCAL, VLLM
 
 OPUS = {"name": "claude-opus-5-5", "context": 200_000, "schema": True, "quality": 4}
@@ -116,5 +116,5 @@ def test_share_model_and_budget_are_required() -> None:
 )
 def test_tenants_opt_out_and_in(tenants: dict[str, Any], judged: dict[str, bool]) -> None:
     policies = policies_of(config(JUDGE, tenants).tenants)
-    assert policies.pop(JUDGE_OWNER) == ANYTHING
-    assert {owner: policy.judged for owner, policy in policies.items()} == judged
+    assert policies.pop(JUDGE_OWNER) == UNRESTRICTED
+    assert {owner: policy.is_judged for owner, policy in policies.items()} == judged

@@ -64,14 +64,14 @@ def record(**changes: Any) -> CallRecord:
         "operation": "chat",
         "provider": "ollama",
         "backend": "gpu-0",
-        "asked": "fast",
+        "requested_model": "fast",
         "model": "qwen3",
         "request_id": "r1",
         "usage": Usage(input_tokens=90, cached_tokens=10, output_tokens=11),
         "seconds": 1.5,
-        "first": 0.5,
+        "first_token_seconds": 0.5,
         "error": None,
-        "ended": 1_000.0,
+        "ended_at": 1_000.0,
         "traceparent": None,
     }
     return CallRecord(**{**values, **changes})
@@ -79,8 +79,10 @@ def record(**changes: Any) -> CallRecord:
 
 def test_metrics_have_opentelemetry_names(metrics: Metrics) -> None:
     telemetry = CallTelemetry()
-    telemetry.called(record())
-    telemetry.called(record(usage=Usage(), first=None, seconds=0.2, error="overloaded"))
+    telemetry.record_call(record())
+    telemetry.record_call(
+        record(usage=Usage(), first_token_seconds=None, seconds=0.2, error="overloaded")
+    )
     telemetry.work()
     tokens = "gen_ai_client_token_usage"
     assert metrics.get(f"{tokens}_sum", **CALL, gen_ai_token_type="input") == 100
@@ -100,7 +102,7 @@ def test_metrics_have_opentelemetry_names(metrics: Metrics) -> None:
 def test_breaker_has_one_state_at_a_time(metrics: Metrics) -> None:
     telemetry = CallTelemetry()
     for state in (BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN):
-        telemetry.breaker("gpu-0", state)
+        telemetry.record_breaker_state("gpu-0", state)
         telemetry.work()
         gauge = {
             other: metrics.get("moyin_backend_breaker", moyin_backend="gpu-0", state=other.value)
@@ -113,13 +115,13 @@ def test_breaker_has_one_state_at_a_time(metrics: Metrics) -> None:
 
 def test_breaker_state_is_exported_until_its_back_end_is_removed(metrics: Metrics) -> None:
     telemetry = CallTelemetry()
-    telemetry.breaker("gpu-0", BreakerState.CLOSED)
+    telemetry.record_breaker_state("gpu-0", BreakerState.CLOSED)
     telemetry.work()
     metrics.values.clear()  # as Ray does with gauges that were not set for a while
     telemetry.work()
     assert metrics.get("moyin_backend_breaker", moyin_backend="gpu-0", state="closed") == 1
     assert not any(name.endswith("transitions") for name, _ in metrics.values)
-    telemetry.gone("gpu-0")
+    telemetry.forget_backend("gpu-0")
     metrics.values.clear()
     telemetry.work()
     assert not metrics.values
@@ -134,8 +136,8 @@ def test_spans_go_to_the_tracer_of_the_process(
     monkeypatch.setattr("deployments.models.telemetry.trace.get_tracer_provider", lambda: provider)
     telemetry = CallTelemetry()
     parent = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    telemetry.called(record(traceparent=parent))
-    telemetry.called(record(error="cancelled"))
+    telemetry.record_call(record(traceparent=parent))
+    telemetry.record_call(record(error="cancelled"))
     telemetry.work()
     provider.shutdown()
     answered, cut = spans.get_finished_spans()
@@ -152,6 +154,6 @@ def test_spans_go_to_the_tracer_of_the_process(
 
 def test_no_spans_without_a_tracer(metrics: Metrics) -> None:
     telemetry = CallTelemetry()
-    telemetry.called(record())
+    telemetry.record_call(record())
     telemetry.work()  # must neither fail nor create a tracer
     assert metrics.values

@@ -16,7 +16,7 @@ from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.ollama.codec import OllamaChatCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
 from tests.integration.upstreams import BEGUN, Upstream
-from tests.unit.text.routing.dispatching import CHUNK, DONE, Rig, drained
+from tests.unit.text.routing.router_rig import CHUNK, DONE, Rig, drained
 
 # It promises more than comes.
 CUT = BEGUN["anthropic"].replace("connection: close", "content-length: 9999")
@@ -39,9 +39,9 @@ async def test_interrupted_stream_ends_with_error_and_partial_charge() -> None:
             text = await drained(await rig.ask(OpenAICodec(), stream=True))
             assert b'"content":"Hi"' in text
             assert b'"code":"stream_interrupted"' in text
-        assert [(entry.complete, entry.output_tokens) for entry in rig.books] == [(False, 1)] * 3
+        assert [(entry.complete, entry.output_tokens) for entry in rig.ledger] == [(False, 1)] * 3
         assert {call.error for call in rig.telemetry.calls} == {"stream_interrupted"}
-        assert not rig.lanes[0].ready, "the breaker counts it"
+        assert not rig.runtimes[0].ready, "the breaker counts it"
 
 
 async def test_interruption_is_reported_in_every_protocol() -> None:
@@ -70,7 +70,7 @@ async def test_failure_before_first_delta_falls_back(answer: str) -> None:
             await drained(answered)
             route = dict(answered.headers)[b"x-moyin-route"]
             assert route == b"fallback after backend_unavailable"
-        assert not rig.lanes[0].ready, "the breaker counts it"
+        assert not rig.runtimes[0].ready, "the breaker counts it"
         with pytest.raises(BackendUnavailable):
             await Rig(backend).ask(OpenAICodec(), stream=True)
 

@@ -17,7 +17,7 @@ from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
 from tests.integration.upstreams import BEGUN, SSE, Upstream
-from tests.unit.text.routing.dispatching import CHUNK, DONE, RAW, Rig, drained
+from tests.unit.text.routing.router_rig import CHUNK, DONE, RAW, Rig, drained
 
 # None is read in its own back end's protocol, where bytes pass.
 CLIENTS: dict[str, ProtocolCodec] = {
@@ -103,7 +103,7 @@ async def test_malformed_event_falls_back_or_ends_the_stream(kind: str, event: s
         rig = Rig(odd)
         text = await drained(await rig.ask(CLIENTS[kind], stream=True))
         assert b"Hi" in text and b'"code":"stream_interrupted"' in text
-        assert [entry.complete for entry in rig.books] == [False]
+        assert [entry.complete for entry in rig.ledger] == [False]
 
 
 async def test_malformed_event_ends_a_forwarded_stream() -> None:

@@ -1,4 +1,4 @@
-"""The steps of a comparison: what is asked of whom, who pays, and what is learned."""
+"""The steps of a comparison: which models are called, who pays, and what is learned."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from moyin.text.judging.rules import JUDGE_OWNER
 from moyin.text.judging.verdict import Verdict
 from moyin.text.routing.catalog import Alias
 from moyin.text.routing.policy import Policy
-from tests.unit.text.judging.rig import HAIKU, OPUS, RULES, SMALL, Court
+from tests.unit.text.judging.judge_rig import HAIKU, OPUS, RULES, SMALL, JudgeRig
 
 BETTER_FIRST = json.dumps({"reason": "x", "first": 4, "second": 1})
 
 
-def toss(court: Court, name: str, swapped: bool) -> None:
-    """Have the coin fall as the test wants it."""
-    one = decode(Comparison, court.shelf.kept[name])
-    court.shelf.kept[name] = encode(replace(one, swapped=swapped))
+def toss(rig: JudgeRig, name: str, swapped: bool) -> None:
+    """Set the random order of the answers."""
+    one = decode(Comparison, rig.store.stored[name])
+    rig.store.stored[name] = encode(replace(one, swapped=swapped))
 
 
-async def test_the_whole_way_teaches_both_models_once() -> None:
-    court = Court(BETTER_FIRST)
-    name = await court.started()
-    toss(court, name, True)
-    assert await court.judge.answer(name) is Outcome.ANSWERED
-    verdict = await court.judge.decide(name)
+async def test_comparison_gives_one_signal_per_model() -> None:
+    rig = JudgeRig(BETTER_FIRST)
+    name = await rig.started()
+    toss(rig, name, True)
+    assert await rig.judge.answer(name) is Outcome.ANSWERED
+    verdict = await rig.judge.decide(name)
     assert verdict == Verdict(given=0.25, other=1.0)
-    assert await court.judge.record(name, verdict)
-    assert await court.judge.record(name, verdict)
-    rows = {row.model: row for row in court.signals.rows.values()}
+    assert await rig.judge.record(name, verdict)
+    assert await rig.judge.record(name, verdict)
+    rows = {row.model: row for row in rig.signals.rows.values()}
     assert {model: row.score for model, row in rows.items()} == {SMALL: 0.25, HAIKU: 1.0}
     assert {row.owner for row in rows.values()} == {"ada"}
     assert {row.source for row in rows.values()} == {"judge"}
@@ -48,97 +48,97 @@ async def test_the_whole_way_teaches_both_models_once() -> None:
     assert rows[SMALL].request_id == "r1"
     assert all(row.p_good is not None and row.comment is None for row in rows.values())
     assert "merge" not in str([row.question for row in rows.values()])
-    await court.judge.close(name)
-    await court.judge.close(name)
-    assert (court.shelf.kept, court.shelf.seconds) == ({}, {})
+    await rig.judge.close(name)
+    await rig.judge.close(name)
+    assert (rig.store.stored, rig.store.second_answers) == ({}, {})
 
 
 async def test_the_judge_sees_both_answers_and_no_name() -> None:
-    court = Court(BETTER_FIRST)
-    name = await court.started()
-    toss(court, name, False)
-    await court.judge.answer(name)
-    await court.judge.decide(name)
-    (asked,) = court.backends[OPUS].asked
-    assert isinstance(asked, ChatRequest)
-    text = str(asked)
+    rig = JudgeRig(BETTER_FIRST)
+    name = await rig.started()
+    toss(rig, name, False)
+    await rig.judge.answer(name)
+    await rig.judge.decide(name)
+    (parsed,) = rig.backends[OPUS].asked
+    assert isinstance(parsed, ChatRequest)
+    text = str(parsed)
     assert "mine" in text and "a better one" in text
     assert not any(model in text for model in (SMALL, HAIKU))
-    assert asked.output is not None and asked.output.schema is not None
+    assert parsed.output is not None and parsed.output.schema is not None
 
 
 async def test_the_operator_pays_and_not_the_tenant() -> None:
-    court = Court(BETTER_FIRST)
-    name = await court.started()
-    tenant = [one.owner for one in court.books]
-    await court.judge.answer(name)
-    await court.judge.decide(name)
+    rig = JudgeRig(BETTER_FIRST)
+    name = await rig.started()
+    tenant = [one.owner for one in rig.ledger]
+    await rig.judge.answer(name)
+    await rig.judge.decide(name)
     assert tenant == ["ada"]
-    booked = court.books[1:]
+    booked = rig.ledger[1:]
     assert [(one.owner, one.model) for one in booked] == [(JUDGE_OWNER, HAIKU), (JUDGE_OWNER, OPUS)]
-    assert court.money.booked == sum((one.cost_usd for one in booked), Decimal(0)) > 0
-    one = decode(Comparison, court.shelf.kept[name])
+    assert rig.budget.booked == sum((one.cost_usd for one in booked), Decimal(0)) > 0
+    one = decode(Comparison, rig.store.stored[name])
     # Each call sets its worst case aside, no more than was foreseen, and gives the rest back.
-    assert court.money.booked < sum(court.money.reserved) <= one.most_usd
-    assert court.money.released == 2
+    assert rig.budget.booked < sum(rig.budget.reserved) <= one.most_usd
+    assert rig.budget.released == 2
 
 
 async def test_the_judges_own_calls_are_not_sampled() -> None:
-    court = Court(BETTER_FIRST, rules=replace(RULES, model="bench"), aliases={
+    rig = JudgeRig(BETTER_FIRST, rules=replace(RULES, model="bench"), aliases={
         "bench": Alias(models=(OPUS,))
     })  # fmt: skip
-    name = await court.started()
-    await court.judge.answer(name)
-    await court.judge.decide(name)
-    assert court.sampler.samples.empty()
-    assert court.backends[OPUS].asked
+    name = await rig.started()
+    await rig.judge.answer(name)
+    await rig.judge.decide(name)
+    assert rig.sampler.samples.empty()
+    assert rig.backends[OPUS].asked
 
 
-async def test_an_answer_that_is_there_is_not_asked_for_again() -> None:
-    court = Court(BETTER_FIRST)
-    name = await court.started()
-    assert await court.judge.answer(name) is Outcome.ANSWERED
-    assert await court.judge.answer(name) is Outcome.ANSWERED
-    assert len(court.backends[HAIKU].asked) == 1
+async def test_stored_second_answer_is_not_requested_again() -> None:
+    rig = JudgeRig(BETTER_FIRST)
+    name = await rig.started()
+    assert await rig.judge.answer(name) is Outcome.ANSWERED
+    assert await rig.judge.answer(name) is Outcome.ANSWERED
+    assert len(rig.backends[HAIKU].asked) == 1
 
 
 @pytest.mark.parametrize("text", ["The first.", "", '{"first": 9}'])
-async def test_what_does_not_parse_teaches_nothing(text: str) -> None:
-    court = Court(text)
-    name = await court.started()
-    await court.judge.answer(name)
-    assert await court.judge.decide(name) is Outcome.UNPARSABLE
-    assert court.signals.rows == {}
+async def test_unparsable_verdict_teaches_nothing(text: str) -> None:
+    rig = JudgeRig(text)
+    name = await rig.started()
+    await rig.judge.answer(name)
+    assert await rig.judge.decide(name) is Outcome.UNPARSABLE
+    assert rig.signals.rows == {}
 
 
-async def test_an_answer_that_our_own_bound_cut_is_not_judged() -> None:
-    court = Court(BETTER_FIRST, rules=replace(RULES, most_answer_tokens=20))
+async def test_answer_cut_by_our_own_limit_is_not_judged() -> None:
+    rig = JudgeRig(BETTER_FIRST, rules=replace(RULES, most_answer_tokens=20))
     cut = replace(text_answer("once upon a"), stop=StopReason.MAX_TOKENS)
-    court.backends[HAIKU].answer = cut
-    name = await court.started()
-    assert await court.judge.answer(name) is Outcome.CUT
-    (asked,) = court.backends[HAIKU].asked
-    assert isinstance(asked, ChatRequest) and asked.max_tokens == 20
+    rig.backends[HAIKU].answer = cut
+    name = await rig.started()
+    assert await rig.judge.answer(name) is Outcome.CUT
+    (parsed,) = rig.backends[HAIKU].asked
+    assert isinstance(parsed, ChatRequest) and parsed.max_tokens == 20
     # Under the client's own limit both were cut alike.
-    limited = await court.started(request_id="r2", max_tokens=10)
-    assert await court.judge.answer(limited) is Outcome.ANSWERED
+    limited = await rig.started(request_id="r2", max_tokens=10)
+    assert await rig.judge.answer(limited) is Outcome.ANSWERED
 
 
-async def test_what_is_gone_ends_quietly() -> None:
-    court = Court(BETTER_FIRST)
-    assert await court.judge.answer("judge-none") is Outcome.GONE
-    assert await court.judge.decide("judge-none") is Outcome.GONE
-    assert not await court.judge.record("judge-none", Verdict(given=1.0, other=0.0))
+async def test_missing_comparison_ends_quietly() -> None:
+    rig = JudgeRig(BETTER_FIRST)
+    assert await rig.judge.answer("judge-none") is Outcome.GONE
+    assert await rig.judge.decide("judge-none") is Outcome.GONE
+    assert not await rig.judge.record("judge-none", Verdict(given=1.0, other=0.0))
 
 
-async def test_what_another_version_wrote_in_another_shape_is_gone() -> None:
-    court = Court(BETTER_FIRST)
-    name = await court.started()
-    court.shelf.kept[name] = b'{"id": "x", "conversation": "codename Bluebird"}'
-    assert await court.judge.answer(name) is Outcome.GONE
-    court.shelf.seconds[name] = "an answer"
-    assert await court.judge.decide(name) is Outcome.GONE
-    assert not await court.judge.record(name, Verdict(given=1.0, other=0.0))
+async def test_comparison_in_another_format_is_gone() -> None:
+    rig = JudgeRig(BETTER_FIRST)
+    name = await rig.started()
+    rig.store.stored[name] = b'{"id": "x", "conversation": "codename Bluebird"}'
+    assert await rig.judge.answer(name) is Outcome.GONE
+    rig.store.second_answers[name] = "an answer"
+    assert await rig.judge.decide(name) is Outcome.GONE
+    assert not await rig.judge.record(name, Verdict(given=1.0, other=0.0))
 
 
 HOME = frozenset({"on-premises"})
@@ -148,103 +148,103 @@ HOME = frozenset({"on-premises"})
     ("policy", "outcome"),
     [
         (Policy(residency=HOME), Outcome.RESIDENCY),
-        (Policy(judged=False), Outcome.OPTED_OUT),
+        (Policy(is_judged=False), Outcome.OPTED_OUT),
     ],
 )
-async def test_a_policy_that_was_tightened_meanwhile_holds(
+async def test_tightened_policy_applies_to_running_comparisons(
     policy: Policy, outcome: Outcome
 ) -> None:
-    court = Court(BETTER_FIRST)
-    name = await court.started()
-    policies = {**court.policies, "ada": policy}
-    court.router.fleet = replace(court.router.fleet, policies=policies)
-    assert await court.judge.answer(name) is outcome
-    court.shelf.seconds[name] = "an answer from before"
-    assert await court.judge.decide(name) is outcome
-    assert court.backends[HAIKU].asked == court.backends[OPUS].asked == []
+    rig = JudgeRig(BETTER_FIRST)
+    name = await rig.started()
+    policies = {**rig.policies, "ada": policy}
+    rig.router.fleet = replace(rig.router.fleet, policies=policies)
+    assert await rig.judge.answer(name) is outcome
+    rig.store.second_answers[name] = "an answer from before"
+    assert await rig.judge.decide(name) is outcome
+    assert rig.backends[HAIKU].asked == rig.backends[OPUS].asked == []
 
 
-async def test_turned_off_nobody_is_asked() -> None:
-    court = Court(BETTER_FIRST)
-    name = await court.started()
-    court.judge.rules = None
-    assert await court.judge.answer(name) is Outcome.OFF
-    assert court.backends[HAIKU].asked == []
+async def test_no_calls_while_the_judge_is_off() -> None:
+    rig = JudgeRig(BETTER_FIRST)
+    name = await rig.started()
+    rig.judge.rules = None
+    assert await rig.judge.answer(name) is Outcome.OFF
+    assert rig.backends[HAIKU].asked == []
 
 
-async def test_without_money_nobody_is_asked() -> None:
-    court = Court(BETTER_FIRST)
-    name = await court.started()
-    court.money.left = Decimal(0)
-    assert await court.judge.answer(name) is Outcome.BUDGET
-    assert court.backends[HAIKU].asked == []
+async def test_no_calls_without_budget() -> None:
+    rig = JudgeRig(BETTER_FIRST)
+    name = await rig.started()
+    rig.budget.left = Decimal(0)
+    assert await rig.judge.answer(name) is Outcome.BUDGET
+    assert rig.backends[HAIKU].asked == []
 
 
-async def test_tenants_calls_go_first() -> None:
-    court = Court(BETTER_FIRST)
-    name = await court.started()
-    slots = court.lanes["haiku"].slots = Slots(1, queue=1, patience=1)
+async def test_tenants_have_priority_over_the_judge() -> None:
+    rig = JudgeRig(BETTER_FIRST)
+    name = await rig.started()
+    slots = rig.runtimes["haiku"].slots = Slots(1, queue=1, patience=1)
     assert slots.take("ada")
     with pytest.raises(Overloaded) as caught:
-        await court.judge.answer(name)
+        await rig.judge.answer(name)
     assert caught.value.retryable and caught.value.retry_after
     slots.free("ada")
-    assert await court.judge.answer(name) is Outcome.ANSWERED
+    assert await rig.judge.answer(name) is Outcome.ANSWERED
 
 
 @pytest.mark.parametrize(
     ("error", "outcome"),
     [(BackendUnavailable("away"), None), (BackendRejected("no"), Outcome.FAILED)],
 )
-async def test_what_may_help_again_is_tried_again(error: Any, outcome: Outcome | None) -> None:
-    court = Court(BETTER_FIRST)
-    name = await court.started()
-    court.backends[HAIKU].error = error
+async def test_retryable_errors_are_retried(error: Any, outcome: Outcome | None) -> None:
+    rig = JudgeRig(BETTER_FIRST)
+    name = await rig.started()
+    rig.backends[HAIKU].error = error
     if outcome is None:
         with pytest.raises(BackendUnavailable):
-            await court.judge.answer(name)
+            await rig.judge.answer(name)
     else:
-        assert await court.judge.answer(name) is outcome
-    assert court.money.released == 1
+        assert await rig.judge.answer(name) is outcome
+    assert rig.budget.released == 1
 
 
 @pytest.mark.parametrize(
     "raw", [b'{"choices": [], "usage": {"prompt_tokens": 9}}', b'{"choices": [{}]}']
 )
-async def test_an_answer_without_shape_is_paid_for_once(raw: bytes) -> None:
-    """Asked again it would cost again, every five minutes for six hours."""
-    court = Court(BETTER_FIRST)
-    name = await court.started()
+async def test_malformed_answer_is_paid_for_once(raw: bytes) -> None:
+    """A retry would be paid again, every five minutes for six hours."""
+    rig = JudgeRig(BETTER_FIRST)
+    name = await rig.started()
     for place, model in (("haiku", HAIKU), ("opus", OPUS)):
-        court.backends[model].raw = raw
-        court.lanes[place].passes = court.backends[model]
-    assert await court.judge.answer(name) is Outcome.FAILED
-    court.shelf.seconds[name] = "an answer"
-    assert await court.judge.decide(name) is Outcome.FAILED
+        rig.backends[model].raw = raw
+        rig.runtimes[place].pass_through = rig.backends[model]
+    assert await rig.judge.answer(name) is Outcome.FAILED
+    rig.store.second_answers[name] = "an answer"
+    assert await rig.judge.decide(name) is Outcome.FAILED
 
 
-async def test_a_call_that_took_all_its_time_is_not_repeated() -> None:
-    """Providers ask for money for what nobody waited for."""
-    court = Court(BETTER_FIRST)
-    name = await court.started()
-    court.backends[HAIKU].error = BackendTimeout("too slow")
-    assert await court.judge.answer(name) is Outcome.FAILED
+async def test_timed_out_call_is_not_repeated() -> None:
+    """Providers charge for calls that timed out."""
+    rig = JudgeRig(BETTER_FIRST)
+    name = await rig.started()
+    rig.backends[HAIKU].error = BackendTimeout("too slow")
+    assert await rig.judge.answer(name) is Outcome.FAILED
 
 
-async def test_the_judge_takes_no_place_from_a_tenant_that_is_alone() -> None:
-    """The last place is kept for another tenant that was about; the judge is none."""
-    court = Court(BETTER_FIRST)
-    slots = court.lanes["haiku"].slots = Slots(2, queue=1, patience=1)
+async def test_judge_takes_no_slot_from_a_single_tenant() -> None:
+    """The last slot is reserved for another active tenant; the judge does not count as one."""
+    rig = JudgeRig(BETTER_FIRST)
+    slots = rig.runtimes["haiku"].slots = Slots(2, queue=1, patience=1)
     assert slots.take("ada")
-    name = await court.started()
-    assert await court.judge.answer(name) is Outcome.ANSWERED
+    name = await rig.started()
+    assert await rig.judge.answer(name) is Outcome.ANSWERED
     assert slots.take("ada")
 
 
-async def test_a_judge_that_was_changed_meanwhile_does_not_judge_its_own_answer() -> None:
-    court = Court(BETTER_FIRST)
-    name = await court.started()
-    await court.judge.answer(name)
-    court.judge.rules = replace(RULES, model=HAIKU)
-    assert await court.judge.decide(name) is Outcome.ALONE
-    assert len(court.backends[HAIKU].asked) == 1
+async def test_changed_judge_does_not_evaluate_its_own_answer() -> None:
+    rig = JudgeRig(BETTER_FIRST)
+    name = await rig.started()
+    await rig.judge.answer(name)
+    rig.judge.rules = replace(RULES, model=HAIKU)
+    assert await rig.judge.decide(name) is Outcome.ALONE
+    assert len(rig.backends[HAIKU].asked) == 1

@@ -1,4 +1,4 @@
-"""Which answers are sampled, and what the draw costs the client: nothing."""
+"""Answers are sampled for the judge without any effect on the client."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.answer_cache import AnswerCache
 from moyin.text.routing.catalog import Alias, Caching, Rescue
 from moyin.text.routing.policy import Policy
-from tests.unit.text.judging.rig import HAIKU, OPUS, RULES, SMALL, Court
+from tests.unit.text.judging.judge_rig import HAIKU, OPUS, RULES, SMALL, JudgeRig
 
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
 
 
-def comparison(court: Court, comparison_id: str) -> Comparison:
-    return decode(Comparison, court.shelf.kept[comparison_id])
+def comparison(rig: JudgeRig, comparison_id: str) -> Comparison:
+    return decode(Comparison, rig.store.stored[comparison_id])
 
 
 async def test_a_share_is_sampled() -> None:
-    court = Court(rules=replace(RULES, share=0.25))
-    court.draws = [0.0, 0.2499, 0.25, 0.9]
+    rig = JudgeRig(rules=replace(RULES, share=0.25))
+    rig.draws = [0.0, 0.2499, 0.25, 0.9]
     for number in range(4):
-        await court.ask(request_id=f"r{number}")
-    samples = court.sampler.samples
-    ids = [samples.get_nowait().task.asker.request_id for _ in range(samples.qsize())]
+        await rig.ask(request_id=f"r{number}")
+    samples = rig.sampler.samples
+    ids = [samples.get_nowait().call.context.request_id for _ in range(samples.qsize())]
     assert ids == ["r0", "r1"]
 
 
-async def test_without_rules_nothing_is_drawn() -> None:
-    court = Court()
-    court.sampler.rules = None
-    await court.ask()
-    assert (court.sampler.samples.qsize(), court.counted) == (0, [])
+async def test_nothing_is_sampled_without_rules() -> None:
+    rig = JudgeRig()
+    rig.sampler.rules = None
+    await rig.ask()
+    assert (rig.sampler.samples.qsize(), rig.counted) == (0, [])
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("dialect", [OpenAICodec(), AnthropicCodec(), OllamaChatCodec()])
-async def test_an_answer_becomes_a_comparison(dialect: Any, stream: bool) -> None:
-    court = Court()
-    most = None if isinstance(dialect, OllamaChatCodec) else 50
-    name = await court.started(dialect=dialect, stream=stream, max_tokens=most)
-    one = comparison(court, name)
+@pytest.mark.parametrize("codec", [OpenAICodec(), AnthropicCodec(), OllamaChatCodec()])
+async def test_an_answer_becomes_a_comparison(codec: Any, stream: bool) -> None:
+    rig = JudgeRig()
+    most = None if isinstance(codec, OllamaChatCodec) else 50
+    name = await rig.started(codec=codec, stream=stream, max_tokens=most)
+    one = comparison(rig, name)
     assert (one.model, one.second, one.answer) == (SMALL, HAIKU, "mine")
     assert one.conversation == "USER:\nWrite merge sort in Go"
     assert one.request["model"] == HAIKU
@@ -65,70 +65,70 @@ async def test_an_answer_becomes_a_comparison(dialect: Any, stream: bool) -> Non
     assert "merge" not in str(one.question)
 
 
-@pytest.mark.parametrize("dialect", [OpenAICodec(), AnthropicCodec(), OllamaChatCodec()])
-async def test_a_stream_that_was_held_back_as_a_whole_is_judged(dialect: Any) -> None:
-    """Its client gets it, and the note of its cost, in one piece."""
-    court = Court(rescue=Rescue.CHECKED, hold_streams=True)
-    court.backends[SMALL].answer = text_answer('{"sorted": [1, 2]}')
+@pytest.mark.parametrize("codec", [OpenAICodec(), AnthropicCodec(), OllamaChatCodec()])
+async def test_a_stream_that_was_held_back_as_a_whole_is_judged(codec: Any) -> None:
+    """The client gets the answer and its cost in one piece."""
+    rig = JudgeRig(rescue=Rescue.CHECKED, hold_streams=True)
+    rig.backends[SMALL].answer = text_answer('{"sorted": [1, 2]}')
     schema = {"type": "object"}
     asked: dict[str, Any] = {
         "openai": {"response_format": {"type": "json_object"}},
         "anthropic": {"output_config": {"format": {"type": "json_schema", "schema": schema}}},
         "ollama": {"format": "json", "max_tokens": None},
-    }[dialect.api_format.value]
-    name = await court.started(dialect=dialect, stream=True, **asked)
-    assert comparison(court, name).answer == '{"sorted": [1, 2]}'
+    }[codec.api_format.value]
+    name = await rig.started(codec=codec, stream=True, **asked)
+    assert comparison(rig, name).answer == '{"sorted": [1, 2]}'
 
 
-async def test_the_client_gets_what_it_would_have_got() -> None:
-    court, plain = Court(), Court()
+async def test_sampling_does_not_change_the_answer() -> None:
+    rig, plain = JudgeRig(), JudgeRig()
     plain.router.sampler = None
-    answers = [await one.ask() for one in (court, plain)]
+    answers = [await one.ask() for one in (rig, plain)]
     texts = [from_json(one.body)["choices"][0]["message"]["content"] for one in answers]
     assert texts == ["mine", "mine"]
     assert answers[0].headers == answers[1].headers
 
 
 async def test_a_stream_that_is_cut_is_not_judged() -> None:
-    court = Court()
+    rig = JudgeRig()
     call = OpenAICodec().parse(
         b'{"model":"work","stream":true,"messages":[{"role":"user","content":"Write merge sort"}]}'
     )
-    answer = await court.router.answer(
+    answer = await rig.router.answer(
         OpenAICodec(), call, RoutingContext(request_id="r", owner="ada", headers=())
     )
     assert answer.stream is not None
     await anext(answer.stream)
     await answer.stream.aclose()
-    assert court.sampler.samples.empty()
+    assert rig.sampler.samples.empty()
 
 
 async def test_more_than_the_queue_holds_is_dropped_and_counted() -> None:
-    court = Court()
+    rig = JudgeRig()
     for number in range(70):
-        await court.ask(request_id=f"r{number}")
-    assert court.sampler.samples.qsize() == 64
-    assert court.counted == [Outcome.DROPPED] * 6
+        await rig.ask(request_id=f"r{number}")
+    assert rig.sampler.samples.qsize() == 64
+    assert rig.counted == [Outcome.DROPPED] * 6
 
 
-async def test_where_quality_has_no_say_nothing_is_sampled() -> None:
-    court = Court()
-    await court.ask(model=SMALL)
-    await court.ask(None, (b"x-moyin-usd-per-bad-answer", b"0"))
-    assert (court.sampler.samples.qsize(), court.counted) == (0, [])
+async def test_nothing_is_sampled_where_quality_is_not_weighed() -> None:
+    rig = JudgeRig()
+    await rig.ask(model=SMALL)
+    await rig.ask(None, (b"x-moyin-usd-per-bad-answer", b"0"))
+    assert (rig.sampler.samples.qsize(), rig.counted) == (0, [])
 
 
-async def test_vectors_are_never_sampled() -> None:
-    court = Court()
-    catalog = court.router.fleet.catalog
-    offers = tuple(
-        replace(one, model=replace(one.model, embeddings=True)) for one in catalog.offers
+async def test_embeddings_are_never_sampled() -> None:
+    rig = JudgeRig()
+    catalog = rig.router.fleet.catalog
+    deployments = tuple(
+        replace(one, model=replace(one.model, embeddings=True)) for one in catalog.deployments
     )
-    court.router.fleet = replace(court.router.fleet, catalog=replace(catalog, offers=offers))
+    rig.router.fleet = replace(rig.router.fleet, catalog=replace(catalog, deployments=deployments))
     call = OpenAIEmbeddingsCodec().parse(b'{"model": "work", "input": "text"}')
-    asker = RoutingContext(request_id="r", owner="ada", headers=())
-    await court.router.answer(OpenAIEmbeddingsCodec(), call, asker)
-    assert (court.sampler.samples.qsize(), court.counted) == (0, [])
+    context = RoutingContext(request_id="r", owner="ada", headers=())
+    await rig.router.answer(OpenAIEmbeddingsCodec(), call, context)
+    assert (rig.sampler.samples.qsize(), rig.counted) == (0, [])
 
 
 @pytest.mark.parametrize(
@@ -143,36 +143,36 @@ async def test_vectors_are_never_sampled() -> None:
     ],
     ids=["picture", "several", "sound", "long", "large"],
 )
-async def test_what_a_judge_can_not_read_is_not_sampled(changes: dict[str, Any]) -> None:
-    court = Court()
+async def test_unsuitable_requests_are_not_sampled(changes: dict[str, Any]) -> None:
+    rig = JudgeRig()
     # It takes whatever the client sends.
-    court.lanes["local"].passes = court.backends[SMALL]
-    await court.ask(**changes)
-    assert court.sampler.samples.empty()
-    assert court.counted == [Outcome.UNSUITABLE]
+    rig.runtimes["local"].pass_through = rig.backends[SMALL]
+    await rig.ask(**changes)
+    assert rig.sampler.samples.empty()
+    assert rig.counted == [Outcome.UNSUITABLE]
 
 
 @pytest.mark.parametrize("modalities", [5, True, "audio"])
-async def test_a_member_that_nobody_has_looked_at_fails_no_answer(modalities: Any) -> None:
-    """Which its client gets, and which was paid for."""
-    court = Court()
+async def test_unvalidated_member_fails_no_answer(modalities: Any) -> None:
+    """The client still gets the answer."""
+    rig = JudgeRig()
     raw = b'{"choices": [{"message": {"role": "assistant", "content": "mine"}}]}'
-    court.lanes["local"].passes, court.backends[SMALL].raw = court.backends[SMALL], raw
-    answer = await court.ask(modalities=modalities)
+    rig.runtimes["local"].pass_through, rig.backends[SMALL].raw = rig.backends[SMALL], raw
+    answer = await rig.ask(modalities=modalities)
     assert b"mine" in answer.body
 
 
 async def test_a_long_answer_is_not_sampled() -> None:
-    court = Court(rules=replace(RULES, most_answer_tokens=3))
-    court.backends[SMALL].answer = text_answer("one two three four")
-    assert await court.sampled() is Outcome.UNSUITABLE
+    rig = JudgeRig(rules=replace(RULES, most_answer_tokens=3))
+    rig.backends[SMALL].answer = text_answer("one two three four")
+    assert await rig.sampled() is Outcome.UNSUITABLE
 
 
-async def test_a_tenant_may_be_left_out() -> None:
-    court = Court(policies={"ada": Policy(judged=False)})
-    assert await court.sampled(owner="ada") is Outcome.OPTED_OUT
-    assert await court.sampled(owner="bob") is Outcome.STARTED
-    assert comparison(court, court.queue.started[-1]).owner == "bob"
+async def test_tenant_can_opt_out() -> None:
+    rig = JudgeRig(policies={"ada": Policy(is_judged=False)})
+    assert await rig.sampled(owner="ada") is Outcome.OPTED_OUT
+    assert await rig.sampled(owner="bob") is Outcome.STARTED
+    assert comparison(rig, rig.queue.started[-1]).owner == "bob"
 
 
 HOME = frozenset({"on-premises"})
@@ -190,117 +190,117 @@ HOME = frozenset({"on-premises"})
 async def test_where_residency_forbids_the_judge_nothing_is_compared(
     fleet: dict[str, Any], headers: Any, model: str
 ) -> None:
-    court = Court(**fleet)
+    rig = JudgeRig(**fleet)
     # A second local model, so that quality has something to weigh within the house.
-    offers = court.router.fleet.catalog.offers
-    twin = replace(offers[1], residency="on-premises")
-    catalog = replace(court.router.fleet.catalog, offers=(offers[0], twin, offers[2]))
-    court.router.fleet = replace(court.router.fleet, catalog=catalog)
-    assert await court.sampled(None, *headers, model=model) is Outcome.RESIDENCY
-    assert court.shelf.kept == {}
-    assert court.queue.started == []
+    deployments = rig.router.fleet.catalog.deployments
+    twin = replace(deployments[1], residency="on-premises")
+    catalog = replace(rig.router.fleet.catalog, deployments=(deployments[0], twin, deployments[2]))
+    rig.router.fleet = replace(rig.router.fleet, catalog=catalog)
+    assert await rig.sampled(None, *headers, model=model) is Outcome.RESIDENCY
+    assert rig.store.stored == {}
+    assert rig.queue.started == []
 
 
 async def test_where_residency_forbids_the_second_model_nothing_is_compared() -> None:
-    """The judge may see it, the configured second model may not."""
-    court = Court(rules=replace(RULES, second=HAIKU))
-    offers = court.router.fleet.catalog.offers
+    """The judge may see the data, the configured second model may not."""
+    rig = JudgeRig(rules=replace(RULES, second=HAIKU))
+    deployments = rig.router.fleet.catalog.deployments
     moved = (
-        offers[0],
-        replace(offers[1], residency="eu"),
-        replace(offers[2], residency="on-premises"),
+        deployments[0],
+        replace(deployments[1], residency="eu"),
+        replace(deployments[2], residency="on-premises"),
     )
-    catalog = replace(court.router.fleet.catalog, offers=moved)
-    court.router.fleet = replace(court.router.fleet, catalog=catalog)
+    catalog = replace(rig.router.fleet.catalog, deployments=moved)
+    rig.router.fleet = replace(rig.router.fleet, catalog=catalog)
     header = (b"x-moyin-residency", b"on-premises")
-    assert await court.sampled(None, header, model="any") is Outcome.RESIDENCY
+    assert await rig.sampled(None, header, model="any") is Outcome.RESIDENCY
 
 
-async def test_an_alias_that_is_gone_since_leaves_no_way_out_of_its_places() -> None:
-    """Its residency went with it, and what its clients asked for must not go further."""
-    court = Court(aliases={"home": Alias(residency=("on-premises",))})
-    offers = court.router.fleet.catalog.offers
-    twin = replace(offers[1], residency="on-premises")
-    catalog = replace(court.router.fleet.catalog, offers=(offers[0], twin, offers[2]))
-    court.router.fleet = replace(court.router.fleet, catalog=catalog)
-    await court.ask(model="home")
+async def test_removed_alias_prevents_the_comparison() -> None:
+    """Its residency rules are gone, so its data must not go anywhere else."""
+    rig = JudgeRig(aliases={"home": Alias(residency=("on-premises",))})
+    deployments = rig.router.fleet.catalog.deployments
+    twin = replace(deployments[1], residency="on-premises")
+    catalog = replace(rig.router.fleet.catalog, deployments=(deployments[0], twin, deployments[2]))
+    rig.router.fleet = replace(rig.router.fleet, catalog=catalog)
+    await rig.ask(model="home")
     bare = replace(catalog, aliases={})
-    court.router.fleet = replace(court.router.fleet, catalog=bare, policies=court.policies)
-    assert await court.begin() is Outcome.UNSUITABLE
-    assert court.shelf.kept == {}
+    rig.router.fleet = replace(rig.router.fleet, catalog=bare, policies=rig.policies)
+    assert await rig.begin() is Outcome.UNSUITABLE
+    assert rig.store.stored == {}
 
 
 async def test_the_second_model_is_the_next_better_else_the_next_cheaper() -> None:
-    court = Court()
-    assert comparison(court, await court.started()).second == HAIKU
+    rig = JudgeRig()
+    assert comparison(rig, await rig.started()).second == HAIKU
     # Haiku answers now, and nothing but the judge's own model is better.
-    fleet = replace(court.router.fleet, usd_per_bad_answer=1.0)
-    court.router.fleet = fleet
-    assert comparison(court, await court.started(request_id="r2")).model == HAIKU
-    assert comparison(court, court.queue.started[-1]).second == SMALL
+    fleet = replace(rig.router.fleet, usd_per_bad_answer=1.0)
+    rig.router.fleet = fleet
+    assert comparison(rig, await rig.started(request_id="r2")).model == HAIKU
+    assert comparison(rig, rig.queue.started[-1]).second == SMALL
 
 
 async def test_a_configured_second_model_need_not_be_a_candidate() -> None:
     aliases = {"lone": Alias(models=(SMALL, OPUS))}
-    court = Court(rules=replace(RULES, second=HAIKU), aliases=aliases)
-    assert comparison(court, await court.started(model="lone")).second == HAIKU
-    without = Court(aliases=aliases)
+    rig = JudgeRig(rules=replace(RULES, second=HAIKU), aliases=aliases)
+    assert comparison(rig, await rig.started(model="lone")).second == HAIKU
+    without = JudgeRig(aliases=aliases)
     assert await without.sampled(model="lone") is Outcome.ALONE
 
 
-async def test_no_judge_judges_its_own_answer() -> None:
-    court = Court(rules=replace(RULES, model=SMALL))
-    assert await court.sampled() is Outcome.ALONE
+async def test_judge_never_evaluates_its_own_answer() -> None:
+    rig = JudgeRig(rules=replace(RULES, model=SMALL))
+    assert await rig.sampled() is Outcome.ALONE
 
 
 async def test_the_same_request_id_is_compared_once() -> None:
-    court = Court()
-    assert await court.sampled() is Outcome.STARTED
-    assert await court.sampled() is Outcome.REPEATED
-    (name,) = court.queue.started
+    rig = JudgeRig()
+    assert await rig.sampled() is Outcome.STARTED
+    assert await rig.sampled() is Outcome.REPEATED
+    (name,) = rig.queue.started
     assert name == comparison_id("ada", "r1")
     assert comparison_id("ad", "ar1") != name
     # The job has ended, and its id is known to the queue.
-    await court.shelf.remove(name)
-    assert await court.sampled() is Outcome.REPEATED
-    assert court.shelf.kept == {}
+    await rig.store.remove(name)
+    assert await rig.sampled() is Outcome.REPEATED
+    assert rig.store.stored == {}
 
 
-async def test_the_order_is_a_fair_coins() -> None:
-    court = Court()
+async def test_order_of_the_answers_is_random() -> None:
+    rig = JudgeRig()
     swapped = Counter[bool]()
     for number in range(200):
-        swapped[comparison(court, await court.started(request_id=f"r{number}")).swapped] += 1
+        swapped[comparison(rig, await rig.started(request_id=f"r{number}")).swapped] += 1
     # Fewer than 60 or more than 140 of 200 by chance: once in 100 million.
     assert min(swapped.values()) > 60
 
 
 @pytest.mark.parametrize("away", ["valkey", "temporal", "room"])
-async def test_outages_drop_samples_and_keep_no_prompt(away: str) -> None:
-    court = Court()
-    court.money.away = away == "valkey"
-    court.queue.away = away == "temporal"
-    court.shelf.room = away != "room"
+async def test_outages_drop_samples_and_store_no_prompt(away: str) -> None:
+    rig = JudgeRig()
+    rig.budget.is_unavailable = away == "valkey"
+    rig.queue.is_unavailable = away == "temporal"
+    rig.store.room = away != "room"
     expected = Outcome.DROPPED if away == "room" else Outcome.UNAVAILABLE
-    assert await court.sampled() is expected
-    assert court.shelf.kept == {}
+    assert await rig.sampled() is expected
+    assert rig.store.stored == {}
 
 
 async def test_above_the_budget_no_job_is_started() -> None:
-    court = Court(rules=replace(RULES, usd_per_month=Decimal("0.5")))
-    court.money.booked = Decimal("0.499")
-    assert await court.sampled() is Outcome.BUDGET
-    court.money.booked = Decimal(0)
-    assert await court.sampled() is Outcome.STARTED
+    rig = JudgeRig(rules=replace(RULES, usd_per_month=Decimal("0.5")))
+    rig.budget.booked = Decimal("0.499")
+    assert await rig.sampled() is Outcome.BUDGET
+    rig.budget.booked = Decimal(0)
+    assert await rig.sampled() is Outcome.STARTED
 
 
-async def test_a_tenant_that_learns_nothing_costs_nothing() -> None:
-    court = Court()
-    court.estimator.freeze("ada")
-    assert await court.sampled() is Outcome.FROZEN
+async def test_frozen_tenant_causes_no_judge_calls() -> None:
+    rig = JudgeRig()
+    rig.estimator.freeze("ada")
+    assert await rig.sampled() is Outcome.FROZEN
 
 
-async def test_kept_answers_are_sampled_once_when_they_are_made() -> None:
+async def test_cached_answers_are_sampled_once() -> None:
     kept: dict[str, CachedResponse] = {}
 
     class Cache:
@@ -310,27 +310,27 @@ async def test_kept_answers_are_sampled_once_when_they_are_made() -> None:
         async def put(self, owner: str, digest: str, response: CachedResponse, **_: Any) -> None:
             kept[digest] = response
 
-    caching = Caching(ttl=60, largest=10_000, entries=10)
-    court = Court(aliases={"faq": Alias(models=(SMALL, HAIKU), cache=caching)})
-    court.router._replay = AnswerCache(Cache())
-    await court.ask(model="faq")
+    caching = Caching(ttl=60, max_bytes=10_000, max_entries=10)
+    rig = JudgeRig(aliases={"faq": Alias(models=(SMALL, HAIKU), cache=caching)})
+    rig.router._answer_cache = AnswerCache(Cache())
+    await rig.ask(model="faq")
     await asyncio.sleep(0)
-    await court.ask(model="faq")
+    await rig.ask(model="faq")
     assert len(kept) == 1
-    assert court.sampler.samples.qsize() == 1
+    assert rig.sampler.samples.qsize() == 1
 
 
-async def test_the_desk_goes_on_after_a_sample_that_fails() -> None:
-    court = Court()
-    await court.ask()
-    await court.ask(request_id="r2")
-    broken = court.sampler.samples.get_nowait()
+async def test_comparison_starter_survives_a_failing_sample() -> None:
+    rig = JudgeRig()
+    await rig.ask()
+    await rig.ask(request_id="r2")
+    broken = rig.sampler.samples.get_nowait()
     broken.candidates = ()
-    court.sampler.samples.put_nowait(broken)
-    running = asyncio.create_task(court.desk.run())
+    rig.sampler.samples.put_nowait(broken)
+    running = asyncio.create_task(rig.starter.run())
     async with asyncio.timeout(5):
-        while len(court.counted) < 2:  # noqa: ASYNC110
+        while len(rig.counted) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
-    assert court.counted == [Outcome.STARTED, Outcome.FAILED]
+    assert rig.counted == [Outcome.STARTED, Outcome.FAILED]

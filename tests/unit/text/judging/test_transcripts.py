@@ -1,4 +1,4 @@
-"""What a judge reads: conversations and answers of every protocol, whole and streamed."""
+"""Transcripts of conversations and answers of every protocol, whole and streamed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.ollama.codec import OllamaChatCodec, OllamaGenerateCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
 
-DIALECTS: list[ProtocolCodec] = [
+CODECS: list[ProtocolCodec] = [
     OpenAICodec(),
     AnthropicCodec(),
     OllamaChatCodec(),
@@ -26,43 +26,43 @@ DIALECTS: list[ProtocolCodec] = [
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 
-def body_for(dialect: ProtocolCodec, **more: Any) -> bytes:
-    asked: dict[str, Any] = {"prompt": "hello"}
-    if not isinstance(dialect, OllamaGenerateCodec):
-        asked = {"messages": MESSAGES}
-    if isinstance(dialect, AnthropicCodec):
-        asked["max_tokens"] = 9
-    return json.dumps({"model": "m", **asked, **more}).encode()
+def body_for(codec: ProtocolCodec, **more: Any) -> bytes:
+    content: dict[str, Any] = {"prompt": "hello"}
+    if not isinstance(codec, OllamaGenerateCodec):
+        content = {"messages": MESSAGES}
+    if isinstance(codec, AnthropicCodec):
+        content["max_tokens"] = 9
+    return json.dumps({"model": "m", **content, **more}).encode()
 
 
-@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda one: type(one).__name__)
-def test_a_stream_reads_like_the_whole_answer(dialect: ProtocolCodec) -> None:
+@pytest.mark.parametrize("codec", CODECS, ids=lambda one: type(one).__name__)
+def test_a_stream_reads_like_the_whole_answer(codec: ProtocolCodec) -> None:
     answer = text_answer("some words in a row")
-    call = dialect.parse(body_for(dialect, stream=True))
+    call = codec.parse(body_for(codec, stream=True))
     writer = call.stream_writer()
     stream = b"".join(writer.write(delta) for delta in deltas_of(answer))
-    read = streamed_answer(dialect, stream)
+    read = streamed_answer(codec, stream)
     assert (answer_text(read), read.stop) == ("some words in a row", StopReason.END)
-    whole = dialect.read_response(from_json(call.encode_response(answer)))
+    whole = codec.read_response(from_json(call.encode_response(answer)))
     assert answer_text(whole) == answer_text(read)
 
 
-@pytest.mark.parametrize("dialect", DIALECTS[:3], ids=lambda one: type(one).__name__)
-def test_calls_of_tools_are_read_and_reasoning_is_not(dialect: ProtocolCodec) -> None:
+@pytest.mark.parametrize("codec", CODECS[:3], ids=lambda one: type(one).__name__)
+def test_transcript_has_tool_calls_but_no_reasoning(codec: ProtocolCodec) -> None:
     plain = text_answer("look")
     use = ToolUse(id="c1", name="weather", arguments='{"city":"Ulm"}')
     parts = (Thinking(text="hidden"), *plain.parts, use)
     fields = {name: getattr(plain, name) for name in type(plain).__dataclass_fields__}
     answer = type(plain)(**{**fields, "parts": parts, "stop": StopReason.TOOL_USE})
-    call = dialect.parse(body_for(dialect, stream=True))
+    call = codec.parse(body_for(codec, stream=True))
     writer = call.stream_writer()
     stream = b"".join(writer.write(delta) for delta in deltas_of(answer))
     expected = 'look\n[calls the tool weather with {"city":"Ulm"}]'
-    assert answer_text(streamed_answer(dialect, stream)) == expected
+    assert answer_text(streamed_answer(codec, stream)) == expected
     assert answer_text(answer) == expected
 
 
-def test_a_conversation_is_told_from_top_to_bottom() -> None:
+def test_transcript_has_all_parts_of_the_conversation() -> None:
     body = {
         "model": "m",
         "messages": [
@@ -87,7 +87,7 @@ def test_a_conversation_is_told_from_top_to_bottom() -> None:
     )
 
 
-def test_pictures_are_refused() -> None:
+def test_pictures_are_rejected() -> None:
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
     body = {"model": "m", "messages": [{"role": "user", "content": [picture]}]}
     request = OpenAICodec().parse(json.dumps(body).encode()).to_domain("m")

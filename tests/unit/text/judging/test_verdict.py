@@ -1,4 +1,4 @@
-"""The question is blind, and the answer is mapped back or teaches nothing."""
+"""The judge's request is blind, and its verdict is mapped back to the models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def text_of(swapped: bool) -> str:
     return text
 
 
-def test_the_order_is_that_of_the_coin_and_no_name_is_told() -> None:
+def test_judge_request_follows_the_order_and_names_no_model() -> None:
     plain, swapped = text_of(False), text_of(True)
     assert plain.index("GIVEN") < plain.index("OTHER")
     assert swapped.index("OTHER") < swapped.index("GIVEN")
@@ -24,7 +24,7 @@ def test_the_order_is_that_of_the_coin_and_no_name_is_told() -> None:
         assert "opus" not in text
 
 
-def test_a_text_can_not_end_its_own_part() -> None:
+def test_text_cannot_fake_the_end_of_its_section() -> None:
     marks = {text_of(False).split(" ", 1)[0] for _ in range(20)}
     assert len(marks) == 20
 
@@ -36,7 +36,7 @@ def test_grades_are_mapped_back_through_the_order(swapped: bool) -> None:
     assert verdict_of(text, swapped=swapped) == Verdict(given=high, other=low)
 
 
-def test_it_agrees_unless_the_clients_answer_is_worse() -> None:
+def test_verdict_agrees_unless_the_clients_answer_is_worse() -> None:
     assert Verdict(given=0.5, other=0.5).agrees
     assert Verdict(given=1.0, other=0.5).agrees
     assert not Verdict(given=0.25, other=0.5).agrees
@@ -59,10 +59,10 @@ def test_it_agrees_unless_the_clients_answer_is_worse() -> None:
         '{"first": 4, "second": 1}',
     ],
 )
-def test_what_is_not_exactly_what_was_asked_for_is_no_verdict(text: str) -> None:
+def test_verdict_with_the_wrong_format_is_ignored(text: str) -> None:
     assert verdict_of(text, swapped=False) is None
 
 
-def test_the_request_holds_the_answer_to_the_schema() -> None:
+def test_judge_request_demands_the_schema() -> None:
     request = judge_request("opus", "Q", "a", "b", swapped=False)
     assert request["response_format"]["json_schema"]["schema"] == SCHEMA

@@ -2,7 +2,7 @@ import pytest
 
 from moyin.text.quality.abilities import Ability, ability_from, ability_of, plain_name
 from moyin.text.quality.estimator import Estimator
-from tests.unit.text.quality.asking import ask
+from tests.unit.text.quality.questions import ask
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from tests.unit.text.quality.asking import ask
         ("deepseek-v3", "deepseek-v3"),
     ],
 )
-def test_packaging_is_taken_off_a_name(model: str, plain: str) -> None:
+def test_packaging_is_removed_from_names(model: str, plain: str) -> None:
     assert plain_name(model) == plain
 
 
@@ -132,21 +132,21 @@ def test_coarse_quantisation_costs_ability() -> None:
     assert coarse.mean < fine.mean
 
 
-def test_unlisted_model_is_judged_by_its_size_with_a_wider_spread() -> None:
+def test_unlisted_model_is_rated_by_its_size_with_a_wider_spread() -> None:
     sized, listed = ability_of("studio/our-tune-7b"), ability_of("mistral:7b")
     assert sized and listed
     assert sized.spread > listed.spread
     assert "7 billion" in sized.source
 
 
-def test_size_of_another_model_of_the_family_is_not_taken() -> None:
+def test_size_of_another_family_member_is_not_used() -> None:
     small, large = ability_of("llama-3.1-nemotron-4b"), ability_of("llama-3.1-nemotron-70b")
     assert small and large
     assert small.mean < large.mean
 
 
 @pytest.mark.parametrize("model", ["bar", "", "::", "our-secret-model"])
-def test_name_without_family_and_size_says_nothing(model: str) -> None:
+def test_name_without_family_and_size_is_unknown(model: str) -> None:
     assert ability_of(model) is None
 
 
@@ -194,7 +194,7 @@ def known(model: str) -> Ability:
         ("gemma3:27b", CODE, "code", 0.81),
     ],
 )
-def test_a_published_score_is_what_is_expected_of_such_a_question_but_for_optimism(
+def test_estimate_equals_the_published_score_minus_its_bias(
     model: str, text: str, kind: str, score: float
 ) -> None:
     question = ask(text)
@@ -205,7 +205,7 @@ def test_a_published_score_is_what_is_expected_of_such_a_question_but_for_optimi
     assert known(model).kinds[kind].mean > general
 
 
-def test_a_kind_that_was_measured_is_surer_and_says_where_it_comes_from() -> None:
+def test_measured_kind_has_a_smaller_spread_and_names_its_source() -> None:
     ability = known("qwen3:8b")
     for kind, score in (("mathematics", "GSM8K 89.8 %"), ("code", "EvalPlus 67.7 %")):
         assert ability.kinds[kind].spread < ability.spread
@@ -213,7 +213,7 @@ def test_a_kind_that_was_measured_is_surer_and_says_where_it_comes_from() -> Non
     assert ability.mean < ability.kinds["reasoning"].mean < ability.kinds["mathematics"].mean
 
 
-def test_what_was_remembered_is_less_sure() -> None:
+def test_unverified_scores_have_a_wider_spread() -> None:
     assert known("command-r-plus").spread > known("llama3.1:70b").spread
     assert "as remembered" in known("command-r-plus").source
     assert known("phi4").kinds["code"].spread > known("qwen3:8b").kinds["code"].spread
@@ -239,7 +239,7 @@ def test_coarse_quantisation_costs_each_kind() -> None:
     assert all(coarse.kinds[kind].mean < fine.kinds[kind].mean for kind in fine.kinds)
 
 
-def test_what_was_measured_with_texts_counts_half() -> None:
+def test_scores_with_given_texts_count_half() -> None:
     ability = known("qwen3:8b")
     for kind, score in (("extraction", "RULER 96.3 %"), ("summary", "Vectara 95.1 %")):
         assert ability.mean < ability.kinds[kind].mean < ability.kinds["mathematics"].mean

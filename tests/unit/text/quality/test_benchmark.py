@@ -28,7 +28,7 @@ def test_apgr_by_chance_is_a_half() -> None:
     assert apgr([chance.random() for _ in truths], truths) == pytest.approx(0.5, abs=0.03)
 
 
-def test_subjects_that_are_scored_were_not_learned() -> None:
+def test_scored_subjects_are_not_in_the_training_set() -> None:
     rows = [Row(prompt=str(n), subject=f"s{n % 11}", weak=0.0, strong=1.0) for n in range(100)]
     splits = by_subject(rows)
     for learned, held in splits:
@@ -57,7 +57,7 @@ def test_changed_table_is_refused(tmp_path: Path) -> None:
         read_tables(str(tmp_path))
 
 
-def test_router_that_learns_is_ahead_of_each_single_model() -> None:
+def test_learning_router_beats_each_single_model() -> None:
     month = play(3)
     router, best = month.totals["router"], month.totals["best fixed policy"]
     others = [total for name, total in month.totals.items() if name != "router"]
@@ -65,13 +65,13 @@ def test_router_that_learns_is_ahead_of_each_single_model() -> None:
     assert router < 1.1 * best
 
 
-def test_no_fold_is_scored_with_what_it_chose() -> None:
+def test_no_fold_is_scored_with_its_own_constants() -> None:
     assert sorted(fold for scored, _ in HALVES for fold in scored) == list(range(FOLDS))
     for scored, known in HALVES:
         assert not set(scored) & set(known)
 
 
-def test_answers_of_a_scored_fold_have_no_say_in_its_constants() -> None:
+def test_scored_fold_does_not_influence_its_constants() -> None:
     def rows(contrary: frozenset[int]) -> tuple[Row, ...]:
         made = random.Random(1)
         table = []

@@ -1,4 +1,4 @@
-"""The optional embedder: numbers that every process agrees on, learned beside those of words."""
+"""Features of the optional embedder are the same in every process and are learned like words."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from moyin.text.quality.embedder import Embedder, EmbedderMissing, new_embedder,
 from moyin.text.quality.estimator import Estimator, TenantState
 from moyin.text.quality.question import (
     DIMENSIONS,
-    FINE,
     FIRST_MEANING,
-    MEANINGS,
-    STEPS,
+    FIRST_MEANING_VALUE,
+    MEANING_SCALE,
+    MEANING_STEPS,
     stored_features,
 )
-from moyin.text.routing.quality import question_from_json, question_to_json
-from tests.unit.text.quality.asking import ask, signal
+from moyin.text.routing.request_quality import question_from_json, question_to_json
+from tests.unit.text.quality.questions import ask, signal
 
 PHYSICIAN = "Which drug helps a feverish child?"
 PARAPHRASE = "What medicine should toddlers with high temperature take?"
@@ -37,7 +37,10 @@ def embed() -> Embedder:
 
 
 def values(numbers: tuple[int, ...]) -> list[float]:
-    return [((number - MEANINGS) % STEPS - STEPS // 2) / FINE for number in numbers]
+    return [
+        ((number - FIRST_MEANING_VALUE) % MEANING_STEPS - MEANING_STEPS // 2) / MEANING_SCALE
+        for number in numbers
+    ]
 
 
 def likeness(one: tuple[int, ...], other: tuple[int, ...]) -> float:
@@ -46,12 +49,14 @@ def likeness(one: tuple[int, ...], other: tuple[int, ...]) -> float:
 
 def test_numbers_are_the_same_in_every_process_and_version(embed: Embedder) -> None:
     # Stored weights are of these dimensions: whatever changes them makes them those of others.
-    assert [round(value * FINE) for value in values(embed("Say hello"))[:8]] == FIRST
+    assert [round(value * MEANING_SCALE) for value in values(embed("Say hello"))[:8]] == FIRST
 
 
 def test_each_dimension_has_one_number_and_together_they_have_unit_length(embed: Embedder) -> None:
     numbers = embed(PHYSICIAN * 40)
-    assert [(number - MEANINGS) // STEPS for number in numbers] == list(range(DIMENSIONS))
+    assert [(number - FIRST_MEANING_VALUE) // MEANING_STEPS for number in numbers] == list(
+        range(DIMENSIONS)
+    )
     assert math.hypot(*values(numbers)) == pytest.approx(1.0, abs=0.02)
 
 
@@ -61,25 +66,25 @@ def test_texts_of_one_meaning_are_nearer_than_others(embed: Embedder) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "\ud83d", "\x00", "こんにちは", "🙂" * 500])
-def test_any_text_is_taken(embed: Embedder, text: str) -> None:
+def test_embedder_accepts_any_text(embed: Embedder, text: str) -> None:
     assert len(embed(text)) in (0, DIMENSIONS)
     assert stored_features(ask(text, embed=embed).features) == ask(text, embed=embed).features
 
 
-def test_without_it_nothing_changes(embed: Embedder) -> None:
+def test_features_are_unchanged_without_an_embedder(embed: Embedder) -> None:
     with_it = ask(PHYSICIAN, embed=embed)
-    words = tuple(number for number in with_it.features if number < MEANINGS)
+    words = tuple(number for number in with_it.features if number < FIRST_MEANING_VALUE)
     assert replace(with_it, features=words) == ask(PHYSICIAN)
 
 
-def test_what_was_learned_carries_over_to_other_words(embed: Embedder) -> None:
+def test_learning_carries_over_to_words_of_similar_meaning(embed: Embedder) -> None:
     estimator = Estimator()
     for number in range(20):
         bad = signal(ask(PHYSICIAN, embed=embed), 0.0, key=f"key-{number}")
         estimator.learn("studio", bad)
 
     def chance(text: str) -> float:
-        """Of a question in which nothing but its meaning is that of ``text``."""
+        """Return a question that shares only its meaning with ``text``."""
         like = ask("Hm")
         question = replace(like, features=(*like.features, *embed(text)))
         return estimator.estimate("studio", "llama3.1:8b", None, question).p
@@ -103,7 +108,7 @@ def test_questions_and_weights_are_stored_and_read(embed: Embedder) -> None:
     assert now.mean[FIRST_MEANING : FIRST_MEANING + DIMENSIONS] == weights
 
 
-def test_package_that_is_not_installed_is_told_of_by_its_field(
+def test_missing_package_is_reported_with_its_field(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -116,7 +121,7 @@ def test_package_that_is_not_installed_is_told_of_by_its_field(
     assert "'wordllama' is not installed here" in error["msg"]
 
 
-def test_another_name_is_refused_with_those_that_there_are() -> None:
+def test_unknown_embedder_error_lists_the_supported_ones() -> None:
     with pytest.raises(ValidationError, match="'wordllama'"):
         RoutingConfig.model_validate({"embedder": "bert"})
 

@@ -7,15 +7,15 @@ import pytest
 from moyin.text.quality.abilities import UNKNOWN, Ability, ability_of
 from moyin.text.quality.estimator import (
     _VARIETY,
-    CARE,
-    HOPE,
+    LOWER_DEVIATIONS,
+    UPPER_DEVIATIONS,
     Estimate,
     Estimator,
     Limits,
     Signal,
     TenantState,
 )
-from tests.unit.text.quality.asking import ask, signal
+from tests.unit.text.quality.questions import ask, signal
 
 DAY = 86_400.0
 MODEL = "llama3.1:8b"
@@ -53,11 +53,11 @@ def logit(chance: float) -> float:
     return math.log(chance / (1 - chance))
 
 
-def test_small_model_may_greet() -> None:
+def test_small_model_is_trusted_with_greetings() -> None:
     assert p(Estimator(), "Say hello", model="smollm2-135m").low > 0.9
 
 
-def test_bounds_lie_around_the_expectation_and_wider_for_the_unknown() -> None:
+def test_bounds_enclose_the_expectation_and_are_wider_for_unknown_models() -> None:
     known = p(Estimator())
     unknown = Estimator().estimate("studio", "x", None, ask(LAW))
     assert known.low < known.p < known.high
@@ -66,15 +66,15 @@ def test_bounds_lie_around_the_expectation_and_wider_for_the_unknown() -> None:
     assert unknown == Estimator().estimate("studio", "x", UNKNOWN, ask(LAW))
 
 
-def test_hopeful_bound_is_twice_as_far_as_the_careful_one() -> None:
+def test_upper_bound_is_twice_as_far_as_the_lower_one() -> None:
     bounds = p(Estimator(), model="llama3.1:8b")
     low, high = (math.log(bound / (1 - bound)) for bound in (bounds.low, bounds.high))
     ability = ability_of("llama3.1:8b")
     assert ability is not None
     doubt = math.sqrt(ability.spread**2 + (1 - _VARIETY) * ask(LAW).spread ** 2)
     flat = 1 / math.sqrt(1 + math.pi / 8 * _VARIETY * ask(LAW).spread ** 2)
-    assert high - low == pytest.approx((CARE + HOPE) * doubt * flat)
-    assert HOPE == 2 * CARE
+    assert high - low == pytest.approx((LOWER_DEVIATIONS + UPPER_DEVIATIONS) * doubt * flat)
+    assert UPPER_DEVIATIONS == 2 * LOWER_DEVIATIONS
 
 
 def test_signals_move_the_estimate_and_narrow_it() -> None:
@@ -87,14 +87,14 @@ def test_signals_move_the_estimate_and_narrow_it() -> None:
     assert (after.signals, after.basis) == (100, "learned")
 
 
-def test_what_is_learned_of_one_kind_says_little_of_another() -> None:
+def test_learning_about_one_kind_hardly_changes_another() -> None:
     estimator = Estimator()
     law, greeting = p(estimator).p, p(estimator, "Say hello").p
     teach(estimator, 0.0, 100)
     assert law - p(estimator).p > 4 * (greeting - p(estimator, "Say hello").p)
 
 
-def test_topics_of_one_kind_are_told_apart_by_their_words() -> None:
+def test_words_distinguish_topics_of_one_kind() -> None:
     estimator = Estimator()
     good, bad = "Write a haiku about lanterns", "Write a quest outline with dragons"
     for _ in range(60):
@@ -139,9 +139,9 @@ def test_flood_of_one_key_moves_estimates_by_the_same_step_however_long_it_is() 
     assert p(long).p == pytest.approx(p(short).p, abs=0.01)
 
 
-def test_signals_that_may_move_nothing_do_not_stop_the_learning() -> None:
+def test_exhausted_keys_do_not_stop_learning_from_others() -> None:
     estimator = Estimator()
-    for number in range(60):  # at one moment, about words that nobody else used
+    for number in range(60):  # at one moment, about words without other signals
         estimator.learn("studio", signal(ask(f"Clause {number}x of a{number}"), 0.0, key="mallory"))
     before = p(estimator).p
     teach(estimator, 1.0, 20, at=DAY)
@@ -254,7 +254,7 @@ def test_merging_counts_a_common_base_once() -> None:
     assert p(two).p == pytest.approx(p(one).p, abs=1e-6)
 
 
-def test_only_so_many_tenants_are_held() -> None:
+def test_number_of_held_tenants_is_bounded() -> None:
     estimator = Estimator(limits=Limits(tenants=3))
     for number in range(10):
         estimator.learn(f"tenant-{number}", signal(ask(LAW), 0.0))
@@ -262,7 +262,7 @@ def test_only_so_many_tenants_are_held() -> None:
     assert p(estimator, tenant="tenant-9").basis == "learned"
 
 
-def test_operators_ability_is_what_signals_are_compared_with() -> None:
+def test_signals_are_compared_with_the_configured_ability() -> None:
     sure = Ability(mean=8.0, spread=0.3, source="tuned on this", basis="configuration")
     estimator = Estimator({MODEL: sure})
     before = estimator.estimate("studio", MODEL, sure, ask(LAW)).p

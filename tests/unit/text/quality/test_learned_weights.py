@@ -3,50 +3,50 @@ import random
 
 import pytest
 
-from moyin.text.quality.learned_weights import TRUST, LearnedWeights, Reader
-from moyin.text.quality.question import FIRST_WORD, SHAPES
-from tests.unit.text.quality.asking import ask
+from moyin.text.quality.learned_weights import WORD_TRUST, LearnedWeights, WeightReader
+from moyin.text.quality.question import FIRST_WORD, SHAPE_FEATURES
+from tests.unit.text.quality.questions import ask
 
-SHAPE = ask("Which of these is right?").features[:SHAPES]
+SHAPE = ask("Which of these is right?").features[:SHAPE_FEATURES]
 NEVER = (-math.inf, math.inf)
 
 
 def features(*words: int) -> tuple[int, ...]:
-    """Those of a question with these words."""
+    """Return the features of a question with these words."""
     return (*SHAPE, *(FIRST_WORD + word for word in words))
 
 
-def taught(memory: LearnedWeights, good: float, *words: int) -> None:
-    """Learn from one signal, as the estimator does."""
-    expected = 1.0 / (1.0 + math.exp(-Reader(features(*words)).residual(memory.mean)))
+def learn_from(memory: LearnedWeights, good: float, *words: int) -> None:
+    """Learn from one signal like the estimator."""
+    expected = 1.0 / (1.0 + math.exp(-WeightReader(features(*words)).residual(memory.mean)))
     memory.learn(features(*words), good - expected, 0.2, 1.0, (-0.5, 0.5))
 
 
 def read(memory: LearnedWeights, *words: int) -> float:
-    return Reader(features(*words)).residual(memory.mean)
+    return WeightReader(features(*words)).residual(memory.mean)
 
 
 def topics(tell: bool) -> LearnedWeights:
-    """What two hundred signals taught of questions whose words tell all or nothing."""
+    """Learn from two hundred questions whose words are decisive or irrelevant."""
     chance, memory = random.Random(7), LearnedWeights()
     for number in range(200):
         topic = number % 4
         good = topic < 2 if tell else chance.random() < 0.5
-        taught(memory, float(good), *(10 * topic + chance.randrange(10) for _ in range(6)))
+        learn_from(memory, float(good), *(10 * topic + chance.randrange(10) for _ in range(6)))
     return memory
 
 
-def test_words_that_tell_count_more_than_once_and_others_less() -> None:
-    assert topics(tell=True).mean[TRUST] > 0.1
-    assert topics(tell=False).mean[TRUST] < 0.0
+def test_trust_grows_with_informative_words_and_shrinks_otherwise() -> None:
+    assert topics(tell=True).mean[WORD_TRUST] > 0.1
+    assert topics(tell=False).mean[WORD_TRUST] < 0.0
 
 
-def test_trust_is_in_the_words_alone() -> None:
+def test_trust_scales_only_the_words() -> None:
     memory = topics(tell=True)
     words, shape = read(memory, 1, 2, 3), sum(memory.mean[number] for number in SHAPE)
-    memory.mean[TRUST] = 0.0
+    memory.mean[WORD_TRUST] = 0.0
     once = read(memory, 1, 2, 3)
-    memory.mean[TRUST] = 1.0
+    memory.mean[WORD_TRUST] = 1.0
     assert read(memory, 1, 2, 3) - shape == pytest.approx(2 * (once - shape))
     assert words != pytest.approx(once)
 
@@ -62,28 +62,30 @@ def test_an_estimate_moves_no_further_where_the_trust_grows_too(side: float) -> 
     assert 0.45 < (read(memory, *range(12)) - before) * side <= 0.5
 
 
-def test_trust_has_bounds_alone_and_merged() -> None:
+def test_trust_is_bounded_also_after_merging() -> None:
     memories = [LearnedWeights(), LearnedWeights()]
     for memory in memories:
         for _ in range(400):
             for word in range(12):
                 memory.mean[FIRST_WORD + word] = 3.0
             memory.learn(features(*range(12)), 9.0, 0.0, 1.0, NEVER)
-        assert memory.mean[TRUST] == 2.0
+        assert memory.mean[WORD_TRUST] == 2.0
     one, two = memories
-    assert one.merged(two).mean[TRUST] == two.merged(one).mean[TRUST] == 2.0
+    assert one.merged(two).mean[WORD_TRUST] == two.merged(one).mean[WORD_TRUST] == 2.0
 
 
 def test_trust_is_stored_merged_and_forgotten_like_any_weight() -> None:
     memory = topics(tell=True)
-    assert memory.merged(LearnedWeights()).mean[TRUST] == pytest.approx(memory.mean[TRUST])
+    assert memory.merged(LearnedWeights()).mean[WORD_TRUST] == pytest.approx(
+        memory.mean[WORD_TRUST]
+    )
     stored = LearnedWeights.from_json(memory.to_json())
-    assert stored.mean[TRUST] == pytest.approx(memory.mean[TRUST])
+    assert stored.mean[WORD_TRUST] == pytest.approx(memory.mean[WORD_TRUST])
     stored.forget(365 * 86_400.0)
-    assert stored.mean[TRUST] == pytest.approx(0.0, abs=0.001)
+    assert stored.mean[WORD_TRUST] == pytest.approx(0.0, abs=0.001)
 
 
-def test_what_was_stored_without_a_trust_reads_as_before() -> None:
+def test_weights_stored_without_trust_read_as_before() -> None:
     learned = topics(tell=True).mean
     known = {0: 3.0, FIRST_WORD + 1: 2.0, FIRST_WORD + 2: 2.0}
     stored = LearnedWeights.from_json(LearnedWeights(mean=learned, information=known).to_json())

@@ -7,17 +7,17 @@ from hypothesis import strategies as st
 
 from moyin.text.quality.question import (
     _WORD,
+    FEATURE_COUNT,
     FIRST_WORD,
-    FORMULAE,
+    FORMULA_FEATURE,
     KINDS,
     LANGUAGES,
-    SHAPES,
-    SIZE,
-    _StemNumbers,
+    SHAPE_FEATURES,
+    _StemFeatures,
     _words,
     question_of,
 )
-from tests.unit.text.quality.asking import ask
+from tests.unit.text.quality.questions import ask
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_greeting_is_far_easier_than_anything_else() -> None:
     assert all(ask("Say hello").difficulty < ask(text).difficulty - 3 for text in others)
 
 
-def test_greeting_before_a_request_does_not_make_it_one() -> None:
+def test_greeting_before_a_request_does_not_change_its_kind() -> None:
     assert ask("Hi, can you fix the bug in my python function?").kind == "code"
 
 
@@ -95,7 +95,7 @@ def test_long_prompts_proofs_and_later_turns_are_harder() -> None:
     assert ask("Write a long story about rain", text * 3).difficulty > ask(text * 3).difficulty
 
 
-# Of everything that tells kinds apart something, and longer than what is read of a text.
+# Has cues of every kind, and is longer than the part that is read.
 MINUTES = "\n".join(
     f"Speaker {number}: the court, the tax on our code, the design and why we prove it, did we not?"
     for number in range(60)
@@ -117,40 +117,40 @@ MINUTES = "\n".join(
         ("Write a python function that counts the speakers.", "code"),
     ],
 )
-def test_a_long_text_is_not_what_is_asked_of_it(request_text: str, kind: str) -> None:
+def test_topic_of_a_long_text_is_not_the_kind_of_the_request(request_text: str, kind: str) -> None:
     assert ask(f"{MINUTES}\n\n{request_text}").kind == kind
     assert ask(f"{request_text}\n\n{MINUTES}").kind == kind
 
 
 @pytest.mark.parametrize("request_text", ["Is that right?", "What should we do now?", ""])
-def test_where_nothing_is_asked_of_a_long_text_its_words_count(request_text: str) -> None:
+def test_words_of_a_long_text_count_without_a_request(request_text: str) -> None:
     assert ask(f"{MINUTES}\n\n{request_text}").kind == ask(MINUTES).kind
 
 
-def test_long_code_stays_code_whatever_is_asked_of_it() -> None:
+def test_request_about_long_code_is_code() -> None:
     code = "def add(left, right):\n    return left + right\n\n" * 60
     assert ask(f"{code}\n\nWhat did I do wrong?").kind == "code"
 
 
-def test_an_exam_on_a_long_text_is_no_question_about_it() -> None:
+def test_exam_on_a_long_text_is_no_reading_request() -> None:
     exam = "Which of these was said?\nA. Nothing\nB. All of it\nAnswer:"
     assert ask(f"{MINUTES}\n\n{exam}").kind == ask(MINUTES).kind
 
 
-def test_words_of_a_long_text_demand_nothing() -> None:
-    asked = "Summarize the whole meeting."
+def test_words_of_a_long_text_are_no_demands() -> None:
+    request = "Summarize the whole meeting."
     plain = "\n".join(
         f"Speaker {number}: good morning, dear friends of ours" for number in range(90)
     )
-    texts = [f"{text[:3_000]}\n\n{asked}" for text in (MINUTES, plain)]
+    texts = [f"{text[:3_000]}\n\n{request}" for text in (MINUTES, plain)]
     assert ask(texts[0]).difficulty == ask(texts[1]).difficulty
 
 
-def test_short_follow_up_is_of_the_kind_of_the_message_before() -> None:
+def test_short_follow_up_has_the_kind_of_the_previous_message() -> None:
     assert ask("Write merge sort in Python", "And in Rust?").kind == "code"
 
 
-def test_system_and_assistant_messages_do_not_ask() -> None:
+def test_system_and_assistant_messages_are_ignored() -> None:
     texts = [("system", "You write Python code."), ("user", "Say hello"), ("assistant", "def f():")]
     question = question_of(
         texts, tools=False, schema=False, pictures=False, thinking=False, prompt_tokens=9
@@ -158,7 +158,7 @@ def test_system_and_assistant_messages_do_not_ask() -> None:
     assert question.kind == "greeting"
 
 
-def test_nothing_at_all_is_a_question_too() -> None:
+def test_empty_request_gives_a_question() -> None:
     for texts in ([], [("user", "")], [("system", "x")]):
         question = question_of(
             texts, tools=False, schema=False, pictures=False, thinking=False, prompt_tokens=0
@@ -172,8 +172,8 @@ def test_any_text_gives_a_bounded_question(texts: list[str], tokens: int) -> Non
     assert question.kind in KINDS
     assert question.language in LANGUAGES
     assert -12 < question.difficulty < 15
-    assert SHAPES <= len(question.features) <= 128
-    assert all(0 <= feature < SIZE for feature in question.features)
+    assert SHAPE_FEATURES <= len(question.features) <= 128
+    assert all(0 <= feature < FEATURE_COUNT for feature in question.features)
 
 
 def test_long_text_costs_no_more_features_than_a_page() -> None:
@@ -188,9 +188,7 @@ def test_questions_are_the_same_in_every_process() -> None:
         "Calculate the tax in Python for the patient's contract",
         "und les para gli",  # one function word of each of several languages
     ]
-    script = (
-        f"from tests.unit.text.quality.asking import ask\nfor text in {texts!r}: print(ask(text))"
-    )
+    script = f"from tests.unit.text.quality.questions import ask\nfor text in {texts!r}: print(ask(text))"
     outputs = {
         subprocess.run(
             [sys.executable, "-c", script],
@@ -204,14 +202,14 @@ def test_questions_are_the_same_in_every_process() -> None:
 
 
 @given(st.text(alphabet=st.characters(max_codepoint=0x17F), max_size=200))
-def test_words_are_found_alike_with_and_without_the_table(text: str) -> None:
+def test_words_are_the_same_with_and_without_the_ascii_table(text: str) -> None:
     lowered = text.lower()
     assert _words(text, lowered) == _WORD.findall(lowered)
 
 
-def test_numbers_of_words_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moyin.text.quality.question._MOST_WORDS", 10)
-    numbers = _StemNumbers(6)
+def test_cache_of_word_features_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moyin.text.quality.question._MAX_CACHED_WORDS", 10)
+    numbers = _StemFeatures(6)
     for number in range(100):
         assert numbers[f"word{number}"] == numbers["word" + str(number)[:2]]
         assert len(numbers) <= 11
@@ -221,13 +219,13 @@ def test_numbers_of_words_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("text", ["Solve x^2 = 4", r"What is \frac{1}{2} of it?", "Let a = 3"])
 def test_formulae_are_a_feature_of_the_shape(text: str) -> None:
-    assert FORMULAE + 1 in ask(text).features[:SHAPES]
-    assert FORMULAE in ask("What is half of it?").features[:SHAPES]
+    assert FORMULA_FEATURE + 1 in ask(text).features[:SHAPE_FEATURES]
+    assert FORMULA_FEATURE in ask("What is half of it?").features[:SHAPE_FEATURES]
 
 
 def test_words_of_one_stem_share_a_feature() -> None:
     def words(word: str) -> set[int]:
-        return set(ask(f"which is the {word} that we all want").features[SHAPES:])
+        return set(ask(f"which is the {word} that we all want").features[SHAPE_FEATURES:])
 
     assert words("contract") == words("contractual")
     assert len(words("contract") - words("calls")) == 1

@@ -14,5 +14,5 @@ from moyin.text.quality.wording import chance_text
         (0.006, "0.01"),
     ],
 )
-def test_nothing_is_told_to_be_certain(chance: float, text: str) -> None:
+def test_no_probability_is_shown_as_certain(chance: float, text: str) -> None:
     assert chance_text(chance) == text

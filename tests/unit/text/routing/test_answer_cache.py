@@ -10,13 +10,13 @@ from moyin.store.responses import CachedResponse
 from moyin.testing.backends import FakeBackend
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.routing.catalog import Alias, Caching
-from tests.unit.text.routing.dispatching import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
+from tests.unit.text.routing.router_rig import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
 
 COST = b": x-moyin-cost-usd=0\n\n"
 
 
 class Memory:
-    """A response cache in memory."""
+    """Stands in for the response cache, in memory."""
 
     def __init__(self) -> None:
         self.kept: dict[tuple[str, str], CachedResponse] = {}
@@ -30,8 +30,8 @@ class Memory:
         self.kept[owner, digest] = response
 
 
-def rig(backend: FakeBackend, *, largest: int = 10_000) -> Rig:
-    caching = Caching(ttl=60, largest=largest, entries=10)
+def rig(backend: FakeBackend, *, max_bytes: int = 10_000) -> Rig:
+    caching = Caching(ttl=60, max_bytes=max_bytes, max_entries=10)
     aliases = {"fast": Alias(cache=caching), "plain": Alias()}
     return Rig(backend, tariff=CHEAP, cache=Memory(), aliases=aliases)
 
@@ -40,7 +40,7 @@ def backend() -> FakeBackend:
     return FakeBackend(raw=RAW, raw_stream=[CHUNK, TOTAL, DONE])
 
 
-async def test_the_same_request_again_costs_nothing_and_asks_nobody() -> None:
+async def test_repeated_request_is_free_and_calls_no_back_end() -> None:
     fake = backend()
     door = rig(fake)
     first = await door.ask(model="fast")
@@ -52,11 +52,11 @@ async def test_the_same_request_again_costs_nothing_and_asks_nobody() -> None:
     assert headers[b"x-moyin-cache"] == b"hit"
     assert (headers[b"x-moyin-backend"], headers[b"x-moyin-cost-usd"]) == (b"b0", b"0")
     assert len(fake.asked) == 1
-    booked = [(entry.backend, entry.cost_usd, entry.output_tokens) for entry in door.books]
+    booked = [(entry.backend, entry.cost_usd, entry.output_tokens) for entry in door.ledger]
     assert booked == [("b0", Decimal("0.002"), 500), ("cache", 0, 500)]
 
 
-async def test_a_stream_is_replayed_with_its_own_cost() -> None:
+async def test_cached_stream_states_its_own_cost() -> None:
     fake = backend()
     door = rig(fake)
     first = await drained(await door.ask(model="fast", stream=True))
@@ -76,12 +76,12 @@ async def test_a_stream_is_replayed_with_its_own_cost() -> None:
         {"stream": True},
         {"messages": [{"role": "user", "content": "hello!"}]},
         {"headers": [(b"cache-control", b"no-cache")]},
-        {"dialect": AnthropicCodec()},
+        {"codec": AnthropicCodec()},
         {"model": "plain"},
     ],
     ids=["tenant", "sampling", "stream", "prompt", "fresh", "protocol", "alias without"],
 )
-async def test_whatever_may_change_the_answer_asks_anew(change: dict[str, object]) -> None:
+async def test_changed_request_is_not_served_from_the_cache(change: dict[str, object]) -> None:
     fake = backend()
     door = rig(fake)
     await door.ask(model="fast")
@@ -94,9 +94,9 @@ async def test_whatever_may_change_the_answer_asks_anew(change: dict[str, object
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_long_answer_is_not_kept(stream: bool) -> None:
+async def test_long_answer_is_not_cached(stream: bool) -> None:
     fake = backend()
-    door = rig(fake, largest=50)
+    door = rig(fake, max_bytes=50)
     for _ in range(2):
         answer = await door.ask(model="fast", stream=stream)
         if answer.stream is not None:
@@ -105,7 +105,7 @@ async def test_a_long_answer_is_not_kept(stream: bool) -> None:
     assert len(fake.asked) == 2
 
 
-async def test_a_cut_answer_is_not_kept() -> None:
+async def test_interrupted_answer_is_not_cached() -> None:
     fake = FakeBackend(
         raw_stream=[CHUNK, CHUNK], error=StreamInterrupted("x"), pieces_before_error=1
     )
@@ -119,7 +119,7 @@ async def test_a_cut_answer_is_not_kept() -> None:
     assert len(fake.asked) == 3
 
 
-async def test_a_failure_is_not_kept() -> None:
+async def test_failure_is_not_cached() -> None:
     fake = FakeBackend(error=BackendUnavailable("x"))
     door = rig(fake)
     for _ in range(2):

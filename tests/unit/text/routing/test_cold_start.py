@@ -1,4 +1,4 @@
-"""The shipped configuration before any signal, on two hundred prompts: docs/routing.md shows the table."""
+"""The shipped configuration before any signal, on two hundred prompts (see docs/routing.md)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from moyin.stack.ports import Ports
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.answer import RoutingContext
-from moyin.text.routing.choice import Candidate
+from moyin.text.routing.decision import Candidate
 from moyin.text.routing.router import Router
-from tests.unit.text.routing.dispatching import Books
-from tests.unit.text.routing.mix import HARD, prompts
+from tests.unit.text.routing.prompt_mix import HARD, prompts
+from tests.unit.text.routing.router_rig import RecordedLedger
 
 ROOT = Path(__file__).parents[4]
 # Drawn from public sources before any router had seen it: benchmarks/quality/draw.py.
@@ -46,22 +46,22 @@ def shipped() -> dict[str, Any]:
 Decisions = list[tuple[str, list[Candidate]]]
 
 
-def decided(
+def decide_all(
     mix: Iterable[tuple[str, str]], data: Path, more: tuple[dict[str, Any], ...] = (OLLAMA,)
 ) -> Decisions:
-    """Return the candidates for each prompt, with an 8B model on the studio's own Ollama as well."""
+    """Return the candidates of each prompt, with an additional 8B model on a local Ollama."""
     rules = shipped()
     config = ModelsConfig.model_validate({**rules, "backends": [*rules["backends"], *more]})
     fleet = FleetBuilder(Settings(data=data), {"ANTHROPIC_API_KEY": "anything"}).build(config)
-    dispatcher = Router(fleet, Books(), estimator=Estimator())
-    dialect = OpenAICodec()
-    asker = RoutingContext(request_id="r", owner="ada", headers=())
-    found = []
+    router = Router(fleet, RecordedLedger(), estimator=Estimator())
+    codec = OpenAICodec()
+    context = RoutingContext(request_id="r", owner="ada", headers=())
+    results = []
     for name, prompt in mix:
         body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
-        told = dispatcher.explain(dialect, dialect.parse(json.dumps(body).encode()), asker)
-        found.append((name, list(told.candidates)))
-    return found
+        explanation = router.explain(codec, codec.parse(json.dumps(body).encode()), context)
+        results.append((name, list(explanation.candidates)))
+    return results
 
 
 def public_mix() -> list[tuple[str, str]]:
@@ -71,14 +71,14 @@ def public_mix() -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def decisions(tmp_path_factory: pytest.TempPathFactory) -> Decisions:
-    return decided(public_mix(), tmp_path_factory.mktemp("data"))
+    return decide_all(public_mix(), tmp_path_factory.mktemp("data"))
 
 
 def model(candidate: Candidate) -> str:
-    return candidate.offer.model.name
+    return candidate.deployment.model.name
 
 
-def test_the_mix_is_the_one_that_was_drawn() -> None:
+def test_prompt_mix_is_unchanged() -> None:
     # Who changes the mix must draw it anew and say so: it may not be adapted to the router.
     digest = "c02cc2573f9d072f67f7fd4a9bc7efe23d930d5bf7077bff31c07bffbcf622d1"
     assert hashlib.sha256(MIX.read_bytes()).hexdigest() == digest
@@ -89,41 +89,41 @@ def test_the_smallest_model_gets_no_hard_work(decisions: Decisions) -> None:
     assert not [name for name, (best, *_) in decisions if name in HARD and model(best) == SMALL]
 
 
-def test_the_smallest_model_gets_no_hard_work_of_our_own_either(tmp_path: Path) -> None:
-    found = decided(prompts(), tmp_path)
-    assert not [name for name, (best, *_) in found if name in HARD and model(best) == SMALL]
+def test_smallest_model_gets_no_hard_own_prompts(tmp_path: Path) -> None:
+    results = decide_all(prompts(), tmp_path)
+    assert not [name for name, (best, *_) in results if name in HARD and model(best) == SMALL]
 
 
 def test_the_smallest_model_gets_no_hard_work_beside_claude_alone(tmp_path: Path) -> None:
-    found = decided([*public_mix(), *prompts()], tmp_path, more=())
-    assert {model(one) for _, candidates in found for one in candidates} >= {SMALL, HAIKU}
-    assert not [name for name, (best, *_) in found if name in HARD and model(best) == SMALL]
+    results = decide_all([*public_mix(), *prompts()], tmp_path, more=())
+    assert {model(one) for _, candidates in results for one in candidates} >= {SMALL, HAIKU}
+    assert not [name for name, (best, *_) in results if name in HARD and model(best) == SMALL]
 
 
-def test_arithmetic_is_expected_of_the_local_model_about_as_its_report_says(
+def test_estimate_of_arithmetic_matches_the_models_report(
     decisions: Decisions,
 ) -> None:
     # GSM8K 89.8 %, less for optimism; a third of these questions is not recognised as arithmetic.
     expected = [
         one.forecast.estimate.p
-        for name, found in decisions
-        for one in found
+        for name, results in decisions
+        for one in results
         if name == "arithmetic" and model(one) == LOCAL and one.forecast and one.forecast.estimate
     ]
     assert len(expected) == 25
     assert 0.8 < sum(expected) / len(expected) < 0.898
 
 
-def test_it_costs_less_than_the_cheapest_claude_and_answers_hardly_worse(
+def test_routing_costs_less_than_the_cheapest_claude_at_similar_quality(
     decisions: Decisions,
 ) -> None:
     def expected(candidates: list[Candidate]) -> tuple[int, float]:
         forecasts = [one.forecast for one in candidates if one.forecast is not None]
         bad = sum(1 - one.estimate.p for one in forecasts if one.estimate is not None)
-        return sum(one.pico for one in forecasts), bad
+        return sum(one.cost_pico for one in forecasts), bad
 
     cost, bad = expected([best for _, (best, *_) in decisions])
-    haikus = [one for _, found in decisions for one in found if model(one) == HAIKU]
+    haikus = [one for _, results in decisions for one in results if model(one) == HAIKU]
     haiku_cost, haiku_bad = expected(haikus)
     assert bad <= 1.2 * haiku_bad
     assert cost <= 0.7 * haiku_cost
@@ -134,7 +134,7 @@ def test_it_costs_less_than_the_cheapest_claude_and_answers_hardly_worse(
     assert shown in " ".join(text.split()), shown
 
 
-def test_the_table_in_the_docs_is_this_one(decisions: Decisions) -> None:
+def test_table_in_the_docs_is_current(decisions: Decisions) -> None:
     table: dict[str, Counter[str]] = {}
     for name, (best, *_) in decisions:
         table.setdefault(name, Counter())[model(best)] += 1
@@ -152,13 +152,13 @@ def test_without_a_local_model_easy_work_may_stay_on_the_smallest(tmp_path: Path
     fleet = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "anything"}).build(
         ModelsConfig.model_validate(shipped())
     )
-    dispatcher = Router(fleet, Books(), estimator=Estimator())
-    dialect = OpenAICodec()
-    asker = RoutingContext(request_id="r", owner="ada", headers=())
+    router = Router(fleet, RecordedLedger(), estimator=Estimator())
+    codec = OpenAICodec()
+    context = RoutingContext(request_id="r", owner="ada", headers=())
     for alias in ("auto", "fast"):
         chosen = []
         for prompt in ("Say hello", "Write merge sort in Go", "Erkläre § 823 BGB"):
             body = {"model": alias, "messages": [{"role": "user", "content": prompt}]}
-            told = dispatcher.explain(dialect, dialect.parse(json.dumps(body).encode()), asker)
-            chosen.append(model(told.candidates[0]))
+            explanation = router.explain(codec, codec.parse(json.dumps(body).encode()), context)
+            chosen.append(model(explanation.candidates[0]))
         assert chosen == [SMALL, HAIKU, HAIKU]

@@ -9,25 +9,25 @@ import pytest
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator, Signal
 from moyin.text.routing.answer import RoutingContext
-from moyin.text.routing.background import Background
-from moyin.text.routing.choice import decide
+from moyin.text.routing.background_queue import BackgroundQueue
 from moyin.text.routing.conversation import Conversation
+from moyin.text.routing.decision import decide
 from moyin.text.routing.followups import FollowUps
-from moyin.text.routing.history import UsageHistory
-from moyin.text.routing.quality import RequestQuality
-from tests.unit.text.routing.rig import shortlist
-from tests.unit.text.routing.test_quality import HAIKU, SMALL, dispatcher
+from moyin.text.routing.request_quality import RequestQuality
+from moyin.text.routing.usage_history import UsageHistory
+from tests.unit.text.routing.factories import route
+from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, router
 
 ASK = "Write a function that merges two sorted lists in Go"
 U, A = "user", "assistant"
 
 
-class Noted:
+class RecordingLearning:
     def __init__(self) -> None:
-        self.background = Background()
+        self.background = BackgroundQueue()
         self.signals: list[tuple[str, Signal]] = []
 
-    def observed(self, owner: str, request_id: str, signal: Signal, *, p_good: float) -> None:
+    def record_signal(self, owner: str, request_id: str, signal: Signal, *, p_good: float) -> None:
         assert 0 < p_good < 1
         self.signals.append((request_id, signal))
 
@@ -37,9 +37,9 @@ class Gateway:
 
     def __init__(self) -> None:
         self.now = 1_000.0
-        self.noted: Any = Noted()
-        self.follow_ups = FollowUps(self.noted, clock=lambda: self.now)
-        self.fleet = dispatcher(SMALL, HAIKU).fleet
+        self.learning: Any = RecordingLearning()
+        self.follow_ups = FollowUps(self.learning, clock=lambda: self.now)
+        self.fleet = router(SMALL, HAIKU).fleet
         self._count = 0
 
     def ask(
@@ -56,34 +56,36 @@ class Gateway:
             call = {"id": "t", "type": "function", "function": {"name": "f", "arguments": "{}"}}
             messages.append({"role": A, "tool_calls": [call]})
             messages.append({"role": "tool", "tool_call_id": "t", "content": "3"})
-        asked = OpenAICodec().parse(json.dumps({"model": model, "messages": messages}).encode())
-        asker = RoutingContext(request_id=f"r{self._count}", owner=owner, headers=(), key_id=key)
-        names = shortlist(self.fleet, model)
-        before = len(self.noted.signals)
-        self.again = self.follow_ups.noticed(Conversation(asker, asked), names, self.now)
+        parsed = OpenAICodec().parse(json.dumps({"model": model, "messages": messages}).encode())
+        context = RoutingContext(request_id=f"r{self._count}", owner=owner, headers=(), key_id=key)
+        names = route(self.fleet, model)
+        before = len(self.learning.signals)
+        self.is_repeat = self.follow_ups.detect(Conversation(context, parsed), names, self.now)
         if model == "auto":
             quality = RequestQuality(
-                Estimator(), owner, asked, asked.needs(), usd_per_bad_answer=0.01, floor=0.0
+                Estimator(), owner, parsed, parsed.needs(), usd_per_bad_answer=0.01, floor=0.0
             )
-            found = decide(names, asked.needs(), UsageHistory(), weigh=True, quality=quality)
-            (small,) = (one for one in found if one.offer is SMALL)
-            self.follow_ups.answered(Conversation(asker, asked), quality, small, self.now)
+            candidates = decide(
+                names, parsed.needs(), UsageHistory(), always_weigh=True, quality=quality
+            )
+            (small,) = (one for one in candidates if one.deployment is SMALL)
+            self.follow_ups.remember(Conversation(context, parsed), quality, small, self.now)
         self.now += 20
-        return [(request, signal.source) for request, signal in self.noted.signals[before:]]
+        return [(request, signal.source) for request, signal in self.learning.signals[before:]]
 
 
-def test_asking_the_same_again_counts_once() -> None:
+def test_repeated_request_counts_once() -> None:
     gateway = Gateway()
     assert gateway.ask(ASK) == []
     assert gateway.ask(ASK) == [("r1", "regenerated")]
-    _, signal = gateway.noted.signals[0]
+    _, signal = gateway.learning.signals[0]
     assert (signal.model, signal.key, signal.question.kind) == ("smollm2-135m", "k", "code")
     assert signal.score < 0.5
     # The second answer is one of its own.
     assert gateway.ask(ASK) == [("r2", "regenerated")]
 
 
-def test_what_nobody_can_have_read_yet_is_no_answer_to_come_back_to() -> None:
+def test_repeat_within_two_seconds_is_no_follow_up() -> None:
     gateway = Gateway()
     gateway.ask(ASK)
     gateway.now -= 19
@@ -108,20 +110,20 @@ def test_an_old_answer_is_forgotten() -> None:
         ("What is wrong with my other function?", "continued"),
     ],
 )
-def test_what_the_next_message_says_of_the_answer(text: str, source: str) -> None:
+def test_next_message_is_evidence_about_the_answer(text: str, source: str) -> None:
     gateway = Gateway()
     gateway.ask(ASK)
     assert gateway.ask(ASK, "func merge() {}", text) == [("r1", source)]
 
 
-def test_an_edited_message_says_that_the_first_did_not_lead_anywhere() -> None:
+def test_edited_message_is_evidence_against_the_first_answer() -> None:
     gateway = Gateway()
     gateway.ask(ASK)
     assert gateway.ask(ASK, "func", "Add tests") == [("r1", "continued")]
     assert gateway.ask(ASK, "func", "Add table tests for empty lists") == [("r2", "edited")]
 
 
-def test_turning_to_a_better_model_by_name_is_a_switch() -> None:
+def test_selecting_a_better_model_by_name_is_a_switch() -> None:
     gateway = Gateway()
     gateway.ask(ASK)
     assert gateway.ask(ASK, model="claude-haiku-5-5") == [("r1", "switched")]
@@ -129,27 +131,27 @@ def test_turning_to_a_better_model_by_name_is_a_switch() -> None:
     assert gateway.ask(ASK, model="smollm2-135m") == [("r3", "regenerated")]
 
 
-def test_nobody_follows_up_for_another() -> None:
+def test_other_tenants_and_keys_do_not_follow_up() -> None:
     gateway = Gateway()
     gateway.ask(ASK)
     assert gateway.ask(ASK, key="other") == []
     assert gateway.ask(ASK, owner="bob") == []
 
 
-def test_a_greeting_that_many_send_is_no_repetition() -> None:
+def test_short_greeting_is_no_repeated_request() -> None:
     gateway = Gateway()
     gateway.ask("hello")
     assert gateway.ask("hello") == []
 
 
-def test_the_result_of_a_tool_is_nothing_that_the_user_said() -> None:
+def test_tool_result_is_no_user_message() -> None:
     gateway = Gateway()
     gateway.ask(ASK)
     assert gateway.ask(ASK, role="tool") == []
     assert gateway.ask(ASK, role="tool") == []
 
 
-def test_it_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remembered_answers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moyin.text.routing.followups._CAPACITY", 2)
     gateway = Gateway()
     for number in range(3):
@@ -158,26 +160,26 @@ def test_it_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gateway.ask(f"{ASK}, variant 0") == []
 
 
-def test_whether_an_answer_did_not_help_is_said_at_once() -> None:
+def test_detect_reports_at_once_that_an_answer_did_not_help() -> None:
     gateway = Gateway()
     gateway.ask(ASK)
-    assert not gateway.again
+    assert not gateway.is_repeat
     gateway.ask(ASK)
-    assert gateway.again
+    assert gateway.is_repeat
     gateway.ask(ASK, "func", "Add tests")
-    assert not gateway.again, "who goes on was helped"
+    assert not gateway.is_repeat, "who goes on was helped"
 
 
-def test_a_request_is_looked_at_where_it_may_follow_up_an_answer() -> None:
+def test_requests_are_matched_only_while_answers_are_remembered() -> None:
     gateway = Gateway()
-    names = replace(shortlist(gateway.fleet), usd_per_bad_answer=0.01)
-    assert not gateway.follow_ups.awaits(names), "no answer is known, and no other replica"
-    gateway.noted.background._waiting.append(None)
-    assert gateway.follow_ups.awaits(names), "an answer may be among what waits"
-    gateway.noted.background._waiting.clear()
-    exchange: Any = object()
-    together = FollowUps(gateway.noted, exchange=exchange)
-    assert together.awaits(names)
-    assert not together.awaits(replace(names, usd_per_bad_answer=0.0))
+    names = replace(route(gateway.fleet), usd_per_bad_answer=0.01)
+    assert not gateway.follow_ups.may_match(names), "no answer is known, and no other replica"
+    gateway.learning.background._tasks.append(None)
+    assert gateway.follow_ups.may_match(names), "an answer may be among what waits"
+    gateway.learning.background._tasks.clear()
+    shared_answers: Any = object()
+    together = FollowUps(gateway.learning, shared_answers=shared_answers)
+    assert together.may_match(names)
+    assert not together.may_match(replace(names, usd_per_bad_answer=0.0))
     gateway.ask(ASK)
-    assert gateway.follow_ups.awaits(names)
+    assert gateway.follow_ups.may_match(names)

@@ -1,4 +1,4 @@
-"""Streams that were held back: what is kept of them, and what happens when their client leaves."""
+"""Held streams are cached as they were sent, and end when their client disconnects."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from moyin.text.routing.conversation import Conversation
 from moyin.text.routing.learning import Learning
 from moyin.text.routing.metered_stream import MeteredStream
 from moyin.text.routing.router import Router
-from tests.unit.text.routing.dispatching import drained
+from tests.unit.text.routing.router_rig import drained
 from tests.unit.text.routing.test_answer_cache import Memory
 from tests.unit.text.routing.test_rescue import FORMAT, GOOD
 from tests.unit.text.routing.test_rescue_streams import Streams, passing, raw
 
-CACHED = {"own": Alias(cache=Caching(ttl=60, largest=10_000, entries=10))}
+CACHED = {"own": Alias(cache=Caching(ttl=60, max_bytes=10_000, max_entries=10))}
 
 
 def with_cache(gateway: Streams) -> Memory:
-    """Let the gateway keep answers."""
+    """Enable the answer cache."""
     kept, fleet = Memory(), gateway.router.fleet
-    gateway.router = Router(fleet, gateway.books, cache=kept, estimator=Estimator())
+    gateway.router = Router(fleet, gateway.ledger, cache=kept, estimator=Estimator())
     return kept
 
 
 async def twice(gateway: Streams, **changes: Any) -> tuple[bytes, bytes]:
-    """The body of an answer, and of the kept one."""
+    """Return the body of an answer and of its cached copy."""
     _, _, answer = await gateway.ask(stream=True, model="own", **changes)
     first = await drained(answer)
     await asyncio.sleep(0)  # it is written beside the answer
@@ -47,7 +47,7 @@ async def twice(gateway: Streams, **changes: Any) -> tuple[bytes, bytes]:
     return first, answer.body
 
 
-async def test_a_stream_that_was_held_as_a_whole_is_kept_as_it_was_given() -> None:
+async def test_fully_held_stream_is_cached_as_it_was_sent() -> None:
     gateway = Streams(first=GOOD, hold_streams=True, aliases=CACHED)
     with_cache(gateway)
     first, again = await twice(gateway, response_format=FORMAT)
@@ -55,7 +55,7 @@ async def test_a_stream_that_was_held_as_a_whole_is_kept_as_it_was_given() -> No
     assert again == first
 
 
-async def test_a_short_stream_in_one_piece_is_kept_as_it_was_given() -> None:
+async def test_short_stream_in_one_piece_is_cached_as_it_was_sent() -> None:
     gateway = passing(ApiFormat.OPENAI, [b"".join(raw("Yes."))], aliases=CACHED)
     gateway.router.fleet = replace(
         gateway.router.fleet,
@@ -67,36 +67,36 @@ async def test_a_short_stream_in_one_piece_is_kept_as_it_was_given() -> None:
     assert again == first
 
 
-async def test_a_kept_answer_that_is_given_again_is_no_follow_up() -> None:
-    """Many people ask what is kept; nobody of them found the answer before useless."""
+async def test_cached_answer_is_no_follow_up() -> None:
+    """Clients that get a cached answer did not complain about an earlier one."""
     gateway, noticed = Streams(first=GOOD, aliases=CACHED), list[Conversation]()
 
     class FollowUps:
-        def awaits(self, _: CompiledRoute) -> bool:
+        def may_match(self, _: CompiledRoute) -> bool:
             return True
 
-        def noticed(self, conversation: Conversation, *_: Any) -> bool:
+        def detect(self, conversation: Conversation, *_: Any) -> bool:
             noticed.append(conversation)
             return False
 
-        def answered(self, *_: Any) -> None: ...
+        def remember(self, *_: Any) -> None: ...
 
     follow_ups: Any = FollowUps()
     gateway.router = Router(
         gateway.router.fleet,
-        gateway.books,
+        gateway.ledger,
         cache=Memory(),
         estimator=Estimator(),
-        learning=gateway.noted,
+        learning=gateway.learning,
         follow_ups=follow_ups,
     )
     await twice(gateway)
-    gateway.noted.background.work()
+    gateway.learning.background.run()
     assert len(noticed) == 1
 
 
 class Waiting(FakeBackend):
-    """Begins when it is told to."""
+    """Starts when the test releases it."""
 
     def __init__(self) -> None:
         super().__init__(api_format=ApiFormat.OLLAMA)
@@ -109,24 +109,24 @@ class Waiting(FakeBackend):
             yield delta
 
 
-async def test_a_client_that_leaves_during_the_rescue_ends_both_calls() -> None:
+async def test_disconnect_during_the_rescue_ends_both_calls() -> None:
     gateway, better = Streams(), Waiting()
-    lanes = gateway.router.fleet.lanes
-    lanes["claude"].backend = better
-    asking = asyncio.create_task(gateway.ask(stream=True, response_format=FORMAT))
+    runtimes = gateway.router.fleet.runtimes
+    runtimes["claude"].backend = better
+    call_task = asyncio.create_task(gateway.ask(stream=True, response_format=FORMAT))
     await better.waits.wait()
-    asking.cancel()
-    await asyncio.wait([asking])
-    assert asking.cancelled()
+    call_task.cancel()
+    await asyncio.wait([call_task])
+    assert call_task.cancelled()
     assert gateway.small.closed_early == 1
-    assert [lane.load for lane in lanes.values()] == [0, 0]
-    assert sorted((one.model, one.complete) for one in gateway.books) == [
+    assert [runtime.load for runtime in runtimes.values()] == [0, 0]
+    assert sorted((one.model, one.complete) for one in gateway.ledger) == [
         ("claude-haiku-5-5", False),
         ("smollm2-135m", False),
     ]
 
 
-async def test_a_client_that_leaves_while_the_first_stream_is_given_up_ends_both(
+async def test_disconnect_while_the_first_stream_closes_ends_both(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gateway, closing, asks = Streams(), asyncio.Event(), list[MeteredStream]()
@@ -140,40 +140,38 @@ async def test_a_client_that_leaves_while_the_first_stream_is_given_up_ends_both
             await asyncio.Event().wait()
 
     monkeypatch.setattr(MeteredStream, "aclose", slowly)
-    asking: asyncio.Task[Any] = asyncio.create_task(
+    call_task: asyncio.Task[Any] = asyncio.create_task(
         gateway.ask(stream=True, response_format=FORMAT)
     )
     await closing.wait()
-    asking.cancel()
-    await asyncio.wait([asking])
-    assert asking.cancelled()
-    assert [lane.load for lane in gateway.router.fleet.lanes.values()] == [0, 0]
-    assert len(gateway.books) == 2
+    call_task.cancel()
+    await asyncio.wait([call_task])
+    assert call_task.cancelled()
+    assert [runtime.load for runtime in gateway.router.fleet.runtimes.values()] == [0, 0]
+    assert len(gateway.ledger) == 2
 
 
 @pytest.mark.parametrize("streams", [True, False])
-async def test_both_models_are_blamed_where_both_answers_have_a_fault(
-    streams: bool, tmp_path: Path
-) -> None:
-    """Of one source the database keeps one signal for each request."""
+async def test_faults_of_both_answers_are_recorded(streams: bool, tmp_path: Path) -> None:
+    """The database keeps one signal per request and source."""
     database = Database(f"sqlite:///{tmp_path}/moyin.db")
     await database.ready()
     store, estimator = QualityStore(database), Estimator()
     learning = Learning(estimator, store)
     gateway = Streams(first="Sure!", second="Here it is.")
     fleet = gateway.router.fleet
-    gateway.router = Router(fleet, gateway.books, estimator=estimator, learning=learning)
+    gateway.router = Router(fleet, gateway.ledger, estimator=estimator, learning=learning)
     _, _, answer = await gateway.ask(stream=streams, response_format=FORMAT)
     if streams:
         await drained(answer)
         await asyncio.sleep(0)
-    await learning.written()
+    await learning.flush()
     rows = await store.signals(0, 10)
     assert [(row.model, row.source, row.comment) for row in rows] == [
         ("smollm2-135m", "checked", "json"),
         ("claude-haiku-5-5", "rescue", "json"),
     ]
-    # Of the two decisions, one tells what the request would have cost at other prices.
+    # Only one of the two decisions has the options.
     assert [bool(options) for options in await store.options("ada", 10)] == [False, True]
     decision = await store.decision("ada", "r1")
     assert decision is not None

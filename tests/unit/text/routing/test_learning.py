@@ -1,4 +1,4 @@
-"""Signals from answers to estimates: through SQL, in the same order for every replica."""
+"""Signals reach the estimates through SQL, in the same order for every replica."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from moyin.text.quality.question import question_of
 from moyin.text.routing import learning as learnings
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.catalog import ModelDeployment
-from moyin.text.routing.choice import decide
+from moyin.text.routing.decision import decide
 from moyin.text.routing.feedback import Feedback
 from moyin.text.routing.followups import FollowUps
-from moyin.text.routing.history import UsageHistory
 from moyin.text.routing.learning import Learning
-from moyin.text.routing.quality import RequestQuality, question_from_json
+from moyin.text.routing.request_quality import RequestQuality, question_from_json
 from moyin.text.routing.router import Router
-from tests.unit.text.routing.dispatching import Books
-from tests.unit.text.routing.rig import shortlist
-from tests.unit.text.routing.test_quality import HAIKU, SMALL, SORT, dispatcher
+from moyin.text.routing.usage_history import UsageHistory
+from tests.unit.text.routing.factories import route
+from tests.unit.text.routing.router_rig import RecordedLedger
+from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, SORT, router
 
 NOW = 1_795_000_000.0
 
 
 class Call:
-    """Enough of a call for an estimate."""
+    """Stands in for a parsed request."""
 
     def recent_turns(self) -> tuple[tuple[str, str], ...]:
         return (("user", SORT),)
@@ -59,20 +59,20 @@ class Replica:
     async def answer(
         self, request_id: str, owner: str = "ada", by: ModelDeployment = SMALL
     ) -> None:
-        """Route one request by quality; the small model is taken to have answered."""
-        await self.learning.ready(owner)
+        """Record a decision as if the small model had answered."""
+        await self.learning.load(owner)
         needs = Needs(prompt_tokens=20)
         call: Any = Call()
         quality = RequestQuality(
             self.estimator, owner, call, needs, usd_per_bad_answer=0.003, floor=0.0
         )
-        fleet = dispatcher(SMALL, HAIKU).fleet
-        found = decide(shortlist(fleet), needs, UsageHistory(), quality=quality)
-        (answered,) = (one for one in found if one.offer is by)
-        self.learning.decided(owner, request_id, quality, found, answered, self.now)
+        fleet = router(SMALL, HAIKU).fleet
+        found = decide(route(fleet), needs, UsageHistory(), quality=quality)
+        (answered,) = (one for one in found if one.deployment is by)
+        self.learning.record_decision(owner, request_id, quality, found, answered, self.now)
 
     async def rate(self, request_id: str, score: float, **who: str) -> Any:
-        return await self.feedback.give(
+        return await self.feedback.submit(
             who.get("owner", "ada"),
             who.get("key", "key_1"),
             request_id,
@@ -90,12 +90,12 @@ class Replica:
             thinking=False,
             prompt_tokens=20,
         )
-        offer = SMALL if model == "smollm2-135m" else HAIKU
-        return self.estimator.estimate(owner, model, offer.ability, question)
+        deployment = SMALL if model == "smollm2-135m" else HAIKU
+        return self.estimator.estimate(owner, model, deployment.ability, question)
 
 
 def alike(one: Estimate, other: Estimate) -> bool:
-    """Whether they differ by no more than a saved state is rounded."""
+    """Return whether two states differ only by rounding."""
     return (one.signals, one.basis) == (other.signals, other.basis) and one.p == pytest.approx(
         other.p, abs=1e-6
     )
@@ -121,10 +121,10 @@ async def test_feedback_moves_the_next_estimate(database: Database) -> None:
 
 
 async def test_a_rating_goes_to_the_model_whose_answer_the_client_got(database: Database) -> None:
-    """Of a rescued request the second decision may not be written yet when it is rated."""
+    """The second decision of a rescued request may still be unwritten when it is rated."""
     replica = Replica(database)
     await replica.answer("r1")
-    await replica.learning.written()
+    await replica.learning.flush()
     replica.now += 1
     await replica.answer("r1", by=HAIKU)
     await replica.rate("r1", 1.0)
@@ -132,7 +132,7 @@ async def test_a_rating_goes_to_the_model_whose_answer_the_client_got(database: 
     assert row.model == "claude-haiku-5-5"
 
 
-async def test_what_was_learned_survives_a_restart(database: Database) -> None:
+async def test_learned_state_survives_a_restart(database: Database) -> None:
     first = Replica(database)
     for number in range(3):
         await first.answer(f"r{number}")
@@ -142,25 +142,25 @@ async def test_what_was_learned_survives_a_restart(database: Database) -> None:
         if end:
             await first.learning.close()
         second = Replica(database)
-        await second.learning.ready("ada")
+        await second.learning.load("ada")
         assert alike(second.estimate(), first.estimate())
         assert second.estimate().signals == 3
 
 
-async def test_replicas_agree_once_they_have_read_the_same(database: Database) -> None:
+async def test_replicas_agree_after_reading_the_same_signals(database: Database) -> None:
     one, two = Replica(database), Replica(database)
     for replica in (one, two):
-        await replica.learning.ready("ada")
+        await replica.learning.load("ada")
     await one.answer("r1")
     await one.rate("r1", 1.0)
     await two.answer("r2")
     await two.rate("r2", 0.5, key="key_2")
-    await one.learning.followed()
+    await one.learning.catch_up()
     assert one.estimate() == two.estimate()
     assert one.estimate().signals == 2
 
 
-async def test_the_same_again_changes_nothing_and_another_score_is_refused(
+async def test_repeated_rating_changes_nothing_and_another_score_is_rejected(
     database: Database,
 ) -> None:
     replica = Replica(database)
@@ -169,9 +169,9 @@ async def test_the_same_again_changes_nothing_and_another_score_is_refused(
     once = replica.estimate()
     await replica.rate("r1", 1.0)
     assert replica.estimate() == once
-    with pytest.raises(FeedbackAlreadyGiven) as refused:
+    with pytest.raises(FeedbackAlreadyGiven) as exclusion_of:
         await replica.rate("r1", 0.0)
-    assert refused.value.field == "score"
+    assert exclusion_of.value.field == "score"
     assert replica.estimate() == once
     await replica.rate("r1", 0.0, key="key_2")
     assert replica.estimate() != once
@@ -201,7 +201,7 @@ def entry(request_id: str, model: str = "smollm2-135m", **members: Any) -> Usage
 
 
 async def booked(replica: Replica, request_id: str, model: str = "smollm2-135m") -> None:
-    """Enter a request of which nothing else is known."""
+    """Add a request to the ledger without a decision."""
     await replica.ledger.start()
     replica.ledger.record(entry(request_id, model))
     await replica.ledger.close()
@@ -218,7 +218,7 @@ async def test_a_rating_may_come_before_the_ledger_has_written(database: Databas
         await replica.rate("r1", 1.0, owner="bob")
 
 
-async def test_what_no_model_wrote_can_not_be_rated(database: Database) -> None:
+async def test_requests_without_output_cannot_be_rated(database: Database) -> None:
     replica = Replica(database)
     replica.ledger.record(entry("left", complete=False, output_tokens=0))
     replica.ledger.record(entry("vectors", output_tokens=0))
@@ -227,13 +227,13 @@ async def test_what_no_model_wrote_can_not_be_rated(database: Database) -> None:
             await replica.rate(request_id, 0.0)
 
 
-async def test_of_a_request_without_a_decision_the_ledger_knows_the_model(
+async def test_ledger_names_the_model_of_a_request_without_a_decision(
     database: Database,
 ) -> None:
     replica = Replica(database)
     replica.now = time.time()  # when the ledger writes
     await booked(replica, "r1")
-    await replica.learning.ready("ada")
+    await replica.learning.load("ada")
     before, other = replica.estimate(), replica.estimate(model="claude-haiku-5-5")
     assert await replica.rate("r1", 0.0) == {"r1": 0.0}
     after = replica.estimate()
@@ -251,23 +251,23 @@ async def test_of_a_request_without_a_decision_the_ledger_knows_the_model(
         await replica.rate("r1", 0.0, key="key_2")
 
 
-async def test_either_of_two_compared_requests_may_be_known_by_the_ledger_only(
+async def test_compared_requests_may_be_known_to_the_ledger_only(
     database: Database,
 ) -> None:
     replica = Replica(database)
     replica.now = time.time()
     await replica.answer("decided")
     await booked(replica, "named", model="claude-haiku-5-5")
-    told = await replica.feedback.give(
+    scores = await replica.feedback.submit(
         "ada", "key_1", "decided", score=None, better_request_id="named", comment=None
     )
-    assert told == {"decided": 0.2, "named": 0.8}
+    assert scores == {"decided": 0.2, "named": 0.8}
     rows = {row.request_id: row for row in await replica.store.latest("ada", 10)}
     assert rows["named"].model == "claude-haiku-5-5"
     kinds = {name: (row.question or {})["kind"] for name, row in rows.items()}
     assert kinds == {"decided": "code", "named": "unknown"}
     with pytest.raises(RequestNotFound):
-        await replica.feedback.give(
+        await replica.feedback.submit(
             "ada", "key_1", "decided", score=None, better_request_id="nobody's", comment=None
         )
 
@@ -276,23 +276,23 @@ async def test_a_comparison_counts_for_both(database: Database) -> None:
     replica = Replica(database)
     await replica.answer("bad")
     await replica.answer("good")
-    told = await replica.feedback.give(
+    scores = await replica.feedback.submit(
         "ada", "key_1", "bad", score=None, better_request_id="good", comment="clearer"
     )
-    assert told == {"bad": 0.2, "good": 0.8}
+    assert scores == {"bad": 0.2, "good": 0.8}
     rows = {row.request_id: row for row in await replica.store.latest("ada", 10)}
     assert (rows["bad"].comment, rows["good"].comment) == ("clearer", None)
     assert {row.weight for row in rows.values()} == {0.5}
 
 
-async def test_one_key_can_only_say_so_much(database: Database) -> None:
+async def test_feedback_of_one_key_is_rate_limited(database: Database) -> None:
     replica = Replica(database)
     await replica.answer("r1")
     for _ in range(60):
         await replica.rate("r1", 1.0)
-    with pytest.raises(RateLimited) as refused:
+    with pytest.raises(RateLimited) as exclusion_of:
         await replica.rate("r1", 1.0)
-    assert refused.value.retry_after == pytest.approx(1.0)
+    assert exclusion_of.value.retry_after == pytest.approx(1.0)
     await replica.rate("r1", 1.0, key="key_2")
     replica.now += 1.0
     await replica.rate("r1", 1.0)
@@ -301,48 +301,48 @@ async def test_one_key_can_only_say_so_much(database: Database) -> None:
 async def test_a_reset_and_a_freeze_reach_every_replica(database: Database) -> None:
     one, two = Replica(database), Replica(database)
     for replica in (one, two):
-        await replica.learning.ready("ada")
+        await replica.learning.load("ada")
     untaught = one.estimate()
     await one.answer("r1")
     await one.rate("r1", 1.0)
-    await two.learning.followed()
-    await two.learning.act("ada", "reset")
-    await one.learning.followed()
+    await two.learning.catch_up()
+    await two.learning.apply_action("ada", "reset")
+    await one.learning.catch_up()
     assert one.estimate() == two.estimate() == untaught
-    await one.learning.act("ada", "freeze")
+    await one.learning.apply_action("ada", "freeze")
     await two.answer("r2")
     await two.rate("r2", 1.0)
     assert two.estimate() == untaught
     later = Replica(database)
-    await later.learning.ready("ada")
+    await later.learning.load("ada")
     assert later.estimate() == untaught
-    await later.learning.act("ada", "thaw")
-    await two.learning.followed()
+    await later.learning.apply_action("ada", "thaw")
+    await two.learning.catch_up()
     await two.answer("r3")
     await two.rate("r3", 1.0)
     assert two.estimate() != untaught
 
 
-async def test_a_tenant_that_made_room_comes_back_with_all_it_learned(
+async def test_evicted_tenant_is_reloaded_with_its_learned_state(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(learnings, "_TENANTS", 1)
     replica = Replica(database)
     await replica.answer("r1")
     await replica.rate("r1", 1.0)
-    taught = replica.estimate()
-    await replica.learning.ready("bob")
-    assert replica.estimate() != taught
-    await replica.learning.ready("ada")
-    assert alike(replica.estimate(), taught)
+    learned = replica.estimate()
+    await replica.learning.load("bob")
+    assert replica.estimate() != learned
+    await replica.learning.load("ada")
+    assert alike(replica.estimate(), learned)
 
 
-async def taught(database: Database, tenants: int, score: float = 0.0) -> None:
-    """Tenants whose signals agree."""
+async def learned(database: Database, tenants: int, score: float = 0.0) -> None:
+    """Create tenants with agreeing signals."""
     for number in range(tenants):
         owner, replica = f"studio-{number}", Replica(database)
         await replica.answer("r", owner)
-        await replica.learning.written()
+        await replica.learning.flush()
         row = await replica.store.decision(owner, "r")
         assert row is not None
         signals = [
@@ -361,63 +361,65 @@ async def taught(database: Database, tenants: int, score: float = 0.0) -> None:
             for count in range(30)
         ]
         await replica.store.write((), signals)
-        await replica.learning.followed()
+        await replica.learning.catch_up()
         await replica.learning.close()
 
 
-async def test_a_tenant_without_signals_begins_with_what_others_found_out(
+async def test_new_tenant_starts_with_shared_levels(
     database: Database,
 ) -> None:
-    await taught(database, 5)
+    await learned(database, 5)
     one, two = Replica(database), Replica(database)
     before = one.estimate("newcomer")
     for replica in (one, two):
-        await replica.learning.refresh()
+        await replica.learning.refresh_levels()
     assert one.estimate("newcomer").p < before.p
     assert one.estimate("newcomer") == two.estimate("newcomer")
     assert one.estimate("newcomer").basis == "shared"
-    assert one.learning.shared("newcomer", "smollm2-135m")["code"] < 0
+    assert one.learning.levels_from_others("newcomer", "smollm2-135m")["code"] < 0
     # The switch holds at once, and when a refresh is under way.
-    one.learning.share(False)
-    await one.learning.refresh()
+    one.learning.set_sharing(False)
+    await one.learning.refresh_levels()
     assert one.estimate("newcomer") == before
 
 
-async def test_four_tenants_teach_nobody(database: Database) -> None:
-    await taught(database, 4)
+async def test_four_tenants_are_too_few_to_share_levels(database: Database) -> None:
+    await learned(database, 4)
     replica = Replica(database)
     before = replica.estimate("newcomer")
-    await replica.learning.refresh()
+    await replica.learning.refresh_levels()
     assert replica.estimate("newcomer") == before
 
 
 async def test_a_poisoned_tenant_moves_no_other(database: Database) -> None:
-    await taught(database, 6, score=1.0)
+    await learned(database, 6, score=1.0)
     replica = Replica(database)
-    await replica.learning.refresh()
+    await replica.learning.refresh_levels()
     before = replica.estimate("newcomer")
     assert before.basis == "shared"
-    await replica.learning.ready("studio-0")
+    await replica.learning.load("studio-0")
     await replica.answer("flood", "studio-0")
     for number in range(50):
         await replica.rate("flood", 0.0, owner="studio-0", key=f"bot-{number}")
     await replica.learning.close()
-    await replica.learning.refresh()
+    await replica.learning.refresh_levels()
     assert replica.estimate("newcomer").p == pytest.approx(before.p, abs=0.01)
 
 
-async def test_a_tenant_that_freezes_takes_its_share_back(database: Database) -> None:
-    await taught(database, 5)
+async def test_frozen_tenant_withdraws_its_levels(database: Database) -> None:
+    await learned(database, 5)
     replica = Replica(database)
     before = replica.estimate("newcomer")
-    await replica.learning.act("studio-0", "freeze")
+    await replica.learning.apply_action("studio-0", "freeze")
     await replica.learning.close()
-    await replica.learning.refresh()
+    await replica.learning.refresh_levels()
     assert replica.estimate("newcomer") == before
 
 
-async def test_old_levels_are_left_out(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    await taught(database, 5)
+async def test_outdated_levels_are_ignored(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await learned(database, 5)
     store = Replica(database).store
     assert len(await store.levels()) == 5
     monkeypatch.setattr("moyin.store.quality._MAX_LEVELS", 4)
@@ -427,7 +429,7 @@ async def test_old_levels_are_left_out(database: Database, monkeypatch: pytest.M
     assert await store.levels() == []
 
 
-async def test_without_the_database_estimates_go_on(
+async def test_estimates_continue_without_the_database(
     database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     replica = Replica(database)
@@ -436,10 +438,10 @@ async def test_without_the_database_estimates_go_on(
         raise OSError("refused")
 
     monkeypatch.setattr(replica.store, "state", away)
-    await replica.learning.ready("ada")
+    await replica.learning.load("ada")
     assert "could not be read" in caplog.text
     assert replica.estimate().basis == "table"
-    assert replica.learning.knows("ada"), "it is not tried again at once"
+    assert replica.learning.is_ready("ada"), "it is not tried again at once"
     monkeypatch.undo()
     replica.now += 60
     await replica.answer("r1")
@@ -447,23 +449,23 @@ async def test_without_the_database_estimates_go_on(
     assert replica.estimate().basis == "learned"
 
 
-async def test_notes_that_find_no_room_are_counted_and_told(
+async def test_dropped_records_are_counted_and_logged(
     database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(learnings, "_CAPACITY", 1)
     replica = Replica(database)
     await replica.answer("r1")
     await replica.answer("r2")
-    await replica.learning.written()
-    assert "1 notes found no room" in caplog.text
+    await replica.learning.flush()
+    assert "1 quality records were dropped" in caplog.text
     assert await replica.store.decision("ada", "r1") is not None
     assert await replica.store.decision("ada", "r2") is None
 
 
-async def test_no_words_are_kept(database: Database) -> None:
+async def test_no_text_is_stored(database: Database) -> None:
     replica = Replica(database)
     await replica.answer("r1")
-    await replica.learning.written()
+    await replica.learning.flush()
     row = await replica.store.decision("ada", "r1")
     assert row is not None
     assert set(row.question) == {"kind", "language", "difficulty", "spread", "features"}
@@ -471,27 +473,27 @@ async def test_no_words_are_kept(database: Database) -> None:
     assert {option[0] for option in row.options} == {"smollm2-135m", "claude-haiku-5-5"}
 
 
-async def test_the_router_notes_its_decisions_and_what_follows_them(
+async def test_router_records_decisions_and_follow_ups(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moyin.text.routing.followups.SOONEST", 0.0)
+    monkeypatch.setattr("moyin.text.routing.followups.MIN_SECONDS", 0.0)
     replica = Replica(database)
     follow_ups = FollowUps(replica.learning)
-    router = Router(
-        dispatcher(SMALL, HAIKU).fleet,
-        Books(),
+    text_router = Router(
+        router(SMALL, HAIKU).fleet,
+        RecordedLedger(),
         estimator=replica.estimator,
         learning=replica.learning,
         follow_ups=follow_ups,
     )
-    dialect = OpenAICodec()
+    codec = OpenAICodec()
     prompt = f"{SORT}, with tests for empty lists"
     body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
     for request_id in ("r1", "r2"):
-        asker = RoutingContext(request_id=request_id, owner="ada", headers=(), key_id="key_1")
-        await router.answer(dialect, dialect.parse(json.dumps(body).encode()), asker)
+        context = RoutingContext(request_id=request_id, owner="ada", headers=(), key_id="key_1")
+        await text_router.answer(codec, codec.parse(json.dumps(body).encode()), context)
     await follow_ups.close()
-    await replica.learning.written()
+    await replica.learning.flush()
     row = await replica.store.decision("ada", "r1")
     assert row is not None
     assert row.model == "claude-haiku-5-5"
@@ -499,7 +501,7 @@ async def test_the_router_notes_its_decisions_and_what_follows_them(
     assert (signal.request_id, signal.source, signal.key_id) == ("r1", "regenerated", "key_1")
 
 
-async def test_reading_shared_levels_holds_up_no_tenant_and_no_request(
+async def test_loading_shared_levels_blocks_no_request(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(learnings, "_TICK_SECONDS", 0.0)
@@ -517,7 +519,7 @@ async def test_reading_shared_levels_holds_up_no_tenant_and_no_request(
 
     monkeypatch.setattr(replica.store, "levels", levels)
     monkeypatch.setattr(learnings, "shared_levels", work_out)
-    monkeypatch.setattr(replica.estimator, "share", lambda _: shared.set())
+    monkeypatch.setattr(replica.estimator, "set_shared_levels", lambda _: shared.set())
     await replica.learning.start()
     await reading.wait()
     async with asyncio.timeout(30):

@@ -1,4 +1,4 @@
-"""A model of OpenAI's that refuses says so in a member of its own, and was no worse than asked for."""
+"""OpenAI's models refuse in a separate member, which is no fault."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moyin.domain.backend import ApiFormat
 from moyin.domain.chat import Finished, StopReason, TextDelta
 from moyin.text.protocol.openai.response import chat_response_to_domain
 from moyin.text.protocol.openai.stream import StreamReader
-from tests.unit.text.routing.dispatching import drained
+from tests.unit.text.routing.router_rig import drained
 from tests.unit.text.routing.test_rescue import FORMAT
 from tests.unit.text.routing.test_rescue_streams import USED, passing
 
@@ -42,19 +42,17 @@ def streamed() -> list[bytes]:
 
 @pytest.mark.parametrize("streams", [True, False])
 @pytest.mark.parametrize("hold_streams", [True, False])
-async def test_a_refusal_is_no_reason_to_ask_another_model(
-    streams: bool, hold_streams: bool
-) -> None:
+async def test_refusal_does_not_cause_a_rescue(streams: bool, hold_streams: bool) -> None:
     gateway = passing(ApiFormat.OPENAI, streamed(), hold_streams=hold_streams)
     gateway.small.raw = json.dumps(WHOLE).encode()
     model, _, answer = await gateway.ask(stream=streams, response_format=FORMAT)
     body = await drained(answer) if streams else answer.body
     await asyncio.sleep(0)  # what looks at the end of a stream comes right after it
-    gateway.noted.background.work()
+    gateway.learning.background.run()
     assert model == "smollm2-135m"
     assert b"I can't" in body
     assert gateway.claude.asked == []
-    assert gateway.noted.signals == [("smollm2-135m", "checked", "refused", 0.0)]
+    assert gateway.learning.signals == [("smollm2-135m", "checked", "refused", 0.0)]
 
 
 def test_clients_of_other_protocols_read_a_refusal_as_text() -> None:

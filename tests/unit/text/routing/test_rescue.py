@@ -1,4 +1,4 @@
-"""A weak model's answer that fails a check is asked anew of the next better model."""
+"""An answer of a weak model that fails a check is replaced by the next better model's."""
 
 from __future__ import annotations
 
@@ -22,73 +22,73 @@ from moyin.text.routing.answer import Answer, RoutingContext
 from moyin.text.routing.catalog import Alias, Catalog, Rescue
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.router import Router
-from tests.unit.text.routing.dispatching import Books
-from tests.unit.text.routing.rig import lane
-from tests.unit.text.routing.test_quality import HAIKU, SMALL
+from tests.unit.text.routing.factories import runtime
+from tests.unit.text.routing.router_rig import RecordedLedger
+from tests.unit.text.routing.test_request_quality import HAIKU, SMALL
 
 SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
 FORMAT = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
 BAD, GOOD = "Sure! Here it is.", '{"ok": true}'
 
 
-class Purse:
-    spends = True
+class Budget:
+    limits_spending = True
 
     def __init__(self) -> None:
         self.reserved, self.spent = Decimal(0), Decimal(0)
 
-    async def take(self, usd: Decimal, tokens: int) -> None:
+    async def reserve(self, usd: Decimal, tokens: int) -> None:
         self.reserved = usd
 
-    def spend(self, usd: Decimal, tokens: int) -> None:
+    def record(self, usd: Decimal, tokens: int) -> None:
         self.spent += usd
 
 
 class Gateway:
-    """The small model answers first, as a useless answer costs next to nothing; Claude is better."""
+    """Lets the small model answer first, because a bad answer costs next to nothing; Claude is better."""
 
     def __init__(self, first: str = BAD, second: str = GOOD, **rules: Any) -> None:
         # Formats that no client here speaks, so that every answer is translated.
         self.small = FakeBackend(text_answer(first), api_format=ApiFormat.OLLAMA)
         self.claude = FakeBackend(text_answer(second), api_format=ApiFormat.OLLAMA)
-        self.books = Books()
-        lanes = {"local": lane("local", self.small), "claude": lane("claude", self.claude)}
-        for one in lanes.values():
-            one.passes = None
-        catalog = Catalog(offers=(SMALL, HAIKU), aliases=rules.pop("aliases", {}))
+        self.ledger = RecordedLedger()
+        runtimes = {"local": runtime("local", self.small), "claude": runtime("claude", self.claude)}
+        for one in runtimes.values():
+            one.pass_through = None
+        catalog = Catalog(deployments=(SMALL, HAIKU), aliases=rules.pop("aliases", {}))
         rules = {"usd_per_bad_answer": 1e-9, "rescue": Rescue.CHECKED, **rules}
-        fleet = Fleet(catalog=catalog, lanes=lanes, **rules)
-        self.router = Router(fleet, self.books, estimator=Estimator())
+        fleet = Fleet(catalog=catalog, runtimes=runtimes, **rules)
+        self.router = Router(fleet, self.ledger, estimator=Estimator())
 
     async def ask(
-        self, dialect: ProtocolCodec | None = None, purse: Any = None, **changes: Any
+        self, codec: ProtocolCodec | None = None, budget: Any = None, **changes: Any
     ) -> tuple[str, str, Answer]:
-        """The model, the route and the answer."""
-        dialect = dialect or OpenAICodec()
+        """Return the model, the route and the answer."""
+        codec = codec or OpenAICodec()
         messages = [{"role": "user", "content": "Write merge sort in Go"}]
         body = {"model": "auto", "max_tokens": 50, "messages": messages, **changes}
         body = {name: value for name, value in body.items() if value is not None}
-        call = dialect.parse(json.dumps(body).encode())
-        asker = RoutingContext(request_id="r1", owner="ada", headers=(), purse=purse)
-        answer = await self.router.answer(dialect, call, asker)
+        call = codec.parse(json.dumps(body).encode())
+        context = RoutingContext(request_id="r1", owner="ada", headers=(), budget=budget)
+        answer = await self.router.answer(codec, call, context)
         headers = dict(answer.headers)
         return headers[b"x-moyin-model"].decode(), headers[b"x-moyin-route"].decode(), answer
 
 
-async def test_an_answer_that_breaks_its_schema_is_asked_anew_and_both_are_booked() -> None:
+async def test_answer_violating_its_schema_is_rescued_and_both_calls_are_recorded() -> None:
     gateway = Gateway()
     model, route, answer = await gateway.ask(response_format=FORMAT)
     assert model == "claude-haiku-5-5"
     assert route.startswith("rescue after json; claude-haiku-5-5: code, p_good 0.")
     assert route.endswith(" of smollm2-135m")
     assert from_json(answer.body)["choices"][0]["message"]["content"] == GOOD
-    assert [(one.model, one.complete) for one in gateway.books] == [
+    assert [(one.model, one.complete) for one in gateway.ledger] == [
         ("smollm2-135m", True),
         ("claude-haiku-5-5", True),
     ]
 
 
-async def test_a_good_answer_stays() -> None:
+async def test_good_answer_is_not_replaced() -> None:
     gateway = Gateway(first=GOOD)
     model, route, _ = await gateway.ask(response_format=FORMAT)
     assert (model, route.partition(";")[0]) == ("smollm2-135m", "free")
@@ -105,7 +105,9 @@ async def test_a_good_answer_stays() -> None:
         (Rescue.CHECKED, False, BAD, False),
     ],
 )
-async def test_policies(policy: Rescue, format: bool, first: str, rescued: bool) -> None:
+async def test_rescue_policy_decides_which_faults_are_rescued(
+    policy: Rescue, format: bool, first: str, rescued: bool
+) -> None:
     gateway = Gateway(first=first, rescue=Rescue.OFF, aliases={"own": Alias(rescue=policy)})
     asked: dict[str, Any] = {"response_format": FORMAT} if format else {}
     model, _, _ = await gateway.ask(model="own", **asked)
@@ -113,7 +115,7 @@ async def test_policies(policy: Rescue, format: bool, first: str, rescued: bool)
 
 
 @pytest.mark.parametrize(
-    ("dialect", "changes"),
+    ("codec", "changes"),
     [
         (
             AnthropicCodec(),
@@ -132,12 +134,14 @@ async def test_policies(policy: Rescue, format: bool, first: str, rescued: bool)
         ),
     ],
 )
-async def test_every_protocol(dialect: ProtocolCodec, changes: dict[str, Any]) -> None:
-    model, route, _ = await Gateway().ask(dialect, **changes)
+async def test_rescue_works_in_every_protocol(
+    codec: ProtocolCodec, changes: dict[str, Any]
+) -> None:
+    model, route, _ = await Gateway().ask(codec, **changes)
     assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", "rescue after json")
 
 
-async def test_when_the_better_one_fails_the_first_answer_is_given() -> None:
+async def test_first_answer_is_kept_when_the_better_model_fails() -> None:
     gateway = Gateway()
     gateway.claude.error = BackendUnavailable("away")
     model, _, answer = await gateway.ask(response_format=FORMAT)
@@ -152,20 +156,20 @@ async def test_named_models_are_not_rescued() -> None:
     assert gateway.claude.asked == []
 
 
-async def test_both_answers_stay_within_what_was_reserved() -> None:
-    purse = Purse()
+async def test_both_answers_stay_within_the_reservation() -> None:
+    budget = Budget()
     gateway = Gateway()
-    assert (await gateway.ask(purse=purse, response_format=FORMAT))[0] == "claude-haiku-5-5"
-    assert 0 < purse.spent <= purse.reserved
+    assert (await gateway.ask(budget=budget, response_format=FORMAT))[0] == "claude-haiku-5-5"
+    assert 0 < budget.spent <= budget.reserved
 
 
-async def test_nobody_is_asked_without_time_left() -> None:
+async def test_no_rescue_without_time_left() -> None:
     gateway = Gateway(timeout=1.0)
     model, _, _ = await gateway.ask(response_format=FORMAT)
     assert model == "smollm2-135m"
 
 
-def test_off_may_stand_unquoted_in_yaml() -> None:
+def test_unquoted_off_is_valid_in_yaml() -> None:
     config = ModelsConfig.model_validate({"routing": {"rescue": False}, "aliases": {}})
     assert config.routing.rescue is Rescue.OFF
     assert ModelsConfig.model_validate({}).routing.rescue is Rescue.CHECKED

@@ -1,4 +1,4 @@
-"""A stream that begins with a fault is asked anew before its client gets any of it."""
+"""A stream that begins with a fault is replaced before its client gets any of it."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.ollama.codec import OllamaChatCodec, OllamaGenerateCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator, Signal
-from moyin.text.routing.background import Background
+from moyin.text.routing.background_queue import BackgroundQueue
 from moyin.text.routing.catalog import Alias, Catalog, Hedging, Rescue
 from moyin.text.routing.router import Router
-from tests.unit.text.routing.dispatching import drained
-from tests.unit.text.routing.rig import lane
-from tests.unit.text.routing.test_quality import HAIKU, SMALL
-from tests.unit.text.routing.test_rescue import BAD, FORMAT, GOOD, SCHEMA, Gateway, Purse
+from tests.unit.text.routing.factories import runtime
+from tests.unit.text.routing.router_rig import drained
+from tests.unit.text.routing.test_request_quality import HAIKU, SMALL
+from tests.unit.text.routing.test_rescue import BAD, FORMAT, GOOD, SCHEMA, Budget, Gateway
 
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
 USED = '{"prompt_tokens": 9, "completion_tokens": 4}'
 
 
-class Noted:
+class RecordingLearning:
     """Stands in for `Learning`."""
 
     def __init__(self) -> None:
-        self.background = Background()
+        self.background = BackgroundQueue()
         self.signals: list[tuple[str, str, str | None, float]] = []
 
     def now(self) -> float:
         return 1_000.0
 
-    def knows(self, owner: str) -> bool:
+    def is_ready(self, owner: str) -> bool:
         return True
 
-    def decided(self, *_: Any) -> None: ...
+    def record_decision(self, *_: Any) -> None: ...
 
-    def observed(
+    def record_signal(
         self,
         owner: str,
         request_id: str,
@@ -62,27 +62,25 @@ class Noted:
 
 
 class Streams(Gateway):
-    """As `Gateway`, for streams, with a memory of signals."""
+    """Extends `Gateway` with streams and recorded signals."""
 
     def __init__(self, first: str = BAD, second: str = GOOD, **rules: Any) -> None:
         super().__init__(first, second, **rules)
-        self.noted: Any = Noted()
+        self.learning: Any = RecordingLearning()
         fleet = self.router.fleet
-        self.router = Router(fleet, self.books, estimator=Estimator(), learning=self.noted)
+        self.router = Router(fleet, self.ledger, estimator=Estimator(), learning=self.learning)
 
-    async def stream(
-        self, dialect: ProtocolCodec | None = None, **more: Any
-    ) -> tuple[str, str, str]:
-        """The model, the route and the whole body."""
-        model, route, answer = await self.ask(dialect, **{"stream": True, **more})
+    async def stream(self, codec: ProtocolCodec | None = None, **more: Any) -> tuple[str, str, str]:
+        """Return the model, the route and the whole body."""
+        model, route, answer = await self.ask(codec, **{"stream": True, **more})
         body = await drained(answer)
         await asyncio.sleep(0)  # what looks at the end of a stream comes right after it
-        self.noted.background.work()
+        self.learning.background.run()
         return model, route, body.decode()
 
 
 def raw(*texts: str, finish: str = "stop") -> list[bytes]:
-    """A stream of OpenAI's, as an upstream sends it."""
+    """Return an OpenAI stream as an upstream sends it."""
     chunks = [{"choices": [{"delta": {"role": "assistant", "content": ""}}]}]
     chunks += [{"choices": [{"delta": {"content": text}}]} for text in texts]
     last = {"choices": [{"delta": {}, "finish_reason": finish}], "usage": json.loads(USED)}
@@ -98,19 +96,19 @@ async def test_prose_where_json_was_asked_for_never_reaches_the_client() -> None
     assert route.startswith("rescue after json; claude-haiku-5-5: code, p_good 0.")
     assert "Sure!" not in body
     assert "true" in body
-    assert [(one.model, one.complete) for one in gateway.books] == [
+    assert [(one.model, one.complete) for one in gateway.ledger] == [
         ("smollm2-135m", False),
         ("claude-haiku-5-5", True),
     ]
-    # Upstream is cut as soon as it is clear that nobody wants the rest.
+    # The upstream call is cancelled as soon as its answer is replaced.
     assert gateway.small.closed_early == 1
-    assert gateway.books[0].output_tokens == 1
-    assert gateway.noted.signals == [("smollm2-135m", "checked", "json", 0.0)]
-    assert gateway.router.fleet.lanes["local"].load == 0
+    assert gateway.ledger[0].output_tokens == 1
+    assert gateway.learning.signals == [("smollm2-135m", "checked", "json", 0.0)]
+    assert gateway.router.fleet.runtimes["local"].load == 0
 
 
 @pytest.mark.parametrize(
-    ("dialect", "changes"),
+    ("codec", "changes"),
     [
         (
             AnthropicCodec(),
@@ -123,8 +121,10 @@ async def test_prose_where_json_was_asked_for_never_reaches_the_client() -> None
         ),
     ],
 )
-async def test_every_protocol(dialect: ProtocolCodec, changes: dict[str, Any]) -> None:
-    model, route, body = await Streams().stream(dialect, **changes)
+async def test_rescue_works_in_every_protocol(
+    codec: ProtocolCodec, changes: dict[str, Any]
+) -> None:
+    model, route, body = await Streams().stream(codec, **changes)
     assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", "rescue after json")
     assert "Sure" not in body
 
@@ -158,36 +158,40 @@ PASSED: dict[ApiFormat, tuple[ProtocolCodec, dict[str, Any], list[bytes], str]] 
 
 
 @pytest.mark.parametrize("wire", PASSED)
-async def test_bytes_that_pass_are_looked_at_as_well(wire: ApiFormat) -> None:
-    dialect, changes, upstream, fault = PASSED[wire]
+async def test_pass_through_streams_are_checked(wire: ApiFormat) -> None:
+    codec, changes, upstream, fault = PASSED[wire]
     gateway = passing(wire, upstream)
-    model, route, _ = await gateway.stream(dialect, **changes)
+    model, route, _ = await gateway.stream(codec, **changes)
     assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", f"rescue after {fault}")
-    assert gateway.books[0].input_tokens > 0
+    assert gateway.ledger[0].input_tokens > 0
 
 
 @pytest.mark.parametrize("wire", PASSED)
-async def test_bytes_that_passed_are_signals_when_they_have_ended(wire: ApiFormat) -> None:
-    dialect, changes, upstream, fault = PASSED[wire]
+async def test_finished_pass_through_streams_become_signals(wire: ApiFormat) -> None:
+    codec, changes, upstream, fault = PASSED[wire]
     gateway = passing(wire, upstream, rescue=Rescue.OFF)
-    model, _, body = await gateway.stream(dialect, **changes)
+    model, _, body = await gateway.stream(codec, **changes)
     assert model == "smollm2-135m"
     assert body
-    assert gateway.noted.signals == [("smollm2-135m", "checked", fault, 0.0)]
+    assert gateway.learning.signals == [("smollm2-135m", "checked", fault, 0.0)]
 
 
 def passing(wire: ApiFormat, upstream: list[bytes], **rules: Any) -> Streams:
-    """The small model's server speaks the client's format."""
+    """Give the small model's server the client's format."""
     gateway = Streams(**rules)
     gateway.small = FakeBackend(raw_stream=upstream, api_format=wire)
     fleet = gateway.router.fleet
-    local = lane("local", gateway.small)
-    catalog = Catalog(offers=(replace(SMALL, wire=wire), replace(HAIKU, wire=None)))
-    gateway.router.fleet = replace(fleet, catalog=catalog, lanes={**fleet.lanes, "local": local})
+    local = runtime("local", gateway.small)
+    catalog = Catalog(
+        deployments=(replace(SMALL, api_format=wire), replace(HAIKU, api_format=None))
+    )
+    gateway.router.fleet = replace(
+        fleet, catalog=catalog, runtimes={**fleet.runtimes, "local": local}
+    )
     return gateway
 
 
-async def test_a_good_beginning_passes_as_it_came() -> None:
+async def test_good_beginning_passes_unchanged() -> None:
     upstream = raw('{"ok"', ": ", "true}")
     gateway = passing(ApiFormat.OPENAI, upstream)
     model, _, answer = await gateway.ask(stream=True, response_format=FORMAT)
@@ -197,14 +201,14 @@ async def test_a_good_beginning_passes_as_it_came() -> None:
     # The event without a word and the first word come together, the rest as before.
     assert pieces[0] == upstream[0] + upstream[1]
     assert (pieces[1:3], pieces[-2]) == (upstream[2:4], upstream[-1])
-    assert gateway.noted.signals == []
+    assert gateway.learning.signals == []
 
 
-async def test_an_empty_stream_is_asked_anew_and_booked_as_complete() -> None:
+async def test_empty_stream_is_rescued_and_recorded_as_complete() -> None:
     gateway = Streams(first="")
     model, route, _ = await gateway.stream()
     assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", "rescue after empty")
-    assert [one.complete for one in gateway.books] == [True, True]
+    assert [one.complete for one in gateway.ledger] == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -218,53 +222,55 @@ async def test_an_empty_stream_is_asked_anew_and_booked_as_complete() -> None:
         (Rescue.CHECKED, {"response_format": FORMAT, "model": "smollm2-135m"}, BAD, False),
     ],
 )
-async def test_policies(policy: Rescue, changes: dict[str, Any], first: str, rescued: bool) -> None:
+async def test_rescue_policy_decides_which_faults_are_rescued(
+    policy: Rescue, changes: dict[str, Any], first: str, rescued: bool
+) -> None:
     gateway = Streams(first=first, rescue=Rescue.OFF, aliases={"own": Alias(rescue=policy)})
     model, _, _ = await gateway.stream(**{"model": "own", **changes})
     assert (model == "claude-haiku-5-5") is rescued
 
 
-async def test_when_the_better_one_fails_the_first_stream_goes_on() -> None:
+async def test_first_stream_continues_when_the_better_model_fails() -> None:
     gateway = Streams()
     gateway.claude.error = BackendUnavailable("away")
     model, _, body = await gateway.stream(response_format=FORMAT)
     assert model == "smollm2-135m"
     assert all(word in body for word in BAD.split())
-    assert [one.complete for one in gateway.books if one.model == "smollm2-135m"] == [True]
+    assert [one.complete for one in gateway.ledger if one.model == "smollm2-135m"] == [True]
 
 
 @pytest.mark.parametrize("streams", [True, False])
 @pytest.mark.parametrize("price", [Decimal(0), Decimal("0.01")])
-async def test_both_calls_are_paid_from_what_was_reserved(price: Decimal, streams: bool) -> None:
-    gateway, purse = Streams(), Purse()
+async def test_both_calls_are_charged_to_the_reservation(price: Decimal, streams: bool) -> None:
+    gateway, budget = Streams(), Budget()
     model = replace(SMALL.model, tariff=flat_tariff(price, price))
-    catalog = Catalog(offers=(replace(SMALL, model=model), HAIKU))
+    catalog = Catalog(deployments=(replace(SMALL, model=model), HAIKU))
     gateway.router.fleet = replace(gateway.router.fleet, catalog=catalog)
-    better, _, answer = await gateway.ask(stream=streams, purse=purse, response_format=FORMAT)
+    better, _, answer = await gateway.ask(stream=streams, budget=budget, response_format=FORMAT)
     if streams:
         await drained(answer)
     assert better == "claude-haiku-5-5"
-    assert 0 < purse.spent <= purse.reserved
+    assert 0 < budget.spent <= budget.reserved
 
 
-async def test_nobody_is_asked_without_time_left() -> None:
+async def test_no_rescue_without_time_left() -> None:
     assert (await Streams(timeout=1.0).stream(response_format=FORMAT))[0] == "smollm2-135m"
 
 
-async def test_a_stream_that_fails_before_its_first_word_moves_on() -> None:
+async def test_stream_failing_before_its_first_word_falls_back() -> None:
     gateway = passing(ApiFormat.OPENAI, raw("Hello"))
     gateway.small.error = StreamInterrupted("gone")
     gateway.small.pieces_before_error = 1
-    gateway.router.fleet.lanes["local"].retries = 0
+    gateway.router.fleet.runtimes["local"].retries = 0
     model, route, _ = await gateway.stream()
     assert (model, route) == ("claude-haiku-5-5", "fallback after stream_interrupted")
     # The prompt was read, and is paid for.
-    assert gateway.books[0].input_tokens > 0
-    assert not gateway.books[0].complete
+    assert gateway.ledger[0].input_tokens > 0
+    assert not gateway.ledger[0].complete
 
 
 class Slow(FakeBackend):
-    """Sends its first event, and the rest when it is told to."""
+    """Sends its first event, and the rest when the test releases it."""
 
     def __init__(self, pieces: list[bytes]) -> None:
         super().__init__(raw_stream=pieces)
@@ -281,16 +287,16 @@ class Slow(FakeBackend):
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moyin.text.routing.metered_stream._HELD_SECONDS", 0.01)
+    monkeypatch.setattr("moyin.text.routing.metered_stream._MAX_HELD_SECONDS", 0.01)
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_slow_word_is_not_waited_for_and_nothing_is_lost() -> None:
+async def test_slow_first_word_ends_the_hold_without_loss() -> None:
     upstream = raw("Hello", " there")
     gateway = passing(ApiFormat.OPENAI, upstream)
     slow = Slow(upstream)
-    gateway.router.fleet.lanes["local"].backend = slow
-    gateway.router.fleet.lanes["local"].passes = slow
+    gateway.router.fleet.runtimes["local"].backend = slow
+    gateway.router.fleet.runtimes["local"].pass_through = slow
     model, _, answer = await gateway.ask(stream=True)
     assert model == "smollm2-135m"
     assert answer.stream is not None
@@ -301,32 +307,32 @@ async def test_a_slow_word_is_not_waited_for_and_nothing_is_lost() -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_client_that_leaves_while_a_word_is_waited_for_ends_the_call() -> None:
+async def test_disconnect_while_waiting_for_a_word_ends_the_call() -> None:
     upstream = raw("Hello")
     gateway = passing(ApiFormat.OPENAI, upstream)
     slow = Slow(upstream)
-    gateway.router.fleet.lanes["local"].backend = slow
-    gateway.router.fleet.lanes["local"].passes = slow
+    gateway.router.fleet.runtimes["local"].backend = slow
+    gateway.router.fleet.runtimes["local"].pass_through = slow
     _, _, answer = await gateway.ask(stream=True)
     assert answer.stream is not None
     await answer.stream.aclose()
     assert slow.closed_early == 1
-    assert gateway.router.fleet.lanes["local"].load == 0
+    assert gateway.router.fleet.runtimes["local"].load == 0
 
 
-async def test_a_client_that_leaves_while_the_stream_is_held_ends_the_call() -> None:
+async def test_disconnect_while_the_stream_is_held_ends_the_call() -> None:
     slow = Slow(raw("Hello"))
     gateway = passing(ApiFormat.OPENAI, [])
-    gateway.router.fleet.lanes["local"].backend = slow
-    gateway.router.fleet.lanes["local"].passes = slow
-    asking = asyncio.create_task(gateway.ask(stream=True))
+    gateway.router.fleet.runtimes["local"].backend = slow
+    gateway.router.fleet.runtimes["local"].pass_through = slow
+    call_task = asyncio.create_task(gateway.ask(stream=True))
     await slow.waits.wait()
-    asking.cancel()
-    await asyncio.wait([asking])
-    assert asking.cancelled()
+    call_task.cancel()
+    await asyncio.wait([call_task])
+    assert call_task.cancelled()
     assert slow.closed_early == 1
-    assert gateway.router.fleet.lanes["local"].load == 0
-    assert [one.complete for one in gateway.books] == [False]
+    assert gateway.router.fleet.runtimes["local"].load == 0
+    assert [one.complete for one in gateway.ledger] == [False]
 
 
 async def test_a_stream_may_be_held_until_it_is_checked_as_a_whole() -> None:
@@ -340,7 +346,7 @@ async def test_a_stream_may_be_held_until_it_is_checked_as_a_whole() -> None:
     plain = Streams(first="one two three", hold_streams=True)
     _, _, answer = await plain.ask(stream=True)
     assert answer.stream is not None
-    assert answer.stream.completed is None
+    assert answer.stream.final_usage is None
     await answer.stream.aclose()
 
 
@@ -349,17 +355,17 @@ async def test_a_whole_good_stream_that_was_held_is_given_as_it_is() -> None:
     model, _, body = await held.stream(response_format=FORMAT)
     assert model == "smollm2-135m"
     assert body.endswith("data: [DONE]\n\n: x-moyin-cost-usd=0\n\n")
-    assert held.noted.signals == []
+    assert held.learning.signals == []
 
 
-async def test_the_last_place_of_a_back_end_is_not_waited_for() -> None:
-    """Both models on one host with one place: the first call has it."""
+async def test_rescue_does_not_wait_for_the_last_slot() -> None:
+    """Both models run on one host with one slot, which the first call holds."""
     gateway = Streams()
-    local = lane("local", gateway.small, limit=1)
-    local.passes = None
-    offers = (SMALL, replace(HAIKU, backend="local"))
+    local = runtime("local", gateway.small, limit=1)
+    local.pass_through = None
+    deployments = (SMALL, replace(HAIKU, backend="local"))
     gateway.router.fleet = replace(
-        gateway.router.fleet, catalog=Catalog(offers=offers), lanes={"local": local}
+        gateway.router.fleet, catalog=Catalog(deployments=deployments), runtimes={"local": local}
     )
     assert (await gateway.stream(response_format=FORMAT))[0] == "smollm2-135m"
 
@@ -383,7 +389,7 @@ async def test_faults_of_a_stream_become_signals_when_it_has_ended(
     model, _, _ = await gateway.stream(**changes)
     assert model == "smollm2-135m"
     wanted = [] if comment is None else [("smollm2-135m", "checked", comment, 0.0)]
-    assert gateway.noted.signals == wanted
+    assert gateway.learning.signals == wanted
 
 
 def ended(*parts: Any, stop: StopReason) -> ChatResponse:
@@ -415,12 +421,12 @@ async def test_cut_and_refusing_answers_and_broken_arguments_are_signals(
         await gateway.stream(**changes)
     else:
         await gateway.ask(**changes)
-        gateway.noted.background.work()
-    assert gateway.noted.signals == ([] if signal is None else [("smollm2-135m", *signal)])
+        gateway.learning.background.run()
+    assert gateway.learning.signals == ([] if signal is None else [("smollm2-135m", *signal)])
 
 
 class Late(FakeBackend):
-    """Never begins."""
+    """Never starts to answer."""
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
         self.asked.append(request)
@@ -428,15 +434,17 @@ class Late(FakeBackend):
         yield  # type: ignore[misc]
 
 
-async def test_of_two_that_were_asked_at_once_the_one_that_answered_is_noted() -> None:
+async def test_hedged_call_records_the_model_that_answered() -> None:
     gateway = Streams(rescue=Rescue.OFF, hedging=Hedging(share=0.5))
-    local = gateway.router.fleet.lanes["local"]
+    local = gateway.router.fleet.runtimes["local"]
     local.backend = Late()
     gateway.claude.answer = ended(stop=StopReason.REFUSAL)
-    pace = local.pace("smollm2-135m")
+    latency = local.latency("smollm2-135m")
     for _ in range(40):
-        pace.note(prompt_tokens=9, output_tokens=9, first=0.001, seconds=0.1, sharing=1)
-    gateway.router._hedge._saved = 5.0
+        latency.record(
+            prompt_tokens=9, output_tokens=9, first_token_seconds=0.001, seconds=0.1, concurrency=1
+        )
+    gateway.router._hedge._credit = 5.0
     model, route, _ = await gateway.stream()
     assert (model, route) == ("claude-haiku-5-5", "hedged")
-    assert gateway.noted.signals == [("claude-haiku-5-5", "checked", "refused", 0.0)]
+    assert gateway.learning.signals == [("claude-haiku-5-5", "checked", "refused", 0.0)]

@@ -1,4 +1,4 @@
-"""What is set aside for a call covers whatever it can cost."""
+"""The reservation of a call covers every possible cost."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 
 from moyin.domain.money import Price, PriceBand, Rates, Usage, flat_tariff
 from moyin.domain.needs import Needs
-from moyin.text.routing.prices import CLAUDE
-from moyin.text.routing.reservation import worst_case
-from tests.unit.text.routing.rig import fleet, offer, shortlist
+from moyin.text.routing.claude_prices import CLAUDE
+from moyin.text.routing.reservation import max_cost
+from tests.unit.text.routing.factories import deployment, fleet, route
 
 TOKENS = st.integers(0, 400_000)
 
 
 @pytest.mark.parametrize("model", sorted(CLAUDE))
 @given(kinds=st.tuples(TOKENS, TOKENS, TOKENS, TOKENS), out=TOKENS, spare=st.integers(0, 9_999))
-def test_no_usage_within_the_bounds_costs_more(
+def test_maximum_cost_covers_every_allowed_usage(
     model: str, kinds: tuple[int, int, int, int], out: int, spare: int
 ) -> None:
     price = CLAUDE[model].price_on(date(2026, 11, 1))
@@ -34,7 +34,7 @@ def test_no_usage_within_the_bounds_costs_more(
     assert price.pico_cost(usage) <= price.max_pico_cost(usage.prompt_tokens + spare, out + spare)
 
 
-def test_a_dear_short_prompt_is_covered_where_long_ones_are_cheaper() -> None:
+def test_maximum_cost_covers_expensive_short_prompts() -> None:
     def rates(amount: int) -> Rates:
         price = Decimal(amount)
         return Rates(
@@ -49,14 +49,14 @@ def test_a_dear_short_prompt_is_covered_where_long_ones_are_cheaper() -> None:
     assert price.max_pico_cost(100, 50) == price.pico_cost(short)
 
 
-def test_what_is_not_text_is_set_aside_by_its_bytes_and_what_is_elsewhere_as_a_whole_context() -> (
-    None
-):
-    offers = fleet([offer("dear", flat_tariff(Decimal(1_000_000), Decimal(0)), context=90_000)])
-    one = shortlist(offers)
+def test_attachments_reserve_by_size_and_external_content_a_whole_context() -> None:
+    deployments = fleet(
+        [deployment("dear", flat_tariff(Decimal(1_000_000), Decimal(0)), context=90_000)]
+    )
+    one = route(deployments)
 
     def prompt(needs: Needs) -> Decimal:
-        return worst_case(one, needs, choices=1, streams=False)
+        return max_cost(one, needs, choices=1, streams=False)
 
     assert prompt(Needs(prompt_tokens=10, max_tokens=1)) == 1_040
     assert prompt(Needs(prompt_tokens=10, max_tokens=1, attachment_bytes=5_000)) == 6_040

@@ -29,10 +29,10 @@ from moyin.text.protocol.ollama.codec import OllamaChatCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.routing.answer import Answer, RoutingContext
 from moyin.text.routing.catalog import Hedging
-from moyin.text.routing.explain import why_lost
-from moyin.text.routing.hedge import Hedge, race
-from tests.unit.text.routing.dispatching import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
-from tests.unit.text.routing.rig import Clock
+from moyin.text.routing.explanation import explain_loss
+from moyin.text.routing.hedging import Hedge, race
+from tests.unit.text.routing.factories import Clock
+from tests.unit.text.routing.router_rig import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
 
 
 class Flaky(FakeBackend):
@@ -50,7 +50,7 @@ class Flaky(FakeBackend):
 
 
 class Held(FakeBackend):
-    """Answers once it is let go; streams begin then."""
+    """Answers once the test releases it; streams begin then."""
 
     def __init__(self) -> None:
         super().__init__(raw=RAW, raw_stream=[CHUNK, TOTAL, DONE])
@@ -78,17 +78,17 @@ def backend_of(answer: object) -> bytes:
     return dict(answer.headers)[b"x-moyin-backend"]  # type: ignore[attr-defined,no-any-return]
 
 
-async def test_a_call_that_failed_at_once_is_tried_again_before_another_is_asked() -> None:
+async def test_quick_failure_is_retried_before_falling_back() -> None:
     first = Flaky(1)
-    rig = Rig(first, FakeBackend(raw=RAW), lane={"retries": 1})
+    rig = Rig(first, FakeBackend(raw=RAW), runtime={"retries": 1})
     assert backend_of(await rig.ask()) == b"b0"
     assert len(first.asked) == 2
     assert [call.error for call in rig.telemetry.calls] == ["backend_unavailable", None]
 
 
-async def test_retries_are_bounded_and_then_another_is_asked() -> None:
+async def test_retries_are_bounded_before_falling_back() -> None:
     first = Flaky(9)
-    rig = Rig(first, FakeBackend(raw=RAW), lane={"retries": 1})
+    rig = Rig(first, FakeBackend(raw=RAW), runtime={"retries": 1})
     answer = await rig.ask()
     assert dict(answer.headers)[b"x-moyin-route"] == b"fallback after backend_unavailable"
     assert len(first.asked) == 2
@@ -97,9 +97,9 @@ async def test_retries_are_bounded_and_then_another_is_asked() -> None:
 @pytest.mark.parametrize(
     "error", [BackendTimeout("x"), BackendKeyRejected("x"), Overloaded("x", retry_after=1)]
 )
-async def test_what_another_try_cannot_help_is_not_tried_again(error: Exception) -> None:
+async def test_errors_that_a_retry_cannot_fix_are_not_retried(error: Exception) -> None:
     first = FakeBackend(error=error)  # type: ignore[arg-type]
-    rig = Rig(first, FakeBackend(raw=RAW), lane={"retries": 3})
+    rig = Rig(first, FakeBackend(raw=RAW), runtime={"retries": 3})
     assert backend_of(await rig.ask()) == b"b1"
     assert len(first.asked) == 1
 
@@ -123,53 +123,55 @@ async def test_the_whole_call_has_one_deadline() -> None:
     assert seen[2] <= 0.5
 
 
-async def test_a_bad_wish_is_refused_before_anybody_is_asked() -> None:
+async def test_invalid_header_is_rejected_before_any_call() -> None:
     backend = FakeBackend(raw=RAW)
     with pytest.raises(InvalidRequest):
         await Rig(backend).ask(headers=[(b"x-moyin-residency", b"mars")])
     assert not backend.asked
 
 
-async def test_a_stream_that_does_not_begin_in_time_goes_to_another() -> None:
+async def test_late_stream_falls_back() -> None:
     slow = Held()
-    rig = Rig(slow, FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), lane={"first_byte": 0.05})
+    rig = Rig(
+        slow, FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), runtime={"first_byte_timeout": 0.05}
+    )
     answer = await rig.ask(stream=True)
     assert backend_of(answer) == b"b1"
     assert slow.closed_early == 1
     await drained(answer)
 
 
-async def test_who_finds_no_slot_waits_for_one() -> None:
+async def test_call_waits_for_a_free_slot() -> None:
     held = Held()
-    rig = Rig(held, lane={"slots": Slots(1, queue=1, patience=5)})
+    rig = Rig(held, runtime={"slots": Slots(1, queue=1, patience=5)})
     first = asyncio.create_task(rig.ask())
     second = asyncio.create_task(rig.ask())
     await asyncio.sleep(0.01)
-    lane = rig.lanes[0]
-    assert (len(held.asked), lane.load, lane.standing.waiting) == (1, 1, 1)
+    runtime = rig.runtimes[0]
+    assert (len(held.asked), runtime.load, runtime.health.waiting) == (1, 1, 1)
     with pytest.raises(Overloaded) as caught:
         await rig.ask()
     assert caught.value.retry_after is not None and caught.value.retry_after >= 1
     held.let_go.set()
     assert (await first).body is (await second).body is RAW
-    assert (lane.load, lane.standing.waiting) == (0, 0)
+    assert (runtime.load, runtime.health.waiting) == (0, 0)
 
 
-async def test_nobody_waits_for_ever() -> None:
+async def test_wait_for_a_slot_is_bounded() -> None:
     held = Held()
-    rig = Rig(held, lane={"slots": Slots(1, queue=1, patience=0.03)})
+    rig = Rig(held, runtime={"slots": Slots(1, queue=1, patience=0.03)})
     first = asyncio.create_task(rig.ask())
     await asyncio.sleep(0)
     with pytest.raises(Overloaded):
         await rig.ask()
     # That our own queue is full says nothing about the back end.
-    assert rig.lanes[0].breaker.ready
+    assert rig.runtimes[0].breaker.ready
     held.let_go.set()
     await first
-    assert rig.lanes[0].load == 0
+    assert rig.runtimes[0].load == 0
 
 
-async def test_who_leaves_the_queue_leaves_no_trace() -> None:
+async def test_cancelled_waiter_leaves_the_queue_unchanged() -> None:
     slots = Slots(1, queue=5, patience=5)
     assert slots.take("ada")
     waiting = [asyncio.create_task(slots.wait("ada", 5, 1)) for _ in range(3)]
@@ -184,43 +186,52 @@ async def test_who_leaves_the_queue_leaves_no_trace() -> None:
     assert slots.taken == 0
 
 
-async def test_a_client_that_leaves_before_the_answer_pays_for_the_prompt() -> None:
+async def test_disconnect_before_the_answer_charges_the_prompt() -> None:
     rig = Rig(Held(), tariff=CHEAP)
     task = asyncio.create_task(rig.ask())
     await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    (entry,) = rig.books
+    (entry,) = rig.ledger
     assert (entry.complete, entry.output_tokens) == (False, 0)
     assert entry.cost_usd == Decimal(entry.input_tokens) / 1_000_000 > 0
     assert rig.telemetry.calls[0].error == "cancelled"
 
 
 def used_to_begin_at(rig: Rig, seconds: float) -> None:
-    pace = rig.lanes[0].pace("m0")
+    latency = rig.runtimes[0].latency("m0")
     for _ in range(100):
-        pace.note(prompt_tokens=1, output_tokens=2, first=seconds, seconds=seconds, sharing=1)
+        latency.record(
+            prompt_tokens=1,
+            output_tokens=2,
+            first_token_seconds=seconds,
+            seconds=seconds,
+            concurrency=1,
+        )
 
 
-async def test_a_second_is_asked_when_the_first_is_slower_than_usual() -> None:
+async def test_second_back_end_is_called_when_the_first_is_slow() -> None:
     slow = Held()
     rig = Rig(
         slow, FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), tariff=CHEAP, hedging=Hedging(share=0.5)
     )
     used_to_begin_at(rig, 0.02)
-    rig.dispatcher._hedge.count(1)
+    rig.router._hedge.earn(1)
     answer = await rig.ask(stream=True)
     headers = dict(answer.headers)
     assert (headers[b"x-moyin-backend"], headers[b"x-moyin-route"]) == (b"b1", b"hedged")
     assert b"12345678" in await drained(answer)
     assert slow.closed_early == 1
-    assert [lane.load for lane in rig.lanes] == [0, 0]
+    assert [runtime.load for runtime in rig.runtimes] == [0, 0]
     # Both are in the ledger: the loser has read the prompt.
-    assert [(entry.backend, entry.complete) for entry in rig.books] == [("b0", False), ("b1", True)]
+    assert [(entry.backend, entry.complete) for entry in rig.ledger] == [
+        ("b0", False),
+        ("b1", True),
+    ]
 
 
-async def test_only_a_share_is_asked_twice() -> None:
+async def test_only_a_share_of_requests_is_hedged() -> None:
     slow = Held()
     rig = Rig(slow, FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), hedging=Hedging(share=0.5))
     used_to_begin_at(rig, 0.005)
@@ -238,7 +249,7 @@ async def test_only_a_share_is_asked_twice() -> None:
     assert routes == [b"free", b"hedged"] * 3
 
 
-async def test_a_client_that_leaves_stops_both() -> None:
+async def test_disconnect_cancels_both_hedged_calls() -> None:
     slow, other = Held(), Held()
     rig = Rig(slow, other, hedging=Hedging(share=1.0))
     used_to_begin_at(rig, 0.005)
@@ -249,17 +260,17 @@ async def test_a_client_that_leaves_stops_both() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert slow.closed_early == other.closed_early == 1
-    assert [lane.load for lane in rig.lanes] == [0, 0]
+    assert [runtime.load for runtime in rig.runtimes] == [0, 0]
 
 
-def test_the_share_saves_up_but_not_for_ever() -> None:
+def test_hedging_credit_is_bounded() -> None:
     hedge = Hedge()
     for _ in range(10_000):
-        hedge.count(0.5)
-    assert [hedge.spend() for _ in range(12)] == [True] * 10 + [False] * 2
+        hedge.earn(0.5)
+    assert [hedge.try_spend() for _ in range(12)] == [True] * 10 + [False] * 2
 
 
-async def test_when_both_fail_the_firsts_failure_is_told() -> None:
+async def test_first_failure_is_raised_when_both_fail() -> None:
     async def overloaded() -> None:
         await asyncio.sleep(0.02)
         raise Overloaded("x", retry_after=7)
@@ -269,10 +280,10 @@ async def test_when_both_fail_the_firsts_failure_is_told() -> None:
         raise UnsupportedFeature("x")
 
     with pytest.raises(Overloaded):
-        await race(overloaded(), unable, after=0.001, may=lambda: True)
+        await race(overloaded(), unable, after=0.001, may_start_second=lambda: True)
 
 
-async def test_a_second_that_may_not_be_asked_does_not_stop_the_first() -> None:
+async def test_denied_second_call_does_not_stop_the_first() -> None:
     first = Answer(headers=(), body=b"first")
 
     async def slow() -> Answer:
@@ -282,76 +293,76 @@ async def test_a_second_that_may_not_be_asked_does_not_stop_the_first() -> None:
     async def nobody() -> None:
         return None
 
-    assert await race(slow(), nobody, after=0.001, may=lambda: True) is first
+    assert await race(slow(), nobody, after=0.001, may_start_second=lambda: True) is first
 
 
-async def test_a_breaker_that_opens_meanwhile_costs_nobody_the_answer_under_way() -> None:
+async def test_opening_breaker_does_not_stop_a_running_answer() -> None:
     slow, other = Held(), FakeBackend(raw_stream=[CHUNK, TOTAL, DONE])
     rig = Rig(slow, other, tariff=CHEAP, hedging=Hedging(share=1.0))
     used_to_begin_at(rig, 0.005)
 
     # Both were up when they were chosen.
-    async def refused(tenant: str, seconds: float, expected: float) -> None:
+    async def exclusion_of(tenant: str, seconds: float, expected: float) -> None:
         slow.let_go.set()
 
-    rig.lanes[1].acquire = refused  # type: ignore[assignment, method-assign]
+    rig.runtimes[1].acquire = exclusion_of  # type: ignore[assignment, method-assign]
     answer = await rig.ask(stream=True)
     await drained(answer)
     assert dict(answer.headers)[b"x-moyin-route"] == b"cheapest"
-    assert [(entry.backend, entry.complete) for entry in rig.books] == [("b0", True)]
+    assert [(entry.backend, entry.complete) for entry in rig.ledger] == [("b0", True)]
 
 
-async def test_a_file_that_is_not_there_takes_the_back_end_from_nobody() -> None:
+async def test_missing_file_does_not_open_the_breaker() -> None:
     lacking = FakeBackend(error=error_from_status(404, "file_1 not found", None))
-    rig = Rig(lacking, lane={"retries": 1})
+    rig = Rig(lacking, runtime={"retries": 1})
     for _ in range(4):
         with pytest.raises(ModelNotFound) as caught:
             await rig.ask()
         assert "file_1" not in caught.value.message
     assert len(lacking.asked) == 4, "asking again does not help"
-    assert rig.lanes[0].ready
+    assert rig.runtimes[0].ready
     assert {call.error for call in rig.telemetry.calls} == {"model_not_found"}
 
 
-async def test_a_model_that_is_not_there_is_asked_for_elsewhere() -> None:
+async def test_missing_model_falls_back() -> None:
     rig = Rig(FakeBackend(error=error_from_status(404, "", None)), FakeBackend(raw=RAW))
     answer = await rig.ask()
     assert dict(answer.headers)[b"x-moyin-route"] == b"fallback after model_not_found"
 
 
-async def test_a_model_that_is_never_there_is_asked_last_for_a_while() -> None:
+async def test_repeatedly_missing_model_is_tried_last() -> None:
     clock = Clock()
     lacking, able = FakeBackend(error=error_from_status(404, "", None)), FakeBackend(raw=RAW)
-    rig = Rig(lacking, able, lane={"clock": clock})
+    rig = Rig(lacking, able, runtime={"clock": clock})
     routes = [dict((await rig.ask()).headers)[b"x-moyin-route"] for _ in range(5)]
     assert routes == [*[b"fallback after model_not_found"] * 3, b"cheapest", b"cheapest"]
     assert len(lacking.asked) == 3
-    assert rig.lanes[0].ready, "its other models are there"
-    dialect, asker = OpenAICodec(), RoutingContext(request_id="r1", owner="ada", headers=())
-    call = dialect.parse(b'{"model": "auto", "messages": [{"role": "user", "content": "x"}]}')
-    best, other = rig.dispatcher.explain(dialect, call, asker).candidates
-    assert (best.offer.backend, other.offer.backend) == ("b1", "b0")
-    assert why_lost(other, best, 0.0) == "its back end says that it has no such model"
+    assert rig.runtimes[0].ready, "its other models are there"
+    codec, context = OpenAICodec(), RoutingContext(request_id="r1", owner="ada", headers=())
+    call = codec.parse(b'{"model": "auto", "messages": [{"role": "user", "content": "x"}]}')
+    best, other = rig.router.explain(codec, call, context).candidates
+    assert (best.deployment.backend, other.deployment.backend) == ("b1", "b0")
+    assert explain_loss(other, best, 0.0) == "its back end reports that it lacks the model"
     # It may be pulled at any time.
     clock.now += 2.1
     lacking.error, lacking.raw = None, RAW
     assert dict((await rig.ask()).headers)[b"x-moyin-backend"] == b"b0"
-    rig.lanes[1].up = False
+    rig.runtimes[1].is_up = False
     assert dict((await rig.ask()).headers)[b"x-moyin-route"] == b"free"
 
 
-async def test_who_alone_is_up_is_asked_though_it_had_no_such_model() -> None:
+async def test_only_available_back_end_is_tried_despite_a_missing_model() -> None:
     lacking = FakeBackend(error=error_from_status(404, "", None))
     rig = Rig(lacking, FakeBackend(raw=RAW))
     for _ in range(3):
         await rig.ask()
-    rig.lanes[1].up = False
+    rig.runtimes[1].is_up = False
     with pytest.raises(ServiceUnavailable):
         await rig.ask()
     assert len(lacking.asked) == 4
 
 
-async def test_files_that_a_client_made_up_put_no_model_last() -> None:
+async def test_invented_file_ids_do_not_demote_a_model() -> None:
     lacking = FakeBackend(error=error_from_status(404, "", None))
     rig = Rig(lacking, FakeBackend(raw=RAW))
     file = {"type": "file", "file": {"file_id": "made-up"}}
@@ -360,7 +371,7 @@ async def test_files_that_a_client_made_up_put_no_model_last() -> None:
     assert len(lacking.asked) == 5
 
 
-async def test_nor_does_it_speak_for_one_that_fails_for_a_while() -> None:
+async def test_missing_model_does_not_hide_a_temporary_failure() -> None:
     lacking, failing = (
         FakeBackend(error=error_from_status(404, "", None)),
         FakeBackend(error=Overloaded("x")),
@@ -370,19 +381,19 @@ async def test_nor_does_it_speak_for_one_that_fails_for_a_while() -> None:
             await Rig(*backends).ask()
 
 
-async def test_nor_for_one_that_is_not_up() -> None:
-    """A client asks again after a 503, but hardly after a 404."""
+async def test_missing_model_does_not_hide_an_unavailable_back_end() -> None:
+    """A client retries after a 503, but hardly after a 404."""
     rig = Rig(FakeBackend(error=error_from_status(404, "", None)), FakeBackend(raw=RAW))
-    rig.lanes[1].up = False
+    rig.runtimes[1].is_up = False
     with pytest.raises(ServiceUnavailable) as caught:
         await rig.ask()
     assert caught.value.retry_after
-    rig.lanes[1].up = True
+    rig.runtimes[1].is_up = True
     assert (await rig.ask()).body is RAW
 
 
-async def test_a_tool_call_that_breaks_off_unseen_is_paid_for() -> None:
-    """Ollama's clients get tool calls whole, so nothing of it was written yet."""
+async def test_interrupted_unsent_tool_call_is_charged() -> None:
+    """Ollama's clients get whole tool calls, so nothing was sent yet."""
     use = ToolUse(id="c", name="f", arguments='{"a": "some words"}')
     broken = FakeBackend(
         replace(text_answer(), parts=(use,)),
@@ -392,13 +403,15 @@ async def test_a_tool_call_that_breaks_off_unseen_is_paid_for() -> None:
     rig = Rig(broken)
     with pytest.raises(StreamInterrupted):
         await rig.ask(OllamaChatCodec(), stream=True, max_tokens=0)
-    (entry,) = rig.books
+    (entry,) = rig.ledger
     assert (entry.complete, entry.output_tokens > 0) == (False, True)
 
 
 @pytest.mark.parametrize("before", ["", "Wait"])
 @pytest.mark.parametrize("streams", [False, True])
-async def test_a_broken_tool_call_is_paid_for_and_no_outage(streams: bool, before: str) -> None:
+async def test_broken_tool_call_is_charged_and_does_not_count_as_outage(
+    streams: bool, before: str
+) -> None:
     use = ToolUse(id="c", name="f", arguments="{oops")
     broken = FakeBackend(replace(text_answer(), parts=(Text(text=before), use)))
     rig = Rig(broken)
@@ -409,10 +422,10 @@ async def test_a_broken_tool_call_is_paid_for_and_no_outage(streams: bool, befor
             answer = await rig.ask(OllamaChatCodec(), stream=True, **limit)
             assert b'"code":"invalid_tool_call"' in await drained(answer)
         else:
-            dialect = OllamaChatCodec() if streams else AnthropicCodec()
+            codec = OllamaChatCodec() if streams else AnthropicCodec()
             with pytest.raises(InvalidToolCall):
-                await rig.ask(dialect, stream=streams, **limit)
-    assert rig.lanes[0].ready
+                await rig.ask(codec, stream=streams, **limit)
+    assert rig.runtimes[0].ready
     assert len(broken.asked) == 5
-    assert [entry.complete for entry in rig.books] == [False] * 5
-    assert {entry.output_tokens > 0 for entry in rig.books} == {True}
+    assert [entry.complete for entry in rig.ledger] == [False] * 5
+    assert {entry.output_tokens > 0 for entry in rig.ledger} == {True}

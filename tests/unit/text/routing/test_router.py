@@ -29,11 +29,11 @@ from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.ollama.codec import OllamaChatCodec, OllamaGenerateCodec
 from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddingsCodec
 from moyin.text.routing.answer import RoutingContext
-from moyin.text.routing.loading import LoadedModels, ModelState
-from tests.unit.text.routing.dispatching import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
+from moyin.text.routing.loaded_models import LoadedModels, ModelState
+from tests.unit.text.routing.router_rig import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
 
 
-async def test_bytes_pass_untouched_and_are_paid_for() -> None:
+async def test_bytes_pass_unchanged_and_are_charged() -> None:
     rig = Rig(FakeBackend(raw=RAW), tariff=CHEAP)
     answer = await rig.ask()
     assert answer.body is RAW
@@ -42,7 +42,7 @@ async def test_bytes_pass_untouched_and_are_paid_for() -> None:
     assert headers[b"x-moyin-backend"] == b"b0"
     assert headers[b"x-moyin-model"] == b"m0"
     assert headers[b"x-moyin-route"] == b"only"
-    (entry,) = rig.books
+    (entry,) = rig.ledger
     assert (entry.input_tokens, entry.output_tokens, entry.cost_usd) == (
         1000,
         500,
@@ -58,7 +58,7 @@ async def test_the_other_protocol_is_translated(stream: bool) -> None:
     answer = await rig.ask(AnthropicCodec(), stream=stream)
     body = await drained(answer) if stream else answer.body
     assert b"Hello" in body and b"end_turn" in body
-    assert rig.books[0].output_tokens == 2
+    assert rig.ledger[0].output_tokens == 2
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -70,12 +70,12 @@ async def test_a_failure_before_the_first_byte_falls_back(error: MoyinError, str
         await drained(answer)
     assert dict(answer.headers)[b"x-moyin-backend"] == b"b1"
     assert dict(answer.headers)[b"x-moyin-route"] == f"fallback after {error.code}".encode()
-    assert [entry.backend for entry in rig.books] == ["b1"]
-    assert [lane.load for lane in rig.lanes] == [0, 0]
+    assert [entry.backend for entry in rig.ledger] == ["b1"]
+    assert [runtime.load for runtime in rig.runtimes] == [0, 0]
 
 
 @pytest.mark.parametrize("raw", [b"<html>", b"[]"])
-async def test_an_answer_that_is_none_falls_back(raw: bytes) -> None:
+async def test_malformed_answer_falls_back(raw: bytes) -> None:
     rig = Rig(FakeBackend(raw=raw), FakeBackend(raw=RAW))
     assert (await rig.ask()).body is RAW
 
@@ -85,16 +85,16 @@ async def test_an_empty_stream_falls_back() -> None:
     assert CHUNK in await drained(await rig.ask(stream=True))
 
 
-async def test_what_the_back_end_finds_wrong_with_the_request_is_not_asked_again() -> None:
+async def test_rejected_request_is_not_sent_to_another_back_end() -> None:
     second = FakeBackend(raw=RAW)
     rig = Rig(FakeBackend(error=BackendRejected("no")), second)
     with pytest.raises(BackendRejected):
         await rig.ask()
     assert not second.asked
-    assert rig.lanes[0].standing.up
+    assert rig.runtimes[0].health.is_up
 
 
-async def test_when_all_fail_the_last_failure_is_told() -> None:
+async def test_last_failure_is_raised_when_all_fail() -> None:
     rig = Rig(
         FakeBackend(error=BackendUnavailable("one")), FakeBackend(error=BackendUnavailable("two"))
     )
@@ -102,30 +102,30 @@ async def test_when_all_fail_the_last_failure_is_told() -> None:
         await rig.ask()
 
 
-async def test_a_refused_key_of_ours_is_not_told_and_opens_at_once() -> None:
+async def test_rejected_own_key_is_hidden_and_opens_the_breaker_at_once() -> None:
     rig = Rig(FakeBackend(error=BackendKeyRejected("key")))
     for _ in range(2):
         with pytest.raises(ServiceUnavailable):
             await rig.ask()
-    assert len(rig.lanes[0].backend.asked) == 1  # type: ignore[attr-defined]
+    assert len(rig.runtimes[0].backend.asked) == 1  # type: ignore[attr-defined]
 
 
 async def test_a_member_that_one_back_end_lacks_is_routed_around() -> None:
     rig = Rig(FakeBackend(api_format=ApiFormat.ANTHROPIC), FakeBackend(raw=RAW))
     answer = await rig.ask(min_p=0.1)
     assert dict(answer.headers)[b"x-moyin-backend"] == b"b1"
-    assert rig.lanes[0].standing == rig.lanes[1].standing
+    assert rig.runtimes[0].health == rig.runtimes[1].health
 
 
-async def test_after_the_first_byte_an_error_is_said_in_the_protocol() -> None:
+async def test_error_after_the_first_byte_becomes_an_error_event() -> None:
     error = StreamInterrupted("cut")
     rig = Rig(FakeBackend(raw_stream=[CHUNK, CHUNK], error=error, pieces_before_error=1))
     text = await drained(await rig.ask(stream=True))
     assert text.startswith(CHUNK)
     assert b'"code":"stream_interrupted"' in text
     assert text.endswith(b": x-moyin-cost-usd=0\n\n")
-    assert not rig.books[0].complete
-    assert rig.books[0].output_tokens == 1
+    assert not rig.ledger[0].complete
+    assert rig.ledger[0].output_tokens == 1
 
 
 async def test_a_silent_end_is_an_error() -> None:
@@ -137,11 +137,11 @@ async def test_a_stream_ends_with_its_cost() -> None:
     rig = Rig(FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), tariff=CHEAP)
     text = await drained(await rig.ask(stream=True))
     assert text == CHUNK + DONE + b": x-moyin-cost-usd=0.002\n\n"
-    assert rig.books[0].complete
+    assert rig.ledger[0].complete
 
 
 @pytest.mark.parametrize("taken", [0, 1])
-async def test_a_client_that_leaves_stops_upstream_and_pays_for_what_it_saw(taken: int) -> None:
+async def test_disconnect_cancels_upstream_and_charges_what_was_sent(taken: int) -> None:
     backend = FakeBackend(raw_stream=[CHUNK] * 100)
     rig = Rig(backend, tariff=CHEAP)
     stream = (await rig.ask(stream=True)).stream
@@ -150,15 +150,15 @@ async def test_a_client_that_leaves_stops_upstream_and_pays_for_what_it_saw(take
         await anext(stream)
     await stream.aclose()
     assert backend.closed_early == 1
-    (entry,) = rig.books
+    (entry,) = rig.ledger
     assert (entry.complete, entry.output_tokens) == (False, 1)
     assert entry.cost_usd > 0
-    assert rig.lanes[0].load == 0
+    assert rig.runtimes[0].load == 0
     await stream.aclose()
-    assert len(rig.books) == 1
+    assert len(rig.ledger) == 1
 
 
-async def test_cancelling_a_whole_answer_frees_the_lane() -> None:
+async def test_cancelled_call_releases_its_slot() -> None:
     class Slow(FakeBackend):
         async def forward(self, request: object) -> bytes:
             await asyncio.sleep(30)
@@ -167,14 +167,14 @@ async def test_cancelling_a_whole_answer_frees_the_lane() -> None:
     rig = Rig(Slow())
     task = asyncio.create_task(rig.ask())
     await asyncio.sleep(0.01)
-    assert rig.lanes[0].load == 1
+    assert rig.runtimes[0].load == 1
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert rig.lanes[0].load == 0
+    assert rig.runtimes[0].load == 0
 
 
-async def test_three_failures_take_a_back_end_out_of_the_choice() -> None:
+async def test_three_failures_exclude_a_back_end() -> None:
     broken = FakeBackend(error=BackendUnavailable("x"))
     rig = Rig(broken, FakeBackend(raw=RAW))
     for _ in range(5):
@@ -187,17 +187,17 @@ async def test_an_unknown_model() -> None:
         await Rig(FakeBackend()).ask(model="gpt-2")
 
 
-async def test_a_failed_health_check_takes_it_out_and_a_good_one_brings_it_back() -> None:
+async def test_health_checks_exclude_and_readmit_a_back_end() -> None:
     backend = FakeBackend(raw=RAW, error=BackendUnavailable("x"))
     rig = Rig(backend)
     heard: list[tuple[str, bool]] = []
-    (lane,) = rig.lanes
-    await lane.check(lambda name, up: heard.append((name, up)))
+    (runtime,) = rig.runtimes
+    await runtime.check(lambda name, up: heard.append((name, up)))
     with pytest.raises(ServiceUnavailable):
         await rig.ask()
     assert not backend.asked
     backend.error = None
-    await lane.check(lambda name, up: heard.append((name, up)))
+    await runtime.check(lambda name, up: heard.append((name, up)))
     assert (await rig.ask()).body is RAW
     assert heard == [("b0", False), ("b0", True)]
 
@@ -205,23 +205,23 @@ async def test_a_failed_health_check_takes_it_out_and_a_good_one_brings_it_back(
 UNABLE = UnsupportedFeature("Ollama can't be made to call a tool", field="tool_choice")
 
 
-async def test_who_cannot_take_it_does_not_speak_for_who_can() -> None:
+async def test_inability_of_one_back_end_does_not_hide_a_retryable_failure() -> None:
     able = FakeBackend(error=Overloaded("x", retry_after=7))
     rig = Rig(able, FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA))
     with pytest.raises(Overloaded) as caught:
         await rig.ask()
     assert caught.value.retry_after == 7
     # From now on its breaker is open, and only the other one is asked.
-    with pytest.raises(ServiceUnavailable) as told:
+    with pytest.raises(ServiceUnavailable) as usage:
         await rig.ask()
-    assert told.value.retry_after == 7
+    assert usage.value.retry_after == 7
     assert len(able.asked) == 1
 
 
-async def test_where_nobody_may_be_able_the_field_is_named() -> None:
+async def test_error_names_the_field_when_no_back_end_is_able() -> None:
     house = [FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA) for _ in range(2)]
     rig = Rig(*house)
-    rig.lanes[0].up = False
+    rig.runtimes[0].is_up = False
     with pytest.raises(UnsupportedFeature):
         await rig.ask()
 
@@ -232,18 +232,18 @@ async def test_a_call_that_was_never_sent_loads_no_model() -> None:
 
     loaded = LoadedModels(look, load_seconds=10, clock=lambda: 0.0)
     await loaded.refresh()
-    rig = Rig(FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA), lane={"loaded": loaded})
+    rig = Rig(FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA), runtime={"loaded": loaded})
     with pytest.raises(UnsupportedFeature):
         await rig.ask()
     assert loaded.state("up") is ModelState.ABSENT
     # Another call's loading goes on.
-    assert loaded.asked("up")
+    assert loaded.call_started("up")
     with pytest.raises(UnsupportedFeature):
         await rig.ask()
     assert loaded.state("up") is ModelState.LOADING
 
 
-async def test_a_server_that_says_an_error_with_a_good_status_is_not_believed() -> None:
+async def test_error_body_with_status_200_is_a_failure() -> None:
     said = b'{"error": {"message": "out of credits", "code": 402}}'
     rig = Rig(FakeBackend(raw=said), FakeBackend(raw=RAW))
     assert (await rig.ask()).body is RAW
@@ -257,46 +257,42 @@ SILENT: list[tuple[ProtocolCodec, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("dialect", "body"), SILENT, ids=["openai", "anthropic", "chat", "generate"]
-)
-async def test_a_whole_answer_that_tells_no_usage_is_estimated(
-    dialect: ProtocolCodec, body: dict[str, Any]
+@pytest.mark.parametrize(("codec", "body"), SILENT, ids=["openai", "anthropic", "chat", "generate"])
+async def test_usage_is_estimated_when_an_answer_states_none(
+    codec: ProtocolCodec, body: dict[str, Any]
 ) -> None:
-    rig = Rig(
-        FakeBackend(raw=json.dumps(body).encode(), api_format=dialect.api_format), tariff=CHEAP
-    )
-    answer = await rig.ask(dialect, stream=False, prompt="x" * 400)
-    (entry,) = rig.books
+    rig = Rig(FakeBackend(raw=json.dumps(body).encode(), api_format=codec.api_format), tariff=CHEAP)
+    answer = await rig.ask(codec, stream=False, prompt="x" * 400)
+    (entry,) = rig.ledger
     assert (entry.output_tokens, entry.complete) == (100, True)
     assert entry.input_tokens == rig.telemetry.calls[0].usage.input_tokens > 0
     headers = dict(answer.headers)
     assert Decimal(headers[b"x-moyin-cost-usd"].decode()) == entry.cost_usd > 0
     assert headers[b"x-moyin-estimated"] == b"true"
-    # The client is told what is booked.
-    told = dialect.read_usage(json.loads(answer.body))
-    assert (told.prompt_tokens, told.output_tokens) == (entry.input_tokens, 100)
+    # The client gets the recorded usage.
+    usage = codec.read_usage(json.loads(answer.body))
+    assert (usage.prompt_tokens, usage.output_tokens) == (entry.input_tokens, 100)
 
 
-async def test_so_is_one_that_is_translated() -> None:
+async def test_usage_is_estimated_for_translated_answers() -> None:
     parts = (Thinking(text="x" * 40), Text(text="x" * 40))
     call = ToolUse(id="c", name="f", arguments='{"a":"12"}' + " " * 10)
     silent = replace(text_answer(), parts=(*parts, call), usage=Usage())
     rig = Rig(FakeBackend(silent, api_format=ApiFormat.OPENAI), tariff=CHEAP)
     answer = await rig.ask(AnthropicCodec())
-    assert (rig.books[0].input_tokens, rig.books[0].output_tokens) == (6, 25)
-    told = json.loads(answer.body)["usage"]
-    assert (told["input_tokens"], told["output_tokens"]) == (6, 25)
+    assert (rig.ledger[0].input_tokens, rig.ledger[0].output_tokens) == (6, 25)
+    usage = json.loads(answer.body)["usage"]
+    assert (usage["input_tokens"], usage["output_tokens"]) == (6, 25)
     assert dict(answer.headers)[b"x-moyin-estimated"] == b"true"
 
 
-async def test_usage_that_a_server_states_is_no_estimate() -> None:
+async def test_stated_usage_is_not_marked_as_estimated() -> None:
     rig = Rig(FakeBackend(raw=RAW))
     assert b"x-moyin-estimated" not in dict((await rig.ask()).headers)
 
 
 @pytest.mark.parametrize(
-    "dialect",
+    "codec",
     [
         OpenAICodec(),
         OpenAIEmbeddingsCodec(),
@@ -305,66 +301,66 @@ async def test_usage_that_a_server_states_is_no_estimate() -> None:
         OllamaGenerateCodec(),
     ],
 )
-def test_an_empty_object_is_no_answer(dialect: ProtocolCodec) -> None:
+def test_an_empty_object_is_no_answer(codec: ProtocolCodec) -> None:
     for answer in ({}, {"choices": 1, "data": {}, "content": "x", "message": 5, "response": None}):
         with pytest.raises(BackendUnavailable):
-            dialect.check_response(answer)
+            codec.check_response(answer)
 
 
-async def test_an_empty_object_is_asked_for_elsewhere() -> None:
+async def test_empty_object_falls_back() -> None:
     rig = Rig(FakeBackend(raw=b"{}"), FakeBackend(raw=RAW))
     assert dict((await rig.ask()).headers)[b"x-moyin-backend"] == b"b1"
 
 
-async def test_what_cannot_be_said_in_the_clients_protocol_is_paid_for_still() -> None:
+async def test_answer_that_cannot_be_translated_is_still_charged() -> None:
     broken = ToolUse(id="c", name="f", arguments="{")
     rig = Rig(FakeBackend(replace(text_answer(), parts=(broken,))), tariff=CHEAP)
     with pytest.raises(InvalidToolCall):
         await rig.ask(AnthropicCodec())
-    (entry,), (call,) = rig.books, rig.telemetry.calls
+    (entry,), (call,) = rig.ledger, rig.telemetry.calls
     assert (entry.input_tokens, entry.output_tokens, entry.complete) == (7, 1, False)
     assert call.error == "invalid_tool_call"
 
 
-class Purse:
-    spends = True
+class Budget:
+    limits_spending = True
 
     def __init__(self) -> None:
         self.taken: list[Decimal] = []
 
-    async def take(self, usd: Decimal, tokens: int) -> None:
+    async def reserve(self, usd: Decimal, tokens: int) -> None:
         self.taken.append(usd)
 
-    def spend(self, usd: Decimal, tokens: int) -> None:
+    def record(self, usd: Decimal, tokens: int) -> None:
         return None
 
 
 @pytest.mark.parametrize("n", [0, -1, -1_000_000, "2", None])
-async def test_a_member_that_the_protocol_does_not_know_takes_nothing_from_the_reserve(
+async def test_unknown_member_does_not_change_the_reservation(
     n: Any,
 ) -> None:
-    """Nothing set aside would be nothing booked, whatever is left of the budget."""
+    """Without a reservation the call would be free, whatever the budget."""
     rig = Rig(FakeBackend(api_format=ApiFormat.ANTHROPIC), tariff=CHEAP)
     taken = []
     for more in ({}, {"n": n}):
         body = {"model": "auto", "max_tokens": 50, "messages": [{"role": "user", "content": "hi"}]}
-        purse, dialect = Purse(), AnthropicCodec()
-        call = dialect.parse(json.dumps({**body, **more}).encode())
-        asker = RoutingContext(request_id="r1", owner="ada", headers=(), purse=purse)
-        await rig.dispatcher.answer(dialect, call, asker)
-        taken += purse.taken
+        budget, codec = Budget(), AnthropicCodec()
+        call = codec.parse(json.dumps({**body, **more}).encode())
+        context = RoutingContext(request_id="r1", owner="ada", headers=(), budget=budget)
+        await rig.router.answer(codec, call, context)
+        taken += budget.taken
     assert taken[0] == taken[1] > 0
 
 
-async def test_a_call_that_was_cut_is_booked_by_the_ratio_seen_so_far() -> None:
+async def test_interrupted_call_is_charged_by_the_observed_token_ratio() -> None:
     backend = FakeBackend(raw=RAW, raw_stream=[CHUNK, CHUNK])
     rig = Rig(backend)
     estimated = OpenAICodec().parse(rig.body()).needs().prompt_tokens
     await drained(await rig.ask(stream=True))
-    assert rig.books[-1].input_tokens == estimated
+    assert rig.ledger[-1].input_tokens == estimated
     for _ in range(99):
         await rig.ask()
     await drained(await rig.ask(stream=True))
-    entry = rig.books[-1]
+    entry = rig.ledger[-1]
     assert not entry.complete
     assert 0.8 * 1000 < entry.input_tokens <= 1000

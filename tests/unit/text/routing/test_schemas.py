@@ -1,4 +1,4 @@
-"""JSON schemas that would block a server of ours reach none, in any protocol."""
+"""JSON schemas that would block an own server are not sent to it, in any protocol."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.ollama.codec import OllamaChatCodec, OllamaGenerateCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
-from tests.unit.text.routing.dispatching import RAW, Rig
+from tests.unit.text.routing.router_rig import RAW, Rig
 
 BOMB = {"type": "string", "pattern": "^((((a?){9}){9}){9}){9}$"}
 ABLE = ("tools", "schema")
@@ -50,39 +50,37 @@ PLACES: list[tuple[ProtocolCodec, str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("dialect", "field", "members"), PLACES, ids=[place[1] for place in PLACES]
-)
-async def test_a_schema_beyond_the_bounds_is_sent_nowhere(
-    dialect: ProtocolCodec, field: str, members: dict[str, Any]
+@pytest.mark.parametrize(("codec", "field", "members"), PLACES, ids=[place[1] for place in PLACES])
+async def test_schema_beyond_the_bounds_is_sent_to_no_back_end(
+    codec: ProtocolCodec, field: str, members: dict[str, Any]
 ) -> None:
     backend = FakeBackend(raw=RAW)
     rig = Rig(backend, abilities=ABLE)
     with pytest.raises(SchemaTooLarge) as caught:
-        await rig.ask(dialect, **members)
+        await rig.ask(codec, **members)
     assert caught.value.field == field
     assert caught.value.details == {"bound": "repeats", "limit": 16}
-    assert not backend.asked and not rig.lanes[0].load
+    assert not backend.asked and not rig.runtimes[0].load
 
 
-async def test_a_cloud_is_sent_what_a_server_of_ours_is_not() -> None:
+async def test_cloud_back_end_gets_schemas_that_own_servers_do_not() -> None:
     ours, cloud = FakeBackend(raw=RAW), FakeBackend(raw=RAW)
     rig = Rig(ours, cloud, abilities=ABLE)
-    rig.lanes[1].bounds_schemas = False
+    rig.runtimes[1].checks_schemas = False
     answer = await rig.ask(tools=[function(BOMB)])
     assert dict(answer.headers)[b"x-moyin-backend"] == b"b1"
     assert (len(ours.asked), len(cloud.asked)) == (0, 1)
 
 
 @pytest.mark.parametrize("member", ["grammar", "guided_grammar", "guided_regex"])
-async def test_a_grammar_is_taken_by_no_server_of_ours(member: str) -> None:
+async def test_own_servers_get_no_grammars(member: str) -> None:
     rig = Rig(FakeBackend(raw=RAW))
     with pytest.raises(UnsupportedFeature) as caught:
         await rig.ask(**{member: 'root ::= (("a"?){100}){100}'})
     assert caught.value.field == member
 
 
-async def test_what_people_write_reaches_every_server() -> None:
+async def test_usual_schemas_reach_every_back_end() -> None:
     backend = FakeBackend(raw=RAW, api_format=ApiFormat.OPENAI)
     rig = Rig(backend, abilities=ABLE)
     schema = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}}

@@ -1,0 +1,69 @@
+"""Tries little-known models on a share of requests. Pure.
+
+The router decides by the lower bound of quality, so it would never learn that a model is better
+than the table says: that model gets no requests. On the share of requests that the operator
+allows, the choice is made by the upper bound instead. A trial may cost an answer. So there is none
+if the client demands a quality, if bad answers cost nothing, or after an answer that did not help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from moyin.text.quality.estimator import Estimate
+from moyin.text.routing.compiled_route import CompiledRoute
+from moyin.text.routing.decision import Candidate
+from moyin.text.routing.request_quality import RequestQuality
+
+__all__ = ["TRYING", "best_at_upper_bound", "exploration_share", "trial_candidate", "with_trial"]
+
+TRYING = "trying"
+
+
+def exploration_share(route: CompiledRoute, quality: RequestQuality | None) -> float:
+    """Return the share of requests like this one on which a model is tried."""
+    if quality is None or quality.floor or not quality.usd_per_bad_answer:
+        return 0.0
+    # A cached answer of a trial would be served to others.
+    return route.explore if route.cache is None else 0.0
+
+
+def trial_candidate(candidates: Sequence[Candidate], quality: RequestQuality) -> Candidate | None:
+    """Return the candidate that a trial would call; None if it comes first anyway."""
+    available = [
+        candidate for candidate in candidates if candidate.target.model_breaker.ready
+    ] or candidates
+    options = []
+    for candidate in available:
+        forecast = candidate.forecast
+        if forecast is None or forecast.estimate is None:
+            return None
+        options.append((forecast.score - forecast.risk, forecast.estimate))
+    if not options:
+        return None
+    best = available[best_at_upper_bound(options, quality.usd_per_bad_answer)]
+    return None if best is candidates[0] else best
+
+
+def best_at_upper_bound(
+    options: Sequence[tuple[float, Estimate]], usd_per_bad_answer: float
+) -> int:
+    """Return the index of the option with the lowest score at the upper bound of quality.
+
+    Args:
+        options: money and time of each in US dollars, and its quality estimate.
+    """
+    scores = [usd + (1.0 - estimate.high) * usd_per_bad_answer for usd, estimate in options]
+    return scores.index(min(scores))
+
+
+def with_trial(candidates: list[Candidate], quality: RequestQuality) -> list[Candidate]:
+    """Return the candidates with the one to try in front.
+
+    The others keep their order, so that the fallback after a failed trial is a careful choice.
+    """
+    tried = trial_candidate(candidates, quality)
+    if tried is None:
+        return candidates
+    first = Candidate(target=tried.target, reason=TRYING, forecast=tried.forecast)
+    return [first, *(candidate for candidate in candidates if candidate is not tried)]

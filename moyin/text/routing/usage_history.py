@@ -1,0 +1,71 @@
+"""Predicts the tokens of a call from the usage of earlier calls."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from moyin.domain.money import Usage
+from moyin.domain.needs import Needs
+from moyin.text.routing.averages import Averages
+
+__all__ = ["Shape", "UsageHistory", "shape_of"]
+
+_DEFAULT_OUTPUT = 256.0
+# A client that marks a prompt for caching expects cache hits. Without this prior, a model with a
+# cheap cache would never be called, so its hits would never be observed.
+_DEFAULT_CACHED_SHARE = 0.5
+# Requests of one shape tend to have answers of similar length. A shape packs the magnitudes of the
+# prompt and the limit, and the requested features, into one number.
+Shape: TypeAlias = int
+
+
+class UsageHistory:
+    """Predicts tokens by model and by the shape of a request.
+
+    A model without calls of a shape uses the shape's average over all models, then its own average
+    over all shapes. The number of averages is bounded.
+    """
+
+    def __init__(self) -> None:
+        self._output = Averages()
+        self._cached = Averages()
+        self._ratio = Averages()
+
+    def record(self, model: str, needs: Needs, usage: Usage) -> None:
+        """Record the usage of a call that ended well; ignore a back end that reported none."""
+        if needs.embeddings or usage.prompt_tokens + usage.output_tokens == 0:
+            return
+        shape = shape_of(needs)
+        for key in (model, shape, (model, shape)):
+            self._output.add(key, usage.output_tokens)
+        if usage.prompt_tokens:
+            self._cached.add((model, shape), usage.cached_tokens / usage.prompt_tokens)
+            if needs.prompt_tokens:
+                self._ratio.add(model, usage.prompt_tokens / needs.prompt_tokens)
+
+    def estimate_prompt_tokens(self, model: str, needs: Needs) -> int:
+        """Estimate a prompt's tokens from its bytes and the model's observed ratio."""
+        return round(needs.prompt_tokens * self._ratio.estimate(model, 1.0))
+
+    def expect(self, model: str, needs: Needs, shape: Shape) -> Usage:
+        """Return the expected usage of a call; its output is within the client's limit."""
+        if needs.embeddings:
+            return Usage(input_tokens=needs.prompt_tokens)
+        output = self._output.estimate(model, _DEFAULT_OUTPUT)
+        output = self._output.estimate(shape, output)
+        output = self._output.estimate((model, shape), output)
+        if needs.max_tokens is not None and output > needs.max_tokens:
+            output = needs.max_tokens
+        prompt = self.estimate_prompt_tokens(model, needs)
+        prior = _DEFAULT_CACHED_SHARE if needs.has_cache_markers else 0.0
+        cached = round(prompt * self._cached.estimate((model, shape), prior))
+        return Usage(
+            input_tokens=prompt - cached, cached_tokens=cached, output_tokens=round(output)
+        )
+
+
+def shape_of(needs: Needs) -> Shape:
+    """Return the shape of a request."""
+    limit = 0 if needs.max_tokens is None else needs.max_tokens.bit_length() + 1
+    features = needs.tools | needs.schema << 1 | needs.thinking << 2 | needs.has_cache_markers << 3
+    return needs.prompt_tokens.bit_length() | limit << 6 | features << 12

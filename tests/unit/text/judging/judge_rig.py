@@ -1,0 +1,222 @@
+"""Provides a router over three fake models, one of which judges; Valkey is a dictionary."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from typing import Any
+
+from moyin.domain.backend import ApiFormat
+from moyin.domain.money import FREE_TARIFF
+from moyin.errors import BudgetExceeded, ServiceUnavailable
+from moyin.store.comparisons import StoredComparison
+from moyin.testing.backends import FakeBackend, text_answer
+from moyin.text.judging.judge import Judge
+from moyin.text.judging.outcomes import Outcome
+from moyin.text.judging.rules import JUDGE_OWNER, JudgeRules
+from moyin.text.judging.sampling import AnswerSampler, ComparisonStarter
+from moyin.text.protocol.codec import ProtocolCodec
+from moyin.text.protocol.openai.codec import OpenAICodec
+from moyin.text.quality.estimator import Estimator
+from moyin.text.routing.answer import Answer, RoutingContext
+from moyin.text.routing.catalog import Alias, Catalog
+from moyin.text.routing.claude_prices import CLAUDE
+from moyin.text.routing.fleet import Fleet
+from moyin.text.routing.policy import UNRESTRICTED
+from moyin.text.routing.router import Router
+from tests.unit.text.routing.factories import runtime
+from tests.unit.text.routing.router_rig import RecordedLedger
+from tests.unit.text.routing.test_request_quality import known
+
+SMALL, HAIKU, OPUS = "smollm2-135m", "claude-haiku-5-5", "claude-opus-5-5"
+RULES = JudgeRules(share=1.0, model=OPUS, usd_per_month=Decimal(100))
+
+
+class FakeBudget:
+    """Stands in for the operator's budget and for the reservation of each call."""
+
+    limits_spending = True
+
+    def __init__(self) -> None:
+        self.left = Decimal(1_000)
+        self.reserved: list[Decimal] = []
+        self.booked = Decimal(0)
+        self.released = 0
+        self.is_unavailable = False
+
+    async def spent(self) -> Decimal:
+        if self.is_unavailable:
+            raise ServiceUnavailable("Valkey is away")
+        return self.booked
+
+    def for_call(self, rules: JudgeRules) -> FakeBudget:
+        return self
+
+    async def reserve(self, usd: Decimal, tokens: int) -> None:
+        if usd > self.left:
+            raise BudgetExceeded("the budget of the month does not cover it")
+        self.reserved.append(usd)
+
+    def record(self, usd: Decimal, tokens: int) -> None:
+        self.booked += usd
+
+    def release(self) -> None:
+        self.released += 1
+
+
+class InMemoryComparisons:
+    """Stands in for `ComparisonStore`."""
+
+    def __init__(self) -> None:
+        self.stored: dict[str, bytes] = {}
+        self.second_answers: dict[str, str] = {}
+        self.room = True
+
+    async def has_room(self, owner: str) -> bool:
+        return self.room
+
+    async def add(self, comparison_id: str, owner: str, comparison: bytes) -> bool:
+        if comparison_id in self.stored:
+            return False
+        self.stored[comparison_id] = comparison
+        return True
+
+    async def get(self, comparison_id: str) -> StoredComparison | None:
+        if comparison_id not in self.stored:
+            return None
+        second = self.second_answers.get(comparison_id)
+        return StoredComparison(comparison=self.stored[comparison_id], second=second)
+
+    async def add_second_answer(self, comparison_id: str, text: str) -> None:
+        self.second_answers[comparison_id] = text
+
+    async def remove(self, comparison_id: str) -> None:
+        self.stored.pop(comparison_id, None)
+        self.second_answers.pop(comparison_id, None)
+
+
+class SignalLog:
+    """Records signals, one per request and source."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, str, str], Any] = {}
+
+    async def write(self, decisions: Any, signals: Any) -> None:
+        for row in signals:
+            self.rows.setdefault((row.owner, row.request_id, row.source), row)
+
+
+class Queue:
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self.is_unavailable = False
+
+    async def start(self, comparison_id: str, owner: str) -> bool:
+        if self.is_unavailable:
+            raise ServiceUnavailable("Temporal is away")
+        if comparison_id in self.started:
+            return False
+        self.started.append(comparison_id)
+        return True
+
+
+class JudgeRig:
+    """Lets the small model answer, because a bad answer costs next to nothing here.
+
+    Haiku is better and Opus judges. Back ends use a format that no client here uses, so that every
+    request is translated.
+    """
+
+    def __init__(self, verdict: str = "", *, rules: JudgeRules = RULES, **fleet: Any) -> None:
+        self.backends = {
+            SMALL: FakeBackend(text_answer("mine", model=SMALL), api_format=ApiFormat.OLLAMA),
+            HAIKU: FakeBackend(
+                text_answer("a better one", model=HAIKU), api_format=ApiFormat.OLLAMA
+            ),
+            OPUS: FakeBackend(text_answer(verdict, model=OPUS), api_format=ApiFormat.OLLAMA),
+        }
+        deployments = (
+            known(SMALL, "local", tariff=FREE_TARIFF, residency="on-premises"),
+            known(HAIKU, "haiku", tariff=CLAUDE[HAIKU]),
+            known(OPUS, "opus", tariff=CLAUDE[OPUS]),
+        )
+        runtimes = {
+            backend: runtime(backend, self.backends[model])
+            for backend, model in (("local", SMALL), ("haiku", HAIKU), ("opus", OPUS))
+        }
+        for one in runtimes.values():
+            one.pass_through = None
+        self.runtimes = runtimes
+        # Opus only judges here.
+        aliases = {"any": Alias(), "work": Alias(models=(SMALL, HAIKU)), **fleet.pop("aliases", {})}
+        self.policies = {JUDGE_OWNER: UNRESTRICTED, **fleet.pop("policies", {})}
+        self.ledger, self.counted = RecordedLedger(), list[Outcome]()
+        self.estimator = Estimator()
+        self.router = Router(
+            Fleet(
+                catalog=Catalog(deployments=deployments, aliases=aliases),
+                runtimes=runtimes,
+                policies=self.policies,
+                usd_per_bad_answer=1e-9,
+                **fleet,
+            ),
+            self.ledger,
+            estimator=self.estimator,
+        )
+        self.budget, self.store, self.signals, self.queue = (
+            FakeBudget(),
+            InMemoryComparisons(),
+            SignalLog(),
+            Queue(),
+        )
+        count = self.counted.append
+        self.draws: list[float] = []
+        self.sampler = AnswerSampler(count, draw=lambda: self.draws.pop(0) if self.draws else 0.0)
+        parts: dict[str, Any] = {"store": self.store, "budget": self.budget}
+        self.starter = ComparisonStarter(
+            self.sampler,
+            fleet=lambda: self.router.fleet,
+            estimator=self.estimator,
+            queue=self.queue,
+            count=count,
+            **parts,
+        )
+        signals: Any = self.signals
+        self.judge = Judge(self.router, signals=signals, **parts)
+        self.judge.rules = self.sampler.rules = rules
+        self.router.sampler = self.sampler
+
+    async def ask(
+        self,
+        codec: ProtocolCodec | None = None,
+        *headers: tuple[bytes, bytes],
+        owner: str = "ada",
+        request_id: str = "r1",
+        **changes: Any,
+    ) -> Answer:
+        """Send a request like a client; read a stream to its end."""
+        codec = codec or OpenAICodec()
+        messages = [{"role": "user", "content": "Write merge sort in Go"}]
+        body = {"model": "work", "max_tokens": 50, "messages": messages, **changes}
+        body = {name: value for name, value in body.items() if value is not None}
+        call = codec.parse(json.dumps(body).encode())
+        context = RoutingContext(request_id=request_id, owner=owner, headers=headers)
+        answer = await self.router.answer(codec, call, context)
+        if answer.stream is not None:
+            async for _ in answer.stream:
+                pass
+        return answer
+
+    async def begin(self) -> Outcome:
+        """Start the comparison of the latest sample."""
+        return await self.starter.start(self.sampler.samples.get_nowait())
+
+    async def sampled(self, *args: Any, **more: Any) -> Outcome:
+        """Send a request and start the comparison of its answer."""
+        await self.ask(*args, **more)
+        return self.counted.pop() if self.sampler.samples.empty() else await self.begin()
+
+    async def started(self, **more: Any) -> str:
+        """Return the id of a comparison that was just started."""
+        assert await self.sampled(**more) is Outcome.STARTED
+        return self.queue.started[-1]

@@ -1,0 +1,26 @@
+"""Makes questions and signals for the tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from moyin.text.quality.estimator import Signal
+from moyin.text.quality.question import Question, question_of
+
+Embed = Callable[[str], tuple[int, ...]]
+
+
+def ask(
+    *texts: str, tokens: int | None = None, embed: Embed | None = None, **traits: bool
+) -> Question:
+    """Return the question of a chat whose user wrote ``texts``, one per turn."""
+    turns = [("user", text) for text in texts]
+    flags = {"tools": False, "schema": False, "pictures": False, "thinking": False, **traits}
+    size = sum(map(len, texts)) // 4 if tokens is None else tokens
+    return question_of(turns, prompt_tokens=size, embed=embed, **flags)
+
+
+def signal(question: Question, score: float, **changes: object) -> Signal:
+    """Return a rating of an answer of llama3.1:8b."""
+    values = {"model": "llama3.1:8b", "weight": 1.0, "source": "feedback", "key": "ada", "at": 0.0}
+    return Signal(question=question, score=score, **{**values, **changes})  # type: ignore[arg-type]

@@ -1,0 +1,95 @@
+from moyin.text.quality.abilities import ability_of
+from moyin.text.quality.estimator import Estimator
+from moyin.text.quality.shared_levels import MIN_TENANTS, levels_of, shared_levels
+from tests.unit.text.quality.questions import ask, signal
+
+MODEL = "llama3.1:8b"
+LAW = "Is this clause of the contract valid?"
+
+
+def shared_estimator(tenants: int, score: float) -> Estimator:
+    estimator = Estimator()
+    for tenant in range(tenants):
+        for number in range(40):
+            estimator.learn(f"tenant-{tenant}", signal(ask(LAW), score, key=f"k{number}"))
+    return estimator
+
+
+def share(estimator: Estimator, tenants: int) -> None:
+    states = (estimator.state(f"tenant-{n}") for n in range(tenants))
+    estimator.set_shared_levels(shared_levels(map(levels_of, states)))
+
+
+def newcomer(estimator: Estimator, tenants: int) -> float:
+    """Return a new tenant's estimate after levels are shared."""
+    share(estimator, tenants)
+    return estimator.estimate("new", MODEL, ability_of(MODEL), ask(LAW)).p
+
+
+def test_new_tenant_learns_from_agreeing_tenants() -> None:
+    plain = Estimator().estimate("new", MODEL, ability_of(MODEL), ask(LAW)).p
+    assert newcomer(shared_estimator(MIN_TENANTS, 0.0), MIN_TENANTS) < plain - 0.1
+
+
+def test_too_few_tenants_share_nothing() -> None:
+    plain = Estimator().estimate("new", MODEL, ability_of(MODEL), ask(LAW)).p
+    assert newcomer(shared_estimator(MIN_TENANTS - 1, 0.0), MIN_TENANTS - 1) == plain
+
+
+def test_flooded_tenant_moves_no_other() -> None:
+    honest, flooded = shared_estimator(MIN_TENANTS, 1.0), shared_estimator(MIN_TENANTS, 1.0)
+    for number in range(5_000):
+        flooded.learn("tenant-0", signal(ask(LAW), 0.0, key=f"m{number % 50}"))
+    assert abs(newcomer(honest, MIN_TENANTS) - newcomer(flooded, MIN_TENANTS)) < 0.01
+
+
+def test_own_signals_replace_shared_levels() -> None:
+    estimator = shared_estimator(MIN_TENANTS, 0.0)
+    newcomer(estimator, MIN_TENANTS)
+    for number in range(200):
+        estimator.learn("new", signal(ask(LAW), 1.0, key=f"k{number}"))
+    assert estimator.estimate("new", MODEL, ability_of(MODEL), ask(LAW)).p > 0.85
+
+
+def test_estimate_states_that_it_is_shared() -> None:
+    estimator = shared_estimator(MIN_TENANTS, 0.0)
+    share(estimator, MIN_TENANTS)
+    known, question = ability_of(MODEL), ask(LAW)
+    assert estimator.estimate("new", MODEL, known, question).basis == "shared"
+    assert estimator.estimate("new", MODEL, known, ask("Hello")).basis == "table"
+    assert estimator.estimate("tenant-0", MODEL, known, question).basis == "learned"
+    assert estimator.shared_levels("new", MODEL)["law"] < 0
+    assert estimator.shared_levels("new", "another") == {}
+
+
+def test_frozen_tenant_neither_contributes_nor_uses_shared_levels() -> None:
+    estimator = shared_estimator(MIN_TENANTS, 0.0)
+    plain = Estimator().estimate("new", MODEL, ability_of(MODEL), ask(LAW))
+    estimator.freeze("tenant-0")
+    assert newcomer(estimator, MIN_TENANTS) == plain.p
+    estimator.freeze("tenant-0", False)
+    estimator.freeze("new")
+    assert newcomer(estimator, MIN_TENANTS) == plain.p
+    assert estimator.shared_levels("new", MODEL) == {}
+    estimator.freeze("new", False)
+    assert newcomer(estimator, MIN_TENANTS) < plain.p
+
+
+def test_learning_does_not_depend_on_shared_levels() -> None:
+    alone, informed = Estimator(), shared_estimator(MIN_TENANTS, 0.0)
+    share(informed, MIN_TENANTS)
+    for estimator in (alone, informed):
+        for number in range(30):
+            estimator.learn("new", signal(ask(LAW), 1.0, key=f"k{number}"))
+    assert alone.state("new").to_json() == informed.state("new").to_json()
+
+
+def test_the_shared_level_has_a_bound() -> None:
+    (level,) = shared_levels([{MODEL: {"law": -9.0}}] * 7)[MODEL].values()
+    assert level == -1.5
+
+
+def test_malformed_contributions_are_ignored() -> None:
+    good = [{MODEL: {"law": -0.5}}] * MIN_TENANTS
+    bad = [{MODEL: {"law": "x", "nothing": 1.0}}, {MODEL: 3}, {MODEL: {"law": float("nan")}}]
+    assert shared_levels([*good, *bad]) == {MODEL: {"law": -0.5}}

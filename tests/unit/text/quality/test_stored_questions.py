@@ -1,0 +1,101 @@
+"""Questions and weights stored by an earlier version are still read correctly."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from moyin.text.quality.estimator import Estimator, TenantState
+from moyin.text.quality.learned_weights import LearnedWeights
+from moyin.text.quality.prior import KIND_DIFFICULTY
+from moyin.text.quality.question import (
+    FIRST_WORD,
+    FORMULA_FEATURE,
+    KIND_NUMBER,
+    LANGUAGES,
+    SHAPE_FEATURES,
+    Question,
+    stored_features,
+)
+from moyin.text.routing.request_quality import question_from_json, question_to_json
+from tests.unit.text.quality.questions import ask, signal
+
+TEXT = "Is this clause of the licence contract valid?"
+_DAY = 86_400.0
+
+
+def earlier(question: Question) -> Question:
+    """Return a question stored before the formula feature existed, as read today."""
+    value = question_to_json(question)
+    value["features"] = [number for number in question.features if number != FORMULA_FEATURE]
+    assert (
+        len([number for number in value["features"] if number < FIRST_WORD]) == SHAPE_FEATURES - 1
+    )
+    return question_from_json(json.loads(json.dumps(value)))
+
+
+def learned(question: Question) -> LearnedWeights:
+    estimator = Estimator()
+    estimator.learn("studio", signal(question, 0.0))
+    return estimator.state("studio").models["llama3.1:8b"]
+
+
+def test_words_of_an_earlier_version_are_not_mistaken_for_shape() -> None:
+    now, before = ask(TEXT), earlier(ask(TEXT))
+    assert before.features[SHAPE_FEATURES:] == now.features[SHAPE_FEATURES:]
+    assert all(number < FIRST_WORD for number in before.features[:SHAPE_FEATURES])
+    memory = learned(before)
+    (moved,) = {memory.mean[number] for number in before.features[SHAPE_FEATURES:]}
+    assert moved == pytest.approx(learned(now).mean[now.features[-1]], rel=0.1)
+
+
+def test_missing_features_of_earlier_questions_move_no_estimate() -> None:
+    memory = learned(earlier(ask(TEXT)))
+    assert memory.mean[FORMULA_FEATURE] == memory.mean[FORMULA_FEATURE + 1] == 0.0
+    (other,) = set(earlier(ask(TEXT)).features[:SHAPE_FEATURES]) - set(ask(TEXT).features)
+    assert not any(
+        other in ask(text).features for text in (TEXT, "x = 3", "Say hello", "こんにちは")
+    )
+
+
+def test_features_of_a_later_version_are_dropped() -> None:
+    now = ask(TEXT).features
+    later = (*now[:SHAPE_FEATURES], 300, *now[SHAPE_FEATURES:], 80_000)
+    assert stored_features(later) == now
+
+
+def test_current_question_is_read_unchanged() -> None:
+    for text in ("", "x", TEXT, "Solve x^2 = 4"):
+        question = ask(text)
+        stored = json.loads(json.dumps(question_to_json(question)))
+        assert question_from_json(stored).features == question.features
+
+
+def test_what_was_learned_earlier_counts_and_fades() -> None:
+    estimator = Estimator()
+    for number in range(40):
+        estimator.learn("studio", signal(earlier(ask(TEXT)), 0.0, key=f"key-{number}"))
+    saved = json.dumps(estimator.state("studio").to_json())
+
+    def chance(after: float) -> float:
+        loaded = TenantState.from_json(json.loads(saved))
+        loaded.models["llama3.1:8b"].forget(after)
+        estimator.load("studio", loaded)
+        return estimator.estimate("studio", "llama3.1:8b", None, ask(TEXT)).p
+
+    fresh = Estimator().estimate("studio", "llama3.1:8b", None, ask(TEXT)).p
+    chances = [chance(days * _DAY) for days in (0.0, 10.0, 30.0, 365.0)]
+    assert chances == sorted(chances)
+    assert chances[0] < fresh - 0.2
+    assert chances[-1] == pytest.approx(fresh, abs=0.02)
+
+
+def test_feature_numbers_are_stable() -> None:
+    # Whoever rebuilds the levels of kinds sorts them anew; the weights of a kind are then still its own.
+    assert set(KIND_NUMBER) == set(KIND_DIFFICULTY)
+    first = "greeting extraction writing summary knowledge chat translation medicine law finance"
+    kinds = [*first.split(), "reasoning", "code", "mathematics"]
+    assert list(KIND_NUMBER.items())[:13] == [(kind, 16 + n) for n, kind in enumerate(kinds)]
+    languages = "en de fr es it pt nl ru pl tr sv zh ja ko ar he hi th el other"
+    assert list(LANGUAGES)[:20] == languages.split()

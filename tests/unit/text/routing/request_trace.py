@@ -1,0 +1,108 @@
+"""A studio's day of text: 2,400 requests, made from a fixed seed.
+
+Nine kinds of work, each with its own lengths (log-normal, as measured lengths are), what it needs,
+and who may see it. A request says its prompt and perhaps a limit; how long its answer will be, and
+how much of its prompt the provider's cache holds, only the back end finds out.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+__all__ = ["Kind", "TraceRequest", "requests"]
+
+_SEED = 20_261_125
+_COUNT = 2_400
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """Lengths are medians in tokens and the spread of their logarithm.
+
+    Attributes:
+        share: of all requests.
+        cached: part of the prompt that Claude's cache holds; the request marks it.
+        alias: asked for.
+    """
+
+    name: str
+    share: float
+    prompt: tuple[float, float]
+    output: tuple[float, float]
+    alias: str = "auto"
+    limit: int | None = None
+    cached: float = 0.0
+    tools: bool = False
+    vision: bool = False
+    schema: bool = False
+
+
+KINDS = (
+    Kind(name="chat", share=0.25, prompt=(400, 0.8), output=(220, 0.6)),
+    Kind(name="label", share=0.15, prompt=(700, 0.5), output=(12, 0.4), limit=32, schema=True),
+    Kind(name="extract", share=0.12, prompt=(900, 0.6), output=(40, 0.5), schema=True),
+    Kind(name="summary", share=0.10, prompt=(6_000, 0.7), output=(260, 0.4), limit=1_000),
+    Kind(name="translate", share=0.10, prompt=(1_500, 0.5), output=(1_500, 0.5), limit=8_000),
+    Kind(name="story", share=0.05, prompt=(300, 0.5), output=(1_500, 0.5), limit=4_000),
+    Kind(
+        name="agent",
+        share=0.12,
+        prompt=(12_000, 0.5),
+        output=(180, 0.7),
+        tools=True,
+        limit=4_096,
+        cached=0.8,
+    ),
+    Kind(name="caption", share=0.05, prompt=(150, 0.4), output=(90, 0.4), limit=300, vision=True),
+    Kind(name="plan", share=0.06, prompt=(2_500, 0.6), output=(900, 0.5), alias="smart"),
+)
+# Ada's texts are under wraps: they stay in the house. A tenth of the others' do as well.
+_TENANTS = ("ada", "ben", "ben", "ben", "cleo", "cleo", "cleo", "cleo")
+_AT_HOME = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceRequest:
+    """One request. ``prompt`` is what a back end counts, ``bytes_`` how long the text is."""
+
+    id: str
+    kind: Kind
+    owner: str
+    at_home: bool
+    prompt: int
+    bytes_: int
+    output: int
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [(b"x-moyin-residency", b"on-premises")] if self.at_home else []
+
+
+def requests() -> Iterator[TraceRequest]:
+    chance = random.Random(_SEED)
+    weights = [kind.share for kind in KINDS]
+    for number in range(_COUNT):
+        (kind,) = chance.choices(KINDS, weights)
+        prompt = _length(chance, kind.prompt)
+        output = _length(chance, kind.output)
+        owner = chance.choice(_TENANTS)
+        # Claude's tier is asked for only where the data may go there.
+        at_home = kind.alias == "auto" and not kind.vision and chance.random() < _AT_HOME
+        yield TraceRequest(
+            id=str(number),
+            kind=kind,
+            owner="ben" if owner == "ada" and (kind.vision or kind.alias != "auto") else owner,
+            at_home=at_home,
+            prompt=prompt,
+            # Prose has more bytes per token than code; the router only sees bytes.
+            bytes_=round(prompt * chance.uniform(3.4, 4.6)),
+            output=output if kind.limit is None else min(output, kind.limit),
+        )
+
+
+def _length(chance: random.Random, spread: tuple[float, float]) -> int:
+    median, sigma = spread
+    return max(1, round(chance.lognormvariate(math.log(median), sigma)))

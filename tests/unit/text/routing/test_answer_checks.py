@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moyin.domain.chat import ChatResponse, Part, StopReason, Text, Thinking, ToolUse
+from moyin.domain.money import Usage
+from moyin.domain.needs import ResponseConstraints
+from moyin.text.routing.answer_checks import find_fault, matches_schema
+
+SHOT = {
+    "type": "object",
+    "properties": {
+        "shot": {"type": "integer"},
+        "tags": {"type": "array", "items": {"enum": ["day", "night"]}},
+        "note": {"anyOf": [{"type": "null"}, {"type": "string"}]},
+        "next": {"$ref": "#"},
+    },
+    "required": ["shot"],
+    "additionalProperties": False,
+}
+
+
+def answer(*parts: Part, stop: StopReason = StopReason.END) -> ChatResponse:
+    return ChatResponse(id="a", model="m", parts=parts, stop=stop, usage=Usage())
+
+
+def fault(
+    text: str, form: ResponseConstraints | None = None, stop: StopReason = StopReason.END
+) -> str | None:
+    return find_fault(answer(Text(text=text), stop=stop), form or ResponseConstraints())
+
+
+def test_plain_text_has_no_fault() -> None:
+    assert fault("Hello!") is None
+    assert fault("| a | b |\n|---|---|\n" + "-" * 500) is None
+    assert fault("no " * 10) is None
+
+
+def test_each_fault_is_named() -> None:
+    wanted = ResponseConstraints(json=True, schema=SHOT)
+    assert fault("  \n") == "empty"
+    assert fault("I can't", stop=StopReason.REFUSAL) == "refused"
+    assert fault("So: " + "the river and the bridge and " * 20) == "repeating"
+    assert fault("ha" * 100) == "repeating"
+    assert fault("{'shot': 1}", wanted) == "json"
+    assert fault('{"shot": "one"}', wanted) == "schema"
+    assert fault('{"shot": 1}', wanted) is None
+    assert fault("[]", ResponseConstraints(json=True)) is None
+    assert find_fault(answer(Thinking(text="hm")), ResponseConstraints()) == "empty"
+
+
+def test_answer_cut_by_the_clients_limit_is_no_fault() -> None:
+    assert fault('{"shot":', ResponseConstraints(json=True), stop=StopReason.MAX_TOKENS) is None
+    assert fault("", stop=StopReason.MAX_TOKENS) is None
+    assert fault("", stop=StopReason.STOP_SEQUENCE) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("render", '{"shot": 1}', None),
+        ("render", "", None),
+        ("render", '{"shot": ', "tool_arguments"),
+        ("render", "[1]", "tool_arguments"),
+        ("delete", "{}", "tool_name"),
+    ],
+)
+def test_tool_calls(name: str, arguments: str, expected: str | None) -> None:
+    call = ToolUse(id="t", name=name, arguments=arguments)
+    fault = find_fault(
+        answer(call, stop=StopReason.TOOL_USE), ResponseConstraints(tools=frozenset({"render"}))
+    )
+    assert fault == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "good"),
+    [
+        ({"shot": 1}, True),
+        ({"shot": 1.0}, True),
+        ({"shot": 1.5}, False),
+        ({"shot": True}, False),
+        ({}, False),
+        ([], False),
+        ({"shot": 1, "more": 1}, False),
+        ({"shot": 1, "tags": ["day"]}, True),
+        ({"shot": 1, "tags": ["dusk"]}, False),
+        ({"shot": 1, "note": None}, True),
+        ({"shot": 1, "note": 5}, False),
+        ({"shot": 1, "next": {"shot": 2}}, True),
+        ({"shot": 1, "next": {"shot": "2"}}, False),
+    ],
+)
+def test_schemas(value: Any, good: bool) -> None:
+    assert matches_schema(value, SHOT) is good
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#/$defs/gone"},
+        {"$ref": "https://example.com/schema.json"},
+        {"$ref": "#"},
+        {"pattern": "(a+)+$"},
+        {"type": "thing"},
+        {"properties": [], "required": "x", "enum": "x", "items": 3, "allOf": {}},
+        {"anyOf": []},
+    ],
+)
+def test_unknown_schema_keywords_pass(schema: dict[str, Any]) -> None:
+    assert matches_schema({"a": "a" * 40}, schema)
+
+
+def test_a_schema_that_branches_without_end_costs_bounded_work() -> None:
+    branching: dict[str, Any] = {"allOf": [{"$ref": "#"}] * 8}
+    assert matches_schema({}, branching)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner),
+    max_leaves=8,
+)
+
+
+@given(
+    JSON, st.dictionaries(st.sampled_from(["type", "enum", "items", "properties", "$ref"]), JSON)
+)
+def test_no_schema_breaks_the_checker(value: Any, schema: dict[str, Any]) -> None:
+    assert matches_schema(value, schema) in (True, False)

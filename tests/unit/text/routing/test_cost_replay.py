@@ -1,0 +1,233 @@
+"""The router's cost of a day of requests, compared with an oracle that knows every length."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import date
+from decimal import Decimal
+
+import pytest
+
+from moyin.domain.chat import ChatRequest, ChatResponse, StopReason, Text
+from moyin.domain.money import Usage, flat_tariff, usd
+from moyin.http.breaker import Breaker
+from moyin.testing.backends import FakeBackend
+from moyin.text.protocol.anthropic.codec import AnthropicCodec
+from moyin.text.protocol.codec import ProtocolCodec
+from moyin.text.protocol.openai.codec import OpenAICodec
+from moyin.text.routing.answer import RoutingContext
+from moyin.text.routing.backend_runtime import BackendRuntime
+from moyin.text.routing.catalog import Alias, Catalog, ModelDeployment
+from moyin.text.routing.claude_prices import CLAUDE
+from moyin.text.routing.fleet import Fleet
+from moyin.text.routing.policy import Policy
+from moyin.text.routing.router import Router
+from tests.door import Measured
+from tests.unit.text.routing.factories import ALL_SCOPES, deployment
+from tests.unit.text.routing.request_trace import TraceRequest, requests
+from tests.unit.text.routing.router_rig import RecordedLedger
+
+DAY = date(2026, 11, 25)
+HOME = "on-premises"
+_PICTURE = "data:image/png;base64,iVBORw0KGgo="
+_TOOL = {"type": "function", "function": {"name": "grep", "parameters": {"type": "object"}}}
+_SCHEMA = {"type": "json_schema", "json_schema": {"name": "label", "schema": {"type": "object"}}}
+
+# What the hours of two cards come to per million tokens: the small one reads fast and writes slowly.
+AMORTISED = (("0.02", "0.90"), ("0.06", "0.60"))
+PAID_FOR = (("0", "0"), ("0", "0"))
+
+
+def offers_of(small: tuple[str, str], large: tuple[str, str]) -> tuple[ModelDeployment, ...]:
+    """Build a fleet of two local GPUs at these prices, and Claude."""
+    return (
+        deployment(
+            "small",
+            flat_tariff(*map(Decimal, small)),
+            context=16_384,
+            abilities=("schema",),
+            residency=HOME,
+            quality=1,
+        ),
+        deployment(
+            "large",
+            flat_tariff(*map(Decimal, large)),
+            context=131_072,
+            abilities=("schema", "tools"),
+            residency=HOME,
+            quality=2,
+        ),
+        *CLOUD,
+    )
+
+
+CLOUD = tuple(
+    deployment(
+        model,
+        CLAUDE[model],
+        model=model,
+        context=200_000,
+        abilities=ALL_SCOPES,
+        quality=quality,
+    )
+    for quality, model in (
+        (2, "claude-haiku-5-5"),
+        (3, "claude-sonnet-5-5"),
+        (4, "claude-opus-5-5"),
+    )
+)
+ALIASES = {"smart": Alias(quality=3)}
+POLICIES = {"ada": Policy(residency=frozenset({HOME}))}
+
+
+class Server(FakeBackend):
+    """Counts tokens like its provider and records its own bill."""
+
+    def __init__(self, of: ModelDeployment, trace: Mapping[str, TraceRequest]) -> None:
+        super().__init__()
+        self._deployment = of
+        self._trace = trace
+        self.billed: dict[str, Usage] = {}
+
+    async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
+        asked = self._trace[request.user or ""]
+        usage = self.billed[asked.id] = true_usage(asked, self._deployment)
+        return ChatResponse(
+            id=asked.id, model="m", parts=(Text(text="."),), stop=StopReason.END, usage=usage
+        )
+
+
+def true_usage(asked: TraceRequest, of: ModelDeployment) -> Usage:
+    cached = round(asked.prompt * asked.kind.cached) if of.residency == "cloud" else 0
+    return Usage(
+        input_tokens=asked.prompt - cached, cached_tokens=cached, output_tokens=asked.output
+    )
+
+
+def cost(asked: TraceRequest, of: ModelDeployment) -> int:
+    return of.model.tariff.price_on(DAY).pico_cost(true_usage(asked, of))
+
+
+def may(asked: TraceRequest, of: ModelDeployment) -> bool:
+    """Repeat the constraints without using the router's code."""
+    kind, model = asked.kind, of.model
+    at_home = asked.at_home or asked.owner == "ada"
+    return (
+        (of.residency == HOME or not at_home)
+        and model.quality >= (3 if kind.alias == "smart" else 0)
+        and (model.tools or not kind.tools)
+        and (model.vision or not kind.vision)
+        and (model.schema or not kind.schema)
+        and body_tokens(asked) + (kind.limit or 0) <= model.context
+    )
+
+
+def body_tokens(asked: TraceRequest) -> int:
+    """Estimate tokens like the router does before a call."""
+    return codec_of(asked).parse(body_of(asked)).needs().prompt_tokens
+
+
+def codec_of(asked: TraceRequest) -> ProtocolCodec:
+    return AnthropicCodec() if asked.kind.cached else OpenAICodec()
+
+
+def body_of(asked: TraceRequest) -> bytes:
+    kind = asked.kind
+    if kind.cached:
+        return marked_body_of(asked)
+    content: object = "x" * asked.bytes_
+    if kind.vision:
+        picture = {"type": "image_url", "image_url": {"url": _PICTURE}}
+        content = [{"type": "text", "text": content}, picture]
+    body: dict[str, object] = {
+        "model": kind.alias,
+        "user": asked.id,
+        "messages": [{"role": "user", "content": content}],
+    }
+    if kind.limit is not None:
+        body["max_tokens"] = kind.limit
+    if kind.tools:
+        body["tools"] = [_TOOL]
+    if kind.schema:
+        body["response_format"] = _SCHEMA
+    return json.dumps(body).encode()
+
+
+def marked_body_of(asked: TraceRequest) -> bytes:
+    """Use Anthropic's protocol for agents, because it can mark a prompt for caching."""
+    mark = {"cache_control": {"type": "ephemeral"}}
+    body = {
+        "model": asked.kind.alias,
+        "max_tokens": 4_096,
+        "metadata": {"user_id": asked.id},
+        "tools": [{"name": "grep", "input_schema": {"type": "object"}}],
+        "system": [{"type": "text", "text": "x" * asked.bytes_, **mark}],
+        "messages": [{"role": "user", "content": "go on"}],
+    }
+    return json.dumps(body).encode()
+
+
+@pytest.mark.parametrize("cards", [AMORTISED, PAID_FOR], ids=["amortised", "paid for"])
+async def test_total_cost_is_within_a_twentieth_of_an_oracle(
+    cards: tuple[tuple[str, str], tuple[str, str]], measured: Measured
+) -> None:
+    all_deployments = offers_of(*cards)
+    trace = {asked.id: asked for asked in requests()}
+    assert len(trace) >= 2_000
+    servers = {of.backend: Server(of, trace) for of in all_deployments}
+    runtimes = {
+        name: BackendRuntime(
+            name=name, backend=server, pass_through=None, timeout=60, breaker=Breaker(lambda: 0.0)
+        )
+        for name, server in servers.items()
+    }
+    fleet = Fleet(
+        catalog=Catalog(deployments=all_deployments, aliases=ALIASES),
+        runtimes=runtimes,
+        policies=POLICIES,
+    )
+    ledger = RecordedLedger()
+    router = Router(fleet, ledger)
+    deployments = {of.backend: of for of in all_deployments}
+    spent = oracle = chosen_for = best_for = clauded = cheapest_claude = sonnet = 0
+    for asked in trace.values():
+        context = RoutingContext(request_id=asked.id, owner=asked.owner, headers=asked.headers)
+        codec = codec_of(asked)
+        await router.answer(codec, codec.parse(body_of(asked)), context)
+        entry = ledger[-1]
+        chosen = deployments[entry.backend]
+        assert may(asked, chosen), f"{asked.kind.name} went to {chosen.backend}"
+        able = [of for of in all_deployments if may(asked, of)]
+        spent += cost(asked, chosen)
+        oracle += min(cost(asked, of) for of in able)
+        if clouds := [of for of in able if of.residency == "cloud"]:
+            clauded += cost(asked, chosen)
+            cheapest_claude += min(cost(asked, of) for of in clouds)
+            sonnet += cost(asked, deployments["claude-sonnet-5-5"])
+            if len(clouds) < len(able):
+                chosen_for += cost(asked, chosen)
+                best_for += min(cost(asked, of) for of in able)
+
+    # The ledger, the providers' bills and the money agree, to the token.
+    assert [entry.request_id for entry in ledger] == list(trace)
+    for entry in ledger:
+        billed = servers[entry.backend].billed[entry.request_id]
+        assert (entry.input_tokens, entry.cached_tokens, entry.output_tokens) == (
+            billed.prompt_tokens,
+            billed.cached_tokens,
+            billed.output_tokens,
+        )
+    assert sum((entry.cost_usd for entry in ledger), Decimal(0)) == usd(spent)
+
+    share = spent / oracle - 1
+    measured(
+        f"money, cards at {'/'.join(cards[0])} and {'/'.join(cards[1])} USD per million: "
+        f"{len(trace)} requests for {usd(spent):.4f} USD, {share:.2%} above an oracle that knows "
+        f"every length ({chosen_for / best_for - 1 if best_for else 0:.2%} where house and cloud "
+        f"could both answer); where data may leave the house {1 - clauded / cheapest_claude:.0%} below "
+        f"the cheapest able Claude model, {1 - clauded / sonnet:.0%} below Sonnet for all"
+    )
+    assert oracle <= spent <= oracle * 1.05
+    assert chosen_for <= best_for * 1.05
+    assert clauded < cheapest_claude

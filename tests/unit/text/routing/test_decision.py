@@ -1,0 +1,480 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moyin.domain.backend import ApiFormat
+from moyin.domain.money import FREE_TARIFF, GpuRate, Usage, flat_tariff
+from moyin.domain.needs import Model, Needs, estimate_tokens
+from moyin.errors import (
+    ContextTooLong,
+    InvalidRequest,
+    ModelNotAllowed,
+    ModelNotFound,
+    ServiceUnavailable,
+    UnsupportedFeature,
+)
+from moyin.text.routing.catalog import Alias, Catalog, ModelDeployment
+from moyin.text.routing.claude_prices import CHECKED_ON, CLAUDE
+from moyin.text.routing.decision import Candidate, decide, list_exclusions, no_candidate_error
+from moyin.text.routing.explanation import explain_loss
+from moyin.text.routing.fleet import Fleet
+from moyin.text.routing.loaded_models import LoadedModels, ModelState
+from moyin.text.routing.policy import Policy, parse_preferences
+from moyin.text.routing.usage_history import UsageHistory
+from tests.unit.text.routing.factories import Clock, deployment, fleet, route
+
+HI = Needs(prompt_tokens=100, max_tokens=50)
+HAIKU = CLAUDE["claude-haiku-5-5"]
+
+
+def choose(of: Fleet, needs: Needs = HI, **how: object) -> list[Candidate]:
+    return decide(route(of, **how), needs, UsageHistory(), always_weigh=True)  # type: ignore[arg-type]
+
+
+def names(candidates: Sequence[Candidate]) -> list[str]:
+    return [candidate.deployment.backend for candidate in candidates]
+
+
+def test_a_free_local_model_wins() -> None:
+    candidates = choose(fleet([deployment("claude", HAIKU, context=200_000), deployment("local")]))
+    assert names(candidates) == ["local", "claude"]
+    assert candidates[0].reason == "free"
+
+
+def test_requests_beyond_the_local_model_go_to_the_cloud() -> None:
+    both = fleet([deployment("local", abilities=()), deployment("claude", HAIKU, context=200_000)])
+    for needs in (
+        Needs(prompt_tokens=5000),
+        Needs(prompt_tokens=100, max_tokens=5000),
+        Needs(prompt_tokens=1, tools=True),
+        Needs(prompt_tokens=1, vision=True),
+        Needs(prompt_tokens=1, schema=True),
+    ):
+        (only,) = decide(route(both), needs, UsageHistory())
+        assert (only.deployment.backend, only.reason, only.forecast) == ("claude", "only", None)
+
+
+def test_cost_depends_on_token_counts_not_on_the_sum_of_prices() -> None:
+    both = fleet(
+        [
+            deployment("in", flat_tariff(Decimal("0.1"), Decimal(9))),
+            deployment("out", flat_tariff(Decimal(1), Decimal(1))),
+        ]
+    )
+    assert names(choose(both, Needs(prompt_tokens=900, max_tokens=10)))[0] == "in"
+    assert names(choose(both, Needs(prompt_tokens=10, max_tokens=900)))[0] == "out"
+
+
+def test_cached_tokens_are_weighed_at_their_own_price() -> None:
+    cheap_cache = deployment(
+        "a", flat_tariff(Decimal(3), Decimal(0), cache_read=Decimal("0.3")), context=10**6
+    )
+    plain = deployment("b", flat_tariff(Decimal(2), Decimal(0)), context=10**6)
+    both, history = fleet([cheap_cache, plain]), UsageHistory()
+    needs = Needs(prompt_tokens=50_000, max_tokens=1)
+    assert names(decide(route(both), needs, history)) == ["b", "a"]
+    for _ in range(20):
+        usage = Usage(input_tokens=5_000, cached_tokens=45_000, output_tokens=1)
+        history.record("a-model", needs, usage)
+    assert names(decide(route(both), needs, history)) == ["a", "b"]
+    # A cache marker is trusted before any usage was recorded.
+    marked = Needs(prompt_tokens=50_000, max_tokens=1, has_cache_markers=True)
+    assert names(decide(route(both), marked, UsageHistory())) == ["a", "b"]
+
+
+def test_equal_scores_prefer_pass_through_then_low_load_then_configured_order() -> None:
+    four = fleet(
+        [
+            deployment("ollama", api_format=None),
+            deployment("busy"),
+            deployment("idle"),
+            deployment("idle2"),
+        ]
+    )
+    for _ in range(3):
+        four.runtimes["busy"].slots.take("ada")
+    assert names(choose(four)) == ["idle", "idle2", "busy", "ollama"]
+
+
+def test_a_second_of_waiting_has_a_price() -> None:
+    deployments = [deployment("local"), deployment("claude", HAIKU, context=200_000)]
+    for worth, best in ((0.0, "local"), (0.001, "claude")):
+        both = fleet(deployments, limit=1, usd_per_second=worth)
+        both.runtimes["local"].slots.take("ada")
+        candidates = choose(both, Needs(prompt_tokens=100, max_tokens=500))
+        assert names(candidates)[0] == best
+    assert candidates[0].reason == "soonest"
+    waits = {
+        one.deployment.backend: one.forecast.waiting_seconds for one in candidates if one.forecast
+    }
+    assert waits["claude"] == 0 < waits["local"]
+
+
+async def test_a_model_that_must_be_loaded_first_waits_for_it() -> None:
+    both = fleet([deployment("cold"), deployment("warm")], usd_per_second=0.001)
+    clock, resident = Clock(), frozenset[str]()
+
+    async def look() -> frozenset[str]:
+        return resident
+
+    loaded = LoadedModels(look, load_seconds=20, clock=clock)
+    both.runtimes["cold"].loaded = loaded
+    assert names(choose(both)) == ["cold", "warm"]  # unknown so far
+    await loaded.refresh()
+    assert loaded.state("x") is ModelState.ABSENT
+    assert names(choose(both)) == ["warm", "cold"]
+    loaded.call_started("x")
+    clock.now += 15
+    assert loaded.state("x") is ModelState.LOADING
+    assert loaded.expected_wait("x") == 5
+    assert loaded.call_answered("x")
+    assert loaded.state("x") is ModelState.RESIDENT
+    assert loaded.expected_wait("x") == 0
+    assert not loaded.call_answered("x")
+
+
+def test_gpu_price_is_spread_over_the_generated_tokens() -> None:
+    local = deployment("local", gpu=GpuRate(usd_per_hour=Decimal("3.60")))
+    (alone,) = choose(fleet([local]), Needs(prompt_tokens=0, max_tokens=50))
+    assert alone.forecast is not None
+    assert alone.forecast.cost_pico == 50 * 10**12 // 1000 // 50  # 50 tokens at 50 a second
+    fast = fleet([local])
+    latency = fast.runtimes["local"].latency("local-model")
+    for _ in range(200):
+        latency.record(
+            prompt_tokens=0, output_tokens=1000, first_token_seconds=None, seconds=10, concurrency=4
+        )
+    (shared,) = choose(fast, Needs(prompt_tokens=0, max_tokens=50))
+    assert shared.forecast is not None
+    # A hundred a second, shared with three others: an eighth of the time; the prior fades.
+    assert shared.forecast.cost_pico == pytest.approx(alone.forecast.cost_pico / 8, rel=0.15)
+
+
+def test_slow_latency_measurements_fade() -> None:
+    one = fleet([deployment("a")])
+    runtime = one.runtimes["a"]
+    latency = runtime.latency("a-model")
+    before = latency.expected_first_token(100)
+    for _ in range(30):
+        latency.record(
+            prompt_tokens=100, output_tokens=2, first_token_seconds=9.0, seconds=9.1, concurrency=1
+        )
+    assert latency.expected_first_token(100) > 7
+    assert latency.first_token_p95() == 9.0
+    runtime.clock.now += 3600  # type: ignore[attr-defined]
+    assert latency.expected_first_token(100) == pytest.approx(before, rel=0.1)
+
+
+def test_unavailable_back_end_is_skipped_and_the_error_has_retry_after() -> None:
+    both = fleet([deployment("a"), deployment("b")])
+    both.runtimes["a"].breaker.fail(retry_after=9)
+    both.runtimes["b"].breaker.fail(retry_after=4)
+    assert not choose(both)
+    error = no_candidate_error(route(both), HI)
+    assert isinstance(error, ServiceUnavailable)
+    assert error.retry_after == 4
+
+
+def test_back_end_without_a_key_is_never_a_candidate() -> None:
+    none = fleet([deployment("claude", configured=False)])
+    assert not choose(none)
+    error = no_candidate_error(route(none), HI)
+    assert isinstance(error, ServiceUnavailable)
+    assert error.message.endswith(": claude lacks its key (CLAUDE_KEY)")
+
+
+def test_prompt_too_long_for_every_model_reports_token_counts() -> None:
+    needs = Needs(prompt_tokens=5000, max_tokens=50)
+    of = fleet([deployment("a"), deployment("cloud", configured=False, context=10**6)])
+    error = no_candidate_error(route(of), needs)
+    assert isinstance(error, ContextTooLong)
+    assert error.details == {"prompt_tokens": 5000, "max_tokens": 50, "context": 1000}
+    assert error.field == "messages"
+
+
+def test_too_long_an_answer_names_max_tokens() -> None:
+    needs = Needs(prompt_tokens=10, max_tokens=5000)
+    assert no_candidate_error(route(fleet([deployment("a")])), needs).field == "max_tokens"
+
+
+@pytest.mark.parametrize(
+    ("ability", "field"),
+    [
+        ("tools", "tools"),
+        ("vision", "messages"),
+        ("schema", "response_format"),
+        ("thinking", "reasoning_effort"),
+    ],
+)
+def test_error_names_an_ability_that_no_model_has(ability: str, field: str) -> None:
+    needs = Needs(prompt_tokens=1, **{ability: True})
+    error = no_candidate_error(route(fleet([deployment("a", abilities=())])), needs)
+    assert isinstance(error, UnsupportedFeature)
+    assert error.field == field
+
+
+AT_HOME = deployment("local", residency="on-premises", abilities=())
+CLOUD = deployment("claude", HAIKU, context=200_000)
+
+
+@pytest.mark.parametrize(
+    ("parts", "how"),
+    [
+        ({"policies": {"ada": Policy(residency=frozenset({"on-premises"}))}}, {}),
+        ({"policies": {"*": Policy(residency=frozenset({"on-premises"}))}}, {}),
+        ({"aliases": {"home": Alias(residency=("on-premises",))}}, {"name": "home"}),
+        ({}, {"residency": ("on-premises",)}),
+    ],
+    ids=["tenant", "everybody", "alias", "header"],
+)
+def test_residency_rules_exclude_back_ends(
+    parts: dict[str, object], how: dict[str, object]
+) -> None:
+    of = fleet([CLOUD, AT_HOME], **parts)
+    assert names(choose(of, HI, **how)) == ["local"]
+    needs = Needs(prompt_tokens=1, vision=True)
+    assert not choose(of, needs, **how)
+    error = no_candidate_error(route(of, **how), needs)  # type: ignore[arg-type]
+    assert isinstance(error, UnsupportedFeature)
+    assert error.field == "messages"
+
+
+def test_header_never_widens_the_tenants_residency() -> None:
+    of = fleet([CLOUD, AT_HOME], policies={"ada": Policy(residency=frozenset({"on-premises"}))})
+    assert not choose(of, HI, residency=("cloud",))
+    assert isinstance(no_candidate_error(route(of, residency=("cloud",)), HI), ModelNotAllowed)
+    assert names(choose(of, HI, owner="eve")) == ["local", "claude"]
+
+
+def test_tenant_may_use_only_its_allowed_names() -> None:
+    of = fleet([AT_HOME, CLOUD], policies={"ada": Policy(names=frozenset({"local-model"}))})
+    assert names(choose(of, HI, name="local-model")) == ["local"]
+    for name in ("auto", "claude-model", "local/local-model"):
+        with pytest.raises(ModelNotAllowed):
+            choose(of, HI, name=name)
+
+
+def test_preferences_are_read_from_headers() -> None:
+    places = frozenset({"cloud", "on-premises", "eu"})
+    headers = [(b"x-moyin-residency", b"on-premises, eu"), (b"x-moyin-timeout", b"2.5")]
+    preferences = parse_preferences(headers, places)
+    assert (preferences.residency, preferences.timeout, preferences.bypass_cache) == (
+        ("eu", "on-premises"),
+        2.5,
+        False,
+    )
+    assert parse_preferences([(b"cache-control", b"no-cache")], places).bypass_cache
+    assert parse_preferences([(b"host", b"x")], places).residency is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        (b"x-moyin-residency", b"mars"),
+        (b"x-moyin-residency", b""),
+        (b"x-moyin-timeout", b"soon"),
+        (b"x-moyin-timeout", b"-1"),
+        (b"x-moyin-timeout", b"nan"),
+        (b"x-moyin-timeout", b"inf"),
+    ],
+)
+def test_invalid_preference_is_rejected(name: bytes, value: bytes) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_preferences([(name, value)], frozenset({"cloud"}))
+    assert caught.value.field == name.decode()
+
+
+def test_compiled_route_is_cached_for_the_day() -> None:
+    of = fleet([CLOUD])
+    first = route(of)
+    assert route(of) is first
+    assert route(of, owner="eve") is first
+    assert of.route("auto", "ada", None, CLOUD.api_format, first.day + 1) is not first  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("deployments", "worth", "busy", "told"),
+    [
+        (
+            [deployment("a"), deployment("b", flat_tariff(Decimal(1), Decimal(1)))],
+            0.0,
+            False,
+            "costs 0.00015 USD more",
+        ),
+        ([deployment("a"), deployment("b")], 0.0, True, "has more load"),
+        ([deployment("a"), deployment("b")], 0.0, False, "comes later in the configuration"),
+        (
+            [deployment("a"), deployment("b", api_format=None)],
+            0.0,
+            False,
+            "needs a translation of the request",
+        ),
+    ],
+)
+def test_explanation_says_why_a_candidate_lost(
+    deployments: list[ModelDeployment], worth: float, busy: bool, told: str
+) -> None:
+    of = fleet(deployments, usd_per_second=worth)
+    if busy:
+        of.runtimes["b"].slots.take("ada")
+    winner, loser = choose(of)
+    assert explain_loss(loser, winner, worth) == told
+
+
+def test_slower_candidate_loses_by_its_seconds() -> None:
+    of = fleet([deployment("a"), deployment("b")], limit=1, usd_per_second=0.001)
+    of.runtimes["b"].slots.take("ada")
+    winner, loser = choose(of)
+    assert loser.forecast is not None
+    assert (
+        explain_loss(loser, winner, 0.001) == f"takes {loser.forecast.waiting_seconds:.2f} s longer"
+    )
+
+
+MONEY = st.decimals(0, 100, places=2)
+OFFERS = st.lists(
+    st.builds(
+        lambda i, o, context, configured, tools, home: (
+            flat_tariff(i, o),
+            context,
+            configured,
+            ("tools",) if tools else (),
+            "on-premises" if home else "cloud",
+        ),
+        MONEY,
+        MONEY,
+        st.integers(1, 100_000),
+        st.booleans(),
+        st.booleans(),
+        st.booleans(),
+    ),
+    max_size=8,
+).map(
+    lambda all_of_them: [
+        deployment(
+            f"b{number}",
+            tariff,
+            context=context,
+            configured=configured,
+            abilities=abilities,
+            residency=residency,
+        )
+        for number, (tariff, context, configured, abilities, residency) in enumerate(all_of_them)
+    ]
+)
+NEEDS = st.builds(
+    Needs,
+    prompt_tokens=st.integers(0, 50_000),
+    max_tokens=st.none() | st.integers(1, 50_000),
+    tools=st.booleans(),
+)
+POLICIES = st.sampled_from([{}, {"ada": Policy(residency=frozenset({"on-premises"}))}])
+
+
+@given(OFFERS, NEEDS, POLICIES)
+def test_every_deployment_is_a_candidate_or_excluded_with_a_reason(
+    deployments: list[ModelDeployment], needs: Needs, policies: dict[str, Policy]
+) -> None:
+    of = fleet(deployments, policies=policies)
+    candidates, out = choose(of, needs), list_exclusions(route(of), needs)
+    assert len(candidates) + len(out) == len(deployments)
+    for candidate in candidates:
+        assert candidate.deployment.configured
+        assert candidate.deployment.model.supports(needs)
+        assert not candidate.deployment.model.unmet_needs(needs)
+        assert not policies or candidate.deployment.residency == "on-premises"
+    assert all(exclusion.reason for exclusion in out)
+    if not candidates:
+        assert no_candidate_error(route(of), needs).message
+
+
+@given(OFFERS, NEEDS, st.sampled_from([0.0, 0.001]))
+def test_candidates_are_sorted_by_score(
+    deployments: list[ModelDeployment], needs: Needs, worth: float
+) -> None:
+    candidates = choose(fleet(deployments, usd_per_second=worth), needs)
+    scores = [candidate.forecast.score for candidate in candidates if candidate.forecast]
+    assert len(scores) == len(candidates)
+    assert scores == sorted(scores)
+
+
+CATALOG = Catalog(
+    deployments=(deployment("a", quality=1), deployment("b", quality=2), deployment("c")),
+    aliases={"good": Alias(quality=1), "pair": Alias(models=("a-model", "c-model"))},
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "candidates"),
+    [
+        ("auto", "abc"),
+        ("good", "ab"),
+        ("pair", "ac"),
+        ("b-model", "b"),
+        ("c/c-model", "c"),
+    ],
+)
+def test_auto_aliases_models_and_qualified_names_are_found(name: str, candidates: str) -> None:
+    assert "".join(one.backend for one in CATALOG.find(name)) == candidates
+
+
+def test_all_hosts_of_a_back_end_are_found_under_its_name() -> None:
+    hosts = tuple(
+        ModelDeployment(
+            backend=f"gpu-{number}", family="gpu", model=deployment("gpu", model="qwen").model
+        )
+        for number in range(2)
+    )
+    catalog = Catalog(deployments=hosts)
+    assert catalog.find("gpu/qwen") == hosts
+    assert catalog.find("gpu-1/qwen") == hosts[1:]
+
+
+def test_an_unknown_name_is_not_found() -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        CATALOG.find("gpt-2")
+    assert caught.value.field == "model"
+
+
+def test_catalog_lists_every_name_once() -> None:
+    assert CATALOG.names == ("auto", "good", "pair", "a-model", "b-model", "c-model")
+
+
+@pytest.mark.parametrize(("text", "tokens"), [("", 0), ("abcd", 1), ("abcde", 2), ("墨印", 2)])
+def test_tokens_are_estimated_by_bytes(text: str, tokens: int) -> None:
+    assert estimate_tokens(text) == tokens
+
+
+def test_the_table_of_prices_is_dated() -> None:
+    assert date(2026, 10, 1) < CHECKED_ON
+
+
+@pytest.mark.parametrize("asked", ["llama", "llama:latest", "b/llama:latest"])
+@pytest.mark.parametrize("name", ["llama", "llama:latest"])
+def test_a_name_without_a_tag_is_the_latest(name: str, asked: str) -> None:
+    model = Model(name=name, upstream="up", context=9, tariff=FREE_TARIFF)
+    catalog = Catalog(
+        deployments=(ModelDeployment(backend="b", model=model),), aliases={"work": Alias()}
+    )
+    assert [deployment.model.name for deployment in catalog.find(asked)] == [name]
+    assert catalog.find("work:latest") == catalog.find("auto:latest") == catalog.deployments
+    assert catalog.leaves_choice("work:latest") and not catalog.leaves_choice(asked)
+    for unknown in ("llama:7b", "other:latest", ":latest"):
+        with pytest.raises(ModelNotFound):
+            catalog.find(unknown)
+
+
+def test_latest_tag_does_not_change_what_a_tenant_may_use() -> None:
+    model = Model(name="llama", upstream="up", context=9, tariff=FREE_TARIFF)
+    catalog = Catalog(deployments=(ModelDeployment(backend="b", model=model, configured=False),))
+    policies = {"ada": Policy(names=frozenset({"llama"}))}
+    fleet = Fleet(catalog=catalog, runtimes={}, policies=policies)
+    assert fleet.deployments_for("llama:latest", "ada") == catalog.deployments
+    assert fleet.route("llama:latest", "ada", None, ApiFormat.OLLAMA, 0).exclusions
+    assert fleet.deployments_for("auto", "ada") == ()

@@ -1,0 +1,145 @@
+"""Little-known models are tried on a share of requests."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from deployments.models.config import ModelsConfig
+from deployments.models.fleet import FleetBuilder
+from moyin.domain.money import FREE_TARIFF
+from moyin.errors import BackendUnavailable
+from moyin.settings import Settings
+from moyin.testing.backends import FakeBackend
+from moyin.text.protocol.openai.codec import OpenAICodec
+from moyin.text.routing.answer import RoutingContext
+from moyin.text.routing.catalog import Alias, Caching
+from moyin.text.routing.explanation import Explanation
+from moyin.text.routing.router import Router
+from tests.unit.text.routing.test_request_quality import (
+    FLOOR,
+    OPUS,
+    PRICE,
+    SORT,
+    explain,
+    known,
+    router,
+)
+from tests.unit.text.routing.test_rescue_streams import RecordingLearning
+
+# Its bounds lie far apart, so that it may be worth its while.
+LOCAL = known("qwen3-14b", "house", tariff=FREE_TARIFF)
+NAMES = (OPUS, LOCAL)
+
+
+def small_router(*deployments: Any, **rules: Any) -> Router:
+    return router(*(deployments or NAMES), **({"explore": 1.0, "usd_per_bad_answer": 0.03} | rules))
+
+
+async def ask(
+    router: Router, *headers: tuple[bytes, bytes], model: str = "auto"
+) -> tuple[str, str]:
+    """Return the model and the route."""
+    messages = [{"role": "user", "content": SORT}]
+    body = json.dumps({"model": model, "messages": messages}).encode()
+    codec = OpenAICodec()
+    context = RoutingContext(request_id="r", owner="ada", headers=headers, key_id="k")
+    answer = await router.answer(codec, codec.parse(body), context)
+    answer_headers = dict(answer.headers)
+    return answer_headers[b"x-moyin-model"].decode(), answer_headers[b"x-moyin-route"].decode()
+
+
+async def test_a_model_that_may_be_better_is_tried_and_the_route_says_so() -> None:
+    model, route = await ask(small_router())
+    assert model == "qwen3-14b"
+    assert route.startswith("trying; qwen3-14b: code, p_good 0.")
+    low, _, rest = route.partition("p_good ")[2].partition(" to ")
+    assert float(low) < float(rest.partition(" against ")[0])
+    assert route.endswith(" of claude-opus-5-5")
+
+
+async def test_without_a_share_nothing_is_tried() -> None:
+    assert (await ask(small_router(explore=0.0)))[0] == "claude-opus-5-5"
+    assert ModelsConfig().routing.explore == 0.0
+
+
+async def test_the_share_is_drawn_per_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    router, luck = small_router(explore=0.25), iter([0.0, 0.249, 0.25, 0.9])
+    monkeypatch.setattr("moyin.text.routing.router.random.random", lambda: next(luck))
+    models = [(await ask(router))[0] for _ in range(4)]
+    assert models == ["qwen3-14b", "qwen3-14b", "claude-opus-5-5", "claude-opus-5-5"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "rules"),
+    [
+        (((FLOOR, b"0.1"),), {}),
+        (((PRICE, b"0"), (FLOOR, b"0.9")), {}),
+        ((), {"aliases": {"auto": Alias(explore=0.0)}}),
+        ((), {"aliases": {"auto": Alias(cache=Caching(ttl=1, max_bytes=1, max_entries=1))}}),
+    ],
+)
+async def test_no_trial_where_it_is_not_allowed(headers: Any, rules: dict[str, Any]) -> None:
+    router = small_router(**rules)
+    assert (await ask(router, *headers))[0] == "claude-opus-5-5"
+    explanation = explain(router, SORT, *headers)
+    assert (explanation.explore, explanation.trial) == (0.0, None)
+
+
+async def test_where_bad_answers_cost_nothing_money_decides() -> None:
+    explanation = explain(small_router(), SORT, (PRICE, b"0"))
+    assert (explanation.quality, explanation.explore) == (None, 0.0)
+
+
+async def test_no_trial_after_an_answer_that_did_not_help() -> None:
+    class FollowUps:
+        def may_match(self, _: Any) -> bool:
+            return True
+
+        def detect(self, *_: Any) -> bool:
+            return True
+
+        def remember(self, *_: Any) -> None: ...
+
+    router = small_router()
+    router._reviewer._follow_ups = FollowUps()  # type: ignore[assignment]
+    router._reviewer._learning = RecordingLearning()  # type: ignore[assignment]
+    assert (await ask(router))[0] == "claude-opus-5-5"
+
+
+async def test_fallback_after_a_failed_trial_uses_the_lower_bound() -> None:
+    worse = known("smollm2-135m", "local", tariff=FREE_TARIFF)
+    router = small_router(worse, *NAMES)
+    house = router.fleet.runtimes["house"]
+    house.backend = house.pass_through = FakeBackend(error=BackendUnavailable("away"))
+    assert (await ask(router))[0] == "claude-opus-5-5"
+
+
+async def test_missing_model_is_not_tried() -> None:
+    router = small_router()
+    model_breaker = router.fleet.runtimes["house"].model_breaker("x")
+    for _ in range(3):
+        model_breaker.fail()
+    assert (await ask(router))[0] == "claude-opus-5-5"
+
+
+def test_explanation_names_the_share_and_the_trial_model() -> None:
+    explanation: Explanation = explain(small_router(explore=0.05), SORT)
+    assert explanation.explore == 0.05
+    assert explanation.trial is not None
+    assert explanation.trial.deployment.model.name == "qwen3-14b"
+    assert explanation.candidates[0].deployment.model.name == "claude-opus-5-5"
+
+
+def test_the_share_is_configured_and_bounded() -> None:
+    config = ModelsConfig.model_validate(
+        {"routing": {"explore": 0.05}, "aliases": {"own": {"explore": 0.1}}}
+    )
+    fleet = FleetBuilder(Settings(), {}).build(config)
+    assert (fleet.explore, fleet.catalog.alias("own").explore) == (0.05, 0.1)
+    for share in (-0.1, 0.6, "often"):
+        with pytest.raises(ValidationError, match="explore"):
+            ModelsConfig.model_validate({"routing": {"explore": share}})

@@ -1,0 +1,98 @@
+"""The router learns from a fair sample of many requests."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from moyin.text.routing.fair_sampling import FairSampler
+
+RATE = 100
+
+
+class Traffic:
+    """Generates evenly spaced requests at given rates per tenant."""
+
+    def __init__(self) -> None:
+        self.now = 50.0
+        self.share = FairSampler(RATE, clock=lambda: self.now, draw=random.Random(7).random)
+        self.accepted: list[tuple[float, str]] = []
+
+    def run(self, seconds: int, **rates: int) -> Counter[str]:
+        """Return how many requests of each tenant were accepted."""
+        before, begins = len(self.accepted), self.now
+        times = [
+            (begins + (number + 0.5) / rate, owner)
+            for owner, rate in rates.items()
+            for number in range(seconds * rate)
+        ]
+        for at, owner in sorted(times):
+            self.now = at
+            if self.share.accept(owner):
+                self.accepted.append((at, owner))
+        self.now = begins + seconds
+        return Counter(owner for _, owner in self.accepted[before:])
+
+
+@pytest.mark.parametrize("rates", [{"ada": 99}, {"ada": 60, "bob": 39}])
+def test_all_requests_are_accepted_below_the_rate(rates: dict[str, int]) -> None:
+    traffic = Traffic()
+    accepted = traffic.run(20, **rates)
+    assert accepted == {owner: 20 * rate for owner, rate in rates.items()}
+    assert (traffic.share.accepted, traffic.share.skipped) == (20 * 99, 0)
+
+
+def test_a_flood_is_sampled_at_the_rate_and_counted() -> None:
+    traffic = Traffic()
+    traffic.run(5, ada=2_000)
+    accepted = traffic.run(20, ada=2_000)["ada"]
+    assert 0.9 * 20 * RATE < accepted <= 20 * RATE + 1
+    assert traffic.share.accepted + traffic.share.skipped == 25 * 2_000
+
+
+def test_no_part_of_a_second_is_preferred() -> None:
+    traffic = Traffic()
+    traffic.run(5, ada=2_000)
+    traffic.run(40, ada=2_000)
+    tenths = Counter(int(at * 10) % 10 for at, _ in traffic.accepted if at > 55)
+    assert min(tenths.values()) > 0.75 * max(tenths.values())
+
+
+def test_quiet_tenant_is_accepted_in_full_beside_a_flood() -> None:
+    traffic = Traffic()
+    for begins in (True, False):
+        accepted = traffic.run(10, flood=3_000, small=20, tiny=1)
+        assert (accepted["small"], accepted["tiny"]) == (200, 10), begins
+        assert accepted["flood"] > 0.6 * 10 * (RATE - 21)
+
+
+def test_two_floods_share_the_capacity() -> None:
+    traffic = Traffic()
+    traffic.run(5, ada=3_000, bob=500)
+    accepted = traffic.run(20, ada=3_000, bob=500)
+    assert accepted["ada"] == pytest.approx(accepted["bob"], rel=0.15)
+    assert sum(accepted.values()) <= 20 * RATE + 1
+
+
+def test_bursty_flood_leaves_capacity_to_others() -> None:
+    traffic = Traffic()
+    for _ in range(5):
+        accepted = traffic.run(1, flood=3_000, small=20)
+        assert accepted["small"] == 20
+        assert traffic.run(1, small=20)["small"] == 20
+
+
+def test_all_requests_are_accepted_again_after_a_flood() -> None:
+    traffic = Traffic()
+    traffic.run(3, ada=3_000)
+    traffic.run(6, ada=50)
+    assert traffic.run(5, ada=50)["ada"] == 250
+
+
+def test_tenants_of_past_seconds_are_forgotten() -> None:
+    traffic = Traffic()
+    traffic.run(1, **{f"tenant-{number}": 3 for number in range(50)})
+    traffic.run(4, ada=1)
+    assert set(traffic.share._earlier_counts) <= {"ada"}

@@ -1,0 +1,181 @@
+"""Learning adds next to no work before a request is answered."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from moyin.text.protocol.openai.codec import OpenAICodec
+from moyin.text.quality.estimator import Estimator
+from moyin.text.routing import answer_review as reviews
+from moyin.text.routing.answer import RoutingContext
+from moyin.text.routing.background_queue import BackgroundQueue
+from moyin.text.routing.catalog import Rescue
+from moyin.text.routing.fair_sampling import FairSampler
+from moyin.text.routing.followups import FollowUps
+from moyin.text.routing.router import Router
+from tests.unit.text.routing.router_rig import RecordedLedger
+from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, SORT, router
+from tests.unit.text.routing.test_rescue import FORMAT
+from tests.unit.text.routing.test_rescue_streams import RecordingLearning, Streams
+
+
+class Learning(RecordingLearning):
+    """Counts decisions too."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.background = BackgroundQueue(FairSampler(rate, clock=lambda: 50.0, draw=lambda: 0.999))
+        self.decisions: list[str] = []
+
+    def record_decision(self, owner: str, request_id: str, *_: Any) -> None:
+        self.decisions.append(request_id)
+
+
+class Gateway:
+    def __init__(self, rate: float = 100, **rules: Any) -> None:
+        self.learning: Any = Learning(rate)
+        shared_answers: Any = SharedAnswers()
+        self.follow_ups = FollowUps(self.learning, shared_answers=shared_answers)
+        fleet = router(SMALL, HAIKU, **rules).fleet
+        for one in fleet.runtimes.values():
+            one.pass_through = None
+        self.router = Router(
+            fleet,
+            RecordedLedger(),
+            estimator=Estimator(),
+            learning=self.learning,
+            follow_ups=self.follow_ups,
+        )
+
+    async def ask(self, model: str = "auto", request_id: str = "r", **more: Any) -> Any:
+        codec = OpenAICodec()
+        prompt = f"{SORT}, with tests for empty lists and a line on each"
+        body = {"model": model, "messages": [{"role": "user", "content": prompt}], **more}
+        context = RoutingContext(request_id=request_id, owner="ada", headers=(), key_id="k")
+        return await self.router.answer(codec, codec.parse(json.dumps(body).encode()), context)
+
+
+class SharedAnswers:
+    """Stands in for other replicas without answers."""
+
+    def look_up(self, *_: Any) -> bool:
+        return False
+
+    def remember(self, *_: Any) -> bool:
+        return False
+
+
+def unread(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Fail the test if anything is read, hashed or checked."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("not allowed on the request path")
+
+    for name in (
+        "moyin.text.routing.conversation._user_messages",
+        "moyin.text.routing.rescue.find_fault",
+        *names,
+    ):
+        monkeypatch.setattr(name, refuse)
+
+
+async def test_named_model_causes_no_learning_work_on_the_request_path(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gateway = Gateway()
+    with monkeypatch.context() as path:
+        unread(path, "moyin.text.routing.request_quality.question_of")
+        await gateway.ask("claude-haiku-5-5")
+    assert len(gateway.learning.background) == 1
+    gateway.learning.background.run()
+    assert (gateway.learning.background.failed, gateway.learning.decisions) == (0, [])
+
+
+async def test_learning_is_deferred_to_the_background_queue(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gateway = Gateway()
+    with monkeypatch.context() as path:
+        unread(path)
+        await gateway.ask()
+    assert gateway.learning.decisions == []
+    with monkeypatch.context() as later:
+        later.setattr(
+            "moyin.text.routing.request_quality.question_of", None
+        )  # it is known from the choice
+        gateway.learning.background.run()
+    assert gateway.learning.background.failed == 0
+    assert gateway.learning.decisions == ["r"]
+    assert len(gateway.follow_ups._answers) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_most_requests_of_a_flood_are_not_recorded(stream: bool) -> None:
+    gateway = Gateway(rate=1)
+    for number in range(10):
+        answer = await gateway.ask(request_id=f"r{number}", stream=stream)
+        if stream:
+            seen = answer.stream.transcript
+            assert (seen is not None) is (number < 1)
+            await answer.stream.aclose()
+    gateway.learning.background.run()
+    share = gateway.learning.background.share
+    assert (share.accepted, share.skipped) == (1, 9)
+    assert len(gateway.learning.decisions) == 1
+
+
+async def test_every_answer_is_remembered_where_trials_are_enabled() -> None:
+    gateway = Gateway(rate=0, explore=0.25)
+    await gateway.ask()
+    gateway.learning.background.run()
+    assert gateway.learning.decisions == []
+    assert len(gateway.follow_ups._answers) == 1
+
+
+async def test_rescue_is_recorded_even_in_a_flood() -> None:
+    gateway = Streams()
+    learning: Any = Learning(rate=0)
+    gateway.router = Router(
+        gateway.router.fleet,
+        RecordedLedger(),
+        estimator=gateway.router._estimator,
+        learning=learning,
+    )
+    model, route, _ = await gateway.ask(response_format=FORMAT)
+    assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", "rescue after json")
+    learning.background.run()
+    assert (learning.decisions, learning.signals) == (["r1"], [])
+
+
+async def test_answer_without_a_better_model_is_checked_in_the_background(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gateway = Streams(rescue=Rescue.OFF)
+    check, checked = reviews.answer_fault, list[str]()
+    monkeypatch.setattr(reviews, "answer_fault", lambda *a: checked.append("r") or check(*a))
+    await gateway.ask(response_format=FORMAT)
+    assert (checked, gateway.learning.signals) == ([], [])
+    gateway.learning.background.run()
+    assert gateway.learning.signals == [("smollm2-135m", "checked", "json", 0.0)]
+
+
+async def test_nothing_is_learned_where_bad_answers_cost_nothing() -> None:
+    quiet = Gateway(usd_per_bad_answer=0.0)
+    quiet.follow_ups._shared_answers = None
+    await quiet.ask()
+    assert (quiet.learning.background.share.accepted, len(quiet.learning.background)) == (0, 0)
+
+
+async def test_an_answer_does_not_depend_on_what_is_learned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for rules in ({}, {"explore": 0.25}):
+        gateway = Gateway(**rules)
+        with monkeypatch.context() as broken:
+            broken.setattr("moyin.text.routing.conversation._user_messages", None)
+            assert await gateway.ask()
+            gateway.learning.background.run()
+        assert gateway.learning.background.failed == 1

@@ -1,0 +1,216 @@
+"""Quality in the score: when it is weighed, what clients may set, and how it is reported."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from moyin.domain.money import FREE_TARIFF
+from moyin.errors import InvalidRequest, QualityUnreachable, ServiceUnavailable
+from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddingsCodec
+from moyin.text.quality import estimator as estimators
+from moyin.text.quality.abilities import ability_of
+from moyin.text.quality.estimator import Estimator
+from moyin.text.routing.answer import RoutingContext
+from moyin.text.routing.catalog import Alias, Catalog, ModelDeployment
+from moyin.text.routing.claude_prices import CLAUDE
+from moyin.text.routing.explanation import Explanation, explain_loss
+from moyin.text.routing.fleet import Fleet
+from moyin.text.routing.policy import Policy, parse_preferences
+from moyin.text.routing.router import Router
+from tests.unit.text.routing.factories import deployment, runtime
+from tests.unit.text.routing.router_rig import RecordedLedger
+
+SORT, HELLO = "Write merge sort in Go", "Say hello"
+FLOOR, PRICE = b"x-moyin-quality", b"x-moyin-usd-per-bad-answer"
+
+
+def known(name: str, backend: str, **more: Any) -> ModelDeployment:
+    made = deployment(backend, model=name, context=200_000, **more)
+    fields = {field: getattr(made, field) for field in ModelDeployment.__dataclass_fields__}
+    return ModelDeployment(**{**fields, "ability": ability_of(name)})
+
+
+SMALL = known("smollm2-135m", "local", tariff=FREE_TARIFF)
+HAIKU = known("claude-haiku-5-5", "claude", tariff=CLAUDE["claude-haiku-5-5"])
+OPUS = known("claude-opus-5-5", "claude", tariff=CLAUDE["claude-opus-5-5"])
+
+
+def router(*deployments: ModelDeployment, **rules: Any) -> Router:
+    runtimes = {name: runtime(name) for name in {one.backend for one in deployments}}
+    catalog = Catalog(deployments=deployments, aliases=rules.pop("aliases", {}))
+    fleet = Fleet(catalog=catalog, runtimes=runtimes, **({"usd_per_bad_answer": 0.003} | rules))
+    return Router(fleet, RecordedLedger(), estimator=Estimator())
+
+
+def explain(
+    of: Router, prompt: str, *headers: tuple[bytes, bytes], model: str = "auto"
+) -> Explanation:
+    body = {"model": model, "messages": [{"role": "user", "content": prompt}]}
+    codec = OpenAICodec()
+    context = RoutingContext(request_id="r", owner="ada", headers=headers)
+    return of.explain(codec, codec.parse(json.dumps(body).encode()), context)
+
+
+def chosen(*arguments: Any, **more: Any) -> str:
+    return explain(*arguments, **more).candidates[0].deployment.model.name
+
+
+def test_hard_work_goes_to_the_better_model_and_easy_work_stays() -> None:
+    both = router(SMALL, HAIKU)
+    assert chosen(both, SORT) == "claude-haiku-5-5"
+    assert chosen(both, HELLO) == "smollm2-135m"
+
+
+def test_text_is_not_read_without_a_price_of_bad_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("the text was read")
+
+    monkeypatch.setattr("moyin.text.routing.request_quality.question_of", read)
+    both = router(SMALL, HAIKU, usd_per_bad_answer=0.0)
+    assert chosen(both, SORT) == "smollm2-135m"
+    with pytest.raises(AssertionError):
+        explain(router(SMALL, HAIKU), SORT)
+
+
+async def test_single_candidate_needs_no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moyin.text.routing.request_quality.question_of", None)
+    one = router(SMALL, HAIKU)
+    one.fleet.runtimes["claude"].is_up = False
+    codec = OpenAICodec()
+    body = {"model": "auto", "messages": [{"role": "user", "content": SORT}]}
+    context = RoutingContext(request_id="r", owner="ada", headers=())
+    answer = await one.answer(codec, codec.parse(json.dumps(body).encode()), context)
+    assert dict(answer.headers)[b"x-moyin-route"] == b"free"
+
+
+def test_model_name_selects_that_model() -> None:
+    hosts = router(SMALL, known("smollm2-135m", "other", tariff=FREE_TARIFF), HAIKU)
+    explanation = explain(hosts, SORT, (FLOOR, b"0.99"), (PRICE, b"5"), model="smollm2-135m")
+    assert explanation.quality is None
+    assert [one.deployment.backend for one in explanation.candidates] == ["local", "other"]
+    assert all(one.forecast and one.forecast.estimate is None for one in explanation.candidates)
+
+
+def test_quality_is_not_weighed_for_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec, both = OpenAIEmbeddingsCodec(), router(SMALL, HAIKU)
+    call = codec.parse(b'{"model": "auto", "input": "x"}')
+    context = RoutingContext(request_id="r", owner="ada", headers=((FLOOR, b"1"),))
+    assert both.explain(codec, call, context).quality is None
+
+
+def test_most_specific_price_of_bad_answers_wins() -> None:
+    def cost(model: str = "auto", *headers: tuple[bytes, bytes]) -> float:
+        rules = {"policies": {"ada": Policy(usd_per_bad_answer=0.2)}}
+        aliases = {"own": Alias(usd_per_bad_answer=0.1), "plain": Alias()}
+        of = router(SMALL, HAIKU, aliases=aliases, **rules)
+        quality = explain(of, SORT, *headers, model=model).quality
+        return 0.0 if quality is None else quality.usd_per_bad_answer
+
+    assert (cost(), cost("plain"), cost("own")) == (0.2, 0.2, 0.1)
+    assert cost("own", (PRICE, b"0.5")) == 0.5
+    assert cost("own", (PRICE, b"0")) == 0.0
+
+
+def test_floor_excludes_models_below_it() -> None:
+    three = router(SMALL, HAIKU, OPUS)
+    explanation = explain(three, HELLO, (FLOOR, b"0.99"))
+    assert "smollm2-135m" not in {one.deployment.model.name for one in explanation.candidates}
+    (out,) = explanation.exclusions
+    assert out.deployment is SMALL
+    assert out.reason.startswith("p_good 0.9")
+    assert out.reason.endswith(" is below 0.99")
+
+
+def test_unreachable_floor_names_the_best_model() -> None:
+    three = router(SMALL, HAIKU, OPUS)
+    error = explain(three, SORT, (FLOOR, b"1")).error
+    assert isinstance(error, QualityUnreachable)
+    assert (error.field, error.details["best"]) == ("x-moyin-quality", "claude-opus-5-5")
+    assert error.details["kind"] == "code"
+    # What it names can be asked for.
+    reach = str(error.details["p_good"]).encode()
+    assert chosen(three, SORT, (FLOOR, reach)) == "claude-opus-5-5"
+
+
+def test_unavailable_good_model_gives_a_retryable_error() -> None:
+    both = router(SMALL, HAIKU)
+    both.fleet.runtimes["claude"].is_up = False
+    error = explain(both, SORT, (FLOOR, b"0.5")).error
+    assert isinstance(error, ServiceUnavailable)
+    assert error.retry_after is not None
+
+
+def test_a_floor_holds_without_a_price() -> None:
+    both = router(SMALL, HAIKU, usd_per_bad_answer=0.0)
+    assert chosen(both, SORT, (FLOOR, b"0.5")) == "claude-haiku-5-5"
+    assert chosen(both, HELLO, (FLOOR, b"0.5")) == "smollm2-135m"
+
+
+@pytest.mark.parametrize("value", [b"", b"high", b"nan", b"-0.1", b"1.01", b"inf"])
+def test_a_bad_floor_names_its_header(value: bytes) -> None:
+    with pytest.raises(InvalidRequest) as exclusion_of:
+        parse_preferences([(FLOOR, value)], frozenset())
+    assert exclusion_of.value.field == "x-moyin-quality"
+    assert exclusion_of.value.message == "must be a number between 0 and 1"
+
+
+@pytest.mark.parametrize("value", [b"", b"$1", b"nan", b"-1", b"inf"])
+def test_a_bad_price_names_its_header(value: bytes) -> None:
+    with pytest.raises(InvalidRequest) as exclusion_of:
+        parse_preferences([(PRICE, value)], frozenset())
+    assert exclusion_of.value.field == "x-moyin-usd-per-bad-answer"
+
+
+def test_the_operator_bounds_the_price() -> None:
+    both = router(SMALL, HAIKU, max_usd_per_bad_answer=0.5)
+    assert chosen(both, SORT, (PRICE, b"0.5")) == "claude-haiku-5-5"
+    with pytest.raises(InvalidRequest) as exclusion_of:
+        explain(both, SORT, (PRICE, b"0.6"))
+    assert exclusion_of.value.message == "must be a number between 0 and 0.5"
+
+
+def test_explanation_compares_p_good() -> None:
+    explanation = explain(router(SMALL, HAIKU), SORT)
+    best, second = explanation.candidates
+    assert best.reason == "better"
+    assert best.forecast is not None and second.forecast is not None
+    assert explain_loss(second, best, explanation.usd_per_second).startswith(
+        "answers worse: p_good 0.0"
+    )
+    risk = (1 - best.forecast.estimate.low) * 0.003 if best.forecast.estimate else 0.0
+    assert best.forecast.risk == pytest.approx(risk)
+    easy = explain(router(SMALL, HAIKU), HELLO).candidates[0]
+    assert easy.reason == "free"
+
+
+async def test_route_header_says_why() -> None:
+    routes = {}
+    for prompt in (SORT, HELLO):
+        of = router(SMALL, HAIKU)
+        codec = OpenAICodec()
+        body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
+        context = RoutingContext(request_id="r", owner="ada", headers=())
+        answer = await of.answer(codec, codec.parse(json.dumps(body).encode()), context)
+        routes[prompt] = dict(answer.headers)[b"x-moyin-route"].decode()
+    word, _, rest = routes[SORT].partition("; ")
+    assert word == "better"
+    assert rest.startswith("claude-haiku-5-5: code, p_good 0.")
+    assert rest.endswith(" of smollm2-135m")
+    assert routes[HELLO].startswith("free; smollm2-135m: greeting, p_good 0.9")
+
+
+def test_hosts_of_one_model_are_estimated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    estimate = estimators.Estimator.estimate
+
+    def counting(self: Estimator, tenant: str, model: str, *rest: Any) -> Any:
+        asked.append(model)
+        return estimate(self, tenant, model, *rest)
+
+    monkeypatch.setattr(estimators.Estimator, "estimate", counting)
+    hosts = [known("smollm2-135m", f"host{number}") for number in range(4)]
+    explain(router(*hosts, HAIKU), SORT)
+    assert sorted(asked) == ["claude-haiku-5-5", "smollm2-135m"]

@@ -1,0 +1,309 @@
+"""Follow-ups are detected on other replicas than the one that answered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import AsyncMock
+
+import pytest
+
+from moyin.store.sql import Database
+from moyin.text.protocol.openai.codec import OpenAICodec
+from moyin.text.routing import shared_answers as exchanges
+from moyin.text.routing.answer import RoutingContext
+from moyin.text.routing.conversation import Conversation
+from moyin.text.routing.decision import decide
+from moyin.text.routing.followup_evidence import Lookup
+from moyin.text.routing.followups import FollowUps
+from moyin.text.routing.request_quality import RequestQuality
+from moyin.text.routing.shared_answers import SharedAnswers
+from moyin.text.routing.usage_history import UsageHistory
+from tests.unit.text.routing.factories import route
+from tests.unit.text.routing.test_followups import ASK
+from tests.unit.text.routing.test_learning import Replica
+from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, router
+
+
+class FakeValkey(dict[bytes, bytes]):
+    """Stands in for Valkey."""
+
+    is_unavailable = False
+
+    async def get(self, names: Sequence[bytes]) -> list[bytes | None] | None:
+        return None if self.is_unavailable else [dict.get(self, name) for name in names]
+
+    async def take(self, names: Sequence[bytes]) -> list[bytes | None] | None:
+        return None if self.is_unavailable else [self.pop(name, None) for name in names]
+
+    async def put(self, values: Mapping[bytes, bytes], seconds: int) -> None:
+        assert seconds == 300
+        self.update(values)
+
+    async def close(self) -> None: ...
+
+
+class Gateway(Replica):
+    """Stands for one of several replicas."""
+
+    def __init__(self, database: Database, valkey: Any, secret: bytes = b"s") -> None:
+        super().__init__(database)
+        self.valkey = valkey
+        self.shared_answers = SharedAnswers(valkey, self.learning, clock=lambda: self.now)
+        # Tests say when it is time.
+        self.shared_answers._wake_up = lambda: None  # type: ignore[method-assign]
+        self.follow_ups = FollowUps(
+            self.learning,
+            shared_answers=self.shared_answers,
+            secret=secret,
+            clock=lambda: self.now,
+        )
+        self.fleet = router(SMALL, HAIKU).fleet
+
+    async def ask(
+        self, request_id: str, *texts: str, model: str = "auto", key: str = "k"
+    ) -> list[tuple[str, str]]:
+        """Send a request; return request and source of the recorded signals."""
+        roles = ["user", "assistant"] * len(texts)
+        messages = [{"role": one, "content": text} for one, text in zip(roles, texts, strict=False)]
+        call = OpenAICodec().parse(json.dumps({"model": model, "messages": messages}).encode())
+        context = RoutingContext(request_id=request_id, owner="ada", headers=(), key_id=key)
+        names, before = route(self.fleet, model), len(self.learning._signals)
+        self.follow_ups.detect(Conversation(context, call), names, self.now)
+        if model == "auto":
+            needs = call.needs()
+            quality = RequestQuality(
+                self.estimator, "ada", call, needs, usd_per_bad_answer=0.01, floor=0.0
+            )
+            candidates = decide(names, needs, UsageHistory(), always_weigh=True, quality=quality)
+            (small,) = (one for one in candidates if one.deployment is SMALL)
+            self.learning.record_decision("ada", request_id, quality, candidates, small, self.now)
+            self.follow_ups.remember(Conversation(context, call), quality, small, self.now)
+        await self.shared_answers.process_pending()
+        recorded = list(self.learning._signals)[before:]
+        # Without the signals, which stay for the assertion of what comes next.
+        while self.learning._decisions:
+            row = self.learning._decisions.popleft()
+            await self.store.write([row.row()], ())  # type: ignore[union-attr]
+        return [(row.request_id, row.source) for row in recorded]
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    made = Database(f"sqlite:///{tmp_path}/moyin.db")
+    await made.ready()
+    yield made
+    await made.close()
+
+
+async def later(*replicas: Gateway) -> None:
+    for replica in replicas:
+        replica.now += 20
+
+
+async def test_a_follow_up_reaches_the_other_replica(database: Database) -> None:
+    valkey = FakeValkey()
+    one, two = Gateway(database, valkey), Gateway(database, valkey)
+    assert await one.ask("r1", ASK) == []
+    await later(one, two)
+    assert await two.ask("r2", ASK) == [("r1", "regenerated")]
+    await later(one, two)
+    # The first replica still knows of r1; what counts is what all know.
+    assert await one.ask("r3", ASK, "func", "That's wrong") == [("r2", "corrected")]
+    await later(one, two)
+    assert await two.ask("r4", ASK, "func", "Add table tests") == [("r3", "edited")]
+    await later(one, two)
+    assert await one.ask("r5", ASK, "func", "Add table tests", "done", "Thanks a lot") == [
+        ("r4", "continued")
+    ]
+    (signal, *_) = two.learning._signals
+    assert (signal.model, signal.key_id, signal.source) == ("smollm2-135m", "k", "regenerated")
+    assert signal.question is not None
+    assert 0 < (signal.p_good or 0) < 1
+
+
+async def test_pending_answers_are_shared_on_close(database: Database) -> None:
+    valkey = FakeValkey()
+    one, two = Gateway(database, valkey), Gateway(database, valkey)
+    one.shared_answers.process_pending, shared_answers = (
+        AsyncMock(),
+        one.shared_answers.process_pending,
+    )  # type: ignore[method-assign]
+    await one.ask("r1", ASK)
+    assert valkey == {}
+    one.shared_answers.process_pending = shared_answers  # type: ignore[method-assign]
+    await one.follow_ups.close()
+    await later(two)
+    assert await two.ask("r2", ASK) == [("r1", "regenerated")]
+
+
+async def test_switch_to_a_better_model_is_detected_across_replicas(
+    database: Database,
+) -> None:
+    valkey = FakeValkey()
+    one, two = Gateway(database, valkey), Gateway(database, valkey)
+    await one.ask("r1", ASK)
+    await later(one, two)
+    assert await two.ask("r2", ASK, model="claude-haiku-5-5") == [("r1", "switched")]
+
+
+async def test_follow_up_needs_the_same_tenant_and_the_time_window(
+    database: Database,
+) -> None:
+    valkey = FakeValkey()
+    one, two = Gateway(database, valkey), Gateway(database, valkey)
+    await one.ask("r1", ASK)
+    two.now += 1
+    assert await two.ask("r2", ASK, model="claude-haiku-5-5") == []
+    two.now += 20
+    assert await two.ask("r3", ASK, key="other") == []
+    two.now += 300
+    assert await two.ask("r4", ASK) == []
+
+
+async def test_follow_up_is_recorded_by_one_replica_only(database: Database) -> None:
+    valkey = FakeValkey()
+    one, two = Gateway(database, valkey), Gateway(database, valkey)
+
+    class Same(FakeValkey):
+        async def take(self, names: Sequence[bytes]) -> list[bytes | None] | None:
+            return await valkey.take(names)
+
+    three = Gateway(database, Same())
+    await one.ask("r1", ASK)
+    await later(one, two, three)
+    body = json.dumps({"model": "claude-haiku-5-5", "messages": [{"role": "user", "content": ASK}]})
+    call = OpenAICodec().parse(body.encode())
+    context = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
+    for replica in (two, three):
+        names = route(replica.fleet, "claude-haiku-5-5")
+        replica.follow_ups.detect(Conversation(context, call), names, replica.now)
+    # Both read before either takes.
+    read = FakeValkey(valkey)
+    three.valkey.get = read.get
+    await two.shared_answers.process_pending()
+    await three.shared_answers.process_pending()
+    assert len(two.learning._signals) + len(three.learning._signals) == 1
+
+
+async def test_replica_matches_its_own_answers_without_valkey(database: Database) -> None:
+    valkey = FakeValkey()
+    one, two = Gateway(database, valkey), Gateway(database, valkey)
+    await one.ask("r1", ASK)
+    await later(one, two)
+    valkey.is_unavailable = True
+    assert await two.ask("r2", ASK) == []
+    assert await one.ask("r3", ASK) == [("r1", "regenerated")]
+
+
+async def test_outage_between_read_and_take_falls_back_to_own_answers(database: Database) -> None:
+    class Failing(FakeValkey):
+        async def get(self, names: Sequence[bytes]) -> list[bytes | None] | None:
+            return None
+
+    one = Gateway(database, Failing())
+    await one.ask("r1", ASK)
+    await later(one)
+    assert await one.ask("r2", ASK) == [("r1", "regenerated")]
+
+
+async def test_pending_work_is_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchanges, "_MAX_LOOKUPS", 2)
+    one = Gateway(database, FakeValkey())
+    looked = [one.shared_answers.look_up(lookup(), lambda: None) for _ in range(3)]
+    assert looked == [True, True, False]
+    for number in range(9):
+        one.shared_answers.remember(bytes([number]), None, "r", 0.0, one.now)
+    assert len(one.shared_answers._answers) == 4
+
+
+def lookup() -> Any:
+    return Lookup(
+        owner="ada", key_id="k", fingerprint=b"p", previous=None, opening="", ability=None, at=0.0
+    )
+
+
+async def test_fingerprints_differ_without_the_secret(database: Database) -> None:
+    valkey = FakeValkey()
+    one, foreign = Gateway(database, valkey), Gateway(database, valkey, secret=b"another")
+    await one.ask("r1", ASK)
+    names = set(valkey)
+    await foreign.ask("r2", ASK)
+    assert len(set(valkey) - names) == 1
+    assert all(ASK.encode() not in name + value for name, value in valkey.items())
+
+
+@pytest.mark.parametrize("value", [b"", b"[]", b'["r", 1, 2, "zz"]', b"{}", b'["r", "x", 1, ""]'])
+async def test_stored_value_of_another_version_is_ignored(database: Database, value: bytes) -> None:
+    valkey = FakeValkey()
+    one = Gateway(database, valkey)
+    await one.ask("r1", ASK)
+    valkey.update(dict.fromkeys(valkey, value))
+    await later(one)
+    assert await one.ask("r2", ASK) == []
+
+
+async def test_time_window_uses_the_arrival_of_the_request(
+    database: Database,
+) -> None:
+    valkey = FakeValkey()
+    one, two = Gateway(database, valkey), Gateway(database, valkey)
+    await one.ask("r1", ASK)
+    came = two.now + 1.9
+    body = json.dumps({"model": "claude-haiku-5-5", "messages": [{"role": "user", "content": ASK}]})
+    call = OpenAICodec().parse(body.encode())
+    context = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
+    two.now += 60
+    names = route(two.fleet, "claude-haiku-5-5")
+    two.follow_ups.detect(Conversation(context, call), names, came)
+    await two.shared_answers.process_pending()
+    assert not two.learning._signals
+
+
+async def test_unshared_answer_is_matched_by_its_own_replica(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Gateway(database, FakeValkey())
+    monkeypatch.setattr(exchanges, "_MAX_LOOKUPS", 0)
+    await one.ask("r1", ASK)
+    monkeypatch.undo()
+    await later(one)
+    assert await one.ask("r2", ASK) == [("r1", "regenerated")]
+
+
+async def test_answers_are_shared_during_a_database_outage(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    valkey = FakeValkey()
+    one, two = Gateway(database, valkey), Gateway(database, valkey)
+    await one.ask("r1", ASK)
+    await later(one, two)
+
+    async def fail(owner: str, request_id: str) -> None:
+        raise OSError("away")
+
+    with monkeypatch.context() as away, pytest.raises(OSError, match="away"):
+        away.setattr(two.learning, "find_decision", fail)
+        await two.ask("r2", ASK)
+    row = two.learning._decisions.popleft()
+    await two.store.write([row.row()], ())  # type: ignore[union-attr]
+    await later(one, two)
+    assert await one.ask("r3", ASK) == [("r2", "regenerated")]
+
+
+async def test_no_lookup_where_quality_is_not_weighed(database: Database) -> None:
+    one = Gateway(database, FakeValkey())
+    one.fleet = router(SMALL, HAIKU, usd_per_bad_answer=0.0).fleet
+    call = OpenAICodec().parse(
+        json.dumps({"model": "auto", "messages": [{"role": "user", "content": ASK}]}).encode()
+    )
+    context = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
+    names = route(one.fleet)
+    assert not one.follow_ups.may_match(names)
+    # A request may have named a price of its own.
+    await one.ask("r1", ASK)
+    assert one.follow_ups.may_match(names)
+    one.follow_ups.detect(Conversation(context, call), names, one.now)
+    assert len(one.shared_answers._lookups) == 1

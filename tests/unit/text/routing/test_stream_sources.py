@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+
+import pytest
+
+from moyin.domain.chat import Delta, Finished, Started, StopReason, TextDelta, UsageUpdate
+from moyin.domain.money import Usage
+from moyin.errors import StreamInterrupted
+from moyin.text.protocol.anthropic.stream import StreamWriter as AnthropicWriter
+from moyin.text.protocol.openai.stream import StreamTap, StreamWriter
+from moyin.text.routing.stream_sources import PassedSource, TranslatedSource
+
+STARTED = Started(id="1", model="m")
+TEXTS: list[Delta] = [TextDelta(text="中文字"), TextDelta(text="👌")]
+FINISHED = Finished(stop=StopReason.END, usage=Usage(input_tokens=1, output_tokens=2))
+
+
+async def used(*deltas: Delta, by_token: bool) -> Usage:
+    """Return the usage of a stream of ``deltas``, possibly interrupted."""
+
+    async def upstream() -> AsyncGenerator[Delta, None]:
+        for delta in deltas:
+            yield delta
+
+    writer = StreamWriter(created=1, include_usage=False)
+    source = TranslatedSource(upstream(), writer, by_token=by_token, prompt_tokens=10)
+    async for _ in source.pieces():
+        pass
+    return source.usage
+
+
+@pytest.mark.parametrize(("by_token", "output"), [(True, 2), (False, 4)])
+async def test_a_cut_stream_is_counted_by_its_pieces_or_else_by_its_length(
+    by_token: bool, output: int
+) -> None:
+    usage = await used(STARTED, *TEXTS, by_token=by_token)
+    assert usage == Usage(input_tokens=10, output_tokens=output)
+
+
+async def test_running_usage_of_a_server_is_used() -> None:
+    counted = Usage(input_tokens=7, cached_tokens=3, output_tokens=6)
+    usage = await used(STARTED, *TEXTS, UsageUpdate(usage=counted), by_token=True)
+    assert usage == counted
+
+
+async def test_prompt_tokens_from_the_start_and_counted_output_add_up() -> None:
+    started = Started(id="1", model="m", usage=Usage(input_tokens=7, output_tokens=1))
+    usage = await used(started, *TEXTS, by_token=True)
+    assert usage == Usage(input_tokens=7, output_tokens=2)
+
+
+async def test_complete_stream_uses_its_final_usage() -> None:
+    assert await used(STARTED, *TEXTS, FINISHED, by_token=True) == FINISHED.usage
+
+
+async def test_complete_stream_without_usage_is_counted() -> None:
+    silent = Finished(stop=StopReason.END, usage=Usage())
+    usage = await used(STARTED, *TEXTS, silent, by_token=True)
+    assert usage == Usage(input_tokens=10, output_tokens=2)
+    known = Started(id="1", model="m", usage=Usage(input_tokens=7, output_tokens=1))
+    usage = await used(known, *TEXTS, silent, by_token=False)
+    assert usage == Usage(input_tokens=7, output_tokens=4)
+
+
+async def passed(*pieces: bytes) -> PassedSource:
+    """Read a stream of these bytes in OpenAI's format to its end."""
+
+    async def upstream() -> AsyncGenerator[bytes, None]:
+        for piece in pieces:
+            yield piece
+
+    source = PassedSource(upstream(), StreamTap(hide_usage=False), prompt_tokens=10)
+    assert b"".join([piece async for piece in source.pieces()]).endswith(b"data: [DONE]\n\n")
+    return source
+
+
+async def test_stream_without_done_has_ended_well() -> None:
+    text = b'data: {"choices":[{"index":0,"delta":{"content":"hi"}}]}\n\n'
+    last = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+    source = await passed(text, last)
+    assert source.usage == Usage(input_tokens=10, output_tokens=1)
+    with pytest.raises(StreamInterrupted):
+        await passed(text)
+
+
+async def stated(*deltas: Delta) -> list[tuple[int, int]]:
+    """Return the tokens that an Anthropic client reads in a stream of ``deltas``."""
+
+    async def upstream() -> AsyncGenerator[Delta, None]:
+        for delta in deltas:
+            yield delta
+
+    source = TranslatedSource(upstream(), AnthropicWriter(), by_token=True, prompt_tokens=10)
+    lines = b"".join([piece async for piece in source.pieces()]).splitlines()
+    bodies = [json.loads(line[6:]) for line in lines if line.startswith(b"data: ")]
+    usages = [body.get("usage") or body.get("message", {}).get("usage") for body in bodies]
+    return [(usage["input_tokens"], usage["output_tokens"]) for usage in usages if usage]
+
+
+async def test_the_prompt_is_estimated_at_the_start_and_settled_at_the_end() -> None:
+    counted = Finished(stop=StopReason.END, usage=Usage(input_tokens=8, output_tokens=3))
+    assert await stated(STARTED, *TEXTS, counted) == [(10, 0), (8, 3)]
+    known = Started(id="1", model="m", usage=Usage(input_tokens=8))
+    assert (await stated(known, *TEXTS, counted))[0] == (8, 0)
+
+
+async def test_client_gets_the_recorded_estimate() -> None:
+    silent = Finished(stop=StopReason.END, usage=Usage())
+    assert await stated(STARTED, *TEXTS, silent) == [(10, 0), (10, 2)]
