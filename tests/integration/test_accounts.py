@@ -200,11 +200,11 @@ class SlowPasswords(Passwords):
         super().__init__(hasher)
         self.proven, self.go_on = asyncio.Event(), asyncio.Event()
 
-    async def fits(self, known: str | None, password: str, **rest: Any) -> bool:
-        fitting = await super().fits(known, password, **rest)
+    async def verify(self, known: str | None, password: str, **rest: Any) -> bool:
+        matches = await super().verify(known, password, **rest)
         self.proven.set()
         await self.go_on.wait()
-        return fitting
+        return matches
 
 
 # A hash made with other parameters is replaced at the next sign-in.

@@ -310,7 +310,7 @@ async def test_a_stalled_socket_costs_nothing_but_progress(
     renderer: ComfyRenderer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("moyin.render.comfyui.prompts.Prompt.feed", lambda *_: None)
-    monkeypatch.setattr("moyin.render.comfyui.renderer._LOOK_SECONDS", 0.5)
+    monkeypatch.setattr("moyin.render.comfyui.renderer._POLL_SECONDS", 0.5)
     assert len((await finished(renderer, sleepy(0.2))).files) == 1
 
 
@@ -323,7 +323,7 @@ async def test_bad_nodes(
 ) -> None:
     """Several scenes on one ComfyUI, because it takes long to start."""
     monkeypatch.setattr("moyin.render.comfyui.renderer._INTERRUPT_SECONDS", 0.5)
-    monkeypatch.setattr("moyin.render.comfyui.session._PULSE_SECONDS", 0.3)
+    monkeypatch.setattr("moyin.render.comfyui.session._CHECK_SECONDS", 0.3)
     nodes = (bad_nodes, options.home / TEST_NODES)
     warm_up = json.dumps({"1": {"class_type": "Room", "inputs": {"failures": 1}}})
     async with _renderer(

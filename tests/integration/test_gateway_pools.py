@@ -138,6 +138,6 @@ async def test_a_limit_of_pools_and_nodes_is_kept(farm: Farm) -> None:
     store = LimitStore(farm.database)
     limit = Limit(subject="owner:x", pools=("a", "b"), allowed_nodes=(), denied_nodes=("C*",))
     await store.set(limit)
-    assert await store.of(["owner:x"]) == (limit,)
+    assert await store.list_for(["owner:x"]) == (limit,)
     await store.set(Limit(subject="owner:x", open_jobs=1))
-    assert await store.of(["owner:x"]) == (Limit(subject="owner:x", open_jobs=1),)
+    assert await store.list_for(["owner:x"]) == (Limit(subject="owner:x", open_jobs=1),)

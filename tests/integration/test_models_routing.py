@@ -242,7 +242,7 @@ async def test_an_outage_of_the_cache_is_a_miss_and_is_not_asked_again_at_once()
     store = ResponseStore("redis://127.0.0.1:9/0")
     assert await store.get("ada", "x") is None
     await store.close()
-    store._kept._redis = None  # whoever asks it now, fails
+    store._cache._redis = None  # whoever asks it now, fails
     assert await store.get("ada", "x") is None
     await store.put("ada", "x", response("x"), ttl=1, entries=1)
 

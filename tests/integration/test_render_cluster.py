@@ -152,17 +152,13 @@ async def _a_job_is_done_and_tells_its_progress(farm: RenderFarm) -> None:
 
 
 async def _inputs_are_the_owners_own(farm: RenderFarm) -> None:
-    [artifact] = (await farm.result(await farm.submit(picture(0xFF0000)))).artifacts
+    [other] = (await farm.result(await farm.submit(picture(0xFF0000), owner="bob"))).artifacts
+    [own] = (await farm.result(await farm.submit(picture(0x00FF00)))).artifacts
     graph = picture()
-    graph["1"] = {"class_type": "LoadImage", "inputs": {"image": f"artifact:{artifact.id}"}}
-    job_id = await farm.submit(graph)
-    assert await _failure(farm, job_id) == "artifact_not_found"
-    await farm.artifacts.add(artifact, owner="bob")
-    assert await _failure(farm, await farm.submit(graph)) == "artifact_not_found"
-
-    mine = await farm.result(await farm.submit(picture(0x00FF00)))
-    await farm.artifacts.add(mine.artifacts[0], owner=OWNER)
-    graph["1"]["inputs"]["image"] = f"artifact:{mine.artifacts[0].id}"
+    for artifact_id in (f"art_{'2' * 32}", other.id):
+        graph["1"] = {"class_type": "LoadImage", "inputs": {"image": f"artifact:{artifact_id}"}}
+        assert await _failure(farm, await farm.submit(graph)) == "artifact_not_found"
+    graph["1"]["inputs"]["image"] = f"artifact:{own.id}"
     assert len((await farm.result(await farm.submit(graph))).artifacts) == 1
 
 

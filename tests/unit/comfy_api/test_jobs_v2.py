@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from moyin.jobs.protocol.translate import parse_job
 
 from moyin.comfy_api.jobs_v2 import ComfyJobs
 from moyin.domain.job import Job, JobStatus, Progress
 from moyin.domain.serialization import encode
+from moyin.jobs.protocol.request_to_domain import parse_job
 from moyin.store.blobs import BlobStore
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -118,7 +118,7 @@ async def test_counting_the_queue_does_not_delay_messages(
 ) -> None:
     job = await rig.job(begun=True)
     count_started, count_may_finish = asyncio.Event(), asyncio.Event()
-    count = rig.prompts.open_count
+    count = rig.prompts.count_open
 
     async def delayed(owner: str) -> int:
         count_started.set()
@@ -127,7 +127,7 @@ async def test_counting_the_queue_does_not_delay_messages(
 
     async with rig.client() as client:
         await receive(client)
-        monkeypatch.setattr(rig.prompts, "open_count", delayed)
+        monkeypatch.setattr(rig.prompts, "count_open", delayed)
         rig.frames.coming.put_nowait(mark_frame(job, FrameKind.STATUS))
         await asyncio.wait_for(count_started.wait(), 5)
         for _ in range(2):
@@ -144,7 +144,7 @@ async def test_an_outdated_count_is_not_sent_after_an_end(
 ) -> None:
     job = await rig.job(begun=True)
     first, count_started, count_may_finish = True, asyncio.Event(), asyncio.Event()
-    count = rig.prompts.open_count
+    count = rig.prompts.count_open
 
     async def delayed(owner: str) -> int:
         nonlocal first
@@ -156,7 +156,7 @@ async def test_an_outdated_count_is_not_sent_after_an_end(
 
     async with rig.client() as client:
         await receive(client)
-        monkeypatch.setattr(rig.prompts, "open_count", delayed)
+        monkeypatch.setattr(rig.prompts, "count_open", delayed)
         rig.frames.coming.put_nowait(mark_frame(job, FrameKind.STATUS))
         await asyncio.wait_for(count_started.wait(), 5)
         await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
@@ -247,7 +247,7 @@ async def test_an_end_whose_first_attempt_fails_late_is_sent_again(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = await rig.job(begun=True)
-    read_record, ended_since = rig.files.read_record, rig.prompts.ended_since
+    read_record, list_ended_since = rig.files.read_record, rig.prompts.list_ended_since
     reads, may_fail, checks = 0, asyncio.Event(), asyncio.Semaphore(0)
 
     async def fail_first(job: Job) -> PromptRecord | None:
@@ -259,13 +259,13 @@ async def test_an_end_whose_first_attempt_fails_late_is_sent_again(
         return await read_record(job)
 
     async def count_check(channel: str, moment: datetime) -> list[Job]:
-        jobs = await ended_since(channel, moment)
+        jobs = await list_ended_since(channel, moment)
         if reads:
             checks.release()
         return jobs
 
     monkeypatch.setattr(rig.files, "read_record", fail_first)
-    monkeypatch.setattr(rig.prompts, "ended_since", count_check)
+    monkeypatch.setattr(rig.prompts, "list_ended_since", count_check)
     monkeypatch.setattr("moyin.comfy_api.notifier._WRITE_DELAY", timedelta(0))
     async with rig.client(rig.events(tick=0.05)) as client:
         await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
@@ -308,7 +308,7 @@ async def test_the_final_message_is_sent_although_counting_fails(
 
     async with rig.client() as client:
         await receive(client)
-        monkeypatch.setattr(rig.prompts, "open_count", fail)
+        monkeypatch.setattr(rig.prompts, "count_open", fail)
         rig.frames.coming.put_nowait(mark_frame(job, FrameKind.END))
         assert (await receive(client))[0] == "execution_interrupted"
         assert await receive(client) == end_message(job)

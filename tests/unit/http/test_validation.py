@@ -10,7 +10,7 @@ import pytest
 from moyin.comfy_api.protocol_v2 import request_to_domain as v2
 from moyin.errors import BodyTooLarge, InvalidJson, InvalidRequest
 from moyin.http.validation import parse_object, token_count, validate
-from moyin.jobs.protocol import translate as jobs
+from moyin.jobs.protocol import request_to_domain as jobs
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.openai.codec import OpenAICodec

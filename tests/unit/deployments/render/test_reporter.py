@@ -24,7 +24,7 @@ class Stores:
         self.broken = 0
         self.written = asyncio.Event()
 
-    async def progress(self, job_id: str, attempt: int | None, progress: Progress) -> bool:
+    async def record_progress(self, job_id: str, attempt: int | None, progress: Progress) -> bool:
         assert (job_id, attempt) == ("job", None)
         if self.broken:
             self.broken -= 1
