@@ -71,7 +71,7 @@ def test_price_is_found_by_the_upstream_name() -> None:
         (
             [{**VLLM, "models": [{**SMALL, "price": [{"input": 1, "output": 1, "up_to": 9}]}]}],
             {},
-            "upper limit",
+            "must have no up_to",
         ),
         ([LOCAL], {"home": {"residency": ["mars"]}}, "no back end is in 'mars'"),
         ([LOCAL], {"fast": {"cache": {"ttl_s": 0}}}, "greater than"),
