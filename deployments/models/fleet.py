@@ -50,7 +50,7 @@ _CLAUDE_KEY = "ANTHROPIC_API_KEY"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Plan:
-    """A lane that the configuration asks for. Equal plans are the same lane.
+    """Describes a runtime as configured. Equal plans share one runtime.
 
     Attributes:
         key: secret of the back end; None: it needs one and has none.
@@ -87,7 +87,7 @@ class FleetBuilder:
         others retire when their last request ends."""
         plans = [plan for backend in config.backends for plan in self._plans(backend)]
         runtimes = {
-            plan: self._runtimes.get(plan) or self._lane(plan)
+            plan: self._runtimes.get(plan) or self._runtime(plan)
             for plan in plans
             if plan.key is not None
         }
@@ -146,7 +146,7 @@ class FleetBuilder:
             return self._environment.get(config.api_key_env, "")
         return self._settings.anthropic_api_key or self._environment.get(_CLAUDE_KEY, "")
 
-    def _lane(self, plan: _Plan) -> BackendRuntime:
+    def _runtime(self, plan: _Plan) -> BackendRuntime:
         backend, pass_through = _backend(plan)
         config, telemetry = plan.config, self._telemetry
         telemetry.record_breaker_state(plan.name, BreakerState.CLOSED)
@@ -175,7 +175,7 @@ class FleetBuilder:
 
 
 async def _close_when_idle(runtime: BackendRuntime) -> None:
-    # Requests are many and retirements few: the lane need not tell when it is idle.
+    # Polled, because retirements are rare and a notification would cost every request.
     while runtime.load:  # noqa: ASYNC110
         await asyncio.sleep(_RETIREMENT_SECONDS)
     await runtime.backend.close()

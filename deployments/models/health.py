@@ -14,7 +14,7 @@ _SECONDS = 5.0
 
 
 async def watch_health(text_router: Router) -> None:
-    """Check the fleet's lanes, whichever they are by then, until cancelled."""
+    """Check the health of the current fleet's back ends until cancelled."""
     while True:
         runtimes = text_router.fleet.runtimes.values()
         outcomes = await asyncio.gather(

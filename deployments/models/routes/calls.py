@@ -63,7 +63,7 @@ class OllamaRoute(CallRoute):
         )
         fleet, owner = self._text_router.fleet, context(scope).owner
         deployments = fleet.deployments_for(call.model, owner) if loaded is not None else ()
-        # Without an offer the tenant may not use the model, and is told so as for any other call.
+        # Without a deployment the tenant may not use the model; it gets the same error as for any call.
         if (
             loaded is None
             or not deployments

@@ -55,18 +55,18 @@ async def test_without_a_key_claude_is_listed_but_has_no_lane(settings: Settings
 async def test_with_a_key_it_is_in_service(
     settings: Settings, changes: dict[str, str], environment: dict[str, str]
 ) -> None:
-    garage = FleetBuilder(settings, environment)
-    fleet = garage.build(config({**CLOUD, **changes}))
+    builder = FleetBuilder(settings, environment)
+    fleet = builder.build(config({**CLOUD, **changes}))
     assert fleet.is_usable
     assert fleet.catalog.deployments[0].api_format is ApiFormat.ANTHROPIC
-    await garage.close()
+    await builder.close()
 
 
 async def test_a_named_variable_that_is_empty_is_not_replaced_by_another(
     settings: Settings,
 ) -> None:
-    garage = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "k", "OTHER": ""})
-    fleet = garage.build(config({**CLOUD, "api_key_env": "OTHER"}))
+    builder = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "k", "OTHER": ""})
+    fleet = builder.build(config({**CLOUD, "api_key_env": "OTHER"}))
     assert not fleet.runtimes
     assert fleet.catalog.deployments[0].key_env == "OTHER"
 
@@ -79,20 +79,20 @@ async def test_every_ollama_host_is_a_lane_of_its_own(settings: Settings) -> Non
 
 
 async def test_a_new_configuration_keeps_lanes_that_did_not_change(settings: Settings) -> None:
-    garage = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "k"})
-    first = garage.build(config(CLOUD, OLLAMA))
-    second = garage.build(config(CLOUD, {**OLLAMA, "hosts": ["http://c:1"]}))
+    builder = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "k"})
+    first = builder.build(config(CLOUD, OLLAMA))
+    second = builder.build(config(CLOUD, {**OLLAMA, "hosts": ["http://c:1"]}))
     assert second.runtimes["claude"] is first.runtimes["claude"]
     assert list(second.runtimes) == ["claude", "gpu"]
-    await garage.close()
+    await builder.close()
 
 
 async def test_a_lane_retires_only_when_its_last_request_is_over(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deployments.models.fleet._RETIREMENT_SECONDS", 0.01)
-    garage = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "k"})
-    runtime = garage.build(config(CLOUD)).runtimes["claude"]
+    builder = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "k"})
+    runtime = builder.build(config(CLOUD)).runtimes["claude"]
     closed = asyncio.Event()
 
     async def close() -> None:
@@ -101,12 +101,12 @@ async def test_a_lane_retires_only_when_its_last_request_is_over(
     monkeypatch.setattr(runtime.backend, "close", close)
     lease = await runtime.acquire("ada", 1, 1)
     assert lease is not None
-    garage.build(config())
+    builder.build(config())
     await asyncio.sleep(0.05)
     assert not closed.is_set()
     lease.release()
     await asyncio.wait_for(closed.wait(), 1)
-    await garage.close()
+    await builder.close()
 
 
 async def test_every_replica_of_the_embedded_server_is_a_lane_of_its_own(
@@ -126,18 +126,18 @@ async def test_every_replica_of_the_embedded_server_is_a_lane_of_its_own(
 
 async def test_breakers_are_told_of_from_their_first_state_on(settings: Settings) -> None:
     telemetry = RecordingTelemetry()
-    garage = FleetBuilder(settings, {}, telemetry=telemetry)
-    fleet = garage.build(config(OLLAMA))
+    builder = FleetBuilder(settings, {}, telemetry=telemetry)
+    fleet = builder.build(config(OLLAMA))
     fleet.runtimes["gpu-0"].breaker.fail(at_once=True)
     assert telemetry.states == {
         "gpu-0": [BreakerState.CLOSED, BreakerState.OPEN],
         "gpu-1": [BreakerState.CLOSED],
     }
-    garage.build(config(OLLAMA))
+    builder.build(config(OLLAMA))
     assert set(telemetry.states) == {"gpu-0", "gpu-1"}
-    garage.build(config())
+    builder.build(config())
     assert telemetry.states == {}
-    await garage.close()
+    await builder.close()
 
 
 async def test_schemas_are_bounded_for_every_server_but_the_vendors_own(
@@ -151,7 +151,7 @@ async def test_schemas_are_bounded_for_every_server_but_the_vendors_own(
         {"name": "d", "type": "anthropic", "models": [model]},
         {"name": "e", "type": "anthropic", "base_url": "http://x", "models": [model]},
     ]
-    garage = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "x"})
-    runtimes = garage.build(config(*backends)).runtimes
+    builder = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "x"})
+    runtimes = builder.build(config(*backends)).runtimes
     assert [name for name, runtime in runtimes.items() if not runtime.checks_schemas] == ["a", "d"]
-    await garage.close()
+    await builder.close()
