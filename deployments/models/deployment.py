@@ -60,7 +60,7 @@ class Models(MoyinCalls):
         meter = new_meter(settings)
         telemetry = CallTelemetry()
         responses = ResponseStore(settings.redis_url)
-        self._garage = FleetBuilder(settings, telemetry=telemetry)
+        self._fleet_builder = FleetBuilder(settings, telemetry=telemetry)
         pictures = Pictures(AllowedNetworks(settings.picture_networks))
         signing_key = settings.signing_key()
         jobs = GatewayClient(
@@ -116,7 +116,7 @@ class Models(MoyinCalls):
             yield
             # The judge closes first, because its calls use the other services.
             await self._judge.close()
-            await self._garage.close()
+            await self._fleet_builder.close()
             await responses.close()
             await pictures.close()
             await jobs.close()
@@ -157,7 +157,7 @@ class Models(MoyinCalls):
         self._config.load(user_config)
 
     def _apply(self, config: ModelsConfig) -> None:
-        fleet = self._text_router.fleet = self._garage.build(config)
+        fleet = self._text_router.fleet = self._fleet_builder.build(config)
         self._estimator.configure(fleet.catalog.abilities)
         self._learning.set_sharing(config.routing.share_levels)
         judge = config.routing.judge

@@ -90,7 +90,7 @@ class FleetBuilder:
         """
         plans = [plan for backend in config.backends for plan in self._plans(backend)]
         runtimes = {
-            plan: self._runtimes.get(plan) or self._lane(plan)
+            plan: self._runtimes.get(plan) or self._runtime(plan)
             for plan in plans
             if plan.key is not None
         }
@@ -149,7 +149,7 @@ class FleetBuilder:
             return self._environment.get(config.api_key_env, "")
         return self._settings.anthropic_api_key or self._environment.get(_CLAUDE_KEY, "")
 
-    def _lane(self, plan: _Plan) -> BackendRuntime:
+    def _runtime(self, plan: _Plan) -> BackendRuntime:
         backend, pass_through = _backend(plan)
         config, telemetry = plan.config, self._telemetry
         telemetry.record_breaker_state(plan.name, BreakerState.CLOSED)

@@ -133,12 +133,12 @@ async def serving(
     _, key = await KeyStore(database).create("ada", "test")
     ledger = UsageLedger(database)
     telemetry = RecordingTelemetry()
-    garage = FleetBuilder(settings, {"LLAMA_KEY": LLAMA_KEY}, telemetry=telemetry)
+    builder = FleetBuilder(settings, {"LLAMA_KEY": LLAMA_KEY}, telemetry=telemetry)
     config = ModelsConfig.model_validate(
         {"backends": backends, "aliases": aliases, **(rules or {})}
     )
     pictures = Pictures(AllowedNetworks("127.0.0.0/8"))
-    fleet, estimator = garage.build(config), Estimator()
+    fleet, estimator = builder.build(config), Estimator()
     estimator.configure(fleet.catalog.abilities)
     store = QualityStore(database)
     learning = Learning(estimator, store)
@@ -173,7 +173,7 @@ async def serving(
             await judge.close()
         if meter is not None:
             await meter.close()
-        await garage.close()
+        await builder.close()
         await pictures.close()
         await jobs.close()
         await follow_ups.close()

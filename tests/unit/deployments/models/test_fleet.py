@@ -55,18 +55,18 @@ async def test_claude_without_a_key_is_listed_but_not_usable(settings: Settings)
 async def test_claude_with_a_key_is_usable(
     settings: Settings, changes: dict[str, str], environment: dict[str, str]
 ) -> None:
-    garage = FleetBuilder(settings, environment)
-    fleet = garage.build(config({**CLOUD, **changes}))
+    builder = FleetBuilder(settings, environment)
+    fleet = builder.build(config({**CLOUD, **changes}))
     assert fleet.is_usable
     assert fleet.catalog.deployments[0].api_format is ApiFormat.ANTHROPIC
-    await garage.close()
+    await builder.close()
 
 
 async def test_empty_key_variable_does_not_fall_back_to_the_default_one(
     settings: Settings,
 ) -> None:
-    garage = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "k", "OTHER": ""})
-    fleet = garage.build(config({**CLOUD, "api_key_env": "OTHER"}))
+    builder = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "k", "OTHER": ""})
+    fleet = builder.build(config({**CLOUD, "api_key_env": "OTHER"}))
     assert not fleet.runtimes
     assert fleet.catalog.deployments[0].key_env == "OTHER"
 
@@ -79,20 +79,20 @@ async def test_every_ollama_host_is_a_separate_back_end(settings: Settings) -> N
 
 
 async def test_new_configuration_keeps_unchanged_back_ends(settings: Settings) -> None:
-    garage = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "k"})
-    first = garage.build(config(CLOUD, OLLAMA))
-    second = garage.build(config(CLOUD, {**OLLAMA, "hosts": ["http://c:1"]}))
+    builder = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "k"})
+    first = builder.build(config(CLOUD, OLLAMA))
+    second = builder.build(config(CLOUD, {**OLLAMA, "hosts": ["http://c:1"]}))
     assert second.runtimes["claude"] is first.runtimes["claude"]
     assert list(second.runtimes) == ["claude", "gpu"]
-    await garage.close()
+    await builder.close()
 
 
 async def test_removed_back_end_closes_after_its_last_request(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deployments.models.fleet._RETIREMENT_SECONDS", 0.01)
-    garage = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "k"})
-    runtime = garage.build(config(CLOUD)).runtimes["claude"]
+    builder = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "k"})
+    runtime = builder.build(config(CLOUD)).runtimes["claude"]
     closed = asyncio.Event()
 
     async def close() -> None:
@@ -101,12 +101,12 @@ async def test_removed_back_end_closes_after_its_last_request(
     monkeypatch.setattr(runtime.backend, "close", close)
     lease = await runtime.acquire("ada", 1, 1)
     assert lease is not None
-    garage.build(config())
+    builder.build(config())
     await asyncio.sleep(0.05)
     assert not closed.is_set()
     lease.release()
     await asyncio.wait_for(closed.wait(), 1)
-    await garage.close()
+    await builder.close()
 
 
 async def test_every_embedded_server_is_a_separate_back_end(
@@ -126,18 +126,18 @@ async def test_every_embedded_server_is_a_separate_back_end(
 
 async def test_telemetry_records_breakers_from_their_first_state(settings: Settings) -> None:
     telemetry = RecordingTelemetry()
-    garage = FleetBuilder(settings, {}, telemetry=telemetry)
-    fleet = garage.build(config(OLLAMA))
+    builder = FleetBuilder(settings, {}, telemetry=telemetry)
+    fleet = builder.build(config(OLLAMA))
     fleet.runtimes["gpu-0"].breaker.fail(at_once=True)
     assert telemetry.states == {
         "gpu-0": [BreakerState.CLOSED, BreakerState.OPEN],
         "gpu-1": [BreakerState.CLOSED],
     }
-    garage.build(config(OLLAMA))
+    builder.build(config(OLLAMA))
     assert set(telemetry.states) == {"gpu-0", "gpu-1"}
-    garage.build(config())
+    builder.build(config())
     assert telemetry.states == {}
-    await garage.close()
+    await builder.close()
 
 
 async def test_schema_size_is_limited_except_for_the_vendors_own_apis(
@@ -151,7 +151,7 @@ async def test_schema_size_is_limited_except_for_the_vendors_own_apis(
         {"name": "d", "type": "anthropic", "models": [model]},
         {"name": "e", "type": "anthropic", "base_url": "http://x", "models": [model]},
     ]
-    garage = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "x"})
-    runtimes = garage.build(config(*backends)).runtimes
+    builder = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "x"})
+    runtimes = builder.build(config(*backends)).runtimes
     assert [name for name, runtime in runtimes.items() if not runtime.checks_schemas] == ["a", "d"]
-    await garage.close()
+    await builder.close()
