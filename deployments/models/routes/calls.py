@@ -40,10 +40,10 @@ class CallRoute:
 
     async def answer(self, call: ParsedRequest, scope: Scope, send: Send) -> None:
         """Route the call to a model and send its answer."""
-        asked = context(scope)
-        caller = asked.caller
+        request_context = context(scope)
+        caller = request_context.caller
         routing_context = RoutingContext(
-            request_id=asked.request_id,
+            request_id=request_context.request_id,
             owner=caller.owner,
             headers=scope["headers"],
             budget=admission_of(scope),

@@ -32,9 +32,11 @@ def count_routes(text_router: Router) -> APIRouter:
         estimate them from the length of the text and set the header `x-moyin-estimated`."""
         call = ParsedCountRequest.parse(await request.body())
         headers = AnthropicCodec().forwarded_headers(request.scope["headers"])
-        asked = context(request.scope)
+        request_context = context(request.scope)
         routing_context = RoutingContext(
-            request_id=asked.request_id, owner=asked.owner, headers=request.scope["headers"]
+            request_id=request_context.request_id,
+            owner=request_context.owner,
+            headers=request.scope["headers"],
         )
         allowed = text_router.allowed_targets(call.body.model, ApiFormat.ANTHROPIC, routing_context)
         count = await _count(allowed, call, headers)

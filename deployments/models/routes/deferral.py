@@ -58,8 +58,8 @@ class Deferral:
             RequestError: the call would fail whenever it runs.
             MoyinError: the jobs API refused the job.
         """
-        asked = context(scope)
-        identity = asked.identity
+        request_context = context(scope)
+        identity = request_context.identity
         if identity is None:
             raise MissingKey("this needs an API key")
         for name in _UNSUPPORTED_HEADERS:
@@ -68,7 +68,9 @@ class Deferral:
                 raise UnsupportedFeature(
                     f"the header {field} cannot be used with `Prefer: respond-async`", field=field
                 )
-        routing_context = RoutingContext(request_id=asked.request_id, owner=asked.owner, headers=())
+        routing_context = RoutingContext(
+            request_id=request_context.request_id, owner=request_context.owner, headers=()
+        )
         error = self._text_router.explain(codec, call, routing_context).error
         if isinstance(error, RequestError):
             raise error

@@ -49,9 +49,11 @@ def route_routes(text_router: Router, codecs: Mapping[str, ProtocolCodec]) -> AP
         if codec is None:
             raise InvalidRequest(f"must be one of {', '.join(codecs)}", field="protocol")
         call = codec.parse(await request.body())
-        asked = context(request.scope)
+        request_context = context(request.scope)
         routing_context = RoutingContext(
-            request_id=asked.request_id, owner=asked.owner, headers=request.scope["headers"]
+            request_id=request_context.request_id,
+            owner=request_context.owner,
+            headers=request.scope["headers"],
         )
         await text_router.prepare(routing_context.owner)
         return _explained(text_router.explain(codec, call, routing_context))
