@@ -202,10 +202,10 @@ def requests(seed: int) -> list[Request]:
 def choose(
     estimator: Estimator, models: Sequence[SimulatedModel], question: Question, trying: bool
 ) -> tuple[SimulatedModel, bool]:
-    """The model of the lowest score on the careful bound; on the hopeful one when ``trying``.
+    """Return the model with the lowest score, and whether the choice is a trial.
 
-    And whether that is a trial: as in `moyin.text.routing.exploration.trial_candidate`, it is none where the careful
-    bound would have chosen the same.
+    The score uses the careful bound, or the optimistic one when ``trying``. As in the product
+    (`moyin.text.routing.exploration`), it is no trial if both bounds choose the same model.
     """
     options = [
         (model.price, estimator.estimate(_TENANT, model.name, known(model), question))
