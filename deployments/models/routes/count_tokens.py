@@ -24,6 +24,7 @@ _TIMEOUT_SECONDS = 10.0
 
 
 def count_routes(text_router: Router) -> APIRouter:
+    """Return the route that counts tokens."""
     router = APIRouter(tags=["text"])
 
     @router.post(_PATH, summary="Count the tokens of a prompt")

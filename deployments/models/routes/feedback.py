@@ -34,6 +34,7 @@ def feedback_routes(
     store: QualityStore,
     judge: JudgeStatus | None = None,
 ) -> APIRouter:
+    """Return the routes of ratings and learned quality."""
     router = APIRouter(tags=["quality"])
 
     @router.post(

@@ -11,6 +11,7 @@ __all__ = ["health_routes"]
 
 
 def health_routes(text_router: Router) -> APIRouter:
+    """Return the health routes."""
     router = APIRouter(tags=["health"])
 
     # Tools for vLLM and similar servers expect this name.

@@ -26,6 +26,7 @@ _MAX_PAGE = 1_000
 
 
 def model_routes(text_router: Router) -> APIRouter:
+    """Return the routes that list models and aliases."""
     router = APIRouter(tags=["models"])
 
     @router.get(

@@ -31,6 +31,7 @@ _CAPABILITIES = ("tools", "vision", "thinking")
 
 
 def ollama_routes(text_router: Router) -> APIRouter:
+    """Return the routes of Ollama's API other than model calls."""
     router = APIRouter(prefix="/ollama", tags=["ollama"])
 
     @router.head("/", include_in_schema=False)

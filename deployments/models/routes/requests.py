@@ -15,6 +15,7 @@ __all__ = ["request_routes"]
 
 
 def request_routes(ledger: UsageLedger) -> APIRouter:
+    """Return the route of the usage of a request."""
     router = APIRouter(tags=["usage"])
 
     @router.get(

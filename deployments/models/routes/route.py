@@ -24,7 +24,7 @@ _HEADER = "x-moyin-protocol"
 
 
 def route_routes(text_router: Router, codecs: Mapping[str, ProtocolCodec]) -> APIRouter:
-    """``codecs``: of the protocols' chat calls, by the protocol's name."""
+    """Return the route; ``codecs`` are those of the chat protocols by name."""
     router = APIRouter(tags=["routing"])
 
     @router.post(
