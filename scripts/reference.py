@@ -75,7 +75,7 @@ def _ports() -> Iterator[str]:
     yield ""
     yield "| variable | default | meaning |"
     yield "|---|---|---|"
-    for variable, default, about in Ports.documented():
+    for variable, default, about in Ports.describe():
         yield f"| `{variable}` | `{default}` | {about} |"
     yield ""
 

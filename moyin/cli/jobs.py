@@ -1,4 +1,4 @@
-"""``moyin jobs``: list, show, cancel, retry, watch."""
+"""Implements ``moyin jobs``: list, show, cancel, retry and watch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``moyin route``: which model would answer a prompt, and why."""
+"""Implements ``moyin route``, which explains the routing decision for a prompt."""
 
 from __future__ import annotations
 
@@ -68,17 +68,17 @@ def _print(decision: dict[str, Any]) -> None:
             share = f"{decision['explore']['share']:.1%} of such requests"
             facts([("tries", f"{tried['model']} on {share}")], indent=0)
     refused = (
-        (one["model"], one["backend"], "", "", "", "", "", "", f"out: {one['reason']}")
-        for one in decision["refused"]
+        (refusal["model"], refusal["backend"], *[""] * 6, f"out: {refusal['reason']}")
+        for refusal in decision["refused"]
     )
     lines = [*map(_line, decision["candidates"]), *refused]
     if not out.is_terminal:
         rows(_COLUMNS, lines)
         return
-    # Reasons are sentences: beside eight columns they would be broken into single words.
-    weighed = [line[:-1] for line in lines[: len(decision["candidates"])]]
-    if weighed:
-        rows(_COLUMNS[:-1], weighed)
+    # Reasons are sentences, which beside eight columns would wrap after every word.
+    candidates = [line[:-1] for line in lines[: len(decision["candidates"])]]
+    if candidates:
+        rows(_COLUMNS[:-1], candidates)
     facts(((line[0], line[-1]) for line in lines), indent=0)
 
 

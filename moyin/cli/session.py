@@ -17,7 +17,7 @@ from moyin.stack.profile import Profile, load
 __all__ = ["JOB_DID_NOT_SUCCEED", "end_with", "open_gateway", "profile", "with_gateway"]
 
 T = TypeVar("T")
-# Exit statuses: 0 done, 1 an error (also when the stack is down), 2 wrong usage, and this one.
+# The other exit statuses are 0 done, 1 an error (also if the stack is down) and 2 wrong usage.
 JOB_DID_NOT_SUCCEED = 3
 
 
@@ -48,6 +48,6 @@ def with_gateway(work: Callable[[GatewayClient], Awaitable[T]]) -> T:
 
 
 def end_with(job: dict[str, Any]) -> None:
-    """Exit with a status of its own unless the job succeeded."""
+    """Exit with status 3 unless the job succeeded."""
     if job["status"] != "succeeded":
         raise typer.Exit(JOB_DID_NOT_SUCCEED)

@@ -1,4 +1,4 @@
-"""How the state of the stack looks while it starts, and afterwards."""
+"""Displays the state of the stack while it starts, and afterwards."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PHASES = {Phase.READY: "green", Phase.FAILED: "red", Phase.DEGRADED: "yellow"}
 
 
 class Starting:
-    """A list of what is starting: live on a terminal, a line per change elsewhere."""
+    """Shows the progress of a start: live on a terminal, otherwise one line per change."""
 
     def __init__(self) -> None:
         self._live = Live(console=errors, refresh_per_second=10, transient=True)
@@ -77,19 +77,19 @@ class Starting:
 
 
 def print_ready(options: Options, state: StackState) -> None:
-    """What a person needs once the stack is up; the key only when it is new."""
+    """Print the addresses of a stack that is ready, and its first API key the first time."""
     seconds = f" after {state.ready_after:.1f} s" if state.ready_after is not None else ""
     out.print(f"[bold green]Moyin is up[/]{seconds}")
     pairs = list(state.addresses.items())
-    if not options.layout.key_shown.exists():
-        options.layout.key_shown.touch()
+    if not options.layout.key_shown_marker.exists():
+        options.layout.key_shown_marker.touch()
         pairs.append(("api key", load(options.layout.profile, {}).api_key))
-        pairs.append(("", f"shown once; the command line keeps it in {options.layout.profile}"))
+        pairs.append(("", f"shown once; the command line stores it in {options.layout.profile}"))
     facts([*pairs, *_remarks(options, state), ("stop", "moyin down")])
 
 
 def print_state(options: Options, state: StackState) -> None:
-    """Parts, addresses and remarks."""
+    """Print the parts of the stack, its addresses and remarks."""
     colour = _PHASES.get(state.phase, "cyan")
     out.print(f"[bold {colour}]{state.phase}[/]  (supervisor {state.pid})")
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -110,7 +110,7 @@ def print_state(options: Options, state: StackState) -> None:
 
 
 def _remarks(options: Options, state: StackState) -> list[tuple[str, str]]:
-    token = ("ray token", f"in {options.layout.ray_token} (the dashboard asks for it)")
+    token = ("ray token", f"in {options.layout.ray_token} (the dashboard requires it)")
     return [token, *(("note", note) for note in state.notes)]
 
 

@@ -14,7 +14,7 @@ from moyin.errors import StackError
 from moyin.stack import apps
 from moyin.stack.layout import Layout
 from moyin.stack.lock import SupervisorLock
-from moyin.stack.state import Part, PartStatus, Phase, StackState, write
+from moyin.stack.state import Part, PartStatus, Phase, StackState, write_state
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def running(tmp_path: Path) -> StackState:
         parts={"ray": Part(status=PartStatus.UP, pid=99)},
         addresses={"gateway": "http://127.0.0.1:8000"},
     )
-    write(layout.state, state)
+    write_state(layout.state, state)
     return state
 
 

@@ -13,7 +13,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from actors.placement import NOT_FOR_RENDERS
-from moyin.stack.ray import switches
+from moyin.stack.ray import ray_environ
 
 ROOT = Path(__file__).parents[3]
 
@@ -48,7 +48,7 @@ def test_every_node_starts_with_the_switches(config: Any, commands: str, tmp_pat
     done = subprocess.run(["bash", "-ec", start], env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     given = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
-    assert given.items() >= switches().items()
+    assert given.items() >= ray_environ().items()
     assert given["RAY_AUTH_MODE"] == "token"
     assert given["MOYIN_REDIS_URL"] == "redis://there"
     assert given["MOYIN_DOOR"].endswith(":8000")
