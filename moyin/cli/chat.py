@@ -84,9 +84,9 @@ async def stream_answer(
     }
     if limit is not None:
         body["max_tokens"] = limit
-    pieces: list[str] = []
+    texts: list[str] = []
     async with gateway.open("POST", "/v1/chat/completions", body) as response:
-        told = response.headers
+        headers = response.headers
         cost = ""
         async for event in read_events(response):
             cost = event.comment.removeprefix(_COST) if _COST in event.comment else cost
@@ -94,17 +94,17 @@ async def stream_answer(
             if not isinstance(chunk, dict):
                 continue
             if "error" in chunk:
-                raise RequestRefused(200, told, (event.text or "").encode())
+                raise RequestRefused(200, headers, (event.text or "").encode())
             for choice in chunk.get("choices", []):
-                piece = choice.get("delta", {}).get("content") or ""
-                pieces.append(piece)
-                sys.stdout.write(piece)
+                text = choice.get("delta", {}).get("content") or ""
+                texts.append(text)
+                sys.stdout.write(text)
                 sys.stdout.flush()
     return Answer(
-        text="".join(pieces),
-        backend=told.get("x-moyin-backend", ""),
-        model=told.get("x-moyin-model", ""),
+        text="".join(texts),
+        backend=headers.get("x-moyin-backend", ""),
+        model=headers.get("x-moyin-model", ""),
         cost_usd=cost,
-        route=told.get("x-moyin-route", ""),
-        request_id=told.get("x-request-id", ""),
+        route=headers.get("x-moyin-route", ""),
+        request_id=headers.get("x-request-id", ""),
     )

@@ -25,13 +25,13 @@ from moyin.errors import BackendUnavailable, CrossSiteRequest, MoyinError, Stack
 from moyin.http.client import LazySession
 from moyin.stack.profile import Profile
 
-__all__ = ["Connector", "check_local", "onward_headers"]
+__all__ = ["Connector", "reject_cross_site", "upstream_headers"]
 
 _HOST = "127.0.0.1"
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _CONNECT_SECONDS = 5.0
 # The gateway's streams send heartbeats more often than this, so a longer silence is a failure.
-_SILENCE_SECONDS = 300.0
+_MAX_SILENCE_SECONDS = 300.0
 _HANDSHAKE_SECONDS = 20.0
 _HEARTBEAT_SECONDS = 30.0
 _CLOSE_SECONDS = 2.0
@@ -44,11 +44,11 @@ _HOP_BY_HOP = frozenset(
     }
 )  # fmt: skip
 # These describe the local port, which the gateway does not know, or contain another key.
-_OF_HERE = frozenset(
+_LOCAL_HEADERS = frozenset(
     {"authorization", "cookie", "expect", "host", "origin", "referer", "x-api-key"}
 )
-_OF_HERE_PREFIXES = ("sec-fetch-", "sec-websocket-")
-_SKIPPED = frozenset({"User-Agent", "Accept", "Accept-Encoding", "Content-Type"})
+_LOCAL_HEADER_PREFIXES = ("sec-fetch-", "sec-websocket-")
+_NO_DEFAULT_HEADERS = frozenset({"User-Agent", "Accept", "Accept-Encoding", "Content-Type"})
 _GOING_AWAY = 1001
 
 
@@ -60,7 +60,7 @@ class Connector:
     """
 
     def __init__(self, profile: Profile) -> None:
-        self._door = profile.url
+        self._gateway_url = profile.url
         self._key = profile.api_key
         self._session = LazySession(_new_session)
         self._sockets: set[web.WebSocketResponse] = set()
@@ -73,8 +73,8 @@ class Connector:
             StackError: the port cannot be opened.
         """
         app = web.Application()
-        app.router.add_route("*", "/{path:.*}", self.serve)
-        app.on_shutdown.append(self._hang_up)
+        app.router.add_route("*", "/{path:.*}", self.handle)
+        app.on_shutdown.append(self._close_sockets)
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
         await runner.setup()
         try:
@@ -89,18 +89,18 @@ class Connector:
             await runner.cleanup()
             await self._session.close()
 
-    async def serve(self, request: web.Request) -> web.StreamResponse:
+    async def handle(self, request: web.Request) -> web.StreamResponse:
         """Forward one request to the gateway and return its response."""
         try:
-            check_local(request.headers)
+            reject_cross_site(request.headers)
             target = self._target(request)
             if web.WebSocketResponse().can_prepare(request):
                 return await self._relay(request, target)
-            return await self._pass_on(request, target)
+            return await self._forward(request, target)
         except CrossSiteRequest as error:
-            return _refusal(403, error)
+            return _error_response(403, error)
         except BackendUnavailable as error:
-            return _refusal(502, error)
+            return _error_response(502, error)
 
     def _target(self, request: web.Request) -> URL:
         """Return the gateway's URL for the request.
@@ -110,18 +110,18 @@ class Connector:
         """
         if not request.raw_path.startswith("/"):
             raise CrossSiteRequest("this port is not a proxy: the request path must begin with /")
-        return URL(self._door + request.raw_path, encoded=True)
+        return URL(self._gateway_url + request.raw_path, encoded=True)
 
-    async def _pass_on(self, request: web.Request, target: URL) -> web.StreamResponse:
+    async def _forward(self, request: web.Request, target: URL) -> web.StreamResponse:
         response: web.StreamResponse | None = None
         try:
             async with self._session.get().request(
                 request.method,
                 target,
-                headers=onward_headers(request.headers, self._key, request.path),
+                headers=upstream_headers(request.headers, self._key, request.path),
                 data=request.content if request.body_exists else None,
                 allow_redirects=False,
-                skip_auto_headers=_SKIPPED,
+                skip_auto_headers=_NO_DEFAULT_HEADERS,
             ) as upstream:
                 response = web.StreamResponse(
                     status=upstream.status,
@@ -142,7 +142,7 @@ class Connector:
             return response
 
     def _unreachable(self) -> BackendUnavailable:
-        return BackendUnavailable(f"no response from the gateway at {self._door}: is it up?")
+        return BackendUnavailable(f"no response from the gateway at {self._gateway_url}: is it up?")
 
     async def _relay(self, request: web.Request, target: URL) -> web.StreamResponse:
         protocols = request.headers.get("sec-websocket-protocol", "")
@@ -150,14 +150,14 @@ class Connector:
             async with asyncio.timeout(_HANDSHAKE_SECONDS):
                 upstream = await self._session.get().ws_connect(
                     target,
-                    headers=onward_headers(request.headers, self._key, request.path),
+                    headers=upstream_headers(request.headers, self._key, request.path),
                     protocols=[name.strip() for name in protocols.split(",") if name.strip()],
                     max_msg_size=MAX_MESSAGE_BYTES,
                     heartbeat=_HEARTBEAT_SECONDS,
                     timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_SECONDS),
                 )
         except aiohttp.WSServerHandshakeError as error:
-            return _refusal(
+            return _error_response(
                 error.status, BackendUnavailable("the gateway rejected the WebSocket handshake")
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -177,11 +177,11 @@ class Connector:
             await upstream.close(code=_GOING_AWAY)
         return client
 
-    async def _hang_up(self, _: web.Application) -> None:
+    async def _close_sockets(self, _: web.Application) -> None:
         await asyncio.gather(*(socket.close(code=_GOING_AWAY) for socket in self._sockets))
 
 
-def check_local(headers: Mapping[str, str]) -> None:
+def reject_cross_site(headers: Mapping[str, str]) -> None:
     """Reject requests that a browser sends for a page of another site.
 
     Raises:
@@ -205,7 +205,7 @@ def check_local(headers: Mapping[str, str]) -> None:
         )
 
 
-def onward_headers(headers: Mapping[str, str], key: str, path: str) -> CIMultiDict[str]:
+def upstream_headers(headers: Mapping[str, str], key: str, path: str) -> CIMultiDict[str]:
     """Return the headers for the gateway: the client's end-to-end headers, and the key.
 
     Headers about the local address are removed. The frontend's page takes the key from a cookie.
@@ -213,7 +213,8 @@ def onward_headers(headers: Mapping[str, str], key: str, path: str) -> CIMultiDi
     forwarded = CIMultiDict(
         (name, value)
         for name, value in _end_to_end(headers).items()
-        if name.lower() not in _OF_HERE and not name.lower().startswith(_OF_HERE_PREFIXES)
+        if name.lower() not in _LOCAL_HEADERS
+        and not name.lower().startswith(_LOCAL_HEADER_PREFIXES)
     )
     forwarded["Authorization"] = f"Bearer {key}"
     if path.startswith(PAGE):
@@ -242,12 +243,12 @@ def _new_session() -> aiohttp.ClientSession:
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         timeout=aiohttp.ClientTimeout(
-            total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENCE_SECONDS
+            total=None, sock_connect=_CONNECT_SECONDS, sock_read=_MAX_SILENCE_SECONDS
         ),
     )
 
 
-def _refusal(status: int, error: MoyinError) -> web.Response:
+def _error_response(status: int, error: MoyinError) -> web.Response:
     """Return an error response in ComfyUI's format."""
     body = {"type": error.code, "message": error.message, "details": "", "extra_info": {}}
     return web.json_response({"error": body, "node_errors": {}}, status=status)

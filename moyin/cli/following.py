@@ -16,9 +16,9 @@ from moyin.client.gateway import GatewayClient
 from moyin.domain.job import EventType
 from moyin.errors import StackError
 
-__all__ = ["follow", "make_folder", "save_artifacts"]
+__all__ = ["create_folder", "follow", "save_artifacts"]
 
-_MOST_RECONNECTS = 60
+_MAX_RECONNECTS = 60
 _UNSAFE = re.compile(r"[^\w.() -]")
 
 
@@ -39,9 +39,9 @@ async def follow(gateway: GatewayClient, job_id: str) -> dict[str, Any]:
     with progress:
         task = progress.add_task("queued", total=1.0)
         try:
-            async for event in gateway.follow_job(job_id, max_reconnects=_MOST_RECONNECTS):
+            async for event in gateway.follow_job(job_id, max_reconnects=_MAX_RECONNECTS):
                 data = event.data
-                progress.update(task, **_shown(event.type, data))
+                progress.update(task, **_bar_fields(event.type, data))
         except (GatewayUnreachable, RequestRefused) as error:
             raise StackError(
                 "the connection to the gateway failed too often, but the job continues: "
@@ -53,7 +53,7 @@ async def follow(gateway: GatewayClient, job_id: str) -> dict[str, Any]:
 
 async def save_artifacts(gateway: GatewayClient, job: dict[str, Any], folder: Path) -> list[Path]:
     """Download the job's artifacts; number the names of files that already exist."""
-    await asyncio.to_thread(make_folder, folder)
+    await asyncio.to_thread(create_folder, folder)
     saved = []
     for artifact in job["artifacts"]:
         target = _free_name(folder, _UNSAFE.sub("_", artifact["name"]).lstrip(".") or "artifact")
@@ -62,7 +62,7 @@ async def save_artifacts(gateway: GatewayClient, job: dict[str, Any], folder: Pa
     return saved
 
 
-def make_folder(folder: Path) -> None:
+def create_folder(folder: Path) -> None:
     """Create the output folder if it does not exist.
 
     Raises:
@@ -76,11 +76,11 @@ def make_folder(folder: Path) -> None:
         raise StackError(f"the output folder {folder} is not writable")
 
 
-def _shown(kind: str, data: Any) -> dict[str, Any]:
+def _bar_fields(kind: str, data: Any) -> dict[str, Any]:
     """Return the fields of the progress bar that an event changes."""
     if kind == EventType.PROGRESS and isinstance(data, dict):
-        share = data.get("value", 0) / (data.get("max") or 1)
-        return {"description": "running", "completed": min(1.0, share)}
+        fraction = data.get("value", 0) / (data.get("max") or 1)
+        return {"description": "running", "completed": min(1.0, fraction)}
     if kind == EventType.SUCCEEDED:
         return {"description": "done", "completed": 1.0}
     return {"description": kind}

@@ -9,18 +9,21 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from moyin.cli.screen import errors, out, rows
+from moyin.cli.screen import errors, out, print_table
 from moyin.domain.account import ROLE_SCOPES
 from moyin.domain.identity import ALL, DEFAULT_SCOPES, OPERATOR, PLAYER
 from moyin.errors import StackError
 from moyin.settings import Settings
-from moyin.store.audit import AuditEvent, AuditLog, local_actor
-from moyin.store.keys import ApiKey, KeyStore
-from moyin.store.sql import Database, Transaction
+
+# The SQL libraries take as long to import as most commands to run, so they are imported on use.
+if TYPE_CHECKING:
+    from moyin.store.audit import AuditEvent
+    from moyin.store.keys import ApiKey, KeyStore
+    from moyin.store.sql import Database, Transaction
 
 __all__ = ["app"]
 
@@ -45,7 +48,7 @@ def create(
     if not owner.strip():
         raise StackError("OWNER is empty: it must be the tenant that owns the key's jobs")
     scopes = scope or sorted(DEFAULT_SCOPES)
-    _doubt(scopes)
+    _warn_of_unknown_scopes(scopes)
     expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)
 
     async def create_key(keys: KeyStore, transaction: Transaction) -> tuple[AuditEvent, str]:
@@ -53,9 +56,9 @@ def create(
             owner, name, scopes=scopes, expires_at=expires_at, within=transaction
         )
         details = {"name": name, "scopes": sorted(scopes)}
-        return _act("create", owner, key_id, details), text
+        return _audit_event("create", owner, key_id, details), text
 
-    _show(_acting(create_key))
+    _print_secret(_run_audited(create_key))
 
 
 @app.command()
@@ -70,16 +73,18 @@ def rotate(
     async def rotate_key(keys: KeyStore, transaction: Transaction) -> tuple[AuditEvent, str]:
         key = await keys.get(key_id)
         text = await keys.rotate(key_id, overlap=timedelta(seconds=overlap), within=transaction)
-        return _act("rotate", key.owner, key_id, {"overlap_seconds": overlap}), text
+        return _audit_event("rotate", key.owner, key_id, {"overlap_seconds": overlap}), text
 
-    _show(_acting(rotate_key))
+    _print_secret(_run_audited(rotate_key))
 
 
 @app.command("list")
 def list_keys() -> None:
     """List keys. Piped: id, owner, name, creation time, scopes, state."""
+    from moyin.store.keys import KeyStore
+
     keys = _with_database(lambda database: KeyStore(database).list_all())
-    rows(
+    print_table(
         ("id", "owner", "name", "created", "scopes", "state"),
         (
             (
@@ -102,13 +107,13 @@ def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's i
     async def revoke_key(keys: KeyStore, transaction: Transaction) -> tuple[AuditEvent, None]:
         key = await keys.get(key_id)
         await keys.revoke(key_id, within=transaction)
-        return _act("revoke", key.owner, key_id), None
+        return _audit_event("revoke", key.owner, key_id), None
 
-    _acting(revoke_key)
+    _run_audited(revoke_key)
     out.print(f"{key_id} revoked")
 
 
-def _doubt(scopes: list[str]) -> None:
+def _warn_of_unknown_scopes(scopes: list[str]) -> None:
     """Warn of scopes that Moyin does not know: only a route of the proxy could require them."""
     known = frozenset({ALL, PLAYER, OPERATOR}).union(*ROLE_SCOPES.values())
     for scope in sorted({word for text in scopes for word in text.split()} - known):
@@ -120,7 +125,7 @@ def _doubt(scopes: list[str]) -> None:
         )
 
 
-def _show(text: str) -> None:
+def _print_secret(text: str) -> None:
     out.print(text)
     if out.is_terminal:
         errors.print("[dim]shown only once: store it now[/]")
@@ -133,10 +138,12 @@ def _state(key: ApiKey) -> str:
     return "expired" if is_expired else "active"
 
 
-def _act(
+def _audit_event(
     verb: str, owner: str, key_id: str, details: Mapping[str, Any] | None = None
 ) -> AuditEvent:
     """Return an audit event whose actor is the user of this machine."""
+    from moyin.store.audit import AuditEvent, local_actor
+
     return AuditEvent(
         owner=owner,
         actor=local_actor("moyin keys"),
@@ -147,8 +154,10 @@ def _act(
     )
 
 
-def _acting(work: Callable[[KeyStore, Transaction], Awaitable[tuple[AuditEvent, T]]]) -> T:
+def _run_audited(work: Callable[[KeyStore, Transaction], Awaitable[tuple[AuditEvent, T]]]) -> T:
     """Run ``work`` and write its audit event in one transaction."""
+    from moyin.store.audit import AuditLog
+    from moyin.store.keys import KeyStore
 
     async def session(database: Database) -> T:
         async with database.writing() as transaction:
@@ -160,6 +169,8 @@ def _acting(work: Callable[[KeyStore, Transaction], Awaitable[tuple[AuditEvent, 
 
 
 def _with_database(work: Callable[[Database], Awaitable[T]]) -> T:
+    from moyin.store.sql import Database
+
     async def session() -> T:
         database = Database(Settings().sql_url)
         try:

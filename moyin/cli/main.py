@@ -77,12 +77,12 @@ def run(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("MOYIN_DEBUG"):
             raise
-        errors.print(f"[bold red]error:[/] {_line(error)}")
+        errors.print(f"[bold red]error:[/] {_error_line(error)}")
         return 1
     return 0
 
 
-def _line(error: Exception) -> str:
+def _error_line(error: Exception) -> str:
     """Return the error in one line; MOYIN_DEBUG=1 shows the traceback instead."""
     if isinstance(error, RequestRefused):
         text = f"{error.reported_code or f'http_{error.status}'}: {error.message}"
@@ -92,7 +92,7 @@ def _line(error: Exception) -> str:
     elif isinstance(error, StackError):
         text = error.message
     elif isinstance(error, ValidationError) and error.title == Settings.__name__:
-        text = "; ".join(f"{_variable(item['loc'])}: {item['msg']}" for item in error.errors())
+        text = "; ".join(f"{_variable_name(item['loc'])}: {item['msg']}" for item in error.errors())
     elif isinstance(error, MoyinError):
         text = f"{error.code}: {error.message}"
     else:
@@ -101,7 +101,7 @@ def _line(error: Exception) -> str:
     return " ".join(text.split()).replace("[", "\\[")
 
 
-def _variable(location: tuple[int | str, ...]) -> str:
+def _variable_name(location: tuple[int | str, ...]) -> str:
     return f"MOYIN_{'_'.join(map(str, location))}".upper()
 
 

@@ -12,9 +12,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from moyin.cli.screen import errors, out
 from moyin.settings import Settings
-from moyin.store.blobs import BlobStore
-from moyin.store.pruning import Pruner, PruneResult
-from moyin.store.sql import Database, now
 
 __all__ = ["prune"]
 
@@ -39,6 +36,11 @@ def prune(
 
 
 async def _prune(days: int, *, dry_run: bool, is_confirmed: bool) -> None:
+    # Imported here, because the SQL libraries take as long to import as most commands to run.
+    from moyin.store.blobs import BlobStore
+    from moyin.store.pruning import Pruner, PruneResult
+    from moyin.store.sql import Database, now
+
     settings, before = Settings(), now() - timedelta(days=days)
     database = Database(settings.sql_url)
     try:

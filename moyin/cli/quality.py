@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from moyin.cli.screen import facts, out, print_json, rows
+from moyin.cli.screen import out, print_json, print_pairs, print_table
 from moyin.cli.session import with_gateway
 from moyin.client.gateway import GatewayClient
 
@@ -15,7 +15,7 @@ __all__ = ["app", "feedback"]
 app = typer.Typer(
     help="The quality of answers: show, export, reset, freeze, thaw.", no_args_is_help=True
 )
-_BAR = 20
+_BAR_WIDTH = 20
 
 
 @app.command()
@@ -30,15 +30,21 @@ def show() -> None:
         state = "frozen" if report["frozen"] else "learning"
         pairs = [("tenant", f"{report['owner']}, {state}"), ("table", report["table_date"])]
         if (judge := report.get("judge")) is not None:
-            pairs.append(("judge", _judge(judge)))
-        facts(pairs, indent=0)
-    rows(("model", "ability", "from", "signals", "other tenants"), map(_model, report["models"]))
+            pairs.append(("judge", _judge_summary(judge)))
+        print_pairs(pairs, indent=0)
+    print_table(
+        ("model", "ability", "from", "signals", "other tenants"), map(_model_row, report["models"])
+    )
     if report["calibration"]:
-        _caption("rated answers by expected quality: # is the share found good, | the expected share")
-        rows(("expected", "good", "signals", ""), map(_point, report["calibration"]))
+        _caption(
+            "rated answers by expected quality: # is the share found good, | the expected share"
+        )
+        print_table(
+            ("expected", "good", "signals", ""), map(_calibration_row, report["calibration"])
+        )
     if any(price["models"] for price in report["prices"]):
         _caption("the last thirty days under other prices of a bad answer")
-        rows(("price", "cost", "bad answers", "models"), map(_price, report["prices"]))
+        print_table(("price", "cost", "bad answers", "models"), map(_price_row, report["prices"]))
 
 
 @app.command()
@@ -108,7 +114,7 @@ def _caption(text: str) -> None:
         out.print(f"\n[dim]{text}[/]")
 
 
-def _judge(judge: dict[str, Any]) -> str:
+def _judge_summary(judge: dict[str, Any]) -> str:
     """Return the judge's results of this month; for operators also their cost."""
     text = f"{judge['judged']} judged this month, {judge['agreed']} agreed"
     if judge.get("usd_per_month") is None:
@@ -117,7 +123,7 @@ def _judge(judge: dict[str, Any]) -> str:
     return f"{text}, {spent} of ${judge['usd_per_month']:g} spent"
 
 
-def _model(model: dict[str, Any]) -> tuple[str, ...]:
+def _model_row(model: dict[str, Any]) -> tuple[str, ...]:
     ability = ""
     if model["ability"] is not None:
         kinds = "".join(
@@ -135,7 +141,7 @@ def _model(model: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _price(price: dict[str, Any]) -> tuple[str, ...]:
+def _price_row(price: dict[str, Any]) -> tuple[str, ...]:
     return (
         f"${price['usd_per_bad_answer']:g}",
         f"${price['cost_usd']:.4f}",
@@ -144,10 +150,10 @@ def _price(price: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _point(point: dict[str, Any]) -> tuple[str, ...]:
+def _calibration_row(point: dict[str, Any]) -> tuple[str, ...]:
     """Return a row of the calibration: `#` fills the share found good, `|` marks the expected."""
-    bar = ["#" if place < round(point["good"] * _BAR) else "." for place in range(_BAR)]
-    bar[min(int(point["expected"] * _BAR), _BAR - 1)] = "|"
+    bar = ["#" if place < round(point["good"] * _BAR_WIDTH) else "." for place in range(_BAR_WIDTH)]
+    bar[min(int(point["expected"] * _BAR_WIDTH), _BAR_WIDTH - 1)] = "|"
     return (
         f"{point['from']:.1f} to {point['to']:.1f}",
         f"{point['good']:.2f}",

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from moyin.cli.following import follow, make_folder, save_artifacts
+from moyin.cli.following import create_folder, follow, save_artifacts
 from moyin.cli.screen import errors, out
-from moyin.cli.session import end_with, with_gateway
+from moyin.cli.session import exit_unless_succeeded, with_gateway
 from moyin.client.gateway import GatewayClient
 from moyin.errors import StackError
 
@@ -39,13 +39,13 @@ def render(
     ] = None,
 ) -> None:
     """Render a graph or a template. Prints the Task ID at once, then the path of each picture."""
-    body: dict[str, Any] = {"kind": "render", **_asked(graph, template)}
+    body: dict[str, Any] = {"kind": "render", **_job_source(graph, template)}
     if priority is not None:
         body["priority"] = priority
     # Checked before the job is submitted, so that no render is wasted.
-    make_folder(output)
+    create_folder(output)
     if inputs:
-        body["inputs"] = dict(map(_input, inputs))
+        body["inputs"] = dict(map(_parse_input, inputs))
     if pool is not None:
         body["pool"] = pool
 
@@ -53,12 +53,12 @@ def render(
         job = await submit_and_follow(gateway, body)
         for path in await save_artifacts(gateway, job, output):
             out.print(f"  [bold]{path}[/]" if out.is_terminal else str(path))
-        end_with(job)
+        exit_unless_succeeded(job)
 
     with_gateway(work)
 
 
-def _asked(graph: Path | None, template: str | None) -> dict[str, Any]:
+def _job_source(graph: Path | None, template: str | None) -> dict[str, Any]:
     """Return the job's member that contains the graph or names the template.
 
     Raises:
@@ -71,7 +71,7 @@ def _asked(graph: Path | None, template: str | None) -> dict[str, Any]:
     return {"workflow": load_graph(graph)} if graph is not None else {"template": template}
 
 
-def _input(text: str) -> tuple[str, Any]:
+def _parse_input(text: str) -> tuple[str, Any]:
     """Parse NAME=VALUE: the value is JSON if it is valid JSON, otherwise text.
 
     ``width=512`` is a number; ``prompt=sea`` and ``prompt='"512"'`` are texts.

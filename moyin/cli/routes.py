@@ -30,11 +30,11 @@ def secret(
     # Imported here, because only this command needs the proxy.
     from moyin.proxy.identity import route_secret
 
-    _check(name)
+    _warn_if_unknown(name)
     out.print(route_secret(Settings().signing_key(), name))
 
 
-def _check(name: str) -> None:
+def _warn_if_unknown(name: str) -> None:
     """Warn of a route name that the deployed configuration does not contain.
 
     A mistyped name gives a secret with which the service rejects every request. It is only a

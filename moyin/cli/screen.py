@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["errors", "facts", "out", "print_json", "rows"]
+__all__ = ["errors", "out", "print_json", "print_pairs", "print_table"]
 
 out = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def rows(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+def print_table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
     """Print a table on a terminal, or tab-separated lines without a heading into a pipe."""
     if not out.is_terminal:
         for line in lines:
@@ -32,7 +32,7 @@ def rows(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
     out.print(table)
 
 
-def facts(pairs: Iterable[tuple[str, str]], *, indent: int = 2) -> None:
+def print_pairs(pairs: Iterable[tuple[str, str]], *, indent: int = 2) -> None:
     """Print names and values in two aligned columns."""
     pairs = list(pairs)
     width = max((len(name) for name, _ in pairs), default=0)

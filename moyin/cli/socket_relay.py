@@ -13,8 +13,8 @@ __all__ = ["MAX_MESSAGE_BYTES", "relay"]
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _NORMAL, _GOING_AWAY = 1000, 1001
 # Codes that may not be sent (RFC 6455, section 7.4.1).
-_UNSENDABLE = frozenset({1004, 1005, 1006, 1015})
-_End = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
+_RESERVED_CODES = frozenset({1004, 1005, 1006, 1015})
+_Socket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
 
 
 async def relay(client: web.WebSocketResponse, upstream: aiohttp.ClientWebSocketResponse) -> None:
@@ -35,7 +35,7 @@ async def relay(client: web.WebSocketResponse, upstream: aiohttp.ClientWebSocket
             raise result
 
 
-async def _pump(source: _End, target: _End) -> None:
+async def _pump(source: _Socket, target: _Socket) -> None:
     while True:
         message = await source.receive()
         if message.type is WSMsgType.TEXT:
@@ -45,7 +45,7 @@ async def _pump(source: _End, target: _End) -> None:
         else:
             reason = message.extra if message.type is WSMsgType.CLOSE else None
             code = source.close_code
-            if code is None or code in _UNSENDABLE:
+            if code is None or code in _RESERVED_CODES:
                 code = _NORMAL if code == 1005 else _GOING_AWAY
             await target.close(code=code, message=(reason or "").encode())
             return

@@ -1,4 +1,4 @@
-"""``moyin up``, ``down``, ``deploy``, ``status``, ``doctor``, ``logs``, ``ray_env``."""
+"""Implements ``moyin up``, ``down``, ``deploy``, ``status``, ``doctor``, ``logs`` and ``ray-env``."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Annotated
 
 import typer
 
-from moyin.cli.screen import errors, facts, out, print_json, rows
-from moyin.cli.stack_view import Starting, print_ready, print_state
+from moyin.cli.screen import errors, out, print_json, print_pairs, print_table
+from moyin.cli.stack_view import StartProgress, print_ready, print_state
 from moyin.domain.serialization import to_plain
 from moyin.errors import StackError
 from moyin.stack import apps, launch, ray
@@ -28,17 +28,17 @@ from moyin.system.logfile import tail
 
 __all__ = ["register"]
 
-PortBase = Annotated[
+PortBaseOption = Annotated[
     int | None,
     typer.Option(
         "--port-base", help="Move all ports: the gateway takes this one, the others follow."
     ),
 ]
-Config = Annotated[
+ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", help="App configuration to deploy (default: serve_config.yaml)."),
 ]
-_COLOURS = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "red"}
+_VERDICT_COLOURS = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "red"}
 
 
 def register(app: typer.Typer) -> None:
@@ -50,8 +50,8 @@ def register(app: typer.Typer) -> None:
 
 
 def up(
-    port_base: PortBase = None,
-    config: Config = None,
+    port_base: PortBaseOption = None,
+    config: ConfigOption = None,
     foreground: Annotated[
         bool,
         typer.Option("--foreground", help="Stay in the foreground, for systemd and containers."),
@@ -66,8 +66,8 @@ def up(
     if state is not None and state.phase in (Phase.READY, Phase.DEGRADED):
         out.print(f"Moyin is up already: {state.addresses['gateway']} (see `moyin status`)")
         return
-    with Starting() as starting:
-        state = launch.up(options, starting.update)
+    with StartProgress() as progress:
+        state = launch.up(options, progress.update)
     print_ready(options, state)
 
 
@@ -142,12 +142,15 @@ def doctor() -> None:
     """Check this machine for problems; exit 1 if any are found."""
     checks = list(run_checks(Options.read()))
     if out.is_terminal:
-        rows(
+        print_table(
             ("", "check", "found", "what to do"),
-            [(f"[{_COLOURS[c.verdict]}]{c.verdict}[/]", c.name, c.found, c.advice) for c in checks],
+            [
+                (f"[{_VERDICT_COLOURS[c.verdict]}]{c.verdict}[/]", c.name, c.found, c.advice)
+                for c in checks
+            ],
         )
     else:
-        rows((), [(c.verdict, c.name, c.found, c.advice) for c in checks])
+        print_table((), [(c.verdict, c.name, c.found, c.advice) for c in checks])
     if any(check.verdict == Verdict.FAIL for check in checks):
         raise typer.Exit(1)
 
@@ -186,7 +189,7 @@ def _print_memory(options: Options) -> None:
     used = memory_usage(options)
     out.print("[dim]memory[/]")
     shown = [*sorted(used.items(), key=lambda item: -item[1]), ("together", sum(used.values()))]
-    facts(((name, f"{size / 2**20:6.0f} MiB") for name, size in shown), indent=4)
+    print_pairs(((name, f"{size / 2**20:6.0f} MiB") for name, size in shown), indent=4)
 
 
 def _follow(path: Path) -> None:
