@@ -59,7 +59,7 @@ async def test_the_judge_sees_both_answers_and_no_name() -> None:
     toss(court, name, False)
     await court.judge.answer(name)
     await court.judge.decide(name)
-    (asked,) = court.backends[OPUS].asked
+    (asked,) = court.backends[OPUS].requests
     assert isinstance(asked, ChatRequest)
     text = str(asked)
     assert "mine" in text and "a better one" in text
@@ -91,7 +91,7 @@ async def test_the_judges_own_calls_are_not_sampled() -> None:
     await court.judge.answer(name)
     await court.judge.decide(name)
     assert court.sampler.samples.empty()
-    assert court.backends[OPUS].asked
+    assert court.backends[OPUS].requests
 
 
 async def test_an_answer_that_is_there_is_not_asked_for_again() -> None:
@@ -99,7 +99,7 @@ async def test_an_answer_that_is_there_is_not_asked_for_again() -> None:
     name = await court.started()
     assert await court.judge.answer(name) is Outcome.ANSWERED
     assert await court.judge.answer(name) is Outcome.ANSWERED
-    assert len(court.backends[HAIKU].asked) == 1
+    assert len(court.backends[HAIKU].requests) == 1
 
 
 @pytest.mark.parametrize("text", ["The first.", "", '{"first": 9}'])
@@ -117,7 +117,7 @@ async def test_an_answer_that_our_own_bound_cut_is_not_judged() -> None:
     court.backends[HAIKU].answer = cut
     name = await court.started()
     assert await court.judge.answer(name) is Outcome.CUT
-    (asked,) = court.backends[HAIKU].asked
+    (asked,) = court.backends[HAIKU].requests
     assert isinstance(asked, ChatRequest) and asked.max_tokens == 20
     # Under the client's own limit both were cut alike.
     limited = await court.started(request_id="r2", max_tokens=10)
@@ -161,7 +161,7 @@ async def test_a_policy_that_was_tightened_meanwhile_holds(
     assert await court.judge.answer(name) is outcome
     court.shelf.seconds[name] = "an answer from before"
     assert await court.judge.decide(name) is outcome
-    assert court.backends[HAIKU].asked == court.backends[OPUS].asked == []
+    assert court.backends[HAIKU].requests == court.backends[OPUS].requests == []
 
 
 async def test_turned_off_nobody_is_asked() -> None:
@@ -169,7 +169,7 @@ async def test_turned_off_nobody_is_asked() -> None:
     name = await court.started()
     court.judge.rules = None
     assert await court.judge.answer(name) is Outcome.OFF
-    assert court.backends[HAIKU].asked == []
+    assert court.backends[HAIKU].requests == []
 
 
 async def test_without_money_nobody_is_asked() -> None:
@@ -177,7 +177,7 @@ async def test_without_money_nobody_is_asked() -> None:
     name = await court.started()
     court.money.left = Decimal(0)
     assert await court.judge.answer(name) is Outcome.BUDGET
-    assert court.backends[HAIKU].asked == []
+    assert court.backends[HAIKU].requests == []
 
 
 async def test_tenants_calls_go_first() -> None:
@@ -247,4 +247,4 @@ async def test_a_judge_that_was_changed_meanwhile_does_not_judge_its_own_answer(
     await court.judge.answer(name)
     court.judge.rules = replace(RULES, model=HAIKU)
     assert await court.judge.decide(name) is Outcome.ALONE
-    assert len(court.backends[HAIKU].asked) == 1
+    assert len(court.backends[HAIKU].requests) == 1

@@ -51,7 +51,7 @@ async def test_the_same_request_again_costs_nothing_and_asks_nobody() -> None:
     headers = dict(second.headers)
     assert headers[b"x-moyin-cache"] == b"hit"
     assert (headers[b"x-moyin-backend"], headers[b"x-moyin-cost-usd"]) == (b"b0", b"0")
-    assert len(fake.asked) == 1
+    assert len(fake.requests) == 1
     booked = [(entry.backend, entry.cost_usd, entry.output_tokens) for entry in door.books]
     assert booked == [("b0", Decimal("0.002"), 500), ("cache", 0, 500)]
 
@@ -65,7 +65,7 @@ async def test_a_stream_is_replayed_with_its_own_cost() -> None:
     assert first == CHUNK + DONE + b": x-moyin-cost-usd=0.002\n\n"
     assert second.body == CHUNK + DONE + COST
     assert dict(second.headers)[b"content-type"].startswith(b"text/event-stream")
-    assert len(fake.asked) == 1
+    assert len(fake.requests) == 1
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ async def test_whatever_may_change_the_answer_asks_anew(change: dict[str, object
     answer = await door.ask(**{"model": "fast", **change})  # type: ignore[arg-type]
     if answer.stream is not None:
         await drained(answer)
-    assert len(fake.asked) == 2
+    assert len(fake.requests) == 2
     assert dict(answer.headers).get(b"x-moyin-cache", b"miss") == b"miss"
 
 
@@ -102,12 +102,12 @@ async def test_a_long_answer_is_not_kept(stream: bool) -> None:
         if answer.stream is not None:
             assert (await drained(answer)).startswith(CHUNK)
         await asyncio.sleep(0)
-    assert len(fake.asked) == 2
+    assert len(fake.requests) == 2
 
 
 async def test_a_cut_answer_is_not_kept() -> None:
     fake = FakeBackend(
-        raw_stream=[CHUNK, CHUNK], error=StreamInterrupted("x"), pieces_before_error=1
+        raw_stream=[CHUNK, CHUNK], error=StreamInterrupted("x"), chunks_before_error=1
     )
     door = rig(fake)
     for _ in range(2):
@@ -116,7 +116,7 @@ async def test_a_cut_answer_is_not_kept() -> None:
     left = await door.ask(model="fast", stream=True)
     assert left.stream is not None
     await left.stream.aclose()
-    assert len(fake.asked) == 3
+    assert len(fake.requests) == 3
 
 
 async def test_a_failure_is_not_kept() -> None:
@@ -125,4 +125,4 @@ async def test_a_failure_is_not_kept() -> None:
     for _ in range(2):
         with pytest.raises(BackendUnavailable):
             await door.ask(model="fast")
-    assert len(fake.asked) == 2
+    assert len(fake.requests) == 2

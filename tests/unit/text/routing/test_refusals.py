@@ -53,7 +53,7 @@ async def test_a_refusal_is_no_reason_to_ask_another_model(
     gateway.noted.background.work()
     assert model == "smollm2-135m"
     assert b"I can't" in body
-    assert gateway.claude.asked == []
+    assert gateway.claude.requests == []
     assert gateway.noted.signals == [("smollm2-135m", "checked", "refused", 0.0)]
 
 

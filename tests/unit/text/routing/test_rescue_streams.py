@@ -254,7 +254,7 @@ async def test_nobody_is_asked_without_time_left() -> None:
 async def test_a_stream_that_fails_before_its_first_word_moves_on() -> None:
     gateway = passing(ApiFormat.OPENAI, raw("Hello"))
     gateway.small.error = StreamInterrupted("gone")
-    gateway.small.pieces_before_error = 1
+    gateway.small.chunks_before_error = 1
     gateway.router.fleet.lanes["local"].retries = 0
     model, route, _ = await gateway.stream()
     assert (model, route) == ("claude-haiku-5-5", "fallback after stream_interrupted")
@@ -423,7 +423,7 @@ class Late(FakeBackend):
     """Never begins."""
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
-        self.asked.append(request)
+        self.requests.append(request)
         await asyncio.Event().wait()
         yield  # type: ignore[misc]
 

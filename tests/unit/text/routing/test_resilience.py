@@ -44,7 +44,7 @@ class Flaky(FakeBackend):
 
     async def forward(self, request: RawRequest) -> bytes:
         await super().forward(request)
-        if len(self.asked) <= self.times:
+        if len(self.requests) <= self.times:
             raise BackendUnavailable("x")
         return RAW
 
@@ -58,12 +58,12 @@ class Held(FakeBackend):
         self.reached = asyncio.Event()
 
     async def forward(self, request: RawRequest) -> bytes:
-        self.asked.append(request)
+        self.requests.append(request)
         await self.let_go.wait()
         return RAW
 
     async def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
-        self.asked.append(request)
+        self.requests.append(request)
         self.reached.set()
         try:
             await self.let_go.wait()
@@ -82,7 +82,7 @@ async def test_a_call_that_failed_at_once_is_tried_again_before_another_is_asked
     first = Flaky(1)
     rig = Rig(first, FakeBackend(raw=RAW), lane={"retries": 1})
     assert backend_of(await rig.ask()) == b"b0"
-    assert len(first.asked) == 2
+    assert len(first.requests) == 2
     assert [call.error for call in rig.telemetry.calls] == ["backend_unavailable", None]
 
 
@@ -91,7 +91,7 @@ async def test_retries_are_bounded_and_then_another_is_asked() -> None:
     rig = Rig(first, FakeBackend(raw=RAW), lane={"retries": 1})
     answer = await rig.ask()
     assert dict(answer.headers)[b"x-moyin-route"] == b"fallback after backend_unavailable"
-    assert len(first.asked) == 2
+    assert len(first.requests) == 2
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ async def test_what_another_try_cannot_help_is_not_tried_again(error: Exception)
     first = FakeBackend(error=error)  # type: ignore[arg-type]
     rig = Rig(first, FakeBackend(raw=RAW), lane={"retries": 3})
     assert backend_of(await rig.ask()) == b"b1"
-    assert len(first.asked) == 1
+    assert len(first.requests) == 1
 
 
 async def test_the_whole_call_has_one_deadline() -> None:
@@ -127,7 +127,7 @@ async def test_a_bad_wish_is_refused_before_anybody_is_asked() -> None:
     backend = FakeBackend(raw=RAW)
     with pytest.raises(InvalidRequest):
         await Rig(backend).ask(headers=[(b"x-moyin-residency", b"mars")])
-    assert not backend.asked
+    assert not backend.requests
 
 
 async def test_a_stream_that_does_not_begin_in_time_goes_to_another() -> None:
@@ -146,7 +146,7 @@ async def test_who_finds_no_slot_waits_for_one() -> None:
     second = asyncio.create_task(rig.ask())
     await asyncio.sleep(0.01)
     lane = rig.lanes[0]
-    assert (len(held.asked), lane.load, lane.standing.waiting) == (1, 1, 1)
+    assert (len(held.requests), lane.load, lane.standing.waiting) == (1, 1, 1)
     with pytest.raises(Overloaded) as caught:
         await rig.ask()
     assert caught.value.retry_after is not None and caught.value.retry_after >= 1
@@ -244,7 +244,7 @@ async def test_a_client_that_leaves_stops_both() -> None:
     used_to_begin_at(rig, 0.005)
     task = asyncio.create_task(rig.ask(stream=True))
     await asyncio.gather(slow.reached.wait(), other.reached.wait())
-    assert len(slow.asked) == len(other.asked) == 1
+    assert len(slow.requests) == len(other.requests) == 1
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -308,7 +308,7 @@ async def test_a_file_that_is_not_there_takes_the_back_end_from_nobody() -> None
         with pytest.raises(ModelNotFound) as caught:
             await rig.ask()
         assert "file_1" not in caught.value.message
-    assert len(lacking.asked) == 4, "asking again does not help"
+    assert len(lacking.requests) == 4, "asking again does not help"
     assert rig.lanes[0].ready
     assert {call.error for call in rig.telemetry.calls} == {"model_not_found"}
 
@@ -325,7 +325,7 @@ async def test_a_model_that_is_never_there_is_asked_last_for_a_while() -> None:
     rig = Rig(lacking, able, lane={"clock": clock})
     routes = [dict((await rig.ask()).headers)[b"x-moyin-route"] for _ in range(5)]
     assert routes == [*[b"fallback after model_not_found"] * 3, b"cheapest", b"cheapest"]
-    assert len(lacking.asked) == 3
+    assert len(lacking.requests) == 3
     assert rig.lanes[0].ready, "its other models are there"
     dialect, asker = OpenAICodec(), RoutingContext(request_id="r1", owner="ada", headers=())
     call = dialect.parse(b'{"model": "auto", "messages": [{"role": "user", "content": "x"}]}')
@@ -348,7 +348,7 @@ async def test_who_alone_is_up_is_asked_though_it_had_no_such_model() -> None:
     rig.lanes[1].up = False
     with pytest.raises(ServiceUnavailable):
         await rig.ask()
-    assert len(lacking.asked) == 4
+    assert len(lacking.requests) == 4
 
 
 async def test_files_that_a_client_made_up_put_no_model_last() -> None:
@@ -357,7 +357,7 @@ async def test_files_that_a_client_made_up_put_no_model_last() -> None:
     file = {"type": "file", "file": {"file_id": "made-up"}}
     for _ in range(5):
         await rig.ask(messages=[{"role": "user", "content": [file]}])
-    assert len(lacking.asked) == 5
+    assert len(lacking.requests) == 5
 
 
 async def test_nor_does_it_speak_for_one_that_fails_for_a_while() -> None:
@@ -387,7 +387,7 @@ async def test_a_tool_call_that_breaks_off_unseen_is_paid_for() -> None:
     broken = FakeBackend(
         replace(text_answer(), parts=(use,)),
         error=StreamInterrupted("broke off"),
-        pieces_before_error=3,
+        chunks_before_error=3,
     )
     rig = Rig(broken)
     with pytest.raises(StreamInterrupted):
@@ -413,6 +413,6 @@ async def test_a_broken_tool_call_is_paid_for_and_no_outage(streams: bool, befor
             with pytest.raises(InvalidToolCall):
                 await rig.ask(dialect, stream=streams, **limit)
     assert rig.lanes[0].ready
-    assert len(broken.asked) == 5
+    assert len(broken.requests) == 5
     assert [entry.complete for entry in rig.books] == [False] * 5
     assert {entry.output_tokens > 0 for entry in rig.books} == {True}

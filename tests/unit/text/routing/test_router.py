@@ -90,7 +90,7 @@ async def test_what_the_back_end_finds_wrong_with_the_request_is_not_asked_again
     rig = Rig(FakeBackend(error=BackendRejected("no")), second)
     with pytest.raises(BackendRejected):
         await rig.ask()
-    assert not second.asked
+    assert not second.requests
     assert rig.lanes[0].standing.up
 
 
@@ -107,7 +107,7 @@ async def test_a_refused_key_of_ours_is_not_told_and_opens_at_once() -> None:
     for _ in range(2):
         with pytest.raises(ServiceUnavailable):
             await rig.ask()
-    assert len(rig.lanes[0].backend.asked) == 1  # type: ignore[attr-defined]
+    assert len(rig.lanes[0].backend.requests) == 1  # type: ignore[attr-defined]
 
 
 async def test_a_member_that_one_back_end_lacks_is_routed_around() -> None:
@@ -119,7 +119,7 @@ async def test_a_member_that_one_back_end_lacks_is_routed_around() -> None:
 
 async def test_after_the_first_byte_an_error_is_said_in_the_protocol() -> None:
     error = StreamInterrupted("cut")
-    rig = Rig(FakeBackend(raw_stream=[CHUNK, CHUNK], error=error, pieces_before_error=1))
+    rig = Rig(FakeBackend(raw_stream=[CHUNK, CHUNK], error=error, chunks_before_error=1))
     text = await drained(await rig.ask(stream=True))
     assert text.startswith(CHUNK)
     assert b'"code":"stream_interrupted"' in text
@@ -179,7 +179,7 @@ async def test_three_failures_take_a_back_end_out_of_the_choice() -> None:
     rig = Rig(broken, FakeBackend(raw=RAW))
     for _ in range(5):
         await rig.ask()
-    assert len(broken.asked) == 3
+    assert len(broken.requests) == 3
 
 
 async def test_an_unknown_model() -> None:
@@ -195,7 +195,7 @@ async def test_a_failed_health_check_takes_it_out_and_a_good_one_brings_it_back(
     await lane.check(lambda name, up: heard.append((name, up)))
     with pytest.raises(ServiceUnavailable):
         await rig.ask()
-    assert not backend.asked
+    assert not backend.requests
     backend.error = None
     await lane.check(lambda name, up: heard.append((name, up)))
     assert (await rig.ask()).body is RAW
@@ -215,7 +215,7 @@ async def test_who_cannot_take_it_does_not_speak_for_who_can() -> None:
     with pytest.raises(ServiceUnavailable) as told:
         await rig.ask()
     assert told.value.retry_after == 7
-    assert len(able.asked) == 1
+    assert len(able.requests) == 1
 
 
 async def test_where_nobody_may_be_able_the_field_is_named() -> None:

@@ -62,7 +62,7 @@ async def test_a_schema_beyond_the_bounds_is_sent_nowhere(
         await rig.ask(dialect, **members)
     assert caught.value.field == field
     assert caught.value.details == {"bound": "repeats", "limit": 16}
-    assert not backend.asked and not rig.lanes[0].load
+    assert not backend.requests and not rig.lanes[0].load
 
 
 async def test_a_cloud_is_sent_what_a_server_of_ours_is_not() -> None:
@@ -71,7 +71,7 @@ async def test_a_cloud_is_sent_what_a_server_of_ours_is_not() -> None:
     rig.lanes[1].bounds_schemas = False
     answer = await rig.ask(tools=[function(BOMB)])
     assert dict(answer.headers)[b"x-moyin-backend"] == b"b1"
-    assert (len(ours.asked), len(cloud.asked)) == (0, 1)
+    assert (len(ours.requests), len(cloud.requests)) == (0, 1)
 
 
 @pytest.mark.parametrize("member", ["grammar", "guided_grammar", "guided_regex"])
