@@ -20,12 +20,12 @@ __all__ = ["VARIABLES", "Options", "count_gpus", "find_executable"]
 
 # Read by the command line and the supervisor, besides `Settings` and `Ports`.
 VARIABLES = {
-    "MOYIN_URL": "Address of the door for the command line; wins over `profile.toml`.",
-    "MOYIN_API_KEY": "API key for the command line; wins over `profile.toml`.",
-    "MOYIN_SERVE_CONFIG": "The apps to deploy, instead of `serve_config.yaml`; also `--config`.",
+    "MOYIN_URL": "URL of the gateway for the command line; overrides `profile.toml`.",
+    "MOYIN_API_KEY": "API key for the command line; overrides `profile.toml`.",
+    "MOYIN_SERVE_CONFIG": "App configuration to deploy instead of `serve_config.yaml`; also `--config`.",
     "MOYIN_PORT_BASE": "First port of the stack; also `--port-base`.",
-    "MOYIN_DEBUG": "When set, an error of the command line shows where it came from.",
-    "ANTHROPIC_API_KEY": "Key for Claude where `MOYIN_ANTHROPIC_API_KEY` is not set.",
+    "MOYIN_DEBUG": "If set, errors of the command line show a traceback.",
+    "ANTHROPIC_API_KEY": "API key for Claude if `MOYIN_ANTHROPIC_API_KEY` is not set.",
 }
 
 _SERVE_CONFIG = "serve_config.yaml"

@@ -208,7 +208,7 @@ def _addresses(options: Options) -> dict[str, str]:
 def _notes(options: Options) -> list[str]:
     notes = []
     if not options.gpus:
-        notes.append("no GPU found: Ray gets one logical GPU, ComfyUI runs on the CPU")
+        notes.append("no GPU found: Ray gets one logical GPU, and ComfyUI runs on the CPU")
     try:
         locate(options.settings)
     except StackError as error:

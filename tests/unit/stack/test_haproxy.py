@@ -135,13 +135,13 @@ def test_haproxy_does_not_start_with_an_unknown_template(
     assert line in _CONFIG
     done = _launch(tmp_path / "haproxy.cfg", _CONFIG.replace(line, other))
     assert (done.returncode, done.stdout) == (1, "")
-    assert "HAProxy's errors would not be ours" in done.stderr
+    assert "has an unknown format" in done.stderr
 
 
 def test_haproxy_does_not_start_without_the_error_script(tmp_path: Path) -> None:
     done = _launch(tmp_path / "haproxy.cfg", _CONFIG, MOYIN_HAPROXY_ERRORS="")
     assert done.returncode != 0 and done.stdout == ""
-    assert "name haproxy.lua" in done.stderr
+    assert "must be the path of haproxy.lua" in done.stderr
 
 
 def test_ray_environment_names_the_error_script() -> None:
