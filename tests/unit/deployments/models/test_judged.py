@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deployments.models.routes.judged import agreements, judged
-from moyin.cli.quality import _judge
+from moyin.cli.quality import _judge_summary
 from moyin.domain.identity import ALL_SCOPES, TEXT, Identity
 from moyin.errors import ServiceUnavailable
 from moyin.store.quality import QualityStore, SignalRow
@@ -81,7 +81,10 @@ async def test_verdicts_of_this_month_and_the_money_for_operators(tmp_path: Path
 
 def test_the_command_line_says_it_in_a_line() -> None:
     counts = {"share": 0.1, "judged": 2, "agreed": 1}
-    assert _judge(counts) == "2 judged this month, 1 agreed"
+    assert _judge_summary(counts) == "2 judged this month, 1 agreed"
     told = {**counts, "spent_usd": 1.5, "usd_per_month": 20.0}
-    assert _judge(told) == "2 judged this month, 1 agreed, $1.5000 of $20 spent"
-    assert _judge({**told, "spent_usd": None}) == "2 judged this month, 1 agreed, ? of $20 spent"
+    assert _judge_summary(told) == "2 judged this month, 1 agreed, $1.5000 of $20 spent"
+    assert (
+        _judge_summary({**told, "spent_usd": None})
+        == "2 judged this month, 1 agreed, ? of $20 spent"
+    )
