@@ -24,7 +24,7 @@ from moyin.domain.identity import Identity
 from moyin.errors import RouteNotFound
 from moyin.proxy import Proxy
 from moyin.system.processes import freeze_startup_objects
-from moyin.testing.identities import KnownKeys
+from moyin.testing.identities import StaticAuthenticator
 
 __all__ = ["KEY"]
 
@@ -45,7 +45,7 @@ async def _gateway(port: int, service: str) -> None:
     app = Gatekeeper(
         ProxyOrApp(proxy, guarded=proxy, app=_not_found),
         service="gateway",
-        authenticator=KnownKeys({KEY: Identity(owner="bench", key_id="bench")}),
+        authenticator=StaticAuthenticator({KEY: Identity(owner="bench", key_id="bench")}),
         errors=problem_details,
         max_body_bytes=2**20,
         observer=NoObserver(),

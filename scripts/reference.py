@@ -75,7 +75,7 @@ def _ports() -> Iterator[str]:
     yield ""
     yield "| variable | default | meaning |"
     yield "|---|---|---|"
-    for variable, default, meaning in Ports.documented():
+    for variable, default, meaning in Ports.describe():
         yield f"| `{variable}` | `{default}` | {meaning} |"
     yield ""
 
@@ -99,6 +99,8 @@ def _commands(name: str, command: click.Command) -> Iterator[tuple[str, click.Co
     if not children:
         yield name, command
     for child_name, child in children.items():
+        if child.hidden:
+            continue
         yield from _commands(f"{name} {child_name}", child)
 
 

@@ -22,7 +22,7 @@ from temporalio.client import Client
 from moyin.render.comfyui.install import ComfyUI
 from moyin.settings import Settings
 from moyin.stack.layout import Layout
-from moyin.stack.lock import holder
+from moyin.stack.lock import lock_holder
 from moyin.stack.ports import Ports
 from moyin.stack.profile import load
 from moyin.system.processes import find
@@ -67,7 +67,7 @@ class StackDoor:
     @property
     def is_up(self) -> bool:
         """Whether a supervisor runs."""
-        return holder(self.layout.lock) is not None
+        return lock_holder(self.layout.lock) is not None
 
     @property
     def url(self) -> str:
@@ -135,7 +135,7 @@ class StackDoor:
 
     def kill_supervisor(self) -> int:
         """kill -9 of the process that owns all others; returns its pid."""
-        pid = holder(self.layout.lock)
+        pid = lock_holder(self.layout.lock)
         assert pid is not None, "no supervisor runs"
         os.kill(pid, signal.SIGKILL)
         return pid

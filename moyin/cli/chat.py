@@ -1,4 +1,4 @@
-"""``moyin chat``: one question, the answer as it comes."""
+"""Implements ``moyin chat``, which streams the answer to one prompt."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from moyin.client.gateway import GatewayClient, read_events
 
 __all__ = ["Answer", "chat", "stream_answer"]
 
-# A stream's cost is known at its end, when headers are long gone: it comes as a comment.
+# The cost of a stream is known at its end only, so it comes as an SSE comment, not as a header.
 _COST = "x-moyin-cost-usd="
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """Which model answered, what it cost, why it was chosen, and what `moyin feedback` calls it."""
+    """Holds an answer with its model, cost, route, and the request id for `moyin feedback`."""
 
     text: str
     backend: str
@@ -31,12 +31,13 @@ class Answer:
     request_id: str = ""
 
     def summary(self) -> str:
-        """Such as ``llama.cpp · smollm2 · $0 · free``."""
+        """Return one line, such as ``llama.cpp · smollm2 · $0 · free``."""
         parts = (self.backend, self.model, self.cost, self.route)
         return " · ".join(part for part in parts if part)
 
     @property
     def cost(self) -> str:
+        """The cost as text, such as ``$0.25``; empty if unknown."""
         return f"${self.cost_usd}" if self.cost_usd else ""
 
 
@@ -70,10 +71,10 @@ async def stream_answer(
     system: str | None = None,
     limit: int | None = None,
 ) -> Answer:
-    """Print the answer as it comes.
+    """Print the answer while it streams, and return it.
 
     Raises:
-        RequestRefused: the gateway or the back end says no, before or during the answer.
+        RequestRefused: the gateway or the back end returned an error, before or in the stream.
     """
     messages = [{"role": "system", "content": system}] if system else []
     body: dict[str, Any] = {
@@ -83,9 +84,9 @@ async def stream_answer(
     }
     if limit is not None:
         body["max_tokens"] = limit
-    pieces: list[str] = []
+    texts: list[str] = []
     async with gateway.open("POST", "/v1/chat/completions", body) as response:
-        told = response.headers
+        headers = response.headers
         cost = ""
         async for event in read_events(response):
             cost = event.comment.removeprefix(_COST) if _COST in event.comment else cost
@@ -93,17 +94,17 @@ async def stream_answer(
             if not isinstance(chunk, dict):
                 continue
             if "error" in chunk:
-                raise RequestRefused(200, told, (event.text or "").encode())
+                raise RequestRefused(200, headers, (event.text or "").encode())
             for choice in chunk.get("choices", []):
-                piece = choice.get("delta", {}).get("content") or ""
-                pieces.append(piece)
-                sys.stdout.write(piece)
+                text = choice.get("delta", {}).get("content") or ""
+                texts.append(text)
+                sys.stdout.write(text)
                 sys.stdout.flush()
     return Answer(
-        text="".join(pieces),
-        backend=told.get("x-moyin-backend", ""),
-        model=told.get("x-moyin-model", ""),
+        text="".join(texts),
+        backend=headers.get("x-moyin-backend", ""),
+        model=headers.get("x-moyin-model", ""),
         cost_usd=cost,
-        route=told.get("x-moyin-route", ""),
-        request_id=told.get("x-request-id", ""),
+        route=headers.get("x-moyin-route", ""),
+        request_id=headers.get("x-request-id", ""),
     )

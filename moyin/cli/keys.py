@@ -1,4 +1,7 @@
-"""``moyin keys``: API keys, straight in the database: whoever can read the data folder may."""
+"""Implements ``moyin keys``, which manages API keys directly in the database.
+
+It needs no API key itself: access to the data folder is the authorization.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,21 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from moyin.cli.screen import errors, out, rows
+from moyin.cli.screen import errors, out, print_table
 from moyin.domain.account import ROLE_SCOPES
 from moyin.domain.identity import ALL, DEFAULT_SCOPES, OPERATOR, PLAYER
 from moyin.errors import StackError
 from moyin.settings import Settings
-from moyin.store.audit import AuditEvent, AuditLog, local_actor
-from moyin.store.keys import ApiKey, KeyStore
-from moyin.store.sql import Database, Transaction
+
+# The SQL libraries take as long to import as most commands to run, so they are imported on use.
+if TYPE_CHECKING:
+    from moyin.store.audit import AuditEvent
+    from moyin.store.keys import ApiKey, KeyStore
+    from moyin.store.sql import Database, Transaction
 
 __all__ = ["app"]
 
@@ -40,19 +46,19 @@ def create(
 ) -> None:
     """Create a key and print it. Only a digest is stored, so it cannot be shown again."""
     if not owner.strip():
-        raise StackError("OWNER is empty: it is the tenant that owns what the key makes")
+        raise StackError("OWNER is empty: it must be the tenant that owns the key's jobs")
     scopes = scope or sorted(DEFAULT_SCOPES)
-    _doubt(scopes)
+    _warn_of_unknown_scopes(scopes)
     expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)
 
-    async def made(keys: KeyStore, transaction: Transaction) -> tuple[AuditEvent, str]:
+    async def create_key(keys: KeyStore, transaction: Transaction) -> tuple[AuditEvent, str]:
         key_id, text = await keys.create(
             owner, name, scopes=scopes, expires_at=expires_at, within=transaction
         )
         details = {"name": name, "scopes": sorted(scopes)}
-        return _act("create", owner, key_id, details), text
+        return _audit_event("create", owner, key_id, details), text
 
-    _show(_acting(made))
+    _print_secret(_run_audited(create_key))
 
 
 @app.command()
@@ -64,19 +70,21 @@ def rotate(
 ) -> None:
     """Replace the secret of a key and print the new one. Id, scopes and limits stay the same."""
 
-    async def rotated(keys: KeyStore, transaction: Transaction) -> tuple[AuditEvent, str]:
+    async def rotate_key(keys: KeyStore, transaction: Transaction) -> tuple[AuditEvent, str]:
         key = await keys.get(key_id)
         text = await keys.rotate(key_id, overlap=timedelta(seconds=overlap), within=transaction)
-        return _act("rotate", key.owner, key_id, {"overlap_seconds": overlap}), text
+        return _audit_event("rotate", key.owner, key_id, {"overlap_seconds": overlap}), text
 
-    _show(_acting(rotated))
+    _print_secret(_run_audited(rotate_key))
 
 
 @app.command("list")
 def list_keys() -> None:
     """List keys. Piped: id, owner, name, creation time, scopes, state."""
-    found = _with_database(lambda database: KeyStore(database).list_all())
-    rows(
+    from moyin.store.keys import KeyStore
+
+    keys = _with_database(lambda database: KeyStore(database).list_all())
+    print_table(
         ("id", "owner", "name", "created", "scopes", "state"),
         (
             (
@@ -87,7 +95,7 @@ def list_keys() -> None:
                 " ".join(sorted(key.scopes)),
                 _state(key),
             )
-            for key in found
+            for key in keys
         ),
     )
 
@@ -96,44 +104,46 @@ def list_keys() -> None:
 def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id.")]) -> None:
     """Revoke a key. Caches may accept it for a few more seconds."""
 
-    async def revoked(keys: KeyStore, transaction: Transaction) -> tuple[AuditEvent, None]:
+    async def revoke_key(keys: KeyStore, transaction: Transaction) -> tuple[AuditEvent, None]:
         key = await keys.get(key_id)
         await keys.revoke(key_id, within=transaction)
-        return _act("revoke", key.owner, key_id), None
+        return _audit_event("revoke", key.owner, key_id), None
 
-    _acting(revoked)
+    _run_audited(revoke_key)
     out.print(f"{key_id} revoked")
 
 
-def _doubt(scopes: list[str]) -> None:
-    """Say which scopes only a route of the proxy can ask for: they may be mistyped."""
-    own = frozenset({ALL, PLAYER, OPERATOR}).union(*ROLE_SCOPES.values())
-    for scope in sorted({word for text in scopes for word in text.split()} - own):
-        near = get_close_matches(scope, own, n=1, cutoff=0.8)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+def _warn_of_unknown_scopes(scopes: list[str]) -> None:
+    """Warn of scopes that Moyin does not know: only a route of the proxy could require them."""
+    known = frozenset({ALL, PLAYER, OPERATOR}).union(*ROLE_SCOPES.values())
+    for scope in sorted({word for text in scopes for word in text.split()} - known):
+        similar = get_close_matches(scope, known, n=1, cutoff=0.8)
+        hint = f" (did you mean {similar[0]}?)" if similar else ""
         errors.print(
-            f"note: no app of Moyin's asks for the scope {scope!r}{hint}; a route of the proxy may",
+            f"note: no app of Moyin requires the scope {scope!r}{hint}; a proxy route may",
             markup=False,
         )
 
 
-def _show(text: str) -> None:
+def _print_secret(text: str) -> None:
     out.print(text)
     if out.is_terminal:
-        errors.print("[dim]shown once: keep it now[/]")
+        errors.print("[dim]shown only once: store it now[/]")
 
 
 def _state(key: ApiKey) -> str:
     if key.revoked_at is not None:
         return "revoked"
-    over = key.expires_at is not None and key.expires_at <= datetime.now(UTC)
-    return "expired" if over else "active"
+    is_expired = key.expires_at is not None and key.expires_at <= datetime.now(UTC)
+    return "expired" if is_expired else "active"
 
 
-def _act(
+def _audit_event(
     verb: str, owner: str, key_id: str, details: Mapping[str, Any] | None = None
 ) -> AuditEvent:
-    """What the audit log keeps: of the person, no more than the machine knows."""
+    """Return an audit event whose actor is the user of this machine."""
+    from moyin.store.audit import AuditEvent, local_actor
+
     return AuditEvent(
         owner=owner,
         actor=local_actor("moyin keys"),
@@ -144,14 +154,15 @@ def _act(
     )
 
 
-def _acting(work: Callable[[KeyStore, Transaction], Awaitable[tuple[AuditEvent, T]]]) -> T:
-    """Do what the audit log has a line about, or neither."""
+def _run_audited(work: Callable[[KeyStore, Transaction], Awaitable[tuple[AuditEvent, T]]]) -> T:
+    """Run ``work`` and write its audit event in one transaction."""
+    from moyin.store.audit import AuditLog
     from moyin.store.keys import KeyStore
 
     async def session(database: Database) -> T:
         async with database.writing() as transaction:
-            act, result = await work(KeyStore(database), transaction)
-            await AuditLog(database).write(act, within=transaction)
+            event, result = await work(KeyStore(database), transaction)
+            await AuditLog(database).write(event, within=transaction)
         return result
 
     return _with_database(session)

@@ -1,4 +1,4 @@
-"""The command line: ``moyin``."""
+"""Assembles the ``moyin`` command line and reports errors in one line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = ["app", "main", "run"]
 
 app = typer.Typer(
     name="moyin",
-    help="One door for AI work: text by the cheapest able model, pictures by a ComfyUI farm.",
+    help="One gateway for AI work: text by the cheapest able model, pictures by a ComfyUI farm.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -67,7 +67,7 @@ app.command("prune")(pruning.prune)
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run one command; returns its exit status."""
+    """Run one command and return its exit status."""
     try:
         app(arguments)
     except SystemExit as end:
@@ -77,13 +77,13 @@ def run(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("MOYIN_DEBUG"):
             raise
-        errors.print(f"[bold red]error:[/] {_line(error)}")
+        errors.print(f"[bold red]error:[/] {_error_line(error)}")
         return 1
     return 0
 
 
-def _line(error: Exception) -> str:
-    """One line for a person; MOYIN_DEBUG=1 shows the rest."""
+def _error_line(error: Exception) -> str:
+    """Return the error in one line; MOYIN_DEBUG=1 shows the traceback instead."""
     if isinstance(error, RequestRefused):
         text = f"{error.reported_code or f'http_{error.status}'}: {error.message}"
     elif isinstance(error, GatewayUnreachable):
@@ -92,21 +92,21 @@ def _line(error: Exception) -> str:
     elif isinstance(error, StackError):
         text = error.message
     elif isinstance(error, ValidationError) and error.title == Settings.__name__:
-        found = (f"{_variable(item['loc'])}: {item['msg']}" for item in error.errors())
-        text = "; ".join(found)
+        text = "; ".join(f"{_variable_name(item['loc'])}: {item['msg']}" for item in error.errors())
     elif isinstance(error, MoyinError):
         text = f"{error.code}: {error.message}"
     else:
-        text = f"unexpected {type(error).__name__}: {error} (MOYIN_DEBUG=1 shows where)"
-    # Brackets in what a server says are no markup of ours.
+        text = f"unexpected {type(error).__name__}: {error} (MOYIN_DEBUG=1 shows the traceback)"
+    # Brackets in a server's message must not be read as rich markup.
     return " ".join(text.split()).replace("[", "\\[")
 
 
-def _variable(place: tuple[int | str, ...]) -> str:
-    return f"MOYIN_{'_'.join(map(str, place))}".upper()
+def _variable_name(location: tuple[int | str, ...]) -> str:
+    return f"MOYIN_{'_'.join(map(str, location))}".upper()
 
 
 def main() -> None:
+    """Run the command line and exit with its status."""
     sys.exit(run())
 
 

@@ -1,4 +1,4 @@
-"""``moyin prune``: jobs that ended long ago, straight in the database and the artifact store."""
+"""Implements ``moyin prune``, which deletes old jobs from the database and the artifact store."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from moyin.cli.screen import errors, out
 from moyin.settings import Settings
-from moyin.store.blobs import BlobStore
-from moyin.store.pruning import Pruner, PruneResult
-from moyin.store.sql import Database, now
 
 __all__ = ["prune"]
 
@@ -35,11 +32,14 @@ def prune(
 
     Works whether the stack runs or not. Set MOYIN_KEEP_JOBS_DAYS to prune every hour.
     """
-    asyncio.run(_prune(days, dry_run=dry_run, sure=yes))
+    asyncio.run(_prune(days, dry_run=dry_run, is_confirmed=yes))
 
 
-async def _prune(days: int, *, dry_run: bool, sure: bool) -> None:
-    # Here: the SQL libraries take as long to import as most commands take altogether.
+async def _prune(days: int, *, dry_run: bool, is_confirmed: bool) -> None:
+    # Imported here, because the SQL libraries take as long to import as most commands to run.
+    from moyin.store.blobs import BlobStore
+    from moyin.store.pruning import Pruner, PruneResult
+    from moyin.store.sql import Database, now
 
     settings, before = Settings(), now() - timedelta(days=days)
     database = Database(settings.sql_url)
@@ -47,13 +47,13 @@ async def _prune(days: int, *, dry_run: bool, sure: bool) -> None:
         await database.ready()
         pruner = Pruner(database, BlobStore(settings.blobs_url))
         due = await pruner.count_prunable(before)
-        told = f"{due:,} jobs ended {days} days ago or longer"
+        summary = f"{due:,} jobs ended at least {days} days ago"
         if dry_run or not due:
-            out.print(told)
+            out.print(summary)
             return
-        if not sure:
-            typer.confirm(f"{told}. Delete them with their files?", abort=True, err=True)
-        gone = PruneResult()
+        if not is_confirmed:
+            typer.confirm(f"{summary}. Delete them with their files?", abort=True, err=True)
+        deleted = PruneResult()
         with Progress(
             TextColumn("jobs deleted"),
             BarColumn(),
@@ -64,9 +64,10 @@ async def _prune(days: int, *, dry_run: bool, sure: bool) -> None:
             disable=not errors.is_terminal,
         ) as progress:
             task = progress.add_task("", total=due)
-            async for part in pruner.run(before):
-                gone += part
-                progress.advance(task, part.jobs)
-        out.print(f"deleted {gone.jobs:,} jobs and {gone.files:,} files, {decimal(gone.size)}")
+            async for batch in pruner.run(before):
+                deleted += batch
+                progress.advance(task, batch.jobs)
+        size = decimal(deleted.size)
+        out.print(f"deleted {deleted.jobs:,} jobs and {deleted.files:,} files, {size}")
     finally:
         await database.close()

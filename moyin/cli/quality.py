@@ -1,4 +1,4 @@
-"""``moyin quality``: what is known of models, and what signals taught; ``moyin feedback``."""
+"""Implements ``moyin quality``, which shows and manages what the router learned, and feedback."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from moyin.cli.screen import facts, out, print_json, rows
+from moyin.cli.screen import out, print_json, print_pairs, print_table
 from moyin.cli.session import with_gateway
 from moyin.client.gateway import GatewayClient
 
@@ -15,7 +15,7 @@ __all__ = ["app", "feedback"]
 app = typer.Typer(
     help="The quality of answers: show, export, reset, freeze, thaw.", no_args_is_help=True
 )
-_BAR = 20
+_BAR_WIDTH = 20
 
 
 @app.command()
@@ -25,20 +25,26 @@ def show() -> None:
     Shows abilities, signals by kind of request, this month's judge results, and the cost and risk of
     the last thirty days under other prices of a bad answer.
     """
-    found = with_gateway(lambda gateway: gateway.call("GET", "/v1/quality"))
+    report = with_gateway(lambda gateway: gateway.call("GET", "/v1/quality"))
     if out.is_terminal:
-        state = "frozen" if found["frozen"] else "learning"
-        shown = [("tenant", f"{found['owner']}, {state}"), ("table", found["table_date"])]
-        if (judge := found.get("judge")) is not None:
-            shown.append(("judge", _judge(judge)))
-        facts(shown, indent=0)
-    rows(("model", "ability", "from", "signals", "other tenants"), map(_model, found["models"]))
-    if found["calibration"]:
-        _caption("rated answers by expected quality; # were found good, | was expected")
-        rows(("expected", "good", "signals", ""), map(_point, found["calibration"]))
-    if any(one["models"] for one in found["prices"]):
-        _caption("the last thirty days, had a useless answer cost")
-        rows(("this much", "money", "bad answers", "models"), map(_price, found["prices"]))
+        state = "frozen" if report["frozen"] else "learning"
+        pairs = [("tenant", f"{report['owner']}, {state}"), ("table", report["table_date"])]
+        if (judge := report.get("judge")) is not None:
+            pairs.append(("judge", _judge_summary(judge)))
+        print_pairs(pairs, indent=0)
+    print_table(
+        ("model", "ability", "from", "signals", "other tenants"), map(_model_row, report["models"])
+    )
+    if report["calibration"]:
+        _caption(
+            "rated answers by expected quality: # is the share found good, | the expected share"
+        )
+        print_table(
+            ("expected", "good", "signals", ""), map(_calibration_row, report["calibration"])
+        )
+    if any(price["models"] for price in report["prices"]):
+        _caption("the last thirty days under other prices of a bad answer")
+        print_table(("price", "cost", "bad answers", "models"), map(_price_row, report["prices"]))
 
 
 @app.command()
@@ -51,7 +57,7 @@ def export() -> None:
 def reset() -> None:
     """Delete all signals of your tenant."""
     _post("/v1/quality/reset", None)
-    out.print("forgotten")
+    out.print("signals deleted")
 
 
 @app.command()
@@ -83,15 +89,15 @@ def feedback(
     """Rate an answer, so that the router learns from it."""
     given = {"score": score, "better_request_id": better, "comment": comment}
     body = {name: value for name, value in given.items() if value is not None}
-    found = with_gateway(
+    result = with_gateway(
         lambda gateway: gateway.call("POST", "/v1/feedback", {"request_id": request_id, **body})
     )
-    if found["learned"]:
+    if result["learned"]:
         out.print("learned")
-    elif found["scores"]:
-        out.print("noted; nothing is learned while your tenant is frozen (`moyin quality thaw`)")
+    elif result["scores"]:
+        out.print("stored; your tenant is frozen, so nothing was learned (`moyin quality thaw`)")
     else:
-        out.print("noted; the request named its model")
+        out.print("stored; nothing was learned, because the request named its model")
 
 
 def _post(path: str, body: Any) -> None:
@@ -103,13 +109,13 @@ def _post(path: str, body: Any) -> None:
 
 
 def _caption(text: str) -> None:
-    """Say, to a person, what the next table shows."""
+    """Print the caption of the next table on a terminal."""
     if out.is_terminal:
         out.print(f"\n[dim]{text}[/]")
 
 
-def _judge(judge: dict[str, Any]) -> str:
-    """Return what the judge found this month, and for operators what it cost."""
+def _judge_summary(judge: dict[str, Any]) -> str:
+    """Return the judge's results of this month; for operators also their cost."""
     text = f"{judge['judged']} judged this month, {judge['agreed']} agreed"
     if judge.get("usd_per_month") is None:
         return text
@@ -117,36 +123,37 @@ def _judge(judge: dict[str, Any]) -> str:
     return f"{text}, {spent} of ${judge['usd_per_month']:g} spent"
 
 
-def _model(one: dict[str, Any]) -> tuple[str, ...]:
+def _model_row(model: dict[str, Any]) -> tuple[str, ...]:
     ability = ""
-    if one["ability"] is not None:
+    if model["ability"] is not None:
         kinds = "".join(
-            f", {kind} {known['ability']:+.1f}" for kind, known in sorted(one["kinds"].items())
+            f", {kind} {estimate['ability']:+.1f}"
+            for kind, estimate in sorted(model["kinds"].items())
         )
-        ability = f"{one['ability']:+.1f} ± {one['spread']:.1f}{kinds}"
-    counts = sorted(one["signals"].items(), key=lambda item: -item[1])
+        ability = f"{model['ability']:+.1f} ± {model['spread']:.1f}{kinds}"
+    counts = sorted(model["signals"].items(), key=lambda item: -item[1])
     return (
-        one["model"],
+        model["model"],
         ability,
-        one["source"].removeprefix(f"{one['model']}, "),
+        model["source"].removeprefix(f"{model['model']}, "),
         ", ".join(f"{kind} {count:g}" for kind, count in counts),
-        ", ".join(f"{kind} {level:+.1f}" for kind, level in sorted(one["shared"].items())),
+        ", ".join(f"{kind} {level:+.1f}" for kind, level in sorted(model["shared"].items())),
     )
 
 
-def _price(one: dict[str, Any]) -> tuple[str, ...]:
+def _price_row(price: dict[str, Any]) -> tuple[str, ...]:
     return (
-        f"${one['usd_per_bad_answer']:g}",
-        f"${one['cost_usd']:.4f}",
-        f"{one['bad_answers']:.1f}",
-        ", ".join(f"{model} {count}" for model, count in one["models"].items()),
+        f"${price['usd_per_bad_answer']:g}",
+        f"${price['cost_usd']:.4f}",
+        f"{price['bad_answers']:.1f}",
+        ", ".join(f"{model} {count}" for model, count in price["models"].items()),
     )
 
 
-def _point(point: dict[str, Any]) -> tuple[str, ...]:
-    """A row of the reliability curve: `#` is what was good, `|` what was expected."""
-    bar = ["#" if place < round(point["good"] * _BAR) else "." for place in range(_BAR)]
-    bar[min(int(point["expected"] * _BAR), _BAR - 1)] = "|"
+def _calibration_row(point: dict[str, Any]) -> tuple[str, ...]:
+    """Return a row of the calibration: `#` fills the share found good, `|` marks the expected."""
+    bar = ["#" if place < round(point["good"] * _BAR_WIDTH) else "." for place in range(_BAR_WIDTH)]
+    bar[min(int(point["expected"] * _BAR_WIDTH), _BAR_WIDTH - 1)] = "|"
     return (
         f"{point['from']:.1f} to {point['to']:.1f}",
         f"{point['good']:.2f}",

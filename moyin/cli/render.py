@@ -1,4 +1,4 @@
-"""``moyin render``: a graph in, pictures out."""
+"""Implements ``moyin render``, which renders a graph or template and saves the pictures."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from moyin.cli.following import follow, make_folder, save_artifacts
+from moyin.cli.following import create_folder, follow, save_artifacts
 from moyin.cli.screen import errors, out
-from moyin.cli.session import end_with, with_gateway
+from moyin.cli.session import exit_unless_succeeded, with_gateway
 from moyin.client.gateway import GatewayClient
 from moyin.errors import StackError
 
@@ -39,13 +39,13 @@ def render(
     ] = None,
 ) -> None:
     """Render a graph or a template. Prints the Task ID at once, then the path of each picture."""
-    body: dict[str, Any] = {"kind": "render", **_asked(graph, template)}
+    body: dict[str, Any] = {"kind": "render", **_job_source(graph, template)}
     if priority is not None:
         body["priority"] = priority
-    # Before the job is: a picture that was rendered would have nowhere to go.
-    make_folder(output)
+    # Checked before the job is submitted, so that no render is wasted.
+    create_folder(output)
     if inputs:
-        body["inputs"] = dict(map(_input, inputs))
+        body["inputs"] = dict(map(_parse_input, inputs))
     if pool is not None:
         body["pool"] = pool
 
@@ -53,29 +53,34 @@ def render(
         job = await submit_and_follow(gateway, body)
         for path in await save_artifacts(gateway, job, output):
             out.print(f"  [bold]{path}[/]" if out.is_terminal else str(path))
-        end_with(job)
+        exit_unless_succeeded(job)
 
     with_gateway(work)
 
 
-def _asked(graph: Path | None, template: str | None) -> dict[str, Any]:
-    """
+def _job_source(graph: Path | None, template: str | None) -> dict[str, Any]:
+    """Return the job's member that contains the graph or names the template.
+
     Raises:
-        StackError: neither is given, or both.
+        StackError: neither or both are given.
     """
     if (graph is None) == (template is None):
-        raise StackError("give a graph's file or --template NAME (`GET /templates` lists them)")
+        raise StackError(
+            "give either a graph's file or --template NAME (`GET /templates` lists them)"
+        )
     return {"workflow": load_graph(graph)} if graph is not None else {"template": template}
 
 
-def _input(text: str) -> tuple[str, Any]:
-    """``width=512`` is a number, ``prompt=sea`` a text, and so is ``prompt='"512"'``.
+def _parse_input(text: str) -> tuple[str, Any]:
+    """Parse NAME=VALUE: the value is JSON if it is valid JSON, otherwise text.
+
+    ``width=512`` is a number; ``prompt=sea`` and ``prompt='"512"'`` are texts.
 
     Raises:
-        StackError: there is no ``=``.
+        StackError: the ``=`` is missing.
     """
-    name, given, value = text.partition("=")
-    if not given:
+    name, separator, value = text.partition("=")
+    if not separator:
         raise StackError(f"--input {text}: must be NAME=VALUE")
     try:
         return name, json.loads(value)
@@ -84,14 +89,15 @@ def _input(text: str) -> tuple[str, Any]:
 
 
 def load_graph(path: Path) -> dict[str, Any]:
-    """
+    """Load a graph from a JSON file.
+
     Raises:
-        StackError: the file is not there, no JSON, or not in ComfyUI's API format.
+        StackError: the file does not exist, is not JSON, or is not in ComfyUI's API format.
     """
     try:
         graph = json.loads(path.read_text())
     except FileNotFoundError:
-        raise StackError(f"{path}: there is no such file") from None
+        raise StackError(f"the graph file {path} does not exist") from None
     except (OSError, ValueError) as error:
         raise StackError(f"{path} cannot be read as JSON: {error}") from error
     if isinstance(graph, dict) and isinstance(graph.get("nodes"), list):
@@ -102,7 +108,7 @@ def load_graph(path: Path) -> dict[str, Any]:
 
 
 async def submit_and_follow(gateway: GatewayClient, body: dict[str, Any]) -> dict[str, Any]:
-    """Submit a job, print its id at once, follow it to its end and say why, if it failed."""
+    """Submit a job, print its id, follow it to its end, and print the reason if it failed."""
     job = await gateway.call("POST", "/jobs", body)
     out.print(f"  task [bold]{job['id']}[/]" if out.is_terminal else job["id"])
     done = await follow(gateway, job["id"])

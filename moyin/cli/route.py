@@ -1,4 +1,4 @@
-"""``moyin route``: which model would answer a prompt, and why."""
+"""Implements ``moyin route``, which explains the routing decision for a prompt."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from moyin.cli.screen import errors, facts, out, print_json, rows
+from moyin.cli.screen import errors, out, print_json, print_pairs, print_table
 from moyin.cli.session import with_gateway
 from moyin.client.gateway import GatewayClient
 from moyin.text.quality.wording import chance_text
@@ -51,38 +51,38 @@ def route(
     if as_json:
         print_json(decision)
     else:
-        _print(decision)
+        _print_decision(decision)
     if decision["error"] is not None:
         errors.print(f"{decision['error']['code']}: {decision['error']['message']}", markup=False)
         raise typer.Exit(1)
 
 
-def _print(decision: dict[str, Any]) -> None:
+def _print_decision(decision: dict[str, Any]) -> None:
     request = decision["quality"]
     if out.is_terminal:
         if request is not None:
-            facts([("request", _described(request))], indent=0)
+            print_pairs([("request", _describe_request(request))], indent=0)
         if decision["route"] is not None:
-            facts([("chosen", decision["route"])], indent=0)
-        if (tried := decision["explore"]["tried"]) is not None:
+            print_pairs([("chosen", decision["route"])], indent=0)
+        if (exploration := decision["explore"]["tried"]) is not None:
             share = f"{decision['explore']['share']:.1%} of such requests"
-            facts([("tries", f"{tried['model']} on {share}")], indent=0)
+            print_pairs([("tries", f"{exploration['model']} on {share}")], indent=0)
     refused = (
-        (one["model"], one["backend"], "", "", "", "", "", "", f"out: {one['reason']}")
-        for one in decision["refused"]
+        (refusal["model"], refusal["backend"], *[""] * 6, f"out: {refusal['reason']}")
+        for refusal in decision["refused"]
     )
-    lines = [*map(_line, decision["candidates"]), *refused]
+    lines = [*map(_candidate_row, decision["candidates"]), *refused]
     if not out.is_terminal:
-        rows(_COLUMNS, lines)
+        print_table(_COLUMNS, lines)
         return
-    # Reasons are sentences: beside eight columns they would be broken into single words.
-    weighed = [line[:-1] for line in lines[: len(decision["candidates"])]]
-    if weighed:
-        rows(_COLUMNS[:-1], weighed)
-    facts(((line[0], line[-1]) for line in lines), indent=0)
+    # Reasons are sentences, which beside eight columns would wrap after every word.
+    candidates = [line[:-1] for line in lines[: len(decision["candidates"])]]
+    if candidates:
+        print_table(_COLUMNS[:-1], candidates)
+    print_pairs(((line[0], line[-1]) for line in lines), indent=0)
 
 
-def _described(request: dict[str, Any]) -> str:
+def _describe_request(request: dict[str, Any]) -> str:
     return (
         f"{request['kind']}, language {request['language']}, "
         f"difficulty {request['difficulty']:+.1f} ± {request['spread']:.1f}; "
@@ -90,9 +90,9 @@ def _described(request: dict[str, Any]) -> str:
     )
 
 
-def _line(candidate: dict[str, Any]) -> tuple[str, ...]:
+def _candidate_row(candidate: dict[str, Any]) -> tuple[str, ...]:
     expected, quality = candidate["expected"], candidate["quality"]
-    estimate = ("", "", "") if quality is None else _estimate(quality)
+    estimate = ("", "", "") if quality is None else _estimate_columns(quality)
     return (
         candidate["model"],
         candidate["backend"],
@@ -104,7 +104,7 @@ def _line(candidate: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _estimate(quality: dict[str, Any]) -> tuple[str, str, str]:
+def _estimate_columns(quality: dict[str, Any]) -> tuple[str, str, str]:
     signals = quality["signals"]
     basis = f"{quality['basis']}, {signals} signals" if signals else quality["basis"]
     return chance_text(quality["p_good"]), chance_text(quality["p_good_low"]), basis

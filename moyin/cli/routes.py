@@ -1,4 +1,4 @@
-"""``moyin routes``: what services behind the reverse proxy need to know."""
+"""Implements ``moyin routes``, which prints the secrets of services behind the reverse proxy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from moyin.cli.screen import errors, out
 from moyin.errors import StackError
 from moyin.settings import Settings
-from moyin.stack.apps import deployed_from, load_serve_config
+from moyin.stack.apps import last_deployed_file, load_serve_config
 from moyin.stack.options import Options
 
 __all__ = ["app"]
@@ -19,7 +19,7 @@ app = typer.Typer(help="Services behind the reverse proxy.", no_args_is_help=Tru
 
 @app.callback()
 def _routes() -> None:
-    """Keeps ``secret`` a command of its own while it is the only one."""
+    """Make ``secret`` a subcommand, although it is the only one."""
 
 
 @app.command()
@@ -27,22 +27,23 @@ def secret(
     name: Annotated[str, typer.Argument(help="The route's name in serve_config.yaml.")],
 ) -> None:
     """Print the secret with which a service verifies `x-moyin-identity` (a JWT, HS256)."""
-    # Brings the whole proxy along, which no other command needs.
+    # Imported here, because only this command needs the proxy.
     from moyin.proxy.identity import route_secret
 
-    _check(name)
+    _warn_if_unknown(name)
     out.print(route_secret(Settings().signing_key(), name))
 
 
-def _check(name: str) -> None:
-    """Warn of a name that may be a slip: its secret would fit nothing, and the service refuse all.
+def _warn_if_unknown(name: str) -> None:
+    """Warn of a route name that the deployed configuration does not contain.
 
-    Only a warning, since a service may learn its secret before anybody writes its route down.
+    A mistyped name gives a secret with which the service rejects every request. It is only a
+    warning, because a service may be set up before its route is deployed.
     """
     options = Options.read()
-    path = deployed_from(options)
+    path = last_deployed_file(options)
     if path is None or not path.is_file():
-        return  # Serve has it from somewhere else
+        return  # The configuration was deployed by other means.
     try:
         config = load_serve_config(path, options.ports)
         known = {
@@ -52,7 +53,7 @@ def _check(name: str) -> None:
             for route in (deployment.get("user_config") or {}).get("routes") or ()
         }
     except (StackError, AttributeError, LookupError, TypeError):
-        return  # not valid, which `moyin deploy` tells better
+        return  # `moyin deploy` reports an invalid configuration.
     if name not in known:
-        told = ", ".join(sorted(known)) or "none"
-        errors.print(f"note: {path} has no route {name!r}; there are: {told}", markup=False)
+        names = ", ".join(sorted(known)) or "none"
+        errors.print(f"note: {path} has no route {name!r}; its routes: {names}", markup=False)

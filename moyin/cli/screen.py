@@ -1,4 +1,4 @@
-"""What goes to the terminal. Piped output is plain: no colours, no boxes, tabs between columns."""
+"""Prints to the terminal. Piped output is plain: no colours or boxes, tab-separated columns."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["errors", "facts", "out", "print_json", "rows"]
+__all__ = ["errors", "out", "print_json", "print_pairs", "print_table"]
 
 out = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def rows(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
-    """A table for a person; tab-separated lines without a heading for a program."""
+def print_table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+    """Print a table on a terminal, or tab-separated lines without a heading into a pipe."""
     if not out.is_terminal:
         for line in lines:
             sys.stdout.write("\t".join(line) + "\n")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
-        # The first one is what other commands are given: no line may cut an id in two.
+        # The first column is copied into other commands, so an id must not be wrapped.
         table.add_column(column, overflow="fold", no_wrap=number == 0)
     for line in lines:
         table.add_row(*line)
     out.print(table)
 
 
-def facts(pairs: Iterable[tuple[str, str]], *, indent: int = 2) -> None:
-    """Names and values, aligned."""
-    listed = list(pairs)
-    width = max((len(name) for name, _ in listed), default=0)
-    for name, value in listed:
+def print_pairs(pairs: Iterable[tuple[str, str]], *, indent: int = 2) -> None:
+    """Print names and values in two aligned columns."""
+    pairs = list(pairs)
+    width = max((len(name) for name, _ in pairs), default=0)
+    for name, value in pairs:
         out.print(f"{' ' * indent}[dim]{name:<{width}}[/]  {escape(value)}")
 
 
 def print_json(value: Any) -> None:
-    """JSON, in colours when a person looks."""
+    """Print JSON, with colours on a terminal."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     if out.is_terminal:
         out.print_json(text)

@@ -14,14 +14,20 @@ from moyin.settings import Settings
 from moyin.stack.layout import Layout
 from moyin.stack.profile import Profile, load
 
-__all__ = ["JOB_DID_NOT_SUCCEED", "end_with", "open_gateway", "profile", "with_gateway"]
+__all__ = [
+    "JOB_DID_NOT_SUCCEED",
+    "exit_unless_succeeded",
+    "load_profile",
+    "open_gateway",
+    "with_gateway",
+]
 
 T = TypeVar("T")
-# Exit statuses: 0 done, 1 an error (also when the stack is down), 2 wrong usage, and this one.
+# The other exit statuses are 0 done, 1 an error (also if the stack is down) and 2 wrong usage.
 JOB_DID_NOT_SUCCEED = 3
 
 
-def profile() -> Profile:
+def load_profile() -> Profile:
     """Load the profile.
 
     Raises:
@@ -41,13 +47,13 @@ def with_gateway(work: Callable[[GatewayClient], Awaitable[T]]) -> T:
     """Run ``work`` with a client of the profile's gateway."""
 
     async def session() -> T:
-        async with open_gateway(profile()) as gateway:
+        async with open_gateway(load_profile()) as gateway:
             return await work(gateway)
 
     return asyncio.run(session())
 
 
-def end_with(job: dict[str, Any]) -> None:
-    """Exit with a status of its own unless the job succeeded."""
+def exit_unless_succeeded(job: dict[str, Any]) -> None:
+    """Exit with status 3 unless the job succeeded."""
     if job["status"] != "succeeded":
         raise typer.Exit(JOB_DID_NOT_SUCCEED)

@@ -1,4 +1,4 @@
-"""``moyin up``, ``down``, ``deploy``, ``status``, ``doctor``, ``logs``, ``switches``."""
+"""Implements ``moyin up``, ``down``, ``deploy``, ``status``, ``doctor``, ``logs`` and ``ray-env``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Annotated
 
 import typer
 
-from moyin.cli.screen import errors, facts, out, print_json, rows
-from moyin.cli.stack_view import Starting, print_ready, print_state
+from moyin.cli.screen import errors, out, print_json, print_pairs, print_table
+from moyin.cli.stack_view import StartProgress, print_ready, print_state
 from moyin.domain.serialization import to_plain
 from moyin.errors import StackError
 from moyin.stack import apps, launch, ray
 from moyin.stack.daemon import serve
-from moyin.stack.doctor import Verdict, examine
-from moyin.stack.memory import usage
+from moyin.stack.doctor import Verdict, run_checks
+from moyin.stack.memory import memory_usage
 from moyin.stack.options import Options
 from moyin.stack.ports import Ports
 from moyin.stack.state import Phase
@@ -28,28 +28,30 @@ from moyin.system.logfile import tail
 
 __all__ = ["register"]
 
-PortBase = Annotated[
+PortBaseOption = Annotated[
     int | None,
     typer.Option(
         "--port-base", help="Move all ports: the gateway takes this one, the others follow."
     ),
 ]
-Config = Annotated[
+ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", help="App configuration to deploy (default: serve_config.yaml)."),
 ]
-_COLOURS = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "red"}
+_VERDICT_COLOURS = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "red"}
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands at the top level."""
-    for command in (up, down, deploy, status, doctor, logs, switches):
+    for command in (up, down, deploy, status, doctor, logs, ray_env):
         app.command()(command)
+    # The previous name of `ray-env`, kept for one version.
+    app.command("switches", hidden=True)(ray_env)
 
 
 def up(
-    port_base: PortBase = None,
-    config: Config = None,
+    port_base: PortBaseOption = None,
+    config: ConfigOption = None,
     foreground: Annotated[
         bool,
         typer.Option("--foreground", help="Stay in the foreground, for systemd and containers."),
@@ -60,12 +62,12 @@ def up(
     if foreground:
         serve(options)
         return
-    state = launch.running(options)
+    state = launch.read_running_state(options)
     if state is not None and state.phase in (Phase.READY, Phase.DEGRADED):
         out.print(f"Moyin is up already: {state.addresses['gateway']} (see `moyin status`)")
         return
-    with Starting() as starting:
-        state = launch.up(options, starting.update)
+    with StartProgress() as progress:
+        state = launch.up(options, progress.update)
     print_ready(options, state)
 
 
@@ -74,9 +76,9 @@ def down() -> None:
     options = Options.read()
     started = time.monotonic()
     with errors.status("stopping …") if errors.is_terminal else nullcontext():
-        ran = launch.down(options)
+        was_running = launch.down(options)
     seconds = time.monotonic() - started
-    out.print(f"Moyin is down after {seconds:.1f} s" if ran else "Moyin was not running")
+    out.print(f"Moyin is down after {seconds:.1f} s" if was_running else "Moyin was not running")
 
 
 def deploy(
@@ -89,26 +91,26 @@ def deploy(
 ) -> None:
     """Deploy the app configuration; hot-reloadable settings apply without downtime."""
     running = Options.read()
-    state = launch.running(running)
+    state = launch.read_running_state(running)
     if state is None:
-        raise StackError("Moyin is not running: `moyin up` deploys the apps as well")
+        raise StackError("Moyin is not running: `moyin up` starts it and deploys the apps")
     ports = Ports(**state.ports)
     if config is None and "MOYIN_SERVE_CONFIG" not in os.environ:
-        config = apps.deployed_from(running)
+        config = apps.last_deployed_file(running)
     options = Options.read({**os.environ, **ports.environ()}, serve_config=config)
-    with errors.status("deploying …") if errors.is_terminal else nullcontext() as shown:
+    with errors.status("deploying …") if errors.is_terminal else nullcontext() as spinner:
         apps.load_serve_config(options.serve_config, ports)
-        if found := apps.problems(options.serve_config):
-            raise StackError(f"{options.serve_config} is not valid: {'; '.join(found)}")
+        if problems := apps.find_problems(options.serve_config):
+            raise StackError(f"{options.serve_config} is not valid: {'; '.join(problems)}")
 
-        def told(text: str) -> None:
-            if shown is not None:
-                shown.update(f"deploying … {text}")
+        def on_progress(text: str) -> None:
+            if spinner is not None:
+                spinner.update(f"deploying … {text}")
             else:
                 errors.print(text, markup=False)
 
-        asyncio.run(apps.deploy(options, told))
-    out.print(f"{options.serve_config.name} is in force")
+        asyncio.run(apps.deploy(options, on_progress))
+    out.print(f"{options.serve_config.name} is deployed")
 
 
 def status(
@@ -119,15 +121,15 @@ def status(
 ) -> None:
     """Show the state of all services; exit 1 unless they are ready."""
     options = Options.read()
-    state = launch.running(options)
+    state = launch.read_running_state(options)
     if state is None:
         out.print('{"phase": "stopped"}' if as_json else "Moyin is not running")
         raise typer.Exit(1)
     if as_json:
-        shown = to_plain(state)
+        plain = to_plain(state)
         if memory:
-            shown["memory"] = usage(options)
-        print_json(shown)
+            plain["memory"] = memory_usage(options)
+        print_json(plain)
     else:
         print_state(options, state)
         if memory:
@@ -138,14 +140,17 @@ def status(
 
 def doctor() -> None:
     """Check this machine for problems; exit 1 if any are found."""
-    checks = list(examine(Options.read()))
+    checks = list(run_checks(Options.read()))
     if out.is_terminal:
-        rows(
+        print_table(
             ("", "check", "found", "what to do"),
-            [(f"[{_COLOURS[c.verdict]}]{c.verdict}[/]", c.name, c.found, c.advice) for c in checks],
+            [
+                (f"[{_VERDICT_COLOURS[c.verdict]}]{c.verdict}[/]", c.name, c.found, c.advice)
+                for c in checks
+            ],
         )
     else:
-        rows((), [(c.verdict, c.name, c.found, c.advice) for c in checks])
+        print_table((), [(c.verdict, c.name, c.found, c.advice) for c in checks])
     if any(check.verdict == Verdict.FAIL for check in checks):
         raise typer.Exit(1)
 
@@ -163,9 +168,9 @@ def logs(
     if not path.is_file():
         paths = layout.app_logs(name)
         if not paths:
-            known = {*(p.stem for p in layout.logs.glob("*.log")), *layout.logged_apps()}
+            known = {*(p.stem for p in layout.logs.glob("*.log")), *layout.apps_with_logs()}
             raise StackError(
-                f"there is no log {name!r}; there are: {', '.join(sorted(known)) or 'none yet'}"
+                f"there is no log {name!r}; available: {', '.join(sorted(known)) or 'none yet'}"
             )
         path = paths[-1]
     for line in tail(path, lines):
@@ -174,17 +179,17 @@ def logs(
         _follow(path)
 
 
-def switches() -> None:
-    """Print the environment variables that Ray needs, for `eval` before `ray start`."""
-    for name, value in ray.switches().items():
+def ray_env() -> None:
+    """Print the environment variables that a Ray node needs, for `eval` before `ray start`."""
+    for name, value in ray.ray_environ().items():
         print(f"export {name}={shlex.quote(value)}")
 
 
 def _print_memory(options: Options) -> None:
-    used = usage(options)
+    used = memory_usage(options)
     out.print("[dim]memory[/]")
     shown = [*sorted(used.items(), key=lambda item: -item[1]), ("together", sum(used.values()))]
-    facts(((name, f"{size / 2**20:6.0f} MiB") for name, size in shown), indent=4)
+    print_pairs(((name, f"{size / 2**20:6.0f} MiB") for name, size in shown), indent=4)
 
 
 def _follow(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How the state of the stack looks while it starts, and afterwards."""
+"""Displays the state of the stack while it starts, and afterwards."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from moyin.cli.screen import errors, facts, out
+from moyin.cli.screen import errors, out, print_pairs
 from moyin.stack.options import Options
 from moyin.stack.profile import load
 from moyin.stack.state import Part, PartStatus, Phase, StackState
 
-__all__ = ["Starting", "print_ready", "print_state"]
+__all__ = ["StartProgress", "print_ready", "print_state"]
 
-_NAMES = {"valkey": "Valkey", "temporal": "Temporal", "ray": "Ray", "apps": "apps"}
-_COLOURS = {
+_PART_NAMES = {"valkey": "Valkey", "temporal": "Temporal", "ray": "Ray", "apps": "apps"}
+_STATUS_COLOURS = {
     PartStatus.UP: "green",
     PartStatus.FAILED: "red",
     PartStatus.BACKING_OFF: "yellow",
     PartStatus.STARTING: "cyan",
 }
-_PHASES = {Phase.READY: "green", Phase.FAILED: "red", Phase.DEGRADED: "yellow"}
+_PHASE_COLOURS = {Phase.READY: "green", Phase.FAILED: "red", Phase.DEGRADED: "yellow"}
 
 
-class Starting:
-    """A list of what is starting: live on a terminal, a line per change elsewhere."""
+class StartProgress:
+    """Shows the progress of a start: live on a terminal, otherwise one line per change."""
 
     def __init__(self) -> None:
         self._live = Live(console=errors, refresh_per_second=10, transient=True)
         self._spinner = Spinner("dots", style="cyan")
-        self._seen: dict[str, PartStatus] = {}
+        self._last_status: dict[str, PartStatus] = {}
         self._started: dict[str, float] = {}
 
     def __enter__(self) -> Self:
@@ -53,44 +53,48 @@ class Starting:
 
     def update(self, state: StackState) -> None:
         if errors.is_terminal:
-            self._live.update(self._screen(state))
+            self._live.update(self._render(state))
             return
         for name, part in state.parts.items():
-            if self._seen.get(name) != part.status:
-                self._seen[name] = part.status
+            if self._last_status.get(name) != part.status:
+                self._last_status[name] = part.status
                 if part.status not in (PartStatus.WAITING, PartStatus.STOPPED):
                     detail = f": {part.detail}" if part.detail else ""
-                    errors.print(f"{_NAMES.get(name, name)} {part.status}{detail}", markup=False)
+                    errors.print(
+                        f"{_PART_NAMES.get(name, name)} {part.status}{detail}", markup=False
+                    )
 
-    def _screen(self, state: StackState) -> RenderableType:
+    def _render(self, state: StackState) -> RenderableType:
         table = Table(box=None, pad_edge=False, show_header=False)
         for name, part in state.parts.items():
-            table.add_row("", self._mark(part), _NAMES.get(name, name), Text(_told(part)))
+            table.add_row(
+                "", self._status_mark(part), _PART_NAMES.get(name, name), Text(_detail(part))
+            )
         seconds = time.time() - state.started_at
         return Group(Text(f"Moyin is starting … {seconds:.0f} s", style="bold"), table)
 
-    def _mark(self, part: Part) -> RenderableType:
+    def _status_mark(self, part: Part) -> RenderableType:
         if part.status == PartStatus.STARTING:
             return self._spinner
         marks = {PartStatus.UP: "✓", PartStatus.FAILED: "✗", PartStatus.BACKING_OFF: "↻"}
-        return Text(marks.get(part.status, "·"), style=_COLOURS.get(part.status, "dim"))
+        return Text(marks.get(part.status, "·"), style=_STATUS_COLOURS.get(part.status, "dim"))
 
 
 def print_ready(options: Options, state: StackState) -> None:
-    """What a person needs once the stack is up; the key only when it is new."""
+    """Print the addresses of a stack that is ready, and its first API key the first time."""
     seconds = f" after {state.ready_after:.1f} s" if state.ready_after is not None else ""
     out.print(f"[bold green]Moyin is up[/]{seconds}")
     pairs = list(state.addresses.items())
-    if not options.layout.key_shown.exists():
-        options.layout.key_shown.touch()
+    if not options.layout.key_shown_marker.exists():
+        options.layout.key_shown_marker.touch()
         pairs.append(("api key", load(options.layout.profile, {}).api_key))
-        pairs.append(("", f"shown once; the command line keeps it in {options.layout.profile}"))
-    facts([*pairs, *_remarks(options, state), ("stop", "moyin down")])
+        pairs.append(("", f"shown once; the command line stores it in {options.layout.profile}"))
+    print_pairs([*pairs, *_remarks(options, state), ("stop", "moyin down")])
 
 
 def print_state(options: Options, state: StackState) -> None:
-    """Parts, addresses and remarks."""
-    colour = _PHASES.get(state.phase, "cyan")
+    """Print the parts of the stack, its addresses and remarks."""
+    colour = _PHASE_COLOURS.get(state.phase, "cyan")
     out.print(f"[bold {colour}]{state.phase}[/]  (supervisor {state.pid})")
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("", "part", "status", "for", "pid", "restarts", ""):
@@ -98,23 +102,23 @@ def print_state(options: Options, state: StackState) -> None:
     for name, part in state.parts.items():
         table.add_row(
             "",
-            _NAMES.get(name, name),
-            Text(part.status, style=_COLOURS.get(part.status, "dim")),
+            _PART_NAMES.get(name, name),
+            Text(part.status, style=_STATUS_COLOURS.get(part.status, "dim")),
             _duration(time.time() - part.since),
             str(part.pid or ""),
             str(part.restarts or ""),
             part.detail,
         )
     out.print(table)
-    facts([*state.addresses.items(), *_remarks(options, state)])
+    print_pairs([*state.addresses.items(), *_remarks(options, state)])
 
 
 def _remarks(options: Options, state: StackState) -> list[tuple[str, str]]:
-    token = ("ray token", f"in {options.layout.ray_token} (the dashboard asks for it)")
+    token = ("ray token", f"in {options.layout.ray_token} (the dashboard requires it)")
     return [token, *(("note", note) for note in state.notes)]
 
 
-def _told(part: Part) -> str:
+def _detail(part: Part) -> str:
     return part.detail or ("" if part.status == PartStatus.UP else str(part.status))
 
 

@@ -1,5 +1,5 @@
-"""The embedded stack: Valkey, Temporal, Ray and our Serve apps as one supervised thing.
+"""Runs Valkey, Temporal, Ray and the Serve apps of one machine under a supervisor.
 
-`launch.up` starts a supervisor process that owns the others; they die with it, and every process
-below it carries ``MOYIN_STACK=<data folder>`` in its environment, so that nothing is left behind.
+`launch.up` starts the supervisor process. It owns the other processes, which end with it. Each of
+them carries ``MOYIN_STACK=<data folder>`` in its environment, so that leftovers can be found.
 """

@@ -1,4 +1,7 @@
-"""Deploying serve_config.yaml: what `serve deploy` does, without the second it takes to start."""
+"""Deploys serve_config.yaml to Serve through Ray's REST API.
+
+It does the same as `serve deploy`, which takes a second to start.
+"""
 
 from __future__ import annotations
 
@@ -16,40 +19,40 @@ from moyin.errors import StackError
 from moyin.stack.layout import explain_os_errors, replace_file
 from moyin.stack.options import Options
 from moyin.stack.ports import Ports
-from moyin.stack.ray import dashboard, token
-from moyin.stack.web import call
+from moyin.stack.ray import api_token, dashboard_url
+from moyin.stack.web import send_request
 
 __all__ = [
+    "delete_apps",
     "deploy",
-    "deployed_from",
+    "find_isolated_pools",
+    "find_problems",
+    "last_deployed_file",
     "load_serve_config",
-    "problems",
     "redeploy",
-    "strict_pools",
-    "withdraw",
 ]
 
 _POLL_SECONDS = 0.2
 _WITHDRAW_SECONDS = 8.0
 _VALIDATE_SECONDS = 120.0
-# The last line of every error of pydantic's.
-_PYDANTICS_ADVICE = "For further information visit "
+# Every error of pydantic ends with a line that starts so.
+_PYDANTIC_ADVICE = "For further information visit "
 
 
 def load_serve_config(path: Path, ports: Ports) -> dict[str, Any]:
-    """The file's content, with the doors at this stack's ports.
+    """Load the app configuration and set its HTTP and gRPC ports to those of this stack.
 
     Raises:
-        StackError: it is not there, not YAML, or not of the shape that Serve and we count on.
+        StackError: the file is missing, is not YAML, or lacks a required field.
     """
     try:
         config = yaml.safe_load(path.read_text())
     except FileNotFoundError:
-        raise StackError(f"there is no {path}: name the apps to deploy with --config") from None
+        raise StackError(f"{path} does not exist: name a configuration with --config") from None
     except (OSError, yaml.YAMLError) as error:
         raise StackError(f"{path} cannot be read: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("applications"), list):
-        raise StackError(f"{path} has no list of applications")
+        raise StackError(f"{path}: applications must be a list")
     for number, app in enumerate(config["applications"]):
         if not isinstance(app, dict) or not isinstance(app.get("name"), str):
             raise StackError(f"{path}: applications.{number}.name is missing")
@@ -61,14 +64,15 @@ def load_serve_config(path: Path, ports: Ports) -> dict[str, Any]:
     return config
 
 
-def strict_pools(path: Path) -> list[str]:
-    """Names of the render pools in the file whose ComfyUIs the kernel is to confine, as it is by
-    default; none where the file can't be read, which `problems` tells of."""
+def find_isolated_pools(path: Path) -> list[str]:
+    """Return the names of the render pools with ``isolation: strict``, which is the default.
+
+    A file that cannot be read gives an empty list; `find_problems` reports the reason.
+    """
     try:
-        found = yaml.safe_load(path.read_text())["applications"]
         pools = [
             app.get("args") or {}
-            for app in found
+            for app in yaml.safe_load(path.read_text())["applications"]
             if app.get("import_path") == "deployments.render.builder:build"
         ]
         return [
@@ -80,11 +84,12 @@ def strict_pools(path: Path) -> list[str]:
         return []
 
 
-def problems(path: Path) -> list[str]:
-    """What is wrong in the file, each with its field; in a process of its own, since it takes Ray.
+def find_problems(path: Path) -> list[str]:
+    """Validate the app configuration and return its problems, each with its field.
 
-    Replicas that run refuse a wrong ``user_config`` in their logs only, so that nobody's typing
-    error takes an app down, and Serve ignores keys that it does not know: both say "deployed".
+    Serve reports "deployed" even if the file is wrong: running replicas reject a wrong
+    ``user_config`` in their logs only, so that a typing error takes no app down, and Serve ignores
+    unknown keys. The check imports Ray, so it runs in a process of its own.
     """
     try:
         done = subprocess.run(
@@ -95,157 +100,163 @@ def problems(path: Path) -> list[str]:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        # Of `up`, which failed already, this must not take the place of its own words.
+        # Not raised: `up` calls this for an error message, and must keep its own reason.
         return [f"{path} could not be checked within {_VALIDATE_SECONDS:g} seconds"]
     if done.returncode == 0:
         return []
-    return done.stdout.splitlines() or [_short(done.stderr.encode())]
+    return done.stdout.splitlines() or [_last_line_of_body(done.stderr.encode())]
 
 
-async def deploy(options: Options, told: Callable[[str], None]) -> None:
-    """Hand the apps to Serve; return when all run and the door is ready.
+async def deploy(options: Options, on_progress: Callable[[str], None]) -> None:
+    """Deploy the app configuration and wait until all apps run and the gateway is ready.
 
     Args:
-        told: gets a line about what is still awaited, at every change.
+        on_progress: called with a line that names the pending apps, whenever it changes.
 
     Raises:
-        StackError: Serve refuses the file, or an app can't start; with Serve's own reason.
+        StackError: Serve rejects the file, or an app cannot start; includes Serve's reason.
     """
     config = load_serve_config(options.serve_config, options.ports)
-    await _hand_over(options, config, told)
+    await _submit(options, config, on_progress)
     layout = options.layout
     with explain_os_errors(layout.run):
         replace_file(layout.serve_config, yaml.safe_dump(config, sort_keys=False).encode())
         replace_file(layout.deployed_from, str(options.serve_config).encode())
 
 
-async def redeploy(options: Options, told: Callable[[str], None]) -> None:
-    """Hand over what `deploy` handed over last, by whomever: Ray has been started again.
+async def redeploy(options: Options, on_progress: Callable[[str], None]) -> None:
+    """Deploy the last deployed configuration again, after Ray was restarted.
 
     Raises:
         StackError: as `deploy`.
     """
-    kept = options.layout.serve_config
-    if not kept.exists():
-        await deploy(options, told)
+    last_config = options.layout.serve_config
+    if not last_config.exists():
+        await deploy(options, on_progress)
         return
-    await _hand_over(options, load_serve_config(kept, options.ports), told)
+    await _submit(options, load_serve_config(last_config, options.ports), on_progress)
 
 
-def deployed_from(options: Options) -> Path | None:
-    """The file that was deployed last over this data folder; None when none was."""
+def last_deployed_file(options: Options) -> Path | None:
+    """Return the path of the configuration deployed last from this data folder, or None."""
     try:
         return Path(options.layout.deployed_from.read_text())
     except FileNotFoundError:
         return None
 
 
-async def _hand_over(options: Options, config: dict[str, Any], told: Callable[[str], None]) -> None:
-    status, answer = await _call(options, "PUT", json.dumps(config).encode(), seconds=60)
+async def _submit(
+    options: Options, config: dict[str, Any], on_progress: Callable[[str], None]
+) -> None:
+    status, body = await _call_serve(options, "PUT", json.dumps(config).encode(), seconds=60)
     if status != 200:
-        raise StackError(f"Serve refuses {options.serve_config.name}: {_short(answer)}")
-    wanted = {app["name"] for app in config["applications"]}
-    before = ""
-    while waiting := await _waiting(options, wanted):
-        why = "; ".join(dict.fromkeys(reason for reason in waiting.values() if reason))
-        text = f"waiting for {', '.join(sorted(waiting))}{why and f': {why}'}"
-        if text != before:
-            told(before := text)
+        raise StackError(f"Serve rejected {options.serve_config.name}: {_last_line_of_body(body)}")
+    names = {app["name"] for app in config["applications"]}
+    last_text = ""
+    while pending := await _find_pending_apps(options, names):
+        reasons = "; ".join(dict.fromkeys(reason for reason in pending.values() if reason))
+        text = f"waiting for {', '.join(sorted(pending))}{reasons and f': {reasons}'}"
+        if text != last_text:
+            on_progress(last_text := text)
         await asyncio.sleep(_POLL_SECONDS)
-    await _door(options, _has_gateway(config), told)
-    told(f"{len(wanted)} apps")
+    await _wait_for_gateway(options, _has_gateway(config), on_progress)
+    on_progress(f"{len(names)} apps")
 
 
-async def withdraw(options: Options) -> None:
-    """Ask Serve to end its replicas, so that they flush what they hold; give up after a while."""
+async def delete_apps(options: Options) -> None:
+    """Ask Serve to stop its replicas, so that they flush their data; give up after 8 seconds."""
     try:
         async with asyncio.timeout(_WITHDRAW_SECONDS):
-            await _call(options, "DELETE", None, seconds=_WITHDRAW_SECONDS)
+            await _call_serve(options, "DELETE", None, seconds=_WITHDRAW_SECONDS)
     except TimeoutError:
         return
 
 
-async def _waiting(options: Options, wanted: set[str]) -> dict[str, str]:
-    """Apps that do not run yet, by name, with what Serve says of why, which is mostly nothing."""
-    status, answer = await _call(options, "GET", None, seconds=10)
+async def _find_pending_apps(options: Options, names: set[str]) -> dict[str, str]:
+    """Return the reason, often empty, by name of each app that does not run yet."""
+    status, body = await _call_serve(options, "GET", None, seconds=10)
     if status != 200:
-        return dict.fromkeys(wanted, "")
-    apps: Mapping[str, Any] = json.loads(answer).get("applications", {})
-    for name in wanted & apps.keys():
+        return dict.fromkeys(names, "")
+    apps: Mapping[str, Any] = json.loads(body).get("applications", {})
+    for name in names & apps.keys():
         if apps[name]["status"] == "DEPLOY_FAILED":
-            raise StackError(f"app {name} cannot start: {_reason(apps[name])}")
+            reason = _last_message(apps[name]) or "no reason given (see `moyin logs ray`)"
+            raise StackError(f"app {name} cannot start: {reason}")
     return {
-        name: _words(apps.get(name, {}))
-        for name in wanted
+        name: _last_message(apps.get(name, {}))
+        for name in names
         if apps.get(name, {}).get("status") != "RUNNING"
     }
 
 
-async def _door(options: Options, has_gateway: bool, told: Callable[[str], None]) -> None:
-    """Wait until the gateway answers; without an app at ``/``, until HAProxy does.
+async def _wait_for_gateway(
+    options: Options, has_gateway: bool, on_progress: Callable[[str], None]
+) -> None:
+    """Wait until the gateway is ready; without an app at ``/``, until HAProxy responds.
 
-    An app of another kind at ``/`` has no /readyz: it is ready when it says so. HAProxy answers 503
-    until it knows the app.
+    HAProxy responds with 503 until it knows the app. Another app than the gateway at ``/`` has no
+    /readyz, so that 404 means ready.
     """
-    before = ""
+    last_text = ""
     while True:
-        text = "waiting for the door"
-        status, answer = await asyncio.to_thread(call, "GET", f"{options.settings.door}/readyz")
+        text = "waiting for the gateway"
+        status, body = await asyncio.to_thread(
+            send_request, "GET", f"{options.settings.door}/readyz"
+        )
         if status in (200, 404) or (status and not has_gateway):
             return
-        if absent := _absent(answer):
-            text += f", which waits for {', '.join(absent)}"
-        if text != before:
-            told(before := text)
+        if failed := _failed_checks(body):
+            text += f", which waits for {', '.join(failed)}"
+        if text != last_text:
+            on_progress(last_text := text)
         await asyncio.sleep(_POLL_SECONDS)
 
 
 def _has_gateway(config: Mapping[str, Any]) -> bool:
-    # Serve's default is the root.
+    # Serve's default for route_prefix is the root.
     return any(app.get("route_prefix", "/") == "/" for app in config["applications"])
 
 
-def _absent(answer: bytes) -> list[str]:
-    """What the gateway can't reach, by its answer to /readyz; nothing while it is not the gateway's."""
+def _failed_checks(body: bytes) -> list[str]:
+    """Return the names of failed checks in a /readyz body; none if HAProxy wrote the body."""
     try:
-        checks = json.loads(answer)["checks"]
-        return sorted(name for name, found in checks.items() if found != "ok")
+        checks = json.loads(body)["checks"]
+        return sorted(name for name, result in checks.items() if result != "ok")
     except (ValueError, LookupError, TypeError, AttributeError):
         return []
 
 
-async def _call(
+async def _call_serve(
     options: Options, method: str, body: bytes | None, *, seconds: float
 ) -> tuple[int, bytes]:
     return await asyncio.to_thread(
-        call,
+        send_request,
         method,
-        f"{dashboard(options)}/api/serve/applications/",
+        f"{dashboard_url(options)}/api/serve/applications/",
         body=body,
-        bearer=token(options),
+        bearer=api_token(options),
         timeout=seconds,
     )
 
 
-def _reason(app: Mapping[str, Any]) -> str:
-    return _words(app) or "no reason given (see `moyin logs ray`)"
-
-
-def _words(app: Mapping[str, Any]) -> str:
-    """The last line of the innermost message, where a traceback says what happened."""
+def _last_message(app: Mapping[str, Any]) -> str:
+    """Return the last line of the innermost message, where a traceback has its error."""
     messages = [str(app.get("message", ""))]
     messages += [str(part.get("message", "")) for part in app.get("deployments", {}).values()]
-    return _last_words("\n".join(messages))
+    return _last_line("\n".join(messages))
 
 
-def _short(answer: bytes) -> str:
-    return _last_words(answer.decode(errors="replace")) or "no reason given"
+def _last_line_of_body(body: bytes) -> str:
+    return _last_line(body.decode(errors="replace")) or "no reason given"
 
 
-def _last_words(text: str) -> str:
-    """The last line that says something; of pydantic's the field, and never the value there."""
+def _last_line(text: str) -> str:
+    """Return the last line that is not empty; of a pydantic error, the field and the problem.
+
+    The value of the field is left out, because it may be a secret.
+    """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if len(lines) > 2 and lines[-1].startswith(_PYDANTICS_ADVICE):
-        field, wrong = lines[-3:-1]
-        return f"{field}: {wrong.partition(' [type=')[0]}"[:500]
+    if len(lines) > 2 and lines[-1].startswith(_PYDANTIC_ADVICE):
+        field, problem = lines[-3:-1]
+        return f"{field}: {problem.partition(' [type=')[0]}"[:500]
     return lines[-1][:500] if lines else ""

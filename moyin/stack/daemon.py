@@ -1,4 +1,4 @@
-"""``python -m moyin.stack.daemon``: the supervisor as a process of its own."""
+"""Runs the supervisor as a process of its own: ``python -m moyin.stack.daemon``."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["main", "serve"]
 
 
 def serve(options: Options) -> None:
-    """Run the supervisor in this process until it is told to stop.
+    """Run the supervisor in this process until SIGTERM or SIGINT.
 
     Raises:
-        StackError: the stack can't be started.
+        StackError: the stack cannot be started.
     """
     os.umask(0o077)
     logging.basicConfig(
@@ -28,7 +28,10 @@ def serve(options: Options) -> None:
 
 
 def main() -> int:
-    """The exit status; `launch.up` reads the reason of a failure from the state file."""
+    """Run the supervisor and return the exit status.
+
+    `launch.up` reads the reason of a failure from the state file.
+    """
     try:
         serve(Options.read())
     except StackError as error:

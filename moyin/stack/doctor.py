@@ -1,4 +1,4 @@
-"""``moyin doctor``: what this machine lacks, and what to do about it."""
+"""Checks this machine for problems that would stop or slow the stack (``moyin doctor``)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from moyin.render.comfyui.bubblewrap import require_confinement
 from moyin.render.comfyui.install import locate
 from moyin.render.templates.catalog import read_folders, template_folders
 from moyin.stack import apps, ray, temporal, valkey
-from moyin.stack.launch import running
+from moyin.stack.launch import read_running_state
 from moyin.stack.options import Options
 from moyin.stack.ports import require_free
 
-__all__ = ["Check", "Verdict", "examine"]
+__all__ = ["Check", "Verdict", "run_checks"]
 
 _GIB = 1024**3
 
 
 class Verdict(StrEnum):
+    """Rates the result of a check; ``fail`` means that the stack will not work."""
+
     OK = "ok"
     WARN = "warn"
     FAIL = "fail"
@@ -33,7 +35,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
-    """One line of the report. ``advice`` says what to do unless all is well."""
+    """The result of one check. ``advice`` says what to do if the verdict is not ``ok``."""
 
     name: str
     verdict: Verdict
@@ -41,23 +43,23 @@ class Check:
     advice: str = ""
 
 
-def examine(options: Options) -> Iterator[Check]:
-    """Look at one thing after the other; makes the data folder, changes nothing else."""
-    yield _python()
-    yield _processors()
-    yield _memory()
-    yield _folder(options)
-    yield _disk(options)
-    yield _graphics(options)
-    yield _comfyui(options)
-    yield _confinement(options)
-    yield from _programs(options)
-    yield _serve_config(options)
-    yield _templates(options)
-    yield _ports(options)
+def run_checks(options: Options) -> Iterator[Check]:
+    """Run all checks, one after the other. Creates the data folder and changes nothing else."""
+    yield _check_python()
+    yield _check_processors()
+    yield _check_memory()
+    yield _check_folder(options)
+    yield _check_disk(options)
+    yield _check_gpu(options)
+    yield _check_comfyui(options)
+    yield _check_isolation(options)
+    yield from _check_programs(options)
+    yield _check_serve_config(options)
+    yield _check_templates(options)
+    yield _check_ports(options)
 
 
-def _python() -> Check:
+def _check_python() -> Check:
     found = ".".join(map(str, sys.version_info[:3]))
     supported = (3, 11) <= sys.version_info[:2] <= (3, 13)
     return Check(
@@ -68,50 +70,50 @@ def _python() -> Check:
     )
 
 
-def _processors() -> Check:
+def _check_processors() -> Check:
     count = os.cpu_count() or 1
     few = count < 2
     return Check(
         name="processors",
         verdict=Verdict.WARN if few else Verdict.OK,
         found=str(count),
-        advice="two or more start in half the time" if few else "",
+        advice="Moyin starts in half the time with two or more" if few else "",
     )
 
 
-def _memory() -> Check:
+def _check_memory() -> Check:
     memory = psutil.virtual_memory()
-    # The stack without ComfyUI takes about 2 GiB, each ComfyUI half a GiB and its models.
+    # The stack without ComfyUI takes about 2 GiB; each ComfyUI takes half a GiB and its models.
     low = memory.available < 4 * _GIB
     return Check(
         name="memory",
         verdict=Verdict.WARN if low else Verdict.OK,
         found=f"{memory.available / _GIB:.1f} GiB of {memory.total / _GIB:.1f} GiB available",
-        advice="less than 4 GiB: end something, or render elsewhere" if low else "",
+        advice="less than 4 GiB: stop other programs, or render elsewhere" if low else "",
     )
 
 
-def _folder(options: Options) -> Check:
-    return _attempt(
-        "data folder", options.layout.prepare, found=f"{options.layout.data} can be written"
+def _check_folder(options: Options) -> Check:
+    return _check_call(
+        "data folder", options.layout.prepare, found=f"{options.layout.data} is writable"
     )
 
 
-def _disk(options: Options) -> Check:
-    place = options.layout.data
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+def _check_disk(options: Options) -> Check:
+    folder = options.layout.data
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
     low = free < 5 * _GIB
     return Check(
         name="disk",
         verdict=Verdict.WARN if low else Verdict.OK,
         found=f"{free / _GIB:.0f} GiB free",
-        advice="ComfyUI's environment takes 2 GiB, pictures and models more" if low else "",
+        advice="free some space: ComfyUI takes 2 GiB, pictures and models more" if low else "",
     )
 
 
-def _graphics(options: Options) -> Check:
+def _check_gpu(options: Options) -> Check:
     if options.gpus:
         return Check(name="gpu", verdict=Verdict.OK, found=f"{options.gpus} by nvidia-smi")
     return Check(
@@ -122,79 +124,79 @@ def _graphics(options: Options) -> Check:
     )
 
 
-def _programs(options: Options) -> Iterator[Check]:
-    yield _attempt("haproxy", ray.haproxy)
-    if options.own_valkey:
-        yield _attempt("valkey", lambda: valkey.service(options).command[0])
-    if options.own_temporal:
-        yield _attempt("temporal", lambda: temporal.service(options).command[0])
+def _check_programs(options: Options) -> Iterator[Check]:
+    yield _check_call("haproxy", ray.find_haproxy)
+    if options.runs_valkey:
+        yield _check_call("valkey", lambda: valkey.service(options).command[0])
+    if options.runs_temporal:
+        yield _check_call("temporal", lambda: temporal.service(options).command[0])
 
 
-def _comfyui(options: Options) -> Check:
+def _check_comfyui(options: Options) -> Check:
     try:
-        found = locate(options.settings)
+        installation = locate(options.settings)
     except StackError as error:
         return Check(name="comfyui", verdict=Verdict.WARN, found="none", advice=error.message)
-    return Check(name="comfyui", verdict=Verdict.OK, found=str(found.home))
+    return Check(name="comfyui", verdict=Verdict.OK, found=str(installation.home))
 
 
-def _confinement(options: Options) -> Check:
-    """Whether this machine can isolate renders as the apps' file asks for."""
-    pools = apps.strict_pools(options.serve_config)
+def _check_isolation(options: Options) -> Check:
+    """Check that this machine can isolate renders as the app configuration requires."""
+    pools = apps.find_isolated_pools(options.serve_config)
     try:
         program = require_confinement()
     except StackError as error:
         return Check(
             name="isolation",
-            # Nothing here renders by it, and perhaps another machine does.
+            # Without a strict pool in the configuration nothing here needs it.
             verdict=Verdict.FAIL if pools else Verdict.WARN,
-            found=f"pools {', '.join(pools)} will not start" if pools else "no pool asks for it",
+            found=f"pools {', '.join(pools)} will not start" if pools else "no pool needs it",
             advice=error.message,
         )
-    return Check(name="isolation", verdict=Verdict.OK, found=f"strict, by {program}")
+    return Check(name="isolation", verdict=Verdict.OK, found=f"strict, with {program}")
 
 
-def _serve_config(options: Options) -> Check:
-    found = apps.problems(options.serve_config)
-    if not found:
+def _check_serve_config(options: Options) -> Check:
+    problems = apps.find_problems(options.serve_config)
+    if not problems:
         return Check(name="apps", verdict=Verdict.OK, found=f"{options.serve_config} is valid")
     return Check(
         name="apps",
         verdict=Verdict.FAIL,
         found=f"{options.serve_config} is not valid",
-        advice=found[0],
+        advice=problems[0],
     )
 
 
-def _templates(options: Options) -> Check:
-    shelf = read_folders(template_folders(options.settings))
-    if not shelf.problems:
-        found = f"{len(shelf.templates)} are right"
+def _check_templates(options: Options) -> Check:
+    snapshot = read_folders(template_folders(options.settings))
+    if not snapshot.problems:
+        found = f"{len(snapshot.templates)} are valid"
         return Check(name="templates", verdict=Verdict.OK, found=found)
     return Check(
         name="templates",
         verdict=Verdict.FAIL,
-        found=f"{len(shelf.problems)} files are wrong",
-        advice=shelf.problems[0],
+        found=f"{len(snapshot.problems)} files are not valid",
+        advice=snapshot.problems[0],
     )
 
 
-def _ports(options: Options) -> Check:
-    state = running(options)
+def _check_ports(options: Options) -> Check:
+    state = read_running_state(options)
     if state is not None:
         return Check(name="ports", verdict=Verdict.OK, found=f"held by this stack ({state.phase})")
-    return _attempt(
+    return _check_call(
         "ports",
         lambda: require_free(options.ports, skip=options.unused_ports),
-        found=f"all free (the door: {options.ports.door})",
+        found=f"all free (gateway: {options.ports.door})",
     )
 
 
-def _attempt(name: str, work: Callable[[], object], found: str = "") -> Check:
-    """A check that fails with the message of the `StackError` that ``work`` raises."""
+def _check_call(name: str, work: Callable[[], object], found: str = "") -> Check:
+    """Run ``work`` and turn the message of a `StackError` that it raises into a failed check."""
     try:
         result = work()
     except StackError as error:
-        what, _, advice = error.message.partition(": ")
-        return Check(name=name, verdict=Verdict.FAIL, found=what, advice=advice)
+        problem, _, advice = error.message.partition(": ")
+        return Check(name=name, verdict=Verdict.FAIL, found=problem, advice=advice)
     return Check(name=name, verdict=Verdict.OK, found=found or str(result))

@@ -1,6 +1,6 @@
-"""``python -m moyin.stack.first_key``: bring the database up to date, make the first API key.
+"""Migrates the database and creates the first API key: ``python -m moyin.stack.first_key``.
 
-A process of its own, because the supervisor needs the SQL libraries for a second only.
+It is a process of its own, so that the long-lived supervisor does not load the SQL libraries.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from moyin.store.sql import Database
 __all__ = ["prepare"]
 
 FIRST_OWNER = "admin"
-_NAME = "made by the first `moyin up`"
+_KEY_NAME = "made by the first `moyin up`"
 
 
 async def prepare(settings: Settings) -> None:
-    """Migrate; make a key where the profile has none; write the profile."""
+    """Migrate the database, create an API key if the profile has none, and write the profile."""
     path = Layout(settings.data).profile
     settings.signing_key()
     database = Database(settings.sql_url)
@@ -31,28 +31,28 @@ async def prepare(settings: Settings) -> None:
         await database.ready()
         key = load(path, {"MOYIN_URL": settings.door}).api_key
         if not key:
-            key = await _operators_key(database)
+            key = await _create_operator_key(database)
     finally:
         await database.close()
     save(path, Profile(url=settings.door, api_key=key))
 
 
-async def _operators_key(database: Database) -> str:
-    """Make the operator's key, with its line in the audit log, and return its text."""
+async def _create_operator_key(database: Database) -> str:
+    """Create the operator's key with its entry in the audit log, and return its text."""
     scopes = sorted(ALL_SCOPES)
     async with database.writing() as transaction:
         key_id, text = await KeyStore(database).create(
-            FIRST_OWNER, _NAME, scopes=scopes, within=transaction
+            FIRST_OWNER, _KEY_NAME, scopes=scopes, within=transaction
         )
-        act = AuditEvent(
+        event = AuditEvent(
             owner=FIRST_OWNER,
             actor=local_actor("moyin up"),
             action="key.create",
             target=key_id,
             request_id="",
-            details={"name": _NAME, "scopes": scopes},
+            details={"name": _KEY_NAME, "scopes": scopes},
         )
-        await AuditLog(database).write(act, within=transaction)
+        await AuditLog(database).write(event, within=transaction)
     return text
 
 

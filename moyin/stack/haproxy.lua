@@ -1,11 +1,11 @@
--- The errors that HAProxy answers by itself, in the shapes that the apps have.
+-- Writes the error responses of HAProxy in the formats of the apps.
 --
 -- haproxy.sh loads this into HAProxy and names `lua.moyin_error` as the body of every error
--- response. HAProxy answers alone while no route is known (Ray starts or has lost its control
--- store, no app is deployed), while no replica takes connections, and when a replica dies under a
--- request. tests/integration/test_haproxy_errors.py compares every shape with the app's own.
+-- response. HAProxy responds itself while no route is known (Ray starts or has lost its control
+-- store, no app is deployed), while no replica accepts connections, and when a replica dies during a
+-- request. tests/integration/test_haproxy_errors.py compares every format with the app's own.
 
--- One entry per status: title, code, message, then the types in OpenAI's and Anthropic's shapes.
+-- One entry per status: title, code, message, then the error types of OpenAI's and Anthropic's formats.
 local ERRORS = {
     [400] = {
         "Bad Request", "bad_request",
@@ -45,7 +45,7 @@ local function set(...)
     return members
 end
 
--- As moyin/comfy_api/protocol/paths.py and deployments/errors.py have them.
+-- These equal the paths in moyin/comfy_api/protocol/paths.py and deployments/errors.py.
 local COMFYUI = set(
     "embeddings", "experiment", "extensions", "features", "free", "global_subgraphs", "history",
     "i18n", "internal", "interrupt", "jobs", "models", "object_info", "prompt", "queue",
@@ -59,7 +59,7 @@ local COMFYUI_V2 = {"/api/v2/jobs", "/api/v2/assets"}
 local MODELS_OWN = {
     "/v1/requests", "/v1/route", "/v1/feedback", "/v1/quality", "/v1/healthz", "/v1/readyz"
 }
--- A longer path is cut in `instance`: the body has to fit into HAProxy's buffer.
+-- A longer path is truncated in `instance`, because the body must fit into HAProxy's buffer.
 local MAX_PATH = 1024
 
 local function begins(text, start)
@@ -73,7 +73,7 @@ local function begins_with_any(text, starts)
     return false
 end
 
--- The path of ComfyUI's server behind one that its page at /comfy/ requests.
+-- Returns the path of ComfyUI's API for a path that its page at /comfy/ requests.
 local function inside(path)
     if not begins(path, "/comfy/") then return path end
     local rest = path:sub(#"/comfy/" + 1)
@@ -114,7 +114,7 @@ local function escape(character)
 end
 
 local function quoted(text)
-    -- Bytes that are not UTF-8 would make the whole body unreadable.
+    -- Bytes that are not UTF-8 would make the whole body invalid.
     local odd = utf8.len(text) and '[%c"\\\127]' or '[%c"\\\127-\255]'
     return '"' .. text:gsub(odd, escape) .. '"'
 end
@@ -167,12 +167,12 @@ function BODIES.comfyui_v2(status, error, id)
     )
 end
 
--- gRPC has the error in headers, which haproxy.sh sets.
+-- For gRPC the error is in headers, which haproxy.sh sets.
 function BODIES.grpc()
     return ""
 end
 
--- The client's id if it is one that the apps would accept, as `REQUEST_ID` of the gatekeeper.
+-- Returns the client's request id if it is valid by `REQUEST_ID` of the gatekeeper.
 local function request_id(txn)
     local given = txn:get_var("txn.moyin_id")
     if given and #given <= 128 and given:match("^[%w._:-]+$") then return given end

@@ -1,23 +1,24 @@
 #!/bin/sh
-# Stands in for HAProxy, and mends the file that Serve wrote (it comes as -db -f FILE) where Serve
-# has no switch:
-# - its statistics and metrics listen on every interface: both move to loopback;
-# - a client may take for ever over its request's head: it gets twenty seconds;
-# - splicing makes it deaf: of clients whose request came in two pieces, head and body, and who then
-#   leave, it notices two in three (2.8.25), and the service goes on working for nobody;
-# - its log lines hold paths and queries, and so links and keys: they name the app and the method;
-# - without a route it answers 404, which clients read as "no such job", and without a replica it
-#   answers Serve's page for status 500: haproxy.lua writes both as the apps would, and gRPC clients
-#   get UNAVAILABLE (docs/adr/0005-errors-of-haproxy.md);
-# - over gRPC an app without replicas is backed up by Serve's own proxy, which answers NOT_FOUND for
-#   a route that it has not heard of yet: HAProxy cannot correct a status that comes in trailers, so
-#   it answers in the proxy's place;
-# - it tells everybody which apps there are and where. /-/routes goes to the app at /, which asks for
-#   a key; the slash at its end keeps Serve's own proxy, the backup, from knowing it. gRPC's
-#   ListApplications is UNIMPLEMENTED (12): `moyin status` says what runs.
-# MOYIN_HAPROXY is the program itself, MOYIN_HAPROXY_ERRORS is haproxy.lua.
+# Starts HAProxy after editing the configuration that Serve wrote (arguments: -db -f FILE), where
+# Serve has no setting:
+# - Statistics and metrics listen on every interface: both move to loopback.
+# - The time for a request's head is unlimited: it becomes twenty seconds.
+# - Splicing is disabled. With it HAProxy 2.8.25 misses a third of the disconnects of clients whose
+#   request came in two pieces, head and body, and the service goes on working for them.
+# - Log lines contain paths and queries, and so links and keys: they get the app and the method only.
+# - Without a route HAProxy responds with 404, which clients read as "no such job", and without a
+#   replica with Serve's page for status 500. haproxy.lua writes both as the apps do, and gRPC
+#   clients get UNAVAILABLE (docs/adr/0005-errors-of-haproxy.md).
+# - For gRPC, Serve's own proxy is the backup of an app without replicas. It responds with NOT_FOUND
+#   for a route that it does not know yet. HAProxy cannot change a status in trailers, so it responds
+#   itself instead.
+# - /-/routes lists the apps and their routes without a key. It is forwarded to the app at /, which
+#   requires a key; the slash at its end makes it unknown to Serve's own proxy, the backup. gRPC's
+#   ListApplications becomes UNIMPLEMENTED (12); `moyin status` shows the apps.
+# MOYIN_HAPROXY is the path of HAProxy, MOYIN_HAPROXY_ERRORS that of haproxy.lua.
 line='%ci:%cp [%tr] %ft %b\/%s %TR\/%Tw\/%Tc\/%Tr\/%Ta %ST %B %tsc %HM'
-# google.rpc.Status: our code, and try again in five seconds; as moyin/jobs/grpc/faults.py packs it.
+# A google.rpc.Status with Moyin's error code and a retry delay of five seconds, packed as in
+# moyin/jobs/grpc/faults.py.
 details=CA4SMHRoZSBzZXJ2aWNlIGlzIHN0YXJ0aW5nIG9yIHJlc3RhcnRpbmc7IHRyeSBhZ2FpbhpYCih0eXBlLmdvb2dsZWFwaXMuY29tL2dvb2dsZS5ycGMuRXJyb3JJbmZvEiwKE3NlcnZpY2VfdW5hdmFpbGFibGUSBW1veWluGg4KCnJlcXVlc3RfaWQSABowCih0eXBlLmdvb2dsZWFwaXMuY29tL2dvb2dsZS5ycGMuUmV0cnlJbmZvEgQKAggF
 
 http_errors() {
@@ -59,10 +60,10 @@ grpc_frontend() {
 unlisted='http-request return status 200 content-type application/grpc hdr grpc-status 12'
 unlisted="$unlisted hdr grpc-message \"the apps are not listed here\" if is_list_applications"
 if [ "$2" = -f ]; then
-    : "${MOYIN_HAPROXY_ERRORS:?name haproxy.lua}"
+    : "${MOYIN_HAPROXY_ERRORS:?must be the path of haproxy.lua}"
     errors=$(printf '%s' "$MOYIN_HAPROXY_ERRORS" | sed 's/[&|\\]/\\&/g')
     ports="${RAY_SERVE_HAPROXY_STATS_PORT:-8404}|${RAY_SERVE_HAPROXY_METRICS_PORT:-9101}"
-    # Without any app, every call is early; with some, one that names no app is wrong.
+    # Without any app every gRPC call gets UNAVAILABLE; otherwise one without an app gets NOT_FOUND.
     grep -q '^backend grpc-' "$3" || none='/grpc-status 5 /d'
     sed -i -E \
         -e "s/bind [*]?:($ports)\$/bind 127.0.0.1:\\1/" \
@@ -82,7 +83,7 @@ if [ "$2" = -f ]; then
         "$3"
     if ! grep -q 'moyin_error(503)' "$3" || ! grep -q 'txn.moyin_path' "$3" ||
         grep -q 'errorfile\|return status 404\|proto h2.* backup' "$3"; then
-        echo "moyin: this version of Ray Serve words $3 otherwise: HAProxy's errors would not be ours" >&2
+        echo "moyin: $3 has an unknown format: this version of Ray Serve is not supported" >&2
         exit 1
     fi
 fi

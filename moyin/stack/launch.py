@@ -1,4 +1,4 @@
-"""Starting and stopping the supervisor from outside."""
+"""Starts and stops the supervisor on behalf of the command line."""
 
 from __future__ import annotations
 
@@ -10,53 +10,55 @@ import time
 from collections.abc import Callable
 
 from moyin.errors import StackError
-from moyin.stack.apps import load_serve_config, problems
+from moyin.stack.apps import find_problems, load_serve_config
 from moyin.stack.layout import explain_os_errors
-from moyin.stack.lock import holder
+from moyin.stack.lock import lock_holder
 from moyin.stack.options import Options
 from moyin.stack.ports import require_free
-from moyin.stack.state import Phase, StackState, read
+from moyin.stack.state import Phase, StackState, read_state
 from moyin.system.logfile import tail
 from moyin.system.processes import end_all, find
 
-__all__ = ["down", "running", "up"]
+__all__ = ["down", "read_running_state", "up"]
 
 _POLL_SECONDS = 0.1
 _START_SECONDS = 400.0
 _STOP_SECONDS = 60.0
 
 
-def running(options: Options) -> StackState | None:
-    """The state of the stack that runs over this data folder; None when none does."""
-    pid = holder(options.layout.lock)
-    state = read(options.layout.state) if pid is not None else None
+def read_running_state(options: Options) -> StackState | None:
+    """Return the state of the stack that runs from this data folder, or None."""
+    pid = lock_holder(options.layout.lock)
+    state = read_state(options.layout.state) if pid is not None else None
     # The supervisor takes the lock a moment before it writes its first state.
     return state if state is not None and state.pid == pid else None
 
 
-def up(options: Options, told: Callable[[StackState], None]) -> StackState:
-    """Start a supervisor, or join the one that is starting, and wait until the stack is ready.
+def up(options: Options, on_state: Callable[[StackState], None]) -> StackState:
+    """Start a supervisor, or join one that is starting, and wait until the stack is ready.
 
     Args:
-        told: gets the state again and again while it starts.
+        on_state: called with the current state every 0.1 s during the start.
 
     Raises:
-        StackError: it can't start; nothing of it runs then.
+        StackError: the stack cannot start; all of its processes have ended by then.
     """
     load_serve_config(options.serve_config, options.ports)
     options.layout.prepare()
-    pid = holder(options.layout.lock)
+    pid = lock_holder(options.layout.lock)
     if pid is not None:
-        return _follow(options, pid, told, lambda: holder(options.layout.lock) == pid)
+        return _wait_until_ready(
+            options, pid, on_state, lambda: lock_holder(options.layout.lock) == pid
+        )
     if not any(find(options.stack_id)):
-        # Told here as well, at once: the supervisor's start takes a second.
+        # The supervisor checks this too, but takes a second to start.
         try:
             require_free(options.ports, skip=options.unused_ports)
         except StackError:
-            options.layout.tidy()
+            options.layout.remove_runtime_files()
             raise
     process = _spawn(options)
-    return _follow(options, process.pid, told, lambda: process.poll() is None)
+    return _wait_until_ready(options, process.pid, on_state, lambda: process.poll() is None)
 
 
 def _spawn(options: Options) -> subprocess.Popen[bytes]:
@@ -64,7 +66,7 @@ def _spawn(options: Options) -> subprocess.Popen[bytes]:
     with explain_os_errors(log), log.open("wb") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "moyin.stack.daemon"],
-            env=dict(options.given),
+            env=dict(options.source_environ),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -72,51 +74,53 @@ def _spawn(options: Options) -> subprocess.Popen[bytes]:
         )
 
 
-def _follow(
-    options: Options, pid: int, told: Callable[[StackState], None], alive: Callable[[], bool]
+def _wait_until_ready(
+    options: Options, pid: int, on_state: Callable[[StackState], None], is_alive: Callable[[], bool]
 ) -> StackState:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
-        living = alive()  # asked first: the last state of one that ended is the one that counts
-        state = read(options.layout.state)
+        # Checked before the state is read, so that the last state of an ended supervisor is seen.
+        was_alive = is_alive()
+        state = read_state(options.layout.state)
         if state is not None and state.pid == pid:
-            told(state)
+            on_state(state)
             if state.phase == Phase.READY:
                 return state
-        if not living:
-            raise StackError(_why(options, pid))
+        if not was_alive:
+            raise StackError(_failure_reason(options, pid))
         time.sleep(_POLL_SECONDS)
     down(options)
     raise StackError(f"not ready after {_START_SECONDS:.0f} s: see `moyin logs supervisor`")
 
 
 def down(options: Options) -> bool:
-    """Stop the stack and wait until nothing of it is left; False when nothing ran.
+    """Stop the stack and wait until all of its processes have ended; return False if none ran.
 
     Raises:
-        StackError: the supervisor does not end.
+        StackError: the supervisor does not end in time.
     """
-    pid = holder(options.layout.lock)
+    pid = lock_holder(options.layout.lock)
     if pid is None:
-        left = end_all(options.stack_id)
-        options.layout.tidy()
-        return left > 0
+        count = end_all(options.stack_id)
+        options.layout.remove_runtime_files()
+        return count > 0
     os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + _STOP_SECONDS
-    while holder(options.layout.lock) == pid:
+    while lock_holder(options.layout.lock) == pid:
         if time.monotonic() > deadline:
             raise StackError(
-                f"the supervisor (pid {pid}) does not end: see `moyin logs supervisor`"
+                f"the supervisor (pid {pid}) did not end within {_STOP_SECONDS:.0f} s: "
+                "see `moyin logs supervisor`"
             )
         time.sleep(_POLL_SECONDS)
     end_all(options.stack_id)
     return True
 
 
-def _why(options: Options, pid: int) -> str:
-    state = read(options.layout.state)
+def _failure_reason(options: Options, pid: int) -> str:
+    state = read_state(options.layout.state)
     if state is not None and state.pid == pid and state.error:
-        # An app says no more than its last words of what is wrong in the file.
-        return "; ".join([state.error, *problems(options.serve_config)])
+        # The error has one line of an app; the validation names every wrong field.
+        return "; ".join([state.error, *find_problems(options.serve_config)])
     lines = tail(options.layout.log("supervisor"), 1)
-    return lines[0] if lines else "the supervisor ended without a word"
+    return lines[0] if lines else "the supervisor ended without an error message"

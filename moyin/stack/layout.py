@@ -1,4 +1,4 @@
-"""Where the stack keeps its files."""
+"""Defines where the stack keeps its files, and creates its folders and secrets."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pathlib import Path
 
 from moyin.errors import StackError
 
-__all__ = ["Layout", "explain_os_errors", "private_secret", "replace_file"]
+__all__ = ["Layout", "explain_os_errors", "load_or_create_secret", "replace_file"]
 
-# Below this, Ray's object store, Valkey's log and SQLite fail in ways that nobody can read.
-_LEAST_FREE_BYTES = 512 * 1024 * 1024
+# With less, Ray's object store, Valkey's log and SQLite fail with obscure errors.
+_MIN_FREE_BYTES = 512 * 1024 * 1024
 _ADVICE = {
     errno.EACCES: "no permission to write there: change its owner or set MOYIN_DATA",
     errno.EPERM: "no permission to write there: change its owner or set MOYIN_DATA",
@@ -33,7 +33,7 @@ _ADVICE = {
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Paths below one data folder (absolute)."""
+    """Derives all paths of a stack from its data folder, which is absolute."""
 
     data: Path
 
@@ -67,7 +67,7 @@ class Layout:
 
     @property
     def valkey_config(self) -> Path:
-        """Hands the password to the server: a command line is shown to every user of the machine."""
+        """The file with Valkey's password; every user of the machine could read a command line."""
         return self.run / "valkey.conf"
 
     @property
@@ -80,17 +80,17 @@ class Layout:
 
     @property
     def serve_config(self) -> Path:
-        """A copy of what was deployed last, with this stack's ports."""
+        """The copy of the configuration deployed last, with the ports of this stack."""
         return self.run / "serve_config.yaml"
 
     @property
     def deployed_from(self) -> Path:
-        """Names the file of which `serve_config` is the copy."""
+        """The file that contains the path of the configuration deployed last."""
         return self.run / "serve_config.path"
 
     @property
-    def key_shown(self) -> Path:
-        """Exists once the first key was shown to a person."""
+    def key_shown_marker(self) -> Path:
+        """The marker file that exists once `moyin up` has printed the first key."""
         return self.run / "key-shown"
 
     @property
@@ -99,9 +99,9 @@ class Layout:
 
     @property
     def sockets(self) -> Path:
-        """A folder with a short name, because a Unix socket's path holds 107 bytes only.
+        """The folder for Unix sockets, with a short name: a socket's path has 107 bytes at most.
 
-        Ray and HAProxy put sockets below folders with long names of their own.
+        Ray and HAProxy put their sockets below folders with long names.
         """
         digest = hashlib.sha256(str(self.data).encode()).hexdigest()[:6]
         return Path("/tmp") / f"moyin-{os.getuid()}-{digest}"
@@ -119,42 +119,42 @@ class Layout:
 
     @property
     def ray_logs(self) -> Path:
-        """Ray's own logs, of the stack that runs or of the one that ran last."""
+        """The folder of Ray's logs, of the running stack or of the last run."""
         live = self.ray / "session_latest" / "logs"
         return live if live.is_dir() else self.logs / "ray"
 
     def app_logs(self, app: str) -> list[Path]:
-        """Logs of an app's replicas, of its own the one written last at the end."""
-        found = (self.ray_logs / "serve").glob(f"replica_{app}_*.log")
-        # Serve keeps one as well, of what it says itself.
-        return sorted(found, key=lambda p: (p.stem.endswith("_moyin"), p.stat().st_mtime))
+        """Return the logs of an app's replicas; the app's own log written last comes last."""
+        paths = (self.ray_logs / "serve").glob(f"replica_{app}_*.log")
+        # Each replica also has a log of Serve's own messages, without the suffix.
+        return sorted(paths, key=lambda p: (p.stem.endswith("_moyin"), p.stat().st_mtime))
 
-    def logged_apps(self) -> set[str]:
-        """Names of the apps that `app_logs` has logs of."""
-        # replica_<app>_<deployment>_<id>.log, and the same with _moyin; no name but the app's
-        # holds an underscore.
+    def apps_with_logs(self) -> set[str]:
+        """Return the names of the apps that have logs."""
+        # replica_<app>_<deployment>_<id>.log, and the same with _moyin. Of the three names only the
+        # app's may contain an underscore.
         stems = (p.stem for p in (self.ray_logs / "serve").glob("replica_*.log"))
         return {
             stem.removesuffix("_moyin").removeprefix("replica_").rsplit("_", 2)[0] for stem in stems
         }
 
-    def tidy(self) -> None:
-        """Remove what only a running stack needs; Ray's last logs move to the data folder."""
-        live, kept = self.ray / "session_latest" / "logs", self.logs / "ray"
+    def remove_runtime_files(self) -> None:
+        """Remove the files that only a running stack needs; keep Ray's logs in the data folder."""
+        live, saved = self.ray / "session_latest" / "logs", self.logs / "ray"
         if live.is_dir():
-            shutil.rmtree(kept, ignore_errors=True)
-            shutil.move(live.resolve(), kept)
+            shutil.rmtree(saved, ignore_errors=True)
+            shutil.move(live.resolve(), saved)
         shutil.rmtree(self.sockets, ignore_errors=True)
 
     def prepare(self) -> None:
-        """Make the folders.
+        """Create the folders.
 
         Raises:
-            StackError: they can't be made or written, or the disk is all but full.
+            StackError: a folder cannot be created or written, or the disk is nearly full.
         """
         if "::" in str(self.data):
             raise StackError(
-                f"{self.data}: '::' separates the parts of a chained address for the artifact store: "
+                f"{self.data}: the artifact store cannot use a path that contains '::': "
                 "set MOYIN_DATA to another folder"
             )
         for folder in (self.data, self.run, self.logs, self.valkey, self.temporal_db.parent):
@@ -164,66 +164,66 @@ class Layout:
             with tempfile.TemporaryFile(dir=self.data) as probe:
                 probe.write(b"x")
             free = shutil.disk_usage(self.data).free
-        if free < _LEAST_FREE_BYTES:
+        if free < _MIN_FREE_BYTES:
             raise StackError(
-                f"{self.data}: only {free >> 20} MB are free, "
-                f"{_LEAST_FREE_BYTES >> 20} MB are needed: {_ADVICE[errno.ENOSPC]}"
+                f"{self.data}: {free >> 20} MB are free, but "
+                f"{_MIN_FREE_BYTES >> 20} MB are needed: {_ADVICE[errno.ENOSPC]}"
             )
         self._prepare_sockets()
 
     def _prepare_sockets(self) -> None:
         with explain_os_errors(self.sockets):
             self.sockets.mkdir(mode=0o700, exist_ok=True)
-            found = self.sockets.lstat()
-        # The parent is writable for everybody: do not follow what someone else put there.
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-            raise StackError(f"{self.sockets} belongs to someone else: remove it")
+            status = self.sockets.lstat()
+        # All users can write to the parent: do not follow another user's symbolic link.
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+            raise StackError(f"{self.sockets} belongs to another user: remove it")
         for folder in (self.ray, self.haproxy):
             with explain_os_errors(folder):
                 folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def replace_file(path: Path, data: bytes, *, mode: int = 0o666) -> None:
-    """Write the file in one step: nobody sees half of it, and what was there stays where that fails.
+    """Write the file atomically; after a failure its previous content remains.
 
     Args:
-        mode: permissions of the file from its first moment, less the umask.
+        mode: permissions that the file is created with, less the umask.
 
     Raises:
-        OSError: it can't be written.
+        OSError: the file cannot be written.
     """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        scratch.unlink(missing_ok=True)
-        scratch.touch(mode=mode, exist_ok=False)
-        scratch.write_bytes(data)
-        scratch.replace(path)
+        temporary.unlink(missing_ok=True)
+        temporary.touch(mode=mode, exist_ok=False)
+        temporary.write_bytes(data)
+        temporary.replace(path)
     finally:
-        scratch.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def private_secret(path: Path) -> str:
-    """Return the secret in ``path``; make one (64 hexadecimal digits, mode 0600) where there is none.
+def load_or_create_secret(path: Path) -> str:
+    """Return the secret in ``path``; create one (64 hexadecimal digits, mode 0600) if missing.
 
     Only the supervisor calls it, while it holds its lock.
 
     Raises:
-        StackError: the file can't be read or written.
+        StackError: the file cannot be read or written.
     """
     with explain_os_errors(path):
         try:
-            found = path.read_text().strip()
+            secret = path.read_text().strip()
         except FileNotFoundError:
-            found = ""
-        if not found:
-            found = secrets.token_hex(32)
-            replace_file(path, found.encode(), mode=0o600)
-    return found
+            secret = ""
+        if not secret:
+            secret = secrets.token_hex(32)
+            replace_file(path, secret.encode(), mode=0o600)
+    return secret
 
 
 @contextmanager
 def explain_os_errors(path: Path) -> Iterator[None]:
-    """Turn an `OSError` about ``path`` into one line for a person."""
+    """Turn an `OSError` about ``path`` into a `StackError` with advice."""
     try:
         yield
     except OSError as error:

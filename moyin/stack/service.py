@@ -1,4 +1,4 @@
-"""The contract between the supervisor and what it supervises."""
+"""Defines a supervised service, and helpers that wait for one or run a command."""
 
 from __future__ import annotations
 
@@ -8,46 +8,46 @@ from dataclasses import dataclass
 
 from moyin.errors import StackError
 
-__all__ = ["Service", "run_to_end", "until", "until_open"]
+__all__ = ["Service", "poll_until", "run_command", "wait_for_port"]
 
 _POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """One process to keep alive.
+    """Describes a process that the supervisor keeps running.
 
     Attributes:
-        ready: returns when the process serves; it is cancelled when the process ends first.
-        ready_seconds: how long ``ready`` may take.
-        stop_seconds: how long the process may take to end after SIGTERM.
-        broken: given the process's pid, returns why it has to be started again although it runs;
-            None: it is well. Is called every few seconds, in a thread.
-        timer_slack_ns: by how much the kernel may be late with the process's timers; 0: 50,000.
+        wait_ready: returns once the process serves; cancelled if the process ends first.
+        ready_seconds: time limit of ``wait_ready``.
+        stop_seconds: time limit for the process to end after SIGTERM.
+        find_fault: takes the pid of the running process and returns why it must be restarted, or
+            None. Called every few seconds, in a thread.
+        timer_slack_ns: how late the kernel may fire the process's timers; 0 means 50,000.
     """
 
     name: str
     command: tuple[str, ...]
     environ: Mapping[str, str]
-    ready: Callable[[], Awaitable[None]]
+    wait_ready: Callable[[], Awaitable[None]]
     ready_seconds: float = 30.0
     stop_seconds: float = 10.0
-    broken: Callable[[int], str | None] | None = None
+    find_fault: Callable[[int], str | None] | None = None
     timer_slack_ns: int = 0
 
 
-async def until(check: Callable[[], Awaitable[bool]]) -> None:
-    """Return when ``check`` says so; ask it again and again."""
+async def poll_until(check: Callable[[], Awaitable[bool]]) -> None:
+    """Poll ``check`` every 0.1 s until it returns true."""
     while True:
         if await check():
             return
         await asyncio.sleep(_POLL_SECONDS)
 
 
-async def until_open(port: int) -> None:
-    """Return when something accepts connections on the local port."""
+async def wait_for_port(port: int) -> None:
+    """Wait until a server accepts connections on the local port."""
 
-    async def accepts() -> bool:
+    async def is_open() -> bool:
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
         except OSError:
@@ -55,14 +55,14 @@ async def until_open(port: int) -> None:
         writer.close()
         return True
 
-    await until(accepts)
+    await poll_until(is_open)
 
 
-async def run_to_end(command: tuple[str, ...], environ: Mapping[str, str]) -> tuple[int, str]:
-    """Exit status and output of a short command.
+async def run_command(command: tuple[str, ...], environ: Mapping[str, str]) -> tuple[int, str]:
+    """Run a short command and return its exit status and output.
 
     Raises:
-        StackError: the program is not there.
+        StackError: the program cannot be run.
     """
     try:
         process = await asyncio.create_subprocess_exec(

@@ -1,4 +1,4 @@
-"""Keeps one service alive: starts it, waits until it serves, starts it again when it ends."""
+"""Keeps one service running: starts it, waits until it serves, and restarts it when it ends."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from moyin.system.processes import SERVICE_VARIABLE, STACK_VARIABLE, Child, end_
 __all__ = ["ServiceSupervisor"]
 
 _log = logging.getLogger(__name__)
-# Failures of a first start that are likely to repeat: tell the person instead of trying for ever.
-_FIRST_ATTEMPTS = 3
+# A service that has never been ready is likely to fail again: give up instead of retrying forever.
+_FIRST_START_ATTEMPTS = 3
 
 
 class ServiceSupervisor:
-    """Runs one service for as long as `run` is not cancelled.
+    """Runs one service until `run` is cancelled.
 
     Args:
         stack_id: marks the service's processes (see `processes.find`).
         log: closed when `run` ends.
-        changed: called after every change of ``part``.
-        after_ready: what has to follow every (re)start, such as deploying the apps.
-        check_seconds: pause between two looks at whether the service is broken.
+        on_change: called after every change of ``part``.
+        after_ready: called after every start and restart, for example to deploy the apps.
+        check_seconds: pause between two calls of the service's ``find_fault``.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class ServiceSupervisor:
         stack_id: str,
         log: LogFile,
         part: Part,
-        changed: Callable[[], None],
+        on_change: Callable[[], None],
         after_ready: Callable[[], Awaitable[None]] | None = None,
         backoff: Backoff | None = None,
         check_seconds: float = 2.0,
@@ -50,49 +50,52 @@ class ServiceSupervisor:
         self._service = service
         self._stack_id = stack_id
         self._log = log
-        self._changed = changed
+        self._on_change = on_change
         self._after_ready = after_ready
         self._backoff = backoff or Backoff()
         self._check_seconds = check_seconds
         self._was_ready = False
-        self._hopeless = False
+        self._is_permanent_failure = False
 
     async def run(self) -> None:
-        """
+        """Start the service and restart it whenever it ends.
+
         Raises:
-            StackError: the service did not come up although it was tried several times.
+            StackError: the service was never ready in several attempts, or cannot start.
         """
         try:
-            await self._keep()
+            await self._run_forever()
         finally:
             self._log.close()
 
-    async def _keep(self) -> None:
+    async def _run_forever(self) -> None:
         attempt = 0
         while True:
             started = time.monotonic()
-            reason = await self._once()
+            reason = await self._run_once()
             attempt += 1
             _log.warning("%s: %s", self._service.name, reason)
-            if not self._was_ready and (self._hopeless or attempt >= _FIRST_ATTEMPTS):
-                self._become(PartStatus.FAILED, reason)
-                told = (
+            if not self._was_ready and (
+                self._is_permanent_failure or attempt >= _FIRST_START_ATTEMPTS
+            ):
+                self._set_status(PartStatus.FAILED, reason)
+                message = (
                     reason
-                    if self._hopeless
+                    if self._is_permanent_failure
                     else f"{self._service.name} does not start: {reason} "
                     f"(see `moyin logs {self._service.name}`)"
                 )
-                raise StackError(told)
-            # Whatever it left would hold its ports, its files or the graphics card.
+                raise StackError(message)
+            # Leftover processes would occupy its ports, files or GPU.
             await asyncio.to_thread(end_all, self._stack_id, self._service.name)
             delay = self._backoff.after(time.monotonic() - started)
             self.part.restarts += 1
-            self._become(PartStatus.BACKING_OFF, f"{reason}; again in {delay:.1f} s")
+            self._set_status(PartStatus.BACKING_OFF, f"{reason}; restarts in {delay:.1f} s")
             await asyncio.sleep(delay)
 
-    async def _once(self) -> str:
-        """One life of the process; returns why it ended."""
-        self._become(PartStatus.STARTING, "")
+    async def _run_once(self) -> str:
+        """Run the process until it ends or must be restarted, and return the reason."""
+        self._set_status(PartStatus.STARTING, "")
         environ = {
             **self._service.environ,
             STACK_VARIABLE: self._stack_id,
@@ -109,64 +112,64 @@ class ServiceSupervisor:
             return f"cannot be run: {error.strerror}"
         self.part.pid = child.pid
         ended = asyncio.create_task(child.wait())
-        settled = asyncio.create_task(self._settle())
-        broken = asyncio.create_task(self._broken(child.pid))
+        became_ready = asyncio.create_task(self._wait_until_ready())
+        fault = asyncio.create_task(self._wait_for_fault(child.pid))
         try:
-            await asyncio.wait({ended, settled, broken}, return_when=asyncio.FIRST_COMPLETED)
-            if settled.done() and not ended.done():
-                failure = settled.exception()
+            await asyncio.wait({ended, became_ready, fault}, return_when=asyncio.FIRST_COMPLETED)
+            if became_ready.done() and not ended.done():
+                failure = became_ready.exception()
                 if isinstance(failure, StackError | TimeoutError):
                     return str(failure)
-                settled.result()
-            await asyncio.wait({ended, broken}, return_when=asyncio.FIRST_COMPLETED)
+                became_ready.result()
+            await asyncio.wait({ended, fault}, return_when=asyncio.FIRST_COMPLETED)
             if not ended.done():
-                return broken.result()
+                return fault.result()
             status = ended.result()
             return (
-                f"ended with status {status}" if status >= 0 else f"was ended by signal {-status}"
+                f"exited with status {status}" if status >= 0 else f"was killed by signal {-status}"
             )
         finally:
             self.ready.clear()
-            broken.cancel()
-            settled.cancel()
+            fault.cancel()
+            became_ready.cancel()
             with suppress(asyncio.CancelledError, StackError, TimeoutError):
-                await settled
-            await asyncio.gather(broken, return_exceptions=True)
+                await became_ready
+            await asyncio.gather(fault, return_exceptions=True)
             await child.stop(self._service.stop_seconds)
             ended.cancel()
             self.part.pid = None
-            self._become(PartStatus.STOPPED, self.part.detail)
+            self._set_status(PartStatus.STOPPED, self.part.detail)
 
-    async def _broken(self, pid: int) -> str:
-        """Return why the process has to be started again although it runs; wait until then."""
+    async def _wait_for_fault(self, pid: int) -> str:
+        """Wait until the running process must be restarted, and return the reason."""
         await self.ready.wait()
         while True:
             await asyncio.sleep(self._check_seconds)
-            if self._service.broken is not None:
-                reason = await asyncio.to_thread(self._service.broken, pid)
+            if self._service.find_fault is not None:
+                reason = await asyncio.to_thread(self._service.find_fault, pid)
                 if reason is not None:
                     return reason
 
-    async def _settle(self) -> None:
+    async def _wait_until_ready(self) -> None:
         limit = self._service.ready_seconds
         try:
             async with asyncio.timeout(limit):
-                await self._service.ready()
+                await self._service.wait_ready()
         except TimeoutError:
             raise StackError(f"was not ready within {limit:.0f} s") from None
-        self._become(PartStatus.UP, "")
+        self._set_status(PartStatus.UP, "")
         self.ready.set()
         if self._after_ready is not None:
             try:
                 await self._after_ready()
             except StackError:
-                # What was refused once (an app that does not start) is refused again.
-                self._hopeless = True
+                # A rejected configuration, or an app that cannot start, would fail again.
+                self._is_permanent_failure = True
                 raise
         self._was_ready = True
 
-    def _become(self, status: PartStatus, detail: str) -> None:
+    def _set_status(self, status: PartStatus, detail: str) -> None:
         self.part.status = status
         self.part.detail = detail
         self.part.since = time.time()
-        self._changed()
+        self._on_change()

@@ -1,4 +1,4 @@
-"""What the supervisor tells the command line: a small JSON file, replaced at every change."""
+"""Publishes the state of the stack to the command line in a JSON file."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from pathlib import Path
 from moyin.domain.serialization import encode, from_plain
 from moyin.stack.layout import replace_file
 
-__all__ = ["Part", "PartStatus", "Phase", "StackState", "read", "write"]
+__all__ = ["Part", "PartStatus", "Phase", "StackState", "read_state", "write_state"]
 
 
 class Phase(StrEnum):
+    """Lists the phases of the whole stack."""
+
     STARTING = "starting"
     READY = "ready"
     DEGRADED = "degraded"
@@ -24,6 +26,8 @@ class Phase(StrEnum):
 
 
 class PartStatus(StrEnum):
+    """Lists the states of a part of the stack."""
+
     WAITING = "waiting"
     STARTING = "starting"
     UP = "up"
@@ -34,11 +38,11 @@ class PartStatus(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class Part:
-    """One supervised process, or the apps as a whole.
+    """Holds the state of a part: a supervised process, or all apps together.
 
     Attributes:
         since: Unix time of the last change of ``status``.
-        detail: what a person should know, such as why it stopped.
+        detail: an explanation of the status, such as why the process ended.
     """
 
     status: PartStatus = PartStatus.WAITING
@@ -50,11 +54,12 @@ class Part:
 
 @dataclass(kw_only=True, slots=True)
 class StackState:
-    """The whole stack.
+    """Holds the state of the whole stack.
 
     Attributes:
-        addresses: what to show a person, by name.
-        notes: remarks for a person, such as that there is no GPU.
+        ready_after: seconds from the start until the stack was ready for the first time.
+        addresses: URLs to show to the user, by name.
+        notes: remarks to show to the user, such as that no GPU was found.
         error: why the phase is ``failed``.
     """
 
@@ -69,17 +74,18 @@ class StackState:
     error: str = ""
 
 
-def read(path: Path) -> StackState | None:
-    """The state in ``path``; None when there is none."""
+def read_state(path: Path) -> StackState | None:
+    """Read the state from ``path``; return None if the file does not exist."""
     try:
         return from_plain(StackState, json.loads(path.read_bytes()))
     except FileNotFoundError:
         return None
 
 
-def write(path: Path, state: StackState) -> None:
-    """
+def write_state(path: Path, state: StackState) -> None:
+    """Write the state to ``path`` atomically.
+
     Raises:
-        OSError: it can't be written; the state of before stays.
+        OSError: the file cannot be written; the previous state remains.
     """
     replace_file(path, encode(state))

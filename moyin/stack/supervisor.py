@@ -1,4 +1,4 @@
-"""The supervisor: starts the servers together, deploys the apps, keeps all of it running."""
+"""Starts the servers of the stack together, deploys the apps, and keeps them running."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from moyin.stack import apps, ray, temporal, valkey
 from moyin.stack.lock import SupervisorLock
 from moyin.stack.options import Options
 from moyin.stack.ports import require_free
-from moyin.stack.service import Service, run_to_end
+from moyin.stack.service import Service, run_command
 from moyin.stack.service_supervisor import ServiceSupervisor
-from moyin.stack.state import Part, PartStatus, Phase, StackState, write
+from moyin.stack.state import Part, PartStatus, Phase, StackState, write_state
 from moyin.system.logfile import LogFile
 from moyin.system.processes import end_all
 
@@ -31,24 +31,24 @@ _RAY = "ray"
 
 
 class Supervisor:
-    """Owns the stack from its first process to its last."""
+    """Runs the whole stack and publishes its state."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
         self._state = StackState(
             pid=os.getpid(),
-            ports=dict(options.ports.named()),
+            ports=dict(options.ports.items()),
             addresses=_addresses(options),
             notes=_notes(options),
         )
-        self._prepared: asyncio.Task[None] | None = None
-        self._keepers: list[ServiceSupervisor] = []
+        self._data_preparation: asyncio.Task[None] | None = None
+        self._service_supervisors: list[ServiceSupervisor] = []
 
     async def run(self) -> None:
         """Run the stack until SIGTERM or SIGINT.
 
         Raises:
-            StackError: it can't be started; everything is stopped again by then.
+            StackError: the stack cannot start; all of its processes have ended by then.
         """
         self._options.layout.prepare()
         lock = SupervisorLock(self._options.layout.lock)
@@ -57,21 +57,21 @@ class Supervisor:
             await self._run_locked()
         except Exception as error:
             self._state.error = str(error) or type(error).__name__
-            self._enter(Phase.FAILED)
+            self._set_phase(Phase.FAILED)
             raise
         else:
-            self._enter(Phase.STOPPED)
+            self._set_phase(Phase.STOPPED)
         finally:
             lock.release()
 
     async def _run_locked(self) -> None:
-        self._enter(Phase.STARTING)
-        # After a kill -9 of our predecessor its children are ending, or hang.
-        left = await asyncio.to_thread(end_all, self._options.stack_id)
-        if left:
-            _log.warning("ended %d processes of an earlier run", left)
+        self._set_phase(Phase.STARTING)
+        # Children of an earlier supervisor that was killed may still run.
+        count = await asyncio.to_thread(end_all, self._options.stack_id)
+        if count:
+            _log.warning("ended %d processes of an earlier run", count)
         require_free(self._options.ports, skip=self._options.unused_ports)
-        if self._options.own_valkey:
+        if self._options.runs_valkey:
             valkey.prepare(self._options)
         ray.prepare(self._options)
         stop = asyncio.Event()
@@ -82,84 +82,95 @@ class Supervisor:
             await self._supervise(stop)
         finally:
             await asyncio.to_thread(end_all, self._options.stack_id)
-            await asyncio.to_thread(self._options.layout.tidy)
+            await asyncio.to_thread(self._options.layout.remove_runtime_files)
 
     async def _supervise(self, stop: asyncio.Event) -> None:
-        self._prepared = asyncio.create_task(self._prepare_data())
-        self._keepers = [self._keeper(service) for service in self._services()]
+        self._data_preparation = asyncio.create_task(self._prepare_data())
+        self._service_supervisors = [
+            self._create_supervisor(service) for service in self._services()
+        ]
         self._state.parts[_APPS] = Part()
-        running = {asyncio.create_task(keeper.run()): keeper for keeper in self._keepers}
+        running = {
+            asyncio.create_task(service_supervisor.run()): service_supervisor
+            for service_supervisor in self._service_supervisors
+        }
         stopped = asyncio.create_task(stop.wait())
         done, _ = await asyncio.wait({stopped, *running}, return_when=asyncio.FIRST_COMPLETED)
         failures = [task.exception() for task in done - {stopped}]
-        self._enter(Phase.STOPPING)
+        self._set_phase(Phase.STOPPING)
         if self._state.ready_after is not None and not failures:
-            await apps.withdraw(self._options)
-        # In reverse: the apps' Ray first, while Temporal and Valkey still take what it says.
+            await apps.delete_apps(self._options)
+        # In reverse order: Ray's apps write to Temporal and Valkey while they stop.
         for task in reversed(running):
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         stopped.cancel()
-        self._prepared.cancel()
-        await asyncio.gather(stopped, self._prepared, return_exceptions=True)
+        self._data_preparation.cancel()
+        await asyncio.gather(stopped, self._data_preparation, return_exceptions=True)
         for failure in failures:
             if failure is not None:
                 raise failure
 
     def _services(self) -> Iterable[Service]:
-        if self._options.own_valkey:
+        if self._options.runs_valkey:
             yield valkey.service(self._options)
-        if self._options.own_temporal:
+        if self._options.runs_temporal:
             yield temporal.service(self._options)
         yield ray.service(self._options)
 
-    def _keeper(self, service: Service) -> ServiceSupervisor:
+    def _create_supervisor(self, service: Service) -> ServiceSupervisor:
         part = self._state.parts[service.name] = Part()
         return ServiceSupervisor(
             service,
             stack_id=self._options.stack_id,
             log=LogFile(self._options.layout.log(service.name)),
             part=part,
-            changed=self._changed,
+            on_change=self._update_phase,
             after_ready=self._deploy if service.name == _RAY else None,
         )
 
     async def _prepare_data(self) -> None:
-        """Schema, first key and profile, in a child: this process stays small for its long life."""
+        """Create the schema, the first key and the profile in a child process.
+
+        The SQL libraries then use no memory of this process, which runs for long.
+        """
         command = (sys.executable, "-m", "moyin.stack.first_key")
-        status, output = await run_to_end(command, self._options.environ)
+        status, output = await run_command(command, self._options.environ)
         if status != 0:
             raise StackError(f"the data folder cannot be prepared: {output.strip()[-500:]}")
 
     async def _deploy(self) -> None:
-        self._apps(PartStatus.WAITING, "")
-        assert self._prepared is not None
-        await self._prepared
-        for keeper in self._keepers:
-            await keeper.ready.wait()
+        self._set_apps_status(PartStatus.WAITING, "")
+        assert self._data_preparation is not None
+        await self._data_preparation
+        for service_supervisor in self._service_supervisors:
+            await service_supervisor.ready.wait()
         try:
-            # Once it has run: what is in force by then, not what this stack was started with.
-            hand_over = apps.deploy if self._state.ready_after is None else apps.redeploy
+            # After a restart of Ray, the configuration deployed last, which may be another than
+            # the one that this stack was started with.
+            deploy = apps.deploy if self._state.ready_after is None else apps.redeploy
             async with asyncio.timeout(_DEPLOY_SECONDS):
-                await hand_over(self._options, lambda text: self._apps(PartStatus.STARTING, text))
+                await deploy(
+                    self._options, lambda text: self._set_apps_status(PartStatus.STARTING, text)
+                )
         except TimeoutError:
             detail = self._state.parts[_APPS].detail
             raise StackError(
                 f"the apps did not start within {_DEPLOY_SECONDS:.0f} s: {detail}"
             ) from None
-        self._apps(PartStatus.UP, self._state.parts[_APPS].detail)
+        self._set_apps_status(PartStatus.UP, self._state.parts[_APPS].detail)
         if self._state.ready_after is None:
             self._state.ready_after = time.time() - self._state.started_at
-        self._changed()
+        self._update_phase()
 
-    def _apps(self, status: PartStatus, detail: str) -> None:
+    def _set_apps_status(self, status: PartStatus, detail: str) -> None:
         part = self._state.parts[_APPS]
         if (part.status, part.detail) != (status, detail):
             part.status, part.detail, part.since = status, detail, time.time()
-            self._changed()
+            self._update_phase()
 
-    def _changed(self) -> None:
-        """Derive the phase from the parts and publish the state."""
+    def _update_phase(self) -> None:
+        """Derive the phase from the status of the parts, and publish the state."""
         if self._state.phase in (Phase.STARTING, Phase.READY, Phase.DEGRADED):
             parts = self._state.parts
             if parts[_RAY].status != PartStatus.UP and _APPS in parts:
@@ -170,16 +181,16 @@ class Supervisor:
                 self._state.phase = Phase.DEGRADED
         self._publish()
 
-    def _enter(self, phase: Phase) -> None:
+    def _set_phase(self, phase: Phase) -> None:
         self._state.phase = phase
         self._publish()
 
     def _publish(self) -> None:
-        """What can't be told (the disk is full) is no reason to stop what runs."""
+        """Write the state file; a failure, such as a full disk, must not stop the services."""
         try:
-            write(self._options.layout.state, self._state)
+            write_state(self._options.layout.state, self._state)
         except OSError as error:
-            _log.warning("the state is not told: %s", error)
+            _log.warning("cannot write the state file: %s", error)
 
 
 def _addresses(options: Options) -> dict[str, str]:
@@ -187,9 +198,9 @@ def _addresses(options: Options) -> dict[str, str]:
     addresses = {
         "gateway": options.settings.door,
         "api docs": f"{options.settings.door}/docs",
-        "ray dashboard": ray.dashboard(options),
+        "ray dashboard": ray.dashboard_url(options),
     }
-    if options.own_temporal:
+    if options.runs_temporal:
         addresses["temporal ui"] = f"http://127.0.0.1:{ports.temporal_ui}"
     return addresses
 
@@ -197,7 +208,7 @@ def _addresses(options: Options) -> dict[str, str]:
 def _notes(options: Options) -> list[str]:
     notes = []
     if not options.gpus:
-        notes.append("no GPU found: Ray gets one logical GPU, ComfyUI runs on the CPU")
+        notes.append("no GPU found: Ray gets one logical GPU, and ComfyUI runs on the CPU")
     try:
         locate(options.settings)
     except StackError as error:

@@ -1,4 +1,4 @@
-"""Temporal: the durable queue, on SQLite."""
+"""Configures Temporal, the durable job queue, with SQLite as its store."""
 
 from __future__ import annotations
 
@@ -11,46 +11,47 @@ from contextlib import closing
 from pathlib import Path
 
 from moyin.errors import StackError
-from moyin.stack.options import Options, executable
-from moyin.stack.service import Service, run_to_end, until_open
+from moyin.stack.options import Options, find_executable
+from moyin.stack.service import Service, run_command, wait_for_port
 
-__all__ = ["DYNAMIC_CONFIG", "drop_spare_indexes", "service"]
+__all__ = ["DYNAMIC_CONFIG", "drop_unused_indexes", "service"]
 
 _log = logging.getLogger(__name__)
 
 DYNAMIC_CONFIG = (
-    # One partition: priorities hold over the whole queue, not within a part of it.
+    # With several partitions, priorities would hold within each of them only.
     "matching.numTaskqueueReadPartitions=1",
     "matching.numTaskqueueWritePartitions=1",
     "matching.enableFairness=true",
-    # Its list of workflows is a second late. A row of it is written when a workflow starts, when a
-    # worker first answers, and at the end; the first two only if it has not ended by then.
+    # The workflow list may lag by a second. Its rows are written when a workflow starts, at its
+    # first worker response and at its end; a workflow that ends within the second saves two writes.
     "history.visibilityProcessorMaxPollRPS=1",
     "history.visibilityTaskBatchSize=1000",
 )
-# While there is work Go's runtime looks after its threads every 20 µs, which is a tenth of the
-# server's time. Every millisecond is enough: nothing there is due sooner.
+# Under load Go's runtime checks its threads every 20 µs, which takes a tenth of the server's CPU
+# time. A check every millisecond is enough: no timer of the server is shorter.
 _TIMER_SLACK_NS = 1_000_000
-# Of search attributes that nothing here sets, by which nobody can look for a workflow.
-_SPARE_INDEX = re.compile(
+# The indexes of search attributes that Moyin never sets.
+_UNUSED_INDEX = re.compile(
     r"by_((bool|datetime|double|int|keyword)_\d+|batcher_user|temporal_(?!namespace_division).*)"
 )
 
 
 def service(options: Options) -> Service:
-    """
+    """Return the service that runs Temporal's development server.
+
     Raises:
         StackError: the wheel with the server is not installed.
     """
-    program = executable("temporal")
+    program = find_executable("temporal")
     ports = options.ports
-    # The program reads a profile of its user; that one speaks of other servers.
+    # Otherwise the program reads the user's own configuration, which is for other servers.
     environ = {**options.environ, "TEMPORAL_CONFIG_FILE": "/dev/null"}
 
-    async def ready() -> None:
-        await until_open(ports.temporal)
-        await _make_namespace(program, options, environ)
-        await asyncio.to_thread(drop_spare_indexes, options.layout.temporal_db)
+    async def wait_ready() -> None:
+        await wait_for_port(ports.temporal)
+        await _create_namespace(program, options, environ)
+        await asyncio.to_thread(drop_unused_indexes, options.layout.temporal_db)
 
     return Service(
         name="temporal",
@@ -66,50 +67,51 @@ def service(options: Options) -> Service:
             "--log-level", "warn",
             *(f"--dynamic-config-value={value}" for value in DYNAMIC_CONFIG),
         ),
-        environ={"GOMAXPROCS": str(_threads()), **environ},
-        ready=ready,
+        environ={"GOMAXPROCS": str(_thread_count()), **environ},
+        wait_ready=wait_ready,
         timer_slack_ns=_TIMER_SLACK_NS,
     )  # fmt: skip
 
 
-def drop_spare_indexes(path: Path) -> None:
-    """Take from the server's list of workflows the indexes that only cost: 43 of 58, each a page to
-    write for every workflow. A query by such an attribute still works, only without the index.
+def drop_unused_indexes(path: Path) -> None:
+    """Drop the indexes of the workflow list that Moyin does not use, which are 43 of 58.
+
+    Each of them costs a page write per workflow. Queries by their attributes work without them.
     """
     try:
         with closing(sqlite3.connect(path, timeout=10)) as database:
-            found = database.execute(
+            indexes = database.execute(
                 "SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = ?",
                 ("executions_visibility",),
             )
-            for (name,) in found.fetchall():
-                if _SPARE_INDEX.fullmatch(name):
+            for (name,) in indexes.fetchall():
+                if _UNUSED_INDEX.fullmatch(name):
                     database.execute(f'DROP INDEX IF EXISTS "{name}"')
             database.commit()
     except sqlite3.Error as error:
-        # They are dropped at the next start; until then all works as well.
-        _log.warning("Temporal's spare indexes stay: %s", error)
+        # The server works with the indexes too; the next start tries again.
+        _log.warning("cannot drop Temporal's unused indexes: %s", error)
 
 
-def _threads() -> int:
-    """Half of the cores: with all of them Go's scheduler spins for a tenth of the server's time."""
+def _thread_count() -> int:
+    """Return half the number of cores: with all, Go's scheduler spins for a tenth of the time."""
     return max(len(os.sched_getaffinity(0)) // 2, 1)
 
 
-async def _make_namespace(program: str, options: Options, environ: dict[str, str]) -> None:
+async def _create_namespace(program: str, options: Options, environ: dict[str, str]) -> None:
     settings = options.settings
     arguments = (
         "--address", settings.temporal_address,
         "--namespace", settings.temporal_namespace,
         "--retention", f"{settings.job_history_days}d",
     )  # fmt: skip
-    status, output = await run_to_end(
+    status, output = await run_command(
         (program, "operator", "namespace", "create", *arguments), environ
     )
     if status != 0:
-        # It is there from an earlier start, perhaps with another retention.
-        status, output = await run_to_end(
+        # The namespace exists from an earlier start, perhaps with another retention.
+        status, output = await run_command(
             (program, "operator", "namespace", "update", *arguments), environ
         )
     if status != 0:
-        raise StackError(f"Temporal's namespace could not be made: {output.strip()[-300:]}")
+        raise StackError(f"Temporal's namespace could not be created: {output.strip()[-300:]}")

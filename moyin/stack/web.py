@@ -1,16 +1,16 @@
-"""Small blocking HTTP calls to our own servers, without a proxy in between."""
+"""Makes small blocking HTTP requests to the stack's own servers, never through a proxy."""
 
 from __future__ import annotations
 
 import urllib.error
 import urllib.request
 
-__all__ = ["call"]
+__all__ = ["send_request"]
 
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def call(
+def send_request(
     method: str,
     url: str,
     *,
@@ -18,7 +18,7 @@ def call(
     bearer: str = "",
     timeout: float = 5.0,
 ) -> tuple[int, bytes]:
-    """Status and body; status 0 when nobody answers. The body is sent as JSON."""
+    """Send a request with a JSON body and return the status and body; status 0: no response."""
     request = urllib.request.Request(url, data=body, method=method)
     if body is not None:
         request.add_header("content-type", "application/json")

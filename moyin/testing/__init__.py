@@ -1,1 +1,1 @@
-
+"""Provides fakes for tests; nothing at run time imports it."""

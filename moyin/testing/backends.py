@@ -1,4 +1,4 @@
-"""A model back end in memory: the twin of `moyin.text.backends` for unit tests."""
+"""Provides an in-memory model back end for unit tests of `moyin.text`."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ T = TypeVar("T")
 
 
 def text_answer(text: str = "Hello", *, model: str = "fake") -> ChatResponse:
-    """An answer of plain text: seven tokens in, as many out as there are words."""
+    """Return a text response with seven input tokens and one output token per word."""
     usage = Usage(input_tokens=7, output_tokens=len(text.split()))
     return ChatResponse(
         id="answer-1", model=model, parts=(Text(text=text),), stop=StopReason.END, usage=usage
     )
 
 
-def deltas_of(answer: ChatResponse) -> list[Delta]:
-    """``answer`` as a stream would bring it, texts cut into words."""
-    deltas: list[Delta] = [Started(id=answer.id, model=answer.model)]
+def deltas_of(response: ChatResponse) -> list[Delta]:
+    """Return the deltas with which a back end would stream ``response``, word by word."""
+    deltas: list[Delta] = [Started(id=response.id, model=response.model)]
     tools = 0
-    for part in answer.parts:
+    for part in response.parts:
         match part:
             case Text():
-                deltas += [TextDelta(text=piece) for piece in _pieces(part.text)]
+                deltas += [TextDelta(text=word) for word in _words(part.text)]
             case Thinking():
-                deltas += [ThinkingDelta(text=piece) for piece in _pieces(part.text)]
+                deltas += [ThinkingDelta(text=word) for word in _words(part.text)]
                 if part.signature or part.redacted:
                     deltas.append(ThinkingDelta(signature=part.signature, redacted=part.redacted))
             case ToolUse():
@@ -61,21 +61,23 @@ def deltas_of(answer: ChatResponse) -> list[Delta]:
                 for fragment in (part.arguments[:half], part.arguments[half:]):
                     deltas.append(ToolArguments(index=tools, fragment=fragment))
                 tools += 1
-    finished = Finished(stop=answer.stop, usage=answer.usage, stop_sequence=answer.stop_sequence)
+    finished = Finished(
+        stop=response.stop, usage=response.usage, stop_sequence=response.stop_sequence
+    )
     return [*deltas, finished]
 
 
-def _pieces(text: str) -> list[str]:
+def _words(text: str) -> list[str]:
     return re.findall(r"\S+ *| +", text)
 
 
 class FakeBackend:
-    """Gives the answers that it was told to.
+    """Returns configured responses and records its requests.
 
     Attributes:
-        error: raised instead of answering; after ``pieces_before_error`` pieces of a stream.
-        asked: every request, translated or raw, in order.
-        closed_early: streams that were closed before their end.
+        error: raised instead of a response; in a stream after ``chunks_before_error`` chunks.
+        requests: every request, translated or raw, in order.
+        closed_early: number of streams that were closed before their end.
     """
 
     fetches_pictures = False
@@ -90,16 +92,16 @@ class FakeBackend:
         raw: bytes = b'{"choices":[],"content":[]}',
         raw_stream: Sequence[bytes] = (),
         error: MoyinError | None = None,
-        pieces_before_error: int = 0,
+        chunks_before_error: int = 0,
         api_format: ApiFormat = ApiFormat.OPENAI,
     ) -> None:
         self.answer = answer or text_answer()
         self.raw = raw
         self.raw_stream = raw_stream
         self.error = error
-        self.pieces_before_error = pieces_before_error
+        self.chunks_before_error = chunks_before_error
         self.api_format = api_format
-        self.asked: list[ChatRequest | EmbeddingRequest | RawRequest] = []
+        self.requests: list[ChatRequest | EmbeddingRequest | RawRequest] = []
         self.closed_early = 0
         self.closed = False
 
@@ -107,31 +109,31 @@ class FakeBackend:
         return {}
 
     async def forward(self, request: RawRequest) -> bytes:
-        self.asked.append(request)
+        self.requests.append(request)
         if self.error is not None:
             raise self.error
         return self.raw
 
     async def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
-        self.asked.append(request)
-        async with aclosing(self._told(self.raw_stream)) as pieces:
-            async for piece in pieces:
-                yield piece
+        self.requests.append(request)
+        async with aclosing(self._replay(self.raw_stream)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
-        self.asked.append(request)
+        self.requests.append(request)
         if self.error is not None:
             raise self.error
         return self.answer
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
-        self.asked.append(request)
-        async with aclosing(self._told(deltas_of(self.answer))) as deltas:
+        self.requests.append(request)
+        async with aclosing(self._replay(deltas_of(self.answer))) as deltas:
             async for delta in deltas:
                 yield delta
 
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
-        self.asked.append(request)
+        self.requests.append(request)
         if self.error is not None:
             raise self.error
         vectors = tuple((float(len(text)), 1.0) for text in request.inputs)
@@ -145,11 +147,11 @@ class FakeBackend:
     async def close(self) -> None:
         self.closed = True
 
-    async def _told(self, items: Sequence[T]) -> AsyncGenerator[T, None]:
+    async def _replay(self, items: Sequence[T]) -> AsyncGenerator[T, None]:
         ended = False
         try:
             for number, item in enumerate(items):
-                if self.error is not None and number >= self.pieces_before_error:
+                if self.error is not None and number >= self.chunks_before_error:
                     ended = True
                     raise self.error
                 await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""`OpenGuard`: lets every graph in."""
+"""Provides a graph guard for tests that accepts every graph."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from moyin.domain.identity import Identity
 
-__all__ = ["OpenGuard"]
+__all__ = ["PermissiveGraphGuard"]
 
 
-class OpenGuard:
-    """`moyin.jobs.ports.GraphGuard` of pools that run everything."""
+class PermissiveGraphGuard:
+    """Implements `moyin.jobs.ports.GraphGuard` for pools that accept every graph."""
 
     def __init__(self, *pools: str) -> None:
         self._pools = pools

@@ -1,4 +1,4 @@
-"""An authenticator that knows some keys by heart."""
+"""Provides an authenticator for tests with a fixed set of keys."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from moyin.domain.identity import Identity
 from moyin.errors import InvalidKey
 
-__all__ = ["KnownKeys"]
+__all__ = ["StaticAuthenticator"]
 
 
-class KnownKeys:
-    """Proves the keys in ``identities``, which may change at any time."""
+class StaticAuthenticator:
+    """Authenticates the keys in ``identities``, which a test may change at any time."""
 
     def __init__(self, identities: Mapping[str, Identity]) -> None:
         self.identities = dict(identities)

@@ -1,9 +1,9 @@
-"""An HTTP server that speaks Ollama's wire format and generates through llama.cpp.
+"""Provides an HTTP server with Ollama's API that generates text through llama.cpp.
 
-It is not Ollama: it stands in where no Ollama can be installed, so that the ``ollama`` SDK and our
-adapter talk to another process over real HTTP and get what a real model generates. It knows
-``/api/version`` and ``/api/chat`` (text and streams), as Ollama's ``api/types.go`` describes them.
-It keeps the requests that it got, for a test to look at.
+It replaces Ollama in tests where Ollama cannot be installed. The ``ollama`` SDK and Moyin's adapter
+then use real HTTP to another process, and get the output of a real model. It implements
+``/api/version`` and ``/api/chat`` (text and streams) as in Ollama's ``api/types.go``, and records
+its requests.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ _OPTIONS = {
 
 
 class OllamaBridge:
-    """Args:
-    upstream: OpenAI base URL of the llama.cpp server.
-    key: its API key.
+    """Serves Ollama's API in front of a llama.cpp server.
+
+    Args:
+        upstream: OpenAI base URL of the llama.cpp server.
+        key: its API key.
     """
 
     def __init__(self, upstream: str, key: str) -> None:
@@ -42,11 +44,11 @@ class OllamaBridge:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[OllamaBridge]:
-        """Serve on a free port of the loopback, which ``url`` then names."""
+        """Serve on a free loopback port within the context, and set ``url``."""
         app = web.Application()
         app.router.add_get("/api/version", self._version)
         app.router.add_post("/api/chat", self._chat)
-        # Without it aiohttp would not cancel a handler whose client has left.
+        # handler_cancellation makes aiohttp cancel the handler of a client that disconnects.
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -60,31 +62,30 @@ class OllamaBridge:
         return web.json_response({"version": "0.0.0-bridge"})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        asked = await request.json()
-        self.requests.append(asked)
-        if asked.get("stream", True):
-            return await self._stream(request, asked)
-        async with self._session.post(self._url, json=_body(asked, stream=False)) as response:
-            answer = await response.json()
+        chat = await request.json()
+        self.requests.append(chat)
+        if chat.get("stream", True):
+            return await self._stream(request, chat)
+        async with self._session.post(self._url, json=_body(chat, stream=False)) as response:
+            completion = await response.json()
             if response.status != 200:
-                return web.json_response({"error": answer["error"]["message"]}, status=400)
-        choice = answer["choices"][0]
-        said = {"role": "assistant", "content": choice["message"]["content"]}
-        return web.json_response(
-            _final(asked["model"], choice["finish_reason"], answer["usage"]) | {"message": said}
-        )
+                return web.json_response({"error": completion["error"]["message"]}, status=400)
+        choice = completion["choices"][0]
+        message = {"role": "assistant", "content": choice["message"]["content"]}
+        final = _final(chat["model"], choice["finish_reason"], completion["usage"])
+        return web.json_response(final | {"message": message})
 
     @property
     def _url(self) -> str:
         return f"{self._upstream}/chat/completions"
 
-    async def _stream(self, request: web.Request, asked: dict[str, Any]) -> web.StreamResponse:
-        out = web.StreamResponse(headers={"content-type": "application/x-ndjson"})
-        await out.prepare(request)
+    async def _stream(self, request: web.Request, chat: dict[str, Any]) -> web.StreamResponse:
+        stream = web.StreamResponse(headers={"content-type": "application/x-ndjson"})
+        await stream.prepare(request)
         reason = "stop"
         usage: dict[str, Any] = {}
         try:
-            async with self._session.post(self._url, json=_body(asked, stream=True)) as response:
+            async with self._session.post(self._url, json=_body(chat, stream=True)) as response:
                 async for line in response.content:
                     if not line.startswith(b"data: {"):
                         continue
@@ -93,25 +94,27 @@ class OllamaBridge:
                     for choice in chunk["choices"]:
                         reason = choice["finish_reason"] or reason
                         if text := choice["delta"].get("content"):
-                            await out.write(_line(asked["model"], text))
-            final = _final(asked["model"], reason, usage)
-            await out.write(json.dumps(final).encode() + b"\n")
+                            await stream.write(_line(chat["model"], text))
+            final = _final(chat["model"], reason, usage)
+            await stream.write(json.dumps(final).encode() + b"\n")
         except (asyncio.CancelledError, ConnectionError):
             self.cut.set()
             raise
-        return out
+        return stream
 
 
-def _body(asked: dict[str, Any], *, stream: bool) -> dict[str, Any]:
-    options = asked.get("options", {})
-    given = {ours: options[theirs] for theirs, ours in _OPTIONS.items() if theirs in options}
-    body = {"model": asked["model"], "messages": asked["messages"], "stream": stream, **given}
+def _body(chat: dict[str, Any], *, stream: bool) -> dict[str, Any]:
+    options = chat.get("options", {})
+    parameters = {
+        openai: options[ollama] for ollama, openai in _OPTIONS.items() if ollama in options
+    }
+    body = {"model": chat["model"], "messages": chat["messages"], "stream": stream, **parameters}
     return body | ({"stream_options": {"include_usage": True}} if stream else {})
 
 
 def _line(model: str, text: str) -> bytes:
-    said = {"role": "assistant", "content": text}
-    return json.dumps({"model": model, "message": said, "done": False}).encode() + b"\n"
+    message = {"role": "assistant", "content": text}
+    return json.dumps({"model": model, "message": message, "done": False}).encode() + b"\n"
 
 
 def _final(model: str, reason: str, usage: dict[str, Any]) -> dict[str, Any]:

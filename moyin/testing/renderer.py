@@ -1,4 +1,4 @@
-"""A renderer that renders nothing, for tests of what stands above one."""
+"""Provides a fake renderer for tests of the code that uses one."""
 
 from __future__ import annotations
 
@@ -21,19 +21,22 @@ __all__ = ["FakeRenderer"]
 
 
 class FakeRenderer:
-    """`moyin.domain.renderer.Renderer` in memory.
+    """Implements `moyin.domain.renderer.Renderer` in memory.
 
     Attributes:
         busy: set once a prompt has been submitted.
-        held: prompts wait here until it is set.
-        failure: raised by every prompt that is not finished.
-        started: prompt ids in the order in which they were first submitted.
-        interrupted: what the history says of those that are cancelled.
-        cancelled: prompt ids that were cancelled; ``prepared`` those that were prepared.
-        bodies: bodies that `get` returns, by path.
-        file: that every prompt makes; ``repeatable``: it would make the same again.
-        models: that it says to have in memory; ``memory`` how much it may take.
-        ready: whether it takes prompts; ``error`` why not.
+        held: prompts wait until this event is set.
+        failure: raised by every prompt that has not finished.
+        started: ids of submitted prompts, in order.
+        interrupted: the history record that `cancel` returns.
+        cancelled: ids of cancelled prompts.
+        prepared: ids of prepared prompts.
+        bodies: response bodies of `get`, by path.
+        file: the output of every prompt.
+        repeatable: the value of ``RenderSucceeded.repeatable``.
+        models: the names of loaded models in `status`.
+        memory: the memory limit in `status`.
+        ready: the readiness in `status`; ``error`` is its reason.
     """
 
     def __init__(self, *, file: RenderedFile | None = None) -> None:

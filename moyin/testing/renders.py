@@ -1,20 +1,20 @@
-"""Kept renders in memory, for unit tests."""
+"""Provides an in-memory render cache for unit tests."""
 
 from __future__ import annotations
 
 from moyin.store.renders import CachedRender, CacheRules
 
-__all__ = ["MemoryRenders"]
+__all__ = ["InMemoryRenderCache"]
 
 
-class MemoryRenders:
-    """`moyin.store.renders.RenderCache` that forgets nothing."""
+class InMemoryRenderCache:
+    """Implements `moyin.store.renders.RenderCache` without eviction."""
 
     def __init__(self) -> None:
-        self.kept: dict[tuple[str, str], CachedRender] = {}
+        self.renders: dict[tuple[str, str], CachedRender] = {}
 
     async def get(self, owner: str, digest: str) -> CachedRender | None:
-        return self.kept.get((owner, digest))
+        return self.renders.get((owner, digest))
 
     async def put(self, owner: str, digest: str, render: CachedRender, rules: CacheRules) -> None:
-        self.kept[owner, digest] = render
+        self.renders[owner, digest] = render

@@ -1,4 +1,4 @@
-"""Telemetry in memory: the twin of the one that counts through Ray, for tests."""
+"""Provides telemetry for tests that records calls in memory instead of in Ray's metrics."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ __all__ = ["RecordingTelemetry"]
 
 
 class RecordingTelemetry:
-    """Attributes:
-    calls: in the order in which they ended.
-    states: of each back end's breaker, in the order in which it came into them.
+    """Records calls and breaker states.
+
+    Attributes:
+        calls: the finished calls, in order.
+        states: the successive states of each back end's breaker.
     """
 
     def __init__(self) -> None:

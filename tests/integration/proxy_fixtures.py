@@ -20,7 +20,7 @@ from moyin.access.gatekeeper.observation import NoObserver
 from moyin.domain.identity import Identity
 from moyin.errors import RouteNotFound
 from moyin.proxy import Proxy
-from moyin.testing.identities import KnownKeys
+from moyin.testing.identities import StaticAuthenticator
 
 SIGNING_KEY = b"0123456789abcdef0123456789abcdef"
 MAX_BODY_BYTES = 128 * 1024 * 1024
@@ -46,7 +46,7 @@ class ProxyDoor:
     """
 
     def __init__(
-        self, proxy: Proxy, url: str, client: aiohttp.ClientSession, keys: KnownKeys
+        self, proxy: Proxy, url: str, client: aiohttp.ClientSession, keys: StaticAuthenticator
     ) -> None:
         self.proxy = proxy
         self.keys = keys
@@ -66,7 +66,7 @@ async def proxy_door(
         signing_key=SIGNING_KEY, meter=meter, trusted_proxies=TrustedProxies(trusted_proxies)
     )
     await proxy.start()
-    keys = KnownKeys(KEYS)
+    keys = StaticAuthenticator(KEYS)
     app = Gatekeeper(
         ProxyOrApp(proxy, guarded=proxy, app=_own),
         service="gateway",

@@ -90,10 +90,10 @@ async def launched(folder: Path, apps: Mapping[str, App]) -> AsyncIterator[Ports
     ports = Ports(http=free_port(), grpc=free_port())
     config = written(folder, apps, ports)
     # As Serve's child finds them.
-    switches = ray.switches()
+    environ = ray.ray_environ()
     process = await asyncio.create_subprocess_exec(
-        "sh", switches["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", config,
-        env={**os.environ, **switches},
+        "sh", environ["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", config,
+        env={**os.environ, **environ},
     )  # fmt: skip
     try:
         await eventually(lambda: listens(ports.http) and listens(ports.grpc))

@@ -183,9 +183,9 @@ async def test_the_command_line_rates_shows_and_forgets(tmp_path: Path) -> None:
         assert (await moyin(door, "quality", "freeze"))[:2] == (0, "frozen\n")
         assert '"frozen": true' in (await moyin(door, "quality", "export"))[1]
         told = (await moyin(door, "feedback", request, "--score", "0.5"))[1]
-        assert told.startswith("noted; nothing is learned while your tenant is frozen")
+        assert told.startswith("stored; your tenant is frozen")
         assert (await moyin(door, "quality", "thaw"))[:2] == (0, "learning\n")
-        assert (await moyin(door, "quality", "reset"))[:2] == (0, "forgotten\n")
+        assert (await moyin(door, "quality", "reset"))[:2] == (0, "signals deleted\n")
         assert '"models": {}' in (await moyin(door, "quality", "export"))[1]
         status, _, told = await moyin(door, "feedback", "unknown", "--score", "1")
         assert (status, told.partition(":")[2].strip()[:17]) == (1, "request_not_found")

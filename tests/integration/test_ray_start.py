@@ -1,4 +1,4 @@
-"""`ray start`, `moyin switches` and `serve deploy`, without `moyin up`."""
+"""`ray start`, `moyin ray-env` and `serve deploy`, without `moyin up`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Head:
         ports = self.ports
         self.env = {
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
-            **_switches(),
+            **_ray_env(),
             "PYTHONPATH": str(ROOT),
             "MOYIN_DATA": str(folder / "data"),
             "RAY_AUTH_TOKEN_PATH": str(token),
@@ -168,10 +168,10 @@ def _request(port: int, probe: Probe) -> str:
     return outcome
 
 
-def _switches() -> Mapping[str, str]:
-    """What `eval "$(moyin switches)"` exports."""
+def _ray_env() -> Mapping[str, str]:
+    """Return the variables that `eval "$(moyin ray-env)"` exports."""
     printed = subprocess.run(
-        [_BIN / "moyin", "switches"], capture_output=True, text=True, check=True
+        [_BIN / "moyin", "ray-env"], capture_output=True, text=True, check=True
     ).stdout
     words = [shlex.split(line)[1] for line in printed.splitlines()]
     return dict(word.split("=", 1) for word in words)

@@ -88,7 +88,7 @@ def test_keys_of_the_command_line_open_the_door_until_revoked(door: StackDoor) -
 
 
 def test_serve_deploy_takes_the_same_file(door: StackDoor) -> None:
-    """`ray start` with the switches, then `serve deploy`: what `moyin up` does by itself."""
+    """Deploy by `ray start` with the output of `moyin ray-env`, and `serve deploy`."""
     door.serve_deploy(yaml.safe_load(door.layout.serve_config.read_text()))
     assert door.run("status").returncode == 0
     assert door.run("chat", "Still there?", "--max-tokens", "4").stdout.strip()

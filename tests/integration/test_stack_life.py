@@ -21,7 +21,7 @@ import yaml
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 
-from moyin.stack.web import call
+from moyin.stack.web import send_request
 from moyin.system.processes import find
 from tests.door import Measured, StackDoor
 
@@ -134,10 +134,10 @@ def test_valkeys_password_is_shown_nowhere(stack: StackDoor) -> None:
         **{
             f"moyin {' '.join(arguments)}": (done := stack.run(*arguments, check=False)).stdout
             + done.stderr
-            for arguments in (("status",), ("status", "--json"), ("doctor",), ("switches",))
+            for arguments in (("status",), ("status", "--json"), ("doctor",), ("ray-env",))
         },
         **{
-            path: call("GET", dashboard + path, bearer=token, timeout=30)[1].decode()
+            path: send_request("GET", dashboard + path, bearer=token, timeout=30)[1].decode()
             for path in (
                 "/api/serve/applications/", "/api/jobs/", "/api/cluster_status", "/nodes?view=details",
                 "/api/v0/actors?detail=1", "/api/v0/workers?detail=1", "/api/v0/runtime_envs?detail=1",
@@ -254,7 +254,7 @@ def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
         refused = other.run("up", check=False)
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1
-    assert f"port {other.ports.door} (door) is taken by" in refused.stderr
+    assert f"port {other.ports.door} (door) is in use by" in refused.stderr
     assert f"(pid {os.getpid()})" in refused.stderr
     assert other.processes() == []
 

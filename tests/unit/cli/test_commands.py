@@ -14,12 +14,12 @@ from moyin.errors import StackError
 from moyin.stack import apps
 from moyin.stack.layout import Layout
 from moyin.stack.lock import SupervisorLock
-from moyin.stack.state import Part, PartStatus, Phase, StackState, write
+from moyin.stack.state import Part, PartStatus, Phase, StackState, write_state
 
 
 @pytest.fixture
 def running(tmp_path: Path) -> StackState:
-    """A stack that claims to run: this process holds its lock."""
+    """Return the state of a stack that appears to run, because this process holds its lock."""
     layout = Layout(tmp_path / "data")
     layout.prepare()
     lock = SupervisorLock(layout.lock)
@@ -31,7 +31,7 @@ def running(tmp_path: Path) -> StackState:
         parts={"ray": Part(status=PartStatus.UP, pid=99)},
         addresses={"gateway": "http://127.0.0.1:8000"},
     )
-    write(layout.state, state)
+    write_state(layout.state, state)
     return state
 
 
@@ -50,17 +50,17 @@ def test_an_error_is_one_line_without_a_traceback(capsys: pytest.CaptureFixture[
     assert output.err.count("\n") == 1
 
 
-def test_debug_shows_where_it_happened(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moyin_debug_raises_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOYIN_DEBUG", "1")
     with pytest.raises(StackError):
         run(["jobs", "list"])
 
 
-def test_wrong_usage_has_a_status_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["jobs", "explode"]) == 2
 
 
-def test_status_of_nothing_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_without_a_stack_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["status"]) == 1
     assert capsys.readouterr().out == "Moyin is not running\n"
     assert run(["status", "--json"]) == 1
@@ -80,38 +80,38 @@ def test_status_shows_parts_and_addresses(
     assert json.loads(capsys.readouterr().out)["parts"]["ray"]["pid"] == 99
 
 
-def test_up_of_a_running_stack_says_so_and_does_nothing(
+def test_up_of_a_running_stack_does_nothing(
     running: StackState, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["up"]) == 0
     assert capsys.readouterr().out.startswith("Moyin is up already: http://127.0.0.1:8000")
 
 
-def test_nothing_is_deployed_to_a_stack_that_does_not_run(
+def test_deploy_without_a_running_stack_fails(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run(["deploy"]) == 1
     assert "moyin up" in capsys.readouterr().err
 
 
-def test_a_wrong_file_is_not_deployed(
+def test_invalid_configuration_is_not_deployed(
     running: StackState,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def hand_over(*_: object) -> None:
-        raise AssertionError("it was handed over")
+    def deploy(*_: object) -> None:
+        raise AssertionError("the file was deployed")
 
-    monkeypatch.setattr(apps, "deploy", hand_over)
+    monkeypatch.setattr(apps, "deploy", deploy)
     path = tmp_path / "apps.yaml"
     path.write_text("colour: red\nsize: 3\napplications: []")
     assert run(["deploy", "--config", str(path)]) == 1
-    told = capsys.readouterr().err
-    assert "is not valid: colour: unknown key; size: unknown key" in told
+    error = capsys.readouterr().err
+    assert "is not valid: colour: unknown key; size: unknown key" in error
 
 
-def test_a_log_that_is_not_there_is_answered_with_those_that_are(
+def test_unknown_log_error_lists_app_logs(
     running: StackState, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     layout = Layout(tmp_path / "data")
@@ -119,27 +119,27 @@ def test_a_log_that_is_not_there_is_answered_with_those_that_are(
     (layout.ray_logs / "serve").mkdir(parents=True)
     (layout.ray_logs / "serve" / "replica_gateway_Gateway_x1.log").touch()
     assert run(["logs", "gatewy"]) == 1
-    assert "there is no log 'gatewy'; there are: gateway, ray" in capsys.readouterr().err
+    assert "there is no log 'gatewy'; available: gateway, ray" in capsys.readouterr().err
 
 
-def test_a_scope_that_nothing_of_ours_asks_for_is_doubted(
+def test_unknown_scope_gives_a_warning(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run(["keys", "create", "ann", "--scope", "jobs:raed", "--scope", "text"]) == 0
-    told = capsys.readouterr()
-    assert told.out.startswith("moyin_")
-    assert "'jobs:raed' (did you mean jobs:read?)" in told.err
-    assert "text" not in told.err
+    output = capsys.readouterr()
+    assert output.out.startswith("moyin_")
+    assert "'jobs:raed' (did you mean jobs:read?)" in output.err
+    assert "text" not in output.err
     assert run(["keys", "create", " "]) == 1
     assert "OWNER is empty" in capsys.readouterr().err
 
 
-def test_down_of_nothing_is_fine(capsys: pytest.CaptureFixture[str]) -> None:
+def test_down_without_a_stack_succeeds(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["down"]) == 0
     assert capsys.readouterr().out == "Moyin was not running\n"
 
 
-def test_keys_are_made_listed_and_revoked(capsys: pytest.CaptureFixture[str]) -> None:
+def test_keys_are_created_listed_rotated_and_revoked(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["keys", "create", "ann", "--name", "laptop"]) == 0
     text = capsys.readouterr().out.strip()
     assert text.startswith("moyin_")
@@ -159,23 +159,23 @@ def test_keys_are_made_listed_and_revoked(capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ('{"nodes": [], "links": []}', "is in the editor's format"),
         ("[]", "is not a graph"),
         ("{", "cannot be read as JSON"),
     ],
 )
-def test_a_wrong_graph_is_refused_before_it_is_sent(
-    content: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_invalid_graph_is_rejected_before_submission(
+    content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     graph = tmp_path / "graph.json"
     graph.write_text(content)
     assert run(["render", str(graph)]) == 1
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_an_unknown_log_names_the_known_ones(
+def test_unknown_log_error_lists_service_logs(
     running: StackState, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     layout = Layout(tmp_path / "data")
@@ -183,31 +183,43 @@ def test_an_unknown_log_names_the_known_ones(
     assert run(["logs", "ray", "-n", "2"]) == 0
     assert capsys.readouterr().out == "two\nthree\n"
     assert run(["logs", "nothing"]) == 1
-    assert "there are: ray" in capsys.readouterr().err
+    assert "available: ray" in capsys.readouterr().err
 
 
-def test_a_wrong_setting_is_named_by_its_variable(
+def test_invalid_setting_error_names_the_variable(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MOYIN_KEEP_JOBS_DAYS", "abc")
     assert run(["status"]) == 1
-    told = capsys.readouterr().err
-    assert told.startswith("error: MOYIN_KEEP_JOBS_DAYS: Input should be a valid integer")
+    error = capsys.readouterr().err
+    assert error.startswith("error: MOYIN_KEEP_JOBS_DAYS: Input should be a valid integer")
 
 
-def test_a_data_folder_that_is_a_file_is_told(
+def test_data_folder_that_is_a_file_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("MOYIN_DATA", str(tmp_path / "file"))
     assert run(["up"]) == 1
-    told = capsys.readouterr().err
-    assert "is not a folder" in told or "is in its place" in told
+    error = capsys.readouterr().err
+    assert "is not a folder" in error or "is in its place" in error
 
 
-def test_a_narrow_terminal_cuts_no_id_in_two(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_narrow_terminal_does_not_wrap_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = Console(file=io.StringIO(), force_terminal=True, width=40, color_system=None)
     monkeypatch.setattr(screen, "out", shown)
-    screen.rows(("id", "owner", "name"), [("38971286e6c29f53", "admin", "made by the first up")])
+    screen.print_table(
+        ("id", "owner", "name"), [("38971286e6c29f53", "admin", "made by the first up")]
+    )
     assert isinstance(shown.file, io.StringIO)
     assert "38971286e6c29f53" in shown.file.getvalue()
+
+
+def test_ray_env_has_its_old_name_as_a_hidden_alias(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["ray-env"]) == 0
+    exports = capsys.readouterr().out
+    assert "export RAY_AUTH_MODE=token\n" in exports
+    assert run(["switches"]) == 0
+    assert capsys.readouterr().out == exports
+    assert run(["--help"]) == 0
+    assert "switches" not in capsys.readouterr().out

@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from moyin.cli.connector import Connector, check_local, onward_headers
+from moyin.cli.connector import Connector, reject_cross_site, upstream_headers
 from moyin.cli.main import run
 from moyin.errors import CrossSiteRequest, StackError
 from moyin.stack.profile import Profile, save
@@ -25,11 +25,11 @@ KEY = "moyin_key"
 PICTURE = bytes(range(256)) * 8_000  # larger than one read
 
 
-class FakeDoor:
-    """What a door was asked, and some answers."""
+class FakeGateway:
+    """Records its requests and returns canned responses."""
 
     def __init__(self) -> None:
-        self.asked: list[web.Request] = []
+        self.requests: list[web.Request] = []
         self.go_on = asyncio.Event()
         self.left = asyncio.Event()
 
@@ -44,13 +44,13 @@ class FakeDoor:
         return app
 
     async def plain(self, request: web.Request) -> web.Response:
-        self.asked.append(request)
+        self.requests.append(request)
         if request.path == "/refused":
             return web.json_response({"error": "no"}, status=418, reason="Teapot")
         return web.json_response({"path": request.raw_path}, headers={"x-moyin-cost": "0"})
 
     async def echo(self, request: web.Request) -> web.StreamResponse:
-        self.asked.append(request)
+        self.requests.append(request)
         answer = web.StreamResponse()
         await answer.prepare(request)
         async for piece in request.content.iter_any():
@@ -83,7 +83,7 @@ class FakeDoor:
         return web.Response(body=packed, headers={"content-encoding": "gzip"})
 
     async def socket(self, request: web.Request) -> web.StreamResponse:
-        self.asked.append(request)
+        self.requests.append(request)
         if request.query.get("clientId") == "nobody":
             return web.json_response({"code": "invalid_api_key"}, status=401)
         answer = web.WebSocketResponse(protocols=["comfy"], max_msg_size=0)
@@ -92,7 +92,7 @@ class FakeDoor:
             if message.data == "leave":
                 await answer.close(code=1013, message=b"slow_consumer")
             elif message.type is aiohttp.WSMsgType.TEXT:
-                await answer.send_str(f"heard {message.data}")
+                await answer.send_str(f"echo {message.data}")
             else:
                 await answer.send_bytes(message.data[::-1])
         self.left.set()
@@ -100,18 +100,18 @@ class FakeDoor:
 
 
 @pytest.fixture
-async def fake() -> AsyncIterator[tuple[FakeDoor, str]]:
-    door = FakeDoor()
-    runner = web.AppRunner(door.app(), handler_cancellation=True, shutdown_timeout=0.1)
+async def fake() -> AsyncIterator[tuple[FakeGateway, str]]:
+    gateway = FakeGateway()
+    runner = web.AppRunner(gateway.app(), handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    yield door, f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield gateway, f"http://127.0.0.1:{runner.addresses[0][1]}"
     await runner.cleanup()
 
 
 @pytest.fixture
-async def here(fake: tuple[FakeDoor, str]) -> AsyncIterator[aiohttp.ClientSession]:
-    """A client of the connector's port."""
+async def client(fake: tuple[FakeGateway, str]) -> AsyncIterator[aiohttp.ClientSession]:
+    """Return a client of the connector's port."""
     async with (
         Connector(Profile(url=fake[1], api_key=KEY)).listening(0) as url,
         aiohttp.ClientSession(url, auto_decompress=False) as session,
@@ -119,40 +119,38 @@ async def here(fake: tuple[FakeDoor, str]) -> AsyncIterator[aiohttp.ClientSessio
         yield session
 
 
-Fake = tuple[FakeDoor, str]
+Fake = tuple[FakeGateway, str]
 
 
-async def test_the_door_gets_the_key_and_nothing_of_this_address(
-    fake: Fake, here: aiohttp.ClientSession
+async def test_gateway_gets_the_key_and_no_local_headers(
+    fake: Fake, client: aiohttp.ClientSession
 ) -> None:
     sent = {
         "x-api-key": "other", "authorization": "Basic b3RoZXI=", "cookie": "a=b",
         "referer": "http://127.0.0.1/", "connection": "x-hop", "x-hop": "1", "x-kept": "yes",
     }  # fmt: skip
-    async with here.get("/object_info/A%2FB?x=%20y", headers=sent) as response:
+    async with client.get("/object_info/A%2FB?x=%20y", headers=sent) as response:
         assert (await response.json())["path"] == "/object_info/A%2FB?x=%20y"
         assert response.headers["x-moyin-cost"] == "0"
-    [asked] = fake[0].asked
-    assert asked.headers["authorization"] == f"Bearer {KEY}"
-    assert f"http://{asked.headers['host']}" == fake[1]
-    assert asked.headers["x-kept"] == "yes"
+    [request] = fake[0].requests
+    assert request.headers["authorization"] == f"Bearer {KEY}"
+    assert f"http://{request.headers['host']}" == fake[1]
+    assert request.headers["x-kept"] == "yes"
     assert not {"x-api-key", "cookie", "referer", "origin", "x-hop"} & {
-        name.lower() for name in asked.headers
+        name.lower() for name in request.headers
     }
 
 
-async def test_answers_pass_as_they_are(fake: Fake, here: aiohttp.ClientSession) -> None:
-    async with here.post("/refused", json={}) as response:
+async def test_responses_are_forwarded_unchanged(fake: Fake, client: aiohttp.ClientSession) -> None:
+    async with client.post("/refused", json={}) as response:
         assert (response.status, response.reason) == (418, "Teapot")
         assert await response.json() == {"error": "no"}
-    async with here.get("/packed") as response:
+    async with client.get("/packed") as response:
         assert response.headers["content-encoding"] == "gzip"
         assert gzip.decompress(await response.read()) == b"packed"
 
 
-async def test_bodies_flow_both_ways_without_an_end_in_sight(
-    fake: Fake, here: aiohttp.ClientSession
-) -> None:
+async def test_bodies_stream_in_both_directions(fake: Fake, client: aiohttp.ClientSession) -> None:
     more: asyncio.Queue[bytes] = asyncio.Queue()
 
     async def body() -> AsyncIterator[bytes]:
@@ -160,53 +158,55 @@ async def test_bodies_flow_both_ways_without_an_end_in_sight(
             yield part
 
     more.put_nowait(b"one")
-    async with here.post("/upload/image", data=body()) as response:
+    async with client.post("/upload/image", data=body()) as response:
         assert await response.content.readany() == b"one"
         more.put_nowait(PICTURE)
         assert await response.content.readexactly(len(PICTURE)) == PICTURE
         more.put_nowait(b"")
         assert await response.content.read() == b""
-    async with here.get("/events") as response:
+    async with client.get("/events") as response:
         assert await response.content.readany() == b"first"
         fake[0].go_on.set()
         assert await response.content.read() == b"second"
 
 
-async def test_the_door_is_told_when_a_client_leaves(
-    fake: Fake, here: aiohttp.ClientSession
+async def test_client_disconnect_reaches_the_gateway(
+    fake: Fake, client: aiohttp.ClientSession
 ) -> None:
-    async with here.get("/events") as response:
+    async with client.get("/events") as response:
         assert await response.content.readany() == b"first"
         response.close()
     await asyncio.wait_for(fake[0].left.wait(), 30)
 
 
-async def test_an_answer_that_breaks_off_does_not_look_whole(here: aiohttp.ClientSession) -> None:
+async def test_interrupted_response_does_not_look_complete(client: aiohttp.ClientSession) -> None:
     with pytest.raises(aiohttp.ClientPayloadError):
-        async with here.get("/broken") as response:
+        async with client.get("/broken") as response:
             await response.read()
 
 
-async def test_sockets_carry_text_and_pictures(fake: Fake, here: aiohttp.ClientSession) -> None:
-    socket = await here.ws_connect("/ws?clientId=a", protocols=["comfy"], max_msg_size=0)
+async def test_websockets_relay_text_and_pictures(
+    fake: Fake, client: aiohttp.ClientSession
+) -> None:
+    socket = await client.ws_connect("/ws?clientId=a", protocols=["comfy"], max_msg_size=0)
     assert socket.protocol == "comfy"
     await socket.send_str("hello")
-    assert await socket.receive_str() == "heard hello"
+    assert await socket.receive_str() == "echo hello"
     await socket.send_bytes(PICTURE)
     assert await socket.receive_bytes() == PICTURE[::-1]
-    assert fake[0].asked[0].headers["authorization"] == f"Bearer {KEY}"
+    assert fake[0].requests[0].headers["authorization"] == f"Bearer {KEY}"
     await socket.send_str("leave")
     last = await socket.receive()
     assert (last.type, last.data, last.extra) == (aiohttp.WSMsgType.CLOSE, 1013, "slow_consumer")
-    left = await here.ws_connect("/ws?clientId=b")
+    left = await client.ws_connect("/ws?clientId=b")
     fake[0].left.clear()
     await left.close()
     await asyncio.wait_for(fake[0].left.wait(), 30)
 
 
-async def test_a_refused_socket_keeps_its_status(here: aiohttp.ClientSession) -> None:
+async def test_rejected_websocket_keeps_its_status(client: aiohttp.ClientSession) -> None:
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-        await here.ws_connect("/ws?clientId=nobody")
+        await client.ws_connect("/ws?clientId=nobody")
     assert refused.value.status == 401
 
 
@@ -230,9 +230,9 @@ async def test_a_refused_socket_keeps_its_status(here: aiohttp.ClientSession) ->
         },
     ],
 )
-def test_pages_of_other_sites_are_refused(headers: dict[str, str]) -> None:
+def test_cross_site_requests_are_rejected(headers: dict[str, str]) -> None:
     with pytest.raises(CrossSiteRequest):
-        check_local(headers)
+        reject_cross_site(headers)
 
 
 @pytest.mark.parametrize(
@@ -251,46 +251,48 @@ def test_pages_of_other_sites_are_refused(headers: dict[str, str]) -> None:
         },
     ],
 )
-def test_clients_of_this_machine_are_not(headers: dict[str, str]) -> None:
-    check_local(headers)
+def test_local_clients_are_accepted(headers: dict[str, str]) -> None:
+    reject_cross_site(headers)
 
 
-async def test_a_refusal_reaches_no_door_and_reads_as_comfyuis(
-    fake: Fake, here: aiohttp.ClientSession
+async def test_rejection_has_comfyui_format_and_is_not_forwarded(
+    fake: Fake, client: aiohttp.ClientSession
 ) -> None:
-    async with here.post("/prompt", headers={"origin": "http://farm.example"}) as response:
+    async with client.post("/prompt", headers={"origin": "http://farm.example"}) as response:
         assert response.status == 403
         assert (await response.json())["error"]["type"] == "cross_site_request"
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-        await here.ws_connect("/ws", headers={"host": "farm.example"})
+        await client.ws_connect("/ws", headers={"host": "farm.example"})
     assert refused.value.status == 403
-    assert fake[0].asked == []
+    assert fake[0].requests == []
 
 
-async def test_it_is_no_proxy_for_other_servers(fake: Fake, here: aiohttp.ClientSession) -> None:
-    port = here._base_url.port if here._base_url else 0
+async def test_absolute_request_urls_are_rejected(
+    fake: Fake, client: aiohttp.ClientSession
+) -> None:
+    port = client._base_url.port if client._base_url else 0
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"GET {fake[1]}/prompt HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
     status = await reader.readline()
     writer.close()
     assert status.split()[1] in (b"400", b"403")
-    assert fake[0].asked == []
+    assert fake[0].requests == []
 
 
-def test_the_page_gets_its_cookie_and_nothing_else_does() -> None:
+def test_only_the_frontend_page_gets_the_cookie() -> None:
     sent = {"host": "127.0.0.1", "cookie": "moyin_session=other"}
-    assert onward_headers(sent, KEY, "/comfy/")["cookie"] == f"moyin_session={KEY}"
-    assert "cookie" not in onward_headers(sent, KEY, "/api/queue")
+    assert upstream_headers(sent, KEY, "/comfy/")["cookie"] == f"moyin_session={KEY}"
+    assert "cookie" not in upstream_headers(sent, KEY, "/api/queue")
 
 
-async def test_a_door_that_is_down_is_told_to_the_client() -> None:
+async def test_unreachable_gateway_is_reported_to_the_client() -> None:
     nobody = TestServer(web.Application())
     await nobody.start_server()
     url = str(nobody.make_url("")).rstrip("/")
     await nobody.close()
     async with (
-        Connector(Profile(url=url, api_key=KEY)).listening(0) as here,
-        aiohttp.ClientSession(here) as session,
+        Connector(Profile(url=url, api_key=KEY)).listening(0) as local_url,
+        aiohttp.ClientSession(local_url) as session,
     ):
         async with session.get("/prompt") as response:
             assert response.status == 502
@@ -300,24 +302,24 @@ async def test_a_door_that_is_down_is_told_to_the_client() -> None:
         assert refused.value.status == 502
 
 
-async def test_a_taken_port_is_told(fake: Fake) -> None:
+async def test_port_in_use_is_reported(fake: Fake) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(StackError, match=f"port {port} of this machine is taken"):
+        with pytest.raises(StackError, match=f"port {port} is in use"):
             async with Connector(Profile(url=fake[1], api_key=KEY)).listening(port):
-                raise AssertionError("it listens")
+                raise AssertionError("the port is open")
 
 
-def test_the_command_says_what_is_missing(
+def test_connect_reports_missing_profile_key_and_gateway(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["comfyui", "connect"]) == 1
     assert "start Moyin with `moyin up`" in capsys.readouterr().err
     monkeypatch.setenv("MOYIN_URL", "http://127.0.0.1:9")
     assert run(["comfyui", "connect"]) == 1
-    assert "there is no key" in capsys.readouterr().err
+    assert "no API key is configured" in capsys.readouterr().err
     monkeypatch.setenv("MOYIN_API_KEY", KEY)
     assert run(["comfyui", "connect"]) == 1
     assert "no response from the gateway at http://127.0.0.1:9" in capsys.readouterr().err

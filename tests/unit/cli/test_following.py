@@ -28,7 +28,7 @@ async def _events(request: web.Request, *frames: str) -> web.StreamResponse:
     return response
 
 
-async def test_an_answer_streams_and_ends_with_its_cost(
+async def test_answer_streams_and_ends_with_its_cost(
     stub: Stub, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gateway, handlers = stub
@@ -53,7 +53,7 @@ async def test_an_answer_streams_and_ends_with_its_cost(
     assert capsys.readouterr().out == "Hello"
 
 
-async def test_an_error_within_a_stream_is_an_error(stub: Stub) -> None:
+async def test_error_in_a_stream_is_raised(stub: Stub) -> None:
     gateway, handlers = stub
 
     async def respond(request: web.Request) -> web.StreamResponse:
@@ -101,7 +101,7 @@ async def test_following_an_unknown_job_ends_at_once(stub: Stub) -> None:
         await follow(gateway, "j1")
 
 
-async def test_pictures_never_replace_files_nor_leave_the_folder(
+async def test_artifacts_never_overwrite_files_or_leave_the_folder(
     stub: Stub, tmp_path: Path
 ) -> None:
     gateway, handlers = stub

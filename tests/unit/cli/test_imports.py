@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 
-def test_a_command_does_not_wait_for_libraries_that_it_does_not_need() -> None:
+def test_command_line_does_not_import_heavy_libraries() -> None:
     code = (
         "import sys, moyin.cli.main; print([name for name in "
         "('sqlalchemy', 'redis', 'jwt', 'fsspec', 'ray', 'temporalio') if name in sys.modules])"

@@ -12,7 +12,7 @@ from moyin.store.sql import Database
 
 
 def _stored() -> tuple[list[AuditEvent], list[ApiKey]]:
-    """What was done, oldest first, and which keys there are."""
+    """Return the audit events, oldest first, and all keys."""
 
     async def read() -> tuple[list[AuditEvent], list[ApiKey]]:
         database = Database(Settings().sql_url)
@@ -25,7 +25,7 @@ def _stored() -> tuple[list[AuditEvent], list[ApiKey]]:
     return asyncio.run(read())
 
 
-def test_what_is_done_here_is_in_the_audit_log_too(
+def test_key_operations_are_in_the_audit_log(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LOGNAME", "ann")
@@ -35,46 +35,46 @@ def test_what_is_done_here_is_in_the_audit_log_too(
     assert run(["keys", "rotate", key_id, "--overlap", "60"]) == 0
     assert run(["keys", "revoke", key_id]) == 0
     assert run(["keys", "revoke", "nothing"]) == 1
-    acts, [key] = _stored()
-    assert [(act.action, act.target, act.details) for act in acts] == [
+    events, [key] = _stored()
+    assert [(event.action, event.target, event.details) for event in events] == [
         ("key.create", key_id, {"name": "ci", "scopes": ["text"]}),
         ("key.rotate", key_id, {"overlap_seconds": 60}),
         ("key.revoke", key_id, {}),
     ]
-    assert {(act.owner, act.actor) for act in acts} == {("studio", "moyin keys, ann")}
+    assert {(event.owner, event.actor) for event in events} == {("studio", "moyin keys, ann")}
     assert key.revoked_at is not None
-    assert text not in str(acts)
+    assert text not in str(events)
 
 
-def test_operator_rights_are_asked_for_by_name() -> None:
+def test_operator_scopes_must_be_named() -> None:
     assert run(["keys", "create", "studio"]) == 0
     assert run(["keys", "create", "studio", "--scope", "org:admin", "--scope", "*"]) == 0
-    acts, keys = _stored()
+    events, keys = _stored()
     assert [key.scopes for key in keys] == [{"text", "jobs:read", "jobs:write"}, {"org:admin", "*"}]
-    assert acts[0].details["scopes"] == ["jobs:read", "jobs:write", "text"]
+    assert events[0].details["scopes"] == ["jobs:read", "jobs:write", "text"]
 
 
-def test_moyins_own_owners_get_no_key(capsys: pytest.CaptureFixture[str]) -> None:
+def test_internal_owners_cannot_get_a_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["keys", "create", "moyin:judge"]) == 1
     assert "owner 'moyin:judge'" in capsys.readouterr().err
     assert _stored() == ([], [])
 
 
-def test_a_key_that_can_not_be_written_down_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def lost(*_: object, **__: object) -> None:
+def test_key_without_audit_entry_is_not_created(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object, **__: object) -> None:
         raise ConnectionResetError
 
     with monkeypatch.context() as patch:
-        patch.setattr(AuditLog, "write", lost)
+        patch.setattr(AuditLog, "write", fail)
         assert run(["keys", "create", "studio"]) == 1
     assert _stored() == ([], [])
 
 
-def test_a_user_without_a_name_makes_keys_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_user_name_does_not_prevent_key_creation(monkeypatch: pytest.MonkeyPatch) -> None:
     def nameless() -> str:
         raise KeyError("getpwuid(): uid not found")
 
     monkeypatch.setattr("getpass.getuser", nameless)
     assert run(["keys", "create", "studio"]) == 0
-    [act], _ = _stored()
-    assert act.actor == "moyin keys, unknown"
+    [event], _ = _stored()
+    assert event.actor == "moyin keys, unknown"

@@ -9,7 +9,7 @@ from moyin.proxy.identity import route_secret
 from moyin.stack.layout import Layout
 
 
-def test_the_secret_of_a_route(
+def test_secret_of_a_route_is_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MOYIN_DATA", str(tmp_path))
@@ -18,7 +18,7 @@ def test_the_secret_of_a_route(
     assert capsys.readouterr().out.strip() == route_secret(b"s" * 32, "assets")
 
 
-def test_a_route_that_the_deployed_file_has_not_is_told(
+def test_unknown_route_name_gives_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     layout = Layout(tmp_path / "data")
@@ -35,10 +35,12 @@ def test_a_route_that_the_deployed_file_has_not_is_told(
     assert run(["routes", "secret", "assets"]) == 0
     assert capsys.readouterr() == (route_secret(b"s" * 32, "assets") + "\n", "")
     assert run(["routes", "secret", "assts"]) == 0
-    told = capsys.readouterr()
-    assert told.out.strip() == route_secret(b"s" * 32, "assts")
-    assert "apps.yaml has no route 'assts'; there are: assets, wiki" in " ".join(told.err.split())
-    # Half written, or gone: whether there is such a route nobody can tell.
+    output = capsys.readouterr()
+    assert output.out.strip() == route_secret(b"s" * 32, "assts")
+    assert "apps.yaml has no route 'assts'; its routes: assets, wiki" in " ".join(
+        output.err.split()
+    )
+    # Without a valid file there is no warning.
     for half in ("applications:\n- {name: gateway, deployments: [7]}\n", "applications: ["):
         file.write_text(half)
         assert run(["routes", "secret", "assts"]) == 0

@@ -1,4 +1,4 @@
-"""What a person sees on a terminal of a hundred columns."""
+"""Tests the output on a terminal of a hundred columns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from moyin.cli import quality, route, screen
-from moyin.cli.screen import facts
+from moyin.cli.screen import print_pairs
 
 _QUALITY = {"p_good": 0.9, "p_good_low": 0.86, "signals": 0, "basis": "table"}
 _EXPECTED = {"cost_usd": "0.0002287", "seconds": 6.1}
@@ -65,31 +65,29 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     return written
 
 
-def test_why_a_model_lost_stays_on_one_line(shown: io.StringIO) -> None:
-    route._print(DECISION)
+def test_reason_stays_on_one_line(shown: io.StringIO) -> None:
+    route._print_decision(DECISION)
     lines = [" ".join(_plain(line).split()) for line in shown.getvalue().splitlines()]
     assert f"claude-sonnet-5-5 {_REASON}" in lines
     assert "smollm2-135m out: tools [none]" in lines
     assert max(map(len, lines)) <= 100
 
 
-def test_the_tables_of_quality_say_what_they_show(
-    shown: io.StringIO, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_quality_tables_have_captions(shown: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     def gateway(_: Any) -> Any:
         return KNOWN
 
     monkeypatch.setattr(quality, "with_gateway", gateway)
     quality.show()
     text = _plain(shown.getvalue())
-    assert "# were found good, | was expected" in text
-    assert "had a useless answer cost" in text
+    assert "# is the share found good, | the expected share" in text
+    assert "under other prices of a bad answer" in text
     assert "code +2.4" in text
-    assert text.count("qwen3-8b") == 2  # its name is not repeated in its source
+    assert text.count("qwen3-8b") == 2  # The source does not repeat the name.
 
 
-def test_brackets_in_a_value_are_no_markup(shown: io.StringIO) -> None:
-    facts([("a", "[bold]b[/]")])
+def test_brackets_in_a_value_are_not_markup(shown: io.StringIO) -> None:
+    print_pairs([("a", "[bold]b[/]")])
     assert "[bold]b[/]" in shown.getvalue()
 
 

@@ -19,7 +19,7 @@ from moyin.jobs.service import JobService
 from moyin.render.protocol.graph import input_name
 from moyin.render.protocol.wire import PromptBody
 from moyin.store.artifacts import new_artifact_id
-from moyin.testing.guard import OpenGuard
+from moyin.testing.guard import PermissiveGraphGuard
 from tests.unit.comfy_api.rig import GRAPH, OWNER, Rig, record, rig
 
 __all__ = ["rig"]
@@ -84,7 +84,7 @@ def validator() -> Validator:
     return Validator()
 
 
-class Guard(OpenGuard):
+class Guard(PermissiveGraphGuard):
     async def pool_for(self, caller: Identity, graph: Mapping[str, Any]) -> str:
         return "big" if graph["1"]["class_type"] == "Big" else "default"
 

@@ -1,4 +1,4 @@
-"""Checks that cluster.yaml is valid and gives every node the Ray environment of `moyin up`."""
+"""Tests that cluster.yaml is valid, and gives every node the environment of `moyin ray-env`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from actors.placement import NOT_FOR_RENDERS
-from moyin.stack.ray import switches
+from moyin.stack.ray import ray_environ
 
 ROOT = Path(__file__).parents[3]
 
@@ -33,8 +33,10 @@ def test_cluster_has_a_head_and_workers_of_both_kinds(config: Any) -> None:
 
 
 @pytest.mark.parametrize("commands", ["head_start_ray_commands", "worker_start_ray_commands"])
-def test_every_node_starts_with_our_environment(config: Any, commands: str, tmp_path: Path) -> None:
-    """Run the start command with a `ray` that prints its environment."""
+def test_every_node_starts_with_the_ray_environment(
+    config: Any, commands: str, tmp_path: Path
+) -> None:
+    """Run the commands with a fake `ray` that prints its environment."""
     [start] = [line for line in config[commands] if "ray start" in line]
     home = tmp_path
     (home / "moyin").mkdir()
@@ -47,12 +49,12 @@ def test_every_node_starts_with_our_environment(config: Any, commands: str, tmp_
     environ = {"HOME": str(home), "PATH": os.environ["PATH"], "RAY_HEAD_IP": "10.0.0.7"}
     done = subprocess.run(["bash", "-ec", start], env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    printed = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
-    assert printed.items() >= switches().items()
-    assert printed["RAY_AUTH_MODE"] == "token"
-    assert printed["MOYIN_REDIS_URL"] == "redis://there"
-    assert printed["MOYIN_DOOR"].endswith(":8000")
-    assert os.access(printed["RAY_SERVE_HAPROXY_BINARY_PATH"], os.X_OK)
+    environment = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    assert environment.items() >= ray_environ().items()
+    assert environment["RAY_AUTH_MODE"] == "token"
+    assert environment["MOYIN_REDIS_URL"] == "redis://there"
+    assert environment["MOYIN_DOOR"].endswith(":8000")
+    assert os.access(environment["RAY_SERVE_HAPROXY_BINARY_PATH"], os.X_OK)
 
 
 def test_every_node_has_the_token_and_a_recent_image(config: Any) -> None:

@@ -11,7 +11,7 @@ from deployments.ingress import new_fastapi
 from moyin.access.gatekeeper import Gatekeeper, problem_details
 from moyin.access.gatekeeper.asgi import Message
 from moyin.access.gatekeeper.observation import NoObserver
-from moyin.testing.identities import KnownKeys
+from moyin.testing.identities import StaticAuthenticator
 
 
 async def respond(error: Exception) -> tuple[int, dict[bytes, bytes], Any]:
@@ -25,7 +25,7 @@ async def respond(error: Exception) -> tuple[int, dict[bytes, bytes], Any]:
     gatekeeper = Gatekeeper(
         app,
         service="test",
-        authenticator=KnownKeys({}),
+        authenticator=StaticAuthenticator({}),
         errors=problem_details,
         max_body_bytes=1,
         observer=NoObserver(),

@@ -16,13 +16,13 @@ from moyin.jobs.graphs import GraphChecks
 from moyin.render.protocol.graph import input_name
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.sql import Database
-from moyin.testing.guard import OpenGuard
+from moyin.testing.guard import PermissiveGraphGuard
 
 ANN, BOB = Identity(owner="ann", key_id="k"), Identity(owner="bob", key_id="k")
 MINE = Artifact(id=f"art_{'1' * 32}", name="a.png", media_type="image/png", size=1, sha256="a" * 64)
 
 
-class Guard(OpenGuard):
+class Guard(PermissiveGraphGuard):
     """Refuses the file name ``bad`` and records its calls."""
 
     def __init__(self, *pools: str) -> None:

@@ -30,7 +30,7 @@ from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore
 from moyin.store.sql import Database
-from moyin.testing.guard import OpenGuard
+from moyin.testing.guard import PermissiveGraphGuard
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ANN = Identity(owner="ann", key_id="k")
@@ -93,7 +93,7 @@ async def jobs(tmp_path: Path) -> AsyncIterator[Jobs]:
         frames=idle,
         launcher=idle,
         validator=idle,
-        guard=OpenGuard("default"),
+        guard=PermissiveGraphGuard("default"),
         pools=["default"],
         networks=AllowedNetworks(),
     )
@@ -120,7 +120,7 @@ async def test_a_cancelled_job_names_its_canceller_and_other_tenants_jobs_are_sa
     assert cancelled.cancelled_by == Canceller(kind=CancellerKind.KEY, id="k2")
 
 
-class ChangedGuard(OpenGuard):
+class ChangedGuard(PermissiveGraphGuard):
     """Allows what the submitter may use at the time of a retry."""
 
     def __init__(self, *pools: str, denied: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Folders with short names lie outside a test's own folder: they are removed after it."""
+"""Removes the socket folders, which lie outside the temporary folder of a test."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from moyin.stack.layout import Layout
 
 
 @pytest.fixture(autouse=True)
-def _no_sockets_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    made: list[Path] = []
+def _remove_socket_folders(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    folders: list[Path] = []
     prepare = Layout.prepare
 
     def record(layout: Layout) -> None:
-        made.append(layout.sockets)
+        folders.append(layout.sockets)
         prepare(layout)
 
     monkeypatch.setattr(Layout, "prepare", record)
     yield
-    for folder in made:
+    for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)

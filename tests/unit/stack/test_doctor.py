@@ -1,4 +1,4 @@
-"""What `moyin doctor` says of the isolation of renders."""
+"""Tests the isolation check of `moyin doctor`."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ applications:
     ("isolation", "verdict", "found"),
     [
         ("strict", Verdict.FAIL, "pools fast will not start"),
-        ("files", Verdict.WARN, "no pool asks for it"),
+        ("files", Verdict.WARN, "no pool needs it"),
     ],
 )
-def test_what_a_machine_lacks_for_isolation_is_told(
+def test_missing_isolation_is_reported_with_advice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, isolation: str, verdict: Verdict, found: str
 ) -> None:
     def refuse() -> Path:
         raise StackError("can't confine ComfyUI: allow user namespaces")
 
     monkeypatch.setattr(doctor, "require_confinement", refuse)
-    check = doctor._confinement(options(tmp_path, isolation))
+    check = doctor._check_isolation(options(tmp_path, isolation))
     assert (check.verdict, check.found) == (verdict, found)
     assert check.advice == "can't confine ComfyUI: allow user namespaces"
 
 
-def test_what_confines_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_isolation_program_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "require_confinement", lambda: Path("/usr/bin/bwrap"))
-    check = doctor._confinement(options(tmp_path, "strict"))
-    assert (check.verdict, check.found) == (Verdict.OK, "strict, by /usr/bin/bwrap")
+    check = doctor._check_isolation(options(tmp_path, "strict"))
+    assert (check.verdict, check.found) == (Verdict.OK, "strict, with /usr/bin/bwrap")

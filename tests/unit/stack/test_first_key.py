@@ -11,7 +11,7 @@ from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 
 
-async def test_the_first_key_is_the_operators_and_is_written_down(tmp_path: Path) -> None:
+async def test_first_key_is_an_operator_key_in_the_audit_log(tmp_path: Path) -> None:
     settings = Settings(data=tmp_path)
     for _ in range(2):
         await prepare(settings)

@@ -41,8 +41,8 @@ frontend grpc_frontend
 _ERRORS = "/a folder/of R&D/haproxy.lua"
 
 
-def launched(folder: Path, config: str = _CONFIG) -> str:
-    """What becomes of Serve's file."""
+def launch(folder: Path, config: str = _CONFIG) -> str:
+    """Run the launcher and return the configuration that it wrote."""
     path = folder / "haproxy.cfg"
     done = _launch(path, config)
     assert done.returncode == 0, done.stderr
@@ -63,13 +63,13 @@ def _launch(path: Path, config: str, **environ: str) -> subprocess.CompletedProc
 
 
 def test_statistics_and_metrics_are_on_loopback(tmp_path: Path) -> None:
-    assert [line.strip() for line in launched(tmp_path).splitlines() if "bind" in line] == [
+    assert [line.strip() for line in launch(tmp_path).splitlines() if "bind" in line] == [
         "bind 127.0.0.1:9101", "bind 127.0.0.1:8404", "bind 127.0.0.1:8000", "bind *:84041",
     ]  # fmt: skip
 
 
-def test_a_head_must_come_in_time_and_no_address_is_logged(tmp_path: Path) -> None:
-    defaults = launched(tmp_path).partition("frontend")[0]
+def test_request_head_has_a_time_limit_and_no_path_is_logged(tmp_path: Path) -> None:
+    defaults = launch(tmp_path).partition("frontend")[0]
     assert "    timeout http-request 20s\n" in defaults
     assert "httplog" not in defaults
     [line] = [line for line in defaults.splitlines() if "log-format" in line]
@@ -78,15 +78,15 @@ def test_a_head_must_come_in_time_and_no_address_is_logged(tmp_path: Path) -> No
     assert not {"%r", "%HP", "%HQ", "%HU"} & set(line.split())
 
 
-def test_nothing_is_spliced(tmp_path: Path) -> None:
-    """`tests/integration/test_haproxy.py` shows what that is good for."""
-    assert "splice" not in launched(tmp_path)
-    assert "option abortonclose" in launched(tmp_path)
+def test_splicing_is_disabled(tmp_path: Path) -> None:
+    """`tests/integration/test_haproxy.py` shows why."""
+    assert "splice" not in launch(tmp_path)
+    assert "option abortonclose" in launch(tmp_path)
 
 
-def test_the_names_of_the_apps_are_not_told(tmp_path: Path) -> None:
-    """`tests/integration/test_door_names.py` asks a whole farm."""
-    config = launched(tmp_path)
+def test_app_names_are_not_disclosed(tmp_path: Path) -> None:
+    """`tests/integration/test_door_names.py` tests a whole farm."""
+    config = launch(tmp_path)
     assert ':\\"gateway\\"' not in config
     assert "    http-request set-path /-/routes/ if routes\n" in config
     listed = [line for line in config.splitlines() if line.endswith("if is_list_applications")]
@@ -95,8 +95,8 @@ def test_the_names_of_the_apps_are_not_told(tmp_path: Path) -> None:
     assert "    use_backend grpc_gateway if is_grpc_gateway\n" in config
 
 
-def test_serve_still_writes_what_the_launcher_mends() -> None:
-    """Another version of Ray may word it otherwise: then this fails, and not the protection."""
+def test_serve_template_has_the_lines_that_the_launcher_edits() -> None:
+    """Fails if a new version of Ray changes the template, before the protection does."""
     assert HAPROXY_CONFIG_TEMPLATE.count(" if routes\n") == 3
     assert HAPROXY_CONFIG_TEMPLATE.count('routes_message }}" if routes\n') == 1
     assert HAPROXY_CONFIG_TEMPLATE.count("if is_list_applications\n") == 2
@@ -109,12 +109,12 @@ def test_serve_still_writes_what_the_launcher_mends() -> None:
 
 
 def test_the_script_of_the_errors_is_loaded_from_any_folder(tmp_path: Path) -> None:
-    assert f'global\n    lua-load-per-thread "{_ERRORS}"\n' in launched(tmp_path)
+    assert f'global\n    lua-load-per-thread "{_ERRORS}"\n' in launch(tmp_path)
 
 
 def test_no_error_of_serves_is_left(tmp_path: Path) -> None:
     """`tests/integration/test_haproxy_errors.py` shows what is answered instead."""
-    config = launched(tmp_path)
+    config = launch(tmp_path)
     assert "errorfile" not in config and "status 404" not in config
     for status in (400, 408, 500, 502, 503, 504):
         assert config.count(f'"%[lua.moyin_error({status})]"') == 1
@@ -128,20 +128,22 @@ def test_no_error_of_serves_is_left(tmp_path: Path) -> None:
         ('lf-string "Ping http://.../-/routes for"', 'string "no such path"'),
     ],
 )
-def test_haproxy_does_not_start_with_other_errors(tmp_path: Path, line: str, other: str) -> None:
-    """A version of Serve that words its file otherwise is noticed at once."""
+def test_haproxy_does_not_start_with_an_unknown_template(
+    tmp_path: Path, line: str, other: str
+) -> None:
+    """An unknown template of Serve must stop the launcher."""
     assert line in _CONFIG
     done = _launch(tmp_path / "haproxy.cfg", _CONFIG.replace(line, other))
     assert (done.returncode, done.stdout) == (1, "")
-    assert "HAProxy's errors would not be ours" in done.stderr
+    assert "has an unknown format" in done.stderr
 
 
-def test_haproxy_does_not_start_without_the_script_of_the_errors(tmp_path: Path) -> None:
+def test_haproxy_does_not_start_without_the_error_script(tmp_path: Path) -> None:
     done = _launch(tmp_path / "haproxy.cfg", _CONFIG, MOYIN_HAPROXY_ERRORS="")
     assert done.returncode != 0 and done.stdout == ""
-    assert "name haproxy.lua" in done.stderr
+    assert "must be the path of haproxy.lua" in done.stderr
 
 
-def test_the_switches_name_the_script() -> None:
-    script = Path(ray.switches()["MOYIN_HAPROXY_ERRORS"])
+def test_ray_environment_names_the_error_script() -> None:
+    script = Path(ray.ray_environ()["MOYIN_HAPROXY_ERRORS"])
     assert script.is_file() and "moyin_error" in script.read_text()

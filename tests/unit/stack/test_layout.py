@@ -23,7 +23,7 @@ def test_prepare_makes_private_folders(tmp_path: Path) -> None:
     layout.prepare()
     for folder in (layout.data, layout.run, layout.logs, layout.sockets):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    layout.prepare()  # and again
+    layout.prepare()  # Preparing twice is allowed.
 
 
 def test_socket_paths_fit_however_long_the_data_folder_is(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_two_data_folders_share_no_sockets(tmp_path: Path) -> None:
     assert Layout(tmp_path / "a").sockets != Layout(tmp_path / "b").sockets
 
 
-def test_a_file_in_the_way_is_one_clear_line(tmp_path: Path) -> None:
+def test_file_in_place_of_the_data_folder_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     with pytest.raises(StackError) as failure:
         Layout(tmp_path / "data").prepare()
@@ -50,31 +50,31 @@ def test_somebody_elses_socket_folder_is_refused(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "data")
     layout.sockets.symlink_to(tmp_path)
     try:
-        with pytest.raises(StackError, match="belongs to someone else"):
+        with pytest.raises(StackError, match="belongs to another user"):
             layout.prepare()
     finally:
         layout.sockets.unlink()
 
 
-def test_a_full_disk_is_told_before_anything_starts(
+def test_full_disk_is_reported_before_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(10**12, 10**12, 5 * 2**20))
-    with pytest.raises(StackError, match=r"only 5 MB are free.*disk is full"):
+    with pytest.raises(StackError, match=r"5 MB are free.*disk is full"):
         Layout(tmp_path / "data").prepare()
 
 
 @pytest.mark.parametrize(
-    ("number", "told"),
+    ("number", "message"),
     [
         (errno.EACCES, "no permission to write there"),
         (errno.EROFS, "read-only"),
         (errno.ENOSPC, "the disk is full"),
     ],
 )
-def test_what_the_system_says_becomes_advice(number: int, told: str) -> None:
-    with pytest.raises(StackError, match=told), explain_os_errors(Path("/somewhere")):
+def test_os_error_becomes_advice(number: int, message: str) -> None:
+    with pytest.raises(StackError, match=message), explain_os_errors(Path("/somewhere")):
         raise OSError(number, os.strerror(number))
 
 
@@ -93,7 +93,7 @@ def test_the_newest_log_of_an_app_comes_last(tmp_path: Path) -> None:
         "replica_models_a_moyin.log",
     ]
     assert layout.app_logs("nothing") == []
-    layout.tidy()
+    layout.remove_runtime_files()
     assert not layout.sockets.exists()
     assert [path.parent for path in layout.app_logs("models")] == [
         layout.logs / "ray" / "serve"
@@ -101,7 +101,7 @@ def test_the_newest_log_of_an_app_comes_last(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a%20b", "50%", "a?b", "ä b#c", "c:d"])
-def test_the_database_is_in_the_data_folder_whatever_it_is_called(
+def test_database_path_keeps_special_characters_of_the_data_folder(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MOYIN_DATABASE_URL", raising=False)
@@ -109,12 +109,12 @@ def test_the_database_is_in_the_data_folder_whatever_it_is_called(
     assert make_url(settings.sql_url).database == str(tmp_path / name / "moyin.db")
 
 
-def test_a_folder_that_would_be_a_chain_of_addresses_is_refused(tmp_path: Path) -> None:
+def test_data_folder_with_double_colon_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(StackError, match=r"a::b: .* set MOYIN_DATA to another folder"):
         Layout(tmp_path / "a::b").prepare()
 
 
-def test_a_file_that_can_not_be_written_stays_as_it_was(
+def test_failed_write_keeps_the_previous_content(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "kept"
@@ -132,11 +132,11 @@ def test_a_file_that_can_not_be_written_stays_as_it_was(
     assert [p.name for p in tmp_path.iterdir()] == ["kept"]
 
 
-def test_apps_that_have_logs_are_known_by_name(tmp_path: Path) -> None:
+def test_apps_with_logs_are_listed_by_name(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "data")
     serve = layout.ray_logs / "serve"
     serve.mkdir(parents=True)
     for name in ("gateway_Gateway_x1", "gateway_Gateway_x1_moyin", "render-my_pool_RenderPool_y2"):
         (serve / f"replica_{name}.log").touch()
     (serve / "controller_12.log").touch()
-    assert layout.logged_apps() == {"gateway", "render-my_pool"}
+    assert layout.apps_with_logs() == {"gateway", "render-my_pool"}

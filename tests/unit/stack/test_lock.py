@@ -6,22 +6,22 @@ from pathlib import Path
 import pytest
 
 from moyin.errors import StackError
-from moyin.stack.lock import SupervisorLock, holder
+from moyin.stack.lock import SupervisorLock, lock_holder
 
 
-def test_only_one_holds_the_lock_and_its_pid_is_told(tmp_path: Path) -> None:
+def test_one_supervisor_holds_the_lock_and_its_pid_is_readable(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    assert holder(path) is None
+    assert lock_holder(path) is None
     first = SupervisorLock(path)
     first.acquire()
-    assert holder(path) == os.getpid()
-    with pytest.raises(StackError, match="running already"):
+    assert lock_holder(path) == os.getpid()
+    with pytest.raises(StackError, match="already running"):
         SupervisorLock(path).acquire()
     first.release()
-    assert holder(path) is None
+    assert lock_holder(path) is None
 
 
-def test_a_lock_file_that_nobody_holds_means_nobody_runs(tmp_path: Path) -> None:
+def test_unlocked_file_means_no_supervisor_runs(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     path.write_text(str(os.getpid()))
-    assert holder(path) is None
+    assert lock_holder(path) is None

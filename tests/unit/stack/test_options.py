@@ -19,7 +19,7 @@ def _data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_the_stack_s_processes_learn_where_everything_is() -> None:
+def test_environment_has_the_addresses_of_all_services() -> None:
     options = Options.read({}, port_base=20_000)
     assert options.environ["MOYIN_DATA"] == str(options.layout.data)
     assert options.environ["MOYIN_DOOR"] == "http://127.0.0.1:20000"
@@ -28,14 +28,14 @@ def test_the_stack_s_processes_learn_where_everything_is() -> None:
     assert options.settings.redis_url == options.environ["MOYIN_REDIS_URL"]
 
 
-def test_the_supervisor_reads_the_same_as_the_command_line() -> None:
+def test_supervisor_reads_the_same_options_as_the_command_line() -> None:
     options = Options.read({"MOYIN_PORT_VALKEY": "7777"}, port_base=20_000)
-    again = Options.read(options.given)
+    again = Options.read(options.source_environ)
     assert again.ports == options.ports
     assert again.environ.items() >= {
         (name, value) for name, value in options.environ.items() if name.startswith("MOYIN_")
     }
-    assert (again.own_valkey, again.own_temporal) == (True, True)
+    assert (again.runs_valkey, again.runs_temporal) == (True, True)
 
 
 def test_servers_that_run_elsewhere_are_not_started() -> None:
@@ -50,7 +50,7 @@ def test_servers_that_run_elsewhere_are_not_started() -> None:
     assert names == ["ray"]
 
 
-def test_all_servers_are_started_otherwise_and_listen_on_loopback() -> None:
+def test_all_servers_start_by_default_and_listen_on_loopback() -> None:
     options = Options.read({}, port_base=20_000)
     services = {service.name: service.command for service in _services(options)}
     assert list(services) == ["valkey", "temporal", "ray"]
@@ -59,26 +59,26 @@ def test_all_servers_are_started_otherwise_and_listen_on_loopback() -> None:
     assert "--dashboard-host=127.0.0.1" in services["ray"]
 
 
-def test_without_a_card_ray_gets_a_logical_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_ray_gets_a_logical_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for cards, expected in ((0, True), (2, False)):
-        monkeypatch.setattr("moyin.stack.options.graphics_cards", lambda cards=cards: cards)
+        monkeypatch.setattr("moyin.stack.options.count_gpus", lambda cards=cards: cards)
         options = Options.read({}, port_base=20_000)
         [command] = [s.command for s in _services(options) if s.name == "ray"]
         assert ("--num-gpus=1" in command) is expected
 
 
-def test_rays_token_is_private_and_kept() -> None:
+def test_ray_token_is_private_and_persistent() -> None:
     options = Options.read({}, port_base=20_000)
     options.layout.prepare()
     ray.prepare(options)
-    token = ray.token(options)
-    assert len(token) == 64
+    api_token = ray.api_token(options)
+    assert len(api_token) == 64
     assert stat.S_IMODE(options.layout.ray_token.stat().st_mode) == 0o600
     ray.prepare(options)
-    assert ray.token(options) == token
+    assert ray.api_token(options) == api_token
 
 
-def test_valkeys_password_is_private_kept_and_on_no_command_line() -> None:
+def test_valkey_password_is_private_persistent_and_on_no_command_line() -> None:
     options = Options.read({}, port_base=20_000)
     services = _services(options)
     password = options.layout.valkey_password.read_text()
@@ -91,7 +91,7 @@ def test_valkeys_password_is_private_kept_and_on_no_command_line() -> None:
     assert options.layout.valkey_password.read_text() == password
 
 
-def test_the_apps_alone_are_given_valkeys_password() -> None:
+def test_only_apps_get_the_valkey_password() -> None:
     options = Options.read({}, port_base=20_000)
     environs = {service.name: service.environ for service in _services(options)}
     password = options.layout.valkey_password.read_text()
@@ -101,7 +101,7 @@ def test_the_apps_alone_are_given_valkeys_password() -> None:
     assert password not in repr(options)
 
 
-def test_a_valkey_elsewhere_is_called_by_its_own_address() -> None:
+def test_external_valkey_url_is_passed_unchanged() -> None:
     options = Options.read({"MOYIN_REDIS_URL": "redis://:there@cache.example/0"}, port_base=20_000)
     [environ] = [s.environ for s in _services(options) if s.name == "ray"]
     assert environ["MOYIN_REDIS_URL"] == "redis://:there@cache.example/0"
@@ -109,7 +109,7 @@ def test_a_valkey_elsewhere_is_called_by_its_own_address() -> None:
     assert ":there@" not in repr(options.settings)
 
 
-def test_a_password_file_that_a_crash_left_empty_is_written_anew() -> None:
+def test_empty_password_file_is_written_again() -> None:
     options = Options.read({}, port_base=20_000)
     options.layout.prepare()
     options.layout.valkey_password.touch()
@@ -117,21 +117,21 @@ def test_a_password_file_that_a_crash_left_empty_is_written_anew() -> None:
     assert len(options.layout.valkey_password.read_text()) == 64
 
 
-def test_rays_environment_forgets_another_cluster() -> None:
+def test_ray_environment_drops_ray_address() -> None:
     options = Options.read({"RAY_ADDRESS": "10.0.0.1:6379"}, port_base=20_000)
     [environ] = [s.environ for s in _services(options) if s.name == "ray"]
     assert "RAY_ADDRESS" not in environ
-    assert environ.items() >= ray.SWITCHES.items()
+    assert environ.items() >= ray.RAY_ENVIRON.items()
 
 
-def test_a_named_file_of_apps_must_be_there(tmp_path: Path) -> None:
-    with pytest.raises(StackError, match="there is no such file"):
+def test_missing_app_configuration_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(StackError, match="does not exist"):
         Options.read({}, serve_config=tmp_path / "nothing.yaml")
 
 
 def _services(options: Options) -> list[Service]:
     options.layout.prepare()
-    if options.own_valkey:
+    if options.runs_valkey:
         valkey.prepare(options)
     ray.prepare(options)
     return list(Supervisor(options)._services())

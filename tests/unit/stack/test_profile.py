@@ -11,7 +11,7 @@ from moyin.stack.profile import Profile, load, save
 PROFILE = Profile(url="http://127.0.0.1:8000", api_key="moyin_ab_c-d")
 
 
-def test_a_profile_is_private_and_comes_back(tmp_path: Path) -> None:
+def test_profile_is_private_and_round_trips(tmp_path: Path) -> None:
     path = tmp_path / "profile.toml"
     save(path, PROFILE)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -26,19 +26,19 @@ def test_saving_again_makes_a_public_file_private(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_the_environment_wins(tmp_path: Path) -> None:
+def test_environment_overrides_the_profile(tmp_path: Path) -> None:
     path = tmp_path / "profile.toml"
     save(path, PROFILE)
     found = load(path, {"MOYIN_URL": "https://farm.example/", "MOYIN_API_KEY": "other"})
     assert found == Profile(url="https://farm.example", api_key="other")
 
 
-def test_without_an_address_one_line_says_what_to_do(tmp_path: Path) -> None:
+def test_missing_url_error_says_how_to_start(tmp_path: Path) -> None:
     with pytest.raises(StackError, match="start Moyin with `moyin up`"):
         load(tmp_path / "profile.toml", {})
 
 
-def test_a_broken_profile_is_named(tmp_path: Path) -> None:
+def test_invalid_profile_error_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "profile.toml"
     path.write_text("url = ")
     with pytest.raises(StackError, match=r"profile\.toml is not valid TOML"):
@@ -46,6 +46,6 @@ def test_a_broken_profile_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "farm.example", "ftp://farm.example"])
-def test_an_address_without_its_scheme_is_told(tmp_path: Path, url: str) -> None:
+def test_url_without_http_scheme_is_rejected(tmp_path: Path, url: str) -> None:
     with pytest.raises(StackError, match="MOYIN_URL begins with http://"):
         load(tmp_path / "profile.toml", {"MOYIN_URL": url})

@@ -23,35 +23,35 @@ async def _never() -> None:
     await asyncio.Event().wait()
 
 
-class Kept:
-    """A keeper of a small process, and every state that it went through."""
+class Recorder:
+    """Supervises a small process and records each of its states."""
 
     def __init__(
         self,
         folder: Path,
         command: tuple[str, ...],
         *,
-        ready: Callable[[], Awaitable[None]] = _at_once,
+        wait_ready: Callable[[], Awaitable[None]] = _at_once,
         after_ready: Callable[[], Awaitable[None]] | None = None,
         ready_seconds: float = 10,
-        broken: Callable[[int], str | None] | None = None,
+        find_fault: Callable[[int], str | None] | None = None,
     ) -> None:
         self.part = Part()
         self.seen: list[PartStatus] = []
-        self.keeper = ServiceSupervisor(
+        self.supervisor = ServiceSupervisor(
             Service(
                 name="small",
                 command=command,
                 environ=os.environ,
-                ready=ready,
+                wait_ready=wait_ready,
                 ready_seconds=ready_seconds,
                 stop_seconds=2,
-                broken=broken,
+                find_fault=find_fault,
             ),
             stack_id=str(folder),
             log=LogFile(folder / "log"),
             part=self.part,
-            changed=lambda: self.seen.append(self.part.status),
+            on_change=lambda: self.seen.append(self.part.status),
             after_ready=after_ready,
             backoff=Backoff(first=0.01, longest=0.02),
             check_seconds=0.01,
@@ -59,45 +59,47 @@ class Kept:
 
 
 @pytest.mark.parametrize("after_ready", [None, _never])
-async def test_a_process_that_runs_broken_is_started_again(
+async def test_faulty_process_is_restarted(
     tmp_path: Path, after_ready: Callable[[], Awaitable[None]] | None
 ) -> None:
     """Also while the apps are deployed, which would wait for it."""
-    broken: set[int] = set()
+    faulty: set[int] = set()
 
     def reason(pid: int) -> str | None:
-        return "runs without its half" if pid in broken else None
+        return "lacks a child process" if pid in faulty else None
 
-    kept = Kept(tmp_path, ("sleep", "60"), broken=reason, after_ready=after_ready)
-    running = asyncio.create_task(kept.keeper.run())
+    recorder = Recorder(tmp_path, ("sleep", "60"), find_fault=reason, after_ready=after_ready)
+    running = asyncio.create_task(recorder.supervisor.run())
     async with asyncio.timeout(20):
-        await kept.keeper.ready.wait()
-        first = kept.part.pid
+        await recorder.supervisor.ready.wait()
+        first = recorder.part.pid
         assert first is not None
-        broken.add(first)
-        await _until(lambda: kept.part.pid not in (None, first) and kept.keeper.ready.is_set())
+        faulty.add(first)
+        await _until(
+            lambda: recorder.part.pid not in (None, first) and recorder.supervisor.ready.is_set()
+        )
     with pytest.raises(ProcessLookupError):
         os.kill(first, 0)
-    assert (kept.part.status, kept.part.restarts) == (PartStatus.UP, 1)
+    assert (recorder.part.status, recorder.part.restarts) == (PartStatus.UP, 1)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_a_process_that_dies_is_started_again(tmp_path: Path) -> None:
-    kept = Kept(tmp_path, ("sleep", "60"))
-    running = asyncio.create_task(kept.keeper.run())
+async def test_ended_process_is_restarted(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, ("sleep", "60"))
+    running = asyncio.create_task(recorder.supervisor.run())
     async with asyncio.timeout(10):
-        await kept.keeper.ready.wait()
-        first = kept.part.pid
+        await recorder.supervisor.ready.wait()
+        first = recorder.part.pid
         assert first is not None
         os.kill(first, 9)
-        await _until(lambda: kept.part.restarts == 1 and kept.keeper.ready.is_set())
-    assert kept.part.pid not in (None, first)
-    assert kept.part.status == PartStatus.UP
+        await _until(lambda: recorder.part.restarts == 1 and recorder.supervisor.ready.is_set())
+    assert recorder.part.pid not in (None, first)
+    assert recorder.part.status == PartStatus.UP
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
-    assert kept.part.pid is None
-    assert kept.seen[:6] == [
+    assert recorder.part.pid is None
+    assert recorder.seen[:6] == [
         PartStatus.STARTING,
         PartStatus.UP,
         PartStatus.STOPPED,
@@ -107,55 +109,55 @@ async def test_a_process_that_dies_is_started_again(tmp_path: Path) -> None:
     ]
 
 
-async def test_what_follows_a_start_follows_every_restart(tmp_path: Path) -> None:
+async def test_after_ready_runs_after_every_restart(tmp_path: Path) -> None:
     deployed: list[int | None] = []
 
     async def deploy() -> None:
-        deployed.append(kept.part.pid)
+        deployed.append(recorder.part.pid)
 
-    kept = Kept(tmp_path, ("sleep", "60"), after_ready=deploy)
-    running = asyncio.create_task(kept.keeper.run())
+    recorder = Recorder(tmp_path, ("sleep", "60"), after_ready=deploy)
+    running = asyncio.create_task(recorder.supervisor.run())
     await _until(lambda: len(deployed) == 1)
-    assert kept.part.pid is not None
-    os.kill(kept.part.pid, 9)
+    assert recorder.part.pid is not None
+    os.kill(recorder.part.pid, 9)
     await _until(lambda: len(deployed) == 2)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     assert deployed[0] != deployed[1]
 
 
-async def test_a_first_start_that_fails_every_time_is_given_up(tmp_path: Path) -> None:
-    kept = Kept(tmp_path, ("sh", "-c", "exit 3"), ready=_never)
+async def test_first_start_gives_up_after_several_failures(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, ("sh", "-c", "exit 3"), wait_ready=_never)
     async with asyncio.timeout(20):
-        with pytest.raises(StackError, match="small does not start: ended with status 3"):
-            await kept.keeper.run()
-    assert kept.part.status == PartStatus.FAILED
-    assert kept.seen.count(PartStatus.STARTING) == 3
+        with pytest.raises(StackError, match="small does not start: exited with status 3"):
+            await recorder.supervisor.run()
+    assert recorder.part.status == PartStatus.FAILED
+    assert recorder.seen.count(PartStatus.STARTING) == 3
 
 
-async def test_a_refused_deployment_is_not_tried_again(tmp_path: Path) -> None:
+async def test_rejected_deployment_is_not_retried(tmp_path: Path) -> None:
     async def refuse() -> None:
         raise StackError("app x cannot start: no such module")
 
-    kept = Kept(tmp_path, ("sleep", "60"), after_ready=refuse)
+    recorder = Recorder(tmp_path, ("sleep", "60"), after_ready=refuse)
     async with asyncio.timeout(10):
         with pytest.raises(StackError, match=r"^app x cannot start: no such module$"):
-            await kept.keeper.run()
-    assert kept.seen.count(PartStatus.STARTING) == 1
+            await recorder.supervisor.run()
+    assert recorder.seen.count(PartStatus.STARTING) == 1
 
 
-async def test_a_process_that_never_serves_is_told_so(tmp_path: Path) -> None:
-    kept = Kept(tmp_path, ("sleep", "60"), ready=_never, ready_seconds=0.05)
+async def test_process_that_is_never_ready_is_reported(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, ("sleep", "60"), wait_ready=_never, ready_seconds=0.05)
     async with asyncio.timeout(20):
         with pytest.raises(StackError, match="was not ready within 0 s"):
-            await kept.keeper.run()
+            await recorder.supervisor.run()
 
 
-async def test_a_missing_program_is_told_so(tmp_path: Path) -> None:
-    kept = Kept(tmp_path, ("/nowhere/program",))
+async def test_missing_program_is_reported(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, ("/nowhere/program",))
     async with asyncio.timeout(20):
         with pytest.raises(StackError, match="cannot be run: No such file or directory"):
-            await kept.keeper.run()
+            await recorder.supervisor.run()
 
 
 async def _until(check: Callable[[], bool]) -> None:

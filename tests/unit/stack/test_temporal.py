@@ -12,14 +12,14 @@ from moyin.stack.options import Options
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(1, "1"), (2, "1"), (3, "1"), (16, "8")])
-def test_temporal_takes_half_of_the_cores(
+def test_temporal_uses_half_of_the_cores(
     cores: int, threads: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     assert _environ(tmp_path)["GOMAXPROCS"] == threads
 
 
-def test_who_says_how_many_threads_is_heeded(tmp_path: Path) -> None:
+def test_gomaxprocs_of_the_environment_wins(tmp_path: Path) -> None:
     assert _environ(tmp_path, GOMAXPROCS="3")["GOMAXPROCS"] == "3"
 
 
@@ -28,7 +28,7 @@ def _environ(folder: Path, **given: str) -> dict[str, str]:
     return dict(temporal.service(options).environ)
 
 
-def test_indexes_that_nobody_can_use_are_dropped(tmp_path: Path) -> None:
+def test_unused_indexes_are_dropped(tmp_path: Path) -> None:
     kept = ["by_status", "by_workflow_id", "by_temporal_namespace_division", "default_idx"]
     spare = ["by_keyword_01", "by_bool_03", "by_temporal_keyword_02", "by_batcher_user"]
     path = tmp_path / "temporal.db"
@@ -39,16 +39,16 @@ def test_indexes_that_nobody_can_use_are_dropped(tmp_path: Path) -> None:
         for name in (*kept, *spare):
             database.execute(f"CREATE INDEX {name} ON executions_visibility (a)")
         database.commit()
-    temporal.drop_spare_indexes(path)
-    temporal.drop_spare_indexes(path)
+    temporal.drop_unused_indexes(path)
+    temporal.drop_unused_indexes(path)
     with closing(sqlite3.connect(path)) as database:
         found = database.execute("SELECT name FROM sqlite_master WHERE type = 'index'")
         assert {name for (name,) in found} == {*kept, "by_int_01"}
 
 
-def test_a_database_that_is_in_use_keeps_its_indexes(
+def test_unreadable_database_is_logged_and_left_alone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "temporal.db").write_text("this is no database")
-    temporal.drop_spare_indexes(tmp_path / "temporal.db")
-    assert "spare indexes stay" in caplog.text
+    (tmp_path / "temporal.db").write_text("not a database")
+    temporal.drop_unused_indexes(tmp_path / "temporal.db")
+    assert "cannot drop Temporal's unused indexes" in caplog.text

@@ -12,7 +12,7 @@ import pytest
 from moyin.access.gatekeeper.browser import BrowserSessions
 from moyin.domain.identity import Identity
 from moyin.errors import CrossSiteRequest, InvalidKey
-from moyin.testing.identities import KnownKeys
+from moyin.testing.identities import StaticAuthenticator
 
 EXPIRES = int(time.time()) + 600
 TOKEN = jwt.encode({"exp": EXPIRES}, b"0" * 32, "HS256")
@@ -20,7 +20,7 @@ INTERNAL = jwt.encode({"exp": EXPIRES, "iss": "jobs"}, b"0" * 32, "HS256")
 
 
 ADA = Identity(owner="ada", key_id="k")
-KNOWN = KnownKeys({"good": ADA, TOKEN: ADA, INTERNAL: replace(ADA, service="jobs")})
+KNOWN = StaticAuthenticator({"good": ADA, TOKEN: ADA, INTERNAL: replace(ADA, service="jobs")})
 SESSIONS = BrowserSessions(KNOWN, "/comfy/")
 
 

@@ -22,13 +22,13 @@ from moyin.access.gatekeeper.links import new_file_link
 from moyin.access.gatekeeper.observation import Observation, access_line
 from moyin.domain.identity import Identity
 from moyin.errors import InvalidRequest, MissingKey, MoyinError
-from moyin.testing.identities import KnownKeys
+from moyin.testing.identities import StaticAuthenticator
 
 LIMIT = 10
 
 
-def one_key() -> KnownKeys:
-    return KnownKeys({"good": Identity(owner="ada", key_id="k1")})
+def one_key() -> StaticAuthenticator:
+    return StaticAuthenticator({"good": Identity(owner="ada", key_id="k1")})
 
 
 class Recorder:

@@ -17,7 +17,7 @@ from moyin.access.gatekeeper.observation import NoObserver
 from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit
 from moyin.errors import ServiceUnavailable
-from moyin.testing.identities import KnownKeys
+from moyin.testing.identities import StaticAuthenticator
 
 ANN = Identity(owner="ann", key_id="k1", scopes=frozenset({"jobs:read", "text"}))
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
@@ -28,7 +28,7 @@ class Farm:
     """Puts a gatekeeper in front of an app that never ends by itself."""
 
     def __init__(self) -> None:
-        self.keys = KnownKeys({"good": ANN, "other": replace(ANN, key_id="k2")})
+        self.keys = StaticAuthenticator({"good": ANN, "other": replace(ANN, key_id="k2")})
         self.headers = EVENTS
         self.piece = EVENT
         self.needs = "jobs:read"
@@ -189,7 +189,7 @@ async def test_a_response_of_known_length_is_completed(farm: Farm) -> None:
         farm.keys.identities["good"] = ANN
 
 
-class CountingKeys(KnownKeys):
+class CountingKeys(StaticAuthenticator):
     """Counts rechecks, and fails while ``away``."""
 
     def __init__(self) -> None:

@@ -37,7 +37,7 @@ from moyin.store.prompts import PromptStore
 from moyin.store.renders import CacheRules
 from moyin.store.sql import Database
 from moyin.testing.renderer import FakeRenderer
-from moyin.testing.renders import MemoryRenders
+from moyin.testing.renders import InMemoryRenderCache
 
 JOB = "5f0c9a52-5c3f-4a4c-9a43-1f0f4d1c2b3a"
 GRAPH = {"1": {"class_type": "LoadImage", "inputs": {"image": "x.png"}}}
@@ -68,7 +68,7 @@ class Bench:
         self.renderer = FakeRenderer()
         self.pool = Pool("default")
         self.pool.add_renderer("comfyui-default-0", self.renderer, RendererStatus(ready=True))
-        self.cache = MemoryRenders()
+        self.cache = InMemoryRenderCache()
         self.environment = ActivityEnvironment()
         events: Any = NoEvents()
         status_writer: Any = UnrecordedSteps()
@@ -332,7 +332,7 @@ async def test_unrepeatable_and_failed_renders_are_not_cached(bench: Bench) -> N
     bench.renderer.failure = InvalidGraph("no such node", details={"error": {}})
     with pytest.raises(ApplicationError):
         await bench.run(GRAPH, job_id=str(uuid.uuid4()))
-    assert bench.cache.kept == {}
+    assert bench.cache.renders == {}
 
 
 async def test_cached_result_is_renewed_when_it_is_used(bench: Bench, tmp_path: Path) -> None:
@@ -347,6 +347,6 @@ async def test_cached_result_is_renewed_when_it_is_used(bench: Bench, tmp_path: 
 
 async def test_result_whose_file_is_gone_is_rendered_again(bench: Bench) -> None:
     await bench.run(GRAPH)  # the file of this result is not in the store
-    assert len(bench.cache.kept) == 1
+    assert len(bench.cache.renders) == 1
     assert not (await bench.run(GRAPH, job_id=OTHER)).cached
     assert bench.renderer.started == [JOB, OTHER]

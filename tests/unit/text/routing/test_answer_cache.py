@@ -65,7 +65,7 @@ async def test_cached_stream_states_its_own_cost() -> None:
     assert first == CHUNK + DONE + b": x-moyin-cost-usd=0.002\n\n"
     assert second.body == CHUNK + DONE + COST
     assert dict(second.headers)[b"content-type"].startswith(b"text/event-stream")
-    assert len(fake.asked) == 1
+    assert len(fake.requests) == 1
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ async def test_changed_request_is_not_served_from_the_cache(change: dict[str, ob
     answer = await door.ask(**{"model": "fast", **change})  # type: ignore[arg-type]
     if answer.stream is not None:
         await drained(answer)
-    assert len(fake.asked) == 2
+    assert len(fake.requests) == 2
     assert dict(answer.headers).get(b"x-moyin-cache", b"miss") == b"miss"
 
 
@@ -102,12 +102,12 @@ async def test_long_answer_is_not_cached(stream: bool) -> None:
         if answer.stream is not None:
             assert (await drained(answer)).startswith(CHUNK)
         await asyncio.sleep(0)
-    assert len(fake.asked) == 2
+    assert len(fake.requests) == 2
 
 
 async def test_interrupted_answer_is_not_cached() -> None:
     fake = FakeBackend(
-        raw_stream=[CHUNK, CHUNK], error=StreamInterrupted("x"), pieces_before_error=1
+        raw_stream=[CHUNK, CHUNK], error=StreamInterrupted("x"), chunks_before_error=1
     )
     door = rig(fake)
     for _ in range(2):
@@ -116,7 +116,7 @@ async def test_interrupted_answer_is_not_cached() -> None:
     left = await door.ask(model="fast", stream=True)
     assert left.stream is not None
     await left.stream.aclose()
-    assert len(fake.asked) == 3
+    assert len(fake.requests) == 3
 
 
 async def test_failure_is_not_cached() -> None:
@@ -125,4 +125,4 @@ async def test_failure_is_not_cached() -> None:
     for _ in range(2):
         with pytest.raises(BackendUnavailable):
             await door.ask(model="fast")
-    assert len(fake.asked) == 2
+    assert len(fake.requests) == 2

@@ -92,7 +92,7 @@ async def test_good_answer_is_not_replaced() -> None:
     gateway = Gateway(first=GOOD)
     model, route, _ = await gateway.ask(response_format=FORMAT)
     assert (model, route.partition(";")[0]) == ("smollm2-135m", "free")
-    assert gateway.claude.asked == []
+    assert gateway.claude.requests == []
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ async def test_named_models_are_not_rescued() -> None:
     gateway = Gateway()
     model, _, _ = await gateway.ask(response_format=FORMAT, model="smollm2-135m")
     assert model == "smollm2-135m"
-    assert gateway.claude.asked == []
+    assert gateway.claude.requests == []
 
 
 async def test_both_answers_stay_within_the_reservation() -> None:

@@ -429,7 +429,7 @@ class Late(FakeBackend):
     """Never starts to answer."""
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
-        self.asked.append(request)
+        self.requests.append(request)
         await asyncio.Event().wait()
         yield  # type: ignore[misc]
 

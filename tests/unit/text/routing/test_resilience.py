@@ -44,7 +44,7 @@ class Flaky(FakeBackend):
 
     async def forward(self, request: RawRequest) -> bytes:
         await super().forward(request)
-        if len(self.asked) <= self.times:
+        if len(self.requests) <= self.times:
             raise BackendUnavailable("x")
         return RAW
 
@@ -58,12 +58,12 @@ class Held(FakeBackend):
         self.reached = asyncio.Event()
 
     async def forward(self, request: RawRequest) -> bytes:
-        self.asked.append(request)
+        self.requests.append(request)
         await self.let_go.wait()
         return RAW
 
     async def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
-        self.asked.append(request)
+        self.requests.append(request)
         self.reached.set()
         try:
             await self.let_go.wait()
@@ -82,7 +82,7 @@ async def test_quick_failure_is_retried_before_falling_back() -> None:
     first = Flaky(1)
     rig = Rig(first, FakeBackend(raw=RAW), runtime={"retries": 1})
     assert backend_of(await rig.ask()) == b"b0"
-    assert len(first.asked) == 2
+    assert len(first.requests) == 2
     assert [call.error for call in rig.telemetry.calls] == ["backend_unavailable", None]
 
 
@@ -91,7 +91,7 @@ async def test_retries_are_bounded_before_falling_back() -> None:
     rig = Rig(first, FakeBackend(raw=RAW), runtime={"retries": 1})
     answer = await rig.ask()
     assert dict(answer.headers)[b"x-moyin-route"] == b"fallback after backend_unavailable"
-    assert len(first.asked) == 2
+    assert len(first.requests) == 2
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ async def test_errors_that_a_retry_cannot_fix_are_not_retried(error: Exception) 
     first = FakeBackend(error=error)  # type: ignore[arg-type]
     rig = Rig(first, FakeBackend(raw=RAW), runtime={"retries": 3})
     assert backend_of(await rig.ask()) == b"b1"
-    assert len(first.asked) == 1
+    assert len(first.requests) == 1
 
 
 async def test_the_whole_call_has_one_deadline() -> None:
@@ -127,7 +127,7 @@ async def test_invalid_header_is_rejected_before_any_call() -> None:
     backend = FakeBackend(raw=RAW)
     with pytest.raises(InvalidRequest):
         await Rig(backend).ask(headers=[(b"x-moyin-residency", b"mars")])
-    assert not backend.asked
+    assert not backend.requests
 
 
 async def test_late_stream_falls_back() -> None:
@@ -255,7 +255,7 @@ async def test_disconnect_cancels_both_hedged_calls() -> None:
     used_to_begin_at(rig, 0.005)
     task = asyncio.create_task(rig.ask(stream=True))
     await asyncio.gather(slow.reached.wait(), other.reached.wait())
-    assert len(slow.asked) == len(other.asked) == 1
+    assert len(slow.requests) == len(other.requests) == 1
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -359,7 +359,7 @@ async def test_only_available_back_end_is_tried_despite_a_missing_model() -> Non
     rig.runtimes[1].is_up = False
     with pytest.raises(ServiceUnavailable):
         await rig.ask()
-    assert len(lacking.asked) == 4
+    assert len(lacking.requests) == 4
 
 
 async def test_invented_file_ids_do_not_demote_a_model() -> None:
@@ -368,7 +368,7 @@ async def test_invented_file_ids_do_not_demote_a_model() -> None:
     file = {"type": "file", "file": {"file_id": "made-up"}}
     for _ in range(5):
         await rig.ask(messages=[{"role": "user", "content": [file]}])
-    assert len(lacking.asked) == 5
+    assert len(lacking.requests) == 5
 
 
 async def test_missing_model_does_not_hide_a_temporary_failure() -> None:
@@ -398,7 +398,7 @@ async def test_interrupted_unsent_tool_call_is_charged() -> None:
     broken = FakeBackend(
         replace(text_answer(), parts=(use,)),
         error=StreamInterrupted("broke off"),
-        pieces_before_error=3,
+        chunks_before_error=3,
     )
     rig = Rig(broken)
     with pytest.raises(StreamInterrupted):

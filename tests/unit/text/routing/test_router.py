@@ -119,7 +119,7 @@ async def test_a_member_that_one_back_end_lacks_is_routed_around() -> None:
 
 async def test_error_after_the_first_byte_becomes_an_error_event() -> None:
     error = StreamInterrupted("cut")
-    rig = Rig(FakeBackend(raw_stream=[CHUNK, CHUNK], error=error, pieces_before_error=1))
+    rig = Rig(FakeBackend(raw_stream=[CHUNK, CHUNK], error=error, chunks_before_error=1))
     text = await drained(await rig.ask(stream=True))
     assert text.startswith(CHUNK)
     assert b'"code":"stream_interrupted"' in text
@@ -179,7 +179,7 @@ async def test_three_failures_exclude_a_back_end() -> None:
     rig = Rig(broken, FakeBackend(raw=RAW))
     for _ in range(5):
         await rig.ask()
-    assert len(broken.asked) == 3
+    assert len(broken.requests) == 3
 
 
 async def test_an_unknown_model() -> None:
@@ -195,7 +195,7 @@ async def test_health_checks_exclude_and_readmit_a_back_end() -> None:
     await runtime.check(lambda name, up: heard.append((name, up)))
     with pytest.raises(ServiceUnavailable):
         await rig.ask()
-    assert not backend.asked
+    assert not backend.requests
     backend.error = None
     await runtime.check(lambda name, up: heard.append((name, up)))
     assert (await rig.ask()).body is RAW

@@ -69,7 +69,7 @@ async def test_cloud_back_end_gets_schemas_that_own_servers_do_not() -> None:
     rig.runtimes[1].checks_schemas = False
     answer = await rig.ask(tools=[function(BOMB)])
     assert dict(answer.headers)[b"x-moyin-backend"] == b"b1"
-    assert (len(ours.asked), len(cloud.asked)) == (0, 1)
+    assert (len(ours.requests), len(cloud.requests)) == (0, 1)
 
 
 @pytest.mark.parametrize("member", ["grammar", "guided_grammar", "guided_regex"])
