@@ -1,1 +1,1 @@
-"""`make bench`: Moyin beside its peers, in one run on one machine. Ratios count, not figures."""
+"""Contains `make bench`: it measures Moyin and its peers on one machine; only ratios are comparable."""

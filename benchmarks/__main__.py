@@ -1,4 +1,4 @@
-"""Runs benchmarks and reports: ``python -m benchmarks [text|render|peers|proxy|all]``."""
+"""Runs benchmarks and writes reports: ``python -m benchmarks [text|render|peers|proxy|all]``."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from benchmarks.standings import show
 from benchmarks.text import peers, text
 
 _RESULTS = Path(__file__).parent / "results"
-# Of ComfyUIs, confined and not, and of graphs for each.
+# Rounds of the isolation benchmark, and graphs in each.
 _ROUNDS, _GRAPHS = 4, 25
 _PARTS = {
-    "text": "text beside a bare forwarder",
-    "render": "renders beside ComfyUI reached directly, and what its confinement costs",
-    "peers": "text beside other gateways",
-    "proxy": "the reverse proxy beside nginx",
-    "all": "all of them, in one stack",
+    "text": "model calls compared with a bare forwarder",
+    "render": "renders compared with direct calls of ComfyUI, and the cost of isolation",
+    "peers": "model calls compared with other gateways",
+    "proxy": "the reverse proxy compared with nginx",
+    "all": "all of these, in one stack",
 }
 
 
 def main() -> None:
     """Measure the part that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    about = "; ".join(f"{name}: {what}" for name, what in _PARTS.items())
+    about = "; ".join(f"{name}: {description}" for name, description in _PARTS.items())
     parser.add_argument("part", nargs="?", choices=[*_PARTS], default="all", help=about)
     part = parser.parse_args().part
     with peers() as others, running(others.mock, others.service) as farm:

@@ -1,4 +1,4 @@
-"""The bare forwarder as a Serve deployment: what Serve itself costs, without a line of ours."""
+"""Deploys the bare forwarder with Ray Serve, to measure the cost of Serve without Moyin."""
 
 # No `from __future__ import annotations` here: Ray reads the builder's annotation.
 
@@ -12,7 +12,7 @@ __all__ = ["BareArgs", "build"]
 
 
 class BareArgs(BaseModel):
-    """Where requests go."""
+    """Holds the ``args`` of the app."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -20,7 +20,7 @@ class BareArgs(BaseModel):
 
 
 class Bare:
-    """One replica, deployed like the models app."""
+    """Serves the forwarder in a replica with the same options as the models app."""
 
     def __init__(self, upstream: str) -> None:
         self._forwarder = Forwarder(upstream)
@@ -30,6 +30,7 @@ class Bare:
 
 
 def build(args: BareArgs) -> serve.Application:
+    """Bind the app's only deployment."""
     deployment = serve.deployment(name="Bare", max_ongoing_requests=1_000, **REPLICA)(
         serve.ingress()(Bare)
     )

@@ -1,4 +1,4 @@
-"""Moyin and its peers take turns on the same mock and machine."""
+"""Measures Moyin and its peers in turns, with the same mock back end on the same machine."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _MOYIN_SECONDS, _PEER_SECONDS = 150, 25
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What one gateway did.
+    """Holds the results of one gateway.
 
     Attributes:
-        load: by number of connections, the medians of all rounds.
-        rounds: requests a second in each.
-        over_direct: its requests a second over those of the direct path, of the same rounds.
-        added: what it adds to the direct path's latency in the same rounds: p50 and p99 in ms.
-        first: until the first token, and ``added_first`` of that.
-        streams: what was held, in rising numbers, up to the first that was not.
-        busy: the machine's load average while it was measured: who else worked there.
+        load: medians of all rounds by number of connections.
+        rounds: requests per second of each round, by number of connections.
+        over_direct: ratio to the requests per second of the direct path in the same rounds.
+        added: latency in addition to the direct path's: p50 and p99 in ms.
+        first: time to the first token; ``added_first`` is the part that the gateway adds.
+        streams: results for increasing numbers of streams, up to the first failure.
+        busy: median load average of the machine, which shows other activity.
     """
 
     name: str
@@ -52,18 +52,18 @@ class Result:
 
     @property
     def held(self) -> int:
-        """Most streams of fifty tokens a second that went through unnoticed."""
+        """The largest number of streams that the gateway forwarded without noticeable delay."""
         return max((held.streams for held in self.streams if held.ok), default=0)
 
     def times(self, other: Result, connections: int) -> float:
-        """How many times the requests a second of ``other``, which took turns with it."""
+        """Return the ratio to the requests per second of ``other`` in the same rounds."""
         return _ratio(self.rounds[connections], other.rounds[connections])
 
 
 def contest(farm: Farm, others: Peers) -> list[Result]:
-    """Two rounds of turns: with one replica of Moyin's models app, then with two.
+    """Measure all gateways with one replica of Moyin's models app, then Moyin with two replicas.
 
-    What is compared was measured in turns, against the direct path in the same round.
+    Gateways that are compared take turns in every round, together with the direct path.
     """
     straight = direct(others.mock, others.mock_pid)
     with peers_of(others.mock) as peers:
@@ -77,21 +77,21 @@ def _compare(gateways: Sequence[Gateway], *, memory: bool) -> list[Result]:
     busy: dict[str, list[float]] = {gateway.name: [] for gateway in gateways}
     loads = {gateway.name: _no_rounds() for gateway in gateways}
     for connections, gateway in _turns(gateways):
-        found = measure(
+        measurement = measure(
             gateway.url,
             body=BODY,
             headers=gateway.headers,
             connections=connections,
             seconds=_SECONDS,
         )
-        loads[gateway.name][connections].append(found)
+        loads[gateway.name][connections].append(measurement)
         busy[gateway.name].append(os.getloadavg()[0])
     rates = {
-        name: {c: tuple(one.requests_per_second for one in found) for c, found in load.items()}
+        name: {c: tuple(m.requests_per_second for m in rounds) for c, rounds in load.items()}
         for name, load in loads.items()
     }
     medians = {
-        name: {c: median(found) for c, found in load.items()} for name, load in loads.items()
+        name: {c: median(rounds) for c, rounds in load.items()} for name, load in loads.items()
     }
     firsts = {gateway.name: first_tokens(gateway) for gateway in gateways}
     base = gateways[0].name
@@ -104,7 +104,7 @@ def _compare(gateways: Sequence[Gateway], *, memory: bool) -> list[Result]:
             added={c: _added(medians[gateway.name][c], medians[base][c]) for c in CONNECTIONS},
             first=firsts[gateway.name],
             added_first=firsts[gateway.name].over(firsts[base]),
-            streams=tuple(_rising(gateway)),
+            streams=tuple(_increasing_streams(gateway)),
             growth=_growth(gateway) if memory and gateway.name != base else None,
             busy=statistics.median(busy[gateway.name]),
         )
@@ -112,8 +112,8 @@ def _compare(gateways: Sequence[Gateway], *, memory: bool) -> list[Result]:
     ]
 
 
-def _added(found: Measurement, straight: Measurement) -> tuple[float, float]:
-    return found.p50_ms - straight.p50_ms, found.p99_ms - straight.p99_ms
+def _added(gateway: Measurement, direct: Measurement) -> tuple[float, float]:
+    return gateway.p50_ms - direct.p50_ms, gateway.p99_ms - direct.p99_ms
 
 
 def _turns(gateways: Sequence[Gateway]) -> Iterator[tuple[int, Gateway]]:
@@ -128,15 +128,15 @@ def _no_rounds() -> dict[int, list[Measurement]]:
 
 
 def _ratio(rates: Sequence[float], others: Sequence[float]) -> float:
-    """The median of the rounds' ratios: noise that lasts longer than a round cancels out."""
+    """Return the median of the rounds' ratios, in which noise longer than a round cancels out."""
     return statistics.median(rate / other for rate, other in zip(rates, others, strict=True))
 
 
-def _rising(gateway: Gateway) -> Iterator[Held]:
+def _increasing_streams(gateway: Gateway) -> Iterator[Held]:
     for streams in _STREAMS:
-        found = held(gateway, streams)
-        yield found
-        if not found.ok:
+        result = held(gateway, streams)
+        yield result
+        if not result.ok:
             return
 
 

@@ -1,7 +1,7 @@
-"""Processor time that a small render costs between submit and result: ``python -m benchmarks.cost``.
+"""Measures the processor time per small render, by process: ``python -m benchmarks.cost``.
 
-Small pictures, one after the other, on one actor. Of every process of the stack the time that it
-spends meanwhile, less what it spends in as many seconds of rest. ComfyUI itself is not counted.
+Small pictures are rendered one after the other on one actor. The processor time of each process is
+reduced by what it uses while idle for as long. The total leaves out ComfyUI itself.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from moyin.system.processes import find
 
 __all__ = ["cost"]
 
-_REST_SECONDS = 20.0
+_IDLE_SECONDS = 20.0
 _colors = itertools.count(1)
 _PARTS = {
     "JobWorker": r"^ray::ServeReplica:workers:JobWorker",
@@ -41,19 +41,19 @@ _PARTS = {
 
 
 async def cost(farm: Farm, jobs: int) -> dict[str, float]:
-    """Milliseconds a job by part, ``all`` of them, and ``seconds`` that one took."""
+    """Return milliseconds per job by part and in total (``all``), and the ``seconds`` of a job."""
     async with aiohttp.ClientSession(
         farm.url, headers={"authorization": f"Bearer {farm.key}"}
     ) as session:
         for _ in range(5):
             await _job(session)
         await asyncio.sleep(3)
-        rest = await _spent(farm.data, asyncio.sleep(_REST_SECONDS))
+        idle = await _cpu_seconds(farm.data, asyncio.sleep(_IDLE_SECONDS))
         began = time.monotonic()
-        busy = await _spent(farm.data, _jobs(session, jobs))
+        busy = await _cpu_seconds(farm.data, _jobs(session, jobs))
         seconds = time.monotonic() - began
     figures = {
-        part: (busy[part] - rest[part] * seconds / _REST_SECONDS) * 1000 / jobs for part in busy
+        part: (busy[part] - idle[part] * seconds / _IDLE_SECONDS) * 1000 / jobs for part in busy
     }
     figures["all"] = sum(ms for part, ms in figures.items() if part != "ComfyUI")
     return figures | {"seconds": seconds / jobs}
@@ -65,12 +65,12 @@ async def _jobs(session: aiohttp.ClientSession, count: int) -> None:
 
 
 async def _job(session: aiohttp.ClientSession) -> None:
-    """Submit, follow the events to the end, which is how a client waits."""
-    async with session.post("/jobs", json={"kind": "render", "workflow": _graph()}) as answer:
-        answer.raise_for_status()
-        job_id = (await answer.json())["id"]
-    async with session.get(f"/jobs/{job_id}/events") as answer:
-        assert "event: succeeded" in await answer.text()
+    """Submit a job and read its events to the end, as clients do."""
+    async with session.post("/jobs", json={"kind": "render", "workflow": _graph()}) as response:
+        response.raise_for_status()
+        job_id = (await response.json())["id"]
+    async with session.get(f"/jobs/{job_id}/events") as response:
+        assert "event: succeeded" in await response.text()
 
 
 def _graph() -> dict[str, Any]:
@@ -81,10 +81,10 @@ def _graph() -> dict[str, Any]:
     }
 
 
-async def _spent(data: Path, meanwhile: Any) -> Mapping[str, float]:
-    """Seconds of processor time by part."""
+async def _cpu_seconds(data: Path, activity: Any) -> Mapping[str, float]:
+    """Await ``activity`` and return the processor time that each part used meanwhile."""
     before = dict(_times(data))
-    await meanwhile
+    await activity
     spent: dict[str, float] = defaultdict(float)
     for (part, process), seconds in _times(data):
         spent[part] += seconds - before.get((part, process), 0.0)
@@ -97,11 +97,12 @@ def _times(data: Path) -> Iterator[tuple[tuple[str, int], float]]:
             line, times = " ".join(process.cmdline()), process.cpu_times()
         except psutil.Error:
             continue
-        part = next((name for name, shape in _PARTS.items() if re.search(shape, line)), "others")
+        part = next((name for name, regex in _PARTS.items() if re.search(regex, line)), "others")
         yield (part, process.pid), times.user + times.system
 
 
 def main() -> None:
+    """Measure and print one JSON line per round."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,7 +1,7 @@
-"""Many ComfyUIs at once: ``python -m benchmarks.crowd``.
+"""Measures many ComfyUIs at once: ``python -m benchmarks.crowd``.
 
-80 graphs that sleep a second, on eight ComfyUIs: straight to them, which is as fast as this machine
-can be, and through ``/jobs``.
+Runs 80 graphs that sleep for a second on eight ComfyUIs, first by direct calls, which is as fast as
+this machine can be, then through ``/jobs``.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from benchmarks.render import comfyui_folders, straight_to
 
 __all__ = ["Crowd", "crowd"]
 
-_AT_ONCE = 8
-_LOOK_SECONDS = 0.05
-_ANSWER_SECONDS = 5.0
+_CONCURRENCY = 8
+_POLL_SECONDS = 0.05
+_RESPONSE_SECONDS = 5.0
 _START_SECONDS = 600.0
-# Every graph is another one: ComfyUI would answer a repeated graph from its cache.
+# Every graph is different, because ComfyUI would answer a repeated graph from its cache.
 _colors = itertools.count(1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Crowd:
-    """Seconds from the first submission to the last end; ``submit_seconds`` to the last id."""
+    """Holds the seconds from first submission to last result; ``submit_seconds`` to the last job id."""
 
     direct_seconds: float
     farm_seconds: float
@@ -43,14 +43,14 @@ class Crowd:
 
 
 async def crowd(farm: Farm, actors: int, jobs: int) -> Crowd:
-    """Measure once all actors are up."""
+    """Wait until all actors run, then measure."""
     async with aiohttp.ClientSession(headers={"authorization": f"Bearer {farm.key}"}) as session:
-        folders = await _up(farm, actors)
-        # A first round, after which everybody is connected and warm.
+        folders = await _wait_for_comfyuis(farm, actors)
+        # The first round only opens connections and fills caches.
         await _through_farm(session, farm.url, actors)
-        async with AsyncExitStack() as straight:
-            comfyuis = [await straight.enter_async_context(straight_to(one)) for one in folders]
-            direct = await _straight(comfyuis, jobs)
+        async with AsyncExitStack() as sessions:
+            comfyuis = [await sessions.enter_async_context(straight_to(path)) for path in folders]
+            direct = await _directly(comfyuis, jobs)
         seconds, submitting = await _through_farm(session, farm.url, jobs)
     return Crowd(direct_seconds=direct, farm_seconds=seconds, submit_seconds=submitting)
 
@@ -64,16 +64,16 @@ def _graph() -> dict[str, Any]:
     }
 
 
-async def _straight(comfyuis: Sequence[aiohttp.ClientSession], count: int) -> float:
+async def _directly(comfyuis: Sequence[aiohttp.ClientSession], count: int) -> float:
     began = time.perf_counter()
-    turn = itertools.cycle(comfyuis)
+    targets = itertools.cycle(comfyuis)
 
     async def submit() -> None:
-        async with next(turn).post("/prompt", json={"prompt": _graph()}) as answer:
-            answer.raise_for_status()
+        async with next(targets).post("/prompt", json={"prompt": _graph()}) as response:
+            response.raise_for_status()
 
-    await _side_by_side([submit] * count)
-    await asyncio.gather(*map(_idle, comfyuis))
+    await _concurrently([submit] * count)
+    await asyncio.gather(*map(_wait_until_idle, comfyuis))
     return time.perf_counter() - began
 
 
@@ -85,70 +85,71 @@ async def _through_farm(
 
     async def submit() -> None:
         body = {"kind": "render", "workflow": _graph()}
-        async with session.post(f"{url}/jobs", json=body) as answer:
-            answer.raise_for_status()
-            jobs.append((await answer.json())["id"])
+        async with session.post(f"{url}/jobs", json=body) as response:
+            response.raise_for_status()
+            jobs.append((await response.json())["id"])
 
-    await _side_by_side([submit] * count)
+    await _concurrently([submit] * count)
     submitted = time.perf_counter() - began
     for job_id in jobs:
-        await _end(session, url, job_id)
+        await _wait_for_job(session, url, job_id)
     return time.perf_counter() - began, submitted
 
 
-async def _side_by_side(calls: Sequence[Callable[[], Awaitable[None]]]) -> None:
-    limit = asyncio.Semaphore(_AT_ONCE)
+async def _concurrently(calls: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    limit = asyncio.Semaphore(_CONCURRENCY)
 
-    async def one(call: Callable[[], Awaitable[None]]) -> None:
+    async def run(call: Callable[[], Awaitable[None]]) -> None:
         async with limit:
             await call()
 
-    await asyncio.gather(*map(one, calls))
+    await asyncio.gather(*map(run, calls))
 
 
-async def _end(session: aiohttp.ClientSession, url: str, job_id: str) -> None:
+async def _wait_for_job(session: aiohttp.ClientSession, url: str, job_id: str) -> None:
     while True:
-        async with session.get(f"{url}/jobs/{job_id}") as answer:
-            status = (await answer.json())["status"]
+        async with session.get(f"{url}/jobs/{job_id}") as response:
+            status = (await response.json())["status"]
         if status not in ("queued", "running"):
             assert status == "succeeded", (job_id, status)
             return
-        await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.sleep(_POLL_SECONDS)
 
 
-async def _idle(session: aiohttp.ClientSession) -> None:
+async def _wait_until_idle(session: aiohttp.ClientSession) -> None:
     while True:
-        async with session.get("/prompt") as answer:
-            if (await answer.json())["exec_info"]["queue_remaining"] == 0:
+        async with session.get("/prompt") as response:
+            if (await response.json())["exec_info"]["queue_remaining"] == 0:
                 return
-        await asyncio.sleep(_LOOK_SECONDS)
+        await asyncio.sleep(_POLL_SECONDS)
 
 
-async def _up(farm: Farm, actors: int) -> list[Path]:
-    """Folders of the farm's ComfyUIs, when all of them answer."""
+async def _wait_for_comfyuis(farm: Farm, actors: int) -> list[Path]:
+    """Wait until all of the farm's ComfyUIs respond and return their folders."""
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         with contextlib.suppress(SystemExit):
             folders = comfyui_folders(farm)
-            if sum([await _answers(folder) for folder in folders]) == actors:
+            if sum([await _responds(folder) for folder in folders]) == actors:
                 return folders
         await asyncio.sleep(1)
-    raise SystemExit("not all ComfyUIs came up")
+    raise SystemExit(f"fewer than {actors} ComfyUIs started within {_START_SECONDS:.0f} seconds")
 
 
-async def _answers(folder: Path) -> bool:
+async def _responds(folder: Path) -> bool:
     try:
         async with (
-            asyncio.timeout(_ANSWER_SECONDS),
+            asyncio.timeout(_RESPONSE_SECONDS),
             straight_to(folder) as session,
-            session.get("/prompt") as answer,
+            session.get("/prompt") as response,
         ):
-            return answer.status == 200
+            return response.status == 200
     except (aiohttp.ClientError, OSError):
         return False
 
 
 def main() -> None:
+    """Measure and print one JSON line per round."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--actors", type=int, default=8)
     parser.add_argument("--jobs", type=int, default=80)
@@ -156,8 +157,8 @@ def main() -> None:
     options = parser.parse_args()
     with running("http://127.0.0.1:9", actors=options.actors) as farm:
         for _ in range(options.rounds):
-            found = asyncio.run(crowd(farm, options.actors, options.jobs))
-            print(json.dumps({name: round(value, 2) for name, value in asdict(found).items()}))
+            result = asyncio.run(crowd(farm, options.actors, options.jobs))
+            print(json.dumps({name: round(value, 2) for name, value in asdict(result).items()}))
 
 
 if __name__ == "__main__":

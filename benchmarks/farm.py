@@ -1,4 +1,4 @@
-"""A stack of its own for a benchmark: `moyin up` in a temporary folder, and down again."""
+"""Starts a stack for a benchmark with `moyin up` in a temporary folder, and stops it afterwards."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from moyin.settings import Settings
 
 __all__ = ["MOCK", "SERVICE", "Farm", "running", "scale"]
 
-# Where the proxy has the mock, and the service with streams.
+# Prefixes of the proxy's routes to the mock and to the service with streams.
 MOCK, SERVICE = "/mock", "/service"
 
-_NOBODY = "http://127.0.0.1:9"
+_NO_SERVER = "http://127.0.0.1:9"
 _ROOT = Path(__file__).parents[1]
-# ComfyUI's own, in its folder: among them the node that sleeps.
+# ComfyUI's own test nodes, relative to its folder; one of them sleeps.
 _TEST_NODES = "tests/execution/testing_nodes/testing-pack"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Farm:
-    """A running stack. ``config`` and ``environ`` are what it was started with."""
+    """Describes a running stack, with the configuration file and environment of its start."""
 
     url: str
     key: str
@@ -43,8 +43,10 @@ class Farm:
 
 
 def configuration(mock_url: str, service_url: str, actors: int = 1) -> dict[str, Any]:
-    """The shipped serve_config.yaml, plus the mock as a back end and behind the proxy, and
-    ComfyUI's test nodes."""
+    """Return the shipped serve_config.yaml with the apps, back ends and nodes of the benchmarks.
+
+    The mock is added as a back end and behind the proxy, and ComfyUI gets its test nodes.
+    """
     config: dict[str, Any] = yaml.safe_load((_ROOT / "serve_config.yaml").read_text())
     apps = {app["name"]: app for app in config["applications"]}
     [models] = apps["models"]["deployments"]
@@ -67,7 +69,7 @@ def configuration(mock_url: str, service_url: str, actors: int = 1) -> dict[str,
     ]
     apps["render-default"]["args"]["comfyui"]["custom_nodes"] = [_TEST_NODES]
     if actors > 1:
-        # All of them on one card, and on as many cores as there are.
+        # All actors share one GPU and all CPUs.
         crowded = {"actors": actors, "gpus": 1 / actors, "cpus": 0, "window": 10 * actors}
         apps["render-default"]["args"].update(crowded)
     config["applications"].append(
@@ -83,8 +85,8 @@ def configuration(mock_url: str, service_url: str, actors: int = 1) -> dict[str,
 
 
 @contextmanager
-def running(mock_url: str, service_url: str = _NOBODY, actors: int = 1) -> Iterator[Farm]:
-    """A stack with so many ComfyUIs for as long as the block lasts."""
+def running(mock_url: str, service_url: str = _NO_SERVER, actors: int = 1) -> Iterator[Farm]:
+    """Run a stack with ``actors`` ComfyUIs during the block."""
     comfyui = locate(Settings())
     with tempfile.TemporaryDirectory(prefix="moyin-bench-") as folder:
         data = Path(folder) / "data"
@@ -114,7 +116,7 @@ def running(mock_url: str, service_url: str = _NOBODY, actors: int = 1) -> Itera
 
 
 def scale(farm: Farm, replicas: int) -> None:
-    """Run the models app in as many replicas from now on."""
+    """Change the number of replicas of the models app."""
     config = yaml.safe_load(farm.config.read_text())
     for app in config["applications"]:
         if app["name"] == "models":
@@ -129,9 +131,9 @@ def _moyin(command: str, environ: Mapping[str, str]) -> None:
 
 
 def _free_base() -> int:
-    """First of a run of ports that nobody seems to use."""
+    """Return the first port of a range that seems to be unused."""
     for base in range(22000, 32000, 500):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", base)) != 0:
                 return base
-    raise SystemExit("no free ports")
+    raise SystemExit("all port ranges from 22000 to 31500 are in use; a benchmark needs a free one")

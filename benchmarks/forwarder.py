@@ -1,4 +1,4 @@
-"""The least that any Python gateway does: one raw ASGI app, one aiohttp session, no decisions.
+"""Contains a minimal Python gateway: a raw ASGI app that forwards all requests through aiohttp.
 
 UPSTREAM=http://127.0.0.1:9000 uvicorn benchmarks.forwarder:app --port 9001
 """
@@ -14,7 +14,7 @@ __all__ = ["Forwarder", "app"]
 
 
 class Forwarder:
-    """Forwards every body to ``upstream`` and hands back what comes."""
+    """Forwards every body to ``upstream`` and streams the response back."""
 
     def __init__(self, upstream: str) -> None:
         self._upstream = upstream
@@ -22,24 +22,24 @@ class Forwarder:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
-            await self._live(receive, send)
+            await self._run_lifespan(receive, send)
             return
         assert self._session is not None
-        body, more = b"", True
-        while more:
+        body, has_more = b"", True
+        while has_more:
             message = await receive()
             body += message.get("body", b"")
-            more = message.get("more_body", False)
+            has_more = message.get("more_body", False)
         url, headers = self._upstream + scope["path"], {"content-type": "application/json"}
-        async with self._session.post(url, data=body, headers=headers) as answer:
-            kind = answer.headers.get("content-type", "application/json").encode()
-            start = {"status": answer.status, "headers": [(b"content-type", kind)]}
+        async with self._session.post(url, data=body, headers=headers) as response:
+            media_type = response.headers.get("content-type", "application/json").encode()
+            start = {"status": response.status, "headers": [(b"content-type", media_type)]}
             await send({"type": "http.response.start", **start})
-            async for chunk in answer.content.iter_any():
+            async for chunk in response.content.iter_any():
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
-    async def _live(self, receive: Any, send: Any) -> None:
+    async def _run_lifespan(self, receive: Any, send: Any) -> None:
         await receive()
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:

@@ -1,6 +1,6 @@
-"""Moyin's peers, each started as its own documentation says, over the same mock.
+"""Starts Moyin's peers in front of the same mock, as their documentation recommends.
 
-Each is installed where it is first needed, into a folder of its own that later runs find again.
+Each is installed on first use into a separate folder, which later runs reuse.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ __all__ = ["Gateway", "direct", "moyin", "peers_of"]
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "moyin-bench"
 _LITELLM = "litellm[proxy]==1.108.5"
 _LITELLM_WORKERS = 2
-# A peer's environment must not find our packages beside its own.
-_ALONE = {"PYTHONPATH": ""}
+# A peer must not import our packages.
+_NO_PYTHONPATH = {"PYTHONPATH": ""}
 _PORTKEY = {
     "dependencies": {"@portkey-ai/gateway": "1.15.2"},
-    # With the newest one that npm would take, every stream is answered 500.
+    # With the version that npm would choose, every stream fails with status 500.
     "overrides": {"@hono/node-server": "1.14.0"},
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gateway:
-    """A place that answers chat completions.
+    """Describes a server of chat completions.
 
     Attributes:
-        url: of ``POST``.
-        processes: those that answer, for their memory.
+        url: address for ``POST``.
+        processes: returns the server's processes, whose memory is measured.
     """
 
     name: str
@@ -54,14 +54,14 @@ class Gateway:
 
 
 def direct(mock_url: str, pid: int) -> Gateway:
-    """No gateway at all."""
+    """Return the mock itself, without a gateway."""
     return Gateway(
         name="direct", url=f"{mock_url}/v1/chat/completions", processes=lambda: family(pid)
     )
 
 
 def moyin(farm: Farm, name: str) -> Gateway:
-    """The models app of a running farm."""
+    """Return the models app of a running farm."""
     return Gateway(
         name=name,
         url=f"{farm.url}/v1/chat/completions",
@@ -72,14 +72,14 @@ def moyin(farm: Farm, name: str) -> Gateway:
 
 @contextmanager
 def peers_of(mock_url: str) -> Iterator[list[Gateway]]:
-    """LiteLLM and, where there is npm, Portkey."""
+    """Run LiteLLM and, if npm is installed, Portkey during the block."""
     with ExitStack() as stack:
-        found = [stack.enter_context(_litellm(mock_url))]
+        gateways = [stack.enter_context(_litellm(mock_url))]
         if shutil.which("npm") is None:
-            print("Portkey is left out: it needs npm")
+            print("Portkey is left out: npm is not installed")
         else:
-            found.append(stack.enter_context(_portkey(mock_url)))
-        yield found
+            gateways.append(stack.enter_context(_portkey(mock_url)))
+        yield gateways
 
 
 def _replicas(farm: Farm) -> list[psutil.Process]:
@@ -111,12 +111,12 @@ def _litellm(mock_url: str) -> Iterator[Gateway]:
         "LITELLM_MASTER_KEY": key,
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
         "LITELLM_LOG": "ERROR",
-        # Its console script looks for its own programs.
+        # LiteLLM starts other programs of its environment.
         "PATH": f"{home / 'bin'}:{os.environ['PATH']}",
-        **_ALONE,
+        **_NO_PYTHONPATH,
     }
     with running_program(command, environ, quiet=True) as pid:
-        wait_for(port, 300)  # the first start compiles it
+        wait_for(port, 300)  # the first start compiles its modules
         yield Gateway(
             name="LiteLLM, 2 workers",
             url=f"http://127.0.0.1:{port}/v1/chat/completions",
@@ -149,7 +149,7 @@ def _portkey(mock_url: str) -> Iterator[Gateway]:
 def _pip(home: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", home], check=True)
     pip = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", _LITELLM]
-    subprocess.run(pip, check=True, env={**os.environ, **_ALONE})
+    subprocess.run(pip, check=True, env={**os.environ, **_NO_PYTHONPATH})
 
 
 def _npm(home: Path) -> None:
@@ -158,7 +158,7 @@ def _npm(home: Path) -> None:
 
 
 def _install(home: Path, version: str, install: Callable[[Path], None]) -> None:
-    """Unless ``home`` holds that version already."""
+    """Install into ``home`` unless it contains that version already."""
     stamp = home / "installed"
     if stamp.exists() and stamp.read_text() == version:
         return

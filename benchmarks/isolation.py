@@ -1,7 +1,7 @@
-"""What confinement costs: ComfyUIs with ``isolation: off`` and ``strict``, in turns.
+"""Measures the cost of isolation: ComfyUIs with ``isolation: off`` and ``strict``, in turns.
 
-``python -m benchmarks.isolation`` needs no stack. Each round starts one of either kind, and has each
-render graphs of half a second, one by the other, so that what else the machine does hits both.
+``python -m benchmarks.isolation`` needs no stack. Each round starts one ComfyUI of each kind. They
+render graphs of half a second alternately, so that other load of the machine affects both.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _colors = itertools.count(1)
 
 @dataclass(frozen=True, kw_only=True)
 class IsolationCost:
-    """Medians: ``start`` until a first prompt is done, ``render`` of a graph of half a second.
+    """Holds medians in seconds of starts, first prompt included, and of renders of half a second.
 
     Attributes:
-        start_more: seconds that a strict start takes more than the open one of its round.
-        render_ratio: of a strict render to the open one beside it.
+        start_more: additional seconds of a strict start, compared with the other of its round.
+        render_ratio: duration of a strict render relative to the one without isolation.
     """
 
     start_off: float
@@ -52,11 +52,11 @@ class IsolationCost:
 
 
 async def isolation(rounds: int, graphs: int) -> IsolationCost:
-    """Measure; each round starts two ComfyUIs."""
+    """Measure ``rounds`` starts of two ComfyUIs and ``graphs`` renders for each."""
     starts: list[dict[Isolation, float]] = []
     renders: list[dict[Isolation, float]] = []
     for number in range(rounds):
-        # Whoever is first finds less in the machine's memory.
+        # The order alternates, because the first one finds fewer files in the page cache.
         kinds = _KINDS if number % 2 else _KINDS[::-1]
         with tempfile.TemporaryDirectory(prefix="moyin-bench-") as folder:
             async with AsyncExitStack() as running:
@@ -86,13 +86,13 @@ async def isolation(rounds: int, graphs: int) -> IsolationCost:
 
 
 def _renderer(folder: Path, kind: Isolation) -> ComfyRenderer:
-    found = locate(Settings())
+    installation = locate(Settings())
     options = ComfyOptions(
-        home=found.home,
-        python=found.python,
+        home=installation.home,
+        python=installation.python,
         folder=folder / kind,
         models=folder / "models",
-        custom_nodes=(found.home / _TEST_NODES,),
+        custom_nodes=(installation.home / _TEST_NODES,),
         cpu=True,
         isolation=kind,
     )
@@ -112,12 +112,13 @@ async def _render(renderer: ComfyRenderer, seconds: float) -> None:
 
 
 def main() -> None:
+    """Measure and print the result as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--graphs", type=int, default=25)
     options = parser.parse_args()
-    found = asyncio.run(isolation(options.rounds, options.graphs))
-    print(json.dumps({name: round(value, 3) for name, value in asdict(found).items()}))
+    result = asyncio.run(isolation(options.rounds, options.graphs))
+    print(json.dumps({name: round(value, 3) for name, value in asdict(result).items()}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Driving load with wrk, and reading what it says."""
+"""Generates load with wrk and parses its report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One run of wrk: requests a second, latencies in ms, answers that were not 2xx or 3xx or did not come."""
+    """Holds the results of a run of wrk; errors are missing responses and those not 2xx or 3xx."""
 
     requests_per_second: float
     p50_ms: float
@@ -35,9 +35,9 @@ def measure(
     connections: int = 16,
     seconds: int = 5,
 ) -> Measurement:
-    """POST ``body`` as JSON to ``url`` over ``connections`` for ``seconds``."""
+    """Send ``body`` as JSON to ``url`` over ``connections`` for ``seconds``."""
     if shutil.which("wrk") is None:
-        raise SystemExit("make bench needs wrk: apt-get install wrk")
+        raise SystemExit("wrk is not installed: run `apt-get install wrk`")
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "post.lua"
         script.write_text(
@@ -64,9 +64,9 @@ def measure(
 
 def _parse(text: str) -> Measurement:
     def milliseconds(percentile: str) -> float:
-        found = re.search(rf"^\s+{percentile}%\s+([\d.]+)(us|ms|s)\s*$", text, re.MULTILINE)
-        assert found is not None, text
-        return float(found[1]) * _UNITS[found[2]]
+        latency = re.search(rf"^\s+{percentile}%\s+([\d.]+)(us|ms|s)\s*$", text, re.MULTILINE)
+        assert latency is not None, text
+        return float(latency[1]) * _UNITS[latency[2]]
 
     rate = re.search(r"^Requests/sec:\s+([\d.]+)$", text, re.MULTILINE)
     assert rate is not None, text

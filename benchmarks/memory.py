@@ -1,4 +1,4 @@
-"""What a gateway holds in memory after many requests."""
+"""Measures the memory of a gateway after many requests."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _WARM_UP = 2_000
 
 @dataclass(frozen=True, kw_only=True)
 class Growth:
-    """Bytes that the answering processes held, by requests answered since they were warm."""
+    """Holds the memory of the gateway's processes in bytes, by number of requests after warm-up."""
 
     requests: tuple[int, ...]
     bytes: tuple[int, ...]
 
     @property
     def ratio(self) -> float:
-        """After over before."""
+        """The memory at the end relative to the start."""
         return self.bytes[-1] / self.bytes[0]
 
 
 def growth(gateway: Gateway, requests: int, seconds: float) -> Growth:
-    """Ask for ``requests``, or for as many as it answers in ``seconds``."""
+    """Send ``requests`` requests, or as many as the gateway answers in ``seconds``."""
     while _load(gateway) < _WARM_UP and seconds > _STEP_SECONDS:
         seconds -= _STEP_SECONDS
     counts, sizes = [0], [resident(gateway.processes())]
@@ -41,5 +41,5 @@ def growth(gateway: Gateway, requests: int, seconds: float) -> Growth:
 
 
 def _load(gateway: Gateway) -> int:
-    found = measure(gateway.url, body=BODY, headers=gateway.headers, seconds=_STEP_SECONDS)
-    return int(found.requests_per_second * _STEP_SECONDS)
+    load = measure(gateway.url, body=BODY, headers=gateway.headers, seconds=_STEP_SECONDS)
+    return int(load.requests_per_second * _STEP_SECONDS)

@@ -1,7 +1,7 @@
-"""A model server that costs next to nothing: what is left of a measurement is the gateway.
+"""Contains a mock model server that uses little time, so that measurements show the gateway's.
 
-Speaks just enough HTTP/1.1 for keep-alive POSTs and answers every one with the same OpenAI chat
-completion, or the same stream of chunks when the body asks for one. The model ``paced`` streams
+It implements just enough HTTP/1.1 for POST requests on keep-alive connections. Every response is the
+same OpenAI chat completion, or the same stream if the body asks for one. The model ``paced`` streams
 fifty tokens a second instead.
 
     python -m benchmarks.mock PORT
@@ -65,13 +65,13 @@ _STREAM_RESPONSE = _response(b"text/event-stream", _STREAM)
 
 
 class _Connection(asyncio.Protocol):
-    """One keep-alive connection; requests are told apart by Content-Length."""
+    """Serves one keep-alive connection; Content-Length delimits the requests."""
 
     def __init__(self, pacer: paced.Pacer) -> None:
         self._pacer = pacer
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are Transports in all but name.
+        # uvloop's transports implement Transport without deriving from it.
         self._transport = cast(asyncio.Transport, transport)
         self._received = b""
 
@@ -85,8 +85,8 @@ class _Connection(asyncio.Protocol):
             self._transport.write(_STREAM_RESPONSE if streams else _WHOLE_RESPONSE)
 
     def _next(self) -> bytes | None:
-        head, found, rest = self._received.partition(b"\r\n\r\n")
-        if not found:
+        head, separator, rest = self._received.partition(b"\r\n\r\n")
+        if not separator:
             return None
         length = 0
         for line in head.lower().split(b"\r\n"):

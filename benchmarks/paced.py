@@ -1,4 +1,4 @@
-"""Answers of the mock that take their time: fifty tokens a second, each saying when it was sent."""
+"""Streams the mock's answers at fifty tokens a second; each token contains its time of sending."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["MODEL", "TOKENS_PER_SECOND", "Pacer"]
 
 MODEL = "paced"
 TOKENS_PER_SECOND = 50
-# Streams are spread over the time between two tokens, as those of real models are.
+# The streams' tokens are spread over the interval, because those of real models do not coincide.
 _SLOTS = 10
 _TICK = 1 / TOKENS_PER_SECOND / _SLOTS
 _LIMIT = re.compile(rb'"max_tokens":\s*(\d+)')
@@ -32,7 +32,7 @@ def _chunk(body: bytes) -> bytes:
 
 
 class Pacer:
-    """Writes to all open streams of one event loop."""
+    """Writes the tokens of all open streams of one event loop."""
 
     def __init__(self) -> None:
         self._slots: list[dict[asyncio.Transport, int]] = [{} for _ in range(_SLOTS)]
@@ -40,7 +40,7 @@ class Pacer:
         self._due = 0.0
 
     def join(self, transport: asyncio.Transport, request: bytes) -> None:
-        """Stream as many tokens as ``request`` allows to ``transport``."""
+        """Start a stream to ``transport`` with as many tokens as ``request`` allows."""
         limit = _LIMIT.search(request)
         transport.write(_HEAD)
         self._slots[self._joined % _SLOTS][transport] = int(limit[1]) if limit else 100

@@ -1,4 +1,4 @@
-"""Programs that a benchmark starts beside Moyin, and what they weigh."""
+"""Starts the other programs of a benchmark and measures the memory of processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["family", "free_port", "resident", "running_program", "wait_for"]
 def running_program(
     command: Sequence[str], environ: Mapping[str, str] | None = None, *, quiet: bool = False
 ) -> Iterator[int]:
-    """``command`` for as long as the block lasts; gives its process id."""
+    """Run ``command`` during the block; yield its process id."""
     output = subprocess.DEVNULL if quiet else None
     process = subprocess.Popen(
         command, env={**os.environ, **(environ or {})}, stdout=output, stderr=output
@@ -35,7 +35,7 @@ def running_program(
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on."""
+    """Return an unused port of the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -43,17 +43,17 @@ def free_port() -> int:
 
 
 def wait_for(port: int, seconds: float = 20) -> None:
-    """Until something listens on ``port``."""
+    """Wait until a server listens on ``port``."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         time.sleep(0.05)
-    raise SystemExit(f"nothing answers on port {port}")
+    raise SystemExit(f"no server listens on port {port} after {seconds:g} seconds")
 
 
 def family(pid: int) -> list[psutil.Process]:
-    """A process and its descendants; none when it has ended."""
+    """Return a process and its descendants; empty if it has ended."""
     try:
         first = psutil.Process(pid)
         return [first, *first.children(recursive=True)]
@@ -62,5 +62,5 @@ def family(pid: int) -> list[psutil.Process]:
 
 
 def resident(processes: Iterable[psutil.Process]) -> int:
-    """Bytes of memory that they hold."""
+    """Return the resident memory of the processes in bytes."""
     return sum(process.memory_info().rss for process in processes)

@@ -1,7 +1,7 @@
-"""What the benchmark of the proxy measures: a service, and the gateway's proxy in front of it.
+"""Runs the servers of the proxy benchmark: a service, and the gateway's proxy in front of it.
 
 python -m benchmarks.proxied service PORT
-python -m benchmarks.proxied door PORT SERVICE_URL
+python -m benchmarks.proxied gateway PORT SERVICE_URL
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ KEY = "benchmark"
 _SECONDS_BETWEEN_EVENTS = 1.0
 
 
-async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
-    raise RouteNotFound("there is nothing else here")
+async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    raise RouteNotFound("this gateway serves only the proxy's route")
 
 
-async def _door(port: int, service: str) -> None:
+async def _gateway(port: int, service: str) -> None:
     proxy = Proxy(signing_key=b"0" * 32)
     routes = [{"name": "service", "prefix": "/", "hosts": ["127.0.0.1"], "upstreams": [service]}]
     proxy.configure(GatewayConfig.model_validate({"routes": routes}).table(""))
     await proxy.start()
     freeze_startup_objects()
     app = Gatekeeper(
-        ProxyOrApp(proxy, guarded=proxy, app=_nothing),
+        ProxyOrApp(proxy, guarded=proxy, app=_not_found),
         service="gateway",
         authenticator=StaticAuthenticator({KEY: Identity(owner="bench", key_id="bench")}),
         errors=problem_details,
@@ -66,7 +66,7 @@ async def _service(port: int) -> None:
 
 
 async def _events(request: web.Request) -> web.StreamResponse:
-    """An event a second, that says when it was made."""
+    """Stream an event every second; it contains its time of sending."""
     response = web.StreamResponse(headers={"content-type": "text/event-stream"})
     await response.prepare(request)
     with suppress(ConnectionError):
@@ -77,7 +77,7 @@ async def _events(request: web.Request) -> web.StreamResponse:
 
 
 async def _socket(request: web.Request) -> web.WebSocketResponse:
-    """Says what it is told."""
+    """Echo every message."""
     socket = web.WebSocketResponse()
     await socket.prepare(request)
     async for message in socket:
@@ -86,7 +86,7 @@ async def _socket(request: web.Request) -> web.WebSocketResponse:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "door":
-        uvloop.run(_door(int(sys.argv[2]), sys.argv[3]))
+    if sys.argv[1] == "gateway":
+        uvloop.run(_gateway(int(sys.argv[2]), sys.argv[3]))
     else:
         uvloop.run(_service(int(sys.argv[2])))

@@ -1,10 +1,10 @@
-"""The gateway's reverse proxy beside nginx and the bare service, in one run.
+"""Measures the gateway's reverse proxy, nginx and the bare service in one run.
 
-Requests come from wrk, 16 at a time, at a service that costs next to nothing; then a thousand
-WebSockets and a thousand event streams are held open at once. nginx has one worker and keeps
-connections to the service. The proxy is measured as it is deployed, behind HAProxy and inside Ray
-Serve, and alone under uvicorn; in both it checks a key and signs an identity. The bare forwarder is
-the least that Python and aiohttp do.
+wrk sends 16 requests at a time to a service that uses little time. Then a thousand WebSockets and a
+thousand event streams are held open at once. nginx has one worker and keeps connections to the
+service. The proxy is measured twice: as deployed, behind HAProxy and inside Ray Serve, and alone
+under uvicorn. In both cases it checks a key and signs an identity. The bare forwarder shows the
+minimal cost with Python and aiohttp.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ OPEN = 1_000
 _ROUNDS = 3
 _SECONDS = 4
 _MESSAGES = 5
-# Opened side by side, so that nobody's queue of connections overflows.
-_AT_A_TIME = 32
-_PATIENCE_SECONDS = 120.0
+# Connections that are opened concurrently; more could overflow a server's backlog.
+_CONCURRENCY = 32
+_TIMEOUT_SECONDS = 120.0
 _NGINX = """
 worker_processes 1; worker_rlimit_nofile 16384; daemon off; pid {folder}/pid;
 error_log {folder}/error.log;
@@ -64,7 +64,7 @@ http {{
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where requests go and, unless it knows none, streams."""
+    """Describes a measured server: its URLs for requests and streams; None: it has no streams."""
 
     name: str
     requests: str
@@ -74,7 +74,7 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Holding:
-    """So many of `OPEN` connections stayed open and got every message; the messages' delays."""
+    """Counts the `OPEN` connections that received every message, with the messages' delays."""
 
     held: int
     p50_ms: float
@@ -83,7 +83,7 @@ class Holding:
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """What one place did; None: it knows no streams."""
+    """Holds the results of one server; None for streams that it does not have."""
 
     name: str
     load: Measurement
@@ -92,7 +92,7 @@ class Standing:
 
 
 def proxy(farm: Farm, others: Peers) -> list[Standing]:
-    """Everybody in turn; requests as medians of rounds."""
+    """Measure all servers in turns; the results for requests are medians of the rounds."""
     with _places(farm, others) as places:
         rounds: dict[str, list[Measurement]] = {place.name: [] for place in places}
         for _ in range(_ROUNDS):
@@ -113,7 +113,7 @@ def proxy(farm: Farm, others: Peers) -> list[Standing]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Kind:
-    """How one connection is opened, and how its messages' delays in ms are taken."""
+    """Opens a connection of one kind and measures the delays of its messages in ms."""
 
     open: Callable[[aiohttp.ClientSession, str], Awaitable[Any]]
     follow: Callable[[Any], Awaitable[list[float]]]
@@ -122,18 +122,18 @@ class _Kind:
 def _held(place: Place, kind: _Kind) -> Holding | None:
     if place.streams is None:
         return None
-    delays = asyncio.run(_all(place.streams, place.key, kind))
-    whole = [found for found in delays if found is not None]
-    cuts = statistics.quantiles([ms for found in whole for ms in found] or [0.0, 0.0], n=100)
-    return Holding(held=len(whole), p50_ms=cuts[49], p99_ms=cuts[98])
+    results = asyncio.run(_delays(place.streams, place.key, kind))
+    held = [delays for delays in results if delays is not None]
+    cuts = statistics.quantiles([ms for delays in held for ms in delays] or [0.0, 0.0], n=100)
+    return Holding(held=len(held), p50_ms=cuts[49], p99_ms=cuts[98])
 
 
-async def _all(url: str, key: str, kind: _Kind) -> list[list[float] | None]:
-    """The delays of each connection, once all are open; None for one that broke."""
-    gate = asyncio.Semaphore(_AT_A_TIME)
+async def _delays(url: str, key: str, kind: _Kind) -> list[list[float] | None]:
+    """Open all connections, then measure each one's delays; None for a connection that broke."""
+    limit = asyncio.Semaphore(_CONCURRENCY)
 
-    async def opened(session: aiohttp.ClientSession) -> Any:
-        async with gate:
+    async def connect(session: aiohttp.ClientSession) -> Any:
+        async with limit:
             return await kind.open(session, url)
 
     async with aiohttp.ClientSession(
@@ -141,15 +141,17 @@ async def _all(url: str, key: str, kind: _Kind) -> list[list[float] | None]:
         headers={"authorization": f"Bearer {key}"},
         timeout=aiohttp.ClientTimeout(total=None),
     ) as session:
-        found = await asyncio.gather(*(_whole(opened(session)) for _ in range(OPEN)))
-        return await asyncio.gather(*(_whole(kind.follow(one)) for one in found if one is not None))
+        connections = await asyncio.gather(*(_or_none(connect(session)) for _ in range(OPEN)))
+        return await asyncio.gather(
+            *(_or_none(kind.follow(c)) for c in connections if c is not None)
+        )
 
 
-async def _whole(made: Awaitable[T]) -> T | None:
-    """None when the connection broke, or nothing came on it."""
+async def _or_none(result: Awaitable[T]) -> T | None:
+    """Return the result; None if the connection broke or timed out."""
     try:
-        async with asyncio.timeout(_PATIENCE_SECONDS):
-            return await made
+        async with asyncio.timeout(_TIMEOUT_SECONDS):
+            return await result
     except (aiohttp.ClientError, TimeoutError, OSError, EOFError, TypeError):
         return None
 
@@ -159,7 +161,7 @@ async def _open_socket(session: aiohttp.ClientSession, url: str) -> Any:
 
 
 async def _talk(socket: aiohttp.ClientWebSocketResponse) -> list[float]:
-    """Round trips over one of the WebSockets, which all speak together."""
+    """Measure round trips over one of the WebSockets, all of which send at the same time."""
     trips = []
     for _ in range(_MESSAGES):
         began = time.monotonic()
@@ -172,21 +174,21 @@ async def _talk(socket: aiohttp.ClientWebSocketResponse) -> list[float]:
 
 
 async def _open_stream(session: aiohttp.ClientSession, url: str) -> Any:
-    answer = await session.get(f"{url}/events")
-    answer.raise_for_status()
-    return answer
+    response = await session.get(f"{url}/events")
+    response.raise_for_status()
+    return response
 
 
-async def _listen(answer: aiohttp.ClientResponse) -> list[float]:
-    """From an event's making to its coming, over one of the open streams."""
+async def _listen(response: aiohttp.ClientResponse) -> list[float]:
+    """Measure the delay from sending to receipt of events on one of the open streams."""
     delays: list[float] = []
-    # What piled up while the others connected says nothing.
-    until = time.monotonic() + 1
+    # Events of the first second are ignored: they were buffered while other streams connected.
+    start = time.monotonic() + 1
     while len(delays) < _MESSAGES:
-        line = await answer.content.readuntil(b"\n\n")
-        if time.monotonic() > until:
+        line = await response.content.readuntil(b"\n\n")
+        if time.monotonic() > start:
             delays.append((time.monotonic() - float(line[6:])) * 1e3)
-    answer.close()
+    response.close()
     return delays
 
 
@@ -199,7 +201,7 @@ def _places(farm: Farm, others: Peers) -> Iterator[list[Place]]:
     with ExitStack() as stack:
         alone, streaming = free_port(), free_port()
         for port, upstream in ((alone, others.mock), (streaming, others.service)):
-            stack.enter_context(process(["benchmarks.proxied", "door", str(port), upstream]))
+            stack.enter_context(process(["benchmarks.proxied", "gateway", str(port), upstream]))
             wait_for(port)
         bare = Place(name="bare service", requests=others.mock, streams=others.service, key=KEY)
         places = [
@@ -220,7 +222,7 @@ def _places(farm: Farm, others: Peers) -> Iterator[list[Place]]:
         ]
         nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
         if nginx is None:
-            print("nginx is left out: sudo apt-get install nginx-light")
+            print("nginx is left out: run `sudo apt-get install nginx-light`")
         else:
             url = stack.enter_context(_nginx(nginx, others))
             places.insert(1, Place(name="nginx", requests=url, streams=url, key=KEY))

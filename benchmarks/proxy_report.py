@@ -1,4 +1,4 @@
-"""What the proxy's benchmark shows: a table, a JSON file, a plot."""
+"""Reports the results of the proxy benchmark as a table, a JSON file and a plot."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _COLORS = {"nginx": "tab:green", "Moyin": "tab:blue", "Moyin's process alone": "
 
 
 def show_proxy(standings: Sequence[Standing], folder: Path) -> None:
-    """Print the standings and write ``proxy.json`` and ``proxy.png`` into ``folder``."""
+    """Print the results and write ``proxy.json`` and ``proxy.png`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     ratios = _ratios(standings)
-    found = {
+    report = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
         "open": OPEN,
         "standings": [asdict(standing) for standing in standings],
         "ratios": ratios,
     }
-    (folder / "proxy.json").write_text(json.dumps(found, indent=2) + "\n")
+    (folder / "proxy.json").write_text(json.dumps(report, indent=2) + "\n")
     _print(standings, ratios)
     _plot(standings, folder / "proxy.png")
     print(f"\n{folder / 'proxy.json'}\n{folder / 'proxy.png'}")
@@ -42,8 +42,8 @@ def show_proxy(standings: Sequence[Standing], folder: Path) -> None:
 def _ratios(standings: Sequence[Standing]) -> dict[str, float]:
     rate = {standing.name: standing.load.requests_per_second for standing in standings}
     return {
-        f"{ours} over {peer}": rate[ours] / rate[peer]
-        for ours in ("Moyin", "Moyin's process alone")
+        f"{name} over {peer}": rate[name] / rate[peer]
+        for name in ("Moyin", "Moyin's process alone")
         for peer in ("nginx", "bare forwarder", "bare service")
         if peer in rate
     }
@@ -80,7 +80,7 @@ def _plot(standings: Sequence[Standing], path: Path) -> None:
         (axes[2], f"{OPEN:,} event streams: p99, ms", "streams"),
     ):
         held = [(s.name, getattr(s, kind)) for s in standings if getattr(s, kind) is not None]
-        _bars(panel, title, [(name, one.p99_ms) for name, one in held], "{:,.0f}")
+        _bars(panel, title, [(name, result.p99_ms) for name, result in held], "{:,.0f}")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 

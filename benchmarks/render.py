@@ -1,4 +1,4 @@
-"""Render jobs through ``/jobs`` beside the same graphs posted straight to the same ComfyUI."""
+"""Measures renders through ``/jobs`` and the same graphs sent directly to the same ComfyUI."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ __all__ = ["Rendering", "comfyui_folders", "render", "straight_to"]
 _GRAPHS = 100
 _SECONDS = 0.5
 _FINAL = {"succeeded", "failed", "cancelled"}
-# Every graph is another one: ComfyUI would answer a repeated graph from its cache.
+# Every graph is different, because ComfyUI would answer a repeated graph from its cache.
 _colors = itertools.count(1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rendering:
-    """Seconds for all graphs, straight and through the farm; median ms until the Task ID."""
+    """Holds the seconds for all graphs, directly and through the farm; ``submit_ms`` is a median."""
 
     graphs: int
     direct_seconds: float
@@ -38,15 +38,15 @@ class Rendering:
 
 
 def render(farm: Farm) -> Rendering:
-    """Measure with one warm actor."""
+    """Measure renders with one warm actor."""
     return asyncio.run(_render(farm))
 
 
 async def _render(farm: Farm) -> Rendering:
     async with aiohttp.ClientSession(headers={"authorization": f"Bearer {farm.key}"}) as session:
-        await _through_farm(session, farm.url, 1)  # the actor is up, everybody is connected
+        await _through_farm(session, farm.url, 1)  # starts the actor and opens connections
         async with straight_to(comfyui_folders(farm)[0]) as comfyui:
-            direct = await _straight(comfyui)
+            direct = await _directly(comfyui)
         seconds, submits = await _through_farm(session, farm.url, _GRAPHS)
     return Rendering(
         graphs=_GRAPHS,
@@ -65,14 +65,14 @@ def _graph() -> dict[str, Any]:
     }
 
 
-async def _straight(session: aiohttp.ClientSession) -> float:
+async def _directly(session: aiohttp.ClientSession) -> float:
     began = time.perf_counter()
     for _ in range(_GRAPHS):
-        async with session.post("/prompt", json={"prompt": _graph()}) as answer:
-            answer.raise_for_status()
+        async with session.post("/prompt", json={"prompt": _graph()}) as response:
+            response.raise_for_status()
     while True:
-        async with session.get("/prompt") as answer:
-            if (await answer.json())["exec_info"]["queue_remaining"] == 0:
+        async with session.get("/prompt") as response:
+            if (await response.json())["exec_info"]["queue_remaining"] == 0:
                 return time.perf_counter() - began
         await asyncio.sleep(0.02)
 
@@ -85,19 +85,19 @@ async def _through_farm(
     for _ in range(count):
         sent = time.perf_counter()
         body = {"kind": "render", "workflow": _graph()}
-        async with session.post(f"{url}/jobs", json=body) as answer:
-            answer.raise_for_status()
-            jobs.append((await answer.json())["id"])
+        async with session.post(f"{url}/jobs", json=body) as response:
+            response.raise_for_status()
+            jobs.append((await response.json())["id"])
         submits.append(time.perf_counter() - sent)
     for job_id in jobs:
-        await _end(session, url, job_id)
+        await _wait_for_job(session, url, job_id)
     return time.perf_counter() - began, submits
 
 
-async def _end(session: aiohttp.ClientSession, url: str, job_id: str) -> None:
+async def _wait_for_job(session: aiohttp.ClientSession, url: str, job_id: str) -> None:
     while True:
-        async with session.get(f"{url}/jobs/{job_id}") as answer:
-            job = await answer.json()
+        async with session.get(f"{url}/jobs/{job_id}") as response:
+            job = await response.json()
         if job["status"] in _FINAL:
             assert job["status"] == "succeeded", job
             return
@@ -105,8 +105,8 @@ async def _end(session: aiohttp.ClientSession, url: str, job_id: str) -> None:
 
 
 @contextmanager
-def _short(path: Path) -> Iterator[str]:
-    """The path of a socket may have 107 characters."""
+def _short_path(path: Path) -> Iterator[str]:
+    """Yield a short path of a Unix socket, because Linux limits such paths to 107 characters."""
     folder = os.open(path.parent, os.O_PATH)
     try:
         yield f"/proc/self/fd/{folder}/{path.name}"
@@ -116,18 +116,18 @@ def _short(path: Path) -> Iterator[str]:
 
 @asynccontextmanager
 async def straight_to(folder: Path) -> AsyncIterator[aiohttp.ClientSession]:
-    """A client of the ComfyUI whose own folder this is."""
-    with _short(folder / "comfyui.sock") as address:
+    """Open a client session with the ComfyUI that uses ``folder``."""
+    with _short_path(folder / "comfyui.sock") as address:
         connector = aiohttp.UnixConnector(address)
         async with aiohttp.ClientSession("http://comfyui", connector=connector) as session:
             yield session
 
 
 def comfyui_folders(farm: Farm) -> list[Path]:
-    """Folders of the farm's ComfyUIs, as their command lines name them.
+    """Return the folders of the farm's ComfyUIs, taken from their command lines.
 
     Raises:
-        SystemExit: it has none.
+        SystemExit: no ComfyUI runs.
     """
     folders = set()
     for process in find(str(farm.data)):
@@ -135,5 +135,5 @@ def comfyui_folders(farm: Farm) -> list[Path]:
         if "--base-directory" in line:
             folders.add(Path(line[line.index("--base-directory") + 1]).parent)
     if not folders:
-        raise SystemExit("the farm has no ComfyUI")
+        raise SystemExit("no ComfyUI of the farm is running")
     return sorted(folders)

@@ -1,4 +1,4 @@
-"""What `make bench` shows: a table, a JSON file, a plot."""
+"""Reports the results of `make bench` as a table, a JSON file and a plot."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ def report(
     confined: IsolationCost | None,
     folder: Path,
 ) -> None:
-    """Print the ratios of what was measured; write ``bench.json`` and ``bench.png`` into
-    ``folder``."""
+    """Print the ratios and write ``bench.json`` and ``bench.png`` into ``folder``."""
     ratios = _text_ratios(text) if text else {}
     if rendering is not None:
         ratios |= _render_ratios(rendering)
@@ -42,7 +41,7 @@ def report(
     result = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
-        "text": {name: asdict(found) for name, found in text.items()},
+        "text": {name: asdict(measurement) for name, measurement in text.items()},
         "render": asdict(rendering) if rendering is not None else None,
         "isolation": asdict(confined) if confined is not None else None,
         "ratios": ratios,
@@ -54,7 +53,7 @@ def report(
 
 
 def _text_ratios(text: Mapping[str, Measurement]) -> dict[str, float]:
-    rate = {name: found.requests_per_second for name, found in text.items()}
+    rate = {name: measurement.requests_per_second for name, measurement in text.items()}
     return {
         "text_over_forwarder": rate["moyin"] / rate["forwarder"],
         "text_over_forwarder_in_serve": rate["moyin"] / rate["forwarder in Serve"],
@@ -75,14 +74,14 @@ def _print(
 ) -> None:
     if text:
         print("\ntext, 16 connections     requests/s    p50 ms    p99 ms    errors")
-    for name, found in text.items():
+    for name, load in text.items():
         print(
-            f"  {name:20} {found.requests_per_second:12,.0f}"
-            f"{found.p50_ms:10.2f}{found.p99_ms:10.2f}{found.errors:10}"
+            f"  {name:20} {load.requests_per_second:12,.0f}"
+            f"{load.p50_ms:10.2f}{load.p99_ms:10.2f}{load.errors:10}"
         )
     if rendering is not None:
         print(f"\n{rendering.graphs} graphs of half a second on one actor")
-        print(f"  straight to ComfyUI  {rendering.direct_seconds:12.1f} s")
+        print(f"  directly to ComfyUI  {rendering.direct_seconds:12.1f} s")
         print(f"  through /jobs        {rendering.farm_seconds:12.1f} s")
     print("\nratio                                    now    target")
     targets = {
@@ -123,7 +122,7 @@ def _plot_text(panel: Any, text: Mapping[str, Measurement]) -> None:
 
 def _plot_render(panel: Any, rendering: Rendering) -> None:
     bars = panel.barh(
-        ["straight to ComfyUI", "Moyin /jobs"],
+        ["directly to ComfyUI", "Moyin /jobs"],
         [rendering.direct_seconds, rendering.farm_seconds],
         color="tab:orange",
     )

@@ -1,8 +1,9 @@
-"""The render order on a simulated farm, beside FIFO, the offline optimum and each owner's share.
+"""Compares render scheduling on a simulated farm with FIFO, the offline optimum and fair shares.
 
-Ten thousand renders of fifty owners, one of whom floods the farm, on a hundred actors, with twelve
-checkpoints. The window is fed as Temporal feeds it: weighted fair over owner and class. Run it with
-``python -m benchmarks.scheduling``; it writes ``benchmarks/results/scheduling.{json,png}``.
+The farm has a hundred actors. Fifty owners send ten thousand renders with twelve checkpoints, and
+one of the owners floods the farm. The scheduling window is filled in Temporal's order: weighted fair
+over owners and priorities. Run it with ``python -m benchmarks.scheduling``; it writes
+``benchmarks/results/scheduling.{json,png}``.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _TICK = 1.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Farm:
-    """``window``: renders that wait in the pool; the others wait in Temporal."""
+    """Describes the farm; ``window`` renders wait in the pool, further ones in Temporal."""
 
     actors: int
     window: int
@@ -40,7 +41,7 @@ class Farm:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Load:
-    """Renders by arrival, and how long each takes, in seconds, without loading models."""
+    """Holds renders by arrival, and the seconds that each takes without loading models."""
 
     renders: tuple[PendingRender, ...]
     seconds: dict[str, float]
@@ -48,7 +49,13 @@ class Load:
 
 @dataclass(kw_only=True, slots=True)
 class Outcome:
-    """``waits`` are seconds from acceptance to start, by owner; ``windowed`` from the window."""
+    """Holds the results of a simulation.
+
+    Attributes:
+        waits: seconds from acceptance to start, by owner.
+        windowed: priority of each render and its seconds from entering the window to start.
+        decisions: processor seconds of each scheduling decision.
+    """
 
     changes: int = 0
     makespan: float = 0.0
@@ -57,7 +64,7 @@ class Outcome:
     decisions: list[float] = field(default_factory=list)
 
     def p95(self, owner: str) -> float:
-        """Seconds from acceptance to start that 95 of 100 of the owner's renders stay under."""
+        """Return the 95th percentile of the owner's waits in seconds."""
         return _quantile(self.waits[owner], 0.95)
 
 
@@ -75,30 +82,30 @@ def new_load(
     batches: tuple[int, int] = (40, 150),
     span: float = 0.0,
 ) -> Load:
-    """About half of all renders are one owner's, at once; the others' come in batches.
+    """Generate renders: half come at once from one owner, the others in batches of other owners.
 
-    Each owner works with one to four checkpoints; some are far more popular than others.
+    A batch uses one to four checkpoints, some of which are far more popular than others.
 
     Args:
-        batches: the smallest and the largest.
-        span: seconds over which batches come; 0: all wait from the start.
+        batches: smallest and largest size of a batch.
+        span: seconds during which batches arrive; 0: all wait from the start.
     """
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     names = [f"checkpoints/{number:02}.safetensors" for number in range(checkpoints)]
-    popular = [1 / (rank + 1) ** 0.8 for rank in range(checkpoints)]
+    popularity = [1 / (rank + 1) ** 0.8 for rank in range(checkpoints)]
     others = itertools.cycle(f"owner-{number:02}" for number in range(1, owners))
-    asked = [
-        (0.0, number, FLOODER, chance.choices(names, popular)[0], 3)
+    requests = [
+        (0.0, number, FLOODER, rng.choices(names, popularity)[0], 3)
         for number in range(renders // 2)
     ]
-    while len(asked) < renders:
-        owner, at = next(others), chance.uniform(0, span)
-        liked = chance.choices(names, popular, k=chance.randint(1, 4))
-        priority = chance.choice([3, 3, 3, 2, 4])
-        size = min(chance.randint(*batches), renders - len(asked))
+    while len(requests) < renders:
+        owner, at = next(others), rng.uniform(0, span)
+        used = rng.choices(names, popularity, k=rng.randint(1, 4))
+        priority = rng.choice([3, 3, 3, 2, 4])
+        size = min(rng.randint(*batches), renders - len(requests))
         for _ in range(size):
-            asked.append((at, len(asked), owner, chance.choice(liked), priority))
-    asked.sort()
+            requests.append((at, len(requests), owner, rng.choice(used), priority))
+    requests.sort()
     waiting = tuple(
         PendingRender(
             id=f"{number:05}",
@@ -107,13 +114,13 @@ def new_load(
             owner=owner,
             models={name: _CHECKPOINT_BYTES},
         )
-        for number, (at, _, owner, name, priority) in enumerate(asked)
+        for number, (at, _, owner, name, priority) in enumerate(requests)
     )
-    return Load(renders=waiting, seconds={w.id: chance.uniform(4, 16) for w in waiting})
+    return Load(renders=waiting, seconds={w.id: rng.uniform(4, 16) for w in waiting})
 
 
-class Entrance:
-    """Temporal's queue: weighted fair over owner and class, first come first served in each."""
+class TemporalQueue:
+    """Simulates Temporal's queue: weighted fair over owner and priority, FIFO within each."""
 
     def __init__(self) -> None:
         self._queue: list[tuple[float, int, PendingRender]] = []
@@ -122,12 +129,14 @@ class Entrance:
         self._numbers = itertools.count()
 
     def put(self, waiting: PendingRender) -> None:
+        """Append a render."""
         key = (waiting.owner, waiting.priority)
         level = max(self._present, self._passes.get(key, 0.0)) + 1 / _weight(waiting)
         self._passes[key] = level
         heapq.heappush(self._queue, (level, next(self._numbers), waiting))
 
     def take(self) -> PendingRender | None:
+        """Remove and return the next render; None if the queue is empty."""
         if not self._queue:
             return None
         self._present, _, waiting = heapq.heappop(self._queue)
@@ -135,24 +144,24 @@ class Entrance:
 
 
 def simulate(load: Load, farm: Farm) -> Outcome:
-    """The farm under `Window.choose`."""
-    outcome, entrance, window = Outcome(), Entrance(), Window(farm.rules)
+    """Simulate the farm with `Window.choose`."""
+    outcome, queue, window = Outcome(), TemporalQueue(), Window(farm.rules)
     names = [f"actor-{number:03}" for number in range(farm.actors)]
     for name in names:
         window.add_renderer(name, (), 0.0)
-    coming = deque(load.renders)
+    arrivals = deque(load.renders)
     ends: list[tuple[float, str, float]] = []
     now, busy = 0.0, 0
-    while coming or len(window) or ends:
-        while coming and coming[0].arrived <= now:
-            entrance.put(coming.popleft())
+    while arrivals or len(window) or ends:
+        while arrivals and arrivals[0].arrived <= now:
+            queue.put(arrivals.popleft())
         while ends and ends[0][0] <= now:
             _, name, seconds = heapq.heappop(ends)
             window.record_duration(seconds)
             window.mark_free(name, now)
             busy -= 1
         while True:
-            while len(window) < farm.window and (entering := entrance.take()) is not None:
+            while len(window) < farm.window and (entering := queue.take()) is not None:
                 window.add(replace(entering, entered=now))
             began = time.thread_time()
             choice = window.choose(now)
@@ -169,15 +178,15 @@ def simulate(load: Load, farm: Farm) -> Outcome:
             seconds = loading + load.seconds[waiting.id]
             outcome.makespan = max(outcome.makespan, now + seconds)
             heapq.heappush(ends, (now + seconds, choice.slot.name, seconds))
-        nexts = [ends[0][0]] if ends else []
-        nexts += [coming[0].arrived] if coming else []
-        nexts += [now + _TICK] if len(window) and busy < farm.actors else []
-        now = min(nexts, default=now)
+        events = [ends[0][0]] if ends else []
+        events += [arrivals[0].arrived] if arrivals else []
+        events += [now + _TICK] if len(window) and busy < farm.actors else []
+        now = min(events, default=now)
     return outcome
 
 
 def fifo(load: Load, farm: Farm) -> Outcome:
-    """First come, first served, by whoever is free."""
+    """Simulate first come, first served on the next free actor."""
     outcome = Outcome()
     free = [(0.0, number, "") for number in range(farm.actors)]
     for waiting in load.renders:
@@ -194,25 +203,25 @@ def fifo(load: Load, farm: Farm) -> Outcome:
 
 
 def own_share(load: Load, farm: Farm) -> dict[str, float]:
-    """p95 wait of each owner alone on a part of the farm, by weight, that never changes models.
+    """Return each owner's p95 wait on its weighted share of the farm, without model changes.
 
-    What a fair farm owes everybody: not to be worse off than with a share of it to oneself.
+    On a fair farm no owner waits longer than with such a share for itself.
     """
     renders: dict[str, list[PendingRender]] = defaultdict(list)
     for waiting in load.renders:
         renders[waiting.owner].append(waiting)
-    weights = {o: max(_weight(w) for w in asked) for o, asked in renders.items()}
-    waits = {}
-    for owner, asked in renders.items():
+    weights = {o: max(_weight(w) for w in pending) for o, pending in renders.items()}
+    p95 = {}
+    for owner, pending in renders.items():
         share = farm.actors * weights[owner] / sum(weights.values())
         actors = max(1, round(share))
-        free, told = [0.0] * actors, []
-        for waiting in asked:
+        free, waits = [0.0] * actors, []
+        for waiting in pending:
             start = max(heapq.heappop(free), waiting.arrived)
-            told.append(start - waiting.arrived)
+            waits.append(start - waiting.arrived)
             heapq.heappush(free, start + load.seconds[waiting.id] * actors / share)
-        waits[owner] = _quantile(told, 0.95)
-    return waits
+        p95[owner] = _quantile(waits, 0.95)
+    return p95
 
 
 def _weight(waiting: PendingRender) -> float:
@@ -220,42 +229,42 @@ def _weight(waiting: PendingRender) -> float:
 
 
 def fewest_changes(load: Load, actors: int, makespan: float, *, seed: int = 1) -> tuple[int, int]:
-    """The fewest (actor, checkpoint) pairs with which all work fits into ``makespan``.
+    """Search for the fewest (actor, checkpoint) pairs with which all work fits into ``makespan``.
 
-    Knows everything beforehand and ignores when renders arrive, so nobody can do with fewer.
+    The search knows all renders in advance and ignores their arrival, so no scheduler needs fewer.
 
     Returns:
-        What a search found, and a bound below which nothing can be.
+        The fewest pairs that the search found, and a lower bound.
     """
     work: dict[str, float] = defaultdict(float)
     for waiting in load.renders:
         work[waiting.family] += load.seconds[waiting.id]
     bound = sum(math.ceil(seconds / makespan) for seconds in work.values())
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     best = math.inf
     for _ in range(2_000):
         order = list(work.values())
-        chance.shuffle(order)
+        rng.shuffle(order)
         best = min(best, _pairs(order, makespan))
     return int(best), bound
 
 
-def _pairs(order: Sequence[float], room: float) -> int:
-    """Fill actors one after the other; a checkpoint's rest goes where it fits whole, if anywhere."""
+def _pairs(order: Sequence[float], capacity: float) -> int:
+    """Fill actors with one checkpoint after the other; a remainder goes to the fullest that fits."""
     pairs = 0
-    rooms: list[float] = []
+    free: list[float] = []
     for seconds in order:
-        whole, rest = divmod(seconds, room)
-        pairs += int(whole)
+        full_actors, rest = divmod(seconds, capacity)
+        pairs += int(full_actors)
         if rest <= 0:
             continue
         pairs += 1
-        fits = [index for index, left in enumerate(rooms) if left >= rest]
-        if fits:
-            index = min(fits, key=lambda i: rooms[i])
-            rooms[index] -= rest
+        fitting = [index for index, left in enumerate(free) if left >= rest]
+        if fitting:
+            index = min(fitting, key=lambda i: free[i])
+            free[index] -= rest
         else:
-            rooms.append(room - rest)
+            free.append(capacity - rest)
     return pairs
 
 
@@ -275,7 +284,7 @@ def report(folder: Path, seeds: Sequence[int] = (1, 2, 3)) -> None:
 
 def _measure(load: Load, farm: Farm) -> dict[str, Any]:
     ours, plain, shares = simulate(load, farm), fifo(load, farm), own_share(load, farm)
-    found, bound = fewest_changes(load, farm.actors, ours.makespan)
+    optimum, bound = fewest_changes(load, farm.actors, ours.makespan)
     worst = max(shares, key=lambda owner: ours.p95(owner) / shares[owner])
     overdue = max(waited - priority * farm.rules.ageing for priority, waited in ours.windowed)
     return {
@@ -283,7 +292,7 @@ def _measure(load: Load, farm: Farm) -> dict[str, Any]:
         "owners": len(shares),
         "changes": ours.changes,
         "changes_fifo": plain.changes,
-        "changes_optimum": found,
+        "changes_optimum": optimum,
         "changes_bound": bound,
         "makespan": round(ours.makespan),
         "makespan_fifo": round(plain.makespan),
@@ -312,13 +321,15 @@ def _plot(load: Load, farm: Farm, path: Path) -> None:
         [2 * shares[owner] for owner in owners], "_", color="tab:red", label="twice that (limit)"
     )
     waits.set(
-        xlabel="49 owners beside the one who floods", ylabel="p95 wait, seconds", ylim=(0, None)
+        xlabel="49 owners other than the one that floods",
+        ylabel="p95 wait, seconds",
+        ylim=(0, None),
     )
     waits.legend()
-    found, _ = fewest_changes(load, farm.actors, ours.makespan)
+    optimum, _ = fewest_changes(load, farm.actors, ours.makespan)
     bars = changes.bar(
         ["FIFO", "Moyin", "optimum"],
-        [plain.changes, ours.changes, found],
+        [plain.changes, ours.changes, optimum],
         color=["tab:gray", "tab:blue", "tab:green"],
     )
     changes.bar_label(bars)

@@ -1,4 +1,4 @@
-"""What the contest shows: tables, a JSON file, a plot."""
+"""Reports the comparison with other gateways as tables, a JSON file and a plot."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ __all__ = ["show"]
 
 _MIB = 2**20
 _COMPARED = 16
-# Of a growth: what an allocator keeps is no leak.
-_FLAT = 1.05
+# Allowed growth of memory: allocators keep some freed memory, which is not a leak.
+_MAX_GROWTH = 1.05
 _COLORS = {
     "direct": "tab:gray",
     MOYIN: "tab:blue",
@@ -33,42 +33,42 @@ _COLORS = {
 
 
 def show(results: Sequence[Result], folder: Path) -> None:
-    """Print the standings and write ``peers.json`` and ``peers.png`` into ``folder``."""
+    """Print the results and write ``peers.json`` and ``peers.png`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     targets = _targets(results)
-    found = {
+    report = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
         "results": [{**asdict(result), "held": result.held} for result in results],
         "targets": targets,
     }
-    (folder / "peers.json").write_text(json.dumps(found, indent=2) + "\n")
+    (folder / "peers.json").write_text(json.dumps(report, indent=2) + "\n")
     _print(results, targets)
     _plot(results, folder / "peers.png")
     print(f"\n{folder / 'peers.json'}\n{folder / 'peers.png'}")
 
 
 def _targets(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """What Moyin with one replica is held to, at 16 connections."""
+    """Return the targets of Moyin with one replica at 16 connections, and whether they are met."""
     by_name = {result.name: result for result in results}
     moyin = by_name[MOYIN]
-    wanted = {"LiteLLM, 2 workers": 8.0, "Portkey": 1.5}
+    ratios = {"LiteLLM, 2 workers": 8.0, "Portkey": 1.5}
     rows = []
-    for name, times in wanted.items():
+    for name, least in ratios.items():
         if (peer := by_name.get(name)) is None:
             continue
         ratio = moyin.times(peer, _COMPARED)
-        rows.append(_target(f"requests/s over {name}", ratio, "≥", times))
+        rows.append(_target(f"requests/s over {name}", ratio, "≥", least))
         slower = moyin.load[_COMPARED].p99_ms / peer.load[_COMPARED].p99_ms
         rows.append(_target(f"p99 over {name}", slower, "<", 1.0))
     if moyin.growth is not None:
-        rows.append(_target("memory after over before", moyin.growth.ratio, "≤", _FLAT))
+        rows.append(_target("memory after over before", moyin.growth.ratio, "≤", _MAX_GROWTH))
     return rows
 
 
-def _target(name: str, found: float, sign: str, wanted: float) -> dict[str, Any]:
-    met = {"≥": found >= wanted, "<": found < wanted, "≤": found <= wanted}[sign]
-    return {"name": name, "found": found, "sign": sign, "wanted": wanted, "met": met}
+def _target(name: str, measured: float, sign: str, wanted: float) -> dict[str, Any]:
+    met = {"≥": measured >= wanted, "<": measured < wanted, "≤": measured <= wanted}[sign]
+    return {"name": name, "found": measured, "sign": sign, "wanted": wanted, "met": met}
 
 
 def _print(results: Sequence[Result], targets: Sequence[dict[str, Any]]) -> None:

@@ -1,6 +1,6 @@
-"""Streams through a gateway: how soon the first token comes, how late the others are.
+"""Measures streams through a gateway: time to the first token, and delay of the others.
 
-The client reads bytes and looks for what it needs, so that it costs little beside what it measures.
+The client searches the received bytes without parsing them, so that it uses little time itself.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ __all__ = ["FirstTokens", "Held", "first_tokens", "held"]
 _CONTENT = re.compile(rb'"content":\s*"(\d+) ')
 _ANY_CONTENT = re.compile(rb'"content":\s*"[^"]')
 _DONE = b"data: [DONE]"
-# Longer than what a content and its number take.
+# Longer than a match of `_CONTENT`, which may be split between two reads.
 _OVERLAP = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class FirstTokens:
-    """Milliseconds from a request to its first token, one request at a time."""
+    """Holds the milliseconds from a request to its first token, with one request at a time."""
 
     p50_ms: float
     p99_ms: float
 
     def over(self, other: FirstTokens) -> FirstTokens:
-        """What it adds to ``other``."""
+        """Return the difference to ``other``."""
         return FirstTokens(p50_ms=self.p50_ms - other.p50_ms, p99_ms=self.p99_ms - other.p99_ms)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """Streams at a time, the share of tokens that came, and how late these were, in ms."""
+    """Holds the number of concurrent streams, the share of tokens that arrived, and their delay."""
 
     streams: int
     arrived: float
@@ -52,12 +52,12 @@ class Held:
 
     @property
     def ok(self) -> bool:
-        """Every token came, and a reader would not have noticed that there is a gateway."""
+        """True if every token arrived without a delay that a reader would notice."""
         return self.arrived == 1 and self.p99_ms <= 100
 
 
 def first_tokens(gateway: Gateway, requests: int = 100) -> FirstTokens:
-    """Ask for ``requests`` streams, one after the other on one connection."""
+    """Request ``requests`` streams, one after the other on one connection."""
     return uvloop.run(_first_tokens(gateway, requests))
 
 
@@ -67,19 +67,20 @@ def held(gateway: Gateway, streams: int, seconds: float = 3) -> Held:
 
 
 class _Reader(asyncio.Protocol):
-    """One connection; ``lateness`` in nanoseconds, of the tokens that say when they were sent."""
+    """Reads streams on one connection; ``delays`` are in ns, of tokens with a time of sending."""
 
     def __init__(self) -> None:
-        self.lateness: list[int] = []
+        self.delays: list[int] = []
         self.first = 0.0
         self.done = asyncio.Event()
         self._rest = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are Transports in all but name.
+        # uvloop's transports implement Transport without deriving from it.
         self.transport = cast(asyncio.Transport, transport)
 
-    def ask(self, request: bytes) -> None:
+    def send(self, request: bytes) -> None:
+        """Send a request and forget the previous one."""
         self.first, self._rest = 0.0, b""
         self.done.clear()
         self.transport.write(request)
@@ -88,9 +89,9 @@ class _Reader(asyncio.Protocol):
         now = time.monotonic_ns()
         data = self._rest + data
         read = 0
-        for found in _CONTENT.finditer(data):
-            self.lateness.append(now - int(found[1]))
-            read = found.end()
+        for token in _CONTENT.finditer(data):
+            self.delays.append(now - int(token[1]))
+            read = token.end()
         if not self.first and (read or _ANY_CONTENT.search(data)):
             self.first = time.perf_counter()
         if _DONE in data:
@@ -107,11 +108,11 @@ async def _first_tokens(gateway: Gateway, requests: int) -> FirstTokens:
     waits = []
     for _ in range(requests):
         began = time.perf_counter()
-        reader.ask(request)
+        reader.send(request)
         async with asyncio.timeout(30):
             await reader.done.wait()
         if not reader.first:
-            raise SystemExit(f"{gateway.name} sent no token")
+            raise SystemExit(f"{gateway.name} ended a stream without a token")
         waits.append((reader.first - began) * 1000)
     reader.transport.close()
     return FirstTokens(p50_ms=statistics.median(waits), p99_ms=_p99(waits))
@@ -123,7 +124,7 @@ async def _held(gateway: Gateway, streams: int, tokens: int) -> Held:
     readers = []
     for _ in range(streams):
         readers.append(await _connect(gateway))
-        readers[-1].ask(request)
+        readers[-1].send(request)
     expected = tokens / paced.TOKENS_PER_SECOND
     waiting = [asyncio.ensure_future(reader.done.wait()) for reader in readers]
     _, late = await asyncio.wait(waiting, timeout=expected * 2 + 5)
@@ -131,34 +132,34 @@ async def _held(gateway: Gateway, streams: int, tokens: int) -> Held:
         task.cancel()
     for reader in readers:
         reader.transport.close()
-    lateness = [ns / 1e6 for reader in readers for ns in reader.lateness] or [float("inf")]
+    delays = [ns / 1e6 for reader in readers for ns in reader.delays] or [float("inf")]
     return Held(
         streams=streams,
-        arrived=sum(len(reader.lateness) for reader in readers) / (streams * tokens),
-        p50_ms=statistics.median(lateness),
-        p99_ms=_p99(lateness),
+        arrived=sum(len(reader.delays) for reader in readers) / (streams * tokens),
+        p50_ms=statistics.median(delays),
+        p99_ms=_p99(delays),
     )
 
 
 async def _connect(gateway: Gateway) -> _Reader:
-    place = urlsplit(gateway.url)
-    assert place.hostname is not None and place.port is not None
+    url = urlsplit(gateway.url)
+    assert url.hostname is not None and url.port is not None
     loop = asyncio.get_running_loop()
-    _, reader = await loop.create_connection(_Reader, place.hostname, place.port)
+    _, reader = await loop.create_connection(_Reader, url.hostname, url.port)
     return reader
 
 
 def _request(gateway: Gateway, body: Mapping[str, object]) -> bytes:
-    place = urlsplit(gateway.url)
+    url = urlsplit(gateway.url)
     question = {"role": "user", "content": "Say something about foxes."}
     content = json.dumps({**body, "messages": [question]}).encode()
     headers = {
-        "host": place.netloc,
+        "host": url.netloc,
         "content-type": "application/json",
         "content-length": str(len(content)),
         **gateway.headers,
     }
-    lines = [f"POST {place.path} HTTP/1.1", *(f"{k}: {v}" for k, v in headers.items()), "", ""]
+    lines = [f"POST {url.path} HTTP/1.1", *(f"{k}: {v}" for k, v in headers.items()), "", ""]
     return "\r\n".join(lines).encode() + content
 
 

@@ -1,4 +1,4 @@
-"""Text through ``/v1`` beside a bare forwarder and the mock itself."""
+"""Measures model calls through ``/v1``, through a bare forwarder, and of the mock itself."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SECONDS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Peers:
-    """Addresses of what stands beside Moyin."""
+    """Holds the addresses of the servers that Moyin is compared with."""
 
     mock: str
     mock_pid: int
@@ -31,7 +31,7 @@ class Peers:
 
 @contextmanager
 def peers() -> Iterator[Peers]:
-    """The mock, the bare forwarder, and a service with streams, each a process of its own."""
+    """Run the mock, the bare forwarder, and a service with streams as separate processes."""
     mock, forwarder, service = free_port(), free_port(), free_port()
     mock_url, forwarder_url = f"http://127.0.0.1:{mock}", f"http://127.0.0.1:{forwarder}"
     uvicorn = ["uvicorn", "benchmarks.forwarder:app", "--port", str(forwarder)]
@@ -50,16 +50,16 @@ def peers() -> Iterator[Peers]:
 
 
 def text(farm: Farm, others: Peers, *, connections: int = 16) -> dict[str, Measurement]:
-    """Medians of several rounds in which everybody takes turns."""
-    places = {
+    """Measure all servers in turns and return the medians of several rounds."""
+    urls = {
         "mock": others.mock,
         "forwarder": others.forwarder,
         "forwarder in Serve": f"{farm.url}/bare",
         "moyin": farm.url,
     }
-    rounds: dict[str, list[Measurement]] = {name: [] for name in places}
+    rounds: dict[str, list[Measurement]] = {name: [] for name in urls}
     for _ in range(_ROUNDS):
-        for name, url in places.items():
+        for name, url in urls.items():
             rounds[name].append(
                 measure(
                     f"{url}/v1/chat/completions",
@@ -69,21 +69,21 @@ def text(farm: Farm, others: Peers, *, connections: int = 16) -> dict[str, Measu
                     seconds=_SECONDS,
                 )
             )
-    return {name: median(found) for name, found in rounds.items()}
+    return {name: median(measurements) for name, measurements in rounds.items()}
 
 
-def median(found: list[Measurement]) -> Measurement:
-    """Each figure's median; the sum of the errors."""
+def median(measurements: list[Measurement]) -> Measurement:
+    """Return the median of each value, and the sum of the errors."""
     return Measurement(
-        requests_per_second=statistics.median(m.requests_per_second for m in found),
-        p50_ms=statistics.median(m.p50_ms for m in found),
-        p99_ms=statistics.median(m.p99_ms for m in found),
-        errors=sum(m.errors for m in found),
+        requests_per_second=statistics.median(m.requests_per_second for m in measurements),
+        p50_ms=statistics.median(m.p50_ms for m in measurements),
+        p99_ms=statistics.median(m.p99_ms for m in measurements),
+        errors=sum(m.errors for m in measurements),
     )
 
 
 @contextmanager
 def process(module: list[str], environ: Mapping[str, str] | None = None) -> Iterator[int]:
-    """``python -m`` with these arguments, for as long as the block runs; gives its process id."""
+    """Run ``python -m`` with these arguments during the block; yield the process id."""
     with running_program([sys.executable, "-m", *module], environ) as pid:
         yield pid

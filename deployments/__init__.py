@@ -1,1 +1,1 @@
-"""Ray Serve: one folder per app; each has a builder (the only place that binds) and a deployment."""
+"""Contains the Ray Serve apps, a folder each with a builder, which binds, and a deployment."""

@@ -1,16 +1,16 @@
 #!/bin/sh
-# nginx and wrk for `make bench`: installed where that is possible, else one line about what is
-# missing; the bench says so as well, and leaves out what it can't measure.
+# Installs nginx and wrk for `make bench` with apt-get as root; otherwise prints what is missing. The
+# benchmark skips measurements whose program is missing, and says so.
 set -eu
 missing=
 command -v wrk > /dev/null || missing=wrk
-# Debian keeps it where only root's PATH leads.
+# Debian installs nginx in /usr/sbin, which only root's PATH contains.
 PATH="$PATH:/usr/sbin" command -v nginx > /dev/null || missing="$missing nginx-light"
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
     echo "installing $missing"
     apt-get update -qq
-    # In that runlevel no service is started: nginx would take port 80.
+    # In runlevel 1 the package does not start its service, which would occupy port 80.
     RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
         $missing > /dev/null
 else

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Chromium for the tests of the pages: Debian's, installed where that is possible, else one line
-# about what is missing; the tests that need it say so as well, and fail.
+# Installs Debian's Chromium for the tests of web pages with apt-get as root; otherwise prints that it
+# is missing. Tests that need it fail without it.
 set -eu
 command -v chromium > /dev/null && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then

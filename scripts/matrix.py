@@ -1,6 +1,6 @@
-"""Writes docs/reference/matrix.md: which client can ask what of which back end.
+"""Writes docs/reference/matrix.md, the features of each combination of client and back end.
 
-Run it with `make docs`. A test fails when the page is not what the gateway does.
+Run it with `make docs`. A test fails if the page differs from the gateway's behaviour.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from tests.integration.matrix import PAGE, page, run
 
 
 def main() -> None:
+    """Write the page."""
     with tempfile.TemporaryDirectory() as folder:
         PAGE.write_text(page(asyncio.run(run(Path(folder)))))
 

@@ -1,11 +1,11 @@
 #!/bin/sh
-# Runs the unit tests under each Python from 3.11 to 3.13 that is installed, in environments beside `.venv`.
+# Runs the unit tests with each installed Python from 3.11 to 3.13, in environments beside `.venv`.
 set -eu
 cd "$(dirname "$0")/.."
 failed=""
 for version in 3.11 3.12 3.13; do
     if ! "python$version" -c '' 2> /dev/null; then
-        echo "skipped: there is no python$version"
+        echo "skipped: python$version is not installed"
         continue
     fi
     folder=.venv-$version
@@ -15,4 +15,4 @@ for version in 3.11 3.12 3.13; do
     echo "python$version"
     "$folder/bin/python" -m pytest -q -n 2 tests/unit || failed="$failed $version"
 done
-[ -z "$failed" ] || { echo "failed under:$failed" >&2; exit 1; }
+[ -z "$failed" ] || { echo "tests failed with Python$failed" >&2; exit 1; }

@@ -1,6 +1,6 @@
 #!/bin/sh
-# RabbitMQ for the tests of the message intake: installed where that is possible, else one line
-# about what is missing; the tests that need it say so as well, and fail.
+# Installs RabbitMQ for the tests of the message intake with apt-get as root; otherwise prints that it
+# is missing. Tests that need it fail without it.
 set -eu
 [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] && exit 0
 command -v rabbitmq-server > /dev/null && exit 0

@@ -1,6 +1,6 @@
-"""Writes docs/reference/cli.md and settings.md from the code; ``--check`` only compares.
+"""Writes docs/reference/cli.md and settings.md from the code; with ``--check`` it only compares.
 
-Run it with `make docs`. A test fails when the files are older than the code.
+Run it with `make docs`. A test fails if the files differ from what the code generates.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _WRITTEN = "<!-- Written by `make docs`; edit the code instead. -->\n"
 
 
 def settings_page() -> str:
-    """Every environment variable."""
-    lines = ["# Settings", "", _WRITTEN, *_settings(), *_ports(), *_others()]
+    """Return the page of all environment variables."""
+    lines = ["# Settings", "", _WRITTEN, *_settings(), *_ports(), *_other_variables()]
     return "\n".join(lines) + "\n"
 
 
 def cli_page() -> str:
-    """Every command with its arguments and options."""
+    """Return the page of all commands with their arguments and options."""
     lines = ["# Command line", "", _WRITTEN]
     lines += [
         "Piped output is plain: tab-separated columns, no colours. Exit status: 0 done, 1 an error",
@@ -45,7 +45,7 @@ def cli_page() -> str:
 
 
 def stale() -> list[str]:
-    """Names of pages that differ from what the code says."""
+    """Return the names of pages that differ from what the code generates."""
     return [name for name, text in _pages() if _read(FOLDER / name) != text]
 
 
@@ -80,13 +80,13 @@ def _ports() -> Iterator[str]:
     yield ""
 
 
-def _others() -> Iterator[str]:
+def _other_variables() -> Iterator[str]:
     yield "## The command line and the stack"
     yield ""
     yield "| variable | meaning |"
     yield "|---|---|"
-    for variable, about in VARIABLES.items():
-        yield f"| `{variable}` | {about} |"
+    for variable, meaning in VARIABLES.items():
+        yield f"| `{variable}` | {meaning} |"
 
 
 def _default(field: FieldInfo) -> str:
@@ -113,7 +113,7 @@ def _command(name: str, command: click.Command) -> Iterator[str]:
     yield inspect.cleandoc(command.help or "")
     yield ""
     for parameter in (*arguments, *options):
-        yield f"- {_names(parameter)}: {getattr(parameter, 'help', '') or ''}{_preset(parameter)}"
+        yield f"- {_names(parameter)}: {getattr(parameter, 'help', '') or ''}{_default_of(parameter)}"
     if arguments or options:
         yield ""
 
@@ -128,7 +128,7 @@ def _names(parameter: Any) -> str:
     return ", ".join(f"`{name}`" for name in parameter.opts)
 
 
-def _preset(parameter: Any) -> str:
+def _default_of(parameter: Any) -> str:
     value = parameter.default
     if parameter.required or value in (None, False, "") or callable(value):
         return ""
@@ -136,11 +136,12 @@ def _preset(parameter: Any) -> str:
 
 
 def main() -> int:
+    """Write or compare the pages; return the exit status."""
     if "--check" in sys.argv:
-        found = stale()
-        for name in found:
+        names = stale()
+        for name in names:
             print(f"docs/reference/{name} is stale: run `make docs`")
-        return 1 if found else 0
+        return 1 if names else 0
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, text in _pages():
         (FOLDER / name).write_text(text)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# timed.sh PART COMMAND…: runs the command; notes its seconds in $MOYIN_TIMES, where that is set.
-# timed.sh: prints the sum for each part in $MOYIN_TIMES, and the whole time since the first one.
+# timed.sh PART COMMAND…: runs the command and appends its duration to the file $MOYIN_TIMES, if set.
+# timed.sh: prints the total for each part in $MOYIN_TIMES, and the time from first start to last end.
 set -uo pipefail
 
 if [ $# -eq 0 ]; then
@@ -11,9 +11,9 @@ if [ $# -eq 0 ]; then
         { seconds[$1] += $3 - $2 }
         $4 != 0 { failed[$1] = "  failed" }
         END {
-            print "\nhow long each part took (some ran side by side)"
+            print "\nduration of each part (some ran in parallel)"
             for (i = 1; i <= parts; i++) row(order[i], seconds[order[i]], failed[order[i]])
-            if (parts) row("in all", last - first, "")
+            if (parts) row("total", last - first, "")
         }
         function row(name, s, note) {
             printf "  %-12s %3d min %02d s%s\n", name, s / 60, s % 60, note

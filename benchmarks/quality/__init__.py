@@ -1,1 +1,1 @@
-"""How well the router tells hard requests from easy ones, on public tables of answers."""
+"""Measures how well the router recognises hard requests, with public tables of answers."""

@@ -1,7 +1,7 @@
-"""``python -m benchmarks.quality [SOURCE]``: every figure of docs/quality.md, through the product's code.
+"""Computes every figure of docs/quality.md with the product's code.
 
-SOURCE is a folder or a git repository; RouteLLM's public one unless named. Writes ``docs/quality``.
-Takes about five minutes of one processor.
+``python -m benchmarks.quality [SOURCE]`` writes ``docs/quality`` and takes about five minutes of one
+processor. SOURCE is a folder or a git repository, by default RouteLLM's public one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quality import plots
-from benchmarks.quality.choice import GRID, HALVES, Cut, chosen, crossed
+from benchmarks.quality.choice import GRID, HALVES, Cut, choose_constants, cross_score
 from benchmarks.quality.cost import decision_costs
 from benchmarks.quality.folds import DEVELOPMENT, SEED, Score, by_row, by_subject, few, score
 from benchmarks.quality.month import Month, play
@@ -30,9 +30,9 @@ from moyin.text.quality.question import SHAPE_FEATURES, Question
 _TARGET = Path(__file__).parents[2] / "docs/quality"
 _LABELS, _DRAWS = 300, 8
 _NO_SIGNAL = "MMLU, no signal"
-_PARTITIONS = range(5)  # seeds; the figures are those of the first, with the mean of all beside it
+_PARTITIONS = range(5)  # seeds; figures are of the first one, next to the means of all
 _MONTHS = 20
-_SHOWN = ("smollm2-135m", "llama-3.2-1b", "llama-3.1-8b", "qwen3-32b", "claude-haiku-5-5")
+_LABELLED_MODELS = ("smollm2-135m", "llama-3.2-1b", "llama-3.1-8b", "qwen3-32b", "claude-haiku-5-5")
 
 
 def _labelled(labels: int, draws: int) -> Cut:
@@ -42,7 +42,7 @@ def _labelled(labels: int, draws: int) -> Cut:
     )
 
 
-# Ways to hold answers back: the table's rows, and the splits of each fold.
+# Ways to hold answers back. Each returns the rows of a table and the splits of each fold.
 _CUTS: dict[str, Cut] = {
     "MMLU": lambda tables, seed: (
         tables.mmlu,
@@ -61,56 +61,58 @@ _CUTS: dict[str, Cut] = {
 }
 
 
-def partition_scored(source: str, seed: int) -> tuple[dict[str, Score], list[dict[str, Any]]]:
-    """Return the scores of one partition into folds, and what was chosen for its halves."""
+def score_partition(source: str, seed: int) -> tuple[dict[str, Score], list[dict[str, Any]]]:
+    """Return the scores of one partition into folds, and the constants chosen for its halves."""
     tables = read_tables(source)
-    choice = chosen(tables, seed)
-    scores = {name: crossed(tables, cut, seed, choice) for name, cut in _CUTS.items()}
+    choice = choose_constants(tables, seed)
+    scores = {name: cross_score(tables, cut, seed, choice) for name, cut in _CUTS.items()}
     return scores, [{**asdict(constants), "levels": levels} for constants, levels in choice]
 
 
-def tables_scored(source: str) -> tuple[dict[str, Score], dict[str, Any]]:
-    """Return the scores of the first partition into folds, and what is told of all of them."""
+def score_partitions(source: str) -> tuple[dict[str, Score], dict[str, Any]]:
+    """Return the scores of the first partition into folds, and a summary of all partitions."""
     means: dict[str, list[float]] = {name: [] for name in _CUTS}
     first: dict[str, Score] = {}
     choices = []
     with ProcessPoolExecutor() as pool:
-        for scores, choice in pool.map(partial(partition_scored, source), _PARTITIONS):
+        for scores, choice in pool.map(partial(score_partition, source), _PARTITIONS):
             first = first or scores
             choices.append(choice)
             for name, result in scores.items():
                 means[name].append(round(statistics.mean(result.apgr), 4))
             print(json.dumps(choice) + "\n" + json.dumps(means), flush=True)
-    told = {
+    summary = {
         "grid": [asdict(constants) for constants in GRID],
         "scored_folds_and_those_that_chose": HALVES,
         "chosen": choices,
         "apgr_by_partition": means,
         "mean": {name: round(statistics.mean(values), 4) for name, values in means.items()},
     }
-    return first, told
+    return first, summary
 
 
 def with_embedder(tables: Tables) -> dict[str, dict[str, float]]:
-    """Score with the shipped constants, from words alone and with the embedder, on folds 3 and 4 of
-    every partition."""
-    told: dict[str, dict[str, float]] = {}
-    for way, embed in (("words", None), ("embedder", new_embedder("wordllama"))):
+    """Score folds 3 and 4 of every partition with the shipped constants.
+
+    Each way to hold answers back is scored from words only and with the embedder.
+    """
+    means: dict[str, dict[str, float]] = {}
+    for features, embed in (("words", None), ("embedder", new_embedder("wordllama"))):
         for name, cut in _CUTS.items():
             values: list[float] = []
             for seed in _PARTITIONS:
                 rows, splits = cut(tables, seed)
                 parts = [split for fold in DEVELOPMENT for split in splits[fold]]
                 values += score(rows, parts, embed).apgr
-            told.setdefault(name, {})[way] = round(statistics.mean(values), 4)
-    print("embedder: " + json.dumps(told))
-    return told
+            means.setdefault(name, {})[features] = round(statistics.mean(values), 4)
+    print("embedder: " + json.dumps(means))
+    return means
 
 
-def shown(name: str, result: Score) -> dict[str, Any]:
-    """The figures of one score."""
+def summarize_score(name: str, result: Score) -> dict[str, Any]:
+    """Return and print the figures of one score."""
     per_fold = len(result.apgr) // 5
-    unseen = [value for at, value in enumerate(result.apgr) if at // per_fold not in DEVELOPMENT]
+    unseen = [value for i, value in enumerate(result.apgr) if i // per_fold not in DEVELOPMENT]
     middle = [pair for pair in result.pairs if 0.8 <= pair[0] <= 0.9]
     figures = {
         "apgr": round(statistics.mean(result.apgr), 4),
@@ -129,8 +131,8 @@ def shown(name: str, result: Score) -> dict[str, Any]:
     return figures
 
 
-def months_shown(months: list[Month]) -> dict[str, Any]:
-    """The figures of the simulated months."""
+def summarize_months(months: list[Month]) -> dict[str, Any]:
+    """Return and print the figures of the simulated months."""
     names = [name for name in months[0].totals if name not in ("router", "best fixed policy")]
     ratios = [month.totals["router"] / month.totals["best fixed policy"] for month in months]
     single = [
@@ -158,7 +160,7 @@ def months_shown(months: list[Month]) -> dict[str, Any]:
 
 
 def chance(level: float, kind: str) -> float:
-    """p_good of a model of this ability for a middling request of this kind."""
+    """Return p_good of a model of this ability for an average request of this kind."""
     question = Question(
         kind=kind,
         language="en",
@@ -170,24 +172,24 @@ def chance(level: float, kind: str) -> float:
 
 
 def main() -> None:
-    """Work out everything and write it."""
+    """Compute and write all figures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality")
     parser.add_argument("source", nargs="?", default=PUBLIC, help="folder or git repository")
-    parser.add_argument("--embedder", action="store_true", help="only what the embedder gives")
+    parser.add_argument("--embedder", action="store_true", help="measure only the embedder")
     arguments = parser.parse_args()
     if arguments.embedder:
         gains = with_embedder(read_tables(arguments.source))
         (_TARGET / "embedder.json").write_text(json.dumps(gains, indent=1) + "\n")
         return
-    scores, partitions = tables_scored(arguments.source)
+    scores, partitions = score_partitions(arguments.source)
     months = [play(seed) for seed in range(_MONTHS)]
     costs = {name: round(value, 1) for name, value in decision_costs().items()}
     print("microseconds: " + json.dumps(costs))
     results = {
         "tables": {"source": PUBLIC, "commit": COMMIT, "seed": SEED},
         "partitions": partitions,
-        "apgr": {name: shown(name, result) for name, result in scores.items()},
-        "months": months_shown(months),
+        "apgr": {name: summarize_score(name, result) for name, result in scores.items()},
+        "months": summarize_months(months),
         "microseconds_per_decision_of_eight": costs,
     }
     _TARGET.mkdir(exist_ok=True)
@@ -199,7 +201,7 @@ def main() -> None:
     calibrated = ("MMLU", "GSM8K", "MMLU, subjects never seen", _NO_SIGNAL)
     plots.draw_reliability({name: scores[name] for name in calibrated}, _TARGET / "reliability.png")
     plots.draw_month(months, _TARGET / "month.png")
-    levels = {name: ability.mean for name in _SHOWN if (ability := ability_of(name))}
+    levels = {name: ability.mean for name in _LABELLED_MODELS if (ability := ability_of(name))}
     plots.draw_items(KIND_DIFFICULTY, levels, chance, _TARGET / "items.png")
 
 

@@ -1,9 +1,9 @@
-"""APGR: how much of the gap between a cheap and a dear model a router's order of prompts recovers.
+"""Computes the average performance gap recovered (APGR) of the RouteLLM paper.
 
-The prompts are ordered by how much the router expects the dear model to gain. The dear model answers
-the first 0, 10, … 100 % of them. The share of the quality gap that this recovers, averaged over the
-shares by the trapezoid rule, is the average performance gap recovered of the RouteLLM paper. An order
-by chance has 0.5.
+Prompts are ordered by the quality that the router expects to gain from the expensive model, which
+answers the first 0, 10, … 100 % of them. Each share recovers a part of the quality gap between the
+cheap and the expensive model. APGR is the mean of these parts by the trapezoid rule; a random order
+has 0.5.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _SHARES = 10
 
 
 def recovered(gains: Sequence[float], truths: Sequence[float]) -> list[float]:
-    """Return the share of the gap that is recovered when 0, 10, … 100 % go to the dear model.
+    """Return the recovered parts of the gap if 0, 10, … 100 % go to the expensive model.
 
     Args:
-        gains: what the router expects, by prompt.
-        truths: how much better the dear model's answer was.
+        gains: expected gain of quality by prompt.
+        truths: actual gain of quality by prompt.
     """
     order = sorted(range(len(gains)), key=lambda number: -gains[number])
     sums = [0.0, *accumulate(truths[number] for number in order)]

@@ -1,4 +1,4 @@
-"""Processor time of a decision: one question, and the estimates of eight candidates."""
+"""Measures the processor time of a decision: one question and estimates of eight candidates."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ _TEXTS = {
     "Japanese (340 letters)": "この文章を英語に翻訳してください。" * 20,
     "a megabyte": _TYPICAL * 3_300,
 }
-# Short rounds: on a busy machine some of them are not interrupted.
+# Rounds are short, so that some are not interrupted on a busy machine.
 _ROUNDS, _CALLS = 500, 10
 
 
 def decision_costs() -> dict[str, float]:
-    """Return microseconds of processor time by text: the fastest of some rounds."""
+    """Return the microseconds of processor time by text, from the fastest round."""
     estimator = Estimator()
     candidates = [(model, ability_of(model)) for model in _MODELS]
     for model, _ in candidates:
         signal = Signal(
             model=model,
-            question=_asked(_TYPICAL),
+            question=_question(_TYPICAL),
             score=1.0,
             weight=1.0,
             source="feedback",
@@ -54,14 +54,14 @@ def decision_costs() -> dict[str, float]:
         estimator.learn("tenant", signal)
 
     def decide(text: str) -> None:
-        question = _asked(text)
+        question = _question(text)
         for model, ability in candidates:
             estimator.estimate("tenant", model, ability, question)
 
     return {name: _fastest(lambda t=text: decide(t)) for name, text in _TEXTS.items()}
 
 
-def _asked(text: str) -> Question:
+def _question(text: str) -> Question:
     return question_of(
         [("user", text)],
         tools=False,

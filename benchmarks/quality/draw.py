@@ -1,8 +1,8 @@
-"""Draws the fixed public mix on which cold starts are judged: 200 prompts of eight classes.
+"""Draws the public mix of 200 prompts in eight classes that cold starts are evaluated with.
 
 ``python -m benchmarks.quality.draw [--seed 15] [--clones FOLDER] TARGET``. The committed file
-`mix/prompts.jsonl` was drawn with seed 15 and written before any router had seen it; seed 16 gave the
-development mix, which shares no prompt with it and is not kept. FOLDER holds bare clones named
+`mix/prompts.jsonl` was drawn with seed 15 before any router was run on it. Seed 16 gave the
+development mix, which has none of its prompts and is not stored. FOLDER contains bare clones named
 ``owner+name``; without it they are cloned from GitHub. Licences: `mix/LICENSES.md`.
 """
 
@@ -38,22 +38,22 @@ _COMMITS = {
     "Yale-LILY/QMSum": "83d7768c1f2b4dfeb091385d3dc7e239b8e5bb7e",
     "lm-sys/RouteLLM": COMMIT,
 }
-# What makes one of Self-Instruct's tasks an extraction or a classification of a given text.
+# Instructions of Self-Instruct that ask to extract from a text or to classify it.
 _EXTRACTING = re.compile(
     r"\b(extract|retrieve|parse|classif\w*|categor\w*|identify|detect|decide|determine|assess"
     r"|tell me (if|whether)|find out|pick|predict the intent)\b",
     re.IGNORECASE,
 )
-# Tasks whose input insults people are no mix for a repository.
+# Tasks with offensive input, which are left out.
 _OFFENSIVE = re.compile(r"offensive|toxic|hate|bias|stereotype|passive-aggressive", re.IGNORECASE)
-_LETTERS = (4_000, 8_000, 16_000)  # of a transcript, from its beginning
+_TRANSCRIPT_LENGTHS = (4_000, 8_000, 16_000)  # characters
 
 Read = Callable[[str, str], bytes]  # repository, path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
-    """One prompt of the mix, and where it comes from."""
+    """Holds a prompt of the mix with its class and source."""
 
     kind: str
     source: str
@@ -61,7 +61,7 @@ class Prompt:
 
 
 def draw(seed: int, clones: Path) -> list[Prompt]:
-    """Return the mix of ``seed``: the main seed draws first, so that no other shares its prompts."""
+    """Return the mix of ``seed``; other seeds than the main one avoid the main one's prompts."""
 
     def read(repository: str, path: str) -> bytes:
         folder = _clone(repository, clones)
@@ -111,7 +111,7 @@ def _pools(read: Read, clones: Path) -> dict[str, list[Prompt]]:
 
 
 def _chats(read: Read) -> list[Prompt]:
-    """First lines of conversations, each once."""
+    """Return the distinct first lines of conversations."""
     texts: dict[str, None] = {}
     for topic in ("greetings", "conversations"):
         path = f"chatterbot_corpus/data/english/{topic}.yml"
@@ -121,7 +121,7 @@ def _chats(read: Read) -> list[Prompt]:
 
 
 def _extractions(read: Read) -> list[Prompt]:
-    """Tasks that ask to find or to sort something in a text that is given."""
+    """Return tasks that extract from a given text or classify it."""
     prompts = []
     for path in ("human_eval/user_oriented_instructions.jsonl", "data/seed_tasks.jsonl"):
         for task in _lines(read("yizhongw/self-instruct", path)):
@@ -136,7 +136,7 @@ def _extractions(read: Read) -> list[Prompt]:
 def _unseen(
     rows: Sequence[Row], wanted: Callable[[Row], bool], kind: str, source: str
 ) -> list[Prompt]:
-    """Questions that the prior was not worked out from."""
+    """Return questions of the folds that were not used to compute the prior."""
     splits = by_row(rows)
     return [
         Prompt(kind=kind, source=source, text=rows[number].prompt)
@@ -148,7 +148,7 @@ def _unseen(
 
 
 def _turns(read: Read, repository: str, path: str, kind: str) -> list[Prompt]:
-    """First turns of a translated MT-Bench."""
+    """Return the first turns of a translated MT-Bench."""
     return [
         Prompt(kind=kind, source=repository, text=question["turns"][0])
         for question in _lines(read(repository, path))
@@ -156,7 +156,7 @@ def _turns(read: Read, repository: str, path: str, kind: str) -> list[Prompt]:
 
 
 def _documents(read: Read) -> list[Prompt]:
-    """The beginning of a meeting's transcript, and one of the questions that people asked of it."""
+    """Return beginnings of meeting transcripts, each with a question about the meeting."""
     prompts = []
     for domain in ("Academic", "Committee", "Product"):
         for part in ("test", "val"):
@@ -165,9 +165,9 @@ def _documents(read: Read) -> list[Prompt]:
                 chance = random.Random(f"{path} {number}")
                 lines = meeting["meeting_transcripts"]
                 text = "\n".join(f"{line['speaker']}: {line['content']}" for line in lines)
-                text = text[: chance.choice(_LETTERS)]
-                asked = meeting["general_query_list"] + meeting["specific_query_list"]
-                query = chance.choice(asked)["query"]
+                text = text[: chance.choice(_TRANSCRIPT_LENGTHS)]
+                queries = meeting["general_query_list"] + meeting["specific_query_list"]
+                query = chance.choice(queries)["query"]
                 prompts.append(
                     Prompt(kind="long documents", source="QMSum", text=f"{text}\n\n{query}")
                 )

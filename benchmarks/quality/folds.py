@@ -1,7 +1,7 @@
-"""Scores the product's own estimates on answers that it has not learned from.
+"""Scores the product's estimates on answers that it has not learned from.
 
-Folds are drawn with a seed. `benchmarks.quality.choice` chooses constants and levels for folds that are
-scored on those that are not.
+Folds are drawn with a seed. `benchmarks.quality.choice` chooses the constants for scored folds on the
+other folds.
 """
 
 from __future__ import annotations
@@ -17,25 +17,36 @@ from moyin.text.quality.abilities import ability_of
 from moyin.text.quality.estimator import Estimator, Signal
 from moyin.text.quality.question import Question, question_of
 
-__all__ = ["DEVELOPMENT", "FOLDS", "SEED", "Score", "asked", "by_row", "by_subject", "few", "score"]
+__all__ = [
+    "DEVELOPMENT",
+    "FOLDS",
+    "SEED",
+    "Score",
+    "by_row",
+    "by_subject",
+    "few",
+    "question_for",
+    "score",
+]
 
 SEED = 0
 FOLDS = 5
-DEVELOPMENT = (3, 4)  # of the seed: what ships was chosen on these
+DEVELOPMENT = (3, 4)  # the shipped constants were chosen on these folds of the seed
 _TENANT = "studio"
 _MINUTE = 60.0
-_KEYS = 40  # people whose ratings these would be
-_DAY_OF_SIGNALS = 1_000  # prompts that are rated in a day, 25 by each person
+_KEYS = 40  # simulated people who rate answers
+_SIGNALS_PER_DAY = 1_000  # 25 ratings of each person
 
 
 @dataclass(slots=True)
 class Score:
-    """Of one way to hold answers back.
+    """Holds the scores for one way to hold answers back.
 
     Attributes:
-        apgr: by fold; ``chance`` and ``length`` beside it.
-        curves: shares of the gap recovered, by fold.
-        pairs: expectation and truth of every held-out answer.
+        apgr: APGR of the router by fold; ``chance`` and ``length`` are those of a random order and of
+            an order by length.
+        curves: recovered parts of the quality gap, by fold.
+        pairs: expected and true quality of every held-out answer.
     """
 
     apgr: list[float] = field(default_factory=list)
@@ -55,7 +66,7 @@ Split = tuple[list[int], list[int]]  # numbers of rows to learn from, in order, 
 
 
 def by_row(rows: Sequence[Row], seed: int = SEED) -> list[Split]:
-    """Five folds by chance; the others come in a shuffled order, as a studio's requests would."""
+    """Return splits into five random folds; the rows to learn from are in random order."""
     order = list(range(len(rows)))
     random.Random(seed).shuffle(order)
     splits = []
@@ -67,7 +78,7 @@ def by_row(rows: Sequence[Row], seed: int = SEED) -> list[Split]:
 
 
 def by_subject(rows: Sequence[Row], seed: int = SEED) -> list[Split]:
-    """Five folds of subjects: none that is scored was seen."""
+    """Return splits into five folds by subject, so that scored subjects are never learned."""
     subjects = sorted({row.subject for row in rows})
     random.Random(seed).shuffle(subjects)
     order = list(range(len(rows)))
@@ -85,7 +96,7 @@ def by_subject(rows: Sequence[Row], seed: int = SEED) -> list[Split]:
 
 
 def few(splits: Iterable[Split], labels: int, draws: int) -> list[Split]:
-    """Each split, ``draws`` times, with only so many prompts to learn from."""
+    """Return each split ``draws`` times with only ``labels`` prompts to learn from."""
     return [
         (rest[draw * labels : (draw + 1) * labels], held)
         for rest, held in splits
@@ -94,13 +105,13 @@ def few(splits: Iterable[Split], labels: int, draws: int) -> list[Split]:
 
 
 def score(rows: Sequence[Row], splits: Sequence[Split], embed: Embed | None = None) -> Score:
-    """Learn each split's first part, one signal at a time, and score its second."""
+    """Learn from the first part of each split, one signal at a time, and score the second."""
     result = Score()
     for rest, held in splits:
-        estimator = _taught(rows, rest, embed)
+        estimator = _learn(rows, rest, embed)
         chance = random.Random(held[0])
         weak, strong = (
-            [_expected(estimator, model, asked(rows[row].prompt, embed)) for row in held]
+            [_expected(estimator, model, question_for(rows[row].prompt, embed)) for row in held]
             for model in (WEAK, STRONG)
         )
         gains = [s - w for w, s in zip(weak, strong, strict=True)]
@@ -114,21 +125,23 @@ def score(rows: Sequence[Row], splits: Sequence[Split], embed: Embed | None = No
     return result
 
 
-def _taught(rows: Sequence[Row], order: Sequence[int], embed: Embed | None) -> Estimator:
+def _learn(rows: Sequence[Row], order: Sequence[int], embed: Embed | None) -> Estimator:
     estimator = Estimator()
     for count, row in enumerate(order):
         for model, good in ((WEAK, rows[row].weak), (STRONG, rows[row].strong)):
             signal = Signal(
                 model=model,
-                question=asked(rows[row].prompt, embed),
+                question=question_for(rows[row].prompt, embed),
                 score=good,
                 weight=1.0,
                 source="feedback",
                 key=f"person-{count % _KEYS}",
-                at=count * 86_400.0 / _DAY_OF_SIGNALS,
+                at=count * 86_400.0 / _SIGNALS_PER_DAY,
             )
             if estimator.learn(_TENANT, signal) < 1.0:
-                raise RuntimeError("a key said more than it may: the figures would be too low")
+                raise RuntimeError(
+                    "a key exceeded its limit of signals: the scores would be too low"
+                )
     return estimator
 
 
@@ -141,8 +154,8 @@ def _mean_of(order: Callable[[int], float], held: Sequence[int], truths: Sequenc
 
 
 @lru_cache(maxsize=32_768)
-def asked(prompt: str, embed: Embed | None = None) -> Question:
-    """Return the question that a chat with this one message would be."""
+def question_for(prompt: str, embed: Embed | None = None) -> Question:
+    """Return the question of a chat that consists of this prompt."""
     return question_of(
         [("user", prompt)],
         tools=False,

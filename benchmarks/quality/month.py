@@ -1,16 +1,16 @@
-"""A simulated month of a studio: qualities that the router never sees, drift, and a new model.
+"""Simulates a month of a studio with hidden true quality, drift and a new model.
 
-Every request has a topic of the studio's own words; every model has a true chance to answer a topic
-well, drawn around the product's table for the topic's kind. From day 15 on a model is worse at some
-topics and another better; on day 20 a new model comes. The router sees a signal for some answers only,
-of the model that it chose, from one of forty people. On one request in four it may try a model that it
-knows little of: it then decides on the hopeful bound. Where that chooses another model than the careful
-bound, a judge that costs money looks at the answer; elsewhere nothing is tried.
+Every request has a topic in the studio's own vocabulary. Every model has a true probability to answer
+a topic well, drawn around the product's table for the topic's kind. On day 15 one model gets worse at
+some topics and another gets better; on day 20 a new model is added. The router receives a signal for
+some answers only, of the model that it chose, from one of forty people. On one request in four it may
+try a model with little data by deciding on the optimistic bound. If that model differs from the choice
+by the careful bound, a judge, whose call is paid, rates the answer; otherwise it is not a trial.
 
-Three kinds of policies are played on the same requests with the same luck: the router; each model
-alone; and all fixed policies "this model for that kind", of which the best is chosen afterwards. A
-policy's total is money + seconds * usd_per_second + bad answers * usd_per_bad_answer, in truth and
-not as estimated.
+Three kinds of policies run on the same requests with the same random numbers: the router; each model
+alone; and all fixed policies "this model for that kind", of which the best is selected afterwards. A
+policy's total is money + seconds * usd_per_second + bad answers * usd_per_bad_answer, by the true and
+not the estimated values.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ __all__ = ["Month", "play"]
 DAYS = 30
 _PER_DAY = 400
 _DRIFT_DAY, _NEW_DAY = 15, 20
-_SIGNALLED = 0.25  # share of answers that somebody rates, checks or asks anew
-# Share of requests on which the router may try what it knows little of; few of them are trials.
+_SIGNALLED = 0.25  # share of answers that are rated, checked or requested again
+# Share of requests on which the router may try a model with little data; few become trials.
 _TRIED = 0.25
-_USD_PER_VERDICT = 0.0015  # a judge's look at a tried answer
+_USD_PER_VERDICT = 0.0015  # price of the judge's verdict on a trial
 _PEOPLE = 40
-_USD_PER_SECOND = 0.00002  # as shipped
+_USD_PER_SECOND = 0.00002  # the default
 _USD_PER_BAD = 0.02
 _TENANT = "studio"
 _DAY = 86_400.0
@@ -43,11 +43,11 @@ _DAY = 86_400.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SimulatedModel:
-    """A model with its price, its pace, and how much better it is in truth than the table says.
+    """Describes a model with its price, its speed and its true quality relative to the table.
 
     Attributes:
-        surprise: logits by topic, drawn from the seed, around this.
-        since: day on which it comes.
+        surprise: mean of the differences to the table, in logits; each topic's is drawn around it.
+        since: day on which the model is added.
     """
 
     name: str
@@ -58,7 +58,7 @@ class SimulatedModel:
 
     @property
     def price(self) -> float:
-        """What an answer costs in money and time."""
+        """The cost of an answer in USD, time included."""
         return self.usd + self.seconds * _USD_PER_SECOND
 
 
@@ -71,8 +71,8 @@ MODELS = (
     SimulatedModel(name="claude-sonnet-5-5", usd=0.0045, seconds=6.0, surprise=0.5, since=_NEW_DAY),
 )
 
-# What the studio asks, in its words; the share of each, and how much harder it is in truth than the
-# product's prior takes it to be.
+# The studio's topics: name, share of requests, how much harder the topic truly is than the product's
+# prior assumes, and text.
 _TOPICS: tuple[tuple[str, float, float, str], ...] = (
     ("greeting", 0.08, 0.0, "Hello there {a}"),
     ("barks", 0.20, 0.3, "Write three short lines that a guard says when {a} enters the {b}"),
@@ -107,7 +107,7 @@ _WORDS = [
 
 @dataclass(slots=True)
 class Request:
-    """One request, with what is true of it."""
+    """Holds a request with its random numbers."""
 
     day: float
     topic: int
@@ -120,7 +120,10 @@ class Request:
 
 @dataclass(slots=True)
 class Month:
-    """Totals by policy in USD, and by day how far the router is behind the best fixed policy."""
+    """Holds totals by policy in USD, and the router's cumulated regret by day.
+
+    The regret is relative to the best fixed policy; it is negative if the router is better.
+    """
 
     totals: dict[str, float] = field(default_factory=dict)
     bad: dict[str, float] = field(default_factory=dict)
@@ -129,14 +132,14 @@ class Month:
 
 
 class World:
-    """The truth: each model's chance of a good answer, by topic and day."""
+    """Knows the true probability of a good answer of each model, by topic and day."""
 
     def __init__(self, seed: int) -> None:
         draw = random.Random(seed)
         self._surprises = {
             model.name: [draw.gauss(model.surprise, 0.8) for _ in _TOPICS] for model in MODELS
         }
-        # A local model is updated and better at two topics; a cloud model gets worse at two.
+        # An update makes a local model better at two topics; a cloud model gets worse at two.
         self._drifts = {
             "llama-3.1-8b": dict.fromkeys(draw.sample(range(1, len(_TOPICS)), 2), 2.0),
             "claude-haiku-5-5": dict.fromkeys(draw.sample(range(1, len(_TOPICS)), 2), -2.0),
@@ -154,20 +157,20 @@ class World:
         return 1 / (1 + math.exp(-logit))
 
     def loss(self, model: SimulatedModel, request: Request) -> tuple[float, bool]:
-        """Return what the answer costs in the end, and whether it is bad."""
+        """Return the total cost of the answer, and whether it is bad."""
         bad = request.luck >= self.chance(model, request)
         return model.price + _USD_PER_BAD * bad, bad
 
 
 def known(model: SimulatedModel) -> Ability:
-    """What the product's table says of ``model``."""
+    """Return the product's quality data of ``model``."""
     ability = ability_of(model.name)
     assert ability is not None
     return ability
 
 
 def requests(seed: int) -> list[Request]:
-    """The month's requests in their order."""
+    """Return the month's requests in order."""
     draw = random.Random(seed + 1)
     shares = [share for _, share, _, _ in _TOPICS]
     result = []
@@ -199,10 +202,10 @@ def requests(seed: int) -> list[Request]:
 def choose(
     estimator: Estimator, models: Sequence[SimulatedModel], question: Question, trying: bool
 ) -> tuple[SimulatedModel, bool]:
-    """The model of the lowest score on the careful bound; on the hopeful one when ``trying``.
+    """Return the model with the lowest score, and whether the choice is a trial.
 
-    And whether that is a trial: as in `moyin.text.routing.exploration.trial_candidate`, it is none where the careful
-    bound would have chosen the same.
+    The score uses the careful bound, or the optimistic one when ``trying``. As in the product
+    (`moyin.text.routing.exploration`), it is no trial if both bounds choose the same model.
     """
     options = [
         (model.price, estimator.estimate(_TENANT, model.name, known(model), question))
@@ -217,16 +220,16 @@ def choose(
 
 
 def play(seed: int) -> Month:
-    """Play the month by every policy."""
-    world, asked, month, estimator = World(seed), requests(seed), Month(), Estimator()
+    """Simulate the month with every policy."""
+    world, month, estimator = World(seed), Month(), Estimator()
     per_day = [0.0] * DAYS
     totals = {"router": 0.0}
     bad = {"router": 0.0}
     fixed: dict[tuple[str, str], float] = {}
     fixed_by_day: dict[tuple[str, str], list[float]] = {}
-    for request in asked:
-        here = [model for model in MODELS if model.since <= request.day]
-        chosen, tried = choose(estimator, here, request.question, request.trying)
+    for request in requests(seed):
+        available = [model for model in MODELS if model.since <= request.day]
+        chosen, tried = choose(estimator, available, request.question, request.trying)
         loss, failed = world.loss(chosen, request)
         loss += _USD_PER_VERDICT * tried
         totals["router"] += loss
@@ -244,9 +247,9 @@ def play(seed: int) -> Month:
             )
             estimator.learn(_TENANT, signal)
         for model in MODELS:
-            # A model that has not come yet is stood in for by the dearest that has.
-            present = model if model.since <= request.day else MODELS[4]
-            loss, failed = world.loss(present, request)
+            # Until a model is added, the most expensive one takes its place.
+            substitute = model if model.since <= request.day else MODELS[4]
+            loss, failed = world.loss(substitute, request)
             cell = (request.question.kind, model.name)
             fixed[cell] = fixed.get(cell, 0.0) + loss
             fixed_by_day.setdefault(cell, [0.0] * DAYS)[int(request.day)] += loss
@@ -257,9 +260,9 @@ def play(seed: int) -> Month:
     for kind in {kind for kind, _ in fixed}:
         best[kind] = min((m.name for m in MODELS), key=lambda name, k=kind: fixed[k, name])
     totals["best fixed policy"] = sum(fixed[item] for item in best.items())
-    behind = 0.0
+    regret = 0.0
     for day in range(DAYS):
-        behind += per_day[day] - sum(fixed_by_day[item][day] for item in best.items())
-        month.regret.append(behind)
+        regret += per_day[day] - sum(fixed_by_day[item][day] for item in best.items())
+        month.regret.append(regret)
     month.totals, month.bad, month.policy = totals, bad, best
     return month

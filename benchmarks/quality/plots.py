@@ -13,7 +13,7 @@ __all__ = ["bins", "draw_items", "draw_month", "draw_recovered", "draw_reliabili
 
 
 def bins(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float, int]]:
-    """Return expectation, truth and number of answers by tenth of the expectation."""
+    """Return mean expectation, mean truth and number of answers for each tenth of expectations."""
     result = []
     for tenth in range(10):
         inside = [pair for pair in pairs if tenth <= min(pair[0] * 10, 9.999) < tenth + 1]
@@ -43,10 +43,10 @@ def _save(figure: Any, target: Path) -> None:
 
 
 def draw_recovered(scores: Mapping[str, Score], target: Path) -> None:
-    """Draw the share of the quality gap against the share of calls to the dear model."""
+    """Draw the recovered quality gap against the share of calls to the expensive model."""
     figure, axes = _axes(
         "Quality gap recovered, held-out prompts",
-        "calls sent to the dear model, %",
+        "calls sent to the expensive model, %",
         "quality gap recovered, %",
     )
     shares = [share * 10 for share in range(11)]
@@ -62,7 +62,7 @@ def draw_recovered(scores: Mapping[str, Score], target: Path) -> None:
 
 
 def draw_reliability(scores: Mapping[str, Score], target: Path) -> None:
-    """Draw how many answers were good against how many were expected to be."""
+    """Draw the true share of good answers against the expected one."""
     figure, axes = _axes("Reliability, held-out answers", "p_good", "good answers, share")
     axes.axvspan(0.8, 0.9, color="tab:green", alpha=0.08)
     axes.plot([0, 1], [0, 1], color="grey", linestyle="--", label="perfect")
@@ -75,9 +75,9 @@ def draw_reliability(scores: Mapping[str, Score], target: Path) -> None:
 
 
 def draw_month(months: Sequence[Month], target: Path) -> None:
-    """Draw how far the router is behind the best fixed policy, by day, one line per seed."""
+    """Draw the cumulated regret against the best fixed policy by day, one line per seed."""
     figure, axes = _axes(
-        "Regret against the best fixed policy chosen afterwards",
+        "Regret against the best fixed policy selected afterwards",
         "day",
         "USD behind, cumulated (below 0: ahead)",
     )
@@ -87,10 +87,10 @@ def draw_month(months: Sequence[Month], target: Path) -> None:
     mean = [sum(month.regret[at] for month in months) / len(months) for at in range(len(days))]
     axes.plot(days, mean, color="tab:blue", linewidth=2.5, label=f"mean of {len(months)} seeds")
     axes.axhline(0, color="grey", linestyle="--")
-    for day, what in ((15, "drift begins"), (20, "new model")):
+    for day, label in ((15, "drift begins"), (20, "new model")):
         axes.axvline(day, color="tab:red", linestyle=":", linewidth=1)
         axes.annotate(
-            what, (day + 0.2, 0.97), xycoords=("data", "axes fraction"), fontsize=8, va="top"
+            label, (day + 0.2, 0.97), xycoords=("data", "axes fraction"), fontsize=8, va="top"
         )
     axes.legend(loc="lower left")
     _save(figure, target)
@@ -99,12 +99,12 @@ def draw_month(months: Sequence[Month], target: Path) -> None:
 def draw_items(
     kinds: Mapping[str, float], models: Mapping[str, float], chance: Any, target: Path
 ) -> None:
-    """Draw p_good against a model's ability for each kind, and where known models stand."""
+    """Draw p_good against a model's ability for each kind, and mark the abilities of known models."""
     figure, axes = _axes("p_good before any signal", "ability, logits", "p_good")
     levels = [step / 10 for step in range(-45, 71)]
     for number, (kind, difficulty) in enumerate(kinds.items()):
         curve = [chance(level, kind) for level in levels]
-        # There are ten colours: dashes tell the rest apart.
+        # The palette has ten colours; further lines are dashed.
         style = "-" if number < 10 else "--"
         axes.plot(levels, curve, style, label=f"{kind} ({difficulty:+.1f})", linewidth=1.2)
     for name, level in models.items():

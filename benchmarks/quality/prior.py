@@ -1,10 +1,10 @@
-"""Rebuilds ``moyin/text/quality/prior.py``, the difficulty of each kind, from the public tables.
+"""Generates ``moyin/text/quality/prior.py``, the difficulty of each kind, from the public tables.
 
-``python -m benchmarks.quality.prior [SOURCE]``; SOURCE is a folder or a git repository, RouteLLM's
-public one unless named. Only the development folds are read, so that the folds that are scored stay
-unseen. A kind's difficulty is the one under which both models, at the abilities of the product's own
-table, are expected to be right as often as they were. Where the tables hold few answers of a kind,
-or none, an anchor that was set by hand speaks.
+``python -m benchmarks.quality.prior [SOURCE]``. SOURCE is a folder or a git repository, by default
+RouteLLM's public one. Only the development folds are used, so that the scored folds stay unseen. The
+difficulty of a kind is the value at which both models, with the abilities of the product's table, are
+expected to be right as often as they were. If the tables contain few or no answers of a kind, an
+anchor that was set by hand dominates.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from benchmarks.quality.folds import DEVELOPMENT, SEED, asked, by_row
+from benchmarks.quality.folds import DEVELOPMENT, SEED, by_row, question_for
 from benchmarks.quality.tables import COMMIT, PUBLIC, STRONG, WEAK, Row, Tables, read_tables
 from moyin.text.quality.abilities import ability_of
 from moyin.text.quality.prior import KIND_DIFFICULTY
@@ -22,12 +22,12 @@ from moyin.text.quality.prior import KIND_DIFFICULTY
 __all__ = ["difficulties", "main"]
 
 _TARGET = Path(__file__).parents[2] / "moyin/text/quality/prior.py"
-_GUESSED = 0.25  # of MMLU's questions, which have four choices
-_ANCHOR_ANSWERS = 40.0  # an anchor counts like so many answers
-_VARIETY = 0.5  # variance of difficulties within a kind, as moyin.text.quality.estimator takes it
+_GUESSED = 0.25  # probability to guess right in MMLU, which offers four choices
+_ANCHOR_ANSWERS = 40.0  # an anchor has the weight of so many answers
+_VARIANCE = 0.5  # of difficulties within a kind, as in moyin.text.quality.estimator
 
-# By hand, on the scale of abilities: a 135M model has -2.8, a model of 8 billion some 1.6 to 2.3,
-# Haiku 4.6. Greetings are what the smallest model was seen to do well, nothing else is.
+# Set by hand on the scale of abilities: a 135M model has -2.8, an 8B model 1.6 to 2.3, Haiku 4.6. In
+# trials the smallest model answered only greetings well.
 ANCHORS = {
     "greeting": -6.5,
     "chat": -0.2,
@@ -43,7 +43,7 @@ ANCHORS = {
     "reasoning": 2.0,
     "law": 2.4,
 }
-# Spread within a kind: a greeting is a greeting, but "code" may be a line or a compiler.
+# Spread within a kind: greetings are alike, but "code" may be a line or a compiler.
 _NARROW = ("greeting", "extraction", "summary", "writing", "translation")
 _SPREADS = {kind: 0.8 if kind in _NARROW else 1.0 for kind in ANCHORS}
 
@@ -69,11 +69,11 @@ _KIND_OF = {subject: kind for kind, names in _SUBJECTS.items() for subject in na
 def difficulties(
     tables: Tables, folds: Iterable[int] = DEVELOPMENT, seed: int = SEED
 ) -> dict[str, tuple[float, int]]:
-    """Return each kind's difficulty by the answers of some folds, and how many answers those were."""
+    """Return the difficulty of each kind from the answers of some folds, and their number."""
     answers: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in ANCHORS}
     for kind, row, guessed in _development(tables, folds, seed):
-        question = asked(row.prompt)
-        # What the product adds to a kind's level for length and demand is not the kind's.
+        question = question_for(row.prompt)
+        # The product adds this to the kind's level because of the length and other features.
         offset = question.difficulty - KIND_DIFFICULTY[question.kind]
         for model, good in ((WEAK, row.weak), (STRONG, row.strong)):
             ability = ability_of(model)
@@ -97,18 +97,18 @@ def _development(
                 yield _KIND_OF[row.subject], row, _GUESSED
         for number in by_row(tables.gsm8k, seed)[fold][1]:
             yield "mathematics", tables.gsm8k[number], 0.0
-    for row in tables.mt_bench:  # not one of the tables that are scored in folds
+    for row in tables.mt_bench:  # this table is not scored
         yield _KIND_OF[row.subject], row, 0.0
 
 
 def _level(answers: list[tuple[float, float, float]]) -> float:
-    """The difficulty under which as many good answers are expected as there were."""
-    flat = 1.0 / math.sqrt(1.0 + math.pi / 8 * _VARIETY)
+    """Return the difficulty at which the expected number of good answers equals the true one."""
+    scale = 1.0 / math.sqrt(1.0 + math.pi / 8 * _VARIANCE)
     good = sum(score for _, score, _ in answers)
 
     def surplus(difficulty: float) -> float:
         chances = (
-            guessed + (1 - guessed) / (1 + math.exp((difficulty - ability) * flat))
+            guessed + (1 - guessed) / (1 + math.exp((difficulty - ability) * scale))
             for ability, _, guessed in answers
         )
         return sum(chances) - good
@@ -116,14 +116,14 @@ def _level(answers: list[tuple[float, float, float]]) -> float:
     return _root(surplus, -8.0, 8.0)
 
 
-def _root(falling: Callable[[float], float], low: float, high: float) -> float:
+def _root(decreasing: Callable[[float], float], low: float, high: float) -> float:
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if falling(middle) > 0 else (low, middle)
+        low, high = (middle, high) if decreasing(middle) > 0 else (low, middle)
     return (low + high) / 2
 
 
-def written(fitted: dict[str, tuple[float, int]]) -> str:
+def render_module(fitted: dict[str, tuple[float, int]]) -> str:
     """Return the text of the module."""
     rows = sorted(fitted.items(), key=lambda item: item[1][0])
     means = "\n".join(
@@ -153,10 +153,10 @@ KIND_SPREAD: dict[str, float] = {{
 
 
 def main() -> None:
-    """Write the module anew."""
+    """Rewrite the module."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.prior")
     parser.add_argument("source", nargs="?", default=PUBLIC, help="folder or git repository")
-    _TARGET.write_text(written(difficulties(read_tables(parser.parse_args().source))))
+    _TARGET.write_text(render_module(difficulties(read_tables(parser.parse_args().source))))
 
 
 if __name__ == "__main__":

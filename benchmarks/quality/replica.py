@@ -1,9 +1,9 @@
-"""One replica of the models app as Serve makes it, without Serve: what a request costs is read off it.
+"""Runs a replica of the models app without Ray Serve and reports its processor time.
 
     python -P benchmarks/quality/replica.py BACKEND_URL USD_PER_BAD_ANSWER
 
-Settings come from the environment. Writes its address and a key, and then, for every line that it
-reads, its processor time so far in seconds.
+Settings come from the environment. The program prints its address and a key. Then, for every line
+that it reads, it prints its processor time so far in seconds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from moyin.settings import Settings
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 
-# The dearer one first: a model is worth its price, or not.
+# Models with their prices.
 _MODELS = {"qwen3-8b": 1.0, "smollm2-135m": 0.5}
 
 
@@ -45,15 +45,15 @@ async def serve(backend: str, usd_per_bad_answer: float) -> None:
         for name, price in _MODELS.items()
     ]
     auto = {"models": list(_MODELS), "usd_per_bad_answer": usd_per_bad_answer}
-    # For who names a model: that it may follow up an answer.
+    # Applies to requests that name a model: their answers can then be followed up, too.
     routing = {"usd_per_bad_answer": usd_per_bad_answer}
     await models.reconfigure({"backends": hosts, "aliases": {"auto": auto}, "routing": routing})
     server = Server(uvicorn.Config(models.__serve_build_asgi_app__(), log_level="warning"))
-    listening = socket.create_server(("127.0.0.1", 0))
-    running = asyncio.create_task(server.serve([listening]))
+    listener = socket.create_server(("127.0.0.1", 0))
+    running = asyncio.create_task(server.serve([listener]))
     while not server.started:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
-    print(f"http://127.0.0.1:{listening.getsockname()[1]}", key, flush=True)
+    print(f"http://127.0.0.1:{listener.getsockname()[1]}", key, flush=True)
     loop = asyncio.get_running_loop()
     while await loop.run_in_executor(None, sys.stdin.readline):
         print(time.process_time(), flush=True)

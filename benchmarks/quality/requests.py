@@ -1,8 +1,8 @@
-"""Processor time of whole requests with quality weighed and without: ``python -m benchmarks.quality.requests``.
+"""Measures the processor time of requests with and without quality estimates.
 
-Replicas of the models app take turns in front of a back end that costs them the same. A round ends when
-what its requests left to be written is written. ``--beside FOLDER`` measures the tree in FOLDER, say of
-the commit before, in the same rounds.
+Run it with ``python -m benchmarks.quality.requests``. Replicas of the models app take turns with the
+same back end. A round ends when the rows that its requests queued are written. With ``--beside FOLDER``
+another source tree, such as the previous commit, is measured in the same rounds.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ __all__ = ["request_costs"]
 
 _REPLICA = Path(__file__).with_name("replica.py")
 _HERE = Path(__file__).parents[2]
-# Rows and follow-ups are written every second at most.
-_WRITTEN_SECONDS = 2.0
+# Long enough for queued rows and follow-ups, which are written about every second.
+_WRITE_SECONDS = 2.0
 _TOKENS = 32
 _USAGE = {"prompt_tokens": 90, "completion_tokens": _TOKENS, "total_tokens": 90 + _TOKENS}
 _HEAD = {"id": "chatcmpl-1", "created": 0, "model": "m"}
@@ -66,7 +66,7 @@ _WHOLE = json.dumps(
 
 
 def _request(kind: str, model: str) -> dict[str, Any]:
-    """The third message of a conversation that nobody else has."""
+    """Return a request with the third message of a unique conversation."""
     number = next(_numbers)
     messages = [
         ("system", "You are a helpful assistant of a studio."),
@@ -85,7 +85,7 @@ def _request(kind: str, model: str) -> dict[str, Any]:
 
 
 async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer requests on one connection, with one event a chunk where a stream is asked for."""
+    """Answer requests on one connection; streams have one event per chunk."""
     with suppress(asyncio.IncompleteReadError, ConnectionError):
         while True:
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
@@ -107,7 +107,7 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 
 
 class _Replica:
-    """A replica in a process of its own."""
+    """Controls a replica that runs in a separate process."""
 
     def __init__(self, process: Process, url: str, key: str, model: str) -> None:
         self._process = process
@@ -115,20 +115,20 @@ class _Replica:
         self._url = f"{url}/v1/chat/completions"
         self._headers = {"authorization": f"Bearer {key}"}
 
-    async def ask(self, kind: str, requests: int, clients: int) -> None:
-        """Send as many requests, so many at once."""
+    async def load(self, kind: str, requests: int, clients: int) -> None:
+        """Send ``requests`` requests with ``clients`` concurrent clients."""
         async with aiohttp.ClientSession(headers=self._headers) as http:
 
-            async def ask() -> None:
+            async def send() -> None:
                 for _ in range(requests // clients):
                     async with http.post(self._url, json=_request(kind, self._model)) as response:
                         response.raise_for_status()
                         await response.read()
 
-            await asyncio.gather(*(ask() for _ in range(clients)))
+            await asyncio.gather(*(send() for _ in range(clients)))
 
-    async def spent(self) -> float:
-        """Return the seconds of processor time that the replica has taken."""
+    async def cpu_seconds(self) -> float:
+        """Return the processor time of the replica so far."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(b"\n")
         return float(await self._process.stdout.readline())
@@ -155,12 +155,15 @@ async def _replica(
 async def request_costs(
     trees: Mapping[str, Path], rounds: int, requests: int, clients: int, model: str
 ) -> dict[tuple[str, str], dict[str, list[float]]]:
-    """Return microseconds a request by tree and kind (``whole``, ``stream``), with quality ``off`` and
-    ``on``: one figure for each round. The replicas are the same in all rounds."""
-    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    """Return the microseconds per request of each round, with the same replicas in all rounds.
+
+    The keys are the source tree and the kind of answer (``whole``, ``stream``), then ``off`` or ``on``
+    for quality estimates.
+    """
+    costs: dict[tuple[str, str], dict[str, list[float]]] = {}
     async with AsyncExitStack() as stack:
         server = await asyncio.start_server(_answer, "127.0.0.1", 0)
-        stack.push_async_callback(_closed, server)
+        stack.push_async_callback(_close, server)
         backend = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         port = free_port()
@@ -168,37 +171,38 @@ async def request_costs(
         stack.enter_context(running_program(valkey, quiet=True))
         wait_for(port)
         replicas = {}
-        for number, (tree, place) in enumerate(trees.items()):
+        for number, (tree, root) in enumerate(trees.items()):
             for state, price in (("off", 0.0), ("on", 0.003)):
                 home = folder / f"{number}{state}"
                 home.mkdir()
                 redis = f"redis://127.0.0.1:{port}/{2 * number + (state == 'on')}"
-                replica = _replica(place, home, backend, price, redis, model)
+                replica = _replica(root, home, backend, price, redis, model)
                 replicas[tree, state] = await stack.enter_async_context(replica)
         for kind in ("whole", "stream"):
             for turn in range(rounds + 1):
-                before = [await replica.spent() for replica in replicas.values()]
+                before = [await replica.cpu_seconds() for replica in replicas.values()]
                 for replica in list(replicas.values())[:: -1 if turn % 2 else 1]:
-                    await replica.ask(kind, requests, clients)
-                await asyncio.sleep(_WRITTEN_SECONDS)
-                for ((tree, state), replica), spent in zip(replicas.items(), before, strict=True):
-                    cost = (await replica.spent() - spent) / (requests // clients * clients) * 1e6
+                    await replica.load(kind, requests, clients)
+                await asyncio.sleep(_WRITE_SECONDS)
+                for ((tree, state), replica), start in zip(replicas.items(), before, strict=True):
+                    used = await replica.cpu_seconds() - start
+                    cost = used / (requests // clients * clients) * 1e6
                     # The first round warms up.
                     if turn:
-                        found.setdefault((tree, kind), {}).setdefault(state, []).append(cost)
-    return found
+                        costs.setdefault((tree, kind), {}).setdefault(state, []).append(cost)
+    return costs
 
 
-async def _closed(server: asyncio.Server) -> None:
+async def _close(server: asyncio.Server) -> None:
     server.close()
 
 
-def shown(found: Mapping[tuple[str, str], Mapping[str, Sequence[float]]]) -> None:
-    """Print medians, the middle half of the rounds' shares, and the fastest rounds."""
+def print_costs(results: Mapping[tuple[str, str], Mapping[str, Sequence[float]]]) -> None:
+    """Print medians, quartiles of the additional share, and the fastest rounds."""
     print("| | without, µs | with, µs | more | fastest rounds |\n|---|---|---|---|---|")
-    for (tree, kind), costs in found.items():
+    for (tree, kind), costs in results.items():
         off, on = costs["off"], costs["on"]
-        shares = [weighed / plain - 1 for plain, weighed in zip(off, on, strict=True)]
+        shares = [with_quality / plain - 1 for plain, with_quality in zip(off, on, strict=True)]
         low, middle, high = statistics.quantiles(shares)
         print(
             f"| {tree}, {kind} | {statistics.median(off):.0f} | {statistics.median(on):.0f} "
@@ -209,28 +213,28 @@ def shown(found: Mapping[tuple[str, str], Mapping[str, Sequence[float]]]) -> Non
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.requests")
-    # Processes of the same code differ by a twentieth for as long as they run.
-    parser.add_argument("--starts", type=int, default=4, help="of new replicas")
-    parser.add_argument("--rounds", type=int, default=4, help="with the same replicas")
-    parser.add_argument("--requests", type=int, default=200, help="of one turn")
-    parser.add_argument("--clients", type=int, default=1, help="at once")
+    # Processes with the same code differ by about 5 % during their whole life.
+    parser.add_argument("--starts", type=int, default=4, help="number of starts of new replicas")
+    parser.add_argument("--rounds", type=int, default=4, help="rounds with the same replicas")
+    parser.add_argument("--requests", type=int, default=200, help="requests per turn")
+    parser.add_argument("--clients", type=int, default=1, help="number of concurrent clients")
     parser.add_argument(
-        "--beside", type=Path, help="root of another tree, measured in the same turns"
+        "--beside", type=Path, help="root of another source tree, measured in the same rounds"
     )
-    parser.add_argument("--model", default="auto", help="that is asked for, such as qwen3-8b")
+    parser.add_argument("--model", default="auto", help="requested model, such as qwen3-8b")
     options = parser.parse_args()
     trees = {"this tree": _HERE}
     if options.beside is not None:
         trees["other tree"] = options.beside.resolve()
-    every: dict[tuple[str, str], dict[str, list[float]]] = {}
+    results: dict[tuple[str, str], dict[str, list[float]]] = {}
     for _ in range(options.starts):
-        costs = request_costs(
+        measurement = request_costs(
             trees, options.rounds, options.requests, options.clients, options.model
         )
-        for place, states in uvloop.run(costs).items():
-            for state, found in states.items():
-                every.setdefault(place, {}).setdefault(state, []).extend(found)
-    shown(every)
+        for key, states in uvloop.run(measurement).items():
+            for state, costs in states.items():
+                results.setdefault(key, {}).setdefault(state, []).extend(costs)
+    print_costs(results)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The tables of answers that the public RouteLLM repository ships, checked by their hashes.
+"""Reads the public tables of answers of RouteLLM's repository and checks their hashes.
 
-RouteLLM (https://github.com/lm-sys/RouteLLM, Apache License 2.0; Ong et al., 2024) asked
-Mixtral-8x7B and GPT-4-1106 the questions of MMLU, GSM8K and MT-Bench and published which answers
-were right. Nothing of it is kept in this repository but numbers worked out from it.
+RouteLLM (https://github.com/lm-sys/RouteLLM, Apache License 2.0; Ong et al., 2024) ran Mixtral-8x7B
+and GPT-4-1106 on the questions of MMLU, GSM8K and MT-Bench and published which answers were right.
+This repository contains only numbers that were computed from these tables.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _FOLDER = "routellm/evals"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """A prompt, and how good both models' answers were, 0 to 1.
+    """Holds a prompt and the quality of both models' answers, from 0 to 1.
 
     Attributes:
-        subject: of MMLU; the category of MT-Bench; empty for GSM8K.
+        subject: the subject in MMLU, the category in MT-Bench, empty for GSM8K.
     """
 
     prompt: str
@@ -43,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tables:
-    """The three tables, without the prompts that RouteLLM names as contaminated."""
+    """Holds the three tables without the prompts that RouteLLM lists as contaminated."""
 
     mmlu: tuple[Row, ...]
     gsm8k: tuple[Row, ...]
@@ -54,7 +54,7 @@ def read_tables(source: str = PUBLIC) -> Tables:
     """Return the tables from ``source``: a folder, or the address of a git repository.
 
     Raises:
-        ValueError: a file differs from the one that the results were worked out from.
+        ValueError: a file differs from the one that the published results were computed from.
     """
     if (Path(source) / _FOLDER).is_dir():
         return _read(Path(source))
@@ -112,7 +112,7 @@ def _answers(text: str, subject: str) -> Iterator[Row]:
 
 
 def _judged(questions: str, judgements: str) -> Iterator[Row]:
-    """First turns and the mean of both turns' marks, as RouteLLM scores them; 10 of 10 is 1."""
+    """Return first turns with the mean mark of both turns, as RouteLLM does; a mark of 10 is 1."""
     marks: dict[tuple[int, str], list[float]] = {}
     for line in judgements.splitlines():
         judged = json.loads(line)

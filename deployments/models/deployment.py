@@ -1,4 +1,4 @@
-"""`Models`: the Serve deployment behind ``/v1``."""
+"""Contains `Models`, the Serve deployment behind ``/v1``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deployments.logs import configure_logs
 from deployments.models.app import ModelsParts, QualityParts, new_app
 from deployments.models.config import ModelsConfig
 from deployments.models.fleet import FleetBuilder
-from deployments.models.judge import JudgeMetrics, JudgePart
+from deployments.models.judge import JudgeMetrics, JudgeService
 from deployments.models.learning import LearningMetrics
 from deployments.models.routes.images import ImageRules
 from deployments.models.telemetry import CallTelemetry
@@ -45,7 +45,10 @@ __all__ = ["Models"]
 
 
 class Models(MoyinCalls):
-    """Constructs the router's parts inside the replica. Who calls it by gRPC is told who to call."""
+    """Creates the app's services inside a replica.
+
+    Calls by gRPC get an error that names the app to call instead.
+    """
 
     grpc_bridge = NoBridge()
 
@@ -57,7 +60,7 @@ class Models(MoyinCalls):
         meter = new_meter(settings)
         telemetry = CallTelemetry()
         responses = ResponseStore(settings.redis_url)
-        self._garage = FleetBuilder(settings, telemetry=telemetry)
+        self._fleet_builder = FleetBuilder(settings, telemetry=telemetry)
         pictures = Pictures(AllowedNetworks(settings.picture_networks))
         signing_key = settings.signing_key()
         jobs = GatewayClient(
@@ -88,7 +91,7 @@ class Models(MoyinCalls):
         )
 
         judge_metrics = JudgeMetrics()
-        self._judge = JudgePart(
+        self._judge = JudgeService(
             settings,
             text_router=self._text_router,
             estimator=self._estimator,
@@ -111,9 +114,9 @@ class Models(MoyinCalls):
             await self._judge.start()
             freeze_startup_objects()
             yield
-            # First: its calls need all of the rest.
+            # The judge closes first, because its calls use the other services.
             await self._judge.close()
-            await self._garage.close()
+            await self._fleet_builder.close()
             await responses.close()
             await pictures.close()
             await jobs.close()
@@ -144,17 +147,17 @@ class Models(MoyinCalls):
         self._config = HotConfig(ModelsConfig, self._apply)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take over new back ends, aliases and prices; requests under way are not touched."""
+        """Apply new back ends, aliases and prices; requests in progress are not affected."""
         routing = user_config.get("routing")
         name = routing.get("embedder") if isinstance(routing, dict) else None
         if name in EMBEDDERS:
-            with suppress(EmbedderMissing):  # the configuration is refused for it below
-                # Half a second, which the event loop does not have; it is kept.
+            with suppress(EmbedderMissing):  # the validation below reports it
+                # Loading takes half a second, too long for the event loop; the embedder is cached.
                 await asyncio.to_thread(new_embedder, name)
         self._config.load(user_config)
 
     def _apply(self, config: ModelsConfig) -> None:
-        fleet = self._text_router.fleet = self._garage.build(config)
+        fleet = self._text_router.fleet = self._fleet_builder.build(config)
         self._estimator.configure(fleet.catalog.abilities)
         self._learning.set_sharing(config.routing.share_levels)
         judge = config.routing.judge

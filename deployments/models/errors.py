@@ -1,4 +1,4 @@
-"""Errors of the models app, in the shape of the protocol that the path belongs to."""
+"""Renders errors of the models app in the protocol of the request's path."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ __all__ = ["render_error", "renderer_of", "speaks_anthropic"]
 
 _PREFIX = "/v1"
 _MODELS = f"{_PREFIX}/models"
-_OURS = tuple(
+_MOYIN_PATHS = tuple(
     f"{_PREFIX}/{name}" for name in ("requests", "route", "feedback", "quality", "health", "readyz")
 )
 
 
 def speaks_anthropic(scope: Scope) -> bool:
-    """Return whether the client of a path that several protocols share is one of Anthropic's."""
+    """Tell whether the client speaks Anthropic's protocol, on paths that protocols share."""
     return any(name == b"anthropic-version" for name, _ in scope["headers"])
 
 
 def renderer_of(scope: Scope) -> ErrorRenderer:
-    """Return what renders the errors of one request. OpenAI's and Anthropic's clients list models
-    under the same path."""
+    """Return the error renderer for a request.
+
+    The path alone does not suffice: OpenAI's and Anthropic's clients list models under the same one.
+    """
     path = scope["path"]
     if (path == _MODELS or path.startswith(f"{_MODELS}/")) and speaks_anthropic(scope):
         return anthropic_error
@@ -33,11 +35,11 @@ def renderer_of(scope: Scope) -> ErrorRenderer:
 
 
 def render_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:
-    """An error in the shape of the protocol that ``path`` belongs to."""
+    """Render ``error`` in the protocol of ``path``."""
     if path.startswith(f"{_PREFIX}/messages"):
         return anthropic_error(error, request_id, path)
     if path.startswith(f"{_PREFIX}/ollama"):
         return ollama_error(error, request_id, path)
-    if path.startswith(_OURS):
+    if path.startswith(_MOYIN_PATHS):
         return problem_details(error, request_id, path)
     return openai_error(error, request_id, path)

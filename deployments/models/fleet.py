@@ -1,4 +1,4 @@
-"""From the configuration to the fleet, keeping the back ends that did not change."""
+"""Builds the fleet from the configuration and keeps back ends that did not change."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ __all__ = ["FleetBuilder"]
 
 _log = logging.getLogger(__name__)
 _RETIREMENT_SECONDS = 0.5
-# They bound schemas themselves, wider.
+# These services limit the size of JSON schemas themselves, with higher limits than ours.
 _CLOUDS = frozenset({OPENAI_URL, CLAUDE_URL})
 _CLAUDE_KEY = "ANTHROPIC_API_KEY"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Plan:
-    """Describes a runtime as configured. Equal plans share one runtime.
+    """Describes one configured server of a back end. Equal plans share one `BackendRuntime`.
 
     Attributes:
-        key: secret of the back end; None: it needs one and has none.
+        key: API key of the back end; empty if it needs none, None if its key is missing.
     """
 
     name: str
@@ -63,10 +63,10 @@ class _Plan:
 
 
 class FleetBuilder:
-    """Builds back ends and takes them out of service. Used from one event loop.
+    """Builds back ends and retires removed ones. Used from one event loop.
 
     Args:
-        telemetry: hears of every breaker.
+        telemetry: records the state of every back end's circuit breaker.
     """
 
     def __init__(
@@ -83,8 +83,11 @@ class FleetBuilder:
         self._retiring: set[asyncio.Task[None]] = set()
 
     def build(self, config: ModelsConfig) -> Fleet:
-        """The fleet of ``config``. Lanes that an earlier one had, unchanged, go on as they are;
-        others retire when their last request ends."""
+        """Build the fleet of ``config``.
+
+        Back ends that did not change since the last call are kept. Removed and changed ones are
+        closed when their last request ends.
+        """
         plans = [plan for backend in config.backends for plan in self._plans(backend)]
         runtimes = {
             plan: self._runtimes.get(plan) or self._runtime(plan)
@@ -118,7 +121,7 @@ class FleetBuilder:
         )
 
     async def close(self) -> None:
-        """Close all connections, at once."""
+        """Close all back ends without waiting for their requests."""
         for task in self._retiring:
             task.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)
@@ -175,7 +178,7 @@ class FleetBuilder:
 
 
 async def _close_when_idle(runtime: BackendRuntime) -> None:
-    # Polled, because retirements are rare and a notification would cost every request.
+    # Polling is cheaper than an event: requests are frequent and configuration changes are rare.
     while runtime.load:  # noqa: ASYNC110
         await asyncio.sleep(_RETIREMENT_SECONDS)
     await runtime.backend.close()
@@ -202,7 +205,7 @@ def _backend(plan: _Plan) -> tuple[ModelBackend, PassThroughBackend | None]:
             )
             return server, server
         case AnthropicConfig():
-            # Here, because the SDK takes a second to import: who has no Claude need not wait.
+            # Imported here because the SDK takes a second to import; most replicas do not need it.
             from moyin.text.backends.anthropic import AnthropicBackend
 
             claude = AnthropicBackend(endpoint, connections=connections)
@@ -230,7 +233,7 @@ def _loaded(config: BackendConfig, backend: ModelBackend) -> LoadedModels | None
     return LoadedModels(backend.resident_models, load_seconds=config.load_s, clock=time.monotonic)
 
 
-# In OpenTelemetry's words where it has one.
+# Provider names as OpenTelemetry defines them, where it does.
 _PROVIDERS = {
     "llamacpp": "llama_cpp",
     "openai": "openai",
@@ -271,8 +274,10 @@ def _deployment(plan: _Plan, model: ModelConfig) -> ModelDeployment:
 
 
 def _ability(model: ModelConfig) -> Ability | None:
-    """Return what is known of a model: of the one that it is said to be like, else by its names,
-    else by its tier where the configuration gives one."""
+    """Return the quality data of a model; None if there is none.
+
+    The configured ``like`` comes first, then the model's names, then its configured tier.
+    """
     if model.like is not None:
         return ability_of(model.like)
     known = ability_of(model.upstream or model.name) or ability_of(model.name)

@@ -1,4 +1,4 @@
-"""The judge of one replica: what it samples, what it works on, and what of it is counted."""
+"""Runs the judge in one replica: samples answers, compares them, and counts the outcomes."""
 
 from __future__ import annotations
 
@@ -30,39 +30,43 @@ if TYPE_CHECKING:
 
     from moyin.jobs.workflows.worker import WorkerRunner
 
-__all__ = ["JudgeMetrics", "JudgePart"]
+__all__ = ["JudgeMetrics", "JudgeService"]
 
 _log = logging.getLogger(__name__)
 _CAPACITY = 10_000
-_AGAIN_SECONDS = 2.0
+_RESTART_SECONDS = 2.0
 
 
 class JudgeMetrics:
-    """Counts how samples end. They are only noted on the way; `work` is called from one thread."""
+    """Counts the outcomes of samples in Ray's metrics.
+
+    `note` only queues an outcome, so that it costs a request little. One thread calls `work`.
+    """
 
     def __init__(self) -> None:
-        self._noted: deque[Outcome] = deque(maxlen=_CAPACITY)
+        self._queued: deque[Outcome] = deque(maxlen=_CAPACITY)
         self._samples = metrics.Counter(
             "moyin_judge_samples",
-            "Answers that were drawn for the judge, by what became of them.",
+            "Answers that were sampled for the judge, by outcome.",
             tag_keys=("outcome",),
         )
 
     def note(self, outcome: Outcome) -> None:
-        self._noted.append(outcome)
+        """Queue an outcome."""
+        self._queued.append(outcome)
 
     def work(self) -> None:
-        """Hand on what was noted since the last time."""
-        noted = Counter(self._noted.popleft() for _ in range(len(self._noted)))
-        for outcome, count in noted.items():
+        """Export the queued outcomes."""
+        counts = Counter(self._queued.popleft() for _ in range(len(self._queued)))
+        for outcome, count in counts.items():
             self._samples.inc(count, {"outcome": outcome.value})
 
 
-class JudgePart:
-    """Turned on and off by `apply`; without rules it costs nothing, and Temporal's SDK is not imported.
+class JudgeService:
+    """Runs the judge while `apply` has set rules; without rules it does not import Temporal's SDK.
 
     Args:
-        count: hears how every sample ends.
+        count: called with the outcome of every sample.
     """
 
     def __init__(
@@ -79,7 +83,8 @@ class JudgePart:
         self._estimator = estimator
         self._count = count
         self._store = ComparisonStore(settings.redis_url, secret=settings.signing_key())
-        # Of its own: whatever the settings say of tenants' budgets, this one is never overspent.
+        # A separate meter: the settings may let tenants exceed budgets while Valkey is unavailable, but
+        # the judge must never exceed its own.
         self._meter = Meter(settings.redis_url, budgets_fail_open=False)
         self.budget = JudgeBudget(self._meter)
         self._judge = Judge(text_router, store=self._store, signals=signals, budget=self.budget)
@@ -89,20 +94,25 @@ class JudgePart:
 
     @property
     def rules(self) -> JudgeRules | None:
+        """The current rules; None while the judge is off."""
         return self._judge.rules
 
     def apply(self, rules: JudgeRules | None) -> None:
-        """Take over new rules, by which jobs under way go on. Without rules what they compare is
-        deleted, and they end when there is a judge again, or after a day."""
+        """Apply new rules, also to jobs in progress.
+
+        Without rules, the answers that wait for comparison are deleted. Their jobs end when the judge
+        is on again, or after a day.
+        """
         self._judge.rules = self._sampler.rules = rules
         self._text_router.sampler = None if rules is None else self._sampler
         self._changed.set()
 
     async def start(self) -> None:
+        """Start the judge's task."""
         self._running = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Let go of running jobs, which other replicas go on with."""
+        """Stop working on jobs; other replicas continue them."""
         if self._running is not None:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
@@ -110,10 +120,10 @@ class JudgePart:
         await self._store.close()
 
     async def spent(self) -> Decimal:
-        """Return what counts against this month's budget, in US dollars.
+        """Return this month's spending in US dollars.
 
         Raises:
-            ServiceUnavailable: Valkey does not answer.
+            ServiceUnavailable: Valkey does not respond.
         """
         return await self.budget.spent()
 
@@ -129,13 +139,13 @@ class JudgePart:
                 if self.rules is None:
                     await self._store.clear()
             except ServiceUnavailable as error:
-                _log.warning("what the judge compared expires within a day: %s", error)
+                _log.warning("answers kept for the judge expire only after a day: %s", error)
             except Exception:
-                _log.exception("the judge has ended in an unforeseen way; starting it again")
-                await asyncio.sleep(_AGAIN_SECONDS)
+                _log.exception("the judge failed with an unexpected error; restarting it")
+                await asyncio.sleep(_RESTART_SECONDS)
 
     async def _work(self, parallel: int) -> None:
-        """Sample and judge until the judge is off, or works on another number at a time."""
+        """Sample and judge until the judge is turned off or its parallelism changes."""
         starter, runner = self._parts(parallel)
         tasks = [asyncio.create_task(starter.run()), asyncio.create_task(runner.run())]
         try:
@@ -145,15 +155,15 @@ class JudgePart:
                 changed.cancel()
                 self._changed.clear()
                 for task in done - {changed}:
-                    await task  # raises what it ended by
-                    raise RuntimeError("a part of the judge ended, though nobody stopped it")
+                    await task  # raises the task's exception
+                    raise RuntimeError("a task of the judge ended without being stopped")
         finally:
             tasks[0].cancel()
             await runner.stop()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _parts(self, parallel: int) -> tuple[ComparisonStarter, WorkerRunner]:
-        # Here, because who has no judge need not import Temporal's SDK.
+        # Imported here so that replicas without a judge do not import Temporal's SDK.
         from moyin.jobs.workflows.client import Temporal
         from moyin.jobs.workflows.judge import JudgeActivities, JudgeQueue, new_judge_worker
         from moyin.jobs.workflows.worker import WorkerRunner

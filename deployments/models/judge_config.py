@@ -1,4 +1,4 @@
-"""The judge in ``user_config``, under ``routing``."""
+"""Defines and checks ``routing.judge`` of ``user_config``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["JudgeConfig", "check_judge"]
 
 
 class _Model(Protocol):
-    """The settings of a model that decide whether it can judge (`config.ModelConfig`)."""
+    """Has the settings of `config.ModelConfig` that decide whether a model can judge."""
 
     @property
     def name(self) -> str: ...
@@ -31,7 +31,7 @@ class _Model(Protocol):
 
 
 class _Alias(Protocol):
-    """The settings of an alias that decide who stands for it (`rules.AliasConfig`)."""
+    """Has the settings of `rules.AliasConfig` that select its models."""
 
     @property
     def models(self) -> Sequence[str]: ...
@@ -40,17 +40,19 @@ class _Alias(Protocol):
 
 
 class JudgeConfig(BaseModel):
-    """A model that compares a share of the answers with those of a second model, so that the router
-    learns (docs/routing.md). Its calls are the operator's, low-priority jobs within a budget.
+    """Configures the judge: a model that compares answers with those of a second model.
+
+    The router learns from the verdicts (docs/routing.md). The calls are low-priority jobs that the
+    operator pays for, within a budget.
 
     Attributes:
-        share: of the answers to ``auto`` and aliases that may be judged; 0: none.
-        model: the judge: a model or an alias. It must answer to JSON schemas, and never judges
-            answers of its own.
+        share: share of the answers to ``auto`` and aliases that may be judged; 0: none.
+        model: model or alias that judges. It must support JSON schemas and never judges its own
+            answers.
         second: model to compare with; None: the next better candidate, else the next cheaper one.
-        usd_per_month: budget of a UTC calendar month for second answers and verdicts together.
+        usd_per_month: budget for second answers and verdicts together, by UTC calendar month.
         max_prompt_tokens: longer conversations are not judged.
-        max_answer_tokens: longer answers are not judged, and second ones are not made longer.
+        max_answer_tokens: longer answers are not judged, and second answers are cut off here.
         parallel: comparisons that one replica works on at a time.
     """
 
@@ -65,7 +67,7 @@ class JudgeConfig(BaseModel):
     parallel: int = Field(1, ge=1, le=16)
 
     def rules(self) -> JudgeRules | None:
-        """Return the rules; None where nothing is to be judged."""
+        """Return the rules of the judge; None if the share is 0."""
         if not self.share:
             return None
         return JudgeRules(
@@ -82,45 +84,45 @@ class JudgeConfig(BaseModel):
 def check_judge(
     judge: JudgeConfig, models: Sequence[_Model], aliases: Mapping[str, _Alias]
 ) -> None:
-    """See that the judge can judge, and that there are two other models to compare.
+    """Check that the judge is able to judge and that there are two other models to compare.
 
     Raises:
-        ValueError: naming the field.
+        ValueError: with the field and the reason.
     """
     alias = aliases.get(judge.model)
     names = {judge.model} if alias is None else set(alias.models)
     judges = [
-        one
-        for one in models
-        if (not names or one.name in names) and (alias is None or one.quality >= alias.quality)
+        model
+        for model in models
+        if (not names or model.name in names) and (alias is None or model.quality >= alias.quality)
     ]
     if not judges:
         raise ValueError(f"routing.judge.model: no model or alias {judge.model!r}")
-    able = [one for one in judges if one.schema_ and not one.embeddings]
+    able = [model for model in judges if model.schema_ and not model.embeddings]
     if not able:
         raise ValueError(
-            f"routing.judge.model: no model of {judge.model!r} has 'schema: true'; a judge answers to "
-            "a JSON schema"
+            f"routing.judge.model: no model of {judge.model!r} has 'schema: true', which a judge needs"
         )
-    shortest = judge.max_answer_tokens + FRAME_TOKENS + LONGEST_VERDICT
-    if all(one.context <= shortest for one in able):
+    needed = judge.max_answer_tokens + FRAME_TOKENS + LONGEST_VERDICT
+    if all(model.context <= needed for model in able):
         raise ValueError(
-            f"routing.judge.model: the context of {judge.model!r} must be above {shortest} tokens, so "
-            "that a conversation and two answers fit: name another, or lower "
+            f"routing.judge.model: the context of {judge.model!r} must be above {needed} tokens, so "
+            "that a conversation and two answers fit; choose another model or lower "
             "routing.judge.max_answer_tokens"
         )
-    if len({one.name for one in models if not one.embeddings} - {one.name for one in judges}) < 2:
+    chat_models = {model.name for model in models if not model.embeddings}
+    if len(chat_models - {model.name for model in judges}) < 2:
         raise ValueError(
-            f"routing.judge.model: beside {judge.model!r} there must be two models that answer, one to "
-            "compare with the other: no judge judges its own answers"
+            f"routing.judge.model: there must be two chat models besides {judge.model!r} to compare, "
+            "because a judge never judges its own answers"
         )
     second = judge.second
     if second is None:
         return
-    if not any(one.name == second and not one.embeddings for one in models):
-        raise ValueError(f"routing.judge.second: no model {second!r} that answers")
-    if any(one.name == second for one in judges):
+    if second not in chat_models:
+        raise ValueError(f"routing.judge.second: no chat model {second!r}")
+    if any(model.name == second for model in judges):
         raise ValueError(
-            f"routing.judge.second: {second!r} would judge its own answers; name a model that "
-            f"{judge.model!r} does not stand for"
+            f"routing.judge.second: {second!r} would judge its own answers; choose a model other than "
+            f"those of {judge.model!r}"
         )

@@ -1,4 +1,4 @@
-"""Metrics of the requests that the router learns from."""
+"""Exports metrics of the requests that the router learns from."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class LearningMetrics:
         self._exported = dict.fromkeys(self._counts(), 0)
         self._requests = metrics.Counter(
             "moyin_quality_requests",
-            "Requests that the router could learn from, by what became of them.",
+            "Requests that the router could learn from, by outcome.",
             tag_keys=("outcome",),
         )
 
     def work(self) -> None:
-        """Export what was counted since the last call."""
+        """Export the increase since the last call."""
         for outcome, count in self._counts().items():
             if count > self._exported[outcome]:
                 self._requests.inc(count - self._exported[outcome], {"outcome": outcome})

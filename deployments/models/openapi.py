@@ -1,5 +1,4 @@
-"""Adds to FastAPI's description the calls that FastAPI does not serve, and the bodies that it does
-not read."""
+"""Completes the OpenAPI document with calls and request bodies that FastAPI does not handle."""
 
 from __future__ import annotations
 
@@ -25,7 +24,12 @@ _EVENTS, _LINES = "text/event-stream", "application/x-ndjson"
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """``name`` sets its schemas apart; ``streams`` is the type of a streamed answer."""
+    """Describes a model call.
+
+    Attributes:
+        name: prefix of its schemas' names.
+        streams: media type of its streams; None if it has none.
+    """
 
     path: str
     name: str
@@ -42,9 +46,9 @@ _CALLS = (
         ChatBody,
         _EVENTS,
         "OpenAI chat completion",
-        "An answer, whole or as server-sent events. `model` is a name that `GET /models` lists; "
-        "`auto` takes the cheapest able back end. Members that are not listed here pass through "
-        "to back ends of the same format.",
+        "Returns an answer, whole or as server-sent events. `model` is a name that `GET /models` "
+        "lists; with `auto` the router chooses the model. Members that are not listed here are "
+        "passed through to back ends of the same format.",
     ),
     _Call(
         "/embeddings",
@@ -52,7 +56,7 @@ _CALLS = (
         EmbeddingBody,
         None,
         "OpenAI embeddings",
-        "A vector for each input, from any back end that makes them.",
+        "Returns a vector for each input, from any back end that supports embeddings.",
     ),
     _Call(
         "/messages",
@@ -60,7 +64,7 @@ _CALLS = (
         MessagesBody,
         _EVENTS,
         "Anthropic message",
-        "An answer, whole or as server-sent events, in Anthropic's format, from any back end.",
+        "Returns an answer in Anthropic's format, whole or as server-sent events, from any back end.",
     ),
     _Call(
         "/ollama/api/chat",
@@ -68,8 +72,8 @@ _CALLS = (
         ollama.ChatBody,
         _LINES,
         "Ollama chat",
-        "An answer in Ollama's format, as lines of JSON unless `stream` is false, from any back "
-        "end. `num_ctx` is chosen by the length of the prompt where it is not given.",
+        "Returns an answer in Ollama's format from any back end, as lines of JSON unless `stream` "
+        "is false. Without `num_ctx`, the length of the prompt determines it.",
     ),
     _Call(
         "/ollama/api/generate",
@@ -77,7 +81,7 @@ _CALLS = (
         ollama.GenerateBody,
         _LINES,
         "Ollama generate",
-        "The same for a single prompt.",
+        "Answers a single prompt, otherwise like `/ollama/api/chat`.",
     ),
     _Call(
         "/ollama/api/embed",
@@ -85,7 +89,7 @@ _CALLS = (
         ollama.EmbedBody,
         None,
         "Ollama embed",
-        "A vector for each input, from any back end that makes them.",
+        "Returns a vector for each input, from any back end that supports embeddings.",
     ),
     _Call(
         "/ollama/api/embeddings",
@@ -93,7 +97,7 @@ _CALLS = (
         ollama.EmbeddingsBody,
         None,
         "Ollama embeddings",
-        "The older call for the vector of one prompt.",
+        "Returns the vector of one prompt. Ollama's older form of `/ollama/api/embed`.",
     ),
 )
 _BODIES: Mapping[str, type[BaseModel]] = {
@@ -102,21 +106,21 @@ _BODIES: Mapping[str, type[BaseModel]] = {
     "/ollama/api/show": ollama.ShowBody,
 }
 _HEADERS = {
-    "x-request-id": "Names the call in `GET /requests/{request_id}`.",
+    "x-request-id": "Identifies the call in `GET /requests/{request_id}`.",
     "x-moyin-backend": "The back end that answered.",
     "x-moyin-model": "The model that answered.",
-    "x-moyin-route": "Why it was chosen: a word, and after `; ` the quality that was weighed.",
-    "x-moyin-cache": "`hit` or `miss`, where the alias keeps answers.",
-    "x-moyin-estimated": "`true` where the back end states no usage: the answer says the estimate "
-    "that is booked.",
-    "x-moyin-cost-usd": "What it cost; a stream says it in a comment after its last event.",
+    "x-moyin-route": "Why the model was chosen: a word, and after `; ` the expected quality.",
+    "x-moyin-cache": "`hit` or `miss`, if the alias caches answers.",
+    "x-moyin-estimated": "`true` if the back end reports no usage: the usage in the answer, which is "
+    "recorded, is an estimate.",
+    "x-moyin-cost-usd": "The cost in US dollars. Streams send it in a comment after the last event.",
 }
 
 
 _PREFER = {
     "name": "Prefer",
     "in": "header",
-    "description": "`respond-async` makes a durable job of the call.",
+    "description": "`respond-async` runs the call as a durable job.",
     "schema": {"type": "string"},
 }
 
@@ -126,25 +130,25 @@ _PARAMETERS = [
     {
         "name": "x-moyin-quality",
         "in": "header",
-        "description": "Lowest probability of a good answer that is accepted, where the router "
-        "chooses the model. 400 `quality_unreachable` names the best when none reaches it.",
+        "description": "Lowest accepted probability of a good answer, if the router chooses the "
+        "model. If no model reaches it, error 400 `quality_unreachable` names the best one.",
         "schema": {"type": "number", "minimum": 0, "maximum": 1},
     },
     {
         "name": "x-moyin-usd-per-bad-answer",
         "in": "header",
-        "description": "Cost of a useless answer in US dollars, where the router chooses the "
-        "model. 0: only money and time are weighed.",
+        "description": "Cost of a useless answer in US dollars, if the router chooses the model. "
+        "0: the router considers only price and time.",
         "schema": {"type": "number", "minimum": 0},
     },
 ]
 
 
 def describe(app: FastAPI, is_public: Callable[[str], bool]) -> None:
-    """Make ``app.openapi()`` complete.
+    """Replace ``app.openapi`` by a function that returns the complete document.
 
     Args:
-        is_public: tells by its path in the description whether a route needs no key.
+        is_public: tells whether the route with a path, as in the document, needs no key.
     """
 
     def openapi() -> dict[str, Any]:
@@ -176,8 +180,8 @@ def _described(app: FastAPI, is_public: Callable[[str], bool]) -> dict[str, Any]
                 "requestBody": _body(call.body, call.name, schemas),
                 "responses": {
                     "200": _answer(call.streams),
-                    "202": {"description": "The job that will answer; `Location` is its path."},
-                    "default": {"description": "The protocol's error"},
+                    "202": {"description": "The job that runs the call; `Location` is its path."},
+                    "default": {"description": "An error in the protocol's format"},
                 },
             }
         }
@@ -191,24 +195,24 @@ def _described(app: FastAPI, is_public: Callable[[str], bool]) -> dict[str, Any]
 
 def _body(shape: type[BaseModel], name: str, schemas: dict[str, Any]) -> dict[str, Any]:
     schema = shape.model_json_schema(ref_template="#/components/schemas/{model}")
-    # All protocols have a Tool and a Message: names are kept apart by the call's.
-    content = {"schema": _renamed(schema, name, schemas)}
+    # Several protocols have schemas called Tool or Message, so each call's get a prefix.
+    content = {"schema": _add_schemas(schema, name, schemas)}
     return {"required": True, "content": {"application/json": content}}
 
 
-def _renamed(schema: dict[str, Any], prefix: str, schemas: dict[str, Any]) -> dict[str, Any]:
-    """A reference to ``schema``, whose definitions move to ``schemas`` under prefixed names."""
+def _add_schemas(schema: dict[str, Any], prefix: str, schemas: dict[str, Any]) -> dict[str, Any]:
+    """Add ``schema`` and its definitions to ``schemas`` under prefixed names; return a reference."""
     definitions = schema.pop("$defs", {})
     for name, definition in {**definitions, "": schema}.items():
-        schemas[prefix + name] = _refer(definition, prefix)
+        schemas[prefix + name] = _prefix_references(definition, prefix)
     return {"$ref": f"#/components/schemas/{prefix}"}
 
 
-def _refer(value: Any, prefix: str) -> Any:
+def _prefix_references(value: Any, prefix: str) -> Any:
     if isinstance(value, dict):
-        return {name: _refer(item, prefix) for name, item in value.items()}
+        return {name: _prefix_references(item, prefix) for name, item in value.items()}
     if isinstance(value, list):
-        return [_refer(item, prefix) for item in value]
+        return [_prefix_references(item, prefix) for item in value]
     base = "#/components/schemas/"
     if isinstance(value, str) and value.startswith(base):
         return base + prefix + value.removeprefix(base)
@@ -217,7 +221,8 @@ def _refer(value: Any, prefix: str) -> Any:
 
 def _answer(streams: str | None) -> dict[str, Any]:
     headers = {
-        name: {"description": told, "schema": {"type": "string"}} for name, told in _HEADERS.items()
+        name: {"description": description, "schema": {"type": "string"}}
+        for name, description in _HEADERS.items()
     }
     content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
     if streams is not None:

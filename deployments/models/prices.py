@@ -1,4 +1,4 @@
-"""Prices in ``user_config``: by token, by date and length of the prompt, or by GPU time."""
+"""Defines prices in ``user_config``: by token, date and prompt length, or by GPU time."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from moyin.domain.money import GpuRate, Price, PriceBand, Rates, Tariff, flat_ta
 
 __all__ = ["GpuPriceConfig", "PriceConfig", "PriceSetting", "tariff_of"]
 
-# Rates are kept in whole picodollars per token.
+# Six decimal places, because rates are stored in whole picodollars per token.
 _Money = Annotated[Decimal, Field(ge=0, decimal_places=6)]
 
 
 class PriceConfig(BaseModel):
-    """US dollars per million tokens; 0 is a price. Cached tokens cost as input unless given.
+    """Sets prices in US dollars per million tokens; 0 means free.
+
+    Cached tokens cost the same as input unless their prices are set.
 
     Attributes:
-        since: the day from which it holds; in a list, for prices that change.
-        up_to: tokens of the longest prompt for which it holds; the last of a day has none.
+        since: first day of the price. A list with several days describes prices that change.
+        up_to: longest prompt, in tokens, that has this price. The last price of a day has no limit.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,18 +39,19 @@ class PriceConfig(BaseModel):
     up_to: int | None = Field(None, ge=1)
 
     def rates(self) -> Rates:
-        once = flat_tariff(
+        """Return the rates without their day and limit."""
+        tariff = flat_tariff(
             self.input,
             self.output,
             cache_read=self.cache_read,
             cache_write=self.cache_write,
             cache_write_1h=self.cache_write_1h,
         )
-        return once.prices[0].bands[0].rates
+        return tariff.prices[0].bands[0].rates
 
 
 class GpuPriceConfig(BaseModel):
-    """What an hour of the machine costs; tokens cost the time that they were measured to take."""
+    """Sets a price per hour of GPU time; a call costs the time that it is measured to take."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,22 +61,22 @@ class GpuPriceConfig(BaseModel):
         return GpuRate(usd_per_hour=self.usd_per_gpu_hour)
 
 
-def _spelled_out(value: Any) -> Any:
-    """``0`` stands for a price of 0."""
+def _expand_zero(value: Any) -> Any:
+    """Expand the short form ``price: 0``."""
     return {"input": 0, "output": 0} if value == 0 and not isinstance(value, bool) else value
 
 
 PriceSetting = Annotated[
     PriceConfig | GpuPriceConfig | Annotated[tuple[PriceConfig, ...], Field(min_length=1)],
-    BeforeValidator(_spelled_out),
+    BeforeValidator(_expand_zero),
 ]
 
 
 def tariff_of(prices: Sequence[PriceConfig]) -> Tariff:
-    """Prices in the order of their days and lengths.
+    """Build a tariff from prices that are sorted by day and prompt length.
 
     Raises:
-        ValueError: they do not rise, or leave lengths without a price.
+        ValueError: the prices are not sorted, or some prompt length has no price.
     """
     return Tariff(
         prices=tuple(

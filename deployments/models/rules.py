@@ -1,4 +1,4 @@
-"""The rules in ``user_config``: aliases, tenants, and what the router weighs."""
+"""Defines the rules in ``user_config``: aliases, tenants, routing and images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
     "policies_of",
 ]
 
-# Where data goes, such as on-premises, cloud or eu.
+# A place where data is processed, such as on-premises, cloud or eu.
 Place = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,39}$")]
 
 
@@ -40,9 +40,9 @@ Place = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,39}$")]
 RescueSetting = Annotated[
     Rescue, BeforeValidator(lambda value: Rescue.OFF if value is False else value)
 ]
-# A hundred seconds of waiting at the shipped `usd_per_second`: who gets a useless answer notices it and
-# asks again. High enough that a model of 135M parameters answers greetings only, low enough that a local
-# model of 8B keeps easy work and long texts: docs/routing.md has the table of choices.
+# The value of a hundred seconds of waiting at the default `usd_per_second`, about the time in which a
+# user notices a useless answer and asks again. At this value a model of 135M parameters answers only
+# greetings, while a local 8B model keeps easy work and long texts (table in docs/routing.md).
 DEFAULT_BAD_ANSWER = 0.002
 
 
@@ -51,22 +51,25 @@ class _Config(BaseModel):
 
 
 class HedgeConfig(_Config):
-    """Ask a second back end when the first has not begun a stream within the time in which
-    nineteen of twenty do.
+    """Configures hedged requests.
+
+    A second back end gets the request if the first has not begun its stream within its 95th
+    percentile of the time to the first token.
 
     Attributes:
-        share: of streamed requests that may be asked twice, at most. Each costs twice the prompt.
+        share: largest share of streamed requests that are hedged. A hedged prompt is paid twice.
     """
 
     share: float = Field(0.02, gt=0, le=0.5)
 
 
 class CacheConfig(_Config):
-    """Keep answers, and give them again to the same tenant for the same request.
+    """Configures the cache of answers to identical requests of the same tenant.
 
     Attributes:
-        max_bytes: of an answer; longer ones are not kept.
-        entries: per tenant; the oldest goes first.
+        ttl_s: seconds until an answer expires.
+        max_bytes: size limit of an answer; longer answers are not cached.
+        entries: number of answers per tenant; the oldest is evicted first.
     """
 
     ttl_s: int = Field(3_600, ge=1, le=30 * 86_400)
@@ -78,14 +81,16 @@ class CacheConfig(_Config):
 
 
 class AliasConfig(_Config):
-    """A name for several models, of which the one with the lowest score answers. A list stands for
-    ``models``; without models it means all of at least ``quality``.
+    """Defines a name for several models; the model with the lowest score answers.
+
+    A plain list is short for ``models``. Without models, the alias includes all of at least the tier
+    ``quality``.
 
     Attributes:
-        residency: places where the data may go; empty: anywhere.
-        usd_per_second, rescue, hold_streams, explore, hedge: None: as in ``routing``.
-        usd_per_bad_answer: cost of a useless answer; None: the tenant's, else as in ``routing``.
-        cache: None: answers are not kept.
+        residency: places where the data may be processed; empty: anywhere.
+        usd_per_second, rescue, hold_streams, explore, hedge: override ``routing`` unless None.
+        usd_per_bad_answer: cost of a useless answer; None: the tenant's, else the one of ``routing``.
+        cache: None: answers are not cached.
     """
 
     models: tuple[str, ...] = ()
@@ -101,7 +106,7 @@ class AliasConfig(_Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _list(cls, value: Any) -> Any:
+    def _expand_list(cls, value: Any) -> Any:
         return {"models": value} if isinstance(value, list | tuple) else value
 
     def alias(self) -> Alias:
@@ -120,15 +125,15 @@ class AliasConfig(_Config):
 
 
 class TenantConfig(_Config):
-    """What one tenant may use; empty: everything.
+    """Restricts one tenant.
 
     Attributes:
-        residency: places where its data may go.
-        models: the aliases and models that it may ask for.
-        usd_per_bad_answer: cost of a useless answer, where an alias names none; None: as in
+        residency: places where its data may be processed; empty: anywhere.
+        models: aliases and models that it may use; empty: all.
+        usd_per_bad_answer: cost of a useless answer, unless the alias sets one; None: the one of
             ``routing``.
-        judge: whether the judge of ``routing`` may look at its answers; None: as for ``*``, and
-            there it may.
+        judge: allow the judge to see the tenant's answers; None: the value for ``*``, which is true
+            unless set.
     """
 
     residency: tuple[Place, ...] = ()
@@ -137,7 +142,7 @@ class TenantConfig(_Config):
     judge: bool | None = None
 
     def policy(self, *, judged: bool = True) -> Policy:
-        """Return the tenant's policy; ``judged``: where it says nothing of the judge itself."""
+        """Return the tenant's policy; ``judged`` applies if the tenant does not set ``judge``."""
         return Policy(
             residency=frozenset(self.residency) if self.residency else None,
             names=frozenset(self.models) if self.models else None,
@@ -147,27 +152,27 @@ class TenantConfig(_Config):
 
 
 class RoutingConfig(_Config):
-    """What the router weighs, unless an alias says otherwise.
+    """Configures the router. Aliases and tenants may override some settings.
 
     Attributes:
-        usd_per_second: what a second of waiting is worth; 0: only money counts.
-        usd_per_bad_answer: cost of a useless answer; 0: quality is not weighed.
-        max_usd_per_bad_answer: the highest that a client may name in
-            ``x-moyin-usd-per-bad-answer``; None: any.
-        rescue: when a better model is asked after an answer that fails what can be checked:
-            ``off``, ``checked`` (always), ``schema`` (where a schema, JSON or tools are asked for).
-            Of a stream its beginning is checked.
-        hold_streams: check streams as a whole where JSON, a schema or tools are asked for: the
-            client gets them when they are complete, or longer than 256 KiB.
-        explore: share of requests on which a model that little is known of may be tried. Worth it
-            where answers are rated or judged; 0.05 is what the simulated month uses.
-        share_levels: a tenant without signals of its own begins with what others found out: one
-            number per model and kind, the median over at least five tenants.
-        embedder: learns from what prompts mean beside their words, which takes 30 to 600 microseconds
-            a prompt; ``wordllama``, of the extra ``embedder``. None: from words alone.
-        timeout_s: a whole call may take so long, fallbacks included.
-        hedge: None: nobody is asked twice.
-        judge: None: no answers are compared.
+        usd_per_second: value of a second of waiting; 0: waiting time does not count.
+        usd_per_bad_answer: cost of a useless answer; 0: quality does not count.
+        max_usd_per_bad_answer: largest value that a client may send in the header
+            ``x-moyin-usd-per-bad-answer``; None: no limit.
+        rescue: send a request to a better model if the answer fails a check: ``off``, ``checked``
+            (every request), or ``schema`` (requests with a schema, JSON mode or tools). Only the
+            beginning of a stream is checked.
+        hold_streams: check whole streams of requests with a schema, JSON mode or tools. The client
+            receives such a stream when it is complete or longer than 256 KiB.
+        explore: share of requests that may try a model with little data. It pays if answers are rated
+            or judged; the simulated month uses 0.05.
+        share_levels: give a tenant without signals the level that other tenants learned: one number
+            per model and kind of request, the median over at least five tenants.
+        embedder: also learn from the meaning of prompts, which takes 30 to 600 microseconds a
+            prompt: ``wordllama``, from the extra ``embedder``. None: learn from words only.
+        timeout_s: time limit of a whole call, fallbacks included.
+        hedge: None: no request is hedged.
+        judge: None: no answers are judged.
     """
 
     usd_per_second: float = Field(0.00002, ge=0)
@@ -184,18 +189,18 @@ class RoutingConfig(_Config):
 
     @field_validator("embedder")
     @classmethod
-    def _installed(cls, name: str | None) -> str | None:
+    def _check_installed(cls, name: str | None) -> str | None:
         if name is not None:
             package_folder(name)
         return name
 
 
 class ImagesConfig(_Config):
-    """``POST /v1/images/generations``.
+    """Configures ``POST /v1/images/generations``.
 
     Attributes:
-        timeout_s: a request waits so long for its pictures; the job goes on.
-        link_seconds: for which URLs of pictures are good.
+        timeout_s: longest wait of a request for its pictures; the job continues afterwards.
+        link_seconds: seconds for which URLs of pictures are valid.
     """
 
     timeout_s: float = Field(120, gt=0, le=3_600)
@@ -207,8 +212,11 @@ def hedging_of(config: HedgeConfig | None) -> Hedging | None:
 
 
 def policies_of(tenants: Mapping[str, TenantConfig]) -> dict[str, Policy]:
-    """Return the policies of all tenants, and that of the judge, whose calls are bound by those of the
-    tenant whose answers it compares."""
+    """Return the policies of all tenants and of the judge.
+
+    The judge's own is unrestricted: each of its calls follows the policy of the tenant whose answers
+    it compares.
+    """
     everybody = tenants.get(ANY_TENANT)
     judged = everybody is None or everybody.judge is not False
     policies = {owner: tenant.policy(judged=judged) for owner, tenant in tenants.items()}

@@ -1,9 +1,9 @@
-"""Metrics and traces of calls to models, under OpenTelemetry's names for generative AI.
+"""Exports metrics and traces of model calls, with OpenTelemetry's names for generative AI.
 
-Calls are only noted on the way; the observer's thread works on all of a second at once. Metrics go
-through Ray, whose names allow no dots: ``gen_ai.client.token.usage`` is
-``gen_ai_client_token_usage``. Spans go to whatever tracer the process was given, by Ray's
-``--tracing-startup-hook`` or by ``opentelemetry-instrument``; without one, none is made.
+A call is only queued during its request; the observer's thread exports the calls of about a second
+at once. Ray's metrics allow no dots in names: ``gen_ai.client.token.usage`` becomes
+``gen_ai_client_token_usage``. Spans go to the process's tracer, set by Ray's
+``--tracing-startup-hook`` or by ``opentelemetry-instrument``; without a tracer there are no spans.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ __all__ = ["CallTelemetry"]
 
 _T = TypeVar("_T")
 
-# More than a replica can answer between two turns.
+# More calls than a replica can answer between two exports.
 _CAPACITY = 50_000
 _NANO = 1e9
-_CALL = (
+_CALL_LABELS = (
     "gen_ai_operation_name",
     "gen_ai_provider_name",
     "gen_ai_request_model",
     "gen_ai_response_model",
     "moyin_backend",
 )
-# Bounds as the conventions advise.
+# Bucket boundaries as OpenTelemetry's conventions advise.
 _TOKENS = tuple(float(4**power) for power in range(14))
 _SECONDS = tuple(0.01 * 2**power for power in range(14))
-_FIRST = (
+_FIRST_TOKEN_SECONDS = (
     0.001,
     0.005,
     0.01,
@@ -56,11 +56,11 @@ _FIRST = (
     7.5,
     10.0,
 )
-_PER_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+_SECONDS_PER_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 
 
 class CallTelemetry:
-    """`moyin.text.routing.telemetry.Telemetry` for a replica. `work` is called from one thread."""
+    """Implements `moyin.text.routing.telemetry.Telemetry` for a replica. One thread calls `work`."""
 
     def __init__(self) -> None:
         self._calls: deque[CallRecord] = deque(maxlen=_CAPACITY)
@@ -68,36 +68,36 @@ class CallTelemetry:
         self._states: dict[str, BreakerState] = {}
         self._tokens = Histogram(
             "gen_ai_client_token_usage",
-            "Tokens of calls, input and output apart.",
+            "Tokens of calls, by input and output.",
             _TOKENS,
-            (*_CALL, "gen_ai_token_type"),
+            (*_CALL_LABELS, "gen_ai_token_type"),
         )
         self._duration = Histogram(
             "gen_ai_server_request_duration_seconds",
-            "Seconds of calls, from the request to the end of the answer.",
+            "Seconds from the request to the end of the answer.",
             _SECONDS,
-            (*_CALL, "error_type"),
+            (*_CALL_LABELS, "error_type"),
         )
         self._first = Histogram(
             "gen_ai_server_time_to_first_token_seconds",
-            "Seconds to the first piece of streams.",
-            _FIRST,
-            _CALL,
+            "Seconds to the first chunk of a stream.",
+            _FIRST_TOKEN_SECONDS,
+            _CALL_LABELS,
         )
         self._per_token = Histogram(
             "gen_ai_server_time_per_output_token_seconds",
-            "Seconds per token after the first piece of streams.",
-            _PER_TOKEN,
-            _CALL,
+            "Seconds per token after the first chunk of a stream.",
+            _SECONDS_PER_TOKEN,
+            _CALL_LABELS,
         )
         self._state = metrics.Gauge(
             "moyin_backend_breaker",
-            "1 for the state in which a back end's breaker is, 0 for the others.",
+            "1 for the current state of a back end's circuit breaker, 0 for the other states.",
             tag_keys=("moyin_backend", "state"),
         )
         self._transitions = metrics.Counter(
             "moyin_backend_breaker_transitions",
-            "How often a back end's breaker came into a state.",
+            "Changes of a back end's circuit breaker to a state.",
             tag_keys=("moyin_backend", "state"),
         )
 
@@ -111,20 +111,20 @@ class CallTelemetry:
         self._changes.append((backend, None))
 
     def work(self) -> None:
-        """Hand on what was noted since the last time."""
-        for backend, state in _taken(self._changes):
+        """Export the queued calls and breaker states."""
+        for backend, state in _drain(self._changes):
             if state is None:
                 self._states.pop(backend, None)
                 continue
             self._states[backend] = state
             self._transitions.inc(1, {"moyin_backend": backend, "state": state.value})
-        # Again and again: Ray drops a gauge that nobody has set for a while.
-        for backend, now in self._states.items():
+        # Set on every call, because Ray drops a gauge that was not set for a while.
+        for backend, current in self._states.items():
             for state in BreakerState:
                 self._state.set(
-                    float(state is now), {"moyin_backend": backend, "state": state.value}
+                    float(state is current), {"moyin_backend": backend, "state": state.value}
                 )
-        calls = _taken(self._calls)
+        calls = _drain(self._calls)
         if calls:
             self._measure(calls)
             _trace(calls)
@@ -150,8 +150,8 @@ class CallTelemetry:
         self._per_token.add(per_token)
 
 
-def _taken(noted: deque[_T]) -> list[_T]:
-    return [noted.popleft() for _ in range(len(noted))]
+def _drain(queue: deque[_T]) -> list[_T]:
+    return [queue.popleft() for _ in range(len(queue))]
 
 
 def _trace(calls: Iterable[CallRecord]) -> None:

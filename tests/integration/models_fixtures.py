@@ -17,7 +17,7 @@ import uvicorn
 from deployments.models.app import ModelsParts, QualityParts, new_app
 from deployments.models.config import ModelsConfig
 from deployments.models.fleet import FleetBuilder
-from deployments.models.judge import JudgePart
+from deployments.models.judge import JudgeService
 from deployments.models.routes.images import ImageRules
 from moyin.access.gatekeeper import new_authenticator
 from moyin.access.gatekeeper.limits import Meter
@@ -104,7 +104,7 @@ class ModelsDoor:
     learning: Learning
     follow_ups: FollowUps
     shared_answers: SharedAnswers | None
-    judge: JudgePart | None = None
+    judge: JudgeService | None = None
     judged: list[Outcome] = field(default_factory=list)
 
 
@@ -152,7 +152,7 @@ async def serving(
     meter = None if redis_url is None else Meter(redis_url)
     judge, judged = None, list[Outcome]()
     if temporal is not None:
-        judge = JudgePart(
+        judge = JudgeService(
             settings,
             text_router=text_router,
             estimator=estimator,

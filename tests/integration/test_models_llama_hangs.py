@@ -68,7 +68,7 @@ async def texts(backend: LlamaBackend, request: ChatRequest) -> AsyncIterator[ob
 
 
 async def test_a_stopped_one_is_replaced_and_its_streams_end(measured: Measured) -> None:
-    endpoints = LlamaEndpoints("stopped", SPEC, silent=3.0)
+    endpoints = LlamaEndpoints("stopped", SPEC, restart_after=3.0)
     place = await found(endpoints)
     backend = LlamaBackend(endpoints, connections=4)
     stream = texts(backend, LONG)

@@ -1,4 +1,4 @@
-"""A call of any protocol over HTTP, in plain ASGI: this is the hot path."""
+"""Serves the model calls of all protocols in plain ASGI, because they are the hot path."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["CallRoute", "OllamaRoute"]
 
 
 class CallRoute:
-    """Answers one protocol's calls.
+    """Serves the model calls of one protocol.
 
-    Errors before the first byte are the gatekeeper's to render; it also cancels the task when the
-    client leaves, which closes the stream and with it the call upstream.
+    The gatekeeper renders errors that occur before the first byte. It also cancels the task when the
+    client disconnects, which closes the stream and the call to the back end.
     """
 
     def __init__(self, codec: ProtocolCodec, text_router: Router, deferral: Deferral) -> None:
@@ -39,11 +39,11 @@ class CallRoute:
             await self.answer(call, scope, send)
 
     async def answer(self, call: ParsedRequest, scope: Scope, send: Send) -> None:
-        """Ask a model."""
-        asked = context(scope)
-        caller = asked.caller
+        """Route the call to a model and send its answer."""
+        request_context = context(scope)
+        caller = request_context.caller
         routing_context = RoutingContext(
-            request_id=asked.request_id,
+            request_id=request_context.request_id,
             owner=caller.owner,
             headers=scope["headers"],
             budget=admission_of(scope),
@@ -53,7 +53,7 @@ class CallRoute:
 
 
 class OllamaRoute(CallRoute):
-    """Knows requests that only load a model: where no Ollama is behind it, it is loaded."""
+    """Serves Ollama's calls. Requests that only load a model succeed at once if no Ollama serves it."""
 
     async def answer(self, call: ParsedRequest, scope: Scope, send: Send) -> None:
         loaded = (
@@ -63,7 +63,7 @@ class OllamaRoute(CallRoute):
         )
         fleet, owner = self._text_router.fleet, context(scope).owner
         deployments = fleet.deployments_for(call.model, owner) if loaded is not None else ()
-        # Without a deployment the tenant may not use the model; it gets the same error as for any call.
+        # If the tenant may not use the model, the router reports the usual error.
         if (
             loaded is None
             or not deployments

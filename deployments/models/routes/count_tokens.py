@@ -1,4 +1,4 @@
-"""``POST /v1/messages/count_tokens``: how long a prompt is. Costs nothing."""
+"""Serves ``POST /v1/messages/count_tokens``, which counts the tokens of a prompt free of charge."""
 
 from __future__ import annotations
 
@@ -20,41 +20,45 @@ from moyin.text.routing.router import Router
 __all__ = ["count_routes"]
 
 _PATH = "/messages/count_tokens"
-_SECONDS = 10.0
+_TIMEOUT_SECONDS = 10.0
 
 
 def count_routes(text_router: Router) -> APIRouter:
     router = APIRouter(tags=["text"])
 
-    @router.post(_PATH, summary="Tokens of a prompt")
+    @router.post(_PATH, summary="Count the tokens of a prompt")
     async def count_tokens(request: Request) -> Response:
-        """Counted by a back end that knows how (Claude, llama.cpp), where the model has one; else
-        estimated from the text's length, which the header `x-moyin-estimated` then says."""
+        """Count a prompt's tokens by a back end of the model that can (Claude, llama.cpp). Otherwise
+        estimate them from the length of the text and set the header `x-moyin-estimated`."""
         call = ParsedCountRequest.parse(await request.body())
         headers = AnthropicCodec().forwarded_headers(request.scope["headers"])
-        asked = context(request.scope)
+        request_context = context(request.scope)
         routing_context = RoutingContext(
-            request_id=asked.request_id, owner=asked.owner, headers=request.scope["headers"]
+            request_id=request_context.request_id,
+            owner=request_context.owner,
+            headers=request.scope["headers"],
         )
         allowed = text_router.allowed_targets(call.body.model, ApiFormat.ANTHROPIC, routing_context)
-        counted = await _counted(allowed, call, headers)
-        if counted is not None:
-            return Response(counted, media_type="application/json")
+        count = await _count(allowed, call, headers)
+        if count is not None:
+            return Response(count, media_type="application/json")
         estimate = to_json({"input_tokens": call.needs().prompt_tokens})
-        told = {"x-moyin-estimated": "true"}
-        return Response(estimate, media_type="application/json", headers=told)
+        estimated = {"x-moyin-estimated": "true"}
+        return Response(estimate, media_type="application/json", headers=estimated)
 
     return router
 
 
-async def _counted(
+async def _count(
     allowed: Iterable[EligibleDeployment], call: ParsedCountRequest, headers: dict[str, str]
 ) -> bytes | None:
-    """The answer of the first back end that counts; None where none does. One inside our network
-    would call any address that the prompt names, so it is not asked then.
+    """Return the response of the first back end that can count; None if there is none.
+
+    Back ends inside our network are skipped if the prompt contains URLs: they would fetch them, and
+    could so be made to call internal addresses.
 
     Raises:
-        BackendRejected: the prompt is wrong.
+        BackendRejected: the prompt is invalid.
     """
     has_urls = call.has_urls
     for target in allowed:
@@ -69,7 +73,7 @@ async def _counted(
             path=_PATH,
             body=call.to_upstream(target.model.upstream),
             headers=headers,
-            deadline=asyncio.get_running_loop().time() + _SECONDS,
+            deadline=asyncio.get_running_loop().time() + _TIMEOUT_SECONDS,
         )
         try:
             return await runtime.pass_through.forward(raw)
@@ -81,7 +85,7 @@ async def _counted(
 
 
 def _is_bounded(call: ParsedCountRequest) -> bool:
-    """Whether a server that makes grammars of JSON schemas may be sent its schemas."""
+    """Tell whether the schemas are small enough for servers that compile them to grammars."""
     try:
         check_schemas(call.schemas())
     except UnsupportedFeature:

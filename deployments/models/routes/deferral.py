@@ -1,4 +1,4 @@
-"""``Prefer: respond-async`` (RFC 7240): a text call becomes a durable job."""
+"""Runs text calls as durable jobs if the client sends ``Prefer: respond-async`` (RFC 7240)."""
 
 from __future__ import annotations
 
@@ -16,34 +16,33 @@ from moyin.text.routing.router import Router
 
 __all__ = ["Deferral", "asks_for_a_job"]
 
-# Headers that change what is answered, or by whom, and that a chat job has no place for.
-_LOST = (
+# Headers that affect the answer or the choice of the back end. A chat job cannot carry them.
+_UNSUPPORTED_HEADERS = (
     b"anthropic-beta",
     b"x-moyin-quality",
     b"x-moyin-residency",
     b"x-moyin-timeout",
     b"x-moyin-usd-per-bad-answer",
 )
-# How a request wants its answer: a job gives it whole.
-_OF_STREAMS = frozenset({"stream", "stream_options"})
+# A job stores the whole answer, so the members that ask for a stream are removed.
+_STREAM_MEMBERS = frozenset({"stream", "stream_options"})
 
 
 def asks_for_a_job(headers: RawHeaders) -> bool:
-    """Whether a client would rather not wait."""
-    preferences = [value for name, value in headers if name == b"prefer"]
-    return any(map(_names_a_job, preferences))
-
-
-def _names_a_job(preferences: bytes) -> bool:
-    wishes = preferences.lower().split(b",")
-    return any(wish.partition(b";")[0].strip() == b"respond-async" for wish in wishes)
+    """Tell whether the client asks for an asynchronous answer."""
+    return any(
+        preference.partition(b";")[0].strip() == b"respond-async"
+        for name, value in headers
+        if name == b"prefer"
+        for preference in value.lower().split(b",")
+    )
 
 
 class Deferral:
-    """Answers calls with a job that will make them, in the caller's name.
+    """Submits calls as jobs of the caller.
 
-    The answer is the one of ``POST /jobs``: 202, ``Location``, the job; the job's output is the
-    answer of the call, in the client's protocol. ``Idempotency-Key`` works as there.
+    The response is that of ``POST /jobs``: 202, ``Location`` and the job. The job's output is the
+    answer of the call in the client's protocol. ``Idempotency-Key`` works as for ``POST /jobs``.
     """
 
     def __init__(self, text_router: Router, gateway: GatewayClient) -> None:
@@ -53,17 +52,25 @@ class Deferral:
     async def __call__(
         self, codec: ProtocolCodec, call: ParsedRequest, scope: Scope, send: Send
     ) -> None:
-        """Raises what is wrong with the request, as far as waiting would not help, and what the
-        jobs API says is wrong."""
-        asked = context(scope)
-        identity = asked.identity
+        """Submit the call and send the response.
+
+        Raises:
+            RequestError: the call would fail whenever it runs.
+            MoyinError: the jobs API refused the job.
+        """
+        request_context = context(scope)
+        identity = request_context.identity
         if identity is None:
             raise MissingKey("this needs an API key")
-        for name in _LOST:
+        for name in _UNSUPPORTED_HEADERS:
             if header(scope, name) is not None:
                 field = name.decode()
-                raise UnsupportedFeature(f"a job carries no header {field}", field=field)
-        routing_context = RoutingContext(request_id=asked.request_id, owner=asked.owner, headers=())
+                raise UnsupportedFeature(
+                    f"the header {field} cannot be used with `Prefer: respond-async`", field=field
+                )
+        routing_context = RoutingContext(
+            request_id=request_context.request_id, owner=request_context.owner, headers=()
+        )
         error = self._text_router.explain(codec, call, routing_context).error
         if isinstance(error, RequestError):
             raise error
@@ -74,7 +81,7 @@ class Deferral:
                 idempotency_key=header(scope, b"idempotency-key"),
             )
         except MoyinError as error:
-            # The client does not know the job's member that holds its request.
+            # The client sent only the request, so the field is named without the job's member.
             error.field = error.field and error.field.removeprefix("request.")
             raise
         headers = [
@@ -88,10 +95,10 @@ class Deferral:
 
 
 def _job(codec: ProtocolCodec, call: ParsedRequest, path: str) -> dict[str, Any]:
-    request = {name: value for name, value in call.data.items() if name not in _OF_STREAMS}
+    request = {name: value for name, value in call.data.items() if name not in _STREAM_MEMBERS}
     if call.needs().embeddings:
-        asked = {"method": "POST", "path": path, "body": escape_references(request)}
-        return {"kind": "http", "request": asked}
+        http_request = {"method": "POST", "path": path, "body": escape_references(request)}
+        return {"kind": "http", "request": http_request}
     return {
         "kind": "chat",
         "protocol": codec.api_format.value,

@@ -1,4 +1,4 @@
-"""``POST /v1/feedback`` and ``/v1/quality``: what answers were worth, and what that taught."""
+"""Serves ``POST /v1/feedback``, which rates answers, and ``/v1/quality``, which shows the results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from deployments.models.routes.judged import JudgeBooks, judged
+from deployments.models.routes.judged import JudgeStatus, judge_summary
 from moyin.access.gatekeeper import context
 from moyin.http.validation import parse_object, validate
 from moyin.store.quality import QualityStore, SignalRow
@@ -20,11 +20,11 @@ from moyin.text.routing.router import Router
 
 __all__ = ["ADMIN_PATHS", "feedback_routes"]
 
-# Below the app's prefix: these change or show what a whole tenant has learned.
+# Paths, without the app's prefix, that change or export what the router learned for a whole tenant.
 ADMIN_PATHS = frozenset({"/quality/reset", "/quality/freeze", "/quality/export"})
-_SHOWN = 1_000
-# The newest of the last thirty days, chosen anew under other prices.
-_DECISIONS = 2_000
+_MAX_SIGNALS = 1_000
+# The newest decisions of the last thirty days are evaluated again with other costs of a bad answer.
+_MAX_DECISIONS = 2_000
 
 
 def feedback_routes(
@@ -32,19 +32,19 @@ def feedback_routes(
     feedback: Feedback,
     learning: Learning,
     store: QualityStore,
-    judge: JudgeBooks | None = None,
+    judge: JudgeStatus | None = None,
 ) -> APIRouter:
     router = APIRouter(tags=["quality"])
 
     @router.post(
         "/feedback",
-        summary="Say what an answer was worth",
-        description="`score` from 0 (useless) to 1 (good) of the answer with this `x-request-id`, or "
-        "`better_request_id` of a better answer to the same question. The router learns from it for "
-        "your tenant. The same again changes nothing; another score by the same key is refused with "
-        "409. 404 where no such request of yours is known. Of a request that named its model, or that "
-        "the router did not look at under load, only the model is known: its rating teaches how good "
-        "that model is in general. `learned` is false while your tenant is frozen.",
+        summary="Rate an answer",
+        description="Rate the answer with this `x-request-id` by a `score` from 0 (useless) to 1 "
+        "(good), or by the `better_request_id` of a better answer to the same question. The router "
+        "learns from ratings for your tenant. Repeating a rating has no effect; a different score by "
+        "the same key is refused with 409. The response is 404 if your tenant has no such request. If "
+        "a request named its model, or if the router was too busy to analyse it, its rating counts "
+        "for the model in general. `learned` is false while learning is frozen for your tenant.",
         openapi_extra=_body_of(FeedbackBody),
     )
     async def give_feedback(request: Request) -> dict[str, Any]:
@@ -61,12 +61,12 @@ def feedback_routes(
         frozen = (await learning.state(caller.owner)).frozen
         return {"request_id": body.request_id, "learned": not frozen, "scores": scores}
 
-    @router.get("/quality", summary="What your tenant's signals taught, by model and kind")
+    @router.get("/quality", summary="Show the learned quality by model and kind of request")
     async def show_quality(request: Request) -> dict[str, Any]:
         caller = context(request.scope).caller
         owner = caller.owner
         state = await learning.state(owner)
-        signals = await store.latest(owner, _SHOWN)
+        signals = await store.latest(owner, _MAX_SIGNALS)
         return {
             "owner": owner,
             "frozen": state.frozen,
@@ -88,36 +88,36 @@ def feedback_routes(
                 for name in sorted(_models(text_router) | state.models.keys())
             ],
             "calibration": _calibration(signals),
-            "judge": await judged(store, judge, caller),
+            "judge": await judge_summary(store, judge, caller),
             "prices": [
                 {
-                    "usd_per_bad_answer": one.usd_per_bad_answer,
-                    "cost_usd": one.cost_usd,
-                    "bad_answers": one.bad_answers,
-                    "models": dict(one.models),
+                    "usd_per_bad_answer": outcome.usd_per_bad_answer,
+                    "cost_usd": outcome.cost_usd,
+                    "bad_answers": outcome.bad_answers,
+                    "models": dict(outcome.models),
                 }
-                for one in simulate_prices(await store.options(owner, _DECISIONS))
+                for outcome in simulate_prices(await store.options(owner, _MAX_DECISIONS))
             ],
         }
 
-    @router.get("/quality/export", summary="All that is kept of your tenant's signals")
+    @router.get("/quality/export", summary="Export the stored signals of your tenant")
     async def export_quality(request: Request) -> dict[str, Any]:
         owner = context(request.scope).owner
         state = await learning.state(owner)
-        signals = await store.latest(owner, _SHOWN)
+        signals = await store.latest(owner, _MAX_SIGNALS)
         return {
             "owner": owner,
             "state": state.to_json(),
             "signals": [_signal(row) for row in signals],
         }
 
-    @router.post("/quality/reset", summary="Forget all of your tenant's signals", status_code=204)
+    @router.post("/quality/reset", summary="Delete all signals of your tenant", status_code=204)
     async def reset_quality(request: Request) -> None:
         await learning.apply_action(context(request.scope).owner, "reset")
 
     @router.post(
         "/quality/freeze",
-        summary="Stop learning for your tenant, or go on",
+        summary="Stop or resume learning for your tenant",
         status_code=204,
         openapi_extra=_body_of(FreezeBody),
     )
@@ -151,8 +151,8 @@ def _ability(text_router: Router, name: str) -> dict[str, Any]:
         "spread": known.spread,
         "source": known.source,
         "kinds": {
-            kind: {"ability": one.mean, "spread": one.spread, "source": one.source}
-            for kind, one in known.kinds.items()
+            kind: {"ability": ability.mean, "spread": ability.spread, "source": ability.source}
+            for kind, ability in known.kinds.items()
         },
     }
 
@@ -174,7 +174,7 @@ def _signal(row: SignalRow) -> Mapping[str, Any]:
 
 
 def _calibration(signals: list[SignalRow]) -> list[dict[str, Any]]:
-    """By tenths of what was expected: how good the answers were found."""
+    """Compare expected and rated quality, by tenths of the expectation."""
     tenths: dict[int, list[SignalRow]] = {}
     for row in signals:
         if row.p_good is not None:

@@ -1,4 +1,4 @@
-"""``GET /v1/healthz`` and ``/v1/readyz``: is the process alive, can it serve."""
+"""Serves ``GET /v1/healthz`` and ``/v1/readyz``, the health of the process and its back ends."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["health_routes"]
 def health_routes(text_router: Router) -> APIRouter:
     router = APIRouter(tags=["health"])
 
-    # Tools for vLLM and the like look for it under this name.
+    # Tools for vLLM and similar servers expect this name.
     @router.get("/health", include_in_schema=False)
-    @router.get("/healthz", summary="The process is alive")
+    @router.get("/healthz", summary="Check that the process responds")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    @router.get("/readyz", summary="At least one back end can be asked")
+    @router.get("/readyz", summary="Check that at least one back end is available")
     async def readyz() -> dict[str, str | dict[str, str]]:
         fleet = text_router.fleet
         states = {

@@ -1,4 +1,4 @@
-"""``POST /v1/images/generations``: OpenAI's clients get pictures from the render farm."""
+"""Serves ``POST /v1/images/generations``, OpenAI's image API, by jobs on the render farm."""
 
 from __future__ import annotations
 
@@ -47,10 +47,12 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageRules:
-    """Attributes:
-    timeout: seconds that a request waits at most.
-    link_seconds: for which links to pictures are good.
-    base_url: of links; empty: the address that the client used.
+    """Holds the current settings of image requests.
+
+    Attributes:
+        timeout: longest wait of a request in seconds.
+        link_seconds: seconds for which links to pictures are valid.
+        base_url: start of the links; empty: the address that the client used.
     """
 
     timeout: float = 120.0
@@ -59,37 +61,38 @@ class ImageRules:
 
 
 def image_routes(images: Images, rules: Callable[[], ImageRules]) -> APIRouter:
-    """``rules``: those in force."""
+    """Return the route of image generation; ``rules`` returns the current settings."""
     router = APIRouter(tags=["images"])
 
-    @router.post(IMAGES_PATH, summary="OpenAI image generation", responses=_RESPONSES)
+    @router.post(IMAGES_PATH, summary="Generate images with OpenAI's API", responses=_RESPONSES)
     async def generate(request: Request) -> Response:
-        """Pictures by a template of `GET /templates` that has an input `prompt`; `model` names it.
-        Waits for them; a request that has waited too long says which job to follow. A client that
-        leaves before cancels the job, unless it gave an `Idempotency-Key`."""
+        """Generate pictures by the template that `model` names, one of `GET /templates` that has an
+        input `prompt`. The request waits for the pictures. If that takes too long, the error names
+        the job, which continues. If the client disconnects before, the job is cancelled unless the
+        request has an `Idempotency-Key`."""
         caller, body = context(request.scope).caller, protocol.parse(await request.body())
         headers: RawHeaders = request.scope["headers"]
         preferences = parse_preferences([h for h in headers if h[0] != _RESIDENCY], frozenset())
         key = request.headers.get("idempotency-key")
-        wanted = asyncio.create_task(
+        submission = asyncio.create_task(
             images.submit(caller, body, cache=not preferences.bypass_cache, idempotency_key=key)
         )
         waits, rule = not asks_for_a_job(headers), rules()
         try:
-            accepted = await asyncio.shield(wanted)
+            accepted = await asyncio.shield(submission)
             if not waits:
                 return _accepted(accepted)
             seconds = min(rule.timeout, preferences.timeout or rule.timeout)
             job = await images.wait(caller, _job_id(accepted), seconds)
         except asyncio.CancelledError:
-            # The client has left. Who sent a key means to ask for the same job again.
-            await images.abandon(caller, wanted, cancel=waits and key is None)
+            # The client disconnected. A client that sent a key may ask for the same job again.
+            await images.abandon(caller, submission, cancel=waits and key is None)
             raise
         except JobStillRunning as error:
-            return _refused(request, error, error.job)
-        except JobEndedWithoutImages as lost:
-            assert isinstance(lost.__cause__, MoyinError)
-            return _refused(request, lost.__cause__, lost.job)
+            return _error_response(request, error, error.job)
+        except JobEndedWithoutImages as ended:
+            assert isinstance(ended.__cause__, MoyinError)
+            return _error_response(request, ended.__cause__, ended.job)
         base = rule.base_url or f"{request.url.scheme}://{request.headers.get('host', '')}"
         data = await images.data(caller, job, body, base, rule.link_seconds)
         return _pictures(job, data)
@@ -118,8 +121,11 @@ def _pictures(job: Mapping[str, Any], data: list[dict[str, str]]) -> Response:
     return Response(to_json(body), 200, headers, "application/json")
 
 
-def _refused(request: Request, error: MoyinError, job_id: str) -> Response:
-    """OpenAI's SDKs repeat what a server failed at, unless told: they would render it again."""
-    told = render_error(error, context(request.scope).request_id, request.url.path)
-    ours = {"x-should-retry": "false", "x-moyin-job": job_id, "location": f"/jobs/{job_id}"}
-    return Response(told.body, told.status, {**told.headers, **ours})
+def _error_response(request: Request, error: MoyinError, job_id: str) -> Response:
+    """Render the error of a job.
+
+    ``x-should-retry`` stops OpenAI's SDKs from retrying, which would render the pictures again.
+    """
+    rendered = render_error(error, context(request.scope).request_id, request.url.path)
+    headers = {"x-should-retry": "false", "x-moyin-job": job_id, "location": f"/jobs/{job_id}"}
+    return Response(rendered.body, rendered.status, {**rendered.headers, **headers})

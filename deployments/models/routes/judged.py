@@ -1,4 +1,4 @@
-"""The judge in ``GET /v1/quality``: what it found this month, and what that cost."""
+"""Summarises the judge's verdicts and spending of this month for ``GET /v1/quality``."""
 
 from __future__ import annotations
 
@@ -14,43 +14,44 @@ from moyin.store.sql import now
 from moyin.text.judging.comparison import comparison_id
 from moyin.text.judging.rules import JudgeRules
 
-__all__ = ["JudgeBooks", "agreements", "judged"]
+__all__ = ["JudgeStatus", "agreements", "judge_summary"]
 
-# Verdicts of one tenant and month that are counted.
-_MOST = 20_000
+# At most so many verdicts of a tenant and month are counted.
+_MAX_VERDICTS = 20_000
 
 
-class JudgeBooks(Protocol):
-    """What the judge is allowed, and what it has spent."""
+class JudgeStatus(Protocol):
+    """Provides the judge's rules and spending."""
 
     @property
-    def rules(self) -> JudgeRules | None: ...
+    def rules(self) -> JudgeRules | None:
+        """The current rules; None while the judge is off."""
 
     async def spent(self) -> Decimal:
-        """Return what counts against this month's budget, in US dollars.
+        """Return this month's spending in US dollars.
 
         Raises:
-            ServiceUnavailable: nobody can tell now.
+            ServiceUnavailable: the spending cannot be read at present.
         """
 
 
-async def judged(
-    store: QualityStore, judge: JudgeBooks | None, caller: Identity
+async def judge_summary(
+    store: QualityStore, judge: JudgeStatus | None, caller: Identity
 ) -> dict[str, Any] | None:
-    """Return the caller's verdicts of this UTC month; None where nothing was or will be judged.
+    """Count the verdicts of the caller's tenant in this UTC month; None if the judge is not in use.
 
-    What all tenants' comparisons cost together is the operator's to see.
+    Only operators see the spending, because it is the sum over all tenants.
     """
     since = now().replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    scores = await store.verdicts(caller.owner, since, _MOST)
+    scores = await store.verdicts(caller.owner, since, _MAX_VERDICTS)
     rules = None if judge is None else judge.rules
     if rules is None and not scores:
         return None
-    # Thousands of digests, which take as many microseconds.
-    found, agreed = await asyncio.to_thread(agreements, caller.owner, scores)
+    # Thousands of hashes take milliseconds, too long for the event loop.
+    total, agreed = await asyncio.to_thread(agreements, caller.owner, scores)
     counts: dict[str, Any] = {
         "share": 0.0 if rules is None else rules.share,
-        "judged": found,
+        "judged": total,
         "agreed": agreed,
     }
     if judge is None or rules is None or not caller.has_scope(OPERATOR):
@@ -63,11 +64,10 @@ async def judged(
 
 
 def agreements(owner: str, scores: Iterable[tuple[str, float]]) -> tuple[int, int]:
-    """Return how many answers were judged, and of how many the judge found that the client's answer
-    was no worse.
+    """Count the judged answers, and those that were at least as good as the second answer.
 
     Args:
-        scores: by request id; the second answer's is under the id of the comparison.
+        scores: pairs of request id and score. A second answer has the id of the comparison.
     """
     by_id = dict(scores)
     pairs = [
@@ -75,4 +75,4 @@ def agreements(owner: str, scores: Iterable[tuple[str, float]]) -> tuple[int, in
         for request_id, score in by_id.items()
         if (other := comparison_id(owner, request_id)) in by_id
     ]
-    return len(pairs), sum(given >= other for given, other in pairs)
+    return len(pairs), sum(first >= second for first, second in pairs)

@@ -1,4 +1,4 @@
-"""``GET /v1/models``: one body that OpenAI's and Anthropic's clients both read."""
+"""Serves ``GET /v1/models`` with a body that both OpenAI's and Anthropic's clients understand."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from moyin.text.routing.router import Router
 
 __all__ = ["model_routes"]
 
-# The protocols want a date of creation, which a name that we give has not.
+# The protocols require a date of creation, which our models and aliases do not have.
 _CREATED = datetime(2026, 1, 1, tzinfo=UTC)
 _ABILITIES = ("tools", "vision", "schema", "thinking", "embeddings")
-# Anthropic's own bound, and what a page holds here unless the client says less.
-_MOST = 1_000
+# Anthropic's largest page size, and the default here.
+_MAX_PAGE = 1_000
 
 
 def model_routes(text_router: Router) -> APIRouter:
@@ -30,7 +30,7 @@ def model_routes(text_router: Router) -> APIRouter:
 
     @router.get(
         "/models",
-        summary="Models and aliases that the caller may ask, and which can be asked now",
+        summary="List the models and aliases that the caller may use, with their status",
         description="Anthropic's clients (header `anthropic-version`) may page with `limit` (1 to "
         "1000), `after_id` and `before_id`. Callers with the scope `operator` also see the back "
         "ends and their prices.",
@@ -40,26 +40,27 @@ def model_routes(text_router: Router) -> APIRouter:
         try:
             return _listed(text_router.fleet, request)
         except MoyinError as error:
-            return _refusal(error, request)
+            return _error_response(error, request)
 
-    @router.get("/models/{name:path}", summary="One model or alias", response_model=None)
+    @router.get("/models/{name:path}", summary="Show a model or alias", response_model=None)
     async def show_model(name: str, request: Request) -> Response | dict[str, Any]:
         fleet, owner = text_router.fleet, context(request.scope).owner
         if name not in fleet.names(owner):
-            return _refusal(ModelNotFound(f"there is no model {name!r}", field="model"), request)
-        return _model(fleet, owner, name, prices=_operates(request))
+            error = ModelNotFound(f"there is no model or alias {name!r}", field="model")
+            return _error_response(error, request)
+        return _model(fleet, owner, name, prices=_is_operator(request))
 
     return router
 
 
-def _refusal(error: MoyinError, request: Request) -> Response:
+def _error_response(error: MoyinError, request: Request) -> Response:
     rendered = renderer_of(request.scope)(
         error, context(request.scope).request_id, request.url.path
     )
     return Response(rendered.body, rendered.status, dict(rendered.headers))
 
 
-def _operates(request: Request) -> bool:
+def _is_operator(request: Request) -> bool:
     identity = context(request.scope).identity
     return identity is not None and identity.has_scope(OPERATOR)
 
@@ -67,50 +68,50 @@ def _operates(request: Request) -> bool:
 def _listed(fleet: Fleet, request: Request) -> dict[str, Any]:
     owner = context(request.scope).owner
     names: Sequence[str] = fleet.names(owner)
-    more = False
+    has_more = False
     if speaks_anthropic(request.scope):
-        names, more = _page(names, request.query_params)
-    prices = _operates(request)
+        names, has_more = _page(names, request.query_params)
+    prices = _is_operator(request)
     return {
         "object": "list",
         "data": [_model(fleet, owner, name, prices=prices) for name in names],
-        "has_more": more,
+        "has_more": has_more,
         "first_id": names[0] if names else None,
         "last_id": names[-1] if names else None,
     }
 
 
 def _page(names: Sequence[str], query: Mapping[str, str]) -> tuple[Sequence[str], bool]:
-    """Return the page that an Anthropic client asks for, and whether there is more behind it.
+    """Return the requested page, and whether more pages follow.
 
     Raises:
-        InvalidRequest: naming the member of the query.
+        InvalidRequest: a parameter of the query is invalid; the error names it.
     """
     limit = _limit(query.get("limit"))
     after, before = query.get("after_id"), query.get("before_id")
     if after is not None and before is not None:
-        raise InvalidRequest("after_id and before_id exclude one another", field="before_id")
+        raise InvalidRequest("use either after_id or before_id, not both", field="before_id")
     if before is not None:
-        end = _place(names, before, "before_id")
+        end = _position(names, before, "before_id")
         start = max(end - limit, 0)
         return names[start:end], start > 0
-    start = 0 if after is None else _place(names, after, "after_id") + 1
+    start = 0 if after is None else _position(names, after, "after_id") + 1
     return names[start : start + limit], start + limit < len(names)
 
 
 def _limit(value: str | None) -> int:
     if value is None:
-        return _MOST
-    # Digits alone: int() takes underscores, signs and other scripts' digits, too.
+        return _MAX_PAGE
+    # ASCII digits only: int() also accepts underscores, signs and digits of other scripts.
     limit = int(value) if value.isascii() and value.isdigit() and len(value) <= 4 else 0
-    if not 1 <= limit <= _MOST:
-        raise InvalidRequest(f"limit must be a number from 1 to {_MOST}", field="limit")
+    if not 1 <= limit <= _MAX_PAGE:
+        raise InvalidRequest(f"limit must be a number from 1 to {_MAX_PAGE}", field="limit")
     return limit
 
 
-def _place(names: Sequence[str], name: str, field: str) -> int:
+def _position(names: Sequence[str], name: str, field: str) -> int:
     if name not in names:
-        raise InvalidRequest(f"{field}: there is no model {name!r}", field=field)
+        raise InvalidRequest(f"{field}: there is no model or alias {name!r}", field=field)
     return names.index(name)
 
 

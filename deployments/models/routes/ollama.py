@@ -1,4 +1,4 @@
-"""What Ollama's clients ask besides answers: which models there are, and what is loaded."""
+"""Serves the routes by which Ollama's clients list models and see which are loaded."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.loaded_models import ModelState
 from moyin.text.routing.router import Router
 
-__all__ = ["SPOKEN_VERSION", "ollama_routes"]
+__all__ = ["OLLAMA_VERSION", "ollama_routes"]
 
-# Of the Ollama whose API this is; clients look at it to see what they may use.
-SPOKEN_VERSION = "0.13.0"
-# The protocol wants dates that names of ours have not.
+# The version of Ollama whose API we implement; clients derive the supported features from it.
+OLLAMA_VERSION = "0.13.0"
+# The protocol requires a date, which our models and aliases do not have.
 _MODIFIED = datetime(2026, 1, 1, tzinfo=UTC).isoformat()
 _RESIDENT_FOR = timedelta(minutes=5)
-# What Ollama calls by the same words as we do.
+# Features with the same name in Ollama and here.
 _CAPABILITIES = ("tools", "vision", "thinking")
 
 
@@ -34,15 +34,15 @@ def ollama_routes(text_router: Router) -> APIRouter:
     router = APIRouter(prefix="/ollama", tags=["ollama"])
 
     @router.head("/", include_in_schema=False)
-    @router.get("/", summary="Ollama's sign of life", response_class=PlainTextResponse)
+    @router.get("/", summary="Check that the server responds", response_class=PlainTextResponse)
     async def alive() -> PlainTextResponse:
         return PlainTextResponse("Ollama is running")
 
-    @router.get("/api/version", summary="The version of Ollama whose API this is")
+    @router.get("/api/version", summary="Show the implemented version of Ollama's API")
     async def version() -> dict[str, str]:
-        return {"version": SPOKEN_VERSION}
+        return {"version": OLLAMA_VERSION}
 
-    @router.get("/api/tags", summary="Models and aliases")
+    @router.get("/api/tags", summary="List models and aliases")
     async def tags(request: Request) -> dict[str, Any]:
         fleet, owner = text_router.fleet, context(request.scope).owner
         return {
@@ -51,7 +51,7 @@ def ollama_routes(text_router: Router) -> APIRouter:
             ]
         }
 
-    @router.get("/api/ps", summary="Models that can answer without being loaded first")
+    @router.get("/api/ps", summary="List models that are loaded")
     async def ps(request: Request) -> dict[str, Any]:
         fleet, owner = text_router.fleet, context(request.scope).owner
         expires = (datetime.now(UTC) + _RESIDENT_FOR).isoformat()
@@ -59,7 +59,7 @@ def ollama_routes(text_router: Router) -> APIRouter:
         deployments = (
             deployment for name in names for deployment in fleet.deployments_for(name, owner)
         )
-        # Not those that only an alias leads to: their own names can't be asked.
+        # Models that the tenant may use by an alias only are left out, as it cannot name them.
         resident = {
             deployment.model.name: deployment
             for deployment in deployments
@@ -77,7 +77,7 @@ def ollama_routes(text_router: Router) -> APIRouter:
             ]
         }
 
-    @router.post("/api/show", summary="What a model or alias can do")
+    @router.post("/api/show", summary="Show the features of a model or alias")
     async def show(request: Request) -> dict[str, Any]:
         body = validate(wire.ShowBody, parse_object(await request.body()))
         name = body.model or body.name
@@ -85,14 +85,14 @@ def ollama_routes(text_router: Router) -> APIRouter:
             raise InvalidRequest("model: Field required", field="model")
         deployments = text_router.fleet.deployments_for(name, context(request.scope).owner)
         if not deployments:
-            raise ModelNotFound(f"there is no model {name!r}", field="model")
+            raise ModelNotFound(f"there is no model or alias {name!r}", field="model")
         return _shown(deployments)
 
     return router
 
 
 def _in(fleet: Fleet, deployment: ModelDeployment) -> bool:
-    """Whether the model is in memory as far as we know; servers that tell nothing keep theirs."""
+    """Tell whether the model is loaded; servers that do not report it keep their models loaded."""
     runtime = fleet.runtimes.get(deployment.backend)
     if runtime is None or not runtime.health.is_up:
         return False
@@ -131,10 +131,10 @@ def _shown(deployments: tuple[ModelDeployment, ...]) -> dict[str, Any]:
 
 
 def _capabilities(models: list[Model]) -> list[str]:
-    """What at least one of the models can do."""
-    found = ["completion"] if any(not model.embeddings for model in models) else []
-    found += ["embedding"] if any(model.embeddings for model in models) else []
-    return found + [word for word in _CAPABILITIES if any(getattr(m, word) for m in models)]
+    """Return the capabilities that at least one of the models has."""
+    capabilities = ["completion"] if any(not model.embeddings for model in models) else []
+    capabilities += ["embedding"] if any(model.embeddings for model in models) else []
+    return capabilities + [name for name in _CAPABILITIES if any(getattr(m, name) for m in models)]
 
 
 def _details() -> dict[str, Any]:

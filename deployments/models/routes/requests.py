@@ -1,4 +1,4 @@
-"""``GET /v1/requests/{id}``: what one call used and cost."""
+"""Serves ``GET /v1/requests/{id}``, the usage and cost of a call."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def request_routes(ledger: UsageLedger) -> APIRouter:
 
     @router.get(
         "/requests/{request_id}",
-        summary="Tokens and cost of a call, by the x-request-id of its answer",
+        summary="Show tokens and cost of a call by its x-request-id",
     )
     async def show_request(request_id: str, request: Request) -> dict[str, Any]:
         entry = await ledger.get(context(request.scope).owner, request_id)
         if entry is None:
             raise RequestNotFound(
-                f"no call {request_id!r} is in the ledger; a call is entered about a second after it ends"
+                f"there is no call {request_id!r}; calls are recorded about a second after they end"
             )
         plain: dict[str, Any] = serialization.to_plain(entry)
         return plain

@@ -1,4 +1,4 @@
-"""``POST /v1/route``: who would answer a request, and why the others would not; nobody is asked."""
+"""Serves ``POST /v1/route``, which explains a routing decision without calling a model."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ def route_routes(text_router: Router, codecs: Mapping[str, ProtocolCodec]) -> AP
 
     @router.post(
         "/route",
-        summary="Who would answer this request, and why",
+        summary="Explain which back end would answer a request",
         description="Takes the body of a chat call and explains the router's decision without "
-        "making it: every candidate's expected cost, time and score, and why each of the others is "
-        "out. `?protocol=` (or the header `x-moyin-protocol`) says whose body it is: "
+        "calling a model: the expected cost, time and score of every candidate, and the reason why "
+        "other back ends are excluded. `?protocol=` (or the header `x-moyin-protocol`) names the "
+        "protocol of the body: "
         f"{', '.join(codecs)}; the first unless told. The headers `x-moyin-residency`, "
         "`x-moyin-quality` and `x-moyin-usd-per-bad-answer` count as in the call itself.",
         openapi_extra={
@@ -48,9 +49,11 @@ def route_routes(text_router: Router, codecs: Mapping[str, ProtocolCodec]) -> AP
         if codec is None:
             raise InvalidRequest(f"must be one of {', '.join(codecs)}", field="protocol")
         call = codec.parse(await request.body())
-        asked = context(request.scope)
+        request_context = context(request.scope)
         routing_context = RoutingContext(
-            request_id=asked.request_id, owner=asked.owner, headers=request.scope["headers"]
+            request_id=request_context.request_id,
+            owner=request_context.owner,
+            headers=request.scope["headers"],
         )
         await text_router.prepare(routing_context.owner)
         return _explained(text_router.explain(codec, call, routing_context))
@@ -117,7 +120,7 @@ def _candidate(candidate: Candidate, explanation: Explanation) -> dict[str, Any]
 
 
 def _quality(quality: RequestQuality | None) -> dict[str, Any] | None:
-    """What is known of the request; None where quality has no say."""
+    """Describe the estimated difficulty of the request; None if quality is not considered."""
     if quality is None:
         return None
     question = quality.question

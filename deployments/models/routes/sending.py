@@ -1,4 +1,4 @@
-"""Answers as ASGI messages."""
+"""Reads request bodies and sends answers as ASGI messages."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ JSON = (b"content-type", b"application/json")
 
 
 async def read_body(receive: Receive) -> bytes | None:
-    """The whole body; None when the client left before its end."""
-    pieces = []
+    """Return the whole body; None if the client disconnected before its end."""
+    chunks = []
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
-        pieces.append(message.get("body", b""))
+        chunks.append(message.get("body", b""))
         if not message.get("more_body", False):
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 async def send_answer(answer: Answer, send: Send) -> None:
-    """Whole, or piece by piece as they come."""
+    """Send an answer whole, or as a stream."""
     if answer.stream is not None:
         await _send_stream(answer, answer.stream, send)
     else:
@@ -36,6 +36,7 @@ async def send_answer(answer: Answer, send: Send) -> None:
 async def send_body(
     send: Send, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes
 ) -> None:
+    """Send a whole response."""
     length = (b"content-length", str(len(body)).encode())
     await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
     await send({"type": "http.response.body", "body": body})
@@ -44,6 +45,6 @@ async def send_body(
 async def _send_stream(answer: Answer, stream: Stream, send: Send) -> None:
     async with aclosing(stream):
         await send({"type": "http.response.start", "status": 200, "headers": list(answer.headers)})
-        async for piece in stream:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        async for chunk in stream:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
     await send({"type": "http.response.body", "body": b""})

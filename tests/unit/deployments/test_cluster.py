@@ -27,7 +27,7 @@ def test_ray_accepts_it(config: Any) -> None:
     validate_config(prepare_config(config))
 
 
-def test_it_has_a_head_and_workers_of_both_kinds(config: Any) -> None:
+def test_cluster_has_a_head_and_workers_of_both_kinds(config: Any) -> None:
     assert config["available_node_types"].keys() == {"head", "cpu", "gpu"}
     assert config["head_node_type"] == "head"
 
@@ -57,10 +57,10 @@ def test_every_node_starts_with_the_ray_environment(
     assert os.access(environment["RAY_SERVE_HAPROXY_BINARY_PATH"], os.X_OK)
 
 
-def test_every_node_has_the_token_and_an_image_of_its_own(config: Any) -> None:
+def test_every_node_has_the_token_and_a_recent_image(config: Any) -> None:
     assert "~/.ray/auth_token" in config["file_mounts"]
     images = {name: kind["node_config"]["ImageId"] for name, kind in _types(config).items()}
-    # Ray's own choice is too old for our Python.
+    # The Python of Ray's default image is too old.
     assert all("24.04" in image for image in images.values())
     assert "nvidia" in images["gpu"]
 
@@ -73,7 +73,7 @@ def test_every_node_installs_the_lock(config: Any) -> None:
     assert any("requirements.lock" in line for line in config["setup_commands"])
 
 
-def test_only_renders_run_on_nodes_that_come_for_them(config: Any) -> None:
+def test_only_renders_run_on_autoscaled_gpu_nodes(config: Any) -> None:
     [(label, refused)] = NOT_FOR_RENDERS.items()
     types = _types(config)
     marked = {name: kind["labels"][label] for name, kind in types.items() if "labels" in kind}

@@ -23,29 +23,29 @@ def client(origins: str) -> TestClient:
 
 
 def preflight(client: TestClient, origin: str) -> Any:
-    asked = {"origin": origin, "access-control-request-method": "POST",
-             "access-control-request-headers": "authorization"}  # fmt: skip
-    return client.options("/", headers=asked)
+    headers = {"origin": origin, "access-control-request-method": "POST",
+               "access-control-request-headers": "authorization"}  # fmt: skip
+    return client.options("/", headers=headers)
 
 
-def test_pages_of_a_named_origin_may_call_and_read() -> None:
-    asked = preflight(client(f"{PAGE}, https://other.example"), PAGE)
-    assert asked.headers["access-control-allow-origin"] == PAGE
-    assert asked.headers["access-control-allow-headers"] == "authorization"
-    told = client(PAGE).post("/", headers={"origin": PAGE})
-    assert told.headers["access-control-allow-origin"] == PAGE
-    assert "x-request-id" in told.headers["access-control-expose-headers"]
-    assert "access-control-allow-credentials" not in told.headers
+def test_configured_origin_may_call_and_read() -> None:
+    preflighted = preflight(client(f"{PAGE}, https://other.example"), PAGE)
+    assert preflighted.headers["access-control-allow-origin"] == PAGE
+    assert preflighted.headers["access-control-allow-headers"] == "authorization"
+    response = client(PAGE).post("/", headers={"origin": PAGE})
+    assert response.headers["access-control-allow-origin"] == PAGE
+    assert "x-request-id" in response.headers["access-control-expose-headers"]
+    assert "access-control-allow-credentials" not in response.headers
 
 
-def test_pages_of_others_may_not() -> None:
+def test_other_origins_may_not_call() -> None:
     assert preflight(client(PAGE), "https://evil.example").status_code == 400
-    told = client(PAGE).post("/", headers={"origin": "https://evil.example"})
-    assert "access-control-allow-origin" not in told.headers
+    response = client(PAGE).post("/", headers={"origin": "https://evil.example"})
+    assert "access-control-allow-origin" not in response.headers
     assert cors("") == []
 
 
-def test_answers_carry_security_headers_and_keep_their_own() -> None:
-    told = client("").post("/")
-    assert told.headers["x-content-type-options"] == "nosniff"
-    assert told.headers.get_list("x-frame-options") == ["SAMEORIGIN"]
+def test_response_gets_security_headers_and_keeps_its_own() -> None:
+    response = client("").post("/")
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers.get_list("x-frame-options") == ["SAMEORIGIN"]

@@ -14,15 +14,15 @@ from moyin.access.gatekeeper.observation import NoObserver
 from moyin.testing.identities import StaticAuthenticator
 
 
-async def answered(error: Exception) -> tuple[int, dict[bytes, bytes], Any]:
-    """What comes of a request whose route raises."""
+async def respond(error: Exception) -> tuple[int, dict[bytes, bytes], Any]:
+    """Return status, headers and body of the response to a request whose route raises ``error``."""
     app = new_fastapi("test", errors=problem_details, description="")
 
     @app.get("/x")
     async def fail() -> None:
         raise error
 
-    door = Gatekeeper(
+    gatekeeper = Gatekeeper(
         app,
         service="test",
         authenticator=StaticAuthenticator({}),
@@ -41,9 +41,9 @@ async def answered(error: Exception) -> tuple[int, dict[bytes, bytes], Any]:
 
     scope = {
         "type": "http", "method": "GET", "path": "/x", "raw_path": b"/x", "query_string": b"",
-        "headers": [(b"host", b"door")], "scheme": "http", "http_version": "1.1",
+        "headers": [(b"host", b"gateway")], "scheme": "http", "http_version": "1.1",
     }  # fmt: skip
-    await door(scope, receive, send)
+    await gatekeeper(scope, receive, send)
     start, body = sent
     return start["status"], dict(start["headers"]), json.loads(body["body"])
 
@@ -55,16 +55,16 @@ async def answered(error: Exception) -> tuple[int, dict[bytes, bytes], Any]:
         (OperationalError("SELECT 1", None, Exception()), 503, "service_unavailable"),
         (ConnectionRefusedError(111, "Connect call failed"), 503, "service_unavailable"),
         (gaierror(-2, "Name or service not known"), 503, "service_unavailable"),
-        # What asyncio makes of a host with several addresses.
+        # asyncio raises this for a host with several addresses.
         (OSError("Multiple exceptions: [Errno 111] a, [Errno 111] b"), 503, "service_unavailable"),
         (OSError(28, "No space left on device"), 500, "internal_error"),
     ],
 )
-async def test_what_nobody_foresaw_is_told_as_every_other_error(
+async def test_unexpected_exception_becomes_a_problem_document(
     error: Exception, status: int, code: str
 ) -> None:
-    told, headers, body = await answered(error)
-    assert (told, body["code"]) == (status, code)
+    received, headers, body = await respond(error)
+    assert (received, body["code"]) == (status, code)
     assert headers[b"content-type"] == b"application/problem+json"
     assert headers[b"x-content-type-options"] == b"nosniff"
     assert body["request_id"].encode() == headers[b"x-request-id"]

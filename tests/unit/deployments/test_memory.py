@@ -11,7 +11,7 @@ held = [bytearray(2**20)]
 while len(held) < int(sys.argv[2]):
     held.append(bytearray(2**20))
     time.sleep(0.005)
-print("lived", flush=True)
+print("survived", flush=True)
 """
 
 
@@ -22,12 +22,12 @@ def _run(limit_mib: int, leak_mib: int) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_a_leak_ends_its_own_process() -> None:
+def test_leak_above_the_limit_ends_the_process() -> None:
     leaking = _run(200, 2_000)
     assert (leaking.returncode, leaking.stdout) == (70, "")
     assert "this replica uses" in leaking.stderr
 
 
-def test_without_a_bound_or_below_it_everything_goes_on() -> None:
-    assert _run(0, 50).stdout == "lived\n"
-    assert _run(1_000, 50).stdout == "lived\n"
+def test_process_survives_without_a_limit_and_below_it() -> None:
+    assert _run(0, 50).stdout == "survived\n"
+    assert _run(1_000, 50).stdout == "survived\n"

@@ -1,4 +1,4 @@
-"""The descriptions of the three apps; `tests/integration/test_openapi.py` asks all that they allow."""
+"""Checks the OpenAPI documents of three apps; `tests/integration/test_openapi.py` calls the routes."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def described(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The description of an app that is made of nothing: that needs no store."""
-    made: list[FastAPI] = []
-    new = APPS[name].new_fastapi
+    """Return the OpenAPI document of an app that is built from mocks."""
+    created: list[FastAPI] = []
+    new_fastapi = APPS[name].new_fastapi
 
-    def noted(*arguments: Any, **options: Any) -> FastAPI:
-        made.append(new(*arguments, **options))
-        return made[0]
+    def capture(*arguments: Any, **options: Any) -> FastAPI:
+        created.append(new_fastapi(*arguments, **options))
+        return created[0]
 
-    monkeypatch.setattr(APPS[name], "new_fastapi", noted)
+    monkeypatch.setattr(APPS[name], "new_fastapi", capture)
     APPS[name].new_app(MagicMock())
-    return made[0].openapi()
+    return created[0].openapi()
 
 
 def _operations(described: Any) -> Iterator[tuple[str, Any]]:
@@ -54,11 +54,11 @@ def _operations(described: Any) -> Iterator[tuple[str, Any]]:
             yield path, operation
 
 
-def test_a_description_is_valid(described: Any) -> None:
+def test_document_is_valid(described: Any) -> None:
     assert [error.message for error in OpenAPIV31SpecValidator(described).iter_errors()] == []
 
 
-def test_a_description_says_which_routes_need_no_key(name: str, described: Any) -> None:
+def test_document_lists_routes_that_need_no_key(name: str, described: Any) -> None:
     assert described["security"] == [{"bearer": []}, {"apiKey": []}]
     schemes = described["components"]["securitySchemes"]
     open_paths = set()
@@ -70,8 +70,8 @@ def test_a_description_says_which_routes_need_no_key(name: str, described: Any) 
     assert open_paths == PUBLIC[name]
 
 
-def test_the_body_of_every_answer_is_described(described: Any) -> None:
-    """But for statuses that have none."""
+def test_body_of_every_response_is_described(described: Any) -> None:
+    """Check all statuses except those without a body."""
     for path, operation in _operations(described):
         for status, response in operation["responses"].items():
             assert response.get("description"), (path, status)

@@ -16,7 +16,7 @@ NOT_FOUND = "Path '/jobs' not found. Ping http://.../-/routes for available rout
 
 
 def serve_answers(text: str, status: int, **headers: str) -> ASGIApp:
-    """Answers as Ray Serve's own code does, by its own function."""
+    """Return an app that responds as Ray Serve's own code does, by calling Serve's function."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         extra = [(name.replace("_", "-").encode(), v.encode()) for name, v in headers.items()]
@@ -26,7 +26,7 @@ def serve_answers(text: str, status: int, **headers: str) -> ASGIApp:
     return app
 
 
-async def requested(app: ASGIApp, path: str = "/jobs", kind: str = "http") -> list[Message]:
+async def messages_of(app: ASGIApp, path: str = "/jobs", kind: str = "http") -> list[Message]:
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -40,15 +40,15 @@ async def requested(app: ASGIApp, path: str = "/jobs", kind: str = "http") -> li
     return sent
 
 
-async def answered(app: ASGIApp, path: str = "/jobs") -> Answer:
-    start, body = await requested(app, path)
+async def respond(app: ASGIApp, path: str = "/jobs") -> Answer:
+    start, body = await messages_of(app, path)
     headers = {name.decode(): value.decode() for name, value in start["headers"]}
     assert len(headers) == len(start["headers"])
     return start["status"], headers, body["body"]
 
 
 @pytest.mark.parametrize(
-    "serves, status, code, retry_after",
+    "serve_status, status, code, retry_after",
     [
         (404, 503, "service_unavailable", "5"),
         (503, 503, "service_unavailable", "5"),
@@ -57,12 +57,12 @@ async def answered(app: ASGIApp, path: str = "/jobs") -> Answer:
         (500, 500, "internal_error", None),
     ],
 )
-async def test_serves_own_errors_become_ours(
-    serves: int, status: int, code: str, retry_after: str | None
+async def test_errors_of_serve_are_replaced_by_ours(
+    serve_status: int, status: int, code: str, retry_after: str | None
 ) -> None:
-    told, headers, body = await answered(serve_answers(NOT_FOUND, serves))
+    received, headers, body = await respond(serve_answers(NOT_FOUND, serve_status))
     problem = json.loads(body)
-    assert (told, problem["status"], problem["code"]) == (status, status, code)
+    assert (received, problem["status"], problem["code"]) == (status, status, code)
     assert headers["content-type"] == "application/problem+json"
     assert headers["x-request-id"] == problem["request_id"] == "r1"
     assert headers["content-length"] == str(len(body))
@@ -71,10 +71,10 @@ async def test_serves_own_errors_become_ours(
     assert "Ping" not in problem["detail"]
 
 
-async def test_the_path_tells_the_shape() -> None:
+async def test_error_has_the_format_of_the_path() -> None:
     app = serve_answers(NOT_FOUND, 404)
     members = {
-        path: set(json.loads((await answered(app, path))[2]))
+        path: set(json.loads((await respond(app, path))[2]))
         for path in ("/v1/chat/completions", "/v1/messages", "/api/chat", "/prompt", "/accounts/a")
     }
     assert members == {
@@ -88,21 +88,21 @@ async def test_the_path_tells_the_shape() -> None:
     }  # fmt: skip
 
 
-async def test_the_id_that_serve_gave_is_kept() -> None:
-    _, headers, body = await answered(serve_answers("no", 503, x_request_id="serves"))
-    assert headers["x-request-id"] == json.loads(body)["request_id"] == "serves"
+async def test_request_id_of_serve_is_kept() -> None:
+    _, headers, body = await respond(serve_answers("no", 503, x_request_id="from-serve"))
+    assert headers["x-request-id"] == json.loads(body)["request_id"] == "from-serve"
 
 
-async def test_no_response_at_all_is_a_lost_replica() -> None:
+async def test_missing_response_means_a_lost_replica() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         return
 
-    status, headers, body = await answered(app)
+    status, headers, body = await respond(app)
     assert (status, json.loads(body)["code"]) == (502, "worker_lost")
     assert headers["retry-after"] == "1"
 
 
-async def test_an_exception_is_answered_and_goes_on_to_the_server() -> None:
+async def test_exception_gets_a_response_and_reaches_the_server() -> None:
     sent: list[Message] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -123,44 +123,44 @@ async def test_an_exception_is_answered_and_goes_on_to_the_server() -> None:
     "response",
     [
         JSONResponse({"code": "job_not_found"}, 404),
-        PlainTextResponse("an upstream's own words", 404),
+        PlainTextResponse("an upstream's own error", 404),
         PlainTextResponse("fine", 200),
         Response(status_code=499),
     ],
 )
-async def test_what_an_app_answers_passes(response: Response) -> None:
-    status, headers, body = await answered(response)
+async def test_response_of_an_app_is_not_changed(response: Response) -> None:
+    status, headers, body = await respond(response)
     assert (status, body) == (response.status_code, response.body)
     assert headers.get("content-type") == response.headers.get("content-type")
 
 
-async def test_a_stream_of_an_upstream_passes() -> None:
+async def test_stream_of_an_upstream_is_not_changed() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(b"content-type", b"text/plain"), (b"date", b"today")]
         await send({"type": "http.response.start", "status": 503, "headers": headers})
         await send({"type": "http.response.body", "body": b"a", "more_body": True})
         await send({"type": "http.response.body", "body": b"b"})
 
-    assert [message.get("body") for message in await requested(app)] == [None, b"a", b"b"]
+    assert [message.get("body") for message in await messages_of(app)] == [None, b"a", b"b"]
 
 
 @pytest.mark.parametrize("path", ["/-/healthz", "/-/routes"])
-async def test_serves_own_endpoints_pass(path: str) -> None:
-    status, _, body = await answered(serve_answers("No replicas are available yet.", 503), path)
+async def test_endpoints_of_serve_are_not_changed(path: str) -> None:
+    status, _, body = await respond(serve_answers("No replicas are available yet.", 503), path)
     assert (status, body) == (503, b"No replicas are available yet.")
 
 
-async def test_websockets_pass() -> None:
+async def test_websocket_is_not_changed() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "websocket.close", "code": 1001})
 
-    assert await requested(app, kind="websocket") == [{"type": "websocket.close", "code": 1001}]
+    assert await messages_of(app, kind="websocket") == [{"type": "websocket.close", "code": 1001}]
 
 
-async def test_pages_of_named_origins_may_read_it() -> None:
+async def test_configured_origin_may_read_the_error() -> None:
     [middleware] = cors("https://play.example")
-    inside = OutageErrors(serve_answers(NOT_FOUND, 404))
-    app: Any = middleware.cls(inside, *middleware.args, **middleware.kwargs)
+    inner = OutageErrors(serve_answers(NOT_FOUND, 404))
+    app: Any = middleware.cls(inner, *middleware.args, **middleware.kwargs)
     sent: list[Message] = []
 
     async def send(message: Message) -> None:

@@ -1,4 +1,4 @@
-"""serve_config.yaml as shipped is valid, and the validator finds what Ray would let pass."""
+"""Checks that the shipped serve_config.yaml is valid and that the validator finds mistakes."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def _user_config(config: Any) -> Any:
     return _app(config, "models")["deployments"][0]["user_config"]
 
 
-def test_the_shipped_file_is_valid(config: Any) -> None:
+def test_shipped_file_is_valid(config: Any) -> None:
     assert list(problems(config)) == []
 
 
-def test_it_has_the_five_apps_behind_loopback(config: Any) -> None:
+def test_shipped_file_has_five_apps_on_loopback(config: Any) -> None:
     routes = {app["name"]: app["route_prefix"] for app in config["applications"]}
     assert routes == {
         "gateway": "/",
@@ -46,7 +46,7 @@ def test_it_has_the_five_apps_behind_loopback(config: Any) -> None:
     assert config["http_options"]["port"] == Ports().door
 
 
-def test_the_gateway_knows_every_pool(config: Any) -> None:
+def test_gateway_lists_every_pool(config: Any) -> None:
     pools = {
         app["args"]["pool"] for app in config["applications"] if app["name"].startswith("render-")
     }
@@ -54,10 +54,10 @@ def test_the_gateway_knows_every_pool(config: Any) -> None:
 
 
 def _set(*path: Any) -> Callable[[Any], None]:
-    *way, key, value = path
+    *parents, key, value = path
 
     def change(target: Any) -> None:
-        for part in way:
+        for part in parents:
             target = target[part]
         target[key] = value
 
@@ -69,19 +69,20 @@ def _rename_models(config: Any) -> None:
 
 
 def _another_pool(config: Any) -> None:
-    """The gateway names none, so the one that is called default."""
+    """Remove the gateway's pools, so that it expects one called default, and rename the only pool."""
     del _app(config, "gateway")["args"]
     app = _app(config, "render-default")
     app["name"], app["args"]["pool"] = "render-big", "big"
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "problem"),
     [
         (_set("colour", "red"), "colour: unknown key"),
         (
             _set("applications", 3, "deployments", 0, "user_config", "aliases", {"fast": ["smol"]}),
-            "applications.models.deployments.Models.user_config: alias 'fast': no model 'smol'",
+            "applications.models.deployments.Models.user_config: alias 'fast': "
+            "no back end has a model 'smol'",
         ),
         (_set("http_options", "prot", 1), "http_options.prot: unknown key"),
         (
@@ -150,23 +151,23 @@ def _another_pool(config: Any) -> None:
         ),
     ],
 )
-def test_what_ray_ignores_is_found(config: Any, change: Callable[[Any], None], told: str) -> None:
+def test_mistake_is_found(config: Any, change: Callable[[Any], None], problem: str) -> None:
     change(config)
-    assert any(told in line for line in problems(config)), list(problems(config))
+    assert any(problem in line for line in problems(config)), list(problems(config))
 
 
-def test_wrong_pools_are_told_of_once(config: Any) -> None:
+def test_wrong_type_of_pools_is_reported_once(config: Any) -> None:
     _app(config, "gateway")["args"]["pools"] = 7
-    [told] = problems(config)
-    assert told.startswith("applications.gateway.args.pools: must be a list")
+    [problem] = problems(config)
+    assert problem.startswith("applications.gateway.args.pools: must be a list")
 
 
-def test_a_farm_for_text_needs_no_pool(config: Any) -> None:
+def test_farm_for_text_needs_no_pool(config: Any) -> None:
     config["applications"].remove(_app(config, "render-default"))
     assert list(problems(config)) == []
 
 
-def test_the_stack_moves_the_doors_and_nothing_else(config: Any) -> None:
+def test_stack_changes_only_the_ports(config: Any) -> None:
     ports = Ports.read({}, base=20_000)
     moved = load_serve_config(ROOT / "serve_config.yaml", ports)
     assert moved["http_options"].pop("port") == 20_000

@@ -1,4 +1,4 @@
-"""`/docs` of every app: all that it needs comes from beside it, without a key."""
+"""Checks that `/docs` of every app needs no key and loads no files from other hosts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deployments.models.app import _PUBLIC as MODELS
 from deployments.swagger import DOCS
 from moyin.access.gatekeeper import problem_details
 
-_NEEDED = re.compile(r'(?:href|src)="(?!data:)([^"]+)"')
+_REFERENCE = re.compile(r'(?:href|src)="(?!data:)([^"]+)"')
 
 
 def _client() -> TestClient:
@@ -22,22 +22,22 @@ def _client() -> TestClient:
     return TestClient(app, root_path="/v1")
 
 
-def test_the_page_and_what_it_needs_come_from_us() -> None:
+def test_page_and_its_files_come_from_the_app() -> None:
     client = _client()
     page = client.get("/docs")
     assert "<title>Moyin &lt;test&gt;</title>" in page.text
-    needed = _NEEDED.findall(page.text)
-    assert needed == ["docs/swagger-ui.css", "docs/swagger-ui-bundle.js"]
+    addresses = _REFERENCE.findall(page.text)
+    assert addresses == ["docs/swagger-ui.css", "docs/swagger-ui-bundle.js"]
     types = {}
-    for address in needed:
-        answer = client.get(urljoin("/docs", address))
-        assert (answer.status_code, len(answer.content) > 100_000) == (200, True), address
-        assert answer.headers["x-content-type-options"] == "nosniff"
-        types[address] = answer.headers["content-type"].partition(";")[0]
-    assert types == dict(zip(needed, ("text/css", "text/javascript"), strict=True))
+    for address in addresses:
+        response = client.get(urljoin("/docs", address))
+        assert (response.status_code, len(response.content) > 100_000) == (200, True), address
+        assert response.headers["x-content-type-options"] == "nosniff"
+        types[address] = response.headers["content-type"].partition(";")[0]
+    assert types == dict(zip(addresses, ("text/css", "text/javascript"), strict=True))
 
 
-def test_its_policy_lets_it_reach_nobody_else() -> None:
+def test_content_security_policy_blocks_other_hosts() -> None:
     page = _client().get("/docs")
     policy = dict(
         part.strip().split(" ", 1) for part in page.headers["content-security-policy"].split(";")
@@ -49,6 +49,6 @@ def test_its_policy_lets_it_reach_nobody_else() -> None:
     assert page.headers["x-frame-options"] == "DENY"
 
 
-def test_nobody_is_asked_for_a_key() -> None:
+def test_page_needs_no_key() -> None:
     for prefix, public in (("/", GATEWAY), ("/v1/", MODELS), ("/accounts/", ACCOUNTS)):
         assert {f"{prefix}{name}" for name in (*DOCS, "openapi.json")} <= public

@@ -23,7 +23,7 @@ def config(*backends: dict[str, Any], **aliases: Any) -> ModelsConfig:
     return ModelsConfig.model_validate({"backends": backends, "aliases": aliases})
 
 
-def test_prices_come_from_the_configuration_the_table_or_the_kind_of_back_end() -> None:
+def test_price_comes_from_configuration_table_or_kind_of_back_end() -> None:
     read = config(LOCAL, CLOUD, {**VLLM, "models": [{**PAID, "name": "paid"}]}, fast=["small"])
     local, cloud, vllm = read.backends
     assert local.tariff(local.models[0]).price_on(CHECKED_ON).rates(0).output == 0
@@ -32,16 +32,16 @@ def test_prices_come_from_the_configuration_the_table_or_the_kind_of_back_end() 
     assert read.aliases["fast"].models == ("small",)
 
 
-def test_the_name_upstream_finds_the_price() -> None:
+def test_price_is_found_by_the_upstream_name() -> None:
     renamed = {**HAIKU, "name": "cheap", "upstream": "claude-haiku-5-5"}
     (cloud,) = config({**CLOUD, "models": [renamed]}).backends
     assert cloud.tariff(cloud.models[0]) is CLAUDE["claude-haiku-5-5"]
 
 
 @pytest.mark.parametrize(
-    ("backends", "aliases", "told"),
+    ("backends", "aliases", "message"),
     [
-        ([{**VLLM, "models": [SMALL]}], {}, "price of 'small' is not known"),
+        ([{**VLLM, "models": [SMALL]}], {}, "price of 'small' is unknown"),
         ([{**CLOUD, "models": [{**HAIKU, "name": "claude-next"}]}], {}, "price of 'claude-next'"),
         ([LOCAL, LOCAL], {}, "same name"),
         (
@@ -49,7 +49,7 @@ def test_the_name_upstream_finds_the_price() -> None:
             {},
             "same name",
         ),
-        ([LOCAL], {"fast": ["big"]}, "no model 'big'"),
+        ([LOCAL], {"fast": ["big"]}, "no back end has a model 'big'"),
         ([LOCAL], {"small": ["small"]}, "is the name of a model"),
         ([{**LOCAL, "models": [{**SMALL, "name": "auto"}]}], {}, "the router chooses"),
         ([{**LOCAL, "models": []}], {}, "at least 1"),
@@ -77,12 +77,12 @@ def test_the_name_upstream_finds_the_price() -> None:
         ([LOCAL], {"fast": {"cache": {"ttl_s": 0}}}, "greater than"),
     ],
 )
-def test_mistakes_are_told(backends: list[Any], aliases: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValidationError, match=told):
+def test_mistake_is_reported(backends: list[Any], aliases: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         config(*backends, **aliases)
 
 
-def test_prices_may_change_by_day_and_by_length() -> None:
+def test_prices_may_depend_on_day_and_prompt_length() -> None:
     prices = [
         {"input": 1, "output": 5, "up_to": 1000},
         {"input": 2, "output": 10},
@@ -95,12 +95,12 @@ def test_prices_may_change_by_day_and_by_length() -> None:
     assert tariff.price_on(date(2027, 1, 1)).rates(1).output == 15
 
 
-def test_users_may_override_the_table_of_prices() -> None:
+def test_configured_price_overrides_the_table() -> None:
     (cloud,) = config({**CLOUD, "models": [{**HAIKU, "price": {"input": 7, "output": 9}}]}).backends
     assert cloud.tariff(cloud.models[0]).price_on(CHECKED_ON).rates(1).input == 7
 
 
-def test_a_machine_may_cost_by_the_hour() -> None:
+def test_model_may_be_priced_by_gpu_hour() -> None:
     (local,) = config(
         {**LOCAL, "models": [{**SMALL, "price": {"usd_per_gpu_hour": "0.6"}}]}
     ).backends
@@ -109,24 +109,24 @@ def test_a_machine_may_cost_by_the_hour() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tenants", "told"),
+    ("tenants", "message"),
     [
         ({"ada": {"residency": ["mars"]}}, "tenant 'ada': no back end is in 'mars'"),
         ({"ada": {"models": ["big"]}}, "tenant 'ada': no model or alias 'big'"),
         ({"ada": {"model": ["small"]}}, "Extra inputs"),
     ],
 )
-def test_mistakes_about_tenants_are_told(tenants: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValidationError, match=told):
+def test_mistake_about_tenants_is_reported(tenants: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         ModelsConfig.model_validate({"backends": [LOCAL], "tenants": tenants})
 
 
-def test_local_back_ends_are_in_the_house_unless_said() -> None:
+def test_local_back_ends_are_on_premises_by_default() -> None:
     read = config(LOCAL, CLOUD, {**VLLM, "models": [{**PAID, "name": "p"}], "residency": "eu"})
     assert [backend.residency for backend in read.backends] == ["on-premises", "cloud", "eu"]
 
 
-def test_each_kind_of_server_gets_as_many_calls_as_it_takes() -> None:
+def test_concurrent_calls_depend_on_the_kind_of_server() -> None:
     ollama = {
         "name": "gpu",
         "type": "ollama",

@@ -37,7 +37,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return Settings(data=tmp_path)
 
 
-async def test_without_a_key_claude_is_listed_but_has_no_lane(settings: Settings) -> None:
+async def test_claude_without_a_key_is_listed_but_not_usable(settings: Settings) -> None:
     fleet = FleetBuilder(settings, {}).build(config(CLOUD))
     (deployment,) = fleet.catalog.deployments
     assert (deployment.configured, deployment.key_env) == (False, "ANTHROPIC_API_KEY")
@@ -52,7 +52,7 @@ async def test_without_a_key_claude_is_listed_but_has_no_lane(settings: Settings
         ({"api_key_env": "OTHER"}, {"OTHER": "k"}),
     ],
 )
-async def test_with_a_key_it_is_in_service(
+async def test_claude_with_a_key_is_usable(
     settings: Settings, changes: dict[str, str], environment: dict[str, str]
 ) -> None:
     builder = FleetBuilder(settings, environment)
@@ -62,7 +62,7 @@ async def test_with_a_key_it_is_in_service(
     await builder.close()
 
 
-async def test_a_named_variable_that_is_empty_is_not_replaced_by_another(
+async def test_empty_key_variable_does_not_fall_back_to_the_default_one(
     settings: Settings,
 ) -> None:
     builder = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "k", "OTHER": ""})
@@ -71,14 +71,14 @@ async def test_a_named_variable_that_is_empty_is_not_replaced_by_another(
     assert fleet.catalog.deployments[0].key_env == "OTHER"
 
 
-async def test_every_ollama_host_is_a_lane_of_its_own(settings: Settings) -> None:
+async def test_every_ollama_host_is_a_separate_back_end(settings: Settings) -> None:
     fleet = FleetBuilder(settings, {}).build(config(OLLAMA))
     assert list(fleet.runtimes) == ["gpu-0", "gpu-1"]
     assert [deployment.backend for deployment in fleet.catalog.find("qwen3")] == ["gpu-0", "gpu-1"]
     assert fleet.catalog.deployments[0].api_format is ApiFormat.OLLAMA
 
 
-async def test_a_new_configuration_keeps_lanes_that_did_not_change(settings: Settings) -> None:
+async def test_new_configuration_keeps_unchanged_back_ends(settings: Settings) -> None:
     builder = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "k"})
     first = builder.build(config(CLOUD, OLLAMA))
     second = builder.build(config(CLOUD, {**OLLAMA, "hosts": ["http://c:1"]}))
@@ -87,7 +87,7 @@ async def test_a_new_configuration_keeps_lanes_that_did_not_change(settings: Set
     await builder.close()
 
 
-async def test_a_lane_retires_only_when_its_last_request_is_over(
+async def test_removed_back_end_closes_after_its_last_request(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deployments.models.fleet._RETIREMENT_SECONDS", 0.01)
@@ -109,7 +109,7 @@ async def test_a_lane_retires_only_when_its_last_request_is_over(
     await builder.close()
 
 
-async def test_every_replica_of_the_embedded_server_is_a_lane_of_its_own(
+async def test_every_embedded_server_is_a_separate_back_end(
     settings: Settings,
 ) -> None:
     llama = {"name": "local", "type": "llamacpp", "server": {"replicas": 2}}
@@ -124,7 +124,7 @@ async def test_every_replica_of_the_embedded_server_is_a_lane_of_its_own(
     assert len(actors) == 2
 
 
-async def test_breakers_are_told_of_from_their_first_state_on(settings: Settings) -> None:
+async def test_telemetry_records_breakers_from_their_first_state(settings: Settings) -> None:
     telemetry = RecordingTelemetry()
     builder = FleetBuilder(settings, {}, telemetry=telemetry)
     fleet = builder.build(config(OLLAMA))
@@ -140,7 +140,7 @@ async def test_breakers_are_told_of_from_their_first_state_on(settings: Settings
     await builder.close()
 
 
-async def test_schemas_are_bounded_for_every_server_but_the_vendors_own(
+async def test_schema_size_is_limited_except_for_the_vendors_own_apis(
     settings: Settings,
 ) -> None:
     model = {"name": "m", "context": 10, "price": {"input": 0, "output": 0}}

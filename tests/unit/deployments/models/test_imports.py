@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 
-def test_a_replica_without_claude_does_not_import_its_sdk() -> None:
+def test_models_deployment_does_not_import_anthropics_sdk() -> None:
     code = "import sys, deployments.models.deployment; print('anthropic' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
@@ -12,7 +12,7 @@ def test_a_replica_without_claude_does_not_import_its_sdk() -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_a_replica_without_a_judge_does_not_import_temporals_sdk() -> None:
+def test_models_deployment_does_not_import_temporals_sdk() -> None:
     code = "import sys, deployments.models.deployment; print('temporalio' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True

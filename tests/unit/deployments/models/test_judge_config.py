@@ -1,4 +1,4 @@
-"""The judge in the configuration: off unless it is there, and wrong by field."""
+"""Tests `routing.judge`: it is optional, and errors name the field."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def config(judge: Any, tenants: Any = None, **aliases: Any) -> ModelsConfig:
     )
 
 
-def test_off_unless_it_is_configured() -> None:
+def test_judge_is_off_unless_configured() -> None:
     assert ModelsConfig().routing.judge is None
     judge = config({**JUDGE, "share": 0}).routing.judge
     assert judge is not None and judge.rules() is None
 
 
-def test_a_judge_as_configured() -> None:
+def test_rules_follow_the_configuration() -> None:
     judge = config({**JUDGE, "second": "small", "usd_per_month": "0.1"}).routing.judge
     assert judge is not None
     assert judge.rules() == JudgeRules(
@@ -52,7 +52,7 @@ def test_an_alias_may_judge() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"share": 1.1}, "routing.judge.share"),
         ({"share": -0.1}, "routing.judge.share"),
@@ -68,19 +68,19 @@ def test_an_alias_may_judge() -> None:
         ({"model": "small"}, "no model of 'small' has 'schema: true'"),
         (
             {"model": "all"},
-            "routing.judge.model: beside 'all' there must be two models that answer",
+            "routing.judge.model: there must be two chat models besides 'all'",
         ),
-        ({"model": "most"}, "routing.judge.model: beside 'most' there must be two models"),
+        ({"model": "most"}, "routing.judge.model: there must be two chat models besides 'most'"),
         (
             {"max_answer_tokens": 32_000, "model": "brief"},
             "routing.judge.model: the context of 'brief' must be above 33200 tokens",
         ),
-        ({"second": "gpt"}, "routing.judge.second: no model 'gpt'"),
-        ({"second": "v"}, "routing.judge.second: no model 'v' that answers"),
+        ({"second": "gpt"}, "routing.judge.second: no chat model 'gpt'"),
+        ({"second": "v"}, "routing.judge.second: no chat model 'v'"),
         ({"second": "claude-opus-5-5"}, "would judge its own answers"),
     ],
 )
-def test_what_is_wrong_is_told_by_field(changes: dict[str, Any], told: str) -> None:
+def test_error_names_the_field(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError) as caught:
         config(
             {**JUDGE, **changes},
@@ -89,15 +89,15 @@ def test_what_is_wrong_is_told_by_field(changes: dict[str, Any], told: str) -> N
             brief={"models": ["brief-one"]},
         )
     error = caught.value.errors()[0]
-    assert told in f"{'.'.join(map(str, error['loc']))}: {error['msg']}"
+    assert message in f"{'.'.join(map(str, error['loc']))}: {error['msg']}"
 
 
-def test_tenants_are_not_called_as_moyins_own_are() -> None:
+def test_internal_owner_is_refused_as_tenant() -> None:
     with pytest.raises(ValidationError, match=r"tenants\.moyin:judge: names that begin with"):
         config(JUDGE, {"moyin:judge": {"residency": ["on-premises"]}})
 
 
-def test_share_model_and_budget_must_be_said() -> None:
+def test_share_model_and_budget_are_required() -> None:
     for name in JUDGE:
         with pytest.raises(ValidationError, match=f"routing.judge.{name}"):
             config({key: value for key, value in JUDGE.items() if key != name})

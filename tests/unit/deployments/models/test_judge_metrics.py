@@ -7,13 +7,13 @@ from moyin.text.judging.outcomes import Outcome
 from tests.unit.deployments.models.test_telemetry import Metrics
 
 
-def test_how_samples_end_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = Metrics()
-    monkeypatch.setattr("deployments.models.judge.metrics", kept)
+def test_each_outcome_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = Metrics()
+    monkeypatch.setattr("deployments.models.judge.metrics", recorded)
     counts = JudgeMetrics()
     for outcome in (Outcome.STARTED, Outcome.AGREED, Outcome.STARTED):
         counts.note(outcome)
     counts.work()
     counts.work()
-    assert kept.get("moyin_judge_samples", outcome="started") == 2
-    assert kept.get("moyin_judge_samples", outcome="agreed") == 1
+    assert recorded.get("moyin_judge_samples", outcome="started") == 2
+    assert recorded.get("moyin_judge_samples", outcome="agreed") == 1

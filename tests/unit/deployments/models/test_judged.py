@@ -1,4 +1,4 @@
-"""What ``GET /v1/quality`` says of the judge, and to whom."""
+"""Tests the judge's part of ``GET /v1/quality`` for clients and operators."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from deployments.models.routes.judged import agreements, judged
+from deployments.models.routes.judged import agreements, judge_summary
 from moyin.cli.quality import _judge_summary
 from moyin.domain.identity import ALL_SCOPES, TEXT, Identity
 from moyin.errors import ServiceUnavailable
@@ -22,7 +22,7 @@ OPERATOR = Identity(owner="ada", key_id="k", scopes=ALL_SCOPES)
 CLIENT = replace(OPERATOR, scopes=frozenset({TEXT}))
 
 
-class Books:
+class FakeJudge:
     def __init__(
         self, rules: JudgeRules | None = RULES, spent: Decimal | None = Decimal(2)
     ) -> None:
@@ -31,7 +31,7 @@ class Books:
 
     async def spent(self) -> Decimal:
         if self._spent is None:
-            raise ServiceUnavailable("Valkey is away")
+            raise ServiceUnavailable("Valkey is unavailable")
         return self._spent
 
 
@@ -44,22 +44,22 @@ def row(request_id: str, score: float, **more: Any) -> SignalRow:
     return SignalRow(**(values | more))
 
 
-def test_pairs_are_counted_once_and_a_tie_agrees() -> None:
-    def other(name: str) -> str:
+def test_pair_counts_once_and_a_tie_agrees() -> None:
+    def second(name: str) -> str:
         return comparison_id("ada", name)
 
-    scores = [("a", 1.0), (other("a"), 0.5), ("b", 0.5), (other("b"), 0.5), ("c", 0.0),
-              (other("c"), 1.0), ("lonely", 1.0)]  # fmt: skip
+    scores = [("a", 1.0), (second("a"), 0.5), ("b", 0.5), (second("b"), 0.5), ("c", 0.0),
+              (second("c"), 1.0), ("unpaired", 1.0)]  # fmt: skip
     assert agreements("ada", scores) == (3, 2)
     assert agreements("bob", scores) == (0, 0)
 
 
-async def test_verdicts_of_this_month_and_the_money_for_operators(tmp_path: Path) -> None:
+async def test_verdicts_are_of_this_month_and_only_operators_see_spending(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path / 'm.db'}")
     await database.ready()
     store = QualityStore(database)
-    assert await judged(store, None, OPERATOR) is None
-    assert await judged(store, Books(None), OPERATOR) is None
+    assert await judge_summary(store, None, OPERATOR) is None
+    assert await judge_summary(store, FakeJudge(None), OPERATOR) is None
     long_ago = datetime.now(UTC) - timedelta(days=40)
     rows = [
         row("r1", 1.0), row(comparison_id("ada", "r1"), 0.5),
@@ -70,21 +70,19 @@ async def test_verdicts_of_this_month_and_the_money_for_operators(tmp_path: Path
     ]  # fmt: skip
     await store.write((), rows)
     counts = {"share": 0.1, "judged": 2, "agreed": 1}
-    assert await judged(store, Books(), CLIENT) == counts
+    assert await judge_summary(store, FakeJudge(), CLIENT) == counts
     money = {"spent_usd": 2.0, "usd_per_month": 5.0}
-    assert await judged(store, Books(), OPERATOR) == {**counts, **money}
-    away = await judged(store, Books(spent=None), OPERATOR)
-    assert away == {**counts, **money, "spent_usd": None}
-    assert await judged(store, Books(None), OPERATOR) == {**counts, "share": 0.0}
+    assert await judge_summary(store, FakeJudge(), OPERATOR) == {**counts, **money}
+    unknown = await judge_summary(store, FakeJudge(spent=None), OPERATOR)
+    assert unknown == {**counts, **money, "spent_usd": None}
+    assert await judge_summary(store, FakeJudge(None), OPERATOR) == {**counts, "share": 0.0}
     await database.close()
 
 
-def test_the_command_line_says_it_in_a_line() -> None:
+def test_command_line_shows_the_judge_in_one_line() -> None:
     counts = {"share": 0.1, "judged": 2, "agreed": 1}
     assert _judge_summary(counts) == "2 judged this month, 1 agreed"
-    told = {**counts, "spent_usd": 1.5, "usd_per_month": 20.0}
-    assert _judge_summary(told) == "2 judged this month, 1 agreed, $1.5000 of $20 spent"
-    assert (
-        _judge_summary({**told, "spent_usd": None})
-        == "2 judged this month, 1 agreed, ? of $20 spent"
-    )
+    all_members = {**counts, "spent_usd": 1.5, "usd_per_month": 20.0}
+    assert _judge_summary(all_members) == "2 judged this month, 1 agreed, $1.5000 of $20 spent"
+    unknown = {**all_members, "spent_usd": None}
+    assert _judge_summary(unknown) == "2 judged this month, 1 agreed, ? of $20 spent"

@@ -7,15 +7,15 @@ from moyin.text.routing.background_queue import BackgroundQueue
 from tests.unit.deployments.models.test_telemetry import Metrics
 
 
-def test_what_was_learned_from_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = Metrics()
-    monkeypatch.setattr("deployments.models.learning.metrics", kept)
+def test_each_learned_request_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = Metrics()
+    monkeypatch.setattr("deployments.models.learning.metrics", recorded)
     background = BackgroundQueue()
     counts = LearningMetrics(background)
     background.share.accepted, background.share.skipped, background.failed = 3, 7, 1
     counts.work()
     background.share.accepted = 5
     counts.work()
-    assert kept.get("moyin_quality_requests", outcome="learned") == 5
-    assert kept.get("moyin_quality_requests", outcome="left_out") == 7
-    assert kept.get("moyin_quality_requests", outcome="failed") == 1
+    assert recorded.get("moyin_quality_requests", outcome="learned") == 5
+    assert recorded.get("moyin_quality_requests", outcome="left_out") == 7
+    assert recorded.get("moyin_quality_requests", outcome="failed") == 1

@@ -1,4 +1,4 @@
-"""Streams of the models app whose key ends: each protocol's own error ends them."""
+"""Tests the error events that end streams of the models app when the key expires."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ENDED = InvalidKey("the key or the session has ended")
         ("/v1/ollama/api/generate", "application/x-ndjson", b'{"error":'),
     ],
 )
-def test_a_stream_ends_with_an_error_of_its_protocol(
+def test_stream_ends_with_an_error_of_its_protocol(
     path: str, media_type: str, start: bytes
 ) -> None:
     event = render_stream_error(ENDED, "r", path, media_type)
@@ -29,5 +29,5 @@ def test_a_stream_ends_with_an_error_of_its_protocol(
     assert "invalid_api_key" in json.dumps(event.decode())
 
 
-def test_what_is_no_stream_of_the_protocol_is_not_appended_to() -> None:
+def test_other_media_type_gets_no_error_event() -> None:
     assert render_stream_error(ENDED, "r", "/v1/messages", "application/json") is None

@@ -23,7 +23,7 @@ CALL = {
 
 
 class Metrics:
-    """Ray's metrics, kept in memory. Attributes: values: by name and labels."""
+    """Replaces Ray's metrics; stores values in memory by name and labels."""
 
     def __init__(self) -> None:
         self.values: defaultdict[tuple[str, frozenset[tuple[str, str]]], float] = defaultdict(float)
@@ -38,29 +38,29 @@ class Metrics:
 
 
 class _Metric:
-    def __init__(self, of: Metrics, name: str, keys: tuple[str, ...]) -> None:
-        self._of, self._name, self._keys = of, name, set(keys)
+    def __init__(self, metrics: Metrics, name: str, keys: tuple[str, ...]) -> None:
+        self._metrics, self._name, self._keys = metrics, name, set(keys)
 
     def inc(self, number: float, tags: dict[str, str]) -> None:
         assert set(tags) == self._keys
         assert number > 0, "Ray refuses a counter that does not rise"
-        self._of.values[self._name, frozenset(tags.items())] += number
+        self._metrics.values[self._name, frozenset(tags.items())] += number
 
     def set(self, number: float, tags: dict[str, str]) -> None:
         assert set(tags) == self._keys
-        self._of.values[self._name, frozenset(tags.items())] = number
+        self._metrics.values[self._name, frozenset(tags.items())] = number
 
 
 @pytest.fixture
 def metrics(monkeypatch: pytest.MonkeyPatch) -> Metrics:
-    kept = Metrics()
-    monkeypatch.setattr("deployments.histogram.metrics", kept)
-    monkeypatch.setattr("deployments.models.telemetry.metrics", kept)
-    return kept
+    recorded = Metrics()
+    monkeypatch.setattr("deployments.histogram.metrics", recorded)
+    monkeypatch.setattr("deployments.models.telemetry.metrics", recorded)
+    return recorded
 
 
 def record(**changes: Any) -> CallRecord:
-    told = {
+    values = {
         "operation": "chat",
         "provider": "ollama",
         "backend": "gpu-0",
@@ -74,10 +74,10 @@ def record(**changes: Any) -> CallRecord:
         "ended_at": 1_000.0,
         "traceparent": None,
     }
-    return CallRecord(**{**told, **changes})
+    return CallRecord(**{**values, **changes})
 
 
-def test_calls_are_counted_under_opentelemetrys_names(metrics: Metrics) -> None:
+def test_metrics_have_opentelemetry_names(metrics: Metrics) -> None:
     telemetry = CallTelemetry()
     telemetry.record_call(record())
     telemetry.record_call(
@@ -99,7 +99,7 @@ def test_calls_are_counted_under_opentelemetrys_names(metrics: Metrics) -> None:
     assert metrics.get("gen_ai_server_time_per_output_token_seconds_sum", **CALL) == 0.1
 
 
-def test_a_breaker_is_in_one_state_at_a_time(metrics: Metrics) -> None:
+def test_breaker_has_one_state_at_a_time(metrics: Metrics) -> None:
     telemetry = CallTelemetry()
     for state in (BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN):
         telemetry.record_breaker_state("gpu-0", state)
@@ -113,11 +113,11 @@ def test_a_breaker_is_in_one_state_at_a_time(metrics: Metrics) -> None:
     assert metrics.get(name, moyin_backend="gpu-0", state="open") == 1
 
 
-def test_a_state_is_told_again_until_its_back_end_is_gone(metrics: Metrics) -> None:
+def test_breaker_state_is_exported_until_its_back_end_is_removed(metrics: Metrics) -> None:
     telemetry = CallTelemetry()
     telemetry.record_breaker_state("gpu-0", BreakerState.CLOSED)
     telemetry.work()
-    metrics.values.clear()  # as Ray does with gauges that nobody sets
+    metrics.values.clear()  # as Ray does with gauges that were not set for a while
     telemetry.work()
     assert metrics.get("moyin_backend_breaker", moyin_backend="gpu-0", state="closed") == 1
     assert not any(name.endswith("transitions") for name, _ in metrics.values)
@@ -127,7 +127,7 @@ def test_a_state_is_told_again_until_its_back_end_is_gone(metrics: Metrics) -> N
     assert not metrics.values
 
 
-def test_spans_go_to_the_tracer_that_the_process_was_given(
+def test_spans_go_to_the_tracer_of_the_process(
     metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spans = InMemorySpanExporter()
@@ -152,8 +152,8 @@ def test_spans_go_to_the_tracer_that_the_process_was_given(
     assert cut.attributes is not None and cut.attributes["error.type"] == "cancelled"
 
 
-def test_without_a_tracer_there_are_no_spans(metrics: Metrics) -> None:
+def test_no_spans_without_a_tracer(metrics: Metrics) -> None:
     telemetry = CallTelemetry()
     telemetry.record_call(record())
-    telemetry.work()  # the process has none: this must not fail, nor make one
+    telemetry.work()  # must neither fail nor create a tracer
     assert metrics.values

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.quality.apgr import apgr, recovered
-from benchmarks.quality.choice import GRID, HALVES, chosen, crossed
-from benchmarks.quality.folds import FOLDS, asked, by_row, by_subject, few
+from benchmarks.quality.choice import GRID, HALVES, choose_constants, cross_score
+from benchmarks.quality.folds import FOLDS, by_row, by_subject, few, question_for
 from benchmarks.quality.month import play
 from benchmarks.quality.plots import bins
 from benchmarks.quality.prior import ANCHORS
@@ -88,13 +88,13 @@ def test_scored_fold_does_not_influence_its_constants() -> None:
     scored = HALVES[0][0]
     held = frozenset(number for fold in scored for number in by_row(plain)[fold][1])
     first, second = (
-        chosen(Tables(mmlu=table, gsm8k=table, mt_bench=()), seed=0)[0]
+        choose_constants(Tables(mmlu=table, gsm8k=table, mt_bench=()), seed=0)[0]
         for table in (plain, rows(held))
     )
     assert first == second
     before = (memory._PRECISION, dict(question.KIND_DIFFICULTY))
     tables = Tables(mmlu=plain, gsm8k=plain, mt_bench=())
-    result = crossed(
+    result = cross_score(
         tables,
         lambda tables, seed: (tables.mmlu, [[split] for split in by_row(tables.mmlu, seed)]),
         0,
@@ -102,4 +102,4 @@ def test_scored_fold_does_not_influence_its_constants() -> None:
     )
     assert len(result.apgr) == FOLDS
     assert before == (memory._PRECISION, dict(question.KIND_DIFFICULTY))
-    assert asked.cache_info().currsize == 0
+    assert question_for.cache_info().currsize == 0
