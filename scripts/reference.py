@@ -75,8 +75,8 @@ def _ports() -> Iterator[str]:
     yield ""
     yield "| variable | default | meaning |"
     yield "|---|---|---|"
-    for variable, default, meaning in Ports.describe():
-        yield f"| `{variable}` | `{default}` | {meaning} |"
+    for variable, default, about in Ports.describe():
+        yield f"| `{variable}` | `{default}` | {about} |"
     yield ""
 
 
