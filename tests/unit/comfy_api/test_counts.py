@@ -15,7 +15,7 @@ class FakePromptStore:
         self.may_respond = asyncio.Event()
         self.may_respond.set()
 
-    async def open_count(self, owner: str) -> int:
+    async def count_open(self, owner: str) -> int:
         self.queries += 1
         count = self.count
         await self.may_respond.wait()

@@ -55,7 +55,7 @@ class Feed:
     async def newest_id(self, job_id: str) -> None:
         return None
 
-    async def ended(self, job: Job, after: str | None) -> None:
+    async def wait(self, job: Job, after: str | None) -> None:
         assert job.status.is_final
 
 
@@ -305,7 +305,7 @@ async def jobs_by_kind(rig: Rig) -> dict[str, str]:
 
 
 async def _left(rig: Rig, jobs_by_kind: Mapping[str, str]) -> set[str]:
-    found = [*await rig.prompts.open(OWNER), *await rig.prompts.open("bob")]
+    found = [*await rig.prompts.list_open(OWNER), *await rig.prompts.list_open("bob")]
     ids = {job.id for job in found}
     return {name for name, job_id in jobs_by_kind.items() if job_id in ids}
 

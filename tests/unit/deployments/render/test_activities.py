@@ -99,9 +99,9 @@ class Bench:
         step = Step(kind=StepKind.RENDER, payload=graph, **members)
         steps = (step,) * (index + 1)
         spec = await self.blobs.put(encode(JobSpec(kind="render", steps=steps, comfyui=comfyui)))
-        step_input = StepInput(job_id=job_id, owner=owner, index=index, spec=spec)
-        result: StepResult = await self.environment.run(self.activities.render_step, step_input)
-        return result
+        step_input = StepInput(job_id=job_id, attempt=1, owner=owner, index=index, spec=spec)
+        done: StepDone = await self.environment.run(self.activities.render_step, step_input)
+        return done.result
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ class Limits:
     def __init__(self, *pools: str) -> None:
         self._pools = pools
 
-    async def of(self, subjects: list[str]) -> tuple[Limit, ...]:
+    async def list_for(self, subjects: list[str]) -> tuple[Limit, ...]:
         return tuple(
             Limit(subject=subject, pools=self._pools) for subject in subjects if self._pools
         )

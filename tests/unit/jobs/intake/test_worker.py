@@ -115,7 +115,7 @@ class Limits:
     def __init__(self, *limits: Limit) -> None:
         self.limits = limits
 
-    async def of(self, subjects: Sequence[str]) -> tuple[Limit, ...]:
+    async def list_for(self, subjects: Sequence[str]) -> tuple[Limit, ...]:
         return tuple(limit for limit in self.limits if limit.subject in subjects)
 
 

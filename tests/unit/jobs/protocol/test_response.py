@@ -87,7 +87,7 @@ def test_a_cancelled_job_names_its_canceller() -> None:
     ],
 )
 def test_a_canceller_has_a_public_id(caller: Identity, kind: CancellerKind, shown: str) -> None:
-    assert Canceller.of(caller) == Canceller(kind=kind, id=shown)
+    assert Canceller.from_identity(caller) == Canceller(kind=kind, id=shown)
 
 
 def test_a_batch_has_the_state_of_its_children() -> None:

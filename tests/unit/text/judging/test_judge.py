@@ -59,7 +59,7 @@ async def test_the_judge_sees_both_answers_and_no_name() -> None:
     toss(rig, name, False)
     await rig.judge.answer(name)
     await rig.judge.decide(name)
-    (parsed,) = rig.backends[OPUS].asked
+    (parsed,) = rig.backends[OPUS].requests
     assert isinstance(parsed, ChatRequest)
     text = str(parsed)
     assert "mine" in text and "a better one" in text
@@ -91,7 +91,7 @@ async def test_the_judges_own_calls_are_not_sampled() -> None:
     await rig.judge.answer(name)
     await rig.judge.decide(name)
     assert rig.sampler.samples.empty()
-    assert rig.backends[OPUS].asked
+    assert rig.backends[OPUS].requests
 
 
 async def test_stored_second_answer_is_not_requested_again() -> None:
@@ -99,7 +99,7 @@ async def test_stored_second_answer_is_not_requested_again() -> None:
     name = await rig.started()
     assert await rig.judge.answer(name) is Outcome.ANSWERED
     assert await rig.judge.answer(name) is Outcome.ANSWERED
-    assert len(rig.backends[HAIKU].asked) == 1
+    assert len(rig.backends[HAIKU].requests) == 1
 
 
 @pytest.mark.parametrize("text", ["The first.", "", '{"first": 9}'])
@@ -117,7 +117,7 @@ async def test_answer_cut_by_our_own_limit_is_not_judged() -> None:
     rig.backends[HAIKU].answer = cut
     name = await rig.started()
     assert await rig.judge.answer(name) is Outcome.CUT
-    (parsed,) = rig.backends[HAIKU].asked
+    (parsed,) = rig.backends[HAIKU].requests
     assert isinstance(parsed, ChatRequest) and parsed.max_tokens == 20
     # Under the client's own limit both were cut alike.
     limited = await rig.started(request_id="r2", max_tokens=10)
@@ -161,7 +161,7 @@ async def test_tightened_policy_applies_to_running_comparisons(
     assert await rig.judge.answer(name) is outcome
     rig.store.second_answers[name] = "an answer from before"
     assert await rig.judge.decide(name) is outcome
-    assert rig.backends[HAIKU].asked == rig.backends[OPUS].asked == []
+    assert rig.backends[HAIKU].requests == rig.backends[OPUS].requests == []
 
 
 async def test_no_calls_while_the_judge_is_off() -> None:
@@ -169,7 +169,7 @@ async def test_no_calls_while_the_judge_is_off() -> None:
     name = await rig.started()
     rig.judge.rules = None
     assert await rig.judge.answer(name) is Outcome.OFF
-    assert rig.backends[HAIKU].asked == []
+    assert rig.backends[HAIKU].requests == []
 
 
 async def test_no_calls_without_budget() -> None:
@@ -177,7 +177,7 @@ async def test_no_calls_without_budget() -> None:
     name = await rig.started()
     rig.budget.left = Decimal(0)
     assert await rig.judge.answer(name) is Outcome.BUDGET
-    assert rig.backends[HAIKU].asked == []
+    assert rig.backends[HAIKU].requests == []
 
 
 async def test_tenants_have_priority_over_the_judge() -> None:
@@ -247,4 +247,4 @@ async def test_changed_judge_does_not_evaluate_its_own_answer() -> None:
     await rig.judge.answer(name)
     rig.judge.rules = replace(RULES, model=HAIKU)
     assert await rig.judge.decide(name) is Outcome.ALONE
-    assert len(rig.backends[HAIKU].asked) == 1
+    assert len(rig.backends[HAIKU].requests) == 1

@@ -51,7 +51,7 @@ async def test_repeated_request_is_free_and_calls_no_back_end() -> None:
     headers = dict(second.headers)
     assert headers[b"x-moyin-cache"] == b"hit"
     assert (headers[b"x-moyin-backend"], headers[b"x-moyin-cost-usd"]) == (b"b0", b"0")
-    assert len(fake.asked) == 1
+    assert len(fake.requests) == 1
     booked = [(entry.backend, entry.cost_usd, entry.output_tokens) for entry in door.ledger]
     assert booked == [("b0", Decimal("0.002"), 500), ("cache", 0, 500)]
 

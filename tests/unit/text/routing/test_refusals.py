@@ -51,7 +51,7 @@ async def test_refusal_does_not_cause_a_rescue(streams: bool, hold_streams: bool
     gateway.learning.background.run()
     assert model == "smollm2-135m"
     assert b"I can't" in body
-    assert gateway.claude.asked == []
+    assert gateway.claude.requests == []
     assert gateway.learning.signals == [("smollm2-135m", "checked", "refused", 0.0)]
 
 

@@ -260,7 +260,7 @@ async def test_no_rescue_without_time_left() -> None:
 async def test_stream_failing_before_its_first_word_falls_back() -> None:
     gateway = passing(ApiFormat.OPENAI, raw("Hello"))
     gateway.small.error = StreamInterrupted("gone")
-    gateway.small.pieces_before_error = 1
+    gateway.small.chunks_before_error = 1
     gateway.router.fleet.runtimes["local"].retries = 0
     model, route, _ = await gateway.stream()
     assert (model, route) == ("claude-haiku-5-5", "fallback after stream_interrupted")

@@ -148,7 +148,7 @@ async def test_call_waits_for_a_free_slot() -> None:
     second = asyncio.create_task(rig.ask())
     await asyncio.sleep(0.01)
     runtime = rig.runtimes[0]
-    assert (len(held.asked), runtime.load, runtime.health.waiting) == (1, 1, 1)
+    assert (len(held.requests), runtime.load, runtime.health.waiting) == (1, 1, 1)
     with pytest.raises(Overloaded) as caught:
         await rig.ask()
     assert caught.value.retry_after is not None and caught.value.retry_after >= 1
@@ -319,7 +319,7 @@ async def test_missing_file_does_not_open_the_breaker() -> None:
         with pytest.raises(ModelNotFound) as caught:
             await rig.ask()
         assert "file_1" not in caught.value.message
-    assert len(lacking.asked) == 4, "asking again does not help"
+    assert len(lacking.requests) == 4, "asking again does not help"
     assert rig.runtimes[0].ready
     assert {call.error for call in rig.telemetry.calls} == {"model_not_found"}
 
@@ -336,7 +336,7 @@ async def test_repeatedly_missing_model_is_tried_last() -> None:
     rig = Rig(lacking, able, runtime={"clock": clock})
     routes = [dict((await rig.ask()).headers)[b"x-moyin-route"] for _ in range(5)]
     assert routes == [*[b"fallback after model_not_found"] * 3, b"cheapest", b"cheapest"]
-    assert len(lacking.asked) == 3
+    assert len(lacking.requests) == 3
     assert rig.runtimes[0].ready, "its other models are there"
     codec, context = OpenAICodec(), RoutingContext(request_id="r1", owner="ada", headers=())
     call = codec.parse(b'{"model": "auto", "messages": [{"role": "user", "content": "x"}]}')
@@ -426,6 +426,6 @@ async def test_broken_tool_call_is_charged_and_does_not_count_as_outage(
             with pytest.raises(InvalidToolCall):
                 await rig.ask(codec, stream=streams, **limit)
     assert rig.runtimes[0].ready
-    assert len(broken.asked) == 5
+    assert len(broken.requests) == 5
     assert [entry.complete for entry in rig.ledger] == [False] * 5
     assert {entry.output_tokens > 0 for entry in rig.ledger} == {True}

@@ -90,7 +90,7 @@ async def test_rejected_request_is_not_sent_to_another_back_end() -> None:
     rig = Rig(FakeBackend(error=BackendRejected("no")), second)
     with pytest.raises(BackendRejected):
         await rig.ask()
-    assert not second.asked
+    assert not second.requests
     assert rig.runtimes[0].health.is_up
 
 
@@ -107,7 +107,7 @@ async def test_rejected_own_key_is_hidden_and_opens_the_breaker_at_once() -> Non
     for _ in range(2):
         with pytest.raises(ServiceUnavailable):
             await rig.ask()
-    assert len(rig.runtimes[0].backend.asked) == 1  # type: ignore[attr-defined]
+    assert len(rig.runtimes[0].backend.requests) == 1  # type: ignore[attr-defined]
 
 
 async def test_a_member_that_one_back_end_lacks_is_routed_around() -> None:
@@ -215,7 +215,7 @@ async def test_inability_of_one_back_end_does_not_hide_a_retryable_failure() -> 
     with pytest.raises(ServiceUnavailable) as usage:
         await rig.ask()
     assert usage.value.retry_after == 7
-    assert len(able.asked) == 1
+    assert len(able.requests) == 1
 
 
 async def test_error_names_the_field_when_no_back_end_is_able() -> None:

@@ -60,7 +60,7 @@ async def test_schema_beyond_the_bounds_is_sent_to_no_back_end(
         await rig.ask(codec, **members)
     assert caught.value.field == field
     assert caught.value.details == {"bound": "repeats", "limit": 16}
-    assert not backend.asked and not rig.runtimes[0].load
+    assert not backend.requests and not rig.runtimes[0].load
 
 
 async def test_cloud_back_end_gets_schemas_that_own_servers_do_not() -> None:
