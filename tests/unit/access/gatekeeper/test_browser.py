@@ -14,7 +14,7 @@ from moyin.domain.identity import Identity
 from moyin.errors import CrossSiteRequest, InvalidKey
 from moyin.testing.identities import StaticAuthenticator
 
-EXPIRES = int(time.time()) + 600
+EXPIRES = int(time.time()) + 6 * 3600
 TOKEN = jwt.encode({"exp": EXPIRES}, b"0" * 32, "HS256")
 INTERNAL = jwt.encode({"exp": EXPIRES, "iss": "jobs"}, b"0" * 32, "HS256")
 
