@@ -97,7 +97,7 @@ clients: | chromium $(BIN)/python
 $(BIN)/python:
 	@scripts/make_venv.sh $(PYTHON) $(VENV)
 
-$(RUN_STAMP): requirements.lock pyproject.toml | $(BIN)/python
+$(RUN_STAMP): requirements.lock pyproject.toml moyin/__init__.py | $(BIN)/python
 	$(PIP) install --quiet --no-deps -r requirements.lock
 	$(PIP) install --quiet --no-deps -e .
 	@touch $@

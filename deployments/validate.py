@@ -86,9 +86,23 @@ def _problems(config: Any) -> Iterator[str]:
     except ValidationError as error:
         yield from _validation("", error, ServeDeploySchema)
         return
+    yield from _grpc((config.get("grpc_options") or {}).get("grpc_servicer_functions") or [])
     for number, app in enumerate(config["applications"]):
         yield from _app(f"applications.{number}", app)
     yield from _pools(config["applications"])
+
+
+def _grpc(functions: Sequence[str]) -> Iterator[str]:
+    """Check that the gRPC services can be imported: Serve would not start without them."""
+    for number, path in enumerate(functions):
+        module, _, name = path.rpartition(".")
+        try:
+            getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            yield (
+                f"grpc_options.grpc_servicer_functions.{number}: {error}; Moyin's is "
+                "moyin.jobs.grpc.moyin_pb2_grpc.add_MoyinServicer_to_server"
+            )
 
 
 def _pools(apps: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -10,8 +10,6 @@ from moyin.errors import MoyinError, ServiceUnavailable
 
 __all__ = ["ERROR_TYPES", "GatewayUnreachable", "RequestRefused"]
 
-_RETRYABLE = frozenset({408, 425, 429})
-
 
 def _family(kind: type[MoyinError]) -> Iterator[type[MoyinError]]:
     yield kind
@@ -68,11 +66,6 @@ class RequestRefused(MoyinError):
             retry_after=float(after) if after.isdecimal() and len(after) < 6 else None,
         )
 
-    @property
-    def is_retryable(self) -> bool:
-        """True if the same request may succeed later."""
-        return self.status >= 500 or self.status in _RETRYABLE
-
     def typed(self) -> MoyinError:
         """Return the error of `moyin.errors` with the reported code.
 
@@ -90,18 +83,20 @@ def _members(body: bytes) -> dict[str, Any] | None:
     """Return the members of a JSON body; None if it is not JSON."""
     try:
         value = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else {"error": str(value)}
 
 
 def _node_errors(members: Mapping[str, Any]) -> list[str]:
     """Describe ComfyUI's errors of single nodes of a graph, a line each."""
+    # The body may come from any service behind the gateway, so its shape is not certain.
     nodes = members.get("node_errors")
-    if not isinstance(nodes, dict):
-        return []
-    return [
-        f"node {node}: {error.get('message', '')} {error.get('details', '')}".strip()
-        for node, failure in nodes.items()
-        for error in failure.get("errors", [])
-    ]
+    lines = []
+    for node, failure in nodes.items() if isinstance(nodes, dict) else ():
+        errors = failure.get("errors") if isinstance(failure, dict) else None
+        for error in errors if isinstance(errors, list) else ():
+            if isinstance(error, dict):
+                text = f"node {node}: {error.get('message', '')} {error.get('details', '')}"
+                lines.append(text.strip())
+    return lines

@@ -161,7 +161,9 @@ class GatewayClient:
                 if status >= 400 or (expected is not None and status != expected):
                     raise RequestRefused(status, response.headers, await _read_start(response))
                 yield response
-        except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
+        # No ConnectionError: aiohttp's are ClientErrors, and the block may meet one of its own, such as
+        # the broken pipe of `moyin chat | head`.
+        except (aiohttp.ClientError, TimeoutError) as error:
             raise GatewayUnreachable(self.url) from error
 
     async def call(
@@ -278,9 +280,9 @@ class GatewayClient:
             except GatewayUnreachable as error:
                 failure = error
             except RequestRefused as error:
-                if not error.is_retryable:
-                    raise error.typed() from None
-                failure = error
+                failure = error.typed()
+                if not failure.retryable:
+                    raise failure from None
             reconnects += 1
             if max_reconnects is not None and reconnects > max_reconnects:
                 raise failure

@@ -86,7 +86,10 @@ async def test_pictures_of_any_size_cost_the_gateway_little(farm: Farm, measured
 
     status, told = await previewed(hostile, "beyond.png", "webp")
     assert (status, json.loads(told)["code"]) == (413, "picture_too_large")
-    assert "9900 x 9900 pixels; only pictures of at most 67,108,864" in json.loads(told)["error"]["message"]
+    assert (
+        "9900 x 9900 pixels; only pictures of at most 67,108,864"
+        in json.loads(told)["error"]["message"]
+    )
     status, body = await masked(hostile, "largest.png", png(BEYOND))
     assert (status, body["code"]) == (413, "picture_too_large")
     assert body["error"]["extra_info"]["max_pixels"] == 8192 * 8192

@@ -163,5 +163,5 @@ async def test_a_name_that_leads_inside_is_not_called(
     with pytest.raises(WorkflowFailureError) as failed:
         await asyncio.wait_for(handle.result(), 20)
     assert isinstance(failed.value.cause, ActivityError)
-    assert "not public" in str(failed.value.cause.cause)
+    assert "public addresses only" in str(failed.value.cause.cause)
     assert hook.got.empty()

@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from moyin.jobs.grpc import moyin_pb2 as moyin_dot_grpc_dot_moyin__pb2
+from moyin.jobs.grpc import moyin_pb2 as moyin_dot_jobs_dot_grpc_dot_moyin__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -36,28 +36,28 @@ class MoyinStub:
         """
         self.Chat = channel.unary_stream(
                 '/moyin.v1.Moyin/Chat',
-                request_serializer=moyin_dot_grpc_dot_moyin__pb2.ChatRequest.SerializeToString,
-                response_deserializer=moyin_dot_grpc_dot_moyin__pb2.ChatEvent.FromString,
+                request_serializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.ChatRequest.SerializeToString,
+                response_deserializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.ChatEvent.FromString,
                 _registered_method=True)
         self.SubmitJob = channel.unary_unary(
                 '/moyin.v1.Moyin/SubmitJob',
-                request_serializer=moyin_dot_grpc_dot_moyin__pb2.SubmitJobRequest.SerializeToString,
-                response_deserializer=moyin_dot_grpc_dot_moyin__pb2.Job.FromString,
+                request_serializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.SubmitJobRequest.SerializeToString,
+                response_deserializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.Job.FromString,
                 _registered_method=True)
         self.GetJob = channel.unary_unary(
                 '/moyin.v1.Moyin/GetJob',
-                request_serializer=moyin_dot_grpc_dot_moyin__pb2.GetJobRequest.SerializeToString,
-                response_deserializer=moyin_dot_grpc_dot_moyin__pb2.Job.FromString,
+                request_serializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.GetJobRequest.SerializeToString,
+                response_deserializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.Job.FromString,
                 _registered_method=True)
         self.WatchJob = channel.unary_stream(
                 '/moyin.v1.Moyin/WatchJob',
-                request_serializer=moyin_dot_grpc_dot_moyin__pb2.WatchJobRequest.SerializeToString,
-                response_deserializer=moyin_dot_grpc_dot_moyin__pb2.JobEvent.FromString,
+                request_serializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.WatchJobRequest.SerializeToString,
+                response_deserializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.JobEvent.FromString,
                 _registered_method=True)
         self.CancelJob = channel.unary_unary(
                 '/moyin.v1.Moyin/CancelJob',
-                request_serializer=moyin_dot_grpc_dot_moyin__pb2.CancelJobRequest.SerializeToString,
-                response_deserializer=moyin_dot_grpc_dot_moyin__pb2.Job.FromString,
+                request_serializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.CancelJobRequest.SerializeToString,
+                response_deserializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.Job.FromString,
                 _registered_method=True)
 
 
@@ -103,28 +103,28 @@ def add_MoyinServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Chat': grpc.unary_stream_rpc_method_handler(
                     servicer.Chat,
-                    request_deserializer=moyin_dot_grpc_dot_moyin__pb2.ChatRequest.FromString,
-                    response_serializer=moyin_dot_grpc_dot_moyin__pb2.ChatEvent.SerializeToString,
+                    request_deserializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.ChatRequest.FromString,
+                    response_serializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.ChatEvent.SerializeToString,
             ),
             'SubmitJob': grpc.unary_unary_rpc_method_handler(
                     servicer.SubmitJob,
-                    request_deserializer=moyin_dot_grpc_dot_moyin__pb2.SubmitJobRequest.FromString,
-                    response_serializer=moyin_dot_grpc_dot_moyin__pb2.Job.SerializeToString,
+                    request_deserializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.SubmitJobRequest.FromString,
+                    response_serializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.Job.SerializeToString,
             ),
             'GetJob': grpc.unary_unary_rpc_method_handler(
                     servicer.GetJob,
-                    request_deserializer=moyin_dot_grpc_dot_moyin__pb2.GetJobRequest.FromString,
-                    response_serializer=moyin_dot_grpc_dot_moyin__pb2.Job.SerializeToString,
+                    request_deserializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.GetJobRequest.FromString,
+                    response_serializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.Job.SerializeToString,
             ),
             'WatchJob': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchJob,
-                    request_deserializer=moyin_dot_grpc_dot_moyin__pb2.WatchJobRequest.FromString,
-                    response_serializer=moyin_dot_grpc_dot_moyin__pb2.JobEvent.SerializeToString,
+                    request_deserializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.WatchJobRequest.FromString,
+                    response_serializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.JobEvent.SerializeToString,
             ),
             'CancelJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelJob,
-                    request_deserializer=moyin_dot_grpc_dot_moyin__pb2.CancelJobRequest.FromString,
-                    response_serializer=moyin_dot_grpc_dot_moyin__pb2.Job.SerializeToString,
+                    request_deserializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.CancelJobRequest.FromString,
+                    response_serializer=moyin_dot_jobs_dot_grpc_dot_moyin__pb2.Job.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -152,8 +152,8 @@ class Moyin:
             request,
             target,
             '/moyin.v1.Moyin/Chat',
-            moyin_dot_grpc_dot_moyin__pb2.ChatRequest.SerializeToString,
-            moyin_dot_grpc_dot_moyin__pb2.ChatEvent.FromString,
+            moyin_dot_jobs_dot_grpc_dot_moyin__pb2.ChatRequest.SerializeToString,
+            moyin_dot_jobs_dot_grpc_dot_moyin__pb2.ChatEvent.FromString,
             options,
             channel_credentials,
             insecure,
@@ -179,8 +179,8 @@ class Moyin:
             request,
             target,
             '/moyin.v1.Moyin/SubmitJob',
-            moyin_dot_grpc_dot_moyin__pb2.SubmitJobRequest.SerializeToString,
-            moyin_dot_grpc_dot_moyin__pb2.Job.FromString,
+            moyin_dot_jobs_dot_grpc_dot_moyin__pb2.SubmitJobRequest.SerializeToString,
+            moyin_dot_jobs_dot_grpc_dot_moyin__pb2.Job.FromString,
             options,
             channel_credentials,
             insecure,
@@ -206,8 +206,8 @@ class Moyin:
             request,
             target,
             '/moyin.v1.Moyin/GetJob',
-            moyin_dot_grpc_dot_moyin__pb2.GetJobRequest.SerializeToString,
-            moyin_dot_grpc_dot_moyin__pb2.Job.FromString,
+            moyin_dot_jobs_dot_grpc_dot_moyin__pb2.GetJobRequest.SerializeToString,
+            moyin_dot_jobs_dot_grpc_dot_moyin__pb2.Job.FromString,
             options,
             channel_credentials,
             insecure,
@@ -233,8 +233,8 @@ class Moyin:
             request,
             target,
             '/moyin.v1.Moyin/WatchJob',
-            moyin_dot_grpc_dot_moyin__pb2.WatchJobRequest.SerializeToString,
-            moyin_dot_grpc_dot_moyin__pb2.JobEvent.FromString,
+            moyin_dot_jobs_dot_grpc_dot_moyin__pb2.WatchJobRequest.SerializeToString,
+            moyin_dot_jobs_dot_grpc_dot_moyin__pb2.JobEvent.FromString,
             options,
             channel_credentials,
             insecure,
@@ -260,8 +260,8 @@ class Moyin:
             request,
             target,
             '/moyin.v1.Moyin/CancelJob',
-            moyin_dot_grpc_dot_moyin__pb2.CancelJobRequest.SerializeToString,
-            moyin_dot_grpc_dot_moyin__pb2.Job.FromString,
+            moyin_dot_jobs_dot_grpc_dot_moyin__pb2.CancelJobRequest.SerializeToString,
+            moyin_dot_jobs_dot_grpc_dot_moyin__pb2.Job.FromString,
             options,
             channel_credentials,
             insecure,

@@ -245,3 +245,27 @@ def test_every_known_code_becomes_its_own_type(code: str) -> None:
     error = RequestRefused(400, {"retry-after": "3"}, body).typed()
     assert (type(error), error.code) == (ERROR_TYPES[code], code)
     assert (error.message, error.field, error.retry_after) == ("no", "f", 3)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"node_errors": {"1": "bad"}}',
+        b'{"node_errors": {"a": {"errors": null}}}',
+        b'{"node_errors": {"a": {"errors": ["x"]}}}',
+        b"[" * 100_000,
+    ],
+)
+def test_a_refusal_with_an_unexpected_body_is_still_a_refusal(body: bytes) -> None:
+    """The body may come from any service behind the gateway."""
+    error = RequestRefused(400, {}, body)
+    assert (error.status, error.reported_code) == (400, None)
+
+
+async def test_an_error_of_the_callers_block_is_not_blamed_on_the_gateway(
+    client: GatewayClient,
+) -> None:
+    """Such as standard output that was closed, in `moyin chat | head`."""
+    with pytest.raises(BrokenPipeError):
+        async with client.open("GET", "/jobs"):
+            raise BrokenPipeError

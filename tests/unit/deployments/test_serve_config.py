@@ -103,6 +103,10 @@ def _another_pool(config: Any) -> None:
         ),
         (_set("http_options", "port", "high"), "http_options.port: "),
         (_set("applications", 0, "import_path", "deployments.nowhere:build"), "No module named"),
+        (
+            _set("grpc_options", "grpc_servicer_functions", ["moyin.grpc.add"]),
+            "grpc_options.grpc_servicer_functions.0: No module named 'moyin.grpc'",
+        ),
         (_rename_models, "there is no deployment 'Modles'; deployments: Models"),
         (
             lambda config: _user_config(config).update(alias={}),
