@@ -265,15 +265,16 @@ class Farm:
     async def _gateway(self) -> AsyncIterator[str]:
         hub = EventHub(self._valkey.url)
         frame_hub = FrameHub(self._valkey.url)
-        self.pictures = PictureProcesses()
+        # Not those of `self` at the end: another gateway may have replaced them.
+        pictures = self.pictures = PictureProcesses()
         previews = TenantCache(self._valkey.url, "moyin:pictures")
 
         @asynccontextmanager
         async def lifespan() -> AsyncIterator[None]:
-            await self.proxy.start()
+            await proxy.start()
             yield
-            await self.proxy.close()
-            await self.pictures.close()
+            await proxy.close()
+            await pictures.close()
             await previews.close()
             await hub.close()
             await frame_hub.close()
@@ -293,7 +294,7 @@ class Farm:
             pools=self.pools,
             networks=AllowedNetworks(self.networks),
         )
-        self.proxy = Proxy(signing_key=SIGNING_KEY, deferral=DeferredCalls(service, self.blobs))
+        proxy = self.proxy = Proxy(signing_key=SIGNING_KEY, deferral=DeferredCalls(service, self.blobs))
         feed = JobFeed(jobs=self.jobs, events=self.events, hub=hub, quiet=0.5)
         prompts = PromptStore(self.database)
         files = FarmFiles(
