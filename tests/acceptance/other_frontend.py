@@ -57,7 +57,7 @@ class _OtherFiles(Connector):
         self._page = with_base_path((files / "index.html").read_text(), PAGE)
         self._rebased_files = rebase_picture_urls(files, PAGE)
 
-    async def serve(self, request: web.Request) -> web.StreamResponse:
+    async def handle(self, request: web.Request) -> web.StreamResponse:
         if request.path == PAGE:
             policy = {"content-security-policy": content_security_policy(self._page)}
             return web.Response(text=self._page, content_type="text/html", headers=policy)
@@ -68,4 +68,4 @@ class _OtherFiles(Connector):
             return web.Response(body=self._rebased_files[path], content_type=kind)
         if is_page_file(request.path) and file.is_file():
             return web.FileResponse(file)
-        return await super().serve(request)
+        return await super().handle(request)

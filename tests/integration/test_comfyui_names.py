@@ -419,7 +419,7 @@ async def test_no_link_brings_a_name(door: StackDoor, comfy: Comfy, outside: Out
     for value in (other, str(outside.folder / "x"), str(outside.folder / "gone" / "x")):
         graph = _by_link("SaveImage", "filename_prefix", value, inputs)
         error = await _failed(comfy, _job(graph), value)
-        assert "within its own folder" in error["message"]
+        assert "within the prompt's own folder" in error["message"]
     graph = _by_link("SaveImage", "filename_prefix", "fine/x", inputs)
     entry = await comfy.finished(await comfy.queue(graph))
     assert entry["outputs"]["2"]["images"][0]["subfolder"].endswith("/fine")
