@@ -294,7 +294,9 @@ class Farm:
             pools=self.pools,
             networks=AllowedNetworks(self.networks),
         )
-        proxy = self.proxy = Proxy(signing_key=SIGNING_KEY, deferral=DeferredCalls(service, self.blobs))
+        proxy = self.proxy = Proxy(
+            signing_key=SIGNING_KEY, deferral=DeferredCalls(service, self.blobs)
+        )
         feed = JobFeed(jobs=self.jobs, events=self.events, hub=hub, quiet=0.5)
         prompts = PromptStore(self.database)
         files = FarmFiles(
