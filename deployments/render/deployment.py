@@ -161,10 +161,12 @@ class RenderPool:
         }
 
     async def check_health(self) -> None:
-        """Make Serve replace a replica whose worker has crashed; an outage of Temporal is fine.
+        """Fail if the worker keeps crashing or the supervisor has stopped: Serve then replaces the replica.
+
+        An outage of Temporal is no failure, and a single crash of the worker is repaired in place.
 
         Raises:
-            RuntimeError: a part has stopped.
+            RuntimeError: the worker or the supervisor does not run.
         """
         self._worker.check()
         self._supervisor.check()

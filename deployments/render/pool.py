@@ -90,9 +90,11 @@ class Pool:
         # Renderers that finish their work for another configuration, whose nodes may differ.
         self._draining: set[str] = set()
         self._preparing: dict[str, asyncio.Task[None]] = {}
-        # Prompts with an attempt in progress, and earlier ones.
+        # Prompts with an attempt in progress, and earlier ones. Abandoned ones are kept apart: their
+        # results are still to be fetched, so finished prompts must not displace them.
         self._active: dict[str, _PromptState] = {}
         self._past: BoundedDict[str, _PromptState] = BoundedDict(_REMEMBERED_PROMPTS)
+        self._abandoned: BoundedDict[str, _PromptState] = BoundedDict(_REMEMBERED_PROMPTS)
         # Results of renderers that have been removed, with the renderer's name.
         self._inherited: BoundedDict[str, tuple[str, RenderResult]]
         self._inherited = BoundedDict(_REMEMBERED_RESULTS)
@@ -122,7 +124,7 @@ class Pool:
     @property
     def abandoned_renderers(self) -> frozenset[str]:
         """The names of renderers with a prompt whose last attempt ended before the prompt did."""
-        states = chain(self._active.values(), self._past.values())
+        states = chain(self._active.values(), self._abandoned.values())
         return frozenset(state.abandoned_on for state in states if state.abandoned_on is not None)
 
     def add_renderer(self, name: str, renderer: Renderer, status: RendererStatus) -> None:
@@ -270,7 +272,9 @@ class Pool:
     def _attempt(self, request: RenderRequest) -> Iterator[_PromptState]:
         """Keep the prompt's state among the active ones while an attempt is in progress."""
         prompt_id = request.prompt_id
-        state = self._active.get(prompt_id) or self._past.pop(prompt_id, None) or _PromptState()
+        state = self._state(prompt_id) or _PromptState()
+        self._past.pop(prompt_id, None)
+        self._abandoned.pop(prompt_id, None)
         self._active[prompt_id] = state
         state.request = request
         state.attempts += 1
@@ -281,11 +285,17 @@ class Pool:
             if not state.attempts:
                 state.request = None
                 del self._active[prompt_id]
-                if state.sent_to is not None:
+                if state.abandoned_on is not None:
+                    self._abandoned[prompt_id] = state
+                elif state.sent_to is not None:
                     self._past[prompt_id] = state
 
     def _state(self, prompt_id: str) -> _PromptState | None:
-        return self._active.get(prompt_id) or self._past.get(prompt_id)
+        return (
+            self._active.get(prompt_id)
+            or self._abandoned.get(prompt_id)
+            or self._past.get(prompt_id)
+        )
 
     def _is_foreign(self, prompt_id: str) -> bool:
         state = self._state(prompt_id)

@@ -66,10 +66,10 @@ class RenderWorker:
         self._running = asyncio.create_task(self._runner.run())
 
     def check(self) -> None:
-        """Check that the worker has not crashed.
+        """Check that the worker runs; after a crash it is down for a pause that grows with each crash.
 
         Raises:
-            RuntimeError: it has.
+            RuntimeError: the worker has crashed and does not run yet.
         """
         has_ended = self._running is not None and self._running.done()
         if has_ended or self._runner.error is not None:

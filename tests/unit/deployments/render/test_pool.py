@@ -157,6 +157,27 @@ async def test_abandoned_prompt_keeps_its_renderer_busy(pool: Pool) -> None:
         await other
 
 
+async def test_abandoned_prompt_is_remembered_however_many_end_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("deployments.render.pool._REMEMBERED_PROMPTS", 2)
+    pool, a, b, wanted = Pool("default"), FakeRenderer(), FakeRenderer(), request()
+    a.held.clear()
+    pool.add_renderer("a", a, status())
+    watching = render(pool, wanted)
+    await settle()
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    pool.add_renderer("b", b, status())
+    pool.add_renderer("a", a, status(wanted.prompt_id))
+    for _ in range(5):
+        assert (await render(pool, request()))[0] == "b"
+    assert pool.abandoned_renderers == {"a"}
+    a.held.set()
+    assert (await render(pool, wanted, is_retry=True))[0] == "a"
+    assert pool.abandoned_renderers == frozenset()
+
+
 async def test_stale_status_of_a_finished_prompt_delays_no_render(pool: Pool) -> None:
     a = FakeRenderer()
     pool.add_renderer("a", a, status())
