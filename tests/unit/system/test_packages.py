@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from moyin.system.packages import install_command, uv_environ
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    """Return an environment whose only settings of pip are in a file and in PIP_FIND_LINKS."""
+    file = tmp_path / "pip.conf"
+    file.write_text(
+        "[global]\nindex-url = https://packages.studio.example/simple\ntimeout = 60\n"
+        "trusted-host = a.example\n    b.example\n[install]\nextra-index-url = https://two.example\n"
+    )
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    return {**inherited, "PIP_CONFIG_FILE": str(file), "PIP_FIND_LINKS": "/a /b"}
+
+
+def test_pips_settings_become_variables_of_uv(environ: dict[str, str]) -> None:
+    variables = uv_environ(environ)
+    assert variables["UV_DEFAULT_INDEX"] == "https://packages.studio.example/simple"
+    assert variables["UV_INDEX"] == "https://two.example"
+    assert variables["UV_INDEX_STRATEGY"] == "unsafe-best-match"
+    assert variables["UV_INSECURE_HOST"] == "a.example b.example"
+    assert variables["UV_HTTP_TIMEOUT"] == "60"
+    assert variables["UV_FIND_LINKS"] == "/a,/b"
+
+
+def test_pips_variable_wins_over_its_file_and_uvs_own_over_both(environ: dict[str, str]) -> None:
+    assert uv_environ({**environ, "PIP_TIMEOUT": "70"})["UV_HTTP_TIMEOUT"] == "70"
+    own = {**environ, "PIP_TIMEOUT": "70", "UV_HTTP_TIMEOUT": "80"}
+    assert uv_environ(own)["UV_HTTP_TIMEOUT"] == "80"
+
+
+def test_package_is_installed_from_the_folder_that_pip_is_set_to(tmp_path: Path) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    _wheel(wheels / "tiny_thing-1.0-py3-none-any.whl")
+    environment = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    environ = uv_environ({**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}) | {
+        "UV_CACHE_DIR": str(tmp_path / "cache")
+    }
+    python = environment / "bin" / "python"
+    subprocess.run([*install_command(python), "tiny-thing"], check=True, env=environ)
+    subprocess.run([python, "-c", "import tiny_thing"], check=True)
+
+
+def _wheel(path: Path) -> None:
+    info = "tiny_thing-1.0.dist-info"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr("tiny_thing.py", "")
+        wheel.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-thing\nVersion: 1.0\n"
+        )
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "tiny_thing.py,,\n")
