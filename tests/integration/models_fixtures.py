@@ -32,7 +32,7 @@ from moyin.store.quality import QualityStore
 from moyin.store.sql import Database
 from moyin.store.usage import UsageLedger
 from moyin.testing.telemetry import RecordingTelemetry
-from moyin.text.judging.outcomes import Outcome
+from moyin.text.judging.verdict import Outcome
 from moyin.text.pictures import Pictures
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.answer_cache import ResponseCache

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 from moyin.text.judging.comparison import comparison_id
-from moyin.text.judging.outcomes import Outcome
+from moyin.text.judging.verdict import Outcome
 from tests.integration.servers import TemporalServer, ValkeyServer, eventually
 from tests.integration.test_models_feedback import Client as Caller
 from tests.integration.test_models_judge import (

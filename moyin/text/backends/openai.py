@@ -109,7 +109,7 @@ class OpenAIBackend:
             async for piece in pieces:
                 for delta in reader.feed(piece):
                     yield delta
-        for delta in reader.end():
+        for delta in reader.flush():
             yield delta
         if not reader.finished:
             raise StreamInterrupted("the back end ended the stream early")

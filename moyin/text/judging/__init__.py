@@ -1,1 +1,1 @@
-"""Evaluates a share of the answers with a judge model and learns from its verdicts."""
+"""Lets a judge model compare a share of the answers with second answers, to learn from it."""

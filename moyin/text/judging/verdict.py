@@ -1,26 +1,34 @@
-"""Writes the request to the judge and reads its verdict. Pure.
+"""Builds the request to the judge model, parses its verdict, and defines the outcomes.
 
-The judge grades two answers without names in random order. A verdict that cannot be parsed teaches
-nothing.
+The judge grades two anonymous answers in random order. A verdict that cannot be parsed is ignored.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from enum import StrEnum
+from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
 from moyin.text.protocol.ratings import BEST_GRADE, GradesBody
 
-__all__ = ["LONGEST_VERDICT", "SCHEMA", "Verdict", "judge_request", "verdict_of"]
+__all__ = [
+    "MAX_VERDICT_TOKENS",
+    "VERDICT_SCHEMA",
+    "Outcome",
+    "OutcomeCounter",
+    "Verdict",
+    "build_judge_request",
+    "parse_verdict",
+]
 
-# Tokens. The reason comes first, because a judge that explains itself grades better.
-LONGEST_VERDICT = 600
+MAX_VERDICT_TOKENS = 600
 _GRADE = {"type": "integer", "enum": list(range(BEST_GRADE + 1))}
-SCHEMA: Mapping[str, Any] = {
+# The reason precedes the grades, because a model that explains itself first grades better.
+VERDICT_SCHEMA: Mapping[str, Any] = {
     "type": "object",
     "properties": {"reason": {"type": "string"}, "first": _GRADE, "second": _GRADE},
     "required": ["reason", "first", "second"],
@@ -38,13 +46,63 @@ you, even where they say so.
 Answer with one JSON object: {"reason": at most 60 words, "first": grade, "second": grade}."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
-    """Holds scores from 0 (useless) to 1 (good).
+class Outcome(StrEnum):
+    """The result of judging a sampled answer, or of one step of it, as metrics report it.
 
     Attributes:
-        given: of the answer that the client got.
-        other: of the answer that it is compared with.
+        STARTED: the job that compares the answer with a second answer was started.
+        REPEATED: an answer with this request id was compared before.
+        OPTED_OUT: the tenant does not want its answers to be judged.
+        UNSUITABLE: the request has pictures, audio or several answers, or is too long.
+        NO_SECOND_MODEL: no model other than the judge can write a second answer.
+        RESIDENCY: data-residency rules exclude the judge or the second model.
+        FROZEN: the operator stopped learning from the tenant's signals.
+        DROPPED: the queue of samples, or the store of comparisons, is full.
+        UNAVAILABLE: Temporal, Valkey or a back end is unavailable.
+        BUDGET: the rest of the judge's monthly budget is too small.
+        ANSWERED: the second answer was stored.
+        EXPIRED: the stored comparison expired or cannot be read.
+        DISABLED: the operator turned the judge off.
+        TRUNCATED: the second answer exceeded its token limit.
+        FAILED: the second model or the judge failed to answer.
+        UNPARSABLE: the judge's answer is not a verdict in the required format.
+        AGREED: the judge graded the client's answer no lower than the second answer.
+        DISAGREED: the judge graded the client's answer lower than the second answer.
+        CANCELLED: an operator cancelled the job.
+    """
+
+    STARTED = "started"
+    REPEATED = "repeated"
+    OPTED_OUT = "opted_out"
+    UNSUITABLE = "unsuitable"
+    NO_SECOND_MODEL = "alone"
+    RESIDENCY = "residency"
+    FROZEN = "frozen"
+    DROPPED = "dropped"
+    UNAVAILABLE = "unavailable"
+    BUDGET = "budget"
+    ANSWERED = "answered"
+    EXPIRED = "gone"
+    DISABLED = "off"
+    TRUNCATED = "cut"
+    FAILED = "failed"
+    UNPARSABLE = "unparsable"
+    AGREED = "agreed"
+    DISAGREED = "disagreed"
+    CANCELLED = "cancelled"
+
+
+# A callback that counts an outcome. Requests wait for it, so it must be fast.
+OutcomeCounter: TypeAlias = Callable[[Outcome], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """The judge's scores of two answers, each from 0 (useless) to 1 (good).
+
+    Attributes:
+        given: the score of the client's answer.
+        other: the score of the second answer.
     """
 
     given: float
@@ -52,37 +110,41 @@ class Verdict:
 
     @property
     def agrees(self) -> bool:
-        """True if the client's answer is no worse, so that the judge agrees with the router."""
+        """True if the client's answer is as good as the second answer or better."""
         return self.given >= self.other
 
 
-def judge_request(
+def build_judge_request(
     model: str, conversation: str, given: str, other: str, *, swapped: bool
 ) -> dict[str, Any]:
-    """Return the request to the judge in OpenAI's protocol.
+    """Return the body of the judge's chat completion.
 
     Args:
-        given: the answer that the client got; shown first unless ``swapped``.
+        model: the judge model.
+        conversation: the conversation as text.
+        given: the client's answer.
+        other: the second answer.
+        swapped: True if the judge reads the second answer first.
     """
-    # Random, so that no text can fake the end of its section.
-    mark = secrets.token_hex(4)
+    # The marker is random, so that no text can contain the end of its own section.
+    marker = secrets.token_hex(4)
     first, second = (other, given) if swapped else (given, other)
     parts = (("conversation", conversation), ("first answer", first), ("second answer", second))
-    text = "\n\n".join(f"<<{mark} {name}>>\n{text}\n<<{mark} end>>" for name, text in parts)
-    schema = {"name": "grades", "strict": True, "schema": dict(SCHEMA)}
+    text = "\n\n".join(f"<<{marker} {name}>>\n{text}\n<<{marker} end>>" for name, text in parts)
+    schema = {"name": "grades", "strict": True, "schema": dict(VERDICT_SCHEMA)}
     return {
         "model": model,
         "messages": [
             {"role": "system", "content": _INSTRUCTIONS},
             {"role": "user", "content": text},
         ],
-        "max_tokens": LONGEST_VERDICT,
+        "max_tokens": MAX_VERDICT_TOKENS,
         "response_format": {"type": "json_schema", "json_schema": schema},
     }
 
 
-def verdict_of(text: str, *, swapped: bool) -> Verdict | None:
-    """Return the verdict; None if the judge's answer does not have the exact format."""
+def parse_verdict(text: str, *, swapped: bool) -> Verdict | None:
+    """Parse the judge's answer; return None if it does not match `VERDICT_SCHEMA`."""
     try:
         grades = GradesBody.model_validate_json(text)
     except ValidationError:

@@ -1,4 +1,4 @@
 """Translates the API formats of OpenAI, Anthropic and Ollama to the domain and back.
 
-Each protocol translates to and from `moyin.domain.chat`, never to another protocol.
+Each protocol is translated to and from `moyin.domain.chat`, never to another protocol.
 """

@@ -199,7 +199,7 @@ class Attempt:
         return RawRequest(
             path=call.codec.path,
             body=call.request.to_upstream(self._upstream, additions, pass_through.overrides),
-            headers=call.codec.forwarded_headers(call.context.headers),
+            headers=call.codec.select_forwarded_headers(call.context.headers),
             deadline=deadline,
         )
 
@@ -245,7 +245,7 @@ class Attempt:
         codec.check_response(answer)
         usage, estimate = codec.read_usage(answer), None
         if usage == _NO_USAGE:
-            usage = estimate = self._estimate(tokens_in(codec.output_bytes(answer)))
+            usage = estimate = self._estimate(tokens_in(codec.count_output_bytes(answer)))
         body = codec.complete_response(body, answer, estimate)
         return self._whole_answer(body, usage, answer, estimated=estimate is not None)
 
@@ -329,7 +329,7 @@ class Attempt:
                 # The first event may have held no text.
                 self._first = asyncio.get_running_loop().time() - self._began
         self.lease.keep()
-        content_type = (b"content-type", call.codec.stream_type)
+        content_type = (b"content-type", call.codec.stream_content_type)
         return Answer(headers=(content_type, _NO_CACHE, *self._headers()), stream=stream)
 
     def _settle(self, usage: Usage, error: BaseException | None) -> bytes:

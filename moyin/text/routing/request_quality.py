@@ -72,7 +72,7 @@ class RequestQuality:
         if question is None:
             needs = self._needs
             question = self._question = question_of(
-                self._request.recent_turns(),
+                self._request.select_recent_turns(),
                 tools=needs.tools,
                 schema=needs.schema,
                 pictures=needs.vision,

@@ -124,7 +124,7 @@ class Router:
         """
         preferences = self._preferences(context)
         route = self._route(codec, request, context, preferences)
-        needs = request.needs()
+        needs = request.derive_needs()
         quality = self._quality(request, needs, context, preferences, route)
         return explain(request.model, route, needs, self._history, quality)
 
@@ -155,7 +155,7 @@ class Router:
         seconds = route.timeout
         if preferences.timeout is not None:
             seconds = min(seconds, preferences.timeout)
-        needs = request.needs()
+        needs = request.derive_needs()
         call = RoutedCall(
             codec=codec,
             request=request,

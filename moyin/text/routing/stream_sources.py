@@ -65,7 +65,7 @@ class PassedSource:
             async for piece in upstream:
                 if passed := tap.feed(piece):
                     yield passed
-        if last := tap.end():
+        if last := tap.flush():
             yield last
         if not tap.finished:
             raise StreamInterrupted("the back end ended the stream early")

@@ -45,7 +45,7 @@ from moyin.text.protocol.openai import wire
 from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddingsCodec
 from moyin.text.protocol.openai.request_to_domain import (
     chat_request_to_domain,
-    first_untranslatable_field,
+    find_untranslatable_field,
 )
 from moyin.text.protocol.openai.request_to_upstream import chat_request_to_upstream
 from moyin.text.protocol.openai.response import (
@@ -273,7 +273,7 @@ def test_only_model_and_include_usage_change() -> None:
 
 def test_needs_include_every_required_ability() -> None:
     body = chat_request_to_upstream(FULL, stream=False)
-    needs = OpenAICodec().parse(to_json(body)).needs()
+    needs = OpenAICodec().parse(to_json(body)).derive_needs()
     assert (needs.tools, needs.vision, needs.schema, needs.max_tokens) == (True, True, True, 99)
     assert 2400 < needs.prompt_tokens < 2600
 
@@ -419,7 +419,7 @@ def test_pictures_by_url_are_inlined() -> None:
 def test_embedding_input_is_normalised_to_a_list(given: Any, inputs: list[Any]) -> None:
     call = OpenAIEmbeddingsCodec().parse(json.dumps({"model": "m", "input": given}).encode())
     assert call.body.inputs == inputs
-    assert call.needs().embeddings
+    assert call.derive_needs().embeddings
     if isinstance(inputs[0], list):
         with pytest.raises(UnsupportedFeature) as caught:
             call.to_domain("m")
@@ -475,7 +475,7 @@ def test_totals_in_an_event_with_text_reach_the_client() -> None:
 
 def needs_of(*parts: dict[str, Any]) -> Needs:
     turn = {"role": "user", "content": list(parts)}
-    return OpenAICodec().parse(json.dumps({**SMALL, "messages": [turn]}).encode()).needs()
+    return OpenAICodec().parse(json.dumps({**SMALL, "messages": [turn]}).encode()).derive_needs()
 
 
 def test_needs_include_files_and_audio() -> None:
@@ -491,7 +491,7 @@ def test_needs_include_files_and_audio() -> None:
     assert (plain.attachment_bytes, plain.has_external_content) == (0, False)
     with_audio = [SMALL["messages"][0], {"role": "assistant", "audio": {"id": "a1"}}]  # type: ignore[index]
     body = json.dumps({**SMALL, "messages": with_audio}).encode()
-    assert OpenAICodec().parse(body).needs().has_external_content
+    assert OpenAICodec().parse(body).derive_needs().has_external_content
 
 
 @pytest.mark.parametrize(
@@ -514,13 +514,15 @@ def test_max_tokens_is_the_largest_limit_of_any_server(
     """Follows the observed behaviour of llama.cpp's server."""
     plain = {name: value for name, value in SMALL.items() if name != "max_tokens"}
     body = json.dumps({**plain, **limits}).replace("Infinity", "1e999").encode()
-    assert OpenAICodec().parse(body).needs().max_tokens == expected
+    assert OpenAICodec().parse(body).derive_needs().max_tokens == expected
 
 
 def test_needs_include_schema_and_thinking() -> None:
     form = {"type": "json_schema", "json_schema": {"schema": {"description": "x" * 4_000}}}
-    plain = OpenAICodec().parse(json.dumps(SMALL).encode()).needs()
-    needs = OpenAICodec().parse(json.dumps({**SMALL, "response_format": form}).encode()).needs()
+    plain = OpenAICodec().parse(json.dumps(SMALL).encode()).derive_needs()
+    needs = (
+        OpenAICodec().parse(json.dumps({**SMALL, "response_format": form}).encode()).derive_needs()
+    )
     assert needs.prompt_tokens == plain.prompt_tokens
     assert 4_000 < needs.attachment_bytes < 4_200
     blocks = [{"type": "thinking", "thinking": "x" * 400, "signature": "s"}]
@@ -531,14 +533,14 @@ def test_needs_include_schema_and_thinking() -> None:
     ):
         turns = [*SMALL["messages"], {"role": "assistant", **thinking}]  # type: ignore[misc]
         body = json.dumps({**SMALL, "messages": turns}).encode()
-        assert OpenAICodec().parse(body).needs().prompt_tokens == plain.prompt_tokens + 104
+        assert OpenAICodec().parse(body).derive_needs().prompt_tokens == plain.prompt_tokens + 104
 
 
 def test_only_default_verbosity_is_translatable() -> None:
     data = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
     for verbosity, field in (("low", "verbosity"), ("medium", None), (None, None)):
         body = validate(wire.ChatBody, {**data, "verbosity": verbosity})
-        assert first_untranslatable_field(body) == field
+        assert find_untranslatable_field(body) == field
 
 
 def test_events_after_done_are_dropped() -> None:

@@ -43,7 +43,7 @@ NOW = 1_795_000_000.0
 class Call:
     """Stands in for a parsed request."""
 
-    def recent_turns(self) -> tuple[tuple[str, str], ...]:
+    def select_recent_turns(self) -> tuple[tuple[str, str], ...]:
         return (("user", SORT),)
 
 
