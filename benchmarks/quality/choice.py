@@ -72,7 +72,7 @@ def _use_levels(levels: dict[str, float]) -> Iterator[None]:
 def _use_constants(constants: Constants) -> AbstractContextManager[object]:
     """Learn with other spreads of weights during the block."""
     spreads = Spreads(**asdict(constants))
-    return patch("moyin.text.quality.learned_weights._PRECISION", spreads.precision())
+    return patch("moyin.text.quality.learned_weights._PRECISION", spreads.compute_precisions())
 
 
 def _merit(tables: Tables, folds: Sequence[int], seed: int) -> float:

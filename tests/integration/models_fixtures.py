@@ -139,7 +139,7 @@ async def serving(
     )
     pictures = Pictures(AllowedNetworks("127.0.0.0/8"))
     fleet, estimator = builder.build(config), Estimator()
-    estimator.configure(fleet.catalog.abilities)
+    estimator.set_abilities(fleet.catalog.abilities)
     store = QualityStore(database)
     learning = Learning(estimator, store)
     shared_answers = (

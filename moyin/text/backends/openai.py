@@ -111,7 +111,7 @@ class OpenAIBackend:
                     yield delta
         for delta in reader.flush():
             yield delta
-        if not reader.finished:
+        if not reader.is_finished:
             raise StreamInterrupted("the back end ended the stream early")
 
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:

@@ -1,1 +1,1 @@
-"""Lets a judge model compare a share of the answers with second answers, to learn from it."""
+"""Lets a judge model grade sampled answers against second answers, and learns from the grades."""

@@ -29,15 +29,6 @@ from moyin.text.routing.rescue import is_better
 from moyin.text.routing.reservation import max_cost
 from moyin.text.routing.routed_call import RoutedCall
 
-__all__ = [
-    "INSTRUCTION_TOKENS",
-    "Comparison",
-    "NotComparable",
-    "Sample",
-    "create_comparison",
-    "derive_comparison_id",
-]
-
 _ID_PREFIX = "judge-"
 INSTRUCTION_TOKENS = 600  # of the judge's instructions, markers and schema
 _MAX_CHARACTERS = 256 * 1024
@@ -53,7 +44,7 @@ class NotComparable(Exception):
 
 # The class is not frozen, because that would double the time of creating a sample in a request.
 @dataclass(kw_only=True, slots=True)
-class Sample:
+class SampledAnswer:
     """A sampled answer and the request that it answers.
 
     Attributes:
@@ -113,7 +104,7 @@ def derive_comparison_id(owner: str, request_id: str) -> str:
     return _ID_PREFIX + hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
-def create_comparison(sample: Sample, fleet: Fleet, rules: JudgeRules) -> Comparison:
+def create_comparison(sample: SampledAnswer, fleet: Fleet, rules: JudgeRules) -> Comparison:
     """Create the comparison of a sampled answer.
 
     Raises:
@@ -176,9 +167,9 @@ def create_comparison(sample: Sample, fleet: Fleet, rules: JudgeRules) -> Compar
     )
 
 
-def _format_sampled_answer(sample: Sample) -> str:
+def _format_sampled_answer(sample: SampledAnswer) -> str:
     call = sample.call
-    if call.request.streams:
+    if call.request.is_streamed:
         return format_answer(decode_stream(call.codec, sample.body))
     return format_answer(call.codec.read_response(from_json(sample.body)))
 
@@ -195,7 +186,7 @@ def _encode_second_request(request: ChatRequest, rules: JudgeRules) -> tuple[dic
     return chat_request_to_upstream(shorter, stream=False), bounded
 
 
-def _choose_second_model(sample: Sample, rules: JudgeRules, judge_models: set[str]) -> str:
+def _choose_second_model(sample: SampledAnswer, rules: JudgeRules, judge_models: set[str]) -> str:
     """Return the model that writes the second answer, which is never the judge.
 
     It is the configured model, else the next better candidate, else the next cheaper candidate,
@@ -220,7 +211,7 @@ def _choose_second_model(sample: Sample, rules: JudgeRules, judge_models: set[st
     return chosen.deployment.model.name
 
 
-def _find_answering_candidate(sample: Sample) -> Candidate:
+def _find_answering_candidate(sample: SampledAnswer) -> Candidate:
     return next(one for one in sample.candidates if one.deployment.model.name == sample.model)
 
 

@@ -31,8 +31,6 @@ from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.router import Router
 
-__all__ = ["Judge"]
-
 _SIGNAL_SOURCE = "judge"
 _SIGNAL_WEIGHT = 0.5  # below 1, because a judge errs more often than a person (docs/quality.md)
 _RETRY_SECONDS = 5.0
@@ -46,12 +44,7 @@ class Judge:
     """
 
     def __init__(
-        self,
-        router: Router,
-        *,
-        store: ComparisonStore,
-        signals: QualityStore,
-        budget: JudgeBudget,
+        self, router: Router, *, store: ComparisonStore, signals: QualityStore, budget: JudgeBudget
     ) -> None:
         self.rules: JudgeRules | None = None
         self._router = router
@@ -103,7 +96,7 @@ class Judge:
         comparison = _decode_comparison(stored)
         if comparison is None:
             return Outcome.EXPIRED
-        if self._is_author_of_answer(comparison, rules):
+        if self._has_written_answer(comparison, rules):
             return Outcome.NO_SECOND_MODEL
         request = build_judge_request(
             rules.model,
@@ -145,7 +138,7 @@ class Judge:
         """
         await self._store.remove(comparison_id)
 
-    def _is_author_of_answer(self, comparison: Comparison, rules: JudgeRules) -> bool:
+    def _has_written_answer(self, comparison: Comparison, rules: JudgeRules) -> bool:
         """Return True if the current judge model wrote one of the two answers."""
         deployments = self._router.fleet.catalog.find(rules.model)
         return not {comparison.model, comparison.second}.isdisjoint(

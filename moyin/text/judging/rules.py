@@ -13,14 +13,6 @@ from moyin.text.routing.compiled_route import CompiledRoute
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.ledger import current_day
 
-__all__ = [
-    "JUDGE_OWNER",
-    "JudgeBudget",
-    "JudgeRules",
-    "compile_judge_route",
-    "intersect_residencies",
-]
-
 # The ledger lists the judge's calls under this tenant, because the operator pays for them.
 JUDGE_OWNER = "moyin:judge"
 _BUDGET_SUBJECT = f"owner:{JUDGE_OWNER}"

@@ -12,7 +12,7 @@ from moyin.domain.money import Usage
 from moyin.domain.serialization import encode
 from moyin.errors import MoyinError
 from moyin.store.comparisons import ComparisonStore
-from moyin.text.judging.comparison import NotComparable, Sample, create_comparison
+from moyin.text.judging.comparison import NotComparable, SampledAnswer, create_comparison
 from moyin.text.judging.rules import JudgeBudget, JudgeRules
 from moyin.text.judging.verdict import Outcome, OutcomeCounter
 from moyin.text.quality.estimator import Estimator
@@ -20,8 +20,6 @@ from moyin.text.routing.answer import Answer, Stream
 from moyin.text.routing.decision import Candidate
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.routed_call import RoutedCall
-
-__all__ = ["AnswerSampler", "ComparisonQueue", "ComparisonStarter"]
 
 _log = logging.getLogger(__name__)
 _MAX_QUEUED_SAMPLES = 64
@@ -35,7 +33,7 @@ class ComparisonQueue(Protocol):
     """Starts the Temporal workflow of a comparison."""
 
     async def start(self, comparison_id: str, owner: str) -> bool:
-        """Start the workflow in the fair order of tenants.
+        """Queue the workflow in a fair order among tenants.
 
         Returns:
             False if a workflow with this id exists.
@@ -61,7 +59,7 @@ class AnswerSampler:
 
     def __init__(self, count: OutcomeCounter, *, draw: Callable[[], float] = random.random) -> None:
         self.rules: JudgeRules | None = None
-        self.samples: asyncio.Queue[Sample] = asyncio.Queue(_MAX_QUEUED_SAMPLES)
+        self.samples: asyncio.Queue[SampledAnswer] = asyncio.Queue(_MAX_QUEUED_SAMPLES)
         self._count = count
         self._draw = draw
 
@@ -84,7 +82,9 @@ class AnswerSampler:
             if usage.output_tokens > rules.max_answer_tokens or len(body) > _MAX_ANSWER_BYTES:
                 self._count(Outcome.UNSUITABLE)
                 return
-            sample = Sample(call=call, candidates=candidates, model=model, body=body, usage=usage)
+            sample = SampledAnswer(
+                call=call, candidates=candidates, model=model, body=body, usage=usage
+            )
             try:
                 self.samples.put_nowait(sample)
             except asyncio.QueueFull:
@@ -185,7 +185,7 @@ class ComparisonStarter:
                     "dropped the sampled answer of request %s: unexpected error", request_id
                 )
 
-    async def start(self, sample: Sample) -> Outcome:
+    async def start(self, sample: SampledAnswer) -> Outcome:
         """Start the comparison of a sample.
 
         Returns:
@@ -194,7 +194,7 @@ class ComparisonStarter:
         rules = self._sampler.rules
         if rules is None:
             return Outcome.DISABLED
-        if self._estimator.state(sample.call.context.owner).frozen:
+        if self._estimator.get_state(sample.call.context.owner).frozen:
             return Outcome.FROZEN
         try:
             comparison = create_comparison(sample, self._fleet(), rules)

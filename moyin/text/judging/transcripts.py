@@ -16,8 +16,6 @@ from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.ollama.stream import LineSplitter
 from moyin.text.protocol.openai.stream import StreamReader as OpenAIReader
 
-__all__ = ["decode_stream", "format_answer", "format_conversation"]
-
 
 def format_conversation(request: chat.ChatRequest) -> str:
     """Format the system prompts, tools and messages of a conversation as text.
@@ -111,12 +109,12 @@ def _join_ollama_lines(codec: ProtocolCodec, body: bytes) -> chat.ChatResponse:
             calls += message.get("tool_calls") or ()
     except (ValueError, AttributeError, TypeError):
         raise StreamInterrupted(
-            "a sampled stream has a line that is not in Ollama's format"
+            "the sampled stream must consist of JSON objects in Ollama's format"
         ) from None
     message = {"role": "assistant", "content": "".join(texts), "tool_calls": calls}
     try:
         return codec.read_response({**last, "message": message, "response": message["content"]})
     except (KeyError, TypeError):
         raise StreamInterrupted(
-            "a sampled stream has tool calls that are not in Ollama's format"
+            "the sampled stream has tool calls without a name or arguments"
         ) from None

@@ -15,16 +15,6 @@ from pydantic import ValidationError
 
 from moyin.text.protocol.ratings import BEST_GRADE, GradesBody
 
-__all__ = [
-    "MAX_VERDICT_TOKENS",
-    "VERDICT_SCHEMA",
-    "Outcome",
-    "OutcomeCounter",
-    "Verdict",
-    "build_judge_request",
-    "parse_verdict",
-]
-
 MAX_VERDICT_TOKENS = 600
 _GRADE = {"type": "integer", "enum": list(range(BEST_GRADE + 1))}
 # The reason precedes the grades, because a model that explains itself first grades better.
@@ -47,49 +37,27 @@ Answer with one JSON object: {"reason": at most 60 words, "first": grade, "secon
 
 
 class Outcome(StrEnum):
-    """The result of judging a sampled answer, or of one step of it, as metrics report it.
+    """The result of judging a sampled answer, or of one step of it, as metrics report it."""
 
-    Attributes:
-        STARTED: the job that compares the answer with a second answer was started.
-        REPEATED: an answer with this request id was compared before.
-        OPTED_OUT: the tenant does not want its answers to be judged.
-        UNSUITABLE: the request has pictures, audio or several answers, or is too long.
-        NO_SECOND_MODEL: no model other than the judge can write a second answer.
-        RESIDENCY: data-residency rules exclude the judge or the second model.
-        FROZEN: the operator stopped learning from the tenant's signals.
-        DROPPED: the queue of samples, or the store of comparisons, is full.
-        UNAVAILABLE: Temporal, Valkey or a back end is unavailable.
-        BUDGET: the rest of the judge's monthly budget is too small.
-        ANSWERED: the second answer was stored.
-        EXPIRED: the stored comparison expired or cannot be read.
-        DISABLED: the operator turned the judge off.
-        TRUNCATED: the second answer exceeded its token limit.
-        FAILED: the second model or the judge failed to answer.
-        UNPARSABLE: the judge's answer is not a verdict in the required format.
-        AGREED: the judge graded the client's answer no lower than the second answer.
-        DISAGREED: the judge graded the client's answer lower than the second answer.
-        CANCELLED: an operator cancelled the job.
-    """
-
-    STARTED = "started"
-    REPEATED = "repeated"
-    OPTED_OUT = "opted_out"
-    UNSUITABLE = "unsuitable"
-    NO_SECOND_MODEL = "alone"
-    RESIDENCY = "residency"
-    FROZEN = "frozen"
-    DROPPED = "dropped"
-    UNAVAILABLE = "unavailable"
-    BUDGET = "budget"
-    ANSWERED = "answered"
-    EXPIRED = "gone"
-    DISABLED = "off"
-    TRUNCATED = "cut"
-    FAILED = "failed"
-    UNPARSABLE = "unparsable"
-    AGREED = "agreed"
-    DISAGREED = "disagreed"
-    CANCELLED = "cancelled"
+    STARTED = "started"  # the job that compares the answer with a second answer was started
+    REPEATED = "repeated"  # an answer with this request id was compared before
+    OPTED_OUT = "opted_out"  # the tenant does not want its answers to be judged
+    UNSUITABLE = "unsuitable"  # the request has pictures, audio or several answers, or is too long
+    NO_SECOND_MODEL = "alone"  # no model other than the judge can write a second answer
+    RESIDENCY = "residency"  # data-residency rules exclude the judge or the second model
+    FROZEN = "frozen"  # learning from the tenant's signals is stopped
+    DROPPED = "dropped"  # the queue of samples, or the store of comparisons, is full
+    UNAVAILABLE = "unavailable"  # Temporal, Valkey or a back end is unavailable
+    BUDGET = "budget"  # the rest of the judge's monthly budget is too small
+    ANSWERED = "answered"  # the second answer was stored
+    EXPIRED = "gone"  # the stored comparison expired or cannot be read
+    DISABLED = "off"  # the operator turned the judge off
+    TRUNCATED = "cut"  # the second answer exceeded its token limit
+    FAILED = "failed"  # the second model or the judge failed to answer
+    UNPARSABLE = "unparsable"  # the judge's answer is not a verdict in the required format
+    AGREED = "agreed"  # the judge graded the client's answer no lower than the second answer
+    DISAGREED = "disagreed"  # the judge graded the client's answer lower than the second answer
+    CANCELLED = "cancelled"  # an operator cancelled the job
 
 
 # A callback that counts an outcome. Requests wait for it, so it must be fast.

@@ -19,19 +19,6 @@ from moyin.errors import MoyinError
 from moyin.http.problems import ErrorBody
 from moyin.http.validation import NO_MEMBERS, merge_defaults
 
-__all__ = [
-    "MAX_TURNS",
-    "ParsedRequest",
-    "ProtocolCodec",
-    "StreamTap",
-    "StreamWriter",
-    "Turn",
-    "UnstreamedRequest",
-    "encode_with_changes",
-    "merge_turns",
-    "select_newest_turns",
-]
-
 Turn = tuple[str, str]  # the role and the text of one message
 MAX_TURNS = 6  # three messages of the user with the answers between them
 
@@ -43,17 +30,19 @@ class StreamWriter(Protocol):
 
 
 class StreamTap(Protocol):
-    """Forwards a back end's stream unparsed where client and back end use the same API format.
+    """Forwards the bytes of a back end's stream and reads the usage from them.
+
+    It is used if client and back end use the same API format.
 
     Attributes:
         usage: the latest usage that the back end reported.
-        finished: True once the protocol's last event was forwarded.
+        is_finished: True once the protocol's last event was forwarded.
         tokens: the number of output tokens forwarded so far, estimated from the events.
         transcript: if set, it records what the model writes.
     """
 
     usage: Usage | None
-    finished: bool
+    is_finished: bool
     transcript: Transcript | None
 
     @property
@@ -64,7 +53,7 @@ class StreamTap(Protocol):
     def flush(self) -> bytes:
         """Return the client's last bytes after the back end closed its stream.
 
-        Sets ``finished`` if these bytes complete the answer.
+        Sets ``is_finished`` if these bytes complete the answer.
 
         Raises:
             StreamInterrupted: the back end stopped within an event.
@@ -78,7 +67,7 @@ class ParsedRequest(Protocol):
     def model(self) -> str: ...
 
     @property
-    def streams(self) -> bool: ...
+    def is_streamed(self) -> bool: ...
 
     def derive_needs(self) -> Needs:
         """Return the abilities that a model needs to answer the request."""
@@ -131,14 +120,14 @@ class ParsedRequest(Protocol):
             overrides: members to set even if the client set them.
         """
 
-    def stream_tap(self, additions: Mapping[str, Any]) -> StreamTap:
+    def create_stream_tap(self, additions: Mapping[str, Any]) -> StreamTap:
         """Return a tap for the stream that answers the body of ``to_upstream``.
 
         Args:
-            additions: the additions of that body. The tap hides the events that only they caused.
+            additions: the additions to that body. The tap hides events that only they caused.
         """
 
-    def stream_writer(self) -> StreamWriter: ...
+    def create_stream_writer(self) -> StreamWriter: ...
 
     def encode_response(self, response: chat.ChatResponse | chat.EmbeddingResponse) -> bytes: ...
 
@@ -186,14 +175,16 @@ class ProtocolCodec(Protocol):
     def count_output_bytes(self, body: Mapping[str, Any]) -> int:
         """Return the size of the model's own text in a whole response, in bytes of UTF-8."""
 
-    def check_response(self, body: Mapping[str, Any]) -> None:
+    def require_answer_member(self, body: Mapping[str, Any]) -> None:
         """Require the member of a back end's whole response that contains the answer.
 
         Raises:
             BackendUnavailable: the member is missing or has the wrong type.
         """
 
-    def complete_response(self, raw: bytes, body: dict[str, Any], estimate: Usage | None) -> bytes:
+    def add_missing_members(
+        self, raw: bytes, body: dict[str, Any], estimate: Usage | None
+    ) -> bytes:
         """Add the members that the vendor's API reference requires and the back end left out.
 
         Clients that validate a response expect all of them.
@@ -206,14 +197,14 @@ class ProtocolCodec(Protocol):
 
     def render_error(self, error: MoyinError, request_id: str, path: str) -> ErrorBody: ...
 
-    def error_event(self, error: MoyinError, request_id: str) -> bytes: ...
+    def render_error_event(self, error: MoyinError, request_id: str) -> bytes: ...
 
 
 class UnstreamedRequest:
     """Base of requests for embeddings, which have no turns, no pictures and no stream."""
 
     __slots__ = ()
-    streams = False
+    is_streamed = False
     picture_urls = ()
 
     def derive_constraints(self) -> ResponseConstraints:
@@ -225,14 +216,20 @@ class UnstreamedRequest:
     def with_pictures(self, pictures: Mapping[str, chat.Image]) -> Self:
         return self
 
-    def stream_tap(self, additions: Mapping[str, Any]) -> NoReturn:
-        raise AssertionError("stream_tap was called for embeddings, which are never streamed")
+    def create_stream_tap(self, additions: Mapping[str, Any]) -> NoReturn:
+        raise AssertionError(
+            "create_stream_tap was called for embeddings, which are never streamed"
+        )
 
-    def stream_writer(self) -> NoReturn:
-        raise AssertionError("stream_writer was called for embeddings, which are never streamed")
+    def create_stream_writer(self) -> NoReturn:
+        raise AssertionError(
+            "create_stream_writer was called for embeddings, which are never streamed"
+        )
 
 
-def merge_turns(parts: Iterable[tuple[chat.Role, Iterable[chat.Part]]]) -> tuple[chat.Message, ...]:
+def merge_adjacent_messages(
+    parts: Iterable[tuple[chat.Role, Iterable[chat.Part]]],
+) -> tuple[chat.Message, ...]:
     """Merge neighbouring messages of the same role, because some models require alternating roles.
 
     Several tool messages and the user's message after them become one message.

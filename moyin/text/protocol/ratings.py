@@ -6,8 +6,6 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-__all__ = ["BEST_GRADE", "FeedbackBody", "FreezeBody", "GradesBody"]
-
 _RequestId = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 _Comment = Annotated[str, StringConstraints(max_length=2_000, pattern=r"^[^\x00]*$")]
 
@@ -41,7 +39,7 @@ class FeedbackBody(_ClientBody):
 
 
 class FreezeBody(_ClientBody):
-    """The request to stop (``frozen``) or resume learning from a tenant's signals."""
+    """The request to stop learning from a tenant's signals, or to resume it."""
 
     frozen: bool
 

@@ -87,7 +87,7 @@ class MeteredStream:
             return self._end(None)
         except MoyinError as error:
             call = self._call
-            event = call.codec.error_event(client_error(error), call.context.request_id)
+            event = call.codec.render_error_event(client_error(error), call.context.request_id)
             return event + self._end(error)
         except BaseException as error:
             self._end(error)

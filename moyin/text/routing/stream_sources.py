@@ -67,13 +67,13 @@ class PassedSource:
                     yield passed
         if last := tap.flush():
             yield last
-        if not tap.finished:
+        if not tap.is_finished:
             raise StreamInterrupted("the back end ended the stream early")
 
     @property
     def usage(self) -> Usage:
         tap = self._tap
-        return _final_usage(tap.usage, self._prompt_tokens, tap.tokens, is_final=tap.finished)
+        return _final_usage(tap.usage, self._prompt_tokens, tap.tokens, is_final=tap.is_finished)
 
 
 class TranslatedSource:

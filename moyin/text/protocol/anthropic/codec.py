@@ -22,7 +22,7 @@ from moyin.http.validation import (
     validate,
 )
 from moyin.text.protocol.anthropic import request_to_domain, wire
-from moyin.text.protocol.anthropic.errors import error_event, render_error
+from moyin.text.protocol.anthropic.errors import render_error, render_error_event
 from moyin.text.protocol.anthropic.request_to_upstream import embed_pictures
 from moyin.text.protocol.anthropic.response import (
     chat_response_to_client,
@@ -32,8 +32,6 @@ from moyin.text.protocol.anthropic.response import (
 )
 from moyin.text.protocol.anthropic.stream import StreamTap, StreamWriter
 from moyin.text.protocol.codec import Turn, encode_with_changes, select_newest_turns
-
-__all__ = ["AnthropicCodec", "ParsedCountTokensRequest"]
 
 # A body without these bytes has no cache marker. Searching bytes is faster than walking the JSON,
 # and a text can't contain them, because quotes in a JSON string are escaped.
@@ -54,7 +52,7 @@ class ParsedChatRequest:
         return self.body.model
 
     @property
-    def streams(self) -> bool:
+    def is_streamed(self) -> bool:
         return bool(self.body.stream)
 
     def derive_needs(self) -> Needs:
@@ -74,11 +72,8 @@ class ParsedChatRequest:
 
     @property
     def picture_urls(self) -> tuple[str, ...]:
-        images = (
-            b
-            for b in request_to_domain.iterate_content_blocks(self.body)
-            if isinstance(b, wire.ImageBlock)
-        )
+        blocks = request_to_domain.iterate_content_blocks(self.body)
+        images = (block for block in blocks if isinstance(block, wire.ImageBlock))
         return tuple(dict.fromkeys(i.source.url for i in images if i.source.url is not None))
 
     def with_pictures(self, pictures: Mapping[str, Image]) -> ParsedChatRequest:
@@ -94,10 +89,10 @@ class ParsedChatRequest:
     ) -> bytes:
         return encode_with_changes(self.raw, self.data, model, additions, overrides)
 
-    def stream_tap(self, additions: Mapping[str, Any]) -> StreamTap:
+    def create_stream_tap(self, additions: Mapping[str, Any]) -> StreamTap:
         return StreamTap()
 
-    def stream_writer(self) -> StreamWriter:
+    def create_stream_writer(self) -> StreamWriter:
         return StreamWriter()
 
     def encode_response(self, response: ChatResponse | EmbeddingResponse) -> bytes:
@@ -155,7 +150,7 @@ class AnthropicCodec:
     stream_content_type = EVENT_STREAM
     read_response = staticmethod(chat_response_to_domain)
     render_error = staticmethod(render_error)
-    error_event = staticmethod(error_event)
+    render_error_event = staticmethod(render_error_event)
     encode_cost_trailer = staticmethod(cost_comment)
 
     def parse(self, body: bytes) -> ParsedChatRequest:
@@ -171,11 +166,13 @@ class AnthropicCodec:
     def count_output_bytes(self, body: Mapping[str, Any]) -> int:
         return text_bytes(body.get("content"))
 
-    def check_response(self, body: Mapping[str, Any]) -> None:
+    def require_answer_member(self, body: Mapping[str, Any]) -> None:
         if not isinstance(body.get("content"), list):
             raise malformed_response()
 
-    def complete_response(self, raw: bytes, body: dict[str, Any], estimate: Usage | None) -> bytes:
+    def add_missing_members(
+        self, raw: bytes, body: dict[str, Any], estimate: Usage | None
+    ) -> bytes:
         if estimate is None:
             return raw
         body["usage"] = usage_to_client(estimate)

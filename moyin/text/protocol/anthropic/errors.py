@@ -10,10 +10,8 @@ from moyin import errors
 from moyin.http.problems import ErrorBody, error_headers, status_of
 from moyin.http.sse import event
 
-__all__ = ["error_event", "render_error"]
-
 # Anthropic's names of the fields that `moyin.domain.chat` and its errors name as OpenAI does.
-_FIELDS = {
+_CLIENT_FIELDS = {
     "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
     "reasoning_effort": "thinking",
     "response_format": "output_config.format",
@@ -34,7 +32,7 @@ def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorB
     )
 
 
-def error_event(error: errors.MoyinError, request_id: str) -> bytes:
+def render_error_event(error: errors.MoyinError, request_id: str) -> bytes:
     """Render ``error`` as the last event of a broken stream, on which Anthropic's SDKs raise."""
     return event(_build_error_body(error, request_id), name="error")
 
@@ -46,7 +44,7 @@ def _build_error_body(error: errors.MoyinError, request_id: str) -> dict[str, An
         "code": error.code,
     }
     if error.field is not None:
-        body["field"] = _FIELDS.get(error.field, error.field)
+        body["field"] = _CLIENT_FIELDS.get(error.field, error.field)
     if error.details:
         body["details"] = error.details
     return {"type": "error", "error": body, "request_id": request_id}

@@ -25,16 +25,6 @@ from moyin.http.validation import unsupported_field
 from moyin.text.protocol.anthropic import wire
 from moyin.text.protocol.codec import Turn
 
-__all__ = [
-    "chat_request_to_domain",
-    "derive_chat_constraints",
-    "derive_chat_needs",
-    "find_untranslatable_field",
-    "iterate_content_blocks",
-    "iterate_turns_newest_first",
-    "refers_to_url",
-]
-
 # Bytes in a serialized block that show how it contains or names its content.
 _BASE64_SOURCE_MARKER = b'"type":"base64"'
 _FILE_SOURCE_MARKERS = (b'"type":"file"', b'"file_id":')

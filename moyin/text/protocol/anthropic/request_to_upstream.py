@@ -14,8 +14,6 @@ from moyin.http.validation import parse_arguments
 from moyin.text.protocol.anthropic.response import sanitize_tool_call_id
 from moyin.text.protocol.anthropic.schemas import to_claude_schema
 
-__all__ = ["DEFAULT_MAX_TOKENS", "chat_request_to_upstream", "embed_pictures"]
-
 # Anthropic requires max_tokens, which is optional in other protocols.
 DEFAULT_MAX_TOKENS = 8192
 _TOOL_CHOICE_TYPES = {"auto": "auto", "required": "any", "none": "none", "tool": "tool"}

@@ -13,18 +13,6 @@ from moyin.domain.money import Usage
 from moyin.errors import BackendUnavailable
 from moyin.http.validation import malformed_response, require_text, token_count, tool_call_arguments
 
-__all__ = [
-    "STOP_REASONS",
-    "WIRE_STOP_REASONS",
-    "chat_response_to_client",
-    "chat_response_to_domain",
-    "encode_text_block",
-    "encode_tool_use_block",
-    "sanitize_tool_call_id",
-    "usage_to_client",
-    "usage_to_domain",
-]
-
 # Anthropic refuses these characters in the id of a tool call.
 _INVALID_ID_CHARACTERS = re.compile(r"[^a-zA-Z0-9_-]")
 
@@ -77,7 +65,7 @@ def _read_count(value: Any, default: int) -> int:
 
 
 def usage_to_client(usage: Usage) -> dict[str, Any]:
-    """Encode ``usage``; no token is in two of Anthropic's counts of the prompt."""
+    """Encode ``usage`` in Anthropic's format, whose token counts do not overlap."""
     return {
         "input_tokens": usage.input_tokens,
         "cache_read_input_tokens": usage.cached_tokens,
@@ -192,4 +180,6 @@ def _part_to_block(part: Part) -> dict[str, Any]:
             return {"type": "thinking", "thinking": part.text, "signature": part.signature or ""}
         case _:
             kind = type(part).__name__
-            raise BackendUnavailable(f"the back end's answer contains a part of type {kind}")
+            raise BackendUnavailable(
+                f"the back end's answer must not contain a part of type {kind}"
+            )

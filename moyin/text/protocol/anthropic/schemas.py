@@ -11,8 +11,6 @@ from typing import Any
 
 from moyin.errors import UnsupportedFeature
 
-__all__ = ["to_claude_schema"]
-
 # Claude refuses these keywords with status 400.
 _REFUSED_KEYWORDS = frozenset(
     {

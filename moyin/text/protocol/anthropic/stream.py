@@ -1,6 +1,6 @@
 """Translates streams between Anthropic's events and the deltas of `moyin.domain.chat`.
 
-It also taps streams that are forwarded from an Anthropic back end to an Anthropic client.
+`StreamTap` reads the usage from streams that are forwarded to an Anthropic client.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ from moyin.text.protocol.anthropic.response import (
     usage_to_client,
     usage_to_domain,
 )
-
-__all__ = ["EventReader", "StreamReader", "StreamTap", "StreamWriter"]
 
 
 class StreamWriter:
@@ -58,7 +56,7 @@ class StreamWriter:
             case chat.ToolArguments():
                 if self._open != delta.index:
                     raise StreamInterrupted(
-                        f"the back end sent arguments of the closed tool call {delta.index}"
+                        f"the back end sent arguments of tool call {delta.index} outside of that call"
                     )
                 return self._encode_delta(
                     {"type": "input_json_delta", "partial_json": delta.fragment}
@@ -132,13 +130,13 @@ class EventReader:
         self._stop = chat.StopReason.END
         self._stop_sequence: str | None = None
         self._tools: dict[int, int] = {}  # number of the tool call by index of its content block
-        self.finished = False
+        self.is_finished = False
 
     def feed(self, body: Mapping[str, Any]) -> list[chat.Delta]:
         """Return the deltas of the event ``body``.
 
         Raises:
-            StreamInterrupted: the event is malformed, or is the back end's own error.
+            StreamInterrupted: the event is malformed, or reports an error of the back end.
         """
         try:
             return self._translate_event(body)
@@ -162,7 +160,7 @@ class EventReader:
                 self._stop = STOP_REASONS.get(body["delta"].get("stop_reason"), chat.StopReason.END)
                 self._stop_sequence = body["delta"].get("stop_sequence")
             case "message_stop":
-                self.finished = True
+                self.is_finished = True
                 return [
                     chat.Finished(
                         stop=self._stop, usage=self._usage, stop_sequence=self._stop_sequence
@@ -208,14 +206,14 @@ class StreamReader:
         self._events = EventReader()
 
     @property
-    def finished(self) -> bool:
-        return self._events.finished
+    def is_finished(self) -> bool:
+        return self._events.is_finished
 
     def feed(self, piece: bytes) -> list[chat.Delta]:
         """Return the deltas of the events that ``piece`` completes.
 
         Raises:
-            StreamInterrupted: an event is malformed, or is the back end's own error.
+            StreamInterrupted: an event is malformed, or reports an error of the back end.
         """
         frames = self._splitter.feed(piece)
         return [d for f in frames if f.data is not None for d in self._events.feed(parse_event(f))]
@@ -229,7 +227,7 @@ class StreamTap:
         self.usage: Usage | None = None
         self._size = 0
         self._reader = EventReader()
-        self.finished = False
+        self.is_finished = False
         self.transcript: Transcript | None = None
 
     @property
@@ -241,7 +239,7 @@ class StreamTap:
         """Return the whole events for the client, as the back end sent them.
 
         Raises:
-            StreamInterrupted: an event is malformed, or is the back end's own error.
+            StreamInterrupted: an event is malformed, or reports an error of the back end.
         """
         frames = self._splitter.feed(piece)
         for frame in frames:
@@ -278,7 +276,7 @@ class StreamTap:
             case "message_delta":
                 self.usage = usage_to_domain(body.get("usage"), before=self.usage)
             case "message_stop":
-                self.finished = True
+                self.is_finished = True
             case "error":
                 raise StreamInterrupted("the back end reported an error event in its stream")
 

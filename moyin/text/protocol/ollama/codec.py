@@ -13,13 +13,7 @@ from moyin.domain.backend import ApiFormat
 from moyin.domain.chat import ChatRequest, ChatResponse, EmbeddingRequest, EmbeddingResponse, Image
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs, ResponseConstraints
-from moyin.http.validation import (
-    NO_MEMBERS,
-    malformed_response,
-    parse_object,
-    text_bytes,
-    validate,
-)
+from moyin.http.validation import NO_MEMBERS, malformed_response, parse_object, text_bytes, validate
 from moyin.text.protocol.codec import (
     Turn,
     UnstreamedRequest,
@@ -27,7 +21,7 @@ from moyin.text.protocol.codec import (
     select_newest_turns,
 )
 from moyin.text.protocol.ollama import request_to_domain, wire
-from moyin.text.protocol.ollama.errors import error_event, render_error
+from moyin.text.protocol.ollama.errors import render_error, render_error_event
 from moyin.text.protocol.ollama.response import (
     build_first_members,
     chat_response_to_client,
@@ -44,26 +38,17 @@ from moyin.text.protocol.ollama.stream import (
     encode_generate_content,
 )
 
-__all__ = [
-    "OllamaChatCodec",
-    "OllamaEmbedCodec",
-    "OllamaEmbeddingsCodec",
-    "OllamaGenerateCodec",
-    "ParsedChatRequest",
-    "ParsedGenerateRequest",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class _ParsedRequest:
     """Base of validated requests; ``data`` is ``raw`` parsed as JSON.
 
-    ``began`` is the time of the request, from `time.perf_counter_ns`.
+    ``started_at`` is the time of the request, from `time.perf_counter_ns`.
     """
 
     raw: bytes
     data: Mapping[str, Any]
-    began: int = field(default_factory=time.perf_counter_ns, kw_only=True)
+    started_at: int = field(default_factory=time.perf_counter_ns, kw_only=True)
 
     @property
     def model(self) -> str:
@@ -87,12 +72,12 @@ class _ParsedRequest:
     ) -> bytes:
         return encode_with_changes(self.raw, self.data, model, additions, overrides)
 
-    def stream_tap(self, additions: Mapping[str, Any]) -> StreamTap:
+    def create_stream_tap(self, additions: Mapping[str, Any]) -> StreamTap:
         return StreamTap()
 
     @property
     def _elapsed_nanoseconds(self) -> int:
-        return time.perf_counter_ns() - self.began
+        return time.perf_counter_ns() - self.started_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +87,15 @@ class ParsedChatRequest(_ParsedRequest):
     body: wire.ChatBody
 
     @property
-    def streams(self) -> bool:
-        return self.body.streams
+    def is_streamed(self) -> bool:
+        return self.body.is_streamed
 
     @property
-    def load_response(self) -> bytes | None:
-        """The response if the request has no messages and so only loads or unloads the model."""
+    def model_load_response(self) -> bytes | None:
+        """The response to a request without messages, which only (un)loads the model; else None."""
         if self.body.messages:
             return None
-        return _encode_load_response(self.body, encode_chat_content("", "", []))
+        return _encode_model_load_response(self.body, encode_chat_content("", "", []))
 
     def derive_needs(self) -> Needs:
         return request_to_domain.derive_chat_needs(self.body, self.data)
@@ -129,7 +114,7 @@ class ParsedChatRequest(_ParsedRequest):
     def to_domain(self, model: str) -> ChatRequest:
         return request_to_domain.chat_request_to_domain(self.body, model)
 
-    def stream_writer(self) -> StreamWriter:
+    def create_stream_writer(self) -> StreamWriter:
         return StreamWriter(encode_chat_content)
 
     def encode_response(self, response: ChatResponse | EmbeddingResponse) -> bytes:
@@ -144,15 +129,15 @@ class ParsedGenerateRequest(_ParsedRequest):
     body: wire.GenerateBody
 
     @property
-    def streams(self) -> bool:
-        return self.body.streams
+    def is_streamed(self) -> bool:
+        return self.body.is_streamed
 
     @property
-    def load_response(self) -> bytes | None:
-        """The response if the request has no prompt and so only loads or unloads the model."""
+    def model_load_response(self) -> bytes | None:
+        """The response to a request without a prompt, which only (un)loads the model; else None."""
         if self.body.prompt or self.body.images:
             return None
-        return _encode_load_response(self.body, encode_generate_content("", "", []))
+        return _encode_model_load_response(self.body, encode_generate_content("", "", []))
 
     def derive_needs(self) -> Needs:
         return request_to_domain.derive_generate_needs(self.body)
@@ -168,7 +153,7 @@ class ParsedGenerateRequest(_ParsedRequest):
     def to_domain(self, model: str) -> ChatRequest:
         return request_to_domain.generate_request_to_domain(self.body, model)
 
-    def stream_writer(self) -> StreamWriter:
+    def create_stream_writer(self) -> StreamWriter:
         return StreamWriter(encode_generate_content)
 
     def encode_response(self, response: ChatResponse | EmbeddingResponse) -> bytes:
@@ -208,8 +193,8 @@ class ParsedEmbeddingsRequest(ParsedEmbedRequest):
         return to_json({"embedding": response.vectors[0]})
 
 
-def _encode_load_response(body: wire.CallBody, content: Mapping[str, Any]) -> bytes:
-    reason = "unload" if body.unloads else "load"
+def _encode_model_load_response(body: wire.GenerationBody, content: Mapping[str, Any]) -> bytes:
+    reason = "unload" if body.unloads_model else "load"
     return to_json(
         {**build_first_members(body.model), **content, "done": True, "done_reason": reason}
     )
@@ -221,7 +206,7 @@ class _Codec:
     api_format = ApiFormat.OLLAMA
     stream_content_type = JSON_LINES
     render_error = staticmethod(render_error)
-    error_event = staticmethod(error_event)
+    render_error_event = staticmethod(render_error_event)
     read_usage = staticmethod(usage_to_domain)
     _content: str  # the member of a response that contains the answer
     _content_type: type  # the type of that member
@@ -240,11 +225,13 @@ class _Codec:
     def count_output_bytes(self, body: Mapping[str, Any]) -> int:
         return text_bytes([body.get(name) for name in ("message", "response", "thinking")])
 
-    def check_response(self, body: Mapping[str, Any]) -> None:
+    def require_answer_member(self, body: Mapping[str, Any]) -> None:
         if not isinstance(body.get(self._content), self._content_type):
             raise malformed_response()
 
-    def complete_response(self, raw: bytes, body: dict[str, Any], estimate: Usage | None) -> bytes:
+    def add_missing_members(
+        self, raw: bytes, body: dict[str, Any], estimate: Usage | None
+    ) -> bytes:
         if estimate is None or not self._has_usage:
             return raw
         body["prompt_eval_count"] = estimate.prompt_tokens

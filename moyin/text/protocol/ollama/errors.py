@@ -9,10 +9,8 @@ from pydantic_core import to_json
 from moyin import errors
 from moyin.http.problems import ErrorBody, error_headers, status_of
 
-__all__ = ["error_event", "render_error"]
-
 # Ollama's names of the fields that `moyin.domain.chat` and its errors name as OpenAI does.
-_FIELDS = {
+_CLIENT_FIELDS = {
     "frequency_penalty": "options.frequency_penalty",
     "max_tokens": "options.num_predict",
     "min_p": "options.min_p",
@@ -37,7 +35,7 @@ def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorB
     )
 
 
-def error_event(error: errors.MoyinError, request_id: str) -> bytes:
+def render_error_event(error: errors.MoyinError, request_id: str) -> bytes:
     """Render ``error`` as the last line of a broken stream, on which Ollama's SDK raises."""
     return to_json(_build_error_body(error, request_id)) + b"\n"
 
@@ -45,7 +43,7 @@ def error_event(error: errors.MoyinError, request_id: str) -> bytes:
 def _build_error_body(error: errors.MoyinError, request_id: str) -> dict[str, Any]:
     body = {"error": error.message, "code": error.code, "request_id": request_id}
     if error.field is not None:
-        body["field"] = _FIELDS.get(error.field, error.field)
+        body["field"] = _CLIENT_FIELDS.get(error.field, error.field)
     if error.details:
         return {**body, "details": error.details}
     return body

@@ -16,17 +16,8 @@ from moyin.domain import chat
 from moyin.domain.media import UNKNOWN, media_type
 from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_message, estimate_tokens
 from moyin.errors import InvalidRequest, UnsupportedFeature
-from moyin.text.protocol.codec import merge_turns
+from moyin.text.protocol.codec import merge_adjacent_messages
 from moyin.text.protocol.ollama import wire
-
-__all__ = [
-    "chat_request_to_domain",
-    "derive_chat_needs",
-    "derive_embedding_needs",
-    "derive_generate_needs",
-    "embedding_request_to_domain",
-    "generate_request_to_domain",
-]
 
 # Members and options that change the answer and that only Ollama has. Others are ignored: unknown
 # members, because Ollama ignores them, too, and options that only set how Ollama runs the model.
@@ -57,7 +48,7 @@ def chat_request_to_domain(body: wire.ChatBody, model: str) -> chat.ChatRequest:
         body,
         model,
         system=system,
-        messages=merge_turns(_iterate_parts_by_role(messages)),
+        messages=merge_adjacent_messages(_iterate_parts_by_role(messages)),
         tools=tools,
     )
 
@@ -108,7 +99,7 @@ def derive_embedding_needs(body: wire.EmbedBody | wire.EmbeddingsBody) -> Needs:
     return Needs(prompt_tokens=sum(sizes), longest_input=max(sizes, default=0), embeddings=True)
 
 
-def _build_needs(body: wire.CallBody, text_tokens: int, *, images: int, tools: bool) -> Needs:
+def _build_needs(body: wire.GenerationBody, text_tokens: int, *, images: int, tools: bool) -> Needs:
     return Needs(
         prompt_tokens=text_tokens + images * IMAGE_TOKENS,
         attachment_bytes=0 if body.schema_ is None else len(to_json(body.schema_)),
@@ -129,7 +120,7 @@ def _iterate_prompt_texts(body: wire.ChatBody) -> Iterator[str]:
 
 
 def _build_chat_request(
-    body: wire.CallBody,
+    body: wire.GenerationBody,
     model: str,
     *,
     system: tuple[chat.Text, ...],
@@ -161,19 +152,18 @@ def _build_chat_request(
     )
 
 
-def _refuse_native_members(body: wire.CallBody) -> None:
-    _refuse_set_members(body.extras, _NATIVE_MEMBERS, "")
+def _refuse_native_members(body: wire.GenerationBody) -> None:
+    _refuse_members(body.extras, _NATIVE_MEMBERS, "")
     if body.options is not None:
-        _refuse_set_members(body.options.extras, _NATIVE_OPTIONS, "options.")
+        _refuse_members(body.options.extras, _NATIVE_OPTIONS, "options.")
 
 
-def _refuse_set_members(members: Mapping[str, Any], native: frozenset[str], prefix: str) -> None:
+def _refuse_members(members: Mapping[str, Any], native: frozenset[str], prefix: str) -> None:
     for name, value in members.items():
         if value and name in native:
             field = f"{prefix}{name}"
             raise UnsupportedFeature(
-                f"{field} requires a model on an Ollama server: omit it or choose one",
-                field=field,
+                f"{field} requires a model on an Ollama server: omit it or choose one", field=field
             )
 
 

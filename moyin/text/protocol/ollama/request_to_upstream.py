@@ -15,8 +15,6 @@ from moyin.domain.needs import IMAGE_TOKENS, estimate_message, estimate_tokens
 from moyin.errors import UnsupportedFeature
 from moyin.http.validation import parse_arguments
 
-__all__ = ["chat_request_to_upstream", "choose_context_window", "embedding_request_to_upstream"]
-
 _MIN_CONTEXT_TOKENS = 4096
 _ESTIMATE_MARGIN = 1.25
 _THINK_LEVELS = {

@@ -13,21 +13,6 @@ from moyin.domain import chat
 from moyin.domain.money import Usage
 from moyin.http.validation import malformed_response, token_count, tool_call_arguments
 
-__all__ = [
-    "build_first_members",
-    "build_last_members",
-    "chat_response_to_client",
-    "chat_response_to_domain",
-    "create_response_id",
-    "embedding_response_to_client",
-    "embedding_response_to_domain",
-    "generate_response_to_client",
-    "message_to_deltas",
-    "read_stop_reason",
-    "tool_call_to_client",
-    "usage_to_domain",
-]
-
 
 def usage_to_domain(body: Mapping[str, Any]) -> Usage:
     """Translate the token counts in the last object of a response."""

@@ -1,6 +1,6 @@
 """Encodes the deltas of `moyin.domain.chat` as Ollama's lines of JSON.
 
-It also taps streams that are forwarded from an Ollama back end to an Ollama client.
+`StreamTap` reads the usage from streams that are forwarded to an Ollama client.
 """
 
 from __future__ import annotations
@@ -23,16 +23,6 @@ from moyin.text.protocol.ollama.response import (
     tool_call_to_client,
     usage_to_domain,
 )
-
-__all__ = [
-    "JSON_LINES",
-    "ContentEncoder",
-    "LineSplitter",
-    "StreamTap",
-    "StreamWriter",
-    "encode_chat_content",
-    "encode_generate_content",
-]
 
 JSON_LINES = b"application/x-ndjson"
 _MAX_LINE_BYTES = 16 * 1024 * 1024  # bounds the memory for a line without an end
@@ -165,14 +155,14 @@ class StreamTap:
         self._splitter = LineSplitter()
         self.usage: Usage | None = None
         self.tokens = 0
-        self.finished = False
+        self.is_finished = False
         self.transcript: Transcript | None = None
 
     def feed(self, piece: bytes) -> bytes:
         """Return the whole lines for the client, as the back end sent them.
 
         Raises:
-            StreamInterrupted: a line is malformed, or is the back end's own error.
+            StreamInterrupted: a line is malformed, or reports an error of the back end.
         """
         return self._process_lines(self._splitter.feed(piece))
 
@@ -203,7 +193,7 @@ class StreamTap:
             message.get(name) for name in ("content", "response", "thinking", "tool_calls")
         )
         if body.get("done"):
-            self.usage, self.finished = usage_to_domain(body), True
+            self.usage, self.is_finished = usage_to_domain(body), True
 
 
 def _read_plain_text(message: Any) -> str | None:

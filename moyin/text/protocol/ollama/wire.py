@@ -22,7 +22,7 @@ class CalledFunction(WireModel):
 
 
 class ToolCall(WireModel):
-    """A tool call of the model, without an ``id`` from older servers."""
+    """A tool call of the model; older servers omit its ``id``."""
 
     id: str | None = None
     function: CalledFunction
@@ -74,7 +74,7 @@ class Options(WireModel):
     stop: str | list[str] | None = None
 
 
-class CallBody(WireModel):
+class GenerationBody(WireModel):
     """The members that `ChatBody` and `GenerateBody` share; both calls stream by default."""
 
     model: str = Field(min_length=1)
@@ -85,11 +85,11 @@ class CallBody(WireModel):
     keep_alive: float | str | None = None
 
     @property
-    def streams(self) -> bool:
+    def is_streamed(self) -> bool:
         return self.stream is not False
 
     @property
-    def unloads(self) -> bool:
+    def unloads_model(self) -> bool:
         """True if ``keep_alive`` is zero, which unloads the model at once."""
         return _ZERO_DURATION.fullmatch(str(self.keep_alive)) is not None
 
@@ -103,7 +103,7 @@ class CallBody(WireModel):
         return self.format if isinstance(self.format, dict) else None
 
 
-class ChatBody(CallBody):
+class ChatBody(GenerationBody):
     """The body of ``/api/chat``.
 
     A request without messages only loads the model, or unloads it if ``keep_alive`` is 0.
@@ -113,7 +113,7 @@ class ChatBody(CallBody):
     tools: list[Tool] | None = None
 
 
-class GenerateBody(CallBody):
+class GenerateBody(GenerationBody):
     """The body of ``/api/generate``, whose ``images`` are base64.
 
     A request without a prompt only loads the model, or unloads it if ``keep_alive`` is 0.

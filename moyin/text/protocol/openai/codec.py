@@ -30,7 +30,7 @@ from moyin.text.protocol.codec import (
     select_newest_turns,
 )
 from moyin.text.protocol.openai import request_to_domain, wire
-from moyin.text.protocol.openai.errors import error_event, render_error
+from moyin.text.protocol.openai.errors import render_error, render_error_event
 from moyin.text.protocol.openai.request_to_upstream import embed_pictures
 from moyin.text.protocol.openai.response import (
     add_required_members,
@@ -42,8 +42,6 @@ from moyin.text.protocol.openai.response import (
     usage_to_domain,
 )
 from moyin.text.protocol.openai.stream import StreamTap, StreamWriter
-
-__all__ = ["OpenAICodec", "OpenAIEmbeddingsCodec"]
 
 _CONTINUOUS_USAGE = "continuous_usage_stats"  # in `stream_options`: vLLM reports usage per event
 
@@ -61,7 +59,7 @@ class ParsedChatRequest:
         return self.body.model
 
     @property
-    def streams(self) -> bool:
+    def is_streamed(self) -> bool:
         return bool(self.body.stream)
 
     @property
@@ -109,7 +107,7 @@ class ParsedChatRequest:
     def to_upstream(
         self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NO_MEMBERS
     ) -> bytes:
-        hides_usage = self.streams and not self._wants_usage
+        hides_usage = self.is_streamed and not self._wants_usage
         if model == self.body.model and not hides_usage and not additions and not overrides:
             return self.raw
         data = {**(merge_defaults(self.data, additions) if additions else self.data), **overrides}
@@ -118,7 +116,7 @@ class ParsedChatRequest:
             data["stream_options"] = {**(data.get("stream_options") or {}), "include_usage": True}
         return to_json(data)
 
-    def stream_tap(self, additions: Mapping[str, Any]) -> StreamTap:
+    def create_stream_tap(self, additions: Mapping[str, Any]) -> StreamTap:
         hides_usage = not self._wants_usage
         is_continuous = _CONTINUOUS_USAGE in (additions.get("stream_options") or ())
         return StreamTap(
@@ -127,7 +125,7 @@ class ParsedChatRequest:
             choices=self.body.n or 1,
         )
 
-    def stream_writer(self) -> StreamWriter:
+    def create_stream_writer(self) -> StreamWriter:
         return StreamWriter(created=int(time.time()), include_usage=self._wants_usage)
 
     def encode_response(self, response: ChatResponse | EmbeddingResponse) -> bytes:
@@ -174,7 +172,7 @@ class _Codec:
     stream_content_type = EVENT_STREAM
     read_response = staticmethod(chat_response_to_domain)
     render_error = staticmethod(render_error)
-    error_event = staticmethod(error_event)
+    render_error_event = staticmethod(render_error_event)
     encode_cost_trailer = staticmethod(cost_comment)
 
     def select_forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
@@ -192,11 +190,13 @@ class OpenAICodec(_Codec):
 
     path = "/chat/completions"
 
-    def check_response(self, body: Mapping[str, Any]) -> None:
+    def require_answer_member(self, body: Mapping[str, Any]) -> None:
         if not isinstance(body.get("choices"), list):
             raise malformed_response()
 
-    def complete_response(self, raw: bytes, body: dict[str, Any], estimate: Usage | None) -> bytes:
+    def add_missing_members(
+        self, raw: bytes, body: dict[str, Any], estimate: Usage | None
+    ) -> bytes:
         was_incomplete = add_required_members(body)
         if estimate is not None:
             body["usage"] = usage_to_client(estimate)
@@ -212,11 +212,13 @@ class OpenAIEmbeddingsCodec(_Codec):
 
     path = "/embeddings"
 
-    def check_response(self, body: Mapping[str, Any]) -> None:
+    def require_answer_member(self, body: Mapping[str, Any]) -> None:
         if not isinstance(body.get("data"), list):
             raise malformed_response()
 
-    def complete_response(self, raw: bytes, body: dict[str, Any], estimate: Usage | None) -> bytes:
+    def add_missing_members(
+        self, raw: bytes, body: dict[str, Any], estimate: Usage | None
+    ) -> bytes:
         if estimate is None:
             return raw
         tokens = estimate.prompt_tokens

@@ -10,8 +10,6 @@ from moyin import errors
 from moyin.http.problems import ErrorBody, error_headers, status_of
 from moyin.http.sse import event
 
-__all__ = ["error_event", "render_error"]
-
 
 def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorBody:
     """Render ``error`` as ``{"error": {message, type, param, code}, "request_id"}``."""
@@ -22,7 +20,7 @@ def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorB
     )
 
 
-def error_event(error: errors.MoyinError, request_id: str) -> bytes:
+def render_error_event(error: errors.MoyinError, request_id: str) -> bytes:
     """Render ``error`` as the last event of a broken stream, on which OpenAI's SDKs raise."""
     return event(_build_error_body(error, request_id))
 

@@ -16,13 +16,11 @@ from pydantic import Field, JsonValue
 from moyin.errors import InvalidRequest, MoyinError, UnsupportedFeature
 from moyin.http.validation import WireModel, parse_object, validate
 
-__all__ = ["ImagesBody", "parse", "rename_field", "to_job"]
-
 _SIZE_PATTERN = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 _MAX_IMAGES = 10
 # Members that set the template's input of the same name. The listed values need no such input,
 # because they mean the default.
-_OPTIONS: Mapping[str, tuple[Any, ...]] = {
+_OPTIONAL_MEMBERS: Mapping[str, tuple[Any, ...]] = {
     "quality": (None, "auto", "standard"),
     "style": (None,),
     "background": (None, "auto"),
@@ -33,13 +31,13 @@ _OPTIONS: Mapping[str, tuple[Any, ...]] = {
     "partial_images": (None, 0),
 }
 # The member of the image request that each field of the job comes from.
-_FIELDS = {
+_MEMBERS_BY_JOB_FIELD = {
     "template": "model",
     "inputs.prompt": "prompt",
     "inputs.width": "size",
     "inputs.height": "size",
     "batch.seeds": "n",
-    **{f"inputs.{name}": name for name in _OPTIONS},
+    **{f"inputs.{name}": name for name in _OPTIONAL_MEMBERS},
 }
 
 
@@ -70,7 +68,7 @@ class ImagesBody(WireModel):
     inputs: dict[str, JsonValue] = Field(default_factory=dict)
 
 
-def parse(body: bytes) -> ImagesBody:
+def parse_images_request(body: bytes) -> ImagesBody:
     """Parse and validate a request.
 
     Raises:
@@ -85,7 +83,7 @@ def parse(body: bytes) -> ImagesBody:
     return parsed
 
 
-def to_job(
+def images_request_to_job(
     body: ImagesBody,
     template: str,
     accepted: Mapping[str, Mapping[str, Any]],
@@ -115,7 +113,7 @@ def to_job(
         "prompt": body.prompt,
         **_parse_size(body, template, accepted),
     }
-    for name, ordinary in _OPTIONS.items():
+    for name, ordinary in _OPTIONAL_MEMBERS.items():
         value = getattr(body, name)
         if name in accepted and value is not None:
             inputs[name] = value
@@ -137,10 +135,10 @@ def to_job(
     return job
 
 
-def rename_field(error: MoyinError) -> MoyinError:
+def rename_job_field(error: MoyinError) -> MoyinError:
     """Replace the job's field in ``error`` by the member of the image request that set it."""
     if error.field is not None:
-        field = _FIELDS.get(error.field)
+        field = _MEMBERS_BY_JOB_FIELD.get(error.field)
         if field is not None:
             error.message = error.message.replace(error.field, field, 1)
             error.field = field

@@ -23,19 +23,8 @@ from moyin.domain.needs import (
 )
 from moyin.errors import InvalidRequest, UnsupportedFeature
 from moyin.http.validation import unsupported_field
-from moyin.text.protocol.codec import merge_turns
+from moyin.text.protocol.codec import merge_adjacent_messages
 from moyin.text.protocol.openai import wire
-
-__all__ = [
-    "chat_request_to_domain",
-    "derive_chat_constraints",
-    "derive_chat_needs",
-    "derive_embedding_needs",
-    "embedding_request_to_domain",
-    "find_untranslatable_field",
-    "iterate_content_parts",
-    "join_text_parts",
-]
 
 # A body without these bytes does not have the member. Searching bytes is faster than walking the
 # JSON, and a text can't contain them, because quotes in a JSON string are escaped.
@@ -88,7 +77,7 @@ def chat_request_to_domain(body: wire.ChatBody) -> chat.ChatRequest:
     return chat.ChatRequest(
         model=body.model,
         system=system,
-        messages=merge_turns(_iterate_parts_by_role(body.messages)),
+        messages=merge_adjacent_messages(_iterate_parts_by_role(body.messages)),
         tools=tuple(_convert_tool(tool) for tool in body.tools or ()),
         tool_choice=_convert_tool_choice(body),
         output=_convert_response_format(body.response_format),
@@ -124,8 +113,7 @@ def embedding_request_to_domain(body: wire.EmbeddingBody, model: str) -> chat.Em
     texts = tuple(text for text in body.inputs if isinstance(text, str))
     if len(texts) != len(body.inputs):
         raise UnsupportedFeature(
-            "input: token numbers require a back end with OpenAI's API: send text",
-            field="input",
+            "input: token numbers require a back end with OpenAI's API: send text", field="input"
         )
     for name, value in body.extras.items():
         if value:
@@ -333,10 +321,7 @@ def _convert_tool(tool: wire.Tool) -> chat.Tool:
 def _convert_tool_choice(body: wire.ChatBody) -> chat.ToolChoice | None:
     choice, parallel = body.tool_choice, body.parallel_tool_calls
     if not body.tools and choice not in (None, "none", "auto"):
-        raise InvalidRequest(
-            "tool_choice requires at least one tool in tools",
-            field="tool_choice",
-        )
+        raise InvalidRequest("tool_choice requires at least one tool in tools", field="tool_choice")
     if isinstance(choice, wire.NamedChoice):
         return chat.ToolChoice(mode="tool", name=choice.function.name, parallel=parallel)
     if choice is None and parallel is None:

@@ -11,13 +11,6 @@ from typing import Any
 from moyin.domain import chat
 from moyin.errors import UnsupportedFeature
 
-__all__ = [
-    "chat_request_to_upstream",
-    "embed_pictures",
-    "embedding_request_to_upstream",
-    "encode_data_url",
-]
-
 # The largest thinking budget, in tokens, of each effort level below "high".
 _EFFORTS_BY_BUDGET = ((2048, "low"), (8192, "medium"))
 

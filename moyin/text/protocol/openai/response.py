@@ -13,22 +13,6 @@ from moyin.domain import chat
 from moyin.domain.money import Usage
 from moyin.http.validation import arguments_to_text, malformed_response, require_text, token_count
 
-__all__ = [
-    "FINISH_REASONS",
-    "STOP_REASONS",
-    "add_required_members",
-    "chat_response_to_client",
-    "chat_response_to_domain",
-    "embedding_response_to_client",
-    "embedding_response_to_domain",
-    "encode_thinking_block",
-    "event_usage_to_domain",
-    "list_choice_messages",
-    "read_stop_sequence",
-    "usage_to_client",
-    "usage_to_domain",
-]
-
 FINISH_REASONS = {
     chat.StopReason.END: "stop",
     chat.StopReason.STOP_SEQUENCE: "stop",

@@ -1,6 +1,6 @@
 """Translates streams between OpenAI's events and the deltas of `moyin.domain.chat`.
 
-It also taps streams that are forwarded from an OpenAI-compatible back end to an OpenAI client.
+`StreamTap` reads the usage from streams that are forwarded to an OpenAI client.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from moyin.text.protocol.openai.response import (
     read_stop_sequence,
     usage_to_client,
 )
-
-__all__ = ["StreamReader", "StreamTap", "StreamWriter"]
 
 _DONE = b"[DONE]"
 _DONE_FRAME = Frame(b"data: [DONE]\n\n", _DONE)
@@ -111,18 +109,20 @@ class StreamReader:
         self._usage = Usage()
         self._tools: dict[int, str] = {}
         self._refused = False
-        self.finished = False
+        self.is_finished = False
 
     def feed(self, piece: bytes) -> list[chat.Delta]:
         """Return the deltas of the events that ``piece`` completes.
 
         Raises:
-            StreamInterrupted: an event is malformed, or is the back end's own error.
+            StreamInterrupted: an event is malformed, or reports an error of the back end.
         """
-        return [delta for frame in self._splitter.feed(piece) for delta in self._read_frame(frame)]
+        return [
+            delta for frame in self._splitter.feed(piece) for delta in self._frame_to_deltas(frame)
+        ]
 
-    def _read_frame(self, frame: Frame) -> list[chat.Delta]:
-        if frame.data is None or self.finished:
+    def _frame_to_deltas(self, frame: Frame) -> list[chat.Delta]:
+        if frame.data is None or self.is_finished:
             return []
         if frame.data == _DONE:
             return self.finish()
@@ -139,7 +139,7 @@ class StreamReader:
         # `Started` precedes the first delta, not the event with the role, because the usage of the
         # prompt may follow that event.
         self._head = self._head or (str(body.get("id", "")), str(body.get("model", "")))
-        return [*self._start_once(), *deltas] if deltas else []
+        return [*self._emit_started_once(), *deltas] if deltas else []
 
     def flush(self) -> list[chat.Delta]:
         """Return the last deltas after the back end closed its stream.
@@ -150,8 +150,8 @@ class StreamReader:
         Raises:
             StreamInterrupted: the back end stopped within an event.
         """
-        deltas = [delta for frame in self._splitter.end() for delta in self._read_frame(frame)]
-        if not self.finished and self._stop is not None:
+        deltas = [delta for frame in self._splitter.end() for delta in self._frame_to_deltas(frame)]
+        if not self.is_finished and self._stop is not None:
             deltas += self.finish()
         return deltas
 
@@ -167,7 +167,7 @@ class StreamReader:
             for delta in self._choice_to_deltas(choice)
         ]
 
-    def _start_once(self) -> list[chat.Delta]:
+    def _emit_started_once(self) -> list[chat.Delta]:
         if self._started:
             return []
         self._started = True
@@ -204,7 +204,7 @@ class StreamReader:
 
     def finish(self) -> list[chat.Delta]:
         """Return the `Finished` delta, after `Started` if the stream had no other delta."""
-        self.finished = True
+        self.is_finished = True
         stop = self._stop or chat.StopReason.END
         if stop is chat.StopReason.END and self._tools:
             stop = chat.StopReason.TOOL_USE
@@ -213,7 +213,7 @@ class StreamReader:
         if self._refused:
             stop = chat.StopReason.REFUSAL
         return [
-            *self._start_once(),
+            *self._emit_started_once(),
             chat.Finished(stop=stop, usage=self._usage, stop_sequence=self._stop_sequence),
         ]
 
@@ -237,14 +237,14 @@ class StreamTap:
         self._reader = StreamReader()
         self.usage: Usage | None = None
         self.tokens = 0
-        self.finished = False
+        self.is_finished = False
         self.transcript: Transcript | None = None
 
     def feed(self, piece: bytes) -> bytes:
         """Return the whole events for the client, without the usage that is hidden from it.
 
         Raises:
-            StreamInterrupted: an event is malformed, or is the back end's own error.
+            StreamInterrupted: an event is malformed, or reports an error of the back end.
         """
         return b"".join([self._process_frame(frame) for frame in self._splitter.feed(piece)])
 
@@ -254,18 +254,18 @@ class StreamTap:
         A stream without ``[DONE]`` is complete once every choice has a ``finish_reason``.
         """
         passed = b"".join([self._process_frame(frame) for frame in self._splitter.end()])
-        if not self.finished and len(self._finished_choices) >= self._choices:
+        if not self.is_finished and len(self._finished_choices) >= self._choices:
             passed += self._process_frame(_DONE_FRAME)
         return passed
 
     def _process_frame(self, frame: Frame) -> bytes:
         if frame.data is None:
             return frame.raw
-        if self.finished:
+        if self.is_finished:
             # Events after ``[DONE]`` are no part of the answer.
             return b""
         if frame.data == _DONE:
-            self.finished = True
+            self.is_finished = True
             if self.transcript is not None:
                 self.transcript.add(self._reader.finish())
             return frame.raw

@@ -40,7 +40,7 @@ class ImagePart(Cacheable):
 
 
 class OtherPart(WireModel):
-    """An audio, a file or a refusal, of which other API formats support only the refusal."""
+    """An audio, file or refusal part, of which other API formats support only the refusal."""
 
     type: Literal["input_audio", "file", "refusal"]
 

@@ -39,7 +39,7 @@ def body_for(codec: ProtocolCodec, **more: Any) -> bytes:
 def test_a_stream_reads_like_the_whole_answer(codec: ProtocolCodec) -> None:
     answer = text_answer("some words in a row")
     call = codec.parse(body_for(codec, stream=True))
-    writer = call.stream_writer()
+    writer = call.create_stream_writer()
     stream = b"".join(writer.write(delta) for delta in deltas_of(answer))
     read = decode_stream(codec, stream)
     assert (format_answer(read), read.stop) == ("some words in a row", StopReason.END)
@@ -55,7 +55,7 @@ def test_transcript_has_tool_calls_but_no_reasoning(codec: ProtocolCodec) -> Non
     fields = {name: getattr(plain, name) for name in type(plain).__dataclass_fields__}
     answer = type(plain)(**{**fields, "parts": parts, "stop": StopReason.TOOL_USE})
     call = codec.parse(body_for(codec, stream=True))
-    writer = call.stream_writer()
+    writer = call.create_stream_writer()
     stream = b"".join(writer.write(delta) for delta in deltas_of(answer))
     expected = 'look\n[calls the tool weather with {"city":"Ulm"}]'
     assert format_answer(decode_stream(codec, stream)) == expected

@@ -201,7 +201,7 @@ def test_stream_round_trip(answer: ChatResponse, size: int) -> None:
         for start in range(0, len(written), size)
         for delta in reader.feed(written[start : start + size])
     ]
-    assert reader.finished
+    assert reader.is_finished
     assert read[1:] == deltas_of(answer)[1:]
 
 
@@ -262,7 +262,7 @@ def test_tap_passes_all_bytes_and_reads_usage() -> None:
     written = b"".join(writer.write(delta) for delta in deltas_of(ANSWERS["text"]))
     tap = StreamTap()
     assert b"".join(tap.feed(bytes([byte])) for byte in written) == written
-    assert tap.finished
+    assert tap.is_finished
     assert tap.usage == ANSWERS["text"].usage
     assert tap.tokens == 4, "15 characters"
 

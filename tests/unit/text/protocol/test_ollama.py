@@ -224,7 +224,11 @@ def test_generate_becomes_a_chat_of_one_turn() -> None:
         *("up", (Text(text="Brief."),)),
         OutputFormat(),
     )
-    assert (call.streams, call.derive_needs().vision, call.load_response) == (True, True, None)
+    assert (call.is_streamed, call.derive_needs().vision, call.model_load_response) == (
+        True,
+        True,
+        None,
+    )
     with pytest.raises(UnsupportedFeature, match="raw"):
         OllamaGenerateCodec().parse(b'{"model":"m","prompt":"x","raw":true}').to_domain("m")
 
@@ -251,7 +255,7 @@ def test_stream_passes_the_tap_and_is_valid_for_the_sdk(answer: ChatResponse, si
     tap = StreamTap()
     pieces = [written[start : start + size] for start in range(0, len(written), size)]
     assert b"".join(map(tap.feed, pieces)) == written
-    assert tap.finished
+    assert tap.is_finished
     assert tap.usage == Usage(
         input_tokens=answer.usage.prompt_tokens, output_tokens=answer.usage.output_tokens
     )
@@ -375,8 +379,8 @@ def test_request_without_prompt_loads_or_unloads_the_model(
     for codec, name in ((OllamaChatCodec(), "messages"), (OllamaGenerateCodec(), "prompt")):
         data = {"model": "m", **({name: None} if null else {}), **members}
         call = codec.parse(json.dumps(data).encode())
-        assert call.load_response is not None
-        loaded = json.loads(call.load_response)
+        assert call.model_load_response is not None
+        loaded = json.loads(call.model_load_response)
         assert (loaded["done"], loaded["done_reason"], loaded["model"]) == (True, reason, "m")
         assert call.derive_needs().prompt_tokens >= 0
         assert list(call.select_recent_turns()) == []

@@ -172,7 +172,7 @@ def test_stream_round_trip(answer: ChatResponse, size: int) -> None:
         for start in range(0, len(written), size)
         for delta in reader.feed(written[start : start + size])
     ]
-    assert reader.finished
+    assert reader.is_finished
     assert read == deltas_of(answer)
 
 
@@ -189,12 +189,12 @@ def test_every_event_is_valid_for_the_sdk() -> None:
 def test_required_members_are_added_to_a_whole_response() -> None:
     llama = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}}], "x": 1}
     codec = OpenAICodec()
-    whole = json.loads(codec.complete_response(b"the same", llama, None))
+    whole = json.loads(codec.add_missing_members(b"the same", llama, None))
     message = {"role": "assistant", "content": "hi", "refusal": None}
     assert whole == {"choices": [{"index": 0, "message": message, "logprobs": None}], "x": 1}
-    assert codec.complete_response(b"not touched", whole, None) == b"not touched"
+    assert codec.add_missing_members(b"not touched", whole, None) == b"not touched"
     calls = {"choices": [{"logprobs": {"content": []}, "message": {"tool_calls": []}}]}
-    choice = json.loads(codec.complete_response(b"", calls, None))["choices"][0]
+    choice = json.loads(codec.add_missing_members(b"", calls, None))["choices"][0]
     assert choice["logprobs"] == {"content": []}
     assert choice["message"] == {"tool_calls": [], "content": None, "refusal": None}
 
@@ -227,7 +227,7 @@ def test_tap_passes_bytes_and_reads_usage(hide: bool) -> None:
     shown = events(CHUNK) if hide else events(CHUNK, TOTAL)
     assert passed == b": ping\n\n" + shown + end
     assert tap.usage == Usage(input_tokens=5, output_tokens=2)
-    assert (tap.finished, tap.tokens) == (True, 1)
+    assert (tap.is_finished, tap.tokens) == (True, 1)
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ def test_usage_reported_during_a_stream_is_used() -> None:
     role = {**CHUNK, "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}
     tap = StreamTap(hide_usage=True)
     tap.feed(events(role, TIMED))
-    assert (tap.usage, tap.tokens, tap.finished) == (usage, 1, False)
+    assert (tap.usage, tap.tokens, tap.is_finished) == (usage, 1, False)
     started, counted, text = StreamReader().feed(events(role, TIMED))
     assert started == Started(id="1", model="m", usage=usage)
     assert counted == UsageUpdate(usage=usage)
@@ -455,7 +455,7 @@ def test_continuous_usage_reaches_only_clients_that_requested_it(
 ) -> None:
     data = {**SMALL, "stream": True, "stream_options": options}
     call = OpenAICodec().parse(json.dumps(data).encode())
-    tap = call.stream_tap({"stream_options": {"continuous_usage_stats": True}})
+    tap = call.create_stream_tap({"stream_options": {"continuous_usage_stats": True}})
     plain = events(CHUNK)
     passed = tap.feed(plain + events(PROGRESS))
     assert passed.startswith(plain), "events without usage are unchanged"
@@ -469,7 +469,7 @@ def test_continuous_usage_reaches_only_clients_that_requested_it(
 
 def test_totals_in_an_event_with_text_reach_the_client() -> None:
     data = {**SMALL, "stream": True, "stream_options": {"include_usage": True}}
-    tap = OpenAICodec().parse(json.dumps(data).encode()).stream_tap({})
+    tap = OpenAICodec().parse(json.dumps(data).encode()).create_stream_tap({})
     assert tap.feed(events(PROGRESS)) == events(PROGRESS)
 
 

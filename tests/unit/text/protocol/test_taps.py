@@ -85,7 +85,7 @@ def test_text_and_thinking_are_recorded_and_counted(protocol: str) -> None:
         True,
     )
     assert transcript.stop is StopReason.END
-    assert tap.finished
+    assert tap.is_finished
     assert tap.tokens == tokens
 
 
@@ -116,10 +116,10 @@ def test_a_stream_without_done_is_complete_once_its_choice_has_a_finish_reason(
     transcript = tap.transcript = Transcript()
     passed = tap.feed(whole.rstrip() + ending) + tap.flush()
     assert passed == whole + b"data: [DONE]\n\n"
-    assert (tap.finished, transcript.stop) == (True, StopReason.END)
+    assert (tap.is_finished, transcript.stop) == (True, StopReason.END)
     reader = StreamReader()
     read = reader.feed(whole.rstrip() + ending) + reader.flush()
-    assert (reader.finished, type(read[-1])) == (True, Finished)
+    assert (reader.is_finished, type(read[-1])) == (True, Finished)
 
 
 def test_stream_with_done_finishes_once() -> None:
@@ -135,10 +135,10 @@ def test_stream_is_incomplete_until_every_choice_has_a_finish_reason() -> None:
     tap.feed(openai({"content": "Hello"}))
     reader.feed(openai({"content": "Hello"}))
     assert (tap.flush(), reader.flush()) == (b"", [])
-    assert not tap.finished and not reader.finished
+    assert not tap.is_finished and not reader.is_finished
     two = OpenAITap(hide_usage=True, choices=2)
     two.feed(openai({"content": "Hello"}, "stop"))
-    assert two.flush() == b"" and not two.finished
+    assert two.flush() == b"" and not two.is_finished
 
 
 def test_stream_that_ends_within_an_event_is_interrupted() -> None:
@@ -161,4 +161,4 @@ def test_last_event_may_lack_its_terminator(protocol: str) -> None:
     }[protocol]
     assert tap.feed(last.rstrip(b"\n")) == b""
     assert tap.flush() == last
-    assert tap.finished
+    assert tap.is_finished

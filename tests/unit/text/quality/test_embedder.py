@@ -12,16 +12,22 @@ import pytest
 from pydantic import ValidationError
 
 from deployments.models.rules import RoutingConfig
-from moyin.text.quality.embedder import Embedder, EmbedderMissing, new_embedder, package_folder
-from moyin.text.quality.estimator import Estimator, TenantState
+from moyin.text.quality.embedder import (
+    Embedder,
+    EmbedderNotInstalled,
+    find_package_folder,
+    load_embedder,
+)
+from moyin.text.quality.estimator import Estimator
 from moyin.text.quality.question import (
     DIMENSIONS,
     FIRST_MEANING,
     FIRST_MEANING_VALUE,
     MEANING_SCALE,
     MEANING_STEPS,
-    stored_features,
+    restore_features,
 )
+from moyin.text.quality.tenant_state import TenantState
 from moyin.text.routing.request_quality import question_from_json, question_to_json
 from tests.unit.text.quality.questions import ask, signal
 
@@ -33,7 +39,7 @@ FIRST = [2, 25, -24, 5, 4, -2, 4, -9]
 
 @pytest.fixture(scope="module")
 def embed() -> Embedder:
-    return new_embedder("wordllama")
+    return load_embedder("wordllama")
 
 
 def values(numbers: tuple[int, ...]) -> list[float]:
@@ -68,7 +74,7 @@ def test_texts_of_one_meaning_are_nearer_than_others(embed: Embedder) -> None:
 @pytest.mark.parametrize("text", ["", "\ud83d", "\x00", "こんにちは", "🙂" * 500])
 def test_embedder_accepts_any_text(embed: Embedder, text: str) -> None:
     assert len(embed(text)) in (0, DIMENSIONS)
-    assert stored_features(ask(text, embed=embed).features) == ask(text, embed=embed).features
+    assert restore_features(ask(text, embed=embed).features) == ask(text, embed=embed).features
 
 
 def test_features_are_unchanged_without_an_embedder(embed: Embedder) -> None:
@@ -97,14 +103,14 @@ def test_questions_and_weights_are_stored_and_read(embed: Embedder) -> None:
     assert question_from_json(json.loads(json.dumps(question_to_json(question)))) == question
     estimator = Estimator()
     estimator.learn("studio", signal(question, 0.0))
-    saved = json.loads(json.dumps(estimator.state("studio").to_json()))
+    saved = json.loads(json.dumps(estimator.get_state("studio").to_json()))
     memory = TenantState.from_json(saved).models["llama3.1:8b"]
     weights = memory.mean[FIRST_MEANING : FIRST_MEANING + DIMENSIONS]
     assert any(weights)
     # A question of before the embedder was switched on, or of after it was switched off.
-    estimator.load("studio", TenantState.from_json(saved))
+    estimator.replace_state("studio", TenantState.from_json(saved))
     estimator.learn("studio", signal(ask(PHYSICIAN), 0.0, key="grace"))
-    now = estimator.state("studio").models["llama3.1:8b"]
+    now = estimator.get_state("studio").models["llama3.1:8b"]
     assert now.mean[FIRST_MEANING : FIRST_MEANING + DIMENSIONS] == weights
 
 
@@ -112,8 +118,8 @@ def test_missing_package_is_reported_with_its_field(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(EmbedderMissing, match=r"pip install 'moyin\[embedder\]'"):
-        package_folder("wordllama")
+    with pytest.raises(EmbedderNotInstalled, match=r"pip install 'moyin\[embedder\]'"):
+        find_package_folder("wordllama")
     with pytest.raises(ValidationError) as caught:
         RoutingConfig.model_validate({"embedder": "wordllama"})
     (error,) = caught.value.errors()

@@ -18,12 +18,12 @@ def features(*words: int) -> tuple[int, ...]:
 
 def learn_from(memory: LearnedWeights, good: float, *words: int) -> None:
     """Learn from one signal like the estimator."""
-    expected = 1.0 / (1.0 + math.exp(-WeightReader(features(*words)).residual(memory.mean)))
+    expected = 1.0 / (1.0 + math.exp(-WeightReader(features(*words)).compute_residual(memory.mean)))
     memory.learn(features(*words), good - expected, 0.2, 1.0, (-0.5, 0.5))
 
 
 def read(memory: LearnedWeights, *words: int) -> float:
-    return WeightReader(features(*words)).residual(memory.mean)
+    return WeightReader(features(*words)).compute_residual(memory.mean)
 
 
 def topics(tell: bool) -> LearnedWeights:
@@ -71,17 +71,17 @@ def test_trust_is_bounded_also_after_merging() -> None:
             memory.learn(features(*range(12)), 9.0, 0.0, 1.0, NEVER)
         assert memory.mean[WORD_TRUST] == 2.0
     one, two = memories
-    assert one.merged(two).mean[WORD_TRUST] == two.merged(one).mean[WORD_TRUST] == 2.0
+    assert one.merge_with(two).mean[WORD_TRUST] == two.merge_with(one).mean[WORD_TRUST] == 2.0
 
 
 def test_trust_is_stored_merged_and_forgotten_like_any_weight() -> None:
     memory = topics(tell=True)
-    assert memory.merged(LearnedWeights()).mean[WORD_TRUST] == pytest.approx(
+    assert memory.merge_with(LearnedWeights()).mean[WORD_TRUST] == pytest.approx(
         memory.mean[WORD_TRUST]
     )
     stored = LearnedWeights.from_json(memory.to_json())
     assert stored.mean[WORD_TRUST] == pytest.approx(memory.mean[WORD_TRUST])
-    stored.forget(365 * 86_400.0)
+    stored.fade(365 * 86_400.0)
     assert stored.mean[WORD_TRUST] == pytest.approx(0.0, abs=0.001)
 
 

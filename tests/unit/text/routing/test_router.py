@@ -304,7 +304,7 @@ async def test_stated_usage_is_not_marked_as_estimated() -> None:
 def test_an_empty_object_is_no_answer(codec: ProtocolCodec) -> None:
     for answer in ({}, {"choices": 1, "data": {}, "content": "x", "message": 5, "response": None}):
         with pytest.raises(BackendUnavailable):
-            codec.check_response(answer)
+            codec.require_answer_member(answer)
 
 
 async def test_empty_object_falls_back() -> None:
