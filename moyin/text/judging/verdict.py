@@ -16,11 +16,11 @@ from pydantic import ValidationError
 from moyin.text.protocol.ratings import BEST_GRADE, GradesBody
 
 MAX_VERDICT_TOKENS = 600
-_GRADE = {"type": "integer", "enum": list(range(BEST_GRADE + 1))}
+_GRADE_SCHEMA = {"type": "integer", "enum": list(range(BEST_GRADE + 1))}
 # The reason precedes the grades, because a model that explains itself first grades better.
 VERDICT_SCHEMA: Mapping[str, Any] = {
     "type": "object",
-    "properties": {"reason": {"type": "string"}, "first": _GRADE, "second": _GRADE},
+    "properties": {"reason": {"type": "string"}, "first": _GRADE_SCHEMA, "second": _GRADE_SCHEMA},
     "required": ["reason", "first", "second"],
     "additionalProperties": False,
 }

@@ -104,7 +104,7 @@ class ParsedRequest(Protocol):
         """Translate the request for a back end of another API format.
 
         Raises:
-            UnsupportedFeature: `moyin.domain.chat` cannot express a member; the error names it.
+            UnsupportedFeature: the result cannot express a member; the error names it.
         """
 
     def to_upstream(
@@ -166,10 +166,10 @@ class ProtocolCodec(Protocol):
         """Return the usage that a whole response reports, or zero counts if it reports none."""
 
     def read_response(self, body: Mapping[str, Any]) -> chat.ChatResponse:
-        """Translate a whole chat response to the domain.
+        """Translate a whole chat response to a `ChatResponse`.
 
         Raises:
-            MoyinError: the response is malformed, or `moyin.domain.chat` cannot express a part.
+            MoyinError: the response is malformed, or `ChatResponse` cannot express a part.
         """
 
     def count_output_bytes(self, body: Mapping[str, Any]) -> int:

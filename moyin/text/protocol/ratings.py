@@ -48,7 +48,13 @@ BEST_GRADE = 4  # the worst grade is 0
 
 
 class GradesBody(BaseModel):
-    """The grades that the judge model gave two answers, in the order in which it read them."""
+    """The grades that the judge model gave two answers.
+
+    Attributes:
+        reason: the judge's explanation of the grades.
+        first: the grade of the answer that the judge read first, from 0 to `BEST_GRADE`.
+        second: the grade of the answer that the judge read second, from 0 to `BEST_GRADE`.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 

@@ -41,8 +41,9 @@ _PUBLICATION_BIAS = 0.25  # logits
 # score was not published, or not for the instructed model.
 _Scores = tuple[float | None, float | None, float | None]
 _SCORES: dict[str, _Scores] = {
-    # Meta's cards. 3.2 has no code, 3.3 and 4 no GSM8K: theirs is MGSM, the same questions in other
-    # languages, which is rather lower. Code of 3 and 3.1 8B: EvalPlus' table (its last, 2024-12-26).
+    # Meta's cards. Llama 3.2 has no score for code. Llama 3.3 and 4 have MGSM instead of GSM8K: the
+    # same questions in other languages, with rather lower scores. Code of 3 and 3.1 8B is from the
+    # last version of EvalPlus' table (2024-12-26).
     "llama-2-7b": (25.7, 7.9, None), "llama-2-13b": (41.2, 14.0, None),
     "llama-2-70b": (57.5, 25.6, None), "llama-3-8b": (79.6, None, 59.4),
     "llama-3-70b": (93.0, None, 75.2), "llama-3.1-8b": (84.5, None, 64.1),
@@ -50,37 +51,37 @@ _SCORES: dict[str, _Scores] = {
     "llama-3.2-1b": (44.4, None, None), "llama-3.2-3b": (77.7, None, None),
     "llama-3.3-70b": (91.1, 88.0, None), "llama-4-scout": (90.6, None, None),
     "llama-4-maverick": (92.3, None, None),
-    # Qwen2.5 report, instructed models (a copy of it; two columns of its 72B table are swapped there)
+    # Qwen2.5 report, instructed models (from a copy that swaps two columns of the 72B table)
     "qwen2-0.5b": (40.1, 35.4, None), "qwen2-1.5b": (61.6, 43.2, None),
     "qwen2-7b": (85.7, 73.6, None), "qwen2-72b": (93.2, 83.1, None),
     "qwen2.5-0.5b": (49.6, 42.5, None), "qwen2.5-1.5b": (73.2, 62.4, None),
     "qwen2.5-3b": (86.7, 73.6, None), "qwen2.5-7b": (91.6, 82.0, None),
     "qwen2.5-14b": (94.8, 82.8, None), "qwen2.5-32b": (95.9, 86.2, None),
     "qwen2.5-72b": (95.8, 87.4, None),
-    # Qwen3 report, base models: the instructed ones have neither score there. Others measured 91.4 and
-    # 80.5 (HumanEval) with the instructed 8B (vLLM Kunlun's accuracy report).
+    # Qwen3 report, base models, because it has neither score for the instructed ones. vLLM Kunlun's
+    # accuracy report has 91.4 and 80.5 (HumanEval) for the instructed 8B.
     "qwen3-0.6b": (59.6, None, 36.2), "qwen3-1.7b": (75.4, None, 52.7),
     "qwen3-4b": (87.8, None, 63.5), "qwen3-8b": (89.8, None, 67.7), "qwen3-14b": (92.5, None, 72.2),
     "qwen3-30b": (91.8, None, 71.5), "qwen3-32b": (93.4, None, 72.1),
     "qwen3-235b": (94.4, None, 77.6),
-    # Gemma 2 in the Qwen2.5 report, the first one in Microsoft's Phi-3 card and EvalPlus' table;
-    # Gemma 3's report, instructed models, as others quote it
+    # Gemma 2: Qwen2.5 report. Gemma 1: Microsoft's Phi-3 card and EvalPlus' table. Gemma 3: its
+    # report, instructed models, as others quote it.
     "gemma-7b": (59.8, None, 34.4), "gemma-2-2b": (63.2, None, None),
     "gemma-2-9b": (76.7, 71.9, None), "gemma-2-27b": (90.4, 79.9, None),
     "gemma-3-1b": (62.8, 38.4, None), "gemma-3-4b": (89.2, 67.3, None),
     "gemma-3-12b": (94.4, 79.2, None), "gemma-3-27b": (95.9, 81.1, None),
-    # Mistral: Microsoft's Phi cards, the Llama 3 paper, EvalPlus' table. Names such as mistral-large
-    # stand for several models and are left out.
+    # Microsoft's Phi cards, the Llama 3 paper and EvalPlus' table. Names such as mistral-large mean
+    # several models, so they have no entry.
     "mistral-7b": (46.4, None, 40.0), "mistral-nemo": (84.2, 65.8, None),
     "mixtral-8x22b": (88.2, None, 71.6),
-    # Microsoft's cards, the Qwen2.5 report (3.5), EvalPlus' table; code of 4 and 4 mini
-    # as remembered
+    # Microsoft's cards, the Qwen2.5 report (3.5) and EvalPlus' table. Code of 4 and 4 mini is from
+    # memory.
     "phi-2": (None, None, 53.2), "phi-3-mini": (85.7, None, 61.0),
     "phi-3-small": (87.3, 64.7, None), "phi-3.5-mini": (86.2, 67.9, None),
     "phi-4-mini": (88.6, 69.9, None), "phi-4": (None, 82.6, None),
     # Qwen3 report (V3's base model), AMD's measurements (R1), EvalPlus' table
     "deepseek-v3": (87.6, None, 84.7), "deepseek-r1": (94.9, None, None),
-    # Their card: HumanEval as others quote it, GSM8K as remembered
+    # SmolLM2's card: HumanEval as others quote it, GSM8K from memory
     "smollm2-1.7b": (48.2, 28.1, None),
     # Phi-3's card (3.5), Claude 3's card (4), the Llama 3 paper (4o), Phi-4 mini's card (4o mini),
     # EvalPlus' table
@@ -90,8 +91,9 @@ _SCORES: dict[str, _Scores] = {
     "claude-3-haiku": (88.9, None, 73.7), "claude-3-sonnet": (92.3, None, 71.9),
     "claude-3-opus": (95.0, None, 80.8), "claude-3-5-sonnet": (96.4, None, 83.2),
 }  # fmt: skip
-# RULER, 4,096 tokens, in percent: the table in the README of NVIDIA/RULER, commit c3f5e3b4 (2026-07-22);
-# Qwen3 without thinking. Above 96.5 the largest models do no better than the best of 8B.
+# RULER's accuracy at 4,096 tokens in percent, from the table in the README of NVIDIA/RULER, commit
+# c3f5e3b4 (2026-07-22), Qwen3 without thinking. Above 96.5, scores no longer distinguish the largest
+# models from the best ones of 8B.
 _RULER: dict[str, float] = {
     "llama-2-7b": 85.6, "llama-3.1-8b": 95.5, "llama-3.1-70b": 96.5, "qwen2-72b": 96.9,
     "qwen3-4b": 95.1, "qwen3-8b": 96.3, "qwen3-14b": 98.0, "qwen3-30b": 96.5, "qwen3-32b": 98.4,
@@ -99,8 +101,9 @@ _RULER: dict[str, float] = {
     "command-r": 93.8, "command-r-plus": 95.6, "phi-3-mini": 92.2, "phi-3-medium": 93.3,
     "yi-34b": 93.3,
 }  # fmt: skip
-# Vectara's hallucination leaderboard: percent of summaries without an invention, and percent of texts that
-# were summarised at all. README of vectara/hallucination-leaderboard, commit 2e098592 (2026-03-10).
+# Vectara's hallucination leaderboard: the percent of summaries without an invention, and the percent
+# of texts that were summarised at all. From the README of vectara/hallucination-leaderboard, commit
+# 2e098592 (2026-03-10).
 _VECTARA: dict[str, tuple[float, float]] = {
     "llama-3.3-70b": (95.9, 99.5), "llama-4-scout": (92.3, 99.0), "llama-4-maverick": (91.8, 100.0),
     "qwen3-4b": (94.3, 99.9), "qwen3-8b": (95.2, 99.9), "qwen3-14b": (94.6, 99.9),

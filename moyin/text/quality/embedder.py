@@ -1,7 +1,7 @@
 """Computes optional features of a text's meaning, in addition to the features of its words.
 
 The weights are the static ones in the wheel of ``wordllama`` (extra ``embedder``): one vector of
-`DIMENSIONS` numbers per token, averaged over the text and scaled to unit length. Nothing is
+`MEANING_DIMENSIONS` numbers per token, averaged over the text and scaled to unit length. Nothing is
 downloaded. The extra's version range keeps tokens and weights the same in all replicas, so that
 replicas can use each other's stored features.
 """
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from moyin.text.quality.question import (
-    DIMENSIONS,
-    FIRST_MEANING_VALUE,
+    FIRST_MEANING_FEATURE,
+    MEANING_DIMENSIONS,
     MEANING_SCALE,
     MEANING_STEPS,
 )
@@ -44,19 +44,21 @@ class Embedder:
         from tokenizers import Tokenizer
 
         self._vectors = load_file(folder / _WEIGHTS_PATH)["embedding.weight"].astype(np.float32)
-        if self._vectors.shape[1] != DIMENSIONS:
-            raise ValueError(f"{folder / _WEIGHTS_PATH} must have {DIMENSIONS} numbers per token")
+        if self._vectors.shape[1] != MEANING_DIMENSIONS:
+            raise ValueError(
+                f"{folder / _WEIGHTS_PATH} must have {MEANING_DIMENSIONS} numbers per token"
+            )
         self._tokenizer: Any = Tokenizer.from_file(str(folder / _TOKENIZER_PATH))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._numbers = [
-            FIRST_MEANING_VALUE + MEANING_STEPS * dimension + MEANING_STEPS // 2
-            for dimension in range(DIMENSIONS)
+            FIRST_MEANING_FEATURE + MEANING_STEPS * dimension + MEANING_STEPS // 2
+            for dimension in range(MEANING_DIMENSIONS)
         ]
         self._np = np
 
     def __call__(self, text: str) -> tuple[int, ...]:
-        """Return `DIMENSIONS` features of the meaning of ``text``, or none if it has no tokens."""
+        """Return one feature per dimension of the meaning of ``text``, or none if it has no tokens."""
         # JSON may contain lone surrogates, which the tokenizer rejects.
         text = text.encode(errors="replace").decode()
         tokens = self._tokenizer.encode(text, add_special_tokens=False).ids

@@ -21,7 +21,7 @@ from moyin.system.bounded import BoundedDict
 from moyin.text.quality.abilities import UNKNOWN_ABILITY, Ability, look_up_ability
 from moyin.text.quality.learned_weights import LearnedWeights, WeightReader
 from moyin.text.quality.question import Question
-from moyin.text.quality.tenant_state import Levels, TenantState
+from moyin.text.quality.tenant_state import SharedLevels, TenantState
 
 LOWER_DEVIATIONS = 1.0  # standard deviations; five of six true values lie above the lower bound
 # With only one standard deviation, a model that its public scores underrate by more would never be
@@ -119,7 +119,7 @@ class Estimator:
         self._limits = limits or LearningLimits()
         self._tenants: BoundedDict[str, TenantState] = BoundedDict(self._limits.max_tenants)
         self._last_terms: _QuestionTerms | None = None
-        self._shared_levels: Levels = {}
+        self._shared_levels: SharedLevels = {}
 
     def estimate(
         self, tenant: str, model: str, ability: Ability | None, question: Question
@@ -213,7 +213,7 @@ class Estimator:
         """Replace the abilities that the operator configured."""
         self._abilities = dict(abilities)
 
-    def set_shared_levels(self, levels: Levels) -> None:
+    def set_shared_levels(self, levels: SharedLevels) -> None:
         """Replace the levels that all tenants share (`moyin.text.quality.tenant_state`)."""
         self._shared_levels = levels
 

@@ -24,24 +24,24 @@ from operator import itemgetter, mul
 from typing import Any
 
 from moyin.text.quality.question import (
-    DIMENSIONS,
     FEATURE_COUNT,
-    FIRST_MEANING,
-    FIRST_MEANING_VALUE,
-    FIRST_WORD,
+    FIRST_MEANING_FEATURE,
+    FIRST_MEANING_WEIGHT,
+    FIRST_WORD_FEATURE,
     FORMULA_FEATURE,
     KINDS,
+    MEANING_DIMENSIONS,
     MEANING_SCALE,
     MEANING_STEPS,
     SHAPE_FEATURES,
 )
 
 _DAY = 86_400.0
-WORD_TRUST = FIRST_WORD - 2  # the number of the weight that scales the weights of all words
+WORD_TRUST = FIRST_WORD_FEATURE - 2  # the number of the weight that scales the weights of all words
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Spreads:
+class WeightSpreads:
     """The standard deviations of weights before any signal.
 
     Attributes:
@@ -67,30 +67,30 @@ class Spreads:
             (48, self.kind),
             (80, self.language),
             (FORMULA_FEATURE, self.shape),
-            (FIRST_MEANING, self.formulae),
-            (FIRST_MEANING + DIMENSIONS, self.meaning),
+            (FIRST_MEANING_WEIGHT, self.formulae),
+            (FIRST_MEANING_WEIGHT + MEANING_DIMENSIONS, self.meaning),
             (WORD_TRUST, self.formulae),
             (WORD_TRUST + 1, self.trust),
-            (FIRST_WORD, self.formulae),
+            (FIRST_WORD_FEATURE, self.formulae),
             (FEATURE_COUNT, self.words),
         )
         return [spread**-2 for spread in _expand_by_feature(steps)]
 
 
-# The uncertainty of an estimate starts at the spread of the questions of a kind. `Spreads.kind` is
-# smaller, because weights that few signals move far rank questions worse. Both shrink alike.
+# The uncertainty of an estimate starts at the spread of the questions of a kind. `WeightSpreads` has
+# a smaller ``kind``, because weights that few signals move far rank questions worse. Both shrink alike.
 _UNCERTAINTY_SPREADS = ((16, 1.1), (48, 1.0), (FEATURE_COUNT, 1.0))
 # Half-lives in seconds. They are longer for words, because models change more often than topics.
 _HALF_LIVES = (
-    (FIRST_MEANING, 10 * _DAY),
-    (FIRST_MEANING + DIMENSIONS, 30 * _DAY),
-    (FIRST_WORD, 10 * _DAY),
+    (FIRST_MEANING_WEIGHT, 10 * _DAY),
+    (FIRST_MEANING_WEIGHT + MEANING_DIMENSIONS, 30 * _DAY),
+    (FIRST_WORD_FEATURE, 10 * _DAY),
     (FEATURE_COUNT, 30 * _DAY),
 )
 _FADE_INTERVAL = _DAY / 4  # weights fade only at this interval, because all of them change
 _MIN_TRUST, _MAX_TRUST = -1.0, 2.0  # 1 + trust scales words: from 0 to 3 times
-_ROW = struct.Struct("<Hff")  # feature, mean, information
-_MAX_BYTES = FEATURE_COUNT * _ROW.size
+_STORED_ROW = struct.Struct("<Hff")  # feature, mean, information
+_MAX_BYTES = FEATURE_COUNT * _STORED_ROW.size
 
 
 def _expand_by_feature(steps: tuple[tuple[int, float], ...]) -> list[float]:
@@ -100,10 +100,10 @@ def _expand_by_feature(steps: tuple[tuple[int, float], ...]) -> list[float]:
     return values
 
 
-_PRECISION = Spreads().compute_precisions()
+_PRECISION = WeightSpreads().compute_precisions()
 _UNCERTAINTY_PRECISION = [spread**-2 for spread in _expand_by_feature(_UNCERTAINTY_SPREADS)]
 _HALF_LIFE = _expand_by_feature(_HALF_LIVES)
-_DIMENSIONS = tuple(range(FIRST_MEANING, FIRST_MEANING + DIMENSIONS))
+_MEANING_WEIGHTS = tuple(range(FIRST_MEANING_WEIGHT, FIRST_MEANING_WEIGHT + MEANING_DIMENSIONS))
 
 
 def _clamp_trust(trust: float) -> float:
@@ -112,12 +112,12 @@ def _clamp_trust(trust: float) -> float:
 
 def _split_features(features: tuple[int, ...]) -> tuple[tuple[int, ...], list[float]]:
     """Split features into those of shape and words, and the decoded values of meaning."""
-    if features[-1] < FIRST_MEANING_VALUE:
+    if features[-1] < FIRST_MEANING_FEATURE:
         return features, []
-    first = next(at for at, number in enumerate(features) if number >= FIRST_MEANING_VALUE)
-    values = [0.0] * DIMENSIONS
+    first = next(at for at, number in enumerate(features) if number >= FIRST_MEANING_FEATURE)
+    values = [0.0] * MEANING_DIMENSIONS
     for number in features[first:]:
-        dimension, step = divmod(number - FIRST_MEANING_VALUE, MEANING_STEPS)
+        dimension, step = divmod(number - FIRST_MEANING_FEATURE, MEANING_STEPS)
         values[dimension] = (step - MEANING_STEPS // 2) / MEANING_SCALE
     return features[:first], values
 
@@ -145,7 +145,7 @@ class WeightReader:
         if self._words is not None:
             logits += self._scale * (1.0 + mean[WORD_TRUST]) * sum(self._words(mean))
         if self._meaning:
-            weights = mean[FIRST_MEANING : FIRST_MEANING + DIMENSIONS]
+            weights = mean[FIRST_MEANING_WEIGHT : FIRST_MEANING_WEIGHT + MEANING_DIMENSIONS]
             logits += sum(map(mul, self._meaning, weights))
         return logits
 
@@ -158,13 +158,13 @@ class LearnedWeights:
         mean: the weight in logits of each of the `FEATURE_COUNT` features.
         information: the precision that signals added to each feature's weight.
         counts: the weighted number of signals by kind, which fades like the weights of the shape.
-        at: the time of the last fading in Unix seconds.
+        faded_at: the time of the last fading in Unix seconds.
     """
 
     mean: list[float] = field(default_factory=lambda: [0.0] * FEATURE_COUNT)
     information: dict[int, float] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
-    at: float = 0.0
+    faded_at: float = 0.0
 
     def compute_remaining_variance(self, feature: int) -> float:
         """Return the share of a feature's initial variance that remains: 1 before any signal."""
@@ -197,7 +197,7 @@ class LearnedWeights:
         word_sum = scale * sum(self.mean[feature] for feature in features[SHAPE_FEATURES:])
         shares = [1.0] * SHAPE_FEATURES + [scale * (1.0 + self.mean[WORD_TRUST])] * words
         if meaning:
-            features += _DIMENSIONS
+            features += _MEANING_WEIGHTS
             shares += meaning
         features += (WORD_TRUST,)
         shares.append(word_sum)
@@ -235,12 +235,12 @@ class LearnedWeights:
 
     def fade(self, now: float) -> None:
         """Reduce weights and information by their half-lives for the time since the last fading."""
-        elapsed = now - self.at
+        elapsed = now - self.faded_at
         if not self.information:
-            self.at = max(now, self.at)
+            self.faded_at = max(now, self.faded_at)
         if elapsed < _FADE_INTERVAL or not self.information:
             return
-        self.at = now
+        self.faded_at = now
         for feature, information in self.information.items():
             fade = 0.5 ** (elapsed / _HALF_LIFE[feature])
             remaining, prior = information * fade, _PRECISION[feature]
@@ -260,7 +260,7 @@ class LearnedWeights:
             base: the weights from which both started, so that they are counted only once.
         """
         start = base or LearnedWeights()
-        result = LearnedWeights(at=max(self.at, other.at))
+        result = LearnedWeights(faded_at=max(self.faded_at, other.faded_at))
         for feature in sorted(self.information.keys() | other.information.keys()):
             prior = _PRECISION[feature]
             weighted_mean, total = 0.0, 0.0
@@ -280,11 +280,11 @@ class LearnedWeights:
     def to_json(self) -> dict[str, Any]:
         """Encode the weights as a JSON value of at most about 110 kB."""
         rows = b"".join(
-            _ROW.pack(feature, self.mean[feature], information)
+            _STORED_ROW.pack(feature, self.mean[feature], information)
             for feature, information in sorted(self.information.items())
         )
         return {
-            "at": self.at,
+            "at": self.faded_at,
             "counts": dict(self.counts),
             "weights": base64.b64encode(zlib.compress(rows)).decode(),
         }
@@ -300,8 +300,8 @@ class LearnedWeights:
             at, counts = float(value["at"]), value["counts"]
             packed = base64.b64decode(value["weights"], validate=True)
             rows = zlib.decompressobj().decompress(packed, _MAX_BYTES)
-            weights = cls(at=at, counts={str(kind): float(counts[kind]) for kind in counts})
-            for feature, mean, information in _ROW.iter_unpack(rows):
+            weights = cls(faded_at=at, counts={str(kind): float(counts[kind]) for kind in counts})
+            for feature, mean, information in _STORED_ROW.iter_unpack(rows):
                 if not math.isfinite(mean) or not 0.0 <= information < math.inf:
                     raise ValueError(f"the weight of feature {feature} is not a finite number")
                 weights.mean[feature], weights.information[feature] = mean, information

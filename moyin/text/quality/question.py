@@ -20,12 +20,12 @@ from moyin.text.quality.language import MIN_DIFFICULTY, detect_language
 from moyin.text.quality.long_text import classify_reading, find_request
 from moyin.text.quality.prior import KIND_DIFFICULTY, KIND_SPREAD
 from moyin.text.quality.words import (
-    AMBIGUOUS_LANGUAGES,
+    AMBIGUOUS_PROGRAMMING_LANGUAGES,
     DEMAND_DIFFICULTY,
     FUNCTION_WORDS,
     KIND_CUES,
     KIND_SUBSTRINGS,
-    LANGUAGE_PREFIXES,
+    PROGRAMMING_LANGUAGE_PREFIXES,
     QUESTION_WORDS,
 )
 
@@ -39,13 +39,20 @@ LANGUAGES: tuple[str, ...] = tuple(MIN_DIFFICULTY)
 FEATURE_COUNT = 8_192  # weights per tenant and model; the numbers of shape and words are below it
 SHAPE_FEATURES = 9  # the features of a question begin with as many of its shape; words follow
 FORMULA_FEATURE = 224  # the feature of a text without formulae; 225 is that of a text with formulae
-FIRST_WORD = 512  # the first number of a word; the features of the shape have smaller numbers
+FIRST_WORD_FEATURE = (
+    512  # the first number of a word; the features of the shape have smaller numbers
+)
 # An embedder adds one feature per dimension of the meaning. Its number encodes dimension and value:
-# `FIRST_MEANING_VALUE + MEANING_STEPS * dimension + step`. The weight of a dimension has the number
-# `FIRST_MEANING + dimension`.
-DIMENSIONS, MEANING_STEPS, FIRST_MEANING_VALUE, FIRST_MEANING = 256, 255, FEATURE_COUNT, 226
+# `FIRST_MEANING_FEATURE + MEANING_STEPS * dimension + step`. The weight of a dimension has the
+# number `FIRST_MEANING_WEIGHT + dimension`.
+MEANING_DIMENSIONS, MEANING_STEPS, FIRST_MEANING_FEATURE, FIRST_MEANING_WEIGHT = (
+    256,
+    255,
+    FEATURE_COUNT,
+    226,
+)
 MEANING_SCALE = 256  # steps per unit; the values of a unit vector's dimensions are about 1/16
-_MISSING_FEATURE = FIRST_WORD - 1  # replaces a feature that a stored question does not have
+_MISSING_FEATURE = FIRST_WORD_FEATURE - 1  # replaces a feature that a stored question does not have
 _MAX_STEMS = 80  # the distinct words that are hashed, besides six features of beginning and end
 # The letters that are read at the ends of a longer text, where requests usually are.
 _HEAD_LENGTH, _TAIL_LENGTH = 1_600, 400
@@ -105,7 +112,9 @@ _UNCERTAIN_KIND_SPREAD = 0.4  # added to the spread, not the difficulty, if no w
 KIND_NUMBER = {kind: 16 + number for number, kind in enumerate(KINDS)}
 _LANGUAGE_NUMBER = {language: 48 + number for number, language in enumerate(LANGUAGES)}
 _CUE_WORDS, _DEMAND_WORDS = KIND_CUES.keys(), DEMAND_DIFFICULTY.keys()
-_ALL_CUES = frozenset(_CUE_WORDS | _DEMAND_WORDS | FUNCTION_WORDS.keys() | AMBIGUOUS_LANGUAGES)
+_ALL_CUES = frozenset(
+    _CUE_WORDS | _DEMAND_WORDS | FUNCTION_WORDS.keys() | AMBIGUOUS_PROGRAMMING_LANGUAGES
+)
 # The votes of specific terms count more than those of general words such as "list".
 _VOTE_WEIGHT = {"law": 1.2, "medicine": 1.2, "greeting": 0.9, "finance": 1.1, "translation": 2.5}
 # Words of a task count more than words of its topic, as in "summarize this contract".
@@ -123,7 +132,7 @@ class Question:
         difficulty: the difficulty in logits, on the scale of `moyin.text.quality.abilities`.
         spread: the standard deviation of ``difficulty``.
         features: the numbers of the weights for this request: `SHAPE_FEATURES` of the shape, then
-            hashed words. With an embedder, `DIMENSIONS` numbers of the meaning follow.
+            hashed words. With an embedder, `MEANING_DIMENSIONS` numbers of the meaning follow.
     """
 
     kind: str
@@ -221,16 +230,18 @@ def build_question(
 def restore_features(features: Iterable[int]) -> tuple[int, ...]:
     """Convert the features of a stored question to the layout of this version.
 
-    Other versions may have stored fewer or more features of the shape. Numbers below `FIRST_WORD`
-    distinguish these from words.
+    Other versions may have stored fewer or more features of the shape. Their numbers are below
+    `FIRST_WORD_FEATURE`, which distinguishes them from words.
     """
     numbers = tuple(features)
-    shape = [number for number in numbers if number < FIRST_WORD][:SHAPE_FEATURES]
-    words = [number for number in numbers if FIRST_WORD <= number < FEATURE_COUNT]
+    shape = [number for number in numbers if number < FIRST_WORD_FEATURE][:SHAPE_FEATURES]
+    words = [number for number in numbers if FIRST_WORD_FEATURE <= number < FEATURE_COUNT]
     meaning = [
         number
         for number in numbers
-        if FIRST_MEANING_VALUE <= number < FIRST_MEANING_VALUE + MEANING_STEPS * DIMENSIONS
+        if FIRST_MEANING_FEATURE
+        <= number
+        < FIRST_MEANING_FEATURE + MEANING_STEPS * MEANING_DIMENSIONS
     ]
     return (*shape, *[_MISSING_FEATURE] * (SHAPE_FEATURES - len(shape)), *words, *meaning)
 
@@ -303,9 +314,9 @@ def _looks_like_code(text: str, words: list[str], cues: Set[str]) -> bool:
     for mark in _CODE_MARKERS:  # a loop is three times as fast as `any` with a generator
         if mark in text:
             return True
-    for name in cues & AMBIGUOUS_LANGUAGES:
+    for name in cues & AMBIGUOUS_PROGRAMMING_LANGUAGES:
         before = words.index(name) - 1
-        if before >= 0 and words[before] in LANGUAGE_PREFIXES:
+        if before >= 0 and words[before] in PROGRAMMING_LANGUAGE_PREFIXES:
             return True
     return False
 
@@ -377,4 +388,6 @@ _STEM_FEATURES = _StemFeatureCache(6)  # six letters make "contract" and "contra
 @lru_cache(maxsize=32_768)
 def _hash_word(word: str) -> int:
     """Return the feature of a word, which, unlike `hash`, is the same in every process."""
-    return FIRST_WORD + crc32(word.encode(errors="surrogatepass")) % (FEATURE_COUNT - FIRST_WORD)
+    return FIRST_WORD_FEATURE + crc32(word.encode(errors="surrogatepass")) % (
+        FEATURE_COUNT - FIRST_WORD_FEATURE
+    )

@@ -25,7 +25,7 @@ _MIN_SIGNALS = 20.0  # a tenant with fewer signals about a model and kind is not
 _MAX_LEVEL = 1.5  # logits
 
 # The logits by which models are better than their public scores, by model and kind.
-Levels = Mapping[str, Mapping[str, float]]
+SharedLevels = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ class KeyUsage:
     moved: dict[str, float] = field(default_factory=dict)
 
     def decay(self, per_second: float, now: float) -> None:
-        """Reduce ``used`` by ``per_second``, and ``moved`` by its half-life, since the last update."""
+        """Reduce ``used`` by ``per_second`` and ``moved`` by its half-life since the last update."""
         elapsed = max(now - self.at, 0.0)
         self.used = max(self.used - elapsed * per_second, 0.0)
         fade = 0.5 ** (elapsed / _DAY)
@@ -81,7 +81,7 @@ class TenantState:
         if weights is None:
             if len(self.models) >= _MAX_MODELS:
                 del self.models[next(iter(self.models))]
-            weights = LearnedWeights(at=now)
+            weights = LearnedWeights(faded_at=now)
         self.models[model] = weights  # moves to the end, so that the first is unused for longest
         return weights
 
@@ -107,7 +107,7 @@ class TenantState:
             theirs = other.models.get(model) or LearnedWeights()
             result.models[model] = ours.merge_with(theirs, start.models.get(model))
         while len(result.models) > _MAX_MODELS:
-            del result.models[min(result.models, key=lambda name: result.models[name].at)]
+            del result.models[min(result.models, key=lambda name: result.models[name].faded_at)]
         for name in sorted(self.keys.keys() | other.keys.keys()):
             uses = [use for remaining in (self, other) if (use := remaining.keys.get(name))]
             # If a key used both replicas, the larger usage counts.

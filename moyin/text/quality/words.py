@@ -100,12 +100,12 @@ KIND_CUES: dict[str, str] = _index_by_word(
     }
 )
 
-# The names of programming languages that are also words or letters. They only show code after one of
-# LANGUAGE_PREFIXES, as in "in Go".
-AMBIGUOUS_LANGUAGES = frozenset({"go", "c", "r", "d", "swift", "julia", "dart", "zig"})
-LANGUAGE_PREFIXES = frozenset({"in", "using", "mit", "auf", "en"})
+# The names of programming languages that are also words or letters. They only show code after one
+# of PROGRAMMING_LANGUAGE_PREFIXES, as in "in Go".
+AMBIGUOUS_PROGRAMMING_LANGUAGES = frozenset({"go", "c", "r", "d", "swift", "julia", "dart", "zig"})
+PROGRAMMING_LANGUAGE_PREFIXES = frozenset({"in", "using", "mit", "auf", "en"})
 
-# The logits that demanding or easy words add to the difficulty. Only the largest and the smallest count.
+# The logits that demanding or easy words add to the difficulty; the largest and the smallest count.
 DEMAND_DIFFICULTY: dict[str, float] = _index_by_word(
     {
         1.5: "prove proof beweise derive theorem rigorous rigorously",
@@ -118,7 +118,7 @@ DEMAND_DIFFICULTY: dict[str, float] = _index_by_word(
     }
 )
 
-# A request whose first or second word is one of these asks for knowledge, unless other words show more.
+# If the first or second word is one of these and no word shows a kind, a request asks for knowledge.
 _QUESTION_TEXT = (
     "what who whom whose when where which why how wer was wann wo welche warum wie qui quand où comment"
     " quién cuándo dónde cómo explain erkläre explique explica"

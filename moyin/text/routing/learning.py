@@ -18,7 +18,7 @@ from moyin.store.quality import OWNER_ACTIONS, DecisionRow, QualityStore, SavedS
 from moyin.text.quality.estimator import Estimate, Estimator, Signal
 from moyin.text.quality.question import Question
 from moyin.text.quality.tenant_state import (
-    Levels,
+    SharedLevels,
     TenantState,
     compute_shared_levels,
     extract_levels,
@@ -266,7 +266,7 @@ class Learning:
         Every replica reads the same rows, so that they agree within two minutes. Nothing that is
         learned depends on the levels.
         """
-        levels: Levels = {}
+        levels: SharedLevels = {}
         if self._is_shared:
             # Takes tenths of a second with a thousand tenants.
             levels = await asyncio.to_thread(compute_shared_levels, await self._store.levels())

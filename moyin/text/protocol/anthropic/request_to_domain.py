@@ -43,7 +43,7 @@ _TOOL_CHOICE_MODES = {"auto": "auto", "any": "required", "none": "none", "tool":
 
 
 def find_untranslatable_field(body: wire.MessagesBody) -> str | None:
-    """Return the path of the first member that `moyin.domain.chat` cannot express, or None."""
+    """Return the path of the first member that a `ChatRequest` cannot express, or None."""
     if body.thinking is not None and body.thinking.display == "omitted":
         return "thinking.display"
     for number, tool in enumerate(body.tools or ()):
@@ -57,10 +57,10 @@ def find_untranslatable_field(body: wire.MessagesBody) -> str | None:
 
 
 def chat_request_to_domain(body: wire.MessagesBody) -> chat.ChatRequest:
-    """Translate a message request to the domain.
+    """Translate a message request to a `ChatRequest`.
 
     Raises:
-        UnsupportedFeature: the domain cannot express a member; the error names it.
+        UnsupportedFeature: `ChatRequest` cannot express a member; the error names it.
         InvalidRequest: ``tool_choice`` requires a tool, but the request has none.
     """
     if (field := find_untranslatable_field(body)) is not None:

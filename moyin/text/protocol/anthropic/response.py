@@ -83,7 +83,7 @@ def usage_to_client(usage: Usage) -> dict[str, Any]:
 
 
 def chat_response_to_domain(body: Mapping[str, Any]) -> ChatResponse:
-    """Translate a whole response of Anthropic's API to the domain.
+    """Translate a whole response of ``POST /v1/messages`` to a `ChatResponse`.
 
     Raises:
         BackendUnavailable: the body is malformed.

@@ -40,7 +40,7 @@ from moyin.text.protocol.ollama.stream import (
 
 
 @dataclass(frozen=True, slots=True)
-class _ParsedRequest:
+class _BaseParsedRequest:
     """Base of validated requests; ``data`` is ``raw`` parsed as JSON.
 
     ``started_at`` is the time of the request, from `time.perf_counter_ns`.
@@ -81,7 +81,7 @@ class _ParsedRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class ParsedChatRequest(_ParsedRequest):
+class ParsedChatRequest(_BaseParsedRequest):
     """A validated request of ``/api/chat``."""
 
     body: wire.ChatBody
@@ -123,7 +123,7 @@ class ParsedChatRequest(_ParsedRequest):
 
 
 @dataclass(frozen=True, slots=True)
-class ParsedGenerateRequest(_ParsedRequest):
+class ParsedGenerateRequest(_BaseParsedRequest):
     """A validated request of ``/api/generate``."""
 
     body: wire.GenerateBody
@@ -162,7 +162,7 @@ class ParsedGenerateRequest(_ParsedRequest):
 
 
 @dataclass(frozen=True, slots=True)
-class ParsedEmbedRequest(UnstreamedRequest, _ParsedRequest):
+class ParsedEmbedRequest(UnstreamedRequest, _BaseParsedRequest):
     """A validated request of ``/api/embed``."""
 
     body: wire.EmbedBody | wire.EmbeddingsBody
@@ -200,7 +200,7 @@ def _encode_model_load_response(body: wire.GenerationBody, content: Mapping[str,
     )
 
 
-class _Codec:
+class _BaseCodec:
     """Implements the methods that Ollama's codecs share."""
 
     api_format = ApiFormat.OLLAMA
@@ -240,7 +240,7 @@ class _Codec:
         return to_json(body)
 
 
-class OllamaChatCodec(_Codec):
+class OllamaChatCodec(_BaseCodec):
     """The codec of ``/api/chat``."""
 
     path = "/api/chat"
@@ -251,7 +251,7 @@ class OllamaChatCodec(_Codec):
         return ParsedChatRequest(body, data, validate(wire.ChatBody, data))
 
 
-class OllamaGenerateCodec(_Codec):
+class OllamaGenerateCodec(_BaseCodec):
     """The codec of ``/api/generate``."""
 
     path = "/api/generate"
@@ -266,7 +266,7 @@ class OllamaGenerateCodec(_Codec):
         return chat_response_to_domain({**body, "message": message})
 
 
-class OllamaEmbedCodec(_Codec):
+class OllamaEmbedCodec(_BaseCodec):
     """The codec of ``/api/embed``."""
 
     path = "/api/embed"
@@ -277,7 +277,7 @@ class OllamaEmbedCodec(_Codec):
         return ParsedEmbedRequest(body, data, validate(wire.EmbedBody, data))
 
 
-class OllamaEmbeddingsCodec(_Codec):
+class OllamaEmbeddingsCodec(_BaseCodec):
     """The codec of ``/api/embeddings``, the older call for a single vector."""
 
     path = "/api/embeddings"

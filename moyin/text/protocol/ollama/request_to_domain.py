@@ -34,10 +34,10 @@ _MEDIA_TYPE_SAMPLE_CHARACTERS = 32
 
 
 def chat_request_to_domain(body: wire.ChatBody, model: str) -> chat.ChatRequest:
-    """Translate a chat request to the domain.
+    """Translate a request of ``/api/chat`` to a `ChatRequest`.
 
     Raises:
-        UnsupportedFeature: the domain cannot express a member; the error names it.
+        UnsupportedFeature: `ChatRequest` cannot express a member; the error names it.
         InvalidRequest: a tool message answers no tool call, or a picture is not base64.
     """
     _refuse_native_members(body)
@@ -54,10 +54,10 @@ def chat_request_to_domain(body: wire.ChatBody, model: str) -> chat.ChatRequest:
 
 
 def generate_request_to_domain(body: wire.GenerateBody, model: str) -> chat.ChatRequest:
-    """Translate a request of ``/api/generate`` to a chat with a single user message.
+    """Translate a request of ``/api/generate`` to a `ChatRequest` with a single message.
 
     Raises:
-        UnsupportedFeature: the domain cannot express a member; the error names it.
+        UnsupportedFeature: `ChatRequest` cannot express a member; the error names it.
         InvalidRequest: a picture is not base64.
     """
     _refuse_native_members(body)
@@ -71,7 +71,7 @@ def generate_request_to_domain(body: wire.GenerateBody, model: str) -> chat.Chat
 
 
 def embedding_request_to_domain(body: wire.EmbedBody, model: str) -> chat.EmbeddingRequest:
-    """Translate a request for embeddings to the domain, without options, which change no vector."""
+    """Translate a request of ``/api/embed``, without its options, which do not change vectors."""
     return chat.EmbeddingRequest(model=model, inputs=body.inputs, dimensions=body.dimensions)
 
 

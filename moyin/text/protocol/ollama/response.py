@@ -32,7 +32,7 @@ def read_stop_reason(body: Mapping[str, Any], *, used_tools: bool) -> chat.StopR
 
 
 def chat_response_to_domain(body: Mapping[str, Any]) -> chat.ChatResponse:
-    """Translate a whole response of ``/api/chat`` to the domain.
+    """Translate a whole response of ``/api/chat`` to a `ChatResponse`.
 
     Raises:
         BackendUnavailable: the body is malformed.
@@ -156,7 +156,7 @@ def _select_tool_uses(response: chat.ChatResponse) -> list[chat.ToolUse]:
 
 
 def embedding_response_to_domain(body: Mapping[str, Any]) -> chat.EmbeddingResponse:
-    """Translate a response of ``/api/embed`` to the domain.
+    """Translate a response of ``/api/embed`` to an `EmbeddingResponse`.
 
     Raises:
         BackendUnavailable: the body is malformed.

@@ -165,7 +165,7 @@ class ParsedEmbeddingRequest(UnstreamedRequest):
         return embedding_response_to_client(response, as_base64=as_base64)
 
 
-class _Codec:
+class _BaseCodec:
     """Implements the methods that both of OpenAI's codecs share."""
 
     api_format = ApiFormat.OPENAI
@@ -185,7 +185,7 @@ class _Codec:
         return text_bytes(list_choice_messages(body))
 
 
-class OpenAICodec(_Codec):
+class OpenAICodec(_BaseCodec):
     """The codec of ``POST /v1/chat/completions``."""
 
     path = "/chat/completions"
@@ -207,7 +207,7 @@ class OpenAICodec(_Codec):
         return ParsedChatRequest(body, data, validate(wire.ChatBody, data))
 
 
-class OpenAIEmbeddingsCodec(_Codec):
+class OpenAIEmbeddingsCodec(_BaseCodec):
     """The codec of ``POST /v1/embeddings``."""
 
     path = "/embeddings"

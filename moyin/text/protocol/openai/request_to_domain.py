@@ -43,7 +43,7 @@ _THINKING_BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 24576
 
 
 def find_untranslatable_field(body: wire.ChatBody) -> str | None:
-    """Return the path of the first member that `moyin.domain.chat` cannot express, or None."""
+    """Return the path of the first member that a `ChatRequest` cannot express, or None."""
     if body.n is not None and body.n > 1:
         return "n"
     for number, message in enumerate(body.messages):
@@ -60,10 +60,10 @@ def find_untranslatable_field(body: wire.ChatBody) -> str | None:
 
 
 def chat_request_to_domain(body: wire.ChatBody) -> chat.ChatRequest:
-    """Translate a chat completion request to the domain.
+    """Translate a chat completion request to a `ChatRequest`.
 
     Raises:
-        UnsupportedFeature: the domain cannot express a member; the error names it.
+        UnsupportedFeature: `ChatRequest` cannot express a member; the error names it.
         InvalidRequest: ``tool_choice`` requires a tool, but the request has none.
     """
     if (field := find_untranslatable_field(body)) is not None:
@@ -104,11 +104,11 @@ def _new_unsupported_error(field: str) -> UnsupportedFeature:
 
 
 def embedding_request_to_domain(body: wire.EmbeddingBody, model: str) -> chat.EmbeddingRequest:
-    """Translate a request for embeddings to the domain.
+    """Translate a request for embeddings to an `EmbeddingRequest`.
 
     Raises:
         UnsupportedFeature: the input is token numbers, which only the model itself can decode, or
-            the domain cannot express a member; the error names it.
+            `EmbeddingRequest` cannot express a member; the error names it.
     """
     texts = tuple(text for text in body.inputs if isinstance(text, str))
     if len(texts) != len(body.inputs):

@@ -110,7 +110,7 @@ def _add_missing_nulls(members: dict[str, Any], *names: str) -> bool:
 
 
 def chat_response_to_domain(body: Mapping[str, Any]) -> chat.ChatResponse:
-    """Translate a whole response of ``POST /v1/chat/completions`` to the domain.
+    """Translate a whole response of ``POST /v1/chat/completions`` to a `ChatResponse`.
 
     Raises:
         BackendUnavailable: the body is malformed.
@@ -223,7 +223,7 @@ def chat_response_to_client(response: chat.ChatResponse, *, created: int) -> byt
 
 
 def embedding_response_to_domain(body: Any) -> chat.EmbeddingResponse:
-    """Translate a response of ``POST /v1/embeddings`` to the domain.
+    """Translate a response of ``POST /v1/embeddings`` to an `EmbeddingResponse`.
 
     Raises:
         BackendUnavailable: the body is malformed.

@@ -20,9 +20,9 @@ from moyin.text.quality.embedder import (
 )
 from moyin.text.quality.estimator import Estimator
 from moyin.text.quality.question import (
-    DIMENSIONS,
-    FIRST_MEANING,
-    FIRST_MEANING_VALUE,
+    FIRST_MEANING_FEATURE,
+    FIRST_MEANING_WEIGHT,
+    MEANING_DIMENSIONS,
     MEANING_SCALE,
     MEANING_STEPS,
     restore_features,
@@ -44,7 +44,7 @@ def embed() -> Embedder:
 
 def values(numbers: tuple[int, ...]) -> list[float]:
     return [
-        ((number - FIRST_MEANING_VALUE) % MEANING_STEPS - MEANING_STEPS // 2) / MEANING_SCALE
+        ((number - FIRST_MEANING_FEATURE) % MEANING_STEPS - MEANING_STEPS // 2) / MEANING_SCALE
         for number in numbers
     ]
 
@@ -60,8 +60,8 @@ def test_numbers_are_the_same_in_every_process_and_version(embed: Embedder) -> N
 
 def test_each_dimension_has_one_number_and_together_they_have_unit_length(embed: Embedder) -> None:
     numbers = embed(PHYSICIAN * 40)
-    assert [(number - FIRST_MEANING_VALUE) // MEANING_STEPS for number in numbers] == list(
-        range(DIMENSIONS)
+    assert [(number - FIRST_MEANING_FEATURE) // MEANING_STEPS for number in numbers] == list(
+        range(MEANING_DIMENSIONS)
     )
     assert math.hypot(*values(numbers)) == pytest.approx(1.0, abs=0.02)
 
@@ -73,13 +73,13 @@ def test_texts_of_one_meaning_are_nearer_than_others(embed: Embedder) -> None:
 
 @pytest.mark.parametrize("text", ["", "\ud83d", "\x00", "こんにちは", "🙂" * 500])
 def test_embedder_accepts_any_text(embed: Embedder, text: str) -> None:
-    assert len(embed(text)) in (0, DIMENSIONS)
+    assert len(embed(text)) in (0, MEANING_DIMENSIONS)
     assert restore_features(ask(text, embed=embed).features) == ask(text, embed=embed).features
 
 
 def test_features_are_unchanged_without_an_embedder(embed: Embedder) -> None:
     with_it = ask(PHYSICIAN, embed=embed)
-    words = tuple(number for number in with_it.features if number < FIRST_MEANING_VALUE)
+    words = tuple(number for number in with_it.features if number < FIRST_MEANING_FEATURE)
     assert replace(with_it, features=words) == ask(PHYSICIAN)
 
 
@@ -105,13 +105,13 @@ def test_questions_and_weights_are_stored_and_read(embed: Embedder) -> None:
     estimator.learn("studio", signal(question, 0.0))
     saved = json.loads(json.dumps(estimator.get_state("studio").to_json()))
     memory = TenantState.from_json(saved).models["llama3.1:8b"]
-    weights = memory.mean[FIRST_MEANING : FIRST_MEANING + DIMENSIONS]
+    weights = memory.mean[FIRST_MEANING_WEIGHT : FIRST_MEANING_WEIGHT + MEANING_DIMENSIONS]
     assert any(weights)
     # A question of before the embedder was switched on, or of after it was switched off.
     estimator.replace_state("studio", TenantState.from_json(saved))
     estimator.learn("studio", signal(ask(PHYSICIAN), 0.0, key="grace"))
     now = estimator.get_state("studio").models["llama3.1:8b"]
-    assert now.mean[FIRST_MEANING : FIRST_MEANING + DIMENSIONS] == weights
+    assert now.mean[FIRST_MEANING_WEIGHT : FIRST_MEANING_WEIGHT + MEANING_DIMENSIONS] == weights
 
 
 def test_missing_package_is_reported_with_its_field(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from moyin.text.quality.question import (
     _WORD_PATTERN,
     FEATURE_COUNT,
-    FIRST_WORD,
+    FIRST_WORD_FEATURE,
     FORMULA_FEATURE,
     KINDS,
     LANGUAGES,
@@ -229,7 +229,7 @@ def test_words_of_one_stem_share_a_feature() -> None:
 
     assert words("contract") == words("contractual")
     assert len(words("contract") - words("calls")) == 1
-    assert min(words("contract")) >= FIRST_WORD
+    assert min(words("contract")) >= FIRST_WORD_FEATURE
 
 
 def test_most_words_that_a_text_can_have_are_within_the_bound() -> None:

@@ -10,7 +10,7 @@ from moyin.text.quality.estimator import Estimator
 from moyin.text.quality.learned_weights import LearnedWeights
 from moyin.text.quality.prior import KIND_DIFFICULTY
 from moyin.text.quality.question import (
-    FIRST_WORD,
+    FIRST_WORD_FEATURE,
     FORMULA_FEATURE,
     KIND_NUMBER,
     LANGUAGES,
@@ -31,7 +31,8 @@ def earlier(question: Question) -> Question:
     value = question_to_json(question)
     value["features"] = [number for number in question.features if number != FORMULA_FEATURE]
     assert (
-        len([number for number in value["features"] if number < FIRST_WORD]) == SHAPE_FEATURES - 1
+        len([number for number in value["features"] if number < FIRST_WORD_FEATURE])
+        == SHAPE_FEATURES - 1
     )
     return question_from_json(json.loads(json.dumps(value)))
 
@@ -45,7 +46,7 @@ def learned(question: Question) -> LearnedWeights:
 def test_words_of_an_earlier_version_are_not_mistaken_for_shape() -> None:
     now, before = ask(TEXT), earlier(ask(TEXT))
     assert before.features[SHAPE_FEATURES:] == now.features[SHAPE_FEATURES:]
-    assert all(number < FIRST_WORD for number in before.features[:SHAPE_FEATURES])
+    assert all(number < FIRST_WORD_FEATURE for number in before.features[:SHAPE_FEATURES])
     memory = learned(before)
     (moved,) = {memory.mean[number] for number in before.features[SHAPE_FEATURES:]}
     assert moved == pytest.approx(learned(now).mean[now.features[-1]], rel=0.1)
