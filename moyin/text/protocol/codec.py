@@ -101,7 +101,7 @@ class ParsedRequest(Protocol):
         """Return the request with ``pictures`` (by URL) embedded in place of their URLs."""
 
     def to_domain(self, model: str) -> chat.ChatRequest | chat.EmbeddingRequest:
-        """Translate the request for a back end of another API format.
+        """Translate the request to `moyin.domain.chat`, for a back end of another API format.
 
         Raises:
             UnsupportedFeature: the result cannot express a member; the error names it.
@@ -176,7 +176,7 @@ class ProtocolCodec(Protocol):
         """Return the size of the model's own text in a whole response, in bytes of UTF-8."""
 
     def require_answer_member(self, body: Mapping[str, Any]) -> None:
-        """Require the member of a back end's whole response that contains the answer.
+        """Check that a back end's whole response has the member that contains the answer.
 
         Raises:
             BackendUnavailable: the member is missing or has the wrong type.
@@ -200,7 +200,7 @@ class ProtocolCodec(Protocol):
     def render_error_event(self, error: MoyinError, request_id: str) -> bytes: ...
 
 
-class UnstreamedRequest:
+class BaseEmbeddingRequest:
     """Base of requests for embeddings, which have no turns, no pictures and no stream."""
 
     __slots__ = ()

@@ -56,7 +56,7 @@ class KeyUsage:
 
     @classmethod
     def from_json(cls, value: Any) -> KeyUsage:
-        """Decode a usage from JSON."""
+        """Decode a `KeyUsage` that `TenantState.to_json` encoded."""
         moved = {str(model): float(logits) for model, logits in value["moved"].items()}
         return cls(at=float(value["at"]), used=float(value["used"]), moved=moved)
 
@@ -86,7 +86,7 @@ class TenantState:
         return weights
 
     def get_or_create_key_usage(self, name: str, now: float) -> KeyUsage:
-        """Return the usage of the key ``name``, which is created on first use."""
+        """Return the tracked influence of the API key ``name``, which is created on first use."""
         use = self.keys.pop(name, None) or KeyUsage(at=now)
         if len(self.keys) >= _MAX_KEYS:
             # Dropping the smallest usage gives away the smallest part of the limits.
@@ -146,9 +146,9 @@ class TenantState:
 
 
 def extract_levels(state: TenantState) -> dict[str, dict[str, float]]:
-    """Return the levels of one tenant that count for `compute_shared_levels`.
+    """Return by how many logits models are better than their public scores for one tenant.
 
-    A frozen tenant has none.
+    The result has no kinds with few signals, and is empty for a frozen tenant.
     """
     if state.frozen:
         return {}
@@ -166,7 +166,7 @@ def extract_levels(state: TenantState) -> dict[str, dict[str, float]]:
 def compute_shared_levels(
     contributions: Iterable[Mapping[str, Any]],
 ) -> dict[str, dict[str, float]]:
-    """Return the median levels over all tenants, by model and kind.
+    """Return by how many logits models are better than their public scores, as a median of tenants.
 
     Args:
         contributions: the result of `extract_levels` for each tenant. Malformed stored values are

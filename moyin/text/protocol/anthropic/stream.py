@@ -133,7 +133,7 @@ class EventReader:
         self.is_finished = False
 
     def feed(self, body: Mapping[str, Any]) -> list[chat.Delta]:
-        """Return the deltas of the event ``body``.
+        """Translate the event ``body`` to deltas.
 
         Raises:
             StreamInterrupted: the event is malformed, or reports an error of the back end.
@@ -247,7 +247,7 @@ class StreamTap:
         return b"".join([frame.raw for frame in frames])
 
     def flush(self) -> bytes:
-        """Return the last event if no blank line followed it."""
+        """Return the last event of the stream if the back end sent no blank line after it."""
         frames = self._splitter.end()
         for frame in frames:
             self._inspect_frame(frame)

@@ -15,8 +15,8 @@ from moyin.domain.money import Usage
 from moyin.domain.needs import Needs, ResponseConstraints
 from moyin.http.validation import NO_MEMBERS, malformed_response, parse_object, text_bytes, validate
 from moyin.text.protocol.codec import (
+    BaseEmbeddingRequest,
     Turn,
-    UnstreamedRequest,
     encode_with_changes,
     select_newest_turns,
 )
@@ -92,7 +92,7 @@ class ParsedChatRequest(_BaseParsedRequest):
 
     @property
     def model_load_response(self) -> bytes | None:
-        """The response to a request without messages, which only (un)loads the model; else None."""
+        """The response if the request has no messages and so only loads or unloads the model."""
         if self.body.messages:
             return None
         return _encode_model_load_response(self.body, encode_chat_content("", "", []))
@@ -134,7 +134,7 @@ class ParsedGenerateRequest(_BaseParsedRequest):
 
     @property
     def model_load_response(self) -> bytes | None:
-        """The response to a request without a prompt, which only (un)loads the model; else None."""
+        """The response if the request has no prompt and so only loads or unloads the model."""
         if self.body.prompt or self.body.images:
             return None
         return _encode_model_load_response(self.body, encode_generate_content("", "", []))
@@ -162,7 +162,7 @@ class ParsedGenerateRequest(_BaseParsedRequest):
 
 
 @dataclass(frozen=True, slots=True)
-class ParsedEmbedRequest(UnstreamedRequest, _BaseParsedRequest):
+class ParsedEmbedRequest(BaseEmbeddingRequest, _BaseParsedRequest):
     """A validated request of ``/api/embed``."""
 
     body: wire.EmbedBody | wire.EmbeddingsBody

@@ -32,7 +32,7 @@ ContentEncoder = Callable[[str, str, list[dict[str, Any]]], dict[str, Any]]
 
 
 def encode_chat_content(text: str, thinking: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
-    """Encode content as the members of an object in a stream of ``/api/chat``."""
+    """Encode a piece of an answer as members of a line in a stream of ``/api/chat``."""
     message: dict[str, Any] = {"role": "assistant", "content": text}
     if thinking:
         message["thinking"] = thinking
@@ -44,7 +44,7 @@ def encode_chat_content(text: str, thinking: str, calls: list[dict[str, Any]]) -
 def encode_generate_content(
     text: str, thinking: str, calls: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Encode content as the members of an object in a stream of ``/api/generate``."""
+    """Encode a piece of an answer as members of a line in a stream of ``/api/generate``."""
     return {"response": text, **({"thinking": thinking} if thinking else {})}
 
 

@@ -24,8 +24,8 @@ from moyin.http.validation import (
     validate,
 )
 from moyin.text.protocol.codec import (
+    BaseEmbeddingRequest,
     Turn,
-    UnstreamedRequest,
     encode_with_changes,
     select_newest_turns,
 )
@@ -134,7 +134,7 @@ class ParsedChatRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class ParsedEmbeddingRequest(UnstreamedRequest):
+class ParsedEmbeddingRequest(BaseEmbeddingRequest):
     """A validated request of ``POST /v1/embeddings``; ``data`` is ``raw`` parsed as JSON."""
 
     raw: bytes

@@ -249,7 +249,7 @@ class StreamTap:
         return b"".join([self._process_frame(frame) for frame in self._splitter.feed(piece)])
 
     def flush(self) -> bytes:
-        """Return an unterminated last event, and ``[DONE]`` if the back end did not send it.
+        """Return the rest of the last event, and ``[DONE]`` if the back end did not send it.
 
         A stream without ``[DONE]`` is complete once every choice has a ``finish_reason``.
         """
