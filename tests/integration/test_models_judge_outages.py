@@ -40,6 +40,9 @@ async def test_temporal_dies_under_the_judge(
     own_temporal.start()
     async with place.app(models) as door:
         await ended(door, Outcome.DISAGREED)
-        assert [row[0] for row in place.signals()] == [request, derive_comparison_id("ada", request)]
+        assert [row[0] for row in place.signals()] == [
+            request,
+            derive_comparison_id("ada", request),
+        ]
         assert models.count(SECOND) == 1
         assert await place.left() == []
