@@ -192,9 +192,9 @@ def render_stream_error(
         codec = _CODECS["ollama"]
     else:
         codec = _CODECS["anthropic" if path.startswith(f"{_PREFIX}/messages") else "openai"]
-    if media_type != codec.stream_type.partition(b";")[0].decode():
+    if media_type != codec.stream_content_type.partition(b";")[0].decode():
         return None
-    return codec.error_event(error, request_id)
+    return codec.render_error_event(error, request_id)
 
 
 def _scope_of(scope: Scope) -> str:

@@ -31,7 +31,7 @@ from moyin.store.sql import Database
 from moyin.store.usage import UsageLedger
 from moyin.system.processes import freeze_startup_objects
 from moyin.text.pictures import Pictures
-from moyin.text.quality.embedder import EMBEDDERS, EmbedderMissing, new_embedder
+from moyin.text.quality.embedder import SUPPORTED_EMBEDDERS, EmbedderNotInstalled, load_embedder
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.catalog import Catalog
 from moyin.text.routing.feedback import Feedback
@@ -150,15 +150,15 @@ class Models(MoyinCalls):
         """Apply new back ends, aliases and prices; requests in progress are not affected."""
         routing = user_config.get("routing")
         name = routing.get("embedder") if isinstance(routing, dict) else None
-        if name in EMBEDDERS:
-            with suppress(EmbedderMissing):  # the validation below reports it
+        if name in SUPPORTED_EMBEDDERS:
+            with suppress(EmbedderNotInstalled):  # the validation below reports it
                 # Loading takes half a second, too long for the event loop; the embedder is cached.
-                await asyncio.to_thread(new_embedder, name)
+                await asyncio.to_thread(load_embedder, name)
         self._config.load(user_config)
 
     def _apply(self, config: ModelsConfig) -> None:
         fleet = self._text_router.fleet = self._fleet_builder.build(config)
-        self._estimator.configure(fleet.catalog.abilities)
+        self._estimator.set_abilities(fleet.catalog.abilities)
         self._learning.set_sharing(config.routing.share_levels)
         judge = config.routing.judge
         self._judge.apply(None if judge is None else judge.rules())

@@ -16,7 +16,7 @@ from pydantic import (
 
 from deployments.models.judge_config import JudgeConfig
 from moyin.text.judging.rules import JUDGE_OWNER
-from moyin.text.quality.embedder import package_folder
+from moyin.text.quality.embedder import find_package_folder
 from moyin.text.routing.catalog import Alias, Caching, Hedging, Rescue
 from moyin.text.routing.policy import ANY_TENANT, UNRESTRICTED, Policy
 
@@ -191,7 +191,7 @@ class RoutingConfig(_Config):
     @classmethod
     def _check_installed(cls, name: str | None) -> str | None:
         if name is not None:
-            package_folder(name)
+            find_package_folder(name)
         return name
 
 

@@ -32,7 +32,7 @@ from moyin.store.quality import QualityStore
 from moyin.store.sql import Database
 from moyin.store.usage import UsageLedger
 from moyin.testing.telemetry import RecordingTelemetry
-from moyin.text.judging.outcomes import Outcome
+from moyin.text.judging.verdict import Outcome
 from moyin.text.pictures import Pictures
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.answer_cache import ResponseCache
@@ -139,7 +139,7 @@ async def serving(
     )
     pictures = Pictures(AllowedNetworks("127.0.0.0/8"))
     fleet, estimator = builder.build(config), Estimator()
-    estimator.configure(fleet.catalog.abilities)
+    estimator.set_abilities(fleet.catalog.abilities)
     store = QualityStore(database)
     learning = Learning(estimator, store)
     shared_answers = (

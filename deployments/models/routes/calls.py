@@ -57,7 +57,7 @@ class OllamaRoute(CallRoute):
 
     async def answer(self, call: ParsedRequest, scope: Scope, send: Send) -> None:
         loaded = (
-            call.load_response
+            call.model_load_response
             if isinstance(call, ParsedChatRequest | ParsedGenerateRequest)
             else None
         )

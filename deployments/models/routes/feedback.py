@@ -12,7 +12,7 @@ from moyin.access.gatekeeper import context
 from moyin.http.validation import parse_object, validate
 from moyin.store.quality import QualityStore, SignalRow
 from moyin.text.protocol.ratings import FeedbackBody, FreezeBody
-from moyin.text.quality.abilities import TABLE_DATE, ability_of
+from moyin.text.quality.abilities import TABLE_DATE, look_up_ability
 from moyin.text.routing.feedback import Feedback
 from moyin.text.routing.learning import Learning
 from moyin.text.routing.price_scenarios import simulate_prices
@@ -142,7 +142,7 @@ def _models(text_router: Router) -> set[str]:
 
 
 def _ability(text_router: Router, name: str) -> dict[str, Any]:
-    known = text_router.fleet.catalog.abilities.get(name) or ability_of(name)
+    known = text_router.fleet.catalog.abilities.get(name) or look_up_ability(name)
     if known is None:
         unknown: dict[str, Any] = {"ability": None, "spread": None, "kinds": {}}
         return {"model": name, "source": "nothing is known", **unknown}

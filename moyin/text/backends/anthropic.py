@@ -104,7 +104,7 @@ class AnthropicBackend:
                         yield delta
         except (anthropic.AnthropicError, httpx2.HTTPError, ValueError, OSError) as error:
             raise _stream_error(error, started=started) from None
-        if not reader.finished:
+        if not reader.is_finished:
             raise StreamInterrupted("the back end ended the stream early")
 
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:

@@ -28,15 +28,15 @@ from moyin.text.backends.http import HttpClient, iterate_until
 from moyin.text.backends.responses import check_vectors, error_from_status
 from moyin.text.protocol.ollama.request_to_upstream import (
     chat_request_to_upstream,
-    context_window,
+    choose_context_window,
     embedding_request_to_upstream,
 )
 from moyin.text.protocol.ollama.response import (
     chat_response_to_domain,
+    create_response_id,
     embedding_response_to_domain,
     message_to_deltas,
-    new_response_id,
-    stop_reason,
+    read_stop_reason,
     usage_to_domain,
 )
 
@@ -108,7 +108,7 @@ class OllamaBackend:
         tokens, limit = needs.prompt_tokens, needs.max_tokens
         if needs.embeddings:
             tokens, limit = needs.longest_input or tokens, 0
-        return {"options": {"num_ctx": context_window(tokens, limit, model.context)}}
+        return {"options": {"num_ctx": choose_context_window(tokens, limit, model.context)}}
 
     async def forward(self, request: RawRequest) -> bytes:
         return await self._http.post(request.path, request.body, request.deadline)
@@ -134,7 +134,9 @@ class OllamaBackend:
                 async for piece in pieces:
                     if not started:
                         started = True
-                        yield Started(id=new_response_id(), model=str(piece.model or request.model))
+                        yield Started(
+                            id=create_response_id(), model=str(piece.model or request.model)
+                        )
                     deltas = message_to_deltas(piece.message.model_dump(), tools_before=tools)
                     tools += len(piece.message.tool_calls or ())
                     for delta in deltas:
@@ -142,7 +144,7 @@ class OllamaBackend:
                     if piece.done:
                         final = piece.model_dump()
                         yield Finished(
-                            stop=stop_reason(final, used_tools=tools > 0),
+                            stop=read_stop_reason(final, used_tools=tools > 0),
                             usage=usage_to_domain(final),
                         )
                         return

@@ -109,9 +109,9 @@ class OpenAIBackend:
             async for piece in pieces:
                 for delta in reader.feed(piece):
                     yield delta
-        for delta in reader.end():
+        for delta in reader.flush():
             yield delta
-        if not reader.finished:
+        if not reader.is_finished:
             raise StreamInterrupted("the back end ended the stream early")
 
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:

@@ -132,9 +132,9 @@ def request_digest(call: RoutedCall, route: CompiledRoute) -> str:
         call.context.owner,
         codec.api_format.value,
         codec.path,
-        request.streams,
+        request.is_streamed,
         dict(request.data),
-        codec.forwarded_headers(call.context.headers),
+        codec.select_forwarded_headers(call.context.headers),
         [
             [target.deployment.backend, target.model.name, target.model.upstream]
             for target in route.targets
@@ -158,7 +158,7 @@ def _cached_answer(call: RoutedCall, cached: CachedResponse) -> Answer:
             complete=True,
         )
     )
-    note = call.codec.cost_trailer(b"0") if call.request.streams else b""
+    note = call.codec.encode_cost_trailer(b"0") if call.request.is_streamed else b""
     return Answer(
         headers=(
             (b"content-type", cached.content_type.encode()),

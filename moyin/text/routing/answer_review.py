@@ -87,7 +87,7 @@ class AnswerReviewer:
         rescued = can_rescue(policy, call) and any(
             is_better(candidate, candidates[0]) for candidate in candidates[1:]
         )
-        if not call.request.streams:
+        if not call.request.is_streamed:
             return rescued
         call.is_transcribed = rescued or call.is_learned_from
         if rescued:

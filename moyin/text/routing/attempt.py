@@ -87,7 +87,7 @@ class Attempt:
             self._starts_loading = runtime.loaded.call_started(self._upstream)
         pass_through = None if self.target.needs_translation else runtime.pass_through
         try:
-            if call.request.streams:
+            if call.request.is_streamed:
                 return await self._call_streaming(pass_through, deadline)
             if pass_through is None:
                 return await self._call_translated(deadline)
@@ -190,7 +190,7 @@ class Attempt:
     def _request_additions(self, pass_through: PassThroughBackend) -> Mapping[str, Any]:
         call = self.call
         model = self.target.deployment.model
-        return pass_through.additions(model, call.needs, streams=call.request.streams)
+        return pass_through.additions(model, call.needs, streams=call.request.is_streamed)
 
     def _raw_request(
         self, pass_through: PassThroughBackend, additions: Mapping[str, Any], deadline: float
@@ -199,7 +199,7 @@ class Attempt:
         return RawRequest(
             path=call.codec.path,
             body=call.request.to_upstream(self._upstream, additions, pass_through.overrides),
-            headers=call.codec.forwarded_headers(call.context.headers),
+            headers=call.codec.select_forwarded_headers(call.context.headers),
             deadline=deadline,
         )
 
@@ -215,14 +215,14 @@ class Attempt:
             upstream = pass_through.forward_stream(
                 self._raw_request(pass_through, additions, deadline)
             )
-            tap = request.stream_tap(additions)
+            tap = request.create_stream_tap(additions)
             return PassedSource(upstream, tap, transcript, prompt_tokens=self._prompt_tokens)
         chat, backend = request.to_domain(self._upstream), self.runtime.backend
         assert isinstance(chat, ChatRequest), "embeddings are not streamed"
         deltas = backend.stream(chat, deadline)
         return TranslatedSource(
             deltas,
-            request.stream_writer(),
+            request.create_stream_writer(),
             by_token=backend.streams_by_token,
             prompt_tokens=self._prompt_tokens,
             transcript=transcript,
@@ -242,11 +242,11 @@ class Attempt:
             # Some servers report errors with status 200.
             raise BackendUnavailable("the back end returned an error with status 200")
         codec = self.call.codec
-        codec.check_response(answer)
+        codec.require_answer_member(answer)
         usage, estimate = codec.read_usage(answer), None
         if usage == _NO_USAGE:
-            usage = estimate = self._estimate(tokens_in(codec.output_bytes(answer)))
-        body = codec.complete_response(body, answer, estimate)
+            usage = estimate = self._estimate(tokens_in(codec.count_output_bytes(answer)))
+        body = codec.add_missing_members(body, answer, estimate)
         return self._whole_answer(body, usage, answer, estimated=estimate is not None)
 
     async def _call_translated(self, deadline: float) -> Answer:
@@ -329,7 +329,7 @@ class Attempt:
                 # The first event may have held no text.
                 self._first = asyncio.get_running_loop().time() - self._began
         self.lease.keep()
-        content_type = (b"content-type", call.codec.stream_type)
+        content_type = (b"content-type", call.codec.stream_content_type)
         return Answer(headers=(content_type, _NO_CACHE, *self._headers()), stream=stream)
 
     def _settle(self, usage: Usage, error: BaseException | None) -> bytes:

@@ -34,7 +34,7 @@ class Conversation:
     def user_messages(self) -> list[str] | None:
         request, self._request = self._request, None
         if request is not None:
-            self._user_messages = _user_messages(request.recent_turns())
+            self._user_messages = _user_messages(request.select_recent_turns())
         return self._user_messages
 
     def fingerprints(self, secret: bytes) -> tuple[bytes, bytes | None]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from moyin.domain.money import usd_text
 from moyin.domain.needs import Needs
 from moyin.errors import MoyinError
-from moyin.text.quality.wording import chance_text
+from moyin.text.quality.wording import format_probability
 from moyin.text.routing.compiled_route import CompiledRoute, Exclusion
 from moyin.text.routing.decision import Candidate, decide, list_exclusions, no_candidate_error
 from moyin.text.routing.exploration import TRYING, exploration_share, trial_candidate
@@ -79,8 +79,8 @@ def explain_loss(loser: Candidate, winner: Candidate, usd_per_second: float) -> 
         reasons.append(f"takes {forecast.seconds - best.seconds:.2f} s longer")
     if forecast.estimate is not None and best.estimate is not None and forecast.risk > best.risk:
         reasons.append(
-            f"answers worse: p_good {chance_text(forecast.estimate.low)}"
-            f" against {chance_text(best.estimate.low)}"
+            f"answers worse: p_good {format_probability(forecast.estimate.low)}"
+            f" against {format_probability(best.estimate.low)}"
         )
     if reasons:
         return " and ".join(reasons)
@@ -101,9 +101,9 @@ def describe_choice(candidates: Sequence[Candidate], quality: RequestQuality | N
     if quality is None or best.forecast is None or best.forecast.estimate is None:
         return best.reason
     name, low = best.deployment.model.name, best.forecast.estimate.low
-    text = f"{best.reason}; {name}: {quality.question.kind}, p_good {chance_text(low)}"
+    text = f"{best.reason}; {name}: {quality.question.kind}, p_good {format_probability(low)}"
     if best.reason == TRYING:
-        text += f" to {chance_text(best.forecast.estimate.high)}"
+        text += f" to {format_probability(best.forecast.estimate.high)}"
     others = [
         other for other in candidates[1:] if other.deployment.model.name != name and other.forecast
     ]
@@ -112,7 +112,7 @@ def describe_choice(candidates: Sequence[Candidate], quality: RequestQuality | N
     # Compare with the choice by money and time alone, or with the next candidate.
     rival = min(others, key=_without_risk) if best.reason == "better" else others[0]
     assert rival.forecast is not None and rival.forecast.estimate is not None
-    lower_bound = chance_text(rival.forecast.estimate.low)
+    lower_bound = format_probability(rival.forecast.estimate.low)
     return f"{text} against {lower_bound} of {rival.deployment.model.name}"
 
 

@@ -13,7 +13,7 @@ from moyin.store.quality import DECISION_RETENTION, QualityStore, SignalRow
 from moyin.store.usage import UsageEntry
 from moyin.system.bounded import BoundedDict
 from moyin.text.quality.prior import KIND_DIFFICULTY, KIND_SPREAD
-from moyin.text.quality.question import Question, stored_features
+from moyin.text.quality.question import Question, restore_features
 from moyin.text.routing.learning import Learning
 from moyin.text.routing.request_quality import question_to_json
 
@@ -31,7 +31,7 @@ _UNKNOWN = Question(
     language="en",
     difficulty=sum(KIND_DIFFICULTY.values()) / len(KIND_DIFFICULTY),
     spread=max(KIND_SPREAD.values()),
-    features=stored_features((0,)),
+    features=restore_features((0,)),
 )
 
 

@@ -15,9 +15,14 @@ from datetime import UTC, datetime
 from itertools import islice
 
 from moyin.store.quality import OWNER_ACTIONS, DecisionRow, QualityStore, SavedState, SignalRow
-from moyin.text.quality.estimator import Estimate, Estimator, Signal, TenantState
+from moyin.text.quality.estimator import Estimate, Estimator, Signal
 from moyin.text.quality.question import Question
-from moyin.text.quality.shared_levels import Levels, levels_of, shared_levels
+from moyin.text.quality.tenant_state import (
+    SharedLevels,
+    TenantState,
+    compute_shared_levels,
+    extract_levels,
+)
 from moyin.text.routing.background_queue import BackgroundQueue
 from moyin.text.routing.decision import Candidate
 from moyin.text.routing.request_quality import RequestQuality, question_from_json, question_to_json
@@ -249,11 +254,11 @@ class Learning:
             if owner not in self._loaded:
                 await self._load(owner)
             await self._apply_new_signals()
-        return self._estimator.state(owner)
+        return self._estimator.get_state(owner)
 
     def levels_from_others(self, owner: str, model: str) -> Mapping[str, float]:
         """Return the logits by kind that other tenants' signals give ``model``."""
-        return self._estimator.shared_levels(owner, model)
+        return self._estimator.get_shared_levels(owner, model)
 
     async def refresh_levels(self) -> None:
         """Load the levels that tenants share.
@@ -261,10 +266,10 @@ class Learning:
         Every replica reads the same rows, so that they agree within two minutes. Nothing that is
         learned depends on the levels.
         """
-        levels: Levels = {}
+        levels: SharedLevels = {}
         if self._is_shared:
             # Takes tenths of a second with a thousand tenants.
-            levels = await asyncio.to_thread(shared_levels, await self._store.levels())
+            levels = await asyncio.to_thread(compute_shared_levels, await self._store.levels())
         # Sharing may have been switched off meanwhile.
         self._estimator.set_shared_levels(levels if self._is_shared else {})
 
@@ -346,7 +351,7 @@ class Learning:
             except ValueError:
                 # Written by another version; it is rebuilt from the log of signals.
                 _log.exception("the saved quality state of %s cannot be read", owner)
-        self._estimator.load(owner, state)
+        self._estimator.replace_state(owner, state)
         while True:
             rows = await self._store.signals(number, _PAGE, owner=owner, up_to=self._last_number)
             for row in rows:
@@ -386,7 +391,9 @@ class Learning:
             await self._save_one(owner)
 
     async def _save_one(self, owner: str) -> None:
-        state = self._estimator.state(owner)
-        saved = SavedState(state=state.to_json(), number=self._last_number, levels=levels_of(state))
+        state = self._estimator.get_state(owner)
+        saved = SavedState(
+            state=state.to_json(), number=self._last_number, levels=extract_levels(state)
+        )
         await self._store.save(owner, saved)
         self._dirty.discard(owner)

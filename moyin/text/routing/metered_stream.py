@@ -87,7 +87,7 @@ class MeteredStream:
             return self._end(None)
         except MoyinError as error:
             call = self._call
-            event = call.codec.error_event(client_error(error), call.context.request_id)
+            event = call.codec.render_error_event(client_error(error), call.context.request_id)
             return event + self._end(error)
         except BaseException as error:
             self._end(error)
@@ -187,7 +187,7 @@ class MeteredStream:
             self.is_complete = True
             if self.on_end is not None:
                 asyncio.get_running_loop().call_soon(self.on_end)
-        return self._call.codec.cost_trailer(self._settle(usage, error))
+        return self._call.codec.encode_cost_trailer(self._settle(usage, error))
 
 
 def client_error(error: MoyinError) -> MoyinError:

@@ -10,7 +10,7 @@ from typing import Any
 from moyin.domain.needs import Needs
 from moyin.text.protocol.codec import ParsedRequest
 from moyin.text.quality.estimator import Estimate, Estimator
-from moyin.text.quality.question import Question, question_of, stored_features
+from moyin.text.quality.question import Question, build_question, restore_features
 from moyin.text.routing.catalog import ModelDeployment
 
 __all__ = ["RequestQuality", "question_from_json", "question_to_json"]
@@ -71,8 +71,8 @@ class RequestQuality:
         question = self._question
         if question is None:
             needs = self._needs
-            question = self._question = question_of(
-                self._request.recent_turns(),
+            question = self._question = build_question(
+                self._request.select_recent_turns(),
                 tools=needs.tools,
                 schema=needs.schema,
                 pictures=needs.vision,
@@ -120,4 +120,4 @@ def question_from_json(value: Mapping[str, Any]) -> Question:
     if isinstance(features, str):
         packed = base64.b64decode(features)
         features = struct.unpack(f"<{len(packed) // 4}I", packed)
-    return Question(**{**value, "features": stored_features(features)})
+    return Question(**{**value, "features": restore_features(features)})

@@ -91,7 +91,7 @@ class RoutedCall:
         """The constraints that the request sets for its answer."""
         constraints = self._constraints
         if constraints is None:
-            constraints = self._constraints = self.request.constraints()
+            constraints = self._constraints = self.request.derive_constraints()
         return constraints
 
     @property
@@ -109,7 +109,7 @@ class RoutedCall:
             SchemaTooLarge, UnsupportedFeature: naming the field.
         """
         if not self._schemas_checked:
-            check_schemas(self.request.schemas())
+            check_schemas(self.request.iterate_schemas())
             self._schemas_checked = True
 
     async def fetch_pictures(self) -> None:

@@ -124,7 +124,7 @@ class Router:
         """
         preferences = self._preferences(context)
         route = self._route(codec, request, context, preferences)
-        needs = request.needs()
+        needs = request.derive_needs()
         quality = self._quality(request, needs, context, preferences, route)
         return explain(request.model, route, needs, self._history, quality)
 
@@ -155,7 +155,7 @@ class Router:
         seconds = route.timeout
         if preferences.timeout is not None:
             seconds = min(seconds, preferences.timeout)
-        needs = request.needs()
+        needs = request.derive_needs()
         call = RoutedCall(
             codec=codec,
             request=request,
@@ -292,7 +292,7 @@ class Router:
 
 def _may_hedge(call: RoutedCall) -> bool:
     """Return whether a late first piece would show that the back end is slow."""
-    return call.request.streams and call.hold is not Hold.WHOLE
+    return call.request.is_streamed and call.hold is not Hold.WHOLE
 
 
 def _answering_candidate(
@@ -357,7 +357,7 @@ async def _reserve(
         needs,
         # Protocols without this member do not validate it.
         choices=max(choices, 1) if isinstance(choices, int) else 1,
-        streams=request.streams,
+        streams=request.is_streamed,
     )
     if rescued is not None:
         max_usd += max_call_cost(rescued.target, needs)

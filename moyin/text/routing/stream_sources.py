@@ -65,15 +65,15 @@ class PassedSource:
             async for piece in upstream:
                 if passed := tap.feed(piece):
                     yield passed
-        if last := tap.end():
+        if last := tap.flush():
             yield last
-        if not tap.finished:
+        if not tap.is_finished:
             raise StreamInterrupted("the back end ended the stream early")
 
     @property
     def usage(self) -> Usage:
         tap = self._tap
-        return _final_usage(tap.usage, self._prompt_tokens, tap.tokens, is_final=tap.finished)
+        return _final_usage(tap.usage, self._prompt_tokens, tap.tokens, is_final=tap.is_finished)
 
 
 class TranslatedSource:

@@ -12,9 +12,9 @@ from moyin.errors import BudgetExceeded, ServiceUnavailable
 from moyin.store.comparisons import StoredComparison
 from moyin.testing.backends import FakeBackend, text_answer
 from moyin.text.judging.judge import Judge
-from moyin.text.judging.outcomes import Outcome
 from moyin.text.judging.rules import JUDGE_OWNER, JudgeRules
 from moyin.text.judging.sampling import AnswerSampler, ComparisonStarter
+from moyin.text.judging.verdict import Outcome
 from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator
@@ -44,12 +44,12 @@ class FakeBudget:
         self.released = 0
         self.is_unavailable = False
 
-    async def spent(self) -> Decimal:
+    async def read_spent_usd(self) -> Decimal:
         if self.is_unavailable:
             raise ServiceUnavailable("Valkey is away")
         return self.booked
 
-    def for_call(self, rules: JudgeRules) -> FakeBudget:
+    def create_admission(self, rules: JudgeRules) -> FakeBudget:
         return self
 
     async def reserve(self, usd: Decimal, tokens: int) -> None:

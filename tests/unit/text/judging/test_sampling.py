@@ -14,8 +14,8 @@ from pydantic_core import from_json
 from moyin.domain.serialization import decode
 from moyin.store.responses import CachedResponse
 from moyin.testing.backends import text_answer
-from moyin.text.judging.comparison import Comparison, comparison_id
-from moyin.text.judging.outcomes import Outcome
+from moyin.text.judging.comparison import Comparison, derive_comparison_id
+from moyin.text.judging.verdict import Outcome
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.ollama.codec import OllamaChatCodec
 from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddingsCodec
@@ -163,7 +163,7 @@ async def test_unvalidated_member_fails_no_answer(modalities: Any) -> None:
 
 
 async def test_a_long_answer_is_not_sampled() -> None:
-    rig = JudgeRig(rules=replace(RULES, most_answer_tokens=3))
+    rig = JudgeRig(rules=replace(RULES, max_answer_tokens=3))
     rig.backends[SMALL].answer = text_answer("one two three four")
     assert await rig.sampled() is Outcome.UNSUITABLE
 
@@ -245,12 +245,12 @@ async def test_a_configured_second_model_need_not_be_a_candidate() -> None:
     rig = JudgeRig(rules=replace(RULES, second=HAIKU), aliases=aliases)
     assert comparison(rig, await rig.started(model="lone")).second == HAIKU
     without = JudgeRig(aliases=aliases)
-    assert await without.sampled(model="lone") is Outcome.ALONE
+    assert await without.sampled(model="lone") is Outcome.NO_SECOND_MODEL
 
 
 async def test_judge_never_evaluates_its_own_answer() -> None:
     rig = JudgeRig(rules=replace(RULES, model=SMALL))
-    assert await rig.sampled() is Outcome.ALONE
+    assert await rig.sampled() is Outcome.NO_SECOND_MODEL
 
 
 async def test_the_same_request_id_is_compared_once() -> None:
@@ -258,8 +258,8 @@ async def test_the_same_request_id_is_compared_once() -> None:
     assert await rig.sampled() is Outcome.STARTED
     assert await rig.sampled() is Outcome.REPEATED
     (name,) = rig.queue.started
-    assert name == comparison_id("ada", "r1")
-    assert comparison_id("ad", "ar1") != name
+    assert name == derive_comparison_id("ada", "r1")
+    assert derive_comparison_id("ad", "ar1") != name
     # The job has ended, and its id is known to the queue.
     await rig.store.remove(name)
     assert await rig.sampled() is Outcome.REPEATED

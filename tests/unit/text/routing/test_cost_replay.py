@@ -125,7 +125,7 @@ def may(asked: TraceRequest, of: ModelDeployment) -> bool:
 
 def body_tokens(asked: TraceRequest) -> int:
     """Estimate tokens like the router does before a call."""
-    return codec_of(asked).parse(body_of(asked)).needs().prompt_tokens
+    return codec_of(asked).parse(body_of(asked)).derive_needs().prompt_tokens
 
 
 def codec_of(asked: TraceRequest) -> ProtocolCodec:

@@ -63,10 +63,15 @@ class Gateway:
         self.is_repeat = self.follow_ups.detect(Conversation(context, parsed), names, self.now)
         if model == "auto":
             quality = RequestQuality(
-                Estimator(), owner, parsed, parsed.needs(), usd_per_bad_answer=0.01, floor=0.0
+                Estimator(),
+                owner,
+                parsed,
+                parsed.derive_needs(),
+                usd_per_bad_answer=0.01,
+                floor=0.0,
             )
             candidates = decide(
-                names, parsed.needs(), UsageHistory(), always_weigh=True, quality=quality
+                names, parsed.derive_needs(), UsageHistory(), always_weigh=True, quality=quality
             )
             (small,) = (one for one in candidates if one.deployment is SMALL)
             self.follow_ups.remember(Conversation(context, parsed), quality, small, self.now)

@@ -22,7 +22,7 @@ from moyin.store.sql import Database
 from moyin.store.usage import UsageEntry, UsageLedger
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimate, Estimator
-from moyin.text.quality.question import question_of
+from moyin.text.quality.question import build_question
 from moyin.text.routing import learning as learnings
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.catalog import ModelDeployment
@@ -43,7 +43,7 @@ NOW = 1_795_000_000.0
 class Call:
     """Stands in for a parsed request."""
 
-    def recent_turns(self) -> tuple[tuple[str, str], ...]:
+    def select_recent_turns(self) -> tuple[tuple[str, str], ...]:
         return (("user", SORT),)
 
 
@@ -82,7 +82,7 @@ class Replica:
         )
 
     def estimate(self, owner: str = "ada", model: str = "smollm2-135m") -> Estimate:
-        question = question_of(
+        question = build_question(
             [("user", SORT)],
             tools=False,
             schema=False,
@@ -518,7 +518,7 @@ async def test_loading_shared_levels_blocks_no_request(
         return {}
 
     monkeypatch.setattr(replica.store, "levels", levels)
-    monkeypatch.setattr(learnings, "shared_levels", work_out)
+    monkeypatch.setattr(learnings, "compute_shared_levels", work_out)
     monkeypatch.setattr(replica.estimator, "set_shared_levels", lambda _: shared.set())
     await replica.learning.start()
     await reading.wait()

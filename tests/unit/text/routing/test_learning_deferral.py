@@ -87,7 +87,7 @@ async def test_named_model_causes_no_learning_work_on_the_request_path(
 ) -> None:
     gateway = Gateway()
     with monkeypatch.context() as path:
-        unread(path, "moyin.text.routing.request_quality.question_of")
+        unread(path, "moyin.text.routing.request_quality.build_question")
         await gateway.ask("claude-haiku-5-5")
     assert len(gateway.learning.background) == 1
     gateway.learning.background.run()
@@ -104,7 +104,7 @@ async def test_learning_is_deferred_to_the_background_queue(
     assert gateway.learning.decisions == []
     with monkeypatch.context() as later:
         later.setattr(
-            "moyin.text.routing.request_quality.question_of", None
+            "moyin.text.routing.request_quality.build_question", None
         )  # it is known from the choice
         gateway.learning.background.run()
     assert gateway.learning.background.failed == 0

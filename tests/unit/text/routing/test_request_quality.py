@@ -11,7 +11,7 @@ from moyin.domain.money import FREE_TARIFF
 from moyin.errors import InvalidRequest, QualityUnreachable, ServiceUnavailable
 from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddingsCodec
 from moyin.text.quality import estimator as estimators
-from moyin.text.quality.abilities import ability_of
+from moyin.text.quality.abilities import look_up_ability
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.catalog import Alias, Catalog, ModelDeployment
@@ -30,7 +30,7 @@ FLOOR, PRICE = b"x-moyin-quality", b"x-moyin-usd-per-bad-answer"
 def known(name: str, backend: str, **more: Any) -> ModelDeployment:
     made = deployment(backend, model=name, context=200_000, **more)
     fields = {field: getattr(made, field) for field in ModelDeployment.__dataclass_fields__}
-    return ModelDeployment(**{**fields, "ability": ability_of(name)})
+    return ModelDeployment(**{**fields, "ability": look_up_ability(name)})
 
 
 SMALL = known("smollm2-135m", "local", tariff=FREE_TARIFF)
@@ -68,7 +68,7 @@ def test_text_is_not_read_without_a_price_of_bad_answers(monkeypatch: pytest.Mon
     def read(*_: object, **__: object) -> None:
         raise AssertionError("the text was read")
 
-    monkeypatch.setattr("moyin.text.routing.request_quality.question_of", read)
+    monkeypatch.setattr("moyin.text.routing.request_quality.build_question", read)
     both = router(SMALL, HAIKU, usd_per_bad_answer=0.0)
     assert chosen(both, SORT) == "smollm2-135m"
     with pytest.raises(AssertionError):
@@ -76,7 +76,7 @@ def test_text_is_not_read_without_a_price_of_bad_answers(monkeypatch: pytest.Mon
 
 
 async def test_single_candidate_needs_no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moyin.text.routing.request_quality.question_of", None)
+    monkeypatch.setattr("moyin.text.routing.request_quality.build_question", None)
     one = router(SMALL, HAIKU)
     one.fleet.runtimes["claude"].is_up = False
     codec = OpenAICodec()

@@ -304,7 +304,7 @@ async def test_stated_usage_is_not_marked_as_estimated() -> None:
 def test_an_empty_object_is_no_answer(codec: ProtocolCodec) -> None:
     for answer in ({}, {"choices": 1, "data": {}, "content": "x", "message": 5, "response": None}):
         with pytest.raises(BackendUnavailable):
-            codec.check_response(answer)
+            codec.require_answer_member(answer)
 
 
 async def test_empty_object_falls_back() -> None:
@@ -355,7 +355,7 @@ async def test_unknown_member_does_not_change_the_reservation(
 async def test_interrupted_call_is_charged_by_the_observed_token_ratio() -> None:
     backend = FakeBackend(raw=RAW, raw_stream=[CHUNK, CHUNK])
     rig = Rig(backend)
-    estimated = OpenAICodec().parse(rig.body()).needs().prompt_tokens
+    estimated = OpenAICodec().parse(rig.body()).derive_needs().prompt_tokens
     await drained(await rig.ask(stream=True))
     assert rig.ledger[-1].input_tokens == estimated
     for _ in range(99):

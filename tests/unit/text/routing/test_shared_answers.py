@@ -73,7 +73,7 @@ class Gateway(Replica):
         names, before = route(self.fleet, model), len(self.learning._signals)
         self.follow_ups.detect(Conversation(context, call), names, self.now)
         if model == "auto":
-            needs = call.needs()
+            needs = call.derive_needs()
             quality = RequestQuality(
                 self.estimator, "ada", call, needs, usd_per_bad_answer=0.01, floor=0.0
             )
