@@ -279,12 +279,7 @@ class Attempt:
         )
 
     def _whole_answer(
-        self,
-        body: bytes,
-        usage: Usage,
-        data: Mapping[str, Any] | None = None,
-        *,
-        estimated: bool,
+        self, body: bytes, usage: Usage, data: Mapping[str, Any] | None = None, *, estimated: bool
     ) -> Answer:
         self._answer_began()
         cost = (b"x-moyin-cost-usd", self.record(usage))

@@ -43,10 +43,7 @@ _HAIKU_5_5 = Price(
     ),
 )
 
-_SONNET_5_5 = (
-    _price("2", "10", "0.20"),
-    _price("2", "10", "0.10", since=date(2026, 10, 7)),
-)
+_SONNET_5_5 = (_price("2", "10", "0.20"), _price("2", "10", "0.10", since=date(2026, 10, 7)))
 
 CLAUDE: Mapping[str, Tariff] = {
     "claude-fable-5-1": Tariff(prices=(_price("10", "50", "0.25"),)),

@@ -13,13 +13,7 @@ from moyin.text.routing.backend_runtime import BackendRuntime
 from moyin.text.routing.catalog import Alias, Caching, Hedging, ModelDeployment, Rescue
 from moyin.text.routing.latency import LatencyEstimator
 
-__all__ = [
-    "CompiledRoute",
-    "EligibleDeployment",
-    "Exclusion",
-    "compile_target",
-    "exclusion_of",
-]
+__all__ = ["CompiledRoute", "EligibleDeployment", "Exclusion", "compile_target", "exclusion_of"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
