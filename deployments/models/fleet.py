@@ -28,7 +28,7 @@ from moyin.domain.needs import Model
 from moyin.http.breaker import Breaker, BreakerState
 from moyin.settings import Settings
 from moyin.system.slots import Slots
-from moyin.text.backends.endpoint import Endpoint, FixedEndpoint
+from moyin.text.backends.http import Endpoint, FixedEndpoint
 from moyin.text.backends.ollama import OllamaBackend
 from moyin.text.backends.openai import OPENAI_URL, OpenAIBackend
 from moyin.text.quality.abilities import Ability, ability_from, ability_of

@@ -14,7 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 from actors.llama import LlamaSpec, find_or_start
 from moyin.domain import serialization
 from moyin.errors import BackendUnavailable
-from moyin.text.backends.endpoint import Endpoint
+from moyin.text.backends.http import Endpoint
 from moyin.text.backends.openai import OpenAIBackend
 
 __all__ = ["LlamaBackend", "LlamaEndpoints"]

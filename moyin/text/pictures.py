@@ -1,4 +1,4 @@
-"""Pictures that prompts name by URL, fetched for back ends that must not or can not do it.
+"""PictureFetcher that prompts name by URL, fetched for back ends that must not or can not do it.
 
 A server inside our network would call any address that a client names; so it gets the bytes, and
 this is the one place that fetches them: from public addresses only, each checked when connected
@@ -20,7 +20,7 @@ from moyin.errors import AddressNotAllowed, InvalidRequest, UnsupportedFeature
 from moyin.http.client import LazySession
 from moyin.http.public_addresses import AllowedNetworks, PublicConnector, check_url
 
-__all__ = ["Pictures"]
+__all__ = ["PictureFetcher"]
 
 _MOST = 20
 _LARGEST_BYTES = 10 * 1024 * 1024
@@ -34,7 +34,7 @@ _TYPES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 _FIELD = "messages"
 
 
-class Pictures:
+class PictureFetcher:
     """Fetches pictures. Used from one event loop.
 
     Args:

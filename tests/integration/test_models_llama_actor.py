@@ -19,7 +19,7 @@ from actors.llama import LlamaSpec
 from deployments.models.llama import LlamaBackend, LlamaEndpoints
 from moyin.domain.chat import ChatRequest, Message, Role, Text
 from moyin.errors import BackendError
-from moyin.text.backends.endpoint import Endpoint
+from moyin.text.backends.http import Endpoint
 from tests.door import Measured
 
 HI = ChatRequest(

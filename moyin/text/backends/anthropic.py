@@ -25,9 +25,8 @@ from moyin.errors import (
     StreamInterrupted,
     UnsupportedFeature,
 )
-from moyin.text.backends.endpoint import Endpoint, FixedEndpoint
-from moyin.text.backends.http import HttpClient, iterate_until
-from moyin.text.backends.responses import error_from_status
+from moyin.text.backends.http import Endpoint, FixedEndpoint, HttpClient, iterate_until
+from moyin.text.backends.response_errors import error_from_status
 from moyin.text.protocol.anthropic.request_to_upstream import chat_request_to_upstream
 from moyin.text.protocol.anthropic.response import chat_response_to_domain
 from moyin.text.protocol.anthropic.stream import EventReader

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import suppress
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 import aiohttp
 from pydantic_core import from_json
 
 from moyin.errors import BackendTimeout, BackendUnavailable, StreamInterrupted
 from moyin.http.client import BodyTooLong, LazySession, read_up_to
-from moyin.text.backends.endpoint import Endpoint, Endpoints
-from moyin.text.backends.responses import error_from_status
+from moyin.text.backends.response_errors import error_from_status
 
-__all__ = ["HttpClient", "iterate_until"]
+__all__ = ["Endpoint", "EndpointFinder", "FixedEndpoint", "HttpClient", "iterate_until"]
 
 _CONNECT_SECONDS = 5.0
 # Shorter than the keep-alive of servers (uvicorn and llama.cpp: 5 s), so that a request seldom uses
@@ -26,6 +26,45 @@ _MAX_RESPONSE_BYTES = 256 * 1024 * 1024
 _MAX_ERROR_BYTES = 64 * 1024
 _ERROR_SECONDS = 2.0
 _JSON = {"content-type": "application/json", "accept-encoding": "identity"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Endpoint:
+    """The address of a server. ``url`` has no trailing slash; an empty ``key`` is not sent."""
+
+    url: str
+    key: str = field(default="", repr=False)
+
+
+class EndpointFinder(Protocol):
+    """Finds the server of a back end."""
+
+    @property
+    def known(self) -> Endpoint | None:
+        """The endpoint that was found last, unless it was forgotten."""
+
+    async def find(self) -> Endpoint:
+        """Find the server.
+
+        Raises:
+            BackendUnavailable: there is no server.
+        """
+
+    def forget(self) -> None:
+        """Forget the endpoint after a failed call, so that the next call finds it again."""
+
+
+class FixedEndpoint:
+    """The endpoint of a server whose address never changes."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.known: Endpoint = endpoint
+
+    async def find(self) -> Endpoint:
+        return self.known
+
+    def forget(self) -> None:
+        return None
 
 
 class HttpClient:
@@ -40,7 +79,7 @@ class HttpClient:
 
     def __init__(
         self,
-        endpoints: Endpoints,
+        endpoints: EndpointFinder,
         *,
         credentials: Callable[[str], Mapping[str, str]],
         connections: int,

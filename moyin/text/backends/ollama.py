@@ -23,9 +23,8 @@ from moyin.domain.chat import (
 )
 from moyin.domain.needs import Model, Needs
 from moyin.errors import BackendTimeout, BackendUnavailable, StreamInterrupted
-from moyin.text.backends.endpoint import Endpoint, FixedEndpoint
-from moyin.text.backends.http import HttpClient, iterate_until
-from moyin.text.backends.responses import check_vectors, error_from_status
+from moyin.text.backends.http import Endpoint, FixedEndpoint, HttpClient, iterate_until
+from moyin.text.backends.response_errors import error_from_status, validate_embeddings
 from moyin.text.protocol.ollama.request_to_upstream import (
     chat_request_to_upstream,
     context_window,
@@ -155,7 +154,7 @@ class OllamaBackend:
         with _translated_errors():
             async with asyncio.timeout_at(deadline):
                 response = await self._client().embed_inputs(body)
-        return check_vectors(embedding_response_to_domain(response.model_dump()), request)
+        return validate_embeddings(embedding_response_to_domain(response.model_dump()), request)
 
     async def resident_models(self) -> frozenset[str]:
         """Return the names of the models in the host's memory, without using tokens."""

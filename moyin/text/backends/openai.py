@@ -13,9 +13,8 @@ from moyin.domain.chat import ChatRequest, ChatResponse, Delta, EmbeddingRequest
 from moyin.domain.needs import Model, Needs
 from moyin.errors import BackendUnavailable, StreamInterrupted, UnsupportedFeature
 from moyin.http.validation import merge_defaults
-from moyin.text.backends.endpoint import Endpoints
-from moyin.text.backends.http import HttpClient
-from moyin.text.backends.responses import check_vectors
+from moyin.text.backends.http import EndpointFinder, HttpClient
+from moyin.text.backends.response_errors import validate_embeddings
 from moyin.text.protocol.openai.request_to_upstream import (
     chat_request_to_upstream,
     embedding_request_to_upstream,
@@ -64,7 +63,7 @@ class OpenAIBackend:
     _path = "/chat/completions"
 
     def __init__(
-        self, endpoints: Endpoints, *, connections: int, prompt_cache: bool = False
+        self, endpoints: EndpointFinder, *, connections: int, prompt_cache: bool = False
     ) -> None:
         self._owner = ""
         self._prompt_cache = prompt_cache
@@ -119,7 +118,7 @@ class OpenAIBackend:
             "/embeddings", to_json(embedding_request_to_upstream(request)), deadline
         )
         try:
-            return check_vectors(embedding_response_to_domain(from_json(body)), request)
+            return validate_embeddings(embedding_response_to_domain(from_json(body)), request)
         except ValueError:
             raise BackendUnavailable("the back end's response is not JSON") from None
 

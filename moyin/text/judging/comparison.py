@@ -21,13 +21,12 @@ from moyin.text.judging.transcripts import answer_text, conversation_text, strea
 from moyin.text.judging.verdict import LONGEST_VERDICT
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.protocol.openai.request_to_upstream import chat_request_to_upstream
-from moyin.text.routing.compiled_route import EligibleDeployment
+from moyin.text.routing.compiled_route import RouteTarget, compute_max_request_cost
 from moyin.text.routing.decision import Candidate
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.policy import parse_preferences
+from moyin.text.routing.request_preferences import parse_preferences
 from moyin.text.routing.request_quality import question_to_json
-from moyin.text.routing.rescue import is_better
-from moyin.text.routing.reservation import max_cost
+from moyin.text.routing.rescue import has_higher_quality
 from moyin.text.routing.routed_call import RoutedCall
 
 __all__ = [
@@ -124,9 +123,9 @@ def comparison_of(sample: Sample, fleet: Fleet, rules: JudgeRules) -> Comparison
     call = sample.call
     context, quality = call.context, call.quality
     assert quality is not None, "only answers whose quality was weighed are sampled"
-    if not fleet.policy(context.owner).is_judged:
+    if not fleet.get_policy(context.owner).is_judged:
         raise NotCompared(Outcome.OPTED_OUT)
-    if not fleet.catalog.leaves_choice(call.request.model):
+    if not fleet.catalog.is_group_name(call.request.model):
         # An alias of an earlier configuration: its data-residency rules are gone.
         raise NotCompared(Outcome.UNSUITABLE)
     try:
@@ -224,7 +223,7 @@ def _second_model(sample: Sample, rules: JudgeRules, judge_models: set[str]) -> 
     ]
     if not others:
         raise NotCompared(Outcome.ALONE)
-    better = (candidate for candidate in others if is_better(candidate, first))
+    better = (candidate for candidate in others if has_higher_quality(candidate, first))
     cheaper = (candidate for candidate in others if _is_cheaper(candidate, first))
     chosen = next(better, None) or next(cheaper, None) or others[0]
     return chosen.deployment.model.name
@@ -237,7 +236,7 @@ def _is_cheaper(candidate: Candidate, other: Candidate) -> bool:
 
 def _able_targets(
     fleet: Fleet, name: str, places: Sequence[str], needs: Needs
-) -> tuple[list[EligibleDeployment], Decimal]:
+) -> tuple[list[RouteTarget], Decimal]:
     """Return the targets that could answer, and the highest cost in US dollars."""
     try:
         route = route_for(fleet, name, places)
@@ -246,7 +245,7 @@ def _able_targets(
         raise NotCompared(Outcome.ALONE) from None
     able = [candidate for candidate in route.targets if candidate.model.supports(needs)]
     if able:
-        return able, max_cost(route, needs, choices=1, streams=False)
+        return able, compute_max_request_cost(route, needs, choices=1, streams=False)
     if route.targets:
         raise NotCompared(Outcome.UNSUITABLE)
     configured = any(exclusion.is_allowed for exclusion in route.exclusions)

@@ -137,7 +137,7 @@ class Judge:
 
     def _wrote_an_answer(self, comparison: Comparison, rules: JudgeRules) -> bool:
         """Return whether the current judge model wrote one of the answers."""
-        deployments = self._router.fleet.catalog.find(rules.model)
+        deployments = self._router.fleet.catalog.find_deployments(rules.model)
         return not {comparison.model, comparison.second}.isdisjoint(
             deployment.model.name for deployment in deployments
         )
@@ -148,7 +148,7 @@ class Judge:
         rules, fleet = self.rules, self._router.fleet
         if rules is None:
             return Outcome.OFF
-        if not fleet.policy(comparison.owner).is_judged:
+        if not fleet.get_policy(comparison.owner).is_judged:
             return Outcome.OPTED_OUT
         # The configuration may have narrowed since the answer was sampled.
         places = allowed_residencies(fleet, comparison.name, comparison.owner, comparison.places)

@@ -52,7 +52,7 @@ def allowed_residencies(
         residency: places that the client named; None: it named none.
     """
     places = set(fleet.residencies)
-    policy, alias = fleet.policy(owner), fleet.catalog.alias(name)
+    policy, alias = fleet.get_policy(owner), fleet.catalog.get_alias(name)
     if policy.residency is not None:
         places &= policy.residency
     if alias.residency:
@@ -68,4 +68,6 @@ def route_for(fleet: Fleet, name: str, places: Sequence[str]) -> CompiledRoute:
     Raises:
         ModelNotFound: the name is unknown.
     """
-    return fleet.route(name, JUDGE_OWNER, tuple(sorted(places)), ApiFormat.OPENAI, current_day())
+    return fleet.get_route(
+        name, JUDGE_OWNER, tuple(sorted(places)), ApiFormat.OPENAI, current_day()
+    )

@@ -12,12 +12,12 @@ from typing import Any, Protocol
 from moyin.domain.money import Usage
 from moyin.store.responses import CachedResponse
 from moyin.text.routing.answer import Answer, Stream
-from moyin.text.routing.catalog import Caching
+from moyin.text.routing.catalog import CachingPolicy
 from moyin.text.routing.compiled_route import CompiledRoute
-from moyin.text.routing.ledger import usage_entry
+from moyin.text.routing.ledger import build_usage_entry
 from moyin.text.routing.routed_call import RoutedCall
 
-__all__ = ["AnswerCache", "ResponseCache"]
+__all__ = ["AnswerCache", "CachedResponses"]
 
 _log = logging.getLogger(__name__)
 # The name of the cache in the ledger, in the place of a back end.
@@ -28,7 +28,7 @@ _MISS = (b"x-moyin-cache", b"miss")
 _MAX_WRITES = 64
 
 
-class ResponseCache(Protocol):
+class CachedResponses(Protocol):
     """Stores responses. It never raises because of an outage, and never takes long."""
 
     async def get(self, owner: str, digest: str) -> CachedResponse | None: ...
@@ -41,19 +41,19 @@ class ResponseCache(Protocol):
 class AnswerCache:
     """Serves stored answers where possible, and stores new ones."""
 
-    def __init__(self, cache: ResponseCache) -> None:
+    def __init__(self, cache: CachedResponses) -> None:
         self._cache = cache
         self._writes: set[asyncio.Task[None]] = set()
 
-    async def answer(
+    async def get_or_call(
         self,
         call: RoutedCall,
         route: CompiledRoute,
-        caching: Caching,
+        caching: CachingPolicy,
         call_model: Callable[[], Awaitable[Answer]],
     ) -> Answer:
         """Return the stored answer of an equal call, or call a model and store its answer."""
-        owner, digest = call.context.owner, request_digest(call, route)
+        owner, digest = call.context.owner, hash_request(call, route)
         cached = await self._cache.get(owner, digest)
         if cached is not None:
             return _cached_answer(call, cached)
@@ -122,7 +122,7 @@ class _RecordingStream:
         await self._stream.aclose()
 
 
-def request_digest(call: RoutedCall, route: CompiledRoute) -> str:
+def hash_request(call: RoutedCall, route: CompiledRoute) -> str:
     """Return a hash of everything that may change the answer.
 
     That is: the tenant, the protocol, the request, and the deployments that may answer.
@@ -148,7 +148,7 @@ def request_digest(call: RoutedCall, route: CompiledRoute) -> str:
 
 def _cached_answer(call: RoutedCall, cached: CachedResponse) -> Answer:
     call.accounting.ledger.record(
-        usage_entry(
+        build_usage_entry(
             request_id=call.context.request_id,
             owner=call.context.owner,
             backend=_BACKEND,

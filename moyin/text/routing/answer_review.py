@@ -17,21 +17,21 @@ from moyin.text.routing.answer import Answer
 from moyin.text.routing.compiled_route import CompiledRoute
 from moyin.text.routing.decision import Candidate
 from moyin.text.routing.explanation import describe_choice
-from moyin.text.routing.followups import FollowUps
-from moyin.text.routing.learning import Learning
+from moyin.text.routing.followups import FollowUpDetector
+from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.metered_stream import MeteredStream
 from moyin.text.routing.rescue import (
-    answer_fault,
+    build_fault_signal,
     can_afford,
-    can_check,
-    can_rescue,
-    fault_signal,
-    is_better,
-    is_constrained,
+    find_answer_fault,
+    find_stream_fault,
+    has_higher_quality,
+    is_checkable,
+    may_rescue,
+    requires_format,
     should_rescue,
-    stream_fault,
 )
-from moyin.text.routing.routed_call import Hold, RoutedCall
+from moyin.text.routing.routed_call import RoutedCall, StreamHold
 
 __all__ = ["AnswerReviewer"]
 
@@ -48,7 +48,9 @@ class AnswerReviewer:
         follow_ups: detects what clients do after an answer; None: follow-ups are not detected.
     """
 
-    def __init__(self, learning: Learning | None, follow_ups: FollowUps | None) -> None:
+    def __init__(
+        self, learning: QualityLearner | None, follow_ups: FollowUpDetector | None
+    ) -> None:
         self._learning = learning
         self._follow_ups = follow_ups
 
@@ -72,7 +74,7 @@ class AnswerReviewer:
         if trial_candidate:
             results: list[bool] = []
             self._defer(call, lambda: results.append(look()))
-            learning.background.run()
+            learning.background.run_tasks()
             return any(results)
         self._defer(call, look)
         return False
@@ -82,17 +84,17 @@ class AnswerReviewer:
     ) -> bool:
         """Set how the call's stream is checked; return whether a better model may follow."""
         quality, policy = call.quality, route.rescue
-        if quality is None or not quality.is_estimated or not can_check(call):
+        if quality is None or not quality.is_estimated or not is_checkable(call):
             return False
-        rescued = can_rescue(policy, call) and any(
-            is_better(candidate, candidates[0]) for candidate in candidates[1:]
+        rescued = may_rescue(policy, call) and any(
+            has_higher_quality(candidate, candidates[0]) for candidate in candidates[1:]
         )
         if not call.request.streams:
             return rescued
         call.is_transcribed = rescued or call.is_learned_from
         if rescued:
-            whole = route.hold_streams and is_constrained(call)
-            call.hold = Hold.WHOLE if whole else Hold.BEGINNING
+            whole = route.hold_streams and requires_format(call)
+            call.hold = StreamHold.WHOLE if whole else StreamHold.BEGINNING
         return rescued
 
     async def review(
@@ -119,13 +121,15 @@ class AnswerReviewer:
         if call.is_learned_from or route.explore:
             self._defer_decision(call, candidates, answered)
         better_candidates: list[Candidate] = []
-        if can_rescue(route.rescue, call):
+        if may_rescue(route.rescue, call):
             after = candidates[candidates.index(answered) + 1 :]
-            better_candidates = [candidate for candidate in after if is_better(candidate, answered)]
+            better_candidates = [
+                candidate for candidate in after if has_higher_quality(candidate, answered)
+            ]
         if not better_candidates:
             self._defer_check(call, answered, answer)
             return answer
-        fault = answer_fault(call, answer)
+        fault = find_answer_fault(call, answer)
         if fault is None:
             self._check_at_end(call, answered, answer)
             return answer
@@ -133,7 +137,7 @@ class AnswerReviewer:
         if not should_rescue(route.rescue, call, fault):
             return answer
         # An answer is replaced only once.
-        call.hold = Hold.NONE
+        call.hold = StreamHold.NONE
         for candidate in better_candidates:
             if _blocks(answer, answered, candidate):
                 continue
@@ -186,7 +190,7 @@ class AnswerReviewer:
                 context.owner, context.request_id, quality, candidates, chosen, at
             )
         if self._follow_ups is not None:
-            self._follow_ups.remember(call.conversation, quality, chosen, at)
+            self._follow_ups.remember_answer(call.conversation, quality, chosen, at)
 
     def _defer_check(
         self, call: RoutedCall, candidate: Candidate, answer: Answer, *, rescued: bool = False
@@ -196,10 +200,10 @@ class AnswerReviewer:
             return
         if answer.stream is None:
             look = partial(
-                self._run_check, call, candidate, partial(answer_fault, call, answer), rescued
+                self._run_check, call, candidate, partial(find_answer_fault, call, answer), rescued
             )
             self._defer(call, look, size=len(answer.body))
-        elif (fault := answer_fault(call, answer)) is not None:
+        elif (fault := find_answer_fault(call, answer)) is not None:
             # The fault was found while the stream was held back.
             self._record_fault(call, candidate, fault, rescued=rescued)
         else:
@@ -216,7 +220,7 @@ class AnswerReviewer:
             or stream.transcript is None
         ):
             return
-        stream_check = partial(stream_fault, call, stream.transcript)
+        stream_check = partial(find_stream_fault, call, stream.transcript)
         look = partial(self._defer, call, self._run_check, call, candidate, stream_check, rescued)
         if stream.is_complete:
             look()
@@ -245,7 +249,7 @@ class AnswerReviewer:
         if self._learning is None or not call.is_learned_from:
             return
         if forecast is not None and forecast.estimate is not None:
-            signal = fault_signal(call, candidate, fault, rescued=rescued)
+            signal = build_fault_signal(call, candidate, fault, rescued=rescued)
             expected = forecast.estimate.p
             self._learning.record_signal(
                 context.owner, context.request_id, signal, p_good=expected, comment=fault

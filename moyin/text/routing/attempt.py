@@ -26,11 +26,11 @@ from moyin.errors import (
 )
 from moyin.text.routing.answer import Answer
 from moyin.text.routing.backend_runtime import BackendRuntime, Lease
-from moyin.text.routing.compiled_route import EligibleDeployment
-from moyin.text.routing.ledger import usage_entry
+from moyin.text.routing.compiled_route import RouteTarget
+from moyin.text.routing.ledger import build_usage_entry
 from moyin.text.routing.metered_stream import MeteredStream
-from moyin.text.routing.routed_call import Hold, RoutedCall
-from moyin.text.routing.stream_sources import PassedSource, Source, TranslatedSource
+from moyin.text.routing.routed_call import RoutedCall, StreamHold
+from moyin.text.routing.stream_sources import ForwardedSource, StreamSource, TranslatedSource
 from moyin.text.routing.telemetry import CallRecord
 
 __all__ = ["Attempt"]
@@ -54,7 +54,7 @@ class Attempt:
     """
 
     call: RoutedCall
-    target: EligibleDeployment
+    target: RouteTarget
     reason: str
     lease: Lease
     _began: float = field(default=0.0, init=False)
@@ -84,7 +84,7 @@ class Attempt:
         self._began = asyncio.get_running_loop().time()
         deadline = min(self._began + runtime.timeout, call.deadline)
         if runtime.loaded is not None:
-            self._starts_loading = runtime.loaded.call_started(self._upstream)
+            self._starts_loading = runtime.loaded.record_call_start(self._upstream)
         pass_through = None if self.target.needs_translation else runtime.pass_through
         try:
             if call.request.streams:
@@ -121,8 +121,8 @@ class Attempt:
             error: code of the error that cut the answer short; None: it is complete.
         """
         call, target = self.call, self.target
-        pico = target.price().pico_cost(usage)
-        entry = usage_entry(
+        pico = target.get_price().pico_cost(usage)
+        entry = build_usage_entry(
             request_id=call.context.request_id,
             owner=call.context.owner,
             backend=target.runtime.name,
@@ -177,11 +177,11 @@ class Attempt:
         """Note that the first byte arrived, so the model is loaded."""
         self.target.model_breaker.succeed()
         if self.runtime.loaded is not None:
-            self._was_loaded = self.runtime.loaded.call_answered(self._upstream)
+            self._was_loaded = self.runtime.loaded.record_call_answer(self._upstream)
 
     def _answer_failed(self) -> None:
         if self.runtime.loaded is not None:
-            self.runtime.loaded.call_failed(self._upstream)
+            self.runtime.loaded.record_call_failure(self._upstream)
 
     @property
     def _upstream(self) -> str:
@@ -208,7 +208,7 @@ class Attempt:
         pass_through: PassThroughBackend | None,
         deadline: float,
         transcript: Transcript | None,
-    ) -> Source:
+    ) -> StreamSource:
         request = self.call.request
         if pass_through is not None:
             additions = self._request_additions(pass_through)
@@ -216,7 +216,7 @@ class Attempt:
                 self._raw_request(pass_through, additions, deadline)
             )
             tap = request.stream_tap(additions)
-            return PassedSource(upstream, tap, transcript, prompt_tokens=self._prompt_tokens)
+            return ForwardedSource(upstream, tap, transcript, prompt_tokens=self._prompt_tokens)
         chat, backend = request.to_domain(self._upstream), self.runtime.backend
         assert isinstance(chat, ChatRequest), "embeddings are not streamed"
         deltas = backend.stream(chat, deadline)
@@ -292,7 +292,7 @@ class Attempt:
         call = self.call
         transcript = Transcript() if call.is_transcribed else None
         source = self._stream_source(pass_through, deadline, transcript)
-        pieces = source.pieces()
+        pieces = source.iterate_pieces()
         try:
             if self.runtime.first_byte_timeout is None:
                 first = await anext(pieces)
@@ -313,17 +313,17 @@ class Attempt:
         stream = MeteredStream(
             call, source, first, pieces, settle=self._settle, transcript=transcript
         )
-        if call.hold is not Hold.NONE:
+        if call.hold is not StreamHold.NONE:
             try:
-                await stream.hold(call.hold, call.constraints)
+                await stream.hold_until_checked(call.hold, call.constraints)
             except BaseException:
                 # Paid for, although the client has not seen it.
                 self._usage_so_far = stream.usage
                 raise
-            if call.hold is Hold.BEGINNING:
+            if call.hold is StreamHold.BEGINNING:
                 # The first event may have held no text.
                 self._first = asyncio.get_running_loop().time() - self._began
-        self.lease.keep()
+        self.lease.transfer_to_stream()
         content_type = (b"content-type", call.codec.stream_type)
         return Answer(headers=(content_type, _NO_CACHE, *self._headers()), stream=stream)
 

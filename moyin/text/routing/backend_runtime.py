@@ -82,7 +82,7 @@ class BackendRuntime:
     _service_time: Average = field(default_factory=lambda: Average(_HALF_LIFE))
 
     @property
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """True if a request would be sent to it now."""
         return self.is_up is not False and self.breaker.ready
 
@@ -95,13 +95,13 @@ class BackendRuntime:
     def health(self) -> BackendHealth:
         """The state at this moment."""
         return BackendHealth(
-            is_up=self.ready,
+            is_up=self.is_ready,
             load=self.slots.taken,
             waiting=self.slots.waiting,
             retry_after=self.breaker.retry_after,
         )
 
-    def latency(self, model: str) -> LatencyEstimator:
+    def get_latency_estimator(self, model: str) -> LatencyEstimator:
         """Return the latency estimator of one of its models."""
         latency = self._latencies.get(model)
         if latency is None:
@@ -109,7 +109,7 @@ class BackendRuntime:
             latency = self._latencies[model] = LatencyEstimator(prior, self.clock)
         return latency
 
-    def model_breaker(self, upstream: str) -> Breaker:
+    def get_model_breaker(self, upstream: str) -> Breaker:
         """Return the breaker of one of its models, by upstream name.
 
         It is open while the back end reports that model as missing. Requests still go there, but
@@ -120,7 +120,7 @@ class BackendRuntime:
             model_breaker = self._model_breakers[upstream] = Breaker(self.clock)
         return model_breaker
 
-    def service_time(self, expected: float) -> float:
+    def estimate_service_time(self, expected: float) -> float:
         """Return the usual seconds of a call here; ``expected`` until enough were measured."""
         return self._service_time.estimate(expected, self.clock())
 
@@ -139,13 +139,13 @@ class BackendRuntime:
             Overloaded: too many calls wait already, or no slot became free in time.
         """
         if not self.slots.take(tenant):
-            await self.slots.wait(tenant, seconds, self.service_time(expected))
+            await self.slots.wait(tenant, seconds, self.estimate_service_time(expected))
         if not self.breaker.admit():
             self.slots.free(tenant)
             return None
         return Lease(self, tenant)
 
-    async def check(self, on_change: Callable[[str, bool], None]) -> None:
+    async def check_health(self, on_change: Callable[[str, bool], None]) -> None:
         """Run one health check; call ``on_change`` if the result differs from the last."""
         try:
             await self.backend.probe()
@@ -182,7 +182,7 @@ class Lease:
         if error is not None or not self._is_kept:
             self.release(error)
 
-    def keep(self) -> None:
+    def transfer_to_stream(self) -> None:
         """Leave the release to the stream that the block returns."""
         self._is_kept = True
 

@@ -56,7 +56,7 @@ class BackgroundQueue:
             self.dropped += 1
             return
         if self._bytes + size > _MAX_BYTES:
-            self.run()
+            self.run_tasks()
         self._tasks.append((partial(task, *args), size))
         self._bytes += size
         if self._scheduled is None:
@@ -64,7 +64,7 @@ class BackgroundQueue:
                 _INTERVAL_SECONDS, self._run_slice
             )
 
-    def run(self, limit: int = _MAX_TASKS) -> None:
+    def run_tasks(self, limit: int = _MAX_TASKS) -> None:
         """Run waiting tasks now, at most ``limit``."""
         for _ in range(limit):
             if not self._tasks:
@@ -81,7 +81,7 @@ class BackgroundQueue:
         """Run all tasks that wait by now; yield to the event loop in between."""
         remaining = len(self._tasks)
         while remaining > 0:
-            self.run(min(remaining, _TASKS_PER_SLICE))
+            self.run_tasks(min(remaining, _TASKS_PER_SLICE))
             remaining -= _TASKS_PER_SLICE
             await asyncio.sleep(0)
 
@@ -95,6 +95,6 @@ class BackgroundQueue:
 
     def _run_slice(self) -> None:
         self._scheduled = None
-        self.run(_TASKS_PER_SLICE)
+        self.run_tasks(_TASKS_PER_SLICE)
         if self._tasks:
             self._scheduled = asyncio.get_running_loop().call_soon(self._run_slice)

@@ -11,7 +11,18 @@ from moyin.domain.needs import Model
 from moyin.errors import ModelNotFound
 from moyin.text.quality.abilities import Ability
 
-__all__ = ["AUTO", "Alias", "Caching", "Catalog", "Hedging", "ModelDeployment", "Rescue"]
+__all__ = [
+    "ANY_TENANT",
+    "AUTO",
+    "UNRESTRICTED",
+    "Alias",
+    "CachingPolicy",
+    "Catalog",
+    "HedgingPolicy",
+    "ModelDeployment",
+    "RescuePolicy",
+    "TenantPolicy",
+]
 
 AUTO = "auto"
 # Ollama's clients add this tag to a name without one.
@@ -49,7 +60,7 @@ class ModelDeployment:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Hedging:
+class HedgingPolicy:
     """Configures hedging: a second back end is called if the first is slow to begin.
 
     Attributes:
@@ -60,7 +71,7 @@ class Hedging:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Caching:
+class CachingPolicy:
     """Configures caching of answers to equal requests.
 
     Attributes:
@@ -74,7 +85,7 @@ class Caching:
     max_entries: int
 
 
-class Rescue(StrEnum):
+class RescuePolicy(StrEnum):
     """When a better model is called after an answer that fails a check."""
 
     OFF = "off"
@@ -104,15 +115,38 @@ class Alias:
     residency: tuple[str, ...] = ()
     usd_per_second: float | None = None
     usd_per_bad_answer: float | None = None
-    rescue: Rescue | None = None
+    rescue: RescuePolicy | None = None
     hold_streams: bool | None = None
     explore: float | None = None
-    hedging: Hedging | None = None
-    cache: Caching | None = None
+    hedging: HedgingPolicy | None = None
+    cache: CachingPolicy | None = None
 
-    def allows(self, deployment: ModelDeployment) -> bool:
+    def allows_residency_of(self, deployment: ModelDeployment) -> bool:
         """Return whether data may go where this deployment runs."""
         return not self.residency or deployment.residency in self.residency
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TenantPolicy:
+    """Restricts what one tenant may use.
+
+    Attributes:
+        residency: where its data may go; None: anywhere.
+        names: aliases and models that it may use; None: all.
+        usd_per_bad_answer: cost of a useless answer, unless the alias sets one; None: the general
+            setting.
+        is_judged: the judge may evaluate a share of its answers, where one is configured.
+    """
+
+    residency: frozenset[str] | None = None
+    names: frozenset[str] | None = None
+    usd_per_bad_answer: float | None = None
+    is_judged: bool = True
+
+
+UNRESTRICTED = TenantPolicy()
+# The key of the policy for all tenants without one of their own.
+ANY_TENANT = "*"
 
 
 _NO_ALIAS = Alias()
@@ -125,11 +159,11 @@ class Catalog:
     deployments: tuple[ModelDeployment, ...]
     aliases: Mapping[str, Alias] = field(default_factory=dict)
 
-    def alias(self, name: str) -> Alias:
+    def get_alias(self, name: str) -> Alias:
         """Return the alias ``name``; for a model's own name, an alias without restrictions."""
-        return self.aliases.get(self.canonical(name), _NO_ALIAS)
+        return self.aliases.get(self.get_canonical_name(name), _NO_ALIAS)
 
-    def canonical(self, name: str) -> str:
+    def get_canonical_name(self, name: str) -> str:
         """Return the configured form of ``name``, which may add or lack Ollama's tag ``:latest``.
 
         Return ``name`` itself if neither form is configured.
@@ -145,15 +179,15 @@ class Catalog:
             return True
         return any(name in deployment.names for deployment in self.deployments)
 
-    def leaves_choice(self, name: str) -> bool:
+    def is_group_name(self, name: str) -> bool:
         """Return whether ``name`` leaves the choice of a model to the router.
 
         A model's own name selects that model, however well it answers.
         """
-        name = self.canonical(name)
+        name = self.get_canonical_name(name)
         return name == AUTO or name in self.aliases
 
-    def find(self, name: str) -> tuple[ModelDeployment, ...]:
+    def find_deployments(self, name: str) -> tuple[ModelDeployment, ...]:
         """Return the deployments of ``name``.
 
         It is ``auto``, an alias, a model, or ``<back end>/<model>``.
@@ -161,7 +195,7 @@ class Catalog:
         Raises:
             ModelNotFound: the name is unknown.
         """
-        name = self.canonical(name)
+        name = self.get_canonical_name(name)
         if name == AUTO and AUTO not in self.aliases:
             return self.deployments
         if (alias := self.aliases.get(name)) is not None:

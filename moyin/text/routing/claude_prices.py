@@ -13,9 +13,9 @@ from decimal import Decimal
 
 from moyin.domain.money import Price, PriceBand, Rates, Tariff
 
-__all__ = ["CHECKED_ON", "CLAUDE", "claude_tariff"]
+__all__ = ["CLAUDE_TARIFFS", "PRICES_CHECKED_ON", "find_claude_tariff"]
 
-CHECKED_ON = date(2026, 10, 24)
+PRICES_CHECKED_ON = date(2026, 10, 24)
 _SINCE_RELEASE = date.min
 
 
@@ -45,7 +45,7 @@ _HAIKU_5_5 = Price(
 
 _SONNET_5_5 = (_price("2", "10", "0.20"), _price("2", "10", "0.10", since=date(2026, 10, 7)))
 
-CLAUDE: Mapping[str, Tariff] = {
+CLAUDE_TARIFFS: Mapping[str, Tariff] = {
     "claude-fable-5-1": Tariff(prices=(_price("10", "50", "0.25"),)),
     "claude-mythos-5-1": Tariff(prices=(_price("10", "50", "0.25"),)),
     "claude-fable-5": Tariff(prices=(_price("10", "50", "1"),)),
@@ -68,9 +68,9 @@ CLAUDE: Mapping[str, Tariff] = {
 _SNAPSHOT = re.compile(r"-20\d{6}$")
 
 
-def claude_tariff(model: str) -> Tariff | None:
+def find_claude_tariff(model: str) -> Tariff | None:
     """Return the tariff of ``model``; None if the table lacks it.
 
     A dated snapshot such as ``claude-haiku-4-5-20251001`` costs the same as its model.
     """
-    return CLAUDE.get(_SNAPSHOT.sub("", model))
+    return CLAUDE_TARIFFS.get(_SNAPSHOT.sub("", model))

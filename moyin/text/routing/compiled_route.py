@@ -4,16 +4,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date
+from decimal import Decimal
 
 from moyin.domain.backend import ApiFormat
-from moyin.domain.money import Price
-from moyin.domain.needs import Model
+from moyin.domain.money import Price, usd
+from moyin.domain.needs import Model, Needs
 from moyin.http.breaker import Breaker
 from moyin.text.routing.backend_runtime import BackendRuntime
-from moyin.text.routing.catalog import Alias, Caching, Hedging, ModelDeployment, Rescue
+from moyin.text.routing.catalog import (
+    Alias,
+    CachingPolicy,
+    HedgingPolicy,
+    ModelDeployment,
+    RescuePolicy,
+)
 from moyin.text.routing.latency import LatencyEstimator
 
-__all__ = ["CompiledRoute", "EligibleDeployment", "Exclusion", "compile_target", "exclusion_of"]
+__all__ = [
+    "CompiledRoute",
+    "Exclusion",
+    "RouteTarget",
+    "compile_target",
+    "compute_max_call_cost",
+    "compute_max_request_cost",
+    "find_exclusion",
+]
+
+# A token has at least one byte, and `Needs` estimates one token per four bytes.
+_MAX_TOKENS_PER_ESTIMATED = 4
+# Tokens that providers add to a prompt, for example for tools.
+_PROVIDER_TOKENS = 1_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +55,7 @@ class Exclusion:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class EligibleDeployment:
+class RouteTarget:
     """Combines a configured and allowed deployment with the runtime that serves it.
 
     Attributes:
@@ -66,12 +86,12 @@ class EligibleDeployment:
         """True if no token costs anything."""
         return self.fixed_price is not None and self.fixed_price.is_free
 
-    def price(self) -> Price:
+    def get_price(self) -> Price:
         """Return the current price of tokens."""
         if self.fixed_price is not None:
             return self.fixed_price
         assert self.model.gpu is not None, "either a price or a machine"
-        return self.latency.price(self.model.gpu)
+        return self.latency.estimate_price(self.model.gpu)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -91,17 +111,17 @@ class CompiledRoute:
     """
 
     day: int
-    targets: tuple[EligibleDeployment, ...]
+    targets: tuple[RouteTarget, ...]
     exclusions: tuple[Exclusion, ...]
     usd_per_second: float
     timeout: float
     usd_per_bad_answer: float = 0.0
     chooses_model: bool = True
-    rescue: Rescue = Rescue.OFF
+    rescue: RescuePolicy = RescuePolicy.OFF
     hold_streams: bool = False
     explore: float = 0.0
-    hedging: Hedging | None = None
-    cache: Caching | None = None
+    hedging: HedgingPolicy | None = None
+    cache: CachingPolicy | None = None
 
 
 def compile_target(
@@ -111,14 +131,14 @@ def compile_target(
     position: int,
     api_format: ApiFormat | None,
     day: date,
-) -> EligibleDeployment:
+) -> RouteTarget:
     """Return a deployment with its runtime and its price on ``day``."""
     model = deployment.model
-    return EligibleDeployment(
+    return RouteTarget(
         deployment=deployment,
         runtime=runtime,
-        latency=runtime.latency(model.name),
-        model_breaker=runtime.model_breaker(model.upstream),
+        latency=runtime.get_latency_estimator(model.name),
+        model_breaker=runtime.get_model_breaker(model.upstream),
         position=position,
         needs_translation=deployment.api_format is not api_format,
         fixed_price=model.tariff.price_on(day) if model.gpu is None else None,
@@ -129,7 +149,7 @@ def compile_target(
     )
 
 
-def exclusion_of(
+def find_exclusion(
     deployment: ModelDeployment, alias: Alias, residencies: frozenset[str] | None
 ) -> Exclusion | None:
     """Return why ``deployment`` is excluded for every request; None if it is not.
@@ -138,7 +158,8 @@ def exclusion_of(
         residencies: where tenant and client allow data to go; None: anywhere.
     """
     if not (
-        alias.allows(deployment) and (residencies is None or deployment.residency in residencies)
+        alias.allows_residency_of(deployment)
+        and (residencies is None or deployment.residency in residencies)
     ):
         return Exclusion(
             deployment=deployment,
@@ -148,3 +169,37 @@ def exclusion_of(
     return (
         None if deployment.configured else Exclusion(deployment=deployment, reason="not configured")
     )
+
+
+def compute_max_request_cost(
+    route: CompiledRoute, needs: Needs, *, choices: int, streams: bool
+) -> Decimal:
+    """Return the US dollars that the most expensive target may cost.
+
+    It assumes the longest possible prompt (a whole context if documents are stored elsewhere), the
+    longest allowed answer, and the highest rates. It doubles where a hedged call may be made.
+
+    Args:
+        choices: number of answers requested at once.
+    """
+    able = [target for target in route.targets if target.model.supports(needs)]
+    max_pico = max(
+        (_max_pico(target.get_price(), target.model.context, needs, choices) for target in able),
+        default=0,
+    )
+    return usd(2 * max_pico if streams and route.hedging is not None else max_pico)
+
+
+def compute_max_call_cost(target: RouteTarget, needs: Needs) -> Decimal:
+    """Return the US dollars that one call for one answer may cost at this target."""
+    return usd(_max_pico(target.get_price(), target.model.context, needs, 1))
+
+
+def _max_pico(price: Price, context: int, needs: Needs, choices: int) -> int:
+    prompt = (
+        _MAX_TOKENS_PER_ESTIMATED * needs.prompt_tokens + needs.attachment_bytes + _PROVIDER_TOKENS
+    )
+    if needs.longest_input is None:
+        prompt = context if needs.has_external_content else min(prompt, context)
+    output = 0 if needs.embeddings else choices * min(needs.max_tokens or context, context)
+    return price.max_pico_cost(prompt, output)

@@ -37,7 +37,7 @@ class Conversation:
             self._user_messages = _user_messages(request.recent_turns())
         return self._user_messages
 
-    def fingerprints(self, secret: bytes) -> tuple[bytes, bytes | None]:
+    def compute_fingerprints(self, secret: bytes) -> tuple[bytes, bytes | None]:
         """Return the keyed hashes of the conversation with and without its newest message.
 
         The second one is None for the first message.

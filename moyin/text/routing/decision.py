@@ -24,17 +24,17 @@ from moyin.errors import (
 )
 from moyin.text.quality.estimator import Estimate
 from moyin.text.routing.catalog import ModelDeployment
-from moyin.text.routing.compiled_route import CompiledRoute, EligibleDeployment, Exclusion
+from moyin.text.routing.compiled_route import CompiledRoute, Exclusion, RouteTarget
 from moyin.text.routing.request_quality import RequestQuality
-from moyin.text.routing.usage_history import Shape, UsageHistory, shape_of
+from moyin.text.routing.usage_history import RequestShape, UsageHistory, compute_request_shape
 
 __all__ = [
     "Candidate",
     "Forecast",
-    "decide",
+    "build_no_candidate_error",
+    "build_unavailable_error",
     "list_exclusions",
-    "no_candidate_error",
-    "unavailable_error",
+    "rank_candidates",
 ]
 
 # The request member that needs an ability, as OpenAI names it. Other protocols' error renderers
@@ -96,7 +96,7 @@ class Candidate:
         forecast: None for the only candidate, because nothing had to be compared.
     """
 
-    target: EligibleDeployment
+    target: RouteTarget
     reason: str
     forecast: Forecast | None = None
 
@@ -105,7 +105,7 @@ class Candidate:
         return self.target.deployment
 
 
-def decide(
+def rank_candidates(
     route: CompiledRoute,
     needs: Needs,
     history: UsageHistory,
@@ -124,15 +124,15 @@ def decide(
     able = [
         target
         for target in route.targets
-        if target.runtime.ready and target.deployment.model.supports(needs)
+        if target.runtime.is_ready and target.deployment.model.supports(needs)
     ]
     if quality is not None and quality.floor:
-        able = [target for target in able if quality.suffices(target.deployment)]
+        able = [target for target in able if quality.meets_floor(target.deployment)]
     if len(able) < 2 and not always_weigh:
         return [
             Candidate(target=target, reason="free" if target.is_free else "only") for target in able
         ]
-    shape = shape_of(needs)
+    shape = compute_request_shape(needs)
     forecasts = [
         (_forecast(target, needs, shape, history, route.usd_per_second), target) for target in able
     ]
@@ -152,9 +152,7 @@ def decide(
     ]
 
 
-def _add_risk(
-    forecasts: Sequence[tuple[Forecast, EligibleDeployment]], quality: RequestQuality
-) -> None:
+def _add_risk(forecasts: Sequence[tuple[Forecast, RouteTarget]], quality: RequestQuality) -> None:
     cost = quality.usd_per_bad_answer
     for forecast, target in forecasts:
         estimate = forecast.estimate = quality.estimate(target.deployment)
@@ -164,24 +162,24 @@ def _add_risk(
 
 
 def _forecast(
-    target: EligibleDeployment,
+    target: RouteTarget,
     needs: Needs,
-    shape: Shape,
+    shape: RequestShape,
     history: UsageHistory,
     usd_per_second: float,
 ) -> Forecast:
     model, runtime, latency = target.deployment.model, target.runtime, target.latency
-    usage = history.expect(model.name, needs, shape)
-    cost_pico = target.price().pico_cost(usage)
-    first_token_seconds = latency.expected_first_token(usage.prompt_tokens)
-    writing_seconds = usage.output_tokens * latency.seconds_per_token()
+    usage = history.predict_usage(model.name, needs, shape)
+    cost_pico = target.get_price().pico_cost(usage)
+    first_token_seconds = latency.estimate_first_token_seconds(usage.prompt_tokens)
+    writing_seconds = usage.output_tokens * latency.estimate_seconds_per_token()
     loading_seconds = (
-        runtime.loaded.expected_wait(model.upstream) if runtime.loaded is not None else 0.0
+        runtime.loaded.estimate_wait(model.upstream) if runtime.loaded is not None else 0.0
     )
     waiting_seconds = 0.0
     if runtime.slots.full:
         waiting_seconds = runtime.slots.expected_wait(
-            runtime.service_time(first_token_seconds + writing_seconds)
+            runtime.estimate_service_time(first_token_seconds + writing_seconds)
         )
     return Forecast(
         usage=usage,
@@ -196,7 +194,7 @@ def _forecast(
     )
 
 
-def _sort_key(pair: tuple[Forecast, EligibleDeployment]) -> tuple[bool, float, bool, int, int]:
+def _sort_key(pair: tuple[Forecast, RouteTarget]) -> tuple[bool, float, bool, int, int]:
     forecast, target = pair
     is_missing = not target.model_breaker.ready
     return (
@@ -221,7 +219,7 @@ def _reason(forecast: Forecast, cheapest: int, score_without_risk: float) -> str
 def list_exclusions(
     route: CompiledRoute, needs: Needs, quality: RequestQuality | None = None
 ) -> list[Exclusion]:
-    """Return the deployments that `decide` leaves out, each with its reason."""
+    """Return the deployments that `rank_candidates` leaves out, each with its reason."""
     exclusions = list(route.exclusions)
     for target in route.targets:
         deployment, health = target.deployment, target.runtime.health
@@ -236,13 +234,13 @@ def list_exclusions(
             exclusions.append(
                 Exclusion(deployment=deployment, reason=reason, retry_after=health.retry_after)
             )
-        elif quality is not None and not quality.suffices(deployment):
+        elif quality is not None and not quality.meets_floor(deployment):
             reason = f"p_good {quality.estimate(deployment).low:.2f} is below {quality.floor:g}"
             exclusions.append(Exclusion(deployment=deployment, reason=reason))
     return exclusions
 
 
-def no_candidate_error(
+def build_no_candidate_error(
     route: CompiledRoute, needs: Needs, quality: RequestQuality | None = None
 ) -> MoyinError:
     """Return the error for a request without candidates.
@@ -275,7 +273,11 @@ def _quality_unreachable(
     Return None if a model that is good enough is only unavailable: it is worth waiting for.
     """
     able = [target for target in route.targets if target.deployment.model.supports(needs)]
-    if not quality.floor or not able or any(quality.suffices(target.deployment) for target in able):
+    if (
+        not quality.floor
+        or not able
+        or any(quality.meets_floor(target.deployment) for target in able)
+    ):
         return None
     bounds = {target.model.name: quality.estimate(target.deployment).low for target in able}
     best = max(bounds, key=lambda name: bounds[name])
@@ -300,7 +302,7 @@ def _not_configured_error(deployments: Sequence[ModelDeployment]) -> ServiceUnav
     )
 
 
-def unavailable_error(
+def build_unavailable_error(
     route: CompiledRoute, needs: Needs, unsupported_formats: AbstractSet[ApiFormat | None]
 ) -> ServiceUnavailable | None:
     """Return a retryable error where a target that may be able to answer is unavailable.
@@ -315,7 +317,7 @@ def unavailable_error(
         for target in route.targets
         if target.deployment.api_format not in unsupported_formats
         and target.model.supports(needs)
-        and not target.runtime.ready
+        and not target.runtime.is_ready
     ]
     return _unavailable_error(waits) if waits else None
 

@@ -10,18 +10,23 @@ from moyin.domain.needs import Needs
 from moyin.errors import MoyinError
 from moyin.text.quality.wording import chance_text
 from moyin.text.routing.compiled_route import CompiledRoute, Exclusion
-from moyin.text.routing.decision import Candidate, decide, list_exclusions, no_candidate_error
-from moyin.text.routing.exploration import TRYING, exploration_share, trial_candidate
+from moyin.text.routing.decision import (
+    Candidate,
+    build_no_candidate_error,
+    list_exclusions,
+    rank_candidates,
+)
+from moyin.text.routing.exploration import TRIAL_REASON, choose_trial, compute_trial_share
 from moyin.text.routing.loaded_models import ModelState
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.usage_history import UsageHistory
 
-__all__ = ["Explanation", "describe_choice", "explain", "explain_loss", "model_state"]
+__all__ = ["Explanation", "describe_choice", "describe_model_state", "explain", "explain_loss"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Explanation:
-    """Describes what `decide` would do now.
+    """Describes what `rank_candidates` would do now.
 
     Attributes:
         requested_model: the name in the request.
@@ -51,18 +56,18 @@ def explain(
     quality: RequestQuality | None = None,
 ) -> Explanation:
     """Return the explanation of a decision on this request."""
-    candidates = decide(route, needs, history, always_weigh=True, quality=quality)
-    share = exploration_share(route, quality)
+    candidates = rank_candidates(route, needs, history, always_weigh=True, quality=quality)
+    share = compute_trial_share(route, quality)
     return Explanation(
         requested_model=requested_model,
         needs=needs,
         usd_per_second=route.usd_per_second,
         candidates=tuple(candidates),
         exclusions=tuple(list_exclusions(route, needs, quality)),
-        error=None if candidates else no_candidate_error(route, needs, quality),
+        error=None if candidates else build_no_candidate_error(route, needs, quality),
         quality=quality,
         explore=share,
-        trial=trial_candidate(candidates, quality) if share and quality is not None else None,
+        trial=choose_trial(candidates, quality) if share and quality is not None else None,
     )
 
 
@@ -102,7 +107,7 @@ def describe_choice(candidates: Sequence[Candidate], quality: RequestQuality | N
         return best.reason
     name, low = best.deployment.model.name, best.forecast.estimate.low
     text = f"{best.reason}; {name}: {quality.question.kind}, p_good {chance_text(low)}"
-    if best.reason == TRYING:
+    if best.reason == TRIAL_REASON:
         text += f" to {chance_text(best.forecast.estimate.high)}"
     others = [
         other for other in candidates[1:] if other.deployment.model.name != name and other.forecast
@@ -121,10 +126,12 @@ def _without_risk(candidate: Candidate) -> float:
     return candidate.forecast.score - candidate.forecast.risk
 
 
-def model_state(candidate: Candidate) -> str:
+def describe_model_state(candidate: Candidate) -> str:
     """Return the state of the model; ``busy`` if it is loaded and every slot is taken."""
     runtime, model = candidate.target.runtime, candidate.deployment.model
-    state = ModelState.UNKNOWN if runtime.loaded is None else runtime.loaded.state(model.upstream)
+    state = (
+        ModelState.UNKNOWN if runtime.loaded is None else runtime.loaded.get_state(model.upstream)
+    )
     if state in (ModelState.RESIDENT, ModelState.UNKNOWN) and runtime.slots.full:
         return "busy"
     return state.value

@@ -15,12 +15,18 @@ from moyin.text.routing.compiled_route import CompiledRoute
 from moyin.text.routing.decision import Candidate
 from moyin.text.routing.request_quality import RequestQuality
 
-__all__ = ["TRYING", "best_at_upper_bound", "exploration_share", "trial_candidate", "with_trial"]
+__all__ = [
+    "TRIAL_REASON",
+    "choose_at_upper_bound",
+    "choose_trial",
+    "compute_trial_share",
+    "put_trial_first",
+]
 
-TRYING = "trying"
+TRIAL_REASON = "trying"
 
 
-def exploration_share(route: CompiledRoute, quality: RequestQuality | None) -> float:
+def compute_trial_share(route: CompiledRoute, quality: RequestQuality | None) -> float:
     """Return the share of requests like this one on which a model is tried."""
     if quality is None or quality.floor or not quality.usd_per_bad_answer:
         return 0.0
@@ -28,7 +34,7 @@ def exploration_share(route: CompiledRoute, quality: RequestQuality | None) -> f
     return route.explore if route.cache is None else 0.0
 
 
-def trial_candidate(candidates: Sequence[Candidate], quality: RequestQuality) -> Candidate | None:
+def choose_trial(candidates: Sequence[Candidate], quality: RequestQuality) -> Candidate | None:
     """Return the candidate that a trial would call; None if it comes first anyway."""
     available = [
         candidate for candidate in candidates if candidate.target.model_breaker.ready
@@ -41,11 +47,11 @@ def trial_candidate(candidates: Sequence[Candidate], quality: RequestQuality) ->
         options.append((forecast.score - forecast.risk, forecast.estimate))
     if not options:
         return None
-    best = available[best_at_upper_bound(options, quality.usd_per_bad_answer)]
+    best = available[choose_at_upper_bound(options, quality.usd_per_bad_answer)]
     return None if best is candidates[0] else best
 
 
-def best_at_upper_bound(
+def choose_at_upper_bound(
     options: Sequence[tuple[float, Estimate]], usd_per_bad_answer: float
 ) -> int:
     """Return the index of the option with the lowest score at the upper bound of quality.
@@ -57,13 +63,13 @@ def best_at_upper_bound(
     return scores.index(min(scores))
 
 
-def with_trial(candidates: list[Candidate], quality: RequestQuality) -> list[Candidate]:
+def put_trial_first(candidates: list[Candidate], quality: RequestQuality) -> list[Candidate]:
     """Return the candidates with the one to try in front.
 
     The others keep their order, so that the fallback after a failed trial is a careful choice.
     """
-    tried = trial_candidate(candidates, quality)
+    tried = choose_trial(candidates, quality)
     if tried is None:
         return candidates
-    first = Candidate(target=tried.target, reason=TRYING, forecast=tried.forecast)
+    first = Candidate(target=tried.target, reason=TRIAL_REASON, forecast=tried.forecast)
     return [first, *(candidate for candidate in candidates if candidate is not tried)]

@@ -14,10 +14,10 @@ from moyin.store.usage import UsageEntry
 from moyin.system.bounded import BoundedDict
 from moyin.text.quality.prior import KIND_DIFFICULTY, KIND_SPREAD
 from moyin.text.quality.question import Question, stored_features
-from moyin.text.routing.learning import Learning
+from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.request_quality import question_to_json
 
-__all__ = ["Feedback", "Ledger"]
+__all__ = ["FeedbackService", "Ledger"]
 
 # Ratings per key and replica in a burst; the bucket refills within a minute.
 _BURST = 60.0
@@ -52,7 +52,7 @@ class _RatedAnswer:
     p_good: float | None
 
 
-class Feedback:
+class FeedbackService:
     """Turns ratings into quality signals.
 
     For requests that were not routed by quality or not sampled for learning, only the ledger knows
@@ -63,7 +63,7 @@ class Feedback:
     def __init__(
         self,
         store: QualityStore,
-        learning: Learning,
+        learning: QualityLearner,
         ledger: Ledger,
         *,
         clock: Callable[[], float] = time.time,
@@ -123,7 +123,7 @@ class Feedback:
                     f"this key already rated the request {row.request_id!r} with {row.score:g}",
                     field="score" if better_request_id is None else "better_request_id",
                 )
-        await self._learning.catch_up()
+        await self._learning.learn_new_signals()
         return scores
 
     async def _find_answer(self, owner: str, request_id: str) -> _RatedAnswer:

@@ -11,16 +11,24 @@ from moyin.domain.backend import ApiFormat
 from moyin.domain.money import Price
 from moyin.errors import ModelNotAllowed
 from moyin.text.routing.backend_runtime import BackendHealth, BackendRuntime
-from moyin.text.routing.catalog import Alias, Catalog, Hedging, ModelDeployment, Rescue
+from moyin.text.routing.catalog import (
+    ANY_TENANT,
+    UNRESTRICTED,
+    Alias,
+    Catalog,
+    HedgingPolicy,
+    ModelDeployment,
+    RescuePolicy,
+    TenantPolicy,
+)
 from moyin.text.routing.compiled_route import (
     CompiledRoute,
-    EligibleDeployment,
     Exclusion,
+    RouteTarget,
     compile_target,
-    exclusion_of,
+    find_exclusion,
 )
-from moyin.text.routing.ledger import date_of, today
-from moyin.text.routing.policy import ANY_TENANT, UNRESTRICTED, Policy
+from moyin.text.routing.ledger import date_from_day, today
 
 __all__ = ["Fleet"]
 
@@ -51,14 +59,14 @@ class Fleet:
 
     catalog: Catalog
     runtimes: Mapping[str, BackendRuntime]
-    policies: Mapping[str, Policy] = field(default_factory=dict)
+    policies: Mapping[str, TenantPolicy] = field(default_factory=dict)
     usd_per_second: float = 0.0
     usd_per_bad_answer: float = 0.0
     max_usd_per_bad_answer: float = math.inf
-    rescue: Rescue = Rescue.OFF
+    rescue: RescuePolicy = RescuePolicy.OFF
     hold_streams: bool = False
     explore: float = 0.0
-    hedging: Hedging | None = None
+    hedging: HedgingPolicy | None = None
     timeout: float = 600.0
     embed: Callable[[str], tuple[int, ...]] | None = None
     residencies: frozenset[str] = field(init=False)
@@ -68,23 +76,23 @@ class Fleet:
     def __post_init__(self) -> None:
         object.__setattr__(self, "residencies", self.catalog.residencies)
 
-    def health(self, name: str) -> BackendHealth:
+    def get_health(self, name: str) -> BackendHealth:
         """Return the health of a back end."""
         runtime = self.runtimes.get(name)
         return runtime.health if runtime is not None else _UNCONFIGURED
 
-    def price(self, deployment: ModelDeployment) -> Price:
+    def get_price(self, deployment: ModelDeployment) -> Price:
         """Return the current price of tokens of a deployment."""
         runtime, gpu = self.runtimes.get(deployment.backend), deployment.model.gpu
         if runtime is None or gpu is None:
             return deployment.model.tariff.price_on(today())
-        return runtime.latency(deployment.model.name).price(gpu)
+        return runtime.get_latency_estimator(deployment.model.name).estimate_price(gpu)
 
-    def policy(self, owner: str) -> Policy:
+    def get_policy(self, owner: str) -> TenantPolicy:
         """Return the policy of a tenant."""
         return self.policies.get(owner) or self.policies.get(ANY_TENANT, UNRESTRICTED)
 
-    def deployments_for(self, name: str, owner: str) -> tuple[ModelDeployment, ...]:
+    def find_allowed_deployments(self, name: str, owner: str) -> tuple[ModelDeployment, ...]:
         """Return the deployments under ``name`` that a tenant may use, available or not.
 
         Return nothing if the tenant may not use the name.
@@ -92,13 +100,14 @@ class Fleet:
         Raises:
             ModelNotFound: the name is unknown.
         """
-        name = self.catalog.canonical(name)
-        deployments, policy = self.catalog.find(name), self.policy(owner)
+        name = self.catalog.get_canonical_name(name)
+        deployments, policy = self.catalog.find_deployments(name), self.get_policy(owner)
         if policy.names is not None and name not in policy.names:
             return ()
-        alias, residencies = self.catalog.alias(name), policy.residency
+        alias, residencies = self.catalog.get_alias(name), policy.residency
         exclusions = (
-            (deployment, exclusion_of(deployment, alias, residencies)) for deployment in deployments
+            (deployment, find_exclusion(deployment, alias, residencies))
+            for deployment in deployments
         )
         return tuple(
             deployment
@@ -106,16 +115,18 @@ class Fleet:
             if exclusion is None or exclusion.is_allowed
         )
 
-    def names(self, owner: str) -> tuple[str, ...]:
+    def list_names(self, owner: str) -> tuple[str, ...]:
         """Return the aliases and models that a tenant may use."""
-        return tuple(name for name in self.catalog.names if self.deployments_for(name, owner))
+        return tuple(
+            name for name in self.catalog.names if self.find_allowed_deployments(name, owner)
+        )
 
     @property
     def is_usable(self) -> bool:
         """True if at least one back end would be called now."""
-        return any(runtime.ready for runtime in self.runtimes.values())
+        return any(runtime.is_ready for runtime in self.runtimes.values())
 
-    def route(
+    def get_route(
         self,
         name: str,
         owner: str,
@@ -134,7 +145,7 @@ class Fleet:
             ModelNotFound: the name is unknown.
             ModelNotAllowed: this tenant may not use it.
         """
-        policy = self.policy(owner)
+        policy = self.get_policy(owner)
         key = (name, id(policy), residency, api_format)
         route = self._routes.get(key)
         if route is None or route.day != day:
@@ -144,27 +155,27 @@ class Fleet:
     def _compile(
         self,
         name: str,
-        policy: Policy,
+        policy: TenantPolicy,
         residency: tuple[str, ...] | None,
         api_format: ApiFormat,
         day: int,
     ) -> CompiledRoute:
-        name = self.catalog.canonical(name)
-        deployments = self.catalog.find(name)
+        name = self.catalog.get_canonical_name(name)
+        deployments = self.catalog.find_deployments(name)
         if policy.names is not None and name not in policy.names:
             raise ModelNotAllowed(f"this key may not use the model {name!r}", field="model")
-        alias, residencies = self.catalog.alias(name), policy.residency
+        alias, residencies = self.catalog.get_alias(name), policy.residency
         if residency is not None:
             residencies = frozenset(residency) & (
                 self.residencies if residencies is None else residencies
             )
-        targets: list[EligibleDeployment] = []
+        targets: list[RouteTarget] = []
         exclusions: list[Exclusion] = []
         for position, deployment in enumerate(deployments):
-            if (exclusion := exclusion_of(deployment, alias, residencies)) is not None:
+            if (exclusion := find_exclusion(deployment, alias, residencies)) is not None:
                 exclusions.append(exclusion)
                 continue
-            price_date = date_of(day)
+            price_date = date_from_day(day)
             runtime = self.runtimes[deployment.backend]
             targets.append(
                 compile_target(
@@ -182,12 +193,12 @@ class Fleet:
             rescue=alias.rescue or self.rescue,
             hold_streams=self.hold_streams if alias.hold_streams is None else alias.hold_streams,
             explore=self.explore if alias.explore is None else alias.explore,
-            chooses_model=self.catalog.leaves_choice(name),
+            chooses_model=self.catalog.is_group_name(name),
             hedging=alias.hedging or self.hedging,
             cache=alias.cache,
         )
 
-    def _bad_answer_cost(self, alias: Alias, policy: Policy) -> float:
+    def _bad_answer_cost(self, alias: Alias, policy: TenantPolicy) -> float:
         """Return the cost of a useless answer set by the alias, the tenant or the configuration."""
         for cost in (alias.usd_per_bad_answer, policy.usd_per_bad_answer):
             if cost is not None:

@@ -12,9 +12,9 @@ __all__ = [
     "MIN_SECONDS",
     "OPENING_LENGTH",
     "Evidence",
-    "Lookup",
-    "evidence_of_next_message",
-    "evidence_of_repeat",
+    "FollowUpQuery",
+    "evidence_from_next_message",
+    "evidence_from_repeat",
 ]
 
 MAX_SECONDS = 300.0
@@ -49,7 +49,7 @@ CONTINUED = Evidence("continued", 0.9, 0.05)
 
 # Not frozen: freezing doubles the cost of creating one per request.
 @dataclass(kw_only=True, slots=True)
-class Lookup:
+class FollowUpQuery:
     """Describes a request that may follow up an answer.
 
     Attributes:
@@ -69,7 +69,7 @@ class Lookup:
     at: float
 
 
-def evidence_of_repeat(lookup: Lookup, ability: float) -> Evidence:
+def evidence_from_repeat(lookup: FollowUpQuery, ability: float) -> Evidence:
     """Return the evidence given by a request that is sent again.
 
     Args:
@@ -79,6 +79,6 @@ def evidence_of_repeat(lookup: Lookup, ability: float) -> Evidence:
     return _SWITCHED if switched else _REGENERATED
 
 
-def evidence_of_next_message(lookup: Lookup) -> Evidence:
+def evidence_from_next_message(lookup: FollowUpQuery) -> Evidence:
     """Return the evidence given by the next message, which may be a complaint."""
     return _CORRECTED if _COMPLAINT.search(lookup.opening) else CONTINUED

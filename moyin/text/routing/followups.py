@@ -27,15 +27,15 @@ from moyin.text.routing.followup_evidence import (
     MIN_SECONDS,
     OPENING_LENGTH,
     Evidence,
-    Lookup,
-    evidence_of_next_message,
-    evidence_of_repeat,
+    FollowUpQuery,
+    evidence_from_next_message,
+    evidence_from_repeat,
 )
-from moyin.text.routing.learning import Learning
+from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.shared_answers import SharedAnswers
 
-__all__ = ["FollowUps"]
+__all__ = ["FollowUpDetector"]
 
 _CAPACITY = 20_000
 # A shorter first message, such as "hello", is sent by many people who share a key.
@@ -61,7 +61,7 @@ class _PastAnswer:
     shared: bool = False
 
 
-class FollowUps:
+class FollowUpDetector:
     """Remembers answers for some minutes by keyed hashes of the conversation; no text is stored.
 
     Args:
@@ -71,7 +71,7 @@ class FollowUps:
 
     def __init__(
         self,
-        learning: Learning,
+        learning: QualityLearner,
         *,
         shared_answers: SharedAnswers | None = None,
         secret: bytes | None = None,
@@ -94,7 +94,7 @@ class FollowUps:
             return True
         return bool(self._answers) or len(self._learning.background) > 0
 
-    def remember(
+    def remember_answer(
         self, conversation: Conversation, quality: RequestQuality, chosen: Candidate, at: float
     ) -> None:
         """Remember an answer that began ``at``."""
@@ -129,8 +129,8 @@ class FollowUps:
         context, user_messages = conversation.context, conversation.user_messages
         if user_messages is None:
             return False
-        fingerprint, previous = conversation.fingerprints(self._secret)
-        lookup = Lookup(
+        fingerprint, previous = conversation.compute_fingerprints(self._secret)
+        lookup = FollowUpQuery(
             owner=context.owner,
             key_id=context.key_id,
             fingerprint=fingerprint,
@@ -142,7 +142,7 @@ class FollowUps:
         evidence, past = self._evidence(lookup)
         record = partial(self._record_signal, lookup, evidence, past)
         is_local = past is not None and not past.shared
-        if shared_answers is None or is_local or not shared_answers.look_up(lookup, record):
+        if shared_answers is None or is_local or not shared_answers.queue_lookup(lookup, record):
             record()
         return evidence is not None and evidence is not CONTINUED
 
@@ -152,9 +152,9 @@ class FollowUps:
             len(user_messages) == 1 and len(user_messages[0]) < _MIN_FIRST_MESSAGE
         ):
             return
-        fingerprint, previous = conversation.fingerprints(self._secret)
+        fingerprint, previous = conversation.compute_fingerprints(self._secret)
         if self._shared_answers is not None:
-            answer.shared = self._shared_answers.remember(
+            answer.shared = self._shared_answers.queue_answer(
                 fingerprint, previous, context.request_id, answer.ability, answer.at
             )
         self._answers[fingerprint] = answer
@@ -162,7 +162,7 @@ class FollowUps:
             self._latest_by_conversation[previous] = fingerprint
 
     def _record_signal(
-        self, lookup: Lookup, evidence: Evidence | None, past: _PastAnswer | None
+        self, lookup: FollowUpQuery, evidence: Evidence | None, past: _PastAnswer | None
     ) -> None:
         if evidence is None or past is None:
             return
@@ -177,14 +177,14 @@ class FollowUps:
         )
         self._learning.record_signal(past.owner, past.request_id, signal, p_good=past.p_good)
 
-    def _evidence(self, lookup: Lookup) -> tuple[Evidence | None, _PastAnswer | None]:
+    def _evidence(self, lookup: FollowUpQuery) -> tuple[Evidence | None, _PastAnswer | None]:
         """Return the evidence about an earlier answer, and forget that answer."""
         if (past := self._take(lookup.fingerprint, lookup.at)) is not None:
-            return evidence_of_repeat(lookup, past.ability), past
+            return evidence_from_repeat(lookup, past.ability), past
         if lookup.previous is None:
             return None, None
         if (past := self._take(lookup.previous, lookup.at)) is not None:
-            return evidence_of_next_message(lookup), past
+            return evidence_from_next_message(lookup), past
         sibling = self._latest_by_conversation.get(lookup.previous)
         if sibling is not None and (past := self._take(sibling, lookup.at)) is not None:
             return EDITED, past

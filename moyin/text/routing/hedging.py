@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable
 
 from moyin.text.routing.answer import Answer
 
-__all__ = ["Hedge", "race"]
+__all__ = ["HedgeBudget", "race_calls"]
 
 # Credit saved in quiet times, for bursts of slow answers.
 _MAX_CREDIT = 10.0
 
 
-class Hedge:
+class HedgeBudget:
     """Limits the share of requests that are sent twice.
 
     Each request earns its share of a second call, and each second call spends one.
@@ -34,7 +34,7 @@ class Hedge:
         return True
 
 
-async def race(
+async def race_calls(
     first: Awaitable[Answer | None],
     second: Callable[[], Awaitable[Answer | None]],
     *,

@@ -94,12 +94,12 @@ class LatencyEstimator:
         if output_tokens > 1 and writing > 0:
             self._per_token.add(writing / output_tokens, now)
 
-    def expected_first_token(self, prompt_tokens: int) -> float:
+    def estimate_first_token_seconds(self, prompt_tokens: int) -> float:
         """Return the expected seconds from the start to the first token."""
         prior = self._prior.first_token + prompt_tokens / self._prior.speed.prompt
         return self._first_token.estimate(prompt_tokens.bit_length(), prior, self._clock())
 
-    def seconds_per_token(self) -> float:
+    def estimate_seconds_per_token(self) -> float:
         """Return the expected seconds per token of an answer."""
         now = self._clock()
         if now - self._estimated_at > _FRESH_SECONDS:
@@ -107,13 +107,13 @@ class LatencyEstimator:
             self._estimated_at = now
         return self._seconds_per_token
 
-    def first_token_p95(self) -> float | None:
+    def get_first_token_p95(self) -> float | None:
         """Return the 95th percentile of recent first-token times; None if there are too few."""
         if len(self._sorted) < _MIN_SAMPLES:
             return None
         return self._sorted[len(self._sorted) * 95 // 100]
 
-    def price(self, gpu: GpuRate) -> Price:
+    def estimate_price(self, gpu: GpuRate) -> Price:
         """Return the price of tokens at the measured speed and concurrency."""
         now = self._clock()
         seconds_per_prompt_token = self._per_prompt_token.estimate(
@@ -121,7 +121,7 @@ class LatencyEstimator:
         )
         speed = TokenSpeed(
             prompt=1 / max(seconds_per_prompt_token, 1e-6),
-            output=1 / max(self.seconds_per_token(), 1e-6),
+            output=1 / max(self.estimate_seconds_per_token(), 1e-6),
         )
         return gpu.price(speed, self._concurrency.estimate(1.0, now))
 

@@ -22,7 +22,7 @@ from moyin.text.routing.background_queue import BackgroundQueue
 from moyin.text.routing.decision import Candidate
 from moyin.text.routing.request_quality import RequestQuality, question_from_json, question_to_json
 
-__all__ = ["Learning"]
+__all__ = ["QualityLearner"]
 
 _log = logging.getLogger(__name__)
 _TICK_SECONDS = 1.0
@@ -68,7 +68,7 @@ class _Decision:
         )
 
 
-class Learning:
+class QualityLearner:
     """Writes decisions and signals in batches, and learns from all replicas' signals in order.
 
     A tenant's state is loaded with its first request and saved every minute. While the database is
@@ -197,7 +197,7 @@ class Learning:
         """Return the decision on a request of ``owner``, made by any replica."""
         return await self._store.decision(owner, request_id)
 
-    async def load(self, owner: str) -> None:
+    async def load_tenant(self, owner: str) -> None:
         """Load what the tenant's signals taught, unless it is in memory."""
         if self.is_ready(owner):
             return
@@ -216,12 +216,12 @@ class Learning:
         async with self._lock:
             await self._flush()
 
-    async def catch_up(self) -> None:
+    async def learn_new_signals(self) -> None:
         """Learn from the signals that were written by now."""
         async with self._lock:
             await self._apply_new_signals()
 
-    async def apply_action(self, owner: str, action: str) -> None:
+    async def apply_owner_action(self, owner: str, action: str) -> None:
         """Reset, freeze or thaw a tenant's learned state, on every replica."""
         assert action in OWNER_ACTIONS, action
         row = SignalRow(
@@ -241,9 +241,9 @@ class Learning:
             if owner not in self._loaded:
                 await self._load(owner)
         await (self._store.reset(row) if action == "reset" else self._store.write((), (row,)))
-        await self.catch_up()
+        await self.learn_new_signals()
 
-    async def state(self, owner: str) -> TenantState:
+    async def get_tenant_state(self, owner: str) -> TenantState:
         """Return the tenant's learned state, up to date."""
         async with self._lock:
             if owner not in self._loaded:
@@ -251,11 +251,11 @@ class Learning:
             await self._apply_new_signals()
         return self._estimator.state(owner)
 
-    def levels_from_others(self, owner: str, model: str) -> Mapping[str, float]:
+    def get_levels_from_others(self, owner: str, model: str) -> Mapping[str, float]:
         """Return the logits by kind that other tenants' signals give ``model``."""
         return self._estimator.shared_levels(owner, model)
 
-    async def refresh_levels(self) -> None:
+    async def refresh_shared_levels(self) -> None:
         """Load the levels that tenants share.
 
         Every replica reads the same rows, so that they agree within two minutes. Nothing that is
@@ -281,7 +281,7 @@ class Learning:
                         await self._save()
                         saved = self._clock()
                 if self._clock() - shared >= _SAVE_SECONDS:
-                    await self.refresh_levels()
+                    await self.refresh_shared_levels()
                     shared = self._clock()
                 if self._clock() - pruned >= _PRUNE_SECONDS:
                     await self._store.prune()

@@ -9,7 +9,7 @@ from typing import Protocol
 from moyin.domain.money import Usage, usd
 from moyin.store.usage import UsageEntry
 
-__all__ = ["Ledger", "current_day", "date_of", "today", "usage_entry"]
+__all__ = ["Ledger", "build_usage_entry", "current_day", "date_from_day", "today"]
 
 _DAY_SECONDS = 86_400
 _EPOCH = date(1970, 1, 1)
@@ -21,7 +21,7 @@ class Ledger(Protocol):
     def record(self, entry: UsageEntry) -> None: ...
 
 
-def usage_entry(
+def build_usage_entry(
     *,
     request_id: str,
     owner: str,
@@ -50,11 +50,11 @@ def current_day() -> int:
     return int(time.time()) // _DAY_SECONDS
 
 
-def date_of(day: int) -> date:
+def date_from_day(day: int) -> date:
     """Return the date of a day counted from 1970-01-01."""
     return _EPOCH + timedelta(days=day)
 
 
 def today() -> date:
     """Return the current UTC date."""
-    return date_of(current_day())
+    return date_from_day(current_day())

@@ -55,7 +55,7 @@ class LoadedModels:
         else:
             self._loading = {m: at for m, at in self._loading.items() if m not in resident}
 
-    def state(self, model: str) -> ModelState:
+    def get_state(self, model: str) -> ModelState:
         """Return the state of a model, by upstream name."""
         if self._resident is None:
             return ModelState.UNKNOWN
@@ -63,7 +63,7 @@ class LoadedModels:
             return ModelState.RESIDENT
         return ModelState.LOADING if model in self._loading else ModelState.ABSENT
 
-    def expected_wait(self, model: str) -> float:
+    def estimate_wait(self, model: str) -> float:
         """Return the seconds until the model is in memory; 0 if it is, or is unknown."""
         if self._resident is None or model in self._resident:
             return 0.0
@@ -71,14 +71,14 @@ class LoadedModels:
         began = self._loading.get(model)
         return load_seconds if began is None else max(began + load_seconds - self._clock(), 0.0)
 
-    def call_started(self, model: str) -> bool:
+    def record_call_start(self, model: str) -> bool:
         """Note that a call was sent; return whether the host loads the model for it."""
-        if self.state(model) is not ModelState.ABSENT:
+        if self.get_state(model) is not ModelState.ABSENT:
             return False
         self._loading[model] = self._clock()
         return True
 
-    def call_answered(self, model: str) -> bool:
+    def record_call_answer(self, model: str) -> bool:
         """Note that the model began to answer; return whether it had to be loaded."""
         began = self._loading.pop(model, None)
         if self._resident is not None and model not in self._resident:
@@ -88,6 +88,6 @@ class LoadedModels:
         self._load_times.add(model, self._clock() - began)
         return True
 
-    def call_failed(self, model: str) -> None:
+    def record_call_failure(self, model: str) -> None:
         """Note that a call got no answer, so the model is no longer being loaded for it."""
         self._loading.pop(model, None)

@@ -9,11 +9,11 @@ from moyin.domain.money import Usage
 from moyin.domain.needs import ResponseConstraints
 from moyin.domain.transcript import Transcript
 from moyin.errors import BackendKeyRejected, MoyinError, ServiceUnavailable
-from moyin.text.routing.routed_call import Hold, RoutedCall
-from moyin.text.routing.stream_sources import Source
-from moyin.text.routing.stream_start import NO_FAULT, check_start
+from moyin.text.routing.answer_checks import NO_FAULT, find_start_fault
+from moyin.text.routing.routed_call import RoutedCall, StreamHold
+from moyin.text.routing.stream_sources import StreamSource
 
-__all__ = ["MeteredStream", "client_error"]
+__all__ = ["MeteredStream", "to_client_error"]
 
 # Limits on holding back the beginning of a stream, in which no text may have arrived yet.
 _MAX_HELD_SECONDS = 1.0
@@ -45,7 +45,7 @@ class MeteredStream:
     def __init__(
         self,
         call: RoutedCall,
-        source: Source,
+        source: StreamSource,
         first: bytes,
         pieces: AsyncGenerator[bytes, None],
         *,
@@ -87,13 +87,13 @@ class MeteredStream:
             return self._end(None)
         except MoyinError as error:
             call = self._call
-            event = call.codec.error_event(client_error(error), call.context.request_id)
+            event = call.codec.error_event(to_client_error(error), call.context.request_id)
             return event + self._end(error)
         except BaseException as error:
             self._end(error)
             raise
 
-    async def hold(self, hold: Hold, constraints: ResponseConstraints) -> None:
+    async def hold_until_checked(self, hold: StreamHold, constraints: ResponseConstraints) -> None:
         """Read pieces until the answer can be checked; the client gets them together.
 
         The client gets them unchecked if there is nothing to check within a second or 16 KiB. The
@@ -103,9 +103,9 @@ class MeteredStream:
             MoyinError: the stream failed meanwhile. It is not settled then.
         """
         transcript = self.transcript
-        if transcript is None or hold is Hold.NONE:
+        if transcript is None or hold is StreamHold.NONE:
             return
-        is_whole = hold is Hold.WHOLE
+        is_whole = hold is StreamHold.WHOLE
         max_bytes = _MAX_WHOLE_BYTES if is_whole else _MAX_HELD_BYTES
         loop = asyncio.get_running_loop()
         deadline = self._call.deadline if is_whole else loop.time() + _MAX_HELD_SECONDS
@@ -140,7 +140,7 @@ class MeteredStream:
         if is_running and self._start_is_sound:
             # Checking the whole text again for every piece would take quadratic time.
             return False
-        verdict = check_start(transcript, constraints)
+        verdict = find_start_fault(transcript, constraints)
         self.fault = verdict or NO_FAULT
         self._start_is_sound = verdict == NO_FAULT
         return verdict is not None and not (is_running and self._start_is_sound)
@@ -190,7 +190,7 @@ class MeteredStream:
         return self._call.codec.cost_trailer(self._settle(usage, error))
 
 
-def client_error(error: MoyinError) -> MoyinError:
+def to_client_error(error: MoyinError) -> MoyinError:
     """Return the error as a client may see it: our own rejected key is an internal detail."""
     if isinstance(error, BackendKeyRejected):
         return ServiceUnavailable("the back end is unavailable")

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["PRICES", "PriceScenario", "simulate_prices"]
+__all__ = ["DEFAULT_PRICES", "PriceScenario", "simulate_prices"]
 
-PRICES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+DEFAULT_PRICES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 _NANO = 10**9
 
 
@@ -30,7 +30,7 @@ class PriceScenario:
 
 
 def simulate_prices(
-    decisions: Sequence[Sequence[Sequence[Any]]], prices: Sequence[float] = PRICES
+    decisions: Sequence[Sequence[Sequence[Any]]], prices: Sequence[float] = DEFAULT_PRICES
 ) -> list[PriceScenario]:
     """Repeat each decision by money and risk for every price.
 

@@ -95,7 +95,7 @@ class RequestQuality:
             )
         return estimate
 
-    def suffices(self, deployment: ModelDeployment) -> bool:
+    def meets_floor(self, deployment: ModelDeployment) -> bool:
         """Return whether the lower bound reaches the client's floor."""
         return not self.floor or self.estimate(deployment).low >= self.floor
 

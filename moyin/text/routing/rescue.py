@@ -14,22 +14,22 @@ from moyin.errors import MoyinError
 from moyin.text.quality.estimator import Signal
 from moyin.text.routing.answer import Answer
 from moyin.text.routing.answer_checks import REFUSED, find_fault, is_truncated
-from moyin.text.routing.catalog import Rescue
+from moyin.text.routing.catalog import RescuePolicy
+from moyin.text.routing.compiled_route import compute_max_call_cost
 from moyin.text.routing.decision import Candidate
 from moyin.text.routing.metered_stream import MeteredStream
-from moyin.text.routing.reservation import max_call_cost
 from moyin.text.routing.routed_call import RoutedCall
 
 __all__ = [
-    "answer_fault",
+    "build_fault_signal",
     "can_afford",
-    "can_check",
-    "can_rescue",
-    "fault_signal",
-    "is_better",
-    "is_constrained",
+    "find_answer_fault",
+    "find_stream_fault",
+    "has_higher_quality",
+    "is_checkable",
+    "may_rescue",
+    "requires_format",
     "should_rescue",
-    "stream_fault",
 ]
 
 CUT = "cut"
@@ -39,7 +39,7 @@ _FAULT_SCORE, _FAULT_WEIGHT = 0.0, 0.5
 _CUT_SCORE, _CUT_WEIGHT = 0.3, 0.2
 
 
-def answer_fault(call: RoutedCall, answer: Answer) -> str | None:
+def find_answer_fault(call: RoutedCall, answer: Answer) -> str | None:
     """Return the fault of an answer in one word; None if none is found or nothing can be checked.
 
     Audio, several answers at once and answers that used a provider's own tools cannot be checked.
@@ -47,7 +47,7 @@ def answer_fault(call: RoutedCall, answer: Answer) -> str | None:
     """
     if isinstance(answer.stream, MeteredStream):
         return answer.stream.fault or None
-    if answer.stream is not None or not can_check(call):
+    if answer.stream is not None or not is_checkable(call):
         return None
     try:
         data = from_json(answer.body) if answer.data is None else answer.data
@@ -59,13 +59,13 @@ def answer_fault(call: RoutedCall, answer: Answer) -> str | None:
         return None
 
 
-def can_check(call: RoutedCall) -> bool:
+def is_checkable(call: RoutedCall) -> bool:
     """Return whether the answers to a call can be checked."""
     return not (call.needs.has_external_content or call.needs.embeddings) and call.constraints.plain
 
 
-def stream_fault(call: RoutedCall, transcript: Transcript) -> str | None:
-    """Return the fault of a stream that has ended, as `answer_fault` does."""
+def find_stream_fault(call: RoutedCall, transcript: Transcript) -> str | None:
+    """Return the fault of a stream that has ended, as `find_answer_fault` does."""
     constraints = call.constraints
     if not transcript.is_complete:
         # Only the end of a long text is kept: it can be checked for repetition only.
@@ -77,25 +77,25 @@ def stream_fault(call: RoutedCall, transcript: Transcript) -> str | None:
     return find_fault(answer, constraints) or truncation
 
 
-def should_rescue(policy: Rescue, call: RoutedCall, fault: str) -> bool:
+def should_rescue(policy: RescuePolicy, call: RoutedCall, fault: str) -> bool:
     """Return whether the policy calls another model because of this fault."""
-    return fault not in (REFUSED, CUT) and can_rescue(policy, call)
+    return fault not in (REFUSED, CUT) and may_rescue(policy, call)
 
 
-def can_rescue(policy: Rescue, call: RoutedCall) -> bool:
+def may_rescue(policy: RescuePolicy, call: RoutedCall) -> bool:
     """Return whether the policy may call another model after an answer to this call."""
-    if policy is Rescue.OFF:
+    if policy is RescuePolicy.OFF:
         return False
-    return policy is Rescue.CHECKED or is_constrained(call)
+    return policy is RescuePolicy.CHECKED or requires_format(call)
 
 
-def is_constrained(call: RoutedCall) -> bool:
+def requires_format(call: RoutedCall) -> bool:
     """Return whether a call demands a format: JSON, or tool calls."""
     constraints = call.constraints
     return constraints.json or bool(constraints.tools)
 
 
-def is_better(candidate: Candidate, than: Candidate) -> bool:
+def has_higher_quality(candidate: Candidate, than: Candidate) -> bool:
     """Return whether a candidate's lower bound of quality is above that of ``than``."""
     forecast, other = candidate.forecast, than.forecast
     if forecast is None or other is None or forecast.estimate is None or other.estimate is None:
@@ -125,11 +125,13 @@ def can_afford(
     first, answer = spent
     stream = answer.stream
     usage = stream.usage if isinstance(stream, MeteredStream) else answer.usage
-    cost = usd(first.target.price().pico_cost(usage))
-    return cost + max_call_cost(candidate.target, call.needs) <= reserved
+    cost = usd(first.target.get_price().pico_cost(usage))
+    return cost + compute_max_call_cost(candidate.target, call.needs) <= reserved
 
 
-def fault_signal(call: RoutedCall, candidate: Candidate, fault: str, *, rescued: bool) -> Signal:
+def build_fault_signal(
+    call: RoutedCall, candidate: Candidate, fault: str, *, rescued: bool
+) -> Signal:
     """Return the quality signal that a fault gives about the model that answered.
 
     Args:

@@ -20,10 +20,10 @@ from moyin.text.routing.ledger import Ledger
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.telemetry import Telemetry
 
-__all__ = ["CallAccounting", "Hold", "PictureSource", "RoutedCall", "Sampler"]
+__all__ = ["AnswerSampler", "CallAccounting", "PictureSource", "RoutedCall", "StreamHold"]
 
 
-class Hold(Enum):
+class StreamHold(Enum):
     """Sets how much of a stream is held back for checks before the client gets it."""
 
     NONE = "not"
@@ -81,7 +81,7 @@ class RoutedCall:
     is_repeat: bool = False
     is_learned_from: bool = False
     is_transcribed: bool = False
-    hold: Hold = Hold.NONE
+    hold: StreamHold = StreamHold.NONE
     _schemas_checked: bool = False
     _constraints: ResponseConstraints | None = None
     _conversation: Conversation | None = None
@@ -124,7 +124,7 @@ class RoutedCall:
         self.request = self.request.with_pictures(await self.pictures.fetch(urls))
 
 
-class Sampler(Protocol):
+class AnswerSampler(Protocol):
     """Samples answers for the judge. Runs on the hot path, so it must not do work there."""
 
     def sample(self, call: RoutedCall, candidates: Sequence[Candidate], answer: Answer) -> Answer:

@@ -19,25 +19,40 @@ from moyin.errors import (
 from moyin.text.protocol.codec import ParsedRequest, ProtocolCodec
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.answer import Answer, BudgetReservation, RoutingContext
-from moyin.text.routing.answer_cache import AnswerCache, ResponseCache
+from moyin.text.routing.answer_cache import AnswerCache, CachedResponses
 from moyin.text.routing.answer_review import AnswerReviewer
 from moyin.text.routing.attempt import Attempt
 from moyin.text.routing.backend_runtime import is_retryable
-from moyin.text.routing.catalog import Hedging
-from moyin.text.routing.compiled_route import CompiledRoute, EligibleDeployment
-from moyin.text.routing.decision import Candidate, decide, no_candidate_error, unavailable_error
+from moyin.text.routing.catalog import HedgingPolicy
+from moyin.text.routing.compiled_route import (
+    CompiledRoute,
+    RouteTarget,
+    compute_max_call_cost,
+    compute_max_request_cost,
+)
+from moyin.text.routing.decision import (
+    Candidate,
+    build_no_candidate_error,
+    build_unavailable_error,
+    rank_candidates,
+)
 from moyin.text.routing.explanation import Explanation, describe_choice, explain
-from moyin.text.routing.exploration import exploration_share, with_trial
+from moyin.text.routing.exploration import compute_trial_share, put_trial_first
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.followups import FollowUps
-from moyin.text.routing.hedging import Hedge, race
-from moyin.text.routing.learning import Learning
+from moyin.text.routing.followups import FollowUpDetector
+from moyin.text.routing.hedging import HedgeBudget, race_calls
+from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.ledger import Ledger, current_day
-from moyin.text.routing.metered_stream import client_error
-from moyin.text.routing.policy import RequestPreferences, parse_preferences
+from moyin.text.routing.metered_stream import to_client_error
+from moyin.text.routing.request_preferences import RequestPreferences, parse_preferences
 from moyin.text.routing.request_quality import RequestQuality
-from moyin.text.routing.reservation import max_call_cost, max_cost
-from moyin.text.routing.routed_call import CallAccounting, Hold, PictureSource, RoutedCall, Sampler
+from moyin.text.routing.routed_call import (
+    AnswerSampler,
+    CallAccounting,
+    PictureSource,
+    RoutedCall,
+    StreamHold,
+)
 from moyin.text.routing.telemetry import NoTelemetry, Telemetry
 from moyin.text.routing.usage_history import UsageHistory
 
@@ -72,13 +87,13 @@ class Router:
         ledger: Ledger,
         pictures: PictureSource | None = None,
         telemetry: Telemetry | None = None,
-        cache: ResponseCache | None = None,
+        cache: CachedResponses | None = None,
         estimator: Estimator | None = None,
-        learning: Learning | None = None,
-        follow_ups: FollowUps | None = None,
+        learning: QualityLearner | None = None,
+        follow_ups: FollowUpDetector | None = None,
     ) -> None:
         self.fleet = fleet
-        self.sampler: Sampler | None = None
+        self.sampler: AnswerSampler | None = None
         self._estimator = estimator
         self._learning = learning
         self._reviewer = AnswerReviewer(learning, follow_ups)
@@ -90,12 +105,12 @@ class Router:
             record_usage=self._history.record,
             estimate_prompt_tokens=self._history.estimate_prompt_tokens,
         )
-        self._hedge = Hedge()
+        self._hedge = HedgeBudget()
         self._answer_cache = None if cache is None else AnswerCache(cache)
 
-    def allowed_targets(
+    def list_allowed_targets(
         self, name: str, api_format: ApiFormat, context: RoutingContext
-    ) -> tuple[EligibleDeployment, ...]:
+    ) -> tuple[RouteTarget, ...]:
         """Return the targets that may serve ``name`` to this client, in configuration order.
 
         Raises:
@@ -104,14 +119,14 @@ class Router:
         """
         fleet = self.fleet
         preferences = self._preferences(context)
-        return fleet.route(
+        return fleet.get_route(
             name, context.owner, preferences.residency, api_format, current_day()
         ).targets
 
-    async def prepare(self, owner: str) -> None:
+    async def load_learned_state(self, owner: str) -> None:
         """Load what the tenant's signals taught, unless it is in memory."""
         if self._learning is not None and not self._learning.is_ready(owner):
-            await self._learning.load(owner)
+            await self._learning.load_tenant(owner)
 
     def explain(
         self, codec: ProtocolCodec, request: ParsedRequest, context: RoutingContext
@@ -131,13 +146,13 @@ class Router:
     def _rank_candidates(self, call: RoutedCall, route: CompiledRoute) -> list[Candidate]:
         """Return the candidates in the order in which they are tried."""
         quality = call.quality
-        candidates = decide(route, call.needs, self._history, quality=quality)
+        candidates = rank_candidates(route, call.needs, self._history, quality=quality)
         if quality is None or call.is_repeat:
             return candidates
-        share = exploration_share(route, quality)
+        share = compute_trial_share(route, quality)
         if not share or random.random() >= share:
             return candidates
-        return with_trial(candidates, quality)
+        return put_trial_first(candidates, quality)
 
     async def answer(
         self, codec: ProtocolCodec, request: ParsedRequest, context: RoutingContext
@@ -168,10 +183,10 @@ class Router:
             quality=self._quality(request, needs, context, preferences, route),
         )
         if call.quality is not None:
-            await self.prepare(context.owner)
+            await self.load_learned_state(context.owner)
         if route.cache is None or self._answer_cache is None or preferences.bypass_cache:
             return await self._call_candidates(call, route)
-        return await self._answer_cache.answer(
+        return await self._answer_cache.get_or_call(
             call, route, route.cache, lambda: self._call_candidates(call, route)
         )
 
@@ -216,7 +231,7 @@ class Router:
         context: RoutingContext,
         preferences: RequestPreferences,
     ) -> CompiledRoute:
-        return self.fleet.route(
+        return self.fleet.get_route(
             request.model, context.owner, preferences.residency, codec.api_format, current_day()
         )
 
@@ -264,25 +279,25 @@ class Router:
                     sampler = self.sampler
                     return answer if sampler is None else sampler.sample(call, candidates, answer)
         if isinstance(failure, UnsupportedFeature | ModelNotFound):
-            raise unavailable_error(route, call.needs, unsupported_formats) or failure
+            raise build_unavailable_error(route, call.needs, unsupported_formats) or failure
         raise (
-            client_error(failure)
+            to_client_error(failure)
             if failure
-            else no_candidate_error(route, call.needs, call.quality)
+            else build_no_candidate_error(route, call.needs, call.quality)
         )
 
     async def _call_hedged(
-        self, call: RoutedCall, hedging: Hedging, candidates: Sequence[Candidate], reason: str
+        self, call: RoutedCall, hedging: HedgingPolicy, candidates: Sequence[Candidate], reason: str
     ) -> Answer | None:
         self._hedge.earn(hedging.share)
         first = candidates[0]
-        after = first.target.latency.first_token_p95()
+        after = first.target.latency.get_first_token_p95()
         others = [
             other for other in candidates[1:] if other.target.runtime is not first.target.runtime
         ]
         if after is None or not others:
             return await _call_candidate(call, first, reason)
-        return await race(
+        return await race_calls(
             _call_candidate(call, first, reason),
             lambda: _call_candidate(call, others[0], "hedged"),
             after=after,
@@ -292,7 +307,7 @@ class Router:
 
 def _may_hedge(call: RoutedCall) -> bool:
     """Return whether a late first piece would show that the back end is slow."""
-    return call.request.streams and call.hold is not Hold.WHOLE
+    return call.request.streams and call.hold is not StreamHold.WHOLE
 
 
 def _answering_candidate(
@@ -327,7 +342,7 @@ async def _call_candidate(call: RoutedCall, candidate: Candidate, reason: str) -
                 return await Attempt(call=call, target=target, reason=reason, lease=lease).run()
         except MoyinError as error:
             pause = random.uniform(0, _RETRY_SECONDS * 2**tries)
-            if tries >= runtime.retries or not is_retryable(error) or not runtime.ready:
+            if tries >= runtime.retries or not is_retryable(error) or not runtime.is_ready:
                 raise
             if loop.time() + pause >= call.deadline:
                 raise
@@ -352,7 +367,7 @@ async def _reserve(
         await budget.reserve(Decimal(0), 0)
         return None
     choices = request.data.get("n")
-    max_usd = max_cost(
+    max_usd = compute_max_request_cost(
         route,
         needs,
         # Protocols without this member do not validate it.
@@ -360,7 +375,7 @@ async def _reserve(
         streams=request.streams,
     )
     if rescued is not None:
-        max_usd += max_call_cost(rescued.target, needs)
+        max_usd += compute_max_call_cost(rescued.target, needs)
     await budget.reserve(
         max_usd, needs.prompt_tokens + (needs.max_tokens or _DEFAULT_OUTPUT_TOKENS)
     )

@@ -17,11 +17,11 @@ from moyin.text.routing.followup_evidence import (
     MAX_SECONDS,
     MIN_SECONDS,
     Evidence,
-    Lookup,
-    evidence_of_next_message,
-    evidence_of_repeat,
+    FollowUpQuery,
+    evidence_from_next_message,
+    evidence_from_repeat,
 )
-from moyin.text.routing.learning import Learning
+from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.request_quality import question_from_json
 
 __all__ = ["AnswerStore", "SharedAnswers"]
@@ -75,17 +75,21 @@ class SharedAnswers:
     """
 
     def __init__(
-        self, store: AnswerStore, learning: Learning, *, clock: Callable[[], float] = time.time
+        self,
+        store: AnswerStore,
+        learning: QualityLearner,
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._learning = learning
         self._clock = clock
-        self._lookups: list[tuple[Lookup, Fallback]] = []
+        self._lookups: list[tuple[FollowUpQuery, Fallback]] = []
         self._answers: dict[bytes, bytes] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    def look_up(self, lookup: Lookup, fallback: Fallback) -> bool:
+    def queue_lookup(self, lookup: FollowUpQuery, fallback: Fallback) -> bool:
         """Queue a search for the answer that a request follows up; return False if impossible now.
 
         Args:
@@ -97,7 +101,7 @@ class SharedAnswers:
         self._wake_up()
         return True
 
-    def remember(
+    def queue_answer(
         self, fingerprint: bytes, previous: bytes | None, request_id: str, ability: float, at: float
     ) -> bool:
         """Queue an answer that began ``at`` for sharing; return False if impossible now."""
@@ -151,14 +155,14 @@ class SharedAnswers:
         except Exception:
             _log.exception("follow-ups could not be recorded")
 
-    async def _match(self, lookups: Sequence[tuple[Lookup, Fallback]]) -> bool:
+    async def _match(self, lookups: Sequence[tuple[FollowUpQuery, Fallback]]) -> bool:
         """Record signals for matched lookups; return False if Valkey is unavailable."""
         names = [name for lookup, _ in lookups for name in _keys(lookup)]
         values = await self._store.get(names)
         if values is None:
             return False
         stored = dict(zip(names, values, strict=True))
-        matches: list[tuple[Lookup, Evidence, _Answer]] = []
+        matches: list[tuple[FollowUpQuery, Evidence, _Answer]] = []
         for lookup, _ in lookups:
             match = self._evidence(lookup, stored)
             if match is not None:
@@ -174,20 +178,20 @@ class SharedAnswers:
         return True
 
     def _evidence(
-        self, lookup: Lookup, stored: Mapping[bytes, bytes | None]
+        self, lookup: FollowUpQuery, stored: Mapping[bytes, bytes | None]
     ) -> tuple[Evidence, _Answer] | None:
         """Return the evidence that a request gives, and the answer that it is about."""
         repeated, *rest = (_recent_answer(stored[name], lookup.at) for name in _keys(lookup))
         if repeated is not None:
-            return evidence_of_repeat(lookup, repeated.ability), repeated
+            return evidence_from_repeat(lookup, repeated.ability), repeated
         if not rest:
             return None
         previous, sibling = rest
         if previous is not None:
-            return evidence_of_next_message(lookup), previous
+            return evidence_from_next_message(lookup), previous
         return None if sibling is None else (EDITED, sibling)
 
-    async def _record(self, lookup: Lookup, evidence: Evidence, answer: _Answer) -> None:
+    async def _record(self, lookup: FollowUpQuery, evidence: Evidence, answer: _Answer) -> None:
         row = await self._learning.find_decision(lookup.owner, answer.request_id)
         if row is None:
             # The decision was not written because the database was unavailable.
@@ -204,7 +208,7 @@ class SharedAnswers:
         self._learning.record_signal(lookup.owner, answer.request_id, signal, p_good=row.p_good)
 
 
-def _keys(lookup: Lookup) -> list[bytes]:
+def _keys(lookup: FollowUpQuery) -> list[bytes]:
     """Return the store's keys for a lookup.
 
     They find a repeat of the request, the answer before its newest message, and an answer to

@@ -22,15 +22,15 @@ from moyin.domain.transcript import Transcript
 from moyin.errors import StreamInterrupted
 from moyin.text.protocol.codec import StreamTap, StreamWriter
 
-__all__ = ["PassedSource", "Source", "TranslatedSource"]
+__all__ = ["ForwardedSource", "StreamSource", "TranslatedSource"]
 
 _NO_USAGE = Usage()
 
 
-class Source(Protocol):
+class StreamSource(Protocol):
     """Produces a stream in the client's format."""
 
-    def pieces(self) -> AsyncGenerator[bytes, None]:
+    def iterate_pieces(self) -> AsyncGenerator[bytes, None]:
         """Yield the bytes for the client; raise as `ModelBackend` does."""
 
     @property
@@ -38,7 +38,7 @@ class Source(Protocol):
         """The usage so far; estimated until the back end reports it."""
 
 
-class PassedSource:
+class ForwardedSource:
     """Passes on the back end's own bytes.
 
     Args:
@@ -59,7 +59,7 @@ class PassedSource:
         self._tap = tap
         tap.transcript = transcript
 
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
+    async def iterate_pieces(self) -> AsyncGenerator[bytes, None]:
         tap = self._tap
         async with aclosing(self._upstream) as upstream:
             async for piece in upstream:
@@ -105,7 +105,7 @@ class TranslatedSource:
         self._delta_count = self._text_size = 0
         self._usage_is_final = False
 
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
+    async def iterate_pieces(self) -> AsyncGenerator[bytes, None]:
         async with aclosing(self._deltas) as deltas:
             async for delta in deltas:
                 self._count(delta)

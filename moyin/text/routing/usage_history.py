@@ -8,7 +8,7 @@ from moyin.domain.money import Usage
 from moyin.domain.needs import Needs
 from moyin.text.routing.averages import Averages
 
-__all__ = ["Shape", "UsageHistory", "shape_of"]
+__all__ = ["RequestShape", "UsageHistory", "compute_request_shape"]
 
 _DEFAULT_OUTPUT = 256.0
 # A client that marks a prompt for caching expects cache hits. Without this prior, a model with a
@@ -16,7 +16,7 @@ _DEFAULT_OUTPUT = 256.0
 _DEFAULT_CACHED_SHARE = 0.5
 # Requests of one shape tend to have answers of similar length. A shape packs the magnitudes of the
 # prompt and the limit, and the requested features, into one number.
-Shape: TypeAlias = int
+RequestShape: TypeAlias = int
 
 
 class UsageHistory:
@@ -35,7 +35,7 @@ class UsageHistory:
         """Record the usage of a call that ended well; ignore a back end that reported none."""
         if needs.embeddings or usage.prompt_tokens + usage.output_tokens == 0:
             return
-        shape = shape_of(needs)
+        shape = compute_request_shape(needs)
         for key in (model, shape, (model, shape)):
             self._output.add(key, usage.output_tokens)
         if usage.prompt_tokens:
@@ -47,7 +47,7 @@ class UsageHistory:
         """Estimate a prompt's tokens from its bytes and the model's observed ratio."""
         return round(needs.prompt_tokens * self._ratio.estimate(model, 1.0))
 
-    def expect(self, model: str, needs: Needs, shape: Shape) -> Usage:
+    def predict_usage(self, model: str, needs: Needs, shape: RequestShape) -> Usage:
         """Return the expected usage of a call; its output is within the client's limit."""
         if needs.embeddings:
             return Usage(input_tokens=needs.prompt_tokens)
@@ -64,7 +64,7 @@ class UsageHistory:
         )
 
 
-def shape_of(needs: Needs) -> Shape:
+def compute_request_shape(needs: Needs) -> RequestShape:
     """Return the shape of a request."""
     limit = 0 if needs.max_tokens is None else needs.max_tokens.bit_length() + 1
     features = needs.tools | needs.schema << 1 | needs.thinking << 2 | needs.has_cache_markers << 3

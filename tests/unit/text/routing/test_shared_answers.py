@@ -15,9 +15,9 @@ from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.routing import shared_answers as exchanges
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.conversation import Conversation
-from moyin.text.routing.decision import decide
-from moyin.text.routing.followup_evidence import Lookup
-from moyin.text.routing.followups import FollowUps
+from moyin.text.routing.decision import rank_candidates
+from moyin.text.routing.followup_evidence import FollowUpQuery
+from moyin.text.routing.followups import FollowUpDetector
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.shared_answers import SharedAnswers
 from moyin.text.routing.usage_history import UsageHistory
@@ -54,7 +54,7 @@ class Gateway(Replica):
         self.shared_answers = SharedAnswers(valkey, self.learning, clock=lambda: self.now)
         # Tests say when it is time.
         self.shared_answers._wake_up = lambda: None  # type: ignore[method-assign]
-        self.follow_ups = FollowUps(
+        self.follow_ups = FollowUpDetector(
             self.learning,
             shared_answers=self.shared_answers,
             secret=secret,
@@ -77,10 +77,12 @@ class Gateway(Replica):
             quality = RequestQuality(
                 self.estimator, "ada", call, needs, usd_per_bad_answer=0.01, floor=0.0
             )
-            candidates = decide(names, needs, UsageHistory(), always_weigh=True, quality=quality)
+            candidates = rank_candidates(
+                names, needs, UsageHistory(), always_weigh=True, quality=quality
+            )
             (small,) = (one for one in candidates if one.deployment is SMALL)
             self.learning.record_decision("ada", request_id, quality, candidates, small, self.now)
-            self.follow_ups.remember(Conversation(context, call), quality, small, self.now)
+            self.follow_ups.remember_answer(Conversation(context, call), quality, small, self.now)
         await self.shared_answers.process_pending()
         recorded = list(self.learning._signals)[before:]
         # Without the signals, which stay for the assertion of what comes next.
@@ -212,15 +214,15 @@ async def test_outage_between_read_and_take_falls_back_to_own_answers(database: 
 async def test_pending_work_is_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchanges, "_MAX_LOOKUPS", 2)
     one = Gateway(database, FakeValkey())
-    looked = [one.shared_answers.look_up(lookup(), lambda: None) for _ in range(3)]
+    looked = [one.shared_answers.queue_lookup(lookup(), lambda: None) for _ in range(3)]
     assert looked == [True, True, False]
     for number in range(9):
-        one.shared_answers.remember(bytes([number]), None, "r", 0.0, one.now)
+        one.shared_answers.queue_answer(bytes([number]), None, "r", 0.0, one.now)
     assert len(one.shared_answers._answers) == 4
 
 
 def lookup() -> Any:
-    return Lookup(
+    return FollowUpQuery(
         owner="ada", key_id="k", fingerprint=b"p", previous=None, opening="", ability=None, at=0.0
     )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from moyin.errors import InvalidRequest
 
-__all__ = ["ANY_TENANT", "UNRESTRICTED", "Policy", "RequestPreferences", "parse_preferences"]
+__all__ = ["RequestPreferences", "parse_preferences"]
 
 _RESIDENCY = b"x-moyin-residency"
 _TIMEOUT = b"x-moyin-timeout"
@@ -17,29 +17,6 @@ _TRACEPARENT = b"traceparent"
 _QUALITY = b"x-moyin-quality"
 _BAD_ANSWER = b"x-moyin-usd-per-bad-answer"
 _HEADERS = frozenset({_RESIDENCY, _TIMEOUT, _CACHE_CONTROL, _TRACEPARENT, _QUALITY, _BAD_ANSWER})
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Policy:
-    """Restricts what one tenant may use.
-
-    Attributes:
-        residency: where its data may go; None: anywhere.
-        names: aliases and models that it may use; None: all.
-        usd_per_bad_answer: cost of a useless answer, unless the alias sets one; None: the general
-            setting.
-        is_judged: the judge may evaluate a share of its answers, where one is configured.
-    """
-
-    residency: frozenset[str] | None = None
-    names: frozenset[str] | None = None
-    usd_per_bad_answer: float | None = None
-    is_judged: bool = True
-
-
-UNRESTRICTED = Policy()
-# The key of the policy for all tenants without one of their own.
-ANY_TENANT = "*"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

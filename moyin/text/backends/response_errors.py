@@ -21,7 +21,7 @@ from moyin.errors import (
     UnsupportedFeature,
 )
 
-__all__ = ["check_vectors", "error_from_status", "retry_after_seconds"]
+__all__ = ["error_from_status", "parse_retry_after", "validate_embeddings"]
 
 _REJECTED = frozenset({400, 413, 422})
 _OVERLOADED = frozenset({429, 503, 529})
@@ -46,17 +46,15 @@ def error_from_status(status: int, message: str, retry_after: str | None) -> Moy
     if status in (401, 403):
         return BackendKeyRejected("the back end rejects the API key that is configured for it")
     if status in _OVERLOADED:
-        return Overloaded(
-            "the back end is overloaded", retry_after=retry_after_seconds(retry_after)
-        )
+        return Overloaded("the back end is overloaded", retry_after=parse_retry_after(retry_after))
     if status in _TIMED_OUT:
         return BackendTimeout("the back end did not respond in time")
     return BackendUnavailable(
-        f"the back end failed with status {status}", retry_after=retry_after_seconds(retry_after)
+        f"the back end failed with status {status}", retry_after=parse_retry_after(retry_after)
     )
 
 
-def retry_after_seconds(retry_after: str | None) -> float | None:
+def parse_retry_after(retry_after: str | None) -> float | None:
     """Parse a Retry-After header, which may be a date, to seconds from now; None if invalid."""
     if retry_after is None:
         return None
@@ -74,7 +72,9 @@ def _seconds_until(date: str) -> float:
         return math.inf
 
 
-def check_vectors(response: EmbeddingResponse, request: EmbeddingRequest) -> EmbeddingResponse:
+def validate_embeddings(
+    response: EmbeddingResponse, request: EmbeddingRequest
+) -> EmbeddingResponse:
     """Check that ``response`` fits ``request``, and return it.
 
     Raises:
