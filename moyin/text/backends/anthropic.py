@@ -1,7 +1,8 @@
-"""Adapts Claude, and servers with Anthropic's API.
+"""Implements the back end for Claude and other servers with Anthropic's API.
 
-Translated calls use the ``anthropic`` SDK. Forwarded bytes bypass it, because its parser makes a
-streamed event eight times as expensive.
+Requests in another API format are translated and sent through the ``anthropic`` SDK. Requests in
+Anthropic's own format are forwarded as bytes without the SDK, because its parser makes a streamed
+event eight times as expensive.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class AnthropicBackend:
     """Implements `ModelBackend` and `PassThroughBackend` for Anthropic's API.
 
     Args:
-        endpoint: its ``url`` has no ``/v1``, as the SDK requires.
-        connections: the number of concurrent connections to the server.
+        endpoint: the server's base URL without ``/v1``, and its API key.
+        connections: maximum number of concurrent connections to the server.
     """
 
     api_format = ApiFormat.ANTHROPIC
@@ -77,20 +78,20 @@ class AnthropicBackend:
         return self._http.stream(f"/v1{request.path}", request.body, request.deadline, headers)
 
     async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
-        arguments = _arguments(request, deadline)
-        with _translated_errors():
+        arguments = _build_sdk_arguments(request, deadline)
+        with _translate_errors():
             async with asyncio.timeout_at(deadline):
-                message = await self._client().messages.create(**arguments)
+                message = await self._get_sdk().messages.create(**arguments)
         # The SDK returns a response as text if its content type is not JSON.
         if not isinstance(message, Message):
             raise BackendUnavailable("the back end's response is not JSON")
         return chat_response_to_domain(message.to_dict(mode="json"))
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
-        arguments = _arguments(request, deadline)
+        arguments = _build_sdk_arguments(request, deadline)
         reader = EventReader()
-        with _translated_errors():
-            events = await self._client().messages.create(**arguments, stream=True)
+        with _translate_errors():
+            events = await self._get_sdk().messages.create(**arguments, stream=True)
         started = False
         try:
             async with events, aclosing(iterate_until(deadline, aiter(events))) as pieces:
@@ -102,12 +103,14 @@ class AnthropicBackend:
                         started = True
                         yield delta
         except (anthropic.AnthropicError, httpx2.HTTPError, ValueError, OSError) as error:
-            raise _stream_error(error, started=started) from None
+            raise _translate_stream_error(error, started=started) from None
         if not reader.finished:
             raise StreamInterrupted("the back end ended the stream early")
 
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
-        raise UnsupportedFeature("Claude does not support embeddings", field="model")
+        raise UnsupportedFeature(
+            "Anthropic's API has no embeddings; use a model of another back end", field="model"
+        )
 
     async def probe(self) -> None:
         await self._http.get("/v1/models", _PROBE_SECONDS)
@@ -117,7 +120,7 @@ class AnthropicBackend:
         if self._sdk is not None:
             await self._sdk.close()
 
-    def _client(self) -> anthropic.AsyncAnthropic:
+    def _get_sdk(self) -> anthropic.AsyncAnthropic:
         if self._sdk is None:
             # No retries in the SDK, because the router falls back to another back end.
             self._sdk = anthropic.AsyncAnthropic(
@@ -129,14 +132,14 @@ class AnthropicBackend:
         return self._sdk
 
 
-def _arguments(request: ChatRequest, deadline: float) -> dict[str, Any]:
+def _build_sdk_arguments(request: ChatRequest, deadline: float) -> dict[str, Any]:
     body = chat_request_to_upstream(request)
     untyped = {name: body.pop(name) for name in _UNTYPED if name in body}
     remaining = deadline - asyncio.get_running_loop().time()
     return {**body, "extra_body": untyped or None, "timeout": max(remaining, 0.001)}
 
 
-def _stream_error(error: Exception, *, started: bool) -> MoyinError:
+def _translate_stream_error(error: Exception, *, started: bool) -> MoyinError:
     if started:
         is_timeout = isinstance(error, TimeoutError | httpx2.TimeoutException)
         return StreamInterrupted(
@@ -148,14 +151,14 @@ def _stream_error(error: Exception, *, started: bool) -> MoyinError:
         # The first event reports the error.
         return BackendUnavailable("the back end ended the stream with an error")
     try:
-        with _translated_errors():
+        with _translate_errors():
             raise error
     except MoyinError as translated_error:
         return translated_error
 
 
 @contextmanager
-def _translated_errors() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     try:
         yield
     except anthropic.APIStatusError as error:

@@ -1,6 +1,7 @@
-"""Translates HTTP statuses of back ends to errors, and checks embeddings.
+"""Creates the errors for unusable responses of back ends.
 
-The translation never depends on the text of a message.
+A response is unusable if it has an error status, or embeddings that do not fit the request. The
+type of the error depends on the HTTP status only, never on the text of a message.
 """
 
 from __future__ import annotations
@@ -23,31 +24,37 @@ from moyin.errors import (
 
 __all__ = ["error_from_status", "parse_retry_after", "validate_embeddings"]
 
-_REJECTED = frozenset({400, 413, 422})
-_OVERLOADED = frozenset({429, 503, 529})
-_TIMED_OUT = frozenset({408, 504})
+_REJECTED_STATUSES = frozenset({400, 413, 422})
+_OVERLOADED_STATUSES = frozenset({429, 503, 529})
+_TIMEOUT_STATUSES = frozenset({408, 504})
 _MAX_MESSAGE_CHARACTERS = 500
-# A back end is tried again after an hour at the latest.
+# A longer Retry-After of a back end is shortened to an hour.
 _MAX_WAIT_SECONDS = 3_600.0
 
 
 def error_from_status(status: int, message: str, retry_after: str | None) -> MoyinError:
-    """Return the error for a back end's response.
+    """Return the error for a back end's response whose status is not 200.
 
-    ``message`` reaches the client only if the client's own request is wrong. Other messages are for
-    the operator.
+    Args:
+        message: the back end's own message. The client sees it only if the status shows that the
+            client's request is wrong.
+        retry_after: value of the header ``Retry-After``; None if the response has none.
     """
-    if status in _REJECTED:
+    if status in _REJECTED_STATUSES:
         reason = message[:_MAX_MESSAGE_CHARACTERS] or f"status {status}"
         return BackendRejected(f"the back end refused the request: {reason}")
     if status == 404:
         # The request may name a wrong file id, or a model that this back end has not loaded.
-        return ModelNotFound("the back end does not have this model or file", field="model")
+        return ModelNotFound(
+            "the back end does not have the requested model or file", field="model"
+        )
     if status in (401, 403):
-        return BackendKeyRejected("the back end rejects the API key that is configured for it")
-    if status in _OVERLOADED:
+        return BackendKeyRejected(
+            "the back end rejects its configured API key; replace it in the configuration"
+        )
+    if status in _OVERLOADED_STATUSES:
         return Overloaded("the back end is overloaded", retry_after=parse_retry_after(retry_after))
-    if status in _TIMED_OUT:
+    if status in _TIMEOUT_STATUSES:
         return BackendTimeout("the back end did not respond in time")
     return BackendUnavailable(
         f"the back end failed with status {status}", retry_after=parse_retry_after(retry_after)
@@ -55,7 +62,10 @@ def error_from_status(status: int, message: str, retry_after: str | None) -> Moy
 
 
 def parse_retry_after(retry_after: str | None) -> float | None:
-    """Parse a Retry-After header, which may be a date, to seconds from now; None if invalid."""
+    """Return the seconds from now that a Retry-After header means; None if it is invalid.
+
+    The header's value is either a number of seconds or a date.
+    """
     if retry_after is None:
         return None
     try:
@@ -75,15 +85,17 @@ def _seconds_until(date: str) -> float:
 def validate_embeddings(
     response: EmbeddingResponse, request: EmbeddingRequest
 ) -> EmbeddingResponse:
-    """Check that ``response`` fits ``request``, and return it.
+    """Return ``response`` unchanged if it fits the request.
 
     Raises:
         BackendUnavailable: the number of vectors differs from the number of inputs.
-        UnsupportedFeature: the vectors have other dimensions than requested, because some servers
-            ignore that member.
+        UnsupportedFeature: the vectors do not have the requested dimensions. Some servers ignore
+            the member ``dimensions``.
     """
     if len(response.vectors) != len(request.inputs):
-        raise BackendUnavailable("the back end must return one vector for each input")
+        raise BackendUnavailable(
+            f"the back end returned {len(response.vectors)} vectors for {len(request.inputs)} inputs"
+        )
     dimensions = request.dimensions
     sizes = (len(vector) for vector in response.vectors)
     actual = next((size for size in sizes if size != dimensions), None)

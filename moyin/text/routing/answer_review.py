@@ -66,7 +66,7 @@ class AnswerReviewer:
         awaited = follow_ups is not None and follow_ups.may_match(route)
         if not awaited and call.quality is None:
             return False
-        call.is_learned_from = learning.background.share.accept(call.context.owner)
+        call.is_learned_from = learning.background.sampler.accept(call.context.owner)
         trial_candidate = call.quality is not None and route.explore > 0
         if follow_ups is None or not awaited or not (call.is_learned_from or trial_candidate):
             return False

@@ -1,4 +1,4 @@
-"""Averages samples that fade, starting from a prior."""
+"""Computes moving averages that start from a prior estimate; old samples lose weight."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Hashable
 
 __all__ = ["Average", "Averages"]
 
-_WINDOW = 40
+_MAX_WEIGHT = 40
 _PRIOR_WEIGHT = 3.0
 _MAX_KEYS = 4_096
 
 
 class Average:
-    """A moving average of about the last forty samples.
+    """Moving average of about the last forty samples.
 
     Args:
-        half_life: seconds after which samples count half; None: they never fade.
+        half_life: seconds after which a sample has half its weight. None keeps the full weight.
     """
 
     __slots__ = ("_at", "_count", "_half_life", "_mean")
@@ -27,13 +27,13 @@ class Average:
         self._at = 0.0
 
     def add(self, sample: float, now: float = 0.0) -> None:
-        """Add a sample."""
-        self._count = min(self._weight(now) + 1, _WINDOW)
+        """Add a sample that was measured at the time ``now``, in seconds."""
+        self._count = min(self._weight(now) + 1, _MAX_WEIGHT)
         self._mean += (sample - self._mean) / self._count
         self._at = now
 
     def estimate(self, prior: float, now: float = 0.0) -> float:
-        """Return the average, weighted with ``prior`` while samples are few or old."""
+        """Return the average of the samples and of ``prior``, which has the weight of three."""
         weight = self._weight(now)
         return (weight * self._mean + _PRIOR_WEIGHT * prior) / (weight + _PRIOR_WEIGHT)
 
@@ -44,14 +44,14 @@ class Average:
 
 
 class Averages:
-    """Keeps one average per key, at most 4,096; the oldest is dropped first."""
+    """One moving average per key; with more than 4,096 keys the oldest key is dropped."""
 
     def __init__(self, half_life: float | None = None) -> None:
         self._half_life = half_life
         self._averages: dict[Hashable, Average] = {}
 
     def add(self, key: Hashable, sample: float, now: float = 0.0) -> None:
-        """Add a sample to the key's average."""
+        """Add a sample to the average of a key."""
         average = self._averages.get(key)
         if average is None:
             if len(self._averages) >= _MAX_KEYS:
@@ -60,6 +60,6 @@ class Averages:
         average.add(sample, now)
 
     def estimate(self, key: Hashable, prior: float, now: float = 0.0) -> float:
-        """Return the key's estimate; ``prior`` for an unknown key."""
+        """Return the estimate of a key, which is ``prior`` if the key has no samples."""
         average = self._averages.get(key)
         return prior if average is None else average.estimate(prior, now)

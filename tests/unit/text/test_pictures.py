@@ -62,7 +62,7 @@ async def test_its_bytes_say_what_a_picture_is(host: str, pictures: PictureFetch
         ("page", "no PNG"),
         ("nothing", "status 404"),
         ("large", "too large"),
-        ("round", "redirects too often"),
+        ("round", "redirects more than 3 times"),
     ],
 )
 async def test_what_is_no_picture_is_said(

@@ -122,7 +122,7 @@ async def test_most_requests_of_a_flood_are_not_recorded(stream: bool) -> None:
             assert (seen is not None) is (number < 1)
             await answer.stream.aclose()
     gateway.learning.background.run_tasks()
-    share = gateway.learning.background.share
+    share = gateway.learning.background.sampler
     assert (share.accepted, share.skipped) == (1, 9)
     assert len(gateway.learning.decisions) == 1
 
@@ -166,7 +166,7 @@ async def test_nothing_is_learned_where_bad_answers_cost_nothing() -> None:
     quiet = Gateway(usd_per_bad_answer=0.0)
     quiet.follow_ups._shared_answers = None
     await quiet.ask()
-    assert (quiet.learning.background.share.accepted, len(quiet.learning.background)) == (0, 0)
+    assert (quiet.learning.background.sampler.accepted, len(quiet.learning.background)) == (0, 0)
 
 
 async def test_an_answer_does_not_depend_on_what_is_learned(
