@@ -33,7 +33,7 @@ class Average:
         self._at = now
 
     def estimate(self, prior: float, now: float = 0.0) -> float:
-        """Return the average of the samples and of ``prior``, which has the weight of three."""
+        """Return the average of all samples and ``prior``, which counts as three samples."""
         weight = self._weight(now)
         return (weight * self._mean + _PRIOR_WEIGHT * prior) / (weight + _PRIOR_WEIGHT)
 

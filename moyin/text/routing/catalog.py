@@ -1,4 +1,4 @@
-"""Holds the configured models, the back ends that serve them, and their aliases."""
+"""Defines the routing configuration: model deployments, aliases, and policies of tenants."""
 
 from __future__ import annotations
 
@@ -25,22 +25,23 @@ __all__ = [
 ]
 
 AUTO = "auto"
-# Ollama's clients add this tag to a name without one.
+# Ollama's clients add this tag to a model name that has none.
 _LATEST_TAG = ":latest"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelDeployment:
-    """Describes a model on a back end, as configured.
+    """One model on one back end, with its settings from the configuration.
 
     Attributes:
-        backend: name of its runtime; one of several where the configuration names several hosts.
-        family: name of the back end in the configuration; empty: the same as ``backend``.
-        api_format: format in which the back end accepts bytes; None: only translated requests.
-        residency: where the data goes, such as ``on-premises``.
-        configured: False if the back end lacks its key; it is then listed but never called.
-        key_env: environment variable of its key; empty: it needs none.
-        ability: the model's ability before it was observed; None: unknown.
+        backend: name of the back end. Each host of a back end with several hosts has its own.
+        family: name of the back end in the configuration; empty if it equals ``backend``.
+        api_format: API format whose requests the back end accepts unchanged; None if all requests
+            are translated.
+        residency: place where the data is processed, such as ``on-premises``.
+        configured: False if the back end lacks its API key. It is then listed but never called.
+        key_env: environment variable of the API key; empty if no key is needed.
+        ability: prior estimate of the model's ability; None if unknown.
     """
 
     backend: str
@@ -54,17 +55,17 @@ class ModelDeployment:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names by which a request can select this deployment."""
+        """The names with which a request can select this deployment."""
         name = self.model.name
         return (name, f"{self.backend}/{name}", f"{self.family or self.backend}/{name}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HedgingPolicy:
-    """Configures hedging: a second back end is called if the first is slow to begin.
+    """Configures hedging: a second back end is called if the first begins to answer late.
 
     Attributes:
-        share: largest share of streamed requests that may be sent twice.
+        share: maximum share of streamed requests that are sent to a second back end.
     """
 
     share: float
@@ -72,12 +73,12 @@ class HedgingPolicy:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CachingPolicy:
-    """Configures caching of answers to equal requests.
+    """Configures the caching of answers to equal requests of a tenant.
 
     Attributes:
-        ttl: seconds that an answer is stored.
-        max_bytes: size of the largest answer that is stored.
-        max_entries: answers stored per tenant.
+        ttl: seconds until a cached answer expires.
+        max_bytes: maximum size of an answer; longer answers are not cached.
+        max_entries: maximum number of cached answers per tenant.
     """
 
     ttl: int
@@ -86,7 +87,11 @@ class CachingPolicy:
 
 
 class RescuePolicy(StrEnum):
-    """When a better model is called after an answer that fails a check."""
+    """Setting for the rescue of faulty answers: a better model is called before the client sees them.
+
+    ``off`` disables the rescue. ``schema`` applies to requests that demand JSON or offer tools, and
+    ``checked`` to all requests.
+    """
 
     OFF = "off"
     CHECKED = "checked"
@@ -95,19 +100,18 @@ class RescuePolicy(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Alias:
-    """Names a group of models; the one with the lowest score answers.
+    """Name for a group of models, with rules for the choice among them.
 
-    Where an attribute is None, the general setting applies.
+    For an attribute that is None, the setting of the `Fleet` applies.
 
     Attributes:
-        models: model names; empty: all.
-        quality: models of a lower tier are left out.
-        residency: where the data may go; empty: anywhere.
+        models: names of the models in the group; empty for all.
+        quality: minimum quality tier of the models.
+        residency: places where the data may be processed; empty for anywhere.
         usd_per_second: price of a second of waiting.
-        usd_per_bad_answer: cost of a useless answer; the tenant's setting comes before the general
-            one.
+        usd_per_bad_answer: cost of a useless answer; if it is None, the tenant's setting applies.
         explore: share of requests on which a little-known model may be tried.
-        cache: None: answers are not cached.
+        cache: configures the caching of answers. If it is None, answers are not cached.
     """
 
     models: tuple[str, ...] = ()
@@ -122,20 +126,20 @@ class Alias:
     cache: CachingPolicy | None = None
 
     def allows_residency_of(self, deployment: ModelDeployment) -> bool:
-        """Return whether data may go where this deployment runs."""
+        """Return True if the data may be processed where this deployment runs."""
         return not self.residency or deployment.residency in self.residency
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TenantPolicy:
-    """Restricts what one tenant may use.
+    """Restrictions and settings of one tenant.
 
     Attributes:
-        residency: where its data may go; None: anywhere.
-        names: aliases and models that it may use; None: all.
-        usd_per_bad_answer: cost of a useless answer, unless the alias sets one; None: the general
-            setting.
-        is_judged: the judge may evaluate a share of its answers, where one is configured.
+        residency: places where its data may be processed; None for anywhere.
+        names: aliases and models that it may use; None for all.
+        usd_per_bad_answer: cost of a useless answer, unless the alias sets one. If it is None, the
+            setting of the `Fleet` applies.
+        is_judged: True if the judge model may evaluate a sample of its answers.
     """
 
     residency: frozenset[str] | None = None
@@ -154,19 +158,19 @@ _NO_ALIAS = Alias()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Catalog:
-    """Lists all deployments, in the order of the configuration."""
+    """All configured model deployments and aliases, in the order of the configuration."""
 
     deployments: tuple[ModelDeployment, ...]
     aliases: Mapping[str, Alias] = field(default_factory=dict)
 
     def get_alias(self, name: str) -> Alias:
-        """Return the alias ``name``; for a model's own name, an alias without restrictions."""
+        """Return the alias with this name, or an alias without restrictions if there is none."""
         return self.aliases.get(self.get_canonical_name(name), _NO_ALIAS)
 
     def get_canonical_name(self, name: str) -> str:
-        """Return the configured form of ``name``, which may add or lack Ollama's tag ``:latest``.
+        """Return the configured spelling of a name: with or without Ollama's tag ``:latest``.
 
-        Return ``name`` itself if neither form is configured.
+        An unknown name is returned unchanged.
         """
         if self._is_known(name):
             return name
@@ -180,17 +184,15 @@ class Catalog:
         return any(name in deployment.names for deployment in self.deployments)
 
     def is_group_name(self, name: str) -> bool:
-        """Return whether ``name`` leaves the choice of a model to the router.
-
-        A model's own name selects that model, however well it answers.
-        """
+        """Return True if ``name`` is ``auto`` or an alias, so that the router chooses a model."""
         name = self.get_canonical_name(name)
         return name == AUTO or name in self.aliases
 
     def find_deployments(self, name: str) -> tuple[ModelDeployment, ...]:
-        """Return the deployments of ``name``.
+        """Return the deployments that a name in a request stands for.
 
-        It is ``auto``, an alias, a model, or ``<back end>/<model>``.
+        Args:
+            name: ``auto``, an alias, a model, or ``<back end>/<model>``.
 
         Raises:
             ModelNotFound: the name is unknown.
@@ -213,13 +215,13 @@ class Catalog:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """``auto``, the aliases and the models, each once."""
+        """All names that a request can use: ``auto``, the aliases and the models."""
         models = [deployment.model.name for deployment in self.deployments]
         return tuple(dict.fromkeys([AUTO, *self.aliases, *models]))
 
     @property
     def abilities(self) -> dict[str, Ability]:
-        """The abilities of the models before they were observed, by model name."""
+        """The prior estimates of the models' abilities, by model name."""
         return {
             deployment.model.name: deployment.ability
             for deployment in self.deployments
@@ -228,7 +230,7 @@ class Catalog:
 
     @property
     def residencies(self) -> frozenset[str]:
-        """All places where data may go."""
+        """The places where at least one deployment processes data."""
         return frozenset(deployment.residency for deployment in self.deployments)
 
 

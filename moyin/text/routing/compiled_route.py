@@ -1,4 +1,7 @@
-"""Holds what a model name resolves to on one day, compiled once from the configuration."""
+"""Compiles a model name to the deployments that may answer, and bounds the cost of a request.
+
+A route is compiled once per day, because prices change with the date.
+"""
 
 from __future__ import annotations
 
@@ -30,21 +33,20 @@ __all__ = [
     "find_exclusion",
 ]
 
-# A token has at least one byte, and `Needs` estimates one token per four bytes.
-_MAX_TOKENS_PER_ESTIMATED = 4
+# `Needs` estimates one token per four bytes, and a token has at least one byte.
+_MAX_TOKENS_PER_ESTIMATED_TOKEN = 4
 # Tokens that providers add to a prompt, for example for tools.
-_PROVIDER_TOKENS = 1_000
+_ADDED_PROVIDER_TOKENS = 1_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exclusion:
-    """Holds a deployment that may not answer, and why.
+    """Deployment that cannot answer a request, with the reason.
 
     Attributes:
-        reason: in a few words.
-        missing: abilities that the model lacks; empty when it could answer but is unavailable.
-        is_allowed: tenant, alias and client all permit it.
-        retry_after: seconds until it may be called again.
+        missing: needs of the request that the model does not meet; empty if it is only unavailable.
+        is_allowed: False if the tenant, the alias or the client forbids the deployment.
+        retry_after: seconds until its back end's breaker accepts a request again.
     """
 
     deployment: ModelDeployment
@@ -56,15 +58,14 @@ class Exclusion:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class RouteTarget:
-    """Combines a configured and allowed deployment with the runtime that serves it.
+    """Allowed deployment of a compiled route, with the runtime of its back end.
 
     Attributes:
-        model_breaker: open while the back end reports the model as missing; see
-            `BackendRuntime.model_breaker`.
-        position: in the order of the configuration.
-        needs_translation: the client's format differs from the back end's.
-        fixed_price: of the day; None: it depends on the machine's measured speed.
-        headers: response headers that name back end and model.
+        model_breaker: open while the back end reports that it lacks the model.
+        position: index in the order of the configuration.
+        needs_translation: True if the back end does not accept the client's API format.
+        fixed_price: price on the route's day; None if it depends on the measured speed of the GPU.
+        headers: response headers that name the back end and the model.
     """
 
     deployment: ModelDeployment
@@ -83,31 +84,33 @@ class RouteTarget:
 
     @property
     def is_free(self) -> bool:
-        """True if no token costs anything."""
+        """True if all tokens are free of charge."""
         return self.fixed_price is not None and self.fixed_price.is_free
 
     def get_price(self) -> Price:
-        """Return the current price of tokens."""
+        """Return the current price per token, which may depend on the measured speed."""
         if self.fixed_price is not None:
             return self.fixed_price
-        assert self.model.gpu is not None, "either a price or a machine"
+        assert self.model.gpu is not None, (
+            f"model {self.model.name!r} must have a tariff or a GPU rate"
+        )
         return self.latency.estimate_price(self.model.gpu)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class CompiledRoute:
-    """Lists the targets of one name, for one tenant, in one API format, on one day.
+    """Targets and rules for one model name, tenant, API format and day.
 
     Attributes:
-        day: days since 1970-01-01.
-        exclusions: deployments that are excluded for every request.
+        day: the day of the prices, in days since 1970-01-01.
+        exclusions: deployments that are excluded whatever the request is.
         usd_per_second: price of a second of waiting.
-        usd_per_bad_answer: cost of a useless answer; 0: quality is not weighed.
-        rescue: when a better model is asked after an answer that fails a check.
-        hold_streams: streams with a checkable format are held back until they are complete.
+        usd_per_bad_answer: cost of a useless answer. With 0, quality is not weighed.
+        rescue: setting for the rescue of faulty answers.
+        hold_streams: True if streams in JSON or with tools are held back until they are checked.
         explore: share of requests on which a little-known model may be tried.
-        chooses_model: False if the name is that of a single model, so that quality is irrelevant.
-        timeout: seconds that a whole call may take, fallbacks included.
+        chooses_model: False if the name selects a single model.
+        timeout: maximum seconds of a request, fallbacks included.
     """
 
     day: int
@@ -132,7 +135,7 @@ def compile_target(
     api_format: ApiFormat | None,
     day: date,
 ) -> RouteTarget:
-    """Return a deployment with its runtime and its price on ``day``."""
+    """Build the route target of a deployment, with its price on ``day``."""
     model = deployment.model
     return RouteTarget(
         deployment=deployment,
@@ -152,10 +155,10 @@ def compile_target(
 def find_exclusion(
     deployment: ModelDeployment, alias: Alias, residencies: frozenset[str] | None
 ) -> Exclusion | None:
-    """Return why ``deployment`` is excluded for every request; None if it is not.
+    """Return the exclusion of a deployment that holds for all requests, or None.
 
     Args:
-        residencies: where tenant and client allow data to go; None: anywhere.
+        residencies: places where tenant and client allow the data to be processed; None for all.
     """
     if not (
         alias.allows_residency_of(deployment)
@@ -174,30 +177,35 @@ def find_exclusion(
 def compute_max_request_cost(
     route: CompiledRoute, needs: Needs, *, choices: int, streams: bool
 ) -> Decimal:
-    """Return the US dollars that the most expensive target may cost.
+    """Return the maximum cost of a request in US dollars, at the most expensive target.
 
-    It assumes the longest possible prompt (a whole context if documents are stored elsewhere), the
-    longest allowed answer, and the highest rates. It doubles where a hedged call may be made.
+    The maximum assumes the longest possible prompt, the longest allowed answer and the highest
+    rates. It is doubled if the request may be hedged.
 
     Args:
-        choices: number of answers requested at once.
+        choices: number of answers that the request asks for.
     """
     able = [target for target in route.targets if target.model.supports(needs)]
     max_pico = max(
-        (_max_pico(target.get_price(), target.model.context, needs, choices) for target in able),
+        (
+            _compute_max_pico(target.get_price(), target.model.context, needs, choices)
+            for target in able
+        ),
         default=0,
     )
     return usd(2 * max_pico if streams and route.hedging is not None else max_pico)
 
 
 def compute_max_call_cost(target: RouteTarget, needs: Needs) -> Decimal:
-    """Return the US dollars that one call for one answer may cost at this target."""
-    return usd(_max_pico(target.get_price(), target.model.context, needs, 1))
+    """Return the maximum cost of one call with one answer at this target, in US dollars."""
+    return usd(_compute_max_pico(target.get_price(), target.model.context, needs, 1))
 
 
-def _max_pico(price: Price, context: int, needs: Needs, choices: int) -> int:
+def _compute_max_pico(price: Price, context: int, needs: Needs, choices: int) -> int:
     prompt = (
-        _MAX_TOKENS_PER_ESTIMATED * needs.prompt_tokens + needs.attachment_bytes + _PROVIDER_TOKENS
+        _MAX_TOKENS_PER_ESTIMATED_TOKEN * needs.prompt_tokens
+        + needs.attachment_bytes
+        + _ADDED_PROVIDER_TOKENS
     )
     if needs.longest_input is None:
         prompt = context if needs.has_external_content else min(prompt, context)

@@ -1,4 +1,4 @@
-"""Explains a decision: what each deployment would cost and take, and why it lost."""
+"""Explains a routing decision: the forecast of each deployment and why it was not chosen."""
 
 from __future__ import annotations
 
@@ -21,20 +21,27 @@ from moyin.text.routing.loaded_models import ModelState
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.usage_history import UsageHistory
 
-__all__ = ["Explanation", "describe_choice", "describe_model_state", "explain", "explain_loss"]
+__all__ = [
+    "Explanation",
+    "describe_choice",
+    "describe_model_state",
+    "explain_decision",
+    "explain_loss",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Explanation:
-    """Describes what `rank_candidates` would do now.
+    """Outcome of a routing decision that was computed without calling a back end.
 
     Attributes:
-        requested_model: the name in the request.
-        candidates: all that could answer, with forecasts, in the order in which they are tried.
-        error: why there is no candidate; None if there is one.
-        quality: quality estimates of the request; None: quality is not weighed.
-        explore: share of such requests on which another candidate is tried.
-        trial: that candidate; None: it is the chosen one.
+        requested_model: the model name in the request.
+        usd_per_second: price of a second of waiting.
+        candidates: the candidates with forecasts, in the order in which they would be called.
+        error: the error that the client would get; None if there is a candidate.
+        quality: quality estimates of the request; None if quality is not weighed.
+        explore: share of such requests on which ``trial`` is called first.
+        trial: the candidate of a trial; None if it equals the first candidate.
     """
 
     requested_model: str
@@ -48,14 +55,14 @@ class Explanation:
     trial: Candidate | None = None
 
 
-def explain(
+def explain_decision(
     requested_model: str,
     route: CompiledRoute,
     needs: Needs,
     history: UsageHistory,
     quality: RequestQuality | None = None,
 ) -> Explanation:
-    """Return the explanation of a decision on this request."""
+    """Compute the routing decision for a request and explain it."""
     candidates = rank_candidates(route, needs, history, always_weigh=True, quality=quality)
     share = compute_trial_share(route, quality)
     return Explanation(
@@ -72,11 +79,13 @@ def explain(
 
 
 def explain_loss(loser: Candidate, winner: Candidate, usd_per_second: float) -> str:
-    """Return in a few words why ``loser`` ranks behind ``winner``."""
+    """Return a short text that says why ``loser`` ranks behind ``winner``."""
     if winner.target.model_breaker.ready and not loser.target.model_breaker.ready:
         return "its back end reports that it lacks the model"
     forecast, best = loser.forecast, winner.forecast
-    assert forecast is not None and best is not None, "an explanation weighs every candidate"
+    assert forecast is not None and best is not None, (
+        "explain_loss: both candidates must have forecasts"
+    )
     reasons = []
     if forecast.cost_pico > best.cost_pico:
         reasons.append(f"costs {usd_text(forecast.cost_pico - best.cost_pico)} USD more")
@@ -97,9 +106,9 @@ def explain_loss(loser: Candidate, winner: Candidate, usd_per_second: float) -> 
 
 
 def describe_choice(candidates: Sequence[Candidate], quality: RequestQuality | None) -> str:
-    """Return the value of ``x-moyin-route``: why the first candidate was chosen.
+    """Return the value of the header ``x-moyin-route``: why the first candidate was chosen.
 
-    It is one word. Where quality was weighed, the compared estimates follow, such as
+    The value is one word. If quality was weighed, the compared estimates follow, for example
     ``better; claude-haiku-5-5: code, p_good 0.91 against 0.22 of smollm2-135m``.
     """
     best = candidates[0]
@@ -114,20 +123,20 @@ def describe_choice(candidates: Sequence[Candidate], quality: RequestQuality | N
     ]
     if not others:
         return text
-    # Compare with the choice by money and time alone, or with the next candidate.
-    rival = min(others, key=_without_risk) if best.reason == "better" else others[0]
+    # For `better`, the rival is the candidate that would win by cost and time alone.
+    rival = min(others, key=_score_without_risk) if best.reason == "better" else others[0]
     assert rival.forecast is not None and rival.forecast.estimate is not None
     lower_bound = chance_text(rival.forecast.estimate.low)
     return f"{text} against {lower_bound} of {rival.deployment.model.name}"
 
 
-def _without_risk(candidate: Candidate) -> float:
-    assert candidate.forecast is not None, "only weighed candidates are compared"
+def _score_without_risk(candidate: Candidate) -> float:
+    assert candidate.forecast is not None, "_score_without_risk: the candidate must have a forecast"
     return candidate.forecast.score - candidate.forecast.risk
 
 
 def describe_model_state(candidate: Candidate) -> str:
-    """Return the state of the model; ``busy`` if it is loaded and every slot is taken."""
+    """Return the state of the candidate's model, or ``busy`` if it is loaded without a free slot."""
     runtime, model = candidate.target.runtime, candidate.deployment.model
     state = (
         ModelState.UNKNOWN if runtime.loaded is None else runtime.loaded.get_state(model.upstream)

@@ -1,4 +1,4 @@
-"""Holds all back ends of one configuration and compiles routes to them."""
+"""Combines the back ends of one configuration, and compiles and caches the routes to them."""
 
 from __future__ import annotations
 
@@ -32,29 +32,25 @@ from moyin.text.routing.ledger import date_from_day, today
 
 __all__ = ["Fleet"]
 
-_UNCONFIGURED = BackendHealth(is_up=False)
-_Key: TypeAlias = tuple[str, int, tuple[str, ...] | None, ApiFormat]
+_UNCONFIGURED_HEALTH = BackendHealth(is_up=False)
+_RouteKey: TypeAlias = tuple[str, int, tuple[str, ...] | None, ApiFormat]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fleet:
-    """Holds the back ends of one configuration; it is replaced as a whole when that changes.
+    """All back ends, aliases and policies of one configuration.
 
-    A back end that is not configured has deployments in the catalog but no runtime.
+    A new configuration replaces the whole fleet. The settings ``usd_per_second``,
+    ``usd_per_bad_answer``, ``rescue``, ``hold_streams``, ``explore`` and ``hedging`` apply to
+    aliases that do not set them; `Alias` and `CompiledRoute` describe them.
 
     Attributes:
-        policies: by owner; ``*`` applies to tenants that are not named. Without it they may use
-            everything.
-        usd_per_second: price of a second of waiting, unless the alias sets one.
-        usd_per_bad_answer: cost of a useless answer, unless the alias or the tenant sets one.
-        max_usd_per_bad_answer: the highest cost that a client may set.
-        rescue: policy, unless the alias sets one.
-        hold_streams: whether streams are held back, unless the alias says so.
-        explore: share of requests on which a little-known model may be tried, unless the alias sets
-            one.
-        hedging: unless the alias configures it.
-        timeout: seconds that a whole call may take, fallbacks included.
-        embed: returns features of a prompt's meaning; None: only its words are used.
+        runtimes: by name of the back end. A back end without its API key has no runtime.
+        policies: by tenant. The entry ``*`` applies to all other tenants; without it they are
+            unrestricted.
+        max_usd_per_bad_answer: maximum cost of a useless answer that a client may set.
+        timeout: maximum seconds of a request, fallbacks included.
+        embed: returns the semantic features of a prompt. If it is None, only words are features.
     """
 
     catalog: Catalog
@@ -70,32 +66,32 @@ class Fleet:
     timeout: float = 600.0
     embed: Callable[[str], tuple[int, ...]] | None = None
     residencies: frozenset[str] = field(init=False)
-    # At most one entry per name, policy, set of residencies and API format in use.
-    _routes: dict[_Key, CompiledRoute] = field(default_factory=dict, init=False, repr=False)
+    # Compiled routes by name, policy (by its `id`), residencies and API format.
+    _routes: dict[_RouteKey, CompiledRoute] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "residencies", self.catalog.residencies)
 
     def get_health(self, name: str) -> BackendHealth:
-        """Return the health of a back end."""
+        """Return the health of a back end, which is down if the back end is not configured."""
         runtime = self.runtimes.get(name)
-        return runtime.health if runtime is not None else _UNCONFIGURED
+        return runtime.health if runtime is not None else _UNCONFIGURED_HEALTH
 
     def get_price(self, deployment: ModelDeployment) -> Price:
-        """Return the current price of tokens of a deployment."""
+        """Return the current price per token of a deployment."""
         runtime, gpu = self.runtimes.get(deployment.backend), deployment.model.gpu
         if runtime is None or gpu is None:
             return deployment.model.tariff.price_on(today())
         return runtime.get_latency_estimator(deployment.model.name).estimate_price(gpu)
 
     def get_policy(self, owner: str) -> TenantPolicy:
-        """Return the policy of a tenant."""
+        """Return the policy of a tenant: its own, the policy ``*``, or no restrictions."""
         return self.policies.get(owner) or self.policies.get(ANY_TENANT, UNRESTRICTED)
 
     def find_allowed_deployments(self, name: str, owner: str) -> tuple[ModelDeployment, ...]:
-        """Return the deployments under ``name`` that a tenant may use, available or not.
+        """Return the deployments of a model name that a tenant may use, available or not.
 
-        Return nothing if the tenant may not use the name.
+        The result is empty if the tenant may not use the name.
 
         Raises:
             ModelNotFound: the name is unknown.
@@ -116,14 +112,14 @@ class Fleet:
         )
 
     def list_names(self, owner: str) -> tuple[str, ...]:
-        """Return the aliases and models that a tenant may use."""
+        """Return the names of the aliases and models that a tenant may use."""
         return tuple(
             name for name in self.catalog.names if self.find_allowed_deployments(name, owner)
         )
 
     @property
     def is_usable(self) -> bool:
-        """True if at least one back end would be called now."""
+        """True if at least one back end accepts requests."""
         return any(runtime.is_ready for runtime in self.runtimes.values())
 
     def get_route(
@@ -163,7 +159,9 @@ class Fleet:
         name = self.catalog.get_canonical_name(name)
         deployments = self.catalog.find_deployments(name)
         if policy.names is not None and name not in policy.names:
-            raise ModelNotAllowed(f"this key may not use the model {name!r}", field="model")
+            raise ModelNotAllowed(
+                f"the policy of this tenant does not allow the model {name!r}", field="model"
+            )
         alias, residencies = self.catalog.get_alias(name), policy.residency
         if residency is not None:
             residencies = frozenset(residency) & (
@@ -189,7 +187,7 @@ class Fleet:
             exclusions=tuple(exclusions),
             usd_per_second=self.usd_per_second if usd_per_second is None else usd_per_second,
             timeout=self.timeout,
-            usd_per_bad_answer=self._bad_answer_cost(alias, policy),
+            usd_per_bad_answer=self._resolve_bad_answer_cost(alias, policy),
             rescue=alias.rescue or self.rescue,
             hold_streams=self.hold_streams if alias.hold_streams is None else alias.hold_streams,
             explore=self.explore if alias.explore is None else alias.explore,
@@ -198,8 +196,8 @@ class Fleet:
             cache=alias.cache,
         )
 
-    def _bad_answer_cost(self, alias: Alias, policy: TenantPolicy) -> float:
-        """Return the cost of a useless answer set by the alias, the tenant or the configuration."""
+    def _resolve_bad_answer_cost(self, alias: Alias, policy: TenantPolicy) -> float:
+        """Return the cost of a useless answer: the alias's, else the tenant's, else the fleet's."""
         for cost in (alias.usd_per_bad_answer, policy.usd_per_bad_answer):
             if cost is not None:
                 return cost

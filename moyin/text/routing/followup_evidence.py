@@ -1,4 +1,4 @@
-"""Interprets what a follow-up says about the answer before it. Pure."""
+"""Derives evidence about an answer's quality from the request that follows it up."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = [
 ]
 
 MAX_SECONDS = 300.0
-# Earlier repeats come from programs that draw several answers to one prompt.
+# An earlier repetition comes from a program that requests several answers to one prompt.
 MIN_SECONDS = 2.0
 _MIN_ABILITY_GAP = 0.5  # logits
-OPENING_LENGTH = 120  # characters of a message that are searched for a complaint
+OPENING_LENGTH = 120  # number of characters of a message that are searched for a complaint
 _COMPLAINT = re.compile(
     r"\b(?:(?:that|this|it)(?:'s| is| was)(?: still)? (?:wrong|incorrect|false)|not (?:correct|right)"
     r"|(?:does|did)(?:n't| not) (?:work|compile)|you(?:'re| are) wrong|still wrong|try again"
@@ -33,7 +33,7 @@ _COMPLAINT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Holds the source, score and weight of a quality signal."""
+    """Source, score (0 to 1) and weight of the quality signal that a follow-up gives."""
 
     source: str
     score: float
@@ -50,14 +50,16 @@ CONTINUED = Evidence("continued", 0.9, 0.05)
 # Not frozen: freezing doubles the cost of creating one per request.
 @dataclass(kw_only=True, slots=True)
 class FollowUpQuery:
-    """Describes a request that may follow up an answer.
+    """Search for the earlier answer that a request may follow up.
 
     Attributes:
-        fingerprint: of the conversation up to this request.
-        previous: fingerprint of the conversation without the newest message; None: it is the first.
-        opening: beginning of the client's last message.
-        ability: of the model that the client names, in logits; None: it names none.
-        at: arrival of the request, in seconds since 1970.
+        fingerprint: keyed hash of the request's conversation.
+        previous: keyed hash of the conversation without its newest message; None if that message
+            is the only one.
+        opening: the beginning of the newest message.
+        ability: ability of the model that the request names, in logits. It is None if the name is
+            an alias or the ability is unknown.
+        at: arrival time of the request, in seconds since 1970.
     """
 
     owner: str
@@ -70,15 +72,15 @@ class FollowUpQuery:
 
 
 def evidence_from_repeat(lookup: FollowUpQuery, ability: float) -> Evidence:
-    """Return the evidence given by a request that is sent again.
+    """Return the evidence of a repeated request: regenerated, or sent to a better model.
 
     Args:
-        ability: of the model that answered, in logits.
+        ability: ability of the model that answered the first time, in logits.
     """
     switched = lookup.ability is not None and lookup.ability > ability + _MIN_ABILITY_GAP
     return _SWITCHED if switched else _REGENERATED
 
 
 def evidence_from_next_message(lookup: FollowUpQuery) -> Evidence:
-    """Return the evidence given by the next message, which may be a complaint."""
+    """Return the evidence of the next message: a complaint, or a continued conversation."""
     return _CORRECTED if _COMPLAINT.search(lookup.opening) else CONTINUED

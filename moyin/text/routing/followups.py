@@ -1,8 +1,8 @@
-"""Turns what clients do after an answer into signals of its quality, without asking for ratings.
+"""Detects requests that follow up an answer, and records what they show about its quality.
 
-A client that repeats a request, edits its last message, says that the answer is wrong, or selects a
-better model by name was probably not served well. A client that continues the conversation probably
-was. Each is weak evidence: it has little weight and counts once per answer.
+If a client repeats a request, edits its last message, complains, or switches to a better model, the
+answer was probably bad. If the client continues the conversation, it was probably good. This is
+weak evidence: the signal has a small weight, and each answer gets only one.
 """
 
 from __future__ import annotations
@@ -37,18 +37,21 @@ from moyin.text.routing.shared_answers import SharedAnswers
 
 __all__ = ["FollowUpDetector"]
 
-_CAPACITY = 20_000
-# A shorter first message, such as "hello", is sent by many people who share a key.
-_MIN_FIRST_MESSAGE = 40
+_MAX_ANSWERS = 20_000
+# Shorter first messages, such as "hello", are ignored: many people who share a key send them.
+_MIN_FIRST_MESSAGE_LENGTH = 40
 
 
 # Not frozen: freezing doubles the cost of creating one per request.
 @dataclass(slots=True)
 class _PastAnswer:
-    """Describes an answer that a client may follow up.
+    """Answer that a client may follow up.
 
     Attributes:
-        shared: other replicas can find it too.
+        ability: ability of the model that answered, in logits.
+        p_good: predicted probability that the answer is good.
+        at: time when the request arrived, in seconds since 1970.
+        shared: True if other replicas can find the answer too.
     """
 
     owner: str
@@ -62,11 +65,14 @@ class _PastAnswer:
 
 
 class FollowUpDetector:
-    """Remembers answers for some minutes by keyed hashes of the conversation; no text is stored.
+    """Matches requests with the answers of the last five minutes, by hashes of conversations.
+
+    No text is stored.
 
     Args:
-        shared_answers: finds answers of other replicas; None: only this replica's own.
-        secret: key of the hashes, the same in all replicas.
+        shared_answers: finds answers of other replicas. If it is None, only the answers of this
+            replica are found.
+        secret: key of the hashes, which must be the same in all replicas.
     """
 
     def __init__(
@@ -80,16 +86,16 @@ class FollowUpDetector:
         self._learning = learning
         self._shared_answers = shared_answers
         self._clock = clock
-        # A keyed hash: readers of Valkey must not be able to test texts against it.
+        # The hash has a key, so that readers of Valkey cannot test guesses of texts against it.
         self._secret = hashlib.blake2b(
             secret or secrets.token_bytes(32), person=b"followups"
         ).digest()
-        self._answers: BoundedDict[bytes, _PastAnswer] = BoundedDict(_CAPACITY)
-        # The fingerprint of the latest request, by that of the conversation before it.
-        self._latest_by_conversation: BoundedDict[bytes, bytes] = BoundedDict(_CAPACITY)
+        self._answers: BoundedDict[bytes, _PastAnswer] = BoundedDict(_MAX_ANSWERS)
+        # Fingerprint of the latest request by the fingerprint of the conversation before it.
+        self._latest_by_conversation: BoundedDict[bytes, bytes] = BoundedDict(_MAX_ANSWERS)
 
     def may_match(self, route: CompiledRoute) -> bool:
-        """Return whether a request may follow up an answer of this or another replica."""
+        """Return False if there is certainly no answer that a request could follow up."""
         if self._shared_answers is not None and route.usd_per_bad_answer:
             return True
         return bool(self._answers) or len(self._learning.background) > 0
@@ -97,7 +103,11 @@ class FollowUpDetector:
     def remember_answer(
         self, conversation: Conversation, quality: RequestQuality, chosen: Candidate, at: float
     ) -> None:
-        """Remember an answer that began ``at``."""
+        """Remember an answer for later follow-ups.
+
+        Args:
+            at: time when the request arrived, in seconds since 1970.
+        """
         forecast = chosen.forecast
         if forecast is None or forecast.estimate is None:
             return
@@ -111,19 +121,24 @@ class FollowUpDetector:
             forecast.estimate.p,
             at,
         )
-        self._store(conversation, answer)
+        self._remember(conversation, answer)
 
     async def close(self) -> None:
-        """Finish the lookups that wait."""
+        """Finish the queued detections."""
         await self._learning.background.close()
         if self._shared_answers is not None:
             await self._shared_answers.close()
 
     def detect(self, conversation: Conversation, route: CompiledRoute, at: float) -> bool:
-        """Detect whether a request that arrived ``at`` follows up an answer, and record the signal.
+        """Detect whether a request follows up an answer, and record the quality signal.
 
-        Call it before the request's own answer is remembered. Return True if an answer of this
-        replica did not help.
+        The request's own answer must not have been remembered yet.
+
+        Args:
+            at: arrival time of the request, in seconds since 1970.
+
+        Returns:
+            True if the request shows that an answer of this replica did not help.
         """
         shared_answers = self._shared_answers
         context, user_messages = conversation.context, conversation.user_messages
@@ -136,20 +151,20 @@ class FollowUpDetector:
             fingerprint=fingerprint,
             previous=previous,
             opening=user_messages[0][:OPENING_LENGTH],
-            ability=_requested_ability(route),
+            ability=_find_requested_ability(route),
             at=at,
         )
-        evidence, past = self._evidence(lookup)
+        evidence, past = self._find_evidence(lookup)
         record = partial(self._record_signal, lookup, evidence, past)
         is_local = past is not None and not past.shared
         if shared_answers is None or is_local or not shared_answers.queue_lookup(lookup, record):
             record()
         return evidence is not None and evidence is not CONTINUED
 
-    def _store(self, conversation: Conversation, answer: _PastAnswer) -> None:
+    def _remember(self, conversation: Conversation, answer: _PastAnswer) -> None:
         context, user_messages = conversation.context, conversation.user_messages
         if user_messages is None or (
-            len(user_messages) == 1 and len(user_messages[0]) < _MIN_FIRST_MESSAGE
+            len(user_messages) == 1 and len(user_messages[0]) < _MIN_FIRST_MESSAGE_LENGTH
         ):
             return
         fingerprint, previous = conversation.compute_fingerprints(self._secret)
@@ -177,20 +192,23 @@ class FollowUpDetector:
         )
         self._learning.record_signal(past.owner, past.request_id, signal, p_good=past.p_good)
 
-    def _evidence(self, lookup: FollowUpQuery) -> tuple[Evidence | None, _PastAnswer | None]:
-        """Return the evidence about an earlier answer, and forget that answer."""
-        if (past := self._take(lookup.fingerprint, lookup.at)) is not None:
+    def _find_evidence(self, lookup: FollowUpQuery) -> tuple[Evidence | None, _PastAnswer | None]:
+        """Find the answer that a request follows up, remove it, and return it with the evidence."""
+        if (past := self._pop_recent_answer(lookup.fingerprint, lookup.at)) is not None:
             return evidence_from_repeat(lookup, past.ability), past
         if lookup.previous is None:
             return None, None
-        if (past := self._take(lookup.previous, lookup.at)) is not None:
+        if (past := self._pop_recent_answer(lookup.previous, lookup.at)) is not None:
             return evidence_from_next_message(lookup), past
         sibling = self._latest_by_conversation.get(lookup.previous)
-        if sibling is not None and (past := self._take(sibling, lookup.at)) is not None:
+        if (
+            sibling is not None
+            and (past := self._pop_recent_answer(sibling, lookup.at)) is not None
+        ):
             return EDITED, past
         return None, None
 
-    def _take(self, fingerprint: bytes, at: float) -> _PastAnswer | None:
+    def _pop_recent_answer(self, fingerprint: bytes, at: float) -> _PastAnswer | None:
         answer = self._answers.get(fingerprint)
         if answer is None or at - answer.at < MIN_SECONDS:
             return None
@@ -198,8 +216,8 @@ class FollowUpDetector:
         return answer if at - answer.at <= MAX_SECONDS else None
 
 
-def _requested_ability(route: CompiledRoute) -> float | None:
-    """Return the ability of the model that the client names; None if unknown or none is named."""
+def _find_requested_ability(route: CompiledRoute) -> float | None:
+    """Return the ability of the model that the request names; None if unknown or an alias."""
     if route.chooses_model or not route.targets:
         return None
     ability = route.targets[0].deployment.ability

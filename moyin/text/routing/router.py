@@ -36,7 +36,7 @@ from moyin.text.routing.decision import (
     build_unavailable_error,
     rank_candidates,
 )
-from moyin.text.routing.explanation import Explanation, describe_choice, explain
+from moyin.text.routing.explanation import Explanation, describe_choice, explain_decision
 from moyin.text.routing.exploration import compute_trial_share, put_trial_first
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.followups import FollowUpDetector
@@ -141,7 +141,7 @@ class Router:
         route = self._route(codec, request, context, preferences)
         needs = request.needs()
         quality = self._quality(request, needs, context, preferences, route)
-        return explain(request.model, route, needs, self._history, quality)
+        return explain_decision(request.model, route, needs, self._history, quality)
 
     def _rank_candidates(self, call: RoutedCall, route: CompiledRoute) -> list[Candidate]:
         """Return the candidates in the order in which they are tried."""
