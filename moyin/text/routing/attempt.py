@@ -315,7 +315,7 @@ class Attempt:
         self._first_token_seconds = asyncio.get_running_loop().time() - self._started_at
         self._record_first_byte()
         stream = MeteredStream(
-            call, source, first, pieces, settle=self._finish_stream, transcript=transcript
+            call, source, first, pieces, finish=self._finish_stream, transcript=transcript
         )
         if call.hold is not StreamHold.NONE:
             try:

@@ -130,16 +130,16 @@ class Fleet:
         api_format: ApiFormat,
         day: int,
     ) -> CompiledRoute:
-        """Return the compiled route of a name.
+        """Return the compiled route of a model name, from the cache if it is from the same day.
 
         Args:
-            residency: places that the client allows, sorted; members of ``residencies``.
-            api_format: the client's format.
-            day: whose prices apply, in days since 1970-01-01.
+            residency: places where the client allows the data to be processed, sorted.
+            api_format: the API format of the client.
+            day: the day of the prices, in days since 1970-01-01.
 
         Raises:
             ModelNotFound: the name is unknown.
-            ModelNotAllowed: this tenant may not use it.
+            ModelNotAllowed: the tenant's policy does not allow the name.
         """
         policy = self.get_policy(owner)
         key = (name, id(policy), residency, api_format)

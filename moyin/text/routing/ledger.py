@@ -1,4 +1,4 @@
-"""Creates the ledger's entries."""
+"""Builds the usage ledger's entries, and computes the days that determine prices."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ _EPOCH = date(1970, 1, 1)
 
 
 class Ledger(Protocol):
-    """Takes entries without waiting."""
+    """Usage ledger to which each call adds an entry."""
 
-    def record(self, entry: UsageEntry) -> None: ...
+    def record(self, entry: UsageEntry) -> None:
+        """Queue an entry without blocking."""
 
 
 def build_usage_entry(
@@ -31,7 +32,12 @@ def build_usage_entry(
     pico: int,
     complete: bool,
 ) -> UsageEntry:
-    """Return the ledger entry of a call that cost ``pico`` picodollars."""
+    """Build the ledger entry of a call.
+
+    Args:
+        pico: cost in picodollars.
+        complete: False if an error or the client ended the answer early.
+    """
     return UsageEntry(
         request_id=request_id,
         owner=owner,
@@ -46,12 +52,12 @@ def build_usage_entry(
 
 
 def current_day() -> int:
-    """Return the UTC day whose prices apply, counted from 1970-01-01."""
+    """Return the current UTC day as the number of days since 1970-01-01."""
     return int(time.time()) // _DAY_SECONDS
 
 
 def date_from_day(day: int) -> date:
-    """Return the date of a day counted from 1970-01-01."""
+    """Return the date that is ``day`` days after 1970-01-01."""
     return _EPOCH + timedelta(days=day)
 
 

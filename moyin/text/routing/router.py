@@ -1,4 +1,4 @@
-"""Routes one text request from its parsed form to its answer: decide, call, fall back."""
+"""Routes text requests: ranks the candidates, calls the first, and falls back to the next."""
 
 from __future__ import annotations
 
@@ -58,27 +58,31 @@ from moyin.text.routing.usage_history import UsageHistory
 
 __all__ = ["Router"]
 
-# Retries pause for a random time up to this (full jitter); the limit doubles with every try.
-_RETRY_SECONDS = 0.2
-# Expected duration of a call that has no forecast.
+# Maximum pause before the first retry. The pause is random (full jitter), and its maximum doubles
+# with every retry.
+_MAX_FIRST_PAUSE_SECONDS = 0.2
+# Expected seconds of a call without a forecast.
 _DEFAULT_CALL_SECONDS = 5.0
-# Output tokens reserved against token limits where the client sets no maximum.
+# Output tokens that are reserved if the client sets no maximum.
 _DEFAULT_OUTPUT_TOKENS = 256
 
 
 class Router:
-    """Answers text requests.
+    """Router of text requests; each replica has one.
+
+    A feature whose service is None is disabled.
 
     Args:
-        pictures: fetches pictures that a request names by URL.
-        cache: stores answers for aliases that enable caching.
-        estimator: estimates how well a model would answer; None: quality is not weighed.
-        learning: records decisions and loads what a tenant's signals taught; None: neither.
-        follow_ups: detects what clients do after an answer; None: follow-ups are not detected.
+        pictures: fetches the pictures that requests reference by URL.
+        cache: stores answers for the aliases that enable caching.
+        estimator: estimates how well a model would answer a request.
+        learning: records decisions and loads the learned states of tenants.
+        follow_ups: detects requests that follow up an answer.
 
     Attributes:
-        fleet: may be replaced at any time; running requests keep the one they began with.
-        sampler: samples a share of the answers whose quality was weighed; None: no sampling.
+        fleet: the current configuration. It may be replaced at any time; running requests continue
+            with the previous one.
+        sampler: selects answers for the judge. If it is None, no answer is judged.
     """
 
     def __init__(
@@ -111,20 +115,20 @@ class Router:
     def list_allowed_targets(
         self, name: str, api_format: ApiFormat, context: RoutingContext
     ) -> tuple[RouteTarget, ...]:
-        """Return the targets that may serve ``name`` to this client, in configuration order.
+        """Return the targets of a model name that this client may use, in configuration order.
 
         Raises:
-            ModelNotFound, ModelNotAllowed: the name is unknown, or closed to this tenant.
-            InvalidRequest: names the header.
+            ModelNotFound, ModelNotAllowed: the name is unknown or not allowed for the tenant.
+            InvalidRequest: a header of the request is invalid.
         """
         fleet = self.fleet
-        preferences = self._preferences(context)
+        preferences = self._parse_preferences(context)
         return fleet.get_route(
             name, context.owner, preferences.residency, api_format, current_day()
         ).targets
 
     async def load_learned_state(self, owner: str) -> None:
-        """Load what the tenant's signals taught, unless it is in memory."""
+        """Load the tenant's learned state into memory, unless it is there."""
         if self._learning is not None and not self._learning.is_ready(owner):
             await self._learning.load_tenant(owner)
 
@@ -134,17 +138,17 @@ class Router:
         """Explain which candidate would answer and why, without calling a back end.
 
         Raises:
-            ModelNotFound, ModelNotAllowed: the name is unknown, or closed to this tenant.
-            InvalidRequest: names the header.
+            ModelNotFound, ModelNotAllowed: the name is unknown or not allowed for the tenant.
+            InvalidRequest: a header of the request is invalid.
         """
-        preferences = self._preferences(context)
-        route = self._route(codec, request, context, preferences)
+        preferences = self._parse_preferences(context)
+        route = self._get_route(codec, request, context, preferences)
         needs = request.needs()
-        quality = self._quality(request, needs, context, preferences, route)
+        quality = self._build_quality(request, needs, context, preferences, route)
         return explain_decision(request.model, route, needs, self._history, quality)
 
     def _rank_candidates(self, call: RoutedCall, route: CompiledRoute) -> list[Candidate]:
-        """Return the candidates in the order in which they are tried."""
+        """Return the candidates in the order in which they are called, with a trial in front."""
         quality = call.quality
         candidates = rank_candidates(route, call.needs, self._history, quality=quality)
         if quality is None or call.is_repeat:
@@ -157,16 +161,16 @@ class Router:
     async def answer(
         self, codec: ProtocolCodec, request: ParsedRequest, context: RoutingContext
     ) -> Answer:
-        """Return the first answer that a candidate gives.
+        """Answer a request from the cache or with the best candidate that does not fail.
 
         Raises:
             ModelNotFound, ModelNotAllowed, ServiceUnavailable: no candidate can be called.
-            InvalidRequest, UnsupportedFeature, ContextTooLong, BackendRejected: the request is at
-                fault.
-            BackendError, Overloaded: the last candidate's failure.
+            InvalidRequest, UnsupportedFeature, ContextTooLong, BackendRejected: the request is
+                invalid or not supported.
+            BackendError, Overloaded: all candidates failed; this is the error of the last one.
         """
-        preferences = self._preferences(context)
-        route = self._route(codec, request, context, preferences)
+        preferences = self._parse_preferences(context)
+        route = self._get_route(codec, request, context, preferences)
         seconds = route.timeout
         if preferences.timeout is not None:
             seconds = min(seconds, preferences.timeout)
@@ -180,7 +184,7 @@ class Router:
             pictures=self._pictures,
             deadline=asyncio.get_running_loop().time() + seconds,
             traceparent=preferences.traceparent,
-            quality=self._quality(request, needs, context, preferences, route),
+            quality=self._build_quality(request, needs, context, preferences, route),
         )
         if call.quality is not None:
             await self.load_learned_state(context.owner)
@@ -190,11 +194,11 @@ class Router:
             call, route, route.cache, lambda: self._call_candidates(call, route)
         )
 
-    def _preferences(self, context: RoutingContext) -> RequestPreferences:
+    def _parse_preferences(self, context: RoutingContext) -> RequestPreferences:
         fleet = self.fleet
         return parse_preferences(context.headers, fleet.residencies, fleet.max_usd_per_bad_answer)
 
-    def _quality(
+    def _build_quality(
         self,
         request: ParsedRequest,
         needs: Needs,
@@ -202,10 +206,10 @@ class Router:
         preferences: RequestPreferences,
         route: CompiledRoute,
     ) -> RequestQuality | None:
-        """Return the request's quality estimates; None where quality is not weighed.
+        """Create the request's quality estimates, or return None if quality is not weighed.
 
-        That is: the name is a single model's, the request is for embeddings, or neither a cost of
-        bad answers nor a minimum quality is set.
+        Quality is not weighed if the request names a single model, if it is for embeddings, or if
+        neither a cost of bad answers nor a minimum quality is set.
         """
         if self._estimator is None or not route.chooses_model or needs.embeddings:
             return None
@@ -224,7 +228,7 @@ class Router:
             embed=self.fleet.embed,
         )
 
-    def _route(
+    def _get_route(
         self,
         codec: ProtocolCodec,
         request: ParsedRequest,
@@ -236,7 +240,7 @@ class Router:
         )
 
     async def _call_candidates(self, call: RoutedCall, route: CompiledRoute) -> Answer:
-        # Not for cached answers: many clients repeat a request without having a complaint.
+        # Repetitions of cached answers are no follow-ups: many clients send the same request.
         call.is_repeat = self._reviewer.detect_follow_up(call, route)
         candidates = self._rank_candidates(call, route)
         chosen, rescued = "", None
@@ -246,14 +250,14 @@ class Router:
                 rescued = candidates[0]
         reserved = None
         if call.context.budget is not None:
-            reserved = await _reserve(call.context.budget, call, route, rescued)
+            reserved = await _reserve_budget(call.context.budget, call, route, rescued)
         failure: MoyinError | None = None
         unsupported_formats: set[ApiFormat | None] = set()
         for index, candidate in enumerate(candidates):
             try:
-                if index == 0 and route.hedging is not None and _may_hedge(call):
+                if index == 0 and route.hedging is not None and _is_hedgeable(call):
                     answer = await self._call_hedged(call, route.hedging, candidates, chosen)
-                    candidate = _answering_candidate(answer, candidates, candidate)
+                    candidate = _find_answering_candidate(answer, candidates, candidate)
                 else:
                     reason = candidate.reason if index else chosen
                     answer = await _call_candidate(
@@ -263,8 +267,8 @@ class Router:
                 # The next back end would reject the request for the same reason.
                 raise
             except MoyinError as error:
-                # An earlier failure of a back end that could answer is worth a retry, so it is
-                # reported rather than this one's inability.
+                # The failure of a back end that supports the request is reported in preference to
+                # an unsupported request, because the client may retry it.
                 if failure is None or not isinstance(error, RequestError | ModelNotFound):
                     failure = error
                 if isinstance(error, UnsupportedFeature):
@@ -305,43 +309,46 @@ class Router:
         )
 
 
-def _may_hedge(call: RoutedCall) -> bool:
-    """Return whether a late first piece would show that the back end is slow."""
+def _is_hedgeable(call: RoutedCall) -> bool:
+    """Return True if a call may be hedged: its stream is not held back until its end."""
     return call.request.streams and call.hold is not StreamHold.WHOLE
 
 
-def _answering_candidate(
+def _find_answering_candidate(
     answer: Answer | None, candidates: Sequence[Candidate], first: Candidate
 ) -> Candidate:
-    """Return the candidate that gave a hedged answer; ``first`` where there is no answer."""
+    """Return the candidate that gave a hedged answer, or ``first`` if there is no answer."""
     names = () if answer is None else answer.headers
     return next((other for other in candidates if set(other.target.headers) <= set(names)), first)
 
 
 async def _call_candidate(call: RoutedCall, candidate: Candidate, reason: str) -> Answer | None:
-    """Return the candidate's answer; None when its breaker lets no request through.
+    """Call a candidate, with retries, and return its answer.
+
+    Returns:
+        None if the breaker of the back end rejects the call.
 
     Raises:
-        MoyinError: its last failure.
+        MoyinError: the call and its retries failed; this is the last error.
     """
     target = candidate.target
     runtime = target.runtime
     if runtime.checks_schemas:
-        # Before it waits for a slot.
+        # An invalid schema is rejected before the request waits for a slot.
         call.check_schemas()
     tenant = call.context.tenant
     loop = asyncio.get_running_loop()
     tries = 0
     while True:
         remaining = call.deadline - loop.time()
-        lease = await runtime.acquire(tenant, remaining, _expected_seconds(candidate))
+        lease = await runtime.acquire(tenant, remaining, _estimate_seconds(candidate))
         if lease is None:
             return None
         try:
             with lease:
                 return await Attempt(call=call, target=target, reason=reason, lease=lease).run()
         except MoyinError as error:
-            pause = random.uniform(0, _RETRY_SECONDS * 2**tries)
+            pause = random.uniform(0, _MAX_FIRST_PAUSE_SECONDS * 2**tries)
             if tries >= runtime.retries or not is_retryable(error) or not runtime.is_ready:
                 raise
             if loop.time() + pause >= call.deadline:
@@ -350,17 +357,21 @@ async def _call_candidate(call: RoutedCall, candidate: Candidate, reason: str) -
         await asyncio.sleep(pause)
 
 
-async def _reserve(
+async def _reserve_budget(
     budget: BudgetReservation, call: RoutedCall, route: CompiledRoute, rescued: Candidate | None
 ) -> Decimal | None:
-    """Reserve what the call may cost at most; return it, or None where spending is not limited.
+    """Reserve the maximum cost of a request in the caller's budgets.
 
     Args:
-        rescued: candidate whose answer a better model may replace, so that both calls are paid;
-            None: there is no second call.
+        rescued: the first candidate, if a better model may replace its answer, so that two calls
+            are charged; None if only one call is possible.
+
+    Returns:
+        The reserved US dollars; None if spending is not limited.
 
     Raises:
-        LimitExceeded, ServiceUnavailable: see `BudgetReservation.reserve`.
+        LimitExceeded: the remaining budget is too small.
+        ServiceUnavailable: the budget cannot be read.
     """
     request, needs = call.request, call.needs
     if not budget.limits_spending:
@@ -370,7 +381,7 @@ async def _reserve(
     max_usd = compute_max_request_cost(
         route,
         needs,
-        # Protocols without this member do not validate it.
+        # The member `n` is validated only in protocols that define it.
         choices=max(choices, 1) if isinstance(choices, int) else 1,
         streams=request.streams,
     )
@@ -382,7 +393,7 @@ async def _reserve(
     return max_usd
 
 
-def _expected_seconds(candidate: Candidate) -> float:
+def _estimate_seconds(candidate: Candidate) -> float:
     forecast = candidate.forecast
     return (
         _DEFAULT_CALL_SECONDS
