@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from moyin.domain.money import Usage
@@ -89,42 +90,39 @@ class AnswerCache:
             _log.error("an answer could not be stored in the answer cache", exc_info=error)
 
 
+@dataclass(eq=False, slots=True)
 class _RecordingStream:
     """Stream that forwards another stream and stores its bytes when it is complete."""
 
-    def __init__(
-        self, stream: Stream, max_bytes: int, store: Callable[[bytes, Usage], None]
-    ) -> None:
-        self._stream = stream
-        self._bytes_left = max_bytes
-        self._store = store
-        self._pieces: list[bytes] = []
+    stream: Stream
+    bytes_left: int
+    store: Callable[[bytes, Usage], None]
+    _pieces: list[bytes] = field(default_factory=list)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
-        piece = await anext(self._stream)
-        if self._bytes_left < 0:
+        piece = await anext(self.stream)
+        if self.bytes_left < 0:
             return piece
-        stream = self._stream
-        if stream.final_usage is not None:
+        if self.stream.final_usage is not None:
             # The last piece is not stored: it states the cost, which is 0 for a cached answer.
-            self._store(b"".join(self._pieces), stream.final_usage)
-            self._bytes_left = -1
+            self.store(b"".join(self._pieces), self.stream.final_usage)
+            self.bytes_left = -1
         else:
             self._pieces.append(piece)
-            self._bytes_left -= len(piece)
-            if self._bytes_left < 0:
+            self.bytes_left -= len(piece)
+            if self.bytes_left < 0:
                 self._pieces.clear()
         return piece
 
     @property
     def final_usage(self) -> Usage | None:
-        return self._stream.final_usage
+        return self.stream.final_usage
 
     async def aclose(self) -> None:
-        await self._stream.aclose()
+        await self.stream.aclose()
 
 
 def hash_request(call: RoutedCall, route: CompiledRoute) -> str:

@@ -162,6 +162,7 @@ class BackendRuntime:
         self.is_up = is_up
 
 
+@dataclass(eq=False, slots=True)
 class Lease:
     """Slot of one call at a back end; `BackendRuntime.acquire` creates it.
 
@@ -169,12 +170,9 @@ class Lease:
     `transfer_to_stream` and ends without an error, the stream must call `release` instead.
     """
 
-    __slots__ = ("_belongs_to_stream", "_runtime", "_tenant")
-
-    def __init__(self, runtime: BackendRuntime, tenant: str) -> None:
-        self._runtime = runtime
-        self._tenant = tenant
-        self._belongs_to_stream = False
+    _runtime: BackendRuntime
+    _tenant: str
+    _belongs_to_stream: bool = False
 
     def __enter__(self) -> Self:
         return self

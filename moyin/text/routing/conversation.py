@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from moyin.text.protocol.codec import ParsedRequest, Turn
 from moyin.text.routing.answer import RoutingContext
@@ -14,6 +15,7 @@ __all__ = ["Conversation"]
 _MAX_HASHED_LENGTH = 2_000
 
 
+@dataclass(eq=False, slots=True)
 class Conversation:
     """The user's messages in one request, read and hashed on first use.
 
@@ -22,13 +24,10 @@ class Conversation:
             not the user's but, for example, the result of a tool.
     """
 
-    __slots__ = ("_fingerprints", "_request", "_user_messages", "context")
-
-    def __init__(self, context: RoutingContext, request: ParsedRequest) -> None:
-        self.context = context
-        self._request: ParsedRequest | None = request
-        self._user_messages: list[str] | None = None
-        self._fingerprints: tuple[bytes, bytes | None] | None = None
+    context: RoutingContext
+    _request: ParsedRequest | None
+    _user_messages: list[str] | None = None
+    _fingerprints: tuple[bytes, bytes | None] | None = None
 
     @property
     def user_messages(self) -> list[str] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -41,15 +40,6 @@ class LedgerReader(Protocol):
     async def find(
         self, owner: str, request_id: str, since: datetime | None = None
     ) -> UsageEntry | None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _RatedAnswer:
-    """Model, question features and predicted quality of a rated answer."""
-
-    model: str
-    question: Mapping[str, Any]
-    p_good: float | None
 
 
 class FeedbackService:
@@ -111,18 +101,18 @@ class FeedbackService:
             )
         rows = []
         for name, value in scores.items():
-            answer = await self._find_answer(owner, name)
+            model, question, p_good = await self._find_answer(owner, name)
             rows.append(
                 SignalRow(
                     owner=owner,
                     request_id=name,
                     key_id=key_id,
                     source=source,
-                    model=answer.model,
-                    question=answer.question,
+                    model=model,
+                    question=question,
                     score=value,
                     weight=weight,
-                    p_good=answer.p_good,
+                    p_good=p_good,
                     created_at=datetime.fromtimestamp(self._clock(), UTC),
                     comment=comment if name == request_id else None,
                 )
@@ -137,12 +127,15 @@ class FeedbackService:
         await self._learning.learn_new_signals()
         return scores
 
-    async def _find_answer(self, owner: str, request_id: str) -> _RatedAnswer:
+    async def _find_answer(
+        self, owner: str, request_id: str
+    ) -> tuple[str, Mapping[str, Any], float | None]:
+        """Return the model, question and predicted quality of an answer."""
         # Queued rows are written first: the row of a rescued request may replace an earlier row.
         await self._learning.flush()
         decision = await self._store.decision(owner, request_id)
         if decision is not None:
-            return _RatedAnswer(decision.model, decision.question, decision.p_good)
+            return decision.model, decision.question, decision.p_good
         since = datetime.fromtimestamp(self._clock(), UTC) - DECISION_RETENTION
         entry = await self._ledger.find(owner, request_id, since)
         # Embeddings and requests that the client cancelled early have no answer to rate.
@@ -150,7 +143,7 @@ class FeedbackService:
             raise RequestNotFound(
                 f"no model answered a request {request_id!r} of this tenant in the last thirty days"
             )
-        return _RatedAnswer(entry.model, question_to_json(_UNKNOWN_QUESTION), None)
+        return entry.model, question_to_json(_UNKNOWN_QUESTION), None
 
     def _check_rate(self, key_id: str) -> None:
         now = self._clock()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from moyin.text.quality.estimator import Signal
+from moyin.text.quality.question import Question
+
 __all__ = [
     "CONTINUED",
     "EDITED",
@@ -39,6 +42,18 @@ class Evidence:
     score: float
     weight: float
 
+    def to_signal(self, model: str, question: Question, query: FollowUpQuery, at: float) -> Signal:
+        """Build the quality signal for the model that gave the answer."""
+        return Signal(
+            model=model,
+            question=question,
+            score=self.score,
+            weight=self.weight,
+            source=self.source,
+            key=query.key_id,
+            at=at,
+        )
+
 
 _REGENERATED = Evidence("regenerated", 0.2, 0.3)
 _SWITCHED = Evidence("switched", 0.1, 0.5)
@@ -71,16 +86,16 @@ class FollowUpQuery:
     at: float
 
 
-def evidence_from_repeat(lookup: FollowUpQuery, ability: float) -> Evidence:
+def evidence_from_repeat(query: FollowUpQuery, ability: float) -> Evidence:
     """Return the evidence of a repeated request: regenerated, or sent to a better model.
 
     Args:
         ability: ability of the model that answered the first time, in logits.
     """
-    switched = lookup.ability is not None and lookup.ability > ability + _MIN_ABILITY_GAP
+    switched = query.ability is not None and query.ability > ability + _MIN_ABILITY_GAP
     return _SWITCHED if switched else _REGENERATED
 
 
-def evidence_from_next_message(lookup: FollowUpQuery) -> Evidence:
+def evidence_from_next_message(query: FollowUpQuery) -> Evidence:
     """Return the evidence of the next message: a complaint, or a continued conversation."""
-    return _CORRECTED if _COMPLAINT.search(lookup.opening) else CONTINUED
+    return _CORRECTED if _COMPLAINT.search(query.opening) else CONTINUED

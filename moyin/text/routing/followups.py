@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from moyin.system.bounded import BoundedDict
-from moyin.text.quality.estimator import Signal
 from moyin.text.quality.question import Question
 from moyin.text.routing.compiled_route import CompiledRoute
 from moyin.text.routing.conversation import Conversation
@@ -145,7 +144,7 @@ class FollowUpDetector:
         if user_messages is None:
             return False
         fingerprint, previous = conversation.compute_fingerprints(self._secret)
-        lookup = FollowUpQuery(
+        query = FollowUpQuery(
             owner=context.owner,
             key_id=context.key_id,
             fingerprint=fingerprint,
@@ -154,10 +153,10 @@ class FollowUpDetector:
             ability=_find_requested_ability(route),
             at=at,
         )
-        evidence, past = self._find_evidence(lookup)
-        record = partial(self._record_signal, lookup, evidence, past)
+        evidence, past = self._find_evidence(query)
+        record = partial(self._record_signal, query, evidence, past)
         is_local = past is not None and not past.shared
-        if shared_answers is None or is_local or not shared_answers.queue_lookup(lookup, record):
+        if shared_answers is None or is_local or not shared_answers.queue_query(query, record):
             record()
         return evidence is not None and evidence is not CONTINUED
 
@@ -177,34 +176,23 @@ class FollowUpDetector:
             self._latest_by_conversation[previous] = fingerprint
 
     def _record_signal(
-        self, lookup: FollowUpQuery, evidence: Evidence | None, past: _PastAnswer | None
+        self, query: FollowUpQuery, evidence: Evidence | None, past: _PastAnswer | None
     ) -> None:
         if evidence is None or past is None:
             return
-        signal = Signal(
-            model=past.model,
-            question=past.question,
-            score=evidence.score,
-            weight=evidence.weight,
-            source=evidence.source,
-            key=lookup.key_id,
-            at=self._clock(),
-        )
+        signal = evidence.to_signal(past.model, past.question, query, self._clock())
         self._learning.record_signal(past.owner, past.request_id, signal, p_good=past.p_good)
 
-    def _find_evidence(self, lookup: FollowUpQuery) -> tuple[Evidence | None, _PastAnswer | None]:
+    def _find_evidence(self, query: FollowUpQuery) -> tuple[Evidence | None, _PastAnswer | None]:
         """Find the answer that a request follows up, remove it, and return it with the evidence."""
-        if (past := self._pop_recent_answer(lookup.fingerprint, lookup.at)) is not None:
-            return evidence_from_repeat(lookup, past.ability), past
-        if lookup.previous is None:
+        if (past := self._pop_recent_answer(query.fingerprint, query.at)) is not None:
+            return evidence_from_repeat(query, past.ability), past
+        if query.previous is None:
             return None, None
-        if (past := self._pop_recent_answer(lookup.previous, lookup.at)) is not None:
-            return evidence_from_next_message(lookup), past
-        sibling = self._latest_by_conversation.get(lookup.previous)
-        if (
-            sibling is not None
-            and (past := self._pop_recent_answer(sibling, lookup.at)) is not None
-        ):
+        if (past := self._pop_recent_answer(query.previous, query.at)) is not None:
+            return evidence_from_next_message(query), past
+        sibling = self._latest_by_conversation.get(query.previous)
+        if sibling is not None and (past := self._pop_recent_answer(sibling, query.at)) is not None:
             return EDITED, past
         return None, None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import KW_ONLY, dataclass
 
 from moyin.domain.money import Usage
 from moyin.domain.needs import ResponseConstraints
@@ -26,6 +27,7 @@ _MAX_HELD_WHOLE_BYTES = 256 * 1024
 FinishStream = Callable[[Usage, BaseException | None], bytes]
 
 
+@dataclass(eq=False, slots=True)
 class MeteredStream:
     """Stream of an answer that reports errors as events of the protocol, and finally its cost.
 
@@ -46,38 +48,29 @@ class MeteredStream:
         on_end: called after the stream has ended without an error.
     """
 
-    def __init__(
-        self,
-        call: RoutedCall,
-        source: StreamSource,
-        first: bytes,
-        pieces: AsyncGenerator[bytes, None],
-        *,
-        finish: FinishStream,
-        transcript: Transcript | None = None,
-    ) -> None:
-        self._call = call
-        self._pending: asyncio.Task[bytes] | None = None
-        self.transcript = transcript
-        self.fault = NO_FAULT
-        self.on_end: Callable[[], None] | None = None
-        self._finish = finish
-        self._source = source
-        self._first = first
-        self._pieces = pieces
-        self._is_finished = False
-        # Set if the stream ends while it is held back.
-        self._cost_trailer: tuple[Usage, bytes] | None = None
-        self._start_has_no_fault = False
-        self.is_complete = False
-        self.final_usage: Usage | None = None
+    call: RoutedCall
+    source: StreamSource
+    first: bytes
+    pieces: AsyncGenerator[bytes, None]
+    _: KW_ONLY
+    finish: FinishStream
+    transcript: Transcript | None = None
+    is_complete: bool = False
+    final_usage: Usage | None = None
+    fault: str = NO_FAULT
+    on_end: Callable[[], None] | None = None
+    _pending: asyncio.Task[bytes] | None = None
+    _is_finished: bool = False
+    # Set if the stream ends while it is held back.
+    _cost_trailer: tuple[Usage, bytes] | None = None
+    _start_has_no_fault: bool = False
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
-        if self._first:
-            first, self._first = self._first, b""
+        if self.first:
+            first, self.first = self.first, b""
             return first
         if self._cost_trailer is not None:
             (self.final_usage, trailer), self._cost_trailer = self._cost_trailer, None
@@ -90,7 +83,7 @@ class MeteredStream:
             self.final_usage = self.usage
             return self._finish_once(None)
         except MoyinError as error:
-            call = self._call
+            call = self.call
             event = call.codec.error_event(to_client_error(error), call.context.request_id)
             return event + self._finish_once(error)
         except BaseException as error:
@@ -112,8 +105,8 @@ class MeteredStream:
         is_whole = hold is StreamHold.WHOLE
         max_bytes = _MAX_HELD_WHOLE_BYTES if is_whole else _MAX_HELD_BYTES
         loop = asyncio.get_running_loop()
-        deadline = self._call.deadline if is_whole else loop.time() + _MAX_HELD_SECONDS
-        pieces, size = [self._first], len(self._first)
+        deadline = self.call.deadline if is_whole else loop.time() + _MAX_HELD_SECONDS
+        pieces, size = [self.first], len(self.first)
         try:
             # After the last event the stream is read to its end, so that it is recorded as complete.
             while (
@@ -134,7 +127,7 @@ class MeteredStream:
         except BaseException:
             await self._close_source()
             raise
-        self._first = b"".join(pieces)
+        self.first = b"".join(pieces)
 
     def _check_transcript(
         self, transcript: Transcript, constraints: ResponseConstraints, *, is_whole: bool
@@ -160,11 +153,11 @@ class MeteredStream:
         return pending.result()
 
     async def _read_next(self) -> bytes:
-        return await anext(self._pieces)
+        return await anext(self.pieces)
 
     async def _next_piece(self) -> bytes:
         pending, self._pending = self._pending, None
-        return await (anext(self._pieces) if pending is None else pending)
+        return await (anext(self.pieces) if pending is None else pending)
 
     async def aclose(self) -> None:
         """Cancel the upstream request if it is still generating."""
@@ -177,12 +170,12 @@ class MeteredStream:
         if pending is not None:
             pending.cancel()
             await asyncio.wait((pending,))
-        await self._pieces.aclose()
+        await self.pieces.aclose()
 
     @property
     def usage(self) -> Usage:
         """The usage of the tokens that were received so far."""
-        return self._source.usage
+        return self.source.usage
 
     def _finish_once(self, error: BaseException | None) -> bytes:
         self._is_finished = True
@@ -191,7 +184,7 @@ class MeteredStream:
             self.is_complete = True
             if self.on_end is not None:
                 asyncio.get_running_loop().call_soon(self.on_end)
-        return self._call.codec.cost_trailer(self._finish(usage, error))
+        return self.call.codec.cost_trailer(self.finish(usage, error))
 
 
 def to_client_error(error: MoyinError) -> MoyinError:

@@ -121,11 +121,7 @@ class Router:
             ModelNotFound, ModelNotAllowed: the name is unknown or not allowed for the tenant.
             InvalidRequest: a header of the request is invalid.
         """
-        fleet = self.fleet
-        preferences = self._parse_preferences(context)
-        return fleet.get_route(
-            name, context.owner, preferences.residency, api_format, current_day()
-        ).targets
+        return self._resolve(name, api_format, context)[1].targets
 
     async def load_learned_state(self, owner: str) -> None:
         """Load the tenant's learned state into memory, unless it is there."""
@@ -141,8 +137,7 @@ class Router:
             ModelNotFound, ModelNotAllowed: the name is unknown or not allowed for the tenant.
             InvalidRequest: a header of the request is invalid.
         """
-        preferences = self._parse_preferences(context)
-        route = self._get_route(codec, request, context, preferences)
+        preferences, route = self._resolve(request.model, codec.api_format, context)
         needs = request.needs()
         quality = self._build_quality(request, needs, context, preferences, route)
         return explain_decision(request.model, route, needs, self._history, quality)
@@ -169,8 +164,7 @@ class Router:
                 invalid or not supported.
             BackendError, Overloaded: all candidates failed; this is the error of the last one.
         """
-        preferences = self._parse_preferences(context)
-        route = self._get_route(codec, request, context, preferences)
+        preferences, route = self._resolve(request.model, codec.api_format, context)
         seconds = route.timeout
         if preferences.timeout is not None:
             seconds = min(seconds, preferences.timeout)
@@ -194,9 +188,18 @@ class Router:
             call, route, route.cache, lambda: self._call_candidates(call, route)
         )
 
-    def _parse_preferences(self, context: RoutingContext) -> RequestPreferences:
+    def _resolve(
+        self, name: str, api_format: ApiFormat, context: RoutingContext
+    ) -> tuple[RequestPreferences, CompiledRoute]:
+        """Return the preferences in the client's headers, and the route of a model name."""
         fleet = self.fleet
-        return parse_preferences(context.headers, fleet.residencies, fleet.max_usd_per_bad_answer)
+        preferences = parse_preferences(
+            context.headers, fleet.residencies, fleet.max_usd_per_bad_answer
+        )
+        route = fleet.get_route(
+            name, context.owner, preferences.residency, api_format, current_day()
+        )
+        return preferences, route
 
     def _build_quality(
         self,
@@ -226,17 +229,6 @@ class Router:
             usd_per_bad_answer=cost,
             floor=preferences.quality,
             embed=self.fleet.embed,
-        )
-
-    def _get_route(
-        self,
-        codec: ProtocolCodec,
-        request: ParsedRequest,
-        context: RoutingContext,
-        preferences: RequestPreferences,
-    ) -> CompiledRoute:
-        return self.fleet.get_route(
-            request.model, context.owner, preferences.residency, codec.api_format, current_day()
         )
 
     async def _call_candidates(self, call: RoutedCall, route: CompiledRoute) -> Answer:

@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from moyin.text.quality.estimator import Signal
 from moyin.text.routing.followup_evidence import (
     EDITED,
     MAX_SECONDS,
@@ -29,7 +28,7 @@ __all__ = ["AnswerStore", "SharedAnswers"]
 _log = logging.getLogger(__name__)
 # One batch is processed per interval. Further requests are matched only with this replica's answers.
 _BATCH_INTERVAL_SECONDS = 0.5
-_MAX_LOOKUPS = 100
+_MAX_QUERIES = 100
 _BY_FINGERPRINT, _BY_PREVIOUS = b"a", b"n"
 # A stored answer begins with version, ability, time and fingerprint, and ends with its request id.
 _VERSION = 1
@@ -84,20 +83,20 @@ class SharedAnswers:
         self._store = store
         self._learning = learning
         self._clock = clock
-        self._lookups: list[tuple[FollowUpQuery, Fallback]] = []
+        self._queries: list[tuple[FollowUpQuery, Fallback]] = []
         self._answers: dict[bytes, bytes] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    def queue_lookup(self, lookup: FollowUpQuery, fallback: Fallback) -> bool:
-        """Queue a lookup; return False if Valkey is unavailable or the batch is full.
+    def queue_query(self, query: FollowUpQuery, fallback: Fallback) -> bool:
+        """Queue a query; return False if Valkey is unavailable or the batch is full.
 
         Args:
-            fallback: called if Valkey is unavailable when the lookup is processed.
+            fallback: called if Valkey is unavailable when the query is processed.
         """
-        if self._store.is_unavailable or len(self._lookups) >= _MAX_LOOKUPS:
+        if self._store.is_unavailable or len(self._queries) >= _MAX_QUERIES:
             return False
-        self._lookups.append((lookup, fallback))
+        self._queries.append((query, fallback))
         self._wake_up()
         return True
 
@@ -112,7 +111,7 @@ class SharedAnswers:
             ability: ability of the model that answered, in logits.
             at: time when the request arrived, in seconds since 1970.
         """
-        if self._store.is_unavailable or len(self._answers) >= 2 * _MAX_LOOKUPS:
+        if self._store.is_unavailable or len(self._answers) >= 2 * _MAX_QUERIES:
             return False
         value = _HEADER.pack(_VERSION, ability, at, fingerprint) + request_id.encode()
         self._answers[_BY_FINGERPRINT + fingerprint] = value
@@ -122,7 +121,7 @@ class SharedAnswers:
         return True
 
     async def close(self) -> None:
-        """Process the queued lookups and answers, and close the store."""
+        """Process the queued queries and answers, and close the store."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -131,16 +130,16 @@ class SharedAnswers:
         await self._store.close()
 
     async def process_pending(self) -> None:
-        """Process the queued lookups, then store the queued answers."""
-        lookups, self._lookups = self._lookups, []
+        """Process the queued queries, then store the queued answers."""
+        queries, self._queries = self._queries, []
         answers, self._answers = self._answers, {}
-        # The lookups are first: a request's own answer would replace the answer that it follows up.
+        # The queries are first: a request's own answer would replace the answer that it follows up.
         try:
-            if lookups and not await self._match_lookups(lookups):
-                for _, fallback in lookups:
+            if queries and not await self._match_queries(queries):
+                for _, fallback in queries:
                     fallback()
         finally:
-            # The answers are stored even if the lookups failed.
+            # The answers are stored even if the queries failed.
             if answers:
                 await self._store.put(answers, int(MAX_SECONDS))
 
@@ -162,73 +161,66 @@ class SharedAnswers:
         except Exception:
             _log.exception("a batch of follow-ups could not be recorded and is lost")
 
-    async def _match_lookups(self, lookups: Sequence[tuple[FollowUpQuery, Fallback]]) -> bool:
-        """Record a signal for each lookup with an answer; return False if Valkey is unavailable."""
-        names = [name for lookup, _ in lookups for name in _build_keys(lookup)]
+    async def _match_queries(self, queries: Sequence[tuple[FollowUpQuery, Fallback]]) -> bool:
+        """Record a signal for each query with an answer; return False if Valkey is unavailable."""
+        names = [name for query, _ in queries for name in _build_keys(query)]
         values = await self._store.get(names)
         if values is None:
             return False
         stored = dict(zip(names, values, strict=True))
         matches: list[tuple[FollowUpQuery, Evidence, _StoredAnswer]] = []
-        for lookup, _ in lookups:
-            match = self._find_evidence(lookup, stored)
+        for query, _ in queries:
+            match = self._find_evidence(query, stored)
             if match is not None:
-                matches.append((lookup, *match))
+                matches.append((query, *match))
         if not matches:
             return True
         taken = await self._store.take([answer.name for _, _, answer in matches])
         if taken is None:
             return False
-        for (lookup, evidence, answer), value in zip(matches, taken, strict=True):
+        for (query, evidence, answer), value in zip(matches, taken, strict=True):
             if value is not None and _decode_answer(value) == answer:
-                await self._record_signal(lookup, evidence, answer)
+                await self._record_signal(query, evidence, answer)
         return True
 
     def _find_evidence(
-        self, lookup: FollowUpQuery, stored: Mapping[bytes, bytes | None]
+        self, query: FollowUpQuery, stored: Mapping[bytes, bytes | None]
     ) -> tuple[Evidence, _StoredAnswer] | None:
         """Return the answer that a request follows up, with the evidence about its quality."""
-        repeated, *rest = (_recent_answer(stored[name], lookup.at) for name in _build_keys(lookup))
+        repeated, *rest = (_recent_answer(stored[name], query.at) for name in _build_keys(query))
         if repeated is not None:
-            return evidence_from_repeat(lookup, repeated.ability), repeated
+            return evidence_from_repeat(query, repeated.ability), repeated
         if not rest:
             return None
         previous, sibling = rest
         if previous is not None:
-            return evidence_from_next_message(lookup), previous
+            return evidence_from_next_message(query), previous
         return None if sibling is None else (EDITED, sibling)
 
     async def _record_signal(
-        self, lookup: FollowUpQuery, evidence: Evidence, answer: _StoredAnswer
+        self, query: FollowUpQuery, evidence: Evidence, answer: _StoredAnswer
     ) -> None:
-        row = await self._learning.find_decision(lookup.owner, answer.request_id)
+        row = await self._learning.find_decision(query.owner, answer.request_id)
         if row is None:
             # The decision was dropped while the database was unavailable.
             return
-        signal = Signal(
-            model=row.model,
-            question=question_from_json(row.question),
-            score=evidence.score,
-            weight=evidence.weight,
-            source=evidence.source,
-            key=lookup.key_id,
-            at=self._clock(),
-        )
-        self._learning.record_signal(lookup.owner, answer.request_id, signal, p_good=row.p_good)
+        question = question_from_json(row.question)
+        signal = evidence.to_signal(row.model, question, query, self._clock())
+        self._learning.record_signal(query.owner, answer.request_id, signal, p_good=row.p_good)
 
 
-def _build_keys(lookup: FollowUpQuery) -> list[bytes]:
+def _build_keys(query: FollowUpQuery) -> list[bytes]:
     """Return the keys under which the answer that a request follows up may be stored.
 
     The first key finds an answer to the same request, the second the answer before its newest
     message, and the third an answer to another version of that message.
     """
-    if lookup.previous is None:
-        return [_BY_FINGERPRINT + lookup.fingerprint]
+    if query.previous is None:
+        return [_BY_FINGERPRINT + query.fingerprint]
     return [
-        _BY_FINGERPRINT + lookup.fingerprint,
-        _BY_FINGERPRINT + lookup.previous,
-        _BY_PREVIOUS + lookup.previous,
+        _BY_FINGERPRINT + query.fingerprint,
+        _BY_FINGERPRINT + query.previous,
+        _BY_PREVIOUS + query.previous,
     ]
 
 

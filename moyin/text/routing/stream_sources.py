@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Protocol
 
 from moyin.domain.chat import (
@@ -38,6 +38,7 @@ class StreamSource(Protocol):
         """The usage so far; it is estimated until the back end reports it."""
 
 
+@dataclass(eq=False, slots=True)
 class ForwardedSource:
     """Source that forwards the back end's bytes, because both sides have the same API format.
 
@@ -47,22 +48,18 @@ class ForwardedSource:
         prompt_tokens: estimated tokens of the prompt, used if the back end does not report them.
     """
 
-    def __init__(
-        self,
-        upstream: AsyncGenerator[bytes, None],
-        tap: StreamTap,
-        transcript: Transcript | None = None,
-        *,
-        prompt_tokens: int,
-    ) -> None:
-        self._upstream = upstream
-        self._prompt_tokens = prompt_tokens
-        self._tap = tap
-        tap.transcript = transcript
+    upstream: AsyncGenerator[bytes, None]
+    tap: StreamTap
+    transcript: Transcript | None = None
+    _: KW_ONLY
+    prompt_tokens: int
+
+    def __post_init__(self) -> None:
+        self.tap.transcript = self.transcript
 
     async def iterate_pieces(self) -> AsyncGenerator[bytes, None]:
-        tap = self._tap
-        async with aclosing(self._upstream) as upstream:
+        tap = self.tap
+        async with aclosing(self.upstream) as upstream:
             async for piece in upstream:
                 if output := tap.feed(piece):
                     yield output
@@ -73,10 +70,11 @@ class ForwardedSource:
 
     @property
     def usage(self) -> Usage:
-        tap = self._tap
-        return _complete_usage(tap.usage, self._prompt_tokens, tap.tokens, is_final=tap.finished)
+        tap = self.tap
+        return _complete_usage(tap.usage, self.prompt_tokens, tap.tokens, is_final=tap.finished)
 
 
+@dataclass(eq=False, slots=True)
 class TranslatedSource:
     """Source that writes the back end's deltas in the client's API format.
 
@@ -89,40 +87,33 @@ class TranslatedSource:
         transcript: records the text of the answer. If it is None, the stream is not checked.
     """
 
-    def __init__(
-        self,
-        deltas: AsyncGenerator[Delta, None],
-        writer: StreamWriter,
-        *,
-        by_token: bool,
-        prompt_tokens: int,
-        transcript: Transcript | None = None,
-    ) -> None:
-        self._deltas = deltas
-        self._transcript = transcript
-        self._writer = writer
-        self._by_token = by_token
-        self._prompt_tokens = prompt_tokens
-        self._usage: Usage | None = None
-        self._delta_count = self._text_size = 0
-        self._usage_is_final = False
+    deltas: AsyncGenerator[Delta, None]
+    writer: StreamWriter
+    _: KW_ONLY
+    by_token: bool
+    prompt_tokens: int
+    transcript: Transcript | None = None
+    _usage: Usage | None = None
+    _usage_is_final: bool = False
+    _delta_count: int = 0
+    _text_size: int = 0
 
     async def iterate_pieces(self) -> AsyncGenerator[bytes, None]:
-        async with aclosing(self._deltas) as deltas:
+        async with aclosing(self.deltas) as deltas:
             async for delta in deltas:
                 self._count_tokens(delta)
-                if self._transcript is not None:
-                    self._transcript.add((delta,))
+                if self.transcript is not None:
+                    self.transcript.add((delta,))
                 if isinstance(delta, Started | Finished):
                     delta = self._with_usage(delta)
-                if output := self._writer.write(delta):
+                if output := self.writer.write(delta):
                     yield output
 
     @property
     def usage(self) -> Usage:
-        tokens = self._delta_count if self._by_token else tokens_in(self._text_size)
+        tokens = self._delta_count if self.by_token else tokens_in(self._text_size)
         return _complete_usage(
-            self._usage, self._prompt_tokens, tokens, is_final=self._usage_is_final
+            self._usage, self.prompt_tokens, tokens, is_final=self._usage_is_final
         )
 
     def _with_usage(self, delta: Started | Finished) -> Started | Finished:

@@ -61,7 +61,7 @@ class Gateway:
 class SharedAnswers:
     """Stands in for other replicas without answers."""
 
-    def queue_lookup(self, *_: Any) -> bool:
+    def queue_query(self, *_: Any) -> bool:
         return False
 
     def remember(self, *_: Any) -> bool:

@@ -212,9 +212,9 @@ async def test_outage_between_read_and_take_falls_back_to_own_answers(database: 
 
 
 async def test_pending_work_is_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchanges, "_MAX_LOOKUPS", 2)
+    monkeypatch.setattr(exchanges, "_MAX_QUERIES", 2)
     one = Gateway(database, FakeValkey())
-    looked = [one.shared_answers.queue_lookup(lookup(), lambda: None) for _ in range(3)]
+    looked = [one.shared_answers.queue_query(lookup(), lambda: None) for _ in range(3)]
     assert looked == [True, True, False]
     for number in range(9):
         one.shared_answers.queue_answer(bytes([number]), None, "r", 0.0, one.now)
@@ -268,7 +268,7 @@ async def test_unshared_answer_is_matched_by_its_own_replica(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = Gateway(database, FakeValkey())
-    monkeypatch.setattr(exchanges, "_MAX_LOOKUPS", 0)
+    monkeypatch.setattr(exchanges, "_MAX_QUERIES", 0)
     await one.ask("r1", ASK)
     monkeypatch.undo()
     await later(one)
