@@ -230,7 +230,9 @@ def _spec(config: LlamaConfig) -> LlamaSpec:
 def _loaded(config: BackendConfig, backend: ModelBackend) -> LoadedModels | None:
     if not isinstance(config, OllamaConfig) or not isinstance(backend, OllamaBackend):
         return None
-    return LoadedModels(backend.resident_models, load_seconds=config.load_s, clock=time.monotonic)
+    return LoadedModels(
+        backend.list_resident_models, load_seconds=config.load_s, clock=time.monotonic
+    )
 
 
 # Provider names as OpenTelemetry defines them, where it does.

@@ -80,7 +80,7 @@ class PictureFetcher:
         try:
             content = await self._download(url, budget)
         except aiohttp.ClientError:
-            raise _picture_error(url, "cannot be fetched: the connection failed") from None
+            raise _build_picture_error(url, "cannot be fetched: the connection failed") from None
         except AddressNotAllowed:
             # The connector's own message is about webhooks.
             raise AddressNotAllowed(
@@ -88,7 +88,7 @@ class PictureFetcher:
             ) from None
         kind = media_type(None, content[:SNIFF_BYTES])
         if kind not in _MEDIA_TYPES:
-            raise _picture_error(url, "must be a PNG, JPEG, GIF or WebP")
+            raise _build_picture_error(url, "must be a PNG, JPEG, GIF or WebP")
         return Image(media_type=kind, data=base64.b64encode(content).decode())
 
     async def _download(self, url: str, budget: _ByteBudget) -> bytes:
@@ -97,20 +97,22 @@ class PictureFetcher:
             self._check_url(current_url)
             async with self._session.get().get(current_url, allow_redirects=False) as response:
                 if response.status in (301, 302, 303, 307, 308):
-                    current_url = _redirect_target(url, response)
+                    current_url = _find_redirect_target(url, response)
                 elif response.status == 200:
                     return await _read_body(url, response, budget)
                 else:
-                    raise _picture_error(
+                    raise _build_picture_error(
                         url, f"cannot be fetched: its server responded {response.status}"
                     )
-        raise _picture_error(url, f"redirects more than {_MAX_REDIRECTS} times")
+        raise _build_picture_error(url, f"redirects more than {_MAX_REDIRECTS} times")
 
     def _check_url(self, current_url: str) -> None:
         try:
             check_url(current_url, field=_FIELD)
         except InvalidRequest:
-            raise _picture_error(current_url, "must be an absolute http or https URL") from None
+            raise _build_picture_error(
+                current_url, "must be an absolute http or https URL"
+            ) from None
         self._networks.check_literal(current_url)
 
     def _new_session(self) -> aiohttp.ClientSession:
@@ -136,7 +138,7 @@ async def _read_body(url: str, response: aiohttp.ClientResponse, budget: _ByteBu
         size += len(piece)
         budget.left -= len(piece)
         if size > _MAX_BYTES_EACH or budget.left < 0:
-            raise _picture_error(
+            raise _build_picture_error(
                 url,
                 f"is too large: the limits are {_MAX_BYTES_EACH} bytes for one picture by URL and "
                 f"{_MAX_BYTES_TOTAL} for all",
@@ -145,12 +147,12 @@ async def _read_body(url: str, response: aiohttp.ClientResponse, budget: _ByteBu
     return b"".join(pieces)
 
 
-def _redirect_target(url: str, response: aiohttp.ClientResponse) -> str:
+def _find_redirect_target(url: str, response: aiohttp.ClientResponse) -> str:
     try:
         return str(response.url.join(URL(response.headers["location"])))
     except (KeyError, ValueError):
-        raise _picture_error(url, "redirects without a valid Location header") from None
+        raise _build_picture_error(url, "redirects without a valid Location header") from None
 
 
-def _picture_error(url: str, problem: str) -> InvalidRequest:
+def _build_picture_error(url: str, problem: str) -> InvalidRequest:
     return InvalidRequest(f"the picture {url[:200]!r} {problem}", field=_FIELD)

@@ -26,7 +26,7 @@ from moyin.errors import (
     StreamInterrupted,
     UnsupportedFeature,
 )
-from moyin.text.backends.http import Endpoint, FixedEndpoint, HttpClient, iterate_until
+from moyin.text.backends.http import Endpoint, FixedEndpoint, HttpClient, iterate_until_deadline
 from moyin.text.backends.response_errors import error_from_status
 from moyin.text.protocol.anthropic.request_to_upstream import chat_request_to_upstream
 from moyin.text.protocol.anthropic.response import chat_response_to_domain
@@ -94,7 +94,7 @@ class AnthropicBackend:
             events = await self._get_sdk().messages.create(**arguments, stream=True)
         started = False
         try:
-            async with events, aclosing(iterate_until(deadline, aiter(events))) as pieces:
+            async with events, aclosing(iterate_until_deadline(deadline, aiter(events))) as pieces:
                 async for event in pieces:
                     # The SDK returns JSON that is not an object unchanged.
                     if not isinstance(event, anthropic.BaseModel):

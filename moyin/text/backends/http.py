@@ -19,7 +19,7 @@ from moyin.errors import BackendTimeout, BackendUnavailable, StreamInterrupted
 from moyin.http.client import BodyTooLong, LazySession, read_up_to
 from moyin.text.backends.response_errors import error_from_status
 
-__all__ = ["Endpoint", "EndpointFinder", "FixedEndpoint", "HttpClient", "iterate_until"]
+__all__ = ["Endpoint", "EndpointFinder", "FixedEndpoint", "HttpClient", "iterate_until_deadline"]
 
 _CONNECT_SECONDS = 5.0
 # Shorter than the keep-alive of servers (uvicorn and llama.cpp: 5 s), so that a request seldom uses
@@ -44,7 +44,7 @@ class EndpointFinder(Protocol):
     """Finds the current address of a back end's server."""
 
     @property
-    def known(self) -> Endpoint | None:
+    def known_endpoint(self) -> Endpoint | None:
         """The endpoint that `find` returned last; None before the first and after `forget`."""
 
     async def find(self) -> Endpoint:
@@ -62,10 +62,10 @@ class FixedEndpoint:
     """Endpoint finder for a server whose address never changes."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self.known: Endpoint = endpoint
+        self.known_endpoint: Endpoint = endpoint
 
     async def find(self) -> Endpoint:
-        return self.known
+        return self.known_endpoint
 
     def forget(self) -> None:
         return None
@@ -141,7 +141,7 @@ class HttpClient:
 
     async def get(self, path: str, seconds: float) -> bytes:
         """Send a GET request and return the body; it raises the same errors as `post`."""
-        endpoint = self._endpoints.known or await self._endpoints.find()
+        endpoint = self._endpoints.known_endpoint or await self._endpoints.find()
         timeout = aiohttp.ClientTimeout(total=seconds)
         try:
             async with self._session.get().get(
@@ -181,7 +181,7 @@ class HttpClient:
     async def _send(
         self, path: str, body: bytes, deadline: float, headers: Mapping[str, str] | None
     ) -> aiohttp.ClientResponse:
-        endpoint = self._endpoints.known or await self._endpoints.find()
+        endpoint = self._endpoints.known_endpoint or await self._endpoints.find()
         remaining = deadline - asyncio.get_running_loop().time()
         timeout = aiohttp.ClientTimeout(
             total=max(remaining, 0.001), connect=_CONNECT_SECONDS, sock_connect=_CONNECT_SECONDS
@@ -246,7 +246,7 @@ def _read_error_message(body: bytes) -> str:
 _Item = TypeVar("_Item")
 
 
-async def iterate_until(
+async def iterate_until_deadline(
     deadline: float, items: AsyncIterator[_Item]
 ) -> AsyncGenerator[_Item, None]:
     """Yield ``items``, and raise TimeoutError if the next one misses the deadline.

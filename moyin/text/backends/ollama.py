@@ -27,7 +27,7 @@ from moyin.domain.chat import (
 )
 from moyin.domain.needs import Model, Needs
 from moyin.errors import BackendTimeout, BackendUnavailable, StreamInterrupted
-from moyin.text.backends.http import Endpoint, FixedEndpoint, HttpClient, iterate_until
+from moyin.text.backends.http import Endpoint, FixedEndpoint, HttpClient, iterate_until_deadline
 from moyin.text.backends.response_errors import error_from_status, validate_embeddings
 from moyin.text.protocol.ollama.request_to_upstream import (
     chat_request_to_upstream,
@@ -58,11 +58,11 @@ class _Client(ollama.AsyncClient):
     All methods raise the SDK's errors, or ValueError for a malformed response.
     """
 
-    async def chat_response(self, body: Mapping[str, Any]) -> ollama.ChatResponse:
+    async def request_chat(self, body: Mapping[str, Any]) -> ollama.ChatResponse:
         with _check_json_object():
             return await self._request(ollama.ChatResponse, "POST", "/api/chat", json=body)
 
-    async def chat_stream(
+    async def request_chat_stream(
         self, body: Mapping[str, Any]
     ) -> AsyncGenerator[ollama.ChatResponse, None]:
         objects = await self._request(
@@ -74,11 +74,11 @@ class _Client(ollama.AsyncClient):
                 async for piece in pieces:
                     yield piece
 
-    async def embed_inputs(self, body: Mapping[str, Any]) -> ollama.EmbedResponse:
+    async def request_embeddings(self, body: Mapping[str, Any]) -> ollama.EmbedResponse:
         with _check_json_object():
             return await self._request(ollama.EmbedResponse, "POST", "/api/embed", json=body)
 
-    async def check_version(self, seconds: float) -> None:
+    async def request_version(self, seconds: float) -> None:
         response = await self._client.get("/api/version", timeout=seconds)
         response.raise_for_status()
 
@@ -125,15 +125,18 @@ class OllamaBackend:
         )
         with _translate_errors():
             async with asyncio.timeout_at(deadline):
-                response = await self._get_sdk().chat_response(body)
+                response = await self._get_sdk().request_chat(body)
         return chat_response_to_domain(response.model_dump())
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
         body = chat_request_to_upstream(request, context=self._contexts[request.model], stream=True)
-        objects = self._get_sdk().chat_stream(body)
+        objects = self._get_sdk().request_chat_stream(body)
         tools, started = 0, False
         try:
-            async with aclosing(objects), aclosing(iterate_until(deadline, objects)) as pieces:
+            async with (
+                aclosing(objects),
+                aclosing(iterate_until_deadline(deadline, objects)) as pieces,
+            ):
                 async for piece in pieces:
                     if not started:
                         started = True
@@ -157,16 +160,16 @@ class OllamaBackend:
         body = embedding_request_to_upstream(request, context=self._contexts[request.model])
         with _translate_errors():
             async with asyncio.timeout_at(deadline):
-                response = await self._get_sdk().embed_inputs(body)
+                response = await self._get_sdk().request_embeddings(body)
         return validate_embeddings(embedding_response_to_domain(response.model_dump()), request)
 
-    async def resident_models(self) -> frozenset[str]:
+    async def list_resident_models(self) -> frozenset[str]:
         """Return the names of the models in the server's memory; no tokens are used."""
         return await list_resident_models(self._http)
 
     async def probe(self) -> None:
         with _translate_errors():
-            await self._get_sdk().check_version(_PROBE_SECONDS)
+            await self._get_sdk().request_version(_PROBE_SECONDS)
 
     async def close(self) -> None:
         await self._http.close()

@@ -94,7 +94,7 @@ class OpenAIBackend:
         return self._http.stream(request.path, request.body, request.deadline)
 
     async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
-        request_body = to_json(self._request_body(request, stream=False))
+        request_body = to_json(self._build_request_body(request, stream=False))
         body = await self._http.post(self._chat_path, request_body, deadline)
         try:
             return chat_response_to_domain(from_json(body))
@@ -103,7 +103,7 @@ class OpenAIBackend:
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
         reader = StreamReader()
-        request_body = self._request_body(request, stream=True)
+        request_body = self._build_request_body(request, stream=True)
         body = to_json(merge_defaults(request_body, _USAGE_REPORTING.get(self._owned_by, {})))
         async with aclosing(self._http.stream(self._chat_path, body, deadline)) as pieces:
             async for piece in pieces:
@@ -129,15 +129,15 @@ class OpenAIBackend:
     async def close(self) -> None:
         await self._http.close()
 
-    def _request_body(self, request: ChatRequest, *, stream: bool) -> dict[str, Any]:
+    def _build_request_body(self, request: ChatRequest, *, stream: bool) -> dict[str, Any]:
         body = chat_request_to_upstream(request, stream=stream)
-        known = self._endpoints.known
+        known = self._endpoints.known_endpoint
         if known is not None and known.url == OPENAI_URL and "max_tokens" in body:
             # OpenAI's reasoning models reject `max_tokens`; other servers know only `max_tokens`.
             body["max_completion_tokens"] = body.pop("max_tokens")
-        return {**body, **self._server_specific_members(request), **self.overrides}
+        return {**body, **self._build_server_members(request), **self.overrides}
 
-    def _server_specific_members(self, request: ChatRequest) -> dict[str, Any]:
+    def _build_server_members(self, request: ChatRequest) -> dict[str, Any]:
         """Return the request members that this kind of server accepts beyond OpenAI's API.
 
         Raises:

@@ -71,11 +71,11 @@ def parse_retry_after(retry_after: str | None) -> float | None:
     try:
         seconds = float(retry_after)
     except ValueError:
-        seconds = _seconds_until(retry_after)
+        seconds = _compute_seconds_until(retry_after)
     return min(max(seconds, 0.0), _MAX_WAIT_SECONDS) if math.isfinite(seconds) else None
 
 
-def _seconds_until(date: str) -> float:
+def _compute_seconds_until(date: str) -> float:
     try:
         return parsedate_to_datetime(date).timestamp() - time.time()
     except (ValueError, TypeError):

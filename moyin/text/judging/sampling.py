@@ -17,7 +17,7 @@ from moyin.text.judging.comparison import NotCompared, Sample, comparison_of
 from moyin.text.judging.outcomes import Count, Outcome
 from moyin.text.judging.rules import JudgeRules
 from moyin.text.quality.estimator import Estimator
-from moyin.text.routing.answer import Answer, Stream
+from moyin.text.routing.answer import Answer
 from moyin.text.routing.decision import Candidate
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.routed_call import RoutedCall
@@ -103,7 +103,7 @@ def _is_suitable(call: RoutedCall, rules: JudgeRules) -> bool:
 class _RecordingStream:
     """Passes on a stream and queues its pieces once it is complete."""
 
-    def __init__(self, stream: Stream, enqueue: Callable[[bytes, Usage], None]) -> None:
+    def __init__(self, stream: AnswerStream, enqueue: Callable[[bytes, Usage], None]) -> None:
         self._stream = stream
         self._enqueue: Callable[[bytes, Usage], None] | None = enqueue
         self._pieces: list[bytes] = []

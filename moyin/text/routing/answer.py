@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from moyin.domain.money import Usage
 
-__all__ = ["Answer", "BudgetReservation", "RoutingContext", "Stream"]
+__all__ = ["Answer", "AnswerStream", "BudgetReservation", "RoutingContext"]
 
 _NO_USAGE = Usage()
 
@@ -63,7 +63,7 @@ class RoutingContext:
         return self.for_tenant or self.owner
 
 
-class Stream(Protocol):
+class AnswerStream(Protocol):
     """Asynchronous iterator over the bytes of an answer; its consumer must call `aclose`."""
 
     @property
@@ -89,7 +89,7 @@ class Answer:
 
     headers: tuple[tuple[bytes, bytes], ...]
     body: bytes = b""
-    stream: Stream | None = None
+    stream: AnswerStream | None = None
     usage: Usage = _NO_USAGE
     data: Mapping[str, Any] | None = None
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from moyin.domain.money import Usage
 from moyin.store.responses import CachedResponse
-from moyin.text.routing.answer import Answer, Stream
+from moyin.text.routing.answer import Answer
 from moyin.text.routing.catalog import CachingPolicy
 from moyin.text.routing.compiled_route import CompiledRoute
 from moyin.text.routing.ledger import build_usage_entry

@@ -151,7 +151,7 @@ def _repeats_itself(text: str) -> bool:
 
 def matches_schema(value: Any, schema: Mapping[str, Any]) -> bool:
     """Return False if ``value`` violates ``schema``, and True if it may conform."""
-    return _SchemaChecker(schema).matches(value, schema, 0)
+    return _SchemaChecker(schema).matches_subschema(value, schema, 0)
 
 
 class _SchemaChecker:
@@ -161,14 +161,14 @@ class _SchemaChecker:
         self._root = root
         self._steps = 0
 
-    def matches(self, value: Any, schema: Any, depth: int) -> bool:
+    def matches_subschema(self, value: Any, schema: Any, depth: int) -> bool:
         self._steps += 1
         if schema is False:
             return False
         if not isinstance(schema, dict) or self._steps > _MAX_STEPS or depth > _MAX_DEPTH:
             return True
         if isinstance(reference := schema.get("$ref"), str):
-            return self.matches(value, self._resolve(reference), depth + 1)
+            return self.matches_subschema(value, self._resolve_reference(reference), depth + 1)
         return (
             matches_type(value, schema.get("type"))
             and _matches_enum(value, schema)
@@ -176,7 +176,7 @@ class _SchemaChecker:
             and self._matches_members(value, schema, depth)
         )
 
-    def _resolve(self, reference: str) -> Any:
+    def _resolve_reference(self, reference: str) -> Any:
         """Return the part of the schema at a ``$ref``; True, which accepts all, if not found."""
         part: Any = self._root
         if not reference.startswith("#"):
@@ -194,18 +194,20 @@ class _SchemaChecker:
             if (
                 isinstance(options, list)
                 and options
-                and not any(self.matches(value, option, depth + 1) for option in options)
+                and not any(self.matches_subschema(value, option, depth + 1) for option in options)
             ):
                 return False
         parts = schema.get("allOf")
         return not isinstance(parts, list) or all(
-            self.matches(value, part, depth + 1) for part in parts
+            self.matches_subschema(value, part, depth + 1) for part in parts
         )
 
     def _matches_members(self, value: Any, schema: Mapping[str, Any], depth: int) -> bool:
         if isinstance(value, list):
             items = schema.get("items", True)
-            return all(self.matches(item, items, depth + 1) for item in value[:_MAX_STEPS])
+            return all(
+                self.matches_subschema(item, items, depth + 1) for item in value[:_MAX_STEPS]
+            )
         if not isinstance(value, dict):
             return True
         properties = schema.get("properties")
@@ -217,7 +219,8 @@ class _SchemaChecker:
             return False
         others = True if "patternProperties" in schema else schema.get("additionalProperties", True)
         return all(
-            self.matches(item, known.get(name, others), depth + 1) for name, item in value.items()
+            self.matches_subschema(item, known.get(name, others), depth + 1)
+            for name, item in value.items()
         )
 
 
@@ -245,13 +248,13 @@ def _matches_enum(value: Any, schema: Mapping[str, Any]) -> bool:
     if (
         isinstance(allowed, list)
         and len(allowed) <= _MAX_ENUM_VALUES
-        and not any(_json_equal(value, option) for option in allowed)
+        and not any(_are_equal_in_json(value, option) for option in allowed)
     ):
         return False
-    return "const" not in schema or _json_equal(value, schema["const"])
+    return "const" not in schema or _are_equal_in_json(value, schema["const"])
 
 
-def _json_equal(option: Any, other: Any) -> bool:
+def _are_equal_in_json(option: Any, other: Any) -> bool:
     """Return True if two JSON values are equal; unlike in Python, true does not equal 1."""
     same: bool = option == other
     return same and isinstance(option, bool) is isinstance(other, bool)

@@ -187,7 +187,7 @@ class Attempt:
     def _upstream(self) -> str:
         return self.target.deployment.model.upstream
 
-    def _request_additions(self, pass_through: PassThroughBackend) -> Mapping[str, Any]:
+    def _get_request_additions(self, pass_through: PassThroughBackend) -> Mapping[str, Any]:
         call = self.call
         model = self.target.deployment.model
         return pass_through.additions(model, call.needs, streams=call.request.streams)
@@ -211,7 +211,7 @@ class Attempt:
     ) -> StreamSource:
         request = self.call.request
         if pass_through is not None:
-            additions = self._request_additions(pass_through)
+            additions = self._get_request_additions(pass_through)
             upstream = pass_through.forward_stream(
                 self._build_raw_request(pass_through, additions, deadline)
             )
@@ -230,7 +230,9 @@ class Attempt:
 
     async def _call_pass_through(self, pass_through: PassThroughBackend, deadline: float) -> Answer:
         body = await pass_through.forward(
-            self._build_raw_request(pass_through, self._request_additions(pass_through), deadline)
+            self._build_raw_request(
+                pass_through, self._get_request_additions(pass_through), deadline
+            )
         )
         try:
             answer = from_json(body)
@@ -333,7 +335,7 @@ class Attempt:
 
     def _finish_stream(self, usage: Usage, error: BaseException | None) -> bytes:
         """Record the usage of a stream, release its slot, and return its cost as text."""
-        cost = self.record(usage, error=None if error is None else _error_code(error))
+        cost = self.record(usage, error=None if error is None else _get_error_code(error))
         self.lease.release(error)
         return cost
 
@@ -341,5 +343,5 @@ class Attempt:
         return (*self.target.headers, (b"x-moyin-route", self.reason.encode()))
 
 
-def _error_code(error: BaseException) -> str:
+def _get_error_code(error: BaseException) -> str:
     return error.code if isinstance(error, MoyinError) else "cancelled"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-__all__ = ["Average", "Averages"]
+__all__ = ["Average", "KeyedAverages"]
 
 _MAX_WEIGHT = 40
 _PRIOR_WEIGHT = 3.0
@@ -28,22 +28,22 @@ class Average:
 
     def add(self, sample: float, now: float = 0.0) -> None:
         """Add a sample that was measured at the time ``now``, in seconds."""
-        self._count = min(self._weight(now) + 1, _MAX_WEIGHT)
+        self._count = min(self._compute_weight(now) + 1, _MAX_WEIGHT)
         self._mean += (sample - self._mean) / self._count
         self._at = now
 
     def estimate(self, prior: float, now: float = 0.0) -> float:
         """Return the average of all samples and ``prior``, which counts as three samples."""
-        weight = self._weight(now)
+        weight = self._compute_weight(now)
         return (weight * self._mean + _PRIOR_WEIGHT * prior) / (weight + _PRIOR_WEIGHT)
 
-    def _weight(self, now: float) -> float:
+    def _compute_weight(self, now: float) -> float:
         if self._half_life is None:
             return self._count
         return self._count * float(0.5 ** (max(now - self._at, 0.0) / self._half_life))
 
 
-class Averages:
+class KeyedAverages:
     """One moving average per key; with more than 4,096 keys the oldest key is dropped."""
 
     def __init__(self, half_life: float | None = None) -> None:

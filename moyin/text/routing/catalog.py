@@ -202,7 +202,9 @@ class Catalog:
             return self.deployments
         if (alias := self.aliases.get(name)) is not None:
             return tuple(
-                deployment for deployment in self.deployments if _includes(alias, deployment.model)
+                deployment
+                for deployment in self.deployments
+                if _is_in_alias(alias, deployment.model)
             )
         deployments = tuple(
             deployment for deployment in self.deployments if name in deployment.names
@@ -234,5 +236,5 @@ class Catalog:
         return frozenset(deployment.residency for deployment in self.deployments)
 
 
-def _includes(alias: Alias, model: Model) -> bool:
+def _is_in_alias(alias: Alias, model: Model) -> bool:
     return (not alias.models or model.name in alias.models) and model.quality >= alias.quality

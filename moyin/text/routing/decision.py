@@ -143,7 +143,7 @@ def rank_candidates(
     ]
     if quality is not None:
         _add_risk(forecasts, quality)
-    forecasts.sort(key=_sort_key)
+    forecasts.sort(key=_get_sort_key)
     present = [pair for pair in forecasts if pair[1].model_breaker.ready] or forecasts
     cheapest = min((forecast.cost_pico for forecast, _ in present), default=0)
     score_without_risk = min(
@@ -201,7 +201,7 @@ def _build_forecast(
     )
 
 
-def _sort_key(pair: tuple[Forecast, RouteTarget]) -> tuple[bool, float, bool, int, int]:
+def _get_sort_key(pair: tuple[Forecast, RouteTarget]) -> tuple[bool, float, bool, int, int]:
     forecast, target = pair
     is_missing = not target.model_breaker.ready
     return (

@@ -124,14 +124,16 @@ def describe_choice(candidates: Sequence[Candidate], quality: RequestQuality | N
     if not others:
         return text
     # For `better`, the rival is the candidate that would win by cost and time alone.
-    rival = min(others, key=_score_without_risk) if best.reason == "better" else others[0]
+    rival = min(others, key=_get_score_without_risk) if best.reason == "better" else others[0]
     assert rival.forecast is not None and rival.forecast.estimate is not None
     lower_bound = chance_text(rival.forecast.estimate.low)
     return f"{text} against {lower_bound} of {rival.deployment.model.name}"
 
 
-def _score_without_risk(candidate: Candidate) -> float:
-    assert candidate.forecast is not None, "_score_without_risk: the candidate must have a forecast"
+def _get_score_without_risk(candidate: Candidate) -> float:
+    assert candidate.forecast is not None, (
+        "_get_score_without_risk: the candidate must have a forecast"
+    )
     return candidate.forecast.score - candidate.forecast.risk
 
 

@@ -22,11 +22,11 @@ class HedgeBudget:
     def __init__(self) -> None:
         self._credit = 0.0
 
-    def earn(self, share: float) -> None:
+    def add_credit(self, share: float) -> None:
         """Add the fraction of a credit that one request earns."""
         self._credit = min(self._credit + share, _MAX_CREDIT)
 
-    def try_spend(self) -> bool:
+    def try_spend_credit(self) -> bool:
         """Pay for one second call; return False if there is less than one credit."""
         if self._credit < 1:
             return False

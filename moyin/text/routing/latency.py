@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from moyin.domain.money import GpuRate, Price, TokenSpeed
-from moyin.text.routing.averages import Average, Averages
+from moyin.text.routing.averages import Average, KeyedAverages
 
 __all__ = ["DEFAULT_LATENCY", "LatencyEstimator", "LatencyPrior"]
 
@@ -53,7 +53,7 @@ class LatencyEstimator:
     def __init__(self, prior: LatencyPrior, clock: Callable[[], float]) -> None:
         self._prior = prior
         self._clock = clock
-        self._first_token = Averages(_HALF_LIFE_SECONDS)
+        self._first_token = KeyedAverages(_HALF_LIFE_SECONDS)
         self._per_token = Average(_HALF_LIFE_SECONDS)
         self._per_prompt_token = Average(_HALF_LIFE_SECONDS)
         self._concurrency = Average(_HALF_LIFE_SECONDS)

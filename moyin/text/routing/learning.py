@@ -42,7 +42,7 @@ _MAX_FAILURES = 5
 
 
 @dataclass(kw_only=True, slots=True)
-class _Decision:
+class _QueuedDecision:
     """Routing decision in the write queue; it becomes a database row outside the request path."""
 
     owner: str
@@ -89,7 +89,7 @@ class QualityLearner:
         self._estimator = estimator
         self._store = store
         self._clock = clock
-        self._decisions: deque[DecisionRow | _Decision] = deque()
+        self._decisions: deque[DecisionRow | _QueuedDecision] = deque()
         self._signals: deque[SignalRow] = deque()
         self._loaded: OrderedDict[str, None] = OrderedDict()
         self._dirty: set[str] = set()
@@ -103,7 +103,7 @@ class QualityLearner:
 
     async def start(self) -> None:
         """Start the loop that writes rows, reads new signals and saves the learned states."""
-        self._task = asyncio.create_task(self._run())
+        self._task = asyncio.create_task(self._run_periodically())
 
     async def close(self) -> None:
         """Write the queued rows and save the learned states; errors are logged, not raised."""
@@ -131,13 +131,12 @@ class QualityLearner:
         """Return the current time in seconds since 1970."""
         return self._clock()
 
-    def is_ready(self, owner: str) -> bool:
-        """Return True if `load_tenant` has nothing to do.
+    def needs_load(self, owner: str) -> bool:
+        """Return True if `load_tenant` should be called before a request of this tenant.
 
-        The tenant's learned state is in memory, or the last attempt to load a state failed so
-        recently that it is not repeated yet.
+        After a failed load, the answer is False for ten seconds, so that requests are not delayed.
         """
-        return owner in self._loaded or self._clock() < self._retry_at
+        return owner not in self._loaded and self._clock() >= self._retry_at
 
     def record_decision(
         self,
@@ -165,7 +164,7 @@ class QualityLearner:
             if option.forecast is not None and option.forecast.estimate is not None
         )
         self._decisions.append(
-            _Decision(
+            _QueuedDecision(
                 owner=owner,
                 request_id=request_id,
                 model=chosen.deployment.model.name,
@@ -215,7 +214,7 @@ class QualityLearner:
 
     async def load_tenant(self, owner: str) -> None:
         """Load the tenant's learned state into memory, unless it is there; never raise."""
-        if self.is_ready(owner):
+        if not self.needs_load(owner):
             return
         try:
             async with asyncio.timeout(_LOAD_SECONDS), self._lock:
@@ -289,7 +288,7 @@ class QualityLearner:
         # Sharing may have been disabled meanwhile.
         self._estimator.set_shared_levels(levels if self._is_shared else {})
 
-    async def _run(self) -> None:
+    async def _run_periodically(self) -> None:
         saved = pruned = self._clock()
         shared = saved - _SAVE_SECONDS
         while True:
@@ -324,7 +323,7 @@ class QualityLearner:
             # The rows replace their decisions in the queue, so that a retry uses the same ids.
             for index in range(min(_BATCH_ROWS, len(self._decisions))):
                 decision = self._decisions[index]
-                if isinstance(decision, _Decision):
+                if isinstance(decision, _QueuedDecision):
                     self._decisions[index] = decision.to_row()
             rows = [
                 option

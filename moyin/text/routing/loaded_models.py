@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from enum import StrEnum
 
 from moyin.errors import MoyinError
-from moyin.text.routing.averages import Averages
+from moyin.text.routing.averages import KeyedAverages
 
 __all__ = ["LoadedModels", "ModelState"]
 
@@ -46,7 +46,7 @@ class LoadedModels:
         self._clock = clock
         self._resident: frozenset[str] | None = None
         self._loading: dict[str, float] = {}
-        self._load_times = Averages()
+        self._load_times = KeyedAverages()
 
     async def refresh(self) -> None:
         """Request the list of resident models; if that fails, all states become unknown."""

@@ -78,16 +78,16 @@ class MeteredStream:
         if self._is_finished:
             raise StopAsyncIteration
         try:
-            return await self._next_piece()
+            return await self._read_piece()
         except StopAsyncIteration:
             self.final_usage = self.usage
-            return self._finish_once(None)
+            return self._finish_stream(None)
         except MoyinError as error:
             call = self.call
             event = call.codec.error_event(to_client_error(error), call.context.request_id)
-            return event + self._finish_once(error)
+            return event + self._finish_stream(error)
         except BaseException as error:
-            self._finish_once(error)
+            self._finish_stream(error)
             raise
 
     async def hold_until_checked(self, hold: StreamHold, constraints: ResponseConstraints) -> None:
@@ -115,7 +115,7 @@ class MeteredStream:
             ):
                 if size > max_bytes:
                     break
-                piece = await self._next_within(deadline - loop.time())
+                piece = await self._read_piece_within(deadline - loop.time())
                 if piece is None:
                     break
                 pieces.append(piece)
@@ -123,7 +123,7 @@ class MeteredStream:
         except StopAsyncIteration:
             self._check_transcript(transcript, constraints, is_whole=is_whole)
             # The trailer is separate, because the answer cache does not store the last piece.
-            self._cost_trailer = self.usage, self._finish_once(None)
+            self._cost_trailer = self.usage, self._finish_stream(None)
         except BaseException:
             await self._close_source()
             raise
@@ -142,7 +142,7 @@ class MeteredStream:
         self._start_has_no_fault = verdict == NO_FAULT
         return verdict is not None and not (is_running and self._start_has_no_fault)
 
-    async def _next_within(self, seconds: float) -> bytes | None:
+    async def _read_piece_within(self, seconds: float) -> bytes | None:
         """Return the next piece, or None if it does not arrive in time; it can be read later."""
         # The read runs in its own task, because cancelling it would end the stream.
         self._pending = asyncio.create_task(self._read_next())
@@ -155,14 +155,14 @@ class MeteredStream:
     async def _read_next(self) -> bytes:
         return await anext(self.pieces)
 
-    async def _next_piece(self) -> bytes:
+    async def _read_piece(self) -> bytes:
         pending, self._pending = self._pending, None
         return await (anext(self.pieces) if pending is None else pending)
 
     async def aclose(self) -> None:
         """Cancel the upstream request if it is still generating."""
         if not self._is_finished:
-            self._finish_once(asyncio.CancelledError())
+            self._finish_stream(asyncio.CancelledError())
             await self._close_source()
 
     async def _close_source(self) -> None:
@@ -177,7 +177,7 @@ class MeteredStream:
         """The usage of the tokens that were received so far."""
         return self.source.usage
 
-    def _finish_once(self, error: BaseException | None) -> bytes:
+    def _finish_stream(self, error: BaseException | None) -> bytes:
         self._is_finished = True
         usage = self.usage
         if error is None:

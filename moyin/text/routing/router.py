@@ -121,11 +121,11 @@ class Router:
             ModelNotFound, ModelNotAllowed: the name is unknown or not allowed for the tenant.
             InvalidRequest: a header of the request is invalid.
         """
-        return self._resolve(name, api_format, context)[1].targets
+        return self._resolve_route(name, api_format, context)[1].targets
 
     async def load_learned_state(self, owner: str) -> None:
         """Load the tenant's learned state into memory, unless it is there."""
-        if self._learning is not None and not self._learning.is_ready(owner):
+        if self._learning is not None and self._learning.needs_load(owner):
             await self._learning.load_tenant(owner)
 
     def explain(
@@ -137,7 +137,7 @@ class Router:
             ModelNotFound, ModelNotAllowed: the name is unknown or not allowed for the tenant.
             InvalidRequest: a header of the request is invalid.
         """
-        preferences, route = self._resolve(request.model, codec.api_format, context)
+        preferences, route = self._resolve_route(request.model, codec.api_format, context)
         needs = request.needs()
         quality = self._build_quality(request, needs, context, preferences, route)
         return explain_decision(request.model, route, needs, self._history, quality)
@@ -164,7 +164,7 @@ class Router:
                 invalid or not supported.
             BackendError, Overloaded: all candidates failed; this is the error of the last one.
         """
-        preferences, route = self._resolve(request.model, codec.api_format, context)
+        preferences, route = self._resolve_route(request.model, codec.api_format, context)
         seconds = route.timeout
         if preferences.timeout is not None:
             seconds = min(seconds, preferences.timeout)
@@ -188,7 +188,7 @@ class Router:
             call, route, route.cache, lambda: self._call_candidates(call, route)
         )
 
-    def _resolve(
+    def _resolve_route(
         self, name: str, api_format: ApiFormat, context: RoutingContext
     ) -> tuple[RequestPreferences, CompiledRoute]:
         """Return the preferences in the client's headers, and the route of a model name."""
@@ -285,7 +285,7 @@ class Router:
     async def _call_hedged(
         self, call: RoutedCall, hedging: HedgingPolicy, candidates: Sequence[Candidate], reason: str
     ) -> Answer | None:
-        self._hedge.earn(hedging.share)
+        self._hedge.add_credit(hedging.share)
         first = candidates[0]
         after = first.target.latency.get_first_token_p95()
         others = [
@@ -297,7 +297,7 @@ class Router:
             _call_candidate(call, first, reason),
             lambda: _call_candidate(call, others[0], "hedged"),
             after=after,
-            may_start_second=self._hedge.try_spend,
+            may_start_second=self._hedge.try_spend_credit,
         )
 
 

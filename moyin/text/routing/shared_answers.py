@@ -62,7 +62,7 @@ class _StoredAnswer:
     fingerprint: bytes
 
     @property
-    def name(self) -> bytes:
+    def key(self) -> bytes:
         return _BY_FINGERPRINT + self.fingerprint
 
 
@@ -126,10 +126,10 @@ class SharedAnswers:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
-        await self._process_safely()
+        await self._process_and_log_errors()
         await self._store.close()
 
-    async def process_pending(self) -> None:
+    async def process_batch(self) -> None:
         """Process the queued queries, then store the queued answers."""
         queries, self._queries = self._queries, []
         answers, self._answers = self._answers, {}
@@ -153,11 +153,11 @@ class SharedAnswers:
             await self._wake.wait()
             await asyncio.sleep(_BATCH_INTERVAL_SECONDS)
             self._wake.clear()
-            await self._process_safely()
+            await self._process_and_log_errors()
 
-    async def _process_safely(self) -> None:
+    async def _process_and_log_errors(self) -> None:
         try:
-            await self.process_pending()
+            await self.process_batch()
         except Exception:
             _log.exception("a batch of follow-ups could not be recorded and is lost")
 
@@ -175,7 +175,7 @@ class SharedAnswers:
                 matches.append((query, *match))
         if not matches:
             return True
-        taken = await self._store.take([answer.name for _, _, answer in matches])
+        taken = await self._store.take([answer.key for _, _, answer in matches])
         if taken is None:
             return False
         for (query, evidence, answer), value in zip(matches, taken, strict=True):
@@ -187,7 +187,9 @@ class SharedAnswers:
         self, query: FollowUpQuery, stored: Mapping[bytes, bytes | None]
     ) -> tuple[Evidence, _StoredAnswer] | None:
         """Return the answer that a request follows up, with the evidence about its quality."""
-        repeated, *rest = (_recent_answer(stored[name], query.at) for name in _build_keys(query))
+        repeated, *rest = (
+            _decode_recent_answer(stored[name], query.at) for name in _build_keys(query)
+        )
         if repeated is not None:
             return evidence_from_repeat(query, repeated.ability), repeated
         if not rest:
@@ -224,7 +226,7 @@ def _build_keys(query: FollowUpQuery) -> list[bytes]:
     ]
 
 
-def _recent_answer(value: bytes | None, at: float) -> _StoredAnswer | None:
+def _decode_recent_answer(value: bytes | None, at: float) -> _StoredAnswer | None:
     """Decode a stored answer; return None if a request at the time ``at`` cannot follow it up."""
     answer = None if value is None else _decode_answer(value)
     if answer is None:

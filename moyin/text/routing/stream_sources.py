@@ -105,7 +105,7 @@ class TranslatedSource:
                 if self.transcript is not None:
                     self.transcript.add((delta,))
                 if isinstance(delta, Started | Finished):
-                    delta = self._with_usage(delta)
+                    delta = self._add_usage(delta)
                 if output := self.writer.write(delta):
                     yield output
 
@@ -116,7 +116,7 @@ class TranslatedSource:
             self._usage, self.prompt_tokens, tokens, is_final=self._usage_is_final
         )
 
-    def _with_usage(self, delta: Started | Finished) -> Started | Finished:
+    def _add_usage(self, delta: Started | Finished) -> Started | Finished:
         """Return the first or last delta of a stream with the usage set.
 
         Anthropic's clients read the prompt tokens from the first event. Most back ends report them

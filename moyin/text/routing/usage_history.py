@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs
-from moyin.text.routing.averages import Averages
+from moyin.text.routing.averages import KeyedAverages
 
 __all__ = ["RequestShape", "UsageHistory", "compute_request_shape"]
 
@@ -27,9 +27,9 @@ class UsageHistory:
     """
 
     def __init__(self) -> None:
-        self._output = Averages()
-        self._cached = Averages()
-        self._ratio = Averages()
+        self._output = KeyedAverages()
+        self._cached = KeyedAverages()
+        self._ratio = KeyedAverages()
 
     def record(self, model: str, needs: Needs, usage: Usage) -> None:
         """Record the usage of a successful call; an empty usage is ignored."""

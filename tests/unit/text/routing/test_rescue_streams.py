@@ -44,8 +44,8 @@ class RecordingLearning:
     def now(self) -> float:
         return 1_000.0
 
-    def is_ready(self, owner: str) -> bool:
-        return True
+    def needs_load(self, owner: str) -> bool:
+        return False
 
     def record_decision(self, *_: Any) -> None: ...
 

@@ -220,7 +220,7 @@ async def test_second_back_end_is_called_when_the_first_is_slow() -> None:
         hedging=HedgingPolicy(share=0.5),
     )
     used_to_begin_at(rig, 0.02)
-    rig.router._hedge.earn(1)
+    rig.router._hedge.add_credit(1)
     answer = await rig.ask(stream=True)
     headers = dict(answer.headers)
     assert (headers[b"x-moyin-backend"], headers[b"x-moyin-route"]) == (b"b1", b"hedged")
@@ -269,8 +269,8 @@ async def test_disconnect_cancels_both_hedged_calls() -> None:
 def test_hedging_credit_is_bounded() -> None:
     hedge = HedgeBudget()
     for _ in range(10_000):
-        hedge.earn(0.5)
-    assert [hedge.try_spend() for _ in range(12)] == [True] * 10 + [False] * 2
+        hedge.add_credit(0.5)
+    assert [hedge.try_spend_credit() for _ in range(12)] == [True] * 10 + [False] * 2
 
 
 async def test_first_failure_is_raised_when_both_fail() -> None:

@@ -83,7 +83,7 @@ class Gateway(Replica):
             (small,) = (one for one in candidates if one.deployment is SMALL)
             self.learning.record_decision("ada", request_id, quality, candidates, small, self.now)
             self.follow_ups.remember_answer(Conversation(context, call), quality, small, self.now)
-        await self.shared_answers.process_pending()
+        await self.shared_answers.process_batch()
         recorded = list(self.learning._signals)[before:]
         # Without the signals, which stay for the assertion of what comes next.
         while self.learning._decisions:
@@ -129,13 +129,13 @@ async def test_a_follow_up_reaches_the_other_replica(database: Database) -> None
 async def test_pending_answers_are_shared_on_close(database: Database) -> None:
     valkey = FakeValkey()
     one, two = Gateway(database, valkey), Gateway(database, valkey)
-    one.shared_answers.process_pending, shared_answers = (
+    one.shared_answers.process_batch, shared_answers = (
         AsyncMock(),
-        one.shared_answers.process_pending,
+        one.shared_answers.process_batch,
     )  # type: ignore[method-assign]
     await one.ask("r1", ASK)
     assert valkey == {}
-    one.shared_answers.process_pending = shared_answers  # type: ignore[method-assign]
+    one.shared_answers.process_batch = shared_answers  # type: ignore[method-assign]
     await one.follow_ups.close()
     await later(two)
     assert await two.ask("r2", ASK) == [("r1", "regenerated")]
@@ -185,8 +185,8 @@ async def test_follow_up_is_recorded_by_one_replica_only(database: Database) -> 
     # Both read before either takes.
     read = FakeValkey(valkey)
     three.valkey.get = read.get
-    await two.shared_answers.process_pending()
-    await three.shared_answers.process_pending()
+    await two.shared_answers.process_batch()
+    await three.shared_answers.process_batch()
     assert len(two.learning._signals) + len(three.learning._signals) == 1
 
 
@@ -260,7 +260,7 @@ async def test_time_window_uses_the_arrival_of_the_request(
     two.now += 60
     names = route(two.fleet, "claude-haiku-5-5")
     two.follow_ups.detect(Conversation(context, call), names, came)
-    await two.shared_answers.process_pending()
+    await two.shared_answers.process_batch()
     assert not two.learning._signals
 
 
