@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from contextlib import aclosing
 
 from moyin.access.gatekeeper.asgi import Receive, Send
-from moyin.text.routing.answer import Answer
+from moyin.text.routing.answer import Answer, AnswerStream
 
 __all__ = ["JSON", "read_body", "send_answer", "send_body"]
 

@@ -17,7 +17,7 @@ from moyin.text.judging.comparison import NotCompared, Sample, comparison_of
 from moyin.text.judging.outcomes import Count, Outcome
 from moyin.text.judging.rules import JudgeRules
 from moyin.text.quality.estimator import Estimator
-from moyin.text.routing.answer import Answer
+from moyin.text.routing.answer import Answer, AnswerStream
 from moyin.text.routing.decision import Candidate
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.routed_call import RoutedCall

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from moyin.domain.money import Usage
 from moyin.store.responses import CachedResponse
-from moyin.text.routing.answer import Answer
+from moyin.text.routing.answer import Answer, AnswerStream
 from moyin.text.routing.catalog import CachingPolicy
 from moyin.text.routing.compiled_route import CompiledRoute
 from moyin.text.routing.ledger import build_usage_entry
@@ -94,7 +94,7 @@ class AnswerCache:
 class _RecordingStream:
     """Stream that forwards another stream and stores its bytes when it is complete."""
 
-    stream: Stream
+    stream: AnswerStream
     bytes_left: int
     store: Callable[[bytes, Usage], None]
     _pieces: list[bytes] = field(default_factory=list)
