@@ -84,7 +84,7 @@ class AnthropicBackend:
                 message = await self._get_sdk().messages.create(**arguments)
         # The SDK returns a response as text if its content type is not JSON.
         if not isinstance(message, Message):
-            raise BackendUnavailable("the back end's response is not JSON")
+            raise BackendUnavailable("the back end's response to /v1/messages is not JSON")
         return chat_response_to_domain(message.to_dict(mode="json"))
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
@@ -98,14 +98,16 @@ class AnthropicBackend:
                 async for event in pieces:
                     # The SDK returns JSON that is not an object unchanged.
                     if not isinstance(event, anthropic.BaseModel):
-                        raise StreamInterrupted("the back end sent a malformed event")
+                        raise StreamInterrupted(
+                            "the back end sent an event that is not a JSON object"
+                        )
                     for delta in reader.feed(event.to_dict(mode="json")):
                         started = True
                         yield delta
         except (anthropic.AnthropicError, httpx2.HTTPError, ValueError, OSError) as error:
             raise _translate_stream_error(error, started=started) from None
         if not reader.finished:
-            raise StreamInterrupted("the back end ended the stream early")
+            raise StreamInterrupted("the back end ended the stream without the event message_stop")
 
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
         raise UnsupportedFeature(
@@ -143,13 +145,13 @@ def _translate_stream_error(error: Exception, *, started: bool) -> MoyinError:
     if started:
         is_timeout = isinstance(error, TimeoutError | httpx2.TimeoutException)
         return StreamInterrupted(
-            "the response exceeded its deadline"
+            "the back end's response exceeded the timeout and was cut off"
             if is_timeout
-            else "the back end closed the connection during its response"
+            else "the back end closed the connection during its response to /v1/messages"
         )
     if isinstance(error, anthropic.APIStatusError) and error.status_code == 200:
         # The first event reports the error.
-        return BackendUnavailable("the back end ended the stream with an error")
+        return BackendUnavailable("the back end began the stream with an error event; retry later")
     try:
         with _translate_errors():
             raise error
@@ -168,11 +170,17 @@ def _translate_errors() -> Iterator[None]:
             error.status_code, message, error.response.headers.get("retry-after")
         ) from None
     except (anthropic.APITimeoutError, httpx2.TimeoutException, TimeoutError):
-        raise BackendTimeout("the back end did not respond in time") from None
+        raise BackendTimeout(
+            "the back end did not respond to /v1/messages within the timeout"
+        ) from None
     except anthropic.APIConnectionError:
-        raise BackendUnavailable("the back end is unreachable") from None
+        raise BackendUnavailable(
+            "cannot connect to the back end for /v1/messages; check that its server is running"
+        ) from None
     except (httpx2.HTTPError, OSError):
         # The connection broke within the body: the SDK translates only earlier errors.
-        raise BackendUnavailable("the back end closed the connection during its response") from None
+        raise BackendUnavailable(
+            "the back end closed the connection during its response to /v1/messages"
+        ) from None
     except (anthropic.AnthropicError, ValueError):
-        raise BackendUnavailable("the back end returned a malformed response") from None
+        raise BackendUnavailable("the back end's response to /v1/messages is malformed") from None

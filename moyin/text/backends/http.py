@@ -29,6 +29,7 @@ _KEEP_ALIVE_SECONDS = 4.0
 _MAX_RESPONSE_BYTES = 256 * 1024 * 1024
 _MAX_ERROR_BYTES = 64 * 1024
 _ERROR_SECONDS = 2.0
+_UNREACHABLE = "cannot connect to the back end; check that its server is running. Request:"
 _JSON_HEADERS = {"content-type": "application/json", "accept-encoding": "identity"}
 
 
@@ -99,18 +100,21 @@ class HttpClient:
         """Send a POST request and return the body of the response, whose status is 200.
 
         Raises:
-            BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: the call failed.
+            BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: the request failed, or
+                the response has another status.
         """
         response = await self._post(path, body, deadline, headers)
         try:
             return await read_up_to(response, _MAX_RESPONSE_BYTES)
         except BodyTooLong:
-            raise BackendUnavailable("the back end's response exceeds 256 MiB") from None
+            raise BackendUnavailable(f"the back end's response to {path} exceeds 256 MiB") from None
         except TimeoutError:
-            raise BackendTimeout("the back end did not respond in time") from None
+            raise BackendTimeout(
+                f"the back end did not respond to {path} within the timeout"
+            ) from None
         except (aiohttp.ClientError, ConnectionError):
             raise BackendUnavailable(
-                "the back end closed the connection during its response"
+                f"the back end closed the connection during its response to {path}"
             ) from None
         finally:
             # Closing an unread response makes the server stop generating.
@@ -131,10 +135,12 @@ class HttpClient:
             async for piece in response.content.iter_any():
                 yield piece
         except TimeoutError:
-            raise StreamInterrupted("the response exceeded its deadline") from None
+            raise StreamInterrupted(
+                f"the back end's response to {path} exceeded the timeout and was cut off"
+            ) from None
         except (aiohttp.ClientError, ConnectionError):
             raise StreamInterrupted(
-                "the back end closed the connection during its response"
+                f"the back end closed the connection during its response to {path}"
             ) from None
         finally:
             response.close()
@@ -152,13 +158,15 @@ class HttpClient:
                     raise _build_error(response, body)
                 return body
         except BodyTooLong:
-            raise BackendUnavailable("the back end's response exceeds 256 MiB") from None
+            raise BackendUnavailable(f"the back end's response to {path} exceeds 256 MiB") from None
         except TimeoutError:
             self._endpoints.forget()
-            raise BackendTimeout("the back end did not respond in time") from None
+            raise BackendTimeout(
+                f"the back end did not respond to {path} within the timeout"
+            ) from None
         except (aiohttp.ClientError, ConnectionError):
             self._endpoints.forget()
-            raise BackendUnavailable("the back end is unreachable") from None
+            raise BackendUnavailable(f"{_UNREACHABLE} {path}") from None
 
     async def close(self) -> None:
         await self._session.close()
@@ -196,12 +204,14 @@ class HttpClient:
             )
         except aiohttp.ConnectionTimeoutError:
             self._endpoints.forget()
-            raise BackendUnavailable("the back end is unreachable") from None
+            raise BackendUnavailable(f"{_UNREACHABLE} {path}") from None
         except TimeoutError:
-            raise BackendTimeout("the back end did not respond in time") from None
+            raise BackendTimeout(
+                f"the back end did not respond to {path} within the timeout"
+            ) from None
         except (aiohttp.ClientError, ConnectionError):
             self._endpoints.forget()
-            raise BackendUnavailable("the back end is unreachable") from None
+            raise BackendUnavailable(f"{_UNREACHABLE} {path}") from None
 
     def _build_headers(
         self, endpoint: Endpoint, headers: Mapping[str, str] | None

@@ -154,7 +154,7 @@ class OllamaBackend:
                         return
         except (ollama.ResponseError, httpx.HTTPError, TimeoutError, ValueError, OSError) as error:
             raise _translate_stream_error(error, started=started) from None
-        raise StreamInterrupted("the back end ended the stream early")
+        raise StreamInterrupted('the Ollama server ended the stream without "done": true')
 
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
         body = embedding_request_to_upstream(request, context=self._contexts[request.model])
@@ -189,7 +189,7 @@ class OllamaBackend:
 
 def _translate_stream_error(error: Exception, *, started: bool) -> Exception:
     if started:
-        return StreamInterrupted("the back end closed the connection during its response")
+        return StreamInterrupted("the Ollama server closed the connection during its response")
     try:
         with _translate_errors():
             raise error
@@ -203,7 +203,7 @@ def _check_json_object() -> Iterator[None]:
     try:
         yield
     except (TypeError, AttributeError):
-        raise ValueError("the back end's response is not a JSON object") from None
+        raise ValueError("the Ollama server's response is not a JSON object") from None
 
 
 @contextmanager
@@ -216,11 +216,13 @@ def _translate_errors() -> Iterator[None]:
     except httpx.HTTPStatusError as error:
         raise error_from_status(error.response.status_code, "", None) from None
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, ConnectionError):
-        raise BackendUnavailable("the back end is unreachable") from None
+        raise BackendUnavailable(
+            "cannot connect to the Ollama server; check that it is running"
+        ) from None
     except (httpx.TimeoutException, TimeoutError):
-        raise BackendTimeout("the back end did not respond in time") from None
+        raise BackendTimeout("the Ollama server did not respond within the timeout") from None
     except (httpx.HTTPError, ValueError):
-        raise BackendUnavailable("the back end returned a malformed response") from None
+        raise BackendUnavailable("the Ollama server's response is malformed") from None
 
 
 _DEFAULT_TAG = ":latest"
@@ -239,4 +241,4 @@ async def list_resident_models(http: HttpClient) -> frozenset[str]:
         names = [model["name"] for model in from_json(body)["models"]]
         return frozenset(names).union(name.removesuffix(_DEFAULT_TAG) for name in names)
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise BackendUnavailable("the back end's response to /api/ps is malformed") from None
+        raise BackendUnavailable("the Ollama server's response to /api/ps is malformed") from None

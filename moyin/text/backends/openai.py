@@ -99,7 +99,9 @@ class OpenAIBackend:
         try:
             return chat_response_to_domain(from_json(body))
         except ValueError:
-            raise BackendUnavailable("the back end's response is not JSON") from None
+            raise BackendUnavailable(
+                "the back end's response to /chat/completions is not JSON"
+            ) from None
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
         reader = StreamReader()
@@ -112,7 +114,7 @@ class OpenAIBackend:
         for delta in reader.end():
             yield delta
         if not reader.finished:
-            raise StreamInterrupted("the back end ended the stream early")
+            raise StreamInterrupted("the back end ended the stream without the event [DONE]")
 
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
         body = await self._http.post(
@@ -121,7 +123,7 @@ class OpenAIBackend:
         try:
             return validate_embeddings(embedding_response_to_domain(from_json(body)), request)
         except ValueError:
-            raise BackendUnavailable("the back end's response is not JSON") from None
+            raise BackendUnavailable("the back end's response to /embeddings is not JSON") from None
 
     async def probe(self) -> None:
         self._owned_by = _read_owned_by(await self._http.get("/models", _PROBE_SECONDS))

@@ -41,7 +41,7 @@ def error_from_status(status: int, message: str, retry_after: str | None) -> Moy
         retry_after: value of the header ``Retry-After``; None if the response has none.
     """
     if status in _REJECTED_STATUSES:
-        reason = message[:_MAX_MESSAGE_CHARACTERS] or f"status {status}"
+        reason = message[:_MAX_MESSAGE_CHARACTERS] or f"HTTP status {status}"
         return BackendRejected(f"the back end refused the request: {reason}")
     if status == 404:
         # The request may name a wrong file id, or a model that this back end has not loaded.
@@ -53,11 +53,14 @@ def error_from_status(status: int, message: str, retry_after: str | None) -> Moy
             "the back end rejects its configured API key; replace it in the configuration"
         )
     if status in _OVERLOADED_STATUSES:
-        return Overloaded("the back end is overloaded", retry_after=parse_retry_after(retry_after))
+        return Overloaded(
+            "the back end is overloaded; retry later", retry_after=parse_retry_after(retry_after)
+        )
     if status in _TIMEOUT_STATUSES:
-        return BackendTimeout("the back end did not respond in time")
+        return BackendTimeout(f"the back end reports a timeout (HTTP status {status}); retry later")
     return BackendUnavailable(
-        f"the back end failed with status {status}", retry_after=parse_retry_after(retry_after)
+        f"the back end failed with HTTP status {status}; retry later",
+        retry_after=parse_retry_after(retry_after),
     )
 
 

@@ -237,12 +237,12 @@ class Attempt:
         try:
             answer = from_json(body)
         except ValueError:
-            raise BackendUnavailable("the back end's response is not JSON") from None
+            raise BackendUnavailable("the back end's response is not valid JSON") from None
         if not isinstance(answer, dict):
             raise BackendUnavailable("the back end's response must be a JSON object")
         if answer.get("error"):
             # Some servers report errors with status 200.
-            raise BackendUnavailable("the back end returned an error with status 200")
+            raise BackendUnavailable("the back end returned an error in a response with status 200")
         codec = self.call.codec
         codec.check_response(answer)
         usage, estimate = codec.read_usage(answer), None
@@ -307,7 +307,9 @@ class Attempt:
             if source.usage.output_tokens:
                 self._usage_so_far = source.usage
             if isinstance(error, StopAsyncIteration):
-                raise BackendUnavailable("the back end sent an empty stream") from None
+                raise BackendUnavailable(
+                    "the back end ended the stream without sending data; retry later"
+                ) from None
             if isinstance(error, TimeoutError):
                 raise BackendTimeout(
                     "the back end did not send the first byte within "

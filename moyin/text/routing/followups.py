@@ -94,7 +94,7 @@ class FollowUpDetector:
         self._latest_by_conversation: BoundedDict[bytes, bytes] = BoundedDict(_MAX_ANSWERS)
 
     def may_match(self, route: CompiledRoute) -> bool:
-        """Return False if there is certainly no answer that a request could follow up."""
+        """Return True if there may be an answer that a request to this route follows up."""
         if self._shared_answers is not None and route.usd_per_bad_answer:
             return True
         return bool(self._answers) or len(self._learning.background) > 0

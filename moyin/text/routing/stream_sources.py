@@ -66,7 +66,7 @@ class ForwardedSource:
         if last := tap.end():
             yield last
         if not tap.finished:
-            raise StreamInterrupted("the back end ended the stream early")
+            raise StreamInterrupted("the back end ended the stream before its final event")
 
     @property
     def usage(self) -> Usage:
