@@ -114,7 +114,7 @@ class OpenAIBackend:
         for delta in reader.end():
             yield delta
         if not reader.finished:
-            raise StreamInterrupted("the back end ended the stream without the event [DONE]")
+            raise StreamInterrupted("the back end ended the stream without a finish_reason")
 
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
         body = await self._http.post(

@@ -22,11 +22,7 @@ class BudgetReservation(Protocol):
         """True if the caller has a spending limit."""
 
     async def reserve(self, usd: Decimal, tokens: int) -> None:
-        """Reserve money and tokens before the call.
-
-        Args:
-            usd: the maximum cost of the call.
-            tokens: the estimated tokens of prompt and answer.
+        """Reserve the maximum cost of the call and its estimated tokens.
 
         Raises:
             LimitExceeded: the remaining budget is too small.

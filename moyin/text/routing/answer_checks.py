@@ -106,10 +106,9 @@ def find_fault(answer: ChatResponse, constraints: ResponseConstraints) -> str | 
 
 
 def is_truncated(answer: ChatResponse, max_tokens: int | None) -> bool:
-    """Return True if an answer was cut off by a token limit that should have been sufficient.
+    """Return True if a token limit that should have been sufficient cut off an answer.
 
-    Args:
-        max_tokens: the client's limit; None if it did not set one.
+    ``max_tokens`` is the limit that the client set; it is None if the client set none.
     """
     return answer.stop is StopReason.MAX_TOKENS and (
         max_tokens is None or max_tokens >= _SUFFICIENT_TOKENS
@@ -121,11 +120,8 @@ def has_content(text: str) -> bool:
     return bool(text) and _TEMPLATE_TOKENS.fullmatch(text) is None
 
 
-class _NotJson:
-    """Type of `_NOT_JSON`, the result of parsing a text that is not JSON."""
-
-
-_NOT_JSON = _NotJson()
+# The result of parsing a text that is not JSON.
+_NOT_JSON = object()
 
 
 def _parse_json(text: str) -> Any:

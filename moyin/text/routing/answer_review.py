@@ -250,8 +250,7 @@ class AnswerReviewer:
     ) -> None:
         """Record a fault of a candidate's answer, if the request is learned from.
 
-        Args:
-            rescued: True if the answer replaced a faulty answer.
+        ``rescued`` is True if the answer replaced a faulty answer.
         """
         forecast, context = candidate.forecast, call.context
         if self._learning is None or not call.is_learned_from:

@@ -117,8 +117,7 @@ class Attempt:
     def record(self, usage: Usage, *, error: str | None = None) -> bytes:
         """Record the call in the ledger and return its cost in US dollars as text.
 
-        Args:
-            error: code of the error that ended the answer; None if the answer is complete.
+        ``error`` is the code of the error that ended the answer early, if there was one.
         """
         call, target = self.call, self.target
         pico = target.get_price().pico_cost(usage)

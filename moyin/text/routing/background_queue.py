@@ -46,11 +46,7 @@ class BackgroundQueue:
         return len(self._tasks)
 
     def add(self, task: Callable[..., object], *args: Any, size: int = 0) -> None:
-        """Queue ``task``, which runs within about half a second.
-
-        Args:
-            size: number of bytes that the task keeps in memory.
-        """
+        """Queue a task that keeps ``size`` bytes in memory; it runs within about half a second."""
         if self._closed or len(self._tasks) >= _MAX_TASKS:
             self.dropped += 1
             return

@@ -155,10 +155,9 @@ def compile_target(
 def find_exclusion(
     deployment: ModelDeployment, alias: Alias, residencies: frozenset[str] | None
 ) -> Exclusion | None:
-    """Return the exclusion of a deployment that holds for all requests, or None.
+    """Return the exclusion of a deployment that holds for all requests, or None if there is none.
 
-    Args:
-        residencies: places where tenant and client allow the data to be processed; None for all.
+    ``residencies`` are the places that tenant and client allow; None stands for all places.
     """
     if not (
         alias.allows_residency_of(deployment)
@@ -180,10 +179,7 @@ def compute_max_request_cost(
     """Return the maximum cost of a request in US dollars, at the most expensive target.
 
     The maximum assumes the longest possible prompt, the longest allowed answer and the highest
-    rates. It is doubled if the request may be hedged.
-
-    Args:
-        choices: number of answers that the request asks for.
+    rates, and two calls if the request may be hedged. ``choices`` is the number of requested answers.
     """
     able = [target for target in route.targets if target.model.supports(needs)]
     max_pico = max(

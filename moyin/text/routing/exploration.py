@@ -56,9 +56,7 @@ def choose_at_upper_bound(
 ) -> int:
     """Return the index of the option with the lowest score at the upper bound of quality.
 
-    Args:
-        options: for each option its score without risk in US dollars, and its quality estimate.
-        usd_per_bad_answer: cost of a useless answer.
+    An option consists of its score without risk in US dollars, and its quality estimate.
     """
     scores = [usd + (1.0 - estimate.high) * usd_per_bad_answer for usd, estimate in options]
     return scores.index(min(scores))

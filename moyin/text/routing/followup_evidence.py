@@ -87,11 +87,7 @@ class FollowUpQuery:
 
 
 def evidence_from_repeat(query: FollowUpQuery, ability: float) -> Evidence:
-    """Return the evidence of a repeated request: regenerated, or sent to a better model.
-
-    Args:
-        ability: ability of the model that answered the first time, in logits.
-    """
+    """Return the evidence of a request that repeats one which a model of ``ability`` answered."""
     switched = query.ability is not None and query.ability > ability + _MIN_ABILITY_GAP
     return _SWITCHED if switched else _REGENERATED
 

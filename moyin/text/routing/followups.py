@@ -102,11 +102,7 @@ class FollowUpDetector:
     def remember_answer(
         self, conversation: Conversation, quality: RequestQuality, chosen: Candidate, at: float
     ) -> None:
-        """Remember an answer for later follow-ups.
-
-        Args:
-            at: time when the request arrived, in seconds since 1970.
-        """
+        """Remember the answer to a request that arrived ``at`` (Unix time) for later follow-ups."""
         forecast = chosen.forecast
         if forecast is None or forecast.estimate is None:
             return
@@ -129,15 +125,10 @@ class FollowUpDetector:
             await self._shared_answers.close()
 
     def detect(self, conversation: Conversation, route: CompiledRoute, at: float) -> bool:
-        """Detect whether a request follows up an answer, and record the quality signal.
+        """Detect whether a request that arrived ``at`` follows up an answer, and record the signal.
 
-        The request's own answer must not have been remembered yet.
-
-        Args:
-            at: arrival time of the request, in seconds since 1970.
-
-        Returns:
-            True if the request shows that an answer of this replica did not help.
+        This must be called before `remember_answer` for the same request. It returns True if the
+        request shows that an answer of this replica did not help.
         """
         shared_answers = self._shared_answers
         context, user_messages = conversation.context, conversation.user_messages

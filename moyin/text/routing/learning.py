@@ -147,11 +147,7 @@ class QualityLearner:
         chosen: Candidate,
         at: float,
     ) -> None:
-        """Queue the record of a routing decision, so that later ratings find the model.
-
-        Args:
-            at: time of the decision, in seconds since 1970.
-        """
+        """Queue the record of a decision made ``at`` (Unix time), so that ratings find the model."""
         forecast = chosen.forecast
         if forecast is None or forecast.estimate is None:
             return
@@ -184,11 +180,7 @@ class QualityLearner:
         p_good: float | None = None,
         comment: str | None = None,
     ) -> None:
-        """Queue a quality signal that the gateway observed, such as a fault or a follow-up.
-
-        Args:
-            p_good: predicted probability that the answer is good.
-        """
+        """Queue a quality signal that the gateway observed, such as a fault or a follow-up."""
         if len(self._signals) >= _MAX_QUEUED:
             self._dropped += 1
             return

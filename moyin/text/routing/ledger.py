@@ -32,11 +32,9 @@ def build_usage_entry(
     pico: int,
     complete: bool,
 ) -> UsageEntry:
-    """Build the ledger entry of a call.
+    """Build the ledger entry of a call that cost ``pico`` picodollars.
 
-    Args:
-        pico: cost in picodollars.
-        complete: False if an error or the client ended the answer early.
+    ``complete`` is False if an error or the client ended the answer early.
     """
     return UsageEntry(
         request_id=request_id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 
 from moyin.errors import MoyinError
@@ -23,6 +24,7 @@ class ModelState(StrEnum):
     UNKNOWN = "unknown"
 
 
+@dataclass(eq=False)
 class LoadedModels:
     """Tracker of the models in one server's memory.
 
@@ -34,24 +36,18 @@ class LoadedModels:
         clock: returns monotonic seconds, such as ``time.monotonic``.
     """
 
-    def __init__(
-        self,
-        list_resident: Callable[[], Awaitable[frozenset[str]]],
-        *,
-        load_seconds: float,
-        clock: Callable[[], float],
-    ) -> None:
-        self._list_resident = list_resident
-        self._prior = load_seconds
-        self._clock = clock
-        self._resident: frozenset[str] | None = None
-        self._loading: dict[str, float] = {}
-        self._load_times = KeyedAverages()
+    list_resident: Callable[[], Awaitable[frozenset[str]]]
+    _: KW_ONLY
+    load_seconds: float
+    clock: Callable[[], float]
+    _resident: frozenset[str] | None = None
+    _loading: dict[str, float] = field(default_factory=dict)
+    _load_times: KeyedAverages = field(default_factory=KeyedAverages)
 
     async def refresh(self) -> None:
         """Request the list of resident models; if that fails, all states become unknown."""
         try:
-            self._resident = resident = await self._list_resident()
+            self._resident = resident = await self.list_resident()
         except MoyinError:
             self._resident = None
         else:
@@ -71,15 +67,15 @@ class LoadedModels:
         """Return the expected seconds until the model is in memory; 0 if its state is unknown."""
         if self._resident is None or model in self._resident:
             return 0.0
-        load_seconds = self._load_times.estimate(model, self._prior)
+        load_seconds = self._load_times.estimate(model, self.load_seconds)
         began = self._loading.get(model)
-        return load_seconds if began is None else max(began + load_seconds - self._clock(), 0.0)
+        return load_seconds if began is None else max(began + load_seconds - self.clock(), 0.0)
 
     def record_call_start(self, model: str) -> bool:
         """Record that a call is sent; return True if it makes the server load the model."""
         if self.get_state(model) is not ModelState.ABSENT:
             return False
-        self._loading[model] = self._clock()
+        self._loading[model] = self.clock()
         return True
 
     def record_call_answer(self, model: str) -> bool:
@@ -89,7 +85,7 @@ class LoadedModels:
             self._resident |= {model}
         if began is None:
             return False
-        self._load_times.add(model, self._clock() - began)
+        self._load_times.add(model, self.clock() - began)
         return True
 
     def record_call_failure(self, model: str) -> None:

@@ -135,8 +135,7 @@ def build_fault_signal(
 ) -> Signal:
     """Build the quality signal that a fault gives about the candidate's model.
 
-    Args:
-        rescued: True if the faulty answer replaced another one.
+    ``rescued`` is True if the faulty answer replaced another one.
     """
     assert call.quality is not None, "build_fault_signal: the call must have quality estimates"
     source = "cut" if fault == _CUT else "checked"

@@ -91,8 +91,7 @@ class SharedAnswers:
     def queue_query(self, query: FollowUpQuery, fallback: Fallback) -> bool:
         """Queue a query; return False if Valkey is unavailable or the batch is full.
 
-        Args:
-            fallback: called if Valkey is unavailable when the query is processed.
+        ``fallback`` is called if Valkey is unavailable when the query is processed.
         """
         if self._store.is_unavailable or len(self._queries) >= _MAX_QUERIES:
             return False
@@ -105,11 +104,7 @@ class SharedAnswers:
     ) -> bool:
         """Queue an answer for storage; return False if Valkey is unavailable or the batch is full.
 
-        Args:
-            fingerprint: keyed hash of the conversation.
-            previous: keyed hash of the conversation without its newest message, if it has several.
-            ability: ability of the model that answered, in logits.
-            at: time when the request arrived, in seconds since 1970.
+        `FollowUpQuery` describes the arguments.
         """
         if self._store.is_unavailable or len(self._answers) >= 2 * _MAX_QUERIES:
             return False
