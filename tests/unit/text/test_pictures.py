@@ -59,8 +59,8 @@ async def test_its_bytes_say_what_a_picture_is(host: str, pictures: PictureFetch
 @pytest.mark.parametrize(
     ("place", "why"),
     [
-        ("page", "no PNG"),
-        ("nothing", "status 404"),
+        ("page", "must be a PNG"),
+        ("nothing", "responded 404"),
         ("large", "too large"),
         ("round", "redirects more than 3 times"),
     ],

@@ -12,7 +12,7 @@ def test_each_learned_request_is_counted_once(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("deployments.models.learning.metrics", recorded)
     background = BackgroundQueue()
     counts = LearningMetrics(background)
-    background.sampler.accepted, background.share.skipped, background.failed = 3, 7, 1
+    background.sampler.accepted, background.sampler.skipped, background.failed = 3, 7, 1
     counts.work()
     background.sampler.accepted = 5
     counts.work()

@@ -152,7 +152,7 @@ def test_tool_result_is_no_user_message() -> None:
 
 
 def test_remembered_answers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moyin.text.routing.followups._CAPACITY", 2)
+    monkeypatch.setattr("moyin.text.routing.followups._MAX_ANSWERS", 2)
     gateway = Gateway()
     for number in range(3):
         gateway.ask(f"{ASK}, variant {number}")

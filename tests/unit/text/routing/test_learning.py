@@ -328,7 +328,7 @@ async def test_a_reset_and_a_freeze_reach_every_replica(database: Database) -> N
 async def test_evicted_tenant_is_reloaded_with_its_learned_state(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learnings, "_TENANTS", 1)
+    monkeypatch.setattr(learnings, "_MAX_TENANTS", 1)
     replica = Replica(database)
     await replica.answer("r1")
     await replica.rate("r1", 1.0)
@@ -454,7 +454,7 @@ async def test_estimates_continue_without_the_database(
 async def test_dropped_records_are_counted_and_logged(
     database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(learnings, "_CAPACITY", 1)
+    monkeypatch.setattr(learnings, "_MAX_QUEUED", 1)
     replica = Replica(database)
     await replica.answer("r1")
     await replica.answer("r2")

@@ -75,7 +75,7 @@ def unread(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
         raise AssertionError("not allowed on the request path")
 
     for name in (
-        "moyin.text.routing.conversation._user_messages",
+        "moyin.text.routing.conversation._read_user_messages",
         "moyin.text.routing.rescue.find_fault",
         *names,
     ):
@@ -175,7 +175,7 @@ async def test_an_answer_does_not_depend_on_what_is_learned(
     for rules in ({}, {"explore": 0.25}):
         gateway = Gateway(**rules)
         with monkeypatch.context() as broken:
-            broken.setattr("moyin.text.routing.conversation._user_messages", None)
+            broken.setattr("moyin.text.routing.conversation._read_user_messages", None)
             assert await gateway.ask()
             gateway.learning.background.run_tasks()
         assert gateway.learning.background.failed == 1

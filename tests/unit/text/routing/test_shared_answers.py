@@ -88,7 +88,7 @@ class Gateway(Replica):
         # Without the signals, which stay for the assertion of what comes next.
         while self.learning._decisions:
             row = self.learning._decisions.popleft()
-            await self.store.write([row.row()], ())  # type: ignore[union-attr]
+            await self.store.write([row.to_row()], ())  # type: ignore[union-attr]
         return [(row.request_id, row.source) for row in recorded]
 
 
@@ -290,7 +290,7 @@ async def test_answers_are_shared_during_a_database_outage(
         away.setattr(two.learning, "find_decision", fail)
         await two.ask("r2", ASK)
     row = two.learning._decisions.popleft()
-    await two.store.write([row.row()], ())  # type: ignore[union-attr]
+    await two.store.write([row.to_row()], ())  # type: ignore[union-attr]
     await later(one, two)
     assert await one.ask("r3", ASK) == [("r2", "regenerated")]
 
@@ -308,4 +308,4 @@ async def test_no_lookup_where_quality_is_not_weighed(database: Database) -> Non
     await one.ask("r1", ASK)
     assert one.follow_ups.may_match(names)
     one.follow_ups.detect(Conversation(context, call), names, one.now)
-    assert len(one.shared_answers._lookups) == 1
+    assert len(one.shared_answers._queries) == 1
