@@ -146,7 +146,7 @@ class HttpClient:
             response.close()
 
     async def get(self, path: str, seconds: float) -> bytes:
-        """Send a GET request and return the body; it raises the same errors as `post`."""
+        """Send a GET request and return the body of the response; the errors are those of `post`."""
         endpoint = self._endpoints.known_endpoint or await self._endpoints.find()
         timeout = aiohttp.ClientTimeout(total=seconds)
         try:

@@ -87,7 +87,7 @@ class CachingPolicy:
 
 
 class RescuePolicy(StrEnum):
-    """Setting for the rescue of faulty answers: a better model is called before the client sees them.
+    """Setting that decides which faulty answers are replaced by the answer of a better model.
 
     ``off`` disables the rescue. ``schema`` applies to requests that demand JSON or offer tools, and
     ``checked`` to all requests.

@@ -122,7 +122,7 @@ class QualityLearner:
             )
 
     def set_sharing(self, is_shared: bool) -> None:
-        """Enable or disable the levels that tenants share; enabling takes up to a minute."""
+        """Set whether a tenant's estimates use the signals of others; enabling takes a minute."""
         self._is_shared = is_shared
         if not is_shared:
             self._estimator.set_shared_levels({})
@@ -264,11 +264,11 @@ class QualityLearner:
         return self._estimator.state(owner)
 
     def get_levels_from_others(self, owner: str, model: str) -> Mapping[str, float]:
-        """Return a model's levels in logits, by kind of request, that other tenants' signals give."""
+        """Return how other tenants' signals shift a model's estimates, in logits by request kind."""
         return self._estimator.shared_levels(owner, model)
 
     async def refresh_shared_levels(self) -> None:
-        """Load the levels that tenants share.
+        """Load the shared levels: how tenants' signals shift the estimates of each model.
 
         All replicas compute them from the same rows, so they agree within two minutes. The levels
         affect estimates but not the learned states.

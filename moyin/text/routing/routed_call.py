@@ -128,7 +128,7 @@ class RoutedCall:
 
 
 class AnswerSampler(Protocol):
-    """Sampler that selects answers for the judge; it runs in the request path and must be cheap."""
+    """Sampler that selects answers for the judge; it runs in the request path, so it must be fast."""
 
     def sample(self, call: RoutedCall, candidates: Sequence[Candidate], answer: Answer) -> Answer:
         """Return the answer for the client, which is wrapped in a recorder if it is selected.

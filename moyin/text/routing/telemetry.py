@@ -42,7 +42,7 @@ class CallRecord:
 
 
 class Telemetry(Protocol):
-    """Receiver of reports; it is called in the request path, so its methods must be cheap."""
+    """Receiver of reports; it is called in the request path, so its methods must be fast."""
 
     def record_call(self, record: CallRecord) -> None:
         """Record a finished call."""

@@ -102,7 +102,7 @@ async def test_no_trial_after_an_answer_that_did_not_help() -> None:
         def detect(self, *_: Any) -> bool:
             return True
 
-        def remember(self, *_: Any) -> None: ...
+        def remember_answer(self, *_: Any) -> None: ...
 
     router = small_router()
     router._reviewer._follow_ups = FollowUps()  # type: ignore[assignment]

@@ -79,7 +79,7 @@ async def test_cached_answer_is_no_follow_up() -> None:
             noticed.append(conversation)
             return False
 
-        def remember(self, *_: Any) -> None: ...
+        def remember_answer(self, *_: Any) -> None: ...
 
     follow_ups: Any = FollowUps()
     gateway.router = Router(

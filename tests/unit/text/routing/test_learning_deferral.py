@@ -64,7 +64,7 @@ class SharedAnswers:
     def queue_query(self, *_: Any) -> bool:
         return False
 
-    def remember(self, *_: Any) -> bool:
+    def queue_answer(self, *_: Any) -> bool:
         return False
 
 
