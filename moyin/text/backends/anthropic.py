@@ -36,10 +36,10 @@ __all__ = ["CLAUDE_URL", "AnthropicBackend"]
 
 CLAUDE_URL = "https://api.anthropic.com"
 
-_VERSION = {"anthropic-version": "2023-06-01"}
+_VERSION_HEADER = {"anthropic-version": "2023-06-01"}
 _PROBE_SECONDS = 5.0
 # The SDK has no parameters for sampling, which older Claude models and other servers support.
-_UNTYPED = ("temperature", "top_p", "top_k")
+_UNTYPED_PARAMETERS = ("temperature", "top_p", "top_k")
 
 
 class AnthropicBackend:
@@ -70,11 +70,11 @@ class AnthropicBackend:
         return {}
 
     async def forward(self, request: RawRequest) -> bytes:
-        headers = {**_VERSION, **request.headers}
+        headers = {**_VERSION_HEADER, **request.headers}
         return await self._http.post(f"/v1{request.path}", request.body, request.deadline, headers)
 
     def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
-        headers = {**_VERSION, **request.headers}
+        headers = {**_VERSION_HEADER, **request.headers}
         return self._http.stream(f"/v1{request.path}", request.body, request.deadline, headers)
 
     async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
@@ -136,7 +136,7 @@ class AnthropicBackend:
 
 def _build_sdk_arguments(request: ChatRequest, deadline: float) -> dict[str, Any]:
     body = chat_request_to_upstream(request)
-    untyped = {name: body.pop(name) for name in _UNTYPED if name in body}
+    untyped = {name: body.pop(name) for name in _UNTYPED_PARAMETERS if name in body}
     remaining = deadline - asyncio.get_running_loop().time()
     return {**body, "extra_body": untyped or None, "timeout": max(remaining, 0.001)}
 

@@ -38,7 +38,7 @@ _USAGE_REPORTING: Mapping[str, Mapping[str, Any]] = {
     "vllm": {"stream_options": {"continuous_usage_stats": True}},
 }
 # How each kind of server names the sampling options that OpenAI's API lacks.
-_SAMPLERS: Mapping[str, Mapping[str, str]] = {
+_SAMPLING_OPTION_NAMES: Mapping[str, Mapping[str, str]] = {
     "llamacpp": {"min_p": "min_p", "repeat_penalty": "repeat_penalty"},
     "vllm": {"min_p": "min_p", "repeat_penalty": "repetition_penalty"},
 }
@@ -145,7 +145,7 @@ class OpenAIBackend:
         Raises:
             UnsupportedFeature: the request sets a sampling option that the server lacks.
         """
-        names = _SAMPLERS.get(self._owned_by, {})
+        names = _SAMPLING_OPTION_NAMES.get(self._owned_by, {})
         extras: dict[str, Any] = {}
         for name in ("min_p", "repeat_penalty"):
             value = getattr(request.sampling, name)

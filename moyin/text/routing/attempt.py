@@ -35,11 +35,11 @@ from moyin.text.routing.telemetry import CallRecord
 
 __all__ = ["Attempt"]
 
-_JSON = (b"content-type", b"application/json")
-_NO_CACHE = (b"cache-control", b"no-cache")
+_JSON_HEADER = (b"content-type", b"application/json")
+_NO_CACHE_HEADER = (b"cache-control", b"no-cache")
 _NO_USAGE = Usage()
 # Response header of answers whose usage is estimated because the back end reports none.
-_ESTIMATED = (b"x-moyin-estimated", b"true")
+_ESTIMATED_HEADER = (b"x-moyin-estimated", b"true")
 
 
 # Not frozen: freezing doubles the cost of creating one per request.
@@ -284,7 +284,12 @@ class Attempt:
     ) -> Answer:
         self._record_first_byte()
         cost = (b"x-moyin-cost-usd", self.record(usage))
-        headers = (_JSON, cost, *self._build_headers(), *((_ESTIMATED,) if estimated else ()))
+        headers = (
+            _JSON_HEADER,
+            cost,
+            *self._build_headers(),
+            *((_ESTIMATED_HEADER,) if estimated else ()),
+        )
         return Answer(headers=headers, body=body, usage=usage, data=data)
 
     async def _call_streaming(
@@ -332,7 +337,9 @@ class Attempt:
                 self._first_token_seconds = asyncio.get_running_loop().time() - self._started_at
         self.lease.transfer_to_stream()
         content_type = (b"content-type", call.codec.stream_type)
-        return Answer(headers=(content_type, _NO_CACHE, *self._build_headers()), stream=stream)
+        return Answer(
+            headers=(content_type, _NO_CACHE_HEADER, *self._build_headers()), stream=stream
+        )
 
     def _finish_stream(self, usage: Usage, error: BaseException | None) -> bytes:
         """Record the usage of a stream, release its slot, and return its cost as text."""

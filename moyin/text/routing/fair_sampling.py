@@ -11,7 +11,7 @@ __all__ = ["FairSampler"]
 
 # Requests per second that a replica learns from. Each takes 100 to 200 microseconds including SQL
 # and Valkey, so learning uses at most two per cent of a core.
-_RATE = 100
+_REQUESTS_PER_SECOND = 100
 # Share of the capacity that is reserved for tenants with few requests.
 _RESERVED_SHARE = 0.5
 
@@ -35,7 +35,7 @@ class FairSampler:
 
     def __init__(
         self,
-        rate: float = _RATE,
+        rate: float = _REQUESTS_PER_SECOND,
         *,
         clock: Callable[[], float] = time.monotonic,
         draw: Callable[[], float] = random.random,

@@ -103,8 +103,10 @@ class FollowUpDetector:
         self, conversation: Conversation, quality: RequestQuality, chosen: Candidate, at: float
     ) -> None:
         """Remember the answer to a request that arrived ``at`` (Unix time) for later follow-ups."""
-        forecast = chosen.forecast
-        if forecast is None or forecast.estimate is None:
+        forecast, user_messages = chosen.forecast, conversation.user_messages
+        if forecast is None or forecast.estimate is None or user_messages is None:
+            return
+        if len(user_messages) == 1 and len(user_messages[0]) < _MIN_FIRST_MESSAGE_LENGTH:
             return
         ability, context = chosen.deployment.ability, conversation.context
         answer = _PastAnswer(
@@ -116,7 +118,14 @@ class FollowUpDetector:
             forecast.estimate.p,
             at,
         )
-        self._remember(conversation, answer)
+        fingerprint, previous = conversation.compute_fingerprints(self._secret)
+        if self._shared_answers is not None:
+            answer.shared = self._shared_answers.queue_answer(
+                fingerprint, previous, context.request_id, answer.ability, answer.at
+            )
+        self._answers[fingerprint] = answer
+        if previous is not None:
+            self._latest_by_conversation[previous] = fingerprint
 
     async def close(self) -> None:
         """Finish the queued detections."""
@@ -150,21 +159,6 @@ class FollowUpDetector:
         if shared_answers is None or is_local or not shared_answers.queue_query(query, record):
             record()
         return evidence is not None and evidence is not CONTINUED
-
-    def _remember(self, conversation: Conversation, answer: _PastAnswer) -> None:
-        context, user_messages = conversation.context, conversation.user_messages
-        if user_messages is None or (
-            len(user_messages) == 1 and len(user_messages[0]) < _MIN_FIRST_MESSAGE_LENGTH
-        ):
-            return
-        fingerprint, previous = conversation.compute_fingerprints(self._secret)
-        if self._shared_answers is not None:
-            answer.shared = self._shared_answers.queue_answer(
-                fingerprint, previous, context.request_id, answer.ability, answer.at
-            )
-        self._answers[fingerprint] = answer
-        if previous is not None:
-            self._latest_by_conversation[previous] = fingerprint
 
     def _record_signal(
         self, query: FollowUpQuery, evidence: Evidence | None, past: _PastAnswer | None
