@@ -79,7 +79,6 @@ class RouteTarget:
 
     @property
     def model(self) -> Model:
-        """The model of the deployment."""
         return self.deployment.model
 
     @property
@@ -106,7 +105,6 @@ class CompiledRoute:
         exclusions: deployments that are excluded whatever the request is.
         usd_per_second: price of a second of waiting.
         usd_per_bad_answer: cost of a useless answer. With 0, quality is not weighed.
-        rescue: setting for the rescue of faulty answers.
         hold_streams: True if streams in JSON or with tools are held back until they are checked.
         explore: share of requests on which a little-known model may be tried.
         chooses_model: False if the name selects a single model.

@@ -173,11 +173,10 @@ class Fleet:
             if (exclusion := find_exclusion(deployment, alias, residencies)) is not None:
                 exclusions.append(exclusion)
                 continue
-            price_date = date_from_day(day)
-            runtime = self.runtimes[deployment.backend]
+            runtime, date = self.runtimes[deployment.backend], date_from_day(day)
             targets.append(
                 compile_target(
-                    deployment, runtime, position=position, api_format=api_format, day=price_date
+                    deployment, runtime, position=position, api_format=api_format, day=date
                 )
             )
         usd_per_second = alias.usd_per_second
