@@ -199,7 +199,7 @@ def _translate_stream_error(error: Exception, *, started: bool) -> Exception:
 
 @contextmanager
 def _check_json_object() -> Iterator[None]:
-    """Raise ValueError for JSON that is not an object; the SDK fails with other errors."""
+    """Raise ValueError instead of the SDK's TypeError if a response is not a JSON object."""
     try:
         yield
     except (TypeError, AttributeError):

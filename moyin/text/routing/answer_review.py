@@ -220,7 +220,7 @@ class AnswerReviewer:
     def _check_after_stream(
         self, call: RoutedCall, candidate: Candidate, answer: Answer, *, rescued: bool = False
     ) -> None:
-        """Schedule the check of a stream for the time after its end."""
+        """Schedule a check for faults that runs when the stream has ended."""
         stream = answer.stream
         if (
             not call.is_learned_from

@@ -93,5 +93,5 @@ def evidence_from_repeat(query: FollowUpQuery, ability: float) -> Evidence:
 
 
 def evidence_from_next_message(query: FollowUpQuery) -> Evidence:
-    """Return the evidence of the next message: a complaint, or a continued conversation."""
+    """Return what the client's next message shows: a complaint, or a continued conversation."""
     return _CORRECTED if _COMPLAINT.search(query.opening) else CONTINUED

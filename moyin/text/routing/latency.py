@@ -109,7 +109,7 @@ class LatencyEstimator:
         return self._seconds_per_token
 
     def get_first_token_p95(self) -> float | None:
-        """Return the 95th percentile of recent times to the first token; None if there are few."""
+        """Return the 95th percentile of recent times to the first token; None if under 20 calls."""
         if len(self._sorted) < _MIN_SAMPLES:
             return None
         return self._sorted[len(self._sorted) * 95 // 100]
