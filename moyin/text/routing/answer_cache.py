@@ -151,17 +151,10 @@ def hash_request(call: RoutedCall, route: CompiledRoute) -> str:
 
 
 def _serve_cached(call: RoutedCall, cached: CachedResponse) -> Answer:
-    call.accounting.ledger.record(
-        build_usage_entry(
-            request_id=call.context.request_id,
-            owner=call.context.owner,
-            backend=_LEDGER_BACKEND,
-            model=cached.model,
-            usage=cached.usage,
-            pico=0,
-            complete=True,
-        )
+    entry = build_usage_entry(
+        call.context, _LEDGER_BACKEND, cached.model, cached.usage, pico=0, complete=True
     )
+    call.accounting.ledger.record(entry)
     trailer = call.codec.cost_trailer(b"0") if call.request.streams else b""
     return Answer(
         headers=(

@@ -121,14 +121,9 @@ class Attempt:
         """
         call, target = self.call, self.target
         pico = target.get_price().pico_cost(usage)
+        model, complete = target.deployment.model.name, error is None
         entry = build_usage_entry(
-            request_id=call.context.request_id,
-            owner=call.context.owner,
-            backend=target.runtime.name,
-            model=target.deployment.model.name,
-            usage=usage,
-            pico=pico,
-            complete=error is None,
+            call.context, target.runtime.name, model, usage, pico=pico, complete=complete
         )
         call.accounting.ledger.record(entry)
         if call.context.budget is not None:

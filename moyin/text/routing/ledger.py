@@ -8,6 +8,7 @@ from typing import Protocol
 
 from moyin.domain.money import Usage, usd
 from moyin.store.usage import UsageEntry
+from moyin.text.routing.answer import RoutingContext
 
 __all__ = ["Ledger", "build_usage_entry", "current_day", "date_from_day", "today"]
 
@@ -23,22 +24,15 @@ class Ledger(Protocol):
 
 
 def build_usage_entry(
-    *,
-    request_id: str,
-    owner: str,
-    backend: str,
-    model: str,
-    usage: Usage,
-    pico: int,
-    complete: bool,
+    context: RoutingContext, backend: str, model: str, usage: Usage, *, pico: int, complete: bool
 ) -> UsageEntry:
     """Build the ledger entry of a call that cost ``pico`` picodollars.
 
     ``complete`` is False if an error or the client ended the answer early.
     """
     return UsageEntry(
-        request_id=request_id,
-        owner=owner,
+        request_id=context.request_id,
+        owner=context.owner,
         backend=backend,
         model=model,
         input_tokens=usage.prompt_tokens,
