@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from moyin.text.quality.abilities import Ability, look_up_ability
 from moyin.text.quality.estimator import Estimator, Signal
 from moyin.text.quality.question import Question, build_question
-from moyin.text.routing.exploration import best_at_upper_bound
+from moyin.text.routing.exploration import choose_at_upper_bound
 
 __all__ = ["Month", "play"]
 
@@ -215,7 +215,7 @@ def choose(
     careful = scores.index(min(scores))
     if not trying:
         return models[careful], False
-    hopeful = best_at_upper_bound(options, _USD_PER_BAD)
+    hopeful = choose_at_upper_bound(options, _USD_PER_BAD)
     return models[hopeful], hopeful != careful
 
 

@@ -48,8 +48,8 @@ from moyin.text.protocol.ollama.codec import (
     OllamaGenerateCodec,
 )
 from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddingsCodec
-from moyin.text.routing.feedback import Feedback
-from moyin.text.routing.learning import Learning
+from moyin.text.routing.feedback import FeedbackService
+from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.router import Router
 
 __all__ = ["ModelsParts", "QualityParts", "new_app", "render_stream_error"]
@@ -82,8 +82,8 @@ class QualityParts:
     """
 
     store: QualityStore
-    learning: Learning
-    feedback: Feedback
+    learning: QualityLearner
+    feedback: FeedbackService
     judge: JudgeStatus | None = None
 
 

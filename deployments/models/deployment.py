@@ -30,14 +30,14 @@ from moyin.store.responses import ResponseStore
 from moyin.store.sql import Database
 from moyin.store.usage import UsageLedger
 from moyin.system.processes import freeze_startup_objects
-from moyin.text.pictures import Pictures
+from moyin.text.pictures import PictureFetcher
 from moyin.text.quality.embedder import SUPPORTED_EMBEDDERS, EmbedderNotInstalled, load_embedder
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.catalog import Catalog
-from moyin.text.routing.feedback import Feedback
+from moyin.text.routing.feedback import FeedbackService
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.followups import FollowUps
-from moyin.text.routing.learning import Learning
+from moyin.text.routing.followups import FollowUpDetector
+from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.router import Router
 from moyin.text.routing.shared_answers import SharedAnswers
 
@@ -61,7 +61,7 @@ class Models(MoyinCalls):
         telemetry = CallTelemetry()
         responses = ResponseStore(settings.redis_url)
         self._fleet_builder = FleetBuilder(settings, telemetry=telemetry)
-        pictures = Pictures(AllowedNetworks(settings.picture_networks))
+        pictures = PictureFetcher(AllowedNetworks(settings.picture_networks))
         signing_key = settings.signing_key()
         jobs = GatewayClient(
             settings.door,
@@ -73,8 +73,8 @@ class Models(MoyinCalls):
         self._image_rules = ImageRules(base_url=self._base_url)
         self._estimator = Estimator()
         store = QualityStore(database)
-        learning = self._learning = Learning(self._estimator, store)
-        follow_ups = FollowUps(
+        learning = self._learning = QualityLearner(self._estimator, store)
+        follow_ups = FollowUpDetector(
             learning,
             shared_answers=SharedAnswers(FollowUpStore(settings.redis_url), learning),
             secret=signing_key,
@@ -135,7 +135,7 @@ class Models(MoyinCalls):
             quality=QualityParts(
                 store=store,
                 learning=learning,
-                feedback=Feedback(store, learning, ledger),
+                feedback=FeedbackService(store, learning, ledger),
                 judge=self._judge,
             ),
             authenticator=new_authenticator(database, signing_key),

@@ -28,7 +28,7 @@ from moyin.domain.needs import Model
 from moyin.http.breaker import Breaker, BreakerState
 from moyin.settings import Settings
 from moyin.system.slots import Slots
-from moyin.text.backends.endpoint import Endpoint, FixedEndpoint
+from moyin.text.backends.http import Endpoint, FixedEndpoint
 from moyin.text.backends.ollama import OllamaBackend
 from moyin.text.backends.openai import OPENAI_URL, OpenAIBackend
 from moyin.text.quality.abilities import Ability, create_tier_ability, look_up_ability
@@ -230,7 +230,9 @@ def _spec(config: LlamaConfig) -> LlamaSpec:
 def _loaded(config: BackendConfig, backend: ModelBackend) -> LoadedModels | None:
     if not isinstance(config, OllamaConfig) or not isinstance(backend, OllamaBackend):
         return None
-    return LoadedModels(backend.resident_models, load_seconds=config.load_s, clock=time.monotonic)
+    return LoadedModels(
+        backend.list_resident_models, load_seconds=config.load_s, clock=time.monotonic
+    )
 
 
 # Provider names as OpenTelemetry defines them, where it does.

@@ -14,7 +14,7 @@ from moyin.domain.schemas import check_schemas
 from moyin.errors import BackendRejected, MoyinError, UnsupportedFeature
 from moyin.text.protocol.anthropic.codec import AnthropicCodec, ParsedCountTokensRequest
 from moyin.text.routing.answer import RoutingContext
-from moyin.text.routing.compiled_route import EligibleDeployment
+from moyin.text.routing.compiled_route import RouteTarget
 from moyin.text.routing.router import Router
 
 __all__ = ["count_routes"]
@@ -39,7 +39,9 @@ def count_routes(text_router: Router) -> APIRouter:
             owner=request_context.owner,
             headers=request.scope["headers"],
         )
-        allowed = text_router.allowed_targets(call.body.model, ApiFormat.ANTHROPIC, routing_context)
+        allowed = text_router.list_allowed_targets(
+            call.body.model, ApiFormat.ANTHROPIC, routing_context
+        )
         count = await _count(allowed, call, headers)
         if count is not None:
             return Response(count, media_type="application/json")
@@ -51,7 +53,7 @@ def count_routes(text_router: Router) -> APIRouter:
 
 
 async def _count(
-    allowed: Iterable[EligibleDeployment], call: ParsedCountTokensRequest, headers: dict[str, str]
+    allowed: Iterable[RouteTarget], call: ParsedCountTokensRequest, headers: dict[str, str]
 ) -> bytes | None:
     """Return the response of the first back end that can count; None if there is none.
 

@@ -19,7 +19,7 @@ from moyin.errors import MoyinError
 from moyin.jobs.images import Images, JobEndedWithoutImages, JobStillRunning
 from moyin.text.protocol.openai import images as protocol
 from moyin.text.protocol.openai.errors import render_error
-from moyin.text.routing.policy import parse_preferences
+from moyin.text.routing.request_preferences import parse_preferences
 
 __all__ = ["IMAGES_PATH", "ImageRules", "image_routes"]
 

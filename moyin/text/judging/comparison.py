@@ -20,13 +20,12 @@ from moyin.text.judging.transcripts import decode_stream, format_answer, format_
 from moyin.text.judging.verdict import MAX_VERDICT_TOKENS, Outcome
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.protocol.openai.request_to_upstream import chat_request_to_upstream
-from moyin.text.routing.compiled_route import EligibleDeployment
+from moyin.text.routing.compiled_route import RouteTarget, compute_max_request_cost
 from moyin.text.routing.decision import Candidate
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.policy import parse_preferences
+from moyin.text.routing.request_preferences import parse_preferences
 from moyin.text.routing.request_quality import question_to_json
-from moyin.text.routing.rescue import is_better
-from moyin.text.routing.reservation import max_cost
+from moyin.text.routing.rescue import has_higher_quality
 from moyin.text.routing.routed_call import RoutedCall
 
 _ID_PREFIX = "judge-"
@@ -113,9 +112,9 @@ def create_comparison(sample: SampledAnswer, fleet: Fleet, rules: JudgeRules) ->
     call = sample.call
     context, quality = call.context, call.quality
     assert quality is not None, f"request {context.request_id} was sampled without an estimate"
-    if not fleet.policy(context.owner).is_judged:
+    if not fleet.get_policy(context.owner).is_judged:
         raise NotComparable(Outcome.OPTED_OUT)
-    if not fleet.catalog.leaves_choice(call.request.model):
+    if not fleet.catalog.is_group_name(call.request.model):
         # A reload of the configuration removed the alias and its data-residency rules.
         raise NotComparable(Outcome.UNSUITABLE)
     try:
@@ -205,7 +204,7 @@ def _choose_second_model(sample: SampledAnswer, rules: JudgeRules, judge_models:
     ]
     if not others:
         raise NotComparable(Outcome.NO_SECOND_MODEL)
-    better = (candidate for candidate in others if is_better(candidate, first))
+    better = (candidate for candidate in others if has_higher_quality(candidate, first))
     cheaper = (candidate for candidate in others if _is_cheaper(candidate, first))
     chosen = next(better, None) or next(cheaper, None) or others[0]
     return chosen.deployment.model.name
@@ -222,7 +221,7 @@ def _is_cheaper(candidate: Candidate, other: Candidate) -> bool:
 
 def _find_capable_targets(
     fleet: Fleet, name: str, places: Sequence[str], needs: Needs
-) -> tuple[list[EligibleDeployment], Decimal]:
+) -> tuple[list[RouteTarget], Decimal]:
     """Return the deployments that can answer, and the highest cost of an answer in US dollars.
 
     Raises:
@@ -235,7 +234,7 @@ def _find_capable_targets(
         raise NotComparable(Outcome.NO_SECOND_MODEL) from None
     able = [candidate for candidate in route.targets if candidate.model.supports(needs)]
     if able:
-        return able, max_cost(route, needs, choices=1, streams=False)
+        return able, compute_max_request_cost(route, needs, choices=1, streams=False)
     if route.targets:
         raise NotComparable(Outcome.UNSUITABLE)
     configured = any(exclusion.is_allowed for exclusion in route.exclusions)

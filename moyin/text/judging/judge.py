@@ -140,7 +140,7 @@ class Judge:
 
     def _has_written_answer(self, comparison: Comparison, rules: JudgeRules) -> bool:
         """Return True if the current judge model wrote one of the two answers."""
-        deployments = self._router.fleet.catalog.find(rules.model)
+        deployments = self._router.fleet.catalog.find_deployments(rules.model)
         return not {comparison.model, comparison.second}.isdisjoint(
             deployment.model.name for deployment in deployments
         )
@@ -151,7 +151,7 @@ class Judge:
         rules, fleet = self.rules, self._router.fleet
         if rules is None:
             return Outcome.DISABLED
-        if not fleet.policy(comparison.owner).is_judged:
+        if not fleet.get_policy(comparison.owner).is_judged:
             return Outcome.OPTED_OUT
         # The configuration may allow fewer places now than when the answer was sampled.
         places = intersect_residencies(fleet, comparison.name, comparison.owner, comparison.places)

@@ -80,7 +80,7 @@ def intersect_residencies(
         residency: the places that the client allows; None if it allows all.
     """
     places = set(fleet.residencies)
-    policy, alias = fleet.policy(owner), fleet.catalog.alias(name)
+    policy, alias = fleet.get_policy(owner), fleet.catalog.get_alias(name)
     if policy.residency is not None:
         places &= policy.residency
     if alias.residency:
@@ -100,4 +100,6 @@ def compile_judge_route(fleet: Fleet, name: str, places: Sequence[str]) -> Compi
     Raises:
         ModelNotFound: no model or alias has this name.
     """
-    return fleet.route(name, JUDGE_OWNER, tuple(sorted(places)), ApiFormat.OPENAI, current_day())
+    return fleet.get_route(
+        name, JUDGE_OWNER, tuple(sorted(places)), ApiFormat.OPENAI, current_day()
+    )

@@ -16,7 +16,7 @@ from moyin.text.judging.comparison import NotComparable, SampledAnswer, create_c
 from moyin.text.judging.rules import JudgeBudget, JudgeRules
 from moyin.text.judging.verdict import Outcome, OutcomeCounter
 from moyin.text.quality.estimator import Estimator
-from moyin.text.routing.answer import Answer, Stream
+from moyin.text.routing.answer import Answer, AnswerStream
 from moyin.text.routing.decision import Candidate
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.routed_call import RoutedCall
@@ -111,7 +111,7 @@ def _is_suitable(call: RoutedCall, rules: JudgeRules) -> bool:
 class _RecordingStream:
     """Forwards a stream and queues its bytes as a sample when it is complete."""
 
-    def __init__(self, stream: Stream, enqueue: Callable[[bytes, Usage], None]) -> None:
+    def __init__(self, stream: AnswerStream, enqueue: Callable[[bytes, Usage], None]) -> None:
         self._stream = stream
         self._enqueue: Callable[[bytes, Usage], None] | None = enqueue
         self._pieces: list[bytes] = []

@@ -19,10 +19,9 @@ from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.answer import Answer, RoutingContext
-from moyin.text.routing.catalog import Alias, Catalog
-from moyin.text.routing.claude_prices import CLAUDE
+from moyin.text.routing.catalog import UNRESTRICTED, Alias, Catalog
+from moyin.text.routing.claude_prices import CLAUDE_TARIFFS
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.policy import UNRESTRICTED
 from moyin.text.routing.router import Router
 from tests.unit.text.routing.factories import runtime
 from tests.unit.text.routing.router_rig import RecordedLedger
@@ -137,8 +136,8 @@ class JudgeRig:
         }
         deployments = (
             known(SMALL, "local", tariff=FREE_TARIFF, residency="on-premises"),
-            known(HAIKU, "haiku", tariff=CLAUDE[HAIKU]),
-            known(OPUS, "opus", tariff=CLAUDE[OPUS]),
+            known(HAIKU, "haiku", tariff=CLAUDE_TARIFFS[HAIKU]),
+            known(OPUS, "opus", tariff=CLAUDE_TARIFFS[OPUS]),
         )
         runtimes = {
             backend: runtime(backend, self.backends[model])

@@ -17,8 +17,7 @@ from moyin.testing.backends import text_answer
 from moyin.text.judging.comparison import Comparison
 from moyin.text.judging.rules import JUDGE_OWNER
 from moyin.text.judging.verdict import Outcome, Verdict
-from moyin.text.routing.catalog import Alias
-from moyin.text.routing.policy import Policy
+from moyin.text.routing.catalog import Alias, TenantPolicy
 from tests.unit.text.judging.judge_rig import HAIKU, OPUS, RULES, SMALL, JudgeRig
 
 BETTER_FIRST = json.dumps({"reason": "x", "first": 4, "second": 1})
@@ -146,12 +145,12 @@ HOME = frozenset({"on-premises"})
 @pytest.mark.parametrize(
     ("policy", "outcome"),
     [
-        (Policy(residency=HOME), Outcome.RESIDENCY),
-        (Policy(is_judged=False), Outcome.OPTED_OUT),
+        (TenantPolicy(residency=HOME), Outcome.RESIDENCY),
+        (TenantPolicy(is_judged=False), Outcome.OPTED_OUT),
     ],
 )
 async def test_tightened_policy_applies_to_running_comparisons(
-    policy: Policy, outcome: Outcome
+    policy: TenantPolicy, outcome: Outcome
 ) -> None:
     rig = JudgeRig(BETTER_FIRST)
     name = await rig.started()

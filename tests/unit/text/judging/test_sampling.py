@@ -21,8 +21,7 @@ from moyin.text.protocol.ollama.codec import OllamaChatCodec
 from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddingsCodec
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.answer_cache import AnswerCache
-from moyin.text.routing.catalog import Alias, Caching, Rescue
-from moyin.text.routing.policy import Policy
+from moyin.text.routing.catalog import Alias, CachingPolicy, RescuePolicy, TenantPolicy
 from tests.unit.text.judging.judge_rig import HAIKU, OPUS, RULES, SMALL, JudgeRig
 
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
@@ -68,7 +67,7 @@ async def test_an_answer_becomes_a_comparison(codec: Any, stream: bool) -> None:
 @pytest.mark.parametrize("codec", [OpenAICodec(), AnthropicCodec(), OllamaChatCodec()])
 async def test_a_stream_that_was_held_back_as_a_whole_is_judged(codec: Any) -> None:
     """The client gets the answer and its cost in one piece."""
-    rig = JudgeRig(rescue=Rescue.CHECKED, hold_streams=True)
+    rig = JudgeRig(rescue=RescuePolicy.CHECKED, hold_streams=True)
     rig.backends[SMALL].answer = text_answer('{"sorted": [1, 2]}')
     schema = {"type": "object"}
     asked: dict[str, Any] = {
@@ -169,7 +168,7 @@ async def test_a_long_answer_is_not_sampled() -> None:
 
 
 async def test_tenant_can_opt_out() -> None:
-    rig = JudgeRig(policies={"ada": Policy(is_judged=False)})
+    rig = JudgeRig(policies={"ada": TenantPolicy(is_judged=False)})
     assert await rig.sampled(owner="ada") is Outcome.OPTED_OUT
     assert await rig.sampled(owner="bob") is Outcome.STARTED
     assert comparison(rig, rig.queue.started[-1]).owner == "bob"
@@ -181,7 +180,7 @@ HOME = frozenset({"on-premises"})
 @pytest.mark.parametrize(
     ("fleet", "headers", "model"),
     [
-        ({"policies": {"ada": Policy(residency=HOME)}}, (), "work"),
+        ({"policies": {"ada": TenantPolicy(residency=HOME)}}, (), "work"),
         ({"aliases": {"home": Alias(residency=("on-premises",))}}, (), "home"),
         ({}, ((b"x-moyin-residency", b"on-premises"),), "work"),
     ],
@@ -310,7 +309,7 @@ async def test_cached_answers_are_sampled_once() -> None:
         async def put(self, owner: str, digest: str, response: CachedResponse, **_: Any) -> None:
             kept[digest] = response
 
-    caching = Caching(ttl=60, max_bytes=10_000, max_entries=10)
+    caching = CachingPolicy(ttl=60, max_bytes=10_000, max_entries=10)
     rig = JudgeRig(aliases={"faq": Alias(models=(SMALL, HAIKU), cache=caching)})
     rig.router._answer_cache = AnswerCache(Cache())
     await rig.ask(model="faq")
