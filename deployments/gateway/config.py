@@ -13,15 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from moyin.comfy_api.protocol.paths import FIRST_SEGMENTS
 from moyin.domain.limits import Limit
-from moyin.proxy.route import (
-    Balance,
-    HealthCheck,
-    Rewrite,
-    Route,
-    RouteTable,
-    Timeouts,
-    Upstream,
-)
+from moyin.proxy.route import Balance, HealthCheck, Rewrite, Route, RouteTable, Timeouts, Upstream
 
 __all__ = ["GatewayConfig", "RouteConfig"]
 

@@ -127,7 +127,4 @@ def content_security_policy(index: str) -> str:
 def _package_folders(python: Path) -> list[Path]:
     """Return the interpreter's package folders, without following a virtual environment's link."""
     prefix = python.parent.parent
-    return [
-        *prefix.glob("lib/python3*/site-packages"),
-        *prefix.glob("lib/python3*/dist-packages"),
-    ]
+    return [*prefix.glob("lib/python3*/site-packages"), *prefix.glob("lib/python3*/dist-packages")]

@@ -137,7 +137,6 @@ async def _find_stored(artifacts: ArtifactStore, owner: str, artifact: Artifact)
         known = None  # it has been deleted
     if known is None or known.sha256 != artifact.sha256:
         raise IdempotencyMismatch(
-            "this Idempotency-Key was used for another file: use a new key",
-            field="Idempotency-Key",
+            "this Idempotency-Key was used for another file: use a new key", field="Idempotency-Key"
         )
     return known

@@ -77,9 +77,7 @@ def prompt_routes(prompts: FarmPrompts) -> APIRouter:
     ) -> dict[str, Any]:
         """List your ended prompts: the newest 200 by default, at most 1000."""
         return await prompts.history(
-            context(request.scope).owner,
-            max_items=max_items,
-            offset=offset,
+            context(request.scope).owner, max_items=max_items, offset=offset
         )
 
     @router.get("/history/{prompt_id}")

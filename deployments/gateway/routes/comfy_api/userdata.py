@@ -8,13 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from deployments.openapi import FILE
 from moyin.access.gatekeeper import context
-from moyin.comfy_api.protocol.userdata import (
-    clean_path,
-    file_info,
-    listing,
-    listing_v2,
-    paths_in,
-)
+from moyin.comfy_api.protocol.userdata import clean_path, file_info, listing, listing_v2, paths_in
 from moyin.domain.userdata import userdata_scope
 from moyin.errors import InvalidRequest
 from moyin.store.userdata import UserdataStore
