@@ -13,7 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from moyin.comfy_api.protocol.paths import FIRST_SEGMENTS
 from moyin.domain.limits import Limit
-from moyin.proxy.route import Balance, HealthCheck, Rewrite, Route, RouteTable, Timeouts, Upstream
+from moyin.proxy.route import (
+    BalancingPolicy,
+    HealthCheck,
+    PathRewrite,
+    Route,
+    RouteTable,
+    Timeouts,
+    Upstream,
+)
 
 __all__ = ["GatewayConfig", "RouteConfig"]
 
@@ -96,14 +104,14 @@ class RewriteConfig(_Config):
     @model_validator(mode="after")
     def _compiles(self) -> RewriteConfig:
         try:
-            self.rewrite()("/")
+            self.to_rewrite()("/")
         except (re.error, IndexError) as error:
             raise ValueError(f"match or to is not a valid regular expression: {error}") from None
         return self
 
-    def rewrite(self) -> Rewrite:
-        """Return the domain object."""
-        return Rewrite(pattern=re.compile(self.match), to=self.to)
+    def to_rewrite(self) -> PathRewrite:
+        """Return the rewrite for the route table."""
+        return PathRewrite(pattern=re.compile(self.match), replacement=self.to)
 
 
 class LimitsConfig(_Config):
@@ -129,7 +137,7 @@ class RouteConfig(_Config):
     strip_prefix: bool = True
     proxy_redirect: bool = True
     rewrite: RewriteConfig | None = None
-    balance: Balance = Balance.ROUND_ROBIN
+    balance: BalancingPolicy = BalancingPolicy.ROUND_ROBIN
     sticky: str | None = Field(None, pattern=_HEADER)
     retries: int = Field(1, ge=0, le=10)
     timeouts: TimeoutsConfig = TimeoutsConfig()
@@ -186,7 +194,7 @@ class RouteConfig(_Config):
             prefix=self.prefix,
             strip_prefix=self.strip_prefix,
             proxy_redirect=self.proxy_redirect,
-            rewrite=self.rewrite.rewrite() if self.rewrite is not None else None,
+            rewrite=self.rewrite.to_rewrite() if self.rewrite is not None else None,
             balance=self.balance,
             sticky=self.sticky.lower() if self.sticky is not None else None,
             retries=self.retries,
@@ -200,7 +208,7 @@ class RouteConfig(_Config):
             )
             if limited
             else None,
-            concurrent=limits.concurrent,
+            max_concurrent=limits.concurrent,
             respond_async=self.async_,
             pass_credentials=self.pass_credentials,
         )

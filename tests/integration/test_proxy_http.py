@@ -16,8 +16,8 @@ from yarl import URL
 
 from moyin.access.gatekeeper.limits import Meter
 from moyin.http.breaker import Breaker, BreakerState
-from moyin.proxy.headers import response_headers
-from moyin.proxy.identity import route_secret
+from moyin.proxy.headers import build_response_headers
+from moyin.proxy.identity import derive_route_secret
 from tests.integration.proxy_fixtures import MAX_BODY_BYTES, SIGNING_KEY, ProxyDoor, proxy_door
 from tests.integration.proxy_upstream import CHUNK, Service, serving
 from tests.integration.servers import ValkeyServer, eventually, free_port
@@ -71,7 +71,7 @@ async def test_the_browsers_session_is_no_service_s_business(
             assert response.status == 200
         assert service.seen.pop().headers.get("cookie") == seen
     lie = (b"set-cookie", b"moyin_session=theirs; Path=/comfy/")
-    assert response_headers([lie, (b"set-cookie", b"a=1; Path=/")]) == [
+    assert build_response_headers([lie, (b"set-cookie", b"a=1; Path=/")]) == [
         (b"set-cookie", b"a=1; Path=/")
     ]
 
@@ -105,11 +105,11 @@ async def test_the_service_learns_who_asks_from_us_alone(door: ProxyDoor, servic
     assert "x-forwarded-for" not in seen  # a peer on loopback may be anybody
     assert (seen["x-forwarded-proto"], seen["x-forwarded-prefix"]) == ("http", "/assets")
     assert seen["x-forwarded-host"] == door.url.removeprefix("http://")
-    secret = route_secret(SIGNING_KEY, "assets")
+    secret = derive_route_secret(SIGNING_KEY, "assets")
     claims = jwt.decode(seen["x-moyin-identity"], secret, ["HS256"], audience="assets")
     assert (claims["sub"], claims["key"]) == ("ann", "k1")
     with pytest.raises(jwt.InvalidSignatureError):
-        other = route_secret(SIGNING_KEY, "other")
+        other = derive_route_secret(SIGNING_KEY, "other")
         jwt.decode(seen["x-moyin-identity"], other, ["HS256"], audience="assets")
 
 
@@ -208,7 +208,7 @@ async def test_a_body_that_turns_out_too_large_is_not_the_service_s_fault(
     service.go_on.set()
     async with door.client.put("/assets/drain", data=body()) as response:
         assert (response.status, (await response.json())["code"]) == (413, "body_too_large")
-    [member] = door.proxy._services["assets"].pool.members
+    [member] = door.proxy._runtimes["assets"].pool.members
     assert member.breaker._failures == 0
 
 
@@ -335,7 +335,7 @@ async def _back_again(door: ProxyDoor) -> AsyncIterator[Breaker]:
     for _ in range(3):
         async with door.client.get("/assets/x") as response:
             assert response.status == 502
-    [member] = door.proxy._services["assets"].pool.members
+    [member] = door.proxy._runtimes["assets"].pool.members
     assert member.breaker.state is BreakerState.OPEN
     member.breaker._open_until = 0.0
     async with serving(Service(), port):
@@ -368,7 +368,7 @@ async def test_a_probe_is_judged_once(door: ProxyDoor) -> None:
                 breaker.fail()
             breaker._open_until = 0.0
             assert breaker.admit()
-        await eventually(lambda: door.proxy._services["assets"].pool.members[0].active == 0)
+        await eventually(lambda: door.proxy._runtimes["assets"].pool.members[0].active == 0)
         assert (breaker.ready, breaker.state) == (False, BreakerState.HALF_OPEN)
 
 

@@ -92,4 +92,4 @@ async def test_a_server_that_is_going_is_passed_over(door: ProxyDoor, service: S
         # Alone, it is heard.
         door.routes({"name": "chat", "prefix": "/chat", "upstreams": [leaving]})
         async with door.client.ws_connect("/chat/socket") as socket:
-            assert "refused the WebSocket: status 503" in (await socket.receive()).extra
+            assert "rejected the WebSocket: status 503" in (await socket.receive()).extra

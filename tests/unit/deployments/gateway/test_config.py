@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from deployments.gateway.config import GatewayConfig
-from moyin.proxy.route import Balance
+from moyin.proxy.route import BalancingPolicy
 
 
 def route(**more: Any) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def test_a_route_with_every_setting() -> None:
         ("https://b", 3),
     ]
     assert (built.balance, built.sticky, built.respond_async) == (
-        Balance.WEIGHTED, "x-session", True,
+        BalancingPolicy.WEIGHTED, "x-session", True,
     )  # fmt: skip
     assert built.limit is not None and built.limit.subject == "route:a"
     # Serve stores the configuration as JSON.
