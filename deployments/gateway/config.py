@@ -1,6 +1,6 @@
-"""Validates the ``user_config`` of the app ``gateway``: the routes of other services. Hot-reloaded.
+"""Defines the gateway's ``user_config``, the route table, which Ray Serve reloads without a restart.
 
-It is the only source of upstream addresses: no request can choose one.
+Upstream addresses come only from this configuration, so no request can choose one.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from moyin.proxy.route import (
 
 __all__ = ["GatewayConfig", "RouteConfig"]
 
-# As an upstream, `door` stands for the gateway's own address, to reach Moyin's other apps.
+# In an upstream's URL, `door` means the gateway's own address, by which Moyin's other apps are reached.
 _GATEWAY = "door"
 _NAME = r"^[a-z0-9][a-z0-9-]{0,39}$"
 _HEADER = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$"
 _HOST = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
 _PATH = r"^/[!-~]*$"
 _SCOPE = r"^[a-z][a-z0-9:._-]{0,63}$"
-# First path segments of the gateway's own routes, including ComfyUI's API. Only a route with
-# `hosts` may use them; exact paths below /api are free.
-_RESERVED = frozenset(
+# First path segments of the gateway's own routes, including ComfyUI's API. Only routes with `hosts`
+# may use them, except for exact paths below /api, which every route may use.
+_RESERVED_SEGMENTS = frozenset(
     {
         "accounts", "api", "artifacts", "comfy", "console", "docs", "healthz", "jobs", "openapi.json",
         "readyz", "templates", "v1", *FIRST_SEGMENTS,
     }
 )  # fmt: skip
-# HAProxy sends these to Moyin's other apps, whatever the host.
+# HAProxy sends paths with these first segments to Moyin's other apps, for every host.
 _OTHER_APPS = frozenset({"accounts", "v1"})
 _Seconds = Annotated[float, Field(gt=0, le=86_400)]
 _Path = Annotated[str, Field(pattern=_PATH, max_length=1024)]
@@ -51,26 +51,26 @@ class _Config(BaseModel):
 
 
 class UpstreamConfig(_Config):
-    """Describes a server; ``url`` may end in a path that is put before every request's path."""
+    """Configures a server of a service. A path at the end of ``url`` precedes every request's path."""
 
     url: str
     weight: int = Field(1, ge=1, le=1_000)
 
     @field_validator("url")
     @classmethod
-    def _url(cls, url: str) -> str:
+    def _validate_url(cls, url: str) -> str:
         if _is_gateway(url):
             return url.rstrip("/")
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("must be an http(s) URL, or 'door/…' for one of Moyin's own apps")
+            raise ValueError("url must be an http(s) URL, or 'door/…' for one of Moyin's own apps")
         if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("must not contain a user, password, query or fragment")
+            raise ValueError("url must not contain a user, password, query or fragment")
         _ = parts.port  # raises ValueError if the port is invalid
         return url.rstrip("/")
 
-    def upstream(self, gateway_url: str) -> Upstream:
-        """Return the domain object, with the gateway's address in place of ``door``."""
+    def to_upstream(self, gateway_url: str) -> Upstream:
+        """Return the upstream for the route table, with ``gateway_url`` in place of ``door``."""
         url = self.url
         if _is_gateway(url):
             url = gateway_url.rstrip("/") + url.removeprefix(_GATEWAY)
@@ -78,7 +78,7 @@ class UpstreamConfig(_Config):
 
 
 class TimeoutsConfig(_Config):
-    """Sets the timeouts in seconds; see `moyin.proxy.route.Timeouts`."""
+    """Configures the timeouts of a route in seconds, as `moyin.proxy.route.Timeouts` explains."""
 
     connect: _Seconds = 2.0
     first_byte: _Seconds = 60.0
@@ -86,7 +86,7 @@ class TimeoutsConfig(_Config):
 
 
 class HealthConfig(_Config):
-    """Sets the active check of upstreams; see `moyin.proxy.route.HealthCheck`."""
+    """Configures the active check of upstreams, as `moyin.proxy.route.HealthCheck` explains."""
 
     path: _Path
     interval: _Seconds = 5.0
@@ -96,17 +96,19 @@ class HealthConfig(_Config):
 
 
 class RewriteConfig(_Config):
-    """Sets a regular expression on the path, and the replacement (``\\1`` …) of its first match."""
+    """Configures a regular expression for paths, and the replacement (``\\1`` …) of its match."""
 
     match: str = Field(max_length=256)
     to: str = Field(max_length=256)
 
     @model_validator(mode="after")
-    def _compiles(self) -> RewriteConfig:
+    def _validate_expression(self) -> RewriteConfig:
         try:
             self.to_rewrite()("/")
         except (re.error, IndexError) as error:
-            raise ValueError(f"match or to is not a valid regular expression: {error}") from None
+            raise ValueError(
+                f"match must be a regular expression, and to a replacement for it: {error}"
+            ) from None
         return self
 
     def to_rewrite(self) -> PathRewrite:
@@ -115,7 +117,7 @@ class RewriteConfig(_Config):
 
 
 class LimitsConfig(_Config):
-    """Sets the limits of each tenant; ``concurrent`` limits all tenants together in one replica."""
+    """Configures limits per tenant; ``concurrent`` limits all tenants together in one replica."""
 
     requests_per_minute: int | None = Field(None, ge=1)
     concurrent_requests: int | None = Field(None, ge=1)
@@ -123,10 +125,11 @@ class LimitsConfig(_Config):
 
 
 class RouteConfig(_Config):
-    """Describes one service by the fields of `moyin.proxy.Route`; docs/proxy.md explains them.
+    """Configures the route to one service; docs/proxy.md explains the fields.
 
-    ``async`` turns every call into a job; otherwise only calls that prefer ``respond-async``.
-    Even with ``hosts``, requests below ``/v1`` and ``/accounts`` go to Moyin's other apps.
+    With ``async`` every request becomes a job, otherwise only requests that prefer
+    ``respond-async``. Paths below ``/v1`` and ``/accounts`` belong to Moyin's other apps, even for
+    routes with ``hosts``.
     """
 
     name: str = Field(pattern=_NAME)
@@ -149,46 +152,48 @@ class RouteConfig(_Config):
 
     @field_validator("upstreams", mode="before")
     @classmethod
-    def _short_form(cls, value: Any) -> Any:
-        """Accept a plain URL as an upstream of weight 1."""
+    def _expand_plain_urls(cls, value: Any) -> Any:
+        """Convert plain URLs to upstreams of weight 1."""
         if isinstance(value, list | tuple):
             return [{"url": item} if isinstance(item, str) else item for item in value]
         return value
 
     @model_validator(mode="after")
-    def _reachable(self) -> RouteConfig:
+    def _require_reachable(self) -> RouteConfig:
         if self.prefix is None and not self.paths:
-            raise ValueError("needs a prefix or paths")
+            raise ValueError("the route needs a prefix or paths")
         if self.prefix is not None:
             first = _first_segment(self.prefix)
             if first in _OTHER_APPS:
-                raise ValueError(f"prefix {self.prefix} belongs to one of Moyin's other apps")
-            if not self.hosts and (not first or first in _RESERVED):
+                raise ValueError(
+                    f"prefix {self.prefix} belongs to one of Moyin's other apps: choose another"
+                )
+            if not self.hosts and (not first or first in _RESERVED_SEGMENTS):
                 raise ValueError(
                     f"prefix {self.prefix} belongs to the gateway: choose another, or add hosts"
                 )
         for path in self.paths:
-            taken = _OTHER_APPS if self.hosts else _RESERVED - {"api"}
+            taken = _OTHER_APPS if self.hosts else _RESERVED_SEGMENTS - {"api"}
             if _first_segment(path) in taken:
                 raise ValueError(f"path {path} belongs to the gateway: choose another")
         if len({upstream.url for upstream in self.upstreams}) < len(self.upstreams):
-            raise ValueError("every upstream must have a different URL")
+            raise ValueError("upstreams: two have the same url; every url must be different")
         if self.async_ and self.hosts:
             raise ValueError(
-                "async excludes hosts: jobs call the route by the gateway's own address"
+                "async and hosts cannot be combined: jobs call the route by the gateway's own address"
             )
         own_apps_only = all(_is_gateway(upstream.url) for upstream in self.upstreams)
         if self.pass_credentials and not own_apps_only:
             raise ValueError("pass_credentials is only allowed if all upstreams are 'door/…'")
         return self
 
-    def route(self, gateway_url: str) -> Route:
-        """Return the domain object; ``gateway_url`` replaces ``door`` in upstreams."""
+    def to_route(self, gateway_url: str) -> Route:
+        """Return the route for the route table, with ``gateway_url`` in place of ``door``."""
         limits = self.limits
         limited = limits.requests_per_minute or limits.concurrent_requests
         return Route(
             name=self.name,
-            upstreams=tuple(upstream.upstream(gateway_url) for upstream in self.upstreams),
+            upstreams=tuple(upstream.to_upstream(gateway_url) for upstream in self.upstreams),
             hosts=frozenset(self.hosts),
             paths=frozenset(self.paths),
             prefix=self.prefix,
@@ -223,15 +228,15 @@ def _first_segment(path: str) -> str:
 
 
 class GatewayConfig(_Config):
-    """Holds the route table: the routes of other services behind the gateway."""
+    """Configures the routes to the studio's other services behind the gateway."""
 
     routes: tuple[RouteConfig, ...] = Field((), max_length=1_000)
 
     @model_validator(mode="after")
-    def _has_distinct_routes(self) -> GatewayConfig:
-        self.table("http://127.0.0.1")
+    def _require_distinct_routes(self) -> GatewayConfig:
+        self.to_route_table("http://127.0.0.1")
         return self
 
-    def table(self, gateway_url: str) -> RouteTable:
-        """Return the route table; ``gateway_url`` replaces ``door`` in upstreams."""
-        return RouteTable(route.route(gateway_url) for route in self.routes)
+    def to_route_table(self, gateway_url: str) -> RouteTable:
+        """Return the route table, with ``gateway_url`` in place of ``door`` in upstreams."""
+        return RouteTable(route.to_route(gateway_url) for route in self.routes)

@@ -1,4 +1,4 @@
-"""Validates graphs in the ComfyUIs of a render pool."""
+"""Validates graphs by calling ComfyUI's validation in a render pool."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from actors.placement import NAMESPACE
-from deployments.gateway.pool_client import render_pool
+from deployments.gateway.pool_client import get_pool_handle
 from moyin.comfy_api.validation_cache import ValidationCache
 from moyin.errors import InvalidGraph, ServiceUnavailable
 
 __all__ = ["PoolValidator"]
 
-# Serve raises KeyError for an app that is not deployed, and Ray ValueError for an actor that is
-# gone. ServiceUnavailable: no renderer of the pool is up.
+# Serve raises KeyError for an app that is not deployed, and Ray raises ValueError for an actor that
+# has ended. `_next_renderer` raises ServiceUnavailable.
 _UNAVAILABLE = (
     RayError, RayServeException, KeyError, ValueError, TimeoutError, ServiceUnavailable
 )  # fmt: skip
@@ -32,22 +32,23 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Renderers:
-    """Cycles through the actors of a pool's running renderers, until the list expires."""
+class _RendererCycle:
+    """An endless iterator over the actors of a pool's running renderers, until it expires."""
 
     expires_at: float
     actors: Iterator[Any]
 
 
 class PoolValidator:
-    """Validates graphs in a pool that is up, and accepts them unchecked otherwise.
+    """Validates graphs in the ComfyUIs of a pool; implements the protocol `GraphValidator`.
 
-    Validations go directly to the pool's renderer actors, in turns. Through the pool they would
-    cost twice as much, a tenth of what a small picture costs.
+    Graphs for a pool that is down are accepted without validation. The pool's renderer actors are
+    called directly, in rotation. A call through the pool would cost twice as much, which is a tenth
+    of the cost of a small picture.
 
     Args:
-        timeout: seconds that a submission may wait for a pool.
-        pause: seconds without calls after a pool did not respond.
+        timeout: the seconds after which a submission no longer waits for the pool.
+        pause: the seconds without calls after a pool did not respond.
     """
 
     def __init__(self, *, timeout: float = 2.0, pause: float = 2.0) -> None:
@@ -55,14 +56,17 @@ class PoolValidator:
         self._pause = pause
         self._pools: dict[str, Any] = {}
         self._actors: dict[str, Any] = {}
-        self._renderers: dict[str, _Renderers] = {}
+        self._renderers: dict[str, _RendererCycle] = {}
         self._paused_until: dict[str, float] = {}
         self._cache = ValidationCache()
 
     async def validate(
         self, pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None = None
     ) -> Mapping[str, Any]:
-        """See `moyin.jobs.ports.GraphValidator`.
+        """Return ComfyUI's response to a valid graph, or an empty mapping if no renderer is up.
+
+        Args:
+            targets: the output nodes to execute; None for all output nodes.
 
         Raises:
             InvalidGraph: ComfyUI rejects the graph; ``details`` hold its response.
@@ -76,7 +80,11 @@ class PoolValidator:
                 actor = await self._next_renderer(pool)
                 result: dict[str, Any] = await actor.validate.remote(dict(graph), targets)
         except _UNAVAILABLE as error:
-            _log.info("pool %s could not validate a graph: %s", pool, type(error).__name__)
+            _log.info(
+                "render pool %s could not validate a graph, which is accepted unchecked: %s",
+                pool,
+                type(error).__name__,
+            )
             self._pools.pop(pool, None)
             self._renderers.pop(pool, None)
             self._actors.clear()
@@ -84,35 +92,34 @@ class PoolValidator:
             return {}
         unchecked = result.pop("free", None)
         if result.get("error"):
-            message = result["error"].get("message") or "ComfyUI rejects this graph"
+            message = result["error"].get("message") or "ComfyUI rejects this graph; see details"
             raise InvalidGraph(message, details=result)
         if unchecked is not None:
-            self._cache.keep(pool, graph, targets, result, unchecked)
+            self._cache.store(pool, graph, targets, result, unchecked)
         return result
 
     async def _next_renderer(self, pool: str) -> Any:
-        """Return the actor of the pool's next running renderer.
+        """Return the actor of the next running renderer, in rotation.
 
         Raises:
-            ServiceUnavailable: no renderer is up.
+            ServiceUnavailable: no renderer of the pool is up.
         """
         known = self._renderers.get(pool)
         if known is None or time.monotonic() > known.expires_at:
-            names = await (await self._pool(pool)).renderers.remote()
+            names = await (await self._pool_handle(pool)).renderers.remote()
             if not names:
                 raise ServiceUnavailable(f"no renderer of pool {pool!r} is up")
-            actors = [await self._actor(name) for name in names]
-            known = _Renderers(time.monotonic() + _RENDERERS_SECONDS, itertools.cycle(actors))
+            actors = [await self._renderer_actor(name) for name in names]
+            known = _RendererCycle(time.monotonic() + _RENDERERS_SECONDS, itertools.cycle(actors))
             self._renderers[pool] = known
         return next(known.actors)
 
-    async def _pool(self, pool: str) -> Any:
+    async def _pool_handle(self, pool: str) -> Any:
         if pool not in self._pools:
-            self._pools[pool] = await render_pool(pool)
+            self._pools[pool] = await get_pool_handle(pool)
         return self._pools[pool]
 
-    async def _actor(self, name: str) -> Any:
+    async def _renderer_actor(self, name: str) -> Any:
         if name not in self._actors:
-            # In a thread, as the call blocks.
             self._actors[name] = await asyncio.to_thread(ray.get_actor, name, NAMESPACE)
         return self._actors[name]

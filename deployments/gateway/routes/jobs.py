@@ -1,13 +1,14 @@
-"""Serves ``/jobs``: submit, list, show, cancel and retry jobs."""
+"""Defines the routes below ``/jobs``, which submit, list, show, cancel and retry jobs."""
 
 from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
+from deployments.gateway.openapi import describe_body
 from moyin.access.gatekeeper import context
 from moyin.domain.job import JobStatus
 from moyin.errors import InvalidRequest
@@ -18,47 +19,41 @@ from moyin.jobs.webhooks.sender import webhook_secret
 from moyin.render.templates.catalog import Catalog
 from moyin.store.jobs import JobStore
 
-__all__ = ["idempotency_key", "job_routes"]
+__all__ = ["job_routes", "validate_idempotency_key"]
 
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
-_SUBMIT: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobRequest"}}},
-    }
-}
-_REPLAYED = "idempotent-replayed"
+_JOB_BODY = describe_body({"$ref": "#/components/schemas/JobRequest"})
 
 
 def job_routes(
     service: JobService, jobs: JobStore, templates: Catalog, signing_key: bytes
 ) -> APIRouter:
-    """Return the routes of jobs, without their events."""
+    """Return the routes of jobs; `job_event_routes` has the routes of their events."""
     router = APIRouter(tags=["jobs"])
 
-    @router.post("/jobs", status_code=202, openapi_extra=_SUBMIT)
+    @router.post("/jobs", status_code=202, openapi_extra=_JOB_BODY)
     async def submit(
         request: Request,
         response: Response,
         key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
     ) -> wire.JobBody:
-        """Accept a job and return its id at once. An accepted job survives any service's failure."""
+        """Accept a job and return its id at once. The job continues after a failure of any service."""
         caller = context(request.scope).caller
-        shelf = await templates.snapshot()
+        snapshot = await templates.snapshot()
         job, created = await service.submit_request(
             caller,
             await request.body(),
-            shelf.find,
+            snapshot.find,
             now=datetime.now(UTC),
-            idempotency_key=idempotency_key(key),
+            idempotency_key=validate_idempotency_key(key),
         )
         response.headers["location"] = f"/jobs/{job.id}"
         if not created:
-            response.headers[_REPLAYED] = "true"
+            response.headers["idempotent-replayed"] = "true"
         return job_body(job)
 
-    @router.get("/jobs")
-    async def page(
+    @router.get("/jobs", operation_id="page_jobs_get")
+    async def list_jobs(
         request: Request,
         status: JobStatus | None = None,
         kind: Literal["chat", "render", "http", "pipeline"] | None = None,
@@ -72,23 +67,23 @@ def job_routes(
         )
         return wire.JobPage(jobs=[job_body(job) for job in listed], next_cursor=next_cursor)
 
-    @router.get("/jobs/webhook-secret")
-    async def secret(request: Request, response: Response) -> wire.WebhookSecret:
+    @router.get("/jobs/webhook-secret", operation_id="secret_jobs_webhook_secret_get")
+    async def get_webhook_secret(request: Request, response: Response) -> wire.WebhookSecret:
         """Return the secret that signs your webhooks (Standard Webhooks)."""
         response.headers["cache-control"] = "no-store"
         owner = context(request.scope).owner
         return wire.WebhookSecret(secret=webhook_secret(signing_key, owner))
 
-    @router.get("/jobs/{job_id}")
-    async def show(request: Request, job_id: str) -> wire.JobDetail:
-        """Return a job with the outputs of its finished steps, and the children of a batch."""
+    @router.get("/jobs/{job_id}", operation_id="show_jobs__job_id__get")
+    async def get_job(request: Request, job_id: str) -> wire.JobDetail:
+        """Return a job with the outputs of its finished steps. A batch also lists its child jobs."""
         job = await jobs.get(context(request.scope).owner, job_id)
         spec = await service.spec(job) if job.children is not None else None
         return job_detail(job, await service.outputs(job), spec)
 
     @router.post("/jobs/{job_id}/cancel", status_code=202)
     async def cancel(request: Request, job_id: str) -> wire.JobBody:
-        """Cancel a job; its status becomes `cancelled` a moment later."""
+        """Cancel a job. Its status becomes `cancelled` a moment later."""
         return job_body(await service.cancel(context(request.scope).caller, job_id))
 
     @router.post("/jobs/{job_id}/retry", status_code=202)
@@ -99,8 +94,8 @@ def job_routes(
     return router
 
 
-def idempotency_key(header: str | None) -> str | None:
-    """Validate and return the Idempotency-Key.
+def validate_idempotency_key(header: str | None) -> str | None:
+    """Return the value of the header Idempotency-Key if it is valid.
 
     Raises:
         InvalidRequest: the key is not 1 to 255 visible ASCII characters.

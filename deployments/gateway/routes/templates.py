@@ -1,4 +1,4 @@
-"""Serves ``/templates``: named graphs with typed inputs, for ``POST /jobs``."""
+"""Defines the routes below ``/templates``, which show the templates that jobs can use."""
 
 from __future__ import annotations
 
@@ -18,29 +18,42 @@ _UNCHANGED: dict[int | str, dict[str, str]] = {304: {"description": "`If-None-Ma
 
 
 def template_routes(templates: Catalog) -> APIRouter:
-    """Return the routes of templates."""
+    """Return the routes that list and show templates."""
     router = APIRouter(tags=["templates"])
 
-    @router.get("/templates", response_model=wire.TemplateList, responses=_UNCHANGED)
-    async def page(known: Annotated[str | None, Header(alias="If-None-Match")] = None) -> Response:
+    @router.get(
+        "/templates",
+        response_model=wire.TemplateList,
+        responses=_UNCHANGED,
+        operation_id="page_templates_get",
+    )
+    async def list_templates(
+        known: Annotated[str | None, Header(alias="If-None-Match")] = None,
+    ) -> Response:
         """List all templates, each with the JSON Schema of its inputs."""
-        shelf = await templates.snapshot()
-        digests = "".join(template.digest for template in shelf.templates)
-        body = wire.TemplateList(templates=[template_body(t) for t in shelf.templates])
-        return _response(body, hashlib.sha256(digests.encode()).hexdigest(), known)
+        snapshot = await templates.snapshot()
+        digests = "".join(template.digest for template in snapshot.templates)
+        body = wire.TemplateList(templates=[template_body(t) for t in snapshot.templates])
+        return _cacheable_response(body, hashlib.sha256(digests.encode()).hexdigest(), known)
 
-    @router.get("/templates/{name}", response_model=wire.TemplateBody, responses=_UNCHANGED)
-    async def show(
+    @router.get(
+        "/templates/{name}",
+        response_model=wire.TemplateBody,
+        responses=_UNCHANGED,
+        operation_id="show_templates__name__get",
+    )
+    async def get_template(
         name: str, known: Annotated[str | None, Header(alias="If-None-Match")] = None
     ) -> Response:
         """Return a template by its name or an alias."""
         template = await templates.get(name)
-        return _response(template_body(template), template.digest, known)
+        return _cacheable_response(template_body(template), template.digest, known)
 
     return router
 
 
-def _response(body: BaseModel, digest: str, known: str | None) -> Response:
+def _cacheable_response(body: BaseModel, digest: str, known: str | None) -> Response:
+    """Return the body, or status 304 if the client's ``If-None-Match`` names the digest."""
     tag = f'"{digest[:32]}"'
     headers = {"etag": tag, "cache-control": "private, no-cache"}
     if known is not None and (tag in known or known.strip() == "*"):

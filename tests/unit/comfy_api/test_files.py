@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from moyin.comfy_api.files import file_name
+from moyin.comfy_api.files import parse_file_name
 from moyin.domain.artifact import Artifact
 from moyin.domain.job import JobStatus
 from moyin.domain.prompt import ComfyFileName, PromptFile
@@ -43,7 +43,7 @@ def output(job_id: str, filename: str = "p_00001_.png") -> PromptFile:
 def test_file_names_are_parsed_like_in_comfyui(
     parts: tuple[str, str, str], name: ComfyFileName
 ) -> None:
-    assert file_name(*parts) == name
+    assert parse_file_name(*parts) == name
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_file_names_are_parsed_like_in_comfyui(
 )
 def test_a_name_that_leads_out_of_its_folder_is_rejected(parts: tuple[str, str, str]) -> None:
     with pytest.raises(InvalidRequest):
-        file_name(*parts)
+        parse_file_name(*parts)
 
 
 async def test_a_taken_name_gets_a_number_unless_the_content_is_the_same(
@@ -119,7 +119,9 @@ async def test_a_graph_can_name_uploads_and_earlier_outputs(rig: Rig) -> None:
     await rig.files.add_upload(OWNER, CAT, content("1"), overwrite=False)
     earlier = f"{job.id}/p_00001_.png [output]"
     gone = f"{job.id}/q_00001_.png [output]"
-    found = await rig.files.find_named(OWNER, ["sub/cat.png", earlier, gone, "dog.png", "../x.png"])
+    found = await rig.files.find_in_texts(
+        OWNER, ["sub/cat.png", earlier, gone, "dog.png", "../x.png"]
+    )
     assert {text: artifact.sha256 for text, artifact in found.items()} == {
         "sub/cat.png": "1" * 64,
         earlier: file.sha256,

@@ -19,7 +19,9 @@ def proxy() -> Proxy:
 
 @pytest.fixture
 def hot(proxy: Proxy) -> HotConfig[GatewayConfig]:
-    return HotConfig(GatewayConfig, lambda config: proxy.configure(config.table("http://door")))
+    return HotConfig(
+        GatewayConfig, lambda config: proxy.configure(config.to_route_table("http://door"))
+    )
 
 
 def test_invalid_first_configuration_raises(hot: HotConfig[GatewayConfig]) -> None:
