@@ -116,17 +116,10 @@ def new_services(
     open_id = OpenIdSignIn(settings.redis_url, throttle)
     meter = new_meter(settings)
     sign_in = SignIn(
-        users=users,
-        sessions=sessions,
-        passwords=Passwords(),
-        token_issuer=token_issuer,
-        attempt_limits=AttemptLimits(throttle, devices),
-        devices=devices,
-        mailer=mailer,
-        limits=limits,
-        transactions=transactions,
-        database=database,
-    )
+        users=users, sessions=sessions, passwords=Passwords(), token_issuer=token_issuer,
+        attempt_limits=AttemptLimits(throttle, devices), devices=devices, mailer=mailer,
+        limits=limits, transactions=transactions, database=database,
+    )  # fmt: skip
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
@@ -206,25 +199,18 @@ def new_app(services: AccountsServices) -> Gatekeeper:
 
     return Gatekeeper(
         AuthorizationMiddleware(with_root_path, scope_of=lambda _: None, meter=services.meter),
-        service="accounts",
-        authenticator=services.authenticator,
-        errors=problem_details,
-        max_body_bytes=_MAX_BODY_BYTES,
-        observer=services.observer,
-        public=_PUBLIC,
-    )
+        service="accounts", authenticator=services.authenticator, errors=problem_details,
+        max_body_bytes=_MAX_BODY_BYTES, observer=services.observer, public=_PUBLIC,
+    )  # fmt: skip
 
 
 def _openapi_document(app: FastAPI) -> dict[str, Any]:
     """Return the app's OpenAPI document, built at the first call."""
     if app.openapi_schema is None:
         document = get_openapi(
-            title=app.title,
-            version=app.version,
-            description=app.description,
-            routes=app.routes,
+            title=app.title, version=app.version, description=app.description, routes=app.routes,
             servers=[{"url": _PREFIX}],
-        )
+        )  # fmt: skip
         document_problems(document)
         document_security(document, lambda path: f"{_PREFIX}{path}" in _PUBLIC)
         app.openapi_schema = document

@@ -58,15 +58,10 @@ class ProviderConfig(BaseModel):
                     f"{self.client_secret_env} is not set"
                 )
         return Provider(
-            name=self.name,
-            issuer=self.issuer,
-            client_id=self.client_id,
-            client_secret=secret,
-            redirect_uris=tuple(self.redirect_uris),
-            scopes=self.scopes,
-            registers=self.registers,
+            name=self.name, issuer=self.issuer, client_id=self.client_id, client_secret=secret,
+            redirect_uris=tuple(self.redirect_uris), scopes=self.scopes, registers=self.registers,
             links_emails=self.links_emails,
-        )
+        )  # fmt: skip
 
 
 class AccountsConfig(BaseModel):

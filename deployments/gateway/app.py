@@ -13,23 +13,18 @@ from starlette.requests import ClientDisconnect
 from deployments.errors import app_of, render_error, render_stream_error
 from deployments.gateway.frontend import FrontendFiles
 from deployments.gateway.openapi import build_document
-from deployments.gateway.routes.artifacts import artifact_routes, signed_link_routes
-from deployments.gateway.routes.comfy_api.assets_v2 import asset_v2_routes
-from deployments.gateway.routes.comfy_api.files import file_routes
-from deployments.gateway.routes.comfy_api.frontend import frontend_routes, session_routes
-from deployments.gateway.routes.comfy_api.jobs_v2 import job_v2_routes
-from deployments.gateway.routes.comfy_api.prompts import job_list_routes, prompt_routes
-from deployments.gateway.routes.comfy_api.server_info import (
-    model_routes,
-    package_routes,
-    server_info_routes,
-)
-from deployments.gateway.routes.comfy_api.settings import settings_routes
-from deployments.gateway.routes.comfy_api.userdata import userdata_routes
-from deployments.gateway.routes.comfy_api.websocket import websocket_routes
-from deployments.gateway.routes.job_events import job_event_routes
-from deployments.gateway.routes.jobs import job_routes
-from deployments.gateway.routes.templates import template_routes
+from deployments.gateway.routes import artifacts, job_events, jobs
+from deployments.gateway.routes.comfy_api import (
+    assets_v2,
+    files,
+    frontend,
+    jobs_v2,
+    prompts,
+    server_info,
+    settings,
+    userdata,
+    websocket,
+)  # fmt: skip
 from deployments.health import Check, health_routes
 from deployments.ingress import new_fastapi
 from deployments.swagger import DOCS
@@ -78,7 +73,6 @@ class GatewayServices:
     """Holds the services of one replica that the routes and middleware call.
 
     Attributes:
-        events: sends ComfyUI's messages to WebSockets.
         checks: the health checks of ``/readyz`` by name.
         retention: the time for which a job is stored at least.
         lifespan: opens the services before the first request, and closes them after the last.
@@ -145,16 +139,11 @@ def new_app(services: GatewayServices) -> Gatekeeper:
         return to_server_path(scope["path"]) is not None and services.proxy.match(scope) is None
 
     return Gatekeeper(
-        proxy_or_app,
-        service="gateway",
-        authenticator=services.authenticator,
-        errors=render_error,
-        max_body_bytes=services.max_body_bytes,
-        observer=services.observer,
-        public=is_public,
+        proxy_or_app, service="gateway", authenticator=services.authenticator, errors=render_error,
+        max_body_bytes=services.max_body_bytes, observer=services.observer, public=is_public,
         credentials=Credentials(query=accepts_query_key, cookie=accepts_cookie),
         stream_errors=render_stream_error,
-    )
+    )  # fmt: skip
 
 
 class ProxyOrApp:
@@ -199,41 +188,41 @@ def _with_server_path(scope: Scope) -> Scope:
 
 
 def _add_routes(app: FastAPI, services: GatewayServices) -> None:
-    app.include_router(health_routes(services.checks))
-    app.include_router(
-        job_routes(services.service, services.jobs, services.templates, services.signing_key)
-    )
-    app.include_router(job_event_routes(services.jobs, services.feed))
-    app.include_router(signed_link_routes(services.artifacts, services.blobs, services.signing_key))
-    app.include_router(artifact_routes(services.artifacts, services.blobs))
+    node_info, blobs, retention = services.node_info, services.blobs, services.retention
     # ComfyUI serves these routes at the root and under `/api`.
     comfyui = (
-        prompt_routes(services.prompts),
-        file_routes(services.files, services.blobs, services.pictures),
-        websocket_routes(services.events, services.max_body_bytes),
-        server_info_routes(
-            services.node_info, services.admission, services.files, services.max_body_bytes
+        prompts.prompt_routes(services.prompts),
+        files.file_routes(services.files, blobs, services.pictures),
+        websocket.websocket_routes(services.events, services.max_body_bytes),
+        server_info.server_info_routes(
+            node_info, services.admission, services.files, services.max_body_bytes
         ),
-        package_routes(services.node_info),
-        model_routes(services.node_info),
-        userdata_routes(services.userdata),
-        settings_routes(services.userdata),
+        server_info.package_routes(node_info),
+        server_info.model_routes(node_info),
+        userdata.userdata_routes(services.userdata),
+        settings.settings_routes(services.userdata),
     )
     renders = ComfyJobs(
-        service=services.service, jobs=services.jobs, feed=services.feed, blobs=services.blobs
+        service=services.service, jobs=services.jobs, feed=services.feed, blobs=blobs
     )
-    app.include_router(job_v2_routes(renders, services.retention))
-    app.include_router(
-        asset_v2_routes(Assets(services.artifacts), services.blobs, services.retention)
-    )
+    sessions = BrowserSessions(services.authenticator, PAGE)
+    for router in (
+        health_routes(services.checks),
+        jobs.job_routes(services.service, services.jobs, services.templates, services.signing_key),
+        job_events.job_event_routes(services.jobs, services.feed),
+        artifacts.signed_link_routes(services.artifacts, blobs, services.signing_key),
+        artifacts.artifact_routes(services.artifacts, blobs),
+        jobs_v2.job_v2_routes(renders, retention),
+        assets_v2.asset_v2_routes(Assets(services.artifacts), blobs, retention),
+    ):
+        app.include_router(router)
     for router in comfyui:
         app.include_router(router)
         app.include_router(router, prefix="/api", include_in_schema=False)
-    app.include_router(job_list_routes(services.prompts))
-    app.include_router(template_routes(services.templates))
-    sessions = BrowserSessions(services.authenticator, PAGE)
-    app.include_router(session_routes(sessions))
-    app.include_router(frontend_routes(sessions, services.frontend, services.node_info))
+    app.include_router(prompts.job_list_routes(services.prompts))
+    app.include_router(jobs.template_routes(services.templates))
+    app.include_router(frontend.session_routes(sessions))
+    app.include_router(frontend.frontend_routes(sessions, services.frontend, node_info))
 
 
 def _required_scope(scope: Scope) -> str:

@@ -100,17 +100,10 @@ class Gateway(MoyinCalls):
         admission = GraphAdmission(node_info)
         validator = PoolValidator()
         service = JobService(
-            jobs=jobs,
-            artifacts=artifacts,
-            blobs=blobs,
-            events=events,
-            frames=frames,
-            launcher=launcher,
-            validator=validator,
-            guard=admission,
-            pools=pools,
+            jobs=jobs, artifacts=artifacts, blobs=blobs, events=events, frames=frames,
+            launcher=launcher, validator=validator, guard=admission, pools=pools,
             networks=AllowedNetworks(settings.webhook_networks),
-        )
+        )  # fmt: skip
         proxy = close_at_shutdown(
             Proxy(
                 signing_key=signing_key,
@@ -125,26 +118,17 @@ class Gateway(MoyinCalls):
         feed = JobFeed(jobs=jobs, events=events, hub=hub)
         prompts = PromptStore(database)
         files = ComfyFiles(
-            uploads=UploadStore(database),
-            artifacts=artifacts,
-            prompts=prompts,
-            blobs=blobs,
+            uploads=UploadStore(database), artifacts=artifacts, prompts=prompts, blobs=blobs,
             frames=frames,
-        )
+        )  # fmt: skip
         farm_events = PromptNotifiers(
             prompts=prompts, files=files, blobs=blobs, frames=frames, hub=frame_hub
         )
         farm_prompts = ComfyPrompts(
-            service=service,
-            feed=feed,
-            validator=validator,
-            guard=admission,
-            prompts=prompts,
-            files=files,
-            blobs=blobs,
-            find_executed=pool_client.find_executed,
+            service=service, feed=feed, validator=validator, guard=admission, prompts=prompts,
+            files=files, blobs=blobs, find_executed=pool_client.find_executed,
             wait_until_notified=farm_events.wait_until_notified,
-        )
+        )  # fmt: skip
 
         @asynccontextmanager
         async def lifespan() -> AsyncIterator[None]:
@@ -155,30 +139,17 @@ class Gateway(MoyinCalls):
                 yield
 
         self._services = GatewayServices(
-            service=service,
-            jobs=jobs,
-            feed=feed,
-            artifacts=artifacts,
-            blobs=blobs,
-            pictures=PictureConverter(blobs, processes, previews),
-            prompts=farm_prompts,
-            files=files,
-            events=farm_events,
-            userdata=UserdataStore(database),
-            node_info=node_info,
-            admission=admission,
-            frontend=FrontendFiles(lambda: find_frontend(settings)),
-            templates=new_catalog(settings),
-            proxy=proxy,
-            authenticator=new_authenticator(database, signing_key),
-            meter=meter,
+            service=service, jobs=jobs, feed=feed, artifacts=artifacts, blobs=blobs,
+            pictures=PictureConverter(blobs, processes, previews), prompts=farm_prompts,
+            files=files, events=farm_events, userdata=UserdataStore(database), node_info=node_info,
+            admission=admission, frontend=FrontendFiles(lambda: find_frontend(settings)),
+            templates=new_catalog(settings), proxy=proxy,
+            authenticator=new_authenticator(database, signing_key), meter=meter,
             observer=ServeObserver(settings.log_level),
             checks={"database": database.ping, "temporal": launcher.ping, "valkey": events.ping},
-            signing_key=signing_key,
-            max_body_bytes=settings.max_body_bytes,
-            retention=retention,
+            signing_key=signing_key, max_body_bytes=settings.max_body_bytes, retention=retention,
             lifespan=lifespan,
-        )
+        )  # fmt: skip
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Apply a new route table; requests in flight keep their old route."""

@@ -61,9 +61,7 @@ async def receive_upload(request: Request, part: str) -> AsyncIterator[Upload]:
 async def store_upload(
     blobs: BlobStore, upload: Upload, artifact_id: str, *, name: str | None, declared: str | None
 ) -> Artifact:
-    """Store the content of an upload in the blob store, and return its artifact.
-
-    The caller of this function adds the artifact's row to the database.
+    """Store the content of an upload, and return its artifact, whose row is not yet stored.
 
     Raises:
         InvalidRequest: the file is empty, or ``declared`` is not a media type.
@@ -75,13 +73,9 @@ async def store_upload(
     kind = media.media_type(declared, head)
     blob = await blobs.put_file(upload.path)
     return Artifact(
-        id=artifact_id,
-        name=media.clean_name(name, kind),
-        media_type=kind,
-        size=blob.size,
-        sha256=blob.sha256,
-        blake3=await asyncio.to_thread(_blake3, upload.path),
-    )
+        id=artifact_id, name=media.clean_name(name, kind), media_type=kind, size=blob.size,
+        sha256=blob.sha256, blake3=await asyncio.to_thread(_blake3, upload.path),
+    )  # fmt: skip
 
 
 async def build_artifact_response(

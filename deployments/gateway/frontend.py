@@ -33,9 +33,7 @@ _REVALIDATE = "no-cache"
 
 
 class FrontendFiles:
-    """Serves ComfyUI's frontend from its installed folders.
-
-    The folders are searched at the first request, and again at each request until they are found.
+    """Serves ComfyUI's frontend, whose folders are searched at each request until they are found.
 
     Args:
         find: a blocking function that returns the folders, or raises StackError if there are none.

@@ -46,11 +46,7 @@ class ServePoolClient:
         return self._pools
 
     async def get(self, pool: str, path: str) -> PoolAnswer:
-        """Send a GET request for ``path`` to one renderer of the pool.
-
-        Raises:
-            ServiceUnavailable: the pool does not respond, or its ComfyUI failed.
-        """
+        """Send GET ``path`` to a renderer; raise ServiceUnavailable if the pool does not respond."""
         answer: PoolAnswer = await self._call(pool, "get", path)
         return answer
 

@@ -65,9 +65,6 @@ class PoolValidator:
     ) -> Mapping[str, Any]:
         """Return ComfyUI's response to a valid graph, or an empty mapping if no renderer is up.
 
-        Args:
-            targets: the output nodes to execute; None for all output nodes.
-
         Raises:
             InvalidGraph: ComfyUI rejects the graph; ``details`` hold its response.
         """
@@ -99,11 +96,7 @@ class PoolValidator:
         return result
 
     async def _next_renderer(self, pool: str) -> Any:
-        """Return the actor of the next running renderer, in rotation.
-
-        Raises:
-            ServiceUnavailable: no renderer of the pool is up.
-        """
+        """Return the next running renderer's actor; raise ServiceUnavailable if none is up."""
         known = self._renderers.get(pool)
         if known is None or time.monotonic() > known.expires_at:
             names = await (await self._pool_handle(pool)).renderers.remote()

@@ -6,7 +6,7 @@ import hashlib
 import posixpath
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -35,10 +35,7 @@ _MAX_LISTED = 1_000
 
 
 def parse_file_name(filename: str, subfolder: str, kind: str) -> ComfyFileName:
-    """Parse the parts of a file name that a client sent.
-
-    Args:
-        kind: the type of the file, unless the name contains the type, such as ``a.png [output]``.
+    """Parse a client's file name. A type in the name (``a.png [output]``) overrides ``kind``.
 
     Raises:
         InvalidRequest: the name is invalid or leads out of its folder.
@@ -68,23 +65,15 @@ def parse_file_name(filename: str, subfolder: str, kind: str) -> ComfyFileName:
     return ComfyFileName(filename=last, subfolder=folder, type=kind)
 
 
+@dataclass(kw_only=True, eq=False)
 class ComfyFiles:
     """Finds and stores the files of one tenant at a time, by ComfyUI's names."""
 
-    def __init__(
-        self,
-        *,
-        uploads: UploadStore,
-        artifacts: ArtifactStore,
-        prompts: PromptStore,
-        blobs: BlobStore,
-        frames: FrameStore,
-    ) -> None:
-        self._uploads = uploads
-        self._artifacts = artifacts
-        self._prompts = prompts
-        self._blobs = blobs
-        self._frames = frames
+    uploads: UploadStore
+    artifacts: ArtifactStore
+    prompts: PromptStore
+    blobs: BlobStore
+    frames: FrameStore
 
     async def find(self, owner: str, name: ComfyFileName) -> Artifact:
         """Return an upload of the owner, or an output of the owner's ended or running renders.
@@ -92,7 +81,7 @@ class ComfyFiles:
         Raises:
             ArtifactNotFound: the owner has no file with this name.
         """
-        upload = (await self._uploads.find(owner, [name])).get(name)
+        upload = (await self.uploads.find(owner, [name])).get(name)
         if upload is not None:
             return upload
         output = await self._find_output(owner, name)
@@ -102,7 +91,7 @@ class ComfyFiles:
 
     async def list_uploads(self, owner: str, kind: str = "input") -> list[str]:
         """Return the names of the owner's newest uploads, as graphs use them, newest first."""
-        names = await self._uploads.newest(owner, kind, _MAX_LISTED)
+        names = await self.uploads.newest(owner, kind, _MAX_LISTED)
         return [name.path.removeprefix(f"{kind}/") for name in names]
 
     async def find_in_texts(self, owner: str, texts: Collection[str]) -> Mapping[str, Artifact]:
@@ -113,7 +102,7 @@ class ComfyFiles:
                 names[text] = parse_file_name(text, "", "input")
             except InvalidRequest:
                 continue
-        uploads = await self._uploads.find(owner, set(names.values()))
+        uploads = await self.uploads.find(owner, set(names.values()))
         files = {}
         for text, name in names.items():
             artifact = uploads.get(name)
@@ -132,7 +121,7 @@ class ComfyFiles:
         artifacts = {}
         for artifact_id in artifact_ids(graph):
             try:
-                artifacts[artifact_id] = await self._artifacts.get(owner, artifact_id)
+                artifacts[artifact_id] = await self.artifacts.get(owner, artifact_id)
             except ArtifactNotFound:
                 raise artifacts_missing(graph, artifact_id) from None
         return artifacts
@@ -150,7 +139,7 @@ class ComfyFiles:
         stem, suffix = _split_suffix(name.filename)
         for number in range(_MAX_RENAMES):
             candidate = replace(name, filename=f"{stem} ({number}){suffix}") if number else name
-            stored = await self._uploads.put(owner, candidate, artifact, replace=overwrite)
+            stored = await self.uploads.put(owner, candidate, artifact, replace=overwrite)
             if stored.sha256 == artifact.sha256:
                 return candidate
         raise InvalidRequest(
@@ -167,7 +156,7 @@ class ComfyFiles:
         if sha256 is None:
             return None, 0
         try:
-            content = await self._blobs.get(sha256)
+            content = await self.blobs.get(sha256)
         except FileNotFoundError:
             return None, 0
         record = from_json(content).get("record")
@@ -178,11 +167,11 @@ class ComfyFiles:
         job_id = name.subfolder.partition("/")[0]
         if not _UUID.fullmatch(job_id):
             return None
-        for job in await self._prompts.get(owner, [job_id], hidden=True):
+        for job in await self.prompts.get(owner, [job_id], hidden=True):
             record = await self.read_record(job)
             files: tuple[PromptFile, ...] = record.files if record is not None else ()
             file = next((file for file in files if file.name == name), None)
-            file = file or await self._frames.file(job_id, name.path)
+            file = file or await self.frames.file(job_id, name.path)
             if file is not None:
                 return replace(file.artifact(), id=_output_artifact_id(owner, name))
         return None
@@ -190,9 +179,9 @@ class ComfyFiles:
     async def _save_output(self, owner: str, name: ComfyFileName) -> Artifact | None:
         """Find an output and add its artifact row, so that a later render may refer to the output."""
         output = await self._find_output(owner, name)
-        if output is None or not await self._blobs.renew(output.sha256):
+        if output is None or not await self.blobs.renew(output.sha256):
             return None
-        await self._artifacts.add(output, owner=owner)
+        await self.artifacts.add(output, owner=owner)
         return output
 
 

@@ -56,14 +56,11 @@ _START_VIEW_SCRIPT = """<script>
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrontendFolders:
-    """The folders with the files of ComfyUI's frontend.
-
-    If several folders have a file, the file of the first folder is served.
+    """The folders of ComfyUI's frontend. The first folder that has a file serves the file.
 
     Attributes:
         root: the folder of ``index.html``.
-        templates: the folders that are served below ``templates/``.
-        docs: the folders that are served below ``docs/``.
+        templates, docs: the folders that are served below ``templates/`` and ``docs/``.
     """
 
     root: Path

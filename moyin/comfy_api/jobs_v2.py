@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from moyin.comfy_api.protocol_v2 import wire
@@ -25,28 +26,23 @@ SseEvent: TypeAlias = tuple[str, wire.StatusBody | wire.ProgressBody | wire.Outp
 _RENDER = StepKind.RENDER.value
 
 
+@dataclass(kw_only=True, eq=False)
 class ComfyJobs:
     """Submits, lists, cancels and follows the render jobs of one tenant at a time."""
 
-    def __init__(
-        self, *, service: JobService, jobs: JobStore, feed: JobFeed, blobs: BlobStore
-    ) -> None:
-        self._service = service
-        self._jobs = jobs
-        self._feed = feed
-        self._blobs = blobs
+    service: JobService
+    jobs: JobStore
+    feed: JobFeed
+    blobs: BlobStore
 
     async def submit(self, caller: Identity, spec: JobSpec, *, key: str | None) -> Job:
-        """Accept a render job.
-
-        Args:
-            key: the Idempotency-Key, which may be used once in the Comfy API.
+        """Accept a render job. In the Comfy API, an Idempotency-Key may be used only once.
 
         Raises:
             IdempotencyMismatch: the key was used before; ``details`` name the first job.
             MoyinError: the job is not accepted.
         """
-        job, created = await self._service.submit(caller, spec, idempotency_key=key)
+        job, created = await self.service.submit(caller, spec, idempotency_key=key)
         if not created:
             raise IdempotencyMismatch(
                 f"this Idempotency-Key was used for job {job.id}: use a new key for each job",
@@ -61,7 +57,7 @@ class ComfyJobs:
         Raises:
             JobNotFound: the owner has no job with this id, or the job is not a render.
         """
-        job = await self._jobs.get(owner, job_id)
+        job = await self.jobs.get(owner, job_id)
         if job.kind != _RENDER:
             raise JobNotFound(f"you have no render job with the id {job_id!r}")
         return job
@@ -70,11 +66,11 @@ class ComfyJobs:
         self, owner: str, *, labels: Mapping[str, str], limit: int, cursor: str | None
     ) -> tuple[list[Job], str | None]:
         """Return a page of the owner's render jobs, newest first, and the cursor of the next page."""
-        return await self._jobs.page(owner, kind=_RENDER, labels=labels, limit=limit, cursor=cursor)
+        return await self.jobs.page(owner, kind=_RENDER, labels=labels, limit=limit, cursor=cursor)
 
     async def list_outputs(self, job: Job) -> list[Mapping[str, Any]]:
         """Return the outputs of the job's finished steps."""
-        return await self._service.outputs(job)
+        return await self.service.outputs(job)
 
     async def cancel(self, caller: Identity, job_id: str) -> Job:
         """Request the cancellation of a render job. A finished job does not change.
@@ -84,7 +80,7 @@ class ComfyJobs:
         """
         await self.get(caller.owner, job_id)
         try:
-            return await self._service.cancel(caller, job_id)
+            return await self.service.cancel(caller, job_id)
         except JobFinished:
             return await self.get(caller.owner, job_id)
 
@@ -95,7 +91,7 @@ class ComfyJobs:
             JobNotFound: the job's spec is no longer in the blob store.
         """
         try:
-            spec = decode(JobSpec, await self._blobs.get(job.spec))
+            spec = decode(JobSpec, await self.blobs.get(job.spec))
         except FileNotFoundError:
             raise JobNotFound(f"the graph of job {job.id} has been deleted") from None
         submitted = spec.steps[0].payload if spec.base is None else spec.base
@@ -103,24 +99,21 @@ class ComfyJobs:
         return graph
 
     async def follow(self, job: Job, presenter: V2Presenter) -> AsyncGenerator[SseEvent, None]:
-        """Yield the job's current state and then every change, up to its final status.
-
-        Earlier events are not repeated.
-        """
-        newest = await self._feed.newest_id(job.id)
+        """Yield the job's current state and then every change, up to its final status."""
+        newest = await self.feed.newest_id(job.id)
         # Read the job after the position, so that a change in between is not missed but sent twice.
-        state = _ChangeTracker(await self._jobs.find(job.id), presenter)
+        state = _ChangeTracker(await self.jobs.find(job.id), presenter)
         for message in await self._build_events(state, None):
             yield message
         if state.job.status.is_final:
             return
-        async with aclosing(self._feed.follow(state.job, newest)) as feed:
+        async with aclosing(self.feed.follow(state.job, newest)) as feed:
             async for events in feed:
                 if not events:
                     yield None
                 for event in events:
                     if event.type is not EventType.PROGRESS:
-                        state.job = await self._jobs.find(job.id)
+                        state.job = await self.jobs.find(job.id)
                     for message in await self._build_events(state, event):
                         yield message
                     # The store may show the end of the job before the event arrives.

@@ -90,12 +90,9 @@ class NodeInfoCache:
         return self._pool_client.pools
 
     async def fetch_nodes(self, pools: Sequence[str] | None = None) -> dict[str, Any]:
-        """Return the merged ``/object_info`` of the nodes that the pools permit.
+        """Return the merged ``/object_info`` of the nodes that ``pools`` (default: all) permit.
 
-        Do not modify the result, which is cached.
-
-        Args:
-            pools: the names of pools; None for all pools.
+        The result is cached, so do not modify it.
 
         Raises:
             ServiceUnavailable: no pool has reported its nodes yet.
@@ -134,9 +131,6 @@ class NodeInfoCache:
 
         A new report costs every ComfyUI process half a second. Its content changes only when the
         processes restart, so a cached report is used for minutes, unless it lacks a class.
-
-        Args:
-            classes: the node classes that the report must contain.
         """
         known = await self._cached_inventory(pool, _INPUT_RULES_SECONDS, 0.0)
         if known is None or not classes <= known[1].keys():
@@ -156,12 +150,7 @@ class NodeInfoCache:
         )
 
     async def fetch_first(self, path: str) -> bytes:
-        """Return the response of the first pool that has a response for ``path``.
-
-        Raises:
-            ServiceUnavailable: no pool has responded yet.
-            NotFound: no pool has a response for this path.
-        """
+        """Return the first pool's response to ``path``; raises the same errors as `fetch_merged`."""
         return next(iter((await self._fetch_responses(path, self.pools)).values()))
 
     async def fetch_from_renderers(self, path: str) -> list[Any]:
@@ -173,14 +162,11 @@ class NodeInfoCache:
     async def choose_pool(
         self, graph: Mapping[str, Any], pools: Sequence[str] | None = None
     ) -> str:
-        """Return the first pool that has every node and every listed file of the graph.
+        """Return the first of ``pools`` (default: all) that lists every node and file of the graph.
 
-        If no pool has all files, return the first pool with all nodes, as a pool may accept files
+        If no pool lists all files, return the first pool with all nodes, as a pool may accept files
         that it does not list. If no pool has all nodes, return the first pool, whose validation
         error explains the problem to the client. Wait for a pool that is starting.
-
-        Args:
-            pools: the pools to choose from, in order; None for all pools.
 
         Raises:
             ServiceUnavailable: a pool is still starting, and no earlier pool has everything.

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -57,26 +58,19 @@ _STATE_TYPES = ("progress_state", "executing")
 SendMessage = Callable[[str | bytes], Awaitable[None]]
 
 
+@dataclass(kw_only=True, eq=False)
 class PromptNotifiers:
     """Creates and registers the notifiers of one replica, and holds the stores that they share."""
 
-    def __init__(
-        self,
-        *,
-        prompts: PromptStore,
-        files: ComfyFiles,
-        blobs: BlobStore,
-        frames: FrameStore,
-        hub: FrameHub,
-        tick: float = _TICK_SECONDS,
-    ) -> None:
-        self.prompts = prompts
-        self.counts = OpenPromptCounts(prompts)
-        self.files = files
-        self.blobs = blobs
-        self.frames = frames
-        self.hub = hub
-        self.tick = tick
+    prompts: PromptStore
+    files: ComfyFiles
+    blobs: BlobStore
+    frames: FrameStore
+    hub: FrameHub
+    tick: float = _TICK_SECONDS
+
+    def __post_init__(self) -> None:
+        self.counts = OpenPromptCounts(self.prompts)
         self._notifiers: dict[str, set[PromptNotifier]] = {}
 
     def new_notifier(self, owner: str, client_id: str, send: SendMessage) -> PromptNotifier:
@@ -344,11 +338,7 @@ def _build_status(remaining: int) -> dict[str, Any]:
 
 
 def _executing_from_progress(prompt_id: str, progress: bytes) -> dict[str, bytes]:
-    """Derive the ``executing`` message from a ``progress_state`` message of all nodes.
-
-    Returns:
-        The message by its type, or an empty dictionary if no node is running.
-    """
+    """Return the ``executing`` message that a ``progress_state`` implies; empty if none runs."""
     nodes = from_json(progress)["data"].get("nodes", {})
     running = [node for node, state in nodes.items() if state.get("state") == "running"]
     if not running:

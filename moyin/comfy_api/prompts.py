@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from moyin.comfy_api.files import ComfyFiles
@@ -47,6 +48,7 @@ _MAX_PARALLEL = 8
 _CANCEL_SECONDS = 3.0
 
 
+@dataclass(kw_only=True, eq=False)
 class ComfyPrompts:
     """Submits, lists and cancels the prompts of one tenant at a time.
 
@@ -55,28 +57,17 @@ class ComfyPrompts:
         wait_until_notified: returns when every connected client has received the end of a job.
     """
 
-    def __init__(
-        self,
-        *,
-        service: JobService,
-        feed: JobFeed,
-        validator: GraphValidator,
-        guard: GraphGuard,
-        prompts: PromptStore,
-        files: ComfyFiles,
-        blobs: BlobStore,
-        find_executed: Callable[[Sequence[str]], Awaitable[Collection[str]]],
-        wait_until_notified: Callable[[Job], Awaitable[None]],
-    ) -> None:
-        self._service = service
-        self._feed = feed
-        self._validator = validator
-        self._guard = guard
-        self._prompts = prompts
-        self._files = files
-        self._blobs = blobs
-        self._find_executed = find_executed
-        self._wait_until_notified = wait_until_notified
+    service: JobService
+    feed: JobFeed
+    validator: GraphValidator
+    guard: GraphGuard
+    prompts: PromptStore
+    files: ComfyFiles
+    blobs: BlobStore
+    find_executed: Callable[[Sequence[str]], Awaitable[Collection[str]]]
+    wait_until_notified: Callable[[Job], Awaitable[None]]
+
+    def __post_init__(self) -> None:
         # The spec and its size in bytes, by the digest of the spec.
         self._specs: BoundedDict[str, tuple[JobSpec, int]] = BoundedDict(_MAX_CACHED_SPECS)
         # A digest of the workflow id, which may have any length, by the digest of the spec.
@@ -95,8 +86,8 @@ class ComfyPrompts:
             MoyinError: the job is not accepted.
         """
         graph, targets = body.prompt, body.partial_execution_targets
-        files = await self._files.find_in_texts(caller.owner, file_names(graph))
-        pool = await self._guard.pool_for(caller, graph)
+        files = await self.files.find_in_texts(caller.owner, file_names(graph))
+        pool = await self.guard.pool_for(caller, graph)
         validation = await self._validate(caller, pool, graph, files, targets)
         prompt = ComfyPrompt(
             client_id=body.client_id,
@@ -114,14 +105,10 @@ class ComfyPrompts:
             priority=_FRONT_PRIORITY if prompt.front else _NORMAL_PRIORITY,
             comfyui=prompt,
         )
-        job, _ = await self._service.submit(
-            caller,
-            spec,
-            idempotency_key=idempotency_key,
-            job_id=body.prompt_id,
-            validated=True,
+        job, _ = await self.service.submit(
+            caller, spec, idempotency_key=idempotency_key, job_id=body.prompt_id, validated=True,
             priority_field=("front" if body.front else "number") if prompt.front else None,
-        )
+        )  # fmt: skip
         return {
             "prompt_id": job.id,
             "number": response.queue_number(job, prompt),
@@ -130,11 +117,11 @@ class ComfyPrompts:
 
     async def count_open(self, owner: str) -> int:
         """Return the number of waiting and running prompts."""
-        return await self._prompts.count_open(owner)
+        return await self.prompts.count_open(owner)
 
     async def list_queue(self, owner: str) -> dict[str, list[list[Any]]]:
         """Return the response body of ``/queue``."""
-        jobs = await self._prompts.list_open(owner)
+        jobs = await self.prompts.list_open(owner)
         specs = await _read_within_limit(jobs[:_MAX_ROWS_WITH_GRAPH], self._read_spec)
         rows = [
             (job, response.build_queue_row(job, specs[index] if index < len(specs) else None))
@@ -148,22 +135,18 @@ class ComfyPrompts:
     async def list_history(
         self, owner: str, *, max_items: int | None = None, offset: int | None = None
     ) -> dict[str, Any]:
-        """Return the response body of ``/history``, oldest entry first.
-
-        Args:
-            offset: the number of oldest entries to skip; None or negative for the newest entries.
-        """
+        """Return the response body of ``/history``: entries from ``offset``, or the newest ones."""
         limit = _DEFAULT_ENTRIES if max_items is None else min(max_items, _MAX_ENTRIES)
         newest = offset is None or offset < 0
-        jobs = await self._prompts.list_ended(owner, limit=limit, offset=None if newest else offset)
+        jobs = await self.prompts.list_ended(owner, limit=limit, offset=None if newest else offset)
         entries = await self._history_entries(jobs)
         return dict(reversed(entries.items())) if newest else entries
 
     async def get_history(self, owner: str, prompt_id: str) -> dict[str, Any]:
         """Return the response body of ``/history/{id}``, which is empty until the prompt ends."""
-        jobs = [j for j in await self._prompts.get(owner, [prompt_id]) if j.status.is_final]
+        jobs = [j for j in await self.prompts.get(owner, [prompt_id]) if j.status.is_final]
         for job in jobs:
-            await self._wait_until_notified(job)
+            await self.wait_until_notified(job)
         return await self._history_entries(jobs)
 
     async def hide_from_history(
@@ -172,13 +155,12 @@ class ComfyPrompts:
         """Remove ended prompts from the history. Their jobs stay.
 
         Args:
-            ids: the ids of prompts of the tenant; None for all prompts of the caller.
-            client_id: the client whose prompts None means, instead of the caller's.
+            ids: prompts of the tenant; None for all of the caller, or of ``client_id``.
         """
         if ids is None:
-            await self._prompts.hide(caller.owner, None, submitted_by(caller, client_id))
+            await self.prompts.hide(caller.owner, None, submitted_by(caller, client_id))
         else:
-            await self._prompts.hide(caller.owner, ids)
+            await self.prompts.hide(caller.owner, ids)
 
     async def cancel_waiting(
         self, caller: Identity, ids: Sequence[str] | None, *, client_id: str | None = None
@@ -186,16 +168,13 @@ class ComfyPrompts:
         """Cancel prompts that have not started.
 
         Args:
-            ids: the ids of prompts of the tenant; None for all prompts of the caller.
-            client_id: the client whose prompts None means, instead of the caller's.
+            ids: prompts of the tenant; None for all of the caller, or of ``client_id``.
         """
         if ids is None:
-            jobs = await self._prompts.list_open(caller.owner, submitted_by(caller, client_id))
+            jobs = await self.prompts.list_open(caller.owner, submitted_by(caller, client_id))
         else:
             selected = set(ids)
-            jobs = [
-                job for job in await self._prompts.list_open(caller.owner) if job.id in selected
-            ]
+            jobs = [job for job in await self.prompts.list_open(caller.owner) if job.id in selected]
         await self._cancel(caller, [job.id for job in jobs if job.begun_at is None])
 
     async def interrupt(
@@ -206,21 +185,20 @@ class ComfyPrompts:
         Like in ComfyUI, a prompt of which every node has been executed is not cancelled.
 
         Args:
-            prompt_id: the id of the prompt; None for all running prompts of the caller.
-            client_id: the client whose prompts None means, instead of the caller's.
+            prompt_id: None for all running prompts of the caller, or of ``client_id``.
         """
         if prompt_id is not None:
-            jobs = await self._prompts.get(caller.owner, [prompt_id])
+            jobs = await self.prompts.get(caller.owner, [prompt_id])
             ids = [job.id for job in jobs if not job.status.is_final]
         else:
-            jobs = await self._prompts.list_open(caller.owner, submitted_by(caller, client_id))
+            jobs = await self.prompts.list_open(caller.owner, submitted_by(caller, client_id))
             ids = [job.id for job in jobs if job.begun_at is not None]
-        executed = await self._find_executed(ids) if ids else ()
+        executed = await self.find_executed(ids) if ids else ()
         await self._cancel(caller, [job_id for job_id in ids if job_id not in executed])
 
     async def cancel(self, caller: Identity, ids: Sequence[str]) -> bool:
         """Cancel waiting and running prompts; return True if the owner has any of these prompts."""
-        jobs = await self._prompts.get(caller.owner, ids)
+        jobs = await self.prompts.get(caller.owner, ids)
         unfinished = [job.id for job in jobs if not job.status.is_final]
         await self._cancel(caller, unfinished)
         return bool(unfinished)
@@ -238,8 +216,8 @@ class ComfyPrompts:
     ) -> dict[str, Any]:
         """Return the response body of ``/api/jobs``: open prompts and the newest 1000 ended prompts."""
         jobs = [
-            *await self._prompts.list_open(owner),
-            *await self._prompts.list_ended(owner, limit=_MAX_ENTRIES),
+            *await self.prompts.list_open(owner),
+            *await self.prompts.list_ended(owner, limit=_MAX_ENTRIES),
         ]
         selected = [job for job in jobs if not states or response.job_state(job) in states]
         if workflow_id is not None:
@@ -267,7 +245,7 @@ class ComfyPrompts:
         Raises:
             JobNotFound: the owner has no prompt with this id.
         """
-        for job in await self._prompts.get(owner, [job_id]):
+        for job in await self.prompts.get(owner, [job_id]):
             return (await self._build_body(job, response.build_job_detail))[0]
         raise JobNotFound(f"you have no prompt with the id {job_id!r}")
 
@@ -279,19 +257,15 @@ class ComfyPrompts:
         files: Mapping[str, Artifact],
         targets: Sequence[str] | None,
     ) -> Mapping[str, Any]:
-        """Check the graph's nodes and files, and validate the graph in ComfyUI.
-
-        Returns:
-            ComfyUI's response, or an empty mapping if the pool is down.
-        """
-        artifacts = await self._files.find_referenced(caller.owner, graph)
+        """Check and validate the graph; return ComfyUI's response, which is empty without one."""
+        artifacts = await self.files.find_referenced(caller.owner, graph)
         by_id = {artifact_id: input_name(artifact) for artifact_id, artifact in artifacts.items()}
         by_text = {text: input_name(artifact) for text, artifact in files.items()}
         renamed = with_inputs(graph, by_id, by_text)
         own = {*by_id.values(), *by_text.values()}
-        if not await self._guard.check(caller, pool, renamed, own):
+        if not await self.guard.check(caller, pool, renamed, own):
             return {}
-        return await self._validator.validate(pool, renamed, targets)
+        return await self.validator.validate(pool, renamed, targets)
 
     async def _cancel(self, caller: Identity, ids: Sequence[str]) -> None:
         """Cancel jobs in parallel, and wait a few seconds until they have ended."""
@@ -299,9 +273,9 @@ class ComfyPrompts:
 
         async def cancel(job_id: str) -> tuple[Job, str | None] | None:
             async with limit:
-                newest = await self._feed.newest_id(job_id)
+                newest = await self.feed.newest_id(job_id)
                 try:
-                    return await self._service.cancel(caller, job_id), newest
+                    return await self.service.cancel(caller, job_id), newest
                 except JobFinished:
                     return None
 
@@ -309,7 +283,7 @@ class ComfyPrompts:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CANCEL_SECONDS):
                 for job, newest in filter(None, cancelled):
-                    await self._feed.wait(job, newest)
+                    await self.feed.wait(job, newest)
 
     async def _history_entries(self, jobs: Sequence[Job]) -> dict[str, Any]:
         entries = await self._build_bodies(jobs, response.build_history_entry)
@@ -322,7 +296,7 @@ class ComfyPrompts:
         """Return the result of ``build`` for the job, and the bytes read to build the result."""
         spec, spec_size = await self._read_spec(job)
         async with self._blob_reads:
-            record, record_size = await self._files.read_record_with_size(job)
+            record, record_size = await self.files.read_record_with_size(job)
         return build(job, spec, record), spec_size + record_size
 
     async def _workflow_digest(self, job: Job) -> bytes:
@@ -341,7 +315,7 @@ class ComfyPrompts:
         if known is None:
             try:
                 async with self._blob_reads:
-                    content = await self._blobs.get(job.spec)
+                    content = await self.blobs.get(job.spec)
                     known = decode(JobSpec, content), len(content)
             except FileNotFoundError:
                 return None, 0

@@ -41,10 +41,7 @@ class _CachedResult:
 
 
 class ValidationCache:
-    """Caches ComfyUI's responses to valid graphs.
-
-    Errors are not cached, because an error describes only one particular graph.
-    """
+    """Caches ComfyUI's responses to valid graphs, and no errors, which concern only one graph."""
 
     def __init__(self, ttl_seconds: float = _TTL_SECONDS) -> None:
         self._ttl_seconds = ttl_seconds

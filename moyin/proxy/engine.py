@@ -47,7 +47,7 @@ class Proxy:
     Call `start` in the event loop that serves requests, and `close` at the end.
 
     Args:
-        signing_key: the stack's key, from which the key of each route is derived.
+        signing_key: the stack's key, from which each route's key is derived.
         meter: enforces the limits of routes. Without a meter, routes have no limits.
         deferral: turns requests into jobs. Without a deferral, every request is forwarded at once.
         trusted_proxies: the proxies whose ``x-forwarded-for`` header names the client's address.

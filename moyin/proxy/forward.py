@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import aiohttp
 from yarl import URL
@@ -45,6 +46,7 @@ class _AttemptFailed(Exception):
         self.retryable = retryable
 
 
+@dataclass(eq=False)
 class HttpExchange:
     """Forwards a single HTTP request, with retries, and sends the response to the client.
 
@@ -54,29 +56,20 @@ class HttpExchange:
         sticky: the header value that ties the client to one upstream, if any.
     """
 
-    def __init__(
-        self,
-        session: aiohttp.ClientSession,
-        pool: UpstreamPool,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        *,
-        upstream_path: str,
-        headers: list[tuple[str, str]],
-        sticky: str | None,
-    ) -> None:
-        self._session = session
-        self._pool = pool
-        self._method: str = scope["method"]
-        self._receive = receive
-        self._send = send
-        self._target = upstream_path
-        self._headers = headers
-        self._sticky = sticky
-        times = pool.route.timeouts
+    session: aiohttp.ClientSession
+    pool: UpstreamPool
+    scope: Scope
+    receive: Receive
+    send: Send
+    upstream_path: str
+    headers: list[tuple[str, str]]
+    sticky: str | None
+
+    def __post_init__(self) -> None:
+        self._method: str = self.scope["method"]
+        timeouts = self.pool.route.timeouts
         self._timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=times.connect, sock_read=times.first_byte
+            total=None, sock_connect=timeouts.connect, sock_read=timeouts.first_byte
         )
         self._body: bytes | None = None
         self._has_more_body = False  # True while the client has not sent the whole body
@@ -98,8 +91,8 @@ class HttpExchange:
         await self._receive_first_part()
         tried: list[PoolMember] = []
         failure: MoyinError | None = None
-        while len(tried) <= self._pool.route.retries:
-            member = self._pool.pick(self._sticky, tried)
+        while len(tried) <= self.pool.route.retries:
+            member = self.pool.pick(self.sticky, tried)
             if member is None:
                 break
             tried.append(member)
@@ -111,21 +104,21 @@ class HttpExchange:
                     break
             else:
                 return
-        raise failure or self._pool.new_unavailable_error()
+        raise failure or self.pool.new_unavailable_error()
 
     async def _receive_first_part(self) -> None:
         """Receive the first part of the body, which is usually the whole body."""
-        message = await _receive_part(self._receive)
+        message = await _receive_part(self.receive)
         self._body = message.get("body") or None
         self._has_more_body = message.get("more_body", False)
 
     async def _send_request(self, member: PoolMember, tried: Sequence[PoolMember]) -> None:
         with self._track_attempt(member):
-            async with self._session.request(
+            async with self.session.request(
                 self._method,
-                URL(member.upstream.url + self._target, encoded=True),
+                URL(member.upstream.url + self.upstream_path, encoded=True),
                 data=self._stream_body() if self._has_more_body else self._body,
-                headers=self._headers,
+                headers=self.headers,
                 timeout=self._timeout,
                 allow_redirects=False,
                 skip_auto_headers=_SKIPPED_HEADERS,
@@ -135,7 +128,7 @@ class HttpExchange:
     @contextmanager
     def _track_attempt(self, member: PoolMember) -> Iterator[None]:
         """Count the open request, report its outcome to the breaker, and convert aiohttp's errors."""
-        breaker, name = member.breaker, self._pool.route.name
+        breaker, name = member.breaker, self.pool.route.name
         member.active += 1
         self._probe_succeeded = reported = False
         try:
@@ -179,8 +172,8 @@ class HttpExchange:
         self, member: PoolMember, response: aiohttp.ClientResponse, tried: Sequence[PoolMember]
     ) -> None:
         retryable = self._method in _SAFE_METHODS and not self._body_streamed
-        if response.status in RETRYABLE_STATUSES and retryable and self._pool.can_retry(tried):
-            name = self._pool.route.name
+        if response.status in RETRYABLE_STATUSES and retryable and self.pool.can_retry(tried):
+            name = self.pool.route.name
             message = f"the service {name!r} responded with status {response.status}"
             error = BackendUnavailable(message, retry_after=RETRY_AFTER_SECONDS)
             raise _AttemptFailed(error, retryable=True)
@@ -191,27 +184,27 @@ class HttpExchange:
             self._probe_succeeded = True
         connection = response.connection
         if connection is not None and connection.protocol is not None:
-            connection.protocol.read_timeout = self._pool.route.timeouts.idle
+            connection.protocol.read_timeout = self.pool.route.timeouts.idle
         length = response.content_length
         if length is not None and length <= _BUFFERED_BYTES:
             content = await response.content.read()
             await self._send_headers(member, response)
-            await self._send({"type": "http.response.body", "body": content})
+            await self.send({"type": "http.response.body", "body": content})
             return
         await self._send_headers(member, response)
         async for chunk in response.content.iter_any():
-            await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await self._send({"type": "http.response.body", "body": b""})
+            await self.send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await self.send({"type": "http.response.body", "body": b""})
 
     async def _send_headers(self, member: PoolMember, response: aiohttp.ClientResponse) -> None:
-        route, location = self._pool.route, response.headers.get("location")
+        route, location = self.pool.route, response.headers.get("location")
         if location is not None:
             location = to_public_location(route, member.upstream.url, location)
         headers = build_response_headers(
             response.raw_headers, from_own_app=route.pass_credentials, location=location
         )
         self._response_started = True
-        await self._send(
+        await self.send(
             {"type": "http.response.start", "status": response.status, "headers": headers}
         )
 
@@ -229,7 +222,7 @@ class HttpExchange:
     async def _receive_next_part(self) -> Message:
         """Receive a part of the body, and record an error, which aiohttp would replace by its own."""
         try:
-            return await _receive_part(self._receive)
+            return await _receive_part(self.receive)
         except (ClientDisconnected, MoyinError) as error:
             self._client_error = error
             raise

@@ -71,9 +71,7 @@ def build_request_headers(
     pass_credentials: bool,
     identity: Mapping[str, str],
 ) -> list[tuple[str, str]]:
-    """Return the headers that the upstream receives.
-
-    Hop-by-hop headers, Moyin's keys, and headers that a client could forge are left out.
+    """Return the upstream's request headers, without hop-by-hop headers, keys and forgeable headers.
 
     Args:
         address: the client's IP address, or an empty string if it is unknown.
@@ -174,10 +172,7 @@ def _is_moyin_credential(name: str, value: str) -> bool:
 
 
 def _web_scheme(scope: Scope, address: str) -> str:
-    """Return ``http`` or ``https`` as the client used it.
-
-    A trusted proxy in front of the gateway may have terminated TLS.
-    """
+    """Return the client's scheme, which a trusted proxy reports if it has terminated TLS."""
     peer = (scope.get("client") or ("", 0))[0]
     forwarded = header(scope, b"x-forwarded-proto")
     if address and address != peer and forwarded in ("http", "https"):

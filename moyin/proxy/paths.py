@@ -42,13 +42,10 @@ def to_upstream_path(route: Route, raw_path: str) -> str:
 
 
 def read_leniently(path: str) -> str | None:
-    """Return the path as a server reads it that ignores ``;parameters`` and repeated slashes.
+    """Return the path without ``;parameters`` and repeated slashes, or None if it is the same.
 
-    If the path and this reading match different routes, the request must be rejected, because the
-    other route may require more scopes.
-
-    Returns:
-        The decoded path without parameters, or None if it equals ``path``.
+    Some servers read paths in this way. If both readings match different routes, the request must
+    be rejected, because the other route may require more scopes.
     """
     if ";" not in path and "//" not in path and "%" not in path:
         return None
@@ -89,10 +86,6 @@ def to_public_location(route: Route, upstream: str, location: str) -> str:
     The route's prefix is added even if the location already begins with it, because a wiki behind
     ``/wiki`` may itself have pages below ``/wiki``. The route of a service that adds its prefix
     itself has ``proxy_redirect`` false.
-
-    Args:
-        upstream: the upstream's URL.
-        location: the ``Location`` header of the upstream's response.
     """
     base = urlsplit(upstream)
     try:
@@ -115,11 +108,7 @@ def to_public_location(route: Route, upstream: str, location: str) -> str:
 
 
 def _decode(path: str) -> str:
-    """Return the path without percent-encoding, even if it was encoded several times.
-
-    Raises:
-        InvalidRequest: the path is encoded more than seven times or in overlong UTF-8.
-    """
+    """Return the path without percent-encoding, even if it was encoded several times."""
     for _ in range(8):
         if _OVERLONG.search(path):
             raise InvalidRequest(

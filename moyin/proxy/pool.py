@@ -91,11 +91,7 @@ class UpstreamPool:
     def build(
         cls, route: Route, known: Mapping[str, PoolMember], in_flight: InFlightCount | None = None
     ) -> UpstreamPool:
-        """Build a route's pool, and reuse members of its previous pool.
-
-        Args:
-            known: the members of the previous pool by their URLs.
-        """
+        """Build a route's pool, and reuse the ``known`` members of its previous pool, by URL."""
         members = []
         for upstream in route.upstreams:
             member = known.get(upstream.url) or PoolMember(upstream)
@@ -148,11 +144,7 @@ class UpstreamPool:
         return any(m.is_usable and m not in tried for m in self.members)
 
     def _first_to_recover(self, tried: Collection[PoolMember]) -> PoolMember | None:
-        """Return the untried member whose breaker admits requests first, or None.
-
-        The member may have recovered already. A pool of one member returns None, because only its
-        breaker protects the upstream.
-        """
+        """Return the untried member whose breaker closes first, as it may have recovered already."""
         if len(self.members) == 1:
             return None
         untried = [m for m in self.members if m.is_up and m not in tried]
@@ -170,11 +162,7 @@ class UpstreamPool:
 
 
 def choose_member(policy: BalancingPolicy, usable: Sequence[PoolMember], turn: int) -> PoolMember:
-    """Return the member that the policy selects for the request number ``turn``.
-
-    Args:
-        usable: the members that can serve the request; at least one.
-    """
+    """Return the member that the policy selects for the request number ``turn``."""
     if policy is BalancingPolicy.LEAST_CONNECTIONS:
         # Rotate first. Otherwise, the first member would get every request when traffic is low.
         order = [*usable[turn % len(usable) :], *usable[: turn % len(usable)]]
@@ -194,7 +182,7 @@ def _choose_smooth_weighted(usable: Sequence[PoolMember]) -> PoolMember:
 
 
 def _rendezvous_hash(value: str, member: PoolMember) -> bytes:
-    """Return the hash by which a client's ``value`` selects the member with the highest hash.
+    """Return a hash whose maximum selects a client's member (rendezvous hashing).
 
     If a member becomes unusable, only the clients of this member change their upstream.
     """

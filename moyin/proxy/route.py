@@ -44,8 +44,7 @@ class HealthCheck:
     """The active check of upstreams: GET ``path`` must return a status below 400.
 
     Attributes:
-        interval: the seconds between two checks.
-        timeout: the seconds after which a check without a response has failed.
+        interval, timeout: the seconds between two checks, and the limit of a check in seconds.
         rise: the number of successes in a row that mark an upstream as up.
         fall: the number of failures in a row that mark an upstream as down.
     """
@@ -108,10 +107,7 @@ class Route:
 
 
 class RouteTable:
-    """Finds the route of a request by host and path.
-
-    Routes with ``hosts`` precede the others, exact paths precede prefixes, and longer prefixes
-    precede shorter ones.
+    """Finds a request's route: routes with ``hosts`` first, exact paths before longest prefixes.
 
     Raises:
         ValueError: two routes have the same name, or match the same host and path.
@@ -137,12 +133,7 @@ class RouteTable:
         }
 
     def match(self, host: str, path: str) -> Route | None:
-        """Return the route of a request, or None if no route matches.
-
-        Args:
-            host: the ``Host`` header of the request.
-            path: the decoded path of the request.
-        """
+        """Return the route for a ``Host`` header and a decoded path, or None if none matches."""
         for key in (normalize_host(host), None):
             exact = self._exact.get(key)
             if exact is not None and path in exact:

@@ -71,7 +71,6 @@ async def _connect_upstream(
         if member is None:
             break
         tried.append(member)
-        reported = False
         try:
             async with asyncio.timeout(pool.route.timeouts.first_byte):
                 upstream = await session.ws_connect(
@@ -82,27 +81,26 @@ async def _connect_upstream(
                     heartbeat=_HEARTBEAT_SECONDS,
                     timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_SECONDS),
                 )
-            member.breaker.succeed()
-            reported = True
-            return member, upstream
         except aiohttp.WSServerHandshakeError as error:
             if error.status not in RETRYABLE_STATUSES or not pool.can_retry(tried):
+                member.breaker.abandon()
                 # The service itself rejected the handshake, so another upstream would do the same.
                 raise BackendUnavailable(
                     f"the service {pool.route.name!r} rejected the WebSocket: status {error.status}"
                 ) from error
             member.breaker.fail()
-            reported = True
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             member.breaker.fail()
-            reported = True
             _log.warning(
                 "route %s: the upstream %s did not accept a WebSocket: %s",
                 pool.route.name, member.upstream.url, type(error).__name__,
             )  # fmt: skip
-        finally:
-            if not reported:
-                member.breaker.abandon()
+        except BaseException:
+            member.breaker.abandon()
+            raise
+        else:
+            member.breaker.succeed()
+            return member, upstream
     if not tried:
         raise pool.new_unavailable_error()
     raise BackendUnavailable(

@@ -1,4 +1,4 @@
 """Defines the HTTP routes of the accounts app, which call the services in `moyin/access`.
 
-An explicit ``operation_id`` keeps the OpenAPI id by which generated clients call the route.
+The ``name`` of a route keeps the OpenAPI operation id by which generated clients call the route.
 """

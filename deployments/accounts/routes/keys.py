@@ -18,7 +18,7 @@ def key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
     """Return the routes that list, create, rotate and revoke API keys."""
     router = APIRouter(tags=["keys"])
 
-    @router.get("/keys", operation_id="page_keys_get")
+    @router.get("/keys", name="page")
     async def list_keys(request: Request) -> wire.KeyList:
         """List your API keys. Administrators get all keys of the organisation."""
         keys = await api_keys.list_keys(callers.resolve(request))
@@ -29,12 +29,9 @@ def key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
         """Create an API key. Its scopes must be among your own."""
         response.headers.update(NO_STORE_HEADERS)
         key, text = await api_keys.create_key(
-            callers.resolve(request),
-            name=body.name,
-            scopes=body.scopes,
-            expires_at=body.expires_at,
-            user_id=body.user,
-        )
+            callers.resolve(request), name=body.name, scopes=body.scopes,
+            expires_at=body.expires_at, user_id=body.user,
+        )  # fmt: skip
         return wire.CreatedKey(**key_body(key).model_dump(), key=text)
 
     @router.post("/keys/{key}/rotate")
@@ -60,14 +57,12 @@ def signing_key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIR
     """Return the routes by which operators replace the key pairs that sign access tokens."""
     router = APIRouter(tags=["signing keys"])
 
-    @router.post("/signing-keys", status_code=201, operation_id="rotate_signing_keys_post")
+    @router.post("/signing-keys", status_code=201, name="rotate")
     async def rotate_signing_key(request: Request) -> wire.SigningKeyBody:
         """Create the key pair that signs from now on. Older tokens stay valid until they expire."""
         return wire.SigningKeyBody(kid=await api_keys.rotate_signing_key(callers.resolve(request)))
 
-    @router.delete(
-        "/signing-keys/{kid}", status_code=204, operation_id="forget_signing_keys__kid__delete"
-    )
+    @router.delete("/signing-keys/{kid}", status_code=204, name="forget")
     async def delete_signing_key(kid: str, request: Request) -> None:
         """Delete an older key pair. Within a minute, every replica rejects the tokens it signed."""
         await api_keys.delete_signing_key(callers.resolve(request), kid)
@@ -79,27 +74,25 @@ def limit_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
     """Return the routes that show and set limits and budgets."""
     router = APIRouter(tags=["limits"])
 
-    @router.get("/limits", operation_id="own_limits_get")
+    @router.get("/limits", name="own")
     async def list_own_limits(request: Request) -> wire.LimitList:
         """List the limits that apply to you."""
         limits = await api_keys.list_own_limits(callers.resolve(request))
         return wire.LimitList(limits=[limit_body(limit) for limit in limits])
 
-    @router.get("/limits/{subject}", operation_id="show_limits__subject__get")
+    @router.get("/limits/{subject}", name="show")
     async def get_limits(subject: str, request: Request) -> wire.SubjectLimit:
         """Return the limits of `key:<id>`, `user:<id>` or `owner:<tenant>`."""
         return limit_body(await api_keys.get_limit(callers.resolve(request), subject))
 
-    @router.put("/limits/{subject}", operation_id="put_limits__subject__put")
+    @router.put("/limits/{subject}", name="put")
     async def set_limits(subject: str, body: wire.LimitBody, request: Request) -> wire.SubjectLimit:
         """Replace all limits of a subject. A limit that the body leaves out is removed."""
         limit = to_limit(subject, body)
         await api_keys.set_limit(callers.resolve(request), limit)
         return limit_body(limit)
 
-    @router.delete(
-        "/limits/{subject}", status_code=204, operation_id="clear_limits__subject__delete"
-    )
+    @router.delete("/limits/{subject}", status_code=204, name="clear")
     async def delete_limits(subject: str, request: Request) -> None:
         """Delete all limits of a subject."""
         await api_keys.clear_limit(callers.resolve(request), subject)

@@ -25,35 +25,26 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
             await organisations.create_organisation(callers.resolve(request), body.name)
         )
 
-    @router.get("/organisations", operation_id="page_organisations_get")
+    @router.get("/organisations", name="page")
     async def list_organisations(request: Request) -> wire.OrganisationList:
         """List your organisation. Operators get all organisations."""
         listed = await organisations.list_organisations(callers.resolve(request))
         return wire.OrganisationList(organisations=[organisation_body(o) for o in listed])
 
-    @router.get(
-        "/organisations/{organisation}", operation_id="show_organisations__organisation__get"
-    )
+    @router.get("/organisations/{organisation}", name="show")
     async def get_organisation(organisation: str, request: Request) -> wire.OrganisationBody:
         """Return an organisation."""
         return organisation_body(
             await organisations.get_organisation(callers.resolve(request), organisation)
         )
 
-    @router.get(
-        "/organisations/{organisation}/members",
-        operation_id="members_organisations__organisation__members_get",
-    )
+    @router.get("/organisations/{organisation}/members", name="members")
     async def list_members(organisation: str, request: Request) -> wire.MemberList:
         """List the members and service accounts of an organisation."""
         users = await organisations.list_members(callers.resolve(request), organisation)
         return wire.MemberList(members=[user_body(user) for user in users])
 
-    @router.post(
-        "/organisations/{organisation}/members",
-        status_code=201,
-        operation_id="add_organisations__organisation__members_post",
-    )
+    @router.post("/organisations/{organisation}/members", status_code=201, name="add")
     async def add_member(
         organisation: str, body: wire.NewMember, request: Request, response: Response
     ) -> wire.InvitedMember:
@@ -97,7 +88,7 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
             )
         )
 
-    @router.get("/users", operation_id="find_users_get")
+    @router.get("/users", name="find")
     async def find_users(
         request: Request, email: Annotated[str, Query(min_length=3, max_length=254)]
     ) -> wire.UserList:
@@ -105,19 +96,19 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
         users = await organisations.find_users(callers.resolve(request), email)
         return wire.UserList(users=[user_body(user) for user in users])
 
-    @router.get("/users/{user}", operation_id="one_users__user__get")
+    @router.get("/users/{user}", name="one")
     async def get_user(user: str, request: Request) -> wire.UserBody:
         """Return a user of your organisation, or yourself. Operators may get any user."""
         return user_body(await organisations.get_user(callers.resolve(request), user))
 
-    @router.patch("/users/{user}", operation_id="disable_users__user__patch")
+    @router.patch("/users/{user}", name="disable")
     async def set_disabled(user: str, body: wire.ChangeUser, request: Request) -> wire.UserBody:
         """Disable or enable a player. Only operators may do so."""
         return user_body(
             await organisations.set_disabled(callers.resolve(request), user, body.disabled)
         )
 
-    @router.get("/audit", operation_id="audit_audit_get")
+    @router.get("/audit", name="audit")
     async def list_audit(
         request: Request,
         limit: Annotated[int, Query(ge=1, le=200)] = 50,

@@ -51,13 +51,13 @@ def sign_in_routes(sign_in: SignIn, open_id: OpenIdSignIn, callers: CallerResolv
         user, session = callers.require_session(request)
         await sign_in.sign_out(user, session, everywhere=body is not None and body.everywhere)
 
-    @router.post("/password/forgot", status_code=202, operation_id="forgot_password_forgot_post")
+    @router.post("/password/forgot", status_code=202, name="forgot")
     async def request_password_reset(body: wire.Forgot, request: Request) -> dict[str, str]:
         """Mail a token that sets a new password. Unknown emails get the same response."""
         await sign_in.request_reset(body.email, callers.client_address(request))
         return {"status": "a mail is on its way, if there is such an account"}
 
-    @router.post("/password/reset", operation_id="reset_password_reset_post")
+    @router.post("/password/reset", name="reset")
     async def reset_password(
         body: wire.Reset, request: Request, response: Response
     ) -> wire.ResetDone:
@@ -68,13 +68,13 @@ def sign_in_routes(sign_in: SignIn, open_id: OpenIdSignIn, callers: CallerResolv
         )
         return wire.ResetDone(device_token=token)
 
-    @router.post("/password", status_code=204, operation_id="change_password_post")
+    @router.post("/password", status_code=204, name="change")
     async def change_password(body: wire.ChangePassword, request: Request) -> None:
         """Change your password. Your other sessions end."""
         user, session = callers.require_session(request)
         await sign_in.change_password(user, session, body.current_password, body.new_password)
 
-    @router.get("/oidc", operation_id="providers_oidc_get")
+    @router.get("/oidc", name="providers")
     async def list_providers() -> wire.ProviderList:
         """List the OpenID providers through which users can sign in."""
         providers = open_id.providers.values()
@@ -82,7 +82,7 @@ def sign_in_routes(sign_in: SignIn, open_id: OpenIdSignIn, callers: CallerResolv
             providers=[wire.ProviderBody(name=p.name, issuer=p.issuer) for p in providers]
         )
 
-    @router.post("/oidc/begin", operation_id="begin_oidc_begin_post")
+    @router.post("/oidc/begin", name="begin")
     async def begin_sign_in(body: wire.BeginSignIn, request: Request) -> wire.BegunSignIn:
         """Return the provider's URL to open in a browser, and the `state` that it will send back."""
         url, state = await open_id.begin(
@@ -90,7 +90,7 @@ def sign_in_routes(sign_in: SignIn, open_id: OpenIdSignIn, callers: CallerResolv
         )
         return wire.BegunSignIn(authorization_url=url, state=state)
 
-    @router.post("/oidc/finish", operation_id="finish_oidc_finish_post")
+    @router.post("/oidc/finish", name="finish")
     async def finish_sign_in(
         body: wire.FinishSignIn, request: Request, response: Response
     ) -> wire.SessionBody:
@@ -108,17 +108,17 @@ def own_account_routes(users: UserStore, sign_in: SignIn, callers: CallerResolve
     """Return the routes that show, change and close the caller's own account."""
     router = APIRouter(tags=["me"])
 
-    @router.get("/whoami", operation_id="who_whoami_get")
+    @router.get("/whoami", name="who")
     async def get_identity(request: Request) -> wire.WhoAmI:
         """Return the identity and the scopes of your API key or access token."""
         return who_am_i(callers.resolve(request).identity)
 
-    @router.get("/me", operation_id="show_me_get")
+    @router.get("/me", name="show")
     async def get_account(request: Request) -> wire.UserBody:
         """Return your account with its profile."""
         return user_body(await users.get(callers.require_user(request)))
 
-    @router.patch("/me", operation_id="change_me_patch")
+    @router.patch("/me", name="change")
     async def change_profile(body: wire.ChangeProfile, request: Request) -> wire.UserBody:
         """Change your name or your profile."""
         user, _ = callers.require_session(request)
@@ -128,7 +128,7 @@ def own_account_routes(users: UserStore, sign_in: SignIn, callers: CallerResolve
         identity = callers.resolve(request).identity
         return user_body(await sign_in.change_profile(identity, user, values))
 
-    @router.delete("/me", status_code=204, operation_id="close_me_delete")
+    @router.delete("/me", status_code=204, name="close")
     async def close_account(request: Request) -> None:
         """Close your account and delete your personal data. Only players can do so themselves."""
         user, _ = callers.require_session(request)

@@ -61,20 +61,14 @@ def artifact_routes(artifacts: ArtifactStore, blobs: BlobStore) -> APIRouter:
         response.headers["location"] = body.url
         return body
 
-    async def respond(request: Request, artifact_id: str) -> Response:
-        artifact = await artifacts.get(context(request.scope).owner, artifact_id)
-        return await build_artifact_response(request, artifact, blobs)
-
+    @router.head("/artifacts/{artifact_id}", include_in_schema=False)
     @router.get(
         "/artifacts/{artifact_id}", response_class=StreamingResponse, responses=FILE_RESPONSES
     )
     async def download(request: Request, artifact_id: str) -> Response:
         """Download a file. `Range` and `If-None-Match` are supported."""
-        return await respond(request, artifact_id)
-
-    @router.head("/artifacts/{artifact_id}", include_in_schema=False)
-    async def download_headers(request: Request, artifact_id: str) -> Response:
-        return await respond(request, artifact_id)
+        artifact = await artifacts.get(context(request.scope).owner, artifact_id)
+        return await build_artifact_response(request, artifact, blobs)
 
     return router
 
@@ -83,7 +77,10 @@ def signed_link_routes(artifacts: ArtifactStore, blobs: BlobStore, signing_key: 
     """Return the routes that return files by signed links, without a key."""
     router = APIRouter(tags=["artifacts"])
 
-    async def respond(request: Request, token: str) -> Response:
+    @router.head(_LINK_PATH, include_in_schema=False)
+    @router.get(_LINK_PATH, response_class=StreamingResponse, responses=FILE_RESPONSES)
+    async def download(request: Request, token: str, name: str) -> Response:
+        """Download a file by a signed link, without a key, until the link expires."""
         owner, artifact_id = verify_file_link(signing_key, token)
         artifact = await artifacts.get(owner, artifact_id)
         response = await build_artifact_response(request, artifact, blobs)
@@ -91,15 +88,6 @@ def signed_link_routes(artifacts: ArtifactStore, blobs: BlobStore, signing_key: 
         response.headers["referrer-policy"] = "no-referrer"
         response.headers["cache-control"] = "private, max-age=3600"
         return response
-
-    @router.get(_LINK_PATH, response_class=StreamingResponse, responses=FILE_RESPONSES)
-    async def download(request: Request, token: str, name: str) -> Response:
-        """Download a file by a signed link, without a key, until the link expires."""
-        return await respond(request, token)
-
-    @router.head(_LINK_PATH, include_in_schema=False)
-    async def download_headers(request: Request, token: str, name: str) -> Response:
-        return await respond(request, token)
 
     return router
 

@@ -106,11 +106,7 @@ async def _send_all(websocket: WebSocket, feed: AsyncGenerator[list[JobEvent], N
 
 
 async def run_until_disconnect(*coroutines: Coroutine[Any, Any, None]) -> None:
-    """Run the coroutines of a WebSocket until one of them ends or the client disconnects.
-
-    Raises:
-        MoyinError: one of the coroutines failed.
-    """
+    """Run the coroutines of a WebSocket until one ends, fails, or finds the client disconnected."""
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

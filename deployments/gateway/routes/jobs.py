@@ -1,12 +1,14 @@
-"""Defines the routes below ``/jobs``, which submit, list, show, cancel and retry jobs."""
+"""Defines the routes below ``/jobs``, and below ``/templates``, which jobs can use."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
+from pydantic import BaseModel
 
 from deployments.gateway.openapi import describe_body
 from moyin.access.gatekeeper import context
@@ -16,12 +18,15 @@ from moyin.jobs.protocol import wire
 from moyin.jobs.protocol.response import job_body, job_detail
 from moyin.jobs.service import JobService
 from moyin.jobs.webhooks.sender import webhook_secret
+from moyin.render.templates import wire as template_wire
 from moyin.render.templates.catalog import Catalog
+from moyin.render.templates.response import template_body
 from moyin.store.jobs import JobStore
 
-__all__ = ["job_routes", "validate_idempotency_key"]
+__all__ = ["job_routes", "template_routes", "validate_idempotency_key"]
 
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_UNCHANGED: dict[int | str, dict[str, str]] = {304: {"description": "`If-None-Match` matches."}}
 _JOB_BODY = describe_body({"$ref": "#/components/schemas/JobRequest"})
 
 
@@ -41,18 +46,15 @@ def job_routes(
         caller = context(request.scope).caller
         snapshot = await templates.snapshot()
         job, created = await service.submit_request(
-            caller,
-            await request.body(),
-            snapshot.find,
-            now=datetime.now(UTC),
+            caller, await request.body(), snapshot.find, now=datetime.now(UTC),
             idempotency_key=validate_idempotency_key(key),
-        )
+        )  # fmt: skip
         response.headers["location"] = f"/jobs/{job.id}"
         if not created:
             response.headers["idempotent-replayed"] = "true"
         return job_body(job)
 
-    @router.get("/jobs", operation_id="page_jobs_get")
+    @router.get("/jobs", name="page")
     async def list_jobs(
         request: Request,
         status: JobStatus | None = None,
@@ -67,14 +69,14 @@ def job_routes(
         )
         return wire.JobPage(jobs=[job_body(job) for job in listed], next_cursor=next_cursor)
 
-    @router.get("/jobs/webhook-secret", operation_id="secret_jobs_webhook_secret_get")
+    @router.get("/jobs/webhook-secret", name="secret")
     async def get_webhook_secret(request: Request, response: Response) -> wire.WebhookSecret:
         """Return the secret that signs your webhooks (Standard Webhooks)."""
         response.headers["cache-control"] = "no-store"
         owner = context(request.scope).owner
         return wire.WebhookSecret(secret=webhook_secret(signing_key, owner))
 
-    @router.get("/jobs/{job_id}", operation_id="show_jobs__job_id__get")
+    @router.get("/jobs/{job_id}", name="show")
     async def get_job(request: Request, job_id: str) -> wire.JobDetail:
         """Return a job with the outputs of its finished steps. A batch also lists its child jobs."""
         job = await jobs.get(context(request.scope).owner, job_id)
@@ -94,6 +96,38 @@ def job_routes(
     return router
 
 
+def template_routes(templates: Catalog) -> APIRouter:
+    """Return the routes that list and show templates."""
+    router = APIRouter(tags=["templates"])
+
+    @router.get(
+        "/templates", response_model=template_wire.TemplateList, responses=_UNCHANGED, name="page"
+    )
+    async def list_templates(
+        known: Annotated[str | None, Header(alias="If-None-Match")] = None,
+    ) -> Response:
+        """List all templates, each with the JSON Schema of its inputs."""
+        snapshot = await templates.snapshot()
+        digests = "".join(template.digest for template in snapshot.templates)
+        body = template_wire.TemplateList(templates=[template_body(t) for t in snapshot.templates])
+        return _cacheable_response(body, hashlib.sha256(digests.encode()).hexdigest(), known)
+
+    @router.get(
+        "/templates/{name}",
+        response_model=template_wire.TemplateBody,
+        responses=_UNCHANGED,
+        name="show",
+    )
+    async def get_template(
+        name: str, known: Annotated[str | None, Header(alias="If-None-Match")] = None
+    ) -> Response:
+        """Return a template by its name or an alias."""
+        template = await templates.get(name)
+        return _cacheable_response(template_body(template), template.digest, known)
+
+    return router
+
+
 def validate_idempotency_key(header: str | None) -> str | None:
     """Return the value of the header Idempotency-Key if it is valid.
 
@@ -105,3 +139,12 @@ def validate_idempotency_key(header: str | None) -> str | None:
             "Idempotency-Key must be 1 to 255 visible ASCII characters", field="Idempotency-Key"
         )
     return header
+
+
+def _cacheable_response(body: BaseModel, digest: str, known: str | None) -> Response:
+    """Return the body, or status 304 if the client's ``If-None-Match`` names the digest."""
+    tag = f'"{digest[:32]}"'
+    headers = {"etag": tag, "cache-control": "private, no-cache"}
+    if known is not None and (tag in known or known.strip() == "*"):
+        return Response(status_code=304, headers=headers)
+    return Response(body.model_dump_json(), media_type="application/json", headers=headers)

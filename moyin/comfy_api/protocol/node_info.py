@@ -24,10 +24,7 @@ _UPLOAD_OPTIONS = ("image_upload", "audio_upload", "video_upload", "file_upload"
 
 
 def merge_nodes(reports: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Merge the ``/object_info`` of several servers.
-
-    If several servers define a node, the first definition gets the choices of all definitions.
-    """
+    """Merge several ``/object_info``. A node's first definition gets the choices of the others."""
     merged: dict[str, Any] = {}
     for report in reports:
         for name, node in report.items():
@@ -124,10 +121,7 @@ def _iterate_inputs(node: Mapping[str, Any]) -> Iterator[tuple[str, str, list[An
 
 
 def _get_choices(spec: list[Any] | None) -> list[Any] | None:
-    """Return the choices of an input, or None if the input is free.
-
-    The specification has the form ``[[…], {…}]`` or ``["COMBO", {"options": […]}]``.
-    """
+    """Return the choices in ``[[…], {…}]`` or ``["COMBO", {"options": […]}]``, or None if free."""
     if not spec:
         return None
     if isinstance(spec[0], list):

@@ -26,10 +26,7 @@ FIRST_SEGMENTS = frozenset(
 
 
 def to_server_path(path: str) -> str | None:
-    """Return the API path for a path below ComfyUI's page, or None for all other paths.
-
-    ``/comfy/api/queue`` becomes ``/api/queue``, for example.
-    """
+    """Return the API path of ``/comfy/api/…`` or ``/comfy/ws``, or None for all other paths."""
     if not path.startswith(PAGE):
         return None
     below_page = path[len(PAGE) :]
@@ -46,10 +43,7 @@ def is_page_file(path: str) -> bool:
 
 
 def is_comfyui_path(path: str) -> bool:
-    """Return True if the path belongs to ComfyUI's API.
-
-    ``/api/jobs`` belongs to ComfyUI's API, but ``/jobs`` is Moyin's own route.
-    """
+    """Return True if the path belongs to ComfyUI's API, like ``/api/jobs`` but not ``/jobs``."""
     path = to_server_path(path) or path
     below_api = path.startswith("/api/")
     first = path.removeprefix("/api").strip("/").partition("/")[0]

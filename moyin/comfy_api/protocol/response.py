@@ -28,10 +28,9 @@ _DISPLAYABLE_SLOTS = frozenset({"images", "video", "audio", "3d", "text"})
 
 
 def queue_number(job: Job, prompt: ComfyPrompt | None) -> float:
-    """Return the number that orders prompts in the queue.
+    """Return the number that orders the queue: the client's own, or the time of the submission.
 
-    A client may choose the number. The default grows with the time of the submission, and is
-    negative for prompts at the front of the queue.
+    The time is negative if the client has requested the front of the queue.
     """
     if prompt is not None and prompt.number is not None:
         return prompt.number

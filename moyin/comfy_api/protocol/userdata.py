@@ -61,8 +61,7 @@ def parse_paths(raw: str) -> tuple[str, str | None]:
         raw: the percent-encoded part of the URL after ``/userdata/``.
 
     Raises:
-        PathNotAllowed: a path leads out of the folder or is ambiguous.
-        InvalidRequest: a path is empty or too long.
+        PathNotAllowed, InvalidRequest: `normalize_path` rejects a path.
     """
     parts = raw.split("/")
     if len(parts) == 3 and parts[1] == _MOVE_SEGMENT:
@@ -107,10 +106,7 @@ def list_folder(
 
 
 def list_folder_v2(files: Iterable[UserFile], folder: str) -> list[dict[str, Any]]:
-    """Return all files and folders below ``folder``, folders first.
-
-    Args:
-        folder: the path of a folder, or an empty string for all files.
+    """Return all files and folders below ``folder``, or below the root if it is an empty string.
 
     Raises:
         UserFileNotFound: the folder does not exist.

@@ -11,8 +11,7 @@ from moyin.http.problems import ErrorBody, error_headers, status_of
 
 __all__ = ["render_error"]
 
-# The status and code by the type of the error. The first match counts. Other errors keep Moyin's
-# status and code.
+# The status and code by the type of the error. The first match counts.
 _CODES: tuple[tuple[type[errors.MoyinError], int, str], ...] = (
     (errors.InvalidGraph, 422, "invalid_workflow"),
     (errors.NodeNotAllowed, 422, "invalid_workflow"),

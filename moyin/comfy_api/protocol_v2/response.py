@@ -41,11 +41,7 @@ class V2Presenter:
     now: datetime
 
     def to_job_body(self, job: Job, outputs: Iterable[Mapping[str, Any]]) -> wire.JobBody:
-        """Return the body of a job.
-
-        Args:
-            outputs: the outputs of the finished steps, in the order of ``job.results``.
-        """
+        """Return the body of a job with the ``outputs`` of its finished steps, in their order."""
         path = f"/api/v2/jobs/{job.id}"
         return wire.JobBody(
             id=job.id,
@@ -77,40 +73,24 @@ class V2Presenter:
         ]
 
     def to_asset_body(self, stored: StoredArtifact, *, new: bool | None = None) -> wire.AssetBody:
-        """Return the body of an asset.
-
-        Args:
-            new: True if this request stored the content, False if it was stored before.
-        """
+        """Return the body of an asset; ``new`` is True if this request has stored its content."""
         artifact = stored.artifact
         return wire.AssetBody(
-            id=artifact.id,
-            hash=_to_hash(artifact),
-            size_bytes=artifact.size,
-            content_type=artifact.media_type,
-            file_path=artifact.name,
-            created_new=new,
-            created_at=stored.created_at,
-            url=self._content_url(artifact),
-            url_expires_at=self.now + _URL_LIFETIME,
-            job_id=stored.job_id,
-        )
+            id=artifact.id, hash=_to_hash(artifact), size_bytes=artifact.size,
+            content_type=artifact.media_type, file_path=artifact.name, created_new=new,
+            created_at=stored.created_at, url=self._content_url(artifact),
+            url_expires_at=self.now + _URL_LIFETIME, job_id=stored.job_id,
+        )  # fmt: skip
 
     def _to_output_body(
         self, job_id: str, node: str, slot: str, artifact: Artifact
     ) -> wire.OutputBody:
         return wire.OutputBody(
-            node_id=node,
-            name=artifact.name,
-            type=_to_kind(slot, artifact.media_type),
-            content_type=artifact.media_type,
-            size_bytes=artifact.size,
-            id=artifact.id,
-            hash=_to_hash(artifact),
-            url=self._content_url(artifact),
-            url_expires_at=self.now + _URL_LIFETIME,
-            job_id=job_id,
-        )
+            node_id=node, name=artifact.name, type=_to_kind(slot, artifact.media_type),
+            content_type=artifact.media_type, size_bytes=artifact.size, id=artifact.id,
+            hash=_to_hash(artifact), url=self._content_url(artifact),
+            url_expires_at=self.now + _URL_LIFETIME, job_id=job_id,
+        )  # fmt: skip
 
     def _content_url(self, artifact: Artifact) -> str:
         return f"{self.base_url}api/v2/assets/{artifact.id}/content"

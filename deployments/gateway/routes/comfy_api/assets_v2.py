@@ -50,21 +50,16 @@ def asset_v2_routes(assets: Assets, blobs: BlobStore, retention: timedelta) -> A
         artifact_id = derive_artifact_id(owner, validate_idempotency_key(key))
         async with receive_upload(request, "file") as upload:
             artifact = await store_upload(
-                blobs,
-                upload,
-                artifact_id,
-                name=upload.fields.get("file_path") or upload.name,
+                blobs, upload, artifact_id, name=upload.fields.get("file_path") or upload.name,
                 declared=upload.fields.get("content_type") or upload.declared,
-            )
+            )  # fmt: skip
             stored, new = await assets.add(
                 owner, artifact, expected=upload.fields.get("expected_hash")
             )
         response.status_code = 201 if new else 200
         return new_presenter(request, retention).to_asset_body(stored, new=new)
 
-    @router.post(
-        "/from-hash", status_code=201, operation_id="from_hash_api_v2_assets_from_hash_post"
-    )
+    @router.post("/from-hash", status_code=201, name="from_hash")
     async def create_from_hash(request: Request, body: wire.FromHash) -> wire.AssetBody:
         """Create an asset from content that you have already stored."""
         stored = await assets.copy(
@@ -77,7 +72,7 @@ def asset_v2_routes(assets: Assets, blobs: BlobStore, retention: timedelta) -> A
         await assets.find(context(request.scope).owner, parse_hash(digest))
         return Response()
 
-    @router.get("/{asset_id}", operation_id="show_api_v2_assets__asset_id__get")
+    @router.get("/{asset_id}", name="show")
     async def get_asset(request: Request, asset_id: str) -> wire.AssetBody:
         """Return an asset without its content."""
         stored = await assets.get(context(request.scope).owner, asset_id)
@@ -87,7 +82,7 @@ def asset_v2_routes(assets: Assets, blobs: BlobStore, retention: timedelta) -> A
         "/{asset_id}/content",
         response_class=StreamingResponse,
         responses=FILE_RESPONSES,
-        operation_id="content_api_v2_assets__asset_id__content_get",
+        name="content",
     )
     async def download(request: Request, asset_id: str) -> Response:
         """Download an asset's content. `Range` and `If-None-Match` are supported."""

@@ -55,7 +55,7 @@ def session_routes(sessions: BrowserSessions) -> APIRouter:
         "/comfy/session",
         response_model=SessionBody,
         responses={200: _HTML, 401: _HTML},
-        operation_id="session_comfy_session_get",
+        name="session",
     )
     async def get_session(request: Request) -> Response | SessionBody:
         """Return the tenant and user of this browser's session; as a page if HTML is accepted."""

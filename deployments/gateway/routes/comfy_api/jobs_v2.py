@@ -54,7 +54,7 @@ def job_v2_routes(renders: ComfyJobs, retention: timedelta) -> APIRouter:
         )
         return new_presenter(request, retention).to_job_body(job, [])
 
-    @router.get("", operation_id="page_api_v2_jobs_get")
+    @router.get("", name="page")
     async def list_jobs(
         request: Request,
         limit: Annotated[int, Query(ge=1, le=100)] = 50,
@@ -69,13 +69,13 @@ def job_v2_routes(renders: ComfyJobs, retention: timedelta) -> APIRouter:
         )
         return wire.JobList(jobs=[to_summary(job) for job in jobs], next_cursor=next_cursor)
 
-    @router.get("/{job_id}", operation_id="show_api_v2_jobs__job_id__get")
+    @router.get("/{job_id}", name="show")
     async def get_job(request: Request, job_id: str) -> wire.JobBody:
         """Return a render job with the files that it has produced."""
         job = await renders.get(context(request.scope).owner, job_id)
         return new_presenter(request, retention).to_job_body(job, await renders.list_outputs(job))
 
-    @router.get("/{job_id}/workflow", operation_id="workflow_api_v2_jobs__job_id__workflow_get")
+    @router.get("/{job_id}/workflow", name="workflow")
     async def get_graph(request: Request, job_id: str) -> wire.WorkflowBody:
         """Return the graph of a render job as it was submitted."""
         job = await renders.get(context(request.scope).owner, job_id)
@@ -92,7 +92,7 @@ def job_v2_routes(renders: ComfyJobs, retention: timedelta) -> APIRouter:
         "/{job_id}/events",
         response_class=StreamingResponse,
         responses={200: {"content": {"text/event-stream": {}}}},
-        operation_id="events_api_v2_jobs__job_id__events_get",
+        name="events",
     )
     async def follow(request: Request, job_id: str) -> StreamingResponse:
         """Follow a render job to its end by server-sent events: `status`, `progress`, `output`."""

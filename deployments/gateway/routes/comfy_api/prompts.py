@@ -50,29 +50,28 @@ def prompt_routes(prompts: ComfyPrompts) -> APIRouter:
             idempotency_key=validate_idempotency_key(key),
         )
 
-    @router.get("/prompt", operation_id="remaining_prompt_get")
+    @router.get("/prompt", name="remaining")
     async def count_open(request: Request) -> dict[str, Any]:
         """Return the number of your waiting and running prompts."""
         count = await prompts.count_open(context(request.scope).owner)
         return {"exec_info": {"queue_remaining": count}}
 
-    @router.get("/queue", operation_id="queue_queue_get")
+    @router.get("/queue", name="queue")
     async def list_queue(request: Request) -> dict[str, Any]:
         """List your running and waiting prompts."""
         return await prompts.list_queue(context(request.scope).owner)
 
     @router.post("/queue", response_class=Response, openapi_extra=_describe_body(wire.IdsBody))
     async def change_queue(request: Request) -> Response:
-        """Remove waiting prompts from the queue, by id or with `clear`.
+        """Remove waiting prompts from the queue by id. `clear` removes all.
 
-        `clear` removes all prompts that your key or account has queued, or only those of one
-        `client_id`.
+        All are the prompts that your key or account has queued, or only those of `client_id`.
         """
         caller, body = context(request.scope).caller, await _read_body(request, wire.IdsBody)
         await prompts.cancel_waiting(caller, body.chosen, client_id=body.client_id)
         return Response()
 
-    @router.get("/history", operation_id="history_history_get")
+    @router.get("/history", name="history")
     async def list_history(
         request: Request,
         max_items: Annotated[int | None, Query(ge=0, le=2**31)] = None,
@@ -83,17 +82,16 @@ def prompt_routes(prompts: ComfyPrompts) -> APIRouter:
             context(request.scope).owner, max_items=max_items, offset=offset
         )
 
-    @router.get("/history/{prompt_id}", operation_id="history_of_history__prompt_id__get")
+    @router.get("/history/{prompt_id}", name="history_of")
     async def get_history(request: Request, prompt_id: str) -> dict[str, Any]:
         """Return an ended prompt, or an empty object if the prompt is unknown or has not ended."""
         return await prompts.get_history(context(request.scope).owner, prompt_id)
 
     @router.post("/history", response_class=Response, openapi_extra=_describe_body(wire.IdsBody))
     async def change_history(request: Request) -> Response:
-        """Remove prompts from the history, by id or with `clear`. Their jobs and files stay.
+        """Remove prompts from the history by id. `clear` removes all. Jobs and files stay.
 
-        `clear` removes all prompts that your key or account has queued, or only those of one
-        `client_id`.
+        All are the prompts that your key or account has queued, or only those of `client_id`.
         """
         caller, body = context(request.scope).caller, await _read_body(request, wire.IdsBody)
         await prompts.hide_from_history(caller, body.chosen, client_id=body.client_id)
@@ -103,15 +101,15 @@ def prompt_routes(prompts: ComfyPrompts) -> APIRouter:
         "/interrupt", response_class=Response, openapi_extra=_describe_body(wire.InterruptBody)
     )
     async def interrupt(request: Request) -> Response:
-        """Cancel the prompt `prompt_id`, or without an id your running prompts.
+        """Cancel the prompt `prompt_id`, or all your running prompts.
 
-        Your prompts are all that your key or account has queued, or only those of one `client_id`.
+        All are the prompts that your key or account has queued, or only those of `client_id`.
         """
         caller, body = context(request.scope).caller, await _read_body(request, wire.InterruptBody)
         await prompts.interrupt(caller, body.prompt_id, client_id=body.client_id)
         return Response()
 
-    @router.post("/free", response_class=Response, operation_id="free_free_post")
+    @router.post("/free", response_class=Response, name="free")
     async def ignore_free() -> Response:
         """Ignore the request to free GPU memory, which all tenants share."""
         return Response()
@@ -123,7 +121,7 @@ def job_list_routes(prompts: ComfyPrompts) -> APIRouter:
     """Return the routes of ComfyUI's job list, which ComfyUI serves only under ``/api``."""
     router = APIRouter(prefix="/api/jobs", tags=["comfyui"])
 
-    @router.get("", operation_id="jobs_api_jobs_get")
+    @router.get("", name="jobs")
     async def list_jobs(
         request: Request,
         status: Annotated[str, Query(max_length=128)] = "",
@@ -140,25 +138,17 @@ def job_list_routes(prompts: ComfyPrompts) -> APIRouter:
                 f"status must be a comma-separated list of {', '.join(STATES)}", field="status"
             )
         return await prompts.list_jobs(
-            context(request.scope).owner,
-            states=states,
-            workflow_id=workflow_id,
-            by_duration=sort_by == "execution_duration",
-            ascending=sort_order == "asc",
-            limit=limit,
+            context(request.scope).owner, states=states, workflow_id=workflow_id,
+            by_duration=sort_by == "execution_duration", ascending=sort_order == "asc", limit=limit,
             offset=offset,
-        )
+        )  # fmt: skip
 
-    @router.get("/{job_id}", operation_id="job_api_jobs__job_id__get")
+    @router.get("/{job_id}", name="job")
     async def get_job(request: Request, job_id: str) -> dict[str, Any]:
         """Return a prompt with its graph and its outputs."""
         return await prompts.get_job(context(request.scope).owner, job_id)
 
-    @router.post(
-        "/cancel",
-        openapi_extra=_describe_body(wire.CancelBody),
-        operation_id="cancel_some_api_jobs_cancel_post",
-    )
+    @router.post("/cancel", openapi_extra=_describe_body(wire.CancelBody), name="cancel_some")
     async def cancel_several(request: Request) -> dict[str, bool]:
         """Cancel several waiting or running prompts."""
         body = await _read_body(request, wire.CancelBody)

@@ -40,7 +40,7 @@ def server_info_routes(
     """Return the routes of the farm's nodes, devices, feature flags, logs and uploads."""
     router = APIRouter(tags=["comfyui"])
 
-    @router.get("/object_info", operation_id="object_info_object_info_get")
+    @router.get("/object_info", name="object_info")
     async def list_nodes(request: Request) -> Response:
         """Return all node classes that your graphs may use, with your uploads as file choices."""
         caller = context(request.scope)
@@ -48,7 +48,7 @@ def server_info_routes(
         nodes = set_upload_choices(await admission.list_nodes(caller.caller), uploads)
         return Response(to_json(nodes), media_type="application/json")
 
-    @router.get("/object_info/{node}", operation_id="one_object_info_object_info__node__get")
+    @router.get("/object_info/{node}", name="one_object_info")
     async def get_node(request: Request, node: str) -> dict[str, Any]:
         """Return a node class, or an empty object if no class has this name."""
         caller = context(request.scope)
@@ -73,12 +73,12 @@ def server_info_routes(
         """Return the feature flags that the frontend reads."""
         return {**FEATURE_FLAGS, "max_upload_size": max_body_bytes}
 
-    @router.get("/users", operation_id="users_users_get")
+    @router.get("/users", name="users")
     async def user_storage() -> dict[str, Any]:
         """Return the reply by which the frontend shows no list of users, as the key names the user."""
         return {"storage": "server", "migrated": True}
 
-    @router.post("/users", operation_id="add_user_users_post")
+    @router.post("/users", name="add_user")
     async def reject_new_user() -> dict[str, Any]:
         """Reject the request, because users register at `/accounts`."""
         raise InvalidRequest("ComfyUI's own users are not supported: create accounts at /accounts")
@@ -93,16 +93,12 @@ def server_info_routes(
         """Return an empty log, because the real log contains data of all tenants."""
         return {"entries": [], "size": {"cols": 80, "rows": 24}}
 
-    @router.patch(
-        "/internal/logs/subscribe",
-        response_class=Response,
-        operation_id="subscribe_internal_logs_subscribe_patch",
-    )
+    @router.patch("/internal/logs/subscribe", response_class=Response, name="subscribe")
     async def subscribe_to_logs() -> Response:
         """Accept the subscription to the log, but never send entries."""
         return Response()
 
-    @router.get("/internal/files/{kind}", operation_id="uploads_internal_files__kind__get")
+    @router.get("/internal/files/{kind}", name="uploads")
     async def list_uploads(request: Request, kind: str) -> list[str]:
         """List your uploads of the type `kind`, such as `input`."""
         return await files.list_uploads(context(request.scope).owner, kind)
@@ -129,7 +125,7 @@ def package_routes(node_info: NodeInfoCache) -> APIRouter:
         "/extensions/{path:path}",
         response_class=Response,
         responses={200: {"content": FILE}, 304: FILE_RESPONSES[304]},
-        operation_id="file_extensions__path__get",
+        name="file",
     )
     async def get_extension_file(request: Request, path: str) -> Response:
         """Return a file that a node package provides for the frontend."""
@@ -211,7 +207,7 @@ def model_routes(node_info: NodeInfoCache) -> APIRouter:
         "/experiment/models/preview/{folder}/{index}/{file:path}",
         response_class=Response,
         responses={200: {"content": {"image/webp": FILE["*/*"]}}},
-        operation_id="preview_experiment_models_preview__folder___index___file__get",
+        name="preview",
     )
     async def get_preview(folder: str, index: int, file: str) -> Response:
         """Return a model's preview picture."""
@@ -219,7 +215,7 @@ def model_routes(node_info: NodeInfoCache) -> APIRouter:
         picture = await node_info.fetch_first(f"/experiment/models/preview/{'/'.join(parts)}")
         return Response(picture, media_type="image/webp")
 
-    @router.get("/view_metadata/{folder}", operation_id="metadata_view_metadata__folder__get")
+    @router.get("/view_metadata/{folder}", name="metadata")
     async def get_model_metadata(folder: str, filename: _Name) -> dict[str, Any]:
         """Return the metadata in the header of a safetensors file."""
         path = f"/view_metadata/{quote(folder, safe='')}?{urlencode({'filename': filename})}"
@@ -231,10 +227,7 @@ def model_routes(node_info: NodeInfoCache) -> APIRouter:
 async def _fetch_merged_or(
     node_info: NodeInfoCache, path: str, merge: Callable[[list[Any]], T], default: T
 ) -> T:
-    """Return the merged responses of all pools, or ``default`` if no pool responds.
-
-    With the default, the frontend can start although all pools are down.
-    """
+    """Return the pools' merged responses, or ``default``, with which the frontend can start."""
     try:
         return await node_info.fetch_merged(path, merge)
     except (ServiceUnavailable, NotFound):

@@ -24,7 +24,7 @@ def settings_routes(files: UserdataStore) -> APIRouter:
     """Return the routes that read and change the settings in the user's settings file."""
     router = APIRouter(tags=["comfyui"])
 
-    @router.get("/settings", operation_id="settings_settings_get")
+    @router.get("/settings", name="settings")
     async def get_settings(request: Request) -> dict[str, Any]:
         """Return your settings by their ids."""
         try:
@@ -34,7 +34,7 @@ def settings_routes(files: UserdataStore) -> APIRouter:
         except UserFileNotFound:
             return {}
 
-    @router.get("/settings/{id}", operation_id="setting_settings__id__get")
+    @router.get("/settings/{id}", name="setting")
     async def get_setting(request: Request, id: str) -> Any:
         """Return a setting, or null if the setting is not set."""
         return (await get_settings(request)).get(id)
@@ -43,7 +43,7 @@ def settings_routes(files: UserdataStore) -> APIRouter:
         "/settings",
         openapi_extra=describe_body({"type": "object"}),
         response_class=Response,
-        operation_id="change_settings_post",
+        name="change",
     )
     async def change_settings(request: Request) -> Response:
         """Change the settings in the body. Other settings do not change."""
@@ -54,10 +54,7 @@ def settings_routes(files: UserdataStore) -> APIRouter:
         return Response()
 
     @router.post(
-        "/settings/{id}",
-        openapi_extra=describe_body({}),
-        response_class=Response,
-        operation_id="set_one_settings__id__post",
+        "/settings/{id}", openapi_extra=describe_body({}), response_class=Response, name="set_one"
     )
     async def change_setting(request: Request, id: str) -> Response:
         """Set a setting to the JSON value in the body."""
@@ -75,10 +72,7 @@ def settings_routes(files: UserdataStore) -> APIRouter:
 
 
 def _parse_settings(content: bytes) -> dict[str, Any]:
-    """Parse the settings file, which clients can also write by ``/userdata``.
-
-    A malformed file is read as empty settings.
-    """
+    """Parse the settings file. A malformed file, which a client may write, has no settings."""
     try:
         settings = from_json(content)
     except ValueError:

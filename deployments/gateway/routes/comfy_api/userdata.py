@@ -43,7 +43,7 @@ _FILE_PATH: dict[str, Any] = {
 _MOVE_PATHS: dict[str, Any] = {
     "parameters": [
         *_FILE_PATH["parameters"],
-        _describe_path_parameter("dest", "The new path, likewise."),
+        _describe_path_parameter("dest", "The new path, with slashes as `%2F`."),
     ]
 }
 _BODY: dict[str, Any] = {**_FILE_PATH, "requestBody": {"content": _BINARY}}
@@ -68,14 +68,11 @@ def userdata_routes(files: UserdataStore) -> APIRouter:
         if not dir:
             raise InvalidRequest("the query parameter dir is missing: name a folder", field="dir")
         return list_folder(
-            await files.list(userdata_scope(context(request.scope).caller)),
-            normalize_path(dir),
-            recurse=_is_true(recurse),
-            full_info=_is_true(full_info),
-            split=_is_true(split),
-        )
+            await files.list(userdata_scope(context(request.scope).caller)), normalize_path(dir),
+            recurse=_is_true(recurse), full_info=_is_true(full_info), split=_is_true(split),
+        )  # fmt: skip
 
-    @router.get("/v2/userdata", operation_id="list_all_v2_userdata_get")
+    @router.get("/v2/userdata", name="list_all")
     async def list_files_and_folders(request: Request, path: str = "") -> list[dict[str, Any]]:
         """List your files and folders below the folder `path`."""
         all_files = await files.list(userdata_scope(context(request.scope).caller))
@@ -117,10 +114,7 @@ def userdata_routes(files: UserdataStore) -> APIRouter:
 
 
 def _parse_paths(request: Request) -> tuple[str, str | None]:
-    """Return the file's path and the destination of a move, if any, from the undecoded URL.
-
-    In the decoded URL, a slash within a path could not be told from a separator.
-    """
+    """Parse the undecoded URL, in which an encoded slash belongs to a file's path."""
     raw = (request.scope.get("raw_path") or request.scope["path"].encode()).decode("latin-1")
     return parse_paths(raw.partition("?")[0].partition("/userdata/")[2])
 
