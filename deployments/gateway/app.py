@@ -42,7 +42,7 @@ from moyin.comfy_api.jobs_v2 import ComfyJobs
 from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.comfy_api.notifier import PromptNotifiers
 from moyin.comfy_api.prompts import ComfyPrompts
-from moyin.comfy_api.protocol.paths import PAGE, is_comfyui_path, is_page_file, to_server_path
+from moyin.comfy_api.protocol.paths import PAGE_PATH, is_comfyui_path, is_page_file, to_server_path
 from moyin.domain.identity import JOBS_READ, JOBS_WRITE
 from moyin.errors import ServiceUnavailable
 from moyin.jobs.feed import JobFeed
@@ -62,7 +62,7 @@ _PUBLIC = frozenset(
     {"/", "/health", "/healthz", "/readyz", "/openapi.json", *(f"/{name}" for name in DOCS)}
 )
 # All other public paths begin with one of these, so most requests need only one comparison.
-_PUBLIC_PREFIXES = (SIGNED_FILES_PREFIX, PAGE.rstrip("/"))
+_PUBLIC_PREFIXES = (SIGNED_FILES_PREFIX, PAGE_PATH.rstrip("/"))
 _READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # HAProxy's own errors have the same value.
 _RETRY_AFTER_SECONDS = 5
@@ -182,8 +182,8 @@ def _with_server_path(scope: Scope) -> Scope:
     if path is None:
         return scope
     raw: bytes = scope.get("raw_path") or b""
-    if raw.startswith(PAGE.encode()):
-        return {**scope, "path": path, "raw_path": raw[len(PAGE) - 1 :]}
+    if raw.startswith(PAGE_PATH.encode()):
+        return {**scope, "path": path, "raw_path": raw[len(PAGE_PATH) - 1 :]}
     return {**scope, "path": path}
 
 
@@ -205,7 +205,7 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
     renders = ComfyJobs(
         service=services.service, jobs=services.jobs, feed=services.feed, blobs=blobs
     )
-    sessions = BrowserSessions(services.authenticator, PAGE)
+    sessions = BrowserSessions(services.authenticator, PAGE_PATH)
     for router in (
         health_routes(services.checks),
         jobs.job_routes(services.service, services.jobs, services.templates, services.signing_key),

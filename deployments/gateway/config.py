@@ -1,4 +1,4 @@
-"""Defines the gateway's ``user_config``, the route table, which Ray Serve reloads without a restart.
+"""Defines the gateway's ``user_config``, the route table, which Ray Serve reloads while it runs.
 
 Upstream addresses come only from this configuration, so no request can choose one.
 """
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from moyin.comfy_api.protocol.paths import FIRST_SEGMENTS
+from moyin.comfy_api.protocol.paths import API_FIRST_SEGMENTS
 from moyin.domain.limits import Limit
 from moyin.proxy.route import (
     BalancingPolicy,
@@ -25,7 +25,7 @@ from moyin.proxy.route import (
 
 __all__ = ["GatewayConfig", "RouteConfig"]
 
-# In an upstream's URL, `door` means the gateway's own address, by which Moyin's other apps are reached.
+# In an upstream's URL, `door` means the gateway's own address, for requests to Moyin's other apps.
 _GATEWAY = "door"
 _NAME = r"^[a-z0-9][a-z0-9-]{0,39}$"
 _HEADER = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$"
@@ -37,7 +37,7 @@ _SCOPE = r"^[a-z][a-z0-9:._-]{0,63}$"
 _RESERVED_SEGMENTS = frozenset(
     {
         "accounts", "api", "artifacts", "comfy", "console", "docs", "healthz", "jobs", "openapi.json",
-        "readyz", "templates", "v1", *FIRST_SEGMENTS,
+        "readyz", "templates", "v1", *API_FIRST_SEGMENTS,
     }
 )  # fmt: skip
 # HAProxy sends paths with these first segments to Moyin's other apps, for every host.
@@ -46,12 +46,12 @@ _Seconds = Annotated[float, Field(gt=0, le=86_400)]
 _Path = Annotated[str, Field(pattern=_PATH, max_length=1024)]
 
 
-class _Config(BaseModel):
+class _StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class UpstreamConfig(_Config):
-    """Configures a server of a service. A path at the end of ``url`` precedes every request's path."""
+class UpstreamConfig(_StrictModel):
+    """Configures a server of a service. A path in ``url`` precedes the path of every request."""
 
     url: str
     weight: int = Field(1, ge=1, le=1_000)
@@ -77,7 +77,7 @@ class UpstreamConfig(_Config):
         return Upstream(url=url, weight=self.weight)
 
 
-class TimeoutsConfig(_Config):
+class TimeoutsConfig(_StrictModel):
     """Configures the timeouts of a route in seconds, as `moyin.proxy.route.Timeouts` explains."""
 
     connect: _Seconds = 2.0
@@ -85,7 +85,7 @@ class TimeoutsConfig(_Config):
     idle: _Seconds = 300.0
 
 
-class HealthConfig(_Config):
+class HealthConfig(_StrictModel):
     """Configures the active check of upstreams, as `moyin.proxy.route.HealthCheck` explains."""
 
     path: _Path
@@ -95,7 +95,7 @@ class HealthConfig(_Config):
     fall: int = Field(2, ge=1, le=100)
 
 
-class RewriteConfig(_Config):
+class RewriteConfig(_StrictModel):
     """Configures a regular expression for paths, and the replacement (``\\1`` …) of its match."""
 
     match: str = Field(max_length=256)
@@ -116,7 +116,7 @@ class RewriteConfig(_Config):
         return PathRewrite(pattern=re.compile(self.match), replacement=self.to)
 
 
-class LimitsConfig(_Config):
+class LimitsConfig(_StrictModel):
     """Configures limits per tenant; ``concurrent`` limits all tenants together in one replica."""
 
     requests_per_minute: int | None = Field(None, ge=1)
@@ -124,7 +124,7 @@ class LimitsConfig(_Config):
     concurrent: int | None = Field(None, ge=1)
 
 
-class RouteConfig(_Config):
+class RouteConfig(_StrictModel):
     """Configures the route to one service; docs/proxy.md explains the fields.
 
     With ``async`` every request becomes a job, otherwise only requests that prefer
@@ -180,7 +180,7 @@ class RouteConfig(_Config):
             raise ValueError("upstreams: two have the same url; every url must be different")
         if self.async_ and self.hosts:
             raise ValueError(
-                "async and hosts cannot be combined: jobs call the route by the gateway's own address"
+                "async and hosts cannot be combined: jobs call routes by the gateway's own address"
             )
         own_apps_only = all(_is_gateway(upstream.url) for upstream in self.upstreams)
         if self.pass_credentials and not own_apps_only:
@@ -227,7 +227,7 @@ def _first_segment(path: str) -> str:
     return path.strip("/").partition("/")[0]
 
 
-class GatewayConfig(_Config):
+class GatewayConfig(_StrictModel):
     """Configures the routes to the studio's other services behind the gateway."""
 
     routes: tuple[RouteConfig, ...] = Field((), max_length=1_000)

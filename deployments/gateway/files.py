@@ -74,7 +74,7 @@ async def store_upload(
     blob = await blobs.put_file(upload.path)
     return Artifact(
         id=artifact_id, name=media.clean_name(name, kind), media_type=kind, size=blob.size,
-        sha256=blob.sha256, blake3=await asyncio.to_thread(_blake3, upload.path),
+        sha256=blob.sha256, blake3=await asyncio.to_thread(_hash_blake3, upload.path),
     )  # fmt: skip
 
 
@@ -87,7 +87,7 @@ async def build_artifact_response(
         ArtifactNotFound: the artifact's blob has been deleted.
     """
     if not await blobs.exists(artifact.sha256):
-        raise ArtifactNotFound(f"the content of artifact {artifact.id!r} is no longer stored")
+        raise ArtifactNotFound(f"the content of artifact {artifact.id!r} has been deleted")
     return _stream_response(request, artifact, blobs)
 
 
@@ -108,7 +108,7 @@ async def _receive_to_file(request: Request, part: str, path: Path) -> Upload:
         raise InvalidRequest(f"the multipart body is malformed: {error.message}") from None
 
 
-def _blake3(path: Path) -> str:
+def _hash_blake3(path: Path) -> str:
     return blake3().update_mmap(path).hexdigest()
 
 

@@ -20,7 +20,7 @@ from moyin.comfy_api.frontend import (
     set_base_path,
 )
 from moyin.comfy_api.pages import render_plain_page
-from moyin.comfy_api.protocol.paths import PAGE
+from moyin.comfy_api.protocol.paths import PAGE_PATH
 from moyin.errors import RouteNotFound, StackError
 
 __all__ = ["FrontendFiles"]
@@ -89,7 +89,7 @@ class FrontendFiles:
                 frontend = await asyncio.to_thread(self._find)
                 index = await asyncio.to_thread((frontend.root / "index.html").read_text)
                 self._rebased_files = await asyncio.to_thread(
-                    rebase_picture_urls, frontend.root, PAGE
+                    rebase_picture_urls, frontend.root, PAGE_PATH
                 )
             except (StackError, OSError) as error:
                 _log.warning(
@@ -97,7 +97,7 @@ class FrontendFiles:
                     error,
                 )
                 return None
-            self._index = set_base_path(index, PAGE)
+            self._index = set_base_path(index, PAGE_PATH)
             self._policy = build_security_policy(self._index)
             self._folders = {"": _static_files((frontend.root,))}
             if frontend.templates:

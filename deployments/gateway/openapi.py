@@ -1,4 +1,4 @@
-"""Builds the gateway's OpenAPI document, and describes the bodies that its handlers parse themselves.
+"""Builds the gateway's OpenAPI document, and describes bodies that handlers parse themselves.
 
 Handlers parse a body themselves if it is a stream, or if clients do not declare it as JSON.
 """
@@ -46,7 +46,7 @@ def build_document(app: FastAPI, is_public: Callable[[str], bool]) -> dict[str, 
 def describe_body(
     schema: Mapping[str, Any], *media_types: str, required: bool = True
 ) -> dict[str, Any]:
-    """Return the `openapi_extra` of a route whose body has the schema; JSON by default."""
+    """Return the `openapi_extra` of a route whose body, by default JSON, has the schema."""
     content = {kind: {"schema": schema} for kind in media_types or ("application/json",)}
     body: dict[str, Any] = {"content": content}
     return {"requestBody": {"required": True, **body} if required else body}

@@ -17,8 +17,8 @@ from moyin.render.comfyui.pool_client import PoolAnswer
 
 __all__ = ["ServePoolClient", "get_pool_handle"]
 
-# Serve raises KeyError for an app that is not deployed. A pool raises MoyinError if no renderer is up
-# or a renderer fails during the request.
+# Serve raises KeyError for an app that is not deployed. A pool raises MoyinError if no renderer is
+# up or a renderer fails during the request.
 _UNAVAILABLE = (RayError, RayServeException, KeyError, TimeoutError, MoyinError)
 _log = logging.getLogger(__name__)
 _EXECUTED_SECONDS = 1.0
@@ -46,7 +46,7 @@ class ServePoolClient:
         return self._pools
 
     async def get(self, pool: str, path: str) -> PoolAnswer:
-        """Send GET ``path`` to a renderer; raise ServiceUnavailable if the pool does not respond."""
+        """Send GET ``path`` to a renderer of the pool, or raise ServiceUnavailable."""
         answer: PoolAnswer = await self._call(pool, "get", path)
         return answer
 
@@ -59,7 +59,7 @@ class ServePoolClient:
         return answers
 
     async def find_executed(self, prompt_ids: Sequence[str]) -> set[str]:
-        """Return the prompts of which every node has been executed, in pools that respond in time."""
+        """Return the prompts whose nodes have all been executed, in pools that respond."""
         calls = (self._find_executed(pool, prompt_ids) for pool in self._pools)
         return set().union(*await asyncio.gather(*calls))
 
@@ -79,7 +79,7 @@ class ServePoolClient:
             )
         try:
             async with asyncio.timeout(self._timeout):
-                handle = await self._handle(pool)
+                handle = await self._pool_handle(pool)
                 return await getattr(handle, method).remote(argument)
         except _UNAVAILABLE as error:
             _log.info(
@@ -95,14 +95,14 @@ class ServePoolClient:
                 f"render pool {pool!r} does not respond; try again", retry_after=self._pause
             ) from error
 
-    async def _handle(self, pool: str) -> Any:
+    async def _pool_handle(self, pool: str) -> Any:
         if pool not in self._handles:
             self._handles[pool] = await get_pool_handle(pool)
         return self._handles[pool]
 
 
 async def get_pool_handle(pool: str) -> Any:
-    """Return the Serve handle of a render pool; uses a thread, as Serve blocks meanwhile."""
+    """Return the Serve handle of a render pool, from a thread because the lookup blocks."""
     return await asyncio.to_thread(
         serve.get_deployment_handle, "RenderPool", app_name=f"render-{pool}"
     )

@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _RendererCycle:
-    """An endless iterator over the actors of a pool's running renderers, until it expires."""
+    """A rotation over the actors of a pool's running renderers, which expires."""
 
     expires_at: float
     actors: Iterator[Any]

@@ -23,7 +23,7 @@ _MAX_REPORTED = 1_000
 
 
 class GraphAdmission:
-    """Checks graphs by the nodes and rules of the pools; implements `GraphGuard` of `moyin.jobs`."""
+    """Checks graphs by the pools' nodes and rules; implements `moyin.jobs.ports.GraphGuard`."""
 
     def __init__(self, node_info: NodeInfoCache) -> None:
         self._node_info = node_info
@@ -48,7 +48,7 @@ class GraphAdmission:
         return await self._node_info.choose_pool(graph, pools)
 
     async def list_nodes(self, caller: Identity) -> Mapping[str, Any]:
-        """Return the ``/object_info`` of the nodes that the caller may use. Do not modify the result.
+        """Return the ``/object_info`` of the nodes that the caller may use, which is read-only.
 
         Raises:
             ServiceUnavailable: no pool has reported its nodes yet.

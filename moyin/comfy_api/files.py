@@ -95,7 +95,7 @@ class ComfyFiles:
         return [name.path.removeprefix(f"{kind}/") for name in names]
 
     async def find_in_texts(self, owner: str, texts: Collection[str]) -> Mapping[str, Artifact]:
-        """Return those of a graph's texts that name a file of the owner, each with the file."""
+        """Return the owner's files that the texts of a graph name, by text."""
         names: dict[str, ComfyFileName] = {}
         for text in texts:
             try:
@@ -177,7 +177,7 @@ class ComfyFiles:
         return None
 
     async def _save_output(self, owner: str, name: ComfyFileName) -> Artifact | None:
-        """Find an output and add its artifact row, so that a later render may refer to the output."""
+        """Find an output and add its artifact row, so that later renders may refer to it."""
         output = await self._find_output(owner, name)
         if output is None or not await self.blobs.renew(output.sha256):
             return None

@@ -23,8 +23,8 @@ __all__ = [
 _STATIC = "comfyui_frontend_package/static"
 _TEMPLATES = "comfyui_workflow_templates*/templates"
 _DOCS = "comfyui_embedded_docs/docs"
-# URLs of pictures that the page's files load from the server's root, such as the tab's icon. After an
-# apostrophe, the same text is the name of a style.
+# URLs of pictures that the page's files load from the server's root, such as the tab's icon. After
+# an apostrophe, the same text is the name of a style.
 _PICTURE_URL = re.compile(rb'(?<=["`(])/(?=assets/(?:images/|favicon\.ico))')
 _TEXT_SUFFIXES = (".js", ".css", ".json")
 _INLINE_SCRIPT = re.compile(r"<script(?P<attributes>[^>]*)>(?P<text>.*?)</script>", re.DOTALL)
@@ -69,7 +69,7 @@ class FrontendFolders:
 
 
 def find_frontend(settings: Settings) -> FrontendFolders:
-    """Find the frontend in the configured folder or in ComfyUI's environment. Blocks.
+    """Find the frontend in the configured folder or in ComfyUI's environment; a blocking call.
 
     Raises:
         StackError: no frontend is installed.
@@ -103,7 +103,7 @@ def set_base_path(index: str, path: str) -> str:
 
 
 def rebase_picture_urls(root: Path, path: str) -> dict[str, bytes]:
-    """Return the files that load pictures from ``/``, changed to load them from ``path``. Blocks."""
+    """Return the files that load pictures from ``/``, changed to load them from ``path``."""
     rebased = {}
     for file in root.glob("assets/*"):
         content = file.read_bytes() if file.suffix in _TEXT_SUFFIXES else b""

@@ -65,7 +65,7 @@ class ComfyJobs:
     async def list_jobs(
         self, owner: str, *, labels: Mapping[str, str], limit: int, cursor: str | None
     ) -> tuple[list[Job], str | None]:
-        """Return a page of the owner's render jobs, newest first, and the cursor of the next page."""
+        """Return a page of the owner's render jobs, newest first, and the next page's cursor."""
         return await self.jobs.page(owner, kind=_RENDER, labels=labels, limit=limit, cursor=cursor)
 
     async def list_outputs(self, job: Job) -> list[Mapping[str, Any]]:

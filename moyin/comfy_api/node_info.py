@@ -150,7 +150,7 @@ class NodeInfoCache:
         )
 
     async def fetch_first(self, path: str) -> bytes:
-        """Return the first pool's response to ``path``; raises the same errors as `fetch_merged`."""
+        """Return the first pool's response to ``path``; raises the errors of `fetch_merged`."""
         return next(iter((await self._fetch_responses(path, self.pools)).values()))
 
     async def fetch_from_renderers(self, path: str) -> list[Any]:
@@ -217,7 +217,9 @@ class NodeInfoCache:
                 raise result
         answers = {p: r for p, r in zip(pools, results, strict=True) if isinstance(r, Answer)}
         if not answers:
-            raise ServiceUnavailable("no render pool has responded yet; try again", retry_after=5)
+            raise ServiceUnavailable(
+                "no render pool has reported its nodes or models yet; try again", retry_after=5
+            )
         contents = {pool: a.value for pool, a in answers.items() if a.value is not None}
         if not contents:
             raise NotFound(f"no render pool has a file or response for {path}")
@@ -245,7 +247,7 @@ class NodeInfoCache:
             except ServiceUnavailable:
                 return None
             await asyncio.sleep(min(_POLL_SECONDS, left))
-        known = await self._parse(pool, answer)
+        known = await self._parse_once(pool, answer)
         if known is None:
             return None
         rules = await self.fetch_rules(pool)
@@ -260,9 +262,11 @@ class NodeInfoCache:
                 answer = await self._answers.of(pool, NODES, fresh, patience)
         except (ServiceUnavailable, TimeoutError):
             return None
-        return await self._parse(pool, answer)
+        return await self._parse_once(pool, answer)
 
-    async def _parse(self, pool: str, answer: Answer) -> tuple[PoolInventory, InputRules] | None:
+    async def _parse_once(
+        self, pool: str, answer: Answer
+    ) -> tuple[PoolInventory, InputRules] | None:
         """Parse a pool's ``/object_info`` unless the same content has been parsed before."""
         content = answer.value
         known = self._inventories.get(pool)

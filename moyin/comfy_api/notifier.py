@@ -1,9 +1,9 @@
 """Sends ComfyUI clients the messages about their prompts, independently of the WebSocket.
 
-Workers publish the messages of a prompt as frames in a Valkey stream of its client. The replica with
-the client's WebSocket forwards them. The end of a prompt is read from the job's row: so it is never
-sent before the history shows it, and it is also sent for jobs that never reached a ComfyUI. A
-periodic query of the rows finds ends whose frame the stream has lost.
+Workers publish the messages of a prompt as frames in a Valkey stream of its client. The replica
+with the client's WebSocket forwards them. The end of a prompt is read from the job's row: so it is
+never sent before the history shows it, and it is also sent for jobs that never reached a ComfyUI.
+A periodic query of the rows finds ends whose frame the stream has lost.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from moyin.system.bounded import BoundedDict
 __all__ = ["PromptNotifier", "PromptNotifiers"]
 
 _log = logging.getLogger(__name__)
-# The interval of the status message. Some clients disconnect after two minutes without a message.
+# The interval of status messages. Some clients disconnect after two minutes without a message.
 _TICK_SECONDS = 3.0
 _LOOK_BACK_FRAMES = 256
 _MAX_PROMPTS = 1_024
 # A row may be written this long after the finish time that it contains.
 _WRITE_DELAY = timedelta(seconds=10)
-# Changes of the queue within this time cause one message: a small picture causes three changes.
+# Changes of the queue within this time cause one message; a small picture causes three changes.
 _SETTLE_SECONDS = 0.05
 # A history request waits at most this long until the client has received the end of the prompt.
 _NOTIFY_WAIT = timedelta(seconds=0.5)
@@ -133,7 +133,7 @@ class PromptNotifier:
             SlowConsumer: the client reads its messages too slowly.
         """
         with self._events.register(self._channel, self):
-            await self._run()
+            await self._run_registered()
 
     async def wait_until_notified(self, job: Job) -> None:
         """Wait until the end of the job has been sent, but no longer than half a second."""
@@ -147,12 +147,12 @@ class PromptNotifier:
                 await self._end_sent.wait_for(lambda: self._ends_sent.get(_attempt_key(job), False))
             await asyncio.sleep(_OVERTAKE_SECONDS)
 
-    async def _run(self) -> None:
+    async def _run_registered(self) -> None:
         newest = await self._newest_frames()
         after = newest[-1].id if newest else None
         async with self._events.hub.subscribe(self._channel, after) as watch:
             await self.send(
-                "status", {"status": await self._queue_status(), "sid": self._client_id}
+                "status", {"status": await self._read_queue_status(), "sid": self._client_id}
             )
             await self._send_running(newest)
             tasks = [
@@ -192,7 +192,7 @@ class PromptNotifier:
             return await self._events.frames.newest(self._channel, _LOOK_BACK_FRAMES)
         except (RedisError, OSError) as error:
             _log.warning(
-                "cannot read the stream of a ComfyUI client, which gets no earlier messages: %s",
+                "cannot read the earlier messages of a ComfyUI client from Valkey: %s",
                 error,
             )
             return []
@@ -206,7 +206,7 @@ class PromptNotifier:
                     latest[from_json(frame.body)["type"]] = frame.body
             if "executing" not in latest and "progress_state" in latest:
                 # The start of the node is older than the frames that were read.
-                latest |= _executing_from_progress(job.id, latest["progress_state"])
+                latest |= _derive_executing(job.id, latest["progress_state"])
             for kind in _STATE_TYPES:
                 if kind in latest:
                     async with self._send_lock:
@@ -250,7 +250,8 @@ class PromptNotifier:
                 body += await self._events.blobs.get(frame.blob)
             except FileNotFoundError:
                 _log.warning(
-                    "a preview of prompt %s is not sent, as its blob has been deleted", frame.prompt
+                    "a preview of prompt %s is not sent, because its blob has been deleted",
+                    frame.prompt,
                 )
                 return
         async with self._send_lock:
@@ -277,7 +278,7 @@ class PromptNotifier:
             self._end_sent.notify_all()
         with contextlib.suppress(*_STORE_ERRORS):
             # This status is optional, as `_send_periodically` repeats it; the message below is not.
-            await self.send("status", {"status": await self._queue_status()})
+            await self.send("status", {"status": await self._read_queue_status()})
         await self.send("executing", {"node": None, "prompt_id": job.id})
 
     async def _send_queue_changes(self) -> None:
@@ -300,7 +301,7 @@ class PromptNotifier:
                 await self._send_unlocked("status", {"status": _build_status(latest)})
 
     async def _send_periodically(self) -> None:
-        """Send the length of the queue, and the ends of prompts that were missed, at an interval."""
+        """Send the queue's length and missed ends of prompts at a regular interval."""
         while True:
             await asyncio.sleep(self._events.tick)
             try:
@@ -325,7 +326,7 @@ class PromptNotifier:
         # Only now, so that the same jobs are checked again if a store fails before.
         self._ends_checked_until = checked_until
 
-    async def _queue_status(self) -> dict[str, Any]:
+    async def _read_queue_status(self) -> dict[str, Any]:
         return _build_status(await self._events.counts.count_now(self._owner))
 
 
@@ -337,8 +338,8 @@ def _build_status(remaining: int) -> dict[str, Any]:
     return {"exec_info": {"queue_remaining": remaining}}
 
 
-def _executing_from_progress(prompt_id: str, progress: bytes) -> dict[str, bytes]:
-    """Return the ``executing`` message that a ``progress_state`` implies; empty if none runs."""
+def _derive_executing(prompt_id: str, progress: bytes) -> dict[str, bytes]:
+    """Return the ``executing`` message implied by ``progress_state``, or an empty dictionary."""
     nodes = from_json(progress)["data"].get("nodes", {})
     running = [node for node, state in nodes.items() if state.get("state") == "running"]
     if not running:

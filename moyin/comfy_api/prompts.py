@@ -155,7 +155,8 @@ class ComfyPrompts:
         """Remove ended prompts from the history. Their jobs stay.
 
         Args:
-            ids: prompts of the tenant; None for all of the caller, or of ``client_id``.
+            ids: the ids of prompts of the tenant; None for all prompts of the caller, or of
+                ``client_id`` if that is given.
         """
         if ids is None:
             await self.prompts.hide(caller.owner, None, submitted_by(caller, client_id))
@@ -168,7 +169,8 @@ class ComfyPrompts:
         """Cancel prompts that have not started.
 
         Args:
-            ids: prompts of the tenant; None for all of the caller, or of ``client_id``.
+            ids: the ids of prompts of the tenant; None for all prompts of the caller, or of
+                ``client_id`` if that is given.
         """
         if ids is None:
             jobs = await self.prompts.list_open(caller.owner, submitted_by(caller, client_id))
@@ -185,7 +187,7 @@ class ComfyPrompts:
         Like in ComfyUI, a prompt of which every node has been executed is not cancelled.
 
         Args:
-            prompt_id: None for all running prompts of the caller, or of ``client_id``.
+            prompt_id: the id; None for all running prompts of the caller, or of ``client_id``.
         """
         if prompt_id is not None:
             jobs = await self.prompts.get(caller.owner, [prompt_id])
@@ -214,7 +216,7 @@ class ComfyPrompts:
         limit: int | None,
         offset: int,
     ) -> dict[str, Any]:
-        """Return the response body of ``/api/jobs``: open prompts and the newest 1000 ended prompts."""
+        """Return the response body of ``/api/jobs``: open prompts and the newest 1000 ended ones."""
         jobs = [
             *await self.prompts.list_open(owner),
             *await self.prompts.list_ended(owner, limit=_MAX_ENTRIES),
@@ -226,7 +228,10 @@ class ComfyPrompts:
             selected = [
                 j for j, digest in zip(selected, digests, strict=True) if digest == workflow
             ]
-        selected.sort(key=_duration if by_duration else _creation_time, reverse=not ascending)
+        selected.sort(
+            key=_execution_seconds if by_duration else _creation_time,
+            reverse=not ascending,
+        )
         page = selected[offset : offset + (limit or _DEFAULT_ENTRIES)]
         summaries = await self._build_bodies(page, response.build_job_summary)
         return {
@@ -257,7 +262,7 @@ class ComfyPrompts:
         files: Mapping[str, Artifact],
         targets: Sequence[str] | None,
     ) -> Mapping[str, Any]:
-        """Check and validate the graph; return ComfyUI's response, which is empty without one."""
+        """Check and validate a graph; return ComfyUI's response, empty if the pool is down."""
         artifacts = await self.files.find_referenced(caller.owner, graph)
         by_id = {artifact_id: input_name(artifact) for artifact_id, artifact in artifacts.items()}
         by_text = {text: input_name(artifact) for text, artifact in files.items()}
@@ -293,7 +298,7 @@ class ComfyPrompts:
         return await _read_within_limit(jobs, lambda job: self._build_body(job, build))
 
     async def _build_body(self, job: Job, build: Any) -> tuple[dict[str, Any], int]:
-        """Return the result of ``build`` for the job, and the bytes read to build the result."""
+        """Return the response body that ``build`` makes of a job, and the size of its data."""
         spec, spec_size = await self._read_spec(job)
         async with self._blob_reads:
             record, record_size = await self.files.read_record_with_size(job)
@@ -310,7 +315,7 @@ class ComfyPrompts:
         return known
 
     async def _read_spec(self, job: Job) -> tuple[JobSpec | None, int]:
-        """Return the job's spec and its size in bytes, or None and 0 if the spec has been deleted."""
+        """Return the job's spec and its size in bytes, or None and 0 if it has been deleted."""
         known = self._specs.get(job.spec)
         if known is None:
             try:
@@ -347,7 +352,7 @@ def _creation_time(job: Job) -> float:
     return job.created_at.timestamp()
 
 
-def _duration(job: Job) -> float:
+def _execution_seconds(job: Job) -> float:
     if job.begun_at is None or job.finished_at is None:
         return 0.0
     return (job.finished_at - job.begun_at).total_seconds()

@@ -29,7 +29,7 @@ class Deferral(Protocol):
         body: bytes,
         idempotency_key: str | None,
     ) -> tuple[Job, bool]:
-        """Return the job that will call ``path``, which includes the query, and True if it is new."""
+        """Create a job that calls ``path`` with its query; return the job and True if it is new."""
         ...
 
     def is_job(self, identity: Identity) -> bool:

@@ -90,7 +90,7 @@ class Proxy:
         """Use ``table`` for all further requests; requests in flight keep their old route."""
         previous = self._runtimes
         counts = self._in_flight
-        # A removed route may be added again while its old requests are in flight, so keep its count.
+        # Keep the counts of removed routes, which may be added again while old requests are open.
         busy = {name: count for name, count in counts.items() if count.count}
         current = {r.name: counts.get(r.name) or InFlightCount() for r in table.routes}
         self._in_flight = busy | current

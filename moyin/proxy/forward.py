@@ -127,7 +127,7 @@ class HttpExchange:
 
     @contextmanager
     def _track_attempt(self, member: PoolMember) -> Iterator[None]:
-        """Count the open request, report its outcome to the breaker, and convert aiohttp's errors."""
+        """Count the open request, report its outcome to the breaker, and convert errors."""
         breaker, name = member.breaker, self.pool.route.name
         member.active += 1
         self._probe_succeeded = reported = False
@@ -151,7 +151,7 @@ class HttpExchange:
             )  # fmt: skip
             if self._response_started:
                 raise StreamInterrupted(
-                    f"the service {name!r} failed during its response"
+                    f"the service {name!r} failed during its response, which is incomplete"
                 ) from error
             retryable = self._is_retryable(error)
             raise _AttemptFailed(_to_backend_error(error, name), retryable=retryable) from error
@@ -161,7 +161,7 @@ class HttpExchange:
                 breaker.abandon()
 
     def _is_retryable(self, error: Exception) -> bool:
-        """Return True if the request can be sent again without a risk that it takes effect twice."""
+        """Return True if the request can be sent again without taking effect twice."""
         if self._body_streamed:
             return False
         # Without a connection the upstream has received nothing, so every method is safe to retry.
@@ -220,7 +220,7 @@ class HttpExchange:
                 yield message["body"]
 
     async def _receive_next_part(self) -> Message:
-        """Receive a part of the body, and record an error, which aiohttp would replace by its own."""
+        """Receive a part of the body, and record an error, which aiohttp would hide."""
         try:
             return await _receive_part(self.receive)
         except (ClientDisconnected, MoyinError) as error:

@@ -28,9 +28,9 @@ _VIA = "1.1 moyin"
 # So only letters, digits and hyphens are forwarded. HAProxy, nginx and Apache drop underscores too.
 _UNAMBIGUOUS_NAME = re.compile(r"[a-z0-9-]+")
 # Authentication proxies identify the caller to a service by headers that the service trusts. If a
-# client sends such a header, it is forged. Sources: the documentation of oauth2-proxy, Authelia, authentik, Vouch, Pomerium, Kong, Traefik, Grafana's auth
-# proxy, mod_auth_openidc, SiteMinder, WebSEAL, Cloudflare Access, Google IAP, AWS ALB, Azure App
-# Service and Tailscale Serve; RFC 9440.
+# client sends such a header, it is forged. Sources: the documentation of oauth2-proxy, Authelia,
+# authentik, Vouch, Pomerium, Kong, Traefik, Grafana's auth proxy, mod_auth_openidc, SiteMinder,
+# WebSEAL, Cloudflare Access, Google IAP, AWS ALB, Azure App Service and Tailscale Serve; RFC 9440.
 _FORGEABLE_NAMES = frozenset(
     {
         # Set by the gateway itself.
@@ -71,7 +71,7 @@ def build_request_headers(
     pass_credentials: bool,
     identity: Mapping[str, str],
 ) -> list[tuple[str, str]]:
-    """Return the upstream's request headers, without hop-by-hop headers, keys and forgeable headers.
+    """Return the request headers without hop-by-hop headers, keys and forgeable headers.
 
     Args:
         address: the client's IP address, or an empty string if it is unknown.

@@ -62,7 +62,11 @@ class PoolMember:
         if passed:
             # Requests that failed before the recovery must not keep the breaker open.
             self.breaker.succeed()
-        _log.warning("upstream %s is %s", self.upstream.url, "up" if passed else "down")
+        _log.warning(
+            "health checks report that upstream %s is %s",
+            self.upstream.url,
+            "up" if passed else "down",
+        )
 
 
 class InFlightCount:
@@ -144,7 +148,7 @@ class UpstreamPool:
         return any(m.is_usable and m not in tried for m in self.members)
 
     def _first_to_recover(self, tried: Collection[PoolMember]) -> PoolMember | None:
-        """Return the untried member whose breaker closes first, as it may have recovered already."""
+        """Return the untried member whose breaker closes first, as it may have recovered."""
         if len(self.members) == 1:
             return None
         untried = [m for m in self.members if m.is_up and m not in tried]

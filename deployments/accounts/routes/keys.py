@@ -24,8 +24,10 @@ def key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
         keys = await api_keys.list_keys(callers.resolve(request))
         return wire.KeyList(keys=[key_body(key) for key in keys])
 
-    @router.post("/keys", status_code=201)
-    async def create(body: wire.NewKey, request: Request, response: Response) -> wire.CreatedKey:
+    @router.post("/keys", status_code=201, name="create")
+    async def create_key(
+        body: wire.NewKey, request: Request, response: Response
+    ) -> wire.CreatedKey:
         """Create an API key. Its scopes must be among your own."""
         response.headers.update(NO_STORE_HEADERS)
         key, text = await api_keys.create_key(
@@ -34,8 +36,8 @@ def key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
         )  # fmt: skip
         return wire.CreatedKey(**key_body(key).model_dump(), key=text)
 
-    @router.post("/keys/{key}/rotate")
-    async def rotate(
+    @router.post("/keys/{key}/rotate", name="rotate")
+    async def rotate_key(
         key: str, request: Request, response: Response, body: wire.RotateKey | None = None
     ) -> wire.RotatedKey:
         """Replace the secret of an API key. Its id, scopes and limits do not change."""
@@ -45,8 +47,8 @@ def key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
             id=key, key=await api_keys.rotate_key(callers.resolve(request), key, overlap)
         )
 
-    @router.delete("/keys/{key}", status_code=204)
-    async def revoke(key: str, request: Request) -> None:
+    @router.delete("/keys/{key}", status_code=204, name="revoke")
+    async def revoke_key(key: str, request: Request) -> None:
         """Revoke an API key. Replicas that have cached it accept it for a few more seconds."""
         await api_keys.revoke_key(callers.resolve(request), key)
 

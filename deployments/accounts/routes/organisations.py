@@ -18,8 +18,10 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
     """Return the routes by which administrators and operators manage organisations."""
     router = APIRouter(tags=["organisations"])
 
-    @router.post("/organisations", status_code=201)
-    async def create(body: wire.NewOrganisation, request: Request) -> wire.OrganisationBody:
+    @router.post("/organisations", status_code=201, name="create")
+    async def create_organisation(
+        body: wire.NewOrganisation, request: Request
+    ) -> wire.OrganisationBody:
         """Create an organisation. Only operators may do so."""
         return organisation_body(
             await organisations.create_organisation(callers.resolve(request), body.name)
@@ -55,8 +57,10 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
         )
         return wire.InvitedMember(**user_body(user).model_dump(), invitation=invitation)
 
-    @router.post("/organisations/{organisation}/members/{user}/invitation", status_code=201)
-    async def invite(
+    @router.post(
+        "/organisations/{organisation}/members/{user}/invitation", status_code=201, name="invite"
+    )
+    async def invite_member(
         organisation: str, user: str, request: Request, response: Response
     ) -> wire.InvitedMember:
         """Mail a member a new invitation. Earlier invitations become invalid."""
@@ -66,8 +70,10 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
         )
         return wire.InvitedMember(**user_body(member).model_dump(), invitation=invitation)
 
-    @router.post("/organisations/{organisation}/service-accounts", status_code=201)
-    async def add_service(
+    @router.post(
+        "/organisations/{organisation}/service-accounts", status_code=201, name="add_service"
+    )
+    async def add_service_account(
         organisation: str, body: wire.NewServiceAccount, request: Request
     ) -> wire.UserBody:
         """Add a service account. Create its key with `POST /keys`."""
@@ -77,8 +83,8 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
             )
         )
 
-    @router.patch("/organisations/{organisation}/members/{user}")
-    async def change(
+    @router.patch("/organisations/{organisation}/members/{user}", name="change")
+    async def change_member(
         organisation: str, user: str, body: wire.ChangeMember, request: Request
     ) -> wire.UserBody:
         """Change a member's role, or disable the member. Both end the member's sessions."""

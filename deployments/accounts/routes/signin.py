@@ -84,7 +84,7 @@ def sign_in_routes(sign_in: SignIn, open_id: OpenIdSignIn, callers: CallerResolv
 
     @router.post("/oidc/begin", name="begin")
     async def begin_sign_in(body: wire.BeginSignIn, request: Request) -> wire.BegunSignIn:
-        """Return the provider's URL to open in a browser, and the `state` that it will send back."""
+        """Return the provider's URL to open in a browser, and the `state` that it sends back."""
         url, state = await open_id.begin(
             body.provider, body.redirect_uri, callers.client_address(request)
         )

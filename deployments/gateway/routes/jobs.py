@@ -42,7 +42,7 @@ def job_routes(
         response: Response,
         key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
     ) -> wire.JobBody:
-        """Accept a job and return its id at once. The job continues after a failure of any service."""
+        """Accept a job and return its id at once. The job survives the failure of any service."""
         caller = context(request.scope).caller
         snapshot = await templates.snapshot()
         job, created = await service.submit_request(
@@ -78,7 +78,7 @@ def job_routes(
 
     @router.get("/jobs/{job_id}", name="show")
     async def get_job(request: Request, job_id: str) -> wire.JobDetail:
-        """Return a job with the outputs of its finished steps. A batch also lists its child jobs."""
+        """Return a job with the outputs of its finished steps. A batch lists its child jobs."""
         job = await jobs.get(context(request.scope).owner, job_id)
         spec = await service.spec(job) if job.children is not None else None
         return job_detail(job, await service.outputs(job), spec)

@@ -24,8 +24,8 @@ _FORM = """{alert}<p>The farm's ComfyUI needs an API key of yours, or an access 
 _SIGNED_IN = """<p>You are signed in as <code>{name}</code>.</p>
 <p><a href="/comfy/">Open ComfyUI</a></p>
 <form method="post" action="/comfy/session/end"><button>Sign out</button></form>"""
-# Browsers omit the SameSite cookie after a link from another site, so this script requests the session
-# again. A link may contain a key after #, which is filled into the form and not sent to a server.
+# Browsers omit the SameSite cookie after a link from another site, so this script requests the
+# session again. A key after # in the link is filled into the form, and not sent to a server.
 _SCRIPT = """
 const key = new URLSearchParams(location.hash.slice(1)).get("key");
 if (key) {

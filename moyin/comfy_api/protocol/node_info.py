@@ -121,7 +121,7 @@ def _iterate_inputs(node: Mapping[str, Any]) -> Iterator[tuple[str, str, list[An
 
 
 def _get_choices(spec: list[Any] | None) -> list[Any] | None:
-    """Return the choices in ``[[…], {…}]`` or ``["COMBO", {"options": […]}]``, or None if free."""
+    """Return the choices in ``[[…], {…}]`` or ``["COMBO", {"options": […]}]``, or None."""
     if not spec:
         return None
     if isinstance(spec[0], list):
@@ -140,7 +140,7 @@ def _set_choices(spec: list[Any], choices: list[Any]) -> None:
 
 
 def _is_upload_input(spec: list[Any]) -> bool:
-    """Return True if the choices are uploaded files; ``remote`` choices come from another server."""
+    """Return True if the choices are uploads; ``remote`` choices come from another server."""
     options = spec[1] if len(spec) > 1 and isinstance(spec[1], Mapping) else {}
     return any(options.get(name) for name in _UPLOAD_OPTIONS) and "remote" not in options
 

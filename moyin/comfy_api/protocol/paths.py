@@ -6,16 +6,16 @@ folder as the server's root, so the page requests ``/comfy/api/…`` and ``/comf
 
 from __future__ import annotations
 
-__all__ = ["FIRST_SEGMENTS", "PAGE", "is_comfyui_path", "is_page_file", "to_server_path"]
+__all__ = ["API_FIRST_SEGMENTS", "PAGE_PATH", "is_comfyui_path", "is_page_file", "to_server_path"]
 
-PAGE = "/comfy/"
+PAGE_PATH = "/comfy/"
 # API paths below the page need a key. All other paths below the page are its own public files.
 _API_PREFIXES = ("api/", "internal/", "extensions/")
 # These extensions are files of the page. Node packages provide all other extensions.
 _PAGE_EXTENSIONS = "extensions/core/"
 _WEBSOCKET = "ws"
 # The first path segments of ComfyUI's API.
-FIRST_SEGMENTS = frozenset(
+API_FIRST_SEGMENTS = frozenset(
     {
         "embeddings", "experiment", "extensions", "features", "free", "global_subgraphs",
         "history", "i18n", "internal", "interrupt", "jobs", "models", "object_info", "prompt",
@@ -27,9 +27,9 @@ FIRST_SEGMENTS = frozenset(
 
 def to_server_path(path: str) -> str | None:
     """Return the API path of ``/comfy/api/…`` or ``/comfy/ws``, or None for all other paths."""
-    if not path.startswith(PAGE):
+    if not path.startswith(PAGE_PATH):
         return None
-    below_page = path[len(PAGE) :]
+    below_page = path[len(PAGE_PATH) :]
     if below_page.startswith(_PAGE_EXTENSIONS):
         return None
     if below_page == _WEBSOCKET or below_page.startswith(_API_PREFIXES):
@@ -39,7 +39,9 @@ def to_server_path(path: str) -> str | None:
 
 def is_page_file(path: str) -> bool:
     """Return True if the path belongs to ComfyUI's page or one of its files, which are public."""
-    return path == PAGE.rstrip("/") or (path.startswith(PAGE) and to_server_path(path) is None)
+    return path == PAGE_PATH.rstrip("/") or (
+        path.startswith(PAGE_PATH) and to_server_path(path) is None
+    )
 
 
 def is_comfyui_path(path: str) -> bool:
@@ -47,4 +49,4 @@ def is_comfyui_path(path: str) -> bool:
     path = to_server_path(path) or path
     below_api = path.startswith("/api/")
     first = path.removeprefix("/api").strip("/").partition("/")[0]
-    return first in FIRST_SEGMENTS and (below_api or first != "jobs")
+    return first in API_FIRST_SEGMENTS and (below_api or first != "jobs")

@@ -11,12 +11,12 @@ from moyin.domain.job import Job, JobError, JobSpec, JobStatus
 from moyin.domain.prompt import ComfyPrompt, PromptRecord
 
 __all__ = [
-    "STATES", "build_end_message", "build_history_entry", "build_job_detail", "build_job_summary",
-    "build_queue_row", "job_state", "queue_number",
+    "JOB_LIST_STATES", "build_end_message", "build_history_entry", "build_job_detail",
+    "build_job_summary", "build_queue_row", "job_state", "queue_number",
 ]  # fmt: skip
 
 # The states of prompts in ComfyUI's job list.
-STATES = ("pending", "in_progress", "completed", "failed", "cancelled")
+JOB_LIST_STATES = ("pending", "in_progress", "completed", "failed", "cancelled")
 _END_MESSAGES = ("execution_success", "execution_error", "execution_interrupted")
 _STATES = {
     JobStatus.SUCCEEDED: "completed",
@@ -48,7 +48,7 @@ def build_queue_row(job: Job, spec: JobSpec | None) -> list[Any]:
     extra: dict[str, Any] = dict(prompt.extra_data) if prompt is not None else {}
     if prompt is not None and prompt.client_id is not None:
         extra["client_id"] = prompt.client_id
-    extra["create_time"] = _milliseconds(job.created_at)
+    extra["create_time"] = _to_milliseconds(job.created_at)
     outputs = list(prompt.outputs) if prompt is not None else []
     return [queue_number(job, prompt), job.id, _resolve_graph(spec), extra, outputs]
 
@@ -87,7 +87,7 @@ def build_end_message(job: Job, record: PromptRecord | None) -> tuple[str, Mappi
     for name, data in reversed(record.messages if record is not None else ()):
         if name == expected:
             return name, {**data, **_build_canceller(job)}
-    data = {"prompt_id": job.id, "timestamp": _milliseconds(job.finished_at or job.created_at)}
+    data = {"prompt_id": job.id, "timestamp": _to_milliseconds(job.finished_at or job.created_at)}
     if expected == "execution_success":
         return expected, data
     details = job.error.details if job.error is not None else {}
@@ -186,7 +186,7 @@ def _find_start_time(job: Job, record: PromptRecord | None) -> int | None:
         if name == "execution_start" and isinstance(data.get("timestamp"), int):
             timestamp: int = data["timestamp"]
             return timestamp
-    return None if job.begun_at is None else _milliseconds(job.begun_at)
+    return None if job.begun_at is None else _to_milliseconds(job.begun_at)
 
 
 def _summarize_outputs(outputs: Mapping[str, Any]) -> tuple[int, dict[str, Any] | None]:
@@ -205,5 +205,5 @@ def _summarize_outputs(outputs: Mapping[str, Any]) -> tuple[int, dict[str, Any] 
     return len(items_by_slot), displayable[0] if displayable else None
 
 
-def _milliseconds(moment: datetime) -> int:
+def _to_milliseconds(moment: datetime) -> int:
     return int(moment.timestamp() * 1_000)

@@ -36,7 +36,7 @@ def normalize_path(text: str) -> str:
     segments = [segment for segment in path.split("/") if segment != ""]
     if path.startswith("/") or _FORBIDDEN.search(path) or not {".", ".."}.isdisjoint(segments):
         raise PathNotAllowed(
-            "the file's path must be relative, without . or .. segments, \\, : or control characters",
+            "the path must be relative, without . or .. segments, \\, : or control characters",
             field="file",
         )
     if not segments:
@@ -45,7 +45,7 @@ def normalize_path(text: str) -> str:
         len(name.encode()) > _MAX_SEGMENT_BYTES for name in segments
     ):
         raise InvalidRequest(
-            f"the path must have at most {_MAX_PATH_CHARACTERS} characters, and each of its segments "
+            f"the path must have at most {_MAX_PATH_CHARACTERS} characters, and each segment "
             f"at most {_MAX_SEGMENT_BYTES} bytes",
             field="file",
         )

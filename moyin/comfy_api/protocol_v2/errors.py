@@ -43,7 +43,7 @@ _FIELD_CODES: tuple[tuple[str, int, str], ...] = (
 
 
 def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorBody:
-    """Render an error as ``{"error": {"code", "message", "details": {"code", "request_id", …}}}``."""
+    """Render ``{"error": {"code", "message", "details": {"code", "request_id", …}}}``."""
     status, code = _status_and_code(error)
     details = {**_build_details(error), "code": error.code, "request_id": request_id}
     if error.field is not None:

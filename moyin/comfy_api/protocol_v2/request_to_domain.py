@@ -16,7 +16,7 @@ from moyin.jobs.protocol.renders import check_graph
 
 __all__ = ["parse_hash", "parse_job", "parse_label_filters"]
 
-_HASH = re.compile(wire.HASH)
+_HASH = re.compile(wire.HASH_PATTERN)
 _FILTER = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 # A label consists of characters that a database's JSON path can contain without escapes.
 _LABEL = re.compile(r"[A-Za-z0-9_.:/ -]{1,64}")
@@ -40,7 +40,7 @@ def parse_job(body: bytes) -> JobSpec:
     if submission.extra_data is not None and submission.extra_data.api_key_comfy_org:
         # The job would have to store the key.
         raise UnsupportedFeature(
-            "nodes that call services of Comfy's partners are not supported: omit api_key_comfy_org",
+            "nodes that call Comfy's partners are not supported: omit api_key_comfy_org",
             field="extra_data",
         )
     check_graph(submission.workflow, "workflow")

@@ -13,7 +13,7 @@ from moyin.domain.job import Job, JobError, JobStatus, Progress
 
 __all__ = ["V2Presenter", "to_progress", "to_status", "to_summary"]
 
-Kind = Literal["image", "video", "audio", "text", "file", "latent"]
+OutputKind = Literal["image", "video", "audio", "text", "file", "latent"]
 _STATUS: Mapping[JobStatus, wire.Status] = {
     JobStatus.QUEUED: "queued",
     JobStatus.RUNNING: "running",
@@ -21,7 +21,12 @@ _STATUS: Mapping[JobStatus, wire.Status] = {
     JobStatus.FAILED: "failed",
     JobStatus.CANCELLED: "canceled",
 }
-_KINDS: Mapping[str, Kind] = {"image": "image", "video": "video", "audio": "audio", "text": "text"}
+_KINDS: Mapping[str, OutputKind] = {
+    "image": "image",
+    "video": "video",
+    "audio": "audio",
+    "text": "text",
+}
 # The API requires an expiry, but the gateway's URLs do not expire: they need the caller's key.
 _URL_LIFETIME = timedelta(days=1)
 
@@ -55,8 +60,8 @@ class V2Presenter:
             outputs=self.to_output_bodies(job, outputs),
             error=None if job.error is None else _to_failure(job.error),
             metrics={
-                "queue_ms": _milliseconds(job.created_at, job.started_at),
-                "execution_ms": _milliseconds(job.started_at, job.finished_at),
+                "queue_ms": _elapsed_milliseconds(job.created_at, job.started_at),
+                "execution_ms": _elapsed_milliseconds(job.started_at, job.finished_at),
             },
             metadata=dict(job.metadata),
             urls=wire.JobUrls(self=path, events=f"{path}/events", cancel=f"{path}/cancel"),
@@ -143,7 +148,7 @@ def _artifacts_by_node(
         yield "", "", artifact
 
 
-def _to_kind(slot: str, media_type: str) -> Kind:
+def _to_kind(slot: str, media_type: str) -> OutputKind:
     if slot == "latents":
         return "latent"
     return _KINDS.get(media_type.partition("/")[0], "file")
@@ -163,7 +168,7 @@ def _to_failure(error: JobError) -> wire.NodeFailure:
     )
 
 
-def _milliseconds(start: datetime | None, end: datetime | None) -> int | None:
+def _elapsed_milliseconds(start: datetime | None, end: datetime | None) -> int | None:
     if start is None or end is None:
         return None
     return int((end - start).total_seconds() * 1000)

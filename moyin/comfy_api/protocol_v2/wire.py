@@ -20,7 +20,7 @@ __all__ = [
 ]  # fmt: skip
 
 MAX_LABELS = 16
-HASH = r"^blake3:[0-9a-f]{64}$"
+HASH_PATTERN = r"^blake3:[0-9a-f]{64}$"
 Status = Literal["queued", "running", "succeeded", "canceling", "canceled", "failed", "expired"]
 
 
@@ -50,7 +50,7 @@ class Submission(_Request):
 class FromHash(_Request):
     """An asset of content that is already stored. `tags` and `expires_in` have no effect."""
 
-    hash: str = Field(pattern=HASH)
+    hash: str = Field(pattern=HASH_PATTERN)
     file_path: str | None = Field(None, max_length=1024)
     tags: list[str] = Field(default_factory=list, max_length=64)
     expires_in: int | None = Field(None, ge=60, le=604_800)

@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from deployments.gateway.files import build_artifact_response, receive_upload, store_upload
 from deployments.gateway.openapi import describe_file_form
 from deployments.gateway.routes.artifacts import derive_artifact_id
-from deployments.gateway.routes.comfy_api.jobs_v2 import ERRORS, new_presenter
+from deployments.gateway.routes.comfy_api.jobs_v2 import ERROR_RESPONSES, new_presenter
 from deployments.gateway.routes.jobs import validate_idempotency_key
 from deployments.openapi import FILE_RESPONSES
 from moyin.access.gatekeeper import context
@@ -27,7 +27,7 @@ _UPLOAD = describe_file_form(
     {
         "content_type": {"type": "string"},
         "file_path": {"type": "string"},
-        "expected_hash": {"type": "string", "pattern": wire.HASH},
+        "expected_hash": {"type": "string", "pattern": wire.HASH_PATTERN},
     },
 )
 _STORED: dict[int | str, dict[str, Any]] = {
@@ -37,15 +37,15 @@ _STORED: dict[int | str, dict[str, Any]] = {
 
 def asset_v2_routes(assets: Assets, blobs: BlobStore, retention: timedelta) -> APIRouter:
     """Return the routes of assets, which are the Comfy API's view of the caller's artifacts."""
-    router = APIRouter(prefix="/api/v2/assets", tags=["Comfy API v2"], responses=ERRORS)
+    router = APIRouter(prefix="/api/v2/assets", tags=["Comfy API v2"], responses=ERROR_RESPONSES)
 
-    @router.post("", status_code=201, openapi_extra=_UPLOAD, responses=_STORED)
-    async def create(
+    @router.post("", status_code=201, openapi_extra=_UPLOAD, responses=_STORED, name="create")
+    async def create_asset(
         request: Request,
         response: Response,
         key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
     ) -> wire.AssetBody:
-        """Store the part `file` of a form. Each Idempotency-Key may be used once."""
+        """Store the part `file` of a form as an asset. Each Idempotency-Key may be used once."""
         owner = context(request.scope).owner
         artifact_id = derive_artifact_id(owner, validate_idempotency_key(key))
         async with receive_upload(request, "file") as upload:
@@ -89,9 +89,9 @@ def asset_v2_routes(assets: Assets, blobs: BlobStore, retention: timedelta) -> A
         stored = await assets.get(context(request.scope).owner, asset_id)
         return await build_artifact_response(request, stored.artifact, blobs)
 
-    @router.delete("/{asset_id}", status_code=204)
-    async def delete(request: Request, asset_id: str) -> None:
-        """Delete an asset. Jobs that refer to the asset and are already accepted still get its content."""
+    @router.delete("/{asset_id}", status_code=204, name="delete")
+    async def delete_asset(request: Request, asset_id: str) -> None:
+        """Delete an asset. Jobs that were accepted before still get its content."""
         await assets.delete(context(request.scope).owner, asset_id)
 
     return router

@@ -34,8 +34,8 @@ def file_routes(files: ComfyFiles, blobs: BlobStore, pictures: PictureConverter)
     """Return the routes that store and return files by ComfyUI's names."""
     router = APIRouter(tags=["comfyui"])
 
-    @router.get("/view", response_class=StreamingResponse, responses=FILE_RESPONSES)
-    async def view(
+    @router.get("/view", response_class=StreamingResponse, responses=FILE_RESPONSES, name="view")
+    async def view_file(
         request: Request,
         filename: _Part | None = None,
         subfolder: _Part = "",
@@ -62,7 +62,7 @@ def file_routes(files: ComfyFiles, blobs: BlobStore, pictures: PictureConverter)
     async def upload_image(request: Request) -> dict[str, str]:
         """Store a file, which graphs can load by its name."""
         async with receive_upload(request, "image") as upload:
-            return await store(context(request.scope).owner, upload)
+            return await store_by_name(context(request.scope).owner, upload)
 
     @router.post(
         "/upload/mask",
@@ -71,14 +71,14 @@ def file_routes(files: ComfyFiles, blobs: BlobStore, pictures: PictureConverter)
         ),
     )
     async def upload_mask(request: Request) -> dict[str, str]:
-        """Store a copy of the file `original_ref` with the alpha channel of the uploaded picture."""
+        """Store a copy of the file `original_ref` with the alpha channel of the upload."""
         owner = context(request.scope).owner
         async with receive_upload(request, "image") as upload:
             original = await files.find(owner, _parse_original_ref(upload.fields))
             await pictures.apply_mask(owner, original, upload.path)
-            return await store(owner, replace(upload, declared="image/png"))
+            return await store_by_name(owner, replace(upload, declared="image/png"))
 
-    async def store(owner: str, upload: Upload) -> dict[str, str]:
+    async def store_by_name(owner: str, upload: Upload) -> dict[str, str]:
         fields = upload.fields
         name = parse_file_name(
             Path(upload.name or "").name, fields.get("subfolder", ""), fields.get("type", "input")

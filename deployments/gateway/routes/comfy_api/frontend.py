@@ -15,7 +15,7 @@ from moyin.access.gatekeeper import status_of
 from moyin.access.gatekeeper.browser import BrowserSessions
 from moyin.comfy_api import pages
 from moyin.comfy_api.node_info import NodeInfoCache
-from moyin.comfy_api.protocol.paths import PAGE
+from moyin.comfy_api.protocol.paths import PAGE_PATH
 from moyin.errors import BodyTooLarge, InvalidKey, InvalidRequest, ServiceUnavailable
 
 __all__ = ["frontend_routes", "session_routes"]
@@ -58,15 +58,15 @@ def session_routes(sessions: BrowserSessions) -> APIRouter:
         name="session",
     )
     async def get_session(request: Request) -> Response | SessionBody:
-        """Return the tenant and user of this browser's session; as a page if HTML is accepted."""
+        """Return the tenant and user of this browser's session, as a page if it accepts HTML."""
         identity = await sessions.identity(request.scope)
         wants_html = "text/html" in request.headers.get("accept", "")
         if identity is not None:
             if wants_html:
-                return _html(pages.render_signed_in_page(identity.user or identity.owner))
+                return _html_response(pages.render_signed_in_page(identity.user or identity.owner))
             return SessionBody(owner=identity.owner, user=identity.user)
         if wants_html:
-            return _html(pages.render_sign_in_page(), 401)
+            return _html_response(pages.render_sign_in_page(), 401)
         raise InvalidKey("this browser is not signed in: send a key with POST /comfy/session")
 
     @router.post(
@@ -76,7 +76,7 @@ def session_routes(sessions: BrowserSessions) -> APIRouter:
         openapi_extra=describe_body(_SIGN_IN_SCHEMA, "application/json", _FORM),
     )
     async def sign_in(request: Request, response: Response) -> Response | SessionBody:
-        """Sign a browser in by storing an API key or access token in a cookie for `/comfy/` only."""
+        """Sign a browser in by storing an API key or access token in a cookie for `/comfy/`."""
         is_form = request.headers.get("content-type", "").startswith(_FORM)
         try:
             identity, cookie = await sessions.begin(
@@ -84,19 +84,21 @@ def session_routes(sessions: BrowserSessions) -> APIRouter:
             )
         except (InvalidKey, InvalidRequest) as error:
             if is_form:
-                return _html(
+                return _html_response(
                     pages.render_sign_in_page(_as_sentence(error.message)), status_of(error)
                 )
             raise
         if is_form:
-            return RedirectResponse(PAGE, 303, {"set-cookie": cookie, "cache-control": "no-store"})
+            return RedirectResponse(
+                PAGE_PATH, 303, {"set-cookie": cookie, "cache-control": "no-store"}
+            )
         response.headers.update({"set-cookie": cookie, "cache-control": "no-store"})
         return SessionBody(owner=identity.owner, user=identity.user)
 
     @router.post("/comfy/session/end", status_code=303, response_class=RedirectResponse)
     async def sign_out(request: Request) -> Response:
         """Delete the cookie and redirect to the sign-in page."""
-        return RedirectResponse(PAGE, 303, {"set-cookie": sessions.end(request.scope)})
+        return RedirectResponse(PAGE_PATH, 303, {"set-cookie": sessions.end(request.scope)})
 
     return router
 
@@ -114,22 +116,22 @@ def frontend_routes(
 
     # Version 1.32 of the frontend reloads itself at `/`.
     @router.get("/", include_in_schema=False)
-    @router.get(PAGE.rstrip("/"), include_in_schema=False)
+    @router.get(PAGE_PATH.rstrip("/"), include_in_schema=False)
     async def redirect_to_page(request: Request) -> Response:
         if request.url.path == "/" and _is_ollama_client(request):
             return PlainTextResponse(_OLLAMA_GREETING)
         query = request.url.query
-        return RedirectResponse(f"{PAGE}?{query}" if query else PAGE, 307)
+        return RedirectResponse(f"{PAGE_PATH}?{query}" if query else PAGE_PATH, 307)
 
-    @router.get(PAGE, include_in_schema=False)
+    @router.get(PAGE_PATH, include_in_schema=False)
     async def get_page(request: Request) -> Response:
         if await sessions.identity(request.scope) is None:
-            return _html(pages.render_sign_in_page(), 401)
+            return _html_response(pages.render_sign_in_page(), 401)
         try:
             # The page requests the nodes only once, and cannot show a graph without them.
             await node_info.fetch_nodes()
         except ServiceUnavailable:
-            return _html(pages.render_waiting_page(), 503)
+            return _html_response(pages.render_waiting_page(), 503)
         return await frontend.get_page()
 
     @router.api_route("/comfy/{path:path}", methods=["GET", "HEAD"], include_in_schema=False)
@@ -156,7 +158,7 @@ async def _read_key(request: Request, is_form: bool) -> str:
         body += part
         if len(body) > _MAX_BODY_BYTES:
             raise BodyTooLarge(
-                f"the body is larger than {_MAX_BODY_BYTES} bytes: send only an API key or access token"
+                f"the body is larger than {_MAX_BODY_BYTES} bytes: send only a key or token"
             )
     try:
         if is_form:
@@ -169,7 +171,7 @@ async def _read_key(request: Request, is_form: bool) -> str:
         ) from None
 
 
-def _html(page: pages.HtmlPage, status: int = 200) -> Response:
+def _html_response(page: pages.HtmlPage, status: int = 200) -> Response:
     return HTMLResponse(page.html, status, page.headers)
 
 

@@ -19,11 +19,11 @@ from moyin.comfy_api.protocol_v2 import wire
 from moyin.comfy_api.protocol_v2.request_to_domain import parse_job, parse_label_filters
 from moyin.comfy_api.protocol_v2.response import V2Presenter, to_summary
 
-__all__ = ["ERRORS", "job_v2_routes", "new_presenter"]
+__all__ = ["ERROR_RESPONSES", "job_v2_routes", "new_presenter"]
 
 _STATUSES = (400, 401, 402, 403, 404, 408, 409, 413, 422, 429, 503)
 # The error responses that every route of the Comfy API v2 documents.
-ERRORS: dict[int | str, dict[str, Any]] = {
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": wire.ErrorEnvelope} for status in _STATUSES
 }
 
@@ -39,7 +39,7 @@ def new_presenter(request: Request, retention: timedelta) -> V2Presenter:
 
 def job_v2_routes(renders: ComfyJobs, retention: timedelta) -> APIRouter:
     """Return the routes that submit, list, show, cancel and follow render jobs."""
-    router = APIRouter(prefix="/api/v2/jobs", tags=["Comfy API v2"], responses=ERRORS)
+    router = APIRouter(prefix="/api/v2/jobs", tags=["Comfy API v2"], responses=ERROR_RESPONSES)
 
     submission = describe_body(wire.Submission.model_json_schema())
 

@@ -12,7 +12,7 @@ from deployments.gateway.openapi import describe_body
 from deployments.gateway.routes.jobs import validate_idempotency_key
 from moyin.access.gatekeeper import context
 from moyin.comfy_api.prompts import ComfyPrompts
-from moyin.comfy_api.protocol.response import STATES
+from moyin.comfy_api.protocol.response import JOB_LIST_STATES
 from moyin.errors import InvalidGraph, InvalidRequest
 from moyin.http.validation import parse_object, validate
 from moyin.render.protocol import wire
@@ -63,9 +63,9 @@ def prompt_routes(prompts: ComfyPrompts) -> APIRouter:
 
     @router.post("/queue", response_class=Response, openapi_extra=_describe_body(wire.IdsBody))
     async def change_queue(request: Request) -> Response:
-        """Remove waiting prompts from the queue by id. `clear` removes all.
+        """Remove waiting prompts from the queue, by id or with `clear`.
 
-        All are the prompts that your key or account has queued, or only those of `client_id`.
+        `clear` removes all prompts of your key or account, or only those of `client_id`.
         """
         caller, body = context(request.scope).caller, await _read_body(request, wire.IdsBody)
         await prompts.cancel_waiting(caller, body.chosen, client_id=body.client_id)
@@ -89,9 +89,9 @@ def prompt_routes(prompts: ComfyPrompts) -> APIRouter:
 
     @router.post("/history", response_class=Response, openapi_extra=_describe_body(wire.IdsBody))
     async def change_history(request: Request) -> Response:
-        """Remove prompts from the history by id. `clear` removes all. Jobs and files stay.
+        """Remove prompts from the history, by id or with `clear`. Their jobs and files stay.
 
-        All are the prompts that your key or account has queued, or only those of `client_id`.
+        `clear` removes all prompts of your key or account, or only those of `client_id`.
         """
         caller, body = context(request.scope).caller, await _read_body(request, wire.IdsBody)
         await prompts.hide_from_history(caller, body.chosen, client_id=body.client_id)
@@ -101,9 +101,9 @@ def prompt_routes(prompts: ComfyPrompts) -> APIRouter:
         "/interrupt", response_class=Response, openapi_extra=_describe_body(wire.InterruptBody)
     )
     async def interrupt(request: Request) -> Response:
-        """Cancel the prompt `prompt_id`, or all your running prompts.
+        """Cancel the prompt `prompt_id`, or without an id all your running prompts.
 
-        All are the prompts that your key or account has queued, or only those of `client_id`.
+        These are the running prompts of your key or account, or only those of `client_id`.
         """
         caller, body = context(request.scope).caller, await _read_body(request, wire.InterruptBody)
         await prompts.interrupt(caller, body.prompt_id, client_id=body.client_id)
@@ -133,9 +133,10 @@ def job_list_routes(prompts: ComfyPrompts) -> APIRouter:
     ) -> dict[str, Any]:
         """List your prompts. `status` filters by a comma-separated list of states."""
         states = [state.strip().lower() for state in status.split(",") if state.strip()]
-        if not set(states) <= set(STATES):
+        if not set(states) <= set(JOB_LIST_STATES):
             raise InvalidRequest(
-                f"status must be a comma-separated list of {', '.join(STATES)}", field="status"
+                f"status must be a comma-separated list of {', '.join(JOB_LIST_STATES)}",
+                field="status",
             )
         return await prompts.list_jobs(
             context(request.scope).owner, states=states, workflow_id=workflow_id,

@@ -58,8 +58,8 @@ def server_info_routes(
         uploads = await files.list_uploads(caller.owner)
         return set_upload_choices({node: nodes[node]}, uploads)
 
-    @router.get("/system_stats")
-    async def system_stats() -> dict[str, Any]:
+    @router.get("/system_stats", name="system_stats")
+    async def get_system_stats() -> dict[str, Any]:
         """Return the GPUs of all running ComfyUI processes."""
         stats = await node_info.fetch_from_renderers("/system_stats")
         system = dict(stats[0]["system"]) if stats else {"os": os.name, "embedded_python": False}
@@ -68,14 +68,14 @@ def server_info_routes(
         system.setdefault("python_version", platform.python_version())
         return {"system": system, "devices": _number_devices(stats)}
 
-    @router.get("/features")
-    async def features() -> dict[str, Any]:
+    @router.get("/features", name="features")
+    async def get_feature_flags() -> dict[str, Any]:
         """Return the feature flags that the frontend reads."""
         return {**FEATURE_FLAGS, "max_upload_size": max_body_bytes}
 
     @router.get("/users", name="users")
-    async def user_storage() -> dict[str, Any]:
-        """Return the reply by which the frontend shows no list of users, as the key names the user."""
+    async def get_user_storage() -> dict[str, Any]:
+        """Return the reply by which the frontend requests no user, whom the key identifies."""
         return {"storage": "server", "migrated": True}
 
     @router.post("/users", name="add_user")
@@ -83,13 +83,13 @@ def server_info_routes(
         """Reject the request, because users register at `/accounts`."""
         raise InvalidRequest("ComfyUI's own users are not supported: create accounts at /accounts")
 
-    @router.get("/internal/logs")
-    async def logs() -> str:
+    @router.get("/internal/logs", name="logs")
+    async def get_log() -> str:
         """Return an empty log, because the real log contains data of all tenants."""
         return ""
 
-    @router.get("/internal/logs/raw")
-    async def raw_logs() -> dict[str, Any]:
+    @router.get("/internal/logs/raw", name="raw_logs")
+    async def get_raw_log() -> dict[str, Any]:
         """Return an empty log, because the real log contains data of all tenants."""
         return {"entries": [], "size": {"cols": 80, "rows": 24}}
 
@@ -103,8 +103,8 @@ def server_info_routes(
         """List your uploads of the type `kind`, such as `input`."""
         return await files.list_uploads(context(request.scope).owner, kind)
 
-    @router.get("/internal/folder_paths")
-    async def folder_paths() -> dict[str, list[str]]:
+    @router.get("/internal/folder_paths", name="folder_paths")
+    async def list_folder_paths() -> dict[str, list[str]]:
         """Return the names of the model folders, without their paths on the machines."""
         folders: list[str] = await _fetch_merged_or(node_info, "/models", merge_lists, [])
         return {folder: [folder] for folder in folders}
@@ -116,8 +116,8 @@ def package_routes(node_info: NodeInfoCache) -> APIRouter:
     """Return the routes of the files, graphs and translations that node packages provide."""
     router = APIRouter(tags=["comfyui"])
 
-    @router.get("/extensions")
-    async def extensions() -> list[str]:
+    @router.get("/extensions", name="extensions")
+    async def list_extensions() -> list[str]:
         """List the scripts that the frontend and the node packages add to the page."""
         return await _fetch_merged_or(node_info, "/extensions", merge_lists, [])
 
@@ -130,7 +130,7 @@ def package_routes(node_info: NodeInfoCache) -> APIRouter:
     async def get_extension_file(request: Request, path: str) -> Response:
         """Return a file that a node package provides for the frontend."""
         content = await node_info.fetch_first(f"/extensions/{quote(path)}")
-        tag = await asyncio.to_thread(_etag, content)
+        tag = await asyncio.to_thread(_compute_etag, content)
         headers = {
             "etag": tag,
             "cache-control": "private, no-cache",
@@ -141,31 +141,31 @@ def package_routes(node_info: NodeInfoCache) -> APIRouter:
         kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
         return Response(content, media_type=kind, headers=headers)
 
-    @router.get("/workflow_templates")
-    async def workflow_templates() -> dict[str, Any]:
+    @router.get("/workflow_templates", name="workflow_templates")
+    async def list_workflow_templates() -> dict[str, Any]:
         """Return the example graphs of node packages by package."""
         return await _fetch_merged_or(node_info, "/workflow_templates", merge_objects, {})
 
-    @router.get("/global_subgraphs")
-    async def global_subgraphs() -> dict[str, Any]:
+    @router.get("/global_subgraphs", name="global_subgraphs")
+    async def list_subgraphs() -> dict[str, Any]:
         """Return the subgraphs that node packages provide."""
         return await _fetch_merged_or(node_info, "/global_subgraphs", merge_objects, {})
 
-    @router.get("/global_subgraphs/{id}")
-    async def global_subgraph(id: str) -> Any:
+    @router.get("/global_subgraphs/{id}", name="global_subgraph")
+    async def get_subgraph(id: str) -> Any:
         """Return a subgraph, or null if no subgraph has this id."""
         path = f"/global_subgraphs/{quote(id, safe='')}"
         subgraphs = await _fetch_merged_or(node_info, path, list, [None])
         return subgraphs[0]
 
-    @router.get("/i18n")
-    async def translations() -> dict[str, Any]:
+    @router.get("/i18n", name="translations")
+    async def get_translations() -> dict[str, Any]:
         """Return the translations that node packages provide."""
         return await _fetch_merged_or(node_info, "/i18n", merge_objects, {})
 
-    @router.get("/node_replacements")
-    async def node_replacements() -> dict[str, Any]:
-        """Return an empty object, because no node is replaced; newer frontends request this route."""
+    @router.get("/node_replacements", name="node_replacements")
+    async def list_node_replacements() -> dict[str, Any]:
+        """Return no node replacements; newer frontends request this route."""
         return {}
 
     return router
@@ -175,30 +175,30 @@ def model_routes(node_info: NodeInfoCache) -> APIRouter:
     """Return the routes that list the model files on the pools' machines."""
     router = APIRouter(tags=["comfyui"])
 
-    @router.get("/models")
-    async def model_folders() -> list[str]:
+    @router.get("/models", name="model_folders")
+    async def list_model_folders() -> list[str]:
         """List the model folders."""
         return await _fetch_merged_or(node_info, "/models", merge_lists, [])
 
-    @router.get("/models/{folder}")
-    async def model_files(folder: str) -> list[str]:
+    @router.get("/models/{folder}", name="model_files")
+    async def list_model_files(folder: str) -> list[str]:
         """List the model files that any pool has in a folder."""
         return await node_info.fetch_merged(f"/models/{quote(folder, safe='')}", merge_lists)
 
-    @router.get("/embeddings")
-    async def embeddings() -> list[str]:
+    @router.get("/embeddings", name="embeddings")
+    async def list_embeddings() -> list[str]:
         """List the textual inversions (embeddings) that any pool has."""
         return await _fetch_merged_or(node_info, "/embeddings", merge_lists, [])
 
-    @router.get("/experiment/models")
-    async def model_folders_v2() -> list[dict[str, Any]]:
+    @router.get("/experiment/models", name="model_folders_v2")
+    async def list_model_folders_v2() -> list[dict[str, Any]]:
         """List the model folders in the format of newer frontends."""
         return remove_folder_paths(
             await _fetch_merged_or(node_info, "/experiment/models", merge_lists, [])
         )
 
-    @router.get("/experiment/models/{folder}")
-    async def model_files_v2(folder: str) -> list[dict[str, Any]]:
+    @router.get("/experiment/models/{folder}", name="model_files_v2")
+    async def list_model_files_v2(folder: str) -> list[dict[str, Any]]:
         """List the model files in a folder, with their sizes and times."""
         path = f"/experiment/models/{quote(folder, safe='')}"
         return await node_info.fetch_merged(path, merge_lists)
@@ -234,7 +234,7 @@ async def _fetch_merged_or(
         return default
 
 
-def _etag(content: bytes) -> str:
+def _compute_etag(content: bytes) -> str:
     return f'"{hashlib.sha256(content).hexdigest()[:32]}"'
 
 

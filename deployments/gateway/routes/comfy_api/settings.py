@@ -50,7 +50,7 @@ def settings_routes(files: UserdataStore) -> APIRouter:
         changes = parse_json(await request.body())
         if not isinstance(changes, dict):
             raise InvalidRequest("the body must be an object whose members are settings by id")
-        await save(request, changes)
+        await save_changes(request, changes)
         return Response()
 
     @router.post(
@@ -58,15 +58,17 @@ def settings_routes(files: UserdataStore) -> APIRouter:
     )
     async def change_setting(request: Request, id: str) -> Response:
         """Set a setting to the JSON value in the body."""
-        await save(request, {id: parse_json(await request.body())})
+        await save_changes(request, {id: parse_json(await request.body())})
         return Response()
 
-    async def save(request: Request, changes: Mapping[str, Any]) -> None:
-        def merge(before: bytes | None) -> bytes:
+    async def save_changes(request: Request, changes: Mapping[str, Any]) -> None:
+        def merge_changes(before: bytes | None) -> bytes:
             known = {} if before is None else _parse_settings(before)
             return json.dumps({**known, **changes}, indent=4).encode()
 
-        await files.update(userdata_scope(context(request.scope).caller), SETTINGS_FILE, merge)
+        await files.update(
+            userdata_scope(context(request.scope).caller), SETTINGS_FILE, merge_changes
+        )
 
     return router
 

@@ -83,8 +83,9 @@ def userdata_routes(files: UserdataStore) -> APIRouter:
         response_class=Response,
         responses={200: {"content": FILE}},
         openapi_extra=_FILE_PATH,
+        name="read",
     )
-    async def read(request: Request) -> Response:
+    async def read_file(request: Request) -> Response:
         """Return the content of a file."""
         path, _ = _parse_paths(request)
         content = await files.read(userdata_scope(context(request.scope).caller), path)
@@ -94,7 +95,7 @@ def userdata_routes(files: UserdataStore) -> APIRouter:
     @router.post("/userdata/{file:path}/move/{dest:path}", openapi_extra=_MOVE_PATHS)
     @router.post("/userdata/{file:path}", openapi_extra=_BODY)
     async def write(request: Request, overwrite: _Flag = "", full_info: _Flag = "") -> Any:
-        """Store the body as a file, or move a file. Status 409 if `overwrite=false` and it exists."""
+        """Store the body as a file, or move a file. `overwrite=false` returns 409 if it exists."""
         scope = userdata_scope(context(request.scope).caller)
         path, destination = _parse_paths(request)
         replace = overwrite != "false"
@@ -104,8 +105,10 @@ def userdata_routes(files: UserdataStore) -> APIRouter:
             file = await files.write(scope, path, await request.body(), overwrite=replace)
         return build_file_entry(file) if _is_true(full_info) else file.path
 
-    @router.delete("/userdata/{file:path}", status_code=204, openapi_extra=_FILE_PATH)
-    async def delete(request: Request) -> None:
+    @router.delete(
+        "/userdata/{file:path}", status_code=204, openapi_extra=_FILE_PATH, name="delete"
+    )
+    async def delete_file(request: Request) -> None:
         """Delete a file."""
         path, _ = _parse_paths(request)
         await files.delete(userdata_scope(context(request.scope).caller), path)
