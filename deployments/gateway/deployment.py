@@ -10,8 +10,7 @@ from typing import Any, Protocol, TypeVar
 from deployments.gateway.app import GatewayServices, new_app
 from deployments.gateway.config import GatewayConfig
 from deployments.gateway.frontend import FrontendFiles
-from deployments.gateway.pool_client import ServePoolClient
-from deployments.gateway.pool_validator import PoolValidator
+from deployments.gateway.pools import PoolValidator, ServePoolClient
 from deployments.hot import HotConfig
 from deployments.logs import configure_logs
 from deployments.observer import ServeObserver
