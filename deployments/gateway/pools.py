@@ -70,13 +70,13 @@ class ServePoolClient:
 
     async def get(self, pool: str, path: str) -> PoolAnswer:
         """Send GET ``path`` to a renderer of the pool, or raise ServiceUnavailable."""
-        answer: PoolAnswer = await self._call(pool, "get", path)
+        answer: PoolAnswer = await self._call_pool(pool, "get", path)
         return answer
 
     async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
         """Return the responses of all renderers of the pool to GET ``path``, by renderer."""
         try:
-            answers: Mapping[str, bytes] = await self._call(pool, "get_all", path)
+            answers: Mapping[str, bytes] = await self._call_pool(pool, "get_all", path)
         except ServiceUnavailable:
             return {}
         return answers
@@ -90,12 +90,12 @@ class ServePoolClient:
         try:
             # The client's interruption must not wait long for a pool that may be down.
             async with asyncio.timeout(_EXECUTED_SECONDS):
-                executed: Sequence[str] = await self._call(pool, "executed", list(prompt_ids))
+                executed: Sequence[str] = await self._call_pool(pool, "executed", list(prompt_ids))
         except (ServiceUnavailable, TimeoutError):
             return ()
         return executed
 
-    async def _call(self, pool: str, method: str, argument: Any) -> Any:
+    async def _call_pool(self, pool: str, method: str, argument: Any) -> Any:
         if time.monotonic() < self._paused_until.get(pool, 0.0):
             raise ServiceUnavailable(
                 f"render pool {pool!r} does not respond; try again", retry_after=self._pause

@@ -75,7 +75,7 @@ class ComfyFiles:
     blobs: BlobStore
     frames: FrameStore
 
-    async def find(self, owner: str, name: ComfyFileName) -> Artifact:
+    async def find_file(self, owner: str, name: ComfyFileName) -> Artifact:
         """Return an upload of the owner, or an output of the owner's ended or running renders.
 
         Raises:
@@ -143,7 +143,7 @@ class ComfyFiles:
             if stored.sha256 == artifact.sha256:
                 return candidate
         raise InvalidRequest(
-            "too many files have this name: choose another file name", field="filename"
+            f"too many files are named {name.filename!r}: choose another name", field="filename"
         )
 
     async def read_record(self, job: Job) -> PromptRecord | None:

@@ -51,7 +51,7 @@ class ComfyJobs:
             )
         return job
 
-    async def get(self, owner: str, job_id: str) -> Job:
+    async def get_job(self, owner: str, job_id: str) -> Job:
         """Return a render job of the owner.
 
         Raises:
@@ -78,11 +78,11 @@ class ComfyJobs:
         Raises:
             JobNotFound: the owner has no render job with this id.
         """
-        await self.get(caller.owner, job_id)
+        await self.get_job(caller.owner, job_id)
         try:
             return await self.service.cancel(caller, job_id)
         except JobFinished:
-            return await self.get(caller.owner, job_id)
+            return await self.get_job(caller.owner, job_id)
 
     async def get_graph(self, job: Job) -> Mapping[str, Any]:
         """Return the graph of a job as it was submitted. A batch returns its first child's graph.

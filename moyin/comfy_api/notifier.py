@@ -214,7 +214,7 @@ class PromptNotifier:
 
     async def _process_frame(self, frame: Frame) -> None:
         if frame.kind is FrameKind.STATUS:
-            await self._reopen(frame.prompt)
+            await self._resume_if_retried(frame.prompt)
             self._queue_changed.set()
         elif frame.kind is FrameKind.END:
             for job in await self._events.prompts.get(self._owner, [frame.prompt], hidden=True):
@@ -227,7 +227,7 @@ class PromptNotifier:
         else:
             await self._send_preview(frame)
 
-    async def _reopen(self, prompt_id: str) -> None:
+    async def _resume_if_retried(self, prompt_id: str) -> None:
         """Forward the messages of an ended prompt again if its job has been retried."""
         if prompt_id in self._ended:
             jobs = await self._events.prompts.get(self._owner, [prompt_id], hidden=True)

@@ -63,7 +63,7 @@ class ValidationCache:
             bounds = unchecked.get(node, {}).get(name)
             if bounds is None:
                 checked_values.append(value)
-            elif not _is_within(value, *bounds):
+            elif not _is_within_bounds(value, *bounds):
                 return None
         key = _digest([shape, checked_values])
         result = None if key is None else self._results.get(key)
@@ -114,7 +114,7 @@ def _iterate_scalars(graph: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]
                 yield node, name, value
 
 
-def _is_within(value: Any, kind: str, minimum: Any, maximum: Any) -> bool:
+def _is_within_bounds(value: Any, kind: str, minimum: Any, maximum: Any) -> bool:
     # A Python bool is an int, but nodes may treat booleans and numbers differently.
     if isinstance(value, bool) != (kind == "BOOLEAN") or not isinstance(value, _TYPES[kind]):
         return False

@@ -71,7 +71,7 @@ class Proxy:
         self._session: aiohttp.ClientSession | None = None
 
     @property
-    def table(self) -> RouteTable:
+    def route_table(self) -> RouteTable:
         """The route table in use."""
         return self._table
 
@@ -195,7 +195,7 @@ class Proxy:
             await HttpExchange(
                 runtime.session, runtime.pool, scope, receive, send,
                 upstream_path=path_and_query, headers=headers, sticky=sticky,
-            ).run()  # fmt: skip
+            ).forward()  # fmt: skip
 
     def _deferral_for(self, route: Route, request: RequestContext, scope: Scope) -> Deferral | None:
         """Return the object that turns the request into a job, or None to forward it at once."""

@@ -78,7 +78,7 @@ class HttpExchange:
         self._probe_succeeded = False  # True once the response headers have closed the breaker
         self._client_error: Exception | None = None
 
-    async def run(self) -> None:
+    async def forward(self) -> None:
         """Forward the request, and send the response to the client.
 
         Raises:
@@ -92,7 +92,7 @@ class HttpExchange:
         tried: list[PoolMember] = []
         failure: MoyinError | None = None
         while len(tried) <= self.pool.route.retries:
-            member = self.pool.pick(self.sticky, tried)
+            member = self.pool.pick_member(self.sticky, tried)
             if member is None:
                 break
             tried.append(member)

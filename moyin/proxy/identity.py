@@ -56,11 +56,11 @@ class IdentitySigner:
         now = time.time()
         cached = self._cache.get(key)
         if cached is None or cached[0] < now:
-            cached = (now + _REUSE_SECONDS, self._sign(identity, int(now)))
+            cached = (now + _REUSE_SECONDS, self._sign_headers(identity, int(now)))
             self._cache[key] = cached
         return cached[1]
 
-    def _sign(self, identity: Identity, now: int) -> Mapping[str, str]:
+    def _sign_headers(self, identity: Identity, now: int) -> Mapping[str, str]:
         claims = {
             "iss": _ISSUER,
             "aud": self._route,

@@ -50,7 +50,7 @@ class PoolMember:
         """True if the upstream is healthy and its breaker admits a request."""
         return self.is_up and self.breaker.ready
 
-    def record_check(self, passed: bool, check: HealthCheck) -> None:
+    def record_health_check(self, passed: bool, check: HealthCheck) -> None:
         """Record the result of an active check, and update `is_up` if enough results agree."""
         if passed == self.is_up:
             self._streak = 0
@@ -123,7 +123,7 @@ class UpstreamPool:
         finally:
             self._in_flight.count -= 1
 
-    def pick(self, sticky: str | None, tried: Collection[PoolMember]) -> PoolMember | None:
+    def pick_member(self, sticky: str | None, tried: Collection[PoolMember]) -> PoolMember | None:
         """Return the member that the request is sent to next, or None if all have been tried.
 
         Args:
@@ -215,4 +215,4 @@ async def _check_member(
             passed = response.status < 400
     except (aiohttp.ClientError, TimeoutError, OSError):
         passed = False
-    member.record_check(passed, check)
+    member.record_health_check(passed, check)

@@ -67,7 +67,7 @@ async def _connect_upstream(
     """Open a WebSocket to an upstream of the pool, and try other members if that fails."""
     tried: list[PoolMember] = []
     while len(tried) <= pool.route.retries:
-        member = pool.pick(sticky, tried)
+        member = pool.pick_member(sticky, tried)
         if member is None:
             break
         tried.append(member)

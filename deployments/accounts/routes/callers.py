@@ -25,7 +25,7 @@ class CallerResolver:
         """Return the client's IP address, or an empty string if it is unknown."""
         return self._proxies.client(request.scope)
 
-    def resolve(self, request: Request) -> Caller:
+    def resolve_caller(self, request: Request) -> Caller:
         """Return the caller whom the gatekeeper has authenticated.
 
         Raises:
@@ -48,7 +48,7 @@ class CallerResolver:
         Raises:
             InsufficientScope: the caller's API key belongs to the tenant and not to a user.
         """
-        user = self.resolve(request).identity.user
+        user = self.resolve_caller(request).identity.user
         if user is None:
             raise InsufficientScope(
                 "this route needs a user: sign in, or use an API key that belongs to a user"
@@ -61,7 +61,7 @@ class CallerResolver:
         Raises:
             InsufficientScope: the caller uses an API key, not the access token of a session.
         """
-        user, identity = self.require_user(request), self.resolve(request).identity
+        user, identity = self.require_user(request), self.resolve_caller(request).identity
         if not identity.is_session:
             raise InsufficientScope(
                 "this route needs the access token of a signed-in user, not an API key"

@@ -21,7 +21,7 @@ def key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
     @router.get("/keys", name="page")
     async def list_keys(request: Request) -> wire.KeyList:
         """List your API keys. Administrators get all keys of the organisation."""
-        keys = await api_keys.list_keys(callers.resolve(request))
+        keys = await api_keys.list_keys(callers.resolve_caller(request))
         return wire.KeyList(keys=[key_body(key) for key in keys])
 
     @router.post("/keys", status_code=201, name="create")
@@ -31,7 +31,7 @@ def key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
         """Create an API key. Its scopes must be among your own."""
         response.headers.update(NO_STORE_HEADERS)
         key, text = await api_keys.create_key(
-            callers.resolve(request), name=body.name, scopes=body.scopes,
+            callers.resolve_caller(request), name=body.name, scopes=body.scopes,
             expires_at=body.expires_at, user_id=body.user,
         )  # fmt: skip
         return wire.CreatedKey(**key_body(key).model_dump(), key=text)
@@ -44,13 +44,13 @@ def key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
         response.headers.update(NO_STORE_HEADERS)
         overlap = timedelta(seconds=0 if body is None else body.overlap_seconds)
         return wire.RotatedKey(
-            id=key, key=await api_keys.rotate_key(callers.resolve(request), key, overlap)
+            id=key, key=await api_keys.rotate_key(callers.resolve_caller(request), key, overlap)
         )
 
     @router.delete("/keys/{key}", status_code=204, name="revoke")
     async def revoke_key(key: str, request: Request) -> None:
         """Revoke an API key. Replicas that have cached it accept it for a few more seconds."""
-        await api_keys.revoke_key(callers.resolve(request), key)
+        await api_keys.revoke_key(callers.resolve_caller(request), key)
 
     return router
 
@@ -62,12 +62,14 @@ def signing_key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIR
     @router.post("/signing-keys", status_code=201, name="rotate")
     async def rotate_signing_key(request: Request) -> wire.SigningKeyBody:
         """Create the key pair that signs from now on. Older tokens stay valid until they expire."""
-        return wire.SigningKeyBody(kid=await api_keys.rotate_signing_key(callers.resolve(request)))
+        return wire.SigningKeyBody(
+            kid=await api_keys.rotate_signing_key(callers.resolve_caller(request))
+        )
 
     @router.delete("/signing-keys/{kid}", status_code=204, name="forget")
     async def delete_signing_key(kid: str, request: Request) -> None:
         """Delete an older key pair. Within a minute, every replica rejects the tokens it signed."""
-        await api_keys.delete_signing_key(callers.resolve(request), kid)
+        await api_keys.delete_signing_key(callers.resolve_caller(request), kid)
 
     return router
 
@@ -79,24 +81,24 @@ def limit_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
     @router.get("/limits", name="own")
     async def list_own_limits(request: Request) -> wire.LimitList:
         """List the limits that apply to you."""
-        limits = await api_keys.list_own_limits(callers.resolve(request))
+        limits = await api_keys.list_own_limits(callers.resolve_caller(request))
         return wire.LimitList(limits=[limit_body(limit) for limit in limits])
 
     @router.get("/limits/{subject}", name="show")
     async def get_limits(subject: str, request: Request) -> wire.SubjectLimit:
         """Return the limits of `key:<id>`, `user:<id>` or `owner:<tenant>`."""
-        return limit_body(await api_keys.get_limit(callers.resolve(request), subject))
+        return limit_body(await api_keys.get_limit(callers.resolve_caller(request), subject))
 
     @router.put("/limits/{subject}", name="put")
     async def set_limits(subject: str, body: wire.LimitBody, request: Request) -> wire.SubjectLimit:
         """Replace all limits of a subject. A limit that the body leaves out is removed."""
         limit = to_limit(subject, body)
-        await api_keys.set_limit(callers.resolve(request), limit)
+        await api_keys.set_limit(callers.resolve_caller(request), limit)
         return limit_body(limit)
 
     @router.delete("/limits/{subject}", status_code=204, name="clear")
     async def delete_limits(subject: str, request: Request) -> None:
         """Delete all limits of a subject."""
-        await api_keys.clear_limit(callers.resolve(request), subject)
+        await api_keys.clear_limit(callers.resolve_caller(request), subject)
 
     return router

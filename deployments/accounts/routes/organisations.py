@@ -24,26 +24,26 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
     ) -> wire.OrganisationBody:
         """Create an organisation. Only operators may do so."""
         return organisation_body(
-            await organisations.create_organisation(callers.resolve(request), body.name)
+            await organisations.create_organisation(callers.resolve_caller(request), body.name)
         )
 
     @router.get("/organisations", name="page")
     async def list_organisations(request: Request) -> wire.OrganisationList:
         """List your organisation. Operators get all organisations."""
-        listed = await organisations.list_organisations(callers.resolve(request))
+        listed = await organisations.list_organisations(callers.resolve_caller(request))
         return wire.OrganisationList(organisations=[organisation_body(o) for o in listed])
 
     @router.get("/organisations/{organisation}", name="show")
     async def get_organisation(organisation: str, request: Request) -> wire.OrganisationBody:
         """Return an organisation."""
         return organisation_body(
-            await organisations.get_organisation(callers.resolve(request), organisation)
+            await organisations.get_organisation(callers.resolve_caller(request), organisation)
         )
 
     @router.get("/organisations/{organisation}/members", name="members")
     async def list_members(organisation: str, request: Request) -> wire.MemberList:
         """List the members and service accounts of an organisation."""
-        users = await organisations.list_members(callers.resolve(request), organisation)
+        users = await organisations.list_members(callers.resolve_caller(request), organisation)
         return wire.MemberList(members=[user_body(user) for user in users])
 
     @router.post("/organisations/{organisation}/members", status_code=201, name="add")
@@ -53,7 +53,11 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
         """Add a member and mail an invitation, whose token sets the member's first password."""
         response.headers.update(NO_STORE_HEADERS)
         user, invitation = await organisations.add_member(
-            callers.resolve(request), organisation, email=body.email, name=body.name, role=body.role
+            callers.resolve_caller(request),
+            organisation,
+            email=body.email,
+            name=body.name,
+            role=body.role,
         )
         return wire.InvitedMember(**user_body(user).model_dump(), invitation=invitation)
 
@@ -66,7 +70,7 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
         """Mail a member a new invitation. Earlier invitations become invalid."""
         response.headers.update(NO_STORE_HEADERS)
         member, invitation = await organisations.invite(
-            callers.resolve(request), organisation, user
+            callers.resolve_caller(request), organisation, user
         )
         return wire.InvitedMember(**user_body(member).model_dump(), invitation=invitation)
 
@@ -79,7 +83,7 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
         """Add a service account. Create its key with `POST /keys`."""
         return user_body(
             await organisations.add_service_account(
-                callers.resolve(request), organisation, body.name, body.role
+                callers.resolve_caller(request), organisation, body.name, body.role
             )
         )
 
@@ -90,7 +94,11 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
         """Change a member's role, or disable the member. Both end the member's sessions."""
         return user_body(
             await organisations.change_member(
-                callers.resolve(request), organisation, user, role=body.role, disabled=body.disabled
+                callers.resolve_caller(request),
+                organisation,
+                user,
+                role=body.role,
+                disabled=body.disabled,
             )
         )
 
@@ -99,19 +107,19 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
         request: Request, email: Annotated[str, Query(min_length=3, max_length=254)]
     ) -> wire.UserList:
         """Find the user with this email. Only operators may do so."""
-        users = await organisations.find_users(callers.resolve(request), email)
+        users = await organisations.find_users(callers.resolve_caller(request), email)
         return wire.UserList(users=[user_body(user) for user in users])
 
     @router.get("/users/{user}", name="one")
     async def get_user(user: str, request: Request) -> wire.UserBody:
         """Return a user of your organisation, or yourself. Operators may get any user."""
-        return user_body(await organisations.get_user(callers.resolve(request), user))
+        return user_body(await organisations.get_user(callers.resolve_caller(request), user))
 
     @router.patch("/users/{user}", name="disable")
     async def set_disabled(user: str, body: wire.ChangeUser, request: Request) -> wire.UserBody:
         """Disable or enable a player. Only operators may do so."""
         return user_body(
-            await organisations.set_disabled(callers.resolve(request), user, body.disabled)
+            await organisations.set_disabled(callers.resolve_caller(request), user, body.disabled)
         )
 
     @router.get("/audit", name="audit")
@@ -122,7 +130,7 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
     ) -> wire.AuditPage:
         """List audit entries, newest first. `before` is the last id of the previous page."""
         entries = await organisations.list_audit(
-            callers.resolve(request), limit=limit, before=before
+            callers.resolve_caller(request), limit=limit, before=before
         )
         return wire.AuditPage(entries=[audit_entry(entry) for entry in entries])
 

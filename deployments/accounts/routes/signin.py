@@ -111,7 +111,7 @@ def own_account_routes(users: UserStore, sign_in: SignIn, callers: CallerResolve
     @router.get("/whoami", name="who")
     async def get_identity(request: Request) -> wire.WhoAmI:
         """Return the identity and the scopes of your API key or access token."""
-        return who_am_i(callers.resolve(request).identity)
+        return who_am_i(callers.resolve_caller(request).identity)
 
     @router.get("/me", name="show")
     async def get_account(request: Request) -> wire.UserBody:
@@ -125,13 +125,13 @@ def own_account_routes(users: UserStore, sign_in: SignIn, callers: CallerResolve
         values = body.model_dump(exclude_none=True)
         if not values:
             return user_body(await users.get(user))
-        identity = callers.resolve(request).identity
+        identity = callers.resolve_caller(request).identity
         return user_body(await sign_in.change_profile(identity, user, values))
 
     @router.delete("/me", status_code=204, name="close")
     async def close_account(request: Request) -> None:
         """Close your account and delete your personal data. Only players can do so themselves."""
         user, _ = callers.require_session(request)
-        await sign_in.close_account(callers.resolve(request).identity, user)
+        await sign_in.close_account(callers.resolve_caller(request).identity, user)
 
     return router

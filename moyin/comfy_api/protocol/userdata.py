@@ -97,7 +97,7 @@ def list_folder(
     prefix = f"{folder}/"
     below = [file for file in files if file.path.startswith(prefix)]
     if not below:
-        raise UserFileNotFound(f"you have no folder {folder!r}")
+        raise UserFileNotFound(f"you have no folder with the path {folder!r}")
     listed = [file for file in below if recurse or "/" not in file.path[len(prefix) :]]
     if full_info:
         return [build_file_entry(file, prefix) for file in listed]
@@ -118,7 +118,7 @@ def list_folder_v2(files: Iterable[UserFile], folder: str) -> list[dict[str, Any
     prefix = f"{folder}/" if folder else ""
     below = [file for file in all_files if file.path.startswith(prefix)]
     if folder and not below:
-        raise UserFileNotFound(f"you have no folder {folder!r}")
+        raise UserFileNotFound(f"you have no folder with the path {folder!r}")
     folders = sorted({parent for file in below for parent in _iterate_folders(file.path, prefix)})
     entries: list[dict[str, Any]] = [
         {"name": _last_segment(path), "path": path, "type": "directory"} for path in folders

@@ -31,7 +31,7 @@ def pool(clock: Clock, *weights: int, **more: object) -> UpstreamPool:
 
 
 def urls(pool: UpstreamPool, times: int, sticky: str | None = None) -> list[str]:
-    picked = [pool.pick(sticky, ()) for _ in range(times)]
+    picked = [pool.pick_member(sticky, ()) for _ in range(times)]
     return [member.upstream.url[-1] for member in picked if member is not None]
 
 
@@ -80,25 +80,25 @@ def test_when_all_members_fail_the_next_due_is_tried_unless_it_is_the_only_one(
     for member in (*one.members, *two.members):
         for _ in range(3):
             member.breaker.fail()
-    assert one.pick(None, ()) is None
+    assert one.pick_member(None, ()) is None
     assert one.new_unavailable_error().retry_after == 2.0
-    assert two.pick(None, ()) is two.members[0]
-    assert two.pick(None, two.members) is None
+    assert two.pick_member(None, ()) is two.members[0]
+    assert two.pick_member(None, two.members) is None
 
 
 def test_health_changes_only_after_several_checks_in_a_row() -> None:
     check = HealthCheck(path="/", rise=2, fall=3)
     member = PoolMember(Upstream(url="http://0"))
     for passed in (False, False, True, False, False):
-        member.record_check(passed, check)
+        member.record_health_check(passed, check)
     assert member.is_up
-    member.record_check(False, check)
+    member.record_health_check(False, check)
     assert not member.is_up
-    member.record_check(True, check)
-    member.record_check(False, check)
-    member.record_check(True, check)
+    member.record_health_check(True, check)
+    member.record_health_check(False, check)
+    member.record_health_check(True, check)
     assert not member.is_up
-    member.record_check(True, check)
+    member.record_health_check(True, check)
     assert member.is_up
 
 

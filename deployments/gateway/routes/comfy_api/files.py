@@ -48,7 +48,7 @@ def file_routes(files: ComfyFiles, blobs: BlobStore, pictures: PictureConverter)
             raise ArtifactNotFound("the query parameter filename is missing: it must name a file")
         name = parse_file_name(filename, subfolder, type)
         owner = context(request.scope).owner
-        artifact = await files.find(owner, name)
+        artifact = await files.find_file(owner, name)
         if preview is None and channel not in ("rgb", "a"):
             response = await build_artifact_response(request, artifact, blobs)
             # Another upload with the same name may replace the file.
@@ -74,7 +74,7 @@ def file_routes(files: ComfyFiles, blobs: BlobStore, pictures: PictureConverter)
         """Store a copy of the file `original_ref` with the alpha channel of the upload."""
         owner = context(request.scope).owner
         async with receive_upload(request, "image") as upload:
-            original = await files.find(owner, _parse_original_ref(upload.fields))
+            original = await files.find_file(owner, _parse_original_ref(upload.fields))
             await pictures.apply_mask(owner, original, upload.path)
             return await store_by_name(owner, replace(upload, declared="image/png"))
 

@@ -85,7 +85,7 @@ def session_routes(sessions: BrowserSessions) -> APIRouter:
         except (InvalidKey, InvalidRequest) as error:
             if is_form:
                 return _html_response(
-                    pages.render_sign_in_page(_as_sentence(error.message)), status_of(error)
+                    pages.render_sign_in_page(_to_sentence(error.message)), status_of(error)
                 )
             raise
         if is_form:
@@ -175,5 +175,5 @@ def _html_response(page: pages.HtmlPage, status: int = 200) -> Response:
     return HTMLResponse(page.html, status, page.headers)
 
 
-def _as_sentence(message: str) -> str:
+def _to_sentence(message: str) -> str:
     return f"{message[:1].upper()}{message[1:]}."

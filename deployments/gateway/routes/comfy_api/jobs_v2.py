@@ -72,13 +72,13 @@ def job_v2_routes(renders: ComfyJobs, retention: timedelta) -> APIRouter:
     @router.get("/{job_id}", name="show")
     async def get_job(request: Request, job_id: str) -> wire.JobBody:
         """Return a render job with the files that it has produced."""
-        job = await renders.get(context(request.scope).owner, job_id)
+        job = await renders.get_job(context(request.scope).owner, job_id)
         return new_presenter(request, retention).to_job_body(job, await renders.list_outputs(job))
 
     @router.get("/{job_id}/workflow", name="workflow")
     async def get_graph(request: Request, job_id: str) -> wire.WorkflowBody:
         """Return the graph of a render job as it was submitted."""
-        job = await renders.get(context(request.scope).owner, job_id)
+        job = await renders.get_job(context(request.scope).owner, job_id)
         return wire.WorkflowBody(workflow=dict(await renders.get_graph(job)))
 
     @router.post("/{job_id}/cancel")
@@ -96,7 +96,7 @@ def job_v2_routes(renders: ComfyJobs, retention: timedelta) -> APIRouter:
     )
     async def follow(request: Request, job_id: str) -> StreamingResponse:
         """Follow a render job to its end by server-sent events: `status`, `progress`, `output`."""
-        job = await renders.get(context(request.scope).owner, job_id)
+        job = await renders.get_job(context(request.scope).owner, job_id)
         events = renders.follow(job, new_presenter(request, retention))
         return EventStreamResponse(_format_events(events))
 
