@@ -69,7 +69,6 @@ class AccountsServices:
     """Holds the services of one replica that the routes call.
 
     Attributes:
-        meter: counts requests against the callers' limits.
         checks: the health checks of ``/readyz`` by name.
         lifespan: prepares the services before the first request and closes them after the last.
     """
@@ -96,12 +95,7 @@ def new_services(
     token_lifetime: timedelta,
     session_idle: timedelta,
 ) -> AccountsServices:
-    """Construct the services of one replica from the settings.
-
-    Args:
-        token_lifetime: the lifetime of access tokens.
-        session_idle: the time after which a session without a refresh ends.
-    """
+    """Construct the services of one replica; sessions end if not refreshed for ``session_idle``."""
     database = Database(settings.sql_url)
     signing_key = settings.signing_key()
     users = UserStore(database)

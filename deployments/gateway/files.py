@@ -33,8 +33,7 @@ class Upload:
 
     Attributes:
         path: the path of the temporary file.
-        declared: the media type that the client declared.
-        name: the file name that the client sent.
+        declared, name: the media type and the file name that the client sent.
         fields: the text fields of the form by name; the last field counts if a name repeats.
     """
 

@@ -22,11 +22,7 @@ _SCHEMA_REFERENCE = "#/components/schemas/{model}"
 
 
 def build_document(app: FastAPI, is_public: Callable[[str], bool]) -> dict[str, Any]:
-    """Return the app's OpenAPI document, with the schema of the jobs that `POST /jobs` accepts.
-
-    Args:
-        is_public: returns True for the paths that need no key.
-    """
+    """Return the app's OpenAPI document, with the schema of the jobs that `POST /jobs` accepts."""
     if app.openapi_schema is None:
         document = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
@@ -53,12 +49,10 @@ def describe_body(
 
 
 def describe_file_form(file: str, texts: Mapping[str, Any], *required: str) -> dict[str, Any]:
-    """Return the `openapi_extra` of a route that receives a multipart form with a file.
+    """Return the `openapi_extra` of a route that receives a file and text fields as a form.
 
     Args:
-        file: the name of the form's file part.
-        texts: the schemas of the form's text fields by name.
-        required: the names of the text fields that the form must have.
+        texts: the schemas of the form's text fields by name; ``required`` names mandatory ones.
     """
     members = {**texts, file: {"type": "string", "format": "binary"}}
     schema = {"type": "object", "required": [file, *required], "properties": members}

@@ -155,8 +155,7 @@ class ComfyPrompts:
         """Remove ended prompts from the history. Their jobs stay.
 
         Args:
-            ids: the ids of prompts of the tenant; None for all prompts of the caller, or of
-                ``client_id`` if that is given.
+            ids: the prompts' ids; None for all prompts of the caller, or of ``client_id``.
         """
         if ids is None:
             await self.prompts.hide(caller.owner, None, submitted_by(caller, client_id))
@@ -169,8 +168,7 @@ class ComfyPrompts:
         """Cancel prompts that have not started.
 
         Args:
-            ids: the ids of prompts of the tenant; None for all prompts of the caller, or of
-                ``client_id`` if that is given.
+            ids: the prompts' ids; None for all prompts of the caller, or of ``client_id``.
         """
         if ids is None:
             jobs = await self.prompts.list_open(caller.owner, submitted_by(caller, client_id))
@@ -216,7 +214,7 @@ class ComfyPrompts:
         limit: int | None,
         offset: int,
     ) -> dict[str, Any]:
-        """Return the response body of ``/api/jobs``: open prompts and the newest 1000 ended ones."""
+        """Return the response body of ``/api/jobs``: open prompts and the last 1000 ended ones."""
         jobs = [
             *await self.prompts.list_open(owner),
             *await self.prompts.list_ended(owner, limit=_MAX_ENTRIES),

@@ -52,7 +52,6 @@ class HttpExchange:
 
     Args:
         upstream_path: the path and query that are appended to the upstream's URL.
-        headers: the headers that the upstream receives.
         sticky: the header value that ties the client to one upstream, if any.
     """
 
@@ -88,7 +87,9 @@ class HttpExchange:
             ClientDisconnected: the client disconnected before it had sent the whole body.
             BodyTooLarge: the body exceeds the gateway's limit.
         """
-        await self._receive_first_part()
+        message = await _receive_part(self.receive)
+        self._body = message.get("body") or None
+        self._has_more_body = message.get("more_body", False)
         tried: list[PoolMember] = []
         failure: MoyinError | None = None
         while len(tried) <= self.pool.route.retries:
@@ -105,12 +106,6 @@ class HttpExchange:
             else:
                 return
         raise failure or self.pool.new_unavailable_error()
-
-    async def _receive_first_part(self) -> None:
-        """Receive the first part of the body, which is usually the whole body."""
-        message = await _receive_part(self.receive)
-        self._body = message.get("body") or None
-        self._has_more_body = message.get("more_body", False)
 
     async def _send_request(self, member: PoolMember, tried: Sequence[PoolMember]) -> None:
         with self._track_attempt(member):

@@ -116,7 +116,6 @@ def build_response_headers(
     """Return the response headers that the client receives.
 
     Args:
-        headers: the response headers of the upstream.
         from_own_app: True if the upstream is one of Moyin's apps, whose ``x-moyin-*`` are kept.
         location: the value that replaces the upstream's ``Location``, if any.
     """

@@ -11,8 +11,7 @@ from moyin.proxy.route import Route
 __all__ = ["read_leniently", "remove_api_key", "to_public_location", "to_upstream_path"]
 
 # Java servers ignore the part of a segment after a semicolon, and some servers decode the path
-# before they split off the query. So they find ``..`` in ``/..;x/`` and ``/..%3f/``. IIS reads
-# ``%u002e`` as a dot.
+# before the query is split off. Both find ``..`` in ``/..;x/`` or ``/..%3f/``. IIS reads ``%u002e``.
 _FORBIDDEN = re.compile(r"/\.\.?(?:[/;?#]|$)|[\x00-\x1f\x7f\\]|%u[0-9a-f]{4}", re.IGNORECASE)
 # UTF-8 with too many bytes for an ASCII character; old decoders read ``%c0%ae`` as a dot.
 _OVERLONG = re.compile(r"%c[01]%[89ab]|%e0%[89]|%f0%8", re.IGNORECASE)

@@ -186,10 +186,7 @@ def _choose_smooth_weighted(usable: Sequence[PoolMember]) -> PoolMember:
 
 
 def _rendezvous_hash(value: str, member: PoolMember) -> bytes:
-    """Return a hash whose maximum selects a client's member (rendezvous hashing).
-
-    If a member becomes unusable, only the clients of this member change their upstream.
-    """
+    """Return the member's rendezvous hash for a client; the client's member has the highest."""
     return hashlib.blake2b(f"{value}\0{member.upstream.url}".encode(), digest_size=8).digest()
 
 

@@ -45,8 +45,7 @@ class HealthCheck:
 
     Attributes:
         interval, timeout: the seconds between two checks, and the limit of a check in seconds.
-        rise: the number of successes in a row that mark an upstream as up.
-        fall: the number of failures in a row that mark an upstream as down.
+        rise, fall: the successes or failures in a row that mark an upstream as up or down.
     """
 
     path: str
@@ -79,8 +78,7 @@ class Route:
             ``x-forwarded-prefix`` and add the prefix themselves.
         sticky: the name of a header by whose value clients are tied to one upstream.
         retries: the maximum number of retries of a safe request on other upstreams.
-        scopes: the scopes that the caller needs, all of them.
-        limit: the limit of each tenant.
+        scopes, limit: the scopes that every caller needs, and the limit of each tenant.
         max_concurrent: the maximum of open requests of all tenants in one gateway replica.
         respond_async: True to turn every request into a job.
         pass_credentials: True to forward the caller's key, which only Moyin's own apps may get.

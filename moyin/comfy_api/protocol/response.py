@@ -39,11 +39,7 @@ def queue_number(job: Job, prompt: ComfyPrompt | None) -> float:
 
 
 def build_queue_row(job: Job, spec: JobSpec | None) -> list[Any]:
-    """Return ``[number, prompt_id, prompt, extra_data, outputs]``, a row of ``/queue``.
-
-    Args:
-        spec: the job's spec; None if the row has to omit the graph.
-    """
+    """Return a row of ``/queue``: ``[number, prompt_id, prompt, extra_data, outputs]``."""
     prompt = spec.comfyui if spec is not None else None
     extra: dict[str, Any] = dict(prompt.extra_data) if prompt is not None else {}
     if prompt is not None and prompt.client_id is not None:
@@ -56,11 +52,7 @@ def build_queue_row(job: Job, spec: JobSpec | None) -> list[Any]:
 def build_history_entry(
     job: Job, spec: JobSpec | None, record: PromptRecord | None
 ) -> dict[str, Any]:
-    """Return an entry of ``/history``.
-
-    Args:
-        record: ComfyUI's own history entry; None if no execution has ended.
-    """
+    """Return an entry of ``/history``; ``record`` is ComfyUI's own entry, if any."""
     status = "success" if job.status is JobStatus.SUCCEEDED else "error"
     return {
         "prompt": build_queue_row(job, spec),
