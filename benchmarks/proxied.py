@@ -15,8 +15,8 @@ import uvicorn
 import uvloop
 from aiohttp import web
 
+from deployments.gateway.app import ProxyOrApp
 from deployments.gateway.config import GatewayConfig
-from deployments.gateway.proxy_or_app import ProxyOrApp
 from moyin.access.gatekeeper import Gatekeeper, problem_details
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send
 from moyin.access.gatekeeper.observation import NoObserver
@@ -39,7 +39,7 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
 async def _gateway(port: int, service: str) -> None:
     proxy = Proxy(signing_key=b"0" * 32)
     routes = [{"name": "service", "prefix": "/", "hosts": ["127.0.0.1"], "upstreams": [service]}]
-    proxy.configure(GatewayConfig.model_validate({"routes": routes}).table(""))
+    proxy.configure(GatewayConfig.model_validate({"routes": routes}).to_route_table(""))
     await proxy.start()
     freeze_startup_objects()
     app = Gatekeeper(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from deployments.models.errors import render_error as models_error
 from moyin.access.gatekeeper import ErrorBody, problem_details
 from moyin.comfy_api.protocol.errors import render_error as comfyui_error
-from moyin.comfy_api.protocol.paths import is_comfyui
+from moyin.comfy_api.protocol.paths import is_comfyui_path
 from moyin.comfy_api.protocol_v2.errors import render_error as comfyui_v2_error
 from moyin.errors import MoyinError
 from moyin.http.problems import error_event
@@ -59,6 +59,6 @@ def _gateway_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:
         return ollama_error(error, request_id, path)
     if path.startswith(_COMFYUI_V2):
         return comfyui_v2_error(error, request_id, path)
-    if is_comfyui(path):
+    if is_comfyui_path(path):
         return comfyui_error(error, request_id, path)
     return problem_details(error, request_id, path)

@@ -60,12 +60,12 @@ _DESCRIPTIONS = {
 
 
 def document_problems(
-    described: dict[str, Any], is_comfyui: Callable[[str], bool] = lambda _: False
+    described: dict[str, Any], is_comfyui_path: Callable[[str], bool] = lambda _: False
 ) -> None:
     """Replace FastAPI's own errors in an OpenAPI document by those that any route may return.
 
     Args:
-        is_comfyui: tells whether errors of a path have ComfyUI's shape.
+        is_comfyui_path: tells whether errors of a path have ComfyUI's shape.
     """
     schemas = _remove_framework_errors(described)
     schemas["Problem"] = _SCHEMA
@@ -73,7 +73,7 @@ def document_problems(
     for path, methods in described["paths"].items():
         kind, schema = (
             ("application/json", "ComfyError")
-            if is_comfyui(path)
+            if is_comfyui_path(path)
             else ("application/problem+json", "Problem")
         )
         content = {kind: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}

@@ -1,4 +1,4 @@
-"""Defines the ``user_config`` of the accounts app, which may change while it runs."""
+"""Defines the accounts app's ``user_config``, which Ray Serve reloads without a restart."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$", max_length
 
 
 class ProviderConfig(BaseModel):
-    """Configures an OpenID provider."""
+    """Configures one OpenID provider through which people sign in."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -32,7 +32,7 @@ class ProviderConfig(BaseModel):
     client_id: str = Field(min_length=1)
     client_secret_env: str | None = Field(
         None,
-        description="Environment variable that holds the client secret; null: a public client.",
+        description="Environment variable that holds the client secret; null for a public client.",
     )
     redirect_uris: list[str] = Field(min_length=1)
     scopes: str = "openid email profile"
@@ -43,39 +43,35 @@ class ProviderConfig(BaseModel):
         False, description="Sign in to the account with the email that the provider has verified."
     )
 
-    def provider(self, environment: Mapping[str, str]) -> Provider:
-        """Return the provider with its secret.
+    def to_provider(self, environment: Mapping[str, str]) -> Provider:
+        """Return the provider with its client secret from the environment.
 
         Raises:
-            ValueError: the environment variable of the secret is not set.
+            ValueError: the environment variable in ``client_secret_env`` is not set.
         """
         secret = ""
         if self.client_secret_env is not None:
             secret = environment.get(self.client_secret_env, "")
             if not secret:
                 raise ValueError(
-                    f"providers.{self.name}.client_secret_env: {self.client_secret_env} is not set"
+                    f"providers.{self.name}.client_secret_env: the environment variable "
+                    f"{self.client_secret_env} is not set"
                 )
         return Provider(
-            name=self.name,
-            issuer=self.issuer,
-            client_id=self.client_id,
-            client_secret=secret,
-            redirect_uris=tuple(self.redirect_uris),
-            scopes=self.scopes,
-            registers=self.registers,
+            name=self.name, issuer=self.issuer, client_id=self.client_id, client_secret=secret,
+            redirect_uris=tuple(self.redirect_uris), scopes=self.scopes, registers=self.registers,
             links_emails=self.links_emails,
-        )
+        )  # fmt: skip
 
 
 class AccountsConfig(BaseModel):
-    """Configures registration, players and providers."""
+    """Configures registration, the rights of players, and OpenID providers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     registration: bool = Field(True, description="Let anybody register as a player.")
     registrations_per_hour: int = Field(
-        600, ge=0, le=1_000_000, description="Maximum of new players per hour, in total."
+        600, ge=0, le=1_000_000, description="Maximum number of new players per hour in total."
     )
     player_scopes: list[ScopeName] = Field(
         [PLAYER], description="Scopes of players; with `text` they may call models."
@@ -89,14 +85,14 @@ class AccountsConfig(BaseModel):
     providers: list[ProviderConfig] = []
 
     @model_validator(mode="after")
-    def _distinct(self) -> AccountsConfig:
+    def _require_distinct_names(self) -> AccountsConfig:
         if len({provider.name for provider in self.providers}) < len(self.providers):
-            raise ValueError("providers must have different names")
+            raise ValueError("providers: two providers have the same name; names must be unique")
         return self
 
     @property
-    def policy(self) -> Policy:
-        """The rules for signing up and in."""
+    def sign_in_policy(self) -> Policy:
+        """The rules for registration and sign-in that `SignIn` enforces."""
         return Policy(
             registration=self.registration,
             registrations_per_hour=self.registrations_per_hour,
@@ -106,12 +102,12 @@ class AccountsConfig(BaseModel):
             trusted_issuers=frozenset(p.issuer for p in self.providers if p.links_emails),
         )
 
-    def open_id_providers(
+    def providers_by_name(
         self, environment: Mapping[str, str] = os.environ
     ) -> Mapping[str, Provider]:
-        """Return the providers by name.
+        """Return the OpenID providers by name, with their client secrets from the environment.
 
         Raises:
-            ValueError: the environment variable of a secret is not set.
+            ValueError: the environment variable of a client secret is not set.
         """
-        return {config.name: config.provider(environment) for config in self.providers}
+        return {config.name: config.to_provider(environment) for config in self.providers}

@@ -1,7 +1,7 @@
-"""Builds the Serve application ``gateway``."""
+"""Builds the Ray Serve application ``gateway``."""
 
-# No `from __future__ import annotations` here: Ray reads the annotation of `build`, and would pass
-# a plain dict if the annotation were a string.
+# Without `from __future__ import annotations`: if the annotation of `build` is a string, Ray Serve
+# passes a plain dict.
 
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
@@ -14,7 +14,7 @@ __all__ = ["GatewayArgs", "build"]
 
 
 class GatewayArgs(BaseModel):
-    """Validates the gateway's ``args`` in serve_config.yaml."""
+    """Validates the ``args`` of the gateway app in serve_config.yaml."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -23,7 +23,7 @@ class GatewayArgs(BaseModel):
     )
 
 
-# Every client that follows events occupies a request for as long as it is connected.
+# Each client that follows events occupies one request while it is connected.
 _deployment = serve.deployment(
     name="Gateway",
     max_ongoing_requests=2_000,
@@ -34,5 +34,5 @@ _deployment = serve.deployment(
 
 
 def build(args: GatewayArgs) -> serve.Application:
-    """Return the application that Serve deploys."""
+    """Return the gateway app for Ray Serve to deploy."""
     return _deployment.bind(tuple(args.pools))

@@ -7,8 +7,7 @@ import os
 from contextlib import AsyncExitStack
 from typing import Any
 
-from deployments.gateway.pool_client import ServePoolClient
-from deployments.gateway.pool_validator import PoolValidator
+from deployments.gateway.pools import PoolValidator, ServePoolClient
 from deployments.intake.config import IntakeArgs
 from deployments.intake.workers import open_workers
 from deployments.logs import configure_logs

@@ -20,7 +20,7 @@ from yarl import URL
 
 from moyin.access.gatekeeper.credentials import COOKIE
 from moyin.cli.socket_relay import MAX_MESSAGE_BYTES, relay
-from moyin.comfy_api.protocol.paths import PAGE
+from moyin.comfy_api.protocol.paths import PAGE_PATH
 from moyin.errors import BackendUnavailable, CrossSiteRequest, MoyinError, StackError
 from moyin.http.client import LazySession
 from moyin.stack.profile import Profile
@@ -217,7 +217,7 @@ def upstream_headers(headers: Mapping[str, str], key: str, path: str) -> CIMulti
         and not name.lower().startswith(_LOCAL_HEADER_PREFIXES)
     )
     forwarded["Authorization"] = f"Bearer {key}"
-    if path.startswith(PAGE):
+    if path.startswith(PAGE_PATH):
         forwarded["Cookie"] = f"{COOKIE}={key}"
     return forwarded
 

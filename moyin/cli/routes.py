@@ -28,10 +28,10 @@ def secret(
 ) -> None:
     """Print the secret with which a service verifies `x-moyin-identity` (a JWT, HS256)."""
     # Imported here, because only this command needs the proxy.
-    from moyin.proxy.identity import route_secret
+    from moyin.proxy.identity import derive_route_secret
 
     _warn_if_unknown(name)
-    out.print(route_secret(Settings().signing_key(), name))
+    out.print(derive_route_secret(Settings().signing_key(), name))
 
 
 def _warn_if_unknown(name: str) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 from aiohttp import web
 
 from moyin.cli.connector import Connector
-from moyin.comfy_api.frontend import content_security_policy, rebase_picture_urls, with_base_path
-from moyin.comfy_api.protocol.paths import PAGE, is_page_file
+from moyin.comfy_api.frontend import build_security_policy, rebase_picture_urls, set_base_path
+from moyin.comfy_api.protocol.paths import PAGE_PATH, is_page_file
 from moyin.stack.profile import Profile
 
 __all__ = ["other_frontend"]
@@ -54,14 +54,14 @@ class _OtherFiles(Connector):
     def __init__(self, profile: Profile, files: Path) -> None:
         super().__init__(profile)
         self._files = files
-        self._page = with_base_path((files / "index.html").read_text(), PAGE)
-        self._rebased_files = rebase_picture_urls(files, PAGE)
+        self._page = set_base_path((files / "index.html").read_text(), PAGE_PATH)
+        self._rebased_files = rebase_picture_urls(files, PAGE_PATH)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        if request.path == PAGE:
-            policy = {"content-security-policy": content_security_policy(self._page)}
+        if request.path == PAGE_PATH:
+            policy = {"content-security-policy": build_security_policy(self._page)}
             return web.Response(text=self._page, content_type="text/html", headers=policy)
-        path = request.path.removeprefix(PAGE)
+        path = request.path.removeprefix(PAGE_PATH)
         file = self._files / path
         if path in self._rebased_files:
             kind = mimetypes.guess_type(path)[0] or ""

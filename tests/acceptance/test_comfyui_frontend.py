@@ -48,7 +48,7 @@ _ICONS = """async () => Promise.all(
   }))"""
 
 
-class Frontend:
+class FrontendFolders:
     """The page, signed in; `told` is what its WebSocket has heard."""
 
     def __init__(self, page: Page) -> None:
@@ -79,7 +79,9 @@ class Frontend:
 
 
 @pytest.fixture(params=[_OWN, _NEWER])
-def frontend(request: pytest.FixtureRequest, door: StackDoor, tmp_path: Path) -> Iterator[Frontend]:
+def frontend(
+    request: pytest.FixtureRequest, door: StackDoor, tmp_path: Path
+) -> Iterator[FrontendFolders]:
     chromium = shutil.which("chromium")
     assert chromium is not None, "chromium is missing: run scripts/chromium.sh"
     # The page is served once some ComfyUI has said which nodes there are.
@@ -101,7 +103,7 @@ def frontend(request: pytest.FixtureRequest, door: StackDoor, tmp_path: Path) ->
             headers={"authorization": f"Bearer {door.api_key}", "content-type": "application/json"},
         )
         assert known.ok, known.text()
-        frontend = Frontend(context.pages[0])
+        frontend = FrontendFolders(context.pages[0])
         if request.param == _OWN:
             frontend.page.goto(f"{door.url}/comfy/")
             frontend.page.fill("#key", door.api_key)
@@ -115,7 +117,7 @@ def frontend(request: pytest.FixtureRequest, door: StackDoor, tmp_path: Path) ->
         yield frontend
 
 
-def test_a_prompt_is_queued_watched_and_its_picture_shown(frontend: Frontend) -> None:
+def test_a_prompt_is_queued_watched_and_its_picture_shown(frontend: FrontendFolders) -> None:
     assert frontend.page.evaluate("window.saidByANodePackage") == "hello"
     color = next(_colors)
     frontend.load(picture(color))
@@ -130,7 +132,7 @@ def test_a_prompt_is_queued_watched_and_its_picture_shown(frontend: Frontend) ->
     assert frontend.page.evaluate(_PIXEL, shown) == [color >> 16, color >> 8 & 255, color & 255]
 
 
-def test_a_running_prompt_is_cancelled(frontend: Frontend, door: StackDoor) -> None:
+def test_a_running_prompt_is_cancelled(frontend: FrontendFolders, door: StackDoor) -> None:
     frontend.load(sleepy(60, next(_colors)))
     frontend.run()
     frontend.hear("executing")

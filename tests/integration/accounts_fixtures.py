@@ -20,8 +20,7 @@ import pytest_asyncio
 import uvicorn
 from argon2 import PasswordHasher
 
-from deployments.accounts.app import AccountsParts, new_app
-from deployments.accounts.parts import new_parts
+from deployments.accounts.app import AccountsServices, new_app, new_services
 from moyin.access.accounts.mail import Mail
 from moyin.access.accounts.passwords import Passwords
 from moyin.access.gatekeeper.observation import NoObserver
@@ -71,7 +70,7 @@ class Answer:
 class AccountsDoor:
     """The app as its clients see it, with an operator's key."""
 
-    def __init__(self, settings: Settings, parts: AccountsParts, outbox: Outbox) -> None:
+    def __init__(self, settings: Settings, parts: AccountsServices, outbox: Outbox) -> None:
         self.settings = settings
         self.parts = parts
         self.outbox = outbox
@@ -189,7 +188,7 @@ def _new_database(request: pytest.FixtureRequest, folder: Path) -> str:
 async def accounts_serving(settings: Settings) -> AsyncIterator[AccountsDoor]:
     """The accounts app on a free port."""
     outbox = Outbox()
-    parts = new_parts(
+    parts = new_services(
         settings,
         observer=NoObserver(),
         mailer=outbox,

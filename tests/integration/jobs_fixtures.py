@@ -19,19 +19,18 @@ from aiohttp import web
 from temporalio.client import Client
 from temporalio.worker import Worker
 
-from deployments.gateway.app import GatewayParts, new_app
+from deployments.gateway.app import GatewayServices, new_app
 from deployments.gateway.frontend import FrontendFiles
 from moyin.access.gatekeeper import new_authenticator
 from moyin.access.gatekeeper.identity import service_token_factory
 from moyin.access.gatekeeper.observation import NoObserver
 from moyin.client.gateway import GatewayClient
-from moyin.comfy_api import Farm as ComfyFarm
 from moyin.comfy_api.admission import GraphAdmission
-from moyin.comfy_api.files import FarmFiles
+from moyin.comfy_api.files import ComfyFiles
 from moyin.comfy_api.frontend import find_frontend
 from moyin.comfy_api.node_info import NodeInfoCache
-from moyin.comfy_api.notifier import FarmEvents
-from moyin.comfy_api.prompts import FarmPrompts
+from moyin.comfy_api.notifier import PromptNotifiers
+from moyin.comfy_api.prompts import ComfyPrompts
 from moyin.errors import ServiceUnavailable
 from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.deferred import DeferredCalls
@@ -299,14 +298,14 @@ class Farm:
         )
         feed = JobFeed(jobs=self.jobs, events=self.events, hub=hub, quiet=0.5)
         prompts = PromptStore(self.database)
-        files = FarmFiles(
+        files = ComfyFiles(
             uploads=UploadStore(self.database),
             artifacts=artifacts,
             prompts=prompts,
             blobs=self.blobs,
             frames=self.frames,
         )
-        farm_events = FarmEvents(
+        farm_events = PromptNotifiers(
             prompts=prompts,
             files=files,
             blobs=self.blobs,
@@ -314,28 +313,26 @@ class Farm:
             hub=frame_hub,
             tick=0.5,
         )
-        parts = GatewayParts(
+        parts = GatewayServices(
             service=service,
             jobs=self.jobs,
             feed=feed,
             artifacts=artifacts,
             blobs=self.blobs,
             pictures=PictureConverter(self.blobs, self.pictures, previews),
-            farm=ComfyFarm(
-                prompts=FarmPrompts(
-                    service=service,
-                    feed=feed,
-                    validator=self.validator,
-                    guard=admission,
-                    prompts=prompts,
-                    files=files,
-                    blobs=self.blobs,
-                    find_executed=self.pools_say.executed,
-                    wait_until_notified=farm_events.wait_until_notified,
-                ),
+            prompts=ComfyPrompts(
+                service=service,
+                feed=feed,
+                validator=self.validator,
+                guard=admission,
+                prompts=prompts,
                 files=files,
-                events=farm_events,
+                blobs=self.blobs,
+                find_executed=self.pools_say.executed,
+                wait_until_notified=farm_events.wait_until_notified,
             ),
+            files=files,
+            events=farm_events,
             userdata=UserdataStore(
                 self.database, max_file=100_000, max_bytes=300_000, max_files=50
             ),

@@ -10,8 +10,8 @@ from typing import Any
 import aiohttp
 import uvicorn
 
+from deployments.gateway.app import ProxyOrApp
 from deployments.gateway.config import GatewayConfig
-from deployments.gateway.proxy_or_app import ProxyOrApp
 from moyin.access.gatekeeper import Gatekeeper, problem_details
 from moyin.access.gatekeeper.addresses import TrustedProxies
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send
@@ -55,7 +55,7 @@ class ProxyDoor:
 
     def routes(self, *routes: dict[str, Any]) -> None:
         config = GatewayConfig.model_validate({"routes": routes})
-        self.proxy.configure(config.table("http://127.0.0.1:1"))
+        self.proxy.configure(config.to_route_table("http://127.0.0.1:1"))
 
 
 @asynccontextmanager

@@ -428,15 +428,15 @@ async def test_new_players_get_the_limits_that_the_operator_set(accounts: Accoun
     config = AccountsConfig.model_validate(
         {"player_scopes": ["player", "text"], "player_limits": {"usd_per_day": 0.5}}
     )
-    accounts.parts.sign_in.policy = config.policy
+    accounts.parts.sign_in.policy = config.sign_in_policy
     player = await accounts.player()
     [limit] = (await accounts.ok("GET", "/limits", player["access_token"]))["limits"]
     assert (limit["subject"], limit["usd_per_day"]) == (f"user:{player['user']['id']}", "0.5")
     assert "text" in (await accounts.ok("GET", "/whoami", player["access_token"]))["scopes"]
-    accounts.parts.sign_in.policy = AccountsConfig(registration=False).policy
+    accounts.parts.sign_in.policy = AccountsConfig(registration=False).sign_in_policy
     body = {"email": "late@example.com", "password": PASSWORD}
     closed = await accounts.call("POST", "/register", None, body)
-    accounts.parts.sign_in.policy = AccountsConfig().policy
+    accounts.parts.sign_in.policy = AccountsConfig().sign_in_policy
     assert (closed.status, closed.code) == (403, "insufficient_scope")
 
 

@@ -71,8 +71,8 @@ def configure(door: AccountsDoor, issuer: str, **changes: Any) -> None:
         **changes,
     }
     config = AccountsConfig.model_validate({"providers": [configured]})
-    door.parts.open_id.providers = config.open_id_providers({"STUDIO_SECRET": "s3cret"})
-    door.parts.sign_in.policy = config.policy
+    door.parts.open_id.providers = config.providers_by_name({"STUDIO_SECRET": "s3cret"})
+    door.parts.sign_in.policy = config.sign_in_policy
 
 
 async def vouch(

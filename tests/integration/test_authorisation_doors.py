@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 import grpc
 
-from moyin.comfy_api.protocol.paths import is_comfyui
+from moyin.comfy_api.protocol.paths import is_comfyui_path
 from moyin.jobs.grpc import moyin_pb2 as pb
 from moyin.jobs.grpc.moyin_pb2_grpc import MoyinStub
 from moyin.store.keys import KeyStore
@@ -65,7 +65,7 @@ async def test_comfyuis_api_by_its_other_addresses(farm: Farm) -> None:
     ours = {
         route: expected
         for route, expected in GATEWAY.items()
-        if is_comfyui(path := route.split(" ")[1]) and not path.startswith(("/api/", "/v2/"))
+        if is_comfyui_path(path := route.split(" ")[1]) and not path.startswith(("/api/", "/v2/"))
     }
     assert len(ours) > 40
     async with aiohttp.ClientSession(farm.url) as session:

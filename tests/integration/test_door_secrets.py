@@ -21,7 +21,7 @@ from moyin.access.gatekeeper import mint_token
 from moyin.access.gatekeeper.links import new_file_link
 from moyin.jobs.grpc import moyin_pb2 as pb
 from moyin.jobs.grpc.moyin_pb2_grpc import MoyinStub
-from moyin.proxy.identity import route_secret
+from moyin.proxy.identity import derive_route_secret
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 from tests.door import Measured, StackDoor
@@ -94,7 +94,7 @@ async def test_no_log_holds_a_secret(
         "Claude's key": door.env["ANTHROPIC_API_KEY"],
         "RabbitMQ's password": urlsplit(door.env["STUDIO_RABBITMQ_URL"]).password or "",
         "the stack's secret": signing_key.decode(),
-        "an upstream's secret": route_secret(signing_key, "ollama"),
+        "an upstream's secret": derive_route_secret(signing_key, "ollama"),
         "Valkey's password": door.valkey_password,
         "Ray's token": door.layout.ray_token.read_text().strip(),
     }.items():

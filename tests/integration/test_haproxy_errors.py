@@ -21,7 +21,7 @@ from yarl import URL
 
 from deployments.errors import render_error
 from moyin.access.gatekeeper import SECURITY_HEADERS
-from moyin.comfy_api.protocol.paths import FIRST_SEGMENTS
+from moyin.comfy_api.protocol.paths import API_FIRST_SEGMENTS
 from moyin.errors import MoyinError, ServiceUnavailable, WorkerLost
 from moyin.jobs.grpc import moyin_pb2, moyin_pb2_grpc
 from moyin.jobs.grpc.faults import Fault
@@ -36,8 +36,8 @@ PATHS = [
     "/v1/healthz", "/v1/ollama/api/chat", "/accounts", "/accounts/session", "/accountsx",
     *(f"/api/{name}" for name in ("chat", "generate", "tags", "show", "ps", "embed", "version")),
     "/api/chat/more", "/api/v2/jobs", "/api/v2/jobs/7", "/api/v2/assets", "/api/v2/userdata",
-    *(f"/{name}" for name in sorted(FIRST_SEGMENTS)),
-    *(f"/api/{name}" for name in sorted(FIRST_SEGMENTS)),
+    *(f"/{name}" for name in sorted(API_FIRST_SEGMENTS)),
+    *(f"/api/{name}" for name in sorted(API_FIRST_SEGMENTS)),
     *(f"/{name}/below/it" for name in ("prompt", "history", "jobs")),
     "/comfy", "/comfy/", "/comfy/ws", "/comfy/index.html", "/comfy/api/prompt", "/comfy/api/jobs",
     "/comfy/internal/logs", "/comfy/extensions/core/x.js", "/comfy/extensions/other/x.js",

@@ -16,8 +16,8 @@ from yarl import URL
 
 from moyin.access.gatekeeper.limits import Meter
 from moyin.http.breaker import Breaker, BreakerState
-from moyin.proxy.headers import response_headers
-from moyin.proxy.identity import route_secret
+from moyin.proxy.headers import build_response_headers
+from moyin.proxy.identity import derive_route_secret
 from tests.integration.proxy_fixtures import MAX_BODY_BYTES, SIGNING_KEY, ProxyDoor, proxy_door
 from tests.integration.proxy_upstream import CHUNK, Service, serving
 from tests.integration.servers import ValkeyServer, eventually, free_port
@@ -71,7 +71,7 @@ async def test_the_browsers_session_is_no_service_s_business(
             assert response.status == 200
         assert service.seen.pop().headers.get("cookie") == seen
     lie = (b"set-cookie", b"moyin_session=theirs; Path=/comfy/")
-    assert response_headers([lie, (b"set-cookie", b"a=1; Path=/")]) == [
+    assert build_response_headers([lie, (b"set-cookie", b"a=1; Path=/")]) == [
         (b"set-cookie", b"a=1; Path=/")
     ]
 
@@ -105,11 +105,11 @@ async def test_the_service_learns_who_asks_from_us_alone(door: ProxyDoor, servic
     assert "x-forwarded-for" not in seen  # a peer on loopback may be anybody
     assert (seen["x-forwarded-proto"], seen["x-forwarded-prefix"]) == ("http", "/assets")
     assert seen["x-forwarded-host"] == door.url.removeprefix("http://")
-    secret = route_secret(SIGNING_KEY, "assets")
+    secret = derive_route_secret(SIGNING_KEY, "assets")
     claims = jwt.decode(seen["x-moyin-identity"], secret, ["HS256"], audience="assets")
     assert (claims["sub"], claims["key"]) == ("ann", "k1")
     with pytest.raises(jwt.InvalidSignatureError):
-        other = route_secret(SIGNING_KEY, "other")
+        other = derive_route_secret(SIGNING_KEY, "other")
         jwt.decode(seen["x-moyin-identity"], other, ["HS256"], audience="assets")
 
 
@@ -208,7 +208,7 @@ async def test_a_body_that_turns_out_too_large_is_not_the_service_s_fault(
     service.go_on.set()
     async with door.client.put("/assets/drain", data=body()) as response:
         assert (response.status, (await response.json())["code"]) == (413, "body_too_large")
-    [member] = door.proxy._services["assets"].pool.members
+    [member] = door.proxy._runtimes["assets"].pool.members
     assert member.breaker._failures == 0
 
 
@@ -240,7 +240,7 @@ async def test_redirects_lead_back_to_the_door(
 
 
 async def test_a_service_that_obeys_the_prefix_is_believed(door: ProxyDoor) -> None:
-    knowing = {**route(door.proxy.table.routes[0].upstreams[0].url), "proxy_redirect": False}
+    knowing = {**route(door.proxy.route_table.routes[0].upstreams[0].url), "proxy_redirect": False}
     door.routes(knowing)
     query = {"to": "/assets/x?y"}
     async with door.client.get("/assets/moved", params=query, allow_redirects=False) as response:
@@ -277,7 +277,7 @@ async def test_a_redirect_that_is_no_good_url_is_passed_on(
 async def test_only_safe_requests_are_repeated(door: ProxyDoor, service: Service) -> None:
     second = Service("two")
     async with serving(second) as url:
-        door.routes(route(door.proxy.table.routes[0].upstreams[0].url, url))
+        door.routes(route(door.proxy.route_table.routes[0].upstreams[0].url, url))
         service.failing = 1
         async with door.client.get("/assets/flaky") as response:
             assert await response.text() == "two"
@@ -293,7 +293,7 @@ async def test_who_is_asked_last_is_heard(door: ProxyDoor, service: Service) -> 
     """With more retries than upstreams, too: what a service says of itself is not our failure."""
     second = Service("two")
     async with serving(second) as url:
-        first = door.proxy.table.routes[0].upstreams[0].url
+        first = door.proxy.route_table.routes[0].upstreams[0].url
         door.routes(route(first, url, retries=5))
         service.failing = second.failing = 1
         async with door.client.get("/assets/health") as response:
@@ -335,7 +335,7 @@ async def _back_again(door: ProxyDoor) -> AsyncIterator[Breaker]:
     for _ in range(3):
         async with door.client.get("/assets/x") as response:
             assert response.status == 502
-    [member] = door.proxy._services["assets"].pool.members
+    [member] = door.proxy._runtimes["assets"].pool.members
     assert member.breaker.state is BreakerState.OPEN
     member.breaker._open_until = 0.0
     async with serving(Service(), port):
@@ -368,13 +368,13 @@ async def test_a_probe_is_judged_once(door: ProxyDoor) -> None:
                 breaker.fail()
             breaker._open_until = 0.0
             assert breaker.admit()
-        await eventually(lambda: door.proxy._services["assets"].pool.members[0].active == 0)
+        await eventually(lambda: door.proxy._runtimes["assets"].pool.members[0].active == 0)
         assert (breaker.ready, breaker.state) == (False, BreakerState.HALF_OPEN)
 
 
 async def test_active_checks_take_a_sick_service_out(door: ProxyDoor, service: Service) -> None:
     health = {"path": "/health", "interval": 0.05, "rise": 1, "fall": 2}
-    url = door.proxy.table.routes[0].upstreams[0].url
+    url = door.proxy.route_table.routes[0].upstreams[0].url
     door.routes(route(url, health=health))
 
     async def status() -> int:
@@ -389,7 +389,7 @@ async def test_active_checks_take_a_sick_service_out(door: ProxyDoor, service: S
 
 
 async def test_silence_has_an_end(door: ProxyDoor) -> None:
-    url = door.proxy.table.routes[0].upstreams[0].url
+    url = door.proxy.route_table.routes[0].upstreams[0].url
     door.routes(route(url, timeouts={"first_byte": 0.2, "idle": 0.2}))
     async with door.client.get("/assets/silent") as response:
         assert (response.status, (await response.json())["code"]) == (504, "backend_timeout")
@@ -411,7 +411,7 @@ async def test_a_new_table_takes_no_request_from_the_old(door: ProxyDoor, servic
 
 
 async def test_a_new_table_counts_what_is_under_way(door: ProxyDoor, service: Service) -> None:
-    url = door.proxy.table.routes[0].upstreams[0].url
+    url = door.proxy.route_table.routes[0].upstreams[0].url
 
     def table(concurrent: int) -> None:
         door.routes(route(url, limits={"concurrent": concurrent}))
@@ -438,7 +438,7 @@ async def test_a_new_table_counts_what_is_under_way(door: ProxyDoor, service: Se
 async def test_sticky_callers_stay_where_they_are(door: ProxyDoor) -> None:
     second = Service("two")
     async with serving(second) as url:
-        first = door.proxy.table.routes[0].upstreams[0].url
+        first = door.proxy.route_table.routes[0].upstreams[0].url
         door.routes(route(first, url, sticky="X-Session"))
         homes: dict[str, set[str]] = {}
         for session in [f"s{i}" for i in range(12)] * 3:
@@ -449,7 +449,7 @@ async def test_sticky_callers_stay_where_they_are(door: ProxyDoor) -> None:
 
 
 async def test_scopes_limits_and_our_own_routes(door: ProxyDoor, service: Service) -> None:
-    url = door.proxy.table.routes[0].upstreams[0].url
+    url = door.proxy.route_table.routes[0].upstreams[0].url
     door.routes(route(url, scopes=["assets:read"], limits={"concurrent": 1}))
     eve = {"authorization": "Bearer eve-key"}
     async with door.client.get("/assets/x", headers=eve) as response:
@@ -498,7 +498,7 @@ async def test_what_would_show_the_signed_identity_is_refused(
 async def test_hosts_have_routes_of_their_own(door: ProxyDoor) -> None:
     second = Service("two")
     async with serving(second) as url:
-        first = door.proxy.table.routes[0].upstreams[0].url
+        first = door.proxy.route_table.routes[0].upstreams[0].url
         by_host = {"name": "site", "hosts": ["wiki.studio"], "prefix": "/", "upstreams": [url]}
         door.routes(route(first), by_host)
         for host, path, name in [

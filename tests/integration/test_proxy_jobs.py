@@ -21,7 +21,7 @@ async def studio(working_farm: Farm) -> Farm:
     ]
     upstreams = {"upstreams": [working_farm.door]}
     config = GatewayConfig.model_validate({"routes": [route | upstreams for route in routes]})
-    working_farm.proxy.configure(config.table(working_farm.door))
+    working_farm.proxy.configure(config.to_route_table(working_farm.door))
     return working_farm
 
 

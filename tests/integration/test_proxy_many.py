@@ -60,7 +60,7 @@ async def test_a_thousand_sockets_and_a_thousand_streams_are_held(
 
     streams = await asyncio.gather(*(stream() for _ in range(MANY)))
     sockets = await asyncio.gather(*(socket() for _ in range(MANY)))
-    [pool] = [service.pool for service in door.proxy._services.values()]
+    [pool] = [runtime.pool for runtime in door.proxy._runtimes.values()]
     assert pool.members[0].active == 2 * MANY
     opened = time.monotonic()
 

@@ -24,7 +24,9 @@ async def wiki(farm: Farm) -> AsyncIterator[Service]:
     service = Service()
     async with serving(service) as url:
         route = {"name": "wiki", "hosts": ["wiki.studio"], "prefix": "/", "upstreams": [url]}
-        farm.proxy.configure(GatewayConfig.model_validate({"routes": [route]}).table("http://x"))
+        farm.proxy.configure(
+            GatewayConfig.model_validate({"routes": [route]}).to_route_table("http://x")
+        )
         yield service
 
 

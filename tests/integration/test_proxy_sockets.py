@@ -81,7 +81,7 @@ async def test_a_server_that_is_going_is_passed_over(door: ProxyDoor, service: S
         await writer.drain()
         writer.close()
 
-    well = door.proxy.table.routes[0].upstreams[0].url
+    well = door.proxy.route_table.routes[0].upstreams[0].url
     async with await asyncio.start_server(going, "127.0.0.1", 0) as server:
         leaving = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         door.routes({"name": "chat", "prefix": "/chat", "upstreams": [leaving, well]})
@@ -92,4 +92,4 @@ async def test_a_server_that_is_going_is_passed_over(door: ProxyDoor, service: S
         # Alone, it is heard.
         door.routes({"name": "chat", "prefix": "/chat", "upstreams": [leaving]})
         async with door.client.ws_connect("/chat/socket") as socket:
-            assert "refused the WebSocket: status 503" in (await socket.receive()).extra
+            assert "rejected the WebSocket: status 503" in (await socket.receive()).extra

@@ -13,8 +13,8 @@ from typing import Any, cast
 import pytest
 from pydantic_core import to_json
 
-from moyin.comfy_api.files import FarmFiles
-from moyin.comfy_api.notifier import FarmEvents, PromptNotifier
+from moyin.comfy_api.files import ComfyFiles
+from moyin.comfy_api.notifier import PromptNotifier, PromptNotifiers
 from moyin.domain.job import Job, JobSpec, Progress, Step, StepKind, StepResult
 from moyin.domain.prompt import ComfyPrompt, PromptFile, PromptRecord, channel_name
 from moyin.domain.serialization import encode, to_plain
@@ -79,7 +79,7 @@ class Rig:
     jobs: JobStore
     prompts: PromptStore
     blobs: BlobStore
-    files: FarmFiles
+    files: ComfyFiles
     frames: Frames = field(default_factory=Frames)
 
     async def job(
@@ -118,8 +118,8 @@ class Rig:
         output = await self.blobs.put(to_json({"record": to_plain(record)}))
         return StepResult(index=0, output=output)
 
-    def events(self, *, tick: float = 60.0) -> FarmEvents:
-        return FarmEvents(
+    def events(self, *, tick: float = 60.0) -> PromptNotifiers:
+        return PromptNotifiers(
             prompts=self.prompts,
             files=self.files,
             blobs=self.blobs,
@@ -129,10 +129,10 @@ class Rig:
         )
 
     @asynccontextmanager
-    async def client(self, events: FarmEvents | None = None) -> AsyncIterator[Client]:
+    async def client(self, events: PromptNotifiers | None = None) -> AsyncIterator[Client]:
         """Connect a client."""
         received: asyncio.Queue[str | bytes] = asyncio.Queue()
-        notifier = (events or self.events()).notifier(OWNER, CLIENT, received.put)
+        notifier = (events or self.events()).new_notifier(OWNER, CLIENT, received.put)
         running = asyncio.create_task(notifier.run())
         try:
             yield Client(notifier, received, running)
@@ -147,7 +147,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     await database.ready()
     frames = Frames()
     prompts, blobs = PromptStore(database), BlobStore(f"file://{tmp_path / 'blobs'}")
-    files = FarmFiles(
+    files = ComfyFiles(
         uploads=UploadStore(database),
         artifacts=ArtifactStore(database),
         prompts=prompts,

@@ -67,9 +67,9 @@ async def test_a_pool_serves_only_its_tenants() -> None:
 
 async def test_a_tenant_without_a_pool_gets_an_error() -> None:
     guard = admission(a=PoolRules(tenants=("ann",)), b=PoolRules(tenants=("ann",)))
-    with pytest.raises(InvalidRequest, match="no render pool is open to your jobs"):
+    with pytest.raises(InvalidRequest, match="no render pool runs your jobs"):
         await guard.pool_for(caller("bob"), graph("Load"))
-    assert await guard.nodes(caller("bob")) == {}
+    assert await guard.list_nodes(caller("bob")) == {}
 
 
 async def test_a_graph_goes_to_a_pool_that_allows_its_nodes() -> None:
@@ -80,10 +80,10 @@ async def test_a_graph_goes_to_a_pool_that_allows_its_nodes() -> None:
 
 async def test_denied_nodes_are_neither_listed_nor_accepted() -> None:
     guard = admission(a=PoolRules())
-    assert (await guard.nodes(caller())).keys() == {"Load", "Folder"}
+    assert (await guard.list_nodes(caller())).keys() == {"Load", "Folder"}
     limited = caller(denied_nodes=("Fold*",))
-    assert (await guard.nodes(limited)).keys() == {"Load"}
-    assert (await guard.nodes(caller(allowed_nodes=()))) == {}
+    assert (await guard.list_nodes(limited)).keys() == {"Load"}
+    assert (await guard.list_nodes(caller(allowed_nodes=()))) == {}
     for identity, kind, reason in (
         (caller(), "SaveLoRA", "this render pool does not allow nodes of class SaveLoRA"),
         (limited, "Folder", "your limits do not allow nodes of class Folder"),
@@ -93,12 +93,12 @@ async def test_denied_nodes_are_neither_listed_nor_accepted() -> None:
         assert refused.value.field == "1.class_type"
         assert refused.value.details["node_errors"]["1"]["class_type"] == kind
     everything = admission(a=PoolRules(deny=()))
-    assert "SaveLoRA" in await everything.nodes(caller())
+    assert "SaveLoRA" in await everything.list_nodes(caller())
     assert await everything.check(caller(), "a", graph("SaveLoRA"), ())
 
 
 async def test_the_input_folder_is_not_listed_as_a_choice() -> None:
-    nodes = await admission(a=PoolRules()).nodes(caller())
+    nodes = await admission(a=PoolRules()).list_nodes(caller())
     assert nodes["Folder"]["input"]["required"]["kind"][1]["options"] == ["x"]
 
 

@@ -19,7 +19,9 @@ def proxy() -> Proxy:
 
 @pytest.fixture
 def hot(proxy: Proxy) -> HotConfig[GatewayConfig]:
-    return HotConfig(GatewayConfig, lambda config: proxy.configure(config.table("http://door")))
+    return HotConfig(
+        GatewayConfig, lambda config: proxy.configure(config.to_route_table("http://door"))
+    )
 
 
 def test_invalid_first_configuration_raises(hot: HotConfig[GatewayConfig]) -> None:
@@ -31,11 +33,11 @@ def test_invalid_later_configuration_is_logged_and_changes_nothing(
     hot: HotConfig[GatewayConfig], proxy: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     hot.load(GOOD)
-    before = proxy.table
+    before = proxy.route_table
     with caplog.at_level(logging.ERROR):
         hot.load(BAD)
-    assert proxy.table is before
+    assert proxy.route_table is before
     assert "routes.0.upstreams.0.url" in caplog.text
     assert "secret" not in caplog.text
     hot.load({"routes": []})
-    assert proxy.table.routes == ()
+    assert proxy.route_table.routes == ()

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.accounts.app import AccountsParts
-from deployments.accounts.parts import new_parts
+from deployments.accounts.app import AccountsServices, new_services
 from moyin.access.accounts.caller import Caller
 from moyin.access.accounts.passwords import Passwords
 from moyin.access.accounts.signin import SignedIn
@@ -41,7 +40,7 @@ class NoMail:
 class Studio:
     """Holds the services, an operator and an organisation."""
 
-    parts: AccountsParts
+    parts: AccountsServices
     database: Database
     operator: Identity
     organisation: str
@@ -73,7 +72,7 @@ def by(identity: Identity) -> Caller:
 @pytest.fixture
 async def studio(tmp_path: Path) -> AsyncIterator[Studio]:
     settings = Settings(data=tmp_path, redis_url="redis://127.0.0.1:1/0", secret=SECRET)
-    parts = new_parts(
+    parts = new_services(
         settings,
         observer=NoObserver(),
         mailer=NoMail(),

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from ray.exceptions import RayError
 
-from deployments.gateway import pool_validator
-from deployments.gateway.pool_validator import PoolValidator
+from deployments.gateway import pools
+from deployments.gateway.pools import PoolValidator
 from moyin.errors import InvalidGraph, ServiceUnavailable
 
 BODY = {"error": {"type": "invalid_prompt", "message": "no"}, "node_errors": {"1": {}}}
@@ -55,7 +55,7 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Any:
             return pool.actors[name]
 
         monkeypatch.setattr("ray.serve.get_deployment_handle", handle)
-        monkeypatch.setattr(pool_validator.ray, "get_actor", actor)
+        monkeypatch.setattr(pools.ray, "get_actor", actor)
         return pool
 
     return install

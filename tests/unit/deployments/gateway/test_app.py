@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import pytest
 
-from deployments.gateway.proxy_or_app import ProxyOrApp
+from deployments.gateway.app import ProxyOrApp
 from moyin.access.gatekeeper.asgi import Message, Receive, Scope, Send
 from moyin.errors import ServiceUnavailable
 from moyin.proxy import Proxy
