@@ -15,11 +15,10 @@ from deployments.accounts.routes.keys import key_routes, limit_routes, signing_k
 from deployments.accounts.routes.me import me_routes
 from deployments.accounts.routes.organisations import organisation_routes
 from deployments.accounts.routes.signin import sign_in_routes
-from deployments.health import Check, health_routes
+from deployments.health import ServiceCheck, new_health_routes
 from deployments.ingress import new_fastapi
-from deployments.openapi import document_security
-from deployments.problems import document_problems
-from deployments.swagger import DOCS
+from deployments.openapi import document_problems, document_security
+from deployments.swagger import DOCS_PATHS
 from moyin.access.accounts.access_tokens import AccessTokenIssuer
 from moyin.access.accounts.api_keys import ApiKeyService
 from moyin.access.accounts.oidc import OpenIdSignIn
@@ -42,7 +41,7 @@ _PUBLIC = frozenset(
         "healthz",
         "readyz",
         "openapi.json",
-        *DOCS,
+        *DOCS_PATHS,
         ".well-known/jwks.json",
         "register",
         "login",
@@ -77,7 +76,7 @@ class AccountsParts:
     observer: Observer
     proxies: TrustedProxies
     meter: Meter
-    checks: Mapping[str, Check]
+    checks: Mapping[str, ServiceCheck]
     lifespan: Callable[[], AbstractAsyncContextManager[None]]
 
 
@@ -97,7 +96,7 @@ def new_app(parts: AccountsParts) -> Gatekeeper:
     )
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     callers = Callers(parts.proxies)
-    app.include_router(health_routes(parts.checks))
+    app.include_router(new_health_routes(parts.checks))
     app.include_router(_jwks_routes(parts.token_issuer))
     app.include_router(sign_in_routes(parts.sign_in, parts.open_id, callers))
     app.include_router(me_routes(parts.users, parts.sign_in, callers))

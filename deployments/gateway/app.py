@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from starlette.requests import ClientDisconnect
 
-from deployments.errors import app_of, render_error, render_stream_error
+from deployments.errors import find_app_prefix, render_error, render_stream_error
 from deployments.gateway.frontend import FrontendFiles
 from deployments.gateway.proxy_or_app import ProxyOrApp
 from deployments.gateway.routes.artifacts import artifact_routes, link_routes
@@ -32,11 +32,10 @@ from deployments.gateway.routes.comfy_api.websocket import websocket_routes
 from deployments.gateway.routes.job_events import job_event_routes
 from deployments.gateway.routes.jobs import job_routes
 from deployments.gateway.routes.templates import template_routes
-from deployments.health import Check, health_routes
+from deployments.health import ServiceCheck, new_health_routes
 from deployments.ingress import new_fastapi
-from deployments.openapi import QUERY_KEY, document_security
-from deployments.problems import document_problems
-from deployments.swagger import DOCS
+from deployments.openapi import QUERY_KEY_SCHEME, document_problems, document_security
+from deployments.swagger import DOCS_PATHS
 from moyin.access.gatekeeper import Authenticator, Gatekeeper
 from moyin.access.gatekeeper.asgi import Scope
 from moyin.access.gatekeeper.authorization import AuthorizationMiddleware
@@ -66,7 +65,7 @@ from moyin.store.userdata import UserdataStore
 __all__ = ["GatewayParts", "new_app"]
 
 _PUBLIC = frozenset(
-    {"/", "/health", "/healthz", "/readyz", "/openapi.json", *(f"/{name}" for name in DOCS)}
+    {"/", "/health", "/healthz", "/readyz", "/openapi.json", *(f"/{name}" for name in DOCS_PATHS)}
 )
 # Prefixes of all other public paths, so that most requests need only one comparison.
 _PUBLIC_PREFIXES = (SIGNED_FILES_PREFIX, PAGE.rstrip("/"))
@@ -100,7 +99,7 @@ class GatewayParts:
     proxy: Proxy
     authenticator: Authenticator
     observer: Observer
-    checks: Mapping[str, Check]
+    checks: Mapping[str, ServiceCheck]
     signing_key: bytes
     max_body_bytes: int
     lifespan: Callable[[], AbstractAsyncContextManager[None]]
@@ -130,7 +129,7 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
     def is_public(scope: Scope) -> bool:
         path = scope["path"]
         # `ProxyOrApp` answers these with 503, without a key.
-        if app_of(path) is not None:
+        if find_app_prefix(path) is not None:
             return True
         return _is_public(path) and parts.proxy.match(scope) is None
 
@@ -154,7 +153,7 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
 
 
 def _add_routes(app: FastAPI, parts: GatewayParts) -> None:
-    app.include_router(health_routes(parts.checks))
+    app.include_router(new_health_routes(parts.checks))
     app.include_router(job_routes(parts.service, parts.jobs, parts.templates, parts.signing_key))
     app.include_router(job_event_routes(parts.jobs, parts.feed))
     app.include_router(link_routes(parts.artifacts, parts.blobs, parts.signing_key))
@@ -220,6 +219,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         schemas.update(request.pop("$defs"))
         schemas["JobRequest"] = request
         document_problems(document, _has_comfyui_errors)
-        document_security(document, _is_public, lambda path: QUERY_KEY if is_comfyui(path) else {})
+        document_security(
+            document, _is_public, lambda path: QUERY_KEY_SCHEME if is_comfyui(path) else {}
+        )
         app.openapi_schema = document
     return app.openapi_schema

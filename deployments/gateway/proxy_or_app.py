@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deployments.errors import app_of
+from deployments.errors import find_app_prefix
 from moyin.access.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
 from moyin.comfy_api.protocol.paths import PAGE, server_path
 from moyin.errors import ServiceUnavailable
@@ -29,7 +29,7 @@ class ProxyOrApp:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "lifespan" and (app := app_of(scope["path"])) is not None:
+        if scope["type"] != "lifespan" and (app := find_app_prefix(scope["path"])) is not None:
             # HAProxy sends these to their app, but it does not know the app yet, or no longer.
             raise ServiceUnavailable(
                 f"the app that serves /{app} is not running; try again",

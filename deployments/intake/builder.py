@@ -8,7 +8,7 @@ from ray import serve
 from actors.placement import NOT_FOR_RENDERS
 from deployments.intake.config import IntakeArgs
 from deployments.intake.deployment import Intake
-from deployments.replicas import REPLICA
+from deployments.replicas import REPLICA_OPTIONS
 
 __all__ = ["IntakeArgs", "build"]
 
@@ -16,7 +16,7 @@ _deployment = serve.deployment(
     name="Intake",
     graceful_shutdown_timeout_s=10,
     ray_actor_options={"label_selector": NOT_FOR_RENDERS},
-    **REPLICA,
+    **REPLICA_OPTIONS,
 )(Intake)
 
 

@@ -27,7 +27,7 @@ from deployments.models.routes.models import model_routes
 from deployments.models.routes.ollama import ollama_routes
 from deployments.models.routes.requests import request_routes
 from deployments.models.routes.route import route_routes
-from deployments.swagger import DOCS
+from deployments.swagger import DOCS_PATHS
 from moyin.access.gatekeeper import Authenticator, Gatekeeper
 from moyin.access.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
 from moyin.access.gatekeeper.authorization import AuthorizationMiddleware
@@ -56,7 +56,7 @@ __all__ = ["ModelsParts", "QualityParts", "new_app", "render_stream_error"]
 
 _PREFIX = "/v1"
 _PUBLIC = frozenset(
-    f"{_PREFIX}/{name}" for name in ("health", "healthz", "readyz", "openapi.json", *DOCS)
+    f"{_PREFIX}/{name}" for name in ("health", "healthz", "readyz", "openapi.json", *DOCS_PATHS)
 )
 # Image requests create jobs. Only administrators may change what the router learned for their
 # tenant. FastAPI serves each path with and without the prefix.

@@ -8,7 +8,7 @@ from ray import serve
 
 from deployments.models.config import ModelsConfig
 from deployments.models.deployment import Models
-from deployments.replicas import REPLICA
+from deployments.replicas import REPLICA_OPTIONS
 
 __all__ = ["ModelsArgs", "build"]
 
@@ -30,6 +30,6 @@ def build(args: ModelsArgs) -> serve.Application:
         max_ongoing_requests=args.max_ongoing_requests,
         user_config=ModelsConfig().model_dump(mode="json", by_alias=True),
         graceful_shutdown_timeout_s=10,
-        **REPLICA,
+        **REPLICA_OPTIONS,
     )(serve.ingress()(Models))
     return deployment.bind()

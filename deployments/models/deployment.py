@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from deployments.hot import HotConfig
 from deployments.logs import configure_logs
 from deployments.models.app import ModelsParts, QualityParts, new_app
 from deployments.models.config import ModelsConfig
@@ -16,7 +15,8 @@ from deployments.models.judge import JudgeMetrics, JudgeService
 from deployments.models.learning import LearningMetrics
 from deployments.models.routes.images import ImageRules
 from deployments.models.telemetry import CallTelemetry
-from deployments.observer import ServeObserver
+from deployments.observer import RequestObserver
+from deployments.replicas import ReloadableConfig
 from moyin.access.gatekeeper import Gatekeeper, new_authenticator, service_token_factory
 from moyin.access.gatekeeper.limits import new_meter
 from moyin.client.gateway import GatewayClient
@@ -140,11 +140,11 @@ class Models(MoyinCalls):
             ),
             authenticator=new_authenticator(database, signing_key),
             meter=meter,
-            observer=ServeObserver(settings.log_level, also=work),
+            observer=RequestObserver(settings.log_level, export_metrics=work),
             max_body_bytes=settings.max_body_bytes,
             lifespan=lifespan,
         )
-        self._config = HotConfig(ModelsConfig, self._apply)
+        self._config = ReloadableConfig(ModelsConfig, self._apply)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Apply new back ends, aliases and prices; requests in progress are not affected."""

@@ -17,7 +17,7 @@ from opentelemetry.trace import ProxyTracerProvider, SpanKind, Status, StatusCod
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from ray.util import metrics
 
-from deployments.histogram import Histogram
+from deployments.observer import BatchHistogram
 from moyin.http.breaker import BreakerState
 from moyin.text.routing.telemetry import CallRecord
 
@@ -66,25 +66,25 @@ class CallTelemetry:
         self._calls: deque[CallRecord] = deque(maxlen=_CAPACITY)
         self._changes: deque[tuple[str, BreakerState | None]] = deque(maxlen=_CAPACITY)
         self._states: dict[str, BreakerState] = {}
-        self._tokens = Histogram(
+        self._tokens = BatchHistogram(
             "gen_ai_client_token_usage",
             "Tokens of calls, by input and output.",
             _TOKENS,
             (*_CALL_LABELS, "gen_ai_token_type"),
         )
-        self._duration = Histogram(
+        self._duration = BatchHistogram(
             "gen_ai_server_request_duration_seconds",
             "Seconds from the request to the end of the answer.",
             _SECONDS,
             (*_CALL_LABELS, "error_type"),
         )
-        self._first = Histogram(
+        self._first = BatchHistogram(
             "gen_ai_server_time_to_first_token_seconds",
             "Seconds to the first chunk of a stream.",
             _FIRST_TOKEN_SECONDS,
             _CALL_LABELS,
         )
-        self._per_token = Histogram(
+        self._per_token = BatchHistogram(
             "gen_ai_server_time_per_output_token_seconds",
             "Seconds per token after the first chunk of a stream.",
             _SECONDS_PER_TOKEN,

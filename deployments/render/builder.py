@@ -8,7 +8,7 @@ from ray import serve
 from actors.placement import NOT_FOR_RENDERS
 from deployments.render.config import RenderArgs
 from deployments.render.deployment import RenderPool
-from deployments.replicas import REPLICA
+from deployments.replicas import REPLICA_OPTIONS
 
 __all__ = ["build"]
 
@@ -23,6 +23,6 @@ def build(args: RenderArgs) -> serve.Application:
         num_replicas=1,
         graceful_shutdown_timeout_s=args.drain_timeout + _REMOVAL_SECONDS,
         ray_actor_options={"num_cpus": 0.1, "label_selector": NOT_FOR_RENDERS},
-        **REPLICA,
+        **REPLICA_OPTIONS,
     )(RenderPool)
     return deployment.bind(args)

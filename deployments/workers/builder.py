@@ -6,7 +6,7 @@
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
-from deployments.replicas import REPLICA
+from deployments.replicas import REPLICA_OPTIONS
 from deployments.workers.deployment import JobWorker
 
 __all__ = ["WorkersArgs", "build"]
@@ -26,7 +26,7 @@ _deployment = serve.deployment(
     name="JobWorker",
     # Longer than the worker's own grace for running steps.
     graceful_shutdown_timeout_s=20,
-    **REPLICA,
+    **REPLICA_OPTIONS,
 )(JobWorker)
 
 

@@ -1,8 +1,8 @@
-"""Replaces Ray Serve's own error responses by ours.
+"""Replaces Ray Serve's own error responses by responses in our error formats.
 
-Serve answers by itself when a replica gets a path of another app, when its proxy has no route or no
-replica, and when it drops a request or its time runs out. It answers in plain text, or not at all, and
-then uvicorn sends a page of its own.
+Serve creates a response itself when a replica gets a path of another app, when its proxy has no route
+or no replica, and when it drops a request or the request times out. This response is plain text, or
+there is none, and then uvicorn sends its own error page.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from deployments.errors import render_error
 from moyin.access.gatekeeper import SECURITY_HEADERS
 from moyin.errors import BackendTimeout, MoyinError, ServiceUnavailable, WorkerLost
 
-__all__ = ["OutageErrors"]
+__all__ = ["ServeErrorMiddleware"]
 
-# Serve's own endpoints: load balancers and HAProxy's health checks read their status.
+# Load balancers and HAProxy's health checks read the status of Serve's own endpoints.
 _SERVE_PATHS = "/-/"
-# Serve's own errors have no other headers. Errors of apps have a length, or are no plain text.
+# Serve's own errors have only these headers. Errors of apps have a length or another content type.
 _SERVE_HEADERS = frozenset({b"content-type", b"retry-after", b"x-request-id"})
-_PLAIN = b"text/plain"
+_PLAIN_TEXT = b"text/plain"
 _RETRY_SECONDS = 5
 
 
-class OutageErrors:
-    """Replaces errors that Serve writes itself; those of the apps pass unchanged."""
+class ServeErrorMiddleware:
+    """Replaces Serve's own error responses and does not change the responses of the apps."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -36,16 +36,16 @@ class OutageErrors:
         if scope["type"] != "http" or scope["path"].startswith(_SERVE_PATHS):
             await self._app(scope, receive, send)
             return
-        response = _Response(scope, send)
+        response = _ReplaceableResponse(scope, send)
         try:
             await self._app(scope, receive, response.send)
         except Exception:
-            # uvicorn logs it.
-            if not response.begun:
+            # uvicorn logs the exception.
+            if not response.has_started:
                 await response.replace(MoyinError("an internal error occurred"))
             raise
-        if not response.begun:
-            # Serve's proxy sends nothing when the replica died or failed during the request.
+        if not response.has_started:
+            # Serve's proxy sends no response when the replica died or failed during the request.
             await response.replace(
                 WorkerLost(
                     "the replica ended before it answered; the request may have been carried out",
@@ -54,34 +54,38 @@ class OutageErrors:
             )
 
 
-class _Response:
-    """Sends one response, or an error in its place.
+class _ReplaceableResponse:
+    """Sends a response to the client, or an error response instead.
 
     Attributes:
-        begun: a status was sent.
+        has_started: whether a status was sent to the client.
     """
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._scope = scope
         self._send = send
-        self.begun = False
-        self._replaced = False
+        self.has_started = False
+        self._is_replaced = False
 
-    # Not a coroutine function: that would cost every message of every response one more coroutine.
+    # This is no coroutine function, which would add a coroutine to every message of every response.
     def send(self, message: Message) -> Awaitable[None]:
-        """Forward a message, unless the response was replaced."""
-        if self._replaced:
-            return _dropped()
+        """Send a message of the response, unless the response was replaced."""
+        if self._is_replaced:
+            return _drop_message()
         if message["type"] == "http.response.start":
-            if message["status"] >= 400 and (error := _error(message)) is not None:
+            if message["status"] >= 400 and (error := _find_replacement(message)) is not None:
                 return self.replace(error, message["headers"])
-            self.begun = True
+            self.has_started = True
         return self._send(message)
 
     async def replace(self, error: MoyinError, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """Send ``error`` instead of a response with these ``headers``."""
-        self.begun = self._replaced = True
-        request_id = _request_id(headers) or _request_id(self._scope["headers"]) or uuid.uuid4().hex
+        self.has_started = self._is_replaced = True
+        request_id = (
+            _find_request_id(headers)
+            or _find_request_id(self._scope["headers"])
+            or uuid.uuid4().hex
+        )
         rendered = render_error(error, request_id, self._scope["path"])
         start = [
             (b"content-length", str(len(rendered.body)).encode()),
@@ -95,19 +99,22 @@ class _Response:
         await self._send({"type": "http.response.body", "body": rendered.body})
 
 
-async def _dropped() -> None:
-    """Do nothing: the rest of a replaced response is dropped."""
+async def _drop_message() -> None:
+    """Do nothing, because Serve's response was replaced and its remaining messages are dropped."""
 
 
-def _error(start: Message) -> MoyinError | None:
-    """Return the error to send instead of Serve's own response; None for a response of the app."""
+def _find_replacement(start: Message) -> MoyinError | None:
+    """Return the error to send instead of Serve's response, or None if the app sent the response."""
     status: int = start["status"]
     headers = {name.lower(): value for name, value in start.get("headers", ())}
-    if not headers.get(b"content-type", b"").startswith(_PLAIN) or headers.keys() - _SERVE_HEADERS:
+    if (
+        not headers.get(b"content-type", b"").startswith(_PLAIN_TEXT)
+        or headers.keys() - _SERVE_HEADERS
+    ):
         return None
     match status:
         case 404:
-            # The proxy's routes are not up to date: the app is starting or was removed.
+            # The proxy's routes are out of date because the app is starting or was removed.
             return ServiceUnavailable(
                 "the service is starting or restarting; try again", retry_after=_RETRY_SECONDS
             )
@@ -115,7 +122,7 @@ def _error(start: Message) -> MoyinError | None:
             return BackendTimeout("the replica did not answer in time", retry_after=_RETRY_SECONDS)
         case 429 | 503:
             return ServiceUnavailable(
-                "the service takes no more requests at the moment; try again",
+                "the service is overloaded; try again",
                 retry_after=_RETRY_SECONDS,
             )
         case 500:
@@ -124,5 +131,5 @@ def _error(start: Message) -> MoyinError | None:
             return None
 
 
-def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+def _find_request_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     return next((v.decode("latin-1") for n, v in headers if n.lower() == b"x-request-id"), None)
