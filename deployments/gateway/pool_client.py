@@ -67,7 +67,7 @@ class ServePoolClient:
         try:
             # An interruption must not wait long for a pool that may be down.
             async with asyncio.timeout(_EXECUTED_SECONDS):
-                executed: Sequence[str] = await self._call(pool, "executed", list(prompt_ids))
+                executed: Sequence[str] = await self._call(pool, "find_executed", list(prompt_ids))
         except (ServiceUnavailable, TimeoutError):
             return ()
         return executed

@@ -98,7 +98,7 @@ class PoolValidator:
         """
         known = self._renderers.get(pool)
         if known is None or time.monotonic() > known.expires_at:
-            names = await (await self._pool(pool)).renderers.remote()
+            names = await (await self._pool(pool)).list_renderers.remote()
             if not names:
                 raise ServiceUnavailable(f"no renderer of pool {pool!r} is up")
             actors = [await self._actor(name) for name in names]

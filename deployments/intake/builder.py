@@ -5,7 +5,7 @@
 
 from ray import serve
 
-from actors.placement import NOT_FOR_RENDERS
+from actors.placement import NON_RENDER_NODES
 from deployments.intake.config import IntakeArgs
 from deployments.intake.deployment import Intake
 from deployments.replicas import REPLICA_OPTIONS
@@ -15,7 +15,7 @@ __all__ = ["IntakeArgs", "build"]
 _deployment = serve.deployment(
     name="Intake",
     graceful_shutdown_timeout_s=10,
-    ray_actor_options={"label_selector": NOT_FOR_RENDERS},
+    ray_actor_options={"label_selector": NON_RENDER_NODES},
     **REPLICA_OPTIONS,
 )(Intake)
 

@@ -58,7 +58,7 @@ class LlamaEndpoints:
         try:
             async with asyncio.timeout(_FIND_SECONDS):
                 actor = await asyncio.to_thread(find_or_start, self._name, self._spec)
-                url, key = await actor.endpoint.remote()
+                url, key = await actor.get_endpoint.remote()
         except TimeoutError:
             self.known = None
             if await self._restart_if_unresponsive(actor):

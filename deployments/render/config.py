@@ -1,4 +1,4 @@
-"""Defines the ``args`` of a render app in serve_config.yaml."""
+"""Defines the ``args`` of the app ``render-<pool>`` in serve_config.yaml."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["CacheArgs", "ComfyArgs", "NodesArgs", "RenderArgs"]
 
 
 class ComfyArgs(BaseModel):
-    """Options of the pool's ComfyUI processes."""
+    """The options of the pool's ComfyUI processes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -51,15 +51,15 @@ class ComfyArgs(BaseModel):
 
     @field_validator("readable")
     @classmethod
-    def _absolute(cls, folders: tuple[str, ...]) -> tuple[str, ...]:
+    def _require_absolute(cls, folders: tuple[str, ...]) -> tuple[str, ...]:
         for folder in folders:
             if not folder.startswith("/"):
-                raise ValueError(f"must hold absolute paths, not {folder!r}")
+                raise ValueError(f"must contain absolute paths only, not {folder!r}")
         return folders
 
 
 class CacheArgs(BaseModel):
-    """Options of the cache, which returns stored results for equal graphs."""
+    """The options of the cache, which returns stored results for equal graphs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -75,7 +75,7 @@ class CacheArgs(BaseModel):
 
 
 class NodesArgs(BaseModel):
-    """The node classes that graphs may have. Patterns: ``*``, ``?``, ``[ab]``."""
+    """Patterns of the node classes that graphs may contain, with ``*``, ``?`` and ``[ab]``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -93,7 +93,7 @@ class NodesArgs(BaseModel):
 
 
 class RenderArgs(BaseModel):
-    """The ``args`` of a render app in serve_config.yaml."""
+    """The ``args`` of the app ``render-<pool>`` in serve_config.yaml."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -140,16 +140,16 @@ class RenderArgs(BaseModel):
     comfyui: ComfyArgs = ComfyArgs()
     cache: CacheArgs = CacheArgs()
 
-    def rules(self) -> PoolRules:
-        """Return the rules about the owners and nodes that the pool serves."""
+    def to_rules(self) -> PoolRules:
+        """Return the rules about the tenants and node classes that the pool accepts."""
         return PoolRules(tenants=self.tenants, **self.nodes.model_dump())
 
     @model_validator(mode="after")
-    def _check(self) -> RenderArgs:
+    def _check_consistency(self) -> RenderArgs:
         if self.min_actors is not None and self.min_actors > self.actors:
-            raise ValueError("min_actors must not be larger than actors")
+            raise ValueError(f"min_actors: must not be larger than actors, which is {self.actors}")
         if any(weight <= 0 for weight in self.weights.values()):
-            raise ValueError("weights must be larger than 0")
+            raise ValueError("weights: every weight must be larger than 0")
         if self.larger_pool == self.pool:
-            raise ValueError("larger_pool must be another pool")
+            raise ValueError(f"larger_pool: must be another pool than {self.pool!r}")
         return self

@@ -45,9 +45,9 @@ from moyin.text.routing.shared_answers import SharedAnswers
 LLAMA_KEY = "only-for-this-test"
 _SERVER = f"""
 import sys, xllamacpp
-from actors.llama import shipped_gguf
+from actors.llama import find_packaged_gguf
 params = xllamacpp.CommonParams()
-params.model.path = str(shipped_gguf())
+params.model.path = str(find_packaged_gguf())
 params.model_alias = {{"smollm2"}}
 params.port, params.n_parallel, params.n_ctx = 0, 4, 4 * 2048
 params.cpuparams.n_threads = 1

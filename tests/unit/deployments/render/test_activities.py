@@ -17,7 +17,7 @@ from temporalio.activity import ActivityCancellationDetails
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-from deployments.render.activities import RenderActivities, prompt_id_of
+from deployments.render.activities import RenderActivities, derive_prompt_id
 from deployments.render.guard import RenderGuard
 from deployments.render.pool import Pool
 from moyin.domain.artifact import Artifact
@@ -79,10 +79,10 @@ class Bench:
             jobs=self.jobs,
             prompts=PromptStore(self.database),
             events=events,
-            record=status_writer,
+            status_writer=status_writer,
             sizes=ModelSizes(folder / "models"),
             cache=self.cache,
-            rules=CacheRules(kind="k"),
+            cache_rules=CacheRules(kind="k"),
             guard=RenderGuard("default", PoolRules(), LimitStore(self.database)),
         )
 
@@ -136,9 +136,13 @@ async def test_files_of_other_nodes_are_left_out(bench: Bench) -> None:
 
 async def test_each_step_has_its_own_prompt_id(bench: Bench) -> None:
     await bench.run(GRAPH, index=1)
-    assert bench.renderer.started == [prompt_id_of(JOB, 1)]
-    assert prompt_id_of(JOB, 0) == JOB
-    assert str(uuid.UUID(prompt_id_of(JOB, 1))) == prompt_id_of(JOB, 1) != prompt_id_of(JOB, 2)
+    assert bench.renderer.started == [derive_prompt_id(JOB, 1)]
+    assert derive_prompt_id(JOB, 0) == JOB
+    assert (
+        str(uuid.UUID(derive_prompt_id(JOB, 1)))
+        == derive_prompt_id(JOB, 1)
+        != derive_prompt_id(JOB, 2)
+    )
 
 
 async def test_input_of_another_owner_is_not_found(bench: Bench) -> None:

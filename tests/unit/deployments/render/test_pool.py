@@ -241,18 +241,20 @@ async def test_prompt_is_executed_before_its_files_are_stored(pool: Pool) -> Non
     wanted = request()
     task = render(pool, wanted)
     await settle()
-    assert pool.executed([wanted.prompt_id]) == []
+    assert pool.find_executed([wanted.prompt_id]) == []
     a.held.set()
     await settle()
-    assert pool.executed([wanted.prompt_id, "other"]) == [wanted.prompt_id]
+    assert pool.find_executed([wanted.prompt_id, "other"]) == [wanted.prompt_id]
     stored.set()
     await task
-    assert pool.executed([wanted.prompt_id]) == [wanted.prompt_id], "its row has yet to be written"
+    assert pool.find_executed([wanted.prompt_id]) == [wanted.prompt_id], (
+        "its row has yet to be written"
+    )
     # Another attempt at the same job is another execution.
     a.held.clear()
     again = render(pool, wanted)
     await settle()
-    assert pool.executed([wanted.prompt_id]) == []
+    assert pool.find_executed([wanted.prompt_id]) == []
     a.held.set()
     await again
 
@@ -261,12 +263,12 @@ async def test_prompt_that_waits_for_another_execution_is_not_executed(pool: Poo
     pool.add_renderer("a", FakeRenderer(), status())
     wanted = request()
     await render(pool, wanted)
-    assert pool.executed([wanted.prompt_id]) == [wanted.prompt_id]
+    assert pool.find_executed([wanted.prompt_id]) == [wanted.prompt_id]
     # Files that were not stored yet are lost with the renderer.
     pool.remove_renderer("a")
     again = render(pool, wanted, is_retry=True)
     await settle()
-    assert (pool.waiting, pool.executed([wanted.prompt_id])) == (1, [])
+    assert (pool.waiting, pool.find_executed([wanted.prompt_id])) == (1, [])
     pool.add_renderer("b", FakeRenderer(), status())
     await again
 
