@@ -17,13 +17,7 @@ from starlette.websockets import WebSocketClose
 
 from deployments.swagger import new_docs_routes
 from moyin.access.gatekeeper import SECURITY_HEADERS, ErrorBody, ErrorRenderer, context
-from moyin.errors import (
-    InvalidJson,
-    InvalidRequest,
-    MoyinError,
-    RouteNotFound,
-    ServiceUnavailable,
-)
+from moyin.errors import InvalidJson, InvalidRequest, MoyinError, RouteNotFound, ServiceUnavailable
 
 __all__ = ["SecurityHeadersMiddleware", "new_fastapi", "to_response"]
 

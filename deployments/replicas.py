@@ -1,4 +1,4 @@
-"""Contains the deployment options and the configuration holder that all apps' replicas share."""
+"""Contains the deployment options and the handling of configuration that all apps share."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import logging
 from collections.abc import Callable
 from typing import Any, Generic, TypedDict, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from ray.serve.schema import LoggingConfig
 
-__all__ = ["REPLICA_OPTIONS", "ReloadableConfig"]
+__all__ = ["REPLICA_OPTIONS", "ReloadableConfig", "StrictModel"]
 
 _log = logging.getLogger(__name__)
 Config = TypeVar("Config", bound=BaseModel)
@@ -32,6 +32,12 @@ REPLICA_OPTIONS = _DeploymentOptions(
     health_check_timeout_s=10.0,
     logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
 )
+
+
+class StrictModel(BaseModel):
+    """Base class of configuration models, which are immutable and reject unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ReloadableConfig(Generic[Config]):

@@ -122,8 +122,7 @@ def _find_replacement(start: Message) -> MoyinError | None:
             return BackendTimeout("the replica did not answer in time", retry_after=_RETRY_SECONDS)
         case 429 | 503:
             return ServiceUnavailable(
-                "the service is overloaded; try again",
-                retry_after=_RETRY_SECONDS,
+                "the service is overloaded; try again", retry_after=_RETRY_SECONDS
             )
         case 500:
             return MoyinError("an internal error occurred")

@@ -5,8 +5,9 @@
 from collections import Counter
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from deployments.replicas import StrictModel
 from moyin.domain.identity import JOBS_READ, JOBS_WRITE, TEXT, is_internal_owner
 
 __all__ = ["IntakeArgs", "RabbitConfig", "SourceConfig", "StreamConfig"]
@@ -15,11 +16,7 @@ _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,99}$")]
 _Scope = Annotated[str, Field(pattern=r"^[a-z][a-z0-9:._-]{0,63}$")]
 
 
-class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _Source(_Config):
+class _Source(StrictModel):
     """A message queue with jobs.
 
     Attributes:
@@ -88,7 +85,7 @@ class StreamConfig(_Source):
 SourceConfig = Annotated[RabbitConfig | StreamConfig, Field(discriminator="type")]
 
 
-class IntakeArgs(_Config):
+class IntakeArgs(StrictModel):
     """The ``args`` of the intake in serve_config.yaml."""
 
     sources: list[SourceConfig] = Field(min_length=1, max_length=32)

@@ -1,22 +1,20 @@
-"""Builds the app ``models``."""
+"""Builds the Serve app ``models``."""
 
-# No `from __future__ import annotations` here: Ray reads the builder's annotation at run time. If
-# the annotation is a string, Ray passes a plain dict instead of the model.
+# `from __future__ import annotations` would turn the builder's annotation into a string, and Ray would
+# pass a plain dict to it.
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from ray import serve
 
 from deployments.models.config import ModelsConfig
 from deployments.models.deployment import Models
-from deployments.replicas import REPLICA_OPTIONS
+from deployments.replicas import REPLICA_OPTIONS, StrictModel
 
 __all__ = ["ModelsArgs", "build"]
 
 
-class ModelsArgs(BaseModel):
-    """Holds the ``args`` of the models app; its back ends are in ``user_config``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class ModelsArgs(StrictModel):
+    """The ``args`` of the app ``models``, whose back ends are in its ``user_config``."""
 
     max_ongoing_requests: int = Field(
         1_000, ge=1, description="Requests that one replica handles at a time."
@@ -24,7 +22,7 @@ class ModelsArgs(BaseModel):
 
 
 def build(args: ModelsArgs) -> serve.Application:
-    """Bind the app's only deployment."""
+    """Return the Serve application of the models app."""
     deployment = serve.deployment(
         name="Models",
         max_ongoing_requests=args.max_ongoing_requests,

@@ -158,9 +158,7 @@ class ActorSupervisor:
                 _log.info("actor %s is waiting for a node with %s", name, self._spec.resources)
         ready = sum(self._pool.has_renderer(name) for name in self._tasks)
         return ActorCounts(
-            ready=ready,
-            starting=len(self._tasks) - ready - len(placing),
-            placing=len(placing),
+            ready=ready, starting=len(self._tasks) - ready - len(placing), placing=len(placing)
         )
 
     def _start_supervising(self, name: str) -> None:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from deployments.replicas import StrictModel
 from moyin.domain.pools import DISK_NODES, PoolRules
 from moyin.render.comfyui.options import Isolation, Network
 
 __all__ = ["CacheArgs", "ComfyArgs", "NodesArgs", "RenderArgs"]
 
 
-class ComfyArgs(BaseModel):
+class ComfyArgs(StrictModel):
     """The options of the pool's ComfyUI processes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     models: str | None = Field(
         None, description="Folder of models; none: ComfyUI's own, or one in the data folder."
@@ -58,10 +57,8 @@ class ComfyArgs(BaseModel):
         return folders
 
 
-class CacheArgs(BaseModel):
+class CacheArgs(StrictModel):
     """The options of the cache, which returns stored results for equal graphs."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     enabled: bool = Field(True, description="Use the cache; a job can opt out for itself.")
     ttl_s: int = Field(
@@ -74,10 +71,8 @@ class CacheArgs(BaseModel):
     )
 
 
-class NodesArgs(BaseModel):
+class NodesArgs(StrictModel):
     """Patterns of the node classes that graphs may contain, with ``*``, ``?`` and ``[ab]``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     allow: tuple[str, ...] = Field(("*",), description="Patterns of allowed classes.")
     deny: tuple[str, ...] = Field(
@@ -92,10 +87,8 @@ class NodesArgs(BaseModel):
     )
 
 
-class RenderArgs(BaseModel):
+class RenderArgs(StrictModel):
     """The ``args`` of the app ``render-<pool>`` in serve_config.yaml."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     pool: str = Field("default", pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")
     actors: int = Field(1, ge=1, le=256, description="Number of ComfyUI processes, at most.")

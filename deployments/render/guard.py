@@ -45,11 +45,7 @@ class RenderGuard:
         self._limits = limits
 
     async def check_render(
-        self,
-        owner: str,
-        requested_pool: str,
-        graph: Mapping[str, Any],
-        own_files: Collection[str],
+        self, owner: str, requested_pool: str, graph: Mapping[str, Any], own_files: Collection[str]
     ) -> None:
         """Raise an error if the pool must not run the render.
 

@@ -78,10 +78,7 @@ class Pool:
     """
 
     def __init__(
-        self,
-        name: str,
-        scheduler: RenderScheduler | None = None,
-        memory: MemoryGuard | None = None,
+        self, name: str, scheduler: RenderScheduler | None = None, memory: MemoryGuard | None = None
     ) -> None:
         self.name = name
         self._scheduler = scheduler or RenderScheduler()

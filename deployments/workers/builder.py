@@ -3,19 +3,17 @@
 # No `from __future__ import annotations` here: Ray reads the builder's annotation, and passes a plain
 # dict if the annotation is a string.
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from ray import serve
 
-from deployments.replicas import REPLICA_OPTIONS
+from deployments.replicas import REPLICA_OPTIONS, StrictModel
 from deployments.workers.deployment import JobWorker
 
 __all__ = ["WorkersArgs", "build"]
 
 
-class WorkersArgs(BaseModel):
+class WorkersArgs(StrictModel):
     """The ``args`` of the workers in serve_config.yaml."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     concurrency: int = Field(
         50, ge=1, description="Most steps that one replica runs at a time, and most webhooks."

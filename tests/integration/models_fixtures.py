@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from deployments.models.app import ModelsParts, QualityParts, new_app
+from deployments.models.app import ModelsServices, QualityServices, new_app
 from deployments.models.config import ModelsConfig
 from deployments.models.fleet import FleetBuilder
 from deployments.models.judge import JudgeService
@@ -160,7 +160,7 @@ async def serving(
             count=judged.append,
         )
         found = config.routing.judge
-        judge.apply(None if found is None else found.rules())
+        judge.set_rules(None if found is None else found.to_rules())
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
@@ -181,13 +181,13 @@ async def serving(
         await ledger.close()
         await database.close()
 
-    parts = ModelsParts(
+    parts = ModelsServices(
         text_router=text_router,
         jobs=jobs,
         images=Images(gateway=jobs, signing_key=b"0" * 32),
         image_rules=ImageRules,
         ledger=ledger,
-        quality=QualityParts(
+        quality=QualityServices(
             store=store,
             learning=learning,
             feedback=Feedback(store, learning, ledger),

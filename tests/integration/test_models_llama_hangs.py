@@ -113,7 +113,7 @@ async def test_one_whose_computation_is_stuck_is_replaced() -> None:
                 try:
                     await backend.probe()
                 except BackendUnavailable as error:
-                    assert error.message == "the embedded server is stuck"
+                    assert "makes no progress" in error.message
                     break
                 await asyncio.sleep(0.2)
         with pytest.raises(aiohttp.ClientError):
