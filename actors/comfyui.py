@@ -32,14 +32,9 @@ from moyin.store.frames import FrameStore
 from moyin.system.processes import freeze_startup_objects
 
 __all__ = [
-    "ActorStatus",
-    "ComfySpec",
-    "ComfyUIActor",
-    "EventBatch",
-    "RenderFailure",
-    "find_or_start",
+    "ActorStatus", "ComfySpec", "ComfyUIActor", "EventBatch", "RenderFailure", "find_or_start",
     "list_actors",
-]
+]  # fmt: skip
 
 _LEASE_SECONDS = 120.0
 # Concurrent calls of one actor: followed renders, status polls and cancellations.
@@ -176,11 +171,7 @@ class ComfyUIActor:
         )
 
     async def check_health(self) -> None:
-        """Raise an error if the task that supervises ComfyUI has ended; Ray then restarts the actor.
-
-        Raises:
-            RuntimeError: the supervising task has ended.
-        """
+        """Raise RuntimeError if ComfyUI is no longer supervised, so that Ray restarts the actor."""
         (await self._ensure_renderer()).check()
 
     async def close(self) -> None:
@@ -212,10 +203,7 @@ class ComfyUIActor:
 
 
 def find_or_start(name: str, spec: ComfySpec) -> Any:
-    """Return the handle of the actor ``name``, and start it if it does not exist.
-
-    The call does not wait for a free GPU.
-    """
+    """Return the handle of the actor ``name``, which is started if necessary but may wait for a GPU."""
     return find_or_start_actor(
         ComfyUIActor,
         name,

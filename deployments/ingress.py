@@ -25,38 +25,23 @@ _log = logging.getLogger(__name__)
 
 
 def new_fastapi(title: str, *, errors: ErrorRenderer, description: str, **options: Any) -> FastAPI:
-    """Return a FastAPI app that renders every error with ``errors``.
-
-    `new_docs_routes` replaces FastAPI's own documentation pages, which need the Internet.
-    """
+    """Return a FastAPI app that renders every error with ``errors``."""
+    # `new_docs_routes` replaces FastAPI's documentation pages, which need the Internet.
     app = FastAPI(
         title=title, description=description, version="1", docs_url=None, redoc_url=None, **options
     )
 
-    def render(request: Request, error: MoyinError) -> Response:
-        return to_response(errors(error, context(request.scope).request_id, request.url.path))
-
-    async def on_moyin_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, MoyinError)
-        return render(request, error)
-
-    async def on_validation_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return render(request, _to_invalid_request(error))
-
-    async def on_http_exception(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        if error.status_code in (404, 405):
-            missing = f"there is no route {request.method} {request.url.path}"
-            return render(request, RouteNotFound(missing))
-        return render(request, InvalidRequest(str(error.detail)))
+    async def render_exception(request: Request, error: Exception) -> Response:
+        rendered = errors(
+            _to_moyin_error(error, request), context(request.scope).request_id, request.url.path
+        )
+        return to_response(rendered)
 
     app.add_middleware(_UnhandledErrorMiddleware, errors=errors)
     app.add_middleware(SecurityHeadersMiddleware)
     app.add_middleware(_NulCharacterMiddleware, errors=errors)
-    app.add_exception_handler(MoyinError, on_moyin_error)
-    app.add_exception_handler(RequestValidationError, on_validation_error)
-    app.add_exception_handler(HTTPException, on_http_exception)
+    for exception_class in (MoyinError, RequestValidationError, HTTPException):
+        app.add_exception_handler(exception_class, render_exception)
     app.include_router(new_docs_routes(title))
     return app
 
@@ -67,10 +52,7 @@ def to_response(error: ErrorBody) -> Response:
 
 
 class SecurityHeadersMiddleware:
-    """Adds headers against content sniffing, framing and referrers to every response.
-
-    Headers of the same name that the app sets are not changed.
-    """
+    """Adds headers against content sniffing, framing and referrers that a response does not have."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -161,11 +143,18 @@ class _NulCharacterMiddleware:
             await to_response(rendered)(scope, receive, send)
 
 
-def _to_invalid_request(error: RequestValidationError) -> MoyinError:
+def _to_moyin_error(error: Exception, request: Request) -> MoyinError:
+    if isinstance(error, MoyinError):
+        return error
+    if isinstance(error, HTTPException):
+        if error.status_code in (404, 405):
+            return RouteNotFound(f"there is no route {request.method} {request.url.path}")
+        return InvalidRequest(str(error.detail))
+    assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return InvalidJson(f"the body is not JSON: {first.get('ctx', {}).get('error', '')}")
-    # The first part is the location: body, query or path.
+    # The first part of the location is "body", "query" or "path".
     field = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
     message = first["msg"].removeprefix("Value error, ")
     return InvalidRequest(f"{field}: {message}", field=field)

@@ -101,10 +101,7 @@ def _is_allowed(name: bytes, value: bytes) -> bool:
 
 
 def _bind_grpc_to(host: str) -> None:
-    """Replace Serve's function that opens the gRPC port, so that it listens on ``host`` only.
-
-    Serve listens on every interface and has no setting for it.
-    """
+    """Make Serve's gRPC servers listen on ``host`` only, for which Serve has no setting."""
 
     def add_grpc_address(server: Any, address: str) -> None:
         server.add_insecure_port(f"{host}:{address.rpartition(':')[2]}")

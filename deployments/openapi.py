@@ -7,13 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 __all__ = [
-    "FILE_CONTENT",
-    "FILE_RESPONSES",
-    "QUERY_KEY_SCHEME",
-    "document_problems",
-    "document_protocol_errors",
-    "document_security",
-]
+    "FILE_CONTENT", "FILE_RESPONSES", "QUERY_KEY_SCHEME", "document_problems",
+    "document_protocol_errors", "document_security",
+]  # fmt: skip
 
 _KEY_SCHEMES: Mapping[str, Mapping[str, str]] = {
     "bearer": {
@@ -46,20 +42,17 @@ FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
     416: {"description": "The range lies outside the file."},
 }
 
+_TEXT = {"type": "string"}
 _PROBLEM_SCHEMA: Mapping[str, Any] = {
     "title": "Problem",
     "description": "RFC 9457, with a stable `code`; some carry further members.",
     "type": "object",
     "required": ["type", "title", "status", "detail", "instance", "code", "request_id"],
     "properties": {
-        "type": {"type": "string"},
-        "title": {"type": "string"},
+        **dict.fromkeys(("type", "title", "instance", "code", "request_id"), _TEXT),
         "status": {"type": "integer"},
-        "detail": {"type": "string", "description": "What is wrong, and what would be right."},
-        "instance": {"type": "string"},
-        "code": {"type": "string"},
-        "request_id": {"type": "string"},
-        "field": {"type": "string", "description": "The offending part of the request."},
+        "detail": {**_TEXT, "description": "What is wrong, and what would be right."},
+        "field": {**_TEXT, "description": "The offending part of the request."},
     },
 }
 _COMFYUI_ERROR_SCHEMA: Mapping[str, Any] = {
@@ -72,15 +65,13 @@ _COMFYUI_ERROR_SCHEMA: Mapping[str, Any] = {
             "type": "object",
             "required": ["type", "message", "details", "extra_info"],
             "properties": {
-                "type": {"type": "string"},
-                "message": {"type": "string"},
-                "details": {"type": "string"},
+                **dict.fromkeys(("type", "message", "details"), _TEXT),
                 "extra_info": {"type": "object"},
             },
         },
         "node_errors": {"type": "object"},
-        "code": {"type": "string"},
-        "request_id": {"type": "string"},
+        "code": _TEXT,
+        "request_id": _TEXT,
     },
 }
 _ERROR_DESCRIPTIONS = {
@@ -153,10 +144,7 @@ def document_problems(
 
 
 def document_protocol_errors(document: dict[str, Any]) -> None:
-    """Replace FastAPI's error responses in the document of an app that serves several protocols.
-
-    Each protocol has its own error body, so the document only says that the body is an object.
-    """
+    """Replace FastAPI's error responses by one for all protocols, which says only that it is an object."""
     _remove_framework_errors(document)
     schema = {"schema": {"type": "object"}}
     content = {"application/json": schema, "application/problem+json": schema}

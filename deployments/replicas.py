@@ -57,11 +57,7 @@ class ReloadableConfig(Generic[Config]):
         self._is_loaded = False
 
     def load(self, user_config: dict[str, Any]) -> None:
-        """Validate and apply a configuration.
-
-        Raises:
-            ValueError: the first configuration is invalid; the message names the field.
-        """
+        """Validate and apply a configuration; raise ValueError if the first one is invalid."""
         try:
             self._apply(self._model.model_validate(user_config))
         except ValueError as error:

@@ -55,11 +55,7 @@ class ServeErrorMiddleware:
 
 
 class _ReplaceableResponse:
-    """Sends a response to the client, or an error response instead.
-
-    Attributes:
-        has_started: whether a status was sent to the client.
-    """
+    """Sends a response to the client, or an error response instead."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._scope = scope

@@ -1,7 +1,4 @@
-"""Contains the HTTP server of a replica and the limit on the memory of its process.
-
-`deployments.middleware` installs both when a replica starts.
-"""
+"""Contains the HTTP server of a replica, and the limit on the memory of its process."""
 
 from __future__ import annotations
 
@@ -32,13 +29,8 @@ class ReplicaServer(uvicorn.Server):
     """
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(
-            [copy for listener in sockets for copy in _duplicate(listener)] if sockets else None
-        )
-
-
-def _duplicate(listener: socket.socket) -> list[socket.socket]:
-    return [listener, *(listener.dup() for _ in range(_LISTENERS - 1))]
+        copies = [listener.dup() for listener in sockets or () for _ in range(_LISTENERS - 1)]
+        await super().startup([*sockets, *copies] if sockets else None)
 
 
 @functools.cache

@@ -39,18 +39,15 @@ _POOL_USER_BUILDERS = ("deployments.gateway.builder:build", "deployments.intake.
 _DEFAULT_POOL = "default"
 # Replaces pydantic messages that only Python programmers understand.
 _PLAIN_MESSAGES: Mapping[str, str] = {
-    "bool_parsing": "must be true or false",
-    "bool_type": "must be true or false",
-    "decimal_parsing": "must be a number",
-    "dict_type": "must be a mapping of names to values",
+    **dict.fromkeys(("bool_parsing", "bool_type"), "must be true or false"),
+    **dict.fromkeys(("decimal_parsing", "float_parsing", "float_type"), "must be a number"),
+    **dict.fromkeys(
+        ("dict_type", "model_attributes_type", "model_type"), "must be a mapping of names to values"
+    ),
     "extra_forbidden": "unknown key",
-    "float_parsing": "must be a number",
-    "float_type": "must be a number",
     "int_parsing": "must be a whole number",
     "list_type": "must be a list",
     "missing": "is missing",
-    "model_attributes_type": "must be a mapping of names to values",
-    "model_type": "must be a mapping of names to values",
     "string_type": "must be text",
 }
 

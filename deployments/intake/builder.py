@@ -1,7 +1,7 @@
 """Builds the Serve app ``intake``."""
 
-# No `from __future__ import annotations` here: Ray reads the builder's annotation, and passes a plain
-# dict if the annotation is a string.
+# `from __future__ import annotations` would turn the builder's annotation into a string, and Ray would
+# pass a plain dict to it.
 
 from ray import serve
 
@@ -21,5 +21,5 @@ _deployment = serve.deployment(
 
 
 def build(args: IntakeArgs) -> serve.Application:
-    """Bind the deployment."""
+    """Return the Serve application of the intake."""
     return _deployment.bind(args.model_dump())

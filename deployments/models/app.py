@@ -1,7 +1,4 @@
-"""Builds the models app as an ASGI app, without Ray Serve.
-
-For speed, model calls bypass FastAPI, which serves all other routes.
-"""
+"""Builds the models app as an ASGI app in which, for speed, model calls bypass FastAPI."""
 
 from __future__ import annotations
 
@@ -21,11 +18,12 @@ from deployments.models.routes.count_tokens import new_count_tokens_routes
 from deployments.models.routes.deferral import JobSubmitter
 from deployments.models.routes.explanation import new_explanation_routes
 from deployments.models.routes.feedback import ADMIN_PATHS, new_feedback_routes
-from deployments.models.routes.images import IMAGES_PATH, ImageRules, new_image_routes
+from deployments.models.routes.images import IMAGES_PATH, new_image_routes
 from deployments.models.routes.judge_summary import JudgeStatus
 from deployments.models.routes.models import new_model_routes
 from deployments.models.routes.ollama import new_ollama_routes
 from deployments.models.routes.usage import new_usage_routes
+from deployments.models.rules import ImagesConfig
 from deployments.swagger import DOCS_PATHS
 from moyin.access.gatekeeper import Authenticator, Gatekeeper
 from moyin.access.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
@@ -51,7 +49,7 @@ from moyin.text.routing.feedback import Feedback
 from moyin.text.routing.learning import Learning
 from moyin.text.routing.router import Router
 
-__all__ = ["ModelsServices", "QualityServices", "new_app", "render_stream_error"]
+__all__ = ["ModelsServices", "new_app", "render_stream_error"]
 
 _PREFIX = "/v1"
 _PUBLIC_PATHS = frozenset(
@@ -73,23 +71,15 @@ _CODECS: Mapping[str, ProtocolCodec] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class QualityServices:
-    """The services that record and learn the quality of answers; ``judge`` is optional."""
-
-    store: QualityStore
-    learning: Learning
-    feedback: Feedback
-    judge: JudgeStatus | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class ModelsServices:
     """The services that the routes of the models app use.
 
     Attributes:
         jobs: submits calls with the header ``Prefer: respond-async`` as jobs.
         images: generates pictures by jobs.
-        image_rules: returns the current settings of image requests.
+        image_settings: returns the current settings of image requests.
+        public_url: first part of links to pictures; if empty, the address that the client used.
+        signals: stores the signals from which ``learning`` learns the quality of answers.
         lifespan: starts the services before the first request and closes them at shutdown.
         meter: counts requests and costs for limits and budgets; if None, there are no limits.
     """
@@ -97,14 +87,18 @@ class ModelsServices:
     text_router: Router
     jobs: GatewayClient
     images: Images
-    image_rules: Callable[[], ImageRules]
+    image_settings: Callable[[], ImagesConfig]
+    public_url: str = ""
     ledger: UsageLedger
-    quality: QualityServices
+    signals: QualityStore
+    learning: Learning
+    feedback: Feedback
     authenticator: Authenticator
     observer: Observer
     max_body_bytes: int
     lifespan: Callable[[], AbstractAsyncContextManager[None]]
     meter: Meter | None = None
+    judge: JudgeStatus | None = None
 
 
 def new_app(services: ModelsServices) -> Gatekeeper:
@@ -125,7 +119,6 @@ def new_app(services: ModelsServices) -> Gatekeeper:
         description="Serves every model through OpenAI's, Anthropic's and Ollama's protocols.",
         lifespan=lifespan,
     )
-    quality = services.quality
     for routes in (
         new_health_routes(text_router),
         new_count_tokens_routes(text_router),
@@ -134,16 +127,16 @@ def new_app(services: ModelsServices) -> Gatekeeper:
         new_usage_routes(services.ledger),
         new_explanation_routes(text_router, _CODECS),
         new_feedback_routes(
-            text_router, quality.feedback, quality.learning, quality.store, quality.judge
+            text_router, services.feedback, services.learning, services.signals, services.judge
         ),
-        new_image_routes(services.images, services.image_rules),
+        new_image_routes(services.images, services.image_settings, services.public_url),
     ):
         fastapi.include_router(routes)
     complete_openapi(fastapi, lambda path: f"{_PREFIX}{path}" in _PUBLIC_PATHS)
     calls = _new_call_routes(text_router, services.jobs)
     guard = AuthorizationMiddleware(
         _HotPathRouter(calls, fastapi),
-        scope_of=_required_scope,
+        scope_of=lambda scope: _SCOPES.get(scope["path"], TEXT),
         meter=services.meter,
         priced=frozenset(f"{_PREFIX}{path}" for path in calls),
     )
@@ -189,11 +182,6 @@ def render_stream_error(
     if media_type != codec.stream_type.partition(b";")[0].decode():
         return None
     return codec.error_event(error, request_id)
-
-
-def _required_scope(scope: Scope) -> str:
-    """Return the scope that a key needs for the path of a request."""
-    return _SCOPES.get(scope["path"], TEXT)
 
 
 class _HotPathRouter:

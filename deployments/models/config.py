@@ -25,15 +25,9 @@ from moyin.text.routing.claude_prices import claude_tariff
 from moyin.text.routing.latency import DEFAULT_LATENCY, LatencyPrior
 
 __all__ = [
-    "CLAUDE_URL",
-    "AnthropicConfig",
-    "BackendConfig",
-    "LlamaConfig",
-    "ModelConfig",
-    "ModelsConfig",
-    "OllamaConfig",
-    "OpenAIConfig",
-]
+    "CLAUDE_URL", "AnthropicConfig", "BackendConfig", "LlamaConfig", "ModelConfig", "ModelsConfig",
+    "OllamaConfig", "OpenAIConfig",
+]  # fmt: skip
 
 CLAUDE_URL = "https://api.anthropic.com"
 _NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$"

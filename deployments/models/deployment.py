@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from deployments.logs import configure_logs
-from deployments.models.app import ModelsServices, QualityServices, new_app
+from deployments.models.app import ModelsServices, new_app
 from deployments.models.config import ModelsConfig
 from deployments.models.fleet import FleetBuilder
 from deployments.models.judge import JudgeService
-from deployments.models.routes.images import ImageRules
+from deployments.models.rules import ImagesConfig
 from deployments.models.telemetry import CallTelemetry, JudgeMetrics, LearningMetrics
 from deployments.observer import RequestObserver
 from deployments.replicas import ReloadableConfig
@@ -68,8 +68,7 @@ class Models(MoyinCalls):
             silence_seconds=60,
             total_seconds=30,
         )
-        self._base_url = settings.public_url.rstrip("/")
-        self._image_rules = ImageRules(base_url=self._base_url)
+        self._image_settings = ImagesConfig()
         self._estimator = Estimator()
         store = QualityStore(database)
         learning = self._learning = Learning(self._estimator, store)
@@ -129,14 +128,13 @@ class Models(MoyinCalls):
             text_router=self._text_router,
             jobs=jobs,
             images=Images(gateway=jobs, signing_key=signing_key),
-            image_rules=lambda: self._image_rules,
+            image_settings=lambda: self._image_settings,
+            public_url=settings.public_url.rstrip("/"),
             ledger=ledger,
-            quality=QualityServices(
-                store=store,
-                learning=learning,
-                feedback=Feedback(store, learning, ledger),
-                judge=self._judge,
-            ),
+            signals=store,
+            learning=learning,
+            feedback=Feedback(store, learning, ledger),
+            judge=self._judge,
             authenticator=new_authenticator(database, signing_key),
             meter=meter,
             observer=RequestObserver(settings.log_level, export_metrics=export_metrics),
@@ -162,11 +160,7 @@ class Models(MoyinCalls):
         self._learning.set_sharing(config.routing.share_levels)
         judge = config.routing.judge
         self._judge.set_rules(None if judge is None else judge.to_rules())
-        self._image_rules = ImageRules(
-            timeout=config.images.timeout_s,
-            link_seconds=config.images.link_seconds,
-            base_url=self._base_url,
-        )
+        self._image_settings = config.images
 
     def __serve_build_asgi_app__(self) -> Gatekeeper:
         return new_app(self._services).without_request_id()

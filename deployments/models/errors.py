@@ -24,11 +24,7 @@ def is_anthropic_client(scope: Scope) -> bool:
 
 
 def choose_renderer(scope: Scope) -> ErrorRenderer:
-    """Return the function that renders errors of a request.
-
-    It depends on more than the path, because OpenAI's and Anthropic's clients list models at the same
-    path.
-    """
+    """Return the function that renders errors in the protocol of a request's client and path."""
     path = scope["path"]
     if (path == _MODELS_PATH or path.startswith(f"{_MODELS_PATH}/")) and is_anthropic_client(scope):
         return anthropic_error

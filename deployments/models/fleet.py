@@ -233,10 +233,7 @@ def _new_llama_spec(config: LlamaConfig) -> LlamaSpec:
         gguf=str(server.gguf) if server.gguf is not None else None,
         alias=model.upstream or model.name,
         context=model.context,
-        parallel=server.parallel,
-        cpus=server.cpus,
-        gpus=server.gpus,
-        threads=server.threads,
+        **server.model_dump(include={"parallel", "cpus", "gpus", "threads"}),
         embeddings=model.embeddings,
         prompt_cache=config.prompt_cache,
     )
@@ -274,10 +271,7 @@ def _new_deployment(plan: _ServerPlan, model: ModelConfig) -> ModelDeployment:
 
 
 def _find_ability(model: ModelConfig) -> Ability | None:
-    """Return the quality data of a model, or None if there is none.
-
-    The data are those of the configured ``like``, else of the model's names, else of its tier.
-    """
+    """Return the quality data of ``like``, else of the model's names, else of its tier, else None."""
     if model.like is not None:
         return ability_of(model.like)
     known = ability_of(model.upstream or model.name) or ability_of(model.name)

@@ -93,11 +93,7 @@ class JudgeService:
         await self._store.close()
 
     async def get_spending(self) -> Decimal:
-        """Return the spending of this calendar month in US dollars.
-
-        Raises:
-            ServiceUnavailable: Valkey does not respond.
-        """
+        """Return this month's spending in US dollars; see `JudgeStatus.get_spending`."""
         return await self.budget.spent()
 
     async def _run(self) -> None:

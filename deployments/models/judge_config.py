@@ -83,11 +83,7 @@ class JudgeConfig(StrictModel):
 def check_judge_config(
     judge: JudgeConfig, models: Sequence[_ModelSettings], aliases: Mapping[str, _AliasSettings]
 ) -> None:
-    """Check that the judge can judge and that there are two other models to compare.
-
-    Raises:
-        ValueError: the judge cannot work; the message names the field and the reason.
-    """
+    """Raise ValueError unless the judge can judge and there are two other models to compare."""
     alias = aliases.get(judge.model)
     names = {judge.model} if alias is None else set(alias.models)
     judges = [

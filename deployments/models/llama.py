@@ -86,11 +86,7 @@ class LlamaEndpoints:
         self._has_responded, self._unresponsive_since = True, None
 
     async def _restart_if_unresponsive(self, actor: Any) -> bool:
-        """Restart the actor if it has not responded for too long.
-
-        Returns:
-            Whether the actor is restarting.
-        """
+        """Restart the actor if it has not responded for too long; return whether it is restarting."""
         if actor is None or not self._has_responded:
             return False
         now = time.monotonic()

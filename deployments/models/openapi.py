@@ -140,11 +140,7 @@ _PARAMETERS = [
 
 
 def complete_openapi(app: FastAPI, is_public: Callable[[str], bool]) -> None:
-    """Replace ``app.openapi`` by a function that returns the complete document.
-
-    Args:
-        is_public: returns whether a path of the document needs no key.
-    """
+    """Replace ``app.openapi`` by a function that returns the complete document."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -198,11 +194,7 @@ def _describe_body(body: type[BaseModel], name: str, schemas: dict[str, Any]) ->
 
 
 def _add_schemas(schema: dict[str, Any], prefix: str, schemas: dict[str, Any]) -> dict[str, Any]:
-    """Add ``schema`` and its definitions to ``schemas``, with ``prefix`` before their names.
-
-    Returns:
-        A reference to the schema.
-    """
+    """Add ``schema`` and its definitions to ``schemas`` and return a reference to ``schema``."""
     definitions = schema.pop("$defs", {})
     for name, definition in {**definitions, "": schema}.items():
         schemas[prefix + name] = _prefix_references(definition, prefix)

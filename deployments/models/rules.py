@@ -15,16 +15,9 @@ from moyin.text.routing.catalog import Alias, Caching, Hedging, Rescue
 from moyin.text.routing.policy import ANY_TENANT, UNRESTRICTED, Policy
 
 __all__ = [
-    "AliasConfig",
-    "CacheConfig",
-    "HedgeConfig",
-    "ImagesConfig",
-    "Residency",
-    "RoutingConfig",
-    "TenantConfig",
-    "build_policies",
-    "to_hedging",
-]
+    "AliasConfig", "CacheConfig", "HedgeConfig", "ImagesConfig", "Residency", "RoutingConfig",
+    "TenantConfig", "build_policies", "to_hedging",
+]  # fmt: skip
 
 # The name of a place where data is processed, such as on-premises, cloud or eu.
 Residency = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,39}$")]
@@ -99,18 +92,9 @@ class AliasConfig(StrictModel):
         return {"models": value} if isinstance(value, list | tuple) else value
 
     def to_alias(self) -> Alias:
-        return Alias(
-            models=self.models,
-            quality=self.quality,
-            residency=self.residency,
-            usd_per_second=self.usd_per_second,
-            usd_per_bad_answer=self.usd_per_bad_answer,
-            rescue=self.rescue,
-            hold_streams=self.hold_streams,
-            explore=self.explore,
-            hedging=to_hedging(self.hedge),
-            cache=None if self.cache is None else self.cache.to_caching(),
-        )
+        settings = {name: value for name, value in self if name not in ("hedge", "cache")}
+        cache = None if self.cache is None else self.cache.to_caching()
+        return Alias(**settings, hedging=to_hedging(self.hedge), cache=cache)
 
 
 class TenantConfig(StrictModel):
@@ -131,11 +115,7 @@ class TenantConfig(StrictModel):
     judge: bool | None = None
 
     def to_policy(self, *, default_judge: bool) -> Policy:
-        """Return the tenant's policy.
-
-        Args:
-            default_judge: value of ``judge`` for a tenant that does not set it.
-        """
+        """Return the tenant's policy, with ``default_judge`` if the tenant does not set ``judge``."""
         return Policy(
             residency=frozenset(self.residency) if self.residency else None,
             names=frozenset(self.models) if self.models else None,

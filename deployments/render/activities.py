@@ -14,6 +14,7 @@ from pydantic_core import to_json
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
+from deployments.job_services import JobServices
 from deployments.render.failure_counts import FailureCounts
 from deployments.render.guard import RenderGuard
 from deployments.render.pool import Pool
@@ -26,18 +27,14 @@ from moyin.domain.renderer import RenderProgress, RenderRequest, RenderSucceeded
 from moyin.domain.serialization import to_plain
 from moyin.errors import MoyinError
 from moyin.jobs.workflows.failures import to_application_error
-from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.jobs.workflows.steps import Heartbeat, heartbeating, load_step, save_output
 from moyin.jobs.workflows.types import StepDone, StepInput
 from moyin.render.comfyui.sizes import ModelSizes
 from moyin.render.protocol.graph import artifact_ids, input_name, model_files, with_inputs
 from moyin.render.scheduling.policy import PendingRender
-from moyin.store.artifacts import ArtifactStore, step_artifact_id
-from moyin.store.blobs import BlobStore
-from moyin.store.events import EventStore
-from moyin.store.jobs import JobStore
+from moyin.store.artifacts import step_artifact_id
 from moyin.store.prompts import PromptStore
-from moyin.store.renders import CachedRender, CacheRules, RenderCache
+from moyin.store.renders import CachedRender
 
 __all__ = ["RenderActivities", "derive_prompt_id"]
 
@@ -55,34 +52,25 @@ class RenderActivities:
         self,
         *,
         pool: Pool,
-        blobs: BlobStore,
-        artifacts: ArtifactStore,
-        jobs: JobStore,
+        services: JobServices,
         prompts: PromptStore,
-        events: EventStore,
-        status_writer: JobStatusWriter,
-        sizes: ModelSizes,
-        cache: RenderCache,
-        cache_rules: CacheRules,
+        model_sizes: ModelSizes,
+        result_cache: RenderResultCache,
         guard: RenderGuard,
     ) -> None:
-        self._guard = guard
-        self._sizes = sizes
-        self._cache = RenderResultCache(cache, blobs, cache_rules)
         self._pool = pool
-        self._blobs = blobs
-        self._artifacts = artifacts
-        self._jobs = jobs
+        self._services = services
         self._prompts = prompts
-        self._events = events
-        self._status_writer = status_writer
+        self._model_sizes = model_sizes
+        self._result_cache = result_cache
+        self._guard = guard
 
     @activity.defn
     async def render_step(self, step: StepInput) -> StepDone | StepResult:
         """Render the graph of a step, or attach to its prompt if a lost attempt left it running."""
         async with heartbeating(_WAITING_HEARTBEAT_SECONDS) as heartbeat:
             try:
-                return await self._status_writer.run_step(
+                return await self._services.status_writer.run_step(
                     step, lambda: self._render(step, heartbeat)
                 )
             except ApplicationError:
@@ -91,18 +79,18 @@ class RenderActivities:
                 raise _to_failure(error, heartbeat) from error
 
     async def _render(self, step: StepInput, heartbeat: Heartbeat) -> StepResult:
-        spec, step_spec, graph = await load_step(self._blobs, step)
+        spec, step_spec, graph = await load_step(self._services.blobs, step)
         request = await self._build_request(step, graph, spec.comfyui or ComfyPrompt())
         await self._guard.check_render(step.owner, step_spec.pool, request.graph, request.files)
-        key = self._cache.compute_key(spec, step_spec, request)
-        cached = await self._cache.find(step.owner, key, request) if key else None
+        key = self._result_cache.compute_key(spec, step_spec, request)
+        cached = await self._result_cache.find(step.owner, key, request) if key else None
         if cached is not None:
             done, record = cached
             done = _select_files(done, step_spec.outputs)
             return replace(await self._save_result(step, _CACHE_BACKEND, done, record), cached=True)
         reporter = ProgressReporter(
-            self._jobs,
-            self._events,
+            self._services.jobs,
+            self._services.events,
             job_id=step.job_id,
             step=step.index,
             is_batch=spec.base is not None,
@@ -135,7 +123,7 @@ class RenderActivities:
         record = records[-1] if records else None
         if key:
             result = CachedRender(prompt_id=request.prompt_id, done=done, record=record)
-            await self._cache.store(step.owner, key, result)
+            await self._result_cache.store(step.owner, key, result)
         done = _select_files(done, step_spec.outputs)
         return await self._save_result(step, backend, done, record)
 
@@ -144,7 +132,7 @@ class RenderActivities:
     ) -> RenderRequest:
         names, files = {}, {}
         for artifact_id in sorted({*artifact_ids(graph), *prompt.files.values()}):
-            artifact = await self._artifacts.get_for_job(step.owner, artifact_id)
+            artifact = await self._services.artifacts.get_for_job(step.owner, artifact_id)
             name = input_name(artifact)
             names[artifact_id] = name
             files[name] = artifact.sha256
@@ -153,7 +141,7 @@ class RenderActivities:
             prompt_id=derive_prompt_id(step.job_id, step.index),
             graph=with_inputs(graph, names, texts),
             files=files,
-            models=await self._sizes.of(model_files(graph)),
+            models=await self._model_sizes.of(model_files(graph)),
             extra_data=self._guard.add_rules(step.owner, prompt.extra_data),
             targets=prompt.targets,
             channel=None
@@ -164,15 +152,11 @@ class RenderActivities:
     async def _store_record(self, step: StepInput, spec: JobSpec, record: PromptRecord) -> None:
         """Store the record of a prompt without a result, so that ComfyUI's history lists its files."""
         if len(spec.steps) == 1:
-            blob = await self._blobs.put(to_json({"record": to_plain(record)}))
+            blob = await self._services.blobs.put(to_json({"record": to_plain(record)}))
             await self._prompts.set_record(step.job_id, blob, step.attempt)
 
     async def _cancel_prompt(self, step: StepInput, prompt_id: str) -> PromptRecord | None:
-        """Cancel the prompt, unless another attempt of the activity will attach to it.
-
-        Returns:
-            The record of a cancelled prompt, if ComfyUI has one.
-        """
+        """Cancel the prompt unless another attempt will attach to it; return its record, if any."""
         if await self._is_last_attempt(step):
             with contextlib.suppress(MoyinError):
                 return await self._pool.cancel(prompt_id)
@@ -185,7 +169,7 @@ class RenderActivities:
         if not details.not_found:
             return details.cancel_requested
         # Temporal has closed the workflow or started another attempt of the activity.
-        return (await self._jobs.find(step.job_id)).status.is_final
+        return (await self._services.jobs.find(step.job_id)).status.is_final
 
     async def _save_result(
         self, step: StepInput, backend: str, done: RenderSucceeded, record: PromptRecord | None
@@ -201,7 +185,7 @@ class RenderActivities:
             for ordinal, file in enumerate(done.files)
         )
         output = await save_output(
-            self._blobs,
+            self._services.blobs,
             body={"outputs": _collect_outputs(done, artifacts)},
             artifacts=artifacts,
             record=record,
@@ -223,10 +207,7 @@ def _to_failure(error: Exception, heartbeat: Heartbeat) -> ApplicationError:
 
 
 def derive_prompt_id(job_id: str, index: int) -> str:
-    """Return the prompt id of a step, which for the first step is the job id.
-
-    ComfyUI's clients get the job id as the prompt id when they submit a prompt.
-    """
+    """Return the prompt id of a step; that of the first step is the job id, which ComfyUI's clients know."""
     return job_id if index == 0 else str(uuid.uuid5(uuid.UUID(job_id), str(index)))
 
 

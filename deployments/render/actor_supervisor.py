@@ -96,11 +96,7 @@ class ActorSupervisor:
         self._scaling = asyncio.create_task(self._run())
 
     def check_running(self) -> None:
-        """Raise an error if an actor is no longer supervised.
-
-        Raises:
-            RuntimeError: a supervising task has ended because of a bug.
-        """
+        """Raise RuntimeError if a task that supervises actors has ended because of a bug."""
         if any(task.done() for task in self._all_tasks()):
             raise RuntimeError(
                 f"a task that supervises the actors of render pool {self._pool.name!r} has ended"

@@ -24,18 +24,18 @@ from typing import Any, Literal
 from pydantic_core import to_json
 
 from actors.comfyui import ComfySpec
+from deployments.job_services import open_job_services
 from deployments.logs import configure_logs
 from deployments.render.activities import RenderActivities
 from deployments.render.actor_supervisor import ActorSupervisor
 from deployments.render.config import RenderArgs
 from deployments.render.guard import MemoryGuard, RenderGuard
 from deployments.render.pool import Pool
+from deployments.render.result_cache import RenderResultCache
 from deployments.render.telemetry import PoolTelemetry
 from deployments.render.worker import RenderWorker
 from moyin.domain.serialization import encode
 from moyin.errors import ServiceUnavailable
-from moyin.jobs.workflows.client import Temporal
-from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.render.comfyui.install import version
 from moyin.render.comfyui.pool_client import RULES, PoolAnswer
 from moyin.render.comfyui.sizes import ModelSizes
@@ -44,15 +44,8 @@ from moyin.render.scheduling.scaling import Scale
 from moyin.render.scheduling.scheduler import RenderScheduler
 from moyin.render.scheduling.window import Window
 from moyin.settings import Settings
-from moyin.store.artifacts import ArtifactStore
-from moyin.store.blobs import BlobStore
-from moyin.store.events import EventStore
-from moyin.store.frames import FrameStore
-from moyin.store.jobs import JobStore
-from moyin.store.limits import LimitStore
 from moyin.store.prompts import PromptStore
 from moyin.store.renders import CacheRules, RenderStore
-from moyin.store.sql import Database
 from moyin.system.processes import freeze_startup_objects
 
 __all__ = ["RenderPool"]
@@ -65,16 +58,8 @@ class RenderPool:
     async def __init__(self, args: RenderArgs) -> None:  # type: ignore[misc]
         settings = Settings()
         configure_logs(settings.log_level)
-        retention = timedelta(days=settings.job_history_days)
         self._resources = AsyncExitStack()
-        database = Database(settings.sql_url)
-        self._resources.push_async_callback(database.close)
-        await database.ready()
-        jobs = JobStore(database)
-        events = EventStore(settings.redis_url, retention=retention)
-        self._resources.push_async_callback(events.close)
-        frames = FrameStore(settings.redis_url)
-        self._resources.push_async_callback(frames.close)
+        services = await self._resources.enter_async_context(open_job_services(settings))
         cache = RenderStore(settings.redis_url)
         self._resources.push_async_callback(cache.close)
         self._pool = Pool(
@@ -84,26 +69,20 @@ class RenderPool:
         )
         self._rules = args.to_rules()
         telemetry = PoolTelemetry(self._pool)
+        cache_rules = await asyncio.to_thread(_new_cache_rules, args, settings)
         self._version = await asyncio.to_thread(_digest_configuration, args, settings)
         self._supervisor = ActorSupervisor(
             self._pool, _new_spec(args), _new_scale(args), telemetry.export
         )
         self._worker = RenderWorker(
-            temporal=Temporal(
-                settings.temporal_address, settings.temporal_namespace, retention=retention
-            ),
+            temporal=services.temporal,
             activities=RenderActivities(
                 pool=self._pool,
-                blobs=BlobStore(settings.blobs_url),
-                artifacts=ArtifactStore(database),
-                jobs=jobs,
-                prompts=PromptStore(database),
-                events=events,
-                status_writer=JobStatusWriter(jobs=jobs, events=events, frames=frames),
-                sizes=ModelSizes(_find_models_folder(args, settings)),
-                cache=cache,
-                cache_rules=await asyncio.to_thread(_new_cache_rules, args, settings),
-                guard=RenderGuard(args.pool, self._rules, LimitStore(database)),
+                services=services,
+                prompts=PromptStore(services.database),
+                model_sizes=ModelSizes(_find_models_folder(args, settings)),
+                result_cache=RenderResultCache(cache, services.blobs, cache_rules),
+                guard=RenderGuard(args.pool, self._rules, services.limits),
             ),
             pool=args.pool,
             concurrency=args.actors + args.window,
@@ -138,10 +117,7 @@ class RenderPool:
         return PoolAnswer(version=self._version, state="up", content=content)
 
     async def get_all(self, path: str) -> dict[str, bytes]:
-        """Send a GET request to every ComfyUI process and return the response bodies by actor.
-
-        The result omits processes that fail to respond.
-        """
+        """Send a GET request to every ComfyUI process and return the bodies of all responses by actor."""
         return await self._pool.get_all(path)
 
     async def find_executed(self, prompt_ids: Sequence[str]) -> list[str]:
@@ -167,13 +143,10 @@ class RenderPool:
         }
 
     async def check_health(self) -> None:
-        """Raise an error if the worker or the supervisor does not run.
+        """Raise RuntimeError if the worker or the supervisor does not run.
 
         Serve replaces the replica after three errors. A worker that crashed once runs again before
         that, and an outage of Temporal is no error.
-
-        Raises:
-            RuntimeError: the worker or the supervisor does not run.
         """
         self._worker.check_running()
         self._supervisor.check_running()

@@ -57,11 +57,7 @@ class FailureCounts:
         return replace(self, failed=self.failed + 1)
 
     def find_final_error(self, error: Exception) -> RenderPoisoned | None:
-        """Return the final error of a render that has lost too many processes, or None.
-
-        Args:
-            error: latest failure, which the counts include.
-        """
+        """Return the final error if ``error`` is one loss of a process too many, else None."""
         lost = self.died + self.lost
         if not isinstance(error, WorkerLost) or (self.died < _MAX_DIED and lost < _MAX_LOST):
             return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 from moyin.domain.limits import Limit, permitted_pools
@@ -64,7 +64,10 @@ class RenderGuard:
             raise PoolNotAllowed(
                 f"render pool {self._pool!r} does not run jobs of this tenant; use another pool"
             )
-        for node_id, class_type in _node_classes(graph):
+        classes = {
+            id_: str(n.get("class_type")) for id_, n in graph.items() if isinstance(n, Mapping)
+        }
+        for node_id, class_type in classes.items():
             if not self._rules.permits_node(class_type):
                 raise NodeNotAllowed(
                     f"node {node_id!r}: render pool {self._pool!r} does not allow nodes of the class "
@@ -112,11 +115,7 @@ class MemoryGuard:
             self._available_bytes = memory
 
     def check_size(self, request: RenderRequest) -> None:
-        """Raise an error if a render is too large for this pool.
-
-        Raises:
-            OutOfMemory: the render's models are too large, or ran out of memory in this pool before.
-        """
+        """Raise OutOfMemory if the render's models are too large, or ran out of memory here before."""
         if self._larger_pool is None or not request.models:
             return
         needed = max(request.models.values()) * _MEMORY_OVERHEAD
@@ -135,9 +134,3 @@ class MemoryGuard:
         if self._larger_pool is None:
             return error
         return OutOfMemory(error.message, details={**error.details, "pool": self._larger_pool})
-
-
-def _node_classes(graph: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for node_id, node in graph.items():
-        if isinstance(node, Mapping):
-            yield node_id, str(node.get("class_type"))

@@ -240,11 +240,7 @@ class Pool:
         return None if renderer is None else await renderer.cancel(prompt_id)
 
     async def get(self, path: str) -> bytes | None:
-        """Return the body of a GET request to one renderer's ComfyUI, or None if ``path`` is unknown.
-
-        Raises:
-            ServiceUnavailable: no renderer is up.
-        """
+        """Return the body of a GET request to one renderer's ComfyUI, or None if ``path`` is unknown."""
         for name in self.renderers:
             return await self._renderers[name].get(path)
         raise ServiceUnavailable(
@@ -252,10 +248,7 @@ class Pool:
         )
 
     async def get_all(self, path: str) -> dict[str, bytes]:
-        """Return the bodies of a GET request to every renderer's ComfyUI, by name of the renderer.
-
-        The result omits renderers that fail or do not know ``path``.
-        """
+        """Send a GET request to every renderer's ComfyUI and return the bodies of all responses by name."""
         names = self.renderers
         bodies = await asyncio.gather(*(self._get_from(name, path) for name in names))
         return {name: body for name, body in zip(names, bodies, strict=True) if body is not None}

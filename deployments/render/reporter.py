@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from types import TracebackType
 from typing import Any, Self
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -62,12 +61,7 @@ class ProgressReporter:
         ]
         return self
 
-    async def __aexit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         # The tasks are not cancelled at first, because the Valkey client may ignore a cancellation during
         # a command, and the database client would lose its connection.
         for event in (self._closing, self._to_publish, self._to_record):
@@ -116,11 +110,7 @@ class ProgressReporter:
                 await self._events.publish(self._job_id, EventType.PROGRESS, data)
 
     async def _wait_for_progress(self, event: asyncio.Event, seconds: float) -> bool:
-        """Wait for new progress, then collect more for ``seconds``.
-
-        Returns:
-            True if there is progress to publish, False if the render ended during the wait.
-        """
+        """Wait for progress, then ``seconds`` for more; return False if the render ends during the wait."""
         await event.wait()
         if await self._closes_within(seconds):
             return False

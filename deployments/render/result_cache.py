@@ -15,10 +15,7 @@ __all__ = ["RenderResultCache"]
 
 
 class RenderResultCache:
-    """Caches the results of a pool's renders, but not their failures.
-
-    If two equal graphs are in progress at the same time, both are rendered.
-    """
+    """Caches the results of a pool's finished renders, but not their failures."""
 
     def __init__(self, cache: RenderCache, blobs: BlobStore, rules: CacheRules) -> None:
         self._cache = cache
@@ -38,10 +35,7 @@ class RenderResultCache:
     async def find(
         self, owner: str, key: str, request: RenderRequest
     ) -> tuple[RenderSucceeded, PromptRecord | None] | None:
-        """Return a cached result and its record for this prompt, or None if there is none.
-
-        A result is not used if the blob of one of its files was deleted.
-        """
+        """Return a cached result with all its files, and its record for this prompt, or None."""
         cached = await self._cache.get(cache_owner(owner, self._rules), key)
         if cached is None:
             return None

@@ -1,7 +1,7 @@
 """Builds the Serve app ``workers``."""
 
-# No `from __future__ import annotations` here: Ray reads the builder's annotation, and passes a plain
-# dict if the annotation is a string.
+# `from __future__ import annotations` would turn the builder's annotation into a string, and Ray would
+# pass a plain dict to it.
 
 from pydantic import Field
 from ray import serve
@@ -13,7 +13,7 @@ __all__ = ["WorkersArgs", "build"]
 
 
 class WorkersArgs(StrictModel):
-    """The ``args`` of the workers in serve_config.yaml."""
+    """The ``args`` of the app ``workers`` in serve_config.yaml."""
 
     concurrency: int = Field(
         50, ge=1, description="Most steps that one replica runs at a time, and most webhooks."
@@ -22,12 +22,12 @@ class WorkersArgs(StrictModel):
 
 _deployment = serve.deployment(
     name="JobWorker",
-    # Longer than the worker's own grace for running steps.
+    # The worker itself stops waiting for running steps earlier.
     graceful_shutdown_timeout_s=20,
     **REPLICA_OPTIONS,
 )(JobWorker)
 
 
 def build(args: WorkersArgs) -> serve.Application:
-    """Bind the deployment."""
+    """Return the Serve application of the job workers."""
     return _deployment.bind(args.concurrency)

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import uvicorn
 
-from deployments.models.app import ModelsServices, QualityServices, new_app
+from deployments.models.app import ModelsServices, new_app
 from deployments.models.config import ModelsConfig
 from deployments.models.fleet import FleetBuilder
 from deployments.models.judge import JudgeService
-from deployments.models.routes.images import ImageRules
+from deployments.models.rules import ImagesConfig
 from moyin.access.gatekeeper import new_authenticator
 from moyin.access.gatekeeper.limits import Meter
 from moyin.access.gatekeeper.observation import NoObserver
@@ -185,14 +185,12 @@ async def serving(
         text_router=text_router,
         jobs=jobs,
         images=Images(gateway=jobs, signing_key=b"0" * 32),
-        image_rules=ImageRules,
+        image_settings=ImagesConfig,
         ledger=ledger,
-        quality=QualityServices(
-            store=store,
-            learning=learning,
-            feedback=Feedback(store, learning, ledger),
-            judge=judge,
-        ),
+        signals=store,
+        learning=learning,
+        feedback=Feedback(store, learning, ledger),
+        judge=judge,
         authenticator=new_authenticator(database, b"0" * 32),
         meter=meter,
         observer=NoObserver(),

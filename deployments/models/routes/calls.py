@@ -61,10 +61,7 @@ class CallRoute:
 
 
 class OllamaRoute(CallRoute):
-    """Handles Ollama's calls, including requests that only load a model.
-
-    Such a request succeeds at once if no Ollama host serves the model.
-    """
+    """Handles Ollama's calls; a request to load a model succeeds at once if no Ollama serves it."""
 
     async def answer_call(self, call: ParsedRequest, scope: Scope, send: Send) -> None:
         loaded = (

@@ -21,6 +21,9 @@ from moyin.text.routing.router import Router
 __all__ = ["new_explanation_routes"]
 
 _PROTOCOL_HEADER = "x-moyin-protocol"
+_DURATIONS = (
+    "seconds", "waiting_seconds", "loading_seconds", "first_token_seconds", "writing_seconds"
+)  # fmt: skip
 
 
 def new_explanation_routes(text_router: Router, codecs: Mapping[str, ProtocolCodec]) -> APIRouter:
@@ -119,11 +122,7 @@ def _describe_candidate(candidate: Candidate, explanation: Explanation) -> dict[
             "prompt_tokens": forecast.usage.prompt_tokens,
             "cached_tokens": forecast.usage.cached_tokens,
             "output_tokens": forecast.usage.output_tokens,
-            "seconds": forecast.seconds,
-            "waiting_seconds": forecast.waiting_seconds,
-            "loading_seconds": forecast.loading_seconds,
-            "first_token_seconds": forecast.first_token_seconds,
-            "writing_seconds": forecast.writing_seconds,
+            **{name: getattr(forecast, name) for name in _DURATIONS},
         },
     }
 
@@ -134,10 +133,7 @@ def _describe_quality(quality: RequestQuality | None) -> dict[str, Any] | None:
         return None
     question = quality.question
     return {
-        "kind": question.kind,
-        "language": question.language,
-        "difficulty": question.difficulty,
-        "spread": question.spread,
+        **{name: getattr(question, name) for name in ("kind", "language", "difficulty", "spread")},
         "usd_per_bad_answer": quality.usd_per_bad_answer,
         "floor": quality.floor,
     }

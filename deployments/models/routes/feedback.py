@@ -23,6 +23,7 @@ __all__ = ["ADMIN_PATHS", "new_feedback_routes"]
 # Paths, without the app's prefix, that change or export the learned quality of a whole tenant.
 ADMIN_PATHS = frozenset({"/quality/reset", "/quality/freeze", "/quality/export"})
 _MAX_SIGNALS = 1_000
+_SIGNAL_MEMBERS = ("request_id", "source", "model", "score", "weight", "p_good", "comment")
 # Latest decisions, of thirty days at most, that are simulated with other costs of a bad answer.
 _MAX_DECISIONS = 2_000
 
@@ -161,15 +162,9 @@ def _describe_ability(text_router: Router, name: str) -> dict[str, Any]:
 def _describe_signal(row: SignalRow) -> Mapping[str, Any]:
     question = row.question or {}
     return {
-        "request_id": row.request_id,
-        "source": row.source,
-        "model": row.model,
+        **{name: getattr(row, name) for name in _SIGNAL_MEMBERS},
         "kind": question.get("kind"),
         "language": question.get("language"),
-        "score": row.score,
-        "weight": row.weight,
-        "p_good": row.p_good,
-        "comment": row.comment,
         "at": row.created_at.isoformat(),
     }
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
 
 from deployments.models.routes.deferral import prefers_job
+from deployments.models.rules import ImagesConfig
 from moyin.access.gatekeeper import context
 from moyin.access.gatekeeper.asgi import RawHeaders
 from moyin.client.gateway import AcceptedJob
@@ -21,7 +21,7 @@ from moyin.text.protocol.openai import images as protocol
 from moyin.text.protocol.openai.errors import render_error
 from moyin.text.routing.policy import parse_preferences
 
-__all__ = ["IMAGES_PATH", "ImageRules", "new_image_routes"]
+__all__ = ["IMAGES_PATH", "new_image_routes"]
 
 IMAGES_PATH = "/images/generations"
 _RESIDENCY_HEADER = b"x-moyin-residency"
@@ -48,23 +48,15 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImageRules:
-    """The current settings of image requests.
+def new_image_routes(
+    images: Images, get_settings: Callable[[], ImagesConfig], public_url: str
+) -> APIRouter:
+    """Return the route that generates pictures.
 
-    Attributes:
-        timeout: seconds after which a request fails while its job continues.
-        link_seconds: seconds for which links to pictures are valid.
-        base_url: first part of the links; if empty, the address that the client used.
+    Args:
+        get_settings: returns the current settings.
+        public_url: first part of links to pictures; if empty, the address that the client used.
     """
-
-    timeout: float = 120.0
-    link_seconds: float = 3600.0
-    base_url: str = ""
-
-
-def new_image_routes(images: Images, get_rules: Callable[[], ImageRules]) -> APIRouter:
-    """Return the route that generates pictures with the settings that ``get_rules`` returns."""
     router = APIRouter(tags=["images"])
 
     @router.post(
@@ -87,12 +79,12 @@ def new_image_routes(images: Images, get_rules: Callable[[], ImageRules]) -> API
         submission = asyncio.create_task(
             images.submit(caller, body, cache=not preferences.bypass_cache, idempotency_key=key)
         )
-        waits, rules = not prefers_job(headers), get_rules()
+        waits, settings = not prefers_job(headers), get_settings()
         try:
             accepted = await asyncio.shield(submission)
             if not waits:
                 return _accepted_response(accepted)
-            seconds = min(rules.timeout, preferences.timeout or rules.timeout)
+            seconds = min(settings.timeout_s, preferences.timeout or settings.timeout_s)
             job = await images.wait(caller, _job_id(accepted), seconds)
         except asyncio.CancelledError:
             # The client disconnected. If it sent a key, it may request the same job again.
@@ -103,8 +95,8 @@ def new_image_routes(images: Images, get_rules: Callable[[], ImageRules]) -> API
         except JobEndedWithoutImages as ended:
             assert isinstance(ended.__cause__, MoyinError)
             return _error_response(request, ended.__cause__, ended.job)
-        base_url = rules.base_url or f"{request.url.scheme}://{request.headers.get('host', '')}"
-        data = await images.data(caller, job, body, base_url, rules.link_seconds)
+        base_url = public_url or f"{request.url.scheme}://{request.headers.get('host', '')}"
+        data = await images.data(caller, job, body, base_url, settings.link_seconds)
         return _pictures_response(job, data)
 
     return router
@@ -132,10 +124,7 @@ def _pictures_response(job: Mapping[str, Any], data: list[dict[str, str]]) -> Re
 
 
 def _error_response(request: Request, error: MoyinError, job_id: str) -> Response:
-    """Render the error of a job.
-
-    The header ``x-should-retry`` prevents OpenAI's SDKs from rendering the pictures again.
-    """
+    """Render the error of a job, with a header that prevents OpenAI's SDKs from retrying the request."""
     rendered = render_error(error, context(request.scope).request_id, request.url.path)
     headers = {"x-should-retry": "false", "x-moyin-job": job_id, "location": f"/jobs/{job_id}"}
     return Response(rendered.body, rendered.status, {**rendered.headers, **headers})

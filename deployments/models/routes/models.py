@@ -84,11 +84,7 @@ def _list_models(fleet: Fleet, request: Request) -> dict[str, Any]:
 
 
 def _select_page(names: Sequence[str], query: Mapping[str, str]) -> tuple[Sequence[str], bool]:
-    """Return the names on the requested page, and whether more pages follow.
-
-    Raises:
-        InvalidRequest: a query parameter is invalid; the error names the parameter.
-    """
+    """Return the names on the requested page, and whether more pages follow."""
     limit = _parse_limit(query.get("limit"))
     after, before = query.get("after_id"), query.get("before_id")
     if after is not None and before is not None:

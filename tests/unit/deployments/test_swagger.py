@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from deployments.accounts.app import _PUBLIC as ACCOUNTS
 from deployments.gateway.app import _PUBLIC as GATEWAY
 from deployments.ingress import new_fastapi
-from deployments.models.app import _PUBLIC as MODELS
+from deployments.models.app import _PUBLIC_PATHS as MODELS
 from deployments.swagger import DOCS_PATHS
 from moyin.access.gatekeeper import problem_details
 

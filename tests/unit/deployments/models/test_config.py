@@ -73,7 +73,11 @@ def test_price_is_found_by_the_upstream_name() -> None:
             {},
             "must have no up_to",
         ),
-        ([LOCAL], {"home": {"residency": ["mars"]}}, "aliases.home.residency: no back end has the residency 'mars'"),
+        (
+            [LOCAL],
+            {"home": {"residency": ["mars"]}},
+            "aliases.home.residency: no back end has the residency 'mars'",
+        ),
         ([LOCAL], {"fast": {"cache": {"ttl_s": 0}}}, "greater than"),
     ],
 )
@@ -111,7 +115,10 @@ def test_model_may_be_priced_by_gpu_hour() -> None:
 @pytest.mark.parametrize(
     ("tenants", "message"),
     [
-        ({"ada": {"residency": ["mars"]}}, "tenants.ada.residency: no back end has the residency 'mars'"),
+        (
+            {"ada": {"residency": ["mars"]}},
+            "tenants.ada.residency: no back end has the residency 'mars'",
+        ),
         ({"ada": {"models": ["big"]}}, "tenants.ada.models: there is no model or alias 'big'"),
         ({"ada": {"model": ["small"]}}, "Extra inputs"),
     ],
