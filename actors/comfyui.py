@@ -87,7 +87,6 @@ class ActorStatus:
     """The status of a renderer and its actor.
 
     Attributes:
-        spec: options with which the actor was started.
         devices: value of ``CUDA_VISIBLE_DEVICES``, if it is set.
         started: time of the actor's start, in seconds since the epoch.
     """

@@ -18,11 +18,7 @@ NON_RENDER_NODES = {"moyin-use": "!render"}
 def find_or_start_actor(actor_class: type, name: str, *arguments: Any, **options: Any) -> Any:
     """Return the handle of the detached actor ``name``, and start the actor if it does not exist.
 
-    The call does not wait until Ray has placed the actor on a node.
-
-    Args:
-        arguments: arguments of the actor's constructor.
-        options: Ray's options for the actor's resources and node labels.
+    The call does not wait until Ray has placed the actor on a node. ``options`` are Ray's.
     """
     actor = ray.remote(actor_class).options(
         name=name,

@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deployments.serve_errors import ServeErrorMiddleware
+from deployments.errors import ServeErrorMiddleware
 from deployments.server import ReplicaServer, limit_memory
 from moyin.access.gatekeeper.request import REQUEST_ID
 from moyin.settings import Settings
@@ -54,13 +54,10 @@ def middlewares() -> list[Middleware]:
 
 
 def new_cors_middleware(origins: str) -> list[Middleware]:
-    """Return the middleware that lets pages of ``origins`` call the API.
+    """Return the middleware that lets pages of ``origins`` (separated by commas, if any) call the API.
 
     Credentials are not allowed, because such pages send keys and tokens in headers. The only session
     cookie is for ComfyUI's page, which the gateway itself serves.
-
-    Args:
-        origins: origins, separated by commas; if empty, the returned list is empty.
     """
     allowed = [origin.strip() for origin in origins.split(",") if origin.strip()]
     if not allowed:

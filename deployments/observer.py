@@ -92,8 +92,7 @@ class RequestObserver:
 
     Args:
         log_level: level of the replica's logs; the access log is off above INFO.
-        export_metrics: publishes other metrics of the app; the observer's thread calls it every
-            second.
+        export_metrics: publishes other metrics of the app; called every second in a thread.
     """
 
     def __init__(self, log_level: str, *, export_metrics: Callable[[], None] | None = None) -> None:

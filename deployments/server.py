@@ -35,13 +35,10 @@ class ReplicaServer(uvicorn.Server):
 
 @functools.cache
 def limit_memory(limit_mib: int) -> None:
-    """End this process when it uses more than ``limit_mib`` MiB, so that Serve starts a new replica.
+    """End this process when it uses more than ``limit_mib`` MiB (0: no limit); Serve then restarts it.
 
     A memory leak then ends only the leaking replica. Without the limit, Ray or the kernel would kill
     an arbitrary process when the machine runs out of memory. Further calls have no effect.
-
-    Args:
-        limit_mib: limit of resident memory, or 0 for no limit.
     """
     if limit_mib:
         threading.Thread(

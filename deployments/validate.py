@@ -27,14 +27,12 @@ from deployments.models.config import ModelsConfig
 
 __all__ = ["find_problems"]
 
-# The pydantic model of each deployment's ``user_config``.
 _USER_CONFIG_MODELS: Mapping[str, type[BaseModel]] = {
     "Accounts": AccountsConfig,
     "Gateway": GatewayConfig,
     "Models": ModelsConfig,
 }
 _RENDER_BUILDER = "deployments.render.builder:build"
-# Builders whose ``args`` list the pools that jobs may use.
 _POOL_USER_BUILDERS = ("deployments.gateway.builder:build", "deployments.intake.builder:build")
 _DEFAULT_POOL = "default"
 # Replaces pydantic messages that only Python programmers understand.
@@ -180,7 +178,6 @@ def _check_deployments(path: str, app: Mapping[str, Any], application: Any) -> I
 
 def _bound_deployments(application: Any) -> Iterator[Any]:
     """Yield the deployment that ``application`` binds and the deployments in its arguments."""
-    # Ray has no public API for this.
     bound = application._bound_deployment
     yield bound
     for argument in (*bound.init_args, *bound.init_kwargs.values()):

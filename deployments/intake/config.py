@@ -45,11 +45,7 @@ class _Source(StrictModel):
 
 
 class RabbitConfig(_Source):
-    """The settings of a RabbitMQ queue.
-
-    Attributes:
-        declare: whether to create the queues; false if an operator has created them.
-    """
+    """The settings of a RabbitMQ queue, which Moyin creates unless ``declare`` is false."""
 
     type: Literal["rabbitmq"]
     queue: _Name = "moyin.jobs"

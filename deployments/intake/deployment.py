@@ -133,28 +133,21 @@ def _new_broker(source: RabbitConfig | StreamConfig, environment: Mapping[str, s
             f"the environment variable {source.url_env} must be set to the URL of the {source.type} broker"
         )
     if isinstance(source, StreamConfig):
-        return StreamBroker(
-            url,
-            stream=source.stream,
-            results=source.results,
-            dead_letters=source.dead_letters,
-            group=source.group,
-            concurrency=source.concurrency,
-            claim_after=source.claim_after,
-            kept=source.kept,
-        )
+        options = {
+            "stream",
+            "results",
+            "dead_letters",
+            "group",
+            "concurrency",
+            "claim_after",
+            "kept",
+        }
+        return StreamBroker(url, **source.model_dump(include=options))
     try:
         from moyin.jobs.intake.rabbit import RabbitBroker
     except ImportError:
         raise ValueError(
             "a source of type rabbitmq needs the package aio-pika: pip install -e '.[intake]'"
         ) from None
-    return RabbitBroker(
-        url,
-        queue=source.queue,
-        results=source.results,
-        dead_letters=source.dead_letters,
-        declare=source.declare,
-        concurrency=source.concurrency,
-        max_deliveries=source.max_deliveries,
-    )
+    options = {"queue", "results", "dead_letters", "declare", "concurrency", "max_deliveries"}
+    return RabbitBroker(url, **source.model_dump(include=options))

@@ -62,7 +62,6 @@ _SCOPES = {
     for path, required in {IMAGES_PATH: JOBS_WRITE, **dict.fromkeys(ADMIN_PATHS, ORG_ADMIN)}.items()
     for prefix in ("", _PREFIX)
 }
-# The codecs of the chat protocols. `POST /v1/route` uses the first by default.
 _CODECS: Mapping[str, ProtocolCodec] = {
     "openai": OpenAICodec(),
     "anthropic": AnthropicCodec(),
@@ -76,7 +75,6 @@ class ModelsServices:
 
     Attributes:
         jobs: submits calls with the header ``Prefer: respond-async`` as jobs.
-        images: generates pictures by jobs.
         image_settings: returns the current settings of image requests.
         public_url: first part of links to pictures; if empty, the address that the client used.
         signals: stores the signals from which ``learning`` learns the quality of answers.

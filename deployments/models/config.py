@@ -53,8 +53,7 @@ class ModelConfig(StrictModel):
             it also sets the expected quality of answers (docs/routing.md).
         like: known model of the same quality, such as the one that this model was tuned from.
         embeddings: whether the model computes embeddings and does not answer chats.
-        first_token_s, tokens_per_s, prompt_tokens_per_s: estimates of the model's speed, used until
-            the router has measured it.
+        first_token_s, tokens_per_s, prompt_tokens_per_s: speed that is assumed before measurements.
     """
 
     name: str = Field(pattern=_MODEL_NAME_PATTERN)

@@ -36,8 +36,6 @@ _RESTART_SECONDS = 2.0
 class JudgeService:
     """Samples answers and judges them with Temporal jobs while rules are set.
 
-    Temporal's SDK is imported only when the first rules are set.
-
     Args:
         count: called with the outcome of every sample.
     """
@@ -108,10 +106,7 @@ class JudgeService:
                 if self.rules is None:
                     await self._store.clear()
             except ServiceUnavailable as error:
-                _log.warning(
-                    "the answers that wait for the judge could not be deleted and expire after a day: %s",
-                    error,
-                )
+                _log.warning("stored answers could not be deleted, but expire in a day: %s", error)
             except Exception:
                 _log.exception("the judge failed with an unexpected error; restarting it")
                 await asyncio.sleep(_RESTART_SECONDS)

@@ -32,9 +32,6 @@ class LlamaEndpoints:
     Args:
         restart_after: seconds without a response after which the actor is restarted, unless it has
             not responded yet since its start.
-
-    Attributes:
-        known: latest endpoint; None if unknown or if the server does not respond.
     """
 
     def __init__(

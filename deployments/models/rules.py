@@ -34,8 +34,7 @@ _DEFAULT_USD_PER_BAD_ANSWER = 0.002
 class HedgeConfig(StrictModel):
     """Configures hedged requests.
 
-    A second back end gets the request if the first has not begun its stream within the 95th percentile
-    of its usual time.
+    A second back end gets the request if the first begins its stream later than in 95 % of its calls.
 
     Attributes:
         share: largest share of streamed requests that are hedged. Their prompts are paid twice.

@@ -53,7 +53,6 @@ class ActorSupervisor:
         self._prefix = f"comfyui-{pool.name}-"
         self._names = [f"{self._prefix}{number}" for number in range(scale.maximum)]
         self._scaling: asyncio.Task[None] | None = None
-        # Supervising tasks by actor, and the times of their start.
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._supervised_since: dict[str, float] = {}
         # Times at which unplaced actors were requested, and the actors whose long wait was logged.

@@ -1,7 +1,6 @@
 """Builds the Serve application ``render-<pool>``."""
 
-# `from __future__ import annotations` would turn the builder's annotation into a string, and Ray would
-# pass a plain dict to it.
+# Ray reads the builder's annotation, which `from __future__ import annotations` would make a string.
 
 from ray import serve
 

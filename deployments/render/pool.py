@@ -49,8 +49,7 @@ class _PromptState:
     Attributes:
         attempts: number of calls of `Pool.render` for this prompt that are in progress.
         request: latest request, or None if no attempt is in progress.
-        sent_to: name of the renderer that last received the prompt. It is kept after the end of the
-            prompt, because a cancellation may arrive later.
+        sent_to: name of the renderer that last received the prompt, also after the prompt's end.
         followed_on: name of the renderer whose events an attempt is reading, if any.
         abandoned_on: name of the renderer that still ran the prompt when the last attempt ended.
         is_unleased: whether the prompt may run without a lease. Its renderer is then busy although
@@ -92,7 +91,6 @@ class Pool:
         self._active: dict[str, _PromptState] = {}
         self._past: BoundedDict[str, _PromptState] = BoundedDict(_REMEMBERED_PROMPTS)
         self._abandoned: BoundedDict[str, _PromptState] = BoundedDict(_REMEMBERED_PROMPTS)
-        # Results of removed renderers by prompt id, with the renderer's name.
         self._inherited: BoundedDict[str, tuple[str, RenderResult]]
         self._inherited = BoundedDict(_REMEMBERED_RESULTS)
         self.settled = asyncio.Event()
@@ -196,7 +194,6 @@ class Pool:
         Raises:
             OutOfMemory: the render needs more memory; ``details["pool"]`` names a larger pool, if any.
             ServiceUnavailable: the pool was closed before the render began.
-            MoyinError: `Renderer.render` raised this error.
         """
         prompt_id = request.prompt_id
         with self._track_attempt(request) as state:

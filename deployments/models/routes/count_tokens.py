@@ -57,9 +57,6 @@ async def _count_by_back_end(
 
     Servers inside our network do not get prompts with URLs of pictures, because they would fetch these
     URLs, which can be internal addresses.
-
-    Raises:
-        BackendRejected: the prompt is invalid.
     """
     has_urls = call.has_urls
     for target in allowed:

@@ -16,7 +16,7 @@ from moyin.text.judging.rules import JudgeRules
 
 __all__ = ["JudgeStatus", "count_agreements", "summarize_verdicts"]
 
-# Of a tenant and month.
+# Verdicts of a tenant and month that are counted at most.
 _MAX_VERDICTS = 20_000
 
 

@@ -81,7 +81,7 @@ def _another_pool(config: Any) -> None:
         (_set("colour", "red"), "colour: unknown key"),
         (
             _set("applications", 3, "deployments", 0, "user_config", "aliases", {"fast": ["smol"]}),
-            "applications.models.deployments.Models.user_config: alias 'fast': "
+            "applications.models.deployments.Models.user_config: aliases.fast.models: "
             "no back end has a model 'smol'",
         ),
         (_set("http_options", "prot", 1), "http_options.prot: unknown key"),

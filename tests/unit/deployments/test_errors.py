@@ -8,8 +8,8 @@ from ray.serve._private.http_util import convert_object_to_asgi_messages
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments.errors import ServeErrorMiddleware
 from deployments.middleware import new_cors_middleware
-from deployments.serve_errors import ServeErrorMiddleware
 
 Answer = tuple[int, dict[str, str], bytes]
 NOT_FOUND = "Path '/jobs' not found. Ping http://.../-/routes for available routes."
