@@ -126,7 +126,7 @@ class ComfyUIActor:
 
         The batch of a `PromptRecord` contains the event after it, which follows at once.
         """
-        renderer = await self._ensure_renderer()
+        renderer = await self._get_or_start_renderer()
         record: tuple[PromptRecord, ...] = ()
         try:
             async with aclosing(renderer.render(request)) as events:
@@ -140,27 +140,27 @@ class ComfyUIActor:
             yield (*record, RenderFailure(error=error))
 
     async def prepare(self, request: RenderRequest) -> None:
-        await (await self._ensure_renderer()).prepare(request)
+        await (await self._get_or_start_renderer()).prepare(request)
 
     async def cancel(self, prompt_id: str) -> PromptRecord | None:
-        return await (await self._ensure_renderer()).cancel(prompt_id)
+        return await (await self._get_or_start_renderer()).cancel(prompt_id)
 
     async def validate(
         self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
     ) -> dict[str, Any]:
         """Validate a graph as `ComfyRenderer.validate` does; the gateway calls this directly."""
-        return await (await self._ensure_renderer()).validate(graph, targets)
+        return await (await self._get_or_start_renderer()).validate(graph, targets)
 
     async def get(self, path: str) -> bytes | None:
-        return await (await self._ensure_renderer()).get(path)
+        return await (await self._get_or_start_renderer()).get(path)
 
     async def results(self) -> Mapping[str, RenderResult]:
-        return await (await self._ensure_renderer()).results()
+        return await (await self._get_or_start_renderer()).results()
 
     async def status(self) -> ActorStatus:
         """Renew the lease and return the actor's status."""
         self._lease_renewed_at = time.monotonic()
-        renderer = await self._ensure_renderer()
+        renderer = await self._get_or_start_renderer()
         return ActorStatus(
             renderer=await renderer.status(),
             spec=self._spec,
@@ -171,7 +171,7 @@ class ComfyUIActor:
 
     async def check_health(self) -> None:
         """Raise RuntimeError if ComfyUI is no longer supervised, so that Ray restarts the actor."""
-        (await self._ensure_renderer()).check()
+        (await self._get_or_start_renderer()).check()
 
     async def close(self) -> None:
         """Stop ComfyUI; the actor cannot be used afterwards."""
@@ -180,7 +180,7 @@ class ComfyUIActor:
         if self._renderer is not None:
             await self._renderer.close()
 
-    async def _ensure_renderer(self) -> ComfyRenderer:
+    async def _get_or_start_renderer(self) -> ComfyRenderer:
         # Ray runs constructors outside the event loop, so the first call starts the renderer.
         async with self._starting:
             if self._renderer is None:

@@ -30,10 +30,10 @@ _log = logging.getLogger(__name__)
 
 # Every request, even a queued one, occupies a thread of the server until its response ends.
 _HTTP_THREADS = 64
-_ALL_LAYERS = 999
+_ALL_GPU_LAYERS = 999
 # Prompt tokens per batch, few enough that a batch is computed quickly without a GPU.
 _BATCH_TOKENS = 512
-_CHECK_SECONDS = 2.0
+_PROGRESS_CHECK_SECONDS = 2.0
 _EXIT_STATUS = 70
 
 
@@ -122,7 +122,7 @@ class LlamaServer:
                 break
             metrics.result()
             self._latest_progress_at = time.monotonic()
-            await asyncio.sleep(_CHECK_SECONDS)
+            await asyncio.sleep(_PROGRESS_CHECK_SECONDS)
         _log.critical(
             "the llama.cpp server of %r has made no progress for %s seconds; restarting its actor",
             self._spec.alias,
@@ -172,7 +172,7 @@ def _start_server(spec: LlamaSpec, key: str, host: str) -> Any:
     params.n_parallel = spec.parallel
     params.n_ctx = spec.context * spec.parallel
     params.cpuparams.n_threads = spec.threads or max(1, math.ceil(spec.cpus))
-    params.n_gpu_layers = _ALL_LAYERS if spec.gpus > 0 else 0
+    params.n_gpu_layers = _ALL_GPU_LAYERS if spec.gpus > 0 else 0
     params.n_threads_http = _HTTP_THREADS
     params.use_jinja = True
     params.embedding = spec.embeddings

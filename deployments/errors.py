@@ -35,11 +35,11 @@ _OLLAMA_PATHS = frozenset(
 # Other paths below /api/v2 belong to ComfyUI's first API.
 _COMFYUI_V2_PATHS = ("/api/v2/jobs", "/api/v2/assets")
 # Load balancers and HAProxy's health checks read the status of Serve's own endpoints.
-_SERVE_PATHS = "/-/"
+_SERVE_PATH_PREFIX = "/-/"
 # Serve's own errors have only these headers. Errors of apps have a length or another content type.
-_SERVE_HEADERS = frozenset({b"content-type", b"retry-after", b"x-request-id"})
+_SERVE_ERROR_HEADERS = frozenset({b"content-type", b"retry-after", b"x-request-id"})
 _PLAIN_TEXT = b"text/plain"
-_RETRY_SECONDS = 5
+_RETRY_AFTER = 5
 
 
 def find_app_prefix(path: str) -> str | None:
@@ -83,7 +83,7 @@ class ServeErrorMiddleware:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].startswith(_SERVE_PATHS):
+        if scope["type"] != "http" or scope["path"].startswith(_SERVE_PATH_PREFIX):
             await self._app(scope, receive, send)
             return
         response = _ReplaceableResponse(scope, send)
@@ -91,11 +91,11 @@ class ServeErrorMiddleware:
             await self._app(scope, receive, response.send)
         except Exception:
             if not response.has_started:
-                await response.replace(MoyinError("an internal error occurred"))
+                await response.send_error(MoyinError("an internal error occurred"))
             raise
         if not response.has_started:
             # Serve's proxy sends no response when the replica died or failed during the request.
-            await response.replace(
+            await response.send_error(
                 WorkerLost(
                     "the replica ended before it answered; the request may have been carried out",
                     retry_after=1,
@@ -118,12 +118,14 @@ class _ReplaceableResponse:
         if self._is_replaced:
             return _drop_message()
         if message["type"] == "http.response.start":
-            if message["status"] >= 400 and (error := _find_replacement(message)) is not None:
-                return self.replace(error, message["headers"])
+            if message["status"] >= 400 and (error := _find_error(message)) is not None:
+                return self.send_error(error, message["headers"])
             self.has_started = True
         return self._send(message)
 
-    async def replace(self, error: MoyinError, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    async def send_error(
+        self, error: MoyinError, headers: Iterable[tuple[bytes, bytes]] = ()
+    ) -> None:
         """Send ``error`` instead of a response with these ``headers``."""
         self.has_started = self._is_replaced = True
         request_id = (
@@ -148,26 +150,26 @@ async def _drop_message() -> None:
     """Do nothing, because Serve's response was replaced and its remaining messages are dropped."""
 
 
-def _find_replacement(start: Message) -> MoyinError | None:
+def _find_error(start: Message) -> MoyinError | None:
     """Return the error to send instead of Serve's response, or None if the app sent the response."""
     status: int = start["status"]
     headers = {name.lower(): value for name, value in start.get("headers", ())}
     if (
         not headers.get(b"content-type", b"").startswith(_PLAIN_TEXT)
-        or headers.keys() - _SERVE_HEADERS
+        or headers.keys() - _SERVE_ERROR_HEADERS
     ):
         return None
     match status:
         case 404:
             # The proxy's routes are out of date because the app is starting or was removed.
             return ServiceUnavailable(
-                "the service is starting or restarting; try again", retry_after=_RETRY_SECONDS
+                "the service is starting or restarting; try again", retry_after=_RETRY_AFTER
             )
         case 408:
-            return BackendTimeout("the replica did not answer in time", retry_after=_RETRY_SECONDS)
+            return BackendTimeout("the replica did not answer in time", retry_after=_RETRY_AFTER)
         case 429 | 503:
             return ServiceUnavailable(
-                "the service is overloaded; try again", retry_after=_RETRY_SECONDS
+                "the service is overloaded; try again", retry_after=_RETRY_AFTER
             )
         case 500:
             return MoyinError("an internal error occurred")

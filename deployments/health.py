@@ -30,8 +30,7 @@ def new_health_routes(checks: Mapping[str, ServiceCheck]) -> APIRouter:
 
     @router.get("/readyz", responses={503: {}})
     async def readyz(response: Response) -> dict[str, str | dict[str, str]]:
-        """Return 200 if every service that jobs need responds. Otherwise return 503 and name the
-        services that do not respond."""
+        """Return 200 if every service that jobs need responds, else 503 and the state of each."""
         results = await asyncio.gather(
             *(_is_responding(name, check) for name, check in checks.items())
         )

@@ -20,10 +20,10 @@ __all__ = ["ACCESS_LOGGER", "JsonFormatter", "configure_logs"]
 # The messages of this logger are access lines, which are JSON already and contain no secrets.
 ACCESS_LOGGER = "moyin.access"
 
-_FLUSH_SECONDS = 0.5
+_FLUSH_INTERVAL_SECONDS = 0.5
 _BUFFERED_LINES = 500
 _FILE_BYTES = 10 * 1024 * 1024
-_FILES_KEPT = 2
+_MAX_OLD_FILES = 2
 
 
 class JsonFormatter(logging.Formatter):
@@ -76,10 +76,10 @@ def _new_log_handler() -> logging.Handler:
     name = f"replica_{replica.app_name}_{replica.deployment}_{replica.replica_tag}_moyin.log"
     path = Path(get_serve_logs_dir()) / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    return RotatingFileHandler(path, maxBytes=_FILE_BYTES, backupCount=_FILES_KEPT)
+    return RotatingFileHandler(path, maxBytes=_FILE_BYTES, backupCount=_MAX_OLD_FILES)
 
 
 def _flush_forever(buffer: MemoryHandler) -> None:
     pause = threading.Event()
-    while not pause.wait(_FLUSH_SECONDS):
+    while not pause.wait(_FLUSH_INTERVAL_SECONDS):
         buffer.flush()

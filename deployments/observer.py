@@ -75,15 +75,15 @@ class BatchHistogram:
             sums[values] += sample
             counts[values] += 1
         for (values, bucket), number in buckets.items():
-            tags = self._tags(values)
+            tags = self._to_tags(values)
             for le in self._le[bucket:]:
                 self._buckets.inc(number, {**tags, "le": le})
         for values, number in counts.items():
-            self._count.inc(number, self._tags(values))
+            self._count.inc(number, self._to_tags(values))
             if sums[values] > 0:
-                self._sum.inc(sums[values], self._tags(values))
+                self._sum.inc(sums[values], self._to_tags(values))
 
-    def _tags(self, values: tuple[str, ...]) -> dict[str, str]:
+    def _to_tags(self, values: tuple[str, ...]) -> dict[str, str]:
         return dict(zip(self._labels, values, strict=True))
 
 
@@ -121,9 +121,7 @@ class RequestObserver:
         while not pause.wait(_INTERVAL_SECONDS):
             if len(self._queue) == _QUEUE_CAPACITY:
                 _log.warning(
-                    "more than %d requests ended within a second: the others are missing from the "
-                    "access log and the metrics",
-                    _QUEUE_CAPACITY,
+                    "more than %d requests in a second: log and metrics lack some", _QUEUE_CAPACITY
                 )
             batch = [self._queue.popleft() for _ in range(len(self._queue))]
             if batch:

@@ -42,17 +42,17 @@ FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
     416: {"description": "The range lies outside the file."},
 }
 
-_TEXT = {"type": "string"}
+_STRING_SCHEMA = {"type": "string"}
 _PROBLEM_SCHEMA: Mapping[str, Any] = {
     "title": "Problem",
     "description": "RFC 9457, with a stable `code`; some carry further members.",
     "type": "object",
     "required": ["type", "title", "status", "detail", "instance", "code", "request_id"],
     "properties": {
-        **dict.fromkeys(("type", "title", "instance", "code", "request_id"), _TEXT),
+        **dict.fromkeys(("type", "title", "instance", "code", "request_id"), _STRING_SCHEMA),
         "status": {"type": "integer"},
-        "detail": {**_TEXT, "description": "What is wrong, and what would be right."},
-        "field": {**_TEXT, "description": "The offending part of the request."},
+        "detail": {**_STRING_SCHEMA, "description": "What is wrong, and what would be right."},
+        "field": {**_STRING_SCHEMA, "description": "The offending part of the request."},
     },
 }
 _COMFYUI_ERROR_SCHEMA: Mapping[str, Any] = {
@@ -65,13 +65,13 @@ _COMFYUI_ERROR_SCHEMA: Mapping[str, Any] = {
             "type": "object",
             "required": ["type", "message", "details", "extra_info"],
             "properties": {
-                **dict.fromkeys(("type", "message", "details"), _TEXT),
+                **dict.fromkeys(("type", "message", "details"), _STRING_SCHEMA),
                 "extra_info": {"type": "object"},
             },
         },
         "node_errors": {"type": "object"},
-        "code": _TEXT,
-        "request_id": _TEXT,
+        "code": _STRING_SCHEMA,
+        "request_id": _STRING_SCHEMA,
     },
 }
 _ERROR_DESCRIPTIONS = {

@@ -12,7 +12,7 @@ from ray.serve.schema import LoggingConfig
 __all__ = ["REPLICA_OPTIONS", "ReloadableConfig", "StrictModel"]
 
 _log = logging.getLogger(__name__)
-Config = TypeVar("Config", bound=BaseModel)
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
 class _DeploymentOptions(TypedDict):
@@ -40,7 +40,7 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ReloadableConfig(Generic[Config]):
+class ReloadableConfig(Generic[ConfigT]):
     """Validates and applies each ``user_config`` that Serve passes to a running replica.
 
     Serve stops a replica whose `reconfigure` raises, and then every replica that replaces it, so a
@@ -51,7 +51,7 @@ class ReloadableConfig(Generic[Config]):
         apply: applies a valid configuration completely, or raises ValueError and changes nothing.
     """
 
-    def __init__(self, model: type[Config], apply: Callable[[Config], None]) -> None:
+    def __init__(self, model: type[ConfigT], apply: Callable[[ConfigT], None]) -> None:
         self._model = model
         self._apply = apply
         self._is_loaded = False

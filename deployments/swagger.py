@@ -21,7 +21,6 @@ __all__ = ["DOCS_PATHS", "new_docs_routes"]
 _MEDIA_TYPES = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript"}
 # Paths, relative to the app's prefix, that need no key.
 DOCS_PATHS = ("docs", *(f"docs/{name}" for name in _MEDIA_TYPES))
-# This package contains Swagger UI; its FastAPI class is not used.
 _SWAGGER_UI_FOLDER = Path(str(files("fastapi_offline"))) / "static"
 # The URLs are relative to the page, so that every path prefix works.
 _SCRIPT = """
@@ -34,7 +33,7 @@ SwaggerUIBundle({
   validatorUrl: null,
 });
 """
-_PAGE = Template("""<!doctype html>
+_PAGE_TEMPLATE = Template("""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -62,7 +61,7 @@ _CACHE_HEADERS = {"cache-control": "public, max-age=3600"}
 def new_docs_routes(title: str) -> APIRouter:
     """Return the routes of the page and its files; the page loads ``openapi.json`` from its folder."""
     router = APIRouter(include_in_schema=False)
-    page = _PAGE.substitute(title=escape(title), script=_SCRIPT)
+    page = _PAGE_TEMPLATE.substitute(title=escape(title), script=_SCRIPT)
 
     @router.get("/docs")
     async def show_docs() -> HTMLResponse:

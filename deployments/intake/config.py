@@ -10,11 +10,11 @@ from moyin.domain.identity import JOBS_READ, JOBS_WRITE, TEXT, is_internal_owner
 
 __all__ = ["IntakeArgs", "RabbitConfig", "SourceConfig", "StreamConfig"]
 
-_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,99}$")]
-_Scope = Annotated[str, Field(pattern=r"^[a-z][a-z0-9:._-]{0,63}$")]
+_QueueName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,99}$")]
+_ScopeName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9:._-]{0,63}$")]
 
 
-class _Source(StrictModel):
+class _SourceSettings(StrictModel):
     """The settings of all kinds of message queues with jobs.
 
     Attributes:
@@ -30,11 +30,11 @@ class _Source(StrictModel):
 
     url_env: str = Field(pattern=r"^[A-Z][A-Z0-9_]{0,99}$")
     owner: str = Field(min_length=1, max_length=128)
-    scopes: frozenset[_Scope] = frozenset({TEXT, JOBS_READ, JOBS_WRITE})
+    scopes: frozenset[_ScopeName] = frozenset({TEXT, JOBS_READ, JOBS_WRITE})
     best_priority: int = Field(2, ge=1, le=5)
     concurrency: int = Field(100, ge=1, le=2_000)
     max_deliveries: int = Field(20, ge=1, le=1_000)
-    name: _Name | None = None
+    name: _QueueName | None = None
 
     @field_validator("owner")
     @classmethod
@@ -44,13 +44,13 @@ class _Source(StrictModel):
         return owner
 
 
-class RabbitConfig(_Source):
+class RabbitConfig(_SourceSettings):
     """The settings of a RabbitMQ queue, which Moyin creates unless ``declare`` is false."""
 
     type: Literal["rabbitmq"]
-    queue: _Name = "moyin.jobs"
-    results: _Name = "moyin.results"
-    dead_letters: _Name = "moyin.dead"
+    queue: _QueueName = "moyin.jobs"
+    results: _QueueName = "moyin.results"
+    dead_letters: _QueueName = "moyin.dead"
     declare: bool = True
 
     @property
@@ -59,7 +59,7 @@ class RabbitConfig(_Source):
         return self.name or f"rabbitmq-{self.queue}"
 
 
-class StreamConfig(_Source):
+class StreamConfig(_SourceSettings):
     """The settings of a Redis or Valkey stream.
 
     Attributes:
@@ -68,10 +68,10 @@ class StreamConfig(_Source):
     """
 
     type: Literal["redis"]
-    stream: _Name = "moyin:jobs"
-    results: _Name = "moyin:results"
-    dead_letters: _Name = "moyin:dead"
-    group: _Name = "moyin"
+    stream: _QueueName = "moyin:jobs"
+    results: _QueueName = "moyin:results"
+    dead_letters: _QueueName = "moyin:dead"
+    group: _QueueName = "moyin"
     claim_after: float = Field(30, ge=0.5, le=3_600)
     kept: int = Field(100_000, ge=1)
 

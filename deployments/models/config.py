@@ -90,7 +90,7 @@ class ModelConfig(StrictModel):
     @property
     def gpu_rate(self) -> GpuRate | None:
         """The price of GPU time, or None if the price is by token."""
-        return self.price.to_rate() if isinstance(self.price, GpuPriceConfig) else None
+        return self.price.to_gpu_rate() if isinstance(self.price, GpuPriceConfig) else None
 
 
 class _BackendSettings(StrictModel):
@@ -303,7 +303,7 @@ class ModelsConfig(StrictModel):
                 raise ValueError(f"aliases: {alias!r} is the name of a model; choose another name")
             if unknown := set(target.models) - models:
                 raise ValueError(
-                    f"aliases.{alias}.models: no back end has a model {sorted(unknown)[0]!r}"
+                    f"aliases.{alias}.models: no back end has a model {sorted(unknown)[0]!r}; add it to one"
                 )
         self._check_references(models | set(self.aliases) | {AUTO})
         return self
@@ -315,7 +315,7 @@ class ModelsConfig(StrictModel):
         for rule, residency in rules.items():
             if unknown := set(residency) - places:
                 raise ValueError(
-                    f"{rule}.residency: no back end has the residency {sorted(unknown)[0]!r}"
+                    f"{rule}.residency: no back end has the residency {sorted(unknown)[0]!r}; name another"
                 )
         for tenant, restrictions in self.tenants.items():
             if is_internal_owner(tenant):
@@ -324,7 +324,7 @@ class ModelsConfig(StrictModel):
                 )
             if unknown := set(restrictions.models) - names:
                 raise ValueError(
-                    f"tenants.{tenant}.models: there is no model or alias {sorted(unknown)[0]!r}"
+                    f"tenants.{tenant}.models: there is no model or alias {sorted(unknown)[0]!r}; name another"
                 )
         if self.routing.judge is not None:
             models = [model for backend in self.backends for model in backend.models]

@@ -21,7 +21,7 @@ async def check_backends_forever(text_router: Router) -> None:
     while True:
         runtimes = list(text_router.fleet.runtimes.values())
         results = await asyncio.gather(
-            *(runtime.check(_log_change) for runtime in runtimes), return_exceptions=True
+            *(runtime.check(_log_health_change) for runtime in runtimes), return_exceptions=True
         )
         for runtime, result in zip(runtimes, results, strict=True):
             if isinstance(result, Exception):
@@ -33,7 +33,7 @@ async def check_backends_forever(text_router: Router) -> None:
         await asyncio.sleep(_INTERVAL_SECONDS)
 
 
-def _log_change(name: str, is_up: bool) -> None:
+def _log_health_change(name: str, is_up: bool) -> None:
     level, state = (logging.INFO, "up") if is_up else (logging.WARNING, "down")
     _log.log(level, "back end %s is %s", name, state)
 

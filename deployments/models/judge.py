@@ -80,7 +80,7 @@ class JudgeService:
 
     async def start(self) -> None:
         """Start the task that runs the judge."""
-        self._running = asyncio.create_task(self._run())
+        self._running = asyncio.create_task(self._run_forever())
 
     async def close(self) -> None:
         """Stop judging; other replicas continue the jobs."""
@@ -94,7 +94,7 @@ class JudgeService:
         """Return this month's spending in US dollars; see `JudgeStatus.get_spending`."""
         return await self.budget.spent()
 
-    async def _run(self) -> None:
+    async def _run_forever(self) -> None:
         while True:
             rules = self.rules
             self._changed.clear()

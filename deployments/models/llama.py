@@ -62,21 +62,21 @@ class LlamaEndpoints:
         except TimeoutError:
             self.known = None
             if await self._restart_if_unresponsive(actor):
-                raise self._unavailable("is restarting") from None
-            raise self._unavailable("does not respond") from None
+                raise self._new_unavailable_error("is restarting") from None
+            raise self._new_unavailable_error("does not respond") from None
         except RayTaskError:
             # The actor has raised `actors.llama.ServerStalled`.
             self._record_response()
             self.known = None
-            raise self._unavailable("makes no progress") from None
+            raise self._new_unavailable_error("makes no progress") from None
         except (RayError, ValueError):
             self.known, self._has_responded = None, False
-            raise self._unavailable("is not running") from None
+            raise self._new_unavailable_error("is not running") from None
         self._record_response()
         self.known = Endpoint(url=f"{url}/v1", key=key)
         return self.known
 
-    def _unavailable(self, state: str) -> BackendUnavailable:
+    def _new_unavailable_error(self, state: str) -> BackendUnavailable:
         return BackendUnavailable(f"the embedded server {self._name} {state}; use another back end")
 
     def _record_response(self) -> None:

@@ -16,7 +16,7 @@ from moyin.domain.money import GpuRate, Price, PriceBand, Rates, Tariff, flat_ta
 __all__ = ["GpuPriceConfig", "PriceConfig", "PriceSetting", "build_tariff"]
 
 # More than six decimal places would be fractions of a picodollar per token.
-_Money = Annotated[Decimal, Field(ge=0, decimal_places=6)]
+_UsdAmount = Annotated[Decimal, Field(ge=0, decimal_places=6)]
 
 
 class PriceConfig(StrictModel):
@@ -29,11 +29,11 @@ class PriceConfig(StrictModel):
         up_to: longest prompt, in tokens, with this price. The last price of each day has no limit.
     """
 
-    input: _Money
-    output: _Money
-    cache_read: _Money | None = None
-    cache_write: _Money | None = None
-    cache_write_1h: _Money | None = None
+    input: _UsdAmount
+    output: _UsdAmount
+    cache_read: _UsdAmount | None = None
+    cache_write: _UsdAmount | None = None
+    cache_write_1h: _UsdAmount | None = None
     since: date = date.min
     up_to: int | None = Field(None, ge=1)
 
@@ -54,7 +54,7 @@ class GpuPriceConfig(StrictModel):
 
     usd_per_gpu_hour: Annotated[Decimal, Field(ge=0)]
 
-    def to_rate(self) -> GpuRate:
+    def to_gpu_rate(self) -> GpuRate:
         return GpuRate(usd_per_hour=self.usd_per_gpu_hour)
 
 

@@ -87,7 +87,7 @@ class AliasConfig(StrictModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _expand_list(cls, value: Any) -> Any:
+    def _expand_model_list(cls, value: Any) -> Any:
         return {"models": value} if isinstance(value, list | tuple) else value
 
     def to_alias(self) -> Alias:
@@ -161,7 +161,7 @@ class RoutingConfig(StrictModel):
 
     @field_validator("embedder")
     @classmethod
-    def _check_installed(cls, name: str | None) -> str | None:
+    def _check_embedder_installed(cls, name: str | None) -> str | None:
         if name is not None:
             package_folder(name)
         return name

@@ -39,12 +39,12 @@ _CALL_LABELS = (
     "moyin_backend",
 )
 # Bucket boundaries as OpenTelemetry's conventions advise.
-_TOKENS = tuple(float(4**power) for power in range(14))
-_SECONDS = tuple(0.01 * 2**power for power in range(14))
-_FIRST_TOKEN_SECONDS = (
+_TOKEN_BOUNDS = tuple(float(4**power) for power in range(14))
+_DURATION_BOUNDS = tuple(0.01 * 2**power for power in range(14))
+_FIRST_TOKEN_BOUNDS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
 )  # fmt: skip
-_SECONDS_PER_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+_PER_TOKEN_BOUNDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 
 
 class CallTelemetry:
@@ -57,25 +57,25 @@ class CallTelemetry:
         self._tokens = BatchHistogram(
             "gen_ai_client_token_usage",
             "Tokens of calls, by input and output.",
-            _TOKENS,
+            _TOKEN_BOUNDS,
             (*_CALL_LABELS, "gen_ai_token_type"),
         )
         self._duration = BatchHistogram(
             "gen_ai_server_request_duration_seconds",
             "Seconds from the request to the end of the answer.",
-            _SECONDS,
+            _DURATION_BOUNDS,
             (*_CALL_LABELS, "error_type"),
         )
         self._first_token = BatchHistogram(
             "gen_ai_server_time_to_first_token_seconds",
             "Seconds to the first chunk of a stream.",
-            _FIRST_TOKEN_SECONDS,
+            _FIRST_TOKEN_BOUNDS,
             _CALL_LABELS,
         )
         self._per_token = BatchHistogram(
             "gen_ai_server_time_per_output_token_seconds",
             "Seconds per token after the first chunk of a stream.",
-            _SECONDS_PER_TOKEN,
+            _PER_TOKEN_BOUNDS,
             _CALL_LABELS,
         )
         self._breaker_state = metrics.Gauge(

@@ -106,7 +106,7 @@ class RenderActivities:
             async with reporter:
                 backend, done = await self._pool.render(
                     request,
-                    _to_pending(step, spec, request),
+                    _to_pending_render(step, spec, request),
                     on_progress,
                     on_record=records.append,
                     is_retry=activity.info().attempt > 1,
@@ -142,7 +142,7 @@ class RenderActivities:
             graph=with_inputs(graph, names, texts),
             files=files,
             models=await self._model_sizes.of(model_files(graph)),
-            extra_data=self._guard.add_rules(step.owner, prompt.extra_data),
+            extra_data=self._guard.add_pool_rules(step.owner, prompt.extra_data),
             targets=prompt.targets,
             channel=None
             if prompt.client_id is None
@@ -200,8 +200,9 @@ def _to_failure(error: Exception, heartbeat: Heartbeat) -> ApplicationError:
     heartbeat.send()
     cause = counts.find_final_error(error) or error
     if not isinstance(cause, MoyinError):
-        _log.error("a render failed with an unexpected error", exc_info=error)
-        cause = MoyinError("the render failed with an internal error")
+        job_id = activity.info().workflow_id
+        _log.error("the render of job %s failed with an unexpected error", job_id, exc_info=error)
+        cause = MoyinError("the render failed with an internal error; see the log of its pool")
         return to_application_error(cause, retryable=counts.allows_retry(error))
     return to_application_error(cause, retryable=counts.allows_retry(cause))
 
@@ -211,7 +212,7 @@ def derive_prompt_id(job_id: str, index: int) -> str:
     return job_id if index == 0 else str(uuid.uuid5(uuid.UUID(job_id), str(index)))
 
 
-def _to_pending(step: StepInput, spec: JobSpec, request: RenderRequest) -> PendingRender:
+def _to_pending_render(step: StepInput, spec: JobSpec, request: RenderRequest) -> PendingRender:
     return PendingRender(
         id=request.prompt_id,
         priority=spec.priority,

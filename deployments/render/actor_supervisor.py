@@ -92,11 +92,11 @@ class ActorSupervisor:
     def start(self) -> None:
         """Start the tasks that start and supervise actors."""
         self._pool.settled.clear()
-        self._scaling = asyncio.create_task(self._run())
+        self._scaling = asyncio.create_task(self._run_forever())
 
     def check_running(self) -> None:
         """Raise RuntimeError if a task that supervises actors has ended because of a bug."""
-        if any(task.done() for task in self._all_tasks()):
+        if any(task.done() for task in self._list_tasks()):
             raise RuntimeError(
                 f"a task that supervises the actors of render pool {self._pool.name!r} has ended"
             )
@@ -106,7 +106,7 @@ class ActorSupervisor:
 
         Busy actors, and actors with a result that no attempt has fetched, remain for a later replica.
         """
-        tasks = self._all_tasks()
+        tasks = self._list_tasks()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, *self._retiring.values(), return_exceptions=True)
@@ -119,15 +119,15 @@ class ActorSupervisor:
             )
         )
 
-    def _all_tasks(self) -> list[asyncio.Task[None]]:
+    def _list_tasks(self) -> list[asyncio.Task[None]]:
         return [*self._tasks.values(), *([self._scaling] if self._scaling else [])]
 
-    async def _run(self) -> None:
+    async def _run_forever(self) -> None:
         names = await asyncio.to_thread(list_actors, self._prefix)
         self._unseen.update(names)
         for name in names:
             self._start_supervising(name)
-        self._mark_seen(None)
+        self._mark_status_known(None)
         while True:
             self._scale_actors()
             self._has_scaled = True
@@ -135,8 +135,8 @@ class ActorSupervisor:
             await asyncio.sleep(_WATCH_SECONDS)
 
     def _scale_actors(self) -> None:
-        waiting = self._pool.waiting
-        missing = self._scale.needed(waiting, self._pool.mean_seconds) - len(self._tasks)
+        waiting = self._pool.waiting_renders
+        missing = self._scale.needed(waiting, self._pool.mean_render_seconds) - len(self._tasks)
         unused = [n for n in self._names if n not in self._tasks and n not in self._retiring]
         for name in unused[: max(0, missing)]:
             self._start_supervising(name)
@@ -158,7 +158,7 @@ class ActorSupervisor:
 
     def _start_supervising(self, name: str) -> None:
         self._supervised_since[name] = time.monotonic()
-        self._tasks[name] = asyncio.create_task(self._supervise(name))
+        self._tasks[name] = asyncio.create_task(self._supervise_actor(name))
 
     def _remove_actor(self, name: str) -> None:
         """Stop assigning renders to the actor and terminate it."""
@@ -182,7 +182,7 @@ class ActorSupervisor:
             return math.inf  # A node that is added for the actor would be idle.
         return time.monotonic() - self._supervised_since[name]
 
-    async def _supervise(self, name: str) -> None:
+    async def _supervise_actor(self, name: str) -> None:
         """Start or adopt the actor, and restart it whenever it is lost."""
         logged_reason = ""
         while True:
@@ -196,7 +196,7 @@ class ActorSupervisor:
                     _log.warning("actor %s failed and is started again: %s", name, reason)
                 logged_reason = reason
                 self._failed.add(name)
-            self._mark_seen(name)
+            self._mark_status_known(name)
             self._mark_placed(name)
             self.statuses.pop(name, None)
             self._pool.remove_renderer(name)
@@ -226,14 +226,14 @@ class ActorSupervisor:
                 self._failed.discard(name)
             else:
                 self._pool.remove_renderer(name)
-            self._mark_seen(name)
+            self._mark_status_known(name)
             await asyncio.sleep(_WATCH_SECONDS)
 
     def _mark_placed(self, name: str) -> None:
         self._requested_at.pop(name, None)
         self._logged_waits.discard(name)
 
-    def _mark_seen(self, name: str | None) -> None:
+    def _mark_status_known(self, name: str | None) -> None:
         """Set `Pool.settled` once the status of every actor of an earlier replica is known."""
         self._unseen.discard(name or "")
         if not self._unseen:

@@ -72,7 +72,7 @@ class RenderPool:
         cache_rules = await asyncio.to_thread(_new_cache_rules, args, settings)
         self._version = await asyncio.to_thread(_digest_configuration, args, settings)
         self._supervisor = ActorSupervisor(
-            self._pool, _new_spec(args), _new_scale(args), telemetry.export
+            self._pool, _new_comfy_spec(args), _new_scale(args), telemetry.export
         )
         self._worker = RenderWorker(
             temporal=services.temporal,
@@ -136,7 +136,7 @@ class RenderPool:
         actors = {name: asdict(status) for name, status in self._supervisor.statuses.items()}
         return {
             "pool": self._pool.name,
-            "waiting": self._pool.waiting,
+            "waiting": self._pool.waiting_renders,
             "changes": self._pool.model_changes,
             "actors": actors,
             "placing": self._supervisor.placing_seconds,
@@ -159,7 +159,7 @@ class RenderPool:
         await self._resources.aclose()
 
 
-def _new_spec(args: RenderArgs) -> ComfySpec:
+def _new_comfy_spec(args: RenderArgs) -> ComfySpec:
     warm_up = args.comfyui.warm_up
     return ComfySpec(
         gpus=args.gpus,

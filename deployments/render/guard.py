@@ -77,7 +77,7 @@ class RenderGuard:
             if name not in own_files:
                 raise InputNotFound(f"node {node_id!r}: {NOT_YOURS}")
 
-    def add_rules(self, owner: str, extra_data: Mapping[str, Any]) -> dict[str, Any]:
+    def add_pool_rules(self, owner: str, extra_data: Mapping[str, Any]) -> dict[str, Any]:
         """Return ``extra_data`` with the pool's rules, which ComfyUI checks for expanded nodes."""
         rules = {
             # Nodes can read this value, so it is a digest and not the tenant's name.
@@ -114,7 +114,7 @@ class MemoryGuard:
         if memory is not None:
             self._available_bytes = memory
 
-    def check_size(self, request: RenderRequest) -> None:
+    def check_memory(self, request: RenderRequest) -> None:
         """Raise OutOfMemory if the render's models are too large, or ran out of memory here before."""
         if self._larger_pool is None or not request.models:
             return

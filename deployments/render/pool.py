@@ -97,7 +97,7 @@ class Pool:
         self.settled.set()
 
     @property
-    def waiting(self) -> int:
+    def waiting_renders(self) -> int:
         """The number of renders that wait for a renderer."""
         return self._scheduler.waiting
 
@@ -107,7 +107,7 @@ class Pool:
         return [name for name in self._renderers if name not in self._draining]
 
     @property
-    def mean_seconds(self) -> float:
+    def mean_render_seconds(self) -> float:
         """The mean duration of a render, in seconds."""
         return self._scheduler.mean_seconds
 
@@ -128,7 +128,7 @@ class Pool:
         self._draining.discard(name)
         self._memory.set_available_memory(status.memory)
         # An earlier replica may have sent running prompts that this pool did not send.
-        foreign = [prompt_id for prompt_id in status.running if self._is_foreign(prompt_id)]
+        foreign = [prompt_id for prompt_id in status.running if self._is_foreign_prompt(prompt_id)]
         self._scheduler.add_renderer(name, foreign, status.models)
 
     def remove_renderer(self, name: str) -> None:
@@ -198,27 +198,27 @@ class Pool:
         prompt_id = request.prompt_id
         with self._track_attempt(request) as state:
             if is_retry or state.sent_to is not None:
-                holder = await self._find_holder(prompt_id)
+                holder = await self._find_renderer(prompt_id)
                 if holder is not None:
-                    return holder, await self._attach(holder, request, on_progress, on_record)
+                    return holder, await self._reattach(holder, request, on_progress, on_record)
                 if prompt_id in self._inherited:
                     name, result = self._inherited[prompt_id]
                     if result.record is not None:
                         on_record(result.record)
                     return name, result.done
             state.is_executed = False
-            self._memory.check_size(request)
+            self._memory.check_memory(request)
             async with self._scheduler.lease(pending) as lease:
                 # Another attempt may have sent the prompt to a renderer during the wait.
                 if state.followed_on is not None:
                     holder = state.followed_on
                     lease.release()
-                    return holder, await self._attach(holder, request, on_progress, on_record)
+                    return holder, await self._reattach(holder, request, on_progress, on_record)
                 self._prepare_next(lease.name)
                 on_progress(RenderProgress(value=0, max=max(1, len(request.graph))))
                 state.is_unleased = False
                 callbacks = _AttemptCallbacks(on_progress, on_record, lease.release)
-                return lease.name, await self._follow(lease.name, request, callbacks)
+                return lease.name, await self._follow_prompt(lease.name, request, callbacks)
 
     async def cancel(self, prompt_id: str) -> PromptRecord | None:
         """Interrupt the prompt on its renderer; do nothing if the prompt does not run.
@@ -247,10 +247,10 @@ class Pool:
     async def get_all(self, path: str) -> dict[str, bytes]:
         """Send a GET request to every renderer's ComfyUI and return the bodies of all responses by name."""
         names = self.renderers
-        bodies = await asyncio.gather(*(self._get_from(name, path) for name in names))
+        bodies = await asyncio.gather(*(self._try_get(name, path) for name in names))
         return {name: body for name, body in zip(names, bodies, strict=True) if body is not None}
 
-    async def _get_from(self, name: str, path: str) -> bytes | None:
+    async def _try_get(self, name: str, path: str) -> bytes | None:
         try:
             async with asyncio.timeout(_REQUEST_TIMEOUT_SECONDS):
                 return await self._renderers[name].get(path)
@@ -286,11 +286,11 @@ class Pool:
             or self._past.get(prompt_id)
         )
 
-    def _is_foreign(self, prompt_id: str) -> bool:
+    def _is_foreign_prompt(self, prompt_id: str) -> bool:
         state = self._find_state(prompt_id)
         return state is None or state.sent_to is None or state.is_unleased
 
-    async def _find_holder(self, prompt_id: str) -> str | None:
+    async def _find_renderer(self, prompt_id: str) -> str | None:
         """Return the name of the renderer that has the prompt or its result, if any."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SETTLE_TIMEOUT_SECONDS):
@@ -317,7 +317,7 @@ class Pool:
         self._preparing[name] = task
         task.add_done_callback(lambda _: self._preparing.pop(name, None))
 
-    async def _attach(
+    async def _reattach(
         self,
         name: str,
         request: RenderRequest,
@@ -327,9 +327,9 @@ class Pool:
         """Follow a prompt that an earlier attempt has sent, without a lease of the renderer."""
         self._active[request.prompt_id].is_unleased = True
         callbacks = _AttemptCallbacks(on_progress, on_record, lambda: None)
-        return await self._follow(name, request, callbacks)
+        return await self._follow_prompt(name, request, callbacks)
 
-    async def _follow(
+    async def _follow_prompt(
         self, name: str, request: RenderRequest, callbacks: _AttemptCallbacks
     ) -> RenderSucceeded:
         """Send the prompt to the renderer, unless the renderer has it already, and wait for the result."""

@@ -44,6 +44,6 @@ class PoolTelemetry:
 
     def export(self, counts: ActorCounts) -> None:
         """Set the gauges to ``counts`` and the pool's number of waiting renders."""
-        self._waiting.set(self._pool.waiting, {"pool": self._pool.name})
+        self._waiting.set(self._pool.waiting_renders, {"pool": self._pool.name})
         for state, count in asdict(counts).items():
             self._actors.set(count, {"pool": self._pool.name, "state": state})

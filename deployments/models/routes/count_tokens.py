@@ -29,8 +29,7 @@ def new_count_tokens_routes(text_router: Router) -> APIRouter:
 
     @router.post(_PATH, summary="Count the tokens of a prompt")
     async def count_tokens(request: Request) -> Response:
-        """Return the count of a back end that can count tokens (Claude, llama.cpp). For other models,
-        return an estimate from the length of the text, with the header `x-moyin-estimated`."""
+        """Return the number of tokens, estimated (`x-moyin-estimated`) if no back end can count them."""
         call = ParsedCountRequest.parse(await request.body())
         headers = AnthropicCodec().forwarded_headers(request.scope["headers"])
         request_context = context(request.scope)

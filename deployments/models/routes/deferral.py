@@ -68,7 +68,8 @@ class JobSubmitter:
             if header(scope, name) is not None:
                 field = name.decode()
                 raise UnsupportedFeature(
-                    f"the header {field} cannot be used with `Prefer: respond-async`", field=field
+                    f"the header {field} and `Prefer: respond-async` exclude each other",
+                    field=field,
                 )
         routing_context = RoutingContext(
             request_id=request_context.request_id, owner=request_context.owner, headers=()

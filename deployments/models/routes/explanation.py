@@ -21,7 +21,7 @@ from moyin.text.routing.router import Router
 __all__ = ["new_explanation_routes"]
 
 _PROTOCOL_HEADER = "x-moyin-protocol"
-_DURATIONS = (
+_DURATION_MEMBERS = (
     "seconds", "waiting_seconds", "loading_seconds", "first_token_seconds", "writing_seconds"
 )  # fmt: skip
 
@@ -122,7 +122,7 @@ def _describe_candidate(candidate: Candidate, explanation: Explanation) -> dict[
             "prompt_tokens": forecast.usage.prompt_tokens,
             "cached_tokens": forecast.usage.cached_tokens,
             "output_tokens": forecast.usage.output_tokens,
-            **{name: getattr(forecast, name) for name in _DURATIONS},
+            **{name: getattr(forecast, name) for name in _DURATION_MEMBERS},
         },
     }
 

@@ -87,7 +87,7 @@ def new_feedback_routes(
                         for kind, level in learning.levels_from_others(owner, name).items()
                     },
                 }
-                for name in sorted(_chat_model_names(text_router) | state.models.keys())
+                for name in sorted(_list_chat_models(text_router) | state.models.keys())
             ],
             "calibration": _calibrate(signals),
             "judge": await summarize_verdicts(store, judge, caller),
@@ -137,7 +137,7 @@ def _describe_body(body: type[FeedbackBody] | type[FreezeBody]) -> dict[str, Any
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def _chat_model_names(text_router: Router) -> set[str]:
+def _list_chat_models(text_router: Router) -> set[str]:
     deployments = text_router.fleet.catalog.deployments
     return {deployment.model.name for deployment in deployments if not deployment.model.embeddings}
 

@@ -66,10 +66,12 @@ def new_image_routes(
         responses=_RESPONSES,
     )
     async def generate_images(request: Request) -> Response:
-        """Generate pictures by the template that `model` names, one of `GET /templates` that has an
-        input `prompt`. The request waits for the pictures. If that takes too long, the error names
-        the job, which continues. If the client disconnects before, the job is cancelled unless the
-        request has an `Idempotency-Key`."""
+        """Generate pictures by the template that `model` names, which needs an input `prompt`.
+
+        The request waits for the pictures. If that takes too long, the error names the job, which
+        continues. If the client disconnects earlier, the job is cancelled unless the request has an
+        `Idempotency-Key`. `GET /templates` lists the templates.
+        """
         caller, body = context(request.scope).caller, protocol.parse(await request.body())
         headers: RawHeaders = request.scope["headers"]
         preferences = parse_preferences(
@@ -83,37 +85,37 @@ def new_image_routes(
         try:
             accepted = await asyncio.shield(submission)
             if not waits:
-                return _accepted_response(accepted)
+                return _new_accepted_response(accepted)
             seconds = min(settings.timeout_s, preferences.timeout or settings.timeout_s)
-            job = await images.wait(caller, _job_id(accepted), seconds)
+            job = await images.wait(caller, _parse_job_id(accepted), seconds)
         except asyncio.CancelledError:
             # The client disconnected. If it sent a key, it may request the same job again.
             await images.abandon(caller, submission, cancel=waits and key is None)
             raise
         except JobStillRunning as error:
-            return _error_response(request, error, error.job)
+            return _new_error_response(request, error, error.job)
         except JobEndedWithoutImages as ended:
             assert isinstance(ended.__cause__, MoyinError)
-            return _error_response(request, ended.__cause__, ended.job)
+            return _new_error_response(request, ended.__cause__, ended.job)
         base_url = public_url or f"{request.url.scheme}://{request.headers.get('host', '')}"
         data = await images.data(caller, job, body, base_url, settings.link_seconds)
-        return _pictures_response(job, data)
+        return _new_pictures_response(job, data)
 
     return router
 
 
-def _job_id(accepted: AcceptedJob) -> str:
+def _parse_job_id(accepted: AcceptedJob) -> str:
     return accepted.location.rpartition("/")[2]
 
 
-def _accepted_response(accepted: AcceptedJob) -> Response:
+def _new_accepted_response(accepted: AcceptedJob) -> Response:
     headers = {"location": accepted.location, "preference-applied": "respond-async"}
     if accepted.replayed:
         headers["idempotent-replayed"] = "true"
     return Response(accepted.body, 202, headers, "application/json")
 
 
-def _pictures_response(job: Mapping[str, Any], data: list[dict[str, str]]) -> Response:
+def _new_pictures_response(job: Mapping[str, Any], data: list[dict[str, str]]) -> Response:
     headers = {
         "x-moyin-job": job["id"],
         "x-moyin-cache": "hit" if job["cached"] else "miss",
@@ -123,7 +125,7 @@ def _pictures_response(job: Mapping[str, Any], data: list[dict[str, str]]) -> Re
     return Response(to_json(body), 200, headers, "application/json")
 
 
-def _error_response(request: Request, error: MoyinError, job_id: str) -> Response:
+def _new_error_response(request: Request, error: MoyinError, job_id: str) -> Response:
     """Render the error of a job, with a header that prevents OpenAI's SDKs from retrying the request."""
     rendered = render_error(error, context(request.scope).request_id, request.url.path)
     headers = {"x-should-retry": "false", "x-moyin-job": job_id, "location": f"/jobs/{job_id}"}

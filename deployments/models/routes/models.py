@@ -42,7 +42,7 @@ def new_model_routes(text_router: Router) -> APIRouter:
         try:
             return _list_models(text_router.fleet, request)
         except MoyinError as error:
-            return _error_response(error, request)
+            return _new_error_response(error, request)
 
     @router.get("/models/{name:path}", summary="Show a model or alias", response_model=None)
     async def show_model(name: str, request: Request) -> Response | dict[str, Any]:
@@ -51,13 +51,13 @@ def new_model_routes(text_router: Router) -> APIRouter:
             error = ModelNotFound(
                 f"there is no model or alias {name!r}; GET /v1/models lists all", field="model"
             )
-            return _error_response(error, request)
+            return _new_error_response(error, request)
         return _describe_model(fleet, owner, name, prices=_is_operator(request))
 
     return router
 
 
-def _error_response(error: MoyinError, request: Request) -> Response:
+def _new_error_response(error: MoyinError, request: Request) -> Response:
     render = choose_renderer(request.scope)
     return to_response(render(error, context(request.scope).request_id, request.url.path))
 

@@ -28,7 +28,7 @@ _MODIFIED_AT = datetime(2026, 1, 1, tzinfo=UTC).isoformat()
 _LOADED_FOR = timedelta(minutes=5)
 # Capabilities of Ollama that are attributes of `moyin.domain.needs.Model`.
 _CAPABILITIES = ("tools", "vision", "thinking")
-_DETAILS = {"family": "moyin", "families": ["moyin"]} | dict.fromkeys(
+_MODEL_DETAILS = {"family": "moyin", "families": ["moyin"]} | dict.fromkeys(
     ("parent_model", "format", "parameter_size", "quantization_level"), ""
 )
 
@@ -53,7 +53,7 @@ def new_ollama_routes(text_router: Router) -> APIRouter:
         fleet, owner = text_router.fleet, context(request.scope).owner
         return {
             "models": [
-                _describe_entry(name, fleet.deployments_for(name, owner))
+                _describe_list_entry(name, fleet.deployments_for(name, owner))
                 for name in fleet.names(owner)
             ]
         }
@@ -77,7 +77,7 @@ def new_ollama_routes(text_router: Router) -> APIRouter:
         return {
             "models": [
                 {
-                    **_describe_entry(name, (deployment,)),
+                    **_describe_list_entry(name, (deployment,)),
                     "expires_at": expires,
                     "size_vram": 0,
                     "context_length": deployment.model.context,
@@ -117,7 +117,7 @@ def _is_loaded(fleet: Fleet, deployment: ModelDeployment) -> bool:
     )
 
 
-def _describe_entry(name: str, deployments: tuple[ModelDeployment, ...]) -> dict[str, Any]:
+def _describe_list_entry(name: str, deployments: tuple[ModelDeployment, ...]) -> dict[str, Any]:
     upstream = " ".join(
         sorted(f"{deployment.backend}/{deployment.model.upstream}" for deployment in deployments)
     )
@@ -127,7 +127,7 @@ def _describe_entry(name: str, deployments: tuple[ModelDeployment, ...]) -> dict
         "modified_at": _MODIFIED_AT,
         "size": 0,
         "digest": hashlib.sha256(upstream.encode()).hexdigest(),
-        "details": _DETAILS,
+        "details": _MODEL_DETAILS,
     }
 
 
@@ -139,7 +139,7 @@ def _describe_features(deployments: tuple[ModelDeployment, ...]) -> dict[str, An
         "parameters": "",
         "template": "",
         "modified_at": _MODIFIED_AT,
-        "details": _DETAILS,
+        "details": _MODEL_DETAILS,
         "model_info": {"general.architecture": "moyin", "moyin.context_length": context},
         "capabilities": _find_capabilities(models),
     }

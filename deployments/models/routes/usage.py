@@ -25,8 +25,7 @@ def new_usage_routes(ledger: UsageLedger) -> APIRouter:
         entry = await ledger.get(context(request.scope).owner, request_id)
         if entry is None:
             raise RequestNotFound(
-                f"there is no call with the x-request-id {request_id!r}; calls are recorded about a second "
-                "after they end"
+                "there is no call with this x-request-id; calls are recorded a second after they end"
             )
         usage: dict[str, Any] = serialization.to_plain(entry)
         return usage

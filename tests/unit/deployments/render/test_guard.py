@@ -63,14 +63,14 @@ async def test_input_file_of_another_prompt_is_refused() -> None:
 
 def test_client_cannot_override_the_rules_in_extra_data() -> None:
     client_data = {"extra_pnginfo": {"a": 1}, KEY: {"deny": []}}
-    extra_data = guard(unchecked=("A.b",)).add_rules("ann", client_data)
+    extra_data = guard(unchecked=("A.b",)).add_pool_rules("ann", client_data)
     tenant = extra_data[KEY].pop(TENANT)
     assert extra_data == {
         "extra_pnginfo": {"a": 1},
         KEY: {"allow": ["*"], "deny": list(DISK_NODES), "unchecked": ["A.b"]},
     }
     assert "ann" not in tenant
-    assert guard().add_rules("bob", client_data)[KEY][TENANT] != tenant
+    assert guard().add_pool_rules("bob", client_data)[KEY][TENANT] != tenant
 
 
 def test_rules_come_from_the_configuration() -> None:

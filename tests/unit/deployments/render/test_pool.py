@@ -74,7 +74,7 @@ async def test_each_renderer_has_one_render_at_a_time(pool: Pool) -> None:
         pool.add_renderer(name, renderer, status())
     tasks = [render(pool, request()) for _ in range(5)]
     await settle()
-    assert (len(a.started), len(b.started), pool.waiting) == (1, 1, 3)
+    assert (len(a.started), len(b.started), pool.waiting_renders) == (1, 1, 3)
     a.held.set()
     b.held.set()
     await asyncio.gather(*tasks)
@@ -268,7 +268,7 @@ async def test_prompt_that_waits_for_another_execution_is_not_executed(pool: Poo
     pool.remove_renderer("a")
     again = render(pool, wanted, is_retry=True)
     await settle()
-    assert (pool.waiting, pool.find_executed([wanted.prompt_id])) == (1, [])
+    assert (pool.waiting_renders, pool.find_executed([wanted.prompt_id])) == (1, [])
     pool.add_renderer("b", FakeRenderer(), status())
     await again
 
@@ -288,7 +288,7 @@ async def test_closed_pool_rejects_waiting_renders_and_finishes_the_others(
         await render(pool, request())
     a.held.set()
     await begun
-    assert (len(a.started), pool.waiting) == (1, 0)
+    assert (len(a.started), pool.waiting_renders) == (1, 0)
 
 
 async def test_get_needs_a_renderer(pool: Pool) -> None:
