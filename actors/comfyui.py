@@ -202,7 +202,7 @@ class ComfyUIActor:
 
 
 def find_or_start(name: str, spec: ComfySpec) -> Any:
-    """Return the handle of the actor ``name``, which is started if necessary but may wait for a GPU."""
+    """Return the handle of the actor ``name``; start it if necessary, without waiting for a GPU."""
     return find_or_start_actor(
         ComfyUIActor,
         name,

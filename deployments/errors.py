@@ -1,9 +1,9 @@
-"""Renders errors in the format that the clients of a path expect, also instead of Ray Serve's errors.
+"""Renders errors in the format that the clients of a path expect, also those of Ray Serve.
 
-Serve creates a response itself when a replica gets a path of another app, when its proxy has no route
-or no replica, and when it drops a request or the request times out. This response is plain text, or
-there is none, and then uvicorn sends its own error page. HAProxy renders its errors like this module,
-in `moyin/stack/haproxy.lua`.
+Serve creates a response itself when a replica gets a path of another app, when its proxy has no
+route or no replica, and when it drops a request or the request times out. This response is plain
+text, or there is none, and then uvicorn sends its own error page. HAProxy renders its errors like
+this module, in `moyin/stack/haproxy.lua`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _RETRY_AFTER = 5
 
 
 def find_app_prefix(path: str) -> str | None:
-    """Return the first segment of ``path``, or None if the gateway serves the path."""
+    """Return the path prefix of the app that serves ``path``, or None for the gateway."""
     prefix = path[1:].partition("/")[0]
     return prefix if prefix in _RENDERERS else None
 
@@ -58,7 +58,7 @@ def render_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:
 def render_stream_error(
     error: MoyinError, request_id: str, path: str, media_type: str
 ) -> bytes | None:
-    """Render ``error`` as the last event of a stream, or return None if ``media_type`` has no events."""
+    """Render ``error`` as a stream's last event, or return None if ``media_type`` has no events."""
     if path in _OLLAMA_PATHS:
         return (
             ollama_error_event(error, request_id) if media_type == "application/x-ndjson" else None
@@ -118,7 +118,7 @@ class _ReplaceableResponse:
         if self._is_replaced:
             return _drop_message()
         if message["type"] == "http.response.start":
-            if message["status"] >= 400 and (error := _find_error(message)) is not None:
+            if message["status"] >= 400 and (error := _translate_error(message)) is not None:
                 return self.send_error(error, message["headers"])
             self.has_started = True
         return self._send(message)
@@ -150,7 +150,7 @@ async def _drop_message() -> None:
     """Do nothing, because Serve's response was replaced and its remaining messages are dropped."""
 
 
-def _find_error(start: Message) -> MoyinError | None:
+def _translate_error(start: Message) -> MoyinError | None:
     """Return the error to send instead of Serve's response, or None if the app sent the response."""
     status: int = start["status"]
     headers = {name.lower(): value for name, value in start.get("headers", ())}

@@ -52,7 +52,7 @@ def to_response(error: ErrorBody) -> Response:
 
 
 class SecurityHeadersMiddleware:
-    """Adds headers against content sniffing, framing and referrers that a response does not have."""
+    """Adds missing headers against content sniffing, framing and referrers to every response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -98,7 +98,7 @@ class _UnhandledErrorMiddleware:
 
 def _to_public_error(error: Exception, request_id: str) -> MoyinError:
     if _is_database_down(error):
-        # The cause omits the SQL statement and its values. SQLite reports missing columns this way, too.
+        # The cause omits the SQL statement and its values. It may be a missing column of SQLite.
         cause = getattr(error, "orig", None) or error
         _log.warning("request %s failed because the database is unavailable: %r", request_id, cause)
         return ServiceUnavailable("the database is unavailable; try again", retry_after=1)
@@ -122,7 +122,7 @@ def _is_database_down(error: Exception) -> bool:
 
 
 class _NulCharacterMiddleware:
-    """Rejects NUL characters in paths and queries, because PostgreSQL cannot compare them."""
+    """Rejects NUL characters in paths and queries, because PostgreSQL cannot store them."""
 
     def __init__(self, app: ASGIApp, errors: ErrorRenderer) -> None:
         self._app = app

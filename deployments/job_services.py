@@ -1,4 +1,4 @@
-"""Opens the services that store and run jobs, which the job worker, render pools and intake share."""
+"""Opens the services that store and run jobs, for the job worker, render pools and intake."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["JobServices", "open_job_services"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobServices:
-    """The clients of the services that store and run jobs, and the stores that use them."""
+    """The clients of the services that store and run jobs."""
 
     database: Database
     artifacts: ArtifactStore

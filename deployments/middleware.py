@@ -54,10 +54,10 @@ def middlewares() -> list[Middleware]:
 
 
 def new_cors_middleware(origins: str) -> list[Middleware]:
-    """Return the middleware that lets pages of ``origins`` (separated by commas, if any) call the API.
+    """Return the middleware that lets pages of ``origins`` (separated by commas) call the API.
 
-    Credentials are not allowed, because such pages send keys and tokens in headers. The only session
-    cookie is for ComfyUI's page, which the gateway itself serves.
+    Credentials are not allowed, because such pages send keys and tokens in headers. The only
+    session cookie is for ComfyUI's page, which the gateway itself serves.
     """
     allowed = [origin.strip() for origin in origins.split(",") if origin.strip()]
     if not allowed:

@@ -144,7 +144,7 @@ def document_problems(
 
 
 def document_protocol_errors(document: dict[str, Any]) -> None:
-    """Replace FastAPI's error responses by one for all protocols, which says only that it is an object."""
+    """Replace FastAPI's error responses by one that fits every protocol: its body is any object."""
     _remove_framework_errors(document)
     schema = {"schema": {"type": "object"}}
     content = {"application/json": schema, "application/problem+json": schema}

@@ -23,10 +23,10 @@ class _DeploymentOptions(TypedDict):
     logging_config: LoggingConfig
 
 
-# Serve notices a killed replica only by its health checks. With the default period of ten seconds, a
-# service with one replica would be unavailable for up to ten seconds before another one starts. Serve
-# replaces a replica after three health checks without a response. Serve's access log is off because
-# it is slow and contains less than ours.
+# Serve notices a killed replica only by its health checks. With the default period of ten seconds,
+# a service with one replica would be unavailable for up to ten seconds before another one starts.
+# Serve replaces a replica after three health checks without a response. Serve's access log is off
+# because it is slow and contains less than ours.
 REPLICA_OPTIONS = _DeploymentOptions(
     health_check_period_s=2.0,
     health_check_timeout_s=10.0,

@@ -35,10 +35,10 @@ class ReplicaServer(uvicorn.Server):
 
 @functools.cache
 def limit_memory(limit_mib: int) -> None:
-    """End this process when it uses more than ``limit_mib`` MiB (0: no limit); Serve then restarts it.
+    """End this process when it uses more than ``limit_mib`` MiB (0: no limit).
 
-    A memory leak then ends only the leaking replica. Without the limit, Ray or the kernel would kill
-    an arbitrary process when the machine runs out of memory. Further calls have no effect.
+    A memory leak then ends only the leaking replica, which Serve restarts. Without the limit, Ray or
+    the kernel would kill an arbitrary process on a full machine. Further calls have no effect.
     """
     if limit_mib:
         threading.Thread(

@@ -55,7 +55,7 @@ class RabbitConfig(_SourceSettings):
 
     @property
     def source_name(self) -> str:
-        """The ``name``, which is by default that of the queue."""
+        """The name of the source, by default that of its queue."""
         return self.name or f"rabbitmq-{self.queue}"
 
 
@@ -77,7 +77,7 @@ class StreamConfig(_SourceSettings):
 
     @property
     def source_name(self) -> str:
-        """The ``name``, which is by default that of the queue."""
+        """The name of the source, by default that of its queue."""
         return self.name or f"redis-{self.stream}"
 
 

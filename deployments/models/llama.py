@@ -20,14 +20,14 @@ from moyin.text.backends.openai import OpenAIBackend
 __all__ = ["LlamaBackend", "LlamaEndpoints"]
 
 _log = logging.getLogger(__name__)
-# While the actor waits for resources or loads its model, it does not respond in time, and the router uses
-# other back ends.
+# While the actor waits for resources or loads its model, it does not respond in time, and the
+# router uses other back ends.
 _FIND_TIMEOUT_SECONDS = 2.0
 _UNRESPONSIVE_SECONDS = 15.0
 
 
 class LlamaEndpoints:
-    """Finds the address of a server by calling its actor, and starts or restarts the actor if necessary.
+    """Finds the address of a server through its actor, which is started or restarted if necessary.
 
     Args:
         restart_after: seconds without a response after which the actor is restarted, unless it has
@@ -37,8 +37,8 @@ class LlamaEndpoints:
     def __init__(
         self, name: str, spec: LlamaSpec, *, restart_after: float = _UNRESPONSIVE_SECONDS
     ) -> None:
-        # The actor's name includes the configuration, so that replicas with another configuration use
-        # another actor.
+        # The actor's name includes the configuration, so that replicas with another configuration
+        # use another actor.
         digest = hashlib.sha256(serialization.encode(spec)).hexdigest()[:8]
         self._name = f"llama-{name}-{digest}"
         self._spec = spec
@@ -83,7 +83,7 @@ class LlamaEndpoints:
         self._has_responded, self._unresponsive_since = True, None
 
     async def _restart_if_unresponsive(self, actor: Any) -> bool:
-        """Restart the actor if it has not responded for too long; return whether it is restarting."""
+        """Restart the actor if it did not respond for too long; return whether it restarts."""
         if actor is None or not self._has_responded:
             return False
         now = time.monotonic()

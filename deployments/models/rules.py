@@ -104,8 +104,8 @@ class TenantConfig(StrictModel):
         models: aliases and models that the tenant may use; if empty, all.
         usd_per_bad_answer: cost of a useless answer if the alias sets none; overrides ``routing``
             unless None.
-        judge: whether the judge may see the tenant's answers; if None, the value of the tenant ``*``,
-            which is true by default.
+        judge: whether the judge may see the tenant's answers; if None, the value of the tenant
+            ``*``, which is true by default.
     """
 
     residency: tuple[Residency, ...] = ()
@@ -131,15 +131,15 @@ class RoutingConfig(StrictModel):
         usd_per_bad_answer: cost of a useless answer; with 0, quality has no influence.
         max_usd_per_bad_answer: largest value that a client may send in the header
             ``x-moyin-usd-per-bad-answer``; if None, there is no limit.
-        rescue: which requests are sent to a better model if the answer fails a check: none (``off``),
-            all (``checked``), or those with a schema, JSON mode or tools (``schema``). Of a stream,
-            only the beginning is checked.
+        rescue: which requests are sent to a better model if the answer fails a check: none
+            (``off``), all (``checked``), or those with a schema, JSON mode or tools (``schema``).
+            Of a stream, only the beginning is checked.
         hold_streams: whether to check whole streams of requests with a schema, JSON mode or tools.
             The client receives such a stream when it is complete or longer than 256 KiB.
         explore: share of requests that may try a model with little data. This helps if answers are
             rated or judged; the simulated month uses 0.05.
-        share_levels: whether a tenant without signals uses the level that other tenants learned: one
-            number per model and kind of request, the median over at least five tenants.
+        share_levels: whether a tenant without signals uses the level that other tenants learned:
+            one number per model and kind of request, the median over at least five tenants.
         embedder: ``wordllama``, from the extra ``embedder``, to learn from the meaning of prompts,
             which takes 30 to 600 microseconds per prompt; if None, the router learns from words only.
         timeout_s: time limit of a whole call, including fallbacks.
@@ -186,8 +186,8 @@ def to_hedging(config: HedgeConfig | None) -> Hedging | None:
 def build_policies(tenants: Mapping[str, TenantConfig]) -> dict[str, Policy]:
     """Return the policies of all tenants and of the judge, by owner.
 
-    The judge's own policy has no restrictions, because each call of the judge follows the policy of the
-    tenant whose answers it compares.
+    The judge's own policy has no restrictions, because each call of the judge follows the policy of
+    the tenant whose answers it compares.
     """
     default = tenants.get(ANY_TENANT)
     judge = default is None or default.judge is not False

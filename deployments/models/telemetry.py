@@ -1,8 +1,8 @@
 """Exports the metrics of the models app, and traces of model calls.
 
-Requests only queue their data; the thread of `deployments.observer.RequestObserver` exports the queues
-every second. Metrics of model calls have OpenTelemetry's names for generative AI, with underscores for
-dots, which Ray does not allow. Spans go to the tracer of the process, if Ray's
+Requests only queue their data; the thread of `deployments.observer.RequestObserver` exports the
+queues every second. Metrics of model calls have OpenTelemetry's names for generative AI, with
+underscores for dots, which Ray does not allow. Spans go to the tracer of the process, if Ray's
 ``--tracing-startup-hook`` or ``opentelemetry-instrument`` has set one.
 """
 
@@ -164,7 +164,7 @@ class JudgeMetrics:
 
 
 class LearningMetrics:
-    """Publishes how many requests the router has learned from, by outcome. A thread calls `export`."""
+    """Publishes how many requests the router learned from, by outcome. A thread calls `export`."""
 
     def __init__(self, background: BackgroundQueue) -> None:
         self._background = background

@@ -150,7 +150,7 @@ class RenderActivities:
         )
 
     async def _store_record(self, step: StepInput, spec: JobSpec, record: PromptRecord) -> None:
-        """Store the record of a prompt without a result, so that ComfyUI's history lists its files."""
+        """Store the record of a prompt without a result, for the files in ComfyUI's history."""
         if len(spec.steps) == 1:
             blob = await self._services.blobs.put(to_json({"record": to_plain(record)}))
             await self._prompts.set_record(step.job_id, blob, step.attempt)
@@ -208,7 +208,7 @@ def _to_failure(error: Exception, heartbeat: Heartbeat) -> ApplicationError:
 
 
 def derive_prompt_id(job_id: str, index: int) -> str:
-    """Return the prompt id of a step; that of the first step is the job id, which ComfyUI's clients know."""
+    """Return a step's prompt id, which for the first step is the job id, as ComfyUI's clients expect."""
     return job_id if index == 0 else str(uuid.uuid5(uuid.UUID(job_id), str(index)))
 
 
@@ -225,7 +225,7 @@ def _to_pending_render(step: StepInput, spec: JobSpec, request: RenderRequest) -
 
 
 def _select_files(done: RenderSucceeded, outputs: tuple[str, ...]) -> RenderSucceeded:
-    """Remove files of nodes that are not in ``outputs``, such as previews, unless it is empty."""
+    """Remove files of nodes that are not in ``outputs``, such as previews, if any node is."""
     if not outputs:
         return done
     return replace(done, files=tuple(file for file in done.files if file.node in outputs))

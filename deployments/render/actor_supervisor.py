@@ -29,8 +29,8 @@ _PLACEMENT_SECONDS = 10.0
 class ActorSupervisor:
     """Supervises the detached actors ``comfyui-<pool>-<number>`` of a pool.
 
-    The placement of an actor has no time limit, because its request for resources makes an autoscaler
-    add a node, which takes minutes.
+    The placement of an actor has no time limit, because its request for resources makes an
+    autoscaler add a node, which takes minutes.
 
     The supervisor also adopts actors of an earlier replica that the pool no longer needs. They finish
     their renders, and the pool keeps the results for retries of the steps, which may come much later.
@@ -208,7 +208,7 @@ class ActorSupervisor:
             await asyncio.sleep(_WATCH_SECONDS)
 
     async def _follow_actor(self, name: str, renderer: RayRenderer) -> None:
-        """Poll the actor's status until the actor is lost or, if outdated, has finished its prompts."""
+        """Poll the actor's status until it is lost or, if outdated, has finished its prompts."""
         self._renderers[name] = renderer
         while True:
             status = await renderer.actor_status()

@@ -3,11 +3,11 @@
 What happens to the actors when a replica ends depends on the reason:
 
 * If the app was deleted, its args changed, or Serve shuts down, Serve calls ``__del__``. Waiting
-  renders return to the queue, and renders in progress continue until the drain timeout. Then the idle
-  actors are removed. A later replica adopts the busy actors until they have finished.
-* After a crash, SIGKILL or a failed health check, Serve does not call ``__del__``. The actors continue,
-  and the next replica finds them by name and attaches to their prompts. Without a next replica, the
-  leases of the actors expire (`actors.comfyui`).
+  renders return to the queue, and renders in progress continue until the drain timeout. Then the
+  idle actors are removed. A later replica adopts the busy actors until they have finished.
+* After a crash, SIGKILL or a failed health check, Serve does not call ``__del__``. The actors
+  continue, and the next replica finds them by name and attaches to their prompts. Without a next
+  replica, the leases of the actors expire (`actors.comfyui`).
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class RenderPool:
         return PoolAnswer(version=self._version, state="up", content=content)
 
     async def get_all(self, path: str) -> dict[str, bytes]:
-        """Send a GET request to every ComfyUI process and return the bodies of all responses by actor."""
+        """Send a GET request to every ComfyUI process and return the response bodies by actor."""
         return await self._pool.get_all(path)
 
     async def find_executed(self, prompt_ids: Sequence[str]) -> list[str]:

@@ -19,8 +19,8 @@ from moyin.system.bounded import BoundedDict
 __all__ = ["MemoryGuard", "RenderGuard"]
 
 _REMEMBERED_FAILURES = 1024
-# Only the largest model must fit, because ComfyUI swaps the others. Latents and activations need the
-# additional memory.
+# Only the largest model must fit, because ComfyUI swaps the others. Latents and activations need
+# the additional memory.
 _MEMORY_OVERHEAD = 1.2
 
 
@@ -115,7 +115,7 @@ class MemoryGuard:
             self._available_bytes = memory
 
     def check_memory(self, request: RenderRequest) -> None:
-        """Raise OutOfMemory if the render's models are too large, or ran out of memory here before."""
+        """Raise OutOfMemory if the request's models are too large, or ran out of memory before."""
         if self._larger_pool is None or not request.models:
             return
         needed = max(request.models.values()) * _MEMORY_OVERHEAD
@@ -128,7 +128,7 @@ class MemoryGuard:
             )
 
     def record_failure(self, request: RenderRequest, error: OutOfMemory) -> OutOfMemory:
-        """Remember that these models ran out of memory, and add the larger pool to ``error``."""
+        """Remember that the request's models were too large; add the larger pool to ``error``."""
         if request.models:
             self._failed[frozenset(request.models)] = None
         if self._larger_pool is None:

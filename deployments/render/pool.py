@@ -123,7 +123,7 @@ class Pool:
         return frozenset(state.abandoned_on for state in states if state.abandoned_on is not None)
 
     def add_renderer(self, name: str, renderer: Renderer, status: RendererStatus) -> None:
-        """Assign new renders to a renderer, or update its state from its ``status``."""
+        """Add a renderer that accepts renders, or update its state from its ``status``."""
         self._renderers[name] = renderer
         self._draining.discard(name)
         self._memory.set_available_memory(status.memory)
@@ -237,7 +237,7 @@ class Pool:
         return None if renderer is None else await renderer.cancel(prompt_id)
 
     async def get(self, path: str) -> bytes | None:
-        """Return the body of a GET request to one renderer's ComfyUI, or None if ``path`` is unknown."""
+        """Send a GET request to one renderer's ComfyUI; return the body, or None if there is none."""
         for name in self.renderers:
             return await self._renderers[name].get(path)
         raise ServiceUnavailable(
@@ -245,7 +245,7 @@ class Pool:
         )
 
     async def get_all(self, path: str) -> dict[str, bytes]:
-        """Send a GET request to every renderer's ComfyUI and return the bodies of all responses by name."""
+        """Send a GET request to every renderer's ComfyUI and return the bodies by renderer name."""
         names = self.renderers
         bodies = await asyncio.gather(*(self._try_get(name, path) for name in names))
         return {name: body for name, body in zip(names, bodies, strict=True) if body is not None}
@@ -307,7 +307,7 @@ class Pool:
             return False
 
     def _prepare_next(self, name: str) -> None:
-        """Make the renderer fetch the input files of its probable next render during this one."""
+        """Make the renderer fetch the input files of its probable next render in advance."""
         pending, renderer = self._scheduler.peek_next(name), self._renderers.get(name)
         state = None if pending is None else self._active.get(pending.id)
         request = None if state is None else state.request
@@ -332,7 +332,7 @@ class Pool:
     async def _follow_prompt(
         self, name: str, request: RenderRequest, callbacks: _AttemptCallbacks
     ) -> RenderSucceeded:
-        """Send the prompt to the renderer, unless the renderer has it already, and wait for the result."""
+        """Send the prompt to the renderer, which may have it already, and wait for the result."""
         renderer = self._renderers.get(name)
         if renderer is None:
             raise WorkerLost(

@@ -26,8 +26,8 @@ class ProgressReporter:
     """Publishes up to ten progress events and updates the job's row up to once per second.
 
     Args:
-        is_batch: whether the step belongs to a batch. The reporter then publishes the progress of the
-            whole batch once per second instead.
+        is_batch: whether the step belongs to a batch. The reporter then publishes the progress of
+            the whole batch once per second instead.
         writes_at_once: whether to write the first progress to the job's row without delay.
     """
 
@@ -62,8 +62,8 @@ class ProgressReporter:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        # The tasks are not cancelled at first, because the Valkey client may ignore a cancellation during
-        # a command, and the database client would lose its connection.
+        # The tasks are not cancelled at first, because the Valkey client may ignore a cancellation
+        # during a command, and the database client would lose its connection.
         for event in (self._closing, self._to_publish, self._to_record):
             event.set()
         await asyncio.wait(self._tasks, timeout=_CLOSE_TIMEOUT_SECONDS)
@@ -110,7 +110,7 @@ class ProgressReporter:
                 await self._events.publish(self._job_id, EventType.PROGRESS, data)
 
     async def _wait_for_progress(self, event: asyncio.Event, seconds: float) -> bool:
-        """Wait for progress, then ``seconds`` for more; return False if the render ends during the wait."""
+        """Wait for progress and then for ``seconds``; return False if the render ends meanwhile."""
         await event.wait()
         if await self._closes_within(seconds):
             return False

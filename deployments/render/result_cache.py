@@ -23,10 +23,10 @@ class RenderResultCache:
         self._rules = rules
 
     def compute_key(self, spec: JobSpec, step: Step, request: RenderRequest) -> str | None:
-        """Return the cache key that equal renders share, or None if the render must not use the cache.
+        """Return the cache key of equal renders, or None if the render must not use the cache.
 
-        Prompts of ComfyUI's clients do not use the cache, because these clients wait for the events of
-        their execution.
+        Prompts of ComfyUI's clients do not use the cache, because these clients wait for the events
+        of their execution.
         """
         if not self._rules.enabled or not step.cache or spec.comfyui is not None:
             return None
@@ -35,7 +35,7 @@ class RenderResultCache:
     async def find(
         self, owner: str, key: str, request: RenderRequest
     ) -> tuple[RenderSucceeded, PromptRecord | None] | None:
-        """Return a cached result with all its files, and its record for this prompt, or None."""
+        """Return a cached result whose files exist, with its record for this prompt, or None."""
         cached = await self._cache.get(cache_owner(owner, self._rules), key)
         if cached is None:
             return None

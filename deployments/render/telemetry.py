@@ -27,7 +27,7 @@ class ActorCounts:
 
 
 class PoolTelemetry:
-    """Sets a pool's gauges. They must be set every second, because Ray drops stale gauges."""
+    """Publishes a pool's metrics. Call `export` every second, because Ray drops stale gauges."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool

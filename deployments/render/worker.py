@@ -66,7 +66,7 @@ class RenderWorker:
         self._running = asyncio.create_task(self._runner.run())
 
     def check_running(self) -> None:
-        """Raise RuntimeError if the worker crashed and waits for its restart."""
+        """Raise RuntimeError if the worker has ended, or has crashed and waits for its restart."""
         has_ended = self._running is not None and self._running.done()
         if has_ended or self._runner.error is not None:
             raise RuntimeError(

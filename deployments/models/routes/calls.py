@@ -23,8 +23,8 @@ _JSON = (b"content-type", b"application/json")
 class CallRoute:
     """Handles the requests of one kind of model call, as an ASGI app.
 
-    The gatekeeper renders errors that occur before the first byte. It also cancels the task when the
-    client disconnects, which closes the stream and the call to the back end.
+    The gatekeeper renders errors that occur before the first byte. It also cancels the task when
+    the client disconnects, which closes the stream and the call to the back end.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class OllamaRoute(CallRoute):
 
 
 async def _read_body(receive: Receive) -> bytes | None:
-    """Return the body of a request, or None if the client disconnected before its end."""
+    """Return the body of a request, or None if the client disconnects while sending it."""
     chunks = []
     while True:
         message = await receive()

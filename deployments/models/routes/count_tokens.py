@@ -29,7 +29,7 @@ def new_count_tokens_routes(text_router: Router) -> APIRouter:
 
     @router.post(_PATH, summary="Count the tokens of a prompt")
     async def count_tokens(request: Request) -> Response:
-        """Return the number of tokens, estimated (`x-moyin-estimated`) if no back end can count them."""
+        """Return the number of tokens, estimated (`x-moyin-estimated`) if no back end counts."""
         call = ParsedCountRequest.parse(await request.body())
         headers = AnthropicCodec().forwarded_headers(request.scope["headers"])
         request_context = context(request.scope)
@@ -54,8 +54,8 @@ async def _count_by_back_end(
 ) -> bytes | None:
     """Return the response of the first back end that can count tokens, or None if none can.
 
-    Servers inside our network do not get prompts with URLs of pictures, because they would fetch these
-    URLs, which can be internal addresses.
+    Servers inside our network do not get prompts with URLs of pictures, because they would fetch
+    these URLs, which can be internal addresses.
     """
     has_urls = call.has_urls
     for target in allowed:

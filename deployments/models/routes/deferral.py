@@ -40,8 +40,8 @@ def prefers_job(headers: RawHeaders) -> bool:
 class JobSubmitter:
     """Submits model calls as jobs of the caller.
 
-    The job's output is the answer in the client's protocol. ``Idempotency-Key`` has the same effect as
-    for ``POST /jobs``.
+    The job's output is the answer in the client's protocol. ``Idempotency-Key`` has the same effect
+    as for ``POST /jobs``.
     """
 
     def __init__(self, text_router: Router, gateway: GatewayClient) -> None:

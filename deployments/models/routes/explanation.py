@@ -128,7 +128,7 @@ def _describe_candidate(candidate: Candidate, explanation: Explanation) -> dict[
 
 
 def _describe_quality(quality: RequestQuality | None) -> dict[str, Any] | None:
-    """Describe the estimated difficulty of the request, or return None if quality has no influence."""
+    """Describe the request's estimated difficulty, or return None if quality has no influence."""
     if quality is None:
         return None
     question = quality.question

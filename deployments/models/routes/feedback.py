@@ -170,7 +170,7 @@ def _describe_signal(row: SignalRow) -> Mapping[str, Any]:
 
 
 def _calibrate(signals: list[SignalRow]) -> list[dict[str, Any]]:
-    """Compare the expected and the rated quality of answers, grouped by tenths of the expected."""
+    """Compare expected and rated quality of answers, grouped by tenths of the expected quality."""
     tenths: dict[int, list[SignalRow]] = {}
     for row in signals:
         if row.p_good is not None:

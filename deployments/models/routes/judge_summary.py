@@ -41,8 +41,8 @@ async def summarize_verdicts(
     """Count the verdicts about answers to the caller's tenant in this calendar month (UTC).
 
     Returns:
-        The counts, with the spending for operators only, because it is the sum over all tenants. None
-        if the judge is off and there are no verdicts.
+        The counts, with the spending for operators only, because it is the sum over all tenants.
+        None if the judge is off and there are no verdicts.
     """
     since = now().replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     scores = await store.verdicts(caller.owner, since, _MAX_VERDICTS)

@@ -107,7 +107,7 @@ def new_ollama_routes(text_router: Router) -> APIRouter:
 
 
 def _is_loaded(fleet: Fleet, deployment: ModelDeployment) -> bool:
-    """Return whether the model is loaded. Servers that do not report loaded models load all models."""
+    """Return whether the model is loaded. Servers that report no loaded models have loaded all."""
     runtime = fleet.runtimes.get(deployment.backend)
     if runtime is None or not runtime.health.is_up:
         return False
