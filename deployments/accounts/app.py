@@ -18,11 +18,10 @@ from deployments.accounts.routes.callers import CallerResolver
 from deployments.accounts.routes.keys import key_routes, limit_routes, signing_key_routes
 from deployments.accounts.routes.organisations import organisation_routes
 from deployments.accounts.routes.signin import own_account_routes, sign_in_routes
-from deployments.health import Check, health_routes
+from deployments.health import ServiceCheck, new_health_routes
 from deployments.ingress import new_fastapi
-from deployments.openapi import document_security
-from deployments.problems import document_problems
-from deployments.swagger import DOCS
+from deployments.openapi import document_problems, document_security
+from deployments.swagger import DOCS_PATHS
 from moyin.access.accounts.access_tokens import AccessTokenIssuer
 from moyin.access.accounts.api_keys import ApiKeyService
 from moyin.access.accounts.attempt_limits import AttemptLimits, DeviceTokens
@@ -57,7 +56,7 @@ _PREFIX = "/accounts"
 _PUBLIC = frozenset(
     f"{_PREFIX}/{name}"
     for name in (
-        *DOCS, "healthz", "readyz", "openapi.json", ".well-known/jwks.json", "register", "login",
+        *DOCS_PATHS, "healthz", "readyz", "openapi.json", ".well-known/jwks.json", "register", "login",
         "refresh", "password/forgot", "password/reset", "oidc", "oidc/begin", "oidc/finish",
     )
 )  # fmt: skip
@@ -83,7 +82,7 @@ class AccountsServices:
     observer: Observer
     proxies: TrustedProxies
     meter: Meter
-    checks: Mapping[str, Check]
+    checks: Mapping[str, ServiceCheck]
     lifespan: Callable[[], AbstractAsyncContextManager[None]]
 
 
@@ -179,7 +178,7 @@ def new_app(services: AccountsServices) -> Gatekeeper:
     )
     app.openapi = lambda: _openapi_document(app)  # type: ignore[method-assign]
     callers = CallerResolver(services.proxies)
-    app.include_router(health_routes(services.checks))
+    app.include_router(new_health_routes(services.checks))
     app.include_router(_jwks_routes(services.token_issuer))
     app.include_router(sign_in_routes(services.sign_in, services.open_id, callers))
     app.include_router(own_account_routes(services.users, services.sign_in, callers))

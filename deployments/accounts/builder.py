@@ -10,7 +10,7 @@ from ray import serve
 
 from deployments.accounts.config import AccountsConfig
 from deployments.accounts.deployment import Accounts
-from deployments.replicas import REPLICA
+from deployments.replicas import REPLICA_OPTIONS
 
 __all__ = ["AccountsArgs", "build"]
 
@@ -35,7 +35,7 @@ def build(args: AccountsArgs) -> serve.Application:
         max_ongoing_requests=500,
         user_config=AccountsConfig().model_dump(mode="json"),
         graceful_shutdown_timeout_s=10,
-        **REPLICA,
+        **REPLICA_OPTIONS,
     )(serve.ingress()(Accounts))
     return deployment.bind(
         timedelta(minutes=args.access_token_minutes), timedelta(days=args.session_days)

@@ -7,9 +7,9 @@ from typing import Any
 
 from deployments.accounts.app import new_app, new_services
 from deployments.accounts.config import AccountsConfig
-from deployments.hot import HotConfig
 from deployments.logs import configure_logs
-from deployments.observer import ServeObserver
+from deployments.observer import RequestObserver
+from deployments.replicas import ReloadableConfig
 from moyin.access.accounts.mail import new_mailer
 from moyin.access.gatekeeper import Gatekeeper
 from moyin.settings import Settings
@@ -25,12 +25,12 @@ class Accounts:
         configure_logs(settings.log_level)
         self._services = new_services(
             settings,
-            observer=ServeObserver(settings.log_level),
+            observer=RequestObserver(settings.log_level),
             mailer=new_mailer(settings.smtp_url, settings.mail_from),
             token_lifetime=token_lifetime,
             session_idle=session_idle,
         )
-        self._config = HotConfig(AccountsConfig, self._apply_config)
+        self._config = ReloadableConfig(AccountsConfig, self._apply_config)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Apply a new ``user_config``; Ray Serve calls this at start and after every change."""

@@ -10,7 +10,7 @@ from datetime import timedelta
 from fastapi import FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
 
-from deployments.errors import app_of, render_error, render_stream_error
+from deployments.errors import find_app_prefix, render_error, render_stream_error
 from deployments.gateway.frontend import FrontendFiles
 from deployments.gateway.openapi import build_document
 from deployments.gateway.routes import artifacts, job_events, jobs
@@ -25,9 +25,9 @@ from deployments.gateway.routes.comfy_api import (
     userdata,
     websocket,
 )  # fmt: skip
-from deployments.health import Check, health_routes
+from deployments.health import ServiceCheck, new_health_routes
 from deployments.ingress import new_fastapi
-from deployments.swagger import DOCS
+from deployments.swagger import DOCS_PATHS
 from moyin.access.gatekeeper import Authenticator, Gatekeeper
 from moyin.access.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
 from moyin.access.gatekeeper.authorization import AuthorizationMiddleware
@@ -59,7 +59,7 @@ from moyin.store.userdata import UserdataStore
 __all__ = ["GatewayServices", "ProxyOrApp", "new_app"]
 
 _PUBLIC = frozenset(
-    {"/", "/health", "/healthz", "/readyz", "/openapi.json", *(f"/{name}" for name in DOCS)}
+    {"/", "/health", "/healthz", "/readyz", "/openapi.json", *(f"/{name}" for name in DOCS_PATHS)}
 )
 # All other public paths begin with one of these, so most requests need only one comparison.
 _PUBLIC_PREFIXES = (SIGNED_FILES_PREFIX, PAGE_PATH.rstrip("/"))
@@ -96,7 +96,7 @@ class GatewayServices:
     proxy: Proxy
     authenticator: Authenticator
     observer: Observer
-    checks: Mapping[str, Check]
+    checks: Mapping[str, ServiceCheck]
     signing_key: bytes
     max_body_bytes: int
     lifespan: Callable[[], AbstractAsyncContextManager[None]]
@@ -128,7 +128,7 @@ def new_app(services: GatewayServices) -> Gatekeeper:
     def is_public(scope: Scope) -> bool:
         path = scope["path"]
         # `ProxyOrApp` responds to these paths with status 503, also without a key.
-        if app_of(path) is not None:
+        if find_app_prefix(path) is not None:
             return True
         return _is_public(path) and services.proxy.match(scope) is None
 
@@ -161,7 +161,7 @@ class ProxyOrApp:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "lifespan" and (app := app_of(scope["path"])) is not None:
+        if scope["type"] != "lifespan" and (app := find_app_prefix(scope["path"])) is not None:
             # HAProxy sends this path here only while it does not know the app that serves it.
             raise ServiceUnavailable(
                 f"the app that serves /{app} is not running; try again",
@@ -207,7 +207,7 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
     )
     sessions = BrowserSessions(services.authenticator, PAGE_PATH)
     for router in (
-        health_routes(services.checks),
+        new_health_routes(services.checks),
         jobs.job_routes(services.service, services.jobs, services.templates, services.signing_key),
         job_events.job_event_routes(services.jobs, services.feed),
         artifacts.signed_link_routes(services.artifacts, blobs, services.signing_key),

@@ -8,7 +8,7 @@ from ray import serve
 
 from deployments.gateway.config import GatewayConfig
 from deployments.gateway.deployment import Gateway
-from deployments.replicas import REPLICA
+from deployments.replicas import REPLICA_OPTIONS
 
 __all__ = ["GatewayArgs", "build"]
 
@@ -29,7 +29,7 @@ _deployment = serve.deployment(
     max_ongoing_requests=2_000,
     user_config=GatewayConfig().model_dump(mode="json", by_alias=True),
     graceful_shutdown_timeout_s=10,
-    **REPLICA,
+    **REPLICA_OPTIONS,
 )(serve.ingress()(Gateway))
 
 

@@ -11,9 +11,9 @@ from deployments.gateway.app import GatewayServices, new_app
 from deployments.gateway.config import GatewayConfig
 from deployments.gateway.frontend import FrontendFiles
 from deployments.gateway.pools import PoolValidator, ServePoolClient
-from deployments.hot import HotConfig
 from deployments.logs import configure_logs
-from deployments.observer import ServeObserver
+from deployments.observer import RequestObserver
+from deployments.replicas import ReloadableConfig
 from moyin.access.gatekeeper import Gatekeeper, new_authenticator
 from moyin.access.gatekeeper.addresses import TrustedProxies
 from moyin.access.gatekeeper.limits import new_meter
@@ -111,7 +111,7 @@ class Gateway(MoyinCalls):
                 trusted_proxies=TrustedProxies(settings.trusted_proxies),
             )
         )
-        self._config = HotConfig(
+        self._config = ReloadableConfig(
             GatewayConfig, lambda config: proxy.configure(config.to_route_table(settings.door))
         )
         feed = JobFeed(jobs=jobs, events=events, hub=hub)
@@ -144,7 +144,7 @@ class Gateway(MoyinCalls):
             admission=admission, frontend=FrontendFiles(lambda: find_frontend(settings)),
             templates=new_catalog(settings), proxy=proxy,
             authenticator=new_authenticator(database, signing_key), meter=meter,
-            observer=ServeObserver(settings.log_level),
+            observer=RequestObserver(settings.log_level),
             checks={"database": database.ping, "temporal": launcher.ping, "valkey": events.ping},
             signing_key=signing_key, max_body_bytes=settings.max_body_bytes, retention=retention,
             lifespan=lifespan,

@@ -11,8 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from deployments.openapi import QUERY_KEY, document_security
-from deployments.problems import document_problems
+from deployments.openapi import QUERY_KEY_SCHEME, document_problems, document_security
 from moyin.comfy_api.protocol.paths import is_comfyui_path
 from moyin.jobs.protocol import wire
 
@@ -33,7 +32,7 @@ def build_document(app: FastAPI, is_public: Callable[[str], bool]) -> dict[str, 
         schemas["JobRequest"] = request
         document_problems(document, _has_comfyui_errors)
         document_security(
-            document, is_public, lambda path: QUERY_KEY if is_comfyui_path(path) else {}
+            document, is_public, lambda path: QUERY_KEY_SCHEME if is_comfyui_path(path) else {}
         )
         app.openapi_schema = document
     return app.openapi_schema

@@ -90,7 +90,9 @@ class ServePoolClient:
         try:
             # The client's interruption must not wait long for a pool that may be down.
             async with asyncio.timeout(_EXECUTED_SECONDS):
-                executed: Sequence[str] = await self._call_pool(pool, "executed", list(prompt_ids))
+                executed: Sequence[str] = await self._call_pool(
+                    pool, "find_executed", list(prompt_ids)
+                )
         except (ServiceUnavailable, TimeoutError):
             return ()
         return executed
@@ -187,7 +189,7 @@ class PoolValidator:
         """Return the next running renderer's actor; raise ServiceUnavailable if none is up."""
         known = self._renderers.get(pool)
         if known is None or time.monotonic() > known.expires_at:
-            names = await (await self._handles.fetch(pool)).renderers.remote()
+            names = await (await self._handles.fetch(pool)).list_renderers.remote()
             if not names:
                 raise ServiceUnavailable(f"no renderer of pool {pool!r} is up")
             actors = [await self._renderer_actor(name) for name in names]

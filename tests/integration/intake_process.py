@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deployments.intake.config import IntakeArgs
-from deployments.intake.workers import open_workers
+from deployments.intake.deployment import open_workers
 from moyin.errors import ServiceUnavailable
 from moyin.settings import Settings
 

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import uvicorn
 
-from deployments.models.app import ModelsParts, QualityParts, new_app
+from deployments.models.app import ModelsServices, new_app
 from deployments.models.config import ModelsConfig
 from deployments.models.fleet import FleetBuilder
 from deployments.models.judge import JudgeService
-from deployments.models.routes.images import ImageRules
+from deployments.models.rules import ImagesConfig
 from moyin.access.gatekeeper import new_authenticator
 from moyin.access.gatekeeper.limits import Meter
 from moyin.access.gatekeeper.observation import NoObserver
@@ -45,9 +45,9 @@ from moyin.text.routing.shared_answers import SharedAnswers
 LLAMA_KEY = "only-for-this-test"
 _SERVER = f"""
 import sys, xllamacpp
-from actors.llama import shipped_gguf
+from actors.llama import find_packaged_gguf
 params = xllamacpp.CommonParams()
-params.model.path = str(shipped_gguf())
+params.model.path = str(find_packaged_gguf())
 params.model_alias = {{"smollm2"}}
 params.port, params.n_parallel, params.n_ctx = 0, 4, 4 * 2048
 params.cpuparams.n_threads = 1
@@ -162,7 +162,7 @@ async def serving(
             count=judged.append,
         )
         found = config.routing.judge
-        judge.apply(None if found is None else found.rules())
+        judge.set_rules(None if found is None else found.to_rules())
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
@@ -183,18 +183,16 @@ async def serving(
         await ledger.close()
         await database.close()
 
-    parts = ModelsParts(
+    parts = ModelsServices(
         text_router=text_router,
         jobs=jobs,
         images=Images(gateway=jobs, signing_key=b"0" * 32),
-        image_rules=ImageRules,
+        image_settings=ImagesConfig,
         ledger=ledger,
-        quality=QualityParts(
-            store=store,
-            learning=learning,
-            feedback=FeedbackService(store, learning, ledger),
-            judge=judge,
-        ),
+        signals=store,
+        learning=learning,
+        feedback=FeedbackService(store, learning, ledger),
+        judge=judge,
         authenticator=new_authenticator(database, b"0" * 32),
         meter=meter,
         observer=NoObserver(),

@@ -247,7 +247,7 @@ async def test_a_sampled_answer_is_judged_and_moves_the_estimate(
 
         async def settled() -> bool:
             assert door.judge is not None
-            return await door.judge.spent() == Decimal("0.0011")
+            return await door.judge.get_spending() == Decimal("0.0011")
 
         await eventually(settled)
         _, shown, _ = await ada.call("GET", "quality")
@@ -333,10 +333,10 @@ async def test_turned_off_and_on_again_it_goes_on(place: Place, models: Models) 
     async with place.app(models) as door:
         assert door.judge is not None
         rules, ada = door.judge.rules, Caller(door, door.api_key)
-        door.judge.apply(None)
+        door.judge.set_rules(None)
         await chat(ada)
         assert door.text_router.sampler is None
-        door.judge.apply(rules)
+        door.judge.set_rules(rules)
         await chat(ada)
         await ended(door, Outcome.DISAGREED)
         assert len(place.signals()) == 2
@@ -351,15 +351,15 @@ async def test_turned_off_in_the_midst_it_keeps_nothing(place: Place, models: Mo
         await chat(Caller(door, door.api_key))
         await eventually(lambda: models.count(JUDGE) == 1, seconds=40)
         assert len(await place.left()) == 1
-        door.judge.apply(None)
+        door.judge.set_rules(None)
 
         async def nothing_left() -> bool:
             return await place.left() == []
 
         await eventually(nothing_left, seconds=20)
         models.hold.set()
-        door.judge.apply(rules)
-        await ended(door, Outcome.EXPIRED)
+        door.judge.set_rules(rules)
+        await ended(door, Outcome.GONE)
         assert place.signals() == []
 
 

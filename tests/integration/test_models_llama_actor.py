@@ -88,7 +88,7 @@ async def test_two_replicas_share_one_and_a_killed_one_comes_back(
 
 
 async def test_it_leaves_when_nobody_asks_any_longer(cluster: None) -> None:
-    endpoints = LlamaEndpoints("b", spec(lease=1.0))
+    endpoints = LlamaEndpoints("b", spec(lease_seconds=1.0))
     process = server_process(await found(endpoints))
     await asyncio.to_thread(process.wait, 20)
     assert not process.is_running()
@@ -105,7 +105,7 @@ async def test_a_model_that_is_not_there_is_an_unavailable_back_end(cluster: Non
 async def test_a_back_end_may_have_several_servers(cluster: None) -> None:
     places = []
     for number in range(2):
-        endpoints = LlamaEndpoints(f"d-{number}", spec(cpus=0.1, lease=20.0))
+        endpoints = LlamaEndpoints(f"d-{number}", spec(cpus=0.1, lease_seconds=20.0))
         places.append(await found(endpoints))
         backend = LlamaBackend(endpoints, connections=4)
         answer = await backend.chat(HI, asyncio.get_running_loop().time() + 60)

@@ -165,7 +165,7 @@ async def _inputs_are_the_owners_own(farm: RenderFarm) -> None:
 async def _a_bad_graph_fails_at_once(farm: RenderFarm, pool: Any) -> None:
     graph = picture()
     graph["2"]["class_type"] = "NoSuchNode"
-    [name, *_] = await pool.renderers.remote()
+    [name, *_] = await pool.list_renderers.remote()
     actor = ray.get_actor(name, namespace=NAMESPACE)
     verdict = await actor.validate.remote(graph)
     assert verdict["error"]["type"] == "invalid_prompt"

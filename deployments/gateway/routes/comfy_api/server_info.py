@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode
 from fastapi import APIRouter, Query, Request, Response
 from pydantic_core import to_json
 
-from deployments.openapi import FILE, FILE_RESPONSES
+from deployments.openapi import FILE_CONTENT, FILE_RESPONSES
 from moyin.access.gatekeeper import context
 from moyin.comfy_api.admission import GraphAdmission
 from moyin.comfy_api.files import ComfyFiles
@@ -124,7 +124,7 @@ def package_routes(node_info: NodeInfoCache) -> APIRouter:
     @router.get(
         "/extensions/{path:path}",
         response_class=Response,
-        responses={200: {"content": FILE}, 304: FILE_RESPONSES[304]},
+        responses={200: {"content": FILE_CONTENT}, 304: FILE_RESPONSES[304]},
         name="file",
     )
     async def get_extension_file(request: Request, path: str) -> Response:
@@ -206,7 +206,7 @@ def model_routes(node_info: NodeInfoCache) -> APIRouter:
     @router.get(
         "/experiment/models/preview/{folder}/{index}/{file:path}",
         response_class=Response,
-        responses={200: {"content": {"image/webp": FILE["*/*"]}}},
+        responses={200: {"content": {"image/webp": FILE_CONTENT["*/*"]}}},
         name="preview",
     )
     async def get_preview(folder: str, index: int, file: str) -> Response:

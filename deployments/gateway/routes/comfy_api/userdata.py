@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from deployments.openapi import FILE
+from deployments.openapi import FILE_CONTENT
 from moyin.access.gatekeeper import context
 from moyin.comfy_api.protocol.userdata import (
     build_file_entry,
@@ -81,7 +81,7 @@ def userdata_routes(files: UserdataStore) -> APIRouter:
     @router.get(
         "/userdata/{file:path}",
         response_class=Response,
-        responses={200: {"content": FILE}},
+        responses={200: {"content": FILE_CONTENT}},
         openapi_extra=_FILE_PATH,
         name="read",
     )

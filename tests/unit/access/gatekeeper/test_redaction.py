@@ -6,7 +6,7 @@ import logging
 import jwt
 import pytest
 
-from deployments.logs import JsonLines
+from deployments.logs import JsonFormatter
 from moyin.access.gatekeeper.redaction import redact
 from moyin.store.tokens import new_secret
 
@@ -48,6 +48,6 @@ def test_log_lines_are_redacted_with_their_exceptions() -> None:
     except ValueError as error:
         caught = (ValueError, error, error.__traceback__)
     record = logging.LogRecord("moyin.x", logging.ERROR, "f", 1, "Bearer %s", (SECRET,), caught)
-    line = JsonLines().format(record)
+    line = JsonFormatter().format(record)
     assert SECRET not in line
     assert json.loads(line)["message"] == "Bearer …"

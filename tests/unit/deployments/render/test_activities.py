@@ -17,9 +17,11 @@ from temporalio.activity import ActivityCancellationDetails
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-from deployments.render.activities import RenderActivities, prompt_id_of
+from deployments.job_services import JobServices
+from deployments.render.activities import RenderActivities, derive_prompt_id
 from deployments.render.guard import RenderGuard
 from deployments.render.pool import Pool
+from deployments.render.result_cache import RenderResultCache
 from moyin.domain.artifact import Artifact
 from moyin.domain.job import EventType, JobSpec, JobStatus, Step, StepKind, StepResult
 from moyin.domain.pools import PoolRules
@@ -72,18 +74,25 @@ class Bench:
         self.environment = ActivityEnvironment()
         events: Any = NoEvents()
         status_writer: Any = UnrecordedSteps()
+        unused: Any = None
+        limits = LimitStore(self.database)
         self.activities = RenderActivities(
             pool=self.pool,
-            blobs=self.blobs,
-            artifacts=self.artifacts,
-            jobs=self.jobs,
+            services=JobServices(
+                database=self.database,
+                artifacts=self.artifacts,
+                jobs=self.jobs,
+                limits=limits,
+                blobs=self.blobs,
+                events=events,
+                frames=unused,
+                status_writer=status_writer,
+                temporal=unused,
+            ),
             prompts=PromptStore(self.database),
-            events=events,
-            record=status_writer,
-            sizes=ModelSizes(folder / "models"),
-            cache=self.cache,
-            rules=CacheRules(kind="k"),
-            guard=RenderGuard("default", PoolRules(), LimitStore(self.database)),
+            model_sizes=ModelSizes(folder / "models"),
+            result_cache=RenderResultCache(self.cache, self.blobs, CacheRules(kind="k")),
+            guard=RenderGuard("default", PoolRules(), limits),
         )
 
     async def run(
@@ -136,9 +145,13 @@ async def test_files_of_other_nodes_are_left_out(bench: Bench) -> None:
 
 async def test_each_step_has_its_own_prompt_id(bench: Bench) -> None:
     await bench.run(GRAPH, index=1)
-    assert bench.renderer.started == [prompt_id_of(JOB, 1)]
-    assert prompt_id_of(JOB, 0) == JOB
-    assert str(uuid.UUID(prompt_id_of(JOB, 1))) == prompt_id_of(JOB, 1) != prompt_id_of(JOB, 2)
+    assert bench.renderer.started == [derive_prompt_id(JOB, 1)]
+    assert derive_prompt_id(JOB, 0) == JOB
+    assert (
+        str(uuid.UUID(derive_prompt_id(JOB, 1)))
+        == derive_prompt_id(JOB, 1)
+        != derive_prompt_id(JOB, 2)
+    )
 
 
 async def test_input_of_another_owner_is_not_found(bench: Bench) -> None:

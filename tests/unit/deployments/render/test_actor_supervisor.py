@@ -12,8 +12,9 @@ import pytest
 
 from actors.comfyui import ActorStatus, ComfySpec
 from deployments.render import actor_supervisor as module
-from deployments.render.actor_supervisor import ActorCounts, ActorSupervisor
+from deployments.render.actor_supervisor import ActorSupervisor
 from deployments.render.pool import Pool
+from deployments.render.telemetry import ActorCounts
 from moyin.domain.renderer import RenderRequest
 from moyin.errors import ServiceUnavailable, StackError
 from moyin.render.scheduling.policy import PendingRender
@@ -58,7 +59,7 @@ class Cluster:
             self.actors[name] = actor
         return self.actors[name]
 
-    def existing(self, prefix: str) -> list[str]:
+    def list_actors(self, prefix: str) -> list[str]:
         return sorted(self.actors)
 
 
@@ -66,7 +67,7 @@ class Cluster:
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     cluster = Cluster()
     monkeypatch.setattr(module, "find_or_start", cluster.find_or_start)
-    monkeypatch.setattr(module, "existing", cluster.existing)
+    monkeypatch.setattr(module, "list_actors", cluster.list_actors)
     monkeypatch.setattr(module, "RayRenderer", lambda handle: handle)
     monkeypatch.setattr(module, "_WATCH_SECONDS", 0.01)
     monkeypatch.setattr(module, "_PLACEMENT_SECONDS", 0.2)
@@ -99,9 +100,9 @@ async def test_actors_are_started_for_the_queue_and_removed_when_idle(cluster: C
     await until(lambda: len(cluster.actors) == 2)
     await asyncio.gather(*tasks)
     await until(lambda: cluster.actors == {})
-    supervisor.check()
+    supervisor.check_running()
     await render(pool)
-    await supervisor.remove_idle()
+    await supervisor.remove_idle_actors()
     assert cluster.actors == {}
 
 
@@ -111,7 +112,7 @@ async def test_minimum_number_of_actors_stays(cluster: Cluster) -> None:
     await until(lambda: len(supervisor.statuses) == 2)
     await asyncio.sleep(0.2)
     assert sorted(cluster.actors) == ["comfyui-p-0", "comfyui-p-1"]
-    await supervisor.remove_idle()
+    await supervisor.remove_idle_actors()
 
 
 async def test_busy_actor_survives_its_pool(cluster: Cluster) -> None:
@@ -123,7 +124,7 @@ async def test_busy_actor_survives_its_pool(cluster: Cluster) -> None:
     cluster.actors["comfyui-p-1"].held.clear()
     task = render(pool)
     await until(lambda: any(actor.busy.is_set() for actor in cluster.actors.values()))
-    await supervisor.remove_idle()
+    await supervisor.remove_idle_actors()
     [left] = cluster.actors.values()
     assert left.busy.is_set()
     left.held.set()
@@ -146,7 +147,7 @@ async def test_attached_renderer_is_not_idle(cluster: Cluster) -> None:
     actor.held.set()
     await asyncio.gather(task, abandoned)
     await until(lambda: cluster.actors == {})
-    await supervisor.remove_idle()
+    await supervisor.remove_idle_actors()
 
 
 async def test_actor_of_another_configuration_finishes_and_is_replaced(cluster: Cluster) -> None:
@@ -163,8 +164,8 @@ async def test_actor_of_another_configuration_finishes_and_is_replaced(cluster: 
         actor._running.clear()
     await until(lambda: list(cluster.actors) == ["comfyui-p-0"])
     await until(lambda: cluster.actors["comfyui-p-0"] is not old)
-    supervisor.check()
-    await supervisor.remove_idle()
+    supervisor.check_running()
+    await supervisor.remove_idle_actors()
 
 
 async def test_result_of_a_removed_actor_is_returned_to_a_late_attempt(cluster: Cluster) -> None:
@@ -177,7 +178,7 @@ async def test_result_of_a_removed_actor_is_returned_to_a_late_attempt(cluster: 
     name, done = await render(pool, "left-over")
     assert (name, done.files) == ("comfyui-p-0", (old.file,))
     assert cluster.actors["comfyui-p-0"].started == []
-    await supervisor.remove_idle()
+    await supervisor.remove_idle_actors()
 
 
 async def test_actor_with_an_unfetched_result_survives_its_pool(cluster: Cluster) -> None:
@@ -192,7 +193,7 @@ async def test_actor_with_an_unfetched_result_survives_its_pool(cluster: Cluster
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     actor._running.clear()
-    await supervisor.remove_idle()
+    await supervisor.remove_idle_actors()
     assert list(cluster.actors.values()) == [actor]
 
 
@@ -208,14 +209,14 @@ async def test_unplaced_actor_waits_while_renders_wait(
     await until(lambda: supervisor.placing_seconds.get("comfyui-p-0", 0) > 0.4)
     assert ActorCounts(ready=0, starting=0, placing=1) in counts
     assert [r.getMessage() for r in caplog.records] == [
-        "actor comfyui-p-0 waits for a node with room for 0.5 GPU, 0.5 CPU"
+        "actor comfyui-p-0 is waiting for a node with 0.5 GPU, 0.5 CPU"
     ]
     assert supervisor.statuses == {}
     cluster.actors["comfyui-p-0"].placed.set()
     await asyncio.wait_for(task, 5)
     assert supervisor.placing_seconds == {}
     await until(lambda: cluster.actors == {})
-    await supervisor.remove_idle()
+    await supervisor.remove_idle_actors()
 
 
 async def test_unneeded_unplaced_actor_is_removed(cluster: Cluster) -> None:
@@ -225,7 +226,7 @@ async def test_unneeded_unplaced_actor_is_removed(cluster: Cluster) -> None:
     supervisor.start()
     await asyncio.gather(*(render(pool) for _ in range(3)))
     await until(lambda: list(cluster.actors) == ["comfyui-p-0"])
-    await supervisor.remove_idle()
+    await supervisor.remove_idle_actors()
 
 
 async def test_pool_is_starting_until_an_actor_is_ready_or_failed(cluster: Cluster) -> None:
@@ -242,7 +243,7 @@ async def test_pool_is_starting_until_an_actor_is_ready_or_failed(cluster: Clust
     actor.ready, actor.error = True, None
     await until(lambda: pool.renderers == ["comfyui-p-0"])
     assert not supervisor.is_starting
-    await supervisor.remove_idle()
+    await supervisor.remove_idle_actors()
 
 
 async def test_actor_that_waits_for_a_node_is_not_starting(cluster: Cluster) -> None:
@@ -252,7 +253,7 @@ async def test_actor_that_waits_for_a_node_is_not_starting(cluster: Cluster) -> 
     await until(lambda: "comfyui-p-0" in supervisor.placing_seconds)
     assert supervisor.is_starting
     await until(lambda: not supervisor.is_starting)
-    await supervisor.remove_idle()
+    await supervisor.remove_idle_actors()
 
 
 async def test_actor_of_another_configuration_gets_no_requests(cluster: Cluster) -> None:
@@ -268,7 +269,7 @@ async def test_actor_of_another_configuration_gets_no_requests(cluster: Cluster)
     assert supervisor.is_starting
     old._running.clear()
     await until(lambda: pool.renderers == ["comfyui-p-0"])
-    await supervisor.remove_idle()
+    await supervisor.remove_idle_actors()
 
 
 async def test_start_error_is_logged_once(
@@ -285,8 +286,8 @@ async def test_start_error_is_logged_once(
     supervisor = ActorSupervisor(Pool("p"), SPEC, Scale(minimum=1, maximum=1, idle=0.05))
     supervisor.start()
     await until(lambda: tries > 6)
-    await supervisor.remove_idle()
+    await supervisor.remove_idle_actors()
     assert [record.getMessage() for record in caplog.records] == [
-        "actor comfyui-p-0: ComfyUI is not installed",
-        "actor comfyui-p-0: it is broken",
+        "actor comfyui-p-0 failed and is started again: ComfyUI is not installed",
+        "actor comfyui-p-0 failed and is started again: it is broken",
     ]

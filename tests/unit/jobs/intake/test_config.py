@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from deployments.intake.config import IntakeArgs
-from deployments.intake.workers import open_workers
+from deployments.intake.deployment import open_workers
 from moyin.settings import Settings
 
 RABBIT = {"type": "rabbitmq", "url_env": "STUDIO_RABBITMQ_URL", "owner": "studio"}

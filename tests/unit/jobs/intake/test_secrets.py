@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from deployments.logs import JsonLines
+from deployments.logs import JsonFormatter
 from moyin.domain.identity import Identity
 from moyin.jobs.intake import Broker, IntakeWorker
 from moyin.jobs.intake.rabbit import RabbitBroker
@@ -60,6 +60,6 @@ async def test_a_brokers_password_is_in_no_log(caplog: pytest.LogCaptureFixture)
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
     # In the form in which they are written: ours are redacted, those of libraries are not.
-    ours = [JsonLines().format(record) for record in intake_records()]
+    ours = [JsonFormatter().format(record) for record in intake_records()]
     others = [r.getMessage() for r in caplog.records if r not in intake_records()]
     assert PASSWORD not in "\n".join(ours + others)

@@ -1,4 +1,4 @@
-"""Summarises the judge's verdicts and spending of this month for ``GET /v1/quality``."""
+"""Summarizes the judge's verdicts and spending of the month for ``GET /v1/quality``."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from moyin.store.sql import now
 from moyin.text.judging.comparison import derive_comparison_id
 from moyin.text.judging.rules import JudgeRules
 
-__all__ = ["JudgeStatus", "agreements", "judge_summary"]
+__all__ = ["JudgeStatus", "count_agreements", "summarize_verdicts"]
 
-# At most so many verdicts of a tenant and month are counted.
+# Verdicts of a tenant and month that are counted at most.
 _MAX_VERDICTS = 20_000
 
 
@@ -25,22 +25,24 @@ class JudgeStatus(Protocol):
 
     @property
     def rules(self) -> JudgeRules | None:
-        """The current rules; None while the judge is off."""
+        """The current rules, or None while the judge is off."""
 
-    async def spent(self) -> Decimal:
-        """Return this month's spending in US dollars.
+    async def get_spending(self) -> Decimal:
+        """Return the spending of this calendar month in US dollars.
 
         Raises:
-            ServiceUnavailable: the spending cannot be read at present.
+            ServiceUnavailable: the spending is unknown because Valkey does not respond.
         """
 
 
-async def judge_summary(
+async def summarize_verdicts(
     store: QualityStore, judge: JudgeStatus | None, caller: Identity
 ) -> dict[str, Any] | None:
-    """Count the verdicts of the caller's tenant in this UTC month; None if the judge is not in use.
+    """Count the verdicts about answers to the caller's tenant in this calendar month (UTC).
 
-    Only operators see the spending, because it is the sum over all tenants.
+    Returns:
+        The counts, with the spending for operators only, because it is the sum over all tenants.
+        None if the judge is off and there are no verdicts.
     """
     since = now().replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     scores = await store.verdicts(caller.owner, since, _MAX_VERDICTS)
@@ -48,7 +50,7 @@ async def judge_summary(
     if rules is None and not scores:
         return None
     # Thousands of hashes take milliseconds, too long for the event loop.
-    total, agreed = await asyncio.to_thread(agreements, caller.owner, scores)
+    total, agreed = await asyncio.to_thread(count_agreements, caller.owner, scores)
     counts: dict[str, Any] = {
         "share": 0.0 if rules is None else rules.share,
         "judged": total,
@@ -57,17 +59,18 @@ async def judge_summary(
     if judge is None or rules is None or not caller.has_scope(OPERATOR):
         return counts
     try:
-        spent = float(await judge.spent())
+        spent = float(await judge.get_spending())
     except ServiceUnavailable:
         spent = None
     return {**counts, "spent_usd": spent, "usd_per_month": float(rules.usd_per_month)}
 
 
-def agreements(owner: str, scores: Iterable[tuple[str, float]]) -> tuple[int, int]:
-    """Count the judged answers, and those that were at least as good as the second answer.
+def count_agreements(owner: str, scores: Iterable[tuple[str, float]]) -> tuple[int, int]:
+    """Count the judged answers, and the judged answers that are not worse than the second answer.
 
     Args:
-        scores: pairs of request id and score. A second answer has the id of the comparison.
+        scores: pairs of an id and a score. The id of a judged answer is its request id; the id of a
+            second answer is `comparison_id` of that request id.
     """
     by_id = dict(scores)
     pairs = [

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from deployments.gateway.config import GatewayConfig
-from deployments.hot import HotConfig
+from deployments.replicas import ReloadableConfig
 from moyin.proxy import Proxy
 
 GOOD = {"routes": [{"name": "a", "prefix": "/a", "upstreams": ["http://x"]}]}
@@ -18,19 +18,19 @@ def proxy() -> Proxy:
 
 
 @pytest.fixture
-def hot(proxy: Proxy) -> HotConfig[GatewayConfig]:
-    return HotConfig(
+def hot(proxy: Proxy) -> ReloadableConfig[GatewayConfig]:
+    return ReloadableConfig(
         GatewayConfig, lambda config: proxy.configure(config.to_route_table("http://door"))
     )
 
 
-def test_invalid_first_configuration_raises(hot: HotConfig[GatewayConfig]) -> None:
+def test_invalid_first_configuration_raises(hot: ReloadableConfig[GatewayConfig]) -> None:
     with pytest.raises(ValueError, match=r"routes\.0\.upstreams\.0\.url"):
         hot.load(BAD)
 
 
 def test_invalid_later_configuration_is_logged_and_changes_nothing(
-    hot: HotConfig[GatewayConfig], proxy: Proxy, caplog: pytest.LogCaptureFixture
+    hot: ReloadableConfig[GatewayConfig], proxy: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     hot.load(GOOD)
     before = proxy.route_table

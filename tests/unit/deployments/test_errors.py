@@ -8,8 +8,8 @@ from ray.serve._private.http_util import convert_object_to_asgi_messages
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.headers import cors
-from deployments.outage import OutageErrors
+from deployments.errors import ServeErrorMiddleware
+from deployments.middleware import new_cors_middleware
 
 Answer = tuple[int, dict[str, str], bytes]
 NOT_FOUND = "Path '/jobs' not found. Ping http://.../-/routes for available routes."
@@ -36,7 +36,7 @@ async def messages_of(app: ASGIApp, path: str = "/jobs", kind: str = "http") -> 
         return {"type": "http.request", "body": b""}
 
     scope = {"type": kind, "path": path, "method": "GET", "headers": [(b"x-request-id", b"r1")]}
-    await OutageErrors(app)(scope, receive, send)
+    await ServeErrorMiddleware(app)(scope, receive, send)
     return sent
 
 
@@ -113,7 +113,7 @@ async def test_exception_gets_a_response_and_reaches_the_server() -> None:
 
     scope = {"type": "http", "path": "/jobs", "headers": []}
     with pytest.raises(ValueError, match="secret"):
-        await OutageErrors(app)(scope, _nothing, send)
+        await ServeErrorMiddleware(app)(scope, _nothing, send)
     assert sent[0]["status"] == 500
     problem = json.loads(sent[1]["body"])
     assert problem["code"] == "internal_error" and "secret" not in str(problem)
@@ -158,8 +158,8 @@ async def test_websocket_is_not_changed() -> None:
 
 
 async def test_configured_origin_may_read_the_error() -> None:
-    [middleware] = cors("https://play.example")
-    inner = OutageErrors(serve_answers(NOT_FOUND, 404))
+    [middleware] = new_cors_middleware("https://play.example")
+    inner = ServeErrorMiddleware(serve_answers(NOT_FOUND, 404))
     app: Any = middleware.cls(inner, *middleware.args, **middleware.kwargs)
     sent: list[Message] = []
 

@@ -8,7 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from deployments.models.routes.judged import agreements, judge_summary
+from deployments.models.routes.judge_summary import count_agreements, summarize_verdicts
 from moyin.cli.quality import _judge_summary
 from moyin.domain.identity import ALL_SCOPES, TEXT, Identity
 from moyin.errors import ServiceUnavailable
@@ -29,7 +29,7 @@ class FakeJudge:
         self.rules = rules
         self._spent = spent
 
-    async def spent(self) -> Decimal:
+    async def get_spending(self) -> Decimal:
         if self._spent is None:
             raise ServiceUnavailable("Valkey is unavailable")
         return self._spent
@@ -50,16 +50,16 @@ def test_pair_counts_once_and_a_tie_agrees() -> None:
 
     scores = [("a", 1.0), (second("a"), 0.5), ("b", 0.5), (second("b"), 0.5), ("c", 0.0),
               (second("c"), 1.0), ("unpaired", 1.0)]  # fmt: skip
-    assert agreements("ada", scores) == (3, 2)
-    assert agreements("bob", scores) == (0, 0)
+    assert count_agreements("ada", scores) == (3, 2)
+    assert count_agreements("bob", scores) == (0, 0)
 
 
 async def test_verdicts_are_of_this_month_and_only_operators_see_spending(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path / 'm.db'}")
     await database.ready()
     store = QualityStore(database)
-    assert await judge_summary(store, None, OPERATOR) is None
-    assert await judge_summary(store, FakeJudge(None), OPERATOR) is None
+    assert await summarize_verdicts(store, None, OPERATOR) is None
+    assert await summarize_verdicts(store, FakeJudge(None), OPERATOR) is None
     long_ago = datetime.now(UTC) - timedelta(days=40)
     rows = [
         row("r1", 1.0), row(derive_comparison_id("ada", "r1"), 0.5),
@@ -70,12 +70,12 @@ async def test_verdicts_are_of_this_month_and_only_operators_see_spending(tmp_pa
     ]  # fmt: skip
     await store.write((), rows)
     counts = {"share": 0.1, "judged": 2, "agreed": 1}
-    assert await judge_summary(store, FakeJudge(), CLIENT) == counts
+    assert await summarize_verdicts(store, FakeJudge(), CLIENT) == counts
     money = {"spent_usd": 2.0, "usd_per_month": 5.0}
-    assert await judge_summary(store, FakeJudge(), OPERATOR) == {**counts, **money}
-    unknown = await judge_summary(store, FakeJudge(spent=None), OPERATOR)
+    assert await summarize_verdicts(store, FakeJudge(), OPERATOR) == {**counts, **money}
+    unknown = await summarize_verdicts(store, FakeJudge(spent=None), OPERATOR)
     assert unknown == {**counts, **money, "spent_usd": None}
-    assert await judge_summary(store, FakeJudge(None), OPERATOR) == {**counts, "share": 0.0}
+    assert await summarize_verdicts(store, FakeJudge(None), OPERATOR) == {**counts, "share": 0.0}
     await database.close()
 
 

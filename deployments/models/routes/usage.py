@@ -1,4 +1,4 @@
-"""Serves ``GET /v1/requests/{id}``, the usage and cost of a call."""
+"""Serves the usage and cost of a model call at ``GET /v1/requests/{request_id}``."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ from moyin.domain import serialization
 from moyin.errors import RequestNotFound
 from moyin.store.usage import UsageLedger
 
-__all__ = ["request_routes"]
+__all__ = ["new_usage_routes"]
 
 
-def request_routes(ledger: UsageLedger) -> APIRouter:
-    """Return the route of the usage of a request."""
+def new_usage_routes(ledger: UsageLedger) -> APIRouter:
+    """Return the route that shows the ``ledger`` entry of a call."""
     router = APIRouter(tags=["usage"])
 
     @router.get(
-        "/requests/{request_id}",
-        summary="Show tokens and cost of a call by its x-request-id",
+        "/requests/{request_id}", summary="Show tokens and cost of a call by its x-request-id"
     )
     async def show_request(request_id: str, request: Request) -> dict[str, Any]:
         entry = await ledger.get(context(request.scope).owner, request_id)
         if entry is None:
             raise RequestNotFound(
-                f"there is no call {request_id!r}; calls are recorded about a second after they end"
+                "there is no call with this x-request-id; calls are recorded a second after they end"
             )
-        plain: dict[str, Any] = serialization.to_plain(entry)
-        return plain
+        usage: dict[str, Any] = serialization.to_plain(entry)
+        return usage
 
     return router

@@ -1,4 +1,4 @@
-"""Serves ``POST /v1/route``, which explains a routing decision without calling a model."""
+"""Serves ``POST /v1/route``, which explains the choice of a model without calling it."""
 
 from __future__ import annotations
 
@@ -23,23 +23,31 @@ from moyin.text.routing.explanation import (
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.router import Router
 
-__all__ = ["route_routes"]
+__all__ = ["new_explanation_routes"]
 
-_HEADER = "x-moyin-protocol"
+_PROTOCOL_HEADER = "x-moyin-protocol"
+_DURATION_MEMBERS = (
+    "seconds", "waiting_seconds", "loading_seconds", "first_token_seconds", "writing_seconds"
+)  # fmt: skip
 
 
-def route_routes(text_router: Router, codecs: Mapping[str, ProtocolCodec]) -> APIRouter:
-    """Return the route; ``codecs`` are those of the chat protocols by name."""
+def new_explanation_routes(text_router: Router, codecs: Mapping[str, ProtocolCodec]) -> APIRouter:
+    """Return the route that explains the choice of a model.
+
+    Args:
+        codecs: codecs of the chat protocols by name; the first is the default.
+    """
     router = APIRouter(tags=["routing"])
 
     @router.post(
         "/route",
+        operation_id="route_route_post",
         summary="Explain which back end would answer a request",
         description="Takes the body of a chat call and explains the router's decision without "
         "calling a model: the expected cost, time and score of every candidate, and the reason why "
         "other back ends are excluded. `?protocol=` (or the header `x-moyin-protocol`) names the "
         "protocol of the body: "
-        f"{', '.join(codecs)}; the first unless told. The headers `x-moyin-residency`, "
+        f"{', '.join(codecs)}; by default the first. The headers `x-moyin-residency`, "
         "`x-moyin-quality` and `x-moyin-usd-per-bad-answer` count as in the call itself.",
         openapi_extra={
             "requestBody": {
@@ -48,11 +56,13 @@ def route_routes(text_router: Router, codecs: Mapping[str, ProtocolCodec]) -> AP
             }
         },
     )
-    async def route(request: Request, protocol: str | None = None) -> dict[str, Any]:
-        name = protocol or request.headers.get(_HEADER) or next(iter(codecs))
+    async def explain_choice(request: Request, protocol: str | None = None) -> dict[str, Any]:
+        name = protocol or request.headers.get(_PROTOCOL_HEADER) or next(iter(codecs))
         codec = codecs.get(name)
         if codec is None:
-            raise InvalidRequest(f"must be one of {', '.join(codecs)}", field="protocol")
+            raise InvalidRequest(
+                f"protocol: must be one of {', '.join(codecs)}, not {name[:64]!r}", field="protocol"
+            )
         call = codec.parse(await request.body())
         request_context = context(request.scope)
         routing_context = RoutingContext(
@@ -61,12 +71,12 @@ def route_routes(text_router: Router, codecs: Mapping[str, ProtocolCodec]) -> AP
             headers=request.scope["headers"],
         )
         await text_router.load_learned_state(routing_context.owner)
-        return _explained(text_router.explain(codec, call, routing_context))
+        return _describe_explanation(text_router.explain(codec, call, routing_context))
 
     return router
 
 
-def _explained(explanation: Explanation) -> dict[str, Any]:
+def _describe_explanation(explanation: Explanation) -> dict[str, Any]:
     needs, error = explanation.needs, explanation.error
     best = explanation.candidates[0] if explanation.candidates else None
     return {
@@ -77,37 +87,39 @@ def _explained(explanation: Explanation) -> dict[str, Any]:
             **{name: getattr(needs, name) for name in ("tools", "vision", "schema", "thinking")},
         },
         "usd_per_second": explanation.usd_per_second,
-        "quality": _quality(explanation.quality),
-        "explore": {"share": explanation.explore, "tried": _name(explanation.trial)},
+        "quality": _describe_quality(explanation.quality),
+        "explore": {"share": explanation.explore, "tried": _name_candidate(explanation.trial)},
         "route": describe_choice(explanation.candidates, explanation.quality)
         if explanation.candidates
         else None,
-        "chosen": _name(best),
-        "candidates": [_candidate(one, explanation) for one in explanation.candidates],
-        "refused": [_exclusion(one) for one in explanation.exclusions],
+        "chosen": _name_candidate(best),
+        "candidates": [
+            _describe_candidate(candidate, explanation) for candidate in explanation.candidates
+        ],
+        "refused": [_describe_exclusion(exclusion) for exclusion in explanation.exclusions],
         "error": None if error is None else {"code": error.code, "message": error.message},
     }
 
 
-def _name(candidate: Candidate | None) -> dict[str, str] | None:
+def _name_candidate(candidate: Candidate | None) -> dict[str, str] | None:
     if candidate is None:
         return None
     return {"backend": candidate.deployment.backend, "model": candidate.deployment.model.name}
 
 
-def _candidate(candidate: Candidate, explanation: Explanation) -> dict[str, Any]:
+def _describe_candidate(candidate: Candidate, explanation: Explanation) -> dict[str, Any]:
     best, forecast = explanation.candidates[0], candidate.forecast
-    assert forecast is not None, "an explanation weighs every candidate"
-    assert best.forecast is not None, "an explanation weighs every candidate"
-    wins = candidate is best
+    assert forecast is not None, "Router.explain makes a forecast for every candidate"
+    assert best.forecast is not None, "Router.explain makes a forecast for every candidate"
+    is_best = candidate is best
     return {
         "backend": candidate.deployment.backend,
         "model": candidate.deployment.model.name,
         "reason": candidate.reason
-        if wins
+        if is_best
         else explain_loss(candidate, best, explanation.usd_per_second),
         "score_usd": forecast.score,
-        "quality": _estimate(forecast),
+        "quality": _describe_estimate(forecast),
         "loses_by_usd": forecast.score - best.forecast.score,
         "state": describe_model_state(candidate),
         "expected": {
@@ -115,31 +127,24 @@ def _candidate(candidate: Candidate, explanation: Explanation) -> dict[str, Any]
             "prompt_tokens": forecast.usage.prompt_tokens,
             "cached_tokens": forecast.usage.cached_tokens,
             "output_tokens": forecast.usage.output_tokens,
-            "seconds": forecast.seconds,
-            "waiting_seconds": forecast.waiting_seconds,
-            "loading_seconds": forecast.loading_seconds,
-            "first_token_seconds": forecast.first_token_seconds,
-            "writing_seconds": forecast.writing_seconds,
+            **{name: getattr(forecast, name) for name in _DURATION_MEMBERS},
         },
     }
 
 
-def _quality(quality: RequestQuality | None) -> dict[str, Any] | None:
-    """Describe the estimated difficulty of the request; None if quality is not considered."""
+def _describe_quality(quality: RequestQuality | None) -> dict[str, Any] | None:
+    """Describe the request's estimated difficulty, or return None if quality has no influence."""
     if quality is None:
         return None
     question = quality.question
     return {
-        "kind": question.kind,
-        "language": question.language,
-        "difficulty": question.difficulty,
-        "spread": question.spread,
+        **{name: getattr(question, name) for name in ("kind", "language", "difficulty", "spread")},
         "usd_per_bad_answer": quality.usd_per_bad_answer,
         "floor": quality.floor,
     }
 
 
-def _estimate(forecast: Forecast) -> dict[str, Any] | None:
+def _describe_estimate(forecast: Forecast) -> dict[str, Any] | None:
     estimate = forecast.estimate
     if estimate is None:
         return None
@@ -153,7 +158,7 @@ def _estimate(forecast: Forecast) -> dict[str, Any] | None:
     }
 
 
-def _exclusion(exclusion: Exclusion) -> dict[str, Any]:
+def _describe_exclusion(exclusion: Exclusion) -> dict[str, Any]:
     return {
         "backend": exclusion.deployment.backend,
         "model": exclusion.deployment.model.name,
