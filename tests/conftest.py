@@ -20,8 +20,8 @@ from tests.watchdog import Watchdog
 
 pytest_plugins = [
     "tests.integration.servers",
-    "tests.integration.jobs_fixtures",
-    "tests.integration.accounts_fixtures",
+    "tests.integration.gateway.fixtures",
+    "tests.integration.access.fixtures",
 ]
 # Timing decides no test.
 settings.register_profile("moyin", deadline=None, suppress_health_check=[HealthCheck.too_slow])

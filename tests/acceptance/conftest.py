@@ -14,7 +14,7 @@ import pytest
 from tests.acceptance.gateway import SCRIPTED, Gateway, running
 from tests.acceptance.limits import Limit, limit_of
 from tests.acceptance.scores import PAGE, Score, limits_table, scores_table, write
-from tests.integration.models_fixtures import llama
+from tests.integration.text.fixtures import llama
 
 __all__ = ["llama"]
 

@@ -13,7 +13,7 @@ from aiohttp import web
 from anyio.from_thread import start_blocking_portal
 
 from tests.acceptance.scripted import new_scripted_app
-from tests.integration.models_fixtures import claude, local, serving
+from tests.integration.text.fixtures import claude, local, serving
 
 __all__ = [
     "ALL",

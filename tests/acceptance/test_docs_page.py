@@ -15,7 +15,7 @@ from playwright.sync_api import Page, Request, expect, sync_playwright
 
 from moyin.settings import Settings
 from moyin.store.sql import migrate
-from tests.integration.accounts_fixtures import SECRET, AccountsDoor, accounts_serving
+from tests.integration.access.fixtures import SECRET, AccountsDoor, accounts_serving
 
 # Swagger UI asks a validator elsewhere for its opinion only where the page's host is no localhost.
 _HOST = "door.studio"

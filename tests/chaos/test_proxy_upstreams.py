@@ -12,7 +12,7 @@ import aiohttp
 import psutil
 
 from tests.door import ROOT, Measured
-from tests.integration.proxy_fixtures import ProxyDoor, proxy_door
+from tests.integration.proxy.fixtures import ProxyDoor, proxy_door
 from tests.integration.servers import free_port
 
 CLIENTS = 16
@@ -96,7 +96,7 @@ async def _processes(ports: list[int]) -> AsyncIterator[list[asyncio.subprocess.
 
 async def _start(port: int) -> asyncio.subprocess.Process:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.integration.proxy_upstream", str(port),
+        sys.executable, "-m", "tests.integration.proxy.upstream", str(port),
         cwd=ROOT, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None

@@ -10,7 +10,7 @@ from moyin.errors import BackendRejected, BackendUnavailable, Overloaded
 from moyin.text.backends import http
 from moyin.text.backends.endpoint import Endpoint, FixedEndpoint
 from moyin.text.backends.http import HttpClient
-from tests.integration.upstreams import Upstream
+from tests.integration.text.upstreams import Upstream
 
 
 @asynccontextmanager

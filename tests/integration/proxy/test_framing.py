@@ -1,0 +1,105 @@
+"""Requests that two servers could read differently, byte by byte: none gets through as two."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.integration.proxy.fixtures import ProxyDoor, proxy_door
+from tests.integration.proxy.upstream import Service, serving
+
+HIDDEN = "GET /assets/hidden HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ann-key\r\n\r\n"
+
+
+@pytest.fixture
+async def service() -> Service:
+    return Service()
+
+
+@pytest.fixture
+async def door(service: Service) -> AsyncIterator[ProxyDoor]:
+    async with serving(service) as url:
+        route = {"name": "assets", "prefix": "/assets", "upstreams": [url]}
+        async with proxy_door(route) as door:
+            yield door
+
+
+AMBIGUOUS = [
+    f"Content-Length: {len(HIDDEN)}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{HIDDEN}",
+    f"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n{HIDDEN}",
+    f"Content-Length: 0\r\nContent-Length: {len(HIDDEN)}\r\n\r\n{HIDDEN}",
+    f"Content-Length: +{len(HIDDEN)}\r\n\r\n{HIDDEN}",
+    f"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n{HIDDEN}",
+    f"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n{HIDDEN}",
+    f"X: a\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{HIDDEN}",
+]
+
+
+async def test_an_ambiguous_body_is_refused(door: ProxyDoor, service: Service) -> None:
+    head = "POST /assets/seen HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ann-key\r\n"
+    for framing in AMBIGUOUS:
+        answer = await _raw(door, head + framing)
+        assert answer.split(b" ", 2)[1] in (b"400", b"501"), (framing, answer)
+    assert service.seen == []
+
+
+HIDING = [
+    "/assets/../jobs",
+    "/assets/%2e%2e/secret",
+    "/assets/%252e%252e/secret",
+    "/assets/a/..%2fsecret",
+    "/assets/..%5csecret",
+    "/assets/%00",
+    "/%61ssets/x",
+    "/assets/x%0d%0aX-Evil:%201",
+    "/assets/..;/secret",
+    "/assets/%2e%2e;/secret",
+    "/assets/..%3b/secret",
+    "/assets/%2e%2e%3bx=1/secret",
+    "/assets/.;/secret",
+    "/assets/%c0%ae%c0%ae/secret",
+]
+
+
+async def test_a_path_that_hides_what_it_is_is_refused(door: ProxyDoor, service: Service) -> None:
+    for path in HIDING:
+        head = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ann-key\r\n\r\n"
+        answer = await _raw(door, head)
+        assert answer.split(b" ", 2)[1] in (b"400", b"404"), (path, answer)
+    assert service.seen == []
+
+
+async def test_no_request_chooses_an_address(door: ProxyDoor, service: Service) -> None:
+    for line in (
+        "GET http://127.0.0.1:1/assets/x HTTP/1.1",
+        "GET /assets//127.0.0.1:1/x HTTP/1.1",
+        "GET /assets/@127.0.0.1:1/x HTTP/1.1",
+        "GET /assets/:1/x HTTP/1.1",
+        "GET /assets%2F@127.0.0.1:1/x HTTP/1.1",
+        "GET /assets%2Fx HTTP/1.1",
+    ):
+        head = f"{line}\r\nHost: 127.0.0.1:1\r\nAuthorization: Bearer ann-key\r\n\r\n"
+        answer = await _raw(door, head)
+        assert answer.split(b" ", 2)[1] in (b"200", b"400", b"404"), answer
+    assert {request.path for request in service.seen} <= {
+        "/x", "//127.0.0.1:1/x", "/@127.0.0.1:1/x", "/:1/x",
+    }  # fmt: skip
+
+
+async def _raw(door: ProxyDoor, text: str) -> bytes:
+    host, port = door.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(text.encode())
+    answer = b""
+    try:
+        async with asyncio.timeout(1):
+            while b"\r\n\r\n" not in answer:
+                part = await reader.read(4096)
+                if not part:
+                    break
+                answer += part
+    finally:
+        writer.close()
+    return answer
