@@ -47,7 +47,7 @@ pythons:  ## unit tests under each Python 3.11 to 3.13 that is installed
 # Two at a time, of which one has the farm that many share: more are no faster on two cores.
 # The long ones first, so that neither waits for the other at the end.
 servers: $(DEV_STAMP)
-	$(TIMED) $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder \
+	$(TIMED) $(BIN)/python -m pytest -q -n 2 --no-loadscope-reorder \
 		tests/chaos tests/integration tests/acceptance
 
 integration: $(DEV_STAMP) comfyui rabbitmq  ## tests with real servers

@@ -1,46 +1,37 @@
-"""Which tests share the whole farm of the fixture ``door``, and that they do so in one process.
+"""Keeps the tests that share one whole farm, of the fixture ``gateway``, in one process.
 
 A farm takes a minute of both cores to start and a quarter of one to stay up.
 """
 
 from __future__ import annotations
 
-import ast
-from functools import cache
-from pathlib import Path
-
+import pytest
 from xdist.scheduler.loadfile import LoadFileScheduling
 
-__all__ = ["FarmScheduling", "shares_the_farm"]
+__all__ = ["FarmScheduling", "group_farm_tests", "shares_farm"]
 
-_ROOT = Path(__file__).parents[1]
-_FIXTURE = "door"
+_FIXTURE = "gateway"
+_GROUP = "farm"
 
 
 class FarmScheduling(LoadFileScheduling):
-    """A file stays together, and all that share the farm do."""
+    """Keeps the tests of a file together, and those of all files that share the farm."""
 
     def _split_scope(self, nodeid: str) -> str:
+        # So xdist marks the tests of a group, for want of another way to its scheduler.
         file: str = super()._split_scope(nodeid)
-        return _FIXTURE if shares_the_farm(_ROOT / file) else file
+        return _GROUP if nodeid.endswith(f"@{_GROUP}") else file
 
 
-@cache
-def shares_the_farm(file: Path) -> bool:
-    """Whether a function in it takes ``door``, and it has none of its own.
+def group_farm_tests(items: list[pytest.Item]) -> None:
+    """Make one group of all files in which a test uses the farm, and put it first: it is long."""
+    files = {item.path for item in items if _FIXTURE in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path not in files)
+    for item in items:
+        if item.path in files:
+            item.add_marker(pytest.mark.xdist_group(_GROUP))
 
-    By its text, because xdist's scheduler knows no more of a test than its name.
-    """
-    functions = [
-        node
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    ]
-    own = any(function.name == _FIXTURE for function in functions)
-    takes = any(
-        argument.arg == _FIXTURE
-        for function in functions
-        if function.name.startswith("test_") or function.decorator_list
-        for argument in function.args.args
-    )
-    return takes and not own
+
+def shares_farm(item: pytest.Item) -> bool:
+    """Whether the test is in a file that shares the farm."""
+    return item.get_closest_marker("xdist_group") is not None

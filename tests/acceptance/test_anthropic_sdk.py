@@ -10,7 +10,7 @@ import pytest
 from anthropic import beta_tool
 from pydantic import BaseModel
 
-from tests.acceptance.gateway import ALL, CLAUDE, LLAMA, PNG, SCRIPTED, Gateway
+from tests.acceptance.text_gateway import ALL, CLAUDE, LLAMA, PNG, SCRIPTED, TextGateway
 
 SUITE = f"anthropic SDK {anthropic.__version__}"
 HELLO = {"role": "user", "content": "Say hello."}
@@ -31,9 +31,9 @@ class Person(BaseModel):
 
 
 @pytest.fixture
-def client(gateway: Gateway) -> Iterator[anthropic.Anthropic]:
+def client(text_gateway: TextGateway) -> Iterator[anthropic.Anthropic]:
     with anthropic.Anthropic(
-        base_url=gateway.url, api_key=gateway.api_key, max_retries=0
+        base_url=text_gateway.url, api_key=text_gateway.api_key, max_retries=0
     ) as client:
         yield client
 
@@ -191,22 +191,24 @@ def test_models_are_listed_and_retrieved(client: anthropic.Anthropic) -> None:
     assert client.models.retrieve(LLAMA).display_name == LLAMA
 
 
-async def test_the_async_client_streams_text(gateway: Gateway) -> None:
+async def test_the_async_client_streams_text(text_gateway: TextGateway) -> None:
     async with (
-        anthropic.AsyncAnthropic(base_url=gateway.url, api_key=gateway.api_key) as client,
+        anthropic.AsyncAnthropic(base_url=text_gateway.url, api_key=text_gateway.api_key) as client,
         client.messages.stream(model=LLAMA, messages=[HELLO], max_tokens=8) as stream,
     ):
         pieces = [piece async for piece in stream.text_stream]
     assert len(pieces) > 1
 
 
-def test_errors_are_the_sdks_own(client: anthropic.Anthropic, gateway: Gateway) -> None:
+def test_errors_are_the_sdks_own(client: anthropic.Anthropic, text_gateway: TextGateway) -> None:
     with pytest.raises(anthropic.BadRequestError, match="max_tokens"):
         client.messages.create(model=SCRIPTED, messages=[HELLO], max_tokens=0)
     with pytest.raises(anthropic.NotFoundError, match="gpt-2"):
         client.messages.create(model="gpt-2", messages=[HELLO], max_tokens=8)
     with (
-        anthropic.Anthropic(base_url=gateway.url, api_key="moyin_wrong", max_retries=0) as stranger,
+        anthropic.Anthropic(
+            base_url=text_gateway.url, api_key="moyin_wrong", max_retries=0
+        ) as stranger,
         pytest.raises(anthropic.AuthenticationError),
     ):
         stranger.messages.create(model=SCRIPTED, messages=[HELLO], max_tokens=8)

@@ -16,7 +16,7 @@ from langchain_ollama import ChatOllama
 from langchain_openai import ChatOpenAI
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 
-from tests.acceptance.gateway import LLAMA, OTHER, PNG, SCRIPTED, Gateway
+from tests.acceptance.text_gateway import LLAMA, OTHER, PNG, SCRIPTED, TextGateway
 
 pytestmark = pytest.mark.filterwarnings(
     # LangChain drops clients with open connections.
@@ -49,14 +49,17 @@ class _Suite(ChatModelIntegrationTests):
     """The tests as they are; what a model can do is said here, as LangChain wants it."""
 
     MODEL: ClassVar[str] = SCRIPTED
-    gateway: Gateway
+    text_gateway: TextGateway
     max_tokens: int
 
     @pytest.fixture(autouse=True)
     def _attach(
-        self, gateway: Gateway, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+        self,
+        text_gateway: TextGateway,
+        request: pytest.FixtureRequest,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        self.gateway = gateway
+        self.text_gateway = text_gateway
         name = request.node.name
         self.max_tokens = _OBJECT if "structured" in name or "json" in name else _WORDS
         # The tests fetch their picture from the internet.
@@ -82,8 +85,8 @@ class _ThroughOpenAI(_Suite):
     def chat_model_params(self) -> dict[str, Any]:
         return {
             "model": self.MODEL,
-            "base_url": self.gateway.openai,
-            "api_key": self.gateway.api_key,
+            "base_url": self.text_gateway.openai,
+            "api_key": self.text_gateway.api_key,
             "max_tokens": self.max_tokens,
             "stream_usage": True,
             "max_retries": 0,
@@ -105,8 +108,8 @@ class _ThroughAnthropic(_Suite):
     def chat_model_params(self) -> dict[str, Any]:
         return {
             "model": self.MODEL,
-            "base_url": self.gateway.url,
-            "api_key": self.gateway.api_key,
+            "base_url": self.text_gateway.url,
+            "api_key": self.text_gateway.api_key,
             "max_tokens": self.max_tokens,
             "max_retries": 0,
         }
@@ -131,7 +134,7 @@ class _ThroughOllama(_Suite):
     def chat_model_params(self) -> dict[str, Any]:
         return {
             "model": self.MODEL,
-            "base_url": self.gateway.ollama,
+            "base_url": self.text_gateway.ollama,
             "client_kwargs": {"headers": {"authorization": f"Bearer {self.gateway.api_key}"}},
             "num_predict": self.max_tokens,
         }

@@ -9,7 +9,7 @@ import ollama
 import pytest
 from pydantic import BaseModel
 
-from tests.acceptance.gateway import ALL, CLAUDE, LLAMA, PNG, SCRIPTED, VECTORS, Gateway
+from tests.acceptance.text_gateway import ALL, CLAUDE, LLAMA, PNG, SCRIPTED, VECTORS, TextGateway
 
 SUITE = f"ollama SDK {version('ollama')}"
 HELLO = {"role": "user", "content": "Say hello."}
@@ -30,13 +30,13 @@ def get_weather(city: str) -> str:
 
 
 @pytest.fixture
-def client(gateway: Gateway) -> Iterator[ollama.Client]:
-    with ollama.Client(gateway.ollama, headers=_headers(gateway)) as client:
+def client(text_gateway: TextGateway) -> Iterator[ollama.Client]:
+    with ollama.Client(text_gateway.ollama, headers=_headers(text_gateway)) as client:
         yield client
 
 
-def _headers(gateway: Gateway) -> dict[str, str]:
-    return {"authorization": f"Bearer {gateway.api_key}"}
+def _headers(text_gateway: TextGateway) -> dict[str, str]:
+    return {"authorization": f"Bearer {text_gateway.api_key}"}
 
 
 @pytest.mark.parametrize("model", ALL)
@@ -145,19 +145,21 @@ def test_models_are_listed_shown_and_running(client: ollama.Client) -> None:
     assert isinstance(client.ps().models, list | tuple)
 
 
-async def test_the_async_client_streams(gateway: Gateway) -> None:
-    async with ollama.AsyncClient(gateway.ollama, headers=_headers(gateway)) as client:
+async def test_the_async_client_streams(text_gateway: TextGateway) -> None:
+    async with ollama.AsyncClient(text_gateway.ollama, headers=_headers(text_gateway)) as client:
         stream = await client.chat(LLAMA, [HELLO], stream=True, options={"num_predict": 8})
         pieces = [chunk.message.content async for chunk in stream]
     assert len(pieces) > 1
 
 
-def test_errors_are_the_sdks_own(client: ollama.Client, gateway: Gateway) -> None:
+def test_errors_are_the_sdks_own(client: ollama.Client, text_gateway: TextGateway) -> None:
     with pytest.raises(ollama.ResponseError, match="gpt-2") as unknown:
         client.chat("gpt-2", [HELLO])
     assert unknown.value.status_code == 404
     with (
-        ollama.Client(gateway.ollama, headers={"authorization": "Bearer moyin_wrong"}) as stranger,
+        ollama.Client(
+            text_gateway.ollama, headers={"authorization": "Bearer moyin_wrong"}
+        ) as stranger,
         pytest.raises(ollama.ResponseError) as refused,
     ):
         stranger.chat(SCRIPTED, [HELLO])

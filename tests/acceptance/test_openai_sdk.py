@@ -11,7 +11,7 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 
-from tests.acceptance.gateway import ALL, CLAUDE, LLAMA, PNG, SCRIPTED, VECTORS, Gateway
+from tests.acceptance.text_gateway import ALL, CLAUDE, LLAMA, PNG, SCRIPTED, VECTORS, TextGateway
 
 SUITE = f"openai SDK {openai.__version__}"
 HELLO = {"role": "user", "content": "Say hello."}
@@ -29,8 +29,10 @@ class GetWeather(BaseModel):
 
 
 @pytest.fixture
-def client(gateway: Gateway) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=gateway.openai, api_key=gateway.api_key, max_retries=0) as client:
+def client(text_gateway: TextGateway) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(
+        base_url=text_gateway.openai, api_key=text_gateway.api_key, max_retries=0
+    ) as client:
         yield client
 
 
@@ -166,8 +168,10 @@ def test_models_are_listed_and_retrieved(client: openai.OpenAI) -> None:
     assert client.models.retrieve(LLAMA).id == LLAMA
 
 
-async def test_the_async_client_and_many_at_once(gateway: Gateway) -> None:
-    async with openai.AsyncOpenAI(base_url=gateway.openai, api_key=gateway.api_key) as client:
+async def test_the_async_client_and_many_at_once(text_gateway: TextGateway) -> None:
+    async with openai.AsyncOpenAI(
+        base_url=text_gateway.openai, api_key=text_gateway.api_key
+    ) as client:
         answers = await asyncio.gather(
             *(
                 client.chat.completions.create(model=model, messages=[HELLO], max_tokens=4)
@@ -186,7 +190,7 @@ def test_a_stream_that_is_left_early_closes_well(client: openai.OpenAI) -> None:
     assert client.chat.completions.create(model=SCRIPTED, messages=[HELLO]).choices
 
 
-def test_errors_are_the_sdks_own(client: openai.OpenAI, gateway: Gateway) -> None:
+def test_errors_are_the_sdks_own(client: openai.OpenAI, text_gateway: TextGateway) -> None:
     with pytest.raises(openai.BadRequestError) as bad:
         client.chat.completions.create(model=SCRIPTED, messages=[HELLO], temperature=9)
     assert (bad.value.param, bad.value.code) == ("temperature", "invalid_request")
@@ -194,7 +198,9 @@ def test_errors_are_the_sdks_own(client: openai.OpenAI, gateway: Gateway) -> Non
         client.models.retrieve("gpt-2")
     assert unknown.value.code == "model_not_found"
     with (
-        openai.OpenAI(base_url=gateway.openai, api_key="moyin_wrong", max_retries=0) as stranger,
+        openai.OpenAI(
+            base_url=text_gateway.openai, api_key="moyin_wrong", max_retries=0
+        ) as stranger,
         pytest.raises(openai.AuthenticationError),
     ):
         stranger.models.list()

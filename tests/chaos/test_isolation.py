@@ -19,7 +19,7 @@ import yaml
 
 from tests.chaos import victims
 from tests.chaos.graphs import picture
-from tests.door import Measured, StackDoor
+from tests.stack import Measured, RunningStack
 
 ROUNDS, QUIET, HANGING = 5, 0.8, 0.8
 LEAK_LIMIT_MIB = 700
@@ -36,9 +36,9 @@ REPLICAS = {"models": "Models", "accounts": "Accounts", "render": "RenderPool"}
 
 @pytest.mark.parametrize("victim", REPLICAS)
 async def test_a_service_that_hangs_and_dies_takes_no_other_with_it(
-    victim: str, door: StackDoor, measured: Measured
+    victim: str, gateway: RunningStack, measured: Measured
 ) -> None:
-    async with _client(door) as client:
+    async with _client(gateway) as client:
         uses = {
             "models": lambda: _ask(client),
             "accounts": lambda: _get(client, KEYS),
@@ -48,7 +48,7 @@ async def test_a_service_that_hangs_and_dies_takes_no_other_with_it(
         await asyncio.gather(*(_until_well(use) for use in uses.values()))
         others = {name: use for name, use in uses.items() if name != victim}
         windows = Windows()
-        meanwhile = _hang_and_kill(door, REPLICAS[victim], uses[victim], windows)
+        meanwhile = _hang_and_kill(gateway, REPLICAS[victim], uses[victim], windows)
         used = await _under_load(others, meanwhile)
     for name in others:
         found = windows.sort(used[name])
@@ -57,17 +57,17 @@ async def test_a_service_that_hangs_and_dies_takes_no_other_with_it(
 
 
 async def test_a_leak_in_accounts_ends_accounts_and_nobody_else(
-    door: StackDoor, tmp_path: Path, measured: Measured
+    gateway: RunningStack, tmp_path: Path, measured: Measured
 ) -> None:
     leaky = tmp_path / "leaky.yaml"
-    config = yaml.safe_load(Path(door.env["MOYIN_SERVE_CONFIG"]).read_text())
+    config = yaml.safe_load(Path(gateway.env["MOYIN_SERVE_CONFIG"]).read_text())
     [accounts] = [app for app in config["applications"] if app["name"] == "accounts"]
     accounts["import_path"] = "tests.chaos.leaky:build"
     [deployment] = accounts["deployments"]
     limit = {"MOYIN_REPLICA_MEMORY_MIB": str(LEAK_LIMIT_MIB)}
     deployment["ray_actor_options"]["runtime_env"] = {"env_vars": limit}
     leaky.write_text(yaml.safe_dump(config))
-    async with _client(door) as client:
+    async with _client(gateway) as client:
         others = {
             "models": lambda: _ask(client),
             "jobs": lambda: _get(client, "/jobs?limit=1"),
@@ -75,15 +75,15 @@ async def test_a_leak_in_accounts_ends_accounts_and_nobody_else(
         }
         await asyncio.gather(*(_until_well(use) for use in others.values()))
         bystanders = set(REPLICAS.values()) - {"Accounts"}
-        before, sound = _pids(door, bystanders), _pids(door, {"Accounts"})
-        await asyncio.to_thread(door.run, "deploy", "--config", str(leaky))
+        before, sound = _pids(gateway, bystanders), _pids(gateway, {"Accounts"})
+        await asyncio.to_thread(gateway.run, "deploy", "--config", str(leaky))
         try:
-            await asyncio.wait_for(_until_gone(door, sound), 60)
-            used = await _under_load(others, _leak(client, door))
+            await asyncio.wait_for(_until_gone(gateway, sound), 60)
+            used = await _under_load(others, _leak(client, gateway))
         finally:
-            await asyncio.to_thread(door.run, "deploy")
+            await asyncio.to_thread(gateway.run, "deploy")
         await asyncio.wait_for(_until_well(lambda: _get(client, KEYS)), 60)
-        assert _pids(door, bystanders) == before
+        assert _pids(gateway, bystanders) == before
     uses = {name: len(found) for name, found in used.items()}
     assert all(uses.values())
     measured(
@@ -92,10 +92,10 @@ async def test_a_leak_in_accounts_ends_accounts_and_nobody_else(
     )
 
 
-async def _leak(client: aiohttp.ClientSession, door: StackDoor) -> None:
+async def _leak(client: aiohttp.ClientSession, gateway: RunningStack) -> None:
     """Ask accounts, which keeps memory at every answer, until its replica has ended over it."""
     await _until_well(lambda: _get(client, KEYS))
-    [process] = victims.processes(door.data, victims.replica("Accounts"))
+    [process] = victims.processes(gateway.data, victims.replica("Accounts"))
     largest = 0
     with suppress(psutil.NoSuchProcess):
         async with asyncio.timeout(90):
@@ -105,21 +105,21 @@ async def _leak(client: aiohttp.ClientSession, door: StackDoor) -> None:
                     await _get(client, KEYS)
     assert largest > 0.8 * LEAK_LIMIT_MIB * 2**20
     await asyncio.wait_for(_until_well(lambda: _get(client, KEYS)), 90)
-    assert process.pid not in _pids(door, {"Accounts"})
+    assert process.pid not in _pids(gateway, {"Accounts"})
 
 
-async def _until_gone(door: StackDoor, pids: set[int]) -> None:
+async def _until_gone(gateway: RunningStack, pids: set[int]) -> None:
     while True:
-        if not pids & _pids(door, {"Accounts"}):
+        if not pids & _pids(gateway, {"Accounts"}):
             return
         await asyncio.sleep(0.2)
 
 
-def _pids(door: StackDoor, deployments: Iterable[str]) -> set[int]:
+def _pids(gateway: RunningStack, deployments: Iterable[str]) -> set[int]:
     return {
         process.pid
         for name in deployments
-        for process in victims.processes(door.data, victims.replica(name))
+        for process in victims.processes(gateway.data, victims.replica(name))
     }
 
 
@@ -169,10 +169,10 @@ async def _under_load(
 
 
 async def _hang_and_kill(
-    door: StackDoor, deployment: str, use: Callable[[], Awaitable[None]], windows: Windows
+    gateway: RunningStack, deployment: str, use: Callable[[], Awaitable[None]], windows: Windows
 ) -> None:
     """Returns when it can be used again."""
-    [process] = victims.processes(door.data, victims.replica(deployment))
+    [process] = victims.processes(gateway.data, victims.replica(deployment))
     try:
         for _ in range(ROUNDS):
             await windows.spend("quiet", asyncio.sleep(QUIET))
@@ -218,9 +218,9 @@ async def _render(client: aiohttp.ClientSession) -> None:
 
 
 @asynccontextmanager
-async def _client(door: StackDoor) -> AsyncIterator[aiohttp.ClientSession]:
-    headers = {"authorization": f"Bearer {door.api_key}"}
-    async with aiohttp.ClientSession(door.url, headers=headers) as client:
+async def _client(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSession]:
+    headers = {"authorization": f"Bearer {gateway.api_key}"}
+    async with aiohttp.ClientSession(gateway.url, headers=headers) as client:
         yield client
     # A connection that was cut needs a moment of the loop to be closed.
     await asyncio.sleep(0.1)

@@ -68,7 +68,7 @@ class Answer:
         return self.body.get("code")
 
 
-class AccountsDoor:
+class AccountsApp:
     """The app as its clients see it, with an operator's key."""
 
     def __init__(self, settings: Settings, parts: AccountsParts, outbox: Outbox) -> None:
@@ -186,7 +186,7 @@ def _new_database(request: pytest.FixtureRequest, folder: Path) -> str:
 
 
 @asynccontextmanager
-async def accounts_serving(settings: Settings) -> AsyncIterator[AccountsDoor]:
+async def accounts_serving(settings: Settings) -> AsyncIterator[AccountsApp]:
     """The accounts app on a free port."""
     outbox = Outbox()
     parts = new_parts(
@@ -197,14 +197,14 @@ async def accounts_serving(settings: Settings) -> AsyncIterator[AccountsDoor]:
         session_idle=timedelta(days=1),
     )
     parts.sign_in._passwords = Passwords(QUICK)
-    door = AccountsDoor(settings, parts, outbox)
+    accounts_app = AccountsApp(settings, parts, outbox)
     database = Database(settings.sql_url)
-    _, door.operator = await KeyStore(database).create("admin", "operator")
+    _, accounts_app.operator = await KeyStore(database).create("admin", "operator")
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
-        door.url = await stack.enter_async_context(serving(new_app(parts)))
-        door.session = await stack.enter_async_context(aiohttp.ClientSession())
-        yield door
+        accounts_app.url = await stack.enter_async_context(serving(new_app(parts)))
+        accounts_app.session = await stack.enter_async_context(aiohttp.ClientSession())
+        yield accounts_app
 
 
 @asynccontextmanager
@@ -241,7 +241,7 @@ def accounts_settings(
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def accounts(accounts_settings: Settings) -> AsyncIterator[AccountsDoor]:
+async def accounts(accounts_settings: Settings) -> AsyncIterator[AccountsApp]:
     """The accounts app on each kind of database, shared by a module's tests."""
-    async with accounts_serving(accounts_settings) as door:
-        yield door
+    async with accounts_serving(accounts_settings) as accounts_app:
+        yield accounts_app

@@ -15,13 +15,13 @@ from moyin.access.accounts.passwords import Passwords
 from moyin.errors import InvalidKey
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
-from tests.integration.access.fixtures import PASSWORD, QUICK, AccountsDoor
+from tests.integration.access.fixtures import PASSWORD, QUICK, AccountsApp
 
 # One app for each kind of database: its tests share a loop and leave each other's users alone.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def test_a_player_registers_signs_in_and_changes_the_profile(accounts: AccountsDoor) -> None:
+async def test_a_player_registers_signs_in_and_changes_the_profile(accounts: AccountsApp) -> None:
     registered = await accounts.call(
         "POST",
         "/register",
@@ -47,7 +47,7 @@ async def test_a_player_registers_signs_in_and_changes_the_profile(accounts: Acc
     assert (who["owner"], who["scopes"]) == (user["id"], ["player"])
 
 
-async def test_a_wrong_password_and_an_unknown_email_look_the_same(accounts: AccountsDoor) -> None:
+async def test_a_wrong_password_and_an_unknown_email_look_the_same(accounts: AccountsApp) -> None:
     player = await accounts.player()
     answers = [
         await accounts.call("POST", "/login", None, {"email": email, "password": "wrong one"})
@@ -58,7 +58,7 @@ async def test_a_wrong_password_and_an_unknown_email_look_the_same(accounts: Acc
 
 
 async def test_a_refresh_token_is_good_once_and_its_replay_ends_the_session(
-    accounts: AccountsDoor,
+    accounts: AccountsApp,
 ) -> None:
     first = await accounts.player()
     second = await accounts.ok("POST", "/refresh", None, {"refresh_token": first["refresh_token"]})
@@ -76,7 +76,7 @@ async def test_a_refresh_token_is_good_once_and_its_replay_ends_the_session(
 
 
 async def test_of_two_refreshes_at_once_one_wins_and_the_family_ends(
-    accounts: AccountsDoor,
+    accounts: AccountsApp,
 ) -> None:
     token = (await accounts.player())["refresh_token"]
     answers = await asyncio.gather(
@@ -90,7 +90,7 @@ async def test_of_two_refreshes_at_once_one_wins_and_the_family_ends(
     assert after.status == 401
 
 
-async def test_signing_out_ends_the_session(accounts: AccountsDoor) -> None:
+async def test_signing_out_ends_the_session(accounts: AccountsApp) -> None:
     session = await accounts.player()
     await accounts.ok("POST", "/logout", session["access_token"])
     refused = await accounts.call(
@@ -99,15 +99,15 @@ async def test_signing_out_ends_the_session(accounts: AccountsDoor) -> None:
     assert refused.status == 401
 
 
-async def test_a_session_that_is_over_makes_no_key(accounts: AccountsDoor) -> None:
+async def test_a_session_that_is_over_makes_no_key(accounts: AccountsApp) -> None:
     token = (await accounts.member(await accounts.organisation()))["access_token"]
     await accounts.ok("POST", "/keys", token, {"name": "before"})
     await accounts.ok("POST", "/logout", token)
-    # At once, whatever the door knew a moment ago.
+    # At once, whatever the gateway knew a moment ago.
     assert (await accounts.call("POST", "/keys", token, {"name": "after"})).status == 401
 
 
-async def test_no_key_that_is_made_meanwhile_outlives_a_take_over(accounts: AccountsDoor) -> None:
+async def test_no_key_that_is_made_meanwhile_outlives_a_take_over(accounts: AccountsApp) -> None:
     organisation = await accounts.organisation()
     for attempt in range(5):
         member = await accounts.member(organisation)
@@ -122,7 +122,7 @@ async def test_no_key_that_is_made_meanwhile_outlives_a_take_over(accounts: Acco
                 assert (await accounts.call("GET", "/whoami", answer.body["key"])).status == 401
 
 
-async def test_two_admins_change_each_other_at_once(accounts: AccountsDoor) -> None:
+async def test_two_admins_change_each_other_at_once(accounts: AccountsApp) -> None:
     organisation = await accounts.organisation()
     path = f"/organisations/{organisation}/members"
     for _ in range(5):
@@ -142,7 +142,7 @@ async def test_two_admins_change_each_other_at_once(accounts: AccountsDoor) -> N
         assert sorted(roles) == ["admin", "viewer"]
 
 
-async def test_signing_out_everywhere_ends_all(accounts: AccountsDoor) -> None:
+async def test_signing_out_everywhere_ends_all(accounts: AccountsApp) -> None:
     one = await accounts.player()
     credentials = {"email": one["user"]["email"], "password": PASSWORD}
     other = await accounts.ok("POST", "/login", None, credentials)
@@ -154,7 +154,7 @@ async def test_signing_out_everywhere_ends_all(accounts: AccountsDoor) -> None:
 
 
 async def test_a_new_password_needs_the_old_one_and_ends_other_sessions(
-    accounts: AccountsDoor,
+    accounts: AccountsApp,
 ) -> None:
     here = await accounts.player()
     email = here["user"]["email"]
@@ -170,7 +170,7 @@ async def test_a_new_password_needs_the_old_one_and_ends_other_sessions(
     await accounts.ok("POST", "/login", None, {"email": email, "password": "another good one"})
 
 
-async def test_a_forgotten_password_is_reset_by_mail_once(accounts: AccountsDoor) -> None:
+async def test_a_forgotten_password_is_reset_by_mail_once(accounts: AccountsApp) -> None:
     session = await accounts.player()
     email = session["user"]["email"]
     unknown = await accounts.call("POST", "/password/forgot", None, {"email": "no@example.com"})
@@ -214,7 +214,7 @@ STRONGER = PasswordHasher(time_cost=2, memory_cost=8, parallelism=1)
 @pytest.mark.parametrize("hasher", [QUICK, STRONGER], ids=["current", "outdated"])
 @pytest.mark.parametrize("way", ["login", "change"])
 async def test_what_an_old_password_began_ends_with_a_reset(
-    accounts: AccountsDoor, monkeypatch: pytest.MonkeyPatch, way: str, hasher: PasswordHasher
+    accounts: AccountsApp, monkeypatch: pytest.MonkeyPatch, way: str, hasher: PasswordHasher
 ) -> None:
     session = await accounts.player()
     email, fresh = session["user"]["email"], "a brand new one"
@@ -241,7 +241,7 @@ async def test_what_an_old_password_began_ends_with_a_reset(
 
 
 async def test_no_session_of_an_old_password_is_left_when_they_come_at_once(
-    accounts: AccountsDoor,
+    accounts: AccountsApp,
 ) -> None:
     for _ in range(5):
         email = (await accounts.player())["user"]["email"]
@@ -263,7 +263,7 @@ async def test_no_session_of_an_old_password_is_left_when_they_come_at_once(
 
 
 async def test_a_hash_that_is_out_of_date_is_replaced_at_the_next_sign_in(
-    accounts: AccountsDoor, monkeypatch: pytest.MonkeyPatch
+    accounts: AccountsApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     user = (await accounts.player())["user"]
     monkeypatch.setattr(accounts.parts.sign_in, "_passwords", Passwords(STRONGER))
@@ -274,7 +274,7 @@ async def test_a_hash_that_is_out_of_date_is_replaced_at_the_next_sign_in(
     assert known is not None and not STRONGER.check_needs_rehash(known)
 
 
-async def test_access_tokens_are_proven_by_the_published_keys(accounts: AccountsDoor) -> None:
+async def test_access_tokens_are_proven_by_the_published_keys(accounts: AccountsApp) -> None:
     token = (await accounts.player())["access_token"]
     before = await accounts.ok("GET", "/.well-known/jwks.json")
     keys = jwt.PyJWKSet.from_dict(before)
@@ -290,7 +290,7 @@ async def test_access_tokens_are_proven_by_the_published_keys(accounts: Accounts
     assert (held.status, held.body["field"]) == (400, "kid")
 
 
-async def test_keys_are_made_used_rotated_and_revoked(accounts: AccountsDoor) -> None:
+async def test_keys_are_made_used_rotated_and_revoked(accounts: AccountsApp) -> None:
     member = (await accounts.member(await accounts.organisation()))["access_token"]
     made = await accounts.ok("POST", "/keys", member, {"name": "ci", "scopes": ["jobs:read"]})
     who = await accounts.ok("GET", "/whoami", made["key"])
@@ -309,14 +309,14 @@ async def test_keys_are_made_used_rotated_and_revoked(accounts: AccountsDoor) ->
     assert listed["revoked_at"] is not None
 
 
-async def test_what_can_be_no_key_is_none_on_every_database(accounts: AccountsDoor) -> None:
+async def test_what_can_be_no_key_is_none_on_every_database(accounts: AccountsApp) -> None:
     for presented in ("moyin_\0_x", "moyin__x", "moyin_é_x"):
         with pytest.raises(InvalidKey):
             await accounts.parts.authenticator.authenticate(presented)
 
 
 async def test_a_key_ends_when_it_was_told_to_wherever_the_clock_hangs(
-    accounts: AccountsDoor,
+    accounts: AccountsApp,
 ) -> None:
     moment = (datetime.now(UTC) + timedelta(hours=1)).replace(microsecond=0)
     for hours in (-8, 0, 9):
@@ -326,7 +326,7 @@ async def test_a_key_ends_when_it_was_told_to_wherever_the_clock_hangs(
         assert (await accounts.call("GET", "/whoami", made["key"])).status == 200
 
 
-async def test_nobody_gives_more_than_they_have(accounts: AccountsDoor) -> None:
+async def test_nobody_gives_more_than_they_have(accounts: AccountsApp) -> None:
     organisation = await accounts.organisation()
     member = (await accounts.member(organisation))["access_token"]
     admin = (await accounts.member(organisation, "admin"))["access_token"]
@@ -341,7 +341,7 @@ async def test_nobody_gives_more_than_they_have(accounts: AccountsDoor) -> None:
     await accounts.ok("DELETE", f"/keys/{key_id}", admin)
 
 
-async def test_roles_and_service_accounts(accounts: AccountsDoor) -> None:
+async def test_roles_and_service_accounts(accounts: AccountsApp) -> None:
     organisation = await accounts.organisation()
     admin = (await accounts.member(organisation, "admin"))["access_token"]
     path = f"/organisations/{organisation}"
@@ -366,7 +366,7 @@ async def test_roles_and_service_accounts(accounts: AccountsDoor) -> None:
     }  # fmt: skip
 
 
-async def test_limits_are_set_shown_and_lifted(accounts: AccountsDoor) -> None:
+async def test_limits_are_set_shown_and_lifted(accounts: AccountsApp) -> None:
     organisation = await accounts.organisation()
     admin = (await accounts.member(organisation, "admin"))["access_token"]
     key = await accounts.ok("POST", "/keys", admin, {"scopes": ["text"]})
@@ -383,7 +383,7 @@ async def test_limits_are_set_shown_and_lifted(accounts: AccountsDoor) -> None:
     assert set(cleared.values()) == {None, subject}
 
 
-async def test_every_administrative_act_is_in_the_audit_log(accounts: AccountsDoor) -> None:
+async def test_every_administrative_act_is_in_the_audit_log(accounts: AccountsApp) -> None:
     organisation = await accounts.organisation()
     session = await accounts.member(organisation, "admin")
     admin, user = session["access_token"], session["user"]["id"]
@@ -417,14 +417,14 @@ async def test_every_administrative_act_is_in_the_audit_log(accounts: AccountsDo
     ],
 )
 async def test_a_wrong_request_names_the_field_and_repeats_no_secret(
-    accounts: AccountsDoor, path: str, body: dict[str, str], field: str
+    accounts: AccountsApp, path: str, body: dict[str, str], field: str
 ) -> None:
     refused = await accounts.call("POST", path, None, body)
     assert (refused.status, refused.body["field"]) == (400, field)
     assert body["password"] not in str(refused.body)
 
 
-async def test_new_players_get_the_limits_that_the_operator_set(accounts: AccountsDoor) -> None:
+async def test_new_players_get_the_limits_that_the_operator_set(accounts: AccountsApp) -> None:
     config = AccountsConfig.model_validate(
         {"player_scopes": ["player", "text"], "player_limits": {"usd_per_day": 0.5}}
     )
@@ -441,7 +441,7 @@ async def test_new_players_get_the_limits_that_the_operator_set(accounts: Accoun
 
 
 async def test_without_a_mail_server_the_admin_hands_the_invitation_over(
-    accounts: AccountsDoor,
+    accounts: AccountsApp,
 ) -> None:
     path = f"/organisations/{await accounts.organisation()}/members"
     mailed = await accounts.ok("POST", path, accounts.operator, {"email": "m@example.com"})
@@ -454,7 +454,7 @@ async def test_without_a_mail_server_the_admin_hands_the_invitation_over(
     await accounts.ok("POST", "/login", None, {"email": "n@example.com", "password": PASSWORD})
 
 
-async def test_an_operator_shuts_a_player_out(accounts: AccountsDoor) -> None:
+async def test_an_operator_shuts_a_player_out(accounts: AccountsApp) -> None:
     player = await accounts.player()
     user, email = player["user"]["id"], player["user"]["email"]
     [found] = (await accounts.ok("GET", f"/users?email={email}", accounts.operator))["users"]
@@ -485,13 +485,13 @@ async def test_an_operator_shuts_a_player_out(accounts: AccountsDoor) -> None:
     ],
 )
 async def test_what_no_database_can_keep_is_refused(
-    accounts: AccountsDoor, method: str, path: str, body: Any, status: int
+    accounts: AccountsApp, method: str, path: str, body: Any, status: int
 ) -> None:
     answer = await accounts.call(method, path, accounts.operator, body)
     assert answer.status == status, answer
 
 
-async def test_a_player_closes_the_account_and_is_forgotten(accounts: AccountsDoor) -> None:
+async def test_a_player_closes_the_account_and_is_forgotten(accounts: AccountsApp) -> None:
     player = await accounts.player()
     user, email, token = player["user"]["id"], player["user"]["email"], player["access_token"]
     await accounts.ok("DELETE", "/me", token)

@@ -21,7 +21,7 @@ from moyin.settings import Settings
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 from moyin.store.usage import UsageEntry
-from tests.integration.access.fixtures import PASSWORD, SECRET, AccountsDoor, accounts_serving
+from tests.integration.access.fixtures import PASSWORD, SECRET, AccountsApp, accounts_serving
 from tests.integration.gateway.fixtures import SIGNING_KEY, Farm
 from tests.integration.servers import ValkeyServer, eventually
 from tests.integration.text.fixtures import serving
@@ -208,14 +208,14 @@ def judge(status: int, code: str | None) -> str:
 class Cast:
     """One of each role, and things of the studio that they try to get at."""
 
-    def __init__(self, door: AccountsDoor) -> None:
-        self.door = door
+    def __init__(self, accounts_app: AccountsApp) -> None:
+        self.accounts_app = accounts_app
 
     async def open(self) -> None:
-        door = self.door
-        self.studio = await door.organisation()
-        self.rival = await door.organisation()
-        self.boss = (await door.member(self.studio, "admin"))["access_token"]
+        accounts_app = self.accounts_app
+        self.studio = await accounts_app.organisation()
+        self.rival = await accounts_app.organisation()
+        self.boss = (await accounts_app.member(self.studio, "admin"))["access_token"]
 
     async def bearer(self, role: str) -> str | None:
         """A fresh session or key: some routes end the one that they are called with."""
@@ -223,21 +223,23 @@ class Cast:
             case "nobody":
                 return None
             case "player":
-                return str((await self.door.player())["access_token"])
+                return str((await self.accounts_app.player())["access_token"])
             case "operator":
-                return self.door.operator
+                return self.accounts_app.operator
             case "other admin":
-                return str((await self.door.member(self.rival, "admin"))["access_token"])
+                return str((await self.accounts_app.member(self.rival, "admin"))["access_token"])
             case "text key":
-                member = (await self.door.member(self.studio))["access_token"]
+                member = (await self.accounts_app.member(self.studio))["access_token"]
                 return str(
-                    (await self.door.ok("POST", "/keys", member, {"scopes": ["text"]}))["key"]
+                    (await self.accounts_app.ok("POST", "/keys", member, {"scopes": ["text"]}))[
+                        "key"
+                    ]
                 )
-        return str((await self.door.member(self.studio, role))["access_token"])
+        return str((await self.accounts_app.member(self.studio, role))["access_token"])
 
     async def path(self, template: str) -> str:
         """The path to something of the studio's, made for this one call."""
-        call, values = self.door.ok, {"organisation": self.studio}
+        call, values = self.accounts_app.ok, {"organisation": self.studio}
         if "{user}" in template or "{subject}" in template:
             accounts = f"/organisations/{self.studio}/service-accounts"
             service = (await call("POST", accounts, self.boss, {"name": "bot"}))["id"]
@@ -245,8 +247,8 @@ class Cast:
         if "{key}" in template:
             values["key"] = (await call("POST", "/keys", self.boss, {"scopes": ["text"]}))["id"]
         if "{kid}" in template:
-            values["kid"] = (await call("POST", "/signing-keys", self.door.operator))["kid"]
-            await call("POST", "/signing-keys", self.door.operator)
+            values["kid"] = (await call("POST", "/signing-keys", self.accounts_app.operator))["kid"]
+            await call("POST", "/signing-keys", self.accounts_app.operator)
         return template.format(**values) + ("?email=a@example.com" if template == "/users" else "")
 
 
@@ -276,14 +278,14 @@ async def cast(
 ) -> AsyncIterator[Cast]:
     (tmp_path / "moyin.db").write_bytes(migrated_sqlite.read_bytes())
     settings = Settings(data=tmp_path, redis_url=valkey_server.url, secret=SECRET)
-    async with accounts_serving(settings) as door:
-        cast = Cast(door)
+    async with accounts_serving(settings) as accounts_app:
+        cast = Cast(accounts_app)
         await cast.open()
         yield cast
 
 
 async def test_accounts(cast: Cast) -> None:
-    described = await cast.door.ok("GET", "/openapi.json")
+    described = await cast.accounts_app.ok("GET", "/openapi.json")
     assert listed(described) == ACCOUNTS.keys(), "list the route with what each role may"
     wrong = {}
     for route, expected in ACCOUNTS.items():
@@ -291,7 +293,9 @@ async def test_accounts(cast: Cast) -> None:
         seen = ""
         for role in ACCOUNTS_ROLES:
             path = await cast.path(template)
-            answer = await cast.door.call(method, path, await cast.bearer(role), body_of(route))
+            answer = await cast.accounts_app.call(
+                method, path, await cast.bearer(role), body_of(route)
+            )
             assert answer.status < 500, (route, role, answer)
             seen += judge(answer.status, answer.code)
         if seen != expected:
@@ -413,13 +417,16 @@ async def test_a_job_has_the_rights_of_who_submitted_it_and_no_more(working_farm
 
 
 async def test_models(tmp_path: Path) -> None:
-    async with serving(tmp_path) as door, aiohttp.ClientSession(f"{door.url}/v1/") as session:
+    async with (
+        serving(tmp_path) as accounts_app,
+        aiohttp.ClientSession(f"{accounts_app.url}/v1/") as session,
+    ):
         database = Database(Settings(data=tmp_path).sql_url)
         keys = KeyStore(database)
         bearers = await bearers_of(keys, "ada")
         await database.close()
-        door.ledger.record(ASKED)
-        await eventually(lambda: door.ledger.get("ada", ASKED.request_id))
+        accounts_app.ledger.record(ASKED)
+        await eventually(lambda: accounts_app.ledger.get("ada", ASKED.request_id))
         async with session.get("openapi.json") as response:
             described = await response.json()
         for route in listed(described):

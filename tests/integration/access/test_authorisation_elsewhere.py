@@ -13,8 +13,7 @@ from moyin.jobs.grpc import moyin_pb2 as pb
 from moyin.jobs.grpc.moyin_pb2_grpc import MoyinStub
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
-from tests.chaos.client import DoorClient
-from tests.door import StackDoor
+from tests.chaos.client import StackClient
 from tests.integration.access.test_authorisation import (
     GATEWAY,
     GATEWAY_ROLES,
@@ -25,6 +24,7 @@ from tests.integration.access.test_authorisation import (
     wrong_answers,
 )
 from tests.integration.gateway.fixtures import Farm
+from tests.stack import RunningStack
 
 # As in test_authorisation, by role: nobody, player, text, reader, writer, everything, other tenant.
 UNLISTED = {
@@ -94,11 +94,11 @@ async def test_a_batch_is_nobody_elses(farm: Farm) -> None:
         assert (await response.json())["jobs"] == []
 
 
-async def test_grpc(door: StackDoor) -> None:
-    database = Database(door.settings.sql_url)
+async def test_grpc(gateway: RunningStack) -> None:
+    database = Database(gateway.settings.sql_url)
     bearers = await bearers_of(KeyStore(database), "grpc")
     await database.close()
-    client = DoorClient(door.url, str(bearers["everything"]))
+    client = StackClient(gateway.url, str(bearers["everything"]))
     job = client.submit({"kind": "http", "request": {"method": "GET", "path": "/v1/models"}})
     client.wait(job, {"succeeded"}, 120)
     requests = {
@@ -112,7 +112,7 @@ async def test_grpc(door: StackDoor) -> None:
     }
     assert CALLS.keys() == requests.keys() == {m.name for m in SERVICE.methods}
     seen: dict[str, str] = dict.fromkeys(CALLS, "")
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{door.ports.grpc}") as channel:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.ports.grpc}") as channel:
         stub = MoyinStub(channel)
         for role in GATEWAY_ROLES:
             for name, request in requests.items():

@@ -25,9 +25,9 @@ from moyin.domain.limits import Limit
 from moyin.errors import BudgetExceeded, RateLimited, ServiceUnavailable
 from moyin.store.limits import LimitStore
 from moyin.store.sql import Database
-from tests.door import ROOT, Measured
 from tests.integration.gateway.fixtures import Farm
 from tests.integration.servers import ValkeyServer, eventually
+from tests.stack import ROOT, Measured
 
 REPLICAS, CLIENTS, REQUESTS = 4, 64, 10_000
 

@@ -13,11 +13,11 @@ import pytest
 from aiohttp import WSMsgType
 
 from moyin.store.keys import KeyStore
-from tests.door import Measured
 from tests.integration.gateway.fixtures import Farm
 from tests.integration.gateway.test_jobs import CHAT
-from tests.integration.proxy.fixtures import proxy_door
+from tests.integration.proxy.fixtures import proxy_serving
 from tests.integration.proxy.upstream import Service, serving
+from tests.stack import Measured
 
 PROMISED_SECONDS = 10.0
 
@@ -95,12 +95,12 @@ async def test_what_passes_through_the_proxy_ends_with_its_key(path: str) -> Non
     service = Service()
     async with serving(service) as url:
         route = {"name": "chat", "prefix": "/chat", "upstreams": [url]}
-        async with proxy_door(route) as door:
+        async with proxy_serving(route) as proxy_server:
             if path.endswith("socket"):
-                async with door.client.ws_connect(path) as socket:
+                async with proxy_server.client.ws_connect(path) as socket:
                     await socket.send_str("hi")
                     assert await socket.receive_str() == "one: hi"
-                    door.keys.identities.pop("ann-key")
+                    proxy_server.keys.identities.pop("ann-key")
                     async with asyncio.timeout(PROMISED_SECONDS):
                         message = await socket.receive()
                     told = (message.type, message.data, message.extra)
@@ -108,8 +108,8 @@ async def test_what_passes_through_the_proxy_ends_with_its_key(path: str) -> Non
                     assert told == (WSMsgType.CLOSE, 1008, reason)
             else:
                 begun = asyncio.Event()
-                stream = asyncio.create_task(_stream(path, door.client, begun))
+                stream = asyncio.create_task(_stream(path, proxy_server.client, begun))
                 await begun.wait()
-                door.keys.identities.pop("ann-key")
+                proxy_server.keys.identities.pop("ann-key")
                 async with asyncio.timeout(PROMISED_SECONDS):
                     assert "invalid_api_key" in await stream

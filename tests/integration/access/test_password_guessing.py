@@ -13,9 +13,9 @@ import pytest
 
 from moyin.access.accounts.throttle import AttemptRate, AttemptRates, Throttle, ThrottleKey
 from moyin.errors import TooManyAttempts
-from tests.door import Measured
-from tests.integration.access.fixtures import PASSWORD, AccountsDoor, Answer
+from tests.integration.access.fixtures import PASSWORD, AccountsApp, Answer
 from tests.integration.servers import ValkeyServer, eventually
+from tests.stack import Measured
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 WRONG = "a wrong guess"
@@ -27,7 +27,7 @@ def somewhere() -> str:
 
 
 async def login(
-    accounts: AccountsDoor, email: str, password: str, address: str = "", **body: Any
+    accounts: AccountsApp, email: str, password: str, address: str = "", **body: Any
 ) -> Answer:
     headers = {"x-forwarded-for": address} if address else {}
     asked = {"email": email, "password": password, **body}
@@ -36,7 +36,7 @@ async def login(
 
 @asynccontextmanager
 async def attacked(
-    accounts: AccountsDoor, email: str, guessers: int, address: str = ""
+    accounts: AccountsApp, email: str, guessers: int, address: str = ""
 ) -> AsyncIterator[list[int]]:
     """Guessers who go on and on; the statuses that they got. More than their turns wait."""
     statuses: list[int] = []
@@ -58,7 +58,7 @@ async def attacked(
 
 
 async def test_a_right_password_gets_in_after_any_number_of_wrong_ones(
-    accounts: AccountsDoor, measured: Measured
+    accounts: AccountsApp, measured: Measured
 ) -> None:
     """Where no address is known, and nobody remembers anything: the case of a fresh stack."""
     email = (await accounts.player())["user"]["email"]
@@ -81,7 +81,7 @@ async def test_a_right_password_gets_in_after_any_number_of_wrong_ones(
 
 
 async def test_a_right_password_gets_in_while_others_guess(
-    accounts: AccountsDoor, measured: Measured
+    accounts: AccountsApp, measured: Measured
 ) -> None:
     """Nothing is known of anybody; as many guess as there are turns for, and they go on."""
     email = (await accounts.player())["user"]["email"]
@@ -96,7 +96,7 @@ async def test_a_right_password_gets_in_while_others_guess(
 
 @pytest.mark.parametrize("way", ["device", "address", "reset"])
 async def test_who_was_here_before_gets_in_at_once_while_others_guess(
-    accounts: AccountsDoor, way: str
+    accounts: AccountsApp, way: str
 ) -> None:
     email = (await accounts.player())["user"]["email"]
     home = somewhere()
@@ -119,7 +119,7 @@ async def test_who_was_here_before_gets_in_at_once_while_others_guess(
 
 @pytest.mark.parametrize("known", [False, True])
 async def test_guesses_are_bounded_at_an_account_and_from_an_address(
-    accounts: AccountsDoor, monkeypatch: pytest.MonkeyPatch, known: bool, measured: Measured
+    accounts: AccountsApp, monkeypatch: pytest.MonkeyPatch, known: bool, measured: Measured
 ) -> None:
     """An upper bound: the slower everything is, the more it would allow."""
     throttle: Throttle = accounts.parts.sign_in._attempt_limits._throttle
@@ -142,14 +142,14 @@ async def test_guesses_are_bounded_at_an_account_and_from_an_address(
     measured(f"{judged} of 60 guesses were judged in {took:.1f} s at {free} and one in {every} s")
 
 
-async def test_one_address_uses_up_no_account_s_turns(accounts: AccountsDoor) -> None:
+async def test_one_address_uses_up_no_account_s_turns(accounts: AccountsApp) -> None:
     email = (await accounts.player())["user"]["email"]
     async with attacked(accounts, email, 40, somewhere()):
         for _ in range(3):
             assert (await login(accounts, email, PASSWORD, somewhere())).status == 200
 
 
-async def test_who_knows_the_password_is_no_guesser_however_often(accounts: AccountsDoor) -> None:
+async def test_who_knows_the_password_is_no_guesser_however_often(accounts: AccountsApp) -> None:
     email = (await accounts.player())["user"]["email"]
     for address in ("", somewhere()):
         answers = [await login(accounts, email, PASSWORD, address) for _ in range(105)]
@@ -189,7 +189,7 @@ async def test_a_turn_is_one_of_all_replicas(valkey_server: ValkeyServer) -> Non
 
 
 async def test_new_players_are_bounded_from_an_address_and_altogether(
-    accounts: AccountsDoor, monkeypatch: pytest.MonkeyPatch
+    accounts: AccountsApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def register(address: str = "") -> Answer:
         body = {"email": f"{secrets.token_hex(6)}@example.com", "password": PASSWORD}
@@ -207,7 +207,7 @@ async def test_new_players_are_bounded_from_an_address_and_altogether(
     assert (refused.status, int(refused.headers["retry-after"]) > 0) == (429, True)
 
 
-async def test_a_weak_password_is_refused_wherever_one_is_set(accounts: AccountsDoor) -> None:
+async def test_a_weak_password_is_refused_wherever_one_is_set(accounts: AccountsApp) -> None:
     weak = {"email": "ann.lee@example.com", "password": "password1234", "name": ""}
     refused = await accounts.call("POST", "/register", None, weak)
     assert (refused.status, refused.code, refused.body["field"]) == (

@@ -29,7 +29,7 @@ from moyin.settings import Settings
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 from tests.forging import hs256
-from tests.integration.access.fixtures import PASSWORD, SECRET, AccountsDoor, accounts_serving
+from tests.integration.access.fixtures import PASSWORD, SECRET, AccountsApp, accounts_serving
 from tests.integration.servers import ValkeyServer, free_port
 from tests.integration.text.fixtures import serving
 
@@ -53,15 +53,15 @@ def provider() -> Iterator[str]:
 @pytest.fixture
 async def accounts(
     migrated_sqlite: Path, tmp_path: Path, valkey_server: ValkeyServer, provider: str
-) -> AsyncIterator[AccountsDoor]:
+) -> AsyncIterator[AccountsApp]:
     (tmp_path / "moyin.db").write_bytes(migrated_sqlite.read_bytes())
     settings = Settings(data=tmp_path, redis_url=valkey_server.url, secret=SECRET)
-    async with accounts_serving(settings) as door:
-        configure(door, provider)
-        yield door
+    async with accounts_serving(settings) as accounts_app:
+        configure(accounts_app, provider)
+        yield accounts_app
 
 
-def configure(door: AccountsDoor, issuer: str, **changes: Any) -> None:
+def configure(accounts_app: AccountsApp, issuer: str, **changes: Any) -> None:
     configured = {
         "name": "studio",
         "issuer": issuer,
@@ -71,22 +71,22 @@ def configure(door: AccountsDoor, issuer: str, **changes: Any) -> None:
         **changes,
     }
     config = AccountsConfig.model_validate({"providers": [configured]})
-    door.parts.open_id.providers = config.open_id_providers({"STUDIO_SECRET": "s3cret"})
-    door.parts.sign_in.policy = config.policy
+    accounts_app.parts.open_id.providers = config.open_id_providers({"STUDIO_SECRET": "s3cret"})
+    accounts_app.parts.sign_in.policy = config.policy
 
 
 async def vouch(
-    door: AccountsDoor, issuer: str, subject: str, address: str = "", **claims: Any
+    accounts_app: AccountsApp, issuer: str, subject: str, address: str = "", **claims: Any
 ) -> dict[str, str]:
     """Go through the provider's pages as ``subject``; what it sends back."""
     sent = {"x-forwarded-for": address} if address else {}
-    async with door.session.put(f"{issuer}/users/{subject}", json=claims) as response:
+    async with accounts_app.session.put(f"{issuer}/users/{subject}", json=claims) as response:
         assert response.status < 300
     body = {"provider": "studio", "redirect_uri": BACK}
-    answer = await door.call("POST", "/oidc/begin", None, body, **sent)
+    answer = await accounts_app.call("POST", "/oidc/begin", None, body, **sent)
     assert answer.status == 200, answer
     begun = answer.body
-    async with door.session.post(
+    async with accounts_app.session.post(
         begun["authorization_url"], data={"sub": subject}, allow_redirects=False
     ) as response:
         returned = parse_qs(urlsplit(response.headers["location"]).query)
@@ -95,7 +95,7 @@ async def vouch(
 
 
 async def test_a_provider_signs_a_new_player_in_and_knows_them_again(
-    accounts: AccountsDoor, provider: str
+    accounts: AccountsApp, provider: str
 ) -> None:
     claims = {"email": "Ada@Example.com", "email_verified": True, "name": "Ada"}
     first = await accounts.ok(
@@ -109,7 +109,7 @@ async def test_a_provider_signs_a_new_player_in_and_knows_them_again(
 
 
 async def test_who_begins_over_and_over_is_stopped_and_who_signs_in_is_not(
-    accounts: AccountsDoor, provider: str
+    accounts: AccountsApp, provider: str
 ) -> None:
     body = {"provider": "studio", "redirect_uri": BACK}
     guesser, studio = ({"x-forwarded-for": f"203.0.113.{n}"} for n in (41, 42))
@@ -128,7 +128,7 @@ async def test_who_begins_over_and_over_is_stopped_and_who_signs_in_is_not(
         assert signed_in.status == 200
 
 
-async def test_what_came_back_is_good_once(accounts: AccountsDoor, provider: str) -> None:
+async def test_what_came_back_is_good_once(accounts: AccountsApp, provider: str) -> None:
     returned = await vouch(accounts, provider, "bob")
     await accounts.ok("POST", "/oidc/finish", None, returned)
     replay = await accounts.call("POST", "/oidc/finish", None, returned)
@@ -138,7 +138,7 @@ async def test_what_came_back_is_good_once(accounts: AccountsDoor, provider: str
 
 
 async def test_an_email_leads_to_an_account_only_where_the_operator_says_so(
-    accounts: AccountsDoor, provider: str
+    accounts: AccountsApp, provider: str
 ) -> None:
     squatter = await accounts.player("eve@example.com")
     known = squatter["user"]["id"]
@@ -177,14 +177,14 @@ async def test_an_email_leads_to_an_account_only_where_the_operator_says_so(
 
 
 async def test_only_configured_addresses_are_sent_back_to(
-    accounts: AccountsDoor, provider: str
+    accounts: AccountsApp, provider: str
 ) -> None:
     body = {"provider": "studio", "redirect_uri": "https://evil.example/"}
     refused = await accounts.call("POST", "/oidc/begin", None, body)
     assert (refused.status, refused.body["field"]) == (400, "redirect_uri")
 
 
-async def test_a_provider_that_is_away_is_not_our_error(accounts: AccountsDoor) -> None:
+async def test_a_provider_that_is_away_is_not_our_error(accounts: AccountsApp) -> None:
     configure(accounts, "http://127.0.0.1:1")
     body = {"provider": "studio", "redirect_uri": BACK}
     away = await accounts.call("POST", "/oidc/begin", None, body)
@@ -193,7 +193,7 @@ async def test_a_provider_that_is_away_is_not_our_error(accounts: AccountsDoor) 
 
 @pytest.mark.parametrize("forge", ["other key", "hs256", "none", "audience", "issuer"])
 async def test_a_forged_identity_token_proves_nothing(
-    accounts: AccountsDoor, provider: str, forge: str
+    accounts: AccountsApp, provider: str, forge: str
 ) -> None:
     open_id = accounts.parts.open_id
     known = open_id.providers["studio"]
@@ -218,10 +218,10 @@ async def test_without_the_accounts_app_its_tokens_and_keys_open_the_others(
 ) -> None:
     (tmp_path / "moyin.db").write_bytes(migrated_sqlite.read_bytes())
     settings = Settings(data=tmp_path, redis_url=valkey_server.url, secret=SECRET)
-    async with accounts_serving(settings) as door:
-        member = (await door.member(await door.organisation()))["access_token"]
-        key = (await door.ok("POST", "/keys", member, {"scopes": ["text"]}))["key"]
-        player = (await door.player())["access_token"]
+    async with accounts_serving(settings) as accounts_app:
+        member = (await accounts_app.member(await accounts_app.organisation()))["access_token"]
+        key = (await accounts_app.ok("POST", "/keys", member, {"scopes": ["text"]}))["key"]
+        player = (await accounts_app.player())["access_token"]
     async with serving(tmp_path) as models, aiohttp.ClientSession() as session:
         for bearer, expected in ((member, 200), (key, 200), (player, 403)):
             headers = {"authorization": f"Bearer {bearer}"}

@@ -17,11 +17,11 @@ from yarl import URL
 
 from moyin.domain.job import JobStatus
 from tests.chaos.graphs import picture, sleepy
-from tests.door import StackDoor
 from tests.integration.comfy_api.test_native_api import Comfy, comfy, comfyui_up, inverted, stranger
 from tests.integration.gateway.fixtures import Farm
 from tests.integration.servers import eventually
 from tests.nodes import NAME, SCRIPT
+from tests.stack import RunningStack
 
 __all__ = ["comfy", "comfyui_up", "stranger"]
 
@@ -169,7 +169,9 @@ async def test_whoever_comes_back_under_its_name_hears_the_rest(comfy: Comfy) ->
     assert {"progress_state", "executing", "executed", "execution_success"} <= set(kinds)
 
 
-async def test_a_node_packages_files_reach_the_frontend(comfy: Comfy, door: StackDoor) -> None:
+async def test_a_node_packages_files_reach_the_frontend(
+    comfy: Comfy, gateway: RunningStack
+) -> None:
     path = f"/extensions/{NAME}/hello.js"
     assert path in await comfy.get("/extensions")
     async with comfy.session.get(path) as response:
@@ -178,15 +180,15 @@ async def test_a_node_packages_files_reach_the_frontend(comfy: Comfy, door: Stac
         tag = response.headers["etag"]
     async with comfy.session.get(path, headers={"if-none-match": tag}) as response:
         assert response.status == 304
-    headers = {"authorization": f"Bearer {door.api_key}"}
+    headers = {"authorization": f"Bearer {gateway.api_key}"}
     async with aiohttp.ClientSession() as session:
         for hidden in (path, f"/comfy{path}"):
-            async with session.get(door.url + hidden) as response:
+            async with session.get(gateway.url + hidden) as response:
                 assert response.status == 401, hidden
         for other in (
             "", "/nothing.js", "/..%2f__init__.py", "/%2e%2e/__init__.py", "/..%252f__init__.py",
         ):  # fmt: skip
-            url = URL(f"{door.url}/extensions/{NAME}{other}", encoded=True)
+            url = URL(f"{gateway.url}/extensions/{NAME}{other}", encoded=True)
             async with session.get(url, headers=headers) as response:
                 assert response.status == 404, other
 

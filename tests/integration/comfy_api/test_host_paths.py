@@ -11,8 +11,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.door import StackDoor
 from tests.integration.comfy_api.test_native_api import Comfy, comfy, comfyui_up
+from tests.stack import RunningStack
 
 __all__ = ["comfy", "comfyui_up"]
 
@@ -24,12 +24,12 @@ _FAILING = {
 }
 
 
-def _forbidden(door: StackDoor) -> set[str]:
+def _forbidden(gateway: RunningStack) -> set[str]:
     roots = {
-        door.env["MOYIN_COMFYUI_HOME"],
-        str(Path(door.env["MOYIN_COMFYUI_PYTHON"]).parent.parent),
-        str(door.data),
-        str(door.data.parent),
+        gateway.env["MOYIN_COMFYUI_HOME"],
+        str(Path(gateway.env["MOYIN_COMFYUI_PYTHON"]).parent.parent),
+        str(gateway.data),
+        str(gateway.data.parent),
         sys.prefix,
         sys.base_prefix,
         f"{Path.home()}/",
@@ -38,9 +38,9 @@ def _forbidden(door: StackDoor) -> set[str]:
     return roots | {str(Path(root).resolve()) for root in roots}
 
 
-def _leaks(door: StackDoor, text: str) -> set[str]:
+def _leaks(gateway: RunningStack, text: str) -> set[str]:
     plain = text.replace("\\/", "/")
-    return {root for root in _forbidden(door) if root in plain}
+    return {root for root in _forbidden(gateway) if root in plain}
 
 
 async def _broken_picture(comfy: Comfy) -> str:
@@ -72,7 +72,7 @@ async def _graph(comfy: Comfy, kind: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", _FAILING)
 async def test_a_real_error_names_no_path_of_the_machine(
-    door: StackDoor, comfy: Comfy, kind: str
+    gateway: RunningStack, comfy: Comfy, kind: str
 ) -> None:
     node, message = _FAILING[kind]
     told: list[str] = []
@@ -101,11 +101,11 @@ async def test_a_real_error_names_no_path_of_the_machine(
         told.append(await stream.text())
     job = await comfy.get(f"/jobs/{prompt_id}")
     assert message in job["error"]["message"]
-    assert not [(text[:200], found) for text in told if (found := _leaks(door, text))]
+    assert not [(text[:200], found) for text in told if (found := _leaks(gateway, text))]
 
 
-async def test_a_refusal_names_no_path_of_the_machine(door: StackDoor, comfy: Comfy) -> None:
-    named = f"{door.data}/nope.png"
+async def test_a_refusal_names_no_path_of_the_machine(gateway: RunningStack, comfy: Comfy) -> None:
+    named = f"{gateway.data}/nope.png"
     graph = {
         "1": {"class_type": "LoadImage", "inputs": {"image": named}},
         "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
@@ -118,11 +118,11 @@ async def test_a_refusal_names_no_path_of_the_machine(door: StackDoor, comfy: Co
         assert status == 400, answer
         text = json.dumps(answer)
         # A client may hear its own words again, and nothing that they would have led to.
-        assert not _leaks(door, text.replace(named, "")), text
+        assert not _leaks(gateway, text.replace(named, "")), text
 
 
 async def test_what_the_farm_says_of_itself_names_no_path_of_the_machine(
-    door: StackDoor, comfy: Comfy
+    gateway: RunningStack, comfy: Comfy
 ) -> None:
     for path in (
         "/system_stats", "/object_info", "/models", "/embeddings", "/experiment/models", "/extensions",
@@ -132,6 +132,6 @@ async def test_what_the_farm_says_of_itself_names_no_path_of_the_machine(
         async with comfy.session.get(path) as response:
             text = await response.text()
             assert response.status in (200, 404), (path, text)
-            assert not _leaks(door, text), path
+            assert not _leaks(gateway, text), path
     stats = await comfy.get("/system_stats")
     assert stats["system"]["argv"] == ["moyin"]

@@ -24,8 +24,8 @@ import pytest
 from PIL import Image
 
 from tests.chaos.graphs import picture
-from tests.door import StackDoor
 from tests.integration.comfy_api.test_native_api import Comfy, comfy, comfyui_up, inverted, stranger
+from tests.stack import RunningStack
 
 __all__ = ["comfy", "comfyui_up", "stranger"]
 
@@ -74,12 +74,12 @@ def outside(tmp_path: Path) -> Iterator[Outside]:
 
 
 @pytest.fixture
-async def nodes(door: StackDoor, comfy: Comfy) -> dict[str, Any]:
+async def nodes(gateway: RunningStack, comfy: Comfy) -> dict[str, Any]:
     """All that the pool's ComfyUI describes, as the gateway remembers it."""
     await comfy.get("/object_info")
     name = hashlib.sha256(b"default").hexdigest()[:16]
     # Its first line is the version of the pool.
-    kept = (door.data / "comfyui/nodes" / f"{name}.json").read_bytes().partition(b"\n")[2]
+    kept = (gateway.data / "comfyui/nodes" / f"{name}.json").read_bytes().partition(b"\n")[2]
     found: dict[str, Any] = json.loads(kept)
     assert {"LoadImage", "SaveImage", "CLIPTextEncode", "LoadVideo"} <= found.keys()
     return found
@@ -203,15 +203,15 @@ async def answered(comfy: Comfy, graph: Any, *values: str) -> tuple[int, Any]:
     return status, plain(answer, *values)
 
 
-def root_of(door: StackDoor) -> Path:
+def root_of(gateway: RunningStack) -> Path:
     """The base folder of the farm's ComfyUI. One of a pool that is gone may have left its own."""
-    run = door.data / "comfyui" / "run" / "comfyui-default-0"
+    run = gateway.data / "comfyui" / "run" / "comfyui-default-0"
     [folder] = {path.parent for path in run.rglob("custom_nodes") if path.is_dir()}
     return folder
 
 
 async def test_no_input_of_any_node_takes_what_is_not_the_callers(
-    door: StackDoor,
+    gateway: RunningStack,
     comfy: Comfy,
     nodes: dict[str, Any],
     outside: Outside,
@@ -224,7 +224,7 @@ async def test_no_input_of_any_node_takes_what_is_not_the_callers(
             if takes_text(spec):
                 (prose if is_prose(spec, nodes[kind]) else named).append((kind, name))
     assert ("LoadImage", "image") in named and ("SaveImage", "filename_prefix") in named
-    values = [*spellings(outside, root_of(door)), *others]
+    values = [*spellings(outside, root_of(gateway)), *others]
     theirs = {value for pair in others for value in pair}
 
     async def tried(value: Any) -> tuple[int, Any]:
@@ -401,7 +401,7 @@ def _by_link(kind: str, name: str, value: str, rest: Mapping[str, Any]) -> dict[
     return graph
 
 
-async def test_no_link_brings_a_name(door: StackDoor, comfy: Comfy, outside: Outside) -> None:
+async def test_no_link_brings_a_name(gateway: RunningStack, comfy: Comfy, outside: Outside) -> None:
     for kind, name in (
         ("LoadImage", "image"),
         ("LoadImageOutput", "image"),

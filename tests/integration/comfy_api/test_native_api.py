@@ -13,10 +13,10 @@ import aiohttp
 import pytest
 from PIL import Image
 
-from tests.chaos.client import DoorClient
+from tests.chaos.client import StackClient
 from tests.chaos.graphs import picture, sleepy
-from tests.door import StackDoor
 from tests.integration.servers import eventually
+from tests.stack import RunningStack
 
 _colors = itertools.count(0x3B0000)
 _PATIENCE = 120
@@ -57,27 +57,27 @@ class Comfy:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def comfyui_up(door: StackDoor) -> None:
+def comfyui_up(gateway: RunningStack) -> None:
     # Graphs are validated where an actor is up.
-    plain = DoorClient(door.url, door.api_key)
+    plain = StackClient(gateway.url, gateway.api_key)
     job = plain.submit({"kind": "render", "workflow": picture(next(_colors))})
     plain.wait(job, {"succeeded"}, _PATIENCE)
 
 
 @pytest.fixture
-async def comfy(door: StackDoor) -> AsyncIterator[Comfy]:
-    headers = {"authorization": f"Bearer {door.api_key}"}
-    async with aiohttp.ClientSession(door.url, headers=headers) as session:
+async def comfy(gateway: RunningStack) -> AsyncIterator[Comfy]:
+    headers = {"authorization": f"Bearer {gateway.api_key}"}
+    async with aiohttp.ClientSession(gateway.url, headers=headers) as session:
         yield Comfy(session)
 
 
 @pytest.fixture
-async def stranger(door: StackDoor) -> AsyncIterator[Comfy]:
+async def stranger(gateway: RunningStack) -> AsyncIterator[Comfy]:
     """Somebody of another tenant."""
-    key = door.run("keys", "create", f"t-{uuid.uuid4().hex[:8]}").stdout
+    key = gateway.run("keys", "create", f"t-{uuid.uuid4().hex[:8]}").stdout
     [secret] = [word for word in key.split() if word.startswith("moyin_")]
     async with aiohttp.ClientSession(
-        door.url, headers={"authorization": f"Bearer {secret}"}
+        gateway.url, headers={"authorization": f"Bearer {secret}"}
     ) as session:
         yield Comfy(session)
 

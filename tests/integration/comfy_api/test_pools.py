@@ -13,12 +13,12 @@ import pytest
 import yaml
 
 from moyin.render.comfyui.install import ComfyUI
-from tests.chaos.client import FINAL, DoorClient
+from tests.chaos.client import FINAL, StackClient
 from tests.chaos.graphs import picture, sleepy
-from tests.door import StackDoor, farm_env
 from tests.integration.comfy_api.test_native_api import Comfy
 from tests.integration.render.fixtures import write_transformers
 from tests.integration.servers import eventually
+from tests.stack import RunningStack, farm_env
 
 pytestmark = pytest.mark.timeout(300)
 _UP_SECONDS = 120
@@ -27,7 +27,7 @@ _MODELS = {"default": "plain.safetensors", "special": "special.safetensors"}
 
 
 @pytest.fixture(scope="module")
-def two_pools(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackDoor]:
+def two_pools(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """A farm whose first pool has ComfyUI's nodes alone; the second has test nodes as well."""
     folder = tmp_path_factory.mktemp("two-pools")
     env = farm_env(comfyui, folder, cpus=0.1, gpus=0.5)
@@ -35,7 +35,7 @@ def two_pools(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Ite
     config.write_text(yaml.safe_dump(_with_second_pool(yaml.safe_load(config.read_text()), folder)))
     for name, model in _MODELS.items():
         write_transformers(folder / name / "diffusion_models", model)
-    with StackDoor(folder, env).living() as stack:
+    with RunningStack(folder, env).living() as stack:
         yield stack
 
 
@@ -54,7 +54,7 @@ def _with_second_pool(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def farm(two_pools: StackDoor) -> AsyncIterator[Comfy]:
+async def farm(two_pools: RunningStack) -> AsyncIterator[Comfy]:
     """A client of the farm, whichever of the pools are up."""
     headers = {"authorization": f"Bearer {two_pools.api_key}"}
     async with aiohttp.ClientSession(two_pools.url, headers=headers) as session:
@@ -162,8 +162,8 @@ def _with_model(name: str) -> dict[str, Any]:
     return graph
 
 
-def test_jobs_name_their_pool(two_pools: StackDoor) -> None:
-    client = DoorClient(two_pools.url, two_pools.api_key)
+def test_jobs_name_their_pool(two_pools: RunningStack) -> None:
+    client = StackClient(two_pools.url, two_pools.api_key)
     asked = {"kind": "render", "workflow": sleepy(0.1, _color()), "pool": "special"}
     job = client.wait(client.submit(asked), FINAL, _UP_SECONDS)
     assert job["outputs"][0]["backend"] == _SPECIAL

@@ -16,13 +16,13 @@ import pytest_asyncio
 from PIL import Image
 
 from moyin.render.comfyui.install import ComfyUI
-from tests.chaos.client import DoorClient
+from tests.chaos.client import StackClient
 from tests.chaos.graphs import picture
-from tests.door import StackDoor
 from tests.integration.comfy_api.recording import Recorder, Scene
 from tests.integration.render.fixtures import TEST_NODES
 from tests.integration.servers import eventually, free_port
 from tests.nodes import write_nodes
+from tests.stack import RunningStack
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(480)]
 _UP_SECONDS = 120
@@ -194,7 +194,7 @@ async def plain(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> A
     """A ComfyUI as anybody would start it, nothing of ours in it; its address."""
     folder = tmp_path_factory.mktemp("plain")
     folder.joinpath("custom_nodes").mkdir()
-    # Those of the farm (`tests.door`).
+    # Those of the farm (`tests.stack`).
     packages = [comfyui.home / TEST_NODES, write_nodes(folder), comfyui.home / _SHIPPED]
     for package in packages:
         folder.joinpath("custom_nodes", package.name).symlink_to(package)
@@ -228,18 +228,18 @@ async def _answers(session: aiohttp.ClientSession) -> bool:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def told(plain: str, door: StackDoor) -> tuple[Told, Told]:
+async def told(plain: str, gateway: RunningStack) -> tuple[Told, Told]:
     """What the one and the other tell, by scene."""
     # Graphs are validated where an actor is up.
-    first = DoorClient(door.url, door.api_key)
+    first = StackClient(gateway.url, gateway.api_key)
     job = await asyncio.to_thread(
         first.submit, {"kind": "render", "workflow": picture(uuid.uuid4().int & 0xFFFFFF)}
     )
     await asyncio.to_thread(first.wait, job, {"succeeded"}, _UP_SECONDS)
     # A tenant without a history.
-    made = await asyncio.to_thread(door.run, "keys", "create", f"t-{uuid.uuid4().hex[:8]}")
+    made = await asyncio.to_thread(gateway.run, "keys", "create", f"t-{uuid.uuid4().hex[:8]}")
     [key] = [word for word in made.stdout.split() if word.startswith("moyin_")]
-    one, other = await asyncio.gather(_recorded(plain), _recorded(door.url, key))
+    one, other = await asyncio.gather(_recorded(plain), _recorded(gateway.url, key))
     return one, other
 
 

@@ -74,7 +74,7 @@ CONCURRENCY = 10
 
 @dataclass
 class Services:
-    """What stands behind the door: answers by path, and every call that came."""
+    """What stands behind the gateway: answers by path, and every call that came."""
 
     answers: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = field(
         default_factory=dict
@@ -167,7 +167,7 @@ class Farm:
         self._stack.push_async_callback(self.launcher.close)
         self.key = (await KeyStore(self.database).create("ann", "test"))[1]
         self.other_key = (await KeyStore(self.database).create("bob", "test"))[1]
-        self.door = await enter(_serving(self.services))
+        self.services_url = await enter(_serving(self.services))
         self.url = await enter(self._gateway())
         self.client = await enter(self.session(self.key))
         self.other = await enter(self.session(self.other_key))
@@ -183,7 +183,9 @@ class Farm:
     async def start_worker(self) -> Callable[[], Awaitable[None]]:
         """Start a worker; returns what stops it."""
         enter = self._stack.enter_async_context
-        gateway = GatewayClient(self.door, token_for=service_token_factory(SIGNING_KEY, "jobs"))
+        gateway = GatewayClient(
+            self.services_url, token_for=service_token_factory(SIGNING_KEY, "jobs")
+        )
         sender = WebhookSender(signing_key=SIGNING_KEY, networks=AllowedNetworks(self.networks))
         runner = JobRunner(
             temporal=self.temporal,
@@ -231,7 +233,7 @@ class Farm:
         """The settings of this farm for a process of its own."""
         return os.environ | {
             "MOYIN_DATA": str(self._folder),
-            "MOYIN_DOOR": self.door,
+            "MOYIN_DOOR": self.services_url,
             "MOYIN_DATABASE_URL": f"sqlite:///{self._folder / 'moyin.db'}",
             "MOYIN_ARTIFACTS_URL": self.artifacts_url,
             "MOYIN_REDIS_URL": self._valkey.url,

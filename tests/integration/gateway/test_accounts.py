@@ -1,4 +1,4 @@
-"""Accounts behind the real door, with all other apps, and what of it gets into logs."""
+"""Accounts behind the real gateway, with all other apps, and what of it gets into logs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.door import Measured, StackDoor
+from tests.stack import Measured, RunningStack
 
 PASSWORD = f"pass-{secrets.token_hex(8)}"
 
 
-class Door:
+class Session:
     """A client that remembers every secret that it saw."""
 
-    def __init__(self, stack: StackDoor, session: aiohttp.ClientSession) -> None:
+    def __init__(self, stack: RunningStack, session: aiohttp.ClientSession) -> None:
         self.stack = stack
         self.session = session
         self.secrets = {"password": PASSWORD, "operator": stack.api_key}
@@ -37,13 +37,13 @@ class Door:
 
 
 @pytest.fixture
-async def client(door: StackDoor) -> Any:
+async def client(gateway: RunningStack) -> Any:
     async with aiohttp.ClientSession() as session:
-        yield Door(door, session)
+        yield Session(gateway, session)
 
 
 async def test_one_identity_opens_every_app_and_no_secret_is_in_any_log(
-    client: Door, measured: Measured
+    client: Session, measured: Measured
 ) -> None:
     email = f"{secrets.token_hex(6)}@example.com"
     body = {"email": email, "password": PASSWORD}
@@ -87,7 +87,7 @@ async def test_one_identity_opens_every_app_and_no_secret_is_in_any_log(
     assert searched > 10
 
 
-async def _closes(client: Door, key: str) -> str:
+async def _closes(client: Session, key: str) -> str:
     """The code that a WebSocket of no job is closed with."""
     url = f"{client.stack.url}/jobs/none/ws{f'?api_key={key}' if key else ''}"
     async with client.session.ws_connect(url) as socket:
@@ -96,7 +96,7 @@ async def _closes(client: Door, key: str) -> str:
         return (message.extra or "").partition(":")[0]
 
 
-def _search(stack: StackDoor, secrets: dict[str, str]) -> tuple[int, list[str]]:
+def _search(stack: RunningStack, secrets: dict[str, str]) -> tuple[int, list[str]]:
     """How many log files there are, and which secrets are in which."""
     files = [
         path
@@ -150,21 +150,21 @@ DISGUISED = [
 
 @pytest.mark.parametrize("sent", AMBIGUOUS.values(), ids=AMBIGUOUS.keys())
 async def test_a_request_that_two_may_read_differently_is_answered_by_none(
-    door: StackDoor, sent: str
+    gateway: RunningStack, sent: str
 ) -> None:
-    told = await _raw(door, sent)
+    told = await _raw(gateway, sent)
     # One refusal, or the connection's end: never an answer of an app that let it in.
     assert told == b"" or told.split(b" ")[1] in (b"400", b"401", b"501"), told
     assert told.count(b"HTTP/1.1 ") <= 1
 
 
 @pytest.mark.parametrize("path", DISGUISED)
-async def test_no_spelling_of_a_path_gets_around_the_key(door: StackDoor, path: str) -> None:
-    told = await _raw(door, _get(path, "Connection: close"))
+async def test_no_spelling_of_a_path_gets_around_the_key(gateway: RunningStack, path: str) -> None:
+    told = await _raw(gateway, _get(path, "Connection: close"))
     assert told.split(b" ")[1] in (b"400", b"401", b"404"), told
 
 
-async def test_nobody_can_say_who_they_are(client: Door) -> None:
+async def test_nobody_can_say_who_they_are(client: Session) -> None:
     claimed = {
         "x-moyin-owner": "victim",
         "x-moyin-identity": "e30.e30.",
@@ -176,9 +176,9 @@ async def test_nobody_can_say_who_they_are(client: Door) -> None:
         assert (await response.json())["owner"] == "admin"
 
 
-async def _raw(door: StackDoor, sent: str) -> bytes:
+async def _raw(gateway: RunningStack, sent: str) -> bytes:
     """All that comes back for these bytes within a moment."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", door.ports.door)
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.ports.door)
     writer.write(sent.encode("latin-1"))
     told = b""
     with suppress(TimeoutError, ConnectionError):

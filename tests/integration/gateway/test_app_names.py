@@ -7,29 +7,29 @@ import grpc
 import pytest
 from ray.serve.generated import serve_pb2, serve_pb2_grpc
 
-from tests.door import StackDoor
+from tests.stack import RunningStack
 
 APPS = ("gateway", "models", "accounts", "render-default", "workers")
 
 
 @pytest.mark.parametrize("path", ["/-/routes", "/-/Routes", "/-/routes?x=1", "/-/routes/"])
-async def test_the_list_of_routes_asks_for_a_key(door: StackDoor, path: str) -> None:
-    async with aiohttp.ClientSession(door.url) as session:
+async def test_the_list_of_routes_asks_for_a_key(gateway: RunningStack, path: str) -> None:
+    async with aiohttp.ClientSession(gateway.url) as session:
         async with session.get(path) as response:
             problem = await response.json()
             assert (response.status, problem["code"]) == (401, "missing_api_key")
             assert response.content_type == "application/problem+json"
-        bearer = {"authorization": f"Bearer {door.api_key}"}
+        bearer = {"authorization": f"Bearer {gateway.api_key}"}
         async with session.get(path, headers=bearer) as response:
             problem = await response.json()
             assert (response.status, problem["code"]) == (404, "route_not_found")
 
 
-async def test_a_load_balancer_needs_no_key_and_learns_no_name(door: StackDoor) -> None:
-    async with aiohttp.ClientSession(door.url) as session, session.get("/-/healthz") as response:
+async def test_a_load_balancer_needs_no_key_and_learns_no_name(gateway: RunningStack) -> None:
+    async with aiohttp.ClientSession(gateway.url) as session, session.get("/-/healthz") as response:
         assert response.status == 200
         text = await response.text()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{door.ports.grpc}") as channel:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.ports.grpc}") as channel:
         stub = serve_pb2_grpc.RayServeAPIServiceStub(channel)
         call = stub.Healthz(serve_pb2.HealthzRequest())
         assert await call.code() is grpc.StatusCode.OK
@@ -38,9 +38,9 @@ async def test_a_load_balancer_needs_no_key_and_learns_no_name(door: StackDoor) 
 
 
 @pytest.mark.parametrize("app", ["", "gateway"])
-async def test_grpc_lists_no_applications(door: StackDoor, app: str) -> None:
+async def test_grpc_lists_no_applications(gateway: RunningStack, app: str) -> None:
     metadata = [("application", app)] if app else []
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{door.ports.grpc}") as channel:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.ports.grpc}") as channel:
         stub = serve_pb2_grpc.RayServeAPIServiceStub(channel)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await stub.ListApplications(serve_pb2.ListApplicationsRequest(), metadata=metadata)

@@ -20,11 +20,11 @@ from PIL import Image
 from moyin.settings import Settings
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
-from tests.door import Measured
 from tests.integration.gateway.fixtures import Farm
 from tests.integration.servers import eventually
 from tests.integration.text.fixtures import local, serving, settled
 from tests.processes import with_lines
+from tests.stack import Measured
 
 _ROUNDS = 12
 _SOON_SECONDS = 60
@@ -116,12 +116,12 @@ async def test_schemas_of_any_size_cost_llama_cpp_nothing(
 ) -> None:
     backend = local(llama)
     backend["models"][0] |= {"schema": True, "tools": True}
-    async with serving(tmp_path, backend) as door:
-        await settled(door)
+    async with serving(tmp_path, backend) as models_app:
+        await settled(models_app)
         database = Database(Settings(data=tmp_path).sql_url)
         _, key = await KeyStore(database).create("bob", "test")
         await database.close()
-        hostile, other = session(door.url, door.api_key), session(door.url, key)
+        hostile, other = session(models_app.url, models_app.api_key), session(models_app.url, key)
 
         async def chat() -> None:
             status, body = await completed(other)

@@ -1,4 +1,4 @@
-"""What browsers are told at a whole farm's door, by every app, in answers and in refusals."""
+"""What browsers are told at a whole farm's gateway, by every app, in answers and in refusals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
-from tests.door import PAGE_ORIGIN, StackDoor
+from tests.stack import PAGE_ORIGIN, RunningStack
 
 # One route of each app.
 APPS = ("/jobs", "/v1/models", "/accounts/whoami")
@@ -18,14 +18,14 @@ EVIL = "https://evil.example"
 
 
 @pytest.fixture
-async def client(door: StackDoor) -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(door.url) as client:
+async def client(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(gateway.url) as client:
         yield client
 
 
 @pytest.mark.parametrize("path", APPS)
 async def test_pages_of_a_named_origin_may_call_and_others_may_not(
-    door: StackDoor, client: aiohttp.ClientSession, path: str
+    gateway: RunningStack, client: aiohttp.ClientSession, path: str
 ) -> None:
     asks = {
         "access-control-request-method": "GET",
@@ -40,7 +40,7 @@ async def test_pages_of_a_named_origin_may_call_and_others_may_not(
         assert response.status == 400
         assert "access-control-allow-origin" not in response.headers
     for origin, allowed in ((PAGE_ORIGIN, PAGE_ORIGIN), (EVIL, None)):
-        for key, status in ((door.api_key, 200), ("wrong", 401)):
+        for key, status in ((gateway.api_key, 200), ("wrong", 401)):
             headers = {"origin": origin, "authorization": f"Bearer {key}"}
             async with client.get(path, headers=headers) as response:
                 assert response.status == status
@@ -50,9 +50,9 @@ async def test_pages_of_a_named_origin_may_call_and_others_may_not(
 
 @pytest.mark.parametrize("path", APPS)
 async def test_every_answer_keeps_browsers_from_guessing_and_framing(
-    door: StackDoor, client: aiohttp.ClientSession, path: str
+    gateway: RunningStack, client: aiohttp.ClientSession, path: str
 ) -> None:
-    good = {"authorization": f"Bearer {door.api_key}"}
+    good = {"authorization": f"Bearer {gateway.api_key}"}
     for asked, headers, status in (
         (path, good, 200),
         (path, {}, 401),
@@ -66,13 +66,13 @@ async def test_every_answer_keeps_browsers_from_guessing_and_framing(
 
 
 async def test_a_limit_is_told_in_headers_and_holds_across_apps(
-    door: StackDoor, client: aiohttp.ClientSession
+    gateway: RunningStack, client: aiohttp.ClientSession
 ) -> None:
-    database = Database(door.settings.sql_url)
+    database = Database(gateway.settings.sql_url)
     owner = f"limited-{secrets.token_hex(4)}"
     key_id, key = await KeyStore(database).create(owner, "limited")
     await database.close()
-    operator = {"authorization": f"Bearer {door.api_key}"}
+    operator = {"authorization": f"Bearer {gateway.api_key}"}
     limits = {"requests_per_minute": 3}
     async with client.put(
         f"/accounts/limits/key:{key_id}", json=limits, headers=operator

@@ -11,9 +11,9 @@ from typing import Any
 
 import aiohttp
 
-from tests.door import Measured
 from tests.integration.gateway.fixtures import Farm, Services
 from tests.integration.servers import TemporalServer, ValkeyServer, eventually
+from tests.stack import Measured
 
 CHAT: dict[str, Any] = {
     "kind": "chat",

@@ -30,11 +30,10 @@ from schemathesis.specs.openapi.checks import (
 from moyin.render.templates.catalog import SHIPPED, read_folders
 from moyin.render.templates.response import template_body
 from moyin.settings import Settings
-from tests.door import Measured
 from tests.integration.access.fixtures import (
     PASSWORD,
     SECRET,
-    AccountsDoor,
+    AccountsApp,
     Postgres,
     accounts_serving,
 )
@@ -42,6 +41,7 @@ from tests.integration.gateway.fixtures import Farm, Services
 from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.integration.text.fixtures import serving, settled
 from tests.integration.text.wires.server import WireServer
+from tests.stack import Measured
 
 CHECKS = [
     not_a_server_error,
@@ -102,8 +102,8 @@ def accounts_app(
 
     @asynccontextmanager
     async def serving() -> AsyncIterator[tuple[str, dict[str, str]]]:
-        async with accounts_serving(configured) as door:
-            yield f"{door.url}/accounts/openapi.json", await _bearers(door)
+        async with accounts_serving(configured) as accounts:
+            yield f"{accounts.url}/accounts/openapi.json", await _bearers(accounts)
 
     with in_thread(serving) as given:
         yield given
@@ -115,22 +115,22 @@ def models_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, 
 
     @asynccontextmanager
     async def serving_models() -> AsyncIterator[tuple[str, dict[str, str]]]:
-        async with WireServer().running() as wire, _pictures_door() as door_url:
+        async with WireServer().running() as wire, _template_gateway() as gateway_url:
             backend = {
                 "name": "wire", "type": "openai", "base_url": f"{wire.url}/v1",
                 "models": [{"name": "m", "context": 8192, "price": 0}],
             }  # fmt: skip
-            async with serving(folder, backend, door=door_url) as door:
-                await settled(door)
-                yield f"{door.url}/v1/openapi.json", {"owner": door.api_key}
+            async with serving(folder, backend, door=gateway_url) as models:
+                await settled(models)
+                yield f"{models.url}/v1/openapi.json", {"owner": models.api_key}
 
     with in_thread(serving_models) as given:
         yield given
 
 
 @asynccontextmanager
-async def _pictures_door() -> AsyncIterator[str]:
-    """A door where every name is that of a template, and jobs have ended by the next look."""
+async def _template_gateway() -> AsyncIterator[str]:
+    """A gateway where every name is that of a template, and jobs have ended by the next look."""
     artifact = {
         "id": "art_1",
         "url": "/artifacts/art_1",
@@ -172,9 +172,9 @@ async def _pictures_door() -> AsyncIterator[str]:
     await runner.cleanup()
 
 
-async def _bearers(door: AccountsDoor) -> dict[str, str]:
-    admin = await door.member(await door.organisation(), "admin")
-    return {"operator": door.operator, "admin": admin["access_token"]}
+async def _bearers(accounts: AccountsApp) -> dict[str, str]:
+    admin = await accounts.member(await accounts.organisation(), "admin")
+    return {"operator": accounts.operator, "admin": admin["access_token"]}
 
 
 @pytest.fixture(scope="module")
@@ -280,12 +280,12 @@ def test_gateway(gateway_app: tuple[str, dict[str, str]], measured: Measured) ->
 def test_event_streams(gateway_app: tuple[str, dict[str, str]], measured: Measured) -> None:
     """Of a job that has ended: the answer is whole. Of one that waits: as much as comes at once."""
     url, bearers = gateway_app
-    door = url.removesuffix("/openapi.json")
+    address = url.removesuffix("/openapi.json")
     headers = {"authorization": f"Bearer {bearers['owner']}"}
-    ended, waiting = _render(door, headers), _render(door, headers)
-    assert httpx.post(f"{door}/jobs/{ended}/cancel", headers=headers, timeout=60).is_success
+    ended, waiting = _render(address, headers), _render(address, headers)
+    assert httpx.post(f"{address}/jobs/{ended}/cancel", headers=headers, timeout=60).is_success
     while (
-        httpx.get(f"{door}/jobs/{ended}", headers=headers, timeout=60).json()["status"]
+        httpx.get(f"{address}/jobs/{ended}", headers=headers, timeout=60).json()["status"]
         != "cancelled"
     ):
         time.sleep(0.05)
@@ -295,7 +295,7 @@ def test_event_streams(gateway_app: tuple[str, dict[str, str]], measured: Measur
             found, sent = violations(gateway_app, only=path, **job)
             assert not found, "\n\n".join(found)
             told += sent
-        live_path = door + path.format(job_id=waiting)
+        live_path = address + path.format(job_id=waiting)
         with httpx.stream("GET", live_path, headers=headers, timeout=60) as live:
             assert live.status_code == 200
             assert live.headers["content-type"].startswith("text/event-stream")
@@ -303,10 +303,10 @@ def test_event_streams(gateway_app: tuple[str, dict[str, str]], measured: Measur
     measured(f"schemathesis: {told} requests to event streams, 0 errors, 0 undocumented answers")
 
 
-def _render(door: str, headers: dict[str, str]) -> str:
+def _render(address: str, headers: dict[str, str]) -> str:
     graph = {"1": {"class_type": "EmptyImage", "inputs": {}}}
     body = {"kind": "render", "workflow": graph}
-    answer = httpx.post(f"{door}/jobs", json=body, headers=headers, timeout=60)
+    answer = httpx.post(f"{address}/jobs", json=body, headers=headers, timeout=60)
     return str(answer.json()["id"])
 
 
@@ -321,10 +321,10 @@ def test_what_is_there(gateway_app: tuple[str, dict[str, str]], measured: Measur
     measured(f"schemathesis: {sent} requests for what is there, 0 errors, 0 undocumented answers")
 
 
-def _something(door: str, headers: dict[str, str]) -> dict[str, str]:
+def _something(address: str, headers: dict[str, str]) -> dict[str, str]:
     """By the name of the parameter, what a path may name."""
-    job = _render(door, headers)
-    with httpx.Client(base_url=door, headers=headers, timeout=60) as client:
+    job = _render(address, headers)
+    with httpx.Client(base_url=address, headers=headers, timeout=60) as client:
         assert client.post(f"/jobs/{job}/cancel").is_success
         while client.get(f"/jobs/{job}").json()["status"] != "cancelled":
             time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Paths and names that climb, at a whole farm's door, byte by byte: nothing outside is reached."""
+"""Paths and names that climb, at a whole farm's gateway, byte by byte: nothing outside is reached."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.door import StackDoor
 from tests.integration.gateway.raw_http import Answer, ask
+from tests.stack import RunningStack
 
 CANARY = f"canary-{secrets.token_hex(16)}"
 # In no name that anybody else makes.
@@ -22,9 +22,9 @@ LONG = "a" * 4_000
 
 
 @pytest.fixture(scope="module", autouse=True)
-def canary(door: StackDoor) -> Iterator[Path]:
+def canary(gateway: RunningStack) -> Iterator[Path]:
     """A file of the stack's that nobody is served."""
-    path = door.data / "canary"
+    path = gateway.data / "canary"
     path.write_text(CANARY)
     yield path
     assert path.read_text() == CANARY
@@ -32,8 +32,8 @@ def canary(door: StackDoor) -> Iterator[Path]:
 
 
 @pytest.fixture
-def headers(door: StackDoor) -> dict[str, str]:
-    return {"Authorization": f"Bearer {door.api_key}"}
+def headers(gateway: RunningStack) -> dict[str, str]:
+    return {"Authorization": f"Bearer {gateway.api_key}"}
 
 
 _BY_PATH = (
@@ -79,9 +79,9 @@ NOT_FOUND = {
     ids=["paths", "names", "shelf"],
 )
 async def test_nothing_outside_is_read(
-    door: StackDoor, headers: dict[str, str], targets: tuple[str, ...], codes: set[str]
+    gateway: RunningStack, headers: dict[str, str], targets: tuple[str, ...], codes: set[str]
 ) -> None:
-    answers = {target: await ask(door.ports.door, target, headers=headers) for target in targets}
+    answers = {target: await ask(gateway.ports.door, target, headers=headers) for target in targets}
     for target, answer in answers.items():
         assert CANARY.encode() not in answer.body, target
         assert b"root:" not in answer.body, target
@@ -93,15 +93,15 @@ async def test_nothing_outside_is_read(
     assert not wrong, "\n".join(wrong)
 
 
-async def test_nothing_outside_is_written(door: StackDoor, headers: dict[str, str]) -> None:
-    before = await ask(door.ports.door, "/v2/userdata", headers=headers)
+async def test_nothing_outside_is_written(gateway: RunningStack, headers: dict[str, str]) -> None:
+    before = await ask(gateway.ports.door, "/v2/userdata", headers=headers)
     for name in (
         f"..%2f{EVIL}", f"%2e%2e%2f{EVIL}", f"%2ftmp%2f{EVIL}", f"..%5c{EVIL}", f"a%2f..%2f..%2f{EVIL}",
         f"..%252f{EVIL}", f"a%00{EVIL}", f"x/move/..%2f{EVIL}", f"..%2f{EVIL}/move/x",
     ):  # fmt: skip
         for base in ("", "/api"):
             answer = await ask(
-                door.ports.door,
+                gateway.ports.door,
                 f"{base}/userdata/{name}",
                 method="POST",
                 headers=headers,
@@ -109,9 +109,9 @@ async def test_nothing_outside_is_written(door: StackDoor, headers: dict[str, st
             )
             told = (answer.status, answer.code)
             assert told in ((403, "path_refused"), (404, "route_not_found")), (name, told)
-    after = await ask(door.ports.door, "/v2/userdata", headers=headers)
+    after = await ask(gateway.ports.door, "/v2/userdata", headers=headers)
     assert after.body == before.body
-    assert _written(door) == []
+    assert _written(gateway) == []
 
 
 @pytest.mark.parametrize(
@@ -123,11 +123,11 @@ async def test_nothing_outside_is_written(door: StackDoor, headers: dict[str, st
     ],
 )  # fmt: skip
 async def test_an_upload_stays_in_its_folder(
-    door: StackDoor, headers: dict[str, str], field: str, value: str
+    gateway: RunningStack, headers: dict[str, str], field: str, value: str
 ) -> None:
-    answer = await _upload(door, headers, f"{EVIL}.png", **{field: value})
+    answer = await _upload(gateway, headers, f"{EVIL}.png", **{field: value})
     assert (answer.status, answer.code) == (400, "invalid_request"), answer
-    assert _written(door) == []
+    assert _written(gateway) == []
 
 
 @pytest.mark.parametrize(
@@ -136,20 +136,22 @@ async def test_an_upload_stays_in_its_folder(
      f"a\0{EVIL}.png", "..", f"C:\\{EVIL}.png", EVIL * 40 + ".png"],
 )  # fmt: skip
 async def test_an_uploads_name_is_a_name(
-    door: StackDoor, headers: dict[str, str], name: str
+    gateway: RunningStack, headers: dict[str, str], name: str
 ) -> None:
-    answer = await _upload(door, headers, name)
+    answer = await _upload(gateway, headers, name)
     if answer.status == 200:
         assert f'"name":"{EVIL}' in answer.body.decode(), answer
     else:
         assert (answer.status, answer.code) == (400, "invalid_request"), answer
     target = f"/artifacts?name=..%2f..%2f{EVIL}.txt"
-    kept = await ask(door.ports.door, target, method="POST", headers=headers, body=b"x")
+    kept = await ask(gateway.ports.door, target, method="POST", headers=headers, body=b"x")
     assert (kept.status, f'"name":"{EVIL}.txt"' in kept.body.decode()) == (201, True), kept
-    assert _written(door) == []
+    assert _written(gateway) == []
 
 
-async def _upload(door: StackDoor, headers: dict[str, str], name: str, **fields: str) -> Answer:
+async def _upload(
+    gateway: RunningStack, headers: dict[str, str], name: str, **fields: str
+) -> Answer:
     parts = [
         f'Content-Disposition: form-data; name="image"; filename="{name}"\r\n'
         "Content-Type: image/png\r\n\r\nx",
@@ -157,7 +159,7 @@ async def _upload(door: StackDoor, headers: dict[str, str], name: str, **fields:
     ]
     body = "".join(f"--b0undary\r\n{part}\r\n" for part in parts) + "--b0undary--\r\n"
     return await ask(
-        door.ports.door,
+        gateway.ports.door,
         "/upload/image",
         method="POST",
         headers={**headers, "Content-Type": "multipart/form-data; boundary=b0undary"},
@@ -165,8 +167,8 @@ async def _upload(door: StackDoor, headers: dict[str, str], name: str, **fields:
     )
 
 
-def _written(door: StackDoor) -> list[str]:
+def _written(gateway: RunningStack) -> list[str]:
     """Files by one of our names, where the stack or the climbing could have put them."""
-    places = (door.data.parent, Path("/tmp"), Path.cwd())
-    globs = [place.rglob if place == door.data.parent else place.glob for place in places]
+    places = (gateway.data.parent, Path("/tmp"), Path.cwd())
+    globs = [place.rglob if place == gateway.data.parent else place.glob for place in places]
     return [str(path) for glob in globs for path in glob(f"*{EVIL}*")]

@@ -24,15 +24,15 @@ from moyin.jobs.grpc.moyin_pb2_grpc import MoyinStub
 from moyin.proxy.identity import route_secret
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
-from tests.door import Measured, StackDoor
 from tests.integration.servers import free_port
+from tests.stack import Measured, RunningStack
 
 
 class Told:
     """Secrets by where they were said; of a key or token the part that proves something."""
 
-    def __init__(self, door: StackDoor) -> None:
-        self.door = door
+    def __init__(self, gateway: RunningStack) -> None:
+        self.gateway = gateway
         self.parts: dict[str, str] = {}
 
     def note(self, where: str, secret: str) -> str:
@@ -48,7 +48,7 @@ class Told:
         return self.note(where, secrets.token_hex(20))
 
 
-class Door:
+class Session:
     def __init__(self, told: Told, session: aiohttp.ClientSession, keys: KeyStore) -> None:
         self.told = told
         self.session = session
@@ -66,9 +66,9 @@ class Door:
 
 
 @pytest.fixture
-def haproxy_log(door: StackDoor) -> Iterator[socket.socket]:
+def haproxy_log(gateway: RunningStack) -> Iterator[socket.socket]:
     """Where HAProxy sends what a syslog server would write."""
-    port = int(door.env["RAY_SERVE_HAPROXY_LOG_TARGET"].rpartition(":")[2])
+    port = int(gateway.env["RAY_SERVE_HAPROXY_LOG_TARGET"].rpartition(":")[2])
     with socket.socket(type=socket.SOCK_DGRAM) as receiver:
         receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * 1024 * 1024)
         receiver.bind(("127.0.0.1", port))
@@ -77,43 +77,43 @@ def haproxy_log(door: StackDoor) -> Iterator[socket.socket]:
 
 
 @pytest.fixture
-async def client(door: StackDoor) -> AsyncIterator[Door]:
-    database = Database(door.settings.sql_url)
+async def client(gateway: RunningStack) -> AsyncIterator[Session]:
+    database = Database(gateway.settings.sql_url)
     jar = aiohttp.DummyCookieJar()
-    async with aiohttp.ClientSession(door.url, cookie_jar=jar) as session:
-        yield Door(Told(door), session, KeyStore(database))
+    async with aiohttp.ClientSession(gateway.url, cookie_jar=jar) as session:
+        yield Session(Told(gateway), session, KeyStore(database))
     await database.close()
 
 
 async def test_no_log_holds_a_secret(
-    door: StackDoor, client: Door, haproxy_log: socket.socket, measured: Measured
+    gateway: RunningStack, client: Session, haproxy_log: socket.socket, measured: Measured
 ) -> None:
-    signing_key = door.settings.signing_key()
+    signing_key = gateway.settings.signing_key()
     for where, secret in {
-        "the operator's key": door.api_key,
-        "Claude's key": door.env["ANTHROPIC_API_KEY"],
-        "RabbitMQ's password": urlsplit(door.env["STUDIO_RABBITMQ_URL"]).password or "",
+        "the operator's key": gateway.api_key,
+        "Claude's key": gateway.env["ANTHROPIC_API_KEY"],
+        "RabbitMQ's password": urlsplit(gateway.env["STUDIO_RABBITMQ_URL"]).password or "",
         "the stack's secret": signing_key.decode(),
         "an upstream's secret": route_secret(signing_key, "ollama"),
-        "Valkey's password": door.valkey_password,
-        "Ray's token": door.layout.ray_token.read_text().strip(),
+        "Valkey's password": gateway.valkey_password,
+        "Ray's token": gateway.layout.ray_token.read_text().strip(),
     }.items():
         client.told.note(where, secret)
     for say in (_keys, _cookies, _sockets, _tokens, _passwords, _links, _jobs, _grpc):
         await say(client)
     marker = secrets.token_hex(12)
-    bearer = {"authorization": f"Bearer {door.api_key}"}
+    bearer = {"authorization": f"Bearer {gateway.api_key}"}
     for path in (f"/jobs/{marker}", f"/accounts/users/{marker}", f"/v1/models/{marker}"):
         await client.call("GET", path, 404, headers=bearer)
     # Lines are written in batches, by every app on its own.
     for _ in range(60):
-        if _logged(door).count(marker.encode()) >= 3:
+        if _logged(gateway).count(marker.encode()) >= 3:
             break
         await asyncio.sleep(1)
-    logged, syslog = _logged(door), _received(haproxy_log)
+    logged, syslog = _logged(gateway), _received(haproxy_log)
     assert logged.count(marker.encode()) >= 3, "the access log"
     for app in ("gateway", "accounts", "models"):
-        assert marker in door.layout.app_logs(app)[-1].read_text(), app
+        assert marker in gateway.layout.app_logs(app)[-1].read_text(), app
     assert syslog.count(b"GET") > 20, (len(syslog), syslog[:500])
     leaks = [
         where
@@ -124,7 +124,7 @@ async def test_no_log_holds_a_secret(
     measured(f"{len(client.told.parts)} secrets are in none of {len(logged):,} bytes of logs")
 
 
-async def _keys(client: Door) -> None:
+async def _keys(client: Session) -> None:
     call, key, told = client.call, client.key, client.told
     for path in ("/jobs", "/v1/models", "/accounts/whoami"):
         bearer = await key(f"header of {path}")
@@ -147,7 +147,7 @@ async def _keys(client: Door) -> None:
     await call("GET", f"/jobs/{await key('path')}", 404, headers=sent)
 
 
-async def _cookies(client: Door) -> None:
+async def _cookies(client: Session) -> None:
     form, body = await client.key("form"), await client.key("JSON of a sign-in")
     await client.call("POST", "/comfy/session", 303, data={"key": form})
     await client.call("POST", "/comfy/session", json={"key": body})
@@ -160,7 +160,7 @@ async def _cookies(client: Door) -> None:
     await client.call("GET", "/jobs", 401, headers=cookie)
 
 
-async def _sockets(client: Door) -> None:
+async def _sockets(client: Session) -> None:
     good, wrong = await client.key("socket of a job"), client.told.new("wrong key of a socket")
     paths = [
         f"/jobs/none/ws?api_key={good}",
@@ -173,7 +173,7 @@ async def _sockets(client: Door) -> None:
             await socket.receive(20)
 
 
-async def _tokens(client: Door) -> None:
+async def _tokens(client: Session) -> None:
     call, told = client.call, client.told
     mail = {"email": f"{secrets.token_hex(8)}@example.com", "password": told.new("password")}
     player = await call("POST", "/accounts/register", 201, json=mail)
@@ -189,12 +189,12 @@ async def _tokens(client: Door) -> None:
         if turn == 0:
             player = await call("POST", "/accounts/refresh", json={"refresh_token": refresh})
     await call("POST", "/accounts/refresh", 401, json={"refresh_token": refresh[:-1]})
-    ours = mint_token(told.door.settings.signing_key(), "admin", "jobs")
+    ours = mint_token(told.gateway.settings.signing_key(), "admin", "jobs")
     told.note("a service's token", ours)
     await call("GET", "/jobs", headers={"authorization": f"Bearer {ours}"})
 
 
-async def _passwords(client: Door) -> None:
+async def _passwords(client: Session) -> None:
     call, new = client.call, client.told.new
     mail, password = f"{secrets.token_hex(8)}@example.com", new("first password")
     await call("POST", "/accounts/register", 201, json={"email": mail, "password": password})
@@ -216,11 +216,11 @@ async def _passwords(client: Door) -> None:
     await call("POST", "/accounts/password/reset", 401, json=reset)
 
 
-async def _links(client: Door) -> None:
-    bearer = {"authorization": f"Bearer {client.told.door.api_key}"}
+async def _links(client: Session) -> None:
+    bearer = {"authorization": f"Bearer {client.told.gateway.api_key}"}
     kept = await client.call("POST", "/artifacts", 201, data=b"text", headers=bearer)
     for where, key in {
-        "link": client.told.door.settings.signing_key(),
+        "link": client.told.gateway.settings.signing_key(),
         "wrong link": secrets.token_bytes(32),
     }.items():
         link = new_file_link(key, "admin", kept["id"], "a.txt", 60)
@@ -228,9 +228,9 @@ async def _links(client: Door) -> None:
         await client.call("GET", link, 200 if where == "link" else 401)
 
 
-async def _jobs(client: Door) -> None:
+async def _jobs(client: Session) -> None:
     """With secrets in the addresses that a job calls, and for nodes that call others."""
-    told, bearer = client.told, {"authorization": f"Bearer {client.told.door.api_key}"}
+    told, bearer = client.told, {"authorization": f"Bearer {client.told.gateway.api_key}"}
     secret = await client.call("GET", "/jobs/webhook-secret", headers=bearer)
     told.note("webhooks' secret", secret["secret"])
     async with _receiver() as (url, called):
@@ -253,8 +253,8 @@ async def _jobs(client: Door) -> None:
     await client.call("POST", "/v1/chat/completions", *answers, json=model, headers=bearer)
 
 
-async def _grpc(client: Door) -> None:
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{client.told.door.ports.grpc}") as channel:
+async def _grpc(client: Session) -> None:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{client.told.gateway.ports.grpc}") as channel:
         for key in (await client.key("gRPC"), client.told.new("wrong key of gRPC")):
             metadata = [("application", "gateway"), ("x-api-key", key)]
             with pytest.raises(grpc.aio.AioRpcError):
@@ -280,11 +280,11 @@ async def _receiver() -> AsyncIterator[tuple[str, asyncio.Event]]:
     await runner.cleanup()
 
 
-def _logged(door: StackDoor) -> bytes:
+def _logged(gateway: RunningStack) -> bytes:
     """All that any process of the stack has logged."""
-    folders = [door.layout.logs, Path(door.layout.ray_logs).resolve()]
+    folders = [gateway.layout.logs, Path(gateway.layout.ray_logs).resolve()]
     files = {path for folder in folders for path in folder.rglob("*") if path.is_file()}
-    files |= {path for path in door.data.rglob("*.log*") if path.is_file()}
+    files |= {path for path in gateway.data.rglob("*.log*") if path.is_file()}
     return b"\n".join(path.read_bytes() for path in sorted(files))
 
 

@@ -13,8 +13,8 @@ import aiohttp
 import pytest
 
 from tests.chaos.graphs import picture, sleepy
-from tests.door import Measured, StackDoor
 from tests.integration.gateway.raw_http import SlowClients
+from tests.stack import Measured, RunningStack
 
 PNG = b"\x89PNG\r\n\x1a\n"
 FINAL = {"succeeded", "failed", "cancelled"}
@@ -25,23 +25,23 @@ SLOW = {"": 40, "/jobs": 10, "/accounts/login": 10, "/v1/chat/completions": 10, 
 
 
 @pytest.fixture(scope="module", autouse=True)
-def slow(door: StackDoor) -> SlowClients:
+def slow(gateway: RunningStack) -> SlowClients:
     """Beside all tests here, which nobody may notice."""
-    return SlowClients(door.ports.door, door.api_key, SLOW)
+    return SlowClients(gateway.ports.door, gateway.api_key, SLOW)
 
 
 @pytest.fixture(scope="module")
-def strangers(door: StackDoor) -> SlowClients:
+def strangers(gateway: RunningStack) -> SlowClients:
     """The same without a key, where one is needed."""
     return SlowClients(
-        door.ports.door, "", {"/jobs": 5, "/v1/chat/completions": 5, "/accounts/me": 5}
+        gateway.ports.door, "", {"/jobs": 5, "/v1/chat/completions": 5, "/accounts/me": 5}
     )
 
 
 @pytest.fixture
-async def session(door: StackDoor) -> AsyncIterator[aiohttp.ClientSession]:
-    headers = {"authorization": f"Bearer {door.api_key}"}
-    async with aiohttp.ClientSession(door.url, headers=headers) as session:
+async def session(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSession]:
+    headers = {"authorization": f"Bearer {gateway.api_key}"}
+    async with aiohttp.ClientSession(gateway.url, headers=headers) as session:
         await _pool_is_up(session)
         yield session
     # A connection that was cut while we sent needs a moment of the loop to be closed.
@@ -163,12 +163,12 @@ async def test_a_node_that_raises_fails_the_job_with_its_name(
 
 
 async def test_two_tenants_do_not_see_each_other(
-    door: StackDoor, session: aiohttp.ClientSession
+    gateway: RunningStack, session: aiohttp.ClientSession
 ) -> None:
     job = await _done(session, {"kind": "render", "workflow": picture(next(_colors))})
     [key] = [
         word
-        for word in door.run("keys", "create", "other").stdout.split()
+        for word in gateway.run("keys", "create", "other").stdout.split()
         if word.startswith("moyin_")
     ]
     stranger = {"authorization": f"Bearer {key}"}

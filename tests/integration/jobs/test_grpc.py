@@ -16,21 +16,21 @@ from moyin.jobs.grpc import moyin_pb2 as pb
 from moyin.jobs.grpc.moyin_pb2_grpc import MoyinStub
 from moyin.system.processes import find
 from tests.chaos.graphs import picture, sleepy
-from tests.door import Measured, StackDoor
+from tests.stack import Measured, RunningStack
 
 # Serve has one gRPC port for all apps.
 APP = ("application", "gateway")
 
 
 @pytest.fixture
-async def stub(door: StackDoor) -> AsyncIterator[MoyinStub]:
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{door.ports.grpc}") as channel:
+async def stub(gateway: RunningStack) -> AsyncIterator[MoyinStub]:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.ports.grpc}") as channel:
         yield MoyinStub(channel)
 
 
 @pytest.fixture
-def key(door: StackDoor) -> list[tuple[str, str]]:
-    return [APP, ("authorization", f"Bearer {door.api_key}")]
+def key(gateway: RunningStack) -> list[tuple[str, str]]:
+    return [APP, ("authorization", f"Bearer {gateway.api_key}")]
 
 
 async def test_an_answer_comes_in_pieces(stub: MoyinStub, key: list[tuple[str, str]]) -> None:
@@ -76,9 +76,9 @@ async def test_a_job_is_cancelled(stub: MoyinStub, key: list[tuple[str, str]]) -
 
 
 async def test_a_watch_ends_soon_after_its_key(
-    door: StackDoor, stub: MoyinStub, key: list[tuple[str, str]], measured: Measured
+    gateway: RunningStack, stub: MoyinStub, key: list[tuple[str, str]], measured: Measured
 ) -> None:
-    made = door.run("keys", "create", "admin", "--scope", "jobs:read").stdout.split()
+    made = gateway.run("keys", "create", "admin", "--scope", "jobs:read").stdout.split()
     [text] = [word for word in made if word.startswith("moyin_")]
     job_json = json.dumps({"kind": "render", "workflow": sleepy(60, 0x6262)})
     job = await stub.SubmitJob(pb.SubmitJobRequest(job_json=job_json), metadata=key)
@@ -86,7 +86,7 @@ async def test_a_watch_ends_soon_after_its_key(
     watching = stub.WatchJob(pb.WatchJobRequest(id=job.id), metadata=own)
     try:
         await anext(aiter(watching))
-        await asyncio.to_thread(door.run, "keys", "revoke", text.split("_")[1])
+        await asyncio.to_thread(gateway.run, "keys", "revoke", text.split("_")[1])
         began = asyncio.get_running_loop().time()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             async with asyncio.timeout(10):
@@ -158,12 +158,12 @@ async def test_errors_keep_their_codes(
     assert (reason.reason, asked.request_id) == (code, "grpc-test-1")
 
 
-async def test_grpc_listens_on_loopback_only(door: StackDoor, stub: MoyinStub) -> None:
-    ports = door.ports
+async def test_grpc_listens_on_loopback_only(gateway: RunningStack, stub: MoyinStub) -> None:
+    ports = gateway.ports
     ours = {ports.grpc, ports.fallback_grpc, *range(ports.replicas, ports.replicas + 200)}
     found = {
         (connection.laddr.ip, connection.laddr.port)
-        for process in find(str(door.data))
+        for process in find(str(gateway.data))
         for connection in process.net_connections("tcp")
         if connection.status == psutil.CONN_LISTEN and connection.laddr.port in ours
     }

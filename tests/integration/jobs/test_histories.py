@@ -48,7 +48,7 @@ async def test_every_kind_of_end_replays(working_farm: Farm) -> None:
         return web.Response(status=503 if farm.services.count("/svc/twice") < 2 else 200)
 
     farm.services.answers = {"/svc/no": refuse, "/svc/hang": hang, "/svc/twice": twice}
-    hook = f"{farm.door}/hook"
+    hook = f"{farm.services_url}/hook"
     bodies = {
         "succeeded": {"kind": "pipeline", "steps": [CHAT, http("/svc/yes")], "webhook": hook},
         "failed": {"kind": "pipeline", "steps": [CHAT, http("/svc/no")]},

@@ -16,10 +16,10 @@ import pytest
 import redis.asyncio as redis
 from aiohttp import web
 
-from tests.door import ROOT
 from tests.integration.gateway.fixtures import Farm
 from tests.integration.jobs.rabbitmq import RabbitServer, rabbit
 from tests.integration.servers import ValkeyServer, eventually
+from tests.stack import ROOT
 
 __all__ = ["rabbit"]
 

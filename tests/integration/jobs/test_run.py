@@ -387,7 +387,7 @@ async def test_priority_and_owner_reach_temporal(farm: Farm) -> None:
     assert (priority.fairness_key, priority.fairness_weight) == ("1:ann", 16.0)
 
 
-async def test_an_inside_token_lets_steps_through_the_door(working_farm: Farm) -> None:
+async def test_an_inside_token_lets_steps_through_the_gateway(working_farm: Farm) -> None:
     job = await working_farm.submit(CHAT)
     await working_farm.until(job["id"])
     headers = working_farm.services.calls[0][3]

@@ -38,7 +38,7 @@ async def _own(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"ours"})
 
 
-class ProxyDoor:
+class ProxyServer:
     """``url`` and a client with Ann's key; `routes` changes the table, as Serve would.
 
     Attributes:
@@ -59,9 +59,9 @@ class ProxyDoor:
 
 
 @asynccontextmanager
-async def proxy_door(
+async def proxy_serving(
     *routes: dict[str, Any], meter: Meter | None = None, trusted_proxies: str = ""
-) -> AsyncIterator[ProxyDoor]:
+) -> AsyncIterator[ProxyServer]:
     proxy = Proxy(
         signing_key=SIGNING_KEY, meter=meter, trusted_proxies=TrustedProxies(trusted_proxies)
     )
@@ -87,9 +87,9 @@ async def proxy_door(
     headers = {"authorization": "Bearer ann-key"}
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(url, headers=headers, connector=connector) as client:
-        door = ProxyDoor(proxy, url, client, keys)
-        door.routes(*routes)
-        yield door
+        proxy_server = ProxyServer(proxy, url, client, keys)
+        proxy_server.routes(*routes)
+        yield proxy_server
     server.should_exit = True
     await running
     await proxy.close()

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.integration.proxy.fixtures import ProxyDoor, proxy_door
+from tests.integration.proxy.fixtures import ProxyServer, proxy_serving
 from tests.integration.proxy.upstream import Service, serving
 
 HIDDEN = "GET /assets/hidden HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ann-key\r\n\r\n"
@@ -19,11 +19,11 @@ async def service() -> Service:
 
 
 @pytest.fixture
-async def door(service: Service) -> AsyncIterator[ProxyDoor]:
+async def proxy_server(service: Service) -> AsyncIterator[ProxyServer]:
     async with serving(service) as url:
         route = {"name": "assets", "prefix": "/assets", "upstreams": [url]}
-        async with proxy_door(route) as door:
-            yield door
+        async with proxy_serving(route) as proxy_server:
+            yield proxy_server
 
 
 AMBIGUOUS = [
@@ -37,10 +37,10 @@ AMBIGUOUS = [
 ]
 
 
-async def test_an_ambiguous_body_is_refused(door: ProxyDoor, service: Service) -> None:
+async def test_an_ambiguous_body_is_refused(proxy_server: ProxyServer, service: Service) -> None:
     head = "POST /assets/seen HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ann-key\r\n"
     for framing in AMBIGUOUS:
-        answer = await _raw(door, head + framing)
+        answer = await _raw(proxy_server, head + framing)
         assert answer.split(b" ", 2)[1] in (b"400", b"501"), (framing, answer)
     assert service.seen == []
 
@@ -63,15 +63,17 @@ HIDING = [
 ]
 
 
-async def test_a_path_that_hides_what_it_is_is_refused(door: ProxyDoor, service: Service) -> None:
+async def test_a_path_that_hides_what_it_is_is_refused(
+    proxy_server: ProxyServer, service: Service
+) -> None:
     for path in HIDING:
         head = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ann-key\r\n\r\n"
-        answer = await _raw(door, head)
+        answer = await _raw(proxy_server, head)
         assert answer.split(b" ", 2)[1] in (b"400", b"404"), (path, answer)
     assert service.seen == []
 
 
-async def test_no_request_chooses_an_address(door: ProxyDoor, service: Service) -> None:
+async def test_no_request_chooses_an_address(proxy_server: ProxyServer, service: Service) -> None:
     for line in (
         "GET http://127.0.0.1:1/assets/x HTTP/1.1",
         "GET /assets//127.0.0.1:1/x HTTP/1.1",
@@ -81,15 +83,15 @@ async def test_no_request_chooses_an_address(door: ProxyDoor, service: Service) 
         "GET /assets%2Fx HTTP/1.1",
     ):
         head = f"{line}\r\nHost: 127.0.0.1:1\r\nAuthorization: Bearer ann-key\r\n\r\n"
-        answer = await _raw(door, head)
+        answer = await _raw(proxy_server, head)
         assert answer.split(b" ", 2)[1] in (b"200", b"400", b"404"), answer
     assert {request.path for request in service.seen} <= {
         "/x", "//127.0.0.1:1/x", "/@127.0.0.1:1/x", "/:1/x",
     }  # fmt: skip
 
 
-async def _raw(door: ProxyDoor, text: str) -> bytes:
-    host, port = door.url.removeprefix("http://").split(":")
+async def _raw(proxy_server: ProxyServer, text: str) -> bytes:
+    host, port = proxy_server.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(text.encode())
     answer = b""

@@ -19,9 +19,9 @@ async def studio(working_farm: Farm) -> Farm:
         {"name": "slow", "prefix": "/slow", "strip_prefix": False, "async": True},
         {"name": "fast", "prefix": "/fast", "strip_prefix": False},
     ]
-    upstreams = {"upstreams": [working_farm.door]}
+    upstreams = {"upstreams": [working_farm.services_url]}
     config = GatewayConfig.model_validate({"routes": [route | upstreams for route in routes]})
-    working_farm.proxy.configure(config.table(working_farm.door))
+    working_farm.proxy.configure(config.table(working_farm.services_url))
     return working_farm
 
 

@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
-from tests.door import Measured
-from tests.integration.proxy.fixtures import ProxyDoor, proxy_door
+from tests.integration.proxy.fixtures import ProxyServer, proxy_serving
 from tests.integration.proxy.upstream import service_process
 from tests.integration.servers import eventually, free_port
+from tests.stack import Measured
 
 MANY = 1_000
 # Of the test's process, which is client and gateway: three for each of both.
@@ -35,32 +35,32 @@ async def service() -> AsyncIterator[str]:
 
 
 @pytest.fixture
-async def door(service: str) -> AsyncIterator[ProxyDoor]:
+async def proxy_server(service: str) -> AsyncIterator[ProxyServer]:
     # A busy machine takes its time for the fifty that come at once.
     patient = {"connect": 60.0}
     route = {"name": "chat", "prefix": "/chat", "upstreams": [service], "timeouts": patient}
-    async with proxy_door(route) as door:
-        yield door
+    async with proxy_serving(route) as proxy_server:
+        yield proxy_server
 
 
 async def test_a_thousand_sockets_and_a_thousand_streams_are_held(
-    door: ProxyDoor, service: str, measured: Measured
+    proxy_server: ProxyServer, service: str, measured: Measured
 ) -> None:
     began, gate = time.monotonic(), asyncio.Semaphore(50)
 
     async def stream() -> aiohttp.ClientResponse:
         async with gate:
-            response = await door.client.get("/chat/events")
+            response = await proxy_server.client.get("/chat/events")
             assert await response.content.readuntil(b"\n\n") == b"data: first\n\n"
             return response
 
     async def socket() -> aiohttp.ClientWebSocketResponse:
         async with gate:
-            return await door.client.ws_connect("/chat/socket")
+            return await proxy_server.client.ws_connect("/chat/socket")
 
     streams = await asyncio.gather(*(stream() for _ in range(MANY)))
     sockets = await asyncio.gather(*(socket() for _ in range(MANY)))
-    [pool] = [service.pool for service in door.proxy._services.values()]
+    [pool] = [service.pool for service in proxy_server.proxy._services.values()]
     assert pool.members[0].active == 2 * MANY
     opened = time.monotonic()
 
@@ -72,7 +72,7 @@ async def test_a_thousand_sockets_and_a_thousand_streams_are_held(
     assert [one.partition(": ")[2] for one in said] == [str(n) for n in range(MANY)]
     answered = time.monotonic()
     # Who holds nothing is served beside them.
-    async with door.client.get("/chat/x") as response:
+    async with proxy_server.client.get("/chat/x") as response:
         assert response.status == 200
     async with aiohttp.request("POST", f"{service}/go-on") as response:
         assert response.status == 200

@@ -1,4 +1,4 @@
-"""What needs no key on the door's own host needs one on the host of another service."""
+"""What needs no key on the gateway's own host needs one on the host of another service."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HOSTS = ("wiki.studio", "WIKI.Studio:8000")
 
 @pytest.fixture
 async def wiki(farm: Farm) -> AsyncIterator[Service]:
-    """Behind the door by its name alone; it takes every path."""
+    """Behind the gateway by its name alone; it takes every path."""
     service = Service()
     async with serving(service) as url:
         route = {"name": "wiki", "hosts": ["wiki.studio"], "prefix": "/", "upstreams": [url]}
@@ -28,7 +28,7 @@ async def wiki(farm: Farm) -> AsyncIterator[Service]:
         yield service
 
 
-async def test_a_public_path_is_public_on_the_doors_own_host_alone(
+async def test_a_public_path_is_public_on_the_gateways_own_host_alone(
     farm: Farm, wiki: Service
 ) -> None:
     async with aiohttp.ClientSession(farm.url) as stranger:
@@ -38,7 +38,7 @@ async def test_a_public_path_is_public_on_the_doors_own_host_alone(
                     told = await response.json()
                     assert (response.status, told["code"]) == (401, "missing_api_key"), path
             async with stranger.get(
-                path, headers={"host": "door.studio"}, allow_redirects=False
+                path, headers={"host": "gateway.studio"}, allow_redirects=False
             ) as response:
                 assert "missing_api_key" not in await response.text(), path
     assert wiki.seen == []

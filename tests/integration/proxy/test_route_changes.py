@@ -1,4 +1,4 @@
-"""A service comes behind a whole farm's door, and goes again, while others are served."""
+"""A service comes behind a whole farm's gateway, and goes again, while others are served."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import aiohttp
 import jwt
 import yaml
 
-from tests.door import StackDoor
 from tests.integration.proxy.upstream import Service, serving
 from tests.integration.servers import eventually
+from tests.stack import RunningStack
 
 LIES = {
     "x-moyin-identity": "forged", "x-moyin-owner": "victim", "X_Moyin_Owner": "victim",
@@ -23,11 +23,14 @@ LIES = {
 
 
 async def test_a_route_comes_and_goes_hot_and_says_who_asks(
-    door: StackDoor, tmp_path: Path
+    gateway: RunningStack, tmp_path: Path
 ) -> None:
-    service, before = Service(), door.env["MOYIN_SERVE_CONFIG"]
-    headers = {"authorization": f"Bearer {door.api_key}"}
-    async with serving(service) as url, aiohttp.ClientSession(door.url, headers=headers) as client:
+    service, before = Service(), gateway.env["MOYIN_SERVE_CONFIG"]
+    headers = {"authorization": f"Bearer {gateway.api_key}"}
+    async with (
+        serving(service) as url,
+        aiohttp.ClientSession(gateway.url, headers=headers) as client,
+    ):
 
         async def status() -> int:
             async with client.get("/hot/x?a=1", headers=LIES) as response:
@@ -42,13 +45,13 @@ async def test_a_route_comes_and_goes_hot_and_says_who_asks(
 
         assert await is_gone()
         async with _load(client) as seen:
-            await asyncio.to_thread(door.run, "deploy", "--config", _with(before, url, tmp_path))
+            await asyncio.to_thread(gateway.run, "deploy", "--config", _with(before, url, tmp_path))
             try:
                 await eventually(is_there, 60)
                 async with client.get("/hot/x", headers={"authorization": ""}) as response:
                     assert response.status == 401
             finally:
-                await asyncio.to_thread(door.run, "deploy", "--config", before)
+                await asyncio.to_thread(gateway.run, "deploy", "--config", before)
             await eventually(is_gone, 60)
         assert seen.keys() == {200} and seen[200] > 20
     request = service.seen[-1]
@@ -59,7 +62,7 @@ async def test_a_route_comes_and_goes_hot_and_says_who_asks(
         "http",
     )
     assert "x-forwarded-for" not in request.headers
-    secret = door.run("routes", "secret", "hot").stdout.strip()
+    secret = gateway.run("routes", "secret", "hot").stdout.strip()
     claims = jwt.decode(request.headers["x-moyin-identity"], secret, ["HS256"], audience="hot")
     assert (claims["sub"], claims["scopes"]) == ("admin", ["*"])
 

@@ -1,4 +1,4 @@
-"""Ollama's clients at the door's root: the shipped route table, HAProxy, the models app."""
+"""Ollama's clients at the gateway's root: the shipped route table, HAProxy, the models app."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
-from tests.door import StackDoor
+from tests.stack import RunningStack
 
 
 @pytest.fixture
-async def client(door: StackDoor) -> AsyncIterator[aiohttp.ClientSession]:
-    headers = {"authorization": f"Bearer {door.api_key}"}
-    async with aiohttp.ClientSession(door.url, headers=headers) as client:
+async def client(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSession]:
+    headers = {"authorization": f"Bearer {gateway.api_key}"}
+    async with aiohttp.ClientSession(gateway.url, headers=headers) as client:
         yield client
 
 
@@ -37,18 +37,21 @@ async def test_ollamas_own_paths_lead_to_the_models(client: aiohttp.ClientSessio
 
 
 async def test_nothing_else_of_api_is_taken_and_errors_have_ollamas_shape(
-    client: aiohttp.ClientSession, door: StackDoor
+    client: aiohttp.ClientSession, gateway: RunningStack
 ) -> None:
     async with client.get("/api/no-such-thing") as response:
         assert (response.status, (await response.json())["code"]) == (404, "route_not_found")
-    async with aiohttp.ClientSession(door.url) as stranger, stranger.get("/api/tags") as response:
+    async with (
+        aiohttp.ClientSession(gateway.url) as stranger,
+        stranger.get("/api/tags") as response,
+    ):
         told = await response.json()
         assert (response.status, told["code"]) == (401, "missing_api_key")
         assert isinstance(told["error"], str)
 
 
 async def test_no_request_is_smuggled_into_somebody_elses(
-    client: aiohttp.ClientSession, door: StackDoor
+    client: aiohttp.ClientSession, gateway: RunningStack
 ) -> None:
     # Were it taken for the beginning of the next request on a connection that HAProxy shares,
     # that request's own first line would end up in this header.
@@ -61,17 +64,17 @@ async def test_no_request_is_smuggled_into_somebody_elses(
         f"X: a\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{hidden}",
     ):
         await _raw(
-            door,
+            gateway,
             f"POST /api/chat HTTP/1.1\r\nHost: x\r\n"
-            f"Authorization: Bearer {door.api_key}\r\n{framing}",
+            f"Authorization: Bearer {gateway.api_key}\r\n{framing}",
         )
         for path in ("/healthz", "/api/version", "/v1/healthz", "/jobs?limit=1") * 2:
             async with client.get(path) as response:
                 assert response.status == 200, (framing, path)
 
 
-async def _raw(door: StackDoor, text: str) -> None:
-    host, port = door.url.removeprefix("http://").split(":")
+async def _raw(gateway: RunningStack, text: str) -> None:
+    host, port = gateway.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(text.encode())
     try:

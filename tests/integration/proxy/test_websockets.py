@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 from aiohttp import WSMsgType
 
-from tests.integration.proxy.fixtures import ProxyDoor, proxy_door
+from tests.integration.proxy.fixtures import ProxyServer, proxy_serving
 from tests.integration.proxy.upstream import Service, serving
 from tests.integration.servers import eventually, free_port
 
@@ -20,15 +20,15 @@ async def service() -> Service:
 
 
 @pytest.fixture
-async def door(service: Service) -> AsyncIterator[ProxyDoor]:
+async def proxy_server(service: Service) -> AsyncIterator[ProxyServer]:
     async with serving(service) as url:
         route = {"name": "chat", "prefix": "/chat", "upstreams": [url]}
-        async with proxy_door(route) as door:
-            yield door
+        async with proxy_serving(route) as proxy_server:
+            yield proxy_server
 
 
-async def test_messages_cross_both_ways(door: ProxyDoor, service: Service) -> None:
-    async with door.client.ws_connect(
+async def test_messages_cross_both_ways(proxy_server: ProxyServer, service: Service) -> None:
+    async with proxy_server.client.ws_connect(
         "/chat/socket?room=1&api_key=ann-key", protocols=("chat.v1", "chat.v2")
     ) as socket:
         assert socket.protocol == "chat.v2"
@@ -45,15 +45,19 @@ async def test_messages_cross_both_ways(door: ProxyDoor, service: Service) -> No
     assert "authorization" not in seen.headers
 
 
-async def test_the_client_s_close_reaches_the_service(door: ProxyDoor, service: Service) -> None:
-    async with door.client.ws_connect("/chat/socket") as socket:
+async def test_the_client_s_close_reaches_the_service(
+    proxy_server: ProxyServer, service: Service
+) -> None:
+    async with proxy_server.client.ws_connect("/chat/socket") as socket:
         await socket.close(code=4001)
     await eventually(lambda: service.bodies == [b"4001"])
 
 
-async def test_without_a_key_there_is_no_socket(door: ProxyDoor, service: Service) -> None:
+async def test_without_a_key_there_is_no_socket(
+    proxy_server: ProxyServer, service: Service
+) -> None:
     async with (
-        aiohttp.ClientSession(door.url) as stranger,
+        aiohttp.ClientSession(proxy_server.url) as stranger,
         stranger.ws_connect("/chat/socket") as socket,
     ):
         message = await socket.receive()
@@ -61,18 +65,22 @@ async def test_without_a_key_there_is_no_socket(door: ProxyDoor, service: Servic
     assert service.seen == []
 
 
-async def test_a_service_that_is_gone_or_says_no_closes_the_socket(door: ProxyDoor) -> None:
-    async with door.client.ws_connect("/chat/not-a-socket") as socket:
+async def test_a_service_that_is_gone_or_says_no_closes_the_socket(
+    proxy_server: ProxyServer,
+) -> None:
+    async with proxy_server.client.ws_connect("/chat/not-a-socket") as socket:
         message = await socket.receive()
         assert message.type is WSMsgType.CLOSE
         assert message.extra.startswith("backend_unavailable")
     gone = f"http://127.0.0.1:{free_port()}"
-    door.routes({"name": "chat", "prefix": "/chat", "upstreams": [gone]})
-    async with door.client.ws_connect("/chat/socket") as socket:
+    proxy_server.routes({"name": "chat", "prefix": "/chat", "upstreams": [gone]})
+    async with proxy_server.client.ws_connect("/chat/socket") as socket:
         assert (await socket.receive()).extra.startswith("backend_unavailable")
 
 
-async def test_a_server_that_is_going_is_passed_over(door: ProxyDoor, service: Service) -> None:
+async def test_a_server_that_is_going_is_passed_over(
+    proxy_server: ProxyServer, service: Service
+) -> None:
     """A handshake does nothing twice: it may be asked of the next one."""
 
     async def going(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -81,15 +89,15 @@ async def test_a_server_that_is_going_is_passed_over(door: ProxyDoor, service: S
         await writer.drain()
         writer.close()
 
-    well = door.proxy.table.routes[0].upstreams[0].url
+    well = proxy_server.proxy.table.routes[0].upstreams[0].url
     async with await asyncio.start_server(going, "127.0.0.1", 0) as server:
         leaving = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        door.routes({"name": "chat", "prefix": "/chat", "upstreams": [leaving, well]})
+        proxy_server.routes({"name": "chat", "prefix": "/chat", "upstreams": [leaving, well]})
         for _ in range(2):
-            async with door.client.ws_connect("/chat/socket") as socket:
+            async with proxy_server.client.ws_connect("/chat/socket") as socket:
                 await socket.send_str("hi")
                 assert await socket.receive_str() == "one: hi"
         # Alone, it is heard.
-        door.routes({"name": "chat", "prefix": "/chat", "upstreams": [leaving]})
-        async with door.client.ws_connect("/chat/socket") as socket:
+        proxy_server.routes({"name": "chat", "prefix": "/chat", "upstreams": [leaving]})
+        async with proxy_server.client.ws_connect("/chat/socket") as socket:
             assert "refused the WebSocket: status 503" in (await socket.receive()).extra

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from aiohttp import WSMsgType, web
 
-from tests.door import ROOT
+from tests.stack import ROOT
 
 CHUNK = b"x" * 65_536
 

@@ -11,9 +11,9 @@ from pydantic_core import from_json
 
 from benchmarks.scheduling import Farm, Load, fifo
 from moyin.render.scheduling.policy import PendingRender
-from tests.door import Measured
 from tests.integration.render.cluster import RenderFarm
 from tests.integration.render.fixtures import loading, sleepy, until, write_transformers
+from tests.stack import Measured
 
 __all__ = ["models_stay_loaded_and_nobody_starves", "with_large_models"]
 

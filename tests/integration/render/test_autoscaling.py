@@ -17,12 +17,12 @@ from deployments.render.builder import build
 from deployments.render.config import RenderArgs
 from moyin.domain.job import JobStatus
 from moyin.render.comfyui.install import ComfyUI
-from tests.door import Measured
 from tests.integration.render.autoscaling import fake_gpu_nodes, gpu_nodes, raylets
 from tests.integration.render.cluster import RenderFarm, render_farm
 from tests.integration.render.fixtures import comfyui_processes, picture, sleepy, until
 from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.processes import with_lines
+from tests.stack import Measured
 
 NODES = 2
 PICTURES = 4

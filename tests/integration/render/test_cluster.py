@@ -24,7 +24,6 @@ from moyin.domain.job import EventType
 from moyin.render.comfyui.client import ComfyClient
 from moyin.render.comfyui.install import ComfyUI
 from moyin.render.comfyui.paths import HostPaths
-from tests.door import Measured
 from tests.integration.render.affinity import (
     models_stay_loaded_and_nobody_starves,
     with_large_models,
@@ -41,6 +40,7 @@ from tests.integration.render.fixtures import (
 )
 from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.processes import with_lines
+from tests.stack import Measured
 
 pytestmark = pytest.mark.timeout(500)
 MODELS = ("a.safetensors", "b.safetensors")

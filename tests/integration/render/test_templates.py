@@ -18,7 +18,7 @@ import openai
 import pytest
 
 from tests.chaos.graphs import picture, sleepy
-from tests.door import Measured, StackDoor
+from tests.stack import Measured, RunningStack
 
 PNG = b"\x89PNG\r\n\x1a\n"
 FINAL = ("succeeded", "failed", "cancelled")
@@ -28,17 +28,17 @@ _colors = itertools.count(0x400000)
 
 
 @pytest.fixture(scope="module")
-def http(door: StackDoor) -> Iterator[httpx.Client]:
-    headers = {"authorization": f"Bearer {door.api_key}"}
-    with httpx.Client(base_url=door.url, headers=headers, timeout=60) as client:
+def http(gateway: RunningStack) -> Iterator[httpx.Client]:
+    headers = {"authorization": f"Bearer {gateway.api_key}"}
+    with httpx.Client(base_url=gateway.url, headers=headers, timeout=60) as client:
         # From the first picture on, graphs are validated when they are submitted.
         done(client, {"kind": "render", "workflow": picture(next(_colors))})
         yield client
 
 
 @pytest.fixture
-def sdk(door: StackDoor) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{door.url}/v1", api_key=door.api_key) as client:
+def sdk(gateway: RunningStack) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.api_key) as client:
         yield client
 
 
@@ -155,7 +155,9 @@ def test_a_sweep_is_one_job_with_children_in_order(http: httpx.Client) -> None:
     assert [one["id"] for one in listed].count(job["id"]) == 1
 
 
-def test_a_cancelled_batch_goes_on_from_what_is_done(door: StackDoor, http: httpx.Client) -> None:
+def test_a_cancelled_batch_goes_on_from_what_is_done(
+    gateway: RunningStack, http: httpx.Client
+) -> None:
     sweep = {"workflow.3.inputs.seconds": [4.0, 4.1, 4.2]}
     body = {
         "kind": "render",
@@ -180,7 +182,7 @@ def test_a_cancelled_batch_goes_on_from_what_is_done(door: StackDoor, http: http
     job = until(http, job_id, lambda job: job["status"] in FINAL)
     assert (job["status"], job["attempts"], len(job["artifacts"])) == ("succeeded", 2, 3)
     left = [index for index, status in enumerate(statuses) if status == "cancelled"]
-    assert sorted(door.activities(job_id, "render_step")) == left
+    assert sorted(gateway.activities(job_id, "render_step")) == left
 
 
 def test_one_child_that_fails_spares_the_others(http: httpx.Client) -> None:
@@ -198,7 +200,7 @@ def test_one_child_that_fails_spares_the_others(http: httpx.Client) -> None:
 
 
 def test_openai_s_sdk_gets_pictures(
-    door: StackDoor, sdk: openai.OpenAI, measured: Measured
+    gateway: RunningStack, sdk: openai.OpenAI, measured: Measured
 ) -> None:
     began = time.monotonic()
     made = sdk.images.generate(
@@ -212,7 +214,7 @@ def test_openai_s_sdk_gets_pictures(
 
     [one] = sdk.images.generate(model="swatch", prompt="x", size="8x8", user="u1").data or []
     assert one.url is not None
-    assert one.url.startswith(f"{door.url}/artifacts/signed/")
+    assert one.url.startswith(f"{gateway.url}/artifacts/signed/")
     # No key: the address is enough for this one file, and any other is not.
     answer = httpx.get(one.url)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
@@ -268,7 +270,7 @@ def test_who_can_t_wait_gets_the_job(http: httpx.Client, sdk: openai.OpenAI) -> 
 
 
 def test_a_client_that_leaves_cancels_what_it_waited_for(
-    door: StackDoor, http: httpx.Client
+    gateway: RunningStack, http: httpx.Client
 ) -> None:
     # The only ComfyUI is busy, so that nothing below can end by itself.
     busy = post(http, {"kind": "render", "workflow": sleepy(600, next(_colors))}).json()["id"]
@@ -277,9 +279,9 @@ def test_a_client_that_leaves_cancels_what_it_waited_for(
     key = {"idempotency-key": f"back-{next(_colors)}"}
     for user, more in {"back": key, "gone": {}}.items():
         # It sends, and reads no answer.
-        client = HTTPConnection("127.0.0.1", door.ports.door, timeout=60)
+        client = HTTPConnection("127.0.0.1", gateway.ports.door, timeout=60)
         body = {"model": "swatch", "prompt": "x", "user": user, "size": "8x8"}
-        headers = {"authorization": f"Bearer {door.api_key}", "content-type": "application/json"}
+        headers = {"authorization": f"Bearer {gateway.api_key}", "content-type": "application/json"}
         client.request("POST", "/v1/images/generations", json.dumps(body), {**headers, **more})
         jobs[user] = found(http, user)
         client.close()
@@ -303,7 +305,7 @@ def found(http: httpx.Client, user: str) -> str:
 
 
 def test_an_equal_graph_is_rendered_once_for_its_tenant(
-    door: StackDoor, http: httpx.Client, measured: Measured
+    gateway: RunningStack, http: httpx.Client, measured: Measured
 ) -> None:
     body = swatch(prompt="once")
     first = done(http, body)
@@ -328,8 +330,8 @@ def test_an_equal_graph_is_rendered_once_for_its_tenant(
     assert batch["cached"] is False
 
     assert done(http, {**body, "cache": False})["cached"] is False
-    key = next(w for w in door.run("keys", "create", "rival").stdout.split() if "moyin_" in w)
-    with httpx.Client(base_url=door.url, headers={"x-api-key": key}, timeout=60) as rival:
+    key = next(w for w in gateway.run("keys", "create", "rival").stdout.split() if "moyin_" in w)
+    with httpx.Client(base_url=gateway.url, headers={"x-api-key": key}, timeout=60) as rival:
         assert done(rival, body)["cached"] is False
         assert done(rival, body)["cached"] is True
 
@@ -355,22 +357,22 @@ def test_a_failure_is_not_kept(http: httpx.Client) -> None:
         assert (job["status"], job["cached"]) == ("failed", False)
 
 
-def test_the_command_line_renders_a_template(door: StackDoor, tmp_path: Path) -> None:
-    told = door.run(
+def test_the_command_line_renders_a_template(gateway: RunningStack, tmp_path: Path) -> None:
+    told = gateway.run(
         "render", "--template", "swatch", "-i", "prompt=sea", "-i", "width=16", "-i", "height=8",
         "-o", str(tmp_path),
     ).stdout.split()  # fmt: skip
     assert size(Path(told[-1]).read_bytes()) == (16, 8)
-    refused = door.run("render", "-t", "swatch", "-i", "width=4", check=False)
+    refused = gateway.run("render", "-t", "swatch", "-i", "width=4", check=False)
     assert refused.stderr.startswith("error: invalid_request: inputs.")
 
 
-def test_the_doctor_names_a_template_that_is_wrong(door: StackDoor) -> None:
-    folder = door.data / "templates"
+def test_the_doctor_names_a_template_that_is_wrong(gateway: RunningStack) -> None:
+    folder = gateway.data / "templates"
     folder.mkdir()
     try:
         (folder / "bad.json").write_text('{"name": "bad", "title": "Bad", "graph": {"1": 5}}')
-        told = door.run("doctor", check=False)
+        told = gateway.run("doctor", check=False)
         assert told.returncode != 0
         assert "bad.json: graph.1: must be an object" in " ".join(told.stdout.split())
     finally:

@@ -130,7 +130,7 @@ async def test_a_replica_that_dies_under_a_request(
 
 
 async def test_the_vendors_clients_try_again(nowhere: Ports) -> None:
-    door = f"http://127.0.0.1:{nowhere.http}"
+    gateway_url = f"http://127.0.0.1:{nowhere.http}"
     sent: list[str] = []
 
     def count(request: Any) -> None:
@@ -142,14 +142,14 @@ async def test_the_vendors_clients_try_again(nowhere: Ports) -> None:
     def by_openai() -> None:
         with openai.DefaultHttpxClient(event_hooks=hooks) as http:
             client = openai.OpenAI(
-                base_url=f"{door}/v1", api_key="k", max_retries=1, http_client=http
+                base_url=f"{gateway_url}/v1", api_key="k", max_retries=1, http_client=http
             )
             client.chat.completions.create(model="auto", messages=messages)
 
     def by_anthropic() -> None:
         with anthropic.DefaultHttpxClient(event_hooks=hooks) as http:
             client = anthropic.Anthropic(
-                base_url=door, api_key="k", max_retries=1, http_client=http
+                base_url=gateway_url, api_key="k", max_retries=1, http_client=http
             )
             client.messages.create(model="auto", max_tokens=9, messages=messages)
 

@@ -23,12 +23,12 @@ from temporalio.client import Client
 
 from moyin.stack.web import send_request
 from moyin.system.processes import find
-from tests.door import Measured, StackDoor
+from tests.stack import Measured, RunningStack
 
 pytestmark = pytest.mark.timeout(240)
 
 
-def _stack(folder: Path, *, broken: bool = False) -> StackDoor:
+def _stack(folder: Path, *, broken: bool = False) -> RunningStack:
     config = folder / "serve_config.yaml"
     app = {
         "name": "tiny",
@@ -40,17 +40,17 @@ def _stack(folder: Path, *, broken: bool = False) -> StackDoor:
     config.write_text(
         yaml.safe_dump({"proxy_location": "HeadOnly", "http_options": http, "applications": [app]})
     )
-    return StackDoor(folder, {"MOYIN_SERVE_CONFIG": str(config)})
+    return RunningStack(folder, {"MOYIN_SERVE_CONFIG": str(config)})
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackDoor]:
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """One stack for the module; each test finds it up and leaves it up, until one stops it."""
     with _stack(tmp_path_factory.mktemp("stack")).living() as stack:
         yield stack
 
 
-def _state(stack: StackDoor) -> Any:
+def _state(stack: RunningStack) -> Any:
     return json.loads(stack.run("status", "--json", check=False).stdout)
 
 
@@ -67,20 +67,20 @@ def _until(check: Callable[[], bool], seconds: float) -> float:
     return time.monotonic() - began
 
 
-def test_everything_is_up_and_the_door_answers(stack: StackDoor) -> None:
+def test_everything_is_up_and_the_gateway_answers(stack: RunningStack) -> None:
     state = _state(stack)
     assert state["phase"] == "ready"
     assert {part["status"] for part in state["parts"].values()} == {"up"}
     assert _get(f"{stack.url}/hello") == {"path": "/hello"}
 
 
-def test_a_second_up_does_nothing(stack: StackDoor) -> None:
+def test_a_second_up_does_nothing(stack: RunningStack) -> None:
     before = _state(stack)["pid"]
     assert "up already" in stack.run("up").stdout
     assert _state(stack)["pid"] == before
 
 
-def test_what_people_and_programs_open_listens_on_loopback(stack: StackDoor) -> None:
+def test_what_people_and_programs_open_listens_on_loopback(stack: RunningStack) -> None:
     """Ray's own ports are the exception: other nodes join there, with the token."""
     ports = stack.ports
     private = {
@@ -106,7 +106,7 @@ def test_what_people_and_programs_open_listens_on_loopback(stack: StackDoor) -> 
     )
 
 
-def test_rays_dashboard_asks_for_the_token(stack: StackDoor) -> None:
+def test_rays_dashboard_asks_for_the_token(stack: RunningStack) -> None:
     url = f"http://127.0.0.1:{stack.ports.dashboard}/api/serve/applications/"
     with pytest.raises(urllib.error.HTTPError) as refused:
         _get(url)
@@ -114,7 +114,7 @@ def test_rays_dashboard_asks_for_the_token(stack: StackDoor) -> None:
     assert refused.value.code == 401
 
 
-def test_valkey_asks_for_the_password_which_the_apps_have(stack: StackDoor) -> None:
+def test_valkey_asks_for_the_password_which_the_apps_have(stack: RunningStack) -> None:
     with (
         redis.Redis(port=stack.ports.valkey) as stranger,
         pytest.raises(redis.AuthenticationError),
@@ -125,7 +125,7 @@ def test_valkey_asks_for_the_password_which_the_apps_have(stack: StackDoor) -> N
     assert _get(f"{stack.url}/valkey") == {"path": "/valkey", "valkey": True}
 
 
-def test_valkeys_password_is_shown_nowhere(stack: StackDoor) -> None:
+def test_valkeys_password_is_shown_nowhere(stack: RunningStack) -> None:
     """In no command line, log or state file, and in nothing that the tools or the dashboard say."""
     token = stack.layout.ray_token.read_text().strip()
     dashboard = f"http://127.0.0.1:{stack.ports.dashboard}"
@@ -156,7 +156,7 @@ def test_valkeys_password_is_shown_nowhere(stack: StackDoor) -> None:
     assert [name for name, text in shown.items() if password in text] == []
 
 
-async def test_the_namespace_keeps_jobs_as_long_as_the_setting_says(stack: StackDoor) -> None:
+async def test_the_namespace_keeps_jobs_as_long_as_the_setting_says(stack: RunningStack) -> None:
     client = await Client.connect(stack.settings.temporal_address, namespace="moyin")
     described = await client.workflow_service.describe_namespace(
         DescribeNamespaceRequest(namespace="moyin")
@@ -164,7 +164,7 @@ async def test_the_namespace_keeps_jobs_as_long_as_the_setting_says(stack: Stack
     assert described.config.workflow_execution_retention_ttl.ToTimedelta().days == 30
 
 
-def test_the_first_key_is_kept_private_and_only_a_digest_is_stored(stack: StackDoor) -> None:
+def test_the_first_key_is_kept_private_and_only_a_digest_is_stored(stack: RunningStack) -> None:
     assert stack.layout.profile.stat().st_mode & 0o777 == 0o600
     assert stack.api_key.encode() not in (stack.data / "moyin.db").read_bytes()
     log = stack.layout.log("supervisor").read_text()
@@ -172,7 +172,7 @@ def test_the_first_key_is_kept_private_and_only_a_digest_is_stored(stack: StackD
 
 
 @pytest.mark.parametrize("name", ["valkey", "temporal"])
-def test_a_killed_server_is_back(stack: StackDoor, name: str, measured: Measured) -> None:
+def test_a_killed_server_is_back(stack: RunningStack, name: str, measured: Measured) -> None:
     killed = _state(stack)["parts"][name]["pid"]
     os.kill(killed, signal.SIGKILL)
 
@@ -186,7 +186,7 @@ def test_a_killed_server_is_back(stack: StackDoor, name: str, measured: Measured
 
 
 def test_a_killed_supervisor_takes_all_with_it_and_up_goes_on(
-    stack: StackDoor, measured: Measured
+    stack: RunningStack, measured: Measured
 ) -> None:
     """Also over a data folder of before Valkey had a password, which it gets; its data stays."""
     key, before = stack.api_key, stack.valkey_password
@@ -209,14 +209,14 @@ def test_a_killed_supervisor_takes_all_with_it_and_up_goes_on(
     assert _get(f"{stack.url}/valkey")["valkey"]
 
 
-def test_an_up_right_after_the_kill_sweeps_what_is_still_ending(stack: StackDoor) -> None:
+def test_an_up_right_after_the_kill_sweeps_what_is_still_ending(stack: RunningStack) -> None:
     stack.kill_supervisor()
     stack.run("up")
     assert _get(f"{stack.url}/")
 
 
 def test_a_second_one_in_the_foreground_lives_beside_the_first_and_stops_in_order(
-    stack: StackDoor, tmp_path: Path
+    stack: RunningStack, tmp_path: Path
 ) -> None:
     other = _stack(tmp_path)
     command = [sys.executable, "-m", "moyin.cli.main", "up", "--foreground"]
@@ -236,7 +236,7 @@ def test_a_second_one_in_the_foreground_lives_beside_the_first_and_stops_in_orde
     assert _get(f"{stack.url}/still") == {"path": "/still"}
 
 
-def test_down_leaves_nothing(stack: StackDoor, measured: Measured) -> None:
+def test_down_leaves_nothing(stack: RunningStack, measured: Measured) -> None:
     began = time.monotonic()
     stack.run("down")
     measured(f"down: {time.monotonic() - began:.1f} s")

@@ -25,7 +25,7 @@ import yaml
 from moyin.jobs.grpc import moyin_pb2, moyin_pb2_grpc
 from moyin.stack.ports import REPLICA_PORTS, Ports
 from tests.chaos.watch import Probe, judge, probes
-from tests.door import ROOT, free_port_base
+from tests.stack import ROOT, free_port_base
 
 _BIN = Path(sys.executable).parent
 _TINY = Probe(service="tiny", method="GET", path="/tiny/a", normal=200)

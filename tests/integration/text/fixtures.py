@@ -93,7 +93,7 @@ def _llama(*arguments: str) -> Iterator[str]:
 
 
 @dataclass(kw_only=True)
-class ModelsDoor:
+class ModelsApp:
     """The app as clients see it. ``url`` without ``/v1``."""
 
     url: str
@@ -116,10 +116,10 @@ async def serving(
     cache: ResponseCache | None = None,
     redis_url: str | None = None,
     follow_ups_url: str | None = None,
-    door: str = "http://127.0.0.1:9",
+    models_app: str = "http://127.0.0.1:9",
     temporal: tuple[str, str] | None = None,
     **aliases: Any,
-) -> AsyncIterator[ModelsDoor]:
+) -> AsyncIterator[ModelsApp]:
     """The models app on a free port, over these back ends. ``rules``: other members of the
     configuration. ``redis_url``: where limits are counted. ``follow_ups_url``: where replicas meet;
     None: this is the only one. ``door``: where jobs are taken. ``temporal``: address and namespace
@@ -147,7 +147,7 @@ async def serving(
     )
     follow_ups = FollowUps(learning, shared_answers=shared_answers, secret=settings.signing_key())
     text_router = Router(fleet, ledger, pictures, telemetry, cache, estimator, learning, follow_ups)
-    jobs = GatewayClient(door, token_for=lambda identity: identity.owner)
+    jobs = GatewayClient(models_app, token_for=lambda identity: identity.owner)
 
     meter = None if redis_url is None else Meter(redis_url)
     judge, judged = None, list[Outcome]()
@@ -205,7 +205,7 @@ async def serving(
         await asyncio.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
-        yield ModelsDoor(
+        yield ModelsApp(
             url=f"http://127.0.0.1:{port}",
             api_key=key,
             text_router=text_router,
@@ -222,9 +222,9 @@ async def serving(
         await running
 
 
-async def settled(door: ModelsDoor) -> None:
+async def settled(models_app: ModelsApp) -> None:
     """Return when every back end has been looked at once, and so has said what it is."""
-    while any(runtime.is_up is None for runtime in door.text_router.fleet.runtimes.values()):  # noqa: ASYNC110
+    while any(runtime.is_up is None for runtime in models_app.text_router.fleet.runtimes.values()):  # noqa: ASYNC110
         await asyncio.sleep(0.01)
 
 

@@ -180,8 +180,8 @@ async def run(folder: Path) -> Matrix:
     matrix: dict[tuple[str, str], dict[str, Cell]] = {}
     async with (
         WireServer().running() as server,
-        serving(folder, *_backends(server.url)) as door,
-        clients(door.url, door.api_key) as speaking,
+        serving(folder, *_backends(server.url)) as models_app,
+        clients(models_app.url, models_app.api_key) as speaking,
     ):
         for protocol, client in speaking.items():
             for backend in BACKENDS:

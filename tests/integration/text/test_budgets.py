@@ -21,9 +21,9 @@ from moyin.store.keys import KeyStore
 from moyin.store.limits import LimitStore
 from moyin.store.schema import usage
 from moyin.store.sql import Database
-from tests.door import Measured
 from tests.integration.servers import ValkeyServer, eventually
-from tests.integration.text.fixtures import LLAMA_KEY, ModelsDoor, serving
+from tests.integration.text.fixtures import LLAMA_KEY, ModelsApp, serving
+from tests.stack import Measured
 
 # USD per million tokens: a short call reserves about a cent, for more than it can use.
 PRICE = 10
@@ -33,8 +33,8 @@ NANO = 10**9
 class Studio:
     """The models app with a priced model, its database and its Valkey."""
 
-    def __init__(self, door: ModelsDoor, database: Database, valkey: Any) -> None:
-        self.door = door
+    def __init__(self, models_app: ModelsApp, database: Database, valkey: Any) -> None:
+        self.models_app = models_app
         self.database = database
         self._valkey = valkey
 
@@ -42,7 +42,9 @@ class Studio:
         """The id of a new key with limits of its own, and a client that uses it."""
         key_id, key = await KeyStore(self.database).create("studio", "k")
         await LimitStore(self.database).set(Limit(subject=f"key:{key_id}", **limits))
-        client = openai.AsyncOpenAI(base_url=f"{self.door.url}/v1", api_key=key, max_retries=0)
+        client = openai.AsyncOpenAI(
+            base_url=f"{self.models_app.url}/v1", api_key=key, max_retries=0
+        )
         return key_id, client
 
     async def booked(self, key_id: str) -> int:
@@ -72,10 +74,10 @@ async def studio(llama: str, tmp_path: Path, valkey_server: ValkeyServer) -> Asy
     assert LLAMA_KEY
     database = Database(Settings(data=tmp_path).sql_url)
     async with (
-        serving(tmp_path, backend, redis_url=valkey_server.url) as door,
+        serving(tmp_path, backend, redis_url=valkey_server.url) as models_app,
         redis.Redis.from_url(valkey_server.url) as valkey,
     ):
-        yield Studio(door, database, valkey)
+        yield Studio(models_app, database, valkey)
     await database.close()
 
 

@@ -13,27 +13,31 @@ import anthropic
 import openai
 import pytest
 
-from tests.integration.text.fixtures import ModelsDoor, claude, local, serving, settled
+from tests.integration.text.fixtures import ModelsApp, claude, local, serving, settled
 
 MODELS = ["smollm2", "claude-haiku-5-5"]
 HELLO = {"role": "user", "content": "Say hello."}
 
 
 @pytest.fixture
-async def door(llama: str, tmp_path: Path) -> AsyncIterator[ModelsDoor]:
-    async with serving(tmp_path, local(llama), claude(llama)) as door:
-        yield door
+async def models_app(llama: str, tmp_path: Path) -> AsyncIterator[ModelsApp]:
+    async with serving(tmp_path, local(llama), claude(llama)) as models_app:
+        yield models_app
 
 
 @pytest.fixture
-async def openai_client(door: ModelsDoor) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(base_url=f"{door.url}/v1", api_key=door.api_key) as client:
+async def openai_client(models_app: ModelsApp) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(
+        base_url=f"{models_app.url}/v1", api_key=models_app.api_key
+    ) as client:
         yield client
 
 
 @pytest.fixture
-async def claude_client(door: ModelsDoor) -> AsyncIterator[anthropic.AsyncAnthropic]:
-    async with anthropic.AsyncAnthropic(base_url=door.url, api_key=door.api_key) as client:
+async def claude_client(models_app: ModelsApp) -> AsyncIterator[anthropic.AsyncAnthropic]:
+    async with anthropic.AsyncAnthropic(
+        base_url=models_app.url, api_key=models_app.api_key
+    ) as client:
         yield client
 
 
@@ -118,16 +122,18 @@ async def test_auto_goes_to_the_cloud_for_what_the_local_model_cannot_do(
     assert Decimal(raw.headers["x-moyin-cost-usd"]) > 0
 
 
-async def test_the_ledger_knows_every_call(door: ModelsDoor) -> None:
-    async with aiohttp.ClientSession(headers={"authorization": f"Bearer {door.api_key}"}) as http:
+async def test_the_ledger_knows_every_call(models_app: ModelsApp) -> None:
+    async with aiohttp.ClientSession(
+        headers={"authorization": f"Bearer {models_app.api_key}"}
+    ) as http:
         body = {"model": "claude-haiku-5-5", "messages": [HELLO], "max_tokens": 4}
-        async with http.post(f"{door.url}/v1/chat/completions", json=body) as response:
+        async with http.post(f"{models_app.url}/v1/chat/completions", json=body) as response:
             request_id, cost = (
                 response.headers["x-request-id"],
                 response.headers["x-moyin-cost-usd"],
             )
         await asyncio.sleep(1.5)
-        async with http.get(f"{door.url}/v1/requests/{request_id}") as response:
+        async with http.get(f"{models_app.url}/v1/requests/{request_id}") as response:
             entry = await response.json()
     assert (entry["backend"], entry["output_tokens"], entry["complete"]) == ("claude", 4, True)
     assert Decimal(entry["cost_usd"]) == Decimal(cost) > 0
@@ -136,23 +142,25 @@ async def test_the_ledger_knows_every_call(door: ModelsDoor) -> None:
 @pytest.mark.parametrize("path", ["chat/completions", "messages"])
 @pytest.mark.parametrize("model", MODELS)
 async def test_a_client_that_leaves_is_charged_and_frees_the_back_end(
-    door: ModelsDoor, path: str, model: str
+    models_app: ModelsApp, path: str, model: str
 ) -> None:
-    async with aiohttp.ClientSession(headers={"authorization": f"Bearer {door.api_key}"}) as http:
-        await settled(door)
+    async with aiohttp.ClientSession(
+        headers={"authorization": f"Bearer {models_app.api_key}"}
+    ) as http:
+        await settled(models_app)
         story = {"role": "user", "content": "Tell a very long story."}
         body = {"model": model, "messages": [story], "max_tokens": 1500, "stream": True}
         whole = {**body, "stream": False, "max_tokens": 1}
-        async with http.post(f"{door.url}/v1/messages", json=whole) as response:
+        async with http.post(f"{models_app.url}/v1/messages", json=whole) as response:
             usage = (await response.json())["usage"]
-        async with http.post(f"{door.url}/v1/{path}", json=body) as response:
+        async with http.post(f"{models_app.url}/v1/{path}", json=body) as response:
             request_id = response.headers["x-request-id"]
             await response.content.read(2000)
             response.close()
     await asyncio.sleep(1)
-    assert all(runtime.load == 0 for runtime in door.text_router.fleet.runtimes.values())
+    assert all(runtime.load == 0 for runtime in models_app.text_router.fleet.runtimes.values())
     await asyncio.sleep(1)
-    entry = await door.ledger.get("ada", request_id)
+    entry = await models_app.ledger.get("ada", request_id)
     assert entry is not None
     assert not entry.complete
     assert 0 < entry.output_tokens < 1500
@@ -168,13 +176,13 @@ async def test_both_kinds_of_client_read_the_list_of_models(
     assert (await claude_client.models.retrieve("smollm2")).display_name == "smollm2"
 
 
-async def test_the_description_is_complete(door: ModelsDoor) -> None:
+async def test_the_description_is_complete(models_app: ModelsApp) -> None:
     async with aiohttp.ClientSession() as http:
-        async with http.get(f"{door.url}/v1/openapi.json") as response:
+        async with http.get(f"{models_app.url}/v1/openapi.json") as response:
             described = json.loads(await response.read())
-        async with http.get(f"{door.url}/v1/docs") as response:
+        async with http.get(f"{models_app.url}/v1/docs") as response:
             assert response.status == 200
-        async with http.get(f"{door.url}/v1/readyz") as response:
+        async with http.get(f"{models_app.url}/v1/readyz") as response:
             assert (await response.json())["backends"] == {"local": "up", "claude": "up"}
     paths = {"/chat/completions", "/messages", "/models", "/requests/{request_id}"}
     assert paths < set(described["paths"])

@@ -18,10 +18,10 @@ import psutil
 import pytest
 
 from moyin.http.breaker import BreakerState
-from tests.door import Measured
 from tests.integration.servers import eventually
-from tests.integration.text.fixtures import ModelsDoor, local, serving, settled
+from tests.integration.text.fixtures import ModelsApp, local, serving, settled
 from tests.integration.text.upstreams import BEGUN, FINE, KINDS, SSE, Upstream, backend
+from tests.stack import Measured
 
 PATHS = ["chat/completions", "messages", "ollama/api/chat"]
 NOWHERE = "http://127.0.0.1:9"
@@ -32,7 +32,7 @@ ENDS, PROMISES = "connection: close", "content-length: 9999"
 @asynccontextmanager
 async def farm(
     folder: Path, upstreams: dict[str, Upstream], **more: Any
-) -> AsyncIterator[ModelsDoor]:
+) -> AsyncIterator[ModelsApp]:
     """One back end of each kind, and ``fine``, which answers. ``<kind>-or-fine`` falls back."""
     async with AsyncExitStack() as stack:
         fine = await stack.enter_async_context(Upstream(FINE).running())
@@ -47,16 +47,16 @@ async def farm(
 
 
 async def ask(
-    door: ModelsDoor, path: str, model: str, *, stream: bool = False, **headers: str
+    models_app: ModelsApp, path: str, model: str, *, stream: bool = False, **headers: str
 ) -> tuple[aiohttp.ClientResponse, str]:
-    headers = {"authorization": f"Bearer {door.api_key}", **headers}
+    headers = {"authorization": f"Bearer {models_app.api_key}", **headers}
     messages = [{"role": "user", "content": "hi"}]
     body = {"model": model, "max_tokens": 5, "messages": messages, "stream": stream}
     if path.startswith("ollama"):
         del body["max_tokens"]
     async with (
         aiohttp.ClientSession(headers=headers) as http,
-        http.post(f"{door.url}/v1/{path}", json=body) as response,
+        http.post(f"{models_app.url}/v1/{path}", json=body) as response,
     ):
         return response, await response.text()
 
@@ -81,9 +81,9 @@ class Clock:
         return self.now
 
 
-def closed(door: ModelsDoor, kind: str) -> None:
+def closed(models_app: ModelsApp, kind: str) -> None:
     """Every cell begins with a closed breaker."""
-    door.text_router.fleet.runtimes[kind].breaker.succeed()
+    models_app.text_router.fleet.runtimes[kind].breaker.succeed()
 
 
 @pytest.mark.parametrize(
@@ -107,19 +107,19 @@ def closed(door: ModelsDoor, kind: str) -> None:
 async def test_before_the_first_byte(
     tmp_path: Path, answer: str, status: int, code: str | None
 ) -> None:
-    async with farm(tmp_path, {kind: Upstream(answer) for kind in KINDS}) as door:
+    async with farm(tmp_path, {kind: Upstream(answer) for kind in KINDS}) as models_app:
         for kind, path, stream in product(KINDS, PATHS, [False, True]):
-            closed(door, kind)
+            closed(models_app, kind)
             cell = f"{path} to {kind}, stream={stream}"
-            response, text = await ask(door, path, f"m-{kind}", stream=stream)
+            response, text = await ask(models_app, path, f"m-{kind}", stream=stream)
             assert response.status == status, (cell, text)
             assert "secret" not in text, cell
             assert code in (None, code_of(path, text)), cell
             if code == "overloaded" and (kind != "ollama" or path.startswith("ollama")):
                 assert response.headers["retry-after"] == "7", cell
             # Another one answers instead, unless the request is at fault.
-            closed(door, kind)
-            response, text = await ask(door, path, f"{kind}-or-fine")
+            closed(models_app, kind)
+            response, text = await ask(models_app, path, f"{kind}-or-fine")
             assert response.status == (400 if status == 400 else 200), (cell, text)
             if response.status == 200:
                 assert "Hi" in text, cell
@@ -134,11 +134,11 @@ async def test_before_the_first_byte(
 )
 async def test_after_the_first_byte(tmp_path: Path, head: str, rest: str) -> None:
     upstreams = {kind: Upstream(BEGUN[kind].replace(ENDS, head), rest) for kind in KINDS}
-    async with farm(tmp_path, upstreams) as door:
+    async with farm(tmp_path, upstreams) as models_app:
         for kind, path in product(KINDS, PATHS):
-            closed(door, kind)
+            closed(models_app, kind)
             cell = f"{path} to {kind}"
-            response, text = await ask(door, path, f"{kind}-or-fine", stream=True)
+            response, text = await ask(models_app, path, f"{kind}-or-fine", stream=True)
             assert response.status == 200, cell
             assert "Hi" in text, cell
             if path.startswith("ollama"):
@@ -148,44 +148,44 @@ async def test_after_the_first_byte(tmp_path: Path, head: str, rest: str) -> Non
                 assert cost.startswith(": x-moyin-cost-usd=0.0000"), cell
                 assert path != "messages" or error.startswith("event: error\ndata: "), cell
             assert code_of(path, error.rpartition("data: ")[2]) == "stream_interrupted", cell
-            assert door.telemetry.calls[-1].error == "stream_interrupted", cell
+            assert models_app.telemetry.calls[-1].error == "stream_interrupted", cell
 
 
 async def test_a_silent_server_ends_at_the_deadline(tmp_path: Path) -> None:
     upstreams = {kind: Upstream(None) for kind in KINDS}
-    async with farm(tmp_path, upstreams, timeout_s=0.2) as door, asyncio.timeout(30):
+    async with farm(tmp_path, upstreams, timeout_s=0.2) as models_app, asyncio.timeout(30):
         for kind, path, stream in product(KINDS, PATHS, [False, True]):
-            closed(door, kind)
-            response, text = await ask(door, path, f"m-{kind}", stream=stream)
+            closed(models_app, kind)
+            response, text = await ask(models_app, path, f"m-{kind}", stream=stream)
             assert response.status == 504, (kind, path, text)
             assert code_of(path, text) == "backend_timeout"
 
 
 async def test_a_stream_that_begins_late_is_begun_elsewhere(tmp_path: Path) -> None:
     upstreams = {kind: Upstream(None) for kind in KINDS}
-    async with farm(tmp_path, upstreams, first_byte_s=0.1) as door, asyncio.timeout(30):
+    async with farm(tmp_path, upstreams, first_byte_s=0.1) as models_app, asyncio.timeout(30):
         for kind, path in product(KINDS, PATHS):
-            closed(door, kind)
-            response, text = await ask(door, path, f"m-{kind}", stream=True)
+            closed(models_app, kind)
+            response, text = await ask(models_app, path, f"m-{kind}", stream=True)
             assert (response.status, code_of(path, text)) == (504, "backend_timeout"), (kind, path)
 
 
 async def test_the_clients_deadline_holds_for_the_whole_call(tmp_path: Path) -> None:
     upstreams = {kind: Upstream(None) for kind in KINDS}
-    async with farm(tmp_path, upstreams) as door, asyncio.timeout(30):
+    async with farm(tmp_path, upstreams) as models_app, asyncio.timeout(30):
         for kind, path in product(KINDS, PATHS):
-            closed(door, kind)
+            closed(models_app, kind)
             wish = {"x-moyin-timeout": "0.2"}
-            response, text = await ask(door, path, f"{kind}-or-fine", **wish)
+            response, text = await ask(models_app, path, f"{kind}-or-fine", **wish)
             assert response.status == 504, (kind, path, text)
 
 
 async def test_nobody_there(tmp_path: Path) -> None:
     backends = [backend(kind, NOWHERE) for kind in KINDS]
-    async with serving(tmp_path, *backends) as door:
+    async with serving(tmp_path, *backends) as models_app:
         for kind, path, stream in product(KINDS, PATHS, [False, True]):
-            closed(door, kind)
-            response, text = await ask(door, path, f"m-{kind}", stream=stream)
+            closed(models_app, kind)
+            response, text = await ask(models_app, path, f"m-{kind}", stream=stream)
             assert response.status in (502, 503), (kind, path)
             assert code_of(path, text) in ("backend_unavailable", "service_unavailable")
 
@@ -194,24 +194,24 @@ async def test_the_breakers_states_are_told(tmp_path: Path) -> None:
     down = "HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n"
     upstreams = {kind: Upstream(down) for kind in KINDS}
     was, now = BreakerState.CLOSED, BreakerState
-    async with farm(tmp_path, upstreams) as door:
+    async with farm(tmp_path, upstreams) as models_app:
         for kind, upstream in upstreams.items():
-            states, clock = door.telemetry.states[kind], Clock()
-            door.text_router.fleet.runtimes[kind].breaker._clock = clock
+            states, clock = models_app.telemetry.states[kind], Clock()
+            models_app.text_router.fleet.runtimes[kind].breaker._clock = clock
             for _ in range(3):
-                await ask(door, "messages", f"m-{kind}")
+                await ask(models_app, "messages", f"m-{kind}")
             assert states == [was, now.OPEN]
             # Open: nobody is asked, and the client hears when to come back.
             for path in PATHS:
-                response, text = await ask(door, path, f"m-{kind}")
+                response, text = await ask(models_app, path, f"m-{kind}")
                 assert (response.status, code_of(path, text)) == (503, "service_unavailable")
                 assert int(response.headers["retry-after"]) >= 1
             assert upstream.asked == 3
             clock.now += 2
-            await ask(door, "messages", f"m-{kind}")
+            await ask(models_app, "messages", f"m-{kind}")
             assert states == [was, now.OPEN, now.HALF_OPEN, now.OPEN]
             assert upstream.asked == 4
-            door.text_router.fleet.runtimes[kind].breaker.succeed()
+            models_app.text_router.fleet.runtimes[kind].breaker.succeed()
             assert states[-1] is now.CLOSED
 
 
@@ -226,12 +226,12 @@ async def test_the_breakers_states_are_told(tmp_path: Path) -> None:
 )
 async def test_what_opens_the_breaker_at_once(tmp_path: Path, answer: str, seconds: int) -> None:
     upstreams = {kind: Upstream(answer) for kind in KINDS}
-    async with farm(tmp_path, upstreams) as door:
+    async with farm(tmp_path, upstreams) as models_app:
         for kind, upstream in upstreams.items():
             # Ollama's own format carries the header through; its SDK does not show it.
-            await ask(door, "ollama/api/chat", f"m-{kind}")
-            assert door.telemetry.states[kind][-1] is BreakerState.OPEN, kind
-            response, _ = await ask(door, "messages", f"m-{kind}")
+            await ask(models_app, "ollama/api/chat", f"m-{kind}")
+            assert models_app.telemetry.states[kind][-1] is BreakerState.OPEN, kind
+            response, _ = await ask(models_app, "messages", f"m-{kind}")
             assert seconds - 3 <= int(response.headers["retry-after"]) <= seconds, kind
             assert upstream.asked == 1, kind
 
@@ -239,25 +239,25 @@ async def test_what_opens_the_breaker_at_once(tmp_path: Path, answer: str, secon
 async def test_who_leaves_stops_upstream_and_pays(tmp_path: Path, measured: Measured) -> None:
     upstreams = {kind: Upstream(BEGUN[kind], holds=True) for kind in KINDS}
     longest = 0.0
-    async with farm(tmp_path, upstreams) as door:
+    async with farm(tmp_path, upstreams) as models_app:
         for kind, path in product(KINDS, PATHS):
             upstream = upstreams[kind]
             upstream.left.clear()
             request_id = f"{kind}-{PATHS.index(path)}"
-            headers = {"authorization": f"Bearer {door.api_key}", "x-request-id": request_id}
+            headers = {"authorization": f"Bearer {models_app.api_key}", "x-request-id": request_id}
             messages = [{"role": "user", "content": "hi"}]
             body = {"model": f"m-{kind}", "max_tokens": 5, "messages": messages, "stream": True}
             if path.startswith("ollama"):
                 del body["max_tokens"]
             async with aiohttp.ClientSession(headers=headers) as http:
-                response = await http.post(f"{door.url}/v1/{path}", json=body)
+                response = await http.post(f"{models_app.url}/v1/{path}", json=body)
                 assert b"Hi" in await response.content.readany(), (kind, path)
                 response.close()
                 left = time.monotonic()
                 async with asyncio.timeout(5):
                     await upstream.left.wait()
             longest = max(longest, time.monotonic() - left)
-            entry = await booked(door, request_id)
+            entry = await booked(models_app, request_id)
             assert (entry.complete, entry.output_tokens) == (False, 1), (kind, path)
             assert entry.cost_usd > 0
     measured(f"upstream was cut {longest:.2f} s after its client left, at most")
@@ -273,32 +273,32 @@ async def test_a_server_that_is_stopped_gets_no_calls_until_it_goes_on(
         for connection in psutil.net_connections("tcp")
         if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
     ]
-    async with serving(tmp_path, local(llama)) as door:
-        await settled(door)
-        runtime = door.text_router.fleet.runtimes["local"]
+    async with serving(tmp_path, local(llama)) as models_app:
+        await settled(models_app)
+        runtime = models_app.text_router.fleet.runtimes["local"]
         process.suspend()
         try:
             await eventually(lambda: runtime.is_up is False)
-            response, _ = await ask(door, "chat/completions", "smollm2")
+            response, _ = await ask(models_app, "chat/completions", "smollm2")
             assert response.status == 503 and runtime.load == 0
         finally:
             process.resume()
         await eventually(lambda: runtime.is_up is True)
-        response, _ = await ask(door, "chat/completions", "smollm2")
+        response, _ = await ask(models_app, "chat/completions", "smollm2")
         assert response.status == 200
 
 
 async def test_health_checks_cost_nothing(tmp_path: Path) -> None:
     upstreams = {kind: Upstream(FINE) for kind in KINDS}
-    async with farm(tmp_path, upstreams) as door, asyncio.timeout(10):
-        while None in (runtime.is_up for runtime in door.text_router.fleet.runtimes.values()):  # noqa: ASYNC110
+    async with farm(tmp_path, upstreams) as models_app, asyncio.timeout(10):
+        while None in (runtime.is_up for runtime in models_app.text_router.fleet.runtimes.values()):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         assert [upstream.asked for upstream in upstreams.values()] == [0, 0, 0]
 
 
-async def booked(door: ModelsDoor, request_id: str) -> Any:
+async def booked(models_app: ModelsApp, request_id: str) -> Any:
     async with asyncio.timeout(5):
-        while (entry := await door.ledger.get("ada", request_id)) is None:  # noqa: ASYNC110
+        while (entry := await models_app.ledger.get("ada", request_id)) is None:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     return entry
 
@@ -327,11 +327,11 @@ async def test_bad_input(
     tmp_path: Path, path: str, body: bytes, status: int, code: str, field: str | None
 ) -> None:
     async with (
-        serving(tmp_path, backend("openai", NOWHERE)) as door,
+        serving(tmp_path, backend("openai", NOWHERE)) as models_app,
         aiohttp.ClientSession() as http,
     ):
-        url = f"{door.url}/v1/{path}"
-        headers = {"x-api-key": door.api_key}
+        url = f"{models_app.url}/v1/{path}"
+        headers = {"x-api-key": models_app.api_key}
         async with http.post(url, data=body, headers=headers) as response:
             told = await response.json()
             assert response.status == status

@@ -10,7 +10,7 @@ import pytest
 
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
-from tests.integration.text.fixtures import ModelsDoor, serving
+from tests.integration.text.fixtures import ModelsApp, serving
 from tests.integration.text.test_quality import moyin
 from tests.integration.text.upstreams import FINE, Upstream, backend
 
@@ -24,8 +24,8 @@ def house(url: str, name: str, price: float) -> dict[str, Any]:
 
 
 class Client:
-    def __init__(self, door: ModelsDoor, key: str) -> None:
-        self._url = f"{door.url}/v1/"
+    def __init__(self, models_app: ModelsApp, key: str) -> None:
+        self._url = f"{models_app.url}/v1/"
         self._headers = {"authorization": f"Bearer {key}"}
 
     async def call(
@@ -64,9 +64,14 @@ async def key_for(folder: Path, owner: str, *scopes: str) -> str:
 async def test_feedback_moves_the_choice_of_its_tenant_only(tmp_path: Path) -> None:
     async with (
         Upstream(FINE).running() as up,
-        serving(tmp_path, house(up.url, "qwen3-8b", 1), house(up.url, "smollm2-135m", 0)) as door,
+        serving(
+            tmp_path, house(up.url, "qwen3-8b", 1), house(up.url, "smollm2-135m", 0)
+        ) as models_app,
     ):
-        ada, bob = Client(door, door.api_key), Client(door, await key_for(tmp_path, "bob"))
+        ada, bob = (
+            Client(models_app, models_app.api_key),
+            Client(models_app, await key_for(tmp_path, "bob")),
+        )
 
         async def p_good(client: Client, model: str) -> float:
             _, told, _ = await client.call("POST", "route", CHAT)
@@ -101,9 +106,14 @@ async def test_feedback_moves_the_choice_of_its_tenant_only(tmp_path: Path) -> N
 async def test_mistakes_are_told_by_field(tmp_path: Path) -> None:
     async with (
         Upstream(FINE).running() as up,
-        serving(tmp_path, house(up.url, "qwen3-8b", 1), house(up.url, "smollm2-135m", 0)) as door,
+        serving(
+            tmp_path, house(up.url, "qwen3-8b", 1), house(up.url, "smollm2-135m", 0)
+        ) as models_app,
     ):
-        ada, bob = Client(door, door.api_key), Client(door, await key_for(tmp_path, "bob"))
+        ada, bob = (
+            Client(models_app, models_app.api_key),
+            Client(models_app, await key_for(tmp_path, "bob")),
+        )
         request = await ada.chat()
         for score in (-0.1, 1.1, "1", True, None):
             status, told = await ada.rate(request, score=score)
@@ -128,13 +138,15 @@ async def test_mistakes_are_told_by_field(tmp_path: Path) -> None:
 async def test_a_request_that_named_its_model_teaches_how_good_that_one_is(tmp_path: Path) -> None:
     async with (
         Upstream(FINE).running() as up,
-        serving(tmp_path, house(up.url, "qwen3-8b", 1), house(up.url, "smollm2-135m", 0)) as door,
+        serving(
+            tmp_path, house(up.url, "qwen3-8b", 1), house(up.url, "smollm2-135m", 0)
+        ) as models_app,
     ):
-        ada = Client(door, door.api_key)
+        ada = Client(models_app, models_app.api_key)
         body = {**CHAT, "model": "qwen3-8b"}
         _, _, headers = await ada.call("POST", "chat/completions", body)
         request = headers["x-request-id"]
-        while await door.ledger.get("ada", request) is None:
+        while await models_app.ledger.get("ada", request) is None:
             pass
         assert await ada.rate(request, score=1) == (
             200,
@@ -144,7 +156,7 @@ async def test_a_request_that_named_its_model_teaches_how_good_that_one_is(tmp_p
         (qwen,) = (one for one in shown["models"] if one["model"] == "qwen3-8b")
         assert qwen["signals"] == {"unknown": 1.0}
         assert shown["calibration"] == []
-        bob = Client(door, await key_for(tmp_path, "bob"))
+        bob = Client(models_app, await key_for(tmp_path, "bob"))
         assert (await bob.rate(request, score=1))[0] == 404
         chosen = await ada.chat()
         compared = await ada.rate(chosen, better_request_id=request)
@@ -156,8 +168,8 @@ async def test_a_request_that_named_its_model_teaches_how_good_that_one_is(tmp_p
     [("text", {"feedback", "quality"}), ("jobs:write", set()), ("org:admin", {"quality/reset"})],
 )
 async def test_scopes(tmp_path: Path, scope: str, allowed: set[str]) -> None:
-    async with serving(tmp_path, house("http://127.0.0.1:9", "qwen3-8b", 1)) as door:
-        client = Client(door, await key_for(tmp_path, "ada", scope))
+    async with serving(tmp_path, house("http://127.0.0.1:9", "qwen3-8b", 1)) as models_app:
+        client = Client(models_app, await key_for(tmp_path, "ada", scope))
         for method, path, body in (
             ("POST", "feedback", {"request_id": "r", "score": 1}),
             ("GET", "quality", None),
@@ -171,21 +183,27 @@ async def test_scopes(tmp_path: Path, scope: str, allowed: set[str]) -> None:
 async def test_the_command_line_rates_shows_and_forgets(tmp_path: Path) -> None:
     async with (
         Upstream(FINE).running() as up,
-        serving(tmp_path, house(up.url, "qwen3-8b", 1), house(up.url, "smollm2-135m", 0)) as door,
+        serving(
+            tmp_path, house(up.url, "qwen3-8b", 1), house(up.url, "smollm2-135m", 0)
+        ) as models_app,
     ):
-        request = await Client(door, door.api_key).chat()
-        assert await moyin(door, "feedback", request, "--score", "0.5") == (0, "learned\n", "")
-        status, out, _ = await moyin(door, "quality", "show")
+        request = await Client(models_app, models_app.api_key).chat()
+        assert await moyin(models_app, "feedback", request, "--score", "0.5") == (
+            0,
+            "learned\n",
+            "",
+        )
+        status, out, _ = await moyin(models_app, "quality", "show")
         assert status == 0
         lines = [line.split("\t") for line in out.splitlines()]
         assert ["qwen3-8b", "code 1"] in [[line[0], *line[3:4]] for line in lines]
         assert ["$0.3", "qwen3-8b 1"] in [[line[0], line[-1]] for line in lines]
-        assert (await moyin(door, "quality", "freeze"))[:2] == (0, "frozen\n")
-        assert '"frozen": true' in (await moyin(door, "quality", "export"))[1]
-        told = (await moyin(door, "feedback", request, "--score", "0.5"))[1]
+        assert (await moyin(models_app, "quality", "freeze"))[:2] == (0, "frozen\n")
+        assert '"frozen": true' in (await moyin(models_app, "quality", "export"))[1]
+        told = (await moyin(models_app, "feedback", request, "--score", "0.5"))[1]
         assert told.startswith("stored; your tenant is frozen")
-        assert (await moyin(door, "quality", "thaw"))[:2] == (0, "learning\n")
-        assert (await moyin(door, "quality", "reset"))[:2] == (0, "signals deleted\n")
-        assert '"models": {}' in (await moyin(door, "quality", "export"))[1]
-        status, _, told = await moyin(door, "feedback", "unknown", "--score", "1")
+        assert (await moyin(models_app, "quality", "thaw"))[:2] == (0, "learning\n")
+        assert (await moyin(models_app, "quality", "reset"))[:2] == (0, "signals deleted\n")
+        assert '"models": {}' in (await moyin(models_app, "quality", "export"))[1]
+        status, _, told = await moyin(models_app, "feedback", "unknown", "--score", "1")
         assert (status, told.partition(":")[2].strip()[:17]) == (1, "request_not_found")

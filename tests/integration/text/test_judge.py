@@ -31,7 +31,7 @@ from moyin.text.judging.outcomes import Outcome
 from moyin.text.judging.rules import JUDGE_OWNER, JudgeRules
 from tests.integration.jobs.test_histories import keep
 from tests.integration.servers import TemporalServer, ValkeyServer, eventually
-from tests.integration.text.fixtures import ModelsDoor, serving
+from tests.integration.text.fixtures import ModelsApp, serving
 from tests.integration.text.test_feedback import Client as Caller
 from tests.integration.text.test_feedback import key_for
 
@@ -49,8 +49,8 @@ async def main():
     told = json.loads(sys.argv[1])
     folder, backends = Path(told.pop("folder")), told.pop("backends")
     told["temporal"] = tuple(told["temporal"])
-    async with serving(folder, *backends, **told) as door:
-        print(json.dumps([door.url, door.api_key]), flush=True)
+    async with serving(folder, *backends, **told) as models_app:
+        print(json.dumps([models_app.url, models_app.api_key]), flush=True)
         await asyncio.Event().wait()
 
 asyncio.run(main())
@@ -213,18 +213,21 @@ async def chat(client: Caller, **changes: Any) -> str:
     return headers["x-request-id"]
 
 
-async def ended(door: ModelsDoor, outcome: Outcome) -> None:
-    await eventually(lambda: outcome in door.judged, seconds=40)
+async def ended(models_app: ModelsApp, outcome: Outcome) -> None:
+    await eventually(lambda: outcome in models_app.judged, seconds=40)
 
 
 async def test_a_sampled_answer_is_judged_and_moves_the_estimate(
     place: Place, models: Models
 ) -> None:
-    async with place.app(models) as door:
-        ada, bob = Caller(door, door.api_key), Caller(door, await key_for(place.folder, "bob"))
+    async with place.app(models) as models_app:
+        ada, bob = (
+            Caller(models_app, models_app.api_key),
+            Caller(models_app, await key_for(place.folder, "bob")),
+        )
         before = await p_good(ada, ANSWERED), await p_good(ada, SECOND)
         request = await chat(ada)
-        await ended(door, Outcome.DISAGREED)
+        await ended(models_app, Outcome.DISAGREED)
         job = comparison_id("ada", request)
         assert place.signals() == [
             (request, ANSWERED, 0.0, "ada", ""),
@@ -244,11 +247,11 @@ async def test_a_sampled_answer_is_judged_and_moves_the_estimate(
         for owner, nano in place.query("SELECT owner, cost_nano_usd FROM usage"):
             paid[owner] += nano
         assert paid == {"ada": 110_000, JUDGE_OWNER: 1_100_000}
-        assert door.judge is not None
+        assert models_app.judge is not None
 
         async def settled() -> bool:
-            assert door.judge is not None
-            return await door.judge.spent() == Decimal("0.0011")
+            assert models_app.judge is not None
+            return await models_app.judge.spent() == Decimal("0.0011")
 
         await eventually(settled)
         _, shown, _ = await ada.call("GET", "quality")
@@ -277,16 +280,16 @@ async def test_a_sampled_answer_is_judged_and_moves_the_estimate(
 
 async def test_a_stream_is_judged_and_one_request_id_once(place: Place, models: Models) -> None:
     models.worse = SECOND
-    async with place.app(models) as door:
-        headers = {"authorization": f"Bearer {door.api_key}", "x-request-id": "mine"}
+    async with place.app(models) as models_app:
+        headers = {"authorization": f"Bearer {models_app.api_key}", "x-request-id": "mine"}
         async with aiohttp.ClientSession(headers=headers) as http:
             for expected in (Outcome.AGREED, Outcome.REPEATED):
                 async with http.post(
-                    f"{door.url}/v1/chat/completions", json={**CHAT, "stream": True}
+                    f"{models_app.url}/v1/chat/completions", json={**CHAT, "stream": True}
                 ) as response:
                     assert f"by {ANSWERED}" in await response.text()
-                await ended(door, expected)
-        _, shown, _ = await Caller(door, door.api_key).call("GET", "quality")
+                await ended(models_app, expected)
+        _, shown, _ = await Caller(models_app, models_app.api_key).call("GET", "quality")
         assert (shown["judge"]["judged"], shown["judge"]["agreed"]) == (1, 1)
         assert (models.count(SECOND), models.count(JUDGE)) == (1, 1)
         assert await place.left() == []
@@ -296,9 +299,9 @@ async def test_an_answer_that_does_not_parse_is_counted_and_teaches_nothing(
     place: Place, models: Models
 ) -> None:
     models.verdict = "Both are fine."
-    async with place.app(models) as door:
-        await chat(Caller(door, door.api_key))
-        await ended(door, Outcome.UNPARSABLE)
+    async with place.app(models) as models_app:
+        await chat(Caller(models_app, models_app.api_key))
+        await ended(models_app, Outcome.UNPARSABLE)
         assert place.signals() == []
         assert await place.left() == []
 
@@ -320,51 +323,51 @@ async def test_a_killed_replica_neither_loses_nor_doubles_the_verdict(
     process.kill()
     await process.wait()
     models.hold.set()
-    async with place.app(models) as door:
-        await ended(door, Outcome.DISAGREED)
+    async with place.app(models) as models_app:
+        await ended(models_app, Outcome.DISAGREED)
         assert [row[0] for row in place.signals()] == [request, comparison_id("ada", request)]
         assert (models.count(SECOND), models.count(JUDGE)) == (1, 2)
         assert await place.left() == []
 
 
 async def test_turned_off_and_on_again_it_goes_on(place: Place, models: Models) -> None:
-    async with place.app(models) as door:
-        assert door.judge is not None
-        rules, ada = door.judge.rules, Caller(door, door.api_key)
-        door.judge.apply(None)
+    async with place.app(models) as models_app:
+        assert models_app.judge is not None
+        rules, ada = models_app.judge.rules, Caller(models_app, models_app.api_key)
+        models_app.judge.apply(None)
         await chat(ada)
-        assert door.text_router.sampler is None
-        door.judge.apply(rules)
+        assert models_app.text_router.sampler is None
+        models_app.judge.apply(rules)
         await chat(ada)
-        await ended(door, Outcome.DISAGREED)
+        await ended(models_app, Outcome.DISAGREED)
         assert len(place.signals()) == 2
 
 
 async def test_turned_off_in_the_midst_it_keeps_nothing(place: Place, models: Models) -> None:
     """And the job that found nothing any more ends when the judge is back."""
     models.hold = asyncio.Event()
-    async with place.app(models) as door:
-        assert door.judge is not None
-        rules = door.judge.rules
-        await chat(Caller(door, door.api_key))
+    async with place.app(models) as models_app:
+        assert models_app.judge is not None
+        rules = models_app.judge.rules
+        await chat(Caller(models_app, models_app.api_key))
         await eventually(lambda: models.count(JUDGE) == 1, seconds=40)
         assert len(await place.left()) == 1
-        door.judge.apply(None)
+        models_app.judge.apply(None)
 
         async def nothing_left() -> bool:
             return await place.left() == []
 
         await eventually(nothing_left, seconds=20)
         models.hold.set()
-        door.judge.apply(rules)
-        await ended(door, Outcome.GONE)
+        models_app.judge.apply(rules)
+        await ended(models_app, Outcome.GONE)
         assert place.signals() == []
 
 
 async def test_above_the_budget_nothing_is_asked(place: Place, models: Models) -> None:
-    async with place.app(models, usd_per_month=0.001) as door:
-        await chat(Caller(door, door.api_key))
-        await ended(door, Outcome.BUDGET)
+    async with place.app(models, usd_per_month=0.001) as models_app:
+        await chat(Caller(models_app, models_app.api_key))
+        await ended(models_app, Outcome.BUDGET)
         assert models.count(SECOND) == models.count(JUDGE) == 0
 
 

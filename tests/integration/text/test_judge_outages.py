@@ -29,17 +29,17 @@ async def test_temporal_dies_under_the_judge(
     """The replica answers and stops as ever; the next one goes on when Temporal is back."""
     place = Place(tmp_path, valkey_server, own_temporal)
     models.hold = asyncio.Event()
-    async with place.app(models) as door:
-        ada = Caller(door, door.api_key)
+    async with place.app(models) as models_app:
+        ada = Caller(models_app, models_app.api_key)
         request = await chat(ada)
         await eventually(lambda: models.count(JUDGE) == 1, seconds=40)
         own_temporal.kill()
         await chat(ada)
-        await ended(door, Outcome.UNAVAILABLE)
+        await ended(models_app, Outcome.UNAVAILABLE)
         models.hold.set()
     own_temporal.start()
-    async with place.app(models) as door:
-        await ended(door, Outcome.DISAGREED)
+    async with place.app(models) as models_app:
+        await ended(models_app, Outcome.DISAGREED)
         assert [row[0] for row in place.signals()] == [request, comparison_id("ada", request)]
         assert models.count(SECOND) == 1
         assert await place.left() == []

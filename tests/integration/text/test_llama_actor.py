@@ -20,7 +20,7 @@ from deployments.models.llama import LlamaBackend, LlamaEndpoints
 from moyin.domain.chat import ChatRequest, Message, Role, Text
 from moyin.errors import BackendError
 from moyin.text.backends.endpoint import Endpoint
-from tests.door import Measured
+from tests.stack import Measured
 
 HI = ChatRequest(
     model="smollm2",

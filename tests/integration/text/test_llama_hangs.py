@@ -21,8 +21,8 @@ from deployments.models.llama import LlamaBackend, LlamaEndpoints
 from moyin.domain.chat import ChatRequest
 from moyin.errors import BackendError, BackendUnavailable, StreamInterrupted
 from moyin.text.backends.endpoint import Endpoint
-from tests.door import Measured
 from tests.integration.text.test_llama_actor import HI, server_process
+from tests.stack import Measured
 
 SPEC = LlamaSpec(gguf=None, alias="smollm2", context=1024, parallel=2, cpus=1, gpus=0)
 # What no model's answer fits for long, and what llama.cpp never gets done with.

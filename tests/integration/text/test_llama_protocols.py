@@ -12,7 +12,7 @@ import ollama
 import openai
 import pytest
 
-from tests.integration.text.fixtures import ModelsDoor, claude, local, serving, settled
+from tests.integration.text.fixtures import ModelsApp, claude, local, serving, settled
 
 MODELS = ["smollm2", "claude-haiku-5-5"]
 HELLO = {"role": "user", "content": "Say hello."}
@@ -26,19 +26,19 @@ CITY = {
 
 
 @pytest.fixture
-async def door(llama: str, tmp_path: Path) -> AsyncIterator[ModelsDoor]:
+async def models_app(llama: str, tmp_path: Path) -> AsyncIterator[ModelsApp]:
     able = [local(llama), claude(llama)]
     for backend in able:
         backend["models"][0]["schema"] = True
-    async with serving(tmp_path, *able) as door:
-        await settled(door)
-        yield door
+    async with serving(tmp_path, *able) as models_app:
+        await settled(models_app)
+        yield models_app
 
 
 @pytest.mark.parametrize("model", MODELS)
-async def test_ollamas_sdk_whole_and_streamed(door: ModelsDoor, model: str) -> None:
-    headers = {"authorization": f"Bearer {door.api_key}"}
-    client = ollama.AsyncClient(host=f"{door.url}/v1/ollama", headers=headers)
+async def test_ollamas_sdk_whole_and_streamed(models_app: ModelsApp, model: str) -> None:
+    headers = {"authorization": f"Bearer {models_app.api_key}"}
+    client = ollama.AsyncClient(host=f"{models_app.url}/v1/ollama", headers=headers)
     ask: dict[str, Any] = {
         "model": model,
         "messages": [HELLO],
@@ -57,24 +57,30 @@ async def test_ollamas_sdk_whole_and_streamed(door: ModelsDoor, model: str) -> N
 
 
 @pytest.mark.parametrize("model", MODELS)
-async def test_a_prompt_is_counted_as_it_will_be_billed(door: ModelsDoor, model: str) -> None:
+async def test_a_prompt_is_counted_as_it_will_be_billed(models_app: ModelsApp, model: str) -> None:
     ask: dict[str, Any] = {"model": model, "messages": [COUNT]}
-    async with anthropic.AsyncAnthropic(base_url=door.url, api_key=door.api_key) as client:
+    async with anthropic.AsyncAnthropic(
+        base_url=models_app.url, api_key=models_app.api_key
+    ) as client:
         counted = (await client.messages.count_tokens(**ask)).input_tokens
         usage = (await client.messages.create(**ask, max_tokens=1)).usage
     assert counted == usage.input_tokens + (usage.cache_read_input_tokens or 0)
 
 
-async def test_a_schema_binds_the_model_in_every_protocol(door: ModelsDoor) -> None:
-    headers = {"authorization": f"Bearer {door.api_key}"}
+async def test_a_schema_binds_the_model_in_every_protocol(models_app: ModelsApp) -> None:
+    headers = {"authorization": f"Bearer {models_app.api_key}"}
     model, ask = "smollm2", [{"role": "user", "content": "Name a city."}]
-    client = ollama.AsyncClient(host=f"{door.url}/v1/ollama", headers=headers)
+    client = ollama.AsyncClient(host=f"{models_app.url}/v1/ollama", headers=headers)
     one = (await client.chat(model=model, messages=ask, format=CITY)).message.content
     await client.close()
-    async with openai.AsyncOpenAI(base_url=f"{door.url}/v1", api_key=door.api_key) as gpt:
+    async with openai.AsyncOpenAI(
+        base_url=f"{models_app.url}/v1", api_key=models_app.api_key
+    ) as gpt:
         form = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY}}
         two = await gpt.chat.completions.create(model=model, messages=ask, response_format=form)
-    async with anthropic.AsyncAnthropic(base_url=door.url, api_key=door.api_key) as sonnet:
+    async with anthropic.AsyncAnthropic(
+        base_url=models_app.url, api_key=models_app.api_key
+    ) as sonnet:
         config = {"format": {"type": "json_schema", "schema": CITY}}
         three = await sonnet.messages.create(
             model=model, messages=ask, max_tokens=50, output_config=config
@@ -84,8 +90,10 @@ async def test_a_schema_binds_the_model_in_every_protocol(door: ModelsDoor) -> N
 
 
 @pytest.mark.parametrize("model", MODELS)
-async def test_a_stop_string_ends_the_answer(door: ModelsDoor, model: str) -> None:
-    async with openai.AsyncOpenAI(base_url=f"{door.url}/v1", api_key=door.api_key) as client:
+async def test_a_stop_string_ends_the_answer(models_app: ModelsApp, model: str) -> None:
+    async with openai.AsyncOpenAI(
+        base_url=f"{models_app.url}/v1", api_key=models_app.api_key
+    ) as client:
         ask: dict[str, Any] = {
             "model": model,
             "messages": [COUNT],
@@ -105,14 +113,16 @@ async def test_vectors_of_a_real_model_are_the_same_in_both_protocols(
     backend = local(llama_vectors)
     backend["models"] = [{**backend["models"][0], "embeddings": True}]
     texts = ["The sky is blue.", "The sky is very blue.", "Tax law"]
-    async with serving(tmp_path, backend) as door:
-        headers = {"authorization": f"Bearer {door.api_key}"}
-        client = ollama.AsyncClient(host=f"{door.url}/v1/ollama", headers=headers)
+    async with serving(tmp_path, backend) as models_app:
+        headers = {"authorization": f"Bearer {models_app.api_key}"}
+        client = ollama.AsyncClient(host=f"{models_app.url}/v1/ollama", headers=headers)
         theirs = (await client.embed(model="smollm2", input=texts)).embeddings
         with pytest.raises(ollama.ResponseError, match="dimensions"):
             await client.embed(model="smollm2", input=texts, dimensions=3)
         await client.close()
-        async with openai.AsyncOpenAI(base_url=f"{door.url}/v1", api_key=door.api_key) as gpt:
+        async with openai.AsyncOpenAI(
+            base_url=f"{models_app.url}/v1", api_key=models_app.api_key
+        ) as gpt:
             answer = await gpt.embeddings.create(model="smollm2", input=texts)
     ours = [row.embedding for row in answer.data]
     assert answer.usage.prompt_tokens > 10

@@ -37,8 +37,8 @@ async def test_what_the_model_cannot_do_is_named(
     backend = {"name": "b", "type": "ollama", "hosts": ["http://127.0.0.1:9"], "models": [plain]}
     wishes = [Wish(tools=True), Wish(picture=PICTURE), Wish(schema=True), Wish(thinking=True)]
     async with (
-        serving(tmp_path, backend) as door,
-        clients(door.url, door.api_key) as speaking,
+        serving(tmp_path, backend) as models_app,
+        clients(models_app.url, models_app.api_key) as speaking,
     ):
         for wish, field in zip(wishes, fields, strict=True):
             with pytest.raises(Refused) as caught:

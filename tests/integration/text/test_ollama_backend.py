@@ -12,8 +12,8 @@ import aiohttp
 import pytest
 
 from moyin.testing.ollama_bridge import OllamaBridge
-from tests.door import Measured
-from tests.integration.text.fixtures import LLAMA_KEY, ModelsDoor, serving
+from tests.integration.text.fixtures import LLAMA_KEY, ModelsApp, serving
+from tests.stack import Measured
 
 HELLO = {"role": "user", "content": "Say hello."}
 SCHEMA = {
@@ -29,18 +29,18 @@ async def bridge(llama: str) -> AsyncIterator[OllamaBridge]:
 
 
 @pytest.fixture
-async def door(bridge: OllamaBridge, tmp_path: Path) -> AsyncIterator[ModelsDoor]:
+async def models_app(bridge: OllamaBridge, tmp_path: Path) -> AsyncIterator[ModelsApp]:
     model = {"name": "smol", "upstream": "smollm2", "context": 8192, "tools": True}
     hosts = ["http://127.0.0.1:9", bridge.url]
     backend = {"name": "gpu", "type": "ollama", "hosts": hosts, "models": [model]}
-    async with serving(tmp_path, backend) as door:
-        yield door
+    async with serving(tmp_path, backend) as models_app:
+        yield models_app
 
 
 @pytest.fixture
-async def http(door: ModelsDoor) -> AsyncIterator[aiohttp.ClientSession]:
-    headers = {"authorization": f"Bearer {door.api_key}"}
-    async with aiohttp.ClientSession(door.url, headers=headers) as session:
+async def http(models_app: ModelsApp) -> AsyncIterator[aiohttp.ClientSession]:
+    headers = {"authorization": f"Bearer {models_app.api_key}"}
+    async with aiohttp.ClientSession(models_app.url, headers=headers) as session:
         yield session
 
 

@@ -25,13 +25,13 @@ LOADED = (
 async def test_an_ollama_is_told_to_unload_by_a_stream(tmp_path: Path) -> None:
     async with (
         Upstream(LOADED).running() as upstream,
-        serving(tmp_path, backend("ollama", upstream.url)) as door,
-        aiohttp.ClientSession(headers={"authorization": f"Bearer {door.api_key}"}) as http,
+        serving(tmp_path, backend("ollama", upstream.url)) as models_app,
+        aiohttp.ClientSession(headers={"authorization": f"Bearer {models_app.api_key}"}) as http,
     ):
         for stream in (True, False):
             for more in ({}, {"messages": None}, {"messages": []}):
                 body = {"model": "m-ollama", "keep_alive": 0, "stream": stream, **more}
-                async with http.post(f"{door.url}/v1/ollama/api/chat", json=body) as response:
+                async with http.post(f"{models_app.url}/v1/ollama/api/chat", json=body) as response:
                     assert response.status == 200
                     assert json.loads(await response.read())["done_reason"] == "unload"
         assert upstream.asked == 6
@@ -40,10 +40,11 @@ async def test_an_ollama_is_told_to_unload_by_a_stream(tmp_path: Path) -> None:
 async def test_the_sdk_before_another_server(tmp_path: Path) -> None:
     async with (
         Upstream(FINE).running() as upstream,
-        serving(tmp_path, backend("openai", upstream.url)) as door,
+        serving(tmp_path, backend("openai", upstream.url)) as models_app,
     ):
         client = ollama.AsyncClient(
-            host=f"{door.url}/v1/ollama", headers={"authorization": f"Bearer {door.api_key}"}
+            host=f"{models_app.url}/v1/ollama",
+            headers={"authorization": f"Bearer {models_app.api_key}"},
         )
         answer = await client.chat("m-openai:latest", [{"role": "user", "content": "hi"}])
         assert answer.message.content == "Hi"
@@ -57,9 +58,12 @@ async def test_the_sdk_before_another_server(tmp_path: Path) -> None:
 async def test_the_sdks_older_call_for_a_vector(tmp_path: Path, llama_vectors: str) -> None:
     model = {"name": "vectors", "context": 2048, "embeddings": True, "price": 0}
     llama = {"name": "llama", "type": "openai", "base_url": f"{llama_vectors}/v1"}
-    async with serving(tmp_path, {**llama, "api_key_env": "LLAMA_KEY", "models": [model]}) as door:
+    async with serving(
+        tmp_path, {**llama, "api_key_env": "LLAMA_KEY", "models": [model]}
+    ) as models_app:
         client = ollama.AsyncClient(
-            host=f"{door.url}/v1/ollama", headers={"authorization": f"Bearer {door.api_key}"}
+            host=f"{models_app.url}/v1/ollama",
+            headers={"authorization": f"Bearer {models_app.api_key}"},
         )
         old = await client.embeddings("vectors", "hello")
         new = await client.embed("vectors", "hello")

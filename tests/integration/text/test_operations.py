@@ -13,8 +13,8 @@ import pytest
 import yaml
 from aiohttp import web
 
-from tests.door import StackDoor
 from tests.integration.render.fixtures import until
+from tests.stack import RunningStack
 
 HELLO = [{"role": "user", "content": "Say hello."}]
 # Ray hands metrics on every ten seconds.
@@ -22,14 +22,14 @@ _METRICS_SECONDS = 60
 
 
 @pytest.fixture
-async def session(door: StackDoor) -> AsyncIterator[aiohttp.ClientSession]:
-    headers = {"authorization": f"Bearer {door.api_key}"}
-    async with aiohttp.ClientSession(door.url, headers=headers) as session:
+async def session(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSession]:
+    headers = {"authorization": f"Bearer {gateway.api_key}"}
+    async with aiohttp.ClientSession(gateway.url, headers=headers) as session:
         yield session
 
 
-async def metrics(door: StackDoor) -> str:
-    url = f"http://127.0.0.1:{door.ports.ray_metrics}/metrics"
+async def metrics(gateway: RunningStack) -> str:
+    url = f"http://127.0.0.1:{gateway.ports.ray_metrics}/metrics"
     async with aiohttp.ClientSession() as http, http.get(url) as response:
         return await response.text()
 
@@ -40,7 +40,7 @@ def series(text: str, name: str, *labels: str) -> list[str]:
 
 
 async def test_calls_and_breakers_are_in_the_metrics(
-    door: StackDoor, session: aiohttp.ClientSession
+    gateway: RunningStack, session: aiohttp.ClientSession
 ) -> None:
     body = {"model": "fast", "max_tokens": 4, "messages": HELLO, "stream": True}
     async with session.post("/v1/chat/completions", json=body) as response:
@@ -51,7 +51,7 @@ async def test_calls_and_breakers_are_in_the_metrics(
     async with asyncio.timeout(_METRICS_SECONDS):
         while not series(text, "gen_ai_client_token_usage_sum", *call):
             await asyncio.sleep(1)
-            text = await metrics(door)
+            text = await metrics(gateway)
     for name in (
         "gen_ai_client_token_usage_bucket",
         "gen_ai_server_request_duration_seconds_bucket",
@@ -107,19 +107,19 @@ async def flaky_server() -> AsyncIterator[Flaky]:
 
 
 async def test_a_back_end_is_added_hot_and_its_breaker_opens_and_closes_in_the_metrics(
-    door: StackDoor, session: aiohttp.ClientSession, tmp_path: Path
+    gateway: RunningStack, session: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
-    before = door.env["MOYIN_SERVE_CONFIG"]
+    before = gateway.env["MOYIN_SERVE_CONFIG"]
     async with flaky_server() as flaky:
-        await asyncio.to_thread(door.run, "deploy", "--config", _with(before, flaky, tmp_path))
+        await asyncio.to_thread(gateway.run, "deploy", "--config", _with(before, flaky, tmp_path))
         try:
             assert await _ask(session) == 502
-            await until(lambda: _failing_until_open(door, session), _METRICS_SECONDS)
+            await until(lambda: _failing_until_open(gateway, session), _METRICS_SECONDS)
             flaky.fails = False
             await until(lambda: _answers(session), 60)
-            await until(lambda: _came_into(door, "half_open", "closed"), _METRICS_SECONDS)
+            await until(lambda: _came_into(gateway, "half_open", "closed"), _METRICS_SECONDS)
         finally:
-            await asyncio.to_thread(door.run, "deploy", "--config", before)
+            await asyncio.to_thread(gateway.run, "deploy", "--config", before)
 
 
 def _with(config: str, flaky: Flaky, folder: Path) -> str:
@@ -148,13 +148,13 @@ async def _answers(session: aiohttp.ClientSession) -> bool:
     return await _ask(session) == 200
 
 
-async def _failing_until_open(door: StackDoor, session: aiohttp.ClientSession) -> bool:
+async def _failing_until_open(gateway: RunningStack, session: aiohttp.ClientSession) -> bool:
     assert await _ask(session) in (502, 503)
-    return await _came_into(door, "open")
+    return await _came_into(gateway, "open")
 
 
-async def _came_into(door: StackDoor, *states: str) -> bool:
+async def _came_into(gateway: RunningStack, *states: str) -> bool:
     """Whether the metrics say that the breaker has been in all these states."""
-    text = await metrics(door)
+    text = await metrics(gateway)
     name, backend = "moyin_backend_breaker_transitions", 'moyin_backend="flaky"'
     return all(series(text, name, backend, f'state="{state}"') for state in states)

@@ -46,10 +46,10 @@ async def other_key(folder: Path) -> str:
 async def test_a_tenants_prompt_tells_another_nothing(
     llama: str, tmp_path: Path, members: dict[str, Any]
 ) -> None:
-    async with serving(tmp_path, local(llama)) as door:
-        await settled(door)
-        await asked(door.url, door.api_key, **members)
-        answer = await asked(door.url, await other_key(tmp_path), **members)
+    async with serving(tmp_path, local(llama)) as models_app:
+        await settled(models_app)
+        await asked(models_app.url, models_app.api_key, **members)
+        answer = await asked(models_app.url, await other_key(tmp_path), **members)
         prompt = answer["usage"]["prompt_tokens"]
         assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
         # All of it was read anew: the time tells no more than the figure.
@@ -58,8 +58,8 @@ async def test_a_tenants_prompt_tells_another_nothing(
 
 
 async def test_where_one_tenant_is_alone_prompts_may_be_reused(llama: str, tmp_path: Path) -> None:
-    async with serving(tmp_path, {**local(llama), "prompt_cache": True}) as door:
-        await settled(door)
-        await asked(door.url, door.api_key)
-        answer = await asked(door.url, door.api_key)
+    async with serving(tmp_path, {**local(llama), "prompt_cache": True}) as models_app:
+        await settled(models_app)
+        await asked(models_app.url, models_app.api_key)
+        answer = await asked(models_app.url, models_app.api_key)
         assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] > 400

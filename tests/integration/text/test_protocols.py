@@ -13,7 +13,7 @@ import ollama
 import openai
 import pytest
 
-from tests.integration.text.fixtures import ModelsDoor, serving
+from tests.integration.text.fixtures import ModelsApp, serving
 from tests.integration.text.wires.script import PICTURE, PROMPT, SEEN
 from tests.integration.text.wires.server import WireServer
 
@@ -28,7 +28,7 @@ async def wires() -> AsyncIterator[WireServer]:
 
 
 @pytest.fixture
-async def door(wires: WireServer, tmp_path: Path) -> AsyncIterator[ModelsDoor]:
+async def models_app(wires: WireServer, tmp_path: Path) -> AsyncIterator[ModelsApp]:
     able = {"upstream": "up", "context": 9000, "price": FREE, "vision": True, "tools": True}
     vectors = {"upstream": "up", "context": 9000, "price": FREE, "embeddings": True}
 
@@ -51,30 +51,32 @@ async def door(wires: WireServer, tmp_path: Path) -> AsyncIterator[ModelsDoor]:
             "api_key_env": "LLAMA_KEY",
             "models": [{"name": "claude", **able}],
         },
-    ) as door:
-        yield door
+    ) as models_app:
+        yield models_app
 
 
 @pytest.fixture
-async def speaking(door: ModelsDoor) -> AsyncIterator[ollama.AsyncClient]:
-    headers = {"authorization": f"Bearer {door.api_key}"}
-    client = ollama.AsyncClient(host=f"{door.url}/v1/ollama", headers=headers)
+async def speaking(models_app: ModelsApp) -> AsyncIterator[ollama.AsyncClient]:
+    headers = {"authorization": f"Bearer {models_app.api_key}"}
+    client = ollama.AsyncClient(host=f"{models_app.url}/v1/ollama", headers=headers)
     yield client
     await client.close()
 
 
 @pytest.fixture
-async def http(door: ModelsDoor) -> AsyncIterator[aiohttp.ClientSession]:
-    headers = {"authorization": f"Bearer {door.api_key}"}
-    async with aiohttp.ClientSession(door.url, headers=headers) as session:
+async def http(models_app: ModelsApp) -> AsyncIterator[aiohttp.ClientSession]:
+    headers = {"authorization": f"Bearer {models_app.api_key}"}
+    async with aiohttp.ClientSession(models_app.url, headers=headers) as session:
         yield session
 
 
 @pytest.mark.parametrize("model", ["gpt-vectors", "llama-vectors"])
 async def test_embeddings_for_both_kinds_of_client(
-    door: ModelsDoor, speaking: ollama.AsyncClient, wires: WireServer, model: str
+    models_app: ModelsApp, speaking: ollama.AsyncClient, wires: WireServer, model: str
 ) -> None:
-    async with openai.AsyncOpenAI(base_url=f"{door.url}/v1", api_key=door.api_key) as client:
+    async with openai.AsyncOpenAI(
+        base_url=f"{models_app.url}/v1", api_key=models_app.api_key
+    ) as client:
         one = await client.embeddings.create(model=model, input="four")
         two = await client.embeddings.create(
             model=model, input=["a", "bc"], dimensions=2, encoding_format="float"
@@ -89,8 +91,10 @@ async def test_embeddings_for_both_kinds_of_client(
         assert all(body["options"]["num_ctx"] == 4096 for _, body in wires.asked)
 
 
-async def test_chat_and_vectors_do_not_take_each_others_models(door: ModelsDoor) -> None:
-    async with openai.AsyncOpenAI(base_url=f"{door.url}/v1", api_key=door.api_key) as client:
+async def test_chat_and_vectors_do_not_take_each_others_models(models_app: ModelsApp) -> None:
+    async with openai.AsyncOpenAI(
+        base_url=f"{models_app.url}/v1", api_key=models_app.api_key
+    ) as client:
         with pytest.raises(openai.BadRequestError, match="embeddings") as caught:
             await client.embeddings.create(model="gpt", input="x")
         assert caught.value.param == "model"
@@ -101,9 +105,13 @@ async def test_chat_and_vectors_do_not_take_each_others_models(door: ModelsDoor)
         assert caught.value.param == "input"
 
 
-async def test_tokens_are_counted_where_somebody_can_and_else_estimated(door: ModelsDoor) -> None:
+async def test_tokens_are_counted_where_somebody_can_and_else_estimated(
+    models_app: ModelsApp,
+) -> None:
     ask: dict[str, Any] = {"messages": [{"role": "user", "content": "x" * 400}]}
-    async with anthropic.AsyncAnthropic(base_url=door.url, api_key=door.api_key) as client:
+    async with anthropic.AsyncAnthropic(
+        base_url=models_app.url, api_key=models_app.api_key
+    ) as client:
         counted = await client.messages.count_tokens(model="claude", **ask)
         assert counted.input_tokens == PROMPT
         raw = await client.messages.with_raw_response.count_tokens(model="gpt", **ask)

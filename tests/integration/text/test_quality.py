@@ -19,7 +19,7 @@ from moyin.stack.apps import load_serve_config
 from moyin.stack.ports import Ports
 from moyin.text.quality.question import DIMENSIONS, FIRST_MEANING_VALUE
 from moyin.text.routing.request_quality import question_from_json
-from tests.integration.text.fixtures import ModelsDoor, serving
+from tests.integration.text.fixtures import ModelsApp, serving
 from tests.integration.text.upstreams import BEGUN, Upstream
 
 SORT, HELLO = "Write merge sort in Go", "Say hello"
@@ -47,24 +47,24 @@ def shipped(llama: str, claude: str) -> tuple[list[dict[str, Any]], dict[str, An
 @asynccontextmanager
 async def fresh(
     folder: Path, llama: str, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[tuple[ModelsDoor, Upstream]]:
+) -> AsyncIterator[tuple[ModelsApp, Upstream]]:
     """The shipped rules with any key for Claude."""
     monkeypatch.setenv("MOYIN_ANTHROPIC_API_KEY", "anything")
     async with Upstream(CLAUDE).running() as claude:
         backends, rules = shipped(llama, claude.url)
         aliases = rules.pop("aliases")
-        async with serving(folder, *backends, rules=rules, **aliases) as door:
-            yield door, claude
+        async with serving(folder, *backends, rules=rules, **aliases) as models_app:
+            yield models_app, claude
 
 
-async def moyin(door: ModelsDoor, *arguments: str) -> tuple[int, str, str]:
+async def moyin(models_app: ModelsApp, *arguments: str) -> tuple[int, str, str]:
     """The command line in a process of its own."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "moyin.cli.main",
         *arguments,
-        env={**os.environ, "MOYIN_URL": door.url, "MOYIN_API_KEY": door.api_key},
+        env={**os.environ, "MOYIN_URL": models_app.url, "MOYIN_API_KEY": models_app.api_key},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -75,9 +75,9 @@ async def moyin(door: ModelsDoor, *arguments: str) -> tuple[int, str, str]:
 async def test_with_a_key_hard_work_goes_to_claude_and_both_say_why(
     tmp_path: Path, llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with fresh(tmp_path, llama, monkeypatch) as (door, claude):
+    async with fresh(tmp_path, llama, monkeypatch) as (models_app, claude):
         for model in ("auto", "fast"):
-            status, out, told = await moyin(door, "chat", SORT, "--model", model)
+            status, out, told = await moyin(models_app, "chat", SORT, "--model", model)
             assert (status, out) == (0, "Hi\n"), told
             assert "claude-haiku-5-5" in told
             assert "better; claude-haiku-5-5: code, p_good 0." in told
@@ -90,8 +90,8 @@ async def test_with_a_key_hard_work_goes_to_claude_and_both_say_why(
 async def test_easy_work_stays_in_the_house_and_says_why(
     tmp_path: Path, llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with fresh(tmp_path, llama, monkeypatch) as (door, claude):
-        status, _, told = await moyin(door, "chat", HELLO)
+    async with fresh(tmp_path, llama, monkeypatch) as (models_app, claude):
+        status, _, told = await moyin(models_app, "chat", HELLO)
         assert status == 0
         assert "free; smollm2-135m: greeting, p_good " in told
         assert claude.asked == 0
@@ -100,16 +100,18 @@ async def test_easy_work_stays_in_the_house_and_says_why(
 async def test_the_command_line_explains_a_choice(
     tmp_path: Path, llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with fresh(tmp_path, llama, monkeypatch) as (door, claude):
-        status, out, _ = await moyin(door, "route", SORT)
+    async with fresh(tmp_path, llama, monkeypatch) as (models_app, claude):
+        status, out, _ = await moyin(models_app, "route", SORT)
         assert status == 0
         first, *rest = [line.split("\t") for line in out.splitlines()]
         assert (first[0], first[4], first[-1]) == ("claude-haiku-5-5", "table", "better")
         assert any(line[0] == "smollm2-135m" and "answers worse" in line[-1] for line in rest)
-        status, out, _ = await moyin(door, "route", SORT, "--json", "--usd-per-bad-answer", "0")
+        status, out, _ = await moyin(
+            models_app, "route", SORT, "--json", "--usd-per-bad-answer", "0"
+        )
         told = json.loads(out)
         assert (told["quality"], told["chosen"]["model"]) == (None, "smollm2-135m")
-        status, _, told = await moyin(door, "route", SORT, "--quality", "1")
+        status, _, told = await moyin(models_app, "route", SORT, "--quality", "1")
         assert status == 1
         assert told.startswith("quality_unreachable: no model under this name reaches p_good 1")
         assert claude.asked == 0
@@ -127,15 +129,15 @@ async def test_headers_count_in_every_protocol(
     tmp_path: Path, llama: str, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     async with (
-        fresh(tmp_path, llama, monkeypatch) as (door, claude),
-        aiohttp.ClientSession(headers={"authorization": f"Bearer {door.api_key}"}) as http,
+        fresh(tmp_path, llama, monkeypatch) as (models_app, claude),
+        aiohttp.ClientSession(headers={"authorization": f"Bearer {models_app.api_key}"}) as http,
     ):
 
         async def ask(prompt: str, **headers: str) -> tuple[int, str, dict[str, str]]:
             body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
             names = {name.replace("_", "-"): value for name, value in headers.items()}
             async with http.post(
-                f"{door.url}/v1/{path}", json={**body, **PATHS[path]}, headers=names
+                f"{models_app.url}/v1/{path}", json={**body, **PATHS[path]}, headers=names
             ) as response:
                 return response.status, await response.text(), dict(response.headers)
 
@@ -162,12 +164,12 @@ async def test_embedder_of_the_configuration_reads_prompts(
         backends, rules = shipped(llama, claude.url)
         aliases = rules.pop("aliases")
         rules["routing"] = {**rules.get("routing", {}), "embedder": "wordllama"}
-        async with serving(tmp_path, *backends, rules=rules, **aliases) as door:
-            status, _, told = await moyin(door, "chat", SORT, "--model", "auto")
+        async with serving(tmp_path, *backends, rules=rules, **aliases) as models_app:
+            status, _, told = await moyin(models_app, "chat", SORT, "--model", "auto")
             assert status == 0, told
-            await door.learning.flush()
+            await models_app.learning.flush()
             (request_id,) = re.findall(r"request (\S+)", told)
-            decision = await door.learning.find_decision("ada", request_id)
+            decision = await models_app.learning.find_decision("ada", request_id)
     assert decision is not None, told
     features = question_from_json(decision.question).features
     meaning = [number for number in features if number >= FIRST_MEANING_VALUE]

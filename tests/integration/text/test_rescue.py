@@ -47,8 +47,8 @@ async def test_the_client_sees_the_better_stream_only(tmp_path: Path, path: str)
         Upstream(JSON).running() as strong,
         serving(
             tmp_path, writer(weak.url, "smollm2-135m", 0), writer(strong.url, "qwen3-8b", 1)
-        ) as door,
-        aiohttp.ClientSession(headers={"authorization": f"Bearer {door.api_key}"}) as http,
+        ) as models_app,
+        aiohttp.ClientSession(headers={"authorization": f"Bearer {models_app.api_key}"}) as http,
     ):
         body = {
             "model": "auto",
@@ -58,7 +58,7 @@ async def test_the_client_sees_the_better_stream_only(tmp_path: Path, path: str)
         }
         # So cheap that the weak model is asked first.
         headers = {"x-moyin-usd-per-bad-answer": "0.0000001"}
-        async with http.post(f"{door.url}/v1/{path}", json=body, headers=headers) as response:
+        async with http.post(f"{models_app.url}/v1/{path}", json=body, headers=headers) as response:
             text = await response.text()
             route = response.headers["x-moyin-route"]
             request = response.headers["x-request-id"]
@@ -68,12 +68,12 @@ async def test_the_client_sees_the_better_stream_only(tmp_path: Path, path: str)
         assert "true}" in text
         async with asyncio.timeout(10):
             await weak.left.wait()
-        await door.ledger.close()
-        entry = await door.ledger.get("ada", request)
+        await models_app.ledger.close()
+        entry = await models_app.ledger.get("ada", request)
         assert entry is not None
         assert (entry.model, entry.output_tokens, entry.complete) == ("qwen3-8b", 5, True)
-        await door.learning.flush()
-        async with http.get(f"{door.url}/v1/quality/export") as response:
+        await models_app.learning.flush()
+        async with http.get(f"{models_app.url}/v1/quality/export") as response:
             (signal,) = (await response.json())["signals"]
         assert (signal["model"], signal["source"], signal["comment"]) == (
             "smollm2-135m",
@@ -90,8 +90,10 @@ async def test_whatever_kind_of_server_began_it_is_cut(tmp_path: Path, kind: str
         model["price"] = {"input": 0, "output": 0}
         first = {**backend(kind, weak.url), "name": "weak", "models": [model]}
         async with (
-            serving(tmp_path, first, writer(up.url, "qwen3-8b", 1)) as door,
-            aiohttp.ClientSession(headers={"authorization": f"Bearer {door.api_key}"}) as http,
+            serving(tmp_path, first, writer(up.url, "qwen3-8b", 1)) as models_app,
+            aiohttp.ClientSession(
+                headers={"authorization": f"Bearer {models_app.api_key}"}
+            ) as http,
         ):
             body = {
                 "model": "auto",
@@ -100,7 +102,7 @@ async def test_whatever_kind_of_server_began_it_is_cut(tmp_path: Path, kind: str
                 **FORMATS["chat/completions"],
             }
             headers = {"x-moyin-usd-per-bad-answer": "0.0000001"}
-            url = f"{door.url}/v1/chat/completions"
+            url = f"{models_app.url}/v1/chat/completions"
             async with http.post(url, json=body, headers=headers) as response:
                 text = await response.text()
                 assert response.status == 200, text
@@ -108,4 +110,4 @@ async def test_whatever_kind_of_server_began_it_is_cut(tmp_path: Path, kind: str
             assert "Hi" not in text
             async with asyncio.timeout(10):
                 await weak.left.wait()
-            assert door.text_router.fleet.runtimes["weak"].load == 0
+            assert models_app.text_router.fleet.runtimes["weak"].load == 0

@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from tests.door import StackDoor
+from tests.stack import RunningStack
 
 # As it stands here it would be a reference, were it part of a pipeline.
 HELLO = {"role": "user", "content": "Say hello, ${steps.0.text}."}
@@ -24,9 +24,9 @@ CALLS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def http(door: StackDoor) -> Iterator[httpx.Client]:
-    headers = {"authorization": f"Bearer {door.api_key}"}
-    with httpx.Client(base_url=door.url, headers=headers, timeout=30) as client:
+def http(gateway: RunningStack) -> Iterator[httpx.Client]:
+    headers = {"authorization": f"Bearer {gateway.api_key}"}
+    with httpx.Client(base_url=gateway.url, headers=headers, timeout=30) as client:
         yield client
 
 
@@ -58,8 +58,8 @@ def test_a_repeat_under_one_key_is_one_job(http: httpx.Client) -> None:
     _finished(http, first.headers["location"])
 
 
-def test_what_is_wrong_is_told_at_once_in_the_protocols_own_words(door: StackDoor) -> None:
-    with openai.OpenAI(base_url=f"{door.url}/v1", api_key=door.api_key) as client:
+def test_what_is_wrong_is_told_at_once_in_the_protocols_own_words(gateway: RunningStack) -> None:
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.api_key) as client:
         with pytest.raises(openai.NotFoundError):
             client.chat.completions.create(model="gpt-2", messages=[HELLO], extra_headers=SOON)  # type: ignore[list-item]
         with pytest.raises(openai.BadRequestError) as caught:

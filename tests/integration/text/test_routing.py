@@ -16,7 +16,7 @@ from moyin.domain.money import Usage
 from moyin.store.responses import CachedResponse, ResponseStore
 from moyin.store.usage import UsageEntry
 from tests.integration.servers import ValkeyServer
-from tests.integration.text.fixtures import ModelsDoor, serving
+from tests.integration.text.fixtures import ModelsApp, serving
 from tests.integration.text.upstreams import FINE, Upstream, backend
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -28,12 +28,12 @@ BODIES: dict[str, dict[str, Any]] = {
 
 
 async def post(
-    door: ModelsDoor, path: str, body: dict[str, Any], **headers: str
+    models_app: ModelsApp, path: str, body: dict[str, Any], **headers: str
 ) -> tuple[aiohttp.ClientResponse, Any]:
-    headers = {"authorization": f"Bearer {door.api_key}", **headers}
+    headers = {"authorization": f"Bearer {models_app.api_key}", **headers}
     async with (
         aiohttp.ClientSession(headers=headers) as http,
-        http.post(f"{door.url}/v1/{path}", json=body) as response,
+        http.post(f"{models_app.url}/v1/{path}", json=body) as response,
     ):
         text = await response.text()
         whole = response.content_type.endswith("json")
@@ -54,9 +54,9 @@ async def test_a_decision_is_explained_and_not_made(tmp_path: Path, protocol: st
     rules = {"routing": {"usd_per_second": 0.001}}
     async with (
         Upstream(FINE).running() as upstream,
-        serving(tmp_path, house(upstream.url), cloud(upstream.url), rules=rules) as door,
+        serving(tmp_path, house(upstream.url), cloud(upstream.url), rules=rules) as models_app,
     ):
-        response, told = await post(door, f"route?protocol={protocol}", BODIES[protocol])
+        response, told = await post(models_app, f"route?protocol={protocol}", BODIES[protocol])
         assert response.status == 200
         assert told["needs"]["max_tokens"] == 5
         assert told["chosen"] == {"backend": "claude", "model": "claude-haiku-5-5"}
@@ -70,7 +70,7 @@ async def test_a_decision_is_explained_and_not_made(tmp_path: Path, protocol: st
                 + candidate["quality"]["risk_usd"]
             )
         _, told = await post(
-            door,
+            models_app,
             "route",
             BODIES[protocol],
             **{"x-moyin-protocol": protocol, "x-moyin-residency": "on-premises"},
@@ -82,14 +82,14 @@ async def test_a_decision_is_explained_and_not_made(tmp_path: Path, protocol: st
 
 
 async def test_a_mistake_in_the_question_is_told(tmp_path: Path) -> None:
-    async with serving(tmp_path, house("http://127.0.0.1:9")) as door:
-        response, told = await post(door, "route?protocol=gopher", BODIES["openai"])
+    async with serving(tmp_path, house("http://127.0.0.1:9")) as models_app:
+        response, told = await post(models_app, "route?protocol=gopher", BODIES["openai"])
         assert (response.status, told["field"]) == (400, "protocol")
-        response, told = await post(door, "route", {"model": "auto"})
+        response, told = await post(models_app, "route", {"model": "auto"})
         assert (response.status, told["field"]) == (400, "messages")
-        response, told = await post(door, "route", {**BODIES["openai"], "model": "gpt-2"})
+        response, told = await post(models_app, "route", {**BODIES["openai"], "model": "gpt-2"})
         assert (response.status, told["code"]) == (404, "model_not_found")
-        _, told = await post(door, "route", {**BODIES["openai"], "max_tokens": 10**6})
+        _, told = await post(models_app, "route", {**BODIES["openai"], "max_tokens": 10**6})
         assert told["chosen"] is None
         assert told["error"]["code"] == "context_too_long"
 
@@ -98,15 +98,15 @@ async def test_data_stays_where_the_tenant_wants_it(tmp_path: Path) -> None:
     rules = {"tenants": {"ada": {"residency": ["on-premises"]}}}
     async with (
         Upstream(FINE).running() as upstream,
-        serving(tmp_path, house(upstream.url), cloud(upstream.url), rules=rules) as door,
+        serving(tmp_path, house(upstream.url), cloud(upstream.url), rules=rules) as models_app,
     ):
-        response, _ = await post(door, "chat/completions", BODIES["openai"])
+        response, _ = await post(models_app, "chat/completions", BODIES["openai"])
         assert response.headers["x-moyin-backend"] == "house"
         asked = {**BODIES["openai"], "model": "claude-haiku-5-5"}
-        response, told = await post(door, "chat/completions", asked)
+        response, told = await post(models_app, "chat/completions", asked)
         assert (response.status, told["error"]["code"]) == (403, "model_not_allowed")
         wish = {"x-moyin-residency": "mars"}
-        response, told = await post(door, "messages", BODIES["anthropic"], **wish)
+        response, told = await post(models_app, "messages", BODIES["anthropic"], **wish)
         assert response.status == 400
         assert (
             told["error"]["message"]
@@ -119,12 +119,12 @@ async def test_counting_tokens_sends_nothing_where_it_may_not_go(tmp_path: Path)
     body = {"model": "auto", "messages": HELLO}
     async with (
         Upstream('HTTP/1.1 200 OK\r\ncontent-length: 18\r\n\r\n{"input_tokens":9}').running() as up,
-        serving(tmp_path, house(up.url), cloud(up.url)) as door,
+        serving(tmp_path, house(up.url), cloud(up.url)) as models_app,
     ):
         wish = {"x-moyin-residency": "on-premises"}
-        response, told = await post(door, "messages/count_tokens", body, **wish)
+        response, told = await post(models_app, "messages/count_tokens", body, **wish)
         assert (response.headers["x-moyin-estimated"], up.asked) == ("true", 0)
-        response, told = await post(door, "messages/count_tokens", body)
+        response, told = await post(models_app, "messages/count_tokens", body)
         assert (told, up.asked) == ({"input_tokens": 9}, 1)
 
 
@@ -134,10 +134,10 @@ async def test_counting_tokens_makes_no_back_end_call_an_address(tmp_path: Path,
     turn = {"role": "user", "content": [{"type": kind, "source": source}]}
     async with (
         Upstream('HTTP/1.1 200 OK\r\ncontent-length: 18\r\n\r\n{"input_tokens":9}').running() as up,
-        serving(tmp_path, cloud(up.url)) as door,
+        serving(tmp_path, cloud(up.url)) as models_app,
     ):
         asked = {"model": "auto", "messages": [turn]}
-        response, told = await post(door, "messages/count_tokens", asked)
+        response, told = await post(models_app, "messages/count_tokens", asked)
         assert (response.headers["x-moyin-estimated"], up.asked) == ("true", 0)
         assert told["input_tokens"] > 0
 
@@ -145,9 +145,9 @@ async def test_counting_tokens_makes_no_back_end_call_an_address(tmp_path: Path,
 async def test_a_document_s_address_goes_to_nobody_inside(tmp_path: Path) -> None:
     source = {"type": "url", "url": "http://169.254.169.254/latest/meta-data/"}
     turn = {"role": "user", "content": [{"type": "document", "source": source}]}
-    async with Upstream(FINE).running() as up, serving(tmp_path, cloud(up.url)) as door:
+    async with Upstream(FINE).running() as up, serving(tmp_path, cloud(up.url)) as models_app:
         asked = {"model": "auto", "max_tokens": 5, "messages": [turn]}
-        response, told = await post(door, "messages", asked)
+        response, told = await post(models_app, "messages", asked)
         assert (response.status, told["error"]["type"], up.asked) == (
             400,
             "invalid_request_error",
@@ -156,9 +156,9 @@ async def test_a_document_s_address_goes_to_nobody_inside(tmp_path: Path) -> Non
         assert "documents by URL" in told["error"]["message"]
 
 
-async def booked(door: ModelsDoor, request_id: str) -> UsageEntry:
+async def booked(models_app: ModelsApp, request_id: str) -> UsageEntry:
     async with asyncio.timeout(10):
-        while (entry := await door.ledger.get("ada", request_id)) is None:  # noqa: ASYNC110
+        while (entry := await models_app.ledger.get("ada", request_id)) is None:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     return entry
 
@@ -185,14 +185,14 @@ async def test_an_alias_may_keep_answers(
     }
     async with (
         Upstream(_streamed() if stream else FINE).running() as upstream,
-        serving(tmp_path, house(upstream.url), cache=store, faq=faq) as door,
+        serving(tmp_path, house(upstream.url), cache=store, faq=faq) as models_app,
     ):
-        first, text = await post(door, "chat/completions", body)
-        answer_cache = door.text_router._answer_cache
+        first, text = await post(models_app, "chat/completions", body)
+        answer_cache = models_app.text_router._answer_cache
         assert answer_cache is not None
         while answer_cache._writes:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        second, again = await post(door, "chat/completions", body)
+        second, again = await post(models_app, "chat/completions", body)
         assert (first.headers["x-moyin-cache"], second.headers["x-moyin-cache"]) == ("miss", "hit")
         assert first.content_type == second.content_type
         if stream:
@@ -202,7 +202,7 @@ async def test_an_alias_may_keep_answers(
             assert text == again
             assert second.headers["x-moyin-cost-usd"] == "0"
         assert upstream.asked == 1
-        entry = await booked(door, second.headers["x-request-id"])
+        entry = await booked(models_app, second.headers["x-request-id"])
         assert (entry.backend, entry.cost_usd, entry.output_tokens) == ("cache", 0, 1)
 
 
@@ -277,19 +277,19 @@ class Host:
 async def test_a_host_that_has_the_model_in_memory_is_preferred(tmp_path: Path) -> None:
     async with Host("other:1b").running() as cold, Host("m:latest").running() as warm:
         ollama = backend("ollama", "") | {"hosts": [cold.url, warm.url], "load_s": 20}
-        async with serving(tmp_path, ollama) as door:
-            runtimes = door.text_router.fleet.runtimes
+        async with serving(tmp_path, ollama) as models_app:
+            runtimes = models_app.text_router.fleet.runtimes
             async with asyncio.timeout(5):
                 while None in (runtime.is_up for runtime in runtimes.values()):  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
-            _, told = await post(door, "route?protocol=ollama", BODIES["ollama"])
+            _, told = await post(models_app, "route?protocol=ollama", BODIES["ollama"])
             first, second = told["candidates"]
             assert (first["backend"], first["state"]) == ("ollama-1", "resident")
             assert (second["backend"], second["state"]) == ("ollama-0", "absent")
             assert second["expected"]["loading_seconds"] == 20
             # Ollama does one call at a time unless told otherwise: the next one would wait.
             assert runtimes["ollama-1"].slots.take("ada")
-            _, told = await post(door, "route?protocol=ollama", BODIES["ollama"])
+            _, told = await post(models_app, "route?protocol=ollama", BODIES["ollama"])
             states = {one["backend"]: one for one in told["candidates"]}
             assert states["ollama-1"]["state"] == "busy"
             assert states["ollama-1"]["expected"]["waiting_seconds"] > 0

@@ -25,7 +25,7 @@ __all__ = [
     "SCRIPTED_CLAUDE",
     "SCRIPTED_GPT",
     "VECTORS",
-    "Gateway",
+    "TextGateway",
     "running",
 ]
 
@@ -46,7 +46,7 @@ PNG = base64.b64decode(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gateway:
+class TextGateway:
     """``url`` without ``/v1``."""
 
     url: str
@@ -62,22 +62,22 @@ class Gateway:
 
 
 @contextmanager
-def running(llama: str, folder: Path) -> Iterator[Gateway]:
+def running(llama: str, folder: Path) -> Iterator[TextGateway]:
     """The app over llama.cpp and the scripted model, for as long as the block lasts."""
     with (
         start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(_serving(llama, folder)) as gateway,
+        portal.wrap_async_context_manager(_serving(llama, folder)) as text_gateway,
     ):
-        yield gateway
+        yield text_gateway
 
 
 @asynccontextmanager
-async def _serving(llama: str, folder: Path) -> AsyncIterator[Gateway]:
+async def _serving(llama: str, folder: Path) -> AsyncIterator[TextGateway]:
     async with (
         _upstream() as url,
-        serving(folder, _small(llama), claude(llama), _able(url)) as door,
+        serving(folder, _small(llama), claude(llama), _able(url)) as models_app,
     ):
-        yield Gateway(url=door.url, api_key=door.api_key)
+        yield TextGateway(url=models_app.url, api_key=models_app.api_key)
 
 
 @asynccontextmanager

@@ -39,7 +39,7 @@ _UP_SECONDS = 240
 _TEST_NODES = "tests/execution/testing_nodes/testing-pack"
 
 
-class StackDoor:
+class RunningStack:
     """One stack. ``url`` and ``api_key`` are there once it was up."""
 
     def __init__(self, folder: Path, env: Mapping[str, str] | None = None) -> None:
@@ -90,7 +90,7 @@ class StackDoor:
         """What the stack's own processes read."""
         return Settings(
             data=self.data,
-            door=self.url,
+            gateway=self.url,
             redis_url=f"redis://:{self.valkey_password}@127.0.0.1:{self.ports.valkey}/0",
             temporal_address=f"127.0.0.1:{self.ports.temporal}",
         )
