@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -96,7 +96,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 def _summarise_times(terminalreporter: Any) -> None:
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     for reports in terminalreporter.stats.values():
         for report in reports:
             if isinstance(report, pytest.TestReport):
@@ -105,7 +105,7 @@ def _summarise_times(terminalreporter: Any) -> None:
     # Those of unit tests are shown by pytest's own last line.
     if len(seconds) > 1:
         terminalreporter.section("seconds of tests by folder")
-        for folder, spent in seconds.most_common():
+        for folder, spent in sorted(seconds.items(), key=lambda item: -item[1]):
             terminalreporter.line(f"{folder}: {spent:.0f}")
 
 

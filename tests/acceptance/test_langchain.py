@@ -135,7 +135,7 @@ class _ThroughOllama(_Suite):
         return {
             "model": self.MODEL,
             "base_url": self.text_gateway.ollama,
-            "client_kwargs": {"headers": {"authorization": f"Bearer {self.gateway.api_key}"}},
+            "client_kwargs": {"headers": {"authorization": f"Bearer {self.text_gateway.api_key}"}},
             "num_predict": self.max_tokens,
         }
 

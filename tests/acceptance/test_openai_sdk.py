@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -14,7 +15,7 @@ from pydantic import BaseModel, Field
 from tests.acceptance.text_gateway import ALL, CLAUDE, LLAMA, PNG, SCRIPTED, VECTORS, TextGateway
 
 SUITE = f"openai SDK {openai.__version__}"
-HELLO = {"role": "user", "content": "Say hello."}
+HELLO: Any = {"role": "user", "content": "Say hello."}
 
 
 class Person(BaseModel):
@@ -55,7 +56,7 @@ def test_a_whole_answer(client: openai.OpenAI, model: str) -> None:
 @pytest.mark.parametrize("model", ALL)
 def test_the_streams_helper_puts_the_answer_together(client: openai.OpenAI, model: str) -> None:
     # Long enough for all of it: the helper takes an answer that was cut for an error.
-    ask = {"model": model, "messages": [HELLO], "max_tokens": 200, "temperature": 0}
+    ask: dict[str, Any] = {"model": model, "messages": [HELLO], "max_tokens": 200, "temperature": 0}
     with client.chat.completions.stream(**ask, stream_options={"include_usage": True}) as stream:
         text = "".join(event.delta for event in stream if event.type == "content.delta")
         final = stream.get_final_completion()
@@ -90,7 +91,7 @@ def test_parse_fills_a_pydantic_model(client: openai.OpenAI, model: str) -> None
 
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 def test_a_stop_sequence_ends_the_answer(client: openai.OpenAI, model: str) -> None:
-    ask = {"model": model, "messages": [HELLO], "max_tokens": 12, "temperature": 0}
+    ask: dict[str, Any] = {"model": model, "messages": [HELLO], "max_tokens": 12, "temperature": 0}
     whole = client.chat.completions.create(**ask).choices[0].message.content
     assert whole
     stop = whole.split()[1]
@@ -102,8 +103,8 @@ def test_a_stop_sequence_ends_the_answer(client: openai.OpenAI, model: str) -> N
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 def test_a_tool_is_called_and_its_result_read(client: openai.OpenAI, model: str) -> None:
     tools = [openai.pydantic_function_tool(GetWeather)]
-    question = {"role": "user", "content": "What is the weather in 'Paris'?"}
-    ask = {"model": model, "tools": tools, "max_tokens": 64}
+    question: Any = {"role": "user", "content": "What is the weather in 'Paris'?"}
+    ask: dict[str, Any] = {"model": model, "tools": tools, "max_tokens": 64}
     message = (
         client.chat.completions.parse(
             **ask, messages=[question], tool_choice="required", parallel_tool_calls=False
@@ -114,9 +115,8 @@ def test_a_tool_is_called_and_its_result_read(client: openai.OpenAI, model: str)
     [call] = message.tool_calls or []
     assert call.function.parsed_arguments == GetWeather(city="Paris")
     result = {"role": "tool", "tool_call_id": call.id, "content": "Sunny."}
-    final = client.chat.completions.create(
-        **ask, messages=[question, message.model_dump(exclude_none=True), result]
-    )
+    turns: Any = [question, message.model_dump(exclude_none=True), result]
+    final = client.chat.completions.create(**ask, messages=turns)
     assert final.choices[0].finish_reason == "stop"
     assert final.choices[0].message.content
 
@@ -138,7 +138,7 @@ def test_parallel_tools_are_told_apart_in_a_stream(client: openai.OpenAI) -> Non
 @pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
 def test_a_picture_is_carried(client: openai.OpenAI, model: str) -> None:
     url = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
-    picture = {"type": "image_url", "image_url": {"url": url}}
+    picture: Any = {"type": "image_url", "image_url": {"url": url}}
     answer = client.chat.completions.create(
         model=model,
         messages=[{"role": "user", "content": [{"type": "text", "text": "What is it?"}, picture]}],

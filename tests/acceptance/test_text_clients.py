@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from decimal import Decimal
+from typing import Any
 
 import anthropic
 import openai
@@ -13,7 +14,7 @@ import pytest
 
 from tests.stack import RunningStack
 
-HELLO = {"role": "user", "content": "Say hello."}
+HELLO: Any = {"role": "user", "content": "Say hello."}
 
 
 def test_openai_streams(gateway: RunningStack) -> None:

@@ -141,7 +141,7 @@ async def _owner(
 ) -> list[str]:
     """Submit all, wait for all, fetch all results; returns the jobs' ids."""
     async with _Caller(gateway.url, key, plan.patience, report) as caller:
-        ids = []
+        ids: list[str] = []
         for graph in graphs:
             body = {"kind": "render", "workflow": graph}
             ids.append((await caller.post("/jobs", body, f"soak-{len(ids)}"))["id"])
@@ -169,7 +169,7 @@ async def _check_job(caller: _Caller, job: dict[str, Any], report: Report) -> No
         report.problems.append(f"no single result: {json.dumps(told)}")
         return
     [artifact] = job["artifacts"]
-    if not (await caller.bytes(artifact["url"])).startswith(PNG):
+    if not (await caller.content(artifact["url"])).startswith(PNG):
         report.problems.append(f"not a picture: {artifact}")
 
 
@@ -196,9 +196,9 @@ class _Caller:
         return json.loads(await self._call("POST", path, json=body, headers=headers))
 
     async def get(self, path: str) -> Any:
-        return json.loads(await self.bytes(path))
+        return json.loads(await self.content(path))
 
-    async def bytes(self, path: str) -> bytes:
+    async def content(self, path: str) -> bytes:
         return await self._call("GET", path)
 
     async def _call(self, method: str, path: str, **options: Any) -> bytes:
@@ -264,12 +264,13 @@ async def _check_rows(gateway: RunningStack, ids: list[str], report: Report) -> 
     try:
         async with database.reading() as connection:
             results = (await connection.execute(sa.select(jobs.c.id, jobs.c.results))).all()
-            owned = (
+            rows = (
                 await connection.execute(sa.select(artifacts.c.job_id, artifacts.c.sha256))
             ).all()
+            owned = [tuple(row) for row in rows]
     finally:
         await database.close()
-    steps = {job_id: len(found) for job_id, found in results}
+    steps = {job_id: len(found) for job_id, found in map(tuple, results)}
     files = Counter(job_id for job_id, _ in owned)
     for job_id in ids:
         if steps.get(job_id) != 1 or files[job_id] != 1:

@@ -7,7 +7,7 @@ import itertools
 import signal
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,7 @@ class Windows:
 
 
 async def _under_load(
-    uses: dict[str, Callable[[], Awaitable[None]]], meanwhile: Awaitable[None]
+    uses: Mapping[str, Callable[[], Awaitable[None]]], meanwhile: Awaitable[None]
 ) -> dict[str, list[tuple[float, float]]]:
     """When every use began and how long it took, for as long as ``meanwhile`` takes. All must
     succeed."""

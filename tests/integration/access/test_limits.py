@@ -101,7 +101,7 @@ async def test_a_budget_is_never_overshot_and_settles_to_what_was_spent(
     async with redis.Redis.from_url(valkey_server.url, decode_responses=True) as valkey:
 
         async def settled() -> bool:
-            kept = await valkey.hgetall("moyin:limit:{studio}:owner:studio:money")
+            kept: Any = await valkey.hgetall("moyin:limit:{studio}:owner:studio:money")
             return Decimal(kept["day_nano"]) == Decimal(kept["month_nano"]) == spent * 10**9
 
         await eventually(settled)
@@ -197,11 +197,17 @@ async def test_a_settlement_that_comes_twice_gives_nothing_back_twice(
     limit = Limit(subject="key:twice", usd_per_day=Decimal(1), usd_per_month=Decimal(1))
     admission = await meter.admit([limit], owner="h", usd=Decimal("0.8"))
     admission.record(Decimal("0.5"), 0)
-    settling = [admission.lease, 5 * 10**8, 0, f"{datetime.now(UTC):%Y-%m-%d}", "2000-01"]
+    settling: list[str | int] = [
+        admission.lease,
+        5 * 10**8,
+        0,
+        f"{datetime.now(UTC):%Y-%m-%d}",
+        "2000-01",
+    ]
     for _ in range(2):
         await meter._settle(keys=admission._keys, args=settling)
     async with redis.Redis.from_url(valkey_server.url, decode_responses=True) as valkey:
-        kept = await valkey.hgetall("moyin:limit:{h}:key:twice:money")
+        kept: Any = await valkey.hgetall("moyin:limit:{h}:key:twice:money")
     assert kept["day_nano"] == str(5 * 10**8)
     # Reserved in a month that is over: it stays there.
     assert kept["month_nano"] == str(8 * 10**8)
@@ -248,7 +254,7 @@ async def test_what_a_hanging_valkey_sets_aside_too_late_is_given_back(tmp_path:
         process.send_signal(signal.SIGCONT)
         await asyncio.gather(*meter._settling)
         async with redis.Redis.from_url(server.url, decode_responses=True) as valkey:
-            kept = await valkey.hgetall("moyin:limit:{i}:key:hung:money")
+            kept: Any = await valkey.hgetall("moyin:limit:{i}:key:hung:money")
             assert not await valkey.zcard("moyin:limit:{i}:key:hung:leases")
         assert (kept["month_nano"], [n for n in kept if n.startswith("lease:")]) == ("0", [])
     finally:

@@ -97,7 +97,7 @@ async def vouch(
 async def test_a_provider_signs_a_new_player_in_and_knows_them_again(
     accounts: AccountsApp, provider: str
 ) -> None:
-    claims = {"email": "Ada@Example.com", "email_verified": True, "name": "Ada"}
+    claims: dict[str, Any] = {"email": "Ada@Example.com", "email_verified": True, "name": "Ada"}
     first = await accounts.ok(
         "POST", "/oidc/finish", None, await vouch(accounts, provider, "ada", **claims)
     )
@@ -149,13 +149,13 @@ async def test_an_email_leads_to_an_account_only_where_the_operator_says_so(
     token = await accounts.outbox.token("eve@example.com")
     # Known to the app, as it will be for some seconds after its end.
     await accounts.ok("GET", "/me", squatter["access_token"])
-    claims = {"email": "eve@example.com", "email_verified": True}
+    claims: dict[str, Any] = {"email": "eve@example.com", "email_verified": True}
     taken = await accounts.call(
         "POST", "/oidc/finish", None, await vouch(accounts, provider, "eve", **claims)
     )
     assert (taken.status, taken.code) == (409, "name_taken")
     configure(accounts, provider, links_emails=True)
-    unproven = {**claims, "email_verified": False}
+    unproven: dict[str, Any] = {**claims, "email_verified": False}
     other = await accounts.ok(
         "POST", "/oidc/finish", None, await vouch(accounts, provider, "eve0", **unproven)
     )
@@ -198,7 +198,7 @@ async def test_a_forged_identity_token_proves_nothing(
     open_id = accounts.parts.open_id
     known = open_id.providers["studio"]
     kid = (await open_id._discover(known)).keys.keys[0].key_id
-    claims = {"iss": provider, "aud": "moyin", "sub": "x", "iat": 1, "exp": 9e9}
+    claims: dict[str, Any] = {"iss": provider, "aud": "moyin", "sub": "x", "iat": 1, "exp": 9e9}
     claims |= {"audience": {"aud": "other"}, "issuer": {"iss": "http://evil"}}.get(forge, {})
     headers = {"kid": kid}
     match forge:
@@ -206,7 +206,7 @@ async def test_a_forged_identity_token_proves_nothing(
             async with accounts.session.get(f"{provider}/jwks") as answer:
                 token = hs256(claims, headers, await answer.read())
         case "none":
-            token = jwt.encode(claims, None, "none", headers)
+            token = jwt.encode(claims, "", "none", headers)
         case _:
             token = jwt.encode(claims, rsa.generate_private_key(65537, 2048), "RS256", headers)
     with pytest.raises(InvalidCredentials):

@@ -74,7 +74,7 @@ class Recorder:
             if scene.features:
                 await socket.send_json(_FEATURES)
                 greeting.append(await self._flags(socket))
-            prompts = []
+            prompts: list[Any] = []
             for graph in scene.graphs:
                 body = {"prompt": graph, "client_id": client_id, **scene.asked}
                 interrupted = scene.interrupted and not prompts

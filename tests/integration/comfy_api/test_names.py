@@ -218,7 +218,8 @@ async def test_no_input_of_any_node_takes_what_is_not_the_callers(
     others: list[tuple[str, str]],
 ) -> None:
     offered = await comfy.get("/object_info")
-    named, prose = [], []
+    named: list[Any] = []
+    prose: list[Any] = []
     for kind in offered:
         for name, spec in inputs_of(nodes[kind]):
             if takes_text(spec):

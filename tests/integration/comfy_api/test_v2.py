@@ -120,7 +120,7 @@ async def test_a_key_works_once(farm: Farm) -> None:
     assert error["details"].get("job_id") in (None, job["id"])
     # A submission that made no job leaves its key free.
     headers = {"Idempotency-Key": "k2"}
-    bad = {"workflow": {"nodes": [], "links": []}}
+    bad: dict[str, Any] = {"workflow": {"nodes": [], "links": []}}
     told = await code(farm.client, "POST", JOBS, json=bad, headers=headers)
     assert told == (422, "workflow_format_ui")
     body = {"workflow": GRAPH}

@@ -83,7 +83,7 @@ class Services:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         text = await request.text()
-        body = json.loads(text) if text[:1] in ("{", "[") else text
+        body: Any = json.loads(text) if text[:1] in ("{", "[") else text
         self.calls.append((request.method, request.path_qs, body, request.headers))
         answer = self.answers.get(request.path)
         if answer is not None:

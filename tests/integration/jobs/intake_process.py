@@ -12,6 +12,7 @@ from typing import Any
 from deployments.intake.config import IntakeArgs
 from deployments.intake.workers import open_workers
 from moyin.errors import ServiceUnavailable
+from moyin.render.comfyui.pool_client import PoolAnswer
 from moyin.settings import Settings
 
 
@@ -28,11 +29,14 @@ class NoPool:
     def __init__(self, pools: Sequence[str]) -> None:
         self.pools = pools
 
-    async def get(self, pool: str, path: str) -> bytes | None:
+    async def get(self, pool: str, path: str) -> PoolAnswer:
         raise ServiceUnavailable("no pool is up")
 
     async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
         return {}
+
+    async def executed(self, prompt_ids: Sequence[str]) -> set[str]:
+        return set()
 
 
 async def main() -> None:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from aiohttp import web
@@ -336,9 +337,8 @@ async def test_the_sweeper_starts_what_was_only_accepted(farm: Farm) -> None:
     async def nothing(*_: object) -> None:
         return None
 
-    start, farm.launcher.start = farm.launcher.start, nothing  # type: ignore[method-assign]
-    job = await farm.submit(CHAT)
-    farm.launcher.start = start  # type: ignore[method-assign]
+    with patch.object(farm.launcher, "start", nothing):
+        job = await farm.submit(CHAT)
     await farm.start_worker()
     assert (await farm.until(job["id"]))["status"] == "succeeded"
     assert len(farm.services.calls) == 1

@@ -31,6 +31,7 @@ async def test_ollamas_own_paths_lead_to_the_models(client: aiohttp.ClientSessio
         "options": {"num_predict": 8},
     }
     async with client.post("/api/chat", json=body) as response:
+        assert response.status == 200, await response.text()
         assert response.headers["x-moyin-backend"] == "local"
         lines = [json.loads(line) async for line in response.content]
     assert len(lines) > 2 and lines[-1]["done"]

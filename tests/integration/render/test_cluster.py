@@ -261,7 +261,7 @@ async def _prompts_so_far(pid: int) -> float:
 
 
 async def _empty(pool: Any) -> bool:
-    return (await pool.status.remote())["actors"] == {}
+    return not (await pool.status.remote())["actors"]
 
 
 async def _failure(farm: RenderFarm, job_id: str) -> str | None:

@@ -306,7 +306,10 @@ async def test_it_reaches_nobody(hostile: ComfyRenderer, tmp_path: Path) -> None
     ]
     port = servers[0].sockets[0].getsockname()[1]
     hosts = {"127.0.0.1", "0.0.0.0", *(a.address for a in _addresses())}
-    given = {"tcp": [[host, port] for host in hosts], "unix": [str(tmp_path / "s"), abstract]}
+    given: dict[str, Any] = {
+        "tcp": [[host, port] for host in hosts],
+        "unix": [str(tmp_path / "s"), abstract],
+    }
     code = """
 import socket
 found = []
@@ -414,7 +417,7 @@ place = folder_paths.get_output_directory()
 subfolder, _, filename = given["name"].rpartition("/")
 files = [{{"filename": filename, "subfolder": subfolder, "type": "output"}}]
 """
-    given = {"secret": str(stack / "secret"), "folder": str(stack), "name": name}
+    given: dict[str, Any] = {"secret": str(stack / "secret"), "folder": str(stack), "name": name}
     # The renderer tries it again without ComfyUI's cache, then gives up.
     with pytest.raises(MoyinError, match="vanished"):
         await done(hostile, attempt(code, given))

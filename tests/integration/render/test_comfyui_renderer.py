@@ -133,6 +133,7 @@ async def test_cached_outputs_that_nobody_remembers_are_made_anew(
 ) -> None:
     graph = picture()
     first = await finished(renderer, graph)
+    assert renderer._outputs is not None
     renderer._outputs._stored.clear()
     assert await finished(renderer, graph) == first
 
@@ -209,7 +210,7 @@ async def test_what_is_not_checked_further_is_told(renderer: ComfyRenderer) -> N
         graph[node]["inputs"]["width"] = value
         assert ("error" not in await renderer.validate(graph)) == valid
     loads = {"1": {"class_type": "LoadImage", "inputs": {"image": "moyin/" + "0" * 64 + ".png"}}}
-    loads["2"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}  # type: ignore[dict-item]
+    loads["2"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}
     assert "1" not in (await renderer.validate(loads))["free"], "it looks at files"
 
 

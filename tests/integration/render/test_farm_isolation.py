@@ -60,7 +60,7 @@ async def test_it_reaches_nothing_of_the_farm(
         farm.bad_nodes = write_hostile_nodes(tmp_path)
         pool = await farm.deploy(actors=2, gpus=0.5)
         await farm.ready(pool, 2)
-        given = {"tcp": _listening(), "unix": _sockets(tmp_path)}
+        given: dict[str, Any] = {"tcp": _listening(), "unix": _sockets(tmp_path)}
         ports = {port for _, port in given["tcp"]}
         assert {valkey_server.port, temporal_server.port} <= ports
         assert sum("comfyui.sock" in path for path in given["unix"]) == 2
@@ -96,7 +96,7 @@ def _listening() -> list[tuple[str, int]]:
     return [
         (host, c.laddr.port)
         for c in found
-        if c.status == psutil.CONN_LISTEN
+        if c.status == psutil.CONN_LISTEN and c.laddr
         for host in (mine if c.laddr.ip == "0.0.0.0" else [c.laddr.ip])
     ]
 

@@ -178,7 +178,7 @@ def test_a_killed_server_is_back(stack: RunningStack, name: str, measured: Measu
 
     def back() -> bool:
         part = _state(stack)["parts"][name]
-        return part["status"] == "up" and part["pid"] != killed
+        return bool(part["status"] == "up" and part["pid"] != killed)
 
     measured(f"{name} back after {_until(back, 30):.1f} s")
     assert _state(stack)["parts"][name]["restarts"] == 1

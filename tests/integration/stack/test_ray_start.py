@@ -157,7 +157,7 @@ def _request(port: int, probe: Probe) -> str:
             outcome, wrong = judge(probe, answer.status, answer.headers, answer.read())
     except urllib.error.HTTPError as error:
         with error:
-            outcome, wrong = judge(probe, error.code, error.headers, error.read())
+            outcome, wrong = judge(probe, error.code, dict(error.headers), error.read())
     except OSError:
         time.sleep(0.05)
         return "refused"

@@ -120,10 +120,8 @@ class _OpenAI:
         try:
             if not stream:
                 return self._whole(await self._sdk.chat.completions.create(**body))
-            options = {"include_usage": True}
-            events = await self._sdk.chat.completions.create(
-                **body, stream=True, stream_options=options
-            )
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+            events = await self._sdk.chat.completions.create(**body)
             return await self._streamed(events)
         except openai.APIStatusError as error:
             raise Refused(error.status_code, str(error.code), error.param) from None

@@ -56,7 +56,7 @@ class Studio:
         """Calls in the ledger, and what they cost together, in billionths of a dollar."""
         query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(usage.c.cost_nano_usd), 0))
         async with self.database.reading() as connection:
-            count, total = (await connection.execute(query)).one()
+            count, total = tuple((await connection.execute(query)).one())
         return count, total
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import anthropic
@@ -16,7 +17,7 @@ import pytest
 from tests.integration.text.fixtures import ModelsApp, claude, local, serving, settled
 
 MODELS = ["smollm2", "claude-haiku-5-5"]
-HELLO = {"role": "user", "content": "Say hello."}
+HELLO: Any = {"role": "user", "content": "Say hello."}
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ async def test_openai_whole(openai_client: openai.AsyncOpenAI, model: str) -> No
 async def test_openai_streamed_is_the_whole_answer(
     openai_client: openai.AsyncOpenAI, model: str
 ) -> None:
-    ask = {"model": model, "messages": [HELLO], "max_tokens": 8, "temperature": 0}
+    ask: dict[str, Any] = {"model": model, "messages": [HELLO], "max_tokens": 8, "temperature": 0}
     whole = await openai_client.chat.completions.create(**ask)
     stream = await openai_client.chat.completions.create(
         **ask, stream=True, stream_options={"include_usage": True}
@@ -81,7 +82,12 @@ async def test_a_client_that_did_not_ask_for_usage_gets_no_event_without_choices
 async def test_anthropic_whole_and_streamed(
     claude_client: anthropic.AsyncAnthropic, model: str
 ) -> None:
-    ask = {"model": model, "messages": [HELLO], "max_tokens": 8, "extra_body": {"temperature": 0}}
+    ask: dict[str, Any] = {
+        "model": model,
+        "messages": [HELLO],
+        "max_tokens": 8,
+        "extra_body": {"temperature": 0},
+    }
     whole = await claude_client.messages.create(**ask)
     assert whole.stop_reason == "max_tokens"
     assert whole.usage.output_tokens == 8
@@ -110,11 +116,11 @@ async def test_auto_takes_the_free_local_model_and_says_so(
 async def test_auto_goes_to_the_cloud_for_what_the_local_model_cannot_do(
     openai_client: openai.AsyncOpenAI,
 ) -> None:
-    long = {"role": "user", "content": "word " * 2500}
+    long: Any = {"role": "user", "content": "word " * 2500}
     with pytest.raises(openai.BadRequestError) as caught:
         await openai_client.chat.completions.create(model="smollm2", messages=[long])
     assert caught.value.code == "context_too_long"
-    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    tool: Any = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
     raw = await openai_client.chat.completions.with_raw_response.create(
         model="auto", messages=[HELLO], max_tokens=3, tools=[tool]
     )

@@ -42,7 +42,7 @@ async def farm(
             backends.append(backend(kind, url, **more))
         spare = backend("openai", fine.url) | {"name": "fine"}
         spare["models"] = [{"name": "fine", "context": 8000, "price": {"input": 50, "output": 50}}]
-        aliases = {f"{kind}-or-fine": [f"m-{kind}", "fine"] for kind in upstreams}
+        aliases: dict[str, Any] = {f"{kind}-or-fine": [f"m-{kind}", "fine"] for kind in upstreams}
         yield await stack.enter_async_context(serving(folder, *backends, spare, **aliases))
 
 
@@ -175,7 +175,7 @@ async def test_the_clients_deadline_holds_for_the_whole_call(tmp_path: Path) -> 
     async with farm(tmp_path, upstreams) as models_app, asyncio.timeout(30):
         for kind, path in product(KINDS, PATHS):
             closed(models_app, kind)
-            wish = {"x-moyin-timeout": "0.2"}
+            wish: dict[str, Any] = {"x-moyin-timeout": "0.2"}
             response, text = await ask(models_app, path, f"{kind}-or-fine", **wish)
             assert response.status == 504, (kind, path, text)
 
@@ -271,7 +271,9 @@ async def test_a_server_that_is_stopped_gets_no_calls_until_it_goes_on(
     [process] = [
         psutil.Process(connection.pid)
         for connection in psutil.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+        if connection.status == psutil.CONN_LISTEN
+        and connection.laddr
+        and connection.laddr.port == port
     ]
     async with serving(tmp_path, local(llama)) as models_app:
         await settled(models_app)

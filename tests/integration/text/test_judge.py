@@ -184,10 +184,9 @@ class Place:
             " WHERE source = 'judge' ORDER BY number"
         )
 
-    async def left(self) -> list[bytes]:
+    async def left(self) -> list[bytes | str]:
         async with redis.Redis.from_url(self.redis_url) as valkey:
-            names: list[bytes] = await valkey.keys("moyin:judge:judge-*")
-            return names
+            return list(await valkey.keys("moyin:judge:judge-*"))
 
 
 @pytest.fixture
@@ -251,7 +250,7 @@ async def test_a_sampled_answer_is_judged_and_moves_the_estimate(
 
         async def settled() -> bool:
             assert models_app.judge is not None
-            return await models_app.judge.spent() == Decimal("0.0011")
+            return bool(await models_app.judge.spent() == Decimal("0.0011"))
 
         await eventually(settled)
         _, shown, _ = await ada.call("GET", "quality")

@@ -63,7 +63,7 @@ async def found(endpoints: LlamaEndpoints, seconds: float = 60) -> Endpoint:
 def server_process(endpoint: Endpoint) -> psutil.Process:
     port = int(endpoint.url.rpartition(":")[2].removesuffix("/v1"))
     listening = (c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN)
-    pid = next(c.pid for c in listening if c.laddr.port == port)
+    pid = next(c.pid for c in listening if c.laddr and c.laddr.port == port)
     return psutil.Process(pid)
 
 

@@ -69,23 +69,26 @@ async def test_a_prompt_is_counted_as_it_will_be_billed(models_app: ModelsApp, m
 
 async def test_a_schema_binds_the_model_in_every_protocol(models_app: ModelsApp) -> None:
     headers = {"authorization": f"Bearer {models_app.api_key}"}
-    model, ask = "smollm2", [{"role": "user", "content": "Name a city."}]
+    model: Any = "smollm2"
+    ask: Any = [{"role": "user", "content": "Name a city."}]
     client = ollama.AsyncClient(host=f"{models_app.url}/v1/ollama", headers=headers)
     one = (await client.chat(model=model, messages=ask, format=CITY)).message.content
     await client.close()
     async with openai.AsyncOpenAI(
         base_url=f"{models_app.url}/v1", api_key=models_app.api_key
     ) as gpt:
-        form = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY}}
+        form: Any = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY}}
         two = await gpt.chat.completions.create(model=model, messages=ask, response_format=form)
     async with anthropic.AsyncAnthropic(
         base_url=models_app.url, api_key=models_app.api_key
     ) as sonnet:
-        config = {"format": {"type": "json_schema", "schema": CITY}}
+        config: Any = {"format": {"type": "json_schema", "schema": CITY}}
         three = await sonnet.messages.create(
             model=model, messages=ask, max_tokens=50, output_config=config
         )
-    for text in (one, two.choices[0].message.content, three.content[0].text):
+    [block] = three.content
+    assert block.type == "text"
+    for text in (one, two.choices[0].message.content, block.text):
         assert json.loads(text or "")["city"] in ("Paris", "Rome")
 
 

@@ -37,7 +37,7 @@ async def models_app(tmp_path: Path) -> AsyncIterator[ModelsApp]:
         backend("gpu", price={"usd_per_gpu_hour": 9}),
     ]
     tenants = {"eve": {"models": ["auto", "house", "cloud"], "residency": ["on-premises"]}}
-    aliases = {"work": {"models": ["house", "cloud"]}}
+    aliases: dict[str, Any] = {"work": {"models": ["house", "cloud"]}}
     async with serving(tmp_path, *backends, rules={"tenants": tenants}, **aliases) as models_app:
         yield models_app
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import ollama
@@ -28,8 +29,9 @@ async def test_an_ollama_is_told_to_unload_by_a_stream(tmp_path: Path) -> None:
         serving(tmp_path, backend("ollama", upstream.url)) as models_app,
         aiohttp.ClientSession(headers={"authorization": f"Bearer {models_app.api_key}"}) as http,
     ):
+        empty: list[dict[str, Any]] = [{}, {"messages": None}, {"messages": []}]
         for stream in (True, False):
-            for more in ({}, {"messages": None}, {"messages": []}):
+            for more in empty:
                 body = {"model": "m-ollama", "keep_alive": 0, "stream": stream, **more}
                 async with http.post(f"{models_app.url}/v1/ollama/api/chat", json=body) as response:
                     assert response.status == 200

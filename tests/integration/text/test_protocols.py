@@ -18,7 +18,7 @@ from tests.integration.text.wires.script import PICTURE, PROMPT, SEEN
 from tests.integration.text.wires.server import WireServer
 
 FREE = {"input": 0, "output": 0}
-HELLO = {"role": "user", "content": "hi"}
+HELLO: Any = {"role": "user", "content": "hi"}
 
 
 @pytest.fixture

@@ -117,7 +117,7 @@ async def test_the_command_line_explains_a_choice(
         assert claude.asked == 0
 
 
-PATHS = {
+PATHS: dict[str, dict[str, Any]] = {
     "chat/completions": {},
     "messages": {"max_tokens": 300},
     "ollama/api/chat": {"stream": False},

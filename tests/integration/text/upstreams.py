@@ -80,11 +80,11 @@ class Upstream:
 
 def backend(kind: str, url: str, **more: Any) -> dict[str, Any]:
     """A back end of this kind with one model, ``m-<kind>``, that isn't tried twice."""
-    place: dict[str, Any] = {
+    places: dict[str, dict[str, Any]] = {
         "openai": {"base_url": f"{url}/v1"},
         "anthropic": {"base_url": url, "api_key_env": "LLAMA_KEY"},
         "ollama": {"hosts": [url]},
-    }[kind]
-    model = {"name": f"m-{kind}", "upstream": "m", "context": 8000}
+    }
+    model: dict[str, Any] = {"name": f"m-{kind}", "upstream": "m", "context": 8000}
     model["price"] = {"input": 1, "output": 1}
-    return {"name": kind, "type": kind, "models": [model], "retries": 0, **place, **more}
+    return {"name": kind, "type": kind, "models": [model], "retries": 0, **places[kind], **more}

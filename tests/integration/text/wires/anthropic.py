@@ -20,7 +20,7 @@ KNOWN = frozenset(
 
 
 def asked_of(body: Mapping[str, Any]) -> Asked:
-    blocks = [
+    blocks: list[Any] = [
         block
         for message in body["messages"]
         for block in (

@@ -18,7 +18,6 @@ from sqlalchemy.exc import OperationalError
 
 from moyin.access.accounts.access_tokens import AccessTokenIssuer
 from moyin.access.gatekeeper import KeyAuthenticator, new_authenticator, service_token_factory
-from moyin.access.gatekeeper import identity as module
 from moyin.domain.account import Session, User, UserKind
 from moyin.domain.limits import Limit
 from moyin.errors import InvalidKey, ServiceUnavailable
@@ -81,7 +80,7 @@ async def studio(tmp_path: Path) -> AsyncIterator[Studio]:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [1000.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("moyin.access.gatekeeper.identity.time.monotonic", lambda: now[0])
     return now
 
 
@@ -106,7 +105,7 @@ def _with_public_key(studio: Studio) -> str:
 
 
 def _unsigned(studio: Studio) -> str:
-    return jwt.encode(studio.claims(), None, "none", {"kid": studio.pair.kid, "typ": "at+jwt"})
+    return jwt.encode(studio.claims(), "", "none", {"kid": studio.pair.kid, "typ": "at+jwt"})
 
 
 def _altered(studio: Studio) -> str:

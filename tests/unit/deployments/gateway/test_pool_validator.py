@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from ray.exceptions import RayError
 
-from deployments.gateway import pool_validator
 from deployments.gateway.pool_validator import PoolValidator
 from moyin.errors import InvalidGraph, ServiceUnavailable
 
@@ -55,7 +54,7 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Any:
             return pool.actors[name]
 
         monkeypatch.setattr("ray.serve.get_deployment_handle", handle)
-        monkeypatch.setattr(pool_validator.ray, "get_actor", actor)
+        monkeypatch.setattr("deployments.gateway.pool_validator.ray.get_actor", actor)
         return pool
 
     return install

@@ -17,7 +17,7 @@ from moyin.jobs.intake.streams import StreamBroker
 from moyin.render.templates.catalog import Catalog
 
 PASSWORD = "s3cr3t-0123456789"
-NAMES = {"results": "r", "dead_letters": "d"}
+NAMES: dict[str, Any] = {"results": "r", "dead_letters": "d"}
 
 
 def closed_port() -> int:

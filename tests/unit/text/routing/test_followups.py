@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -37,8 +37,8 @@ class Gateway:
 
     def __init__(self) -> None:
         self.now = 1_000.0
-        self.learning: Any = RecordingLearning()
-        self.follow_ups = FollowUps(self.learning, clock=lambda: self.now)
+        self.learning = RecordingLearning()
+        self.follow_ups = FollowUps(cast(Any, self.learning), clock=lambda: self.now)
         self.fleet = router(SMALL, HAIKU).fleet
         self._count = 0
 
@@ -174,11 +174,11 @@ def test_requests_are_matched_only_while_answers_are_remembered() -> None:
     gateway = Gateway()
     names = replace(route(gateway.fleet), usd_per_bad_answer=0.01)
     assert not gateway.follow_ups.may_match(names), "no answer is known, and no other replica"
-    gateway.learning.background._tasks.append(None)
+    gateway.learning.background._tasks.append(cast(Any, None))
     assert gateway.follow_ups.may_match(names), "an answer may be among what waits"
     gateway.learning.background._tasks.clear()
     shared_answers: Any = object()
-    together = FollowUps(gateway.learning, shared_answers=shared_answers)
+    together = FollowUps(cast(Any, gateway.learning), shared_answers=shared_answers)
     assert together.may_match(names)
     assert not together.may_match(replace(names, usd_per_bad_answer=0.0))
     gateway.ask(ASK)
