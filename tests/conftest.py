@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from moyin.errors import StackError
 from moyin.render.comfyui.install import ComfyUI, locate
 from moyin.settings import Settings
-from tests.sharing import FarmScheduling, group_farm_tests, shares_farm
+from tests.sharing import FarmSharing, shares_farm
 from tests.stack import Measured, RunningStack, farm_env
 from tests.watchdog import Watchdog
 
@@ -31,22 +31,9 @@ _FARM = pytest.StashKey[RunningStack]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(FarmSharing())
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Watchdog())
-    if config.getoption("dist", "no") != "no":
-        # Has the processes tell the scheduler of groups, whatever it was called with.
-        config.option.dist = "loadgroup"
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FarmScheduling:
-    return FarmScheduling(config, log)
-
-
-# Before xdist reads the groups.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    group_farm_tests(items)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,37 +1,79 @@
 """Keeps the tests that share one whole farm, of the fixture ``gateway``, in one process.
 
 A farm takes a minute of both cores to start and a quarter of one to stay up.
+
+pytest-xdist's own groups would do, but its version 3.8 does not see them under pytest 9.2.
 """
 
 from __future__ import annotations
 
+import tempfile
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
 import pytest
 from xdist.scheduler.loadfile import LoadFileScheduling
 
-__all__ = ["FarmScheduling", "group_farm_tests", "shares_farm"]
+__all__ = ["FarmSharing", "shares_farm"]
 
 _FIXTURE = "gateway"
-_GROUP = "farm"
+_FILES = pytest.StashKey[frozenset[str]]()
+_LIST = "farm_list"
 
 
-class FarmScheduling(LoadFileScheduling):
+class FarmSharing:
+    """Plugin that finds the files whose tests use the farm, and gives them all to one process."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._list = Path(self._folder.name) / _LIST
+
+    def pytest_unconfigure(self) -> None:
+        self._folder.cleanup()
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        node.workerinput[_LIST] = str(self._list)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> LoadFileScheduling:
+        return _FarmScheduling(config, log, self._list)
+
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        """Put the files first, since they take long, and list them for the scheduler."""
+        files = frozenset(
+            _file(item.nodeid) for item in items if _FIXTURE in getattr(item, "fixturenames", ())
+        )
+        config.stash[_FILES] = files
+        items.sort(key=lambda item: _file(item.nodeid) not in files)
+        place = getattr(config, "workerinput", {}).get(_LIST)
+        if place is not None:
+            Path(place).write_text("\n".join(files))
+
+
+class _FarmScheduling(LoadFileScheduling):
     """Keeps the tests of a file together, and those of all files that share the farm."""
 
+    def __init__(self, config: pytest.Config, log: Any, files: Path) -> None:
+        super().__init__(config, log)
+        self._list = files
+
+    @cached_property
+    def _files(self) -> frozenset[str]:
+        # Every process has written the same before anything is scheduled.
+        return frozenset(self._list.read_text().split("\n"))
+
     def _split_scope(self, nodeid: str) -> str:
-        # So xdist marks the tests of a group, for want of another way to its scheduler.
-        file: str = super()._split_scope(nodeid)
-        return _GROUP if nodeid.endswith(f"@{_GROUP}") else file
-
-
-def group_farm_tests(items: list[pytest.Item]) -> None:
-    """Make one group of all files in which a test uses the farm, and put it first: it is long."""
-    files = {item.path for item in items if _FIXTURE in getattr(item, "fixturenames", ())}
-    items.sort(key=lambda item: item.path not in files)
-    for item in items:
-        if item.path in files:
-            item.add_marker(pytest.mark.xdist_group(_GROUP))
+        return _FIXTURE if _file(nodeid) in self._files else _file(nodeid)
 
 
 def shares_farm(item: pytest.Item) -> bool:
-    """Whether the test is in a file that shares the farm."""
-    return item.get_closest_marker("xdist_group") is not None
+    """Whether a test in the same file uses the farm."""
+    return _file(item.nodeid) in item.config.stash[_FILES]
+
+
+def _file(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
