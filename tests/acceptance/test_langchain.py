@@ -11,7 +11,6 @@ import httpx2
 import pytest
 import pytest_asyncio
 from langchain_anthropic import ChatAnthropic
-from langchain_core.language_models import BaseChatModel
 from langchain_ollama import ChatOllama
 from langchain_openai import ChatOpenAI
 from langchain_tests.integration_tests import ChatModelIntegrationTests
@@ -78,7 +77,7 @@ class _ThroughOpenAI(_Suite):
     SUITE = "langchain-tests, ChatOpenAI"
 
     @property
-    def chat_model_class(self) -> type[BaseChatModel]:
+    def chat_model_class(self) -> Any:
         return ChatOpenAI
 
     @property
@@ -101,7 +100,7 @@ class _ThroughAnthropic(_Suite):
     SUITE = "langchain-tests, ChatAnthropic"
 
     @property
-    def chat_model_class(self) -> type[BaseChatModel]:
+    def chat_model_class(self) -> Any:
         return ChatAnthropic
 
     @property
@@ -127,7 +126,7 @@ class _ThroughOllama(_Suite):
     SUITE = "langchain-tests, ChatOllama"
 
     @property
-    def chat_model_class(self) -> type[BaseChatModel]:
+    def chat_model_class(self) -> Any:
         return ChatOllama
 
     @property

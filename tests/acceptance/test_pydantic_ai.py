@@ -90,12 +90,12 @@ async def test_a_tool_and_then_the_answer(
         agent = Agent(llm, retries=0)
         asked: list[str] = []
 
-        @agent.tool_plain
         def get_weather(city: str) -> str:
             """The weather of a city."""
             asked.append(city)
             return "Sunny."
 
+        agent.tool_plain(get_weather)
         result = await agent.run("What is the weather in 'Paris'?")
         assert asked == ["Paris"]
         assert result.output

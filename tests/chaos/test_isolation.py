@@ -20,6 +20,7 @@ import yaml
 from tests.chaos import victims
 from tests.chaos.graphs import picture
 from tests.stack import Measured, RunningStack
+from tests.waiting import eventually
 
 ROUNDS, QUIET, HANGING = 5, 0.8, 0.8
 LEAK_LIMIT_MIB = 700
@@ -78,7 +79,7 @@ async def test_a_leak_in_accounts_ends_accounts_and_nobody_else(
         before, sound = _pids(gateway, bystanders), _pids(gateway, {"Accounts"})
         await asyncio.to_thread(gateway.run, "deploy", "--config", str(leaky))
         try:
-            await asyncio.wait_for(_until_gone(gateway, sound), 60)
+            await eventually(lambda: not sound & _pids(gateway, {"Accounts"}), 60)
             used = await _under_load(others, _leak(client, gateway))
         finally:
             await asyncio.to_thread(gateway.run, "deploy")
@@ -106,13 +107,6 @@ async def _leak(client: aiohttp.ClientSession, gateway: RunningStack) -> None:
     assert largest > 0.8 * LEAK_LIMIT_MIB * 2**20
     await asyncio.wait_for(_until_well(lambda: _get(client, KEYS)), 90)
     assert process.pid not in _pids(gateway, {"Accounts"})
-
-
-async def _until_gone(gateway: RunningStack, pids: set[int]) -> None:
-    while True:
-        if not pids & _pids(gateway, {"Accounts"}):
-            return
-        await asyncio.sleep(0.2)
 
 
 def _pids(gateway: RunningStack, deployments: Iterable[str]) -> set[int]:

@@ -29,6 +29,7 @@ from moyin.settings import Settings
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database, migrate
 from tests.integration.servers import ValkeyServer
+from tests.waiting import eventually
 
 PASSWORD = "correct horse battery"
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -48,13 +49,10 @@ class Outbox:
 
     async def token(self, to: str) -> str:
         """The token in the newest mail to somebody."""
-        for _ in range(200):
-            for mail in reversed(self.mails):
-                if mail.to == to:
-                    self.mails.remove(mail)
-                    return mail.text.split("\n\n")[1]
-            await asyncio.sleep(0.01)
-        raise AssertionError(f"no mail to {to}")
+        await eventually(lambda: any(mail.to == to for mail in self.mails))
+        mail = next(mail for mail in reversed(self.mails) if mail.to == to)
+        self.mails.remove(mail)
+        return mail.text.split("\n\n")[1]
 
 
 @dataclass

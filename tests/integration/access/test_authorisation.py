@@ -23,8 +23,9 @@ from moyin.store.sql import Database
 from moyin.store.usage import UsageEntry
 from tests.integration.access.fixtures import PASSWORD, SECRET, AccountsApp, accounts_serving
 from tests.integration.gateway.fixtures import SIGNING_KEY, Farm
-from tests.integration.servers import ValkeyServer, eventually
+from tests.integration.servers import ValkeyServer
 from tests.integration.text.fixtures import serving
+from tests.waiting import eventually
 
 # `-` no key: 401. `x` a scope is missing: 403. `h` hidden, as if there were no such thing: 404.
 # `+` let in: whatever is answered then, it is about the request.

@@ -26,8 +26,9 @@ from moyin.errors import BudgetExceeded, RateLimited, ServiceUnavailable
 from moyin.store.limits import LimitStore
 from moyin.store.sql import Database
 from tests.integration.gateway.fixtures import Farm
-from tests.integration.servers import ValkeyServer, eventually
+from tests.integration.servers import ValkeyServer
 from tests.stack import ROOT, Measured
+from tests.waiting import eventually
 
 REPLICAS, CLIENTS, REQUESTS = 4, 64, 10_000
 

@@ -14,8 +14,9 @@ import pytest
 from moyin.access.accounts.throttle import AttemptRate, AttemptRates, Throttle, ThrottleKey
 from moyin.errors import TooManyAttempts
 from tests.integration.access.fixtures import PASSWORD, AccountsApp, Answer
-from tests.integration.servers import ValkeyServer, eventually
+from tests.integration.servers import ValkeyServer
 from tests.stack import Measured
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 WRONG = "a wrong guess"

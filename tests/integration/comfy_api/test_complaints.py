@@ -19,9 +19,9 @@ from moyin.domain.job import JobStatus
 from tests.chaos.graphs import picture, sleepy
 from tests.integration.comfy_api.test_native_api import Comfy, comfy, comfyui_up, inverted, stranger
 from tests.integration.gateway.fixtures import Farm
-from tests.integration.servers import eventually
 from tests.nodes import NAME, SCRIPT
 from tests.stack import RunningStack
+from tests.waiting import eventually
 
 __all__ = ["comfy", "comfyui_up", "stranger"]
 

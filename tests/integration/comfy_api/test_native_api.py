@@ -15,8 +15,8 @@ from PIL import Image
 
 from tests.chaos.client import StackClient
 from tests.chaos.graphs import picture, sleepy
-from tests.integration.servers import eventually
 from tests.stack import RunningStack
+from tests.waiting import eventually
 
 _colors = itertools.count(0x3B0000)
 _PATIENCE = 120

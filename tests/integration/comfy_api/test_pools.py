@@ -17,8 +17,8 @@ from tests.chaos.client import FINAL, StackClient
 from tests.chaos.graphs import picture, sleepy
 from tests.integration.comfy_api.test_native_api import Comfy
 from tests.integration.render.fixtures import write_transformers
-from tests.integration.servers import eventually
 from tests.stack import RunningStack, farm_env
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(300)
 _UP_SECONDS = 120

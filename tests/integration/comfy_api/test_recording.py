@@ -20,9 +20,10 @@ from tests.chaos.client import StackClient
 from tests.chaos.graphs import picture
 from tests.integration.comfy_api.recording import Recorder, Scene
 from tests.integration.render.fixtures import TEST_NODES
-from tests.integration.servers import eventually, free_port
+from tests.integration.servers import free_port
 from tests.nodes import write_nodes
 from tests.stack import RunningStack
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(480)]
 _UP_SECONDS = 120

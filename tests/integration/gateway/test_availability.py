@@ -21,10 +21,10 @@ from moyin.settings import Settings
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 from tests.integration.gateway.fixtures import Farm
-from tests.integration.servers import eventually
 from tests.integration.text.fixtures import local, serving, settled
 from tests.processes import with_lines
 from tests.stack import Measured
+from tests.waiting import eventually
 
 _ROUNDS = 12
 _SOON_SECONDS = 60

@@ -12,8 +12,9 @@ from typing import Any
 import aiohttp
 
 from tests.integration.gateway.fixtures import Farm, Services
-from tests.integration.servers import TemporalServer, ValkeyServer, eventually
+from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.stack import Measured
+from tests.waiting import eventually
 
 CHAT: dict[str, Any] = {
     "kind": "chat",

@@ -26,6 +26,7 @@ from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 from tests.integration.servers import free_port
 from tests.stack import Measured, RunningStack
+from tests.waiting import eventually
 
 
 class Told:
@@ -106,10 +107,7 @@ async def test_no_log_holds_a_secret(
     for path in (f"/jobs/{marker}", f"/accounts/users/{marker}", f"/v1/models/{marker}"):
         await client.call("GET", path, 404, headers=bearer)
     # Lines are written in batches, by every app on its own.
-    for _ in range(60):
-        if _logged(gateway).count(marker.encode()) >= 3:
-            break
-        await asyncio.sleep(1)
+    await eventually(lambda: _logged(gateway).count(marker.encode()) >= 3, 60)
     logged, syslog = _logged(gateway), _received(haproxy_log)
     assert logged.count(marker.encode()) >= 3, "the access log"
     for app in ("gateway", "accounts", "models"):

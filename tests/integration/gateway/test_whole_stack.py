@@ -15,6 +15,7 @@ import pytest
 from tests.chaos.graphs import picture, sleepy
 from tests.integration.gateway.raw_http import SlowClients
 from tests.stack import Measured, RunningStack
+from tests.waiting import eventually
 
 PNG = b"\x89PNG\r\n\x1a\n"
 FINAL = {"succeeded", "failed", "cancelled"}
@@ -243,11 +244,11 @@ async def _pool_is_up(session: aiohttp.ClientSession) -> None:
     assert job["status"] == "succeeded", job
     wrong = picture(next(_colors))
     wrong["1"]["class_type"] = "NoSuchNode"
-    for _ in range(120):
-        if (await _post(session, {"kind": "render", "workflow": wrong}))[0] == 400:
-            return
-        await asyncio.sleep(0.5)
-    raise AssertionError("graphs are not validated")
+
+    async def is_validated() -> bool:
+        return (await _post(session, {"kind": "render", "workflow": wrong}))[0] == 400
+
+    await eventually(is_validated, 60)
 
 
 async def _post(session: aiohttp.ClientSession, body: Any) -> tuple[int, Any]:
@@ -262,13 +263,12 @@ async def _done(session: aiohttp.ClientSession, body: Any) -> Any:
 
 
 async def _until(session: aiohttp.ClientSession, job_id: str, done: Any) -> Any:
-    async with asyncio.timeout(120):
-        while True:
-            async with session.get(f"/jobs/{job_id}") as answer:
-                job = await answer.json()
-            if done(job):
-                return job
-            await asyncio.sleep(0.05)
+    async def is_done() -> Any:
+        async with session.get(f"/jobs/{job_id}") as answer:
+            job = await answer.json()
+        return job if done(job) else None
+
+    return await eventually(is_done, 120)
 
 
 async def _events(

@@ -21,7 +21,7 @@ from temporalio.worker import Replayer
 from moyin.jobs.workflows.client import DATA_CONVERTER
 from moyin.jobs.workflows.job import JobWorkflow, WebhookWorkflow
 from tests.integration.gateway.fixtures import Farm
-from tests.integration.servers import eventually
+from tests.waiting import eventually
 
 FOLDER = Path(__file__).parents[2] / "unit" / "jobs" / "workflows" / "histories"
 CHAT: dict[str, Any] = {

@@ -18,8 +18,9 @@ from aiohttp import web
 
 from tests.integration.gateway.fixtures import Farm
 from tests.integration.jobs.rabbitmq import RabbitServer, rabbit
-from tests.integration.servers import ValkeyServer, eventually
+from tests.integration.servers import ValkeyServer
 from tests.stack import ROOT
+from tests.waiting import eventually
 
 __all__ = ["rabbit"]
 

@@ -23,7 +23,7 @@ from moyin.jobs.workflows.steps import heartbeating, load_step, save_output
 from moyin.jobs.workflows.types import StepDone, StepInput
 from moyin.store.artifacts import step_artifact_id
 from tests.integration.gateway.fixtures import Farm
-from tests.integration.servers import eventually
+from tests.waiting import eventually
 
 CHAT: dict[str, Any] = {
     "kind": "chat",

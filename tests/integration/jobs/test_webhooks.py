@@ -16,7 +16,7 @@ from temporalio.exceptions import ActivityError
 
 from moyin.errors import ServiceUnavailable
 from tests.integration.gateway.fixtures import CONCURRENCY, Farm
-from tests.integration.servers import eventually
+from tests.waiting import eventually
 
 CHAT: dict[str, Any] = {
     "kind": "chat",

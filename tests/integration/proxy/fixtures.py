@@ -21,6 +21,7 @@ from moyin.domain.identity import Identity
 from moyin.errors import RouteNotFound
 from moyin.proxy import Proxy
 from moyin.testing.identities import StaticAuthenticator
+from tests.waiting import eventually
 
 SIGNING_KEY = b"0123456789abcdef0123456789abcdef"
 MAX_BODY_BYTES = 128 * 1024 * 1024
@@ -81,8 +82,7 @@ async def proxy_serving(
     )  # fmt: skip
     server = uvicorn.Server(config)
     running = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    await eventually(lambda: server.started)
     url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     headers = {"authorization": "Bearer ann-key"}
     connector = aiohttp.TCPConnector(limit=0)

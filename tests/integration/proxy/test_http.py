@@ -20,7 +20,8 @@ from moyin.proxy.headers import response_headers
 from moyin.proxy.identity import route_secret
 from tests.integration.proxy.fixtures import MAX_BODY_BYTES, SIGNING_KEY, ProxyServer, proxy_serving
 from tests.integration.proxy.upstream import CHUNK, Service, serving
-from tests.integration.servers import ValkeyServer, eventually, free_port
+from tests.integration.servers import ValkeyServer, free_port
+from tests.waiting import eventually
 
 
 @pytest.fixture

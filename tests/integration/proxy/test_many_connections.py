@@ -12,8 +12,9 @@ import pytest
 
 from tests.integration.proxy.fixtures import ProxyServer, proxy_serving
 from tests.integration.proxy.upstream import service_process
-from tests.integration.servers import eventually, free_port
+from tests.integration.servers import free_port
 from tests.stack import Measured
+from tests.waiting import eventually
 
 MANY = 1_000
 # Of the test's process, which is client and gateway: three for each of both.

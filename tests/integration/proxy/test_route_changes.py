@@ -13,8 +13,8 @@ import jwt
 import yaml
 
 from tests.integration.proxy.upstream import Service, serving
-from tests.integration.servers import eventually
 from tests.stack import RunningStack
+from tests.waiting import eventually
 
 LIES = {
     "x-moyin-identity": "forged", "x-moyin-owner": "victim", "X_Moyin_Owner": "victim",

@@ -11,7 +11,8 @@ from aiohttp import WSMsgType
 
 from tests.integration.proxy.fixtures import ProxyServer, proxy_serving
 from tests.integration.proxy.upstream import Service, serving
-from tests.integration.servers import eventually, free_port
+from tests.integration.servers import free_port
+from tests.waiting import eventually
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from pydantic_core import from_json
 from benchmarks.scheduling import Farm, Load, fifo
 from moyin.render.scheduling.policy import PendingRender
 from tests.integration.render.cluster import RenderFarm
-from tests.integration.render.fixtures import loading, sleepy, until, write_transformers
+from tests.integration.render.fixtures import loading, sleepy, write_transformers
 from tests.stack import Measured
+from tests.waiting import eventually
 
 __all__ = ["models_stay_loaded_and_nobody_starves", "with_large_models"]
 
@@ -41,7 +42,7 @@ async def models_stay_loaded_and_nobody_starves(
     owners = ["flood"] * 12 + ["bea", "cid", "dot"] * 4
     asked = [(owner, LARGE_MODELS[n % 4]) for n, owner in enumerate(owners)]
     jobs = [await farm.submit(loading(model), owner=owner) for owner, model in asked]
-    await until(lambda: _waits(pool, len(jobs)), 60)
+    await eventually(lambda: _waits(pool, len(jobs)), 60)
     for job_id in held:
         await farm.cancel(job_id)
     runs = await asyncio.gather(*(_run(farm, job_id) for job_id in jobs))

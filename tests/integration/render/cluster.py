@@ -37,9 +37,10 @@ from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
 from moyin.store.jobs import JobStore, NewJob
 from moyin.store.sql import Database
-from tests.integration.render.fixtures import TEST_NODES, until
+from tests.integration.render.fixtures import TEST_NODES
 from tests.integration.servers import TemporalServer, ValkeyServer, free_port
 from tests.nodes import write_nodes
+from tests.waiting import eventually
 
 OWNER = "ann"
 _QUEUE = "test-workflows"
@@ -171,7 +172,7 @@ class RenderFarm:
                 (name for name, a in actors.items() if job_id in a["renderer"]["running"]), None
             )
 
-        name: str = await until(find, 120)
+        name: str = await eventually(find, 120)
         return name
 
     async def cancel(self, job_id: str) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import math
 import random
 import struct
 import subprocess
-import time
 import uuid
 from array import array
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -196,19 +194,6 @@ async def finished(
     assert isinstance(seen[-1], RenderSucceeded)
     assert ExecutionFinished() in seen
     return seen[-1]
-
-
-async def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
-    """What ``condition`` gives, awaited where it must be, once it is true."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        value = condition()
-        if asyncio.iscoroutine(value):
-            value = await value
-        if value:
-            return value
-        await asyncio.sleep(0.05)
-    raise AssertionError(f"not true within {seconds} s")
 
 
 def comfyui_processes(folder: Path) -> list[int]:

@@ -19,10 +19,11 @@ from moyin.domain.job import JobStatus
 from moyin.render.comfyui.install import ComfyUI
 from tests.integration.render.autoscaling import fake_gpu_nodes, gpu_nodes, raylets
 from tests.integration.render.cluster import RenderFarm, render_farm
-from tests.integration.render.fixtures import comfyui_processes, picture, sleepy, until
+from tests.integration.render.fixtures import comfyui_processes, picture, sleepy
 from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.processes import with_lines
 from tests.stack import Measured
+from tests.waiting import eventually
 
 NODES = 2
 PICTURES = 4
@@ -61,9 +62,9 @@ async def test_nodes_come_with_the_queue_and_go_with_it(
             await _the_nodes_go_when_nothing_is_left(farm, pool, measured)
             address = cluster.address
             # The head's own is left.
-            await until(lambda: len(raylets(address)) == 1, 60)
+            await eventually(lambda: len(raylets(address)) == 1, 60)
         assert raylets(address) == []
-    await until(lambda: comfyui_processes(tmp_path) == [])
+    await eventually(lambda: comfyui_processes(tmp_path) == [])
 
 
 async def _a_queue_brings_nodes(farm: RenderFarm, pool: Any, measured: Measured) -> list[str]:
@@ -75,7 +76,7 @@ async def _a_queue_brings_nodes(farm: RenderFarm, pool: Any, measured: Measured)
     began = time.monotonic()
     first = await farm.submit(picture())
     jobs = [await farm.submit(sleepy(600)) for _ in range(NODES + 2)]
-    await until(gpu_nodes, 120)
+    await eventually(gpu_nodes, 120)
     measured(f"from a render without a node to the node: {time.monotonic() - began:.1f} s")
     assert len((await farm.result(first)).artifacts) == 1
     measured(f"to its picture: {time.monotonic() - began:.1f} s")
@@ -85,7 +86,7 @@ async def _a_queue_brings_nodes(farm: RenderFarm, pool: Any, measured: Measured)
         at_work = [a for a in status["actors"].values() if a["renderer"]["running"]]
         return status if len(at_work) == NODES and len(status["placing"]) == 1 else None
 
-    status = await until(all_busy, 180)
+    status = await eventually(all_busy, 180)
     assert status["waiting"] == 2
     assert {actor["node_id"] for actor in status["actors"].values()} == gpu_nodes()
     return jobs
@@ -123,9 +124,9 @@ async def _the_nodes_go_when_nothing_is_left(
     farm: RenderFarm, pool: Any, measured: Measured
 ) -> None:
     began = time.monotonic()
-    await until(lambda: comfyui_processes(farm.settings.data) == [], 60)
+    await eventually(lambda: comfyui_processes(farm.settings.data) == [], 60)
     measured(f"idle for 3 s ends ComfyUI after {time.monotonic() - began:.1f} s")
-    await until(lambda: gpu_nodes() == set(), 120)
+    await eventually(lambda: gpu_nodes() == set(), 120)
     measured(f"and the nodes, idle for 3 s more, after {time.monotonic() - began:.1f} s")
     status = await pool.status.remote()
     assert (status["actors"], status["placing"]) == ({}, {})

@@ -34,13 +34,13 @@ from tests.integration.render.fixtures import (
     comfyui_processes,
     picture,
     sleepy,
-    until,
     upscaled,
     write_models,
 )
 from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.processes import with_lines
 from tests.stack import Measured
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(500)
 MODELS = ("a.safetensors", "b.safetensors")
@@ -82,10 +82,10 @@ async def test_a_job_survives_the_loss_of_the_node_that_renders_it(
         assert {actor["node_id"] for actor in actors.values()} == homes - {lost["node_id"]}
         # The lost node's ComfyUI ended with its actor.
         pids = {actor["renderer"]["pid"] for actor in actors.values()}
-        await until(lambda: set(comfyui_processes(tmp_path)) == pids)
+        await eventually(lambda: set(comfyui_processes(tmp_path)) == pids)
         assert [actor["devices"] for actor in actors.values()] == ["0", "0"], "they share it"
         await _a_third_waits_for_room(tmp_path)
-    await until(lambda: comfyui_processes(tmp_path) == [])
+    await eventually(lambda: comfyui_processes(tmp_path) == [])
 
 
 async def _a_third_waits_for_room(folder: Path) -> None:
@@ -101,7 +101,7 @@ async def _a_third_waits_for_room(folder: Path) -> None:
     async def alone() -> bool:
         return (await third.status.remote()).renderer.ready and len(comfyui_processes(folder)) == 1
 
-    await until(alone, 90)
+    await eventually(alone, 90)
 
 
 async def test_a_pool_on_one_node(
@@ -134,7 +134,7 @@ async def test_a_pool_on_one_node(
         await models_stay_loaded_and_nobody_starves(farm, pool, measured)
         await _a_poisoned_job_is_given_up(farm)
         await _nobody_stays_and_somebody_comes_back(farm, pool, measured)
-    await until(lambda: comfyui_processes(tmp_path) == [])
+    await eventually(lambda: comfyui_processes(tmp_path) == [])
 
 
 async def _a_job_is_done_and_tells_its_progress(farm: RenderFarm) -> None:
@@ -235,8 +235,8 @@ async def _a_poisoned_job_is_given_up(farm: RenderFarm) -> None:
 async def _nobody_stays_and_somebody_comes_back(
     farm: RenderFarm, pool: Any, measured: Measured
 ) -> None:
-    await until(lambda: _empty(pool), 60)
-    await until(lambda: comfyui_processes(farm.settings.data) == [])
+    await eventually(lambda: _empty(pool), 60)
+    await eventually(lambda: comfyui_processes(farm.settings.data) == [])
     began = time.monotonic()
     assert len((await farm.result(await farm.submit(picture()))).artifacts) == 1
     measured(f"from no actor to a picture: {time.monotonic() - began:.1f} s")

@@ -29,8 +29,9 @@ from moyin.render.comfyui.paths import HostPaths
 from moyin.render.comfyui.renderer import ComfyRenderer
 from moyin.render.protocol.graph import input_name
 from moyin.store.blobs import BlobStore
-from tests.integration.render.fixtures import blobs, options, picture, until
+from tests.integration.render.fixtures import blobs, options, picture
 from tests.integration.render.hostile import attempt, finding, write_hostile_nodes
+from tests.waiting import eventually
 
 __all__ = ["blobs", "options"]
 
@@ -520,7 +521,7 @@ while not os.path.exists(given):
     go = hostile._folder.scratch / "go"
     rendering = asyncio.create_task(tried(hostile, code, str(go), files=files))
     output = hostile._folder.base / "output" / "adas-file.png"
-    await until(output.exists)
+    await eventually(output.exists)
     info = json.loads(await hostile.get("/object_info") or b"")
     go.touch()
     await rendering

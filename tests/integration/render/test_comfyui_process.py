@@ -9,7 +9,8 @@ from pathlib import Path
 import psutil
 
 from moyin.render.comfyui.install import ComfyUI
-from tests.integration.render.fixtures import comfyui_processes, until
+from tests.integration.render.fixtures import comfyui_processes
+from tests.waiting import eventually
 
 _PARENT = """
 import asyncio, sys
@@ -35,9 +36,9 @@ async def test_comfyui_dies_with_its_parent(comfyui: ComfyUI, tmp_path: Path) ->
     parent = await asyncio.create_subprocess_exec(
         sys.executable, "-c", _PARENT, str(comfyui.home), str(comfyui.python), str(tmp_path)
     )
-    [pid] = await until(lambda: comfyui_processes(tmp_path), 30)
+    [pid] = await eventually(lambda: comfyui_processes(tmp_path), 30)
     # Into the midst of its start: the kernel must know by now.
-    await until(lambda: psutil.Process(pid).memory_info().rss > 60 * 1024**2)
+    await eventually(lambda: psutil.Process(pid).memory_info().rss > 60 * 1024**2)
     parent.kill()
     await parent.wait()
-    await until(lambda: comfyui_processes(tmp_path) == [], 3)
+    await eventually(lambda: comfyui_processes(tmp_path) == [], 3)

@@ -52,8 +52,8 @@ from tests.integration.render.fixtures import (
     renderer,
     request,
     sleepy,
-    until,
 )
+from tests.waiting import eventually
 
 __all__ = ["bad_nodes", "blobs", "options", "renderer"]
 
@@ -235,7 +235,7 @@ async def test_cancel_hits_only_the_prompt_it_names(renderer: ComfyRenderer) -> 
     tasks = [
         asyncio.create_task(finished(renderer, dict(r.graph), r.prompt_id)) for r in (victim, other)
     ]
-    await until(lambda: _running(renderer, victim.prompt_id))
+    await eventually(lambda: _running(renderer, victim.prompt_id))
     await asyncio.sleep(0.5)
     began = time.monotonic()
     await renderer.cancel(victim.prompt_id)
@@ -373,7 +373,7 @@ async def _a_name_that_is_used_again_is_each_prompts_own_file(
     texts = ["Ada's", "Bob's", "Ada's"]
     seen: list[list[RenderEvent]] = [[] for _ in texts]
     tasks = [asyncio.create_task(follow(*pair)) for pair in zip(texts, seen, strict=True)]
-    await until(lambda: all(ExecutionFinished() in events for events in seen))
+    await eventually(lambda: all(ExecutionFinished() in events for events in seen))
     may_store.set()
     await asyncio.gather(*tasks)
     found = []

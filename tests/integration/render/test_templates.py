@@ -19,6 +19,7 @@ import pytest
 
 from tests.chaos.graphs import picture, sleepy
 from tests.stack import Measured, RunningStack
+from tests.waiting import eventually_blocking
 
 PNG = b"\x89PNG\r\n\x1a\n"
 FINAL = ("succeeded", "failed", "cancelled")
@@ -47,13 +48,12 @@ def post(http: httpx.Client, body: Mapping[str, Any]) -> httpx.Response:
 
 
 def until(http: httpx.Client, job_id: str, condition: Callable[[Job], bool]) -> Job:
-    end = time.monotonic() + 120
-    while time.monotonic() < end:
+    def done() -> Job | None:
         job: Job = http.get(f"/jobs/{job_id}").json()
-        if condition(job):
-            return job
-        time.sleep(0.05)
-    raise AssertionError(f"it did not come to that: {job}")
+        return job if condition(job) else None
+
+    found: Job = eventually_blocking(done, 120)
+    return found
 
 
 def done(http: httpx.Client, body: Mapping[str, Any]) -> Job:
@@ -295,13 +295,13 @@ def test_a_client_that_leaves_cancels_what_it_waited_for(
 
 def found(http: httpx.Client, user: str) -> str:
     """The id of the job whose metadata names the user, once there is one."""
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        for job in http.get("/jobs").json()["jobs"]:
-            if job["metadata"] == {"user": user}:
-                return str(job["id"])
-        time.sleep(0.05)
-    raise AssertionError(f"no job of {user}")
+
+    def ids() -> list[str]:
+        jobs: list[Job] = http.get("/jobs").json()["jobs"]
+        return [job["id"] for job in jobs if job["metadata"] == {"user": user}]
+
+    [job_id] = eventually_blocking(ids, 60)
+    return str(job_id)
 
 
 def test_an_equal_graph_is_rendered_once_for_its_tenant(

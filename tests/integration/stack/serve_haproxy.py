@@ -14,7 +14,8 @@ from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig,
 from ray.serve.config import HTTPOptions, gRPCOptions
 
 from moyin.stack import ray
-from tests.integration.servers import eventually, free_port, listens
+from tests.integration.servers import free_port, listens
+from tests.waiting import eventually
 
 __all__ = ["App", "Ports", "launched", "written"]
 

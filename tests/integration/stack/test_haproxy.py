@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from moyin.stack import ray
-from tests.integration.servers import eventually, free_port, listens
+from tests.integration.servers import free_port, listens
+from tests.waiting import eventually
 
 CLIENTS = 30
 BODY = b'{"model": "auto", "messages": []}'

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from temporalio.client import Client
 from moyin.stack.web import send_request
 from moyin.system.processes import find
 from tests.stack import Measured, RunningStack
+from tests.waiting import eventually_blocking
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -57,14 +58,6 @@ def _state(stack: RunningStack) -> Any:
 def _get(url: str) -> Any:
     with urllib.request.urlopen(url, timeout=10) as response:
         return json.load(response)
-
-
-def _until(check: Callable[[], bool], seconds: float) -> float:
-    began = time.monotonic()
-    while not check():
-        assert time.monotonic() - began < seconds
-        time.sleep(0.1)
-    return time.monotonic() - began
 
 
 def test_everything_is_up_and_the_gateway_answers(stack: RunningStack) -> None:
@@ -180,7 +173,9 @@ def test_a_killed_server_is_back(stack: RunningStack, name: str, measured: Measu
         part = _state(stack)["parts"][name]
         return bool(part["status"] == "up" and part["pid"] != killed)
 
-    measured(f"{name} back after {_until(back, 30):.1f} s")
+    began = time.monotonic()
+    eventually_blocking(back, 30)
+    measured(f"{name} back after {time.monotonic() - began:.1f} s")
     assert _state(stack)["parts"][name]["restarts"] == 1
     assert _get(f"{stack.url}/")
 
@@ -194,7 +189,7 @@ def test_a_killed_supervisor_takes_all_with_it_and_up_goes_on(
         ours.set("kept", "1")
         ours.execute_command("WAITAOF", 1, 0, 5_000)
     stack.kill_supervisor()
-    _until(lambda: stack.processes() == [], 20)
+    eventually_blocking(lambda: stack.processes() == [], 20)
     assert stack.run("status", check=False).returncode == 1
     stack.layout.valkey_password.unlink()
     stack.layout.valkey_config.unlink()
@@ -224,7 +219,7 @@ def test_a_second_one_in_the_foreground_lives_beside_the_first_and_stops_in_orde
         process = subprocess.Popen(
             command, env=other.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        _until(lambda: _state(other)["phase"] == "ready", 120)
+        eventually_blocking(lambda: _state(other)["phase"] == "ready", 120)
         assert _get(f"{other.url}/other") == {"path": "/other"}
         assert _get(f"{stack.url}/first") == {"path": "/first"}
         assert other.url != stack.url

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from moyin.store import usage
 from moyin.store.sql import Database
 from moyin.store.usage import UsageEntry, UsageLedger
+from tests.waiting import eventually
 
 ENTRY = UsageEntry(
     request_id="good",
@@ -45,9 +45,7 @@ async def test_what_a_database_can_t_take_holds_up_nobody(
     await ledger.start()
     ledger.record(replace(ENTRY, request_id="wrong", **wrong))
     ledger.record(ENTRY)
-    async with asyncio.timeout(20):
-        while await ledger.get("ada", "good") is None:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await eventually(lambda: ledger.get("ada", "good"))
     await ledger.close()
     if await ledger.get("ada", "wrong") is None:
         assert "not booked: UsageEntry(request_id='wrong'" in caplog.text

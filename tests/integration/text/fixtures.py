@@ -41,6 +41,7 @@ from moyin.text.routing.followups import FollowUps
 from moyin.text.routing.learning import Learning
 from moyin.text.routing.router import Router
 from moyin.text.routing.shared_answers import SharedAnswers
+from tests.waiting import eventually
 
 LLAMA_KEY = "only-for-this-test"
 _SERVER = f"""
@@ -201,8 +202,7 @@ async def serving(
     )
     server = uvicorn.Server(uvicorn.Config(new_app(parts), port=0, log_level="warning"))
     running = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    await eventually(lambda: server.started)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
         yield ModelsApp(
@@ -224,8 +224,8 @@ async def serving(
 
 async def settled(models_app: ModelsApp) -> None:
     """Return when every back end has been looked at once, and so has said what it is."""
-    while any(runtime.is_up is None for runtime in models_app.text_router.fleet.runtimes.values()):  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    runtimes = models_app.text_router.fleet.runtimes.values()
+    await eventually(lambda: all(runtime.is_up is not None for runtime in runtimes))
 
 
 def local(llama: str) -> dict[str, Any]:

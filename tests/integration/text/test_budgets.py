@@ -21,9 +21,10 @@ from moyin.store.keys import KeyStore
 from moyin.store.limits import LimitStore
 from moyin.store.schema import usage
 from moyin.store.sql import Database
-from tests.integration.servers import ValkeyServer, eventually
+from tests.integration.servers import ValkeyServer
 from tests.integration.text.fixtures import LLAMA_KEY, ModelsApp, serving
 from tests.stack import Measured
+from tests.waiting import eventually
 
 # USD per million tokens: a short call reserves about a cent, for more than it can use.
 PRICE = 10

@@ -18,10 +18,10 @@ import psutil
 import pytest
 
 from moyin.http.breaker import BreakerState
-from tests.integration.servers import eventually
 from tests.integration.text.fixtures import ModelsApp, local, serving, settled
 from tests.integration.text.upstreams import BEGUN, FINE, KINDS, SSE, Upstream, backend
 from tests.stack import Measured
+from tests.waiting import eventually
 
 PATHS = ["chat/completions", "messages", "ollama/api/chat"]
 NOWHERE = "http://127.0.0.1:9"
@@ -299,10 +299,7 @@ async def test_health_checks_cost_nothing(tmp_path: Path) -> None:
 
 
 async def booked(models_app: ModelsApp, request_id: str) -> Any:
-    async with asyncio.timeout(5):
-        while (entry := await models_app.ledger.get("ada", request_id)) is None:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
-    return entry
+    return await eventually(lambda: models_app.ledger.get("ada", request_id))
 
 
 @pytest.mark.parametrize("path", PATHS[:2])

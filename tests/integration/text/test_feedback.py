@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from moyin.store.sql import Database
 from tests.integration.text.fixtures import ModelsApp, serving
 from tests.integration.text.test_quality import moyin
 from tests.integration.text.upstreams import FINE, Upstream, backend
+from tests.waiting import eventually
 
 SORT = [{"role": "user", "content": "Write merge sort in Go"}]
 CHAT = {"model": "auto", "messages": SORT, "max_tokens": 200}
@@ -146,8 +148,7 @@ async def test_a_request_that_named_its_model_teaches_how_good_that_one_is(tmp_p
         body = {**CHAT, "model": "qwen3-8b"}
         _, _, headers = await ada.call("POST", "chat/completions", body)
         request = headers["x-request-id"]
-        while await models_app.ledger.get("ada", request) is None:
-            pass
+        await eventually(partial(models_app.ledger.get, "ada", request))
         assert await ada.rate(request, score=1) == (
             200,
             {"request_id": request, "learned": True, "scores": {request: 1.0}},

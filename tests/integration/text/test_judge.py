@@ -30,10 +30,11 @@ from moyin.text.judging.comparison import comparison_id
 from moyin.text.judging.outcomes import Outcome
 from moyin.text.judging.rules import JUDGE_OWNER, JudgeRules
 from tests.integration.jobs.test_histories import keep
-from tests.integration.servers import TemporalServer, ValkeyServer, eventually
+from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.integration.text.fixtures import ModelsApp, serving
 from tests.integration.text.test_feedback import Client as Caller
 from tests.integration.text.test_feedback import key_for
+from tests.waiting import eventually
 
 NAMESPACE = "moyin-judge"
 ROOT = Path(__file__).parents[3]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from moyin.text.judging.comparison import comparison_id
 from moyin.text.judging.outcomes import Outcome
-from tests.integration.servers import TemporalServer, ValkeyServer, eventually
+from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.integration.text.test_feedback import Client as Caller
 from tests.integration.text.test_judge import (
     JUDGE,
@@ -19,6 +19,7 @@ from tests.integration.text.test_judge import (
     models,
     place,
 )
+from tests.waiting import eventually
 
 __all__ = ["models", "place"]
 

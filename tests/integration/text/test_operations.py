@@ -13,8 +13,8 @@ import pytest
 import yaml
 from aiohttp import web
 
-from tests.integration.render.fixtures import until
 from tests.stack import RunningStack
+from tests.waiting import eventually
 
 HELLO = [{"role": "user", "content": "Say hello."}]
 # Ray hands metrics on every ten seconds.
@@ -114,10 +114,10 @@ async def test_a_back_end_is_added_hot_and_its_breaker_opens_and_closes_in_the_m
         await asyncio.to_thread(gateway.run, "deploy", "--config", _with(before, flaky, tmp_path))
         try:
             assert await _ask(session) == 502
-            await until(lambda: _failing_until_open(gateway, session), _METRICS_SECONDS)
+            await eventually(lambda: _failing_until_open(gateway, session), _METRICS_SECONDS)
             flaky.fails = False
-            await until(lambda: _answers(session), 60)
-            await until(lambda: _came_into(gateway, "half_open", "closed"), _METRICS_SECONDS)
+            await eventually(lambda: _answers(session), 60)
+            await eventually(lambda: _came_into(gateway, "half_open", "closed"), _METRICS_SECONDS)
         finally:
             await asyncio.to_thread(gateway.run, "deploy", "--config", before)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ import openai
 import pytest
 
 from tests.stack import RunningStack
+from tests.waiting import eventually_blocking
 
 # As it stands here it would be a reference, were it part of a pipeline.
 HELLO = {"role": "user", "content": "Say hello, ${steps.0.text}."}
@@ -68,11 +68,10 @@ def test_what_is_wrong_is_told_at_once_in_the_protocols_own_words(gateway: Runni
 
 
 def _finished(http: httpx.Client, job: str) -> dict[str, Any]:
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
-        told: dict[str, Any] = http.get(job).json()
-        if told["status"] in ("succeeded", "failed", "cancelled"):
-            assert told["status"] == "succeeded", told
-            return told
-        time.sleep(0.1)
-    raise AssertionError(f"{job} did not end")
+    def ended() -> dict[str, Any] | None:
+        shown: dict[str, Any] = http.get(job).json()
+        return shown if shown["status"] in ("succeeded", "failed", "cancelled") else None
+
+    shown: dict[str, Any] = eventually_blocking(ended, 60)
+    assert shown["status"] == "succeeded", shown
+    return shown

@@ -18,6 +18,7 @@ from moyin.store.usage import UsageEntry
 from tests.integration.servers import ValkeyServer
 from tests.integration.text.fixtures import ModelsApp, serving
 from tests.integration.text.upstreams import FINE, Upstream, backend
+from tests.waiting import eventually
 
 HELLO = [{"role": "user", "content": "hello"}]
 BODIES: dict[str, dict[str, Any]] = {
@@ -157,9 +158,7 @@ async def test_a_document_s_address_goes_to_nobody_inside(tmp_path: Path) -> Non
 
 
 async def booked(models_app: ModelsApp, request_id: str) -> UsageEntry:
-    async with asyncio.timeout(10):
-        while (entry := await models_app.ledger.get("ada", request_id)) is None:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
+    entry: UsageEntry = await eventually(lambda: models_app.ledger.get("ada", request_id))
     return entry
 
 
