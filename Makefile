@@ -1,7 +1,7 @@
 # `make help` lists the targets. Nothing is needed but make and Python 3.11 to 3.13.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check unit pythons servers integration acceptance chaos soak bench docs lock clean comfyui rabbitmq chromium clients grpc
+.PHONY: help demo test check unit coverage pythons servers integration acceptance chaos soak bench docs lock clean comfyui rabbitmq chromium clients grpc
 
 PYTHON ?= python3
 VENV := .venv
@@ -40,6 +40,15 @@ check: $(DEV_STAMP)  ## ruff, mypy and the import contracts
 
 unit: $(DEV_STAMP)  ## tests without servers
 	$(TIMED) $(BIN)/python -m pytest -q -n 2 tests/unit
+
+# A part whose tests fail is shown as well.
+coverage: $(DEV_STAMP) comfyui rabbitmq chromium  ## share of lines that unit tests and tests on servers run, by wing
+	rm -rf build/coverage
+	-COVERAGE_FILE=build/coverage/unit $(BIN)/coverage run -m pytest -q -n 2 tests/unit
+	-COVERAGE_FILE=build/coverage/servers $(BIN)/coverage run -m pytest -q -n 2 --no-loadscope-reorder \
+		tests/integration tests/acceptance
+	@for part in unit servers; do COVERAGE_FILE=build/coverage/$$part $(BIN)/coverage combine --quiet; done
+	@$(BIN)/python scripts/coverage_table.py
 
 pythons:  ## unit tests under each Python 3.11 to 3.13 that is installed
 	@scripts/pythons.sh

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,12 +19,12 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.fixture
-def client(gateway: Any) -> Iterator[StackClient]:
+def client(gateway: Any) -> StackClient:
     """A client of a farm that works: every test leaves it as it found it."""
     client = StackClient(gateway.url, gateway.api_key)
     job_id = client.submit({"kind": "render", "workflow": picture(next(_colors))})
     assert client.wait(job_id, FINAL, 120)["status"] == "succeeded"
-    yield client
+    return client
 
 
 @pytest.mark.timeout(240)

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -459,7 +459,7 @@ async def test_a_symbolic_link_of_an_earlier_node_has_no_name(
 
 
 @pytest.fixture
-async def own(comfy: Comfy) -> AsyncIterator[str]:
+async def own(comfy: Comfy) -> str:
     name = f"own {uuid.uuid4().hex}.png"
     file = BytesIO()
     Image.new("RGB", (8, 8), (1, 2, 3)).save(file, "PNG")
@@ -467,7 +467,7 @@ async def own(comfy: Comfy) -> AsyncIterator[str]:
     form.add_field("image", file.getvalue(), filename=name, content_type="image/png")
     async with comfy.session.post("/upload/image", data=form) as response:
         assert response.status == 200
-    yield name
+    return name
 
 
 async def test_what_is_the_callers_own_is_loaded_as_before(comfy: Comfy, own: str) -> None:

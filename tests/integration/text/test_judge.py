@@ -193,11 +193,11 @@ class Place:
 @pytest.fixture
 async def place(
     tmp_path: Path, valkey_server: ValkeyServer, temporal_server: TemporalServer
-) -> AsyncIterator[Place]:
+) -> Place:
     async with redis.Redis.from_url(valkey_server.url) as valkey:
         # Months are longer than tests.
         await valkey.flushdb()
-    yield Place(tmp_path, valkey_server, temporal_server)
+    return Place(tmp_path, valkey_server, temporal_server)
 
 
 async def p_good(client: Caller, model: str) -> float:

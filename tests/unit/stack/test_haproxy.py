@@ -121,7 +121,7 @@ def test_no_error_of_serves_is_left(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line, other",
+    ("line", "other"),
     [
         ("errorfile 503 /500.http", "errorfiles all"),
         ("frontend http_frontend", "frontend http"),

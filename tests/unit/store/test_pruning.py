@@ -119,8 +119,8 @@ class PastJobs:
 
 
 @pytest.fixture
-async def past(database: Database, tmp_path: Path) -> AsyncIterator[PastJobs]:
-    yield PastJobs(database, tmp_path / "blobs")
+async def past(database: Database, tmp_path: Path) -> PastJobs:
+    return PastJobs(database, tmp_path / "blobs")
 
 
 async def test_old_jobs_are_deleted_with_their_files(past: PastJobs) -> None:

@@ -20,7 +20,7 @@ OWN = f"moyin/{'a' * 64}.png"
 ALLOWED = {KEY: {"allow": ["*"], "deny": ["Bad*"], "unchecked": ["Odd.path"]}}
 
 
-class Any_(str):
+class AnyType(str):
     def __ne__(self, other: object) -> bool:
         return False
 
@@ -29,7 +29,7 @@ class Any_(str):
 
 class Shows:
     RETURN_TYPES = ()
-    INPUT_TYPES: Any = classmethod(lambda cls: {"required": {"source": (Any_("*"), {})}})
+    INPUT_TYPES: Any = classmethod(lambda cls: {"required": {"source": (AnyType("*"), {})}})
 
 
 class Load:
