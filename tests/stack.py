@@ -205,8 +205,10 @@ def shipped_config(**changes: Any) -> dict[str, Any]:
 
 
 def farm_env(comfyui: ComfyUI, folder: Path, **pool: Any) -> dict[str, str]:
-    """Environment of a whole farm: the shipped apps, a real ComfyUI, webhooks to loopback; some
-    secrets, which no log may hold; a port for HAProxy's log, where a test may listen.
+    """Return the environment of a whole farm: the shipped apps and a real ComfyUI.
+
+    It allows webhooks to loopback, holds secrets that no log may show, and names a port for
+    HAProxy's log, where a test may listen.
 
     Args:
         pool: more of the render pool's ``args``.

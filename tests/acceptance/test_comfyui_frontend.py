@@ -1,5 +1,7 @@
-"""ComfyUI's official frontend, unchanged, in a real browser on a whole farm: the version that comes
-with this ComfyUI, and a newer one."""
+"""Tests ComfyUI's official frontend, unchanged, in a real browser on a whole farm.
+
+It is tested in the version that comes with this ComfyUI, and in a newer one.
+"""
 
 from __future__ import annotations
 

@@ -118,8 +118,10 @@ def _pids(gateway: RunningStack, deployments: Iterable[str]) -> set[int]:
 
 
 class Windows:
-    """Spans of time by what was the matter in them, in turns: so the machine's own moods and
-    those of other work on it are the same in all of them."""
+    """Spans of time by what was wrong in them, in turns.
+
+    The turns spread other work on the machine evenly over all kinds of spans.
+    """
 
     def __init__(self) -> None:
         self._spans: list[tuple[str, float, float]] = []
@@ -143,8 +145,10 @@ class Windows:
 async def _under_load(
     uses: Mapping[str, Callable[[], Awaitable[None]]], meanwhile: Awaitable[None]
 ) -> dict[str, list[tuple[float, float]]]:
-    """When every use began and how long it took, for as long as ``meanwhile`` takes. All must
-    succeed."""
+    """Return when every use began and how long it took, while ``meanwhile`` runs.
+
+    All uses must succeed.
+    """
     over = asyncio.Event()
     took: dict[str, list[tuple[float, float]]] = {name: [] for name in uses}
 
@@ -221,8 +225,11 @@ async def _client(gateway: RunningStack) -> AsyncIterator[aiohttp.ClientSession]
 
 
 def _told(found: dict[str, list[list[float]]]) -> str:
-    """The ratios are medians over the rounds, each beside the quiet moment before it; that of the
-    one time that it is dead is beside them all."""
+    """Return the sentence that compares times under faults with quiet times.
+
+    A ratio is the median over the rounds, each compared with the quiet span before it. The one
+    span in which the service is dead is compared with all of them.
+    """
     quiet = [_p99(took) for took in found["quiet"]]
     before = statistics.median(quiet)
     hanging = statistics.median(_p99(w) / q for w, q in zip(found["hanging"], quiet, strict=False))

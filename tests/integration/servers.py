@@ -63,7 +63,8 @@ class _Server(ABC):
 
 
 class ValkeyServer(_Server):
-    """
+    """A Valkey server.
+
     Args:
         durable: what is in it outlives a kill.
     """

@@ -168,8 +168,11 @@ class Recorder:
 
 
 async def _answer(response: aiohttp.ClientResponse) -> dict[str, Any]:
-    """ComfyUI's errors have no body, but for those of a graph; the farm's always say what is wrong,
-    and its errors of a graph have a ``code`` and the ``request_id`` as well."""
+    """Return status and body of a response, reduced to what ComfyUI and the farm share.
+
+    ComfyUI's errors have no body, except those of a graph. The farm's always have one, and those
+    of a graph also have a ``code`` and the ``request_id``.
+    """
     content = await response.read()
     told: dict[str, Any] = {"status": response.status, "body": None}
     if response.status >= 400 and response.url.path != "/prompt":
@@ -229,16 +232,20 @@ def _files(outputs: Mapping[str, Any]) -> Iterable[dict[str, str]]:
 
 
 def _without_repeats(events: list[Any]) -> list[Any]:
-    """ComfyUI tells everybody's changes of the queue as they come, the farm those of the client's own
-    prompts and the present state every few seconds: what both must say is the state before the end.
+    """Remove all messages about the queue's length but the last.
+
+    ComfyUI reports changes of the whole queue as they happen. The farm reports those of the
+    client's own prompts, and the present state every few seconds.
     """
     statuses = [event for event in events if event["type"] == "status"]
     return [event for event in events if event["type"] != "status" or event is statuses[-1]]
 
 
 def _leave_out_where_it_was(told: dict[str, Any]) -> None:
-    """How far a prompt came before it was interrupted is a matter of time. For the farm it has ended
-    as soon as it is cancelled, before its ComfyUI says at which node that was."""
+    """Remove what depends on when a prompt was interrupted.
+
+    For the farm it has ended as soon as it is cancelled, before ComfyUI reports at which node.
+    """
     told["events"] = [event for event in told["events"] if "progress" not in event["type"]]
     ends = [event["data"] for event in told["events"]]
     ends += [data for _, data in told["history"]["status"]["messages"]]

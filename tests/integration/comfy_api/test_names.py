@@ -116,8 +116,11 @@ async def others(stranger: Comfy) -> list[tuple[str, str]]:
 
 
 def spellings(outside: Outside, root: Path) -> Iterator[tuple[str, str]]:
-    """Ways to name what exists outside of ComfyUI's folder ``root``, and beside each one of what does
-    not."""
+    """Return names of existing files outside of ComfyUI's folder, each with a missing one's.
+
+    Args:
+        root: ComfyUI's folder.
+    """
     here, gone = outside.existing, outside.missing
     pairs = [
         (here, gone),

@@ -58,8 +58,9 @@ async def ask(
 
 
 class SlowClients:
-    """Clients that send a byte a second, of a request's head or of its body, until somebody hangs
-    up on them. In a thread of their own, beside what else is tested.
+    """Clients that send one byte a second until the server closes the connection.
+
+    Some send a request's head slowly, some its body. They run in a thread of their own.
 
     Attributes:
         ended: by target, what came, and after how many seconds.

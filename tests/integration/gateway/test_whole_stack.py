@@ -238,8 +238,10 @@ async def test_who_has_no_key_is_not_waited_for_either(
 
 
 async def _pool_is_up(session: aiohttp.ClientSession) -> None:
-    """Wait until a first picture has been made, and until graphs are validated: a pool that did not
-    answer is not asked for two seconds."""
+    """Wait until a first picture has been rendered, and until graphs are validated.
+
+    A pool that did not answer is not asked again for two seconds.
+    """
     job = await _done(session, {"kind": "render", "workflow": picture(next(_colors))})
     assert job["status"] == "succeeded", job
     wrong = picture(next(_colors))

@@ -62,8 +62,7 @@ async def test_any_call_is_a_job_for_who_prefers_it(studio: Farm) -> None:
 
 
 async def test_who_may_make_no_jobs_is_answered_here_and_now(studio: Farm) -> None:
-    """Whatever they prefer (RFC 7240 lets a server pass it over); what a route says is the studio's
-    own wish."""
+    """RFC 7240 lets a server ignore a preference; the option of a route is the studio's own wish."""
     _, key = await KeyStore(studio.database).create("ann", "viewer's", scopes={"jobs:read"})
     headers = {"authorization": f"Bearer {key}", "prefer": "respond-async"}
     async with studio.client.put("/fast/z", data=b"now", headers=headers) as response:

@@ -22,8 +22,11 @@ LARGE_MODELS = ("k.safetensors", "l.safetensors", "m.safetensors", "n.safetensor
 
 
 def with_large_models(folder: Path) -> tuple[str, ...]:
-    """Models that the pool does not see: it takes them for as large as their kind is, so leaving
-    them looks as dear as it would be, however fast this machine loads half a MB."""
+    """Write models that the pool cannot see, and return the arguments that add them.
+
+    The pool takes such models to be as large as their kind usually is, so that unloading them
+    counts as expensive, however fast this machine loads half a MB.
+    """
     write_transformers(folder / "large", *LARGE_MODELS)
     config = folder / "paths.yaml"
     config.write_text(f"large:\n  diffusion_models: {folder / 'large'}\n")

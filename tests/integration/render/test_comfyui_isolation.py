@@ -373,8 +373,10 @@ async def test_the_next_tenant_finds_no_trace(hostile: ComfyRenderer, stack: Pat
 
 
 async def test_a_thread_that_goes_on_leaves_nothing_between_prompts(hostile: ComfyRenderer) -> None:
-    """A package's code stays in its process, and may write while another prompt is executed; what it
-    writes until then is not found by that, and nothing of it gets into the store."""
+    """Code of a package may outlive its prompt in the process and write during the next one.
+
+    The next prompt does not find those files, and none of them gets into the store.
+    """
     before = await _untouched(hostile)
     code = """
 import threading, time

@@ -121,10 +121,15 @@ async def serving(
     temporal: tuple[str, str] | None = None,
     **aliases: Any,
 ) -> AsyncIterator[ModelsApp]:
-    """The models app on a free port, over these back ends. ``rules``: other members of the
-    configuration. ``redis_url``: where limits are counted. ``follow_ups_url``: where replicas meet;
-    None: this is the only one. ``door``: where jobs are taken. ``temporal``: address and namespace
-    of the judge's jobs; needs ``redis_url``."""
+    """Run the models app on a free port, over these back ends.
+
+    Args:
+        rules: other members of the configuration.
+        redis_url: where limits are counted.
+        follow_ups_url: where replicas meet; None: this is the only one.
+        door: where jobs are taken.
+        temporal: address and namespace of the judge's jobs; needs ``redis_url``.
+    """
     settings = Settings(data=folder)
     if temporal is not None:
         places = {"temporal_address": temporal[0], "temporal_namespace": temporal[1]}

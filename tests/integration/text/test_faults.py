@@ -1,5 +1,7 @@
-"""What goes wrong upstream, for every kind of back end over real sockets, asked in every protocol:
-the client gets an answer, or a well-formed error of its own protocol; the breaker's states are told.
+"""Tests faults of every kind of back end over real sockets, in every protocol.
+
+The client gets an answer or a well-formed error of its own protocol, and the breakers' states are
+reported.
 """
 
 from __future__ import annotations

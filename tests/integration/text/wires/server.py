@@ -19,9 +19,11 @@ __all__ = ["WireServer"]
 
 
 class WireServer:
-    """Attributes:
-    url: without a path.
-    asked: path and body of every request, in order.
+    """A server of all three protocols.
+
+    Attributes:
+        url: without a path.
+        asked: path and body of every request, in order.
     """
 
     def __init__(self) -> None:

@@ -45,8 +45,10 @@ class Gateway:
     def ask(
         self, *said: str, model: str = "auto", key: str = "k", owner: str = "ada", role: str = U
     ) -> list[tuple[str, str]]:
-        """Ask, the texts being the user's and the assistant's in turn; returns the new signals as
-        request and source."""
+        """Send a conversation; return the new signals as pairs of request and source.
+
+        The texts are the user's and the assistant's in turn.
+        """
         self._count += 1
         roles = [U if place % 2 == 0 else A for place in range(len(said))]
         messages: list[Any] = [
