@@ -140,7 +140,7 @@ def test_the_tool_runner_runs_a_tool(client: anthropic.Anthropic) -> None:
     assert final.stop_reason == "end_turn"
 
 
-def test_parallel_tools_are_told_apart_in_a_stream(client: anthropic.Anthropic) -> None:
+def test_parallel_tool_calls_are_separate_in_a_stream(client: anthropic.Anthropic) -> None:
     with client.messages.stream(
         model=SCRIPTED,
         messages=[{"role": "user", "content": "Ask in parallel about 'Rome'."}],

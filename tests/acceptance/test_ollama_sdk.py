@@ -125,7 +125,7 @@ def test_a_picture_is_carried(client: ollama.Client, model: str) -> None:
     assert client.chat(model, [turn], options={"num_predict": 8}).message.content
 
 
-def test_thinking_is_told_apart(client: ollama.Client) -> None:
+def test_thinking_is_separate_from_text(client: ollama.Client) -> None:
     answer = client.chat(SCRIPTED, [HELLO], think="low")
     assert answer.message.thinking
     assert answer.message.content

@@ -121,7 +121,7 @@ def test_a_tool_is_called_and_its_result_read(client: openai.OpenAI, model: str)
     assert final.choices[0].message.content
 
 
-def test_parallel_tools_are_told_apart_in_a_stream(client: openai.OpenAI) -> None:
+def test_parallel_tool_calls_are_separate_in_a_stream(client: openai.OpenAI) -> None:
     tools = [openai.pydantic_function_tool(GetWeather, name=name) for name in ("today", "tomorrow")]
     with client.chat.completions.stream(
         model=SCRIPTED,
@@ -206,7 +206,7 @@ def test_errors_are_the_sdks_own(client: openai.OpenAI, text_gateway: TextGatewa
         stranger.models.list()
 
 
-def test_raw_answers_say_who_answered(client: openai.OpenAI) -> None:
+def test_raw_responses_name_the_backend(client: openai.OpenAI) -> None:
     raw = client.chat.completions.with_raw_response.create(model=SCRIPTED, messages=[HELLO])
     assert raw.headers["x-moyin-backend"] == "scripted"
     assert json.loads(raw.text)["choices"]

@@ -33,7 +33,7 @@ def test_openai_streams(gateway: RunningStack) -> None:
     assert 0 < usage.completion_tokens <= 16
 
 
-def test_openai_answers_whole_and_says_who_and_how_much(gateway: RunningStack) -> None:
+def test_openai_response_names_backend_and_cost(gateway: RunningStack) -> None:
     with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.api_key) as client:
         raw = client.chat.completions.with_raw_response.create(
             model="auto", messages=[HELLO], max_tokens=8

@@ -57,7 +57,7 @@ async def test_a_service_that_hangs_and_dies_takes_no_other_with_it(
         measured(f"{victim} hung, then killed: {name} {_told(found)}; no failure")
 
 
-async def test_a_leak_in_accounts_ends_accounts_and_nobody_else(
+async def test_a_memory_leak_in_accounts_restarts_only_accounts(
     gateway: RunningStack, tmp_path: Path, measured: Measured
 ) -> None:
     leaky = tmp_path / "leaky.yaml"

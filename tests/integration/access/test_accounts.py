@@ -318,7 +318,7 @@ async def test_what_can_be_no_key_is_none_on_every_database(accounts: AccountsAp
             await accounts.parts.authenticator.authenticate(presented)
 
 
-async def test_a_key_ends_when_it_was_told_to_wherever_the_clock_hangs(
+async def test_a_key_expires_on_time_in_every_time_zone(
     accounts: AccountsApp,
 ) -> None:
     moment = (datetime.now(UTC) + timedelta(hours=1)).replace(microsecond=0)
@@ -329,7 +329,7 @@ async def test_a_key_ends_when_it_was_told_to_wherever_the_clock_hangs(
         assert (await accounts.call("GET", "/whoami", made["key"])).status == 200
 
 
-async def test_nobody_gives_more_than_they_have(accounts: AccountsApp) -> None:
+async def test_callers_cannot_grant_scopes_they_lack(accounts: AccountsApp) -> None:
     organisation = await accounts.organisation()
     member = (await accounts.member(organisation))["access_token"]
     admin = (await accounts.member(organisation, "admin"))["access_token"]

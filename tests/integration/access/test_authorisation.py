@@ -397,7 +397,7 @@ async def socket(session: aiohttp.ClientSession, path: str, bearer: str | None) 
         return judge(message.data % 1000, (message.extra or "").partition(":")[0])
 
 
-async def test_a_job_has_the_rights_of_who_submitted_it_and_no_more(working_farm: Farm) -> None:
+async def test_a_job_has_only_the_rights_of_its_submitter(working_farm: Farm) -> None:
     farm = working_farm
     keys = KeyStore(farm.database)
     key_id, key = await keys.create("ann", "narrow", scopes={"jobs:write", "jobs:read"})

@@ -77,7 +77,7 @@ async def test_comfyuis_api_by_its_other_addresses(farm: Farm) -> None:
             assert "".join(seen) == GATEWAY["GET /queue"], path
 
 
-async def test_a_batch_is_nobody_elses(farm: Farm) -> None:
+async def test_other_tenants_cannot_see_a_batch(farm: Farm) -> None:
     graph = {"1": {"class_type": "KSampler", "inputs": {"seed": 1}}}
     body = {"kind": "render", "workflow": graph, "batch": {"seeds": 2}}
     batch = (await farm.submit(body))["id"]

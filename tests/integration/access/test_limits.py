@@ -182,7 +182,7 @@ async def test_tokens_are_reserved_by_estimate_and_settle_to_what_was_used(meter
     await eventually(fits)
 
 
-async def test_who_has_used_up_a_budget_may_ask_what_is_free(meter: Meter) -> None:
+async def test_free_models_answer_after_the_budget_is_spent(meter: Meter) -> None:
     limit = Limit(subject="key:broke", usd_per_month=Decimal(0))
     with pytest.raises(BudgetExceeded) as refused:
         await meter.admit([limit], owner="d", usd=Decimal("0.000000001"))
@@ -296,7 +296,7 @@ async def test_a_limit_that_many_set_at_once_is_one_of_theirs(database_url: str)
             await database.close()
 
 
-async def test_who_has_no_limits_costs_no_round_trip() -> None:
+async def test_callers_without_limits_cost_no_round_trip() -> None:
     meter = Meter("redis://127.0.0.1:1/0", rates_fail_open=False)
     jobs_only = Limit(subject="key:j", open_jobs=3)
     admission = await meter.admit([jobs_only], owner="g", usd=Decimal(5))

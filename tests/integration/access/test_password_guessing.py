@@ -96,7 +96,7 @@ async def test_a_right_password_gets_in_while_others_guess(
 
 
 @pytest.mark.parametrize("way", ["device", "address", "reset"])
-async def test_who_was_here_before_gets_in_at_once_while_others_guess(
+async def test_known_address_signs_in_at_once_while_others_guess(
     accounts: AccountsApp, way: str
 ) -> None:
     email = (await accounts.player())["user"]["email"]
@@ -150,7 +150,7 @@ async def test_one_address_uses_up_no_account_s_turns(accounts: AccountsApp) -> 
             assert (await login(accounts, email, PASSWORD, somewhere())).status == 200
 
 
-async def test_who_knows_the_password_is_no_guesser_however_often(accounts: AccountsApp) -> None:
+async def test_right_password_is_never_throttled(accounts: AccountsApp) -> None:
     email = (await accounts.player())["user"]["email"]
     for address in ("", somewhere()):
         answers = [await login(accounts, email, PASSWORD, address) for _ in range(105)]

@@ -108,7 +108,7 @@ async def test_a_provider_signs_a_new_player_in_and_knows_them_again(
     assert (await accounts.ok("GET", "/me", again["access_token"]))["id"] == user["id"]
 
 
-async def test_who_begins_over_and_over_is_stopped_and_who_signs_in_is_not(
+async def test_repeated_beginnings_are_limited_and_sign_ins_are_not(
     accounts: AccountsApp, provider: str
 ) -> None:
     body = {"provider": "studio", "redirect_uri": BACK}

@@ -123,7 +123,7 @@ async def test_an_identical_prompt_has_its_own_outputs_and_end(comfy: Comfy) -> 
     assert await pixel(comfy, file) == rgb(color)
 
 
-async def test_nobody_interrupts_what_they_did_not_mean(comfy: Comfy, stranger: Comfy) -> None:
+async def test_interrupt_stops_only_the_named_prompt(comfy: Comfy, stranger: Comfy) -> None:
     ended = await comfy.queue(picture(next(_colors)))
     await comfy.finished(ended)
     prompt_id = await comfy.queue(sleepy(2, next(_colors)))
@@ -155,7 +155,7 @@ async def test_a_prompt_is_always_in_the_queue_or_in_the_history(comfy: Comfy) -
             assert remaining or entry
 
 
-async def test_whoever_comes_back_under_its_name_hears_the_rest(comfy: Comfy) -> None:
+async def test_reconnected_client_receives_the_remaining_events(comfy: Comfy) -> None:
     path = f"/ws?clientId={comfy.id}"
     async with comfy.session.ws_connect(path) as old:
         prompt_id = await comfy.queue(sleepy(2, next(_colors)))

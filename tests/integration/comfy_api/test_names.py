@@ -261,7 +261,7 @@ def _loads(node: Mapping[str, Any], name: str) -> bool:
     return any(key.endswith("_upload") for key in options)
 
 
-async def test_text_is_text_whatever_it_says(
+async def test_text_input_accepts_any_text(
     comfy: Comfy, nodes: dict[str, Any], outside: Outside
 ) -> None:
     """Nodes that can be executed without models, each with a path and with prose in every text."""

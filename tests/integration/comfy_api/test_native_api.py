@@ -159,7 +159,7 @@ async def test_an_interrupt_hits_the_named_prompt_alone(comfy: Comfy) -> None:
     assert (await comfy.finished(second))["status"]["status_str"] == "success"
 
 
-async def test_what_an_interrupted_prompt_had_saved_stays_and_where_it_was_is_told(
+async def test_interrupted_prompt_keeps_its_outputs_and_reports_its_node(
     comfy: Comfy,
 ) -> None:
     graph = sleepy(60, next(_colors))

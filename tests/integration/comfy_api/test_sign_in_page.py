@@ -50,7 +50,9 @@ async def test_a_form_signs_in_and_out(farm: Farm, browser: aiohttp.ClientSessio
         assert (response.status, (await response.json())["code"]) == (401, "invalid_api_key")
 
 
-async def test_a_wrong_key_is_told_on_the_page(farm: Farm, browser: aiohttp.ClientSession) -> None:
+async def test_the_page_shows_that_a_key_is_wrong(
+    farm: Farm, browser: aiohttp.ClientSession
+) -> None:
     async with browser.post("/comfy/session", data={"key": "<moyin_x>"}) as response:
         assert response.status == 401
         assert "The API key is not valid." in await response.text()

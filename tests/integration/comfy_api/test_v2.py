@@ -181,7 +181,7 @@ async def test_events_tell_where_it_stands_and_then_what_is_new(farm: Farm) -> N
     assert told == (409, "asset_in_use")
 
 
-async def test_the_end_is_told_once_though_events_lag_behind_it(farm: Farm) -> None:
+async def test_the_end_is_reported_once_though_events_lag(farm: Farm) -> None:
     job = await ask(farm.client, "POST", JOBS, json={"workflow": GRAPH}, expected=201)
     async with farm.client.get(f"{JOBS}/{job['id']}/events") as response:
         assert await response.content.readline() == b"event: status\n"
@@ -191,14 +191,14 @@ async def test_the_end_is_told_once_though_events_lag_behind_it(farm: Farm) -> N
     assert names == ["event: progress", "event: output", "event: status"]
 
 
-async def test_a_finished_job_cannot_be_cancelled_and_nobody_minds(farm: Farm) -> None:
+async def test_cancelling_a_finished_job_is_harmless(farm: Farm) -> None:
     job = await ask(farm.client, "POST", JOBS, json={"workflow": GRAPH}, expected=201)
     await finished(farm, job["id"])
     told = await ask(farm.client, "POST", f"{JOBS}/{job['id']}/cancel")
     assert told["status"] == "succeeded"
 
 
-async def test_uploads_are_found_again_by_content_and_by_nobody_else(farm: Farm) -> None:
+async def test_uploads_are_found_by_content_only_by_their_tenant(farm: Farm) -> None:
     by_hash = f"{ASSETS}/by-hash/{HASH}"
     assert (await farm.client.head(by_hash)).status == 404
     asset = await upload(farm, expected_hash=HASH)

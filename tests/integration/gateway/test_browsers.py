@@ -65,7 +65,7 @@ async def test_every_answer_keeps_browsers_from_guessing_and_framing(
             assert response.headers.getall("referrer-policy") == ["no-referrer"]
 
 
-async def test_a_limit_is_told_in_headers_and_holds_across_apps(
+async def test_limits_are_in_headers_and_hold_across_apps(
     gateway: RunningStack, client: aiohttp.ClientSession
 ) -> None:
     database = Database(gateway.settings.sql_url)

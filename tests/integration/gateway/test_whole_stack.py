@@ -210,7 +210,7 @@ async def test_a_body_over_the_limit_is_cut_on_the_stream(
             pass
 
 
-async def test_who_sends_a_byte_a_second_is_hung_up_on(
+async def test_connections_that_send_a_byte_a_second_are_closed(
     slow: SlowClients, measured: Measured
 ) -> None:
     await asyncio.to_thread(slow.wait, 240)
@@ -226,7 +226,7 @@ async def test_who_sends_a_byte_a_second_is_hung_up_on(
         measured(f"slow {target or 'heads'}: ended after {seconds[0]:.1f} to {seconds[-1]:.1f} s")
 
 
-async def test_who_has_no_key_is_not_waited_for_either(
+async def test_slow_bodies_without_a_key_are_not_waited_for(
     strangers: SlowClients, measured: Measured
 ) -> None:
     await asyncio.to_thread(strangers.wait, 60)

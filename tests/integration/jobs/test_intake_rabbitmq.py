@@ -17,7 +17,7 @@ __all__ = ["rabbit"]
 QUEUES = ("gone", "gone.results", "gone.dead")
 
 
-async def test_a_queue_that_is_deleted_is_told_as_lost_and_made_anew(rabbit: RabbitServer) -> None:
+async def test_a_deleted_queue_is_reported_and_created_again(rabbit: RabbitServer) -> None:
     queue, results, dead_letters = QUEUES
     broker = RabbitBroker(rabbit.url, queue=queue, results=results, dead_letters=dead_letters)
     async with await aio_pika.connect(rabbit.url) as connection, asyncio.timeout(30):
@@ -40,7 +40,7 @@ async def test_a_queue_that_is_deleted_is_told_as_lost_and_made_anew(rabbit: Rab
             await channel.queue_delete(name)
 
 
-async def test_a_message_that_comes_again_says_so_whatever_kind_of_queue_it_is(
+async def test_redelivered_messages_are_marked_in_every_queue_type(
     rabbit: RabbitServer,
 ) -> None:
     queue, results, dead_letters = QUEUES

@@ -32,7 +32,7 @@ def broker(server: ValkeyServer, concurrency: int = 10) -> StreamBroker:
     )  # fmt: skip
 
 
-async def test_who_lives_keeps_its_entry_and_who_is_gone_loses_it(
+async def test_live_consumer_keeps_its_entry_and_dead_one_loses_it(
     valkey_server: ValkeyServer, client: redis.Redis
 ) -> None:
     await client.xadd("in", {"id": "m1", "body": b"x"})
@@ -69,7 +69,7 @@ async def test_no_more_is_taken_than_can_be_held(
     assert [fields[b"code"] for _, fields in entries] == [b"poison"]
 
 
-async def test_a_server_that_is_not_there_is_told_as_lost() -> None:
+async def test_an_unreachable_server_is_reported() -> None:
     gone = StreamBroker(
         f"redis://127.0.0.1:{free_port()}", stream="in", results="out", dead_letters="dead"
     )

@@ -58,7 +58,7 @@ async def secret(farm: Farm) -> str:
         return found
 
 
-async def test_the_end_is_told_and_signed(
+async def test_the_webhook_of_the_end_is_signed(
     working_farm: Farm, receiver: tuple[Receiver, str]
 ) -> None:
     hook, url = receiver
@@ -101,7 +101,7 @@ async def test_a_slow_receiver_holds_nothing_up(
     await asyncio.wait_for(hook.got.get(), 20)
 
 
-async def test_slow_receivers_take_nobodys_place(
+async def test_slow_receivers_do_not_delay_other_webhooks(
     working_farm: Farm, receiver: tuple[Receiver, str]
 ) -> None:
     """More of them than a worker does things at a time."""

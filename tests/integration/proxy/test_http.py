@@ -86,7 +86,7 @@ async def test_an_answer_has_one_date_and_one_server(proxy_server: ProxyServer) 
             assert len(response.headers.getall(name)) == 1, name
 
 
-async def test_the_service_learns_who_asks_from_us_alone(
+async def test_the_service_gets_the_identity_only_from_the_gateway(
     proxy_server: ProxyServer, service: Service
 ) -> None:
     lies = {
@@ -225,7 +225,9 @@ async def test_a_body_that_turns_out_too_large_is_not_the_service_s_fault(
     assert member.breaker._failures == 0
 
 
-async def test_who_leaves_is_not_worked_for(proxy_server: ProxyServer, service: Service) -> None:
+async def test_a_client_that_disconnects_ends_the_upstream_call(
+    proxy_server: ProxyServer, service: Service
+) -> None:
     with pytest.raises(TimeoutError):
         async with proxy_server.client.get(
             "/assets/flood?chunks=100000", timeout=aiohttp.ClientTimeout(0.5)
@@ -309,7 +311,9 @@ async def test_only_safe_requests_are_repeated(proxy_server: ProxyServer, servic
     assert len(service.seen) + len(second.seen) == 3
 
 
-async def test_who_is_asked_last_is_heard(proxy_server: ProxyServer, service: Service) -> None:
+async def test_the_last_servers_response_is_passed_on(
+    proxy_server: ProxyServer, service: Service
+) -> None:
     """With more retries than upstreams, too: what a service says of itself is not our failure."""
     second = Service("two")
     async with serving(second) as url:

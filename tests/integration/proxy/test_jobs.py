@@ -46,7 +46,7 @@ async def test_a_slow_service_s_calls_are_jobs(studio: Farm) -> None:
         assert response.status == 404
 
 
-async def test_any_call_is_a_job_for_who_prefers_it(studio: Farm) -> None:
+async def test_prefer_respond_async_makes_any_call_a_job(studio: Farm) -> None:
     data = b"\x00\xe9"  # no UTF-8
     preferring = {
         "prefer": "wait=0, respond-async",
@@ -61,7 +61,7 @@ async def test_any_call_is_a_job_for_who_prefers_it(studio: Farm) -> None:
         assert (response.status, (await response.json())["path"]) == (200, "/fast/y")
 
 
-async def test_who_may_make_no_jobs_is_answered_here_and_now(studio: Farm) -> None:
+async def test_callers_without_the_jobs_scope_are_answered_synchronously(studio: Farm) -> None:
     """RFC 7240 lets a server ignore a preference; the option of a route is the studio's own wish."""
     _, key = await KeyStore(studio.database).create("ann", "viewer's", scopes={"jobs:read"})
     headers = {"authorization": f"Bearer {key}", "prefer": "respond-async"}

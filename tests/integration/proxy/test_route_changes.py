@@ -22,7 +22,7 @@ LIES = {
 }  # fmt: skip
 
 
-async def test_a_route_comes_and_goes_hot_and_says_who_asks(
+async def test_a_route_is_added_and_removed_without_downtime(
     gateway: RunningStack, tmp_path: Path
 ) -> None:
     service, before = Service(), gateway.env["MOYIN_SERVE_CONFIG"]

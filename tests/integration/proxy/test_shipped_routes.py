@@ -51,7 +51,7 @@ async def test_nothing_else_of_api_is_taken_and_errors_have_ollamas_shape(
         assert isinstance(told["error"], str)
 
 
-async def test_no_request_is_smuggled_into_somebody_elses(
+async def test_no_request_is_smuggled_into_another_connection(
     client: aiohttp.ClientSession, gateway: RunningStack
 ) -> None:
     # Were it taken for the beginning of the next request on a connection that HAProxy shares,

@@ -295,7 +295,7 @@ found = {
     assert 0 not in psutil.Process(pid).uids(), "not to the kernel either"
 
 
-async def test_it_reaches_nobody(hostile: ComfyRenderer, tmp_path: Path) -> None:
+async def test_it_reaches_no_server(hostile: ComfyRenderer, tmp_path: Path) -> None:
     async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 
@@ -410,7 +410,7 @@ kept["thread"].start()
         ("open(place + '/trap.png', 'w').write('x'); os.chmod(place, 0)", "../secret"),
     ],
 )
-async def test_a_trap_in_the_output_catches_nobody(
+async def test_links_and_pipes_in_the_output_are_harmless(
     hostile: ComfyRenderer, stack: Path, make: str, name: str
 ) -> None:
     code = f"""
@@ -473,7 +473,7 @@ while True:
 """
 
 
-async def test_a_prompt_that_forges_its_end_and_hangs_fails_nobody_elses(
+async def test_a_prompt_that_forges_its_end_fails_only_itself(
     hostile: ComfyRenderer, options: ComfyOptions, tmp_path: Path
 ) -> None:
     packages = hostile._options.custom_nodes
@@ -508,7 +508,7 @@ except OSError as error:
     assert await tried(hostile, code) == "File too large"
 
 
-async def test_a_prompt_that_is_validated_meanwhile_is_told_of_no_file(
+async def test_validation_reveals_no_file_of_the_running_prompt(
     hostile: ComfyRenderer,
 ) -> None:
     """The options of nodes that load files are what lies in the input and output folders."""

@@ -128,7 +128,7 @@ async def test_a_cached_picture_holds_no_graph_of_another_tenants(
     assert b"of bob" in await saved("bob", "another note of bob's")
 
 
-async def test_cached_outputs_that_nobody_remembers_are_made_anew(
+async def test_lost_cached_outputs_are_rendered_again(
     renderer: ComfyRenderer,
 ) -> None:
     graph = picture()
@@ -199,7 +199,7 @@ async def test_a_bad_graph_is_refused_in_comfyuis_own_words(
     assert "error" not in await renderer.validate(picture())
 
 
-async def test_what_is_not_checked_further_is_told(renderer: ComfyRenderer) -> None:
+async def test_unchecked_inputs_are_reported(renderer: ComfyRenderer) -> None:
     """And ComfyUI agrees: on this side of the bounds it is valid, on the other it is not."""
     graph = picture()
     told = (await renderer.validate(graph))["free"]

@@ -45,7 +45,7 @@ class Entrance:
         self.order.append(name)
 
 
-async def test_everybody_gets_in_whoever_floods_and_with_whatever_priority(
+async def test_every_tenant_gets_in_while_another_floods_the_queue(
     temporal_server: TemporalServer,
 ) -> None:
     client = await _client(temporal_server)

@@ -107,7 +107,7 @@ def test_templates_are_listed_with_the_schema_of_their_inputs(http: httpx.Client
          "batch.sweep.inputs.width", "at least 8"),
     ],
 )  # fmt: skip
-def test_bad_inputs_are_told_what_would_be_right(
+def test_errors_of_bad_inputs_name_valid_ones(
     http: httpx.Client, body: Job, field: str, right: str
 ) -> None:
     answer = post(http, body)
@@ -236,7 +236,7 @@ def test_openai_s_sdk_gets_pictures(
         ({"extra_body": {"inputs": {"colour": 1}}}, openai.BadRequestError, "inputs.colour"),
     ],
 )
-def test_openai_s_sdk_is_told_what_is_wrong_in_its_own_words(
+def test_openai_sdk_gets_errors_in_its_own_format(
     http: httpx.Client,
     sdk: openai.OpenAI,
     members: dict[str, Any],
@@ -248,7 +248,7 @@ def test_openai_s_sdk_is_told_what_is_wrong_in_its_own_words(
     assert caught.value.param == param
 
 
-def test_who_can_t_wait_gets_the_job(http: httpx.Client, sdk: openai.OpenAI) -> None:
+def test_a_client_that_does_not_wait_gets_the_job(http: httpx.Client, sdk: openai.OpenAI) -> None:
     body = {"model": "swatch", "prompt": "x", "user": "soon", "size": "8x8"}
     headers = {"prefer": "respond-async", "idempotency-key": f"soon-{next(_colors)}"}
     answers = [http.post("/v1/images/generations", json=body, headers=headers) for _ in range(2)]

@@ -51,7 +51,7 @@ def test_a_render_prints_its_id_and_then_its_pictures(
     assert refused.stderr.startswith("error: job_finished: ")
 
 
-def test_a_wrong_graph_is_told_by_node(gateway: RunningStack, tmp_path: Path) -> None:
+def test_errors_of_a_graph_name_the_node(gateway: RunningStack, tmp_path: Path) -> None:
     graph = tmp_path / "graph.json"
     graph.write_text(json.dumps({"1": {"class_type": "NoSuchNode", "inputs": {}}}))
     refused = gateway.run("render", str(graph), check=False)
@@ -98,7 +98,7 @@ def test_serve_deploy_takes_the_same_file(gateway: RunningStack) -> None:
     assert gateway.run("chat", "Still there?", "--max-tokens", "4").stdout.strip()
 
 
-def test_memory_is_told_by_part(gateway: RunningStack, measured: Measured) -> None:
+def test_memory_is_reported_by_part(gateway: RunningStack, measured: Measured) -> None:
     used = json.loads(gateway.run("status", "--json", "--memory").stdout)["memory"]
     assert used.keys() >= {"ray", "apps", "temporal", "valkey", "supervisor", "comfyui"}
     without_comfyui = sum(size for part, size in used.items() if part != "comfyui")

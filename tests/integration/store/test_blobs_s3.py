@@ -151,7 +151,7 @@ async def test_no_keys_at_all(url: str, tmp_path: Path, monkeypatch: pytest.Monk
     await _fails(BlobStore(url), tmp_path)
 
 
-async def test_who_is_cancelled_lets_go_of_the_server(
+async def test_cancelled_calls_close_their_connection(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, left = asyncio.Event(), asyncio.Event()

@@ -98,7 +98,7 @@ async def test_one_tenant_does_not_take_the_places_of_all(
     await store.close()
 
 
-async def test_an_outage_is_told() -> None:
+async def test_an_outage_is_reported() -> None:
     store = ComparisonStore(f"redis://127.0.0.1:{free_port()}/0", secret=SECRET)
     for call in (
         store.has_room("ada"),

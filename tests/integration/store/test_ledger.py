@@ -30,7 +30,7 @@ ENTRY = UsageEntry(
     "wrong",
     [{"input_tokens": 2**70}, {"input_tokens": 2**31}, {"model": "x" * 129}, {"owner": None}],
 )
-async def test_what_a_database_can_t_take_holds_up_nobody(
+async def test_entries_that_the_database_refuses_delay_no_others(
     database_url: str,
     wrong: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,

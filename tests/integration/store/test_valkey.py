@@ -36,7 +36,7 @@ async def test_no_cancellation_is_lost_whenever_it_comes(valkey_server: ValkeySe
         await client.aclose()
 
 
-async def test_sending_to_who_takes_nothing_ends_in_time() -> None:
+async def test_sending_to_a_server_that_does_not_read_times_out() -> None:
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         deaf.listen()

@@ -182,7 +182,7 @@ async def test_the_clients_deadline_holds_for_the_whole_call(tmp_path: Path) -> 
             assert response.status == 504, (kind, path, text)
 
 
-async def test_nobody_there(tmp_path: Path) -> None:
+async def test_unreachable_backends_are_unavailable(tmp_path: Path) -> None:
     backends = [backend(kind, NOWHERE) for kind in KINDS]
     async with serving(tmp_path, *backends) as models_app:
         for kind, path, stream in product(KINDS, PATHS, [False, True]):
@@ -192,7 +192,7 @@ async def test_nobody_there(tmp_path: Path) -> None:
             assert code_of(path, text) in ("backend_unavailable", "service_unavailable")
 
 
-async def test_the_breakers_states_are_told(tmp_path: Path) -> None:
+async def test_breaker_states_are_reported(tmp_path: Path) -> None:
     down = "HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n"
     upstreams = {kind: Upstream(down) for kind in KINDS}
     was, now = BreakerState.CLOSED, BreakerState
@@ -238,7 +238,9 @@ async def test_what_opens_the_breaker_at_once(tmp_path: Path, answer: str, secon
             assert upstream.asked == 1, kind
 
 
-async def test_who_leaves_stops_upstream_and_pays(tmp_path: Path, measured: Measured) -> None:
+async def test_a_disconnect_stops_the_upstream_call_and_is_charged(
+    tmp_path: Path, measured: Measured
+) -> None:
     upstreams = {kind: Upstream(BEGUN[kind], holds=True) for kind in KINDS}
     longest = 0.0
     async with farm(tmp_path, upstreams) as models_app:

@@ -105,7 +105,7 @@ async def test_feedback_moves_the_choice_of_its_tenant_only(tmp_path: Path) -> N
         assert await p_good(ada, "qwen3-8b") == before
 
 
-async def test_mistakes_are_told_by_field(tmp_path: Path) -> None:
+async def test_errors_name_the_field(tmp_path: Path) -> None:
     async with (
         Upstream(FINE).running() as up,
         serving(

@@ -87,7 +87,7 @@ async def test_two_replicas_share_one_and_a_killed_one_comes_back(
     await backend.close()
 
 
-async def test_it_leaves_when_nobody_asks_any_longer(cluster: None) -> None:
+async def test_an_unused_actor_is_removed(cluster: None) -> None:
     endpoints = LlamaEndpoints("b", spec(lease=1.0))
     process = server_process(await found(endpoints))
     await asyncio.to_thread(process.wait, 20)

@@ -23,7 +23,7 @@ LOADED = (
 )
 
 
-async def test_an_ollama_is_told_to_unload_by_a_stream(tmp_path: Path) -> None:
+async def test_a_streamed_request_unloads_the_model(tmp_path: Path) -> None:
     async with (
         Upstream(LOADED).running() as upstream,
         serving(tmp_path, backend("ollama", upstream.url)) as models_app,

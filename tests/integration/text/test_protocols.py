@@ -105,7 +105,7 @@ async def test_chat_and_vectors_do_not_take_each_others_models(models_app: Model
         assert caught.value.param == "input"
 
 
-async def test_tokens_are_counted_where_somebody_can_and_else_estimated(
+async def test_tokens_are_counted_by_the_backend_or_estimated(
     models_app: ModelsApp,
 ) -> None:
     ask: dict[str, Any] = {"messages": [{"role": "user", "content": "x" * 400}]}
@@ -208,7 +208,7 @@ async def test_a_picture_that_is_none_is_named(
     assert wires.asked == []
 
 
-async def test_what_is_passed_keeps_members_that_nobody_here_knows(
+async def test_unknown_members_are_passed_through(
     http: aiohttp.ClientSession, wires: WireServer
 ) -> None:
     content = [{"type": "image_url", "image_url": {"url": f"{wires.url}/picture.png"}}]

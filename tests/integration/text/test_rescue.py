@@ -83,7 +83,7 @@ async def test_the_client_sees_the_better_stream_only(tmp_path: Path, path: str)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_whatever_kind_of_server_began_it_is_cut(tmp_path: Path, kind: str) -> None:
+async def test_a_stream_of_any_backend_is_cut(tmp_path: Path, kind: str) -> None:
     """Each kind's own client holds the connection whose stream is given up."""
     async with Upstream(BEGUN[kind], holds=True).running() as weak, Upstream(JSON).running() as up:
         model = {"name": "smollm2-135m", "upstream": "m", "context": 8_000, "schema": True}

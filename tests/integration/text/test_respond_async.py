@@ -58,7 +58,7 @@ def test_a_repeat_under_one_key_is_one_job(http: httpx.Client) -> None:
     _finished(http, first.headers["location"])
 
 
-def test_what_is_wrong_is_told_at_once_in_the_protocols_own_words(gateway: RunningStack) -> None:
+def test_errors_are_immediate_and_in_the_protocols_format(gateway: RunningStack) -> None:
     with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=gateway.api_key) as client:
         with pytest.raises(openai.NotFoundError):
             client.chat.completions.create(model="gpt-2", messages=[HELLO], extra_headers=SOON)  # type: ignore[list-item]

@@ -82,7 +82,7 @@ async def test_a_decision_is_explained_and_not_made(tmp_path: Path, protocol: st
         assert upstream.asked == 0
 
 
-async def test_a_mistake_in_the_question_is_told(tmp_path: Path) -> None:
+async def test_an_invalid_query_is_refused(tmp_path: Path) -> None:
     async with serving(tmp_path, house("http://127.0.0.1:9")) as models_app:
         response, told = await post(models_app, "route?protocol=gopher", BODIES["openai"])
         assert (response.status, told["field"]) == (400, "protocol")
@@ -143,7 +143,7 @@ async def test_counting_tokens_makes_no_back_end_call_an_address(tmp_path: Path,
         assert told["input_tokens"] > 0
 
 
-async def test_a_document_s_address_goes_to_nobody_inside(tmp_path: Path) -> None:
+async def test_a_documents_url_is_refused(tmp_path: Path) -> None:
     source = {"type": "url", "url": "http://169.254.169.254/latest/meta-data/"}
     turn = {"role": "user", "content": [{"type": "document", "source": source}]}
     async with Upstream(FINE).running() as up, serving(tmp_path, cloud(up.url)) as models_app:
