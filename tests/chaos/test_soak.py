@@ -12,9 +12,7 @@ PLAN = Plan(jobs=30, owners=5, actors=1, every=4.0, rounds=1, work=(0.3, 1.0), p
 
 
 @pytest.mark.timeout(400)
-async def test_of_many_jobs_none_is_lost_and_none_done_twice(
-    gateway: RunningStack, measured: Measured
-) -> None:
+async def test_no_job_is_lost_or_executed_twice(gateway: RunningStack, measured: Measured) -> None:
     report = await soak(gateway, PLAN)
     measured(report.sentence)
     assert report.problems == []

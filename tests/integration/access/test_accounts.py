@@ -75,7 +75,7 @@ async def test_a_refresh_token_is_good_once_and_its_replay_ends_the_session(
     assert (await accounts.call("GET", "/me", second["access_token"])).status == 401
 
 
-async def test_of_two_refreshes_at_once_one_wins_and_the_family_ends(
+async def test_concurrent_refreshes_end_the_token_family(
     accounts: AccountsApp,
 ) -> None:
     token = (await accounts.player())["refresh_token"]
@@ -216,7 +216,7 @@ STRONGER = PasswordHasher(time_cost=2, memory_cost=8, parallelism=1)
 
 @pytest.mark.parametrize("hasher", [QUICK, STRONGER], ids=["current", "outdated"])
 @pytest.mark.parametrize("way", ["login", "change"])
-async def test_what_an_old_password_began_ends_with_a_reset(
+async def test_a_password_reset_ends_sign_ins_with_the_old_password(
     accounts: AccountsApp, monkeypatch: pytest.MonkeyPatch, way: str, hasher: PasswordHasher
 ) -> None:
     session = await accounts.player()
@@ -312,7 +312,7 @@ async def test_keys_are_made_used_rotated_and_revoked(accounts: AccountsApp) -> 
     assert listed["revoked_at"] is not None
 
 
-async def test_what_can_be_no_key_is_none_on_every_database(accounts: AccountsApp) -> None:
+async def test_malformed_keys_are_unknown_on_every_database(accounts: AccountsApp) -> None:
     for presented in ("moyin_\0_x", "moyin__x", "moyin_é_x"):
         with pytest.raises(InvalidKey):
             await accounts.parts.authenticator.authenticate(presented)
@@ -487,7 +487,7 @@ async def test_an_operator_shuts_a_player_out(accounts: AccountsApp) -> None:
         ("POST", "/keys", {"scopes": [f"{'a' * 60}{n}" for n in range(20)]}, 400),
     ],
 )
-async def test_what_no_database_can_keep_is_refused(
+async def test_characters_that_no_database_stores_are_refused(
     accounts: AccountsApp, method: str, path: str, body: Any, status: int
 ) -> None:
     answer = await accounts.call(method, path, accounts.operator, body)

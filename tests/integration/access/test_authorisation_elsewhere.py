@@ -49,7 +49,7 @@ CALLS = {
 SOCKETS = ("/ws", "/api/ws", "/comfy/ws")
 
 
-async def test_what_the_gateway_does_not_describe(farm: Farm) -> None:
+async def test_undescribed_routes_of_the_gateway(farm: Farm) -> None:
     bearers, job = await gateway_bearers(farm), await rendering(farm)
     async with aiohttp.ClientSession(farm.url) as session:
         page = {route: seen for route, seen in UNLISTED.items() if route != "GET /comfy/"}

@@ -67,7 +67,7 @@ async def storm(urls: list[str], body: dict[str, Any], requests: int) -> Counter
     return seen
 
 
-async def test_of_ten_thousand_requests_exactly_the_limit_passes(
+async def test_exactly_the_limit_of_ten_thousand_requests_passes(
     replicas: list[str], valkey_server: ValkeyServer, measured: Measured
 ) -> None:
     limit = 1_234
@@ -235,7 +235,7 @@ async def test_a_client_that_leaves_while_it_is_counted_leaves_nothing_behind(
     await eventually(all_is_back)
 
 
-async def test_what_a_hanging_valkey_sets_aside_too_late_is_given_back(tmp_path: Path) -> None:
+async def test_late_reservations_of_a_hanging_valkey_are_released(tmp_path: Path) -> None:
     limit = Limit(subject="key:hung", usd_per_month=Decimal(1), concurrent_requests=9)
     server = ValkeyServer(tmp_path)
     process = server._process

@@ -57,7 +57,7 @@ async def _opened(
     yield tasks
 
 
-async def test_what_follows_a_job_ends_with_its_key(farm: Farm, measured: Measured) -> None:
+async def test_event_streams_end_with_their_key(farm: Farm, measured: Measured) -> None:
     keys = KeyStore(farm.database)
     key_id, key = await keys.create("ann", "short-lived")
     job = await farm.submit(CHAT)
@@ -91,7 +91,7 @@ async def test_what_follows_a_job_ends_with_its_key(farm: Farm, measured: Measur
 
 
 @pytest.mark.parametrize("path", ["/chat/socket", "/chat/events"])
-async def test_what_passes_through_the_proxy_ends_with_its_key(path: str) -> None:
+async def test_proxied_connections_end_with_their_key(path: str) -> None:
     service = Service()
     async with serving(service) as url:
         route = {"name": "chat", "prefix": "/chat", "upstreams": [url]}

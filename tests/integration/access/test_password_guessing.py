@@ -143,7 +143,7 @@ async def test_guesses_are_bounded_at_an_account_and_from_an_address(
     measured(f"{judged} of 60 guesses were judged in {took:.1f} s at {free} and one in {every} s")
 
 
-async def test_one_address_uses_up_no_account_s_turns(accounts: AccountsApp) -> None:
+async def test_guesses_from_one_address_do_not_lock_accounts(accounts: AccountsApp) -> None:
     email = (await accounts.player())["user"]["email"]
     async with attacked(accounts, email, 40, somewhere()):
         for _ in range(3):

@@ -128,7 +128,7 @@ async def test_repeated_beginnings_are_limited_and_sign_ins_are_not(
         assert signed_in.status == 200
 
 
-async def test_what_came_back_is_good_once(accounts: AccountsApp, provider: str) -> None:
+async def test_a_provider_code_is_valid_once(accounts: AccountsApp, provider: str) -> None:
     returned = await vouch(accounts, provider, "bob")
     await accounts.ok("POST", "/oidc/finish", None, returned)
     replay = await accounts.call("POST", "/oidc/finish", None, returned)

@@ -194,7 +194,7 @@ async def test_a_node_packages_files_reach_the_frontend(
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["told", "lost"])
-async def test_what_one_replica_took_another_tells_the_end_of(farm: Farm, told: bool) -> None:
+async def test_any_replica_reports_the_end_of_a_prompt(farm: Farm, told: bool) -> None:
     """Also when the news of it got lost: the row is looked at now and then."""
     async with farm._gateway() as other, aiohttp.ClientSession(other) as session:
         headers = {"authorization": f"Bearer {farm.key}"}

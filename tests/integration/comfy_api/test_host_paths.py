@@ -121,7 +121,7 @@ async def test_a_refusal_names_no_path_of_the_machine(gateway: RunningStack, com
         assert not _leaks(gateway, text.replace(named, "")), text
 
 
-async def test_what_the_farm_says_of_itself_names_no_path_of_the_machine(
+async def test_farm_responses_name_no_path_of_the_machine(
     gateway: RunningStack, comfy: Comfy
 ) -> None:
     for path in (

@@ -377,7 +377,7 @@ async def _failed(comfy: Comfy, body: Any, *values: str) -> Any:
     return plain(job["error"], *values)
 
 
-async def test_what_an_earlier_step_said_is_no_name_either(comfy: Comfy, outside: Outside) -> None:
+async def test_output_of_an_earlier_step_cannot_name_a_file(comfy: Comfy, outside: Outside) -> None:
     """Values that come by reference are known only when the step's turn has come."""
 
     def body(value: str) -> dict[str, Any]:
@@ -473,7 +473,7 @@ async def own(comfy: Comfy) -> str:
     return name
 
 
-async def test_what_is_the_callers_own_is_loaded_as_before(comfy: Comfy, own: str) -> None:
+async def test_the_callers_own_files_are_loaded(comfy: Comfy, own: str) -> None:
     entry = await comfy.finished(await comfy.queue(inverted(own)))
     [made] = entry["outputs"]["3"]["images"]
     for name in (f"{own} [input]", f"{made['subfolder']}/{made['filename']} [output]"):

@@ -182,7 +182,7 @@ async def test_interrupted_prompt_keeps_its_outputs_and_reports_its_node(
     assert (await comfy.get(f"/jobs/{prompt_id}"))["status"] == "cancelled"
 
 
-async def test_what_waits_is_taken_out_of_the_queue(comfy: Comfy) -> None:
+async def test_waiting_prompts_are_removed_from_the_queue(comfy: Comfy) -> None:
     running = await comfy.queue(sleepy(60, next(_colors)))
     await eventually(lambda: _runs(comfy, running), _PATIENCE)
     waiting = [await comfy.queue(picture(next(_colors))) for _ in range(3)]

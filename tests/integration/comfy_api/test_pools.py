@@ -126,7 +126,7 @@ async def test_clients_see_the_nodes_and_models_of_both(comfy: Comfy) -> None:
     assert any("bad-nodes" in path for path in await comfy.get("/extensions"))
 
 
-async def test_what_no_pool_has_is_refused_in_comfyuis_words(comfy: Comfy) -> None:
+async def test_unknown_nodes_are_refused_in_comfyuis_words(comfy: Comfy) -> None:
     unknown = {**picture(_color()), "9": {"class_type": "NoSuchNode", "inputs": {}}}
     status, told = await comfy.post("/prompt", {"prompt": unknown})
     assert (status, told["error"]["type"]) == (400, "invalid_prompt")

@@ -118,9 +118,7 @@ async def test_a_key_in_the_query_opens_comfyuis_routes_only(farm: Farm) -> None
                 assert response.status == 401, path
 
 
-async def test_what_was_revoked_no_longer_signs_in(
-    farm: Farm, browser: aiohttp.ClientSession
-) -> None:
+async def test_a_revoked_key_does_not_sign_in(farm: Farm, browser: aiohttp.ClientSession) -> None:
     keys = KeyStore(farm.database)
     key_id, key = await keys.create("ann", "short")
     await keys.revoke(key_id)

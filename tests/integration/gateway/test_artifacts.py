@@ -52,7 +52,7 @@ async def test_an_unnamed_file_of_no_type_is_looked_at(farm: Farm) -> None:
 @pytest.mark.parametrize(
     "kind", ["text/html", "image/svg+xml", "application/xhtml+xml", "text/xml"]
 )
-async def test_what_could_run_scripts_is_a_download(farm: Farm, kind: str) -> None:
+async def test_files_that_could_run_scripts_are_downloads(farm: Farm, kind: str) -> None:
     kept = await upload(farm, b"<script>alert(1)</script>", headers={"content-type": kind})
     async with farm.client.get(kept["url"]) as response:
         assert response.headers["content-type"] == "application/octet-stream"

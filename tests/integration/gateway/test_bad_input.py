@@ -97,14 +97,14 @@ async def test_a_bad_job_is_refused(
 @pytest.mark.parametrize(
     "body", [b"", b"{", b'{"kind": NaN}', b"\xff", b'{"a":"\\ud800"}', b"[" * 100_000]
 )
-async def test_what_is_not_json_is_refused(farm: Farm, body: bytes) -> None:
+async def test_bodies_that_are_not_json_are_refused(farm: Farm, body: bytes) -> None:
     async with farm.client.post("/jobs", data=body) as response:
         assert response.status == 400
         assert (await response.json())["code"] == "invalid_json"
 
 
 @pytest.mark.parametrize("body", [b"[]", b"1", b'"x"', b"null"])
-async def test_what_is_not_an_object_is_refused(farm: Farm, body: bytes) -> None:
+async def test_bodies_that_are_not_objects_are_refused(farm: Farm, body: bytes) -> None:
     async with farm.client.post("/jobs", data=body) as response:
         assert response.status == 400
         assert (await response.json())["code"] == "invalid_request"

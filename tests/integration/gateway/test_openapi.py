@@ -313,7 +313,9 @@ def _render(address: str, headers: dict[str, str]) -> str:
     return str(answer.json()["id"])
 
 
-def test_what_is_there(gateway_app: tuple[str, dict[str, str]], measured: Measured) -> None:
+def test_existing_resources_match_the_description(
+    gateway_app: tuple[str, dict[str, str]], measured: Measured
+) -> None:
     """What `test_gateway` asks for is never there: here every id and name in a path is of something."""
     url, bearers = gateway_app
     known = _something(

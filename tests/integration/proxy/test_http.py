@@ -525,9 +525,7 @@ async def test_a_tenant_s_limit_is_exact_in_all_replicas(
         await meter.close()
 
 
-async def test_what_would_show_the_signed_identity_is_refused(
-    proxy_server: ProxyServer, service: Service
-) -> None:
+async def test_trace_requests_are_refused(proxy_server: ProxyServer, service: Service) -> None:
     async with proxy_server.client.request("TRACE", "/assets/x") as response:
         assert (response.status, (await response.json())["code"]) == (400, "unsupported_feature")
     assert service.seen == []

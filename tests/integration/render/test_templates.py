@@ -185,7 +185,7 @@ def test_a_cancelled_batch_goes_on_from_what_is_done(
     assert sorted(gateway.activities(job_id, "render_step")) == left
 
 
-def test_one_child_that_fails_spares_the_others(http: httpx.Client) -> None:
+def test_a_failed_child_does_not_fail_the_others(http: httpx.Client) -> None:
     graph = picture(next(_colors))
     graph["3"] = {"class_type": "TestSyncError", "inputs": {"value": ["1", 0]}}
     # The node that raises does so for every child; only those whose picture needs it fail.

@@ -73,7 +73,7 @@ def test_a_second_up_does_nothing(stack: RunningStack) -> None:
     assert _state(stack)["pid"] == before
 
 
-def test_what_people_and_programs_open_listens_on_loopback(stack: RunningStack) -> None:
+def test_public_ports_listen_on_loopback(stack: RunningStack) -> None:
     """Ray's own ports are the exception: other nodes join there, with the token."""
     ports = stack.ports
     private = {

@@ -17,7 +17,7 @@ ARTIFACT = Artifact(
 )
 
 
-async def test_one_artifact_that_many_write_at_once_is_one(database_url: str) -> None:
+async def test_concurrent_writes_of_one_artifact_store_it_once(database_url: str) -> None:
     """As prompts do that load the same output for the first time."""
     databases = [Database(database_url) for _ in range(4)]
     stores = [ArtifactStore(database) for database in databases]

@@ -66,7 +66,7 @@ async def test_objects_lie_where_the_url_says(
 
 
 @pytest.mark.parametrize("by_file", [False, True])
-async def test_what_is_there_is_made_new_without_sending_it_again(
+async def test_known_content_becomes_a_new_artifact_without_an_upload(
     blobs: BlobStore,
     url: str,
     s3_server: S3Server,
@@ -94,7 +94,7 @@ async def test_what_is_there_is_made_new_without_sending_it_again(
     assert not await blobs.renew("0" * 64)
 
 
-async def test_what_another_process_writes_is_seen(blobs: BlobStore, url: str) -> None:
+async def test_writes_of_other_processes_are_visible(blobs: BlobStore, url: str) -> None:
     neighbour = await blobs.put(b"there before")
     said = "written elsewhere"
     digest = await BlobStore(f"s3://{BUCKET}/elsewhere").put(said.encode())

@@ -83,9 +83,7 @@ async def test_there_is_room_for_so_many(store: ComparisonStore, valkey: Any) ->
     assert await store.has_room("ada")
 
 
-async def test_one_tenant_does_not_take_the_places_of_all(
-    valkey: Any, valkey_server: ValkeyServer
-) -> None:
+async def test_one_tenant_cannot_use_every_place(valkey: Any, valkey_server: ValkeyServer) -> None:
     store = ComparisonStore(valkey_server.url, secret=SECRET, capacity=10, capacity_per_tenant=2)
     for name in ("a", "b"):
         await store.add(name, "ada", b"x")

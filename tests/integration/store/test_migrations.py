@@ -61,7 +61,7 @@ async def jobs(database_url: str) -> AsyncIterator[JobStore]:
     await database.close()
 
 
-async def test_of_jobs_that_come_at_once_as_many_are_opened_as_may_be(jobs: JobStore) -> None:
+async def test_concurrent_jobs_are_opened_up_to_the_limit(jobs: JobStore) -> None:
     limits = (Limit(subject="owner:studio", open_jobs=5), Limit(subject="key:k", open_jobs=9))
 
     async def submit(number: int) -> bool:

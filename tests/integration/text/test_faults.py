@@ -226,7 +226,9 @@ async def test_breaker_states_are_reported(tmp_path: Path) -> None:
     ],
     ids=["429", "401", "403"],
 )
-async def test_what_opens_the_breaker_at_once(tmp_path: Path, answer: str, seconds: int) -> None:
+async def test_some_faults_open_the_breaker_at_once(
+    tmp_path: Path, answer: str, seconds: int
+) -> None:
     upstreams = {kind: Upstream(answer) for kind in KINDS}
     async with farm(tmp_path, upstreams) as models_app:
         for kind, upstream in upstreams.items():

@@ -92,7 +92,7 @@ async def test_a_stopped_one_is_replaced_and_its_streams_end(measured: Measured)
     await backend.close()
 
 
-async def test_one_whose_computation_is_stuck_is_replaced() -> None:
+async def test_an_actor_with_a_stuck_computation_is_replaced() -> None:
     endpoints = LlamaEndpoints("stuck", replace(SPEC, slow=3.0, stuck=8.0))
     place = await found(endpoints)
     backend = LlamaBackend(endpoints, connections=4)

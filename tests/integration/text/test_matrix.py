@@ -30,7 +30,7 @@ async def test_every_cell_passes_or_is_refused_by_name(tmp_path: Path) -> None:
         ("Ollama", ["tools", "messages", "format", "think"]),
     ],
 )
-async def test_what_the_model_cannot_do_is_named(
+async def test_features_that_the_model_lacks_are_refused_by_name(
     tmp_path: Path, protocol: str, fields: list[str]
 ) -> None:
     plain = {"name": "m", "context": 9000, "price": {"input": 0, "output": 0}}

@@ -81,7 +81,7 @@ async def test_the_window_grows_with_the_request_and_schemas_arrive_whole(
     assert bridge.requests[1]["tools"][0]["function"]["parameters"] == SCHEMA
 
 
-async def test_what_ollama_cannot_do_is_named(http: aiohttp.ClientSession) -> None:
+async def test_features_that_ollama_lacks_are_refused_by_name(http: aiohttp.ClientSession) -> None:
     tool = {"type": "function", "function": {"name": "f"}}
     response, answer = await ask(http, "chat/completions", tools=[tool], tool_choice="required")
     assert (response.status, answer["error"]["param"]) == (400, "tool_choice")

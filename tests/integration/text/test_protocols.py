@@ -121,7 +121,7 @@ async def test_tokens_are_counted_by_the_backend_or_estimated(
             await client.messages.count_tokens(model="nobody", **ask)
 
 
-async def test_what_ollamas_client_asks_of_models(speaking: ollama.AsyncClient) -> None:
+async def test_model_routes_of_ollamas_client(speaking: ollama.AsyncClient) -> None:
     listed = await speaking.list()
     assert {"auto", "gpt", "llama", "claude"} <= {model.model for model in listed.models}
     shown = await speaking.show("llama")
