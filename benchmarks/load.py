@@ -47,7 +47,7 @@ def measure(
             f"wrk.headers['authorization'] = {_lua('Bearer ' + key)}\n"
             + "".join(f"wrk.headers['{k}'] = {_lua(v)}\n" for k, v in (headers or {}).items())
         )
-        command = [
+        command: list[str] = [
             "wrk",
             "-t1",
             f"-c{connections}",
@@ -55,7 +55,7 @@ def measure(
             "--latency",
             "--timeout=30s",
             "-s",
-            script,
+            str(script),
             url,
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -119,7 +119,7 @@ def score(rows: Sequence[Row], splits: Sequence[Split], embed: Embed | None = No
         result.apgr.append(apgr(gains, truths))
         result.curves.append(recovered(gains, truths))
         result.length.append(_mean_of(lambda row: len(rows[row].prompt), held, truths))
-        result.chance.append(_mean_of(lambda row, c=chance: c.random(), held, truths))
+        result.chance.append(apgr([chance.random() for _ in held], truths))
         for row, w, s in zip(held, weak, strong, strict=True):
             result.pairs += [(w, rows[row].weak), (s, rows[row].strong)]
     return result

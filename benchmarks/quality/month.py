@@ -258,7 +258,8 @@ def play(seed: int) -> Month:
                 bad[model.name] = bad.get(model.name, 0.0) + failed
     best: dict[str, str] = {}
     for kind in {kind for kind, _ in fixed}:
-        best[kind] = min((m.name for m in MODELS), key=lambda name, k=kind: fixed[k, name])
+        losses = {model.name: fixed[kind, model.name] for model in MODELS}
+        best[kind] = min(losses, key=losses.__getitem__)
     totals["best fixed policy"] = sum(fixed[item] for item in best.items())
     regret = 0.0
     for day in range(DAYS):

@@ -176,8 +176,8 @@ async def request_costs(
                 home = folder / f"{number}{state}"
                 home.mkdir()
                 redis = f"redis://127.0.0.1:{port}/{2 * number + (state == 'on')}"
-                replica = _replica(root, home, backend, price, redis, model)
-                replicas[tree, state] = await stack.enter_async_context(replica)
+                opened = _replica(root, home, backend, price, redis, model)
+                replicas[tree, state] = await stack.enter_async_context(opened)
         for kind in ("whole", "stream"):
             for turn in range(rounds + 1):
                 before = [await replica.cpu_seconds() for replica in replicas.values()]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.door import ROOT
+from tests.stack import ROOT
 
 __all__ = ["Clients", "Graphs", "installed"]
 

@@ -1,4 +1,4 @@
-"""The door with another version of ComfyUI's page: its files from a folder, all else the door's.
+"""The gateway with another version of ComfyUI's page: its files from a folder, all else the gateway's.
 
 A gateway takes such a folder from MOYIN_COMFYUI_FRONTEND; this saves starting a second farm.
 """

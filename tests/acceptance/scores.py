@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.acceptance.gateway import CLAUDE, LLAMA
 from tests.acceptance.limits import LIMITS
+from tests.acceptance.text_gateway import CLAUDE, LLAMA
 
 __all__ = ["PAGE", "Score", "limits_table", "scores_table", "write"]
 

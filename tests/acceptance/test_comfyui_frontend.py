@@ -1,5 +1,7 @@
-"""ComfyUI's official frontend, unchanged, in a real browser on a whole farm: the version that comes
-with this ComfyUI, and a newer one."""
+"""Tests ComfyUI's official frontend, unchanged, in a real browser on a whole farm.
+
+It is tested in the version that comes with this ComfyUI, and in a newer one.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,9 @@ from playwright.sync_api import Page, WebSocket, sync_playwright
 from moyin.stack.profile import load
 from tests.acceptance.comfyui_clients import installed
 from tests.acceptance.other_frontend import other_frontend
-from tests.chaos.client import DoorClient
+from tests.chaos.client import StackClient
 from tests.chaos.graphs import picture, sleepy
-from tests.door import StackDoor
+from tests.stack import RunningStack
 
 # Chromium asks its maker's servers for nothing; tests may run as root.
 _FLAGS = (
@@ -80,12 +82,12 @@ class FrontendFolders:
 
 @pytest.fixture(params=[_OWN, _NEWER])
 def frontend(
-    request: pytest.FixtureRequest, door: StackDoor, tmp_path: Path
+    request: pytest.FixtureRequest, gateway: RunningStack, tmp_path: Path
 ) -> Iterator[FrontendFolders]:
     chromium = shutil.which("chromium")
     assert chromium is not None, "chromium is missing: run scripts/chromium.sh"
     # The page is served once some ComfyUI has said which nodes there are.
-    plain = DoorClient(door.url, door.api_key)
+    plain = StackClient(gateway.url, gateway.api_key)
     job = plain.submit({"kind": "render", "workflow": picture(next(_colors))})
     plain.wait(job, {"succeeded"}, _PATIENCE)
     with ExitStack() as stack:
@@ -98,18 +100,21 @@ def frontend(
         context.set_default_timeout(_PATIENCE * 1000)
         # Else a newcomer is shown templates first.
         known = context.request.post(
-            f"{door.url}/settings/Comfy.TutorialCompleted",
+            f"{gateway.url}/settings/Comfy.TutorialCompleted",
             data="true",
-            headers={"authorization": f"Bearer {door.api_key}", "content-type": "application/json"},
+            headers={
+                "authorization": f"Bearer {gateway.api_key}",
+                "content-type": "application/json",
+            },
         )
         assert known.ok, known.text()
         frontend = FrontendFolders(context.pages[0])
         if request.param == _OWN:
-            frontend.page.goto(f"{door.url}/comfy/")
-            frontend.page.fill("#key", door.api_key)
+            frontend.page.goto(f"{gateway.url}/comfy/")
+            frontend.page.fill("#key", gateway.api_key)
             frontend.page.click("button")
         else:
-            profile, files = load(door.layout.profile, {}), installed(tmp_path).frontend
+            profile, files = load(gateway.layout.profile, {}), installed(tmp_path).frontend
             url = stack.enter_context(other_frontend(profile, files))
             frontend.page.goto(f"{url}/")
         frontend.page.wait_for_function(_READY)
@@ -132,12 +137,12 @@ def test_a_prompt_is_queued_watched_and_its_picture_shown(frontend: FrontendFold
     assert frontend.page.evaluate(_PIXEL, shown) == [color >> 16, color >> 8 & 255, color & 255]
 
 
-def test_a_running_prompt_is_cancelled(frontend: FrontendFolders, door: StackDoor) -> None:
+def test_a_running_prompt_is_cancelled(frontend: FrontendFolders, gateway: RunningStack) -> None:
     frontend.load(sleepy(60, next(_colors)))
     frontend.run()
     frontend.hear("executing")
     frontend.page.get_by_role("button", name="Cancel current run").first.click()
     frontend.hear("execution_interrupted")
     [asked] = [m["data"]["prompt_id"] for m in frontend.told if m["type"] == "execution_start"]
-    plain = DoorClient(door.url, door.api_key)
+    plain = StackClient(gateway.url, gateway.api_key)
     plain.wait(asked, {"cancelled"}, _PATIENCE)

@@ -19,7 +19,7 @@ from moyin.cli.connector import Connector, reject_cross_site, upstream_headers
 from moyin.cli.main import run
 from moyin.errors import CrossSiteRequest, StackError
 from moyin.stack.profile import Profile, save
-from tests.door import ROOT
+from tests.stack import ROOT
 
 KEY = "moyin_key"
 PICTURE = bytes(range(256)) * 8_000  # larger than one read

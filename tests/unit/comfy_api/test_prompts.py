@@ -293,14 +293,15 @@ async def jobs_by_kind(rig: Rig) -> dict[str, str]:
     """Return the ids of waiting and running jobs, by submitter and client."""
     ids = {}
     for begun, state in ((False, "waits"), (True, "runs")):
-        for name, submitted in {
+        submissions: dict[str, dict[str, Any]] = {
             "own": {},
             "own, another client": {"client": "editor"},
             "through /jobs": {"comfyui": False},
             "a colleague's": {"key_id": "k2"},
             "a colleague's, same client": {"key_id": "k2", "client": "editor"},
             "another tenant's": {"owner": "bob"},
-        }.items():
+        }
+        for name, submitted in submissions.items():
             job = await rig.job(begun=begun, **submitted)
             ids[f"{name} {state}"] = job.id
     return ids

@@ -8,7 +8,7 @@ import pytest
 from moyin.comfy_api.validation_cache import ValidationCache
 
 BODY = {"outputs": ["2"], "node_errors": {}}
-UNCHECKED = {
+UNCHECKED: dict[str, dict[str, list[Any]]] = {
     "1": {
         "seed": ["INT", 0, 2**64 - 1],
         "cfg": ["FLOAT", 0.0, 100.0],

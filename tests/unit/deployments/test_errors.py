@@ -48,7 +48,7 @@ async def respond(app: ASGIApp, path: str = "/jobs") -> Answer:
 
 
 @pytest.mark.parametrize(
-    "serve_status, status, code, retry_after",
+    ("serve_status", "status", "code", "retry_after"),
     [
         (404, 503, "service_unavailable", "5"),
         (503, 503, "service_unavailable", "5"),

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from typing import Any
+
 from moyin.domain.batch import apply_patch, make_patch
 
-BASE = {
+BASE: dict[str, Any] = {
     "1": {"class_type": "A", "inputs": {"a": 1, "b": ["2", 0]}, "_meta": {"title": "x"}},
     "2": {"class_type": "B"},
 }

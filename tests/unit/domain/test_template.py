@@ -11,7 +11,9 @@ from moyin.domain.template import Template, fill
 from moyin.errors import InvalidRequest
 from moyin.render.templates.response import to_template
 
-OUTPUTS = [{"text": "said", "artifacts": ["artifact:art_" + "0" * 32], "body": {"n": 3}}]
+OUTPUTS: list[dict[str, Any]] = [
+    {"text": "said", "artifacts": ["artifact:art_" + "0" * 32], "body": {"n": 3}}
+]
 
 
 def template(text: Any = "${inputs.prompt}", **inputs: Any) -> Template:

@@ -126,7 +126,9 @@ async def test_every_child_of_a_batch_is_checked(bench: Bench) -> None:
 
 
 async def test_the_known_inputs_of_a_later_step_are_checked(bench: Bench) -> None:
-    later = {"1": {"class_type": "Load", "inputs": {"image": "bad", "text": "${steps.0.text}"}}}
+    later: dict[str, Any] = {
+        "1": {"class_type": "Load", "inputs": {"image": "bad", "text": "${steps.0.text}"}}
+    }
     first = render(graph("good"))
     with pytest.raises(InputNotFound):
         await bench.checks.admit(ANN, spec(first, render(later), kind="pipeline"))

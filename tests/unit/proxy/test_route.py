@@ -168,7 +168,7 @@ def test_redirects_are_translated_for_the_client(location: str, translated: str)
         ("/a/x?q", "/a/x?q"),
         # The service may redirect to its own address.
         ("http://10.0.0.1:80/a/x", "/a/x"),
-        ("https://door.studio/a/x", "https://door.studio/a/x"),
+        ("https://gateway.studio/a/x", "https://gateway.studio/a/x"),
     ],
 )
 def test_redirects_keep_the_prefix_of_a_service_that_knows_it(

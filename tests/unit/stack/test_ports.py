@@ -7,7 +7,7 @@ import pytest
 
 from moyin.errors import StackError
 from moyin.stack.ports import Ports, require_free
-from tests.door import free_port_base
+from tests.stack import free_port_base
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from moyin.stack.options import Options
 from moyin.stack.service import Service
 from moyin.stack.state import PartStatus, StackState
 from moyin.stack.supervisor import Supervisor, _notes
-from tests.door import free_port_base
+from tests.stack import free_port_base
 
 
 async def _at_once() -> None:

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -21,6 +19,7 @@ from moyin.system.processes import (
     find,
     missing,
 )
+from tests.waiting import eventually
 
 SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
 STUBBORN = (
@@ -39,7 +38,7 @@ async def test_output_of_a_child_is_logged(tmp_path: Path) -> None:
     log = LogFile(tmp_path / "log")
     child = await Child.start(("sh", "-c", "echo out; echo err >&2"), os.environ, log)
     assert await child.wait() == 0
-    await _until(lambda: len(tail(tmp_path / "log", 9)) == 2)
+    await eventually(lambda: len(tail(tmp_path / "log", 9)) == 2)
     await child.stop(1)
     log.close()
     assert sorted(tail(tmp_path / "log", 9)) == ["err", "out"]
@@ -49,7 +48,7 @@ async def test_child_gets_its_timer_slack(tmp_path: Path) -> None:
     log = LogFile(tmp_path / "log")
     command = ("cat", "/proc/self/timerslack_ns")
     child = await Child.start(command, os.environ, log, timer_slack_ns=2_000_000)
-    await _until(lambda: tail(tmp_path / "log", 1) == ["2000000"])
+    await eventually(lambda: tail(tmp_path / "log", 1) == ["2000000"])
     assert await child.wait() == 0
     await child.stop(1)
     log.close()
@@ -58,7 +57,7 @@ async def test_child_gets_its_timer_slack(tmp_path: Path) -> None:
 async def test_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     log = LogFile(tmp_path / "log")
     child = await Child.start(STUBBORN, os.environ, log)
-    await _until(lambda: tail(tmp_path / "log", 1) == ["ready"])
+    await eventually(lambda: tail(tmp_path / "log", 1) == ["ready"])
     await child.stop(0.2)
     log.close()
     assert await child.wait() == -signal.SIGKILL
@@ -146,11 +145,3 @@ def _wait_for(folder: Path, count: int) -> None:
     while len(list(find(str(folder)))) < count:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-async def _until(check: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while True:
-            if check():
-                return
-            await asyncio.sleep(0.01)

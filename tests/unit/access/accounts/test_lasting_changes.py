@@ -47,9 +47,9 @@ async def _role(studio: Studio, caller: Caller) -> object:
     )
 
 
-async def _limit(studio: Studio, caller: Caller) -> object:
+async def _limit(studio: Studio, caller: Caller) -> None:
     limit = Limit(subject=f"user:{caller.identity.user}", open_jobs=1)
-    return await studio.parts.api_keys.set_limit(caller, limit)
+    await studio.parts.api_keys.set_limit(caller, limit)
 
 
 async def _profile(studio: Studio, caller: Caller) -> object:
@@ -187,8 +187,10 @@ class InterruptedPasswords(Passwords):
         super().__init__(hasher)
         self._between = between
 
-    async def verify(self, known: str | None, password: str, **rest: Any) -> bool:
-        matches = await super().verify(known, password, **rest)
+    async def verify(
+        self, password_hash: str | None, password: str, *, account: str = "", trusted: bool = False
+    ) -> bool:
+        matches = await super().verify(password_hash, password, account=account, trusted=trusted)
         await self._between()
         return matches
 

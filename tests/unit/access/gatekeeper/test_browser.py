@@ -55,7 +55,7 @@ async def test_invalid_keys_get_no_cookie(secret: str) -> None:
 
 
 async def test_pages_of_other_sites_cannot_sign_in_or_out() -> None:
-    foreign = scope(host="door.example", origin="http://evil.example")
+    foreign = scope(host="gateway.example", origin="http://evil.example")
     with pytest.raises(CrossSiteRequest):
         await SESSIONS.begin(foreign, "good")
     with pytest.raises(CrossSiteRequest):

@@ -98,7 +98,7 @@ def test_a_cookie_is_ignored_on_other_paths() -> None:
     assert Credentials().take(scope(cookie="moyin_session=d")) is None
 
 
-OWN = "http://door.example:8000"
+OWN = "http://gateway.example:8000"
 
 
 @pytest.mark.parametrize(
@@ -109,12 +109,12 @@ OWN = "http://door.example:8000"
         ({"sec-fetch-site": "same-site"}, False),
         ({"sec-fetch-site": "cross-site", "origin": OWN}, False),
         ({"origin": OWN}, True),
-        ({"origin": "http://door.example:8001"}, False),
-        ({"origin": "https://door.example"}, False),
+        ({"origin": "http://gateway.example:8001"}, False),
+        ({"origin": "https://gateway.example"}, False),
         ({"origin": "http://evil.example"}, False),
-        ({"origin": "http://door.example:8000.evil.example"}, False),
+        ({"origin": "http://gateway.example:8000.evil.example"}, False),
         ({"origin": "null"}, False),
-        ({"origin": "file://door.example:8000"}, False),
+        ({"origin": "file://gateway.example:8000"}, False),
         ({}, False),
     ],
 )
@@ -123,7 +123,7 @@ def test_a_cookie_is_accepted_from_own_pages_only(
     headers: dict[str, str], fine: bool, kind: str
 ) -> None:
     socket = {"kind": "websocket"} if kind == "websocket" else {"method": kind}
-    sent = {"host": "door.example:8000", "cookie": "moyin_session=d", **headers}
+    sent = {"host": "gateway.example:8000", "cookie": "moyin_session=d", **headers}
     asked = with_headers(sent, **socket)
     if fine:
         assert TAKEN.take(asked) == "d"
@@ -133,7 +133,7 @@ def test_a_cookie_is_accepted_from_own_pages_only(
 
 
 def test_reads_and_header_keys_need_no_origin() -> None:
-    foreign = {"host": "door.example", "origin": "http://evil.example"}
+    foreign = {"host": "gateway.example", "origin": "http://evil.example"}
     by_cookie = with_headers({**foreign, "cookie": "moyin_session=d"})
     assert TAKEN.take(by_cookie) == "d"
     by_header = with_headers({**foreign, "x-api-key": "b"}, method="POST")
@@ -143,8 +143,8 @@ def test_reads_and_header_keys_need_no_origin() -> None:
 @pytest.mark.parametrize(
     ("origin", "host"),
     [
-        ("https://door.example", "door.example"),  # TLS is terminated in front
-        ("https://door.example", "DOOR.example:443"),
+        ("https://gateway.example", "gateway.example"),  # TLS is terminated in front
+        ("https://gateway.example", "GATEWAY.example:443"),
         ("http://[::1]:8000", "[::1]:8000"),
     ],
 )
@@ -158,10 +158,12 @@ def test_a_client_without_origin_headers_may_sign_in() -> None:
         check_origin(scope(method="POST", origin="http://evil.example"), required=False)
 
 
-@pytest.mark.parametrize("host", ["", "a b", "door.example:x", "door.example:99999"])
+@pytest.mark.parametrize("host", ["", "a b", "gateway.example:x", "gateway.example:99999"])
 def test_an_invalid_host_matches_no_origin(host: str) -> None:
     with pytest.raises(CrossSiteRequest):
-        check_origin(with_headers({"origin": "http://door.example", "host": host}, method="POST"))
+        check_origin(
+            with_headers({"origin": "http://gateway.example", "host": host}, method="POST")
+        )
 
 
 @pytest.mark.parametrize(

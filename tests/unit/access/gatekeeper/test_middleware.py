@@ -457,7 +457,7 @@ async def test_a_response_does_not_wait_for_a_missing_body(
     monkeypatch: pytest.MonkeyPatch, headers: dict[str, str], status: int
 ) -> None:
     monkeypatch.setattr(body, "_DRAIN_SECONDS", 0.01)
-    request = HalfSentRequest("/", **headers)
+    request = HalfSentRequest("/", 1, **headers)
     await behind_gatekeeper(respond_at_once, Recorder())(
         request.scope, request.receive, request.send
     )
@@ -466,7 +466,7 @@ async def test_a_response_does_not_wait_for_a_missing_body(
 
 @pytest.mark.parametrize("headers", [{}, {"x_api_key": "good"}])
 async def test_a_body_that_is_sent_keeps_the_connection(headers: dict[str, str]) -> None:
-    request = HalfSentRequest("/", **headers)
+    request = HalfSentRequest("/", 1, **headers)
 
     async def receive() -> Any:
         return {**(await request.receive()), "more_body": request.left > 0}

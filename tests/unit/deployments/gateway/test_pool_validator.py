@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from ray.exceptions import RayError
 
-from deployments.gateway import pools
 from deployments.gateway.pools import PoolValidator
 from moyin.errors import InvalidGraph, ServiceUnavailable
 
@@ -55,7 +54,7 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Any:
             return pool.actors[name]
 
         monkeypatch.setattr("ray.serve.get_deployment_handle", handle)
-        monkeypatch.setattr(pools.ray, "get_actor", actor)
+        monkeypatch.setattr("deployments.gateway.pools.ray.get_actor", actor)
         return pool
 
     return install

@@ -109,7 +109,8 @@ class Bench:
         steps = (step,) * (index + 1)
         spec = await self.blobs.put(encode(JobSpec(kind="render", steps=steps, comfyui=comfyui)))
         step_input = StepInput(job_id=job_id, attempt=1, owner=owner, index=index, spec=spec)
-        done: StepDone = await self.environment.run(self.activities.render_step, step_input)
+        done = await self.environment.run(self.activities.render_step, step_input)
+        assert isinstance(done, StepDone)
         return done.result
 
 

@@ -15,9 +15,10 @@ from moyin.jobs.intake import Broker, IntakeWorker
 from moyin.jobs.intake.rabbit import RabbitBroker
 from moyin.jobs.intake.streams import StreamBroker
 from moyin.render.templates.catalog import Catalog
+from tests.waiting import eventually
 
 PASSWORD = "s3cr3t-0123456789"
-NAMES = {"results": "r", "dead_letters": "d"}
+NAMES: dict[str, Any] = {"results": "r", "dead_letters": "d"}
 
 
 def closed_port() -> int:
@@ -53,9 +54,7 @@ async def test_a_brokers_password_is_in_no_log(caplog: pytest.LogCaptureFixture)
     def intake_records() -> list[logging.LogRecord]:
         return [record for record in caplog.records if record.name.startswith("moyin.jobs.intake")]
 
-    async with asyncio.timeout(60):
-        while len(intake_records()) < len(workers):  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+    await eventually(lambda: len(intake_records()) >= len(workers), 60)
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)

@@ -204,13 +204,6 @@ class Bench:
             JobWorkflow.run, job, id=job.job_id, task_queue=JOBS_QUEUE
         )
 
-    async def eventually(self, condition: Callable[[], Any]) -> None:
-        for _ in range(500):
-            if condition():
-                return
-            await asyncio.sleep(0.02)
-        raise AssertionError("the condition did not become true")
-
     async def run(self, **changes: Any) -> JobOutcome:
         return await (await self.start(**changes)).result()
 

@@ -130,7 +130,7 @@ def test_inputs_with_only_type_and_range_checks_are_listed() -> None:
 
 
 def test_prompt_state_drops_entries_that_were_read() -> None:
-    ended = {"prompt": [0, "b", {"1": {}}], "outputs": {"2": {}}, "status": None}
+    ended: dict[str, Any] = {"prompt": [0, "b", {"1": {}}], "outputs": {"2": {}}, "status": None}
     queue = SimpleNamespace(
         mutex=threading.RLock(),
         history={"a": {"outputs": {}}, "b": ended},

@@ -20,7 +20,7 @@ OWN = f"moyin/{'a' * 64}.png"
 ALLOWED = {KEY: {"allow": ["*"], "deny": ["Bad*"], "unchecked": ["Odd.path"]}}
 
 
-class Any_(str):
+class AnyType(str):
     def __ne__(self, other: object) -> bool:
         return False
 
@@ -29,19 +29,19 @@ class Any_(str):
 
 class Shows:
     RETURN_TYPES = ()
-    INPUT_TYPES = classmethod(lambda cls: {"required": {"source": (Any_("*"), {})}})
+    INPUT_TYPES: Any = classmethod(lambda cls: {"required": {"source": (AnyType("*"), {})}})
 
 
 class Load:
     RETURN_TYPES = ("IMAGE",)
-    INPUT_TYPES = classmethod(
+    INPUT_TYPES: Any = classmethod(
         lambda cls: {"required": {"image": ([], {"image_upload": True}), "model": ("MODEL",)}}
     )
 
 
 class Odd:
     RETURN_TYPES = ("IMAGE",)
-    INPUT_TYPES = classmethod(lambda cls: {"required": {"path": ("STRING", {})}})
+    INPUT_TYPES: Any = classmethod(lambda cls: {"required": {"path": ("STRING", {})}})
 
 
 class Broken:

@@ -37,7 +37,7 @@ class Pip:
 @pytest.fixture
 def pip(monkeypatch: pytest.MonkeyPatch) -> Pip:
     pip = Pip()
-    monkeypatch.setattr(module.subprocess, "run", pip)
+    monkeypatch.setattr("moyin.render.comfyui.install.subprocess.run", pip)
     return pip
 
 

@@ -112,7 +112,7 @@ def test_kind_of_an_input_follows_from_its_description() -> None:
     ],
 )
 def test_kind_of_a_text_input_follows_from_its_name(name: str, loading: str, saving: str) -> None:
-    spec = {name: ["STRING", {}]}
+    spec: dict[str, Any] = {name: ["STRING", {}]}
     assert rules(node(**spec)) == {name: loading}
     assert rules(node(output_node=True, **spec)) == {name: saving}
 

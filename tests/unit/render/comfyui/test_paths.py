@@ -127,7 +127,8 @@ def test_history_entry_hides_paths_in_errors(paths: HostPaths) -> None:
     shown = paths.hide_in_state({"queued": False, "entry": entry})["entry"]
     assert shown["status"]["messages"] == [["execution_start", {}], ["execution_error", SHOWN]]
     assert shown["outputs"] == {"1": {"text": ["/etc/motd"]}}
-    for other in ({"queued": True, "entry": None}, None, [], {"entry": {"status": 3}}):
+    wrong: list[Any] = [{"queued": True, "entry": None}, None, [], {"entry": {"status": 3}}]
+    for other in wrong:
         assert paths.hide_in_state(other) == other
 
 

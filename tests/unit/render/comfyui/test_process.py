@@ -15,6 +15,7 @@ from moyin.render.comfyui.folder import ProcessFolder
 from moyin.render.comfyui.options import ComfyOptions, Isolation
 from moyin.render.comfyui.process import ComfyProcess, Spawner, command_line, memory_kills
 from moyin.render.comfyui.sandbox import user_of
+from tests.waiting import eventually
 
 
 def options(folder: Path, **changes: object) -> ComfyOptions:
@@ -40,11 +41,8 @@ async def start(
 
 
 async def _first_line(process: ComfyProcess) -> str:
-    for _ in range(500):
-        if lines := process.last_lines():
-            return lines
-        await asyncio.sleep(0.02)
-    raise AssertionError("the process prints nothing")
+    lines: str = await eventually(process.last_lines)
+    return lines
 
 
 def test_command_line_separates_processes(tmp_path: Path) -> None:

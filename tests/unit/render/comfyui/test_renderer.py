@@ -21,6 +21,7 @@ from moyin.render.comfyui.renderer import ComfyRenderer
 from moyin.render.comfyui.session import Session
 from moyin.render.comfyui.written_files import WrittenFiles
 from moyin.store.blobs import BlobStore
+from tests.waiting import eventually
 
 
 class Process:
@@ -159,8 +160,8 @@ async def test_strict_comfyui_does_not_start_without_confinement(
 
 
 async def _error_of(renderer: ComfyRenderer) -> str:
-    for _ in range(1000):
-        if (error := (await renderer.status()).error) is not None:
-            return error
-        await asyncio.sleep(0.01)
-    raise AssertionError("the renderer reports no error")
+    async def reported() -> str | None:
+        return (await renderer.status()).error
+
+    error: str = await eventually(reported)
+    return error

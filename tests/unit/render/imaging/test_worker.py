@@ -41,7 +41,12 @@ class Converter:
         return picture
 
     def preview(self, source: bytes, kind: str = "webp", channels: str = "") -> Image.Image:
-        task = {"action": "preview", "format": kind, "quality": 90, "channels": channels}
+        task: dict[str, Any] = {
+            "action": "preview",
+            "format": kind,
+            "quality": 90,
+            "channels": channels,
+        }
         return self.convert(source, **task)
 
     def channel(self, source: bytes, channels: str) -> Image.Image:

@@ -70,11 +70,12 @@ async def test_a_stream_that_was_held_back_as_a_whole_is_judged(codec: Any) -> N
     rig = JudgeRig(rescue=RescuePolicy.CHECKED, hold_streams=True)
     rig.backends[SMALL].answer = text_answer('{"sorted": [1, 2]}')
     schema = {"type": "object"}
-    asked: dict[str, Any] = {
+    schemas: dict[str, dict[str, Any]] = {
         "openai": {"response_format": {"type": "json_object"}},
         "anthropic": {"output_config": {"format": {"type": "json_schema", "schema": schema}}},
         "ollama": {"format": "json", "max_tokens": None},
-    }[codec.api_format.value]
+    }
+    asked = schemas[codec.api_format.value]
     name = await rig.started(codec=codec, stream=True, **asked)
     assert comparison(rig, name).answer == '{"sorted": [1, 2]}'
 

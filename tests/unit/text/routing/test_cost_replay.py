@@ -22,7 +22,7 @@ from moyin.text.routing.catalog import Alias, Catalog, ModelDeployment, TenantPo
 from moyin.text.routing.claude_prices import CLAUDE_TARIFFS
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.router import Router
-from tests.door import Measured
+from tests.stack import Measured
 from tests.unit.text.routing.factories import ALL_SCOPES, deployment
 from tests.unit.text.routing.request_trace import TraceRequest, requests
 from tests.unit.text.routing.router_rig import RecordedLedger

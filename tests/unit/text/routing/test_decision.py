@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import date
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -38,8 +39,8 @@ HI = Needs(prompt_tokens=100, max_tokens=50)
 HAIKU = CLAUDE_TARIFFS["claude-haiku-5-5"]
 
 
-def choose(of: Fleet, needs: Needs = HI, **how: object) -> list[Candidate]:
-    return rank_candidates(route(of, **how), needs, UsageHistory(), always_weigh=True)  # type: ignore[arg-type]
+def choose(of: Fleet, needs: Needs = HI, **how: Any) -> list[Candidate]:
+    return rank_candidates(route(of, **how), needs, UsageHistory(), always_weigh=True)
 
 
 def names(candidates: Sequence[Candidate]) -> list[str]:
@@ -238,14 +239,12 @@ CLOUD = deployment("claude", HAIKU, context=200_000)
     ],
     ids=["tenant", "everybody", "alias", "header"],
 )
-def test_residency_rules_exclude_back_ends(
-    parts: dict[str, object], how: dict[str, object]
-) -> None:
+def test_residency_rules_exclude_back_ends(parts: dict[str, Any], how: dict[str, Any]) -> None:
     of = fleet([CLOUD, AT_HOME], **parts)
     assert names(choose(of, HI, **how)) == ["local"]
     needs = Needs(prompt_tokens=1, vision=True)
     assert not choose(of, needs, **how)
-    error = build_no_candidate_error(route(of, **how), needs)  # type: ignore[arg-type]
+    error = build_no_candidate_error(route(of, **how), needs)
     assert isinstance(error, UnsupportedFeature)
     assert error.field == "messages"
 
@@ -304,7 +303,8 @@ def test_compiled_route_is_cached_for_the_day() -> None:
     first = route(of)
     assert route(of) is first
     assert route(of, owner="eve") is first
-    assert of.get_route("auto", "ada", None, CLOUD.api_format, first.day + 1) is not first  # type: ignore[arg-type]
+    assert CLOUD.api_format is not None
+    assert of.get_route("auto", "ada", None, CLOUD.api_format, first.day + 1) is not first
 
 
 @pytest.mark.parametrize(

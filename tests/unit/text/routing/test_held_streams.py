@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -87,7 +87,7 @@ async def test_cached_answer_is_no_follow_up() -> None:
         gateway.ledger,
         cache=Memory(),
         estimator=Estimator(),
-        learning=gateway.learning,
+        learning=cast(Any, gateway.learning),
         follow_ups=follow_ups,
     )
     await twice(gateway)

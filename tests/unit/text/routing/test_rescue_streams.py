@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -66,9 +66,11 @@ class Streams(Gateway):
 
     def __init__(self, first: str = BAD, second: str = GOOD, **rules: Any) -> None:
         super().__init__(first, second, **rules)
-        self.learning: Any = RecordingLearning()
+        self.learning = RecordingLearning()
         fleet = self.router.fleet
-        self.router = Router(fleet, self.ledger, estimator=Estimator(), learning=self.learning)
+        self.router = Router(
+            fleet, self.ledger, estimator=Estimator(), learning=cast(Any, self.learning)
+        )
 
     async def stream(self, codec: ProtocolCodec | None = None, **more: Any) -> tuple[str, str, str]:
         """Return the model, the route and the whole body."""
@@ -416,7 +418,7 @@ async def test_cut_and_refusing_answers_and_broken_arguments_are_signals(
 ) -> None:
     gateway = Streams(rescue=RescuePolicy.OFF)
     gateway.small.answer = answer
-    changes = {"max_tokens": limit, "tools": [TOOL]}
+    changes: dict[str, Any] = {"max_tokens": limit, "tools": [TOOL]}
     if streams:
         await gateway.stream(**changes)
     else:

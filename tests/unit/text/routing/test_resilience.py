@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
@@ -308,7 +309,7 @@ async def test_opening_breaker_does_not_stop_a_running_answer() -> None:
     async def open_breaker(tenant: str, seconds: float, expected: float) -> None:
         slow.let_go.set()
 
-    rig.runtimes[1].acquire = open_breaker  # type: ignore[assignment, method-assign]
+    rig.runtimes[1].acquire = open_breaker  # type: ignore[method-assign]
     answer = await rig.ask(stream=True)
     await drained(answer)
     assert dict(answer.headers)[b"x-moyin-route"] == b"cheapest"
@@ -419,7 +420,7 @@ async def test_broken_tool_call_is_charged_and_does_not_count_as_outage(
     broken = FakeBackend(replace(text_answer(), parts=(Text(text=before), use)))
     rig = Rig(broken)
     # Ollama's clients have another word for it.
-    limit = {"max_tokens": 0} if streams else {}
+    limit: dict[str, Any] = {"max_tokens": 0} if streams else {}
     for _ in range(5):
         if streams and before:
             answer = await rig.ask(OllamaChatCodec(), stream=True, **limit)

@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import AsyncMock
+from unittest.mock import AsyncMock, patch
 
 import pytest
 
@@ -32,7 +32,7 @@ class FakeValkey(dict[bytes, bytes]):
 
     is_unavailable = False
 
-    async def get(self, names: Sequence[bytes]) -> list[bytes | None] | None:
+    async def get(self, names: Sequence[bytes]) -> list[bytes | None] | None:  # type: ignore[override]
         return None if self.is_unavailable else [dict.get(self, name) for name in names]
 
     async def take(self, names: Sequence[bytes]) -> list[bytes | None] | None:
@@ -129,13 +129,9 @@ async def test_a_follow_up_reaches_the_other_replica(database: Database) -> None
 async def test_pending_answers_are_shared_on_close(database: Database) -> None:
     valkey = FakeValkey()
     one, two = Gateway(database, valkey), Gateway(database, valkey)
-    one.shared_answers.process_batch, shared_answers = (
-        AsyncMock(),
-        one.shared_answers.process_batch,
-    )  # type: ignore[method-assign]
-    await one.ask("r1", ASK)
-    assert valkey == {}
-    one.shared_answers.process_batch = shared_answers  # type: ignore[method-assign]
+    with patch.object(one.shared_answers, "process_batch", AsyncMock()):
+        await one.ask("r1", ASK)
+        assert valkey == {}
     await one.follow_ups.close()
     await later(two)
     assert await two.ask("r2", ASK) == [("r1", "regenerated")]
@@ -202,7 +198,7 @@ async def test_replica_matches_its_own_answers_without_valkey(database: Database
 
 async def test_outage_between_read_and_take_falls_back_to_own_answers(database: Database) -> None:
     class Failing(FakeValkey):
-        async def get(self, names: Sequence[bytes]) -> list[bytes | None] | None:
+        async def get(self, names: Sequence[bytes]) -> list[bytes | None] | None:  # type: ignore[override]
             return None
 
     one = Gateway(database, Failing())
