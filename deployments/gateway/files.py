@@ -16,9 +16,9 @@ from fastapi.responses import StreamingResponse
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 
-from moyin.domain import media
-from moyin.domain.artifact import Artifact
+from moyin.domain.artifact import SNIFF_BYTES, Artifact, detect_media_type, sanitize_file_name
 from moyin.errors import ArtifactNotFound, InvalidRequest
+from moyin.http.headers import build_file_headers, parse_byte_range
 from moyin.store.blobs import BlobStore
 
 __all__ = ["Upload", "artifact_response", "receive_upload", "store_upload"]
@@ -63,14 +63,14 @@ async def store_upload(
         InvalidRequest: the file is empty, or ``declared`` is not a media type.
     """
     async with await anyio.open_file(upload.path, "rb") as file:
-        head = await file.read(media.SNIFF_BYTES)
+        head = await file.read(SNIFF_BYTES)
     if not head:
         raise InvalidRequest("the file is empty: it must have at least one byte", field="file")
-    kind = media.media_type(declared, head)
+    kind = detect_media_type(declared, head)
     blob = await blobs.put_file(upload.path)
     return Artifact(
         id=artifact_id,
-        name=media.clean_name(name, kind),
+        name=sanitize_file_name(name, kind),
         media_type=kind,
         size=blob.size,
         sha256=blob.sha256,
@@ -122,7 +122,7 @@ async def _chunks(file: UploadFile) -> AsyncIterator[bytes]:
 
 
 def _response(request: Request, artifact: Artifact, blobs: BlobStore) -> Response:
-    headers = dict(media.serving_headers(artifact))
+    headers = dict(build_file_headers(artifact))
     if headers["etag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     requested = _byte_range(request, headers, artifact.size)
@@ -144,4 +144,4 @@ def _byte_range(request: Request, headers: Mapping[str, str], size: int) -> tupl
     condition = request.headers.get("if-range")
     if condition is not None and condition != headers["etag"]:
         return None
-    return media.byte_range(request.headers.get("range"), size)
+    return parse_byte_range(request.headers.get("range"), size)

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from moyin.domain.pools import DISK_NODES, PoolRules
+from moyin.domain.limits import DISK_NODES, PoolRules
 from moyin.render.comfyui.options import Isolation, Network
 
 __all__ = ["CacheArgs", "ComfyArgs", "NodesArgs", "RenderArgs"]

@@ -6,8 +6,7 @@ import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol
 
-from moyin.domain.limits import Limit, permitted_pools
-from moyin.domain.pools import PoolRules
+from moyin.domain.limits import Limit, PoolRules, permitted_pools
 from moyin.domain.renderer import RenderRequest
 from moyin.errors import InputNotFound, NodeNotAllowed, OutOfMemory, PoolNotAllowed
 from moyin.render.comfyui.bridge.guard import KEY

@@ -9,8 +9,7 @@ from typing import Any
 from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.comfy_api.protocol.node_info import permitted_nodes
 from moyin.domain.identity import Identity
-from moyin.domain.limits import permitted_pools
-from moyin.domain.pools import PoolRules
+from moyin.domain.limits import PoolRules, permitted_pools
 from moyin.errors import InputNotFound, InvalidRequest, NodeNotAllowed
 from moyin.render.comfyui.bridge.names import PREFIX, Refusal, Rule, refusals
 from moyin.render.protocol.refusals import NOT_YOURS, Refused, refused_body

@@ -24,7 +24,7 @@ from moyin.comfy_api.protocol.node_info import (
     union_of_nodes,
     without_input_folder,
 )
-from moyin.domain.pools import PoolRules
+from moyin.domain.limits import PoolRules
 from moyin.domain.serialization import decode
 from moyin.errors import NotFound, ServiceUnavailable
 from moyin.render.comfyui.bridge.names import Rule, rules_of

@@ -1,4 +1,7 @@
-"""Holds token usage and exact prices: picodollars inside, decimal US dollars outside."""
+"""Defines token usage and exact prices.
+
+Costs are computed as integers of picodollars (10^-12 US dollars), and returned as decimals.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,14 @@ from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
 
-# Picodollars per dollar. A token at one dollar per million costs a million picodollars.
-PICO = 10**12
+PICO = 10**12  # picodollars in a US dollar
+# Picodollars per token, for each US dollar per million tokens.
 _PICO_PER_RATE = 10**6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
-    """The tokens of a call. The four kinds of input are disjoint; their sum is the prompt.
+    """The tokens of a call to a model; the four disjoint kinds of input add up to the prompt.
 
     Attributes:
         input_tokens: prompt tokens that were neither read from nor written to a cache.
@@ -21,7 +24,7 @@ class Usage:
         cache_write_tokens: prompt tokens written to the 5-minute cache.
         cache_write_1h_tokens: prompt tokens written to the 1-hour cache.
         output_tokens: all generated tokens, including reasoning.
-        reasoning_tokens: the part of ``output_tokens`` that is reasoning, where known.
+        reasoning_tokens: the part of ``output_tokens`` that is reasoning, if known.
     """
 
     input_tokens: int = 0
@@ -43,10 +46,10 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rates:
-    """Prices in US dollars per million tokens, with six decimals at most.
+    """The prices of tokens in US dollars per million, with at most six decimals.
 
     Raises:
-        ValueError: a rate has more decimals, or is negative.
+        ValueError: a price has more decimals, or is negative.
     """
 
     input: Decimal
@@ -62,7 +65,7 @@ class Rates:
         object.__setattr__(self, "_pico", tuple(map(_pico, rates)))
 
     def pico_cost(self, usage: Usage) -> int:
-        """Return the cost of ``usage`` in picodollars."""
+        """Return the cost of the tokens in picodollars."""
         read, cached, written, written_1h, out = self._pico
         return (
             usage.input_tokens * read
@@ -73,7 +76,7 @@ class Rates:
         )
 
     def max_pico_cost(self, prompt_tokens: int, output_tokens: int) -> int:
-        """Return the highest cost of these tokens in picodollars, for any use of a cache."""
+        """Return the highest cost of the tokens in picodollars, whatever part of them is cached."""
         *prompt_rates, out = self._pico
         return prompt_tokens * max(prompt_rates) + output_tokens * out
 
@@ -84,7 +87,7 @@ class Rates:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PriceBand:
-    """The rates for prompts of up to ``up_to`` tokens (None: any length)."""
+    """The rates of calls whose prompt has at most ``up_to`` tokens; None means any length."""
 
     rates: Rates
     up_to: int | None = None
@@ -92,11 +95,11 @@ class PriceBand:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Price:
-    """The price of a model from ``since`` on, by the length of the prompt.
+    """The price of a model from the day ``since`` on, which may depend on the prompt's length.
 
     Attributes:
-        bands: ascending by ``up_to``; the last band has no limit.
-        is_free: True if no token costs anything.
+        bands: the rates by the length of the prompt, shortest first; the last has no limit.
+        is_free: True if all tokens cost nothing.
     """
 
     since: date
@@ -108,29 +111,25 @@ class Price:
         limits = [band.up_to for band in self.bands]
         finite = [limit for limit in limits[:-1] if limit is not None]
         if not limits or limits[-1] is not None or len(finite) != len(limits) - 1:
-            raise ValueError("the last price band, and only the last, must have no up_to")
+            raise ValueError("price bands: all but the last need up_to, which the last must omit")
         if finite != sorted(set(finite)):
-            raise ValueError("price bands must be in ascending order of up_to")
+            raise ValueError(f"price bands must be in ascending order of up_to, not {finite}")
 
     def rates(self, prompt_tokens: int) -> Rates:
-        for band in self.bands:
-            if band.up_to is None or prompt_tokens <= band.up_to:
-                return band.rates
-        raise AssertionError("the last band has no limit")
+        *limited, last = self.bands
+        fitting = (b for b in limited if b.up_to is not None and prompt_tokens <= b.up_to)
+        return next(fitting, last).rates
 
     def pico_cost(self, usage: Usage) -> int:
-        """Return the exact cost of a call in picodollars.
-
-        Cache reads and writes count towards the length of the prompt.
-        """
+        """Return the exact cost of a call in picodollars; cached tokens count for the band."""
         if len(self.bands) == 1:
             return self.bands[0].rates.pico_cost(usage)
         return self.rates(usage.prompt_tokens).pico_cost(usage)
 
     def max_pico_cost(self, prompt_tokens: int, output_tokens: int) -> int:
-        """Return the highest cost in picodollars of a prompt of up to ``prompt_tokens``.
+        """Return the highest cost in picodollars of any prompt of up to ``prompt_tokens``.
 
-        A longer prompt may be cheaper, because it has another band.
+        Shorter prompts are compared too, because they may belong to a more expensive band.
         """
         highest, reached = 0, 0
         for band in self.bands:
@@ -148,23 +147,23 @@ class Price:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tariff:
-    """The prices of a model over time, oldest first."""
+    """The prices of a model over time, the oldest first."""
 
     prices: tuple[Price, ...]
 
     def __post_init__(self) -> None:
         days = [price.since for price in self.prices]
         if not days or days != sorted(set(days)):
-            raise ValueError("a tariff needs at least one price, in ascending order of dates")
+            raise ValueError("a tariff needs at least one price, in ascending order of `since`")
 
     def price_on(self, day: date) -> Price:
-        """Return the price of ``day``; before the first date, the first price."""
+        """Return the price on ``day``; days before the first price have the first price."""
         return next((p for p in reversed(self.prices) if p.since <= day), self.prices[0])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenSpeed:
-    """The speed of a request in tokens per second, for its prompt and for its output."""
+    """The speed in tokens per second at which a model reads a prompt and writes an output."""
 
     prompt: float
     output: float
@@ -172,15 +171,15 @@ class TokenSpeed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GpuRate:
-    """The hourly cost of a local machine, from which the price of its tokens is derived."""
+    """The cost of an hour of a local machine, from which the price of tokens is derived."""
 
     usd_per_hour: Decimal
 
     def price(self, speed: TokenSpeed, sharing: float) -> Price:
-        """Return the price of tokens at ``speed``.
+        """Return the price of tokens that the machine processes at ``speed``.
 
         Args:
-            sharing: the number of requests that share the machine, including this one; at least 1.
+            sharing: the number of concurrent requests on the machine, this one included.
         """
         usd_per_second = self.usd_per_hour / 3600 / Decimal(max(sharing, 1.0))
         read = _rate(usd_per_second / Decimal(speed.prompt))
@@ -200,7 +199,7 @@ def usd(pico: int) -> Decimal:
 
 
 def usd_text(pico: int) -> str:
-    """Format picodollars as US dollars, without an exponent and without trailing zeros."""
+    """Format picodollars as US dollars, such as ``0.25``, without exponent or trailing zeros."""
     whole, rest = divmod(pico, PICO)
     return f"{whole}.{rest:012d}".rstrip("0") if rest else str(whole)
 
@@ -208,12 +207,12 @@ def usd_text(pico: int) -> str:
 def _pico(rate: Decimal) -> int:
     scaled = rate * _PICO_PER_RATE
     if scaled < 0 or scaled != scaled.to_integral_value():
-        raise ValueError(f"the rate {rate} must be at least 0 and have at most six decimals")
+        raise ValueError(f"the price {rate} must be at least 0 and have at most six decimals")
     return int(scaled)
 
 
 def _rate(usd_per_token: Decimal) -> Decimal:
-    """Convert to US dollars per million tokens, rounded to the six decimals of `Rates`."""
+    """Convert a price to US dollars per million tokens, rounded to the six decimals of `Rates`."""
     return round(usd_per_token * 1_000_000, 6)
 
 
@@ -225,7 +224,7 @@ def flat_tariff(
     cache_write: Decimal | None = None,
     cache_write_1h: Decimal | None = None,
 ) -> Tariff:
-    """Create a tariff with one price. Cached tokens cost as much as others unless given."""
+    """Create a tariff with one price; a cache price of None means that of other input tokens."""
     rates = Rates(
         input=input_price,
         output=output_price,

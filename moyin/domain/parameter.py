@@ -1,4 +1,4 @@
-"""Holds `Parameter`, a typed input of a template, and checks values for it."""
+"""Defines `Parameter`, a typed input of a template, which checks the clients' values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _REFERENCE = re.compile(r"steps\.\d{1,3}(\.[A-Za-z0-9_-]+)+")
 
 
 class ParameterType(StrEnum):
-    """The type of a parameter, by its name in JSON Schema."""
+    """The type of a template's input, by its name in JSON Schema."""
 
     STRING = "string"
     INTEGER = "integer"
@@ -44,11 +44,11 @@ _ARTICLE: Mapping[ParameterType, str] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parameter:
-    """The type and the bounds of a template's input, with the meaning of JSON Schema.
+    """The type and the bounds of a template's input, as JSON Schema defines them.
 
     Attributes:
-        default: the value if the client gives none; None: the input is required.
-        image: the value is the id of an artifact.
+        default: the value if the client sends none; None means that the input is required.
+        image: True if the value must be the id of an artifact.
     """
 
     name: str
@@ -66,10 +66,10 @@ class Parameter:
     image: bool = False
 
     def check(self, value: Any, field: str) -> Scalar:
-        """Check a value and return it as the graph needs it.
+        """Return the client's value in the form that the graph needs.
 
         Raises:
-            InvalidRequest: the value is invalid; the message states what is valid.
+            InvalidRequest: the value is invalid; the message names ``field`` and what is valid.
         """
         if self.image:
             return self._artifact(value, field)
@@ -87,10 +87,10 @@ class Parameter:
         return typed
 
     def reference(self, value: Mapping[str, Any], field: str) -> str:
-        """Translate ``{"from": "steps.0.text"}`` to the graph's typed reference.
+        """Translate ``{"from": "steps.0.text"}`` to a typed reference such as ``${steps.0.text:string}``.
 
         Raises:
-            InvalidRequest: ``value`` is not such an object.
+            InvalidRequest: the value is not an object with ``from`` as its only member.
         """
         path = value.get("from")
         if len(value) != 1 or not isinstance(path, str) or not _REFERENCE.fullmatch(path):
@@ -107,12 +107,12 @@ class Parameter:
         if match is None:
             raise self._invalid(
                 field,
-                "must be the id of an artifact, such as the response of POST /artifacts contains",
+                "must be the id of an artifact, such as art_0123…; POST /artifacts returns one",
             )
         return f"artifact:{match[1]}"
 
     def _to_type(self, value: Any) -> Scalar | None:
-        """Return the value, or None if it has another type. 5.0 is an integer in JSON, too."""
+        """Return the value, with a whole number such as 5.0 as an integer; None for a wrong type."""
         if isinstance(value, bool):
             return value if self.type is ParameterType.BOOLEAN else None
         if self.type is ParameterType.INTEGER and isinstance(value, float) and value.is_integer():
@@ -121,7 +121,7 @@ class Parameter:
 
     def _text_problem(self, value: str) -> str | None:
         if _ARTIFACT.fullmatch(value):
-            return "must not be the id of an artifact, because this input takes no file"
+            return "must not be the id of an artifact, because this input is text"
         if self.min_length is not None and len(value) < self.min_length:
             return f"must have at least {self.min_length} characters"
         if self.max_length is not None and len(value) > self.max_length:

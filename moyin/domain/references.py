@@ -1,10 +1,10 @@
-"""Resolves references from a later step to the output of an earlier one.
+"""Resolves references from a step of a job to the outputs of earlier steps.
 
-A string in a step's payload may contain ``${steps.<index>.<path>}``. ``path`` is a path
-in the earlier step's output: ``text``, ``artifacts.0``, ``body.choices.0.message.content``. A
-string that consists of one reference becomes the referenced value with its type. Inside a longer
-string the value becomes text. ``$${`` is a literal ``${``. ``${steps.0.text:string}`` refuses a
-value of another type. Types are ``string``, ``integer``, ``number``, ``boolean`` and ``artifact``.
+A string in a step's payload may contain ``${steps.<index>.<path>}``, where ``path`` is a path in
+the earlier step's output, such as ``text``, ``artifacts.0`` or ``body.choices.0.message.content``.
+A string that consists of one reference is replaced by the value, with its type; within a longer
+string, the value is converted to text. ``$${`` is a literal ``${``. ``${steps.0.text:string}``
+requires a type: ``string``, ``integer``, ``number``, ``boolean`` or ``artifact``.
 """
 
 from __future__ import annotations
@@ -30,10 +30,13 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 
 
 def resolve(payload: Any, outputs: Sequence[Mapping[str, Any]]) -> Any:
-    """Return a copy of ``payload`` with every reference replaced by its value.
+    """Return a copy of a step's payload with every reference replaced by its value.
+
+    Args:
+        outputs: the outputs of the earlier steps, by index.
 
     Raises:
-        InvalidRequest: a referenced step or member does not exist.
+        InvalidRequest: a referenced step or member does not exist, or has another type.
     """
     if isinstance(payload, str):
         return _resolve_text(payload, outputs)
@@ -45,27 +48,27 @@ def resolve(payload: Any, outputs: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def check(payload: Any, index: int) -> None:
-    """Check that step ``index`` refers to earlier steps only.
+    """Check that the payload of step ``index`` refers to earlier steps only.
 
     Raises:
-        InvalidRequest: a reference does not; names the reference.
+        InvalidRequest: a reference names a later step, or the step itself.
     """
     for text in _strings(payload):
         for match in _REFERENCE.finditer(text):
             if _index(match) >= index:
                 raise InvalidRequest(
-                    f"{match[0]} in step {index} must refer to an earlier step",
+                    f"steps.{index}: {match[0]} must refer to an earlier step",
                     field=f"steps.{index}",
                 )
 
 
 def has_references(payload: Any) -> bool:
-    """Tell if ``payload`` contains a reference to the output of an earlier step."""
+    """Return True if ``payload`` contains a reference to the output of an earlier step."""
     return any(_REFERENCE.search(text) for text in _strings(payload))
 
 
 def escape_references(payload: Any) -> Any:
-    """Return a copy of ``payload`` in which every ``${`` is escaped."""
+    """Return a copy of ``payload`` in which every ``${`` is escaped, so that it is plain text."""
     if isinstance(payload, str):
         return payload.replace("${", "$${")
     if isinstance(payload, Mapping):
@@ -86,14 +89,16 @@ def _resolve_text(text: str, outputs: Sequence[Mapping[str, Any]]) -> Any:
 def _look_up(match: re.Match[str], outputs: Sequence[Mapping[str, Any]]) -> Any:
     index = _index(match)
     if index >= len(outputs):
-        raise InvalidRequest(f"{match[0]}: step {index} has not finished", field=f"steps.{index}")
+        raise InvalidRequest(
+            f"{match[0]}: step {index} is not an earlier step", field=f"steps.{index}"
+        )
     value: Any = outputs[index]
     for part in match[2][1:].split("."):
         try:
             value = value[int(part)] if isinstance(value, list) else value[part]
         except (KeyError, IndexError, TypeError, ValueError):
             raise InvalidRequest(
-                f"{match[0]}: step {index} has no {part!r}", field=f"steps.{index}"
+                f"{match[0]}: the output of step {index} has no {part!r}", field=f"steps.{index}"
             ) from None
     if match[3] is not None and not _has_type(match[3], value):
         raise InvalidRequest(
@@ -103,7 +108,7 @@ def _look_up(match: re.Match[str], outputs: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _index(match: re.Match[str]) -> int:
-    """Return the step's index. Python can't parse thousands of digits, and no job needs them."""
+    """Return the referenced step's index; huge numbers, which Python cannot parse, are capped."""
     return int(match[1]) if len(match[1]) < 10 else sys.maxsize
 
 

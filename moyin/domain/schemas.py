@@ -1,9 +1,9 @@
-"""Bounds the JSON schemas that a local server compiles to a grammar.
+"""Limits the size of JSON schemas before a local model server compiles them to a grammar.
 
-llama.cpp and Ollama constrain an answer to a schema with a grammar. Its cost grows with the
-alternatives at one place of the answer, and it blocks the server for all requests. An enum of 4,000
-values takes half a minute; the pattern ``((((a?){9}){9}){9}){9}`` never ends. So schemas are
-checked before they reach such a server.
+llama.cpp and Ollama use a grammar to make an answer match a schema. The cost of a grammar grows
+with the alternatives at one place of the answer, and compiling one blocks the server for all
+requests: an enum of 4,000 values takes half a minute, and the pattern ``((((a?){9}){9}){9}){9}``
+never ends.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ _LEVELS = "the levels of its JSON schema"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SchemaBounds:
-    """The bounds on all schemas of a request together, and on each place in them.
+    """The largest JSON schemas that a request for a local model may contain.
 
     Attributes:
-        bytes: size of all schemas as JSON.
-        depth: levels of nested schemas.
-        nodes: all schemas, including nested ones.
-        properties: properties of an object, including those of its ``allOf``.
-        values: values of all enums.
-        characters: characters of the values of all enums.
-        alternatives: alternatives at one place: values of an enum and members of ``anyOf``, with
-            references resolved.
-        pattern: characters of a pattern.
-        repeats: repetitions of a pattern after expansion.
-        patterns: repetitions of all patterns after expansion.
+        bytes: the most bytes of all schemas together, as JSON.
+        depth: the most levels of nested schemas.
+        nodes: the most schemas, nested ones included.
+        properties: the most properties of one object, those of its ``allOf`` included.
+        values: the most enum values in all schemas together.
+        characters: the most characters of all enum values together.
+        alternatives: the most alternatives at one place, which are the values of an enum and the
+            members of ``anyOf``, with references resolved.
+        pattern: the most characters of one regular expression.
+        repeats: the most repetitions in one regular expression, after nested ones are multiplied.
+        patterns: the most repetitions in all regular expressions together.
     """
 
     bytes: int = 262_144
@@ -69,13 +69,13 @@ _BOUNDS = SchemaBounds()
 
 
 def check_schemas(schemas: Iterable[tuple[str, Any]], bounds: SchemaBounds = _BOUNDS) -> None:
-    """Check that a server can compile the schemas quickly.
+    """Check that a local model server can compile the schemas of a request quickly.
 
     Args:
-        schemas: each schema after the request's field that holds it.
+        schemas: pairs of a field of the request and the schema in that field.
 
     Raises:
-        SchemaTooLarge: a bound is exceeded; names the field and the bound.
+        SchemaTooLarge: a schema exceeds a bound; the error names the field and the bound.
     """
     totals: _Totals | None = None
     for field, schema in schemas:
@@ -84,7 +84,7 @@ def check_schemas(schemas: Iterable[tuple[str, Any]], bounds: SchemaBounds = _BO
 
 
 class _Totals:
-    """Adds up the sizes of a request's schemas and compares them with the bounds."""
+    """Adds up the sizes of all schemas of a request and compares them with the bounds."""
 
     def __init__(self, bounds: SchemaBounds) -> None:
         self.bounds = bounds
@@ -105,7 +105,7 @@ class _Totals:
 
 
 class _SchemaChecker:
-    """Checks a schema and resolves the references in it."""
+    """Checks one schema of a request and resolves the ``$ref`` references in the schema."""
 
     def __init__(self, field: str, root: Any, totals: _Totals) -> None:
         self._field = field
@@ -151,7 +151,7 @@ class _SchemaChecker:
         totals.add(field, "patterns", size, "the expanded repetitions of its patterns")
 
     def _measure(self, part: Any) -> tuple[int, int]:
-        """Return the numbers of alternatives and of properties at ``part``, with references."""
+        """Return the number of alternatives and of properties of a schema, references resolved."""
         if not isinstance(part, Mapping):
             return 1, 0
         key = id(part)
@@ -214,7 +214,7 @@ def _length(value: Any) -> int:
 
 
 def _parts(root: Any, bounds: SchemaBounds) -> tuple[list[Mapping[str, Any]], int]:
-    """Return ``root`` and all schemas in it, and their depth. Stops when a bound is exceeded."""
+    """Return ``root`` with all nested schemas, and the depth; stop once a bound is exceeded."""
     parts: list[Mapping[str, Any]] = []
     level, depth = [root], 0
     while level and depth <= bounds.depth and len(parts) <= bounds.nodes:
@@ -236,13 +236,13 @@ def _parts(root: Any, bounds: SchemaBounds) -> tuple[list[Mapping[str, Any]], in
 
 @dataclass(frozen=True, slots=True)
 class _Cost:
-    """The cost of a part of a pattern.
+    """The cost of compiling a part of a regular expression.
 
     Attributes:
-        repeats: its repetitions if it occurs once.
-        nested: its repetitions for each time that it is repeated. The length of a repeated
-            character's run matters only if the run itself repeats.
-        choices: its alternatives.
+        repeats: the repetitions in the part, if the part itself is not repeated.
+        nested: the repetitions that each repetition of the part adds. The length of a repeated
+            character's run matters only if the run itself is repeated.
+        choices: the alternatives in the part.
     """
 
     repeats: int = 0
@@ -258,10 +258,10 @@ class _Cost:
 
 
 def _expanded_repeats(pattern: str) -> int:
-    """Count the repetitions of a pattern after expansion.
+    """Return the number of repetitions in a regular expression, with nested ones multiplied.
 
-    ``(a?b{2}){3}`` repeats the two of its group three times. Alternatives of a repeated group
-    count likewise.
+    In ``(a?b{2}){3}`` the two repetitions of the group count three times. Alternatives in a
+    repeated group are counted in the same way.
     """
     # The costs of the open groups, outermost first. `last` is the cost of the last element, which a
     # repetition may follow: None for a character or a class.
@@ -289,7 +289,7 @@ def _expanded_repeats(pattern: str) -> int:
 
 
 def _repeat_range(sign: str, repeat: re.Match[str] | None) -> tuple[int, int]:
-    """Return the least and most times of a repetition; an unbounded one counts as two."""
+    """Return the least and the most times of a repetition; ``*`` and ``+`` count as at most two."""
     if repeat is None:
         return int(sign == "+"), 1 if sign == "?" else 2
     least = int(repeat[1] or 0)
@@ -297,7 +297,7 @@ def _repeat_range(sign: str, repeat: re.Match[str] | None) -> tuple[int, int]:
 
 
 def _repetition_cost(last: _Cost | None, least: int, most: int) -> _Cost:
-    """Return the cost that a repetition adds to the element that it repeats."""
+    """Return the cost that a repetition adds to the element before it."""
     if last is None:
         return _Cost(repeats=-(-most // _CHEAP_REPEATS), nested=max(most - least, 1))
     more = (last.nested + last.choices) * max(most - 1, 0) + last.choices + most - least
@@ -305,7 +305,7 @@ def _repetition_cost(last: _Cost | None, least: int, most: int) -> _Cost:
 
 
 def _next_index(pattern: str, at: int) -> int:
-    """Return the index after the element at ``at``: an escape, a class or a character."""
+    """Return the index after the element at ``at``, which is an escape, a class or a character."""
     if pattern[at] == "[":
         at += 1
         while at < len(pattern) and pattern[at] != "]":

@@ -1,9 +1,9 @@
-"""Holds `Template`, a named graph with typed inputs, and fills it.
+"""Defines `Template`, a named graph with typed inputs, and fills in the inputs of clients.
 
 In the graph, ``${inputs.<name>}`` is a placeholder for an input. A string that consists of one
-placeholder becomes the value with its type. Inside a longer string the value becomes text. A
-client's value is always data: it can become neither a link between nodes nor a reference to a step.
-Only the object ``{"from": "steps.0.text"}``, in a pipeline, is a reference.
+placeholder is replaced by the value, with its type; within a longer string, the value is converted
+to text. A client's value can become neither a link between nodes nor a reference to a step, except
+for the object ``{"from": "steps.0.text"}`` in a pipeline, which is a reference.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ANY = re.compile(r"(?<!\$)\$\{[^}]*\}?")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Template:
-    """A graph with placeholders for inputs.
+    """A named graph with placeholders for typed inputs.
 
     Attributes:
         aliases: other names of the template.
@@ -33,7 +33,7 @@ class Template:
         parameters: the inputs by name.
         schema: the published JSON Schema (2020-12) of the inputs.
         graph: the graph in ComfyUI's API format.
-        outputs: ids of the nodes whose files are the result; empty: all.
+        outputs: ids of the nodes whose files are the result; empty means all nodes.
         digest: a hash of the whole template.
     """
 
@@ -50,13 +50,13 @@ class Template:
 
 
 def fill(template: Template, inputs: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Fill the template's graph with ``inputs``, as the payload of a render step.
+    """Return the template's graph with the client's inputs filled in.
 
     Args:
-        prefix: the prefix of fields in errors, such as ``steps.1.``.
+        prefix: the start of field names in errors, such as ``steps.1.``.
 
     Raises:
-        InvalidRequest: an input is invalid; names the input.
+        InvalidRequest: an input is invalid or missing; the error names the input.
     """
     for name in inputs:
         if name not in template.parameters:
@@ -76,7 +76,7 @@ def fill(template: Template, inputs: Mapping[str, Any], prefix: str = "") -> dic
 
 
 def placeholders(value: Any) -> Iterator[str]:
-    """Yield the names of the inputs in ``value``, and every other ``${…}`` unchanged."""
+    """Yield the input name of each placeholder in ``value``; yield any other ``${…}`` as it is."""
     if isinstance(value, str):
         for placeholder in _ANY.finditer(value):
             match = _INPUT.fullmatch(placeholder[0])
@@ -90,14 +90,16 @@ def placeholders(value: Any) -> Iterator[str]:
 
 
 class _Reference(str):
-    """Marks text that is a reference, so that it is not escaped."""
+    """A text that is a reference to an earlier step, so that it must not be escaped."""
 
 
 def _value(parameter: Parameter, inputs: Mapping[str, Any], field: str) -> Scalar:
     value = inputs.get(parameter.name)
     if value is None:
         if parameter.default is None:
-            raise InvalidRequest(f"{field} is missing", field=field)
+            raise InvalidRequest(
+                f"{field} is missing: this input has no default value", field=field
+            )
         value = parameter.default
     if isinstance(value, Mapping):
         return _Reference(parameter.reference(value, field))
@@ -122,7 +124,7 @@ def _escape(value: Scalar) -> Any:
 
 
 def _fill_text(text: str, values: Mapping[str, Scalar]) -> str:
-    """Fill a longer string. It is escaped as a whole, so that two values can't form a reference."""
+    """Fill the placeholders in a text, and escape it so that values cannot form a reference."""
     parts, plain = [], ""
     # Every second piece is the name of an input.
     for number, piece in enumerate(_INPUT.split(text)):

@@ -10,9 +10,8 @@ from pydantic_core import to_json
 
 from moyin.domain import references
 from moyin.domain.artifact import Artifact
-from moyin.domain.batch import apply_patch
 from moyin.domain.identity import Identity
-from moyin.domain.job import JobSpec, Step, StepKind
+from moyin.domain.job import JobSpec, Step, StepKind, apply_patch
 from moyin.errors import ArtifactNotFound, InputNotFound, InvalidRequest, NodeNotAllowed
 from moyin.jobs.ports import GraphGuard, GraphValidator
 from moyin.jobs.protocol.renders import DEFAULT_POOL

@@ -10,10 +10,11 @@ from moyin.access.gatekeeper.asgi import Receive, Scope, Send, header
 from moyin.access.gatekeeper.context import context
 from moyin.domain.identity import Identity
 from moyin.domain.job import Job
+from moyin.http.headers import prefers_async_response
 from moyin.proxy.forward import receive_body
 from moyin.proxy.headers import request_headers
 
-__all__ = ["Deferral", "defer", "prefers_job"]
+__all__ = ["Deferral", "defer"]
 
 
 class Deferral(Protocol):
@@ -66,19 +67,9 @@ async def defer(deferral: Deferral, scope: Scope, receive: Receive, send: Send, 
         (b"content-length", str(len(body)).encode()),
         (b"location", f"/jobs/{job.id}".encode()),
     ]
-    if prefers_job(scope):
+    if prefers_async_response(scope["headers"]):
         headers.append((b"preference-applied", b"respond-async"))
     if not created:
         headers.append((b"idempotent-replayed", b"true"))
     await send({"type": "http.response.start", "status": 202, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-def prefers_job(scope: Scope) -> bool:
-    """Return whether the client sent ``Prefer: respond-async`` (RFC 7240)."""
-    return any(
-        preference.strip().partition(";")[0].strip().lower() == "respond-async"
-        for name, value in scope["headers"]
-        if name == b"prefer"
-        for preference in value.decode("latin-1").split(",")
-    )

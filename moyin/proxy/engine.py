@@ -13,7 +13,8 @@ from moyin.access.gatekeeper.context import RequestContext, context
 from moyin.access.gatekeeper.limits import Admission, Meter
 from moyin.domain.identity import JOBS_WRITE
 from moyin.errors import InvalidRequest, RouteNotFound, UnsupportedFeature
-from moyin.proxy.deferral import Deferral, defer, prefers_job
+from moyin.http.headers import prefers_async_response
+from moyin.proxy.deferral import Deferral, defer
 from moyin.proxy.forward import ClientDisconnected, Exchange
 from moyin.proxy.headers import request_headers
 from moyin.proxy.identity import IdentitySigner
@@ -213,7 +214,7 @@ class Proxy:
         if deferral is None or identity is None or route.hosts or scope["type"] == "websocket":
             return None
         # A client's preference needs the scope to create jobs; a route's `async` setting does not.
-        preferred = prefers_job(scope) and identity.has_scope(JOBS_WRITE)
+        preferred = prefers_async_response(scope["headers"]) and identity.has_scope(JOBS_WRITE)
         is_deferred = (route.respond_async or preferred) and not deferral.is_job(identity)
         return deferral if is_deferred else None
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moyin.domain import media
-from moyin.domain.artifact import Artifact, StoredArtifact
+from moyin.domain.artifact import Artifact, StoredArtifact, sanitize_file_name
 from moyin.errors import ContentMismatch, ContentNotFound, IdempotencyMismatch
 from moyin.store.artifacts import ArtifactStore, new_artifact_id
 
@@ -73,7 +72,7 @@ class Assets:
             ContentNotFound: the owner has no artifact with these bytes.
         """
         original = (await self.find(owner, digest)).artifact
-        new_name = original.name if name is None else media.clean_name(name, original.media_type)
+        new_name = original.name if name is None else sanitize_file_name(name, original.media_type)
         artifact = replace(original, id=new_artifact_id(), name=new_name)
         await self._artifacts.add(artifact, owner=owner)
         return await self.get(owner, artifact.id)

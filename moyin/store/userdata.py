@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from moyin.domain.userdata import UserdataScope, UserFile
+from moyin.domain.identity import UserdataScope, UserFile
 from moyin.errors import FileExists, UserFileNotFound, UserStorageFull
 from moyin.store.schema import userdata
 from moyin.store.sql import Database, Transaction, aware, now

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping
 import aiohttp
 from yarl import URL
 
+from moyin.domain.artifact import SNIFF_BYTES, detect_media_type
 from moyin.domain.chat import Image
-from moyin.domain.media import SNIFF_BYTES, media_type
 from moyin.errors import AddressNotAllowed, InvalidRequest, UnsupportedFeature
 from moyin.http.client import LazySession
 from moyin.http.public_addresses import AllowedNetworks, PublicConnector, check_url
@@ -81,7 +81,7 @@ class Pictures:
         except AddressNotAllowed:
             # In a picture's words: the connector speaks of webhooks.
             raise AddressNotAllowed("a picture's address is not public", field=_FIELD) from None
-        kind = media_type(None, content[:SNIFF_BYTES])
+        kind = detect_media_type(None, content[:SNIFF_BYTES])
         if kind not in _TYPES:
             raise _unusable(url, "is no PNG, JPEG, GIF or WebP")
         return Image(media_type=kind, data=base64.b64encode(content).decode())

@@ -10,8 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from moyin.domain.limits import Limit
-from moyin.domain.pools import PoolRules
+from moyin.domain.limits import Limit, PoolRules
 from moyin.domain.serialization import encode
 from moyin.render.comfyui.pool_client import RULES, PoolAnswer
 from moyin.store.limits import LimitStore

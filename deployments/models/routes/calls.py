@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from deployments.models.routes.deferral import Deferral, asks_for_a_job
+from deployments.models.routes.deferral import Deferral
 from deployments.models.routes.sending import JSON, read_body, send_answer, send_body
 from moyin.access.gatekeeper import context
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send
 from moyin.access.gatekeeper.authorization import admission_of
 from moyin.domain.backend import ApiFormat
+from moyin.http.headers import prefers_async_response
 from moyin.text.protocol.codec import ParsedRequest, ProtocolCodec
 from moyin.text.protocol.ollama.codec import ParsedChatRequest, ParsedGenerateRequest
 from moyin.text.routing.answer import RoutingContext
@@ -33,7 +34,7 @@ class CallRoute:
         if body is None:
             return
         call = self._codec.parse(body)
-        if asks_for_a_job(scope["headers"]):
+        if prefers_async_response(scope["headers"]):
             await self._deferral(self._codec, call, scope, send)
         else:
             await self.answer(call, scope, send)

@@ -6,7 +6,7 @@ from typing import Any
 
 from deployments.models.routes.sending import JSON, send_body
 from moyin.access.gatekeeper import context
-from moyin.access.gatekeeper.asgi import RawHeaders, Scope, Send, header
+from moyin.access.gatekeeper.asgi import Scope, Send, header
 from moyin.client.gateway import GatewayClient
 from moyin.domain.references import escape_references
 from moyin.errors import MissingKey, MoyinError, RequestError, UnsupportedFeature
@@ -14,7 +14,7 @@ from moyin.text.protocol.codec import ParsedRequest, ProtocolCodec
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.router import Router
 
-__all__ = ["Deferral", "asks_for_a_job"]
+__all__ = ["Deferral"]
 
 # Headers that affect the answer or the choice of the back end. A chat job cannot carry them.
 _UNSUPPORTED_HEADERS = (
@@ -26,16 +26,6 @@ _UNSUPPORTED_HEADERS = (
 )
 # A job stores the whole answer, so the members that ask for a stream are removed.
 _STREAM_MEMBERS = frozenset({"stream", "stream_options"})
-
-
-def asks_for_a_job(headers: RawHeaders) -> bool:
-    """Tell whether the client asks for an asynchronous answer."""
-    return any(
-        preference.partition(b";")[0].strip() == b"respond-async"
-        for name, value in headers
-        if name == b"prefer"
-        for preference in value.lower().split(b",")
-    )
 
 
 class Deferral:

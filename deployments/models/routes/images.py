@@ -11,11 +11,11 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
 
-from deployments.models.routes.deferral import asks_for_a_job
 from moyin.access.gatekeeper import context
 from moyin.access.gatekeeper.asgi import RawHeaders
 from moyin.client.gateway import AcceptedJob
 from moyin.errors import MoyinError
+from moyin.http.headers import prefers_async_response
 from moyin.jobs.images import Images, JobEndedWithoutImages, JobStillRunning
 from moyin.text.protocol.openai import images as protocol
 from moyin.text.protocol.openai.errors import render_error
@@ -77,7 +77,7 @@ def image_routes(images: Images, rules: Callable[[], ImageRules]) -> APIRouter:
         submission = asyncio.create_task(
             images.submit(caller, body, cache=not preferences.bypass_cache, idempotency_key=key)
         )
-        waits, rule = not asks_for_a_job(headers), rules()
+        waits, rule = not prefers_async_response(headers), rules()
         try:
             accepted = await asyncio.shield(submission)
             if not waits:

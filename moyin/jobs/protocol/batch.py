@@ -8,8 +8,7 @@ from itertools import product
 from typing import Any
 
 from moyin.domain import references
-from moyin.domain.batch import MAX_CHILDREN, apply_patch, make_patch
-from moyin.domain.job import Step
+from moyin.domain.job import MAX_CHILDREN, Step, apply_patch, make_patch
 from moyin.domain.template import Template, fill
 from moyin.errors import InvalidRequest
 from moyin.jobs.protocol import wire

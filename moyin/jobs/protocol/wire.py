@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 
-from moyin.domain.batch import MAX_CHILDREN
-from moyin.domain.job import CancellerKind, ChatProtocol, JobStatus
+from moyin.domain.job import MAX_CHILDREN, CancellerKind, ChatProtocol, JobStatus
 from moyin.http.validation import UtcDatetime
 
 MAX_STEPS = 20

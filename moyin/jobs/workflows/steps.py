@@ -12,8 +12,7 @@ from pydantic_core import from_json, to_json
 from temporalio import activity
 
 from moyin.domain.artifact import Artifact
-from moyin.domain.batch import apply_patch
-from moyin.domain.job import JobSpec, Step
+from moyin.domain.job import JobSpec, Step, apply_patch
 from moyin.domain.prompt import PromptRecord
 from moyin.domain.references import resolve
 from moyin.domain.serialization import decode, to_plain

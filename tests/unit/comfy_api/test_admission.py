@@ -11,8 +11,7 @@ import pytest
 from moyin.comfy_api.admission import GraphAdmission
 from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.domain.identity import Identity
-from moyin.domain.limits import Limit
-from moyin.domain.pools import PoolRules
+from moyin.domain.limits import Limit, PoolRules
 from moyin.domain.serialization import encode
 from moyin.errors import InputNotFound, InvalidRequest, NodeNotAllowed, ServiceUnavailable
 from moyin.render.comfyui.pool_client import RULES, PoolAnswer

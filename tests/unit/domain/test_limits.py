@@ -7,8 +7,7 @@ from pydantic import ValidationError
 
 from moyin.access.protocol.response import limit_body, to_limit
 from moyin.access.protocol.wire import LimitBody
-from moyin.domain.limits import Limit, permitted_pools
-from moyin.domain.pools import PoolRules
+from moyin.domain.limits import Limit, PoolRules, permitted_pools
 
 
 def test_pool_must_be_permitted_by_every_limit() -> None:

@@ -5,8 +5,7 @@ import json
 
 import pytest
 
-from moyin.domain.identity import Identity
-from moyin.domain.userdata import UserdataScope, userdata_scope
+from moyin.domain.identity import Identity, UserdataScope, userdata_scope
 from moyin.errors import FileExists, UserFileNotFound, UserStorageFull
 from moyin.store.sql import Database
 from moyin.store.userdata import UserdataStore

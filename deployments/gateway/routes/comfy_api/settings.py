@@ -11,7 +11,7 @@ from pydantic_core import from_json
 
 from moyin.access.gatekeeper import context
 from moyin.comfy_api.protocol.userdata import SETTINGS
-from moyin.domain.userdata import userdata_scope
+from moyin.domain.identity import userdata_scope
 from moyin.errors import InvalidRequest, UserFileNotFound
 from moyin.http.validation import parse_json
 from moyin.store.userdata import UserdataStore

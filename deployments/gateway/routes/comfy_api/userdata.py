@@ -15,7 +15,7 @@ from moyin.comfy_api.protocol.userdata import (
     listing_v2,
     paths_in,
 )
-from moyin.domain.userdata import userdata_scope
+from moyin.domain.identity import userdata_scope
 from moyin.errors import InvalidRequest
 from moyin.store.userdata import UserdataStore
 

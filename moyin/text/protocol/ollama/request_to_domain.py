@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
+from moyin.domain.artifact import UNKNOWN_MEDIA_TYPE, detect_media_type
 from moyin.domain.chat import (
     ChatRequest,
     EmbeddingRequest,
@@ -25,7 +26,6 @@ from moyin.domain.chat import (
     ToolResult,
     ToolUse,
 )
-from moyin.domain.media import UNKNOWN, media_type
 from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_message, estimate_tokens
 from moyin.errors import InvalidRequest, UnsupportedFeature
 from moyin.text.protocol.codec import merge_turns
@@ -238,8 +238,8 @@ def _image(data: str, field: str) -> Image:
         head = base64.b64decode(data[:_HEAD_CHARACTERS], validate=True)
     except binascii.Error:
         raise InvalidRequest(f"{field} must be base64", field=field) from None
-    kind = media_type(None, head)
-    return Image(media_type="image/png" if kind == UNKNOWN else kind, data=data)
+    kind = detect_media_type(None, head)
+    return Image(media_type="image/png" if kind == UNKNOWN_MEDIA_TYPE else kind, data=data)
 
 
 def _tool(tool: wire.Tool) -> Tool:

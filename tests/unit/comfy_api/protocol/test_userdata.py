@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moyin.comfy_api.protocol.userdata import clean_path, listing, listing_v2, paths_in
-from moyin.domain.userdata import UserFile
+from moyin.domain.identity import UserFile
 from moyin.errors import InvalidRequest, MoyinError, PathNotAllowed, UserFileNotFound
 
 MOMENT = datetime(2026, 1, 2, tzinfo=UTC)

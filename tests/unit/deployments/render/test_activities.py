@@ -22,7 +22,7 @@ from deployments.render.guard import RenderGuard
 from deployments.render.pool import Pool
 from moyin.domain.artifact import Artifact
 from moyin.domain.job import EventType, JobSpec, JobStatus, Step, StepKind, StepResult
-from moyin.domain.pools import PoolRules
+from moyin.domain.limits import PoolRules
 from moyin.domain.prompt import ComfyPrompt, PromptRecord
 from moyin.domain.renderer import RendererStatus
 from moyin.domain.serialization import encode, from_plain

@@ -8,8 +8,7 @@ import pytest
 
 from deployments.render.config import RenderArgs
 from deployments.render.guard import RenderGuard
-from moyin.domain.limits import Limit
-from moyin.domain.pools import DISK_NODES, PoolRules
+from moyin.domain.limits import DISK_NODES, Limit, PoolRules
 from moyin.errors import InputNotFound, NodeNotAllowed, PoolNotAllowed
 from moyin.render.comfyui.bridge.guard import KEY
 from moyin.render.comfyui.bridge.tenants import TENANT

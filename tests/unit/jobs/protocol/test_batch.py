@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from moyin.domain.batch import apply_patch
-from moyin.domain.job import JobSpec
+from moyin.domain.job import JobSpec, apply_patch
 from moyin.errors import InvalidRequest
 from moyin.jobs.protocol.request_to_domain import fingerprint, parse_job
 from moyin.render.templates.catalog import SHIPPED, read_folders

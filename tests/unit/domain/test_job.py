@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from moyin.domain.batch import apply_patch, make_patch
+from moyin.domain.job import apply_patch, make_patch
 
 BASE = {
     "1": {"class_type": "A", "inputs": {"a": 1, "b": ["2", 0]}, "_meta": {"title": "x"}},
