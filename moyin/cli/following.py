@@ -23,10 +23,10 @@ _UNSAFE = re.compile(r"[^\w.() -]")
 
 
 async def follow(gateway: GatewayClient, job_id: str) -> dict[str, Any]:
-    """Follow the job until it has ended, and return it; show a progress bar on a terminal.
+    """Show a progress bar on a terminal until the job has ended, and return the job.
 
     Raises:
-        StackError: the connection failed too often; the job continues.
+        StackError: the connection to the gateway failed too often; the job continues.
     """
     progress = Progress(
         TextColumn("  {task.description:<10}"),
@@ -52,7 +52,7 @@ async def follow(gateway: GatewayClient, job_id: str) -> dict[str, Any]:
 
 
 async def save_artifacts(gateway: GatewayClient, job: dict[str, Any], folder: Path) -> list[Path]:
-    """Download the job's artifacts; number the names of files that already exist."""
+    """Download the job's artifacts into a folder, without overwriting files, and return the paths."""
     await asyncio.to_thread(create_folder, folder)
     saved = []
     for artifact in job["artifacts"]:
@@ -66,18 +66,20 @@ def create_folder(folder: Path) -> None:
     """Create the output folder if it does not exist.
 
     Raises:
-        StackError: the folder cannot be created or written.
+        StackError: the folder cannot be created, or is not writable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StackError(f"the output folder {folder} cannot be created: {error}") from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise StackError(f"the output folder {folder} is not writable")
+        raise StackError(
+            f"the output folder {folder} is not writable: choose another with --output"
+        )
 
 
 def _bar_fields(kind: str, data: Any) -> dict[str, Any]:
-    """Return the fields of the progress bar that an event changes."""
+    """Return the new description and share of the progress bar after an event."""
     if kind == EventType.PROGRESS and isinstance(data, dict):
         fraction = data.get("value", 0) / (data.get("max") or 1)
         return {"description": "running", "completed": min(1.0, fraction)}

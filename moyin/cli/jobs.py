@@ -1,4 +1,4 @@
-"""Implements ``moyin jobs``: list, show, cancel, retry and watch."""
+"""Implements ``moyin jobs``, which lists, shows, cancels, retries and watches jobs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def list_jobs(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=200, help="Number of jobs, newest first.")] = 20,
 ) -> None:
-    """List your jobs. Piped: id, kind, status, progress, creation time, separated by tabs."""
+    """List your jobs.
+
+    In a pipe, each line has the id, kind, status, progress and creation time, separated by tabs.
+    """
     query = f"/jobs?limit={limit}" + (f"&status={status}" if status else "")
     page = with_gateway(lambda gateway: gateway.call("GET", query))
     print_table(

@@ -1,4 +1,4 @@
-"""Assembles the ``moyin`` command line and reports errors in one line."""
+"""Assembles the ``moyin`` command line from its commands, and prints errors as one line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from moyin.cli import (
     demo,
     jobs,
     keys,
-    pruning,
     quality,
     render,
     route,
@@ -63,11 +62,11 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(routes.app, name="routes")
 app.add_typer(comfyui.app, name="comfyui")
 app.command("migrate")(database.migrate)
-app.command("prune")(pruning.prune)
+app.command("prune")(database.prune)
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit status."""
+    """Run the command that the arguments name, and return its exit status."""
     try:
         app(arguments)
     except SystemExit as end:
@@ -83,7 +82,7 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _error_line(error: Exception) -> str:
-    """Return the error in one line; MOYIN_DEBUG=1 shows the traceback instead."""
+    """Return the text of an error as one line for the terminal."""
     if isinstance(error, RequestRefused):
         text = f"{error.reported_code or f'http_{error.status}'}: {error.message}"
     elif isinstance(error, GatewayUnreachable):

@@ -1,4 +1,4 @@
-"""Implements ``moyin quality``, which shows and manages what the router learned, and feedback."""
+"""Implements ``moyin quality``, which manages what the router learned, and ``moyin feedback``."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _BAR_WIDTH = 20
 
 @app.command()
 def show() -> None:
-    """Show what the router knows about models, and how well its estimates held.
+    """Show what the router learned about models, and how accurate its estimates were.
 
-    Shows abilities, signals by kind of request, this month's judge results, and the cost and risk of
-    the last thirty days under other prices of a bad answer.
+    Shows the abilities of models, the signals by kind of request, this month's results of the judge,
+    and what the last thirty days would have cost under other prices of a bad answer.
     """
     report = with_gateway(lambda gateway: gateway.call("GET", "/v1/quality"))
     if out.is_terminal:
@@ -62,7 +62,7 @@ def reset() -> None:
 
 @app.command()
 def freeze() -> None:
-    """Stop learning for your tenant; what was learned stays in use."""
+    """Stop learning for your tenant; the router still uses what it learned before."""
     _post("/v1/quality/freeze", {"frozen": True})
     out.print("frozen")
 
@@ -115,7 +115,7 @@ def _caption(text: str) -> None:
 
 
 def _judge_summary(judge: dict[str, Any]) -> str:
-    """Return the judge's results of this month; for operators also their cost."""
+    """Return the judge's results of this month as text, for operators with their cost."""
     text = f"{judge['judged']} judged this month, {judge['agreed']} agreed"
     if judge.get("usd_per_month") is None:
         return text
@@ -151,7 +151,10 @@ def _price_row(price: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _calibration_row(point: dict[str, Any]) -> tuple[str, ...]:
-    """Return a row of the calibration: `#` fills the share found good, `|` marks the expected."""
+    """Return a row of the calibration table, with a bar of the share of answers rated good.
+
+    In the bar, `#` is the share of answers that were rated good and `|` marks the expected share.
+    """
     bar = ["#" if place < round(point["good"] * _BAR_WIDTH) else "." for place in range(_BAR_WIDTH)]
     bar[min(int(point["expected"] * _BAR_WIDTH), _BAR_WIDTH - 1)] = "|"
     return (

@@ -33,7 +33,7 @@ def route(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the decision as JSON.")] = False,
 ) -> None:
-    """Show which model would answer a prompt, and why, without asking any."""
+    """Show which model would answer a prompt, and why, without calling a model."""
     question = sys.stdin.read() if prompt == "-" else prompt
     body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": question}]}
     if max_tokens is not None:
@@ -75,7 +75,7 @@ def _print_decision(decision: dict[str, Any]) -> None:
     if not out.is_terminal:
         print_table(_COLUMNS, lines)
         return
-    # Reasons are sentences, which beside eight columns would wrap after every word.
+    # Reasons are sentences, which would wrap after every word beside eight columns.
     candidates = [line[:-1] for line in lines[: len(decision["candidates"])]]
     if candidates:
         print_table(_COLUMNS[:-1], candidates)

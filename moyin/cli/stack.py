@@ -1,4 +1,4 @@
-"""Implements ``moyin up``, ``down``, ``deploy``, ``status``, ``doctor``, ``logs`` and ``ray-env``."""
+"""Implements the commands that run the stack: ``moyin up``, ``down``, ``deploy``, ``status`` etc."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ _VERDICT_COLOURS = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands at the top level."""
+    """Add the commands of this module to the command line."""
     for command in (up, down, deploy, status, doctor, logs, ray_env):
         app.command()(command)
-    # The previous name of `ray-env`, kept for one version.
+    # The previous name of `ray-env`, which the next version removes.
     app.command("switches", hidden=True)(ray_env)
 
 
@@ -57,7 +57,7 @@ def up(
         typer.Option("--foreground", help="Stay in the foreground, for systemd and containers."),
     ] = False,
 ) -> None:
-    """Start all services and wait until they are ready. Does nothing if they already run."""
+    """Start all services and wait until they are ready; do nothing if they already run."""
     options = Options.read(port_base=port_base, serve_config=config)
     if foreground:
         serve(options)

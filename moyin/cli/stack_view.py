@@ -1,4 +1,4 @@
-"""Displays the state of the stack while it starts, and afterwards."""
+"""Displays the state of the stack, while it starts and when it runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PHASE_COLOURS = {Phase.READY: "green", Phase.FAILED: "red", Phase.DEGRADED: "ye
 
 
 class StartProgress:
-    """Shows the progress of a start: live on a terminal, otherwise one line per change."""
+    """Shows how the stack starts: live on a terminal, or as one line per change in a pipe."""
 
     def __init__(self) -> None:
         self._live = Live(console=errors, refresh_per_second=10, transient=True)
@@ -81,7 +81,7 @@ class StartProgress:
 
 
 def print_ready(options: Options, state: StackState) -> None:
-    """Print the addresses of a stack that is ready, and its first API key the first time."""
+    """Print the addresses of the running stack, and after its first start also the API key."""
     seconds = f" after {state.ready_after:.1f} s" if state.ready_after is not None else ""
     out.print(f"[bold green]Moyin is up[/]{seconds}")
     pairs = list(state.addresses.items())
@@ -93,7 +93,7 @@ def print_ready(options: Options, state: StackState) -> None:
 
 
 def print_state(options: Options, state: StackState) -> None:
-    """Print the parts of the stack, its addresses and remarks."""
+    """Print the state of each part of the stack, the addresses, and notes."""
     colour = _PHASE_COLOURS.get(state.phase, "cyan")
     out.print(f"[bold {colour}]{state.phase}[/]  (supervisor {state.pid})")
     table = Table(box=None, pad_edge=False, header_style="dim")

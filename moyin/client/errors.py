@@ -1,4 +1,4 @@
-"""Turns the gateway's error responses into exceptions."""
+"""Defines the exceptions for requests to the gateway that fail."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def _family(kind: type[MoyinError]) -> Iterator[type[MoyinError]]:
         yield from _family(child)
 
 
-# Only types that declare a code of their own: subtypes inherit the code of their base.
+# The error types by code; a type without a code of its own inherits that of its base.
 ERROR_TYPES = {kind.code: kind for kind in _family(MoyinError) if "code" in vars(kind)}
 
 
 class GatewayUnreachable(ServiceUnavailable):
-    """The gateway cannot be connected to, or the connection broke; `__cause__` says why.
+    """Reports that the connection to the gateway failed or broke; `__cause__` is the reason.
 
-    The message may reach clients, so it does not contain the internal ``url``.
+    The message may reach clients, so it does not contain the gateway's internal ``url``.
     """
 
     def __init__(self, url: str) -> None:
@@ -33,13 +33,13 @@ class GatewayUnreachable(ServiceUnavailable):
 
 
 class RequestRefused(MoyinError):
-    """The gateway answered with an error status.
+    """Reports that the gateway answered with an error status.
 
     Attributes:
         status: the HTTP status.
         body: the start of the response's body.
-        reported_code: the stable code in the body; None if it has none.
-        detail: the message in the body, without the errors of single nodes of a graph.
+        reported_code: the stable code in the body, such as ``job_not_found``; None without one.
+        detail: the message in the body, without ComfyUI's errors of single nodes.
         request_id: the id under which the gateway logged the request.
     """
 
@@ -49,7 +49,7 @@ class RequestRefused(MoyinError):
         inner = members.get("error", {})
         if not isinstance(inner, dict):
             inner = {"message": str(inner)}
-        # Our own routes put the code at the top; a refused graph brings ComfyUI's body with it.
+        # Our own routes put the code at the top; an invalid graph has ComfyUI's body beside it.
         code = members.get("code") or inner.get("code") or inner.get("type")
         self.status = status
         self.body = body
@@ -67,9 +67,9 @@ class RequestRefused(MoyinError):
         )
 
     def typed(self) -> MoyinError:
-        """Return the error of `moyin.errors` with the reported code.
+        """Return the response as the error type of `moyin.errors` that has the reported code.
 
-        A response without a known code did not come from our routes: the gateway is unavailable.
+        A response without a known code did not come from our routes, so the gateway is unavailable.
         """
         kind = ERROR_TYPES.get(self.reported_code or "")
         if kind is None:
@@ -80,7 +80,7 @@ class RequestRefused(MoyinError):
 
 
 def _members(body: bytes) -> dict[str, Any] | None:
-    """Return the members of a JSON body; None if it is not JSON."""
+    """Return the members of a JSON body; None if the body is not JSON."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
@@ -89,7 +89,7 @@ def _members(body: bytes) -> dict[str, Any] | None:
 
 
 def _node_errors(members: Mapping[str, Any]) -> list[str]:
-    """Describe ComfyUI's errors of single nodes of a graph, a line each."""
+    """Return one line for each error that ComfyUI reports of a single node."""
     # The body may come from any service behind the gateway, so its shape is not certain.
     nodes = members.get("node_errors")
     lines = []

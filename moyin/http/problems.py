@@ -22,7 +22,7 @@ __all__ = [
     "status_of",
 ]
 
-# On every response of Moyin: no content sniffing, no framing, no referrers.
+# Headers of every response of Moyin, which forbid content sniffing, framing and referrers.
 SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -32,22 +32,22 @@ SECURITY_HEADERS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ErrorBody:
-    """A rendered error response."""
+    """An error response that is ready to be sent."""
 
     status: int
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-# Renders (error, request id, path). Every protocol has one.
+# Every protocol has a function that renders (error, request id, path) as a response, and one that
+# renders (error, request id, path, the stream's media type) as the last event of a stream. The
+# latter returns None if the protocol has no such event; then the connection is closed.
 ErrorRenderer = Callable[[MoyinError, str, str], ErrorBody]
-# Renders (error, request id, path, media type of the stream) as the last event of a stream. None
-# means that the protocol has no such event, and the connection is closed.
 StreamErrorRenderer = Callable[[MoyinError, str, str, str], bytes | None]
 
 
 def problem_details(error: MoyinError, request_id: str, path: str) -> ErrorBody:
-    """Render problem details with the extra members ``code``, ``request_id`` and ``field``."""
+    """Render an error as RFC 9457 problem details, with ``code``, ``request_id`` and ``field``."""
     status = status_of(error)
     body = {
         "type": "about:blank",
@@ -67,7 +67,7 @@ def problem_details(error: MoyinError, request_id: str, path: str) -> ErrorBody:
 
 
 def error_event(error: MoyinError, request_id: str, path: str, media_type: str) -> bytes | None:
-    """Render the last server-sent event: ``error`` with ``code``, ``message``, ``request_id``."""
+    """Render an error as the server-sent event ``error``; return None for other media types."""
     if media_type != "text/event-stream":
         return None
     data = {"code": error.code, "message": error.message, "request_id": request_id}
@@ -75,7 +75,7 @@ def error_event(error: MoyinError, request_id: str, path: str, media_type: str) 
 
 
 def error_headers(error: MoyinError) -> dict[str, str]:
-    """Return the HTTP headers of an error, which are the same in every protocol."""
+    """Return the headers of an error response, which are the same in every protocol."""
     headers = {}
     if error.retry_after is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after))
@@ -115,5 +115,5 @@ _STATUS: Mapping[type[errors.MoyinError], int] = {
 
 
 def status_of(error: errors.MoyinError) -> int:
-    """Return the status of the error's type, or of its nearest base type."""
+    """Return the HTTP status of the error's type, or else of its nearest base type."""
     return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)

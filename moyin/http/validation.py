@@ -1,4 +1,4 @@
-"""Parses and validates request bodies, with errors that name the field, and back ends' values."""
+"""Parses and validates JSON from clients, with errors that name the field, and from back ends."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ __all__ = [
     "validate",
 ]
 
-# More tokens than any model reads or writes. The ledger's columns can hold the sum of several.
+# More tokens than any model reads or writes, of which the ledger's columns can hold a sum.
 _MAX_TOKEN_COUNT = 10**8
 # Fields in which OpenAI, Anthropic, llama.cpp and vLLM accept the schema of an answer.
 _SCHEMA_FIELDS = (
@@ -47,15 +47,15 @@ _SCHEMA_FIELDS = (
     "output_config.format.schema", "output_format.schema",
     "guided_json", "structured_outputs.json",
 )  # fmt: skip
-# A value takes about eighty bytes of memory and a microsecond per traversal, however short it is in
-# JSON. The largest body could hold twenty million.
+# However short it is in JSON, a value takes about eighty bytes of memory and a microsecond per
+# traversal. The largest body could hold twenty million values.
 _MAX_VALUES = 500_000
 _GRAMMAR_FIELDS = ("grammar", "guided_grammar", "guided_regex")
-# A request without any of these members constrains its answer by no schema or grammar.
+# Members of requests that may constrain the answer by a schema or a grammar.
 _CONSTRAINING = frozenset(
     {*_GRAMMAR_FIELDS, "tools", *(path.partition(".")[0] for path in _SCHEMA_FIELDS)}
 )
-# Characters of invalid tool arguments that the error shows.
+# The most characters of invalid tool arguments that an error shows.
 _MAX_SHOWN_ARGUMENTS = 2_000
 
 NO_MEMBERS: Mapping[str, Any] = MappingProxyType({})
@@ -63,19 +63,19 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def _to_utc(moment: datetime) -> datetime:
-    """Convert to UTC, because SQLite does not store offsets."""
+    """Convert a time to UTC, because SQLite does not store offsets."""
     try:
         return moment.astimezone(UTC)
     except OverflowError:
-        raise ValueError("must lie within the years 1 to 9999 in UTC") from None
+        raise ValueError("must be a time within the years 1 to 9999 in UTC") from None
 
 
-# A time with any offset, converted to UTC.
+# A time that clients may send with any offset.
 UtcDatetime = Annotated[AwareDatetime, AfterValidator(_to_utc)]
 
 
 class WireModel(BaseModel):
-    """The base of request bodies. Types are strict; unknown members are kept for forwarding."""
+    """The base class of request bodies, with strict types and with unknown members kept."""
 
     model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
 
@@ -85,13 +85,13 @@ class WireModel(BaseModel):
 
 
 def parse_json(body: bytes) -> Any:
-    """Parse the JSON value in ``body``.
+    """Parse a request's body as JSON.
 
     Raises:
-        InvalidJson: it is not JSON.
-        BodyTooLarge: it may contain too many values.
+        InvalidJson: the body is not JSON.
+        BodyTooLarge: the body may contain too many values.
     """
-    # Counts the characters that separate values. Those in strings count, too.
+    # Counts the characters that separate values, also within strings, where they separate none.
     if len(body) > _MAX_VALUES < len(body) - len(body.translate(None, b",[{")):
         raise BodyTooLarge(
             f"the body must have at most {_MAX_VALUES} JSON values",
@@ -104,12 +104,12 @@ def parse_json(body: bytes) -> Any:
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """Parse the JSON object in ``body``.
+    """Parse a request's body as a JSON object.
 
     Raises:
-        InvalidJson: it is not JSON.
-        BodyTooLarge: it may contain too many values.
-        InvalidRequest: it is JSON but not an object.
+        InvalidJson: the body is not JSON.
+        BodyTooLarge: the body may contain too many values.
+        InvalidRequest: the body is JSON, but not an object.
     """
     data = parse_json(body)
     if not isinstance(data, dict):
@@ -118,10 +118,10 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def validate(shape: type[M], data: Mapping[str, Any]) -> M:
-    """Validate ``data`` as ``shape``.
+    """Validate a parsed body as the pydantic model ``shape``.
 
     Raises:
-        InvalidRequest: a field is invalid; names its path, such as ``messages.0.content``.
+        InvalidRequest: a field is invalid; the error names it, such as ``messages.0.content``.
     """
     try:
         return shape.model_validate(data)
@@ -135,10 +135,11 @@ def validate(shape: type[M], data: Mapping[str, Any]) -> M:
 
 
 def unsupported_field(shape: WireModel, harmless: frozenset[str], path: str = "") -> str | None:
-    """Return the path of the first set member that ``shape`` does not declare, or None.
+    """Return the path of a member that the client set and the model does not declare, or None.
 
     Args:
-        harmless: names of members that do not change the answer and are ignored.
+        harmless: names of undeclared members that may be ignored, as they do not change the answer.
+        path: the path of ``shape`` within the body, which is the start of the returned path.
     """
     for name, value in shape.extras.items():
         if value and name not in harmless:
@@ -155,15 +156,13 @@ def unsupported_field(shape: WireModel, harmless: frozenset[str], path: str = ""
 
 
 def embedded_schemas(data: Mapping[str, Any], tools: str) -> Iterator[tuple[str, Any]]:
-    """Yield the JSON schemas in a request of OpenAI's or Anthropic's format, each after its field.
-
-    Covers the fields of every server with such an API.
+    """Yield pairs of a field and the JSON schema in it, for a request in OpenAI's or Anthropic's format.
 
     Args:
         tools: the member of a tool that holds its schema, such as ``function.parameters``.
 
     Raises:
-        UnsupportedFeature: the request contains a grammar, whose cost can't be bounded.
+        UnsupportedFeature: the request contains a grammar, whose cost cannot be limited.
     """
     if _CONSTRAINING.isdisjoint(data):
         return
@@ -194,7 +193,7 @@ def _member(value: Any, path: str) -> Any:
 
 
 def merge_defaults(data: Mapping[str, Any], additions: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``data`` with the ``additions`` that it lacks; objects are merged one level deep."""
+    """Add the members that ``data`` lacks; members that are objects are merged one level deep."""
     result = {**additions, **data}
     for name, added in additions.items():
         if isinstance(added, Mapping):
@@ -203,17 +202,17 @@ def merge_defaults(data: Mapping[str, Any], additions: Mapping[str, Any]) -> dic
 
 
 def token_count(value: Any) -> int:
-    """Read a token count from another server; an invalid count is 0."""
+    """Return a token count that another server sent, or 0 if it is invalid."""
     return value if isinstance(value, int) and 0 < value <= _MAX_TOKEN_COUNT else 0
 
 
 def malformed_response() -> BackendUnavailable:
-    """Return the error for a malformed response of a back end."""
+    """Create the error for a malformed response of a back end."""
     return BackendUnavailable("the back end returned a malformed response")
 
 
 def text_bytes(value: Any) -> int:
-    """Return the UTF-8 bytes of all strings in a JSON value."""
+    """Return the size of all strings in a JSON value, in UTF-8 bytes."""
     if isinstance(value, str):
         return text_size(value)
     if isinstance(value, Mapping):
@@ -222,21 +221,21 @@ def text_bytes(value: Any) -> int:
 
 
 def require_text(value: Any) -> str:
-    """Return a string that another server sent.
+    """Return a value that another server sent, which must be a string.
 
     Raises:
-        TypeError: it is not a string.
+        TypeError: the value is not a string.
     """
     if not isinstance(value, str):
-        raise TypeError("not a string")
+        raise TypeError(f"the server sent a {type(value).__name__} instead of a string")
     return value
 
 
 def parse_arguments(text: str) -> dict[str, Any]:
-    """Parse the object in a tool call's JSON text; an empty text is an empty object.
+    """Parse the JSON text of a tool call's arguments; an empty text means no arguments.
 
     Raises:
-        InvalidRequest: it is not a JSON object.
+        InvalidRequest: the text is not a JSON object.
     """
     try:
         value = from_json(text) if text.strip() else {}
@@ -250,10 +249,10 @@ def parse_arguments(text: str) -> dict[str, Any]:
 
 
 def tool_call_arguments(name: str, text: str) -> dict[str, Any]:
-    """Parse a model's tool arguments for a protocol that encodes them as an object.
+    """Parse the arguments of a model's tool call, for an API format that sends them as an object.
 
     Raises:
-        InvalidToolCall: they are not a JSON object.
+        InvalidToolCall: the text is not a JSON object.
     """
     try:
         return parse_arguments(text)
@@ -265,12 +264,12 @@ def tool_call_arguments(name: str, text: str) -> dict[str, Any]:
 
 
 def arguments_to_text(value: Any) -> str:
-    """Convert another server's tool arguments to JSON text.
+    """Convert the tool arguments that another server sent to JSON text.
 
-    Some servers send an object instead of text, or nothing for a tool without parameters.
+    Some servers send an object instead of text, or null for a tool without parameters.
 
     Raises:
-        TypeError: the value is neither.
+        TypeError: the value is neither text, an object, a list nor null.
     """
     if value is None:
         return ""
@@ -283,7 +282,7 @@ def _deepest(problems: Sequence[tuple[str, str]]) -> tuple[str, str]:
 
 
 def _path(problem: ErrorDetails, data: Any) -> str:
-    """Return the path of a problem without the names of branches that pydantic adds."""
+    """Return the path of an invalid field, without the names of union branches that pydantic adds."""
     value, path = data, []
     *inner, last = problem["loc"] or ("",)
     for part in inner:
