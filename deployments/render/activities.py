@@ -27,7 +27,7 @@ from moyin.domain.serialization import to_plain
 from moyin.errors import MoyinError
 from moyin.jobs.workflows.failures import to_application_error
 from moyin.jobs.workflows.status_writer import JobStatusWriter
-from moyin.jobs.workflows.steps import Heartbeat, heartbeating, load_step, save_output
+from moyin.jobs.workflows.step_io import Heartbeat, heartbeating, load_step, save_output
 from moyin.jobs.workflows.types import StepDone, StepInput
 from moyin.render.comfyui.sizes import ModelSizes
 from moyin.render.protocol.graph import artifact_ids, input_name, model_files, with_inputs

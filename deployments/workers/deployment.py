@@ -11,7 +11,7 @@ from moyin.access.gatekeeper import service_token_factory
 from moyin.client.gateway import GatewayClient
 from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.step_client import StepClient
-from moyin.jobs.webhooks.sender import WebhookSender
+from moyin.jobs.webhooks import WebhookSender
 from moyin.jobs.workflows.activities import JobActivities
 from moyin.jobs.workflows.client import Temporal
 from moyin.jobs.workflows.launcher import JobLauncher

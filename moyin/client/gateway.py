@@ -199,7 +199,9 @@ class GatewayClient:
             async with self.open("GET", path, identity=identity, expected=200) as response:
                 return await read_up_to(response, _LARGEST_FILE)
         except BodyTooLong:
-            raise StepFailed(f"{path} is larger than {_LARGEST_FILE} bytes, the most that is read") from None
+            raise StepFailed(
+                f"{path} is larger than {_LARGEST_FILE} bytes, the most that is read"
+            ) from None
         except RequestRefused as error:
             raise error.typed() from None
 

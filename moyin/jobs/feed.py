@@ -1,4 +1,4 @@
-"""Defines `JobFeed`, which streams the events of a job until it has ended."""
+"""Defines `JobFeed`, which streams the events of a job until the job has ended."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _EVENT_ID = re.compile(r"\d{1,19}-\d{1,19}")
 
 
 class JobFeed:
-    """Streams job events from Valkey; if Valkey is unavailable, the job's row supplies the end.
+    """Streams the events of jobs from Valkey, and reads a job's end from SQL if Valkey fails.
 
     Args:
-        quiet: seconds without an event after which the job's row is read.
+        quiet: the seconds without an event after which the job's row in SQL is read.
     """
 
     def __init__(
@@ -36,14 +36,17 @@ class JobFeed:
         self._quiet = quiet
 
     def follow(self, job: Job, after: str | None) -> AsyncGenerator[list[JobEvent], None]:
-        """Yield the events after the id ``after`` until the job's end, in the lists they arrive in.
+        """Yield the job's events until its end, in batches as they arrive.
 
-        An empty list means that no event came for some time. An event without an id was read from
-        the job's row, because Valkey does not have it.
+        An empty batch means that no event arrived for some seconds. An event whose id is empty was
+        made from the job's row, because Valkey does not have the event.
+
+        Args:
+            after: the id of the last event that the caller has; None yields all events.
 
         Raises:
             InvalidRequest: ``after`` is not an event id.
-            SlowConsumer: raised by the iterator if the caller reads too slowly.
+            SlowConsumer: the caller iterates too slowly.
         """
         if after is not None and not _EVENT_ID.fullmatch(after):
             raise InvalidRequest(
@@ -53,7 +56,7 @@ class JobFeed:
         return self._follow(job, after)
 
     async def is_complete(self, job: Job, after: str | None) -> bool:
-        """Return True if the job has ended and ``after`` is the id of its last event."""
+        """Return True if the job has ended and its last event has the id ``after``."""
         if after is None or not job.status.is_final:
             return False
         try:
@@ -63,14 +66,14 @@ class JobFeed:
         return bool(events) and events[-1].id == after and events[-1].type.is_final
 
     async def newest_id(self, job_id: str) -> str | None:
-        """Return the id of the newest event; None: there is none, or Valkey is unavailable."""
+        """Return the id of the job's newest event; None without events, or without Valkey."""
         try:
             return await self._events.newest(job_id)
         except (RedisError, OSError):
             return None
 
     async def wait(self, job: Job, after: str | None) -> None:
-        """Return once the job has ended, by the events after the id ``after``."""
+        """Wait until the job has ended, by reading its events after the id ``after``."""
         if job.status.is_final:
             return
         async with aclosing(self._follow(job, after)) as events:
@@ -95,16 +98,16 @@ class JobFeed:
                     return
 
     async def _end_index(self, batch: list[JobEvent], job: Job) -> int | None:
-        """Return the number of events up to the job's end; None: the end is not among them."""
+        """Return how many events of the batch belong to the job; None if all do, without an end."""
         for count, event in enumerate(batch, start=1):
             if event.type.is_final and await self._is_end(event, job):
                 return count
         return None
 
     async def _is_end(self, event: JobEvent, job: Job) -> bool:
-        """Return True for the end of the newest attempt.
+        """Return True if the final event belongs to the newest attempt of the job.
 
-        The row is read again only if ``job``, as it was at the start, does not settle that.
+        The job's row is read only if ``job`` may be older than the event.
         """
         attempt = event.data.get("attempt")
         if attempt is not None and attempt <= job.attempts:

@@ -1,4 +1,4 @@
-"""Defines `GraphChecks`, which checks the graphs of a job before it is accepted."""
+"""Defines `GraphChecker`, which checks the graphs of a job before the job is accepted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from moyin.store.artifacts import ArtifactStore
 
 __all__ = ["GraphChecks"]
 
-# Each validation takes some of a renderer's time; further children are validated when they render.
+# The most children of a batch that are validated before they render, as that takes a renderer's time.
 _MAX_VALIDATED = 64
 
 
@@ -45,13 +45,14 @@ class GraphChecks:
         self._pools = tuple(pools)
 
     async def admit(self, submitter: Identity, spec: JobSpec) -> JobSpec:
-        """Check a new job and return it with pools that run the submitter's jobs.
+        """Check the graphs of a new job, and return the job with pools that run such jobs.
 
         Raises:
-            InvalidRequest: a pool is unknown, or a node's class is not known yet.
+            InvalidRequest: a render pool is unknown or does not run the submitter's jobs, or the
+                class of a node refers to an earlier step.
             InputNotFound: a graph names a file that the submitter does not have.
             NodeNotAllowed: a graph has a node that is not allowed.
-            InvalidGraph: a render pool refuses a graph.
+            InvalidGraph: ComfyUI's validation rejects a graph.
         """
         spec = await self._with_pools(submitter, spec)
         await self._check_graphs(submitter, spec)
@@ -61,7 +62,7 @@ class GraphChecks:
         """Check that the caller may still use the pools and nodes of an accepted job.
 
         Raises:
-            InvalidRequest: a pool does not run the caller's jobs.
+            InvalidRequest: a render pool does not run the caller's jobs.
             NodeNotAllowed: a graph has a node that is not allowed.
         """
         if all(step.kind is not StepKind.RENDER for step in spec.steps):
@@ -73,7 +74,7 @@ class GraphChecks:
                 continue
             if step.pool not in pools:
                 raise _no_pool(spec, index, step.pool, pools)
-            # Its files need no check: they belong to the tenant, which has not changed.
+            # The files need no check, because they belong to the tenant, which has not changed.
             nodes: dict[str, Any] = {
                 node_id: {"class_type": node.get("class_type"), "inputs": {}}
                 for node_id, node in _own_nodes(spec, index).items()
@@ -84,7 +85,7 @@ class GraphChecks:
     async def _with_pools(self, submitter: Identity, spec: JobSpec) -> JobSpec:
         """Return the job with pools that run the submitter's jobs.
 
-        A submitter who must not use the default pool gets the first allowed pool instead.
+        The first allowed pool replaces the default pool if the submitter must not use the latter.
         """
         if all(step.kind is not StepKind.RENDER for step in spec.steps):
             return spec
@@ -102,7 +103,7 @@ class GraphChecks:
         return replace(spec, steps=tuple(steps))
 
     async def _check_graphs(self, submitter: Identity, spec: JobSpec) -> None:
-        """Check every graph, and validate the representative ones with ComfyUI."""
+        """Check every graph of the job, and let ComfyUI validate the representative graphs."""
         representative = set(representative_steps(spec))
         artifacts: dict[str, Artifact] = {}
         for index, step in enumerate(spec.steps):
@@ -112,7 +113,7 @@ class GraphChecks:
             full_graph = step.payload if spec.base is None else apply_patch(spec.base, step.payload)
             graph = full_graph
             if spec.base is not None and index > 0:
-                # The nodes that all children share were checked with the first child.
+                # The check of the first child included the nodes that all children share.
                 graph = {node: full_graph[node] for node in step.payload}
             try:
                 is_known = await self._check_graph(submitter, step, graph, artifacts)
@@ -134,10 +135,10 @@ class GraphChecks:
         graph: Mapping[str, Any],
         artifacts: dict[str, Artifact],
     ) -> bool:
-        """Check the nodes and the file names of a graph, except those that references will give.
+        """Check the nodes and the file names of a graph, except for values that are references.
 
         Args:
-            artifacts: a cache of the submitter's artifacts by id, which this fills.
+            artifacts: a cache of the submitter's artifacts by id, to which artifacts are added.
 
         Returns:
             True if the pool's node classes are known.
@@ -161,13 +162,13 @@ class GraphChecks:
 
 def _no_pool(spec: JobSpec, index: int, pool: str, pools: Sequence[str]) -> InvalidRequest:
     return InvalidRequest(
-        f"there is no render pool {pool!r}; available pools: {', '.join(pools)}",
+        f"there is no render pool {pool!r}; available pools: {', '.join(pools) or 'none'}",
         field="pool" if spec.kind != "pipeline" else f"steps.{index}.pool",
     )
 
 
 def _own_nodes(spec: JobSpec, index: int) -> Mapping[str, Any]:
-    """Return the graph of a step; of later children of a batch, only the nodes that they change."""
+    """Return the graph of a step, or only the changed nodes for later children of a batch."""
     payload: Mapping[str, Any] = spec.steps[index].payload
     if spec.base is None:
         return payload
@@ -176,10 +177,10 @@ def _own_nodes(spec: JobSpec, index: int) -> Mapping[str, Any]:
 
 
 def representative_steps(spec: JobSpec) -> list[int]:
-    """Return the indexes of the steps to validate; of a batch, enough to cover every input value.
+    """Return the indexes of all steps, or of enough children of a batch to cover all input values.
 
-    Seeds are ignored: there may be hundreds, all equally valid. The first and last child are
-    always included.
+    Values of seeds are not covered, because all are equally valid. The first and the last child
+    are always included.
     """
     if spec.base is None:
         return list(range(len(spec.steps)))
@@ -196,17 +197,17 @@ def representative_steps(spec: JobSpec) -> list[int]:
 def _with_file_names(
     graph: Mapping[str, Any], artifacts: Mapping[str, Artifact]
 ) -> Mapping[str, Any]:
-    """Replace artifacts in the graph by the file names that a renderer will give them."""
+    """Replace the ids of artifacts in the graph by the names of their files in ComfyUI."""
     if not artifacts:
         return graph
     return with_inputs(graph, {key: input_name(artifact) for key, artifact in artifacts.items()})
 
 
 def _without_references(graph: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Remove the inputs whose values come from an earlier step.
+    """Remove the inputs of nodes whose values refer to an earlier step.
 
     Raises:
-        InvalidRequest: the class of a node is such a value.
+        InvalidRequest: the class of a node refers to an earlier step.
     """
     if not references.has_references(graph):
         resolved: Mapping[str, Any] = references.resolve(graph, ())
@@ -227,7 +228,7 @@ def _without_references(graph: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _artifact_field(step: Step, artifact_id: str) -> str:
-    """Return the request's field that names the artifact."""
+    """Return the field of the request that names the artifact."""
     if step.template is None:
         return "workflow"
     names = (name for name, value in step.inputs.items() if artifact_id in str(value))
@@ -235,7 +236,7 @@ def _artifact_field(step: Step, artifact_id: str) -> str:
 
 
 def _request_field(step: Step, graph: Mapping[str, Any], place: str) -> str:
-    """Return the request's field for a place in the graph, such as ``3.inputs.image``."""
+    """Return the field of the request that set a value of the graph, such as ``3.inputs.image``."""
     if step.template is None:
         return f"workflow.{place}".rstrip(".")
     node_id, _, name = place.partition(".inputs.")

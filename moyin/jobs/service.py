@@ -1,4 +1,4 @@
-"""Defines `JobService`, which accepts, cancels and retries jobs for every front end."""
+"""Defines `JobService`, which accepts, cancels and retries jobs for every API and the intake."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ from moyin.store.jobs import JobStore, Launch, NewJob
 __all__ = ["JobService"]
 
 _log = logging.getLogger(__name__)
-# Most levels of nesting in a job. pydantic can read back 200; a stored spec has some levels around
-# its graph that a request for one render lacks.
+# The most levels of nesting in a job. pydantic decodes up to 200, of which a stored spec needs some
+# around its graph.
 _MAX_LEVELS = 190
 
 
@@ -79,18 +79,21 @@ class JobService:
         now: datetime,
         idempotency_key: str | None = None,
     ) -> tuple[Job, bool]:
-        """Accept the job described by the JSON ``body``; see `submit`.
+        """Accept a job from a JSON body in the format of the jobs API.
 
-        A repeat with the same key returns the first job, even if its template, pool or files have
-        changed or its deadline has passed since.
+        A repeated request with the same idempotency key returns the first job, even if the template,
+        pool or files have changed or the deadline has passed since.
 
         Args:
-            now: with a time zone; a deadline must be later.
-            templates: returns a template by its name.
+            now: the current time, with a time zone, before which no deadline may lie.
+            templates: a function that returns the template with a name.
+
+        Returns:
+            The job, and True unless an earlier request with the same key created it.
 
         Raises:
-            InvalidJson, InvalidRequest: see `parse_job`.
-            MoyinError: see `submit`.
+            InvalidJson, BodyTooLarge, InvalidRequest: the body is invalid.
+            MoyinError: one of the errors of `submit`.
         """
         request, mark = read_job(body), None
         if idempotency_key is not None:
@@ -119,27 +122,30 @@ class JobService:
         validated: bool = False,
         priority_field: str | None = None,
     ) -> tuple[Job, bool]:
-        """Accept a job, which runs with the submitter's rights; return it and True if it is new.
+        """Accept a job, which runs with the submitter's rights.
 
-        Once the row is written the job is accepted: if Temporal is unavailable, the sweeper starts
-        it later.
+        A job is accepted once its row is written: if Temporal is unavailable, the sweeper starts
+        the job later.
 
         Args:
-            mark: the request's fingerprint; None: that of ``spec``.
-            job_id: a canonical lower-case UUID that the client chose.
-            validated: its pool and its graphs have been checked already.
-            priority_field: the request's field with the class of ``spec``; None: it has none, and
-                the job gets the nearest class that the submitter may use.
+            mark: the request's fingerprint; None computes the fingerprint of ``spec``.
+            job_id: a lower-case UUID that the client chose.
+            validated: True if the pool and the graphs have been checked already.
+            priority_field: the request's field with the priority; None if the request has none, so
+                that the job gets the best priority, from that of ``spec`` on, that is permitted.
+
+        Returns:
+            The job, and True unless an earlier request with the same key created it.
 
         Raises:
-            PriorityNotAllowed: the submitter must not use that class.
+            PriorityNotAllowed: the submitter must not use the priority.
             InsufficientScope: the submitter must not call models.
-            TooManyJobs: too many of the submitter's jobs are open.
+            TooManyJobs: too many jobs of the submitter are queued or running.
             InvalidRequest: a pool is unknown, or the job is nested too deeply.
-            AddressRefused: the webhook leads into a private network.
+            AddressNotAllowed: the webhook leads into a private network.
             InputNotFound: a graph names a file that the submitter does not have.
             NodeNotAllowed: a graph has a node that is not allowed.
-            InvalidGraph: a render pool refuses a graph.
+            InvalidGraph: ComfyUI's validation rejects a graph.
             IdempotencyMismatch: the key was used for another request.
             PromptIdTaken: the id belongs to another job.
         """
@@ -179,13 +185,13 @@ class JobService:
         return job, is_new
 
     async def cancel(self, caller: Identity, job_id: str) -> Job:
-        """Cancel a job; it may still be running when this returns.
+        """Request the cancellation of a job, which may still be running afterwards.
 
-        The job names the caller as its canceller, unless it has been cancelled before.
+        The first caller that cancels the job is recorded as its canceller.
 
         Raises:
             JobNotFound: the caller has no job with this id.
-            JobFinished: it has ended.
+            JobFinished: the job has ended.
             ServiceUnavailable: Temporal is unavailable.
         """
         job = await self._jobs.get(caller.owner, job_id)
@@ -201,9 +207,10 @@ class JobService:
 
         Raises:
             JobNotFound: the caller has no job with this id.
-            JobNotFinished, JobFinished: it is still running, or has succeeded.
-            TooManyJobs: too many of the caller's jobs are open.
-            PriorityNotAllowed: the caller must not use the job's class.
+            JobNotFinished: the job is still running.
+            JobFinished: the job has succeeded.
+            TooManyJobs: too many jobs of the caller are queued or running.
+            PriorityNotAllowed: the caller must not use the job's priority.
             InvalidRequest: a pool no longer runs the caller's jobs.
             NodeNotAllowed: a graph has a node that the caller must no longer use.
         """
@@ -221,14 +228,14 @@ class JobService:
         return [await self._output(result.output) for result in job.results]
 
     async def spec(self, job: Job) -> JobSpec | None:
-        """Return the job's spec; None if it has been deleted from the artifact store."""
+        """Return the job's spec; None if the spec was deleted from the artifact store."""
         try:
             return decode(JobSpec, await self._blobs.get(job.spec))
         except FileNotFoundError:
             return None
 
     async def _cancel_row(self, job: Job) -> Job:
-        """Cancel a job without a workflow, because it has not started or has just ended."""
+        """Cancel a job that has no running workflow, because it has not started or just ended."""
         is_written = await self._jobs.finish(
             job.id, job.attempts, JobStatus.CANCELLED, None, webhook_sent=False
         )
@@ -239,7 +246,7 @@ class JobService:
             try:
                 await self._launcher.notify(job.id, job.attempts)
             except ServiceUnavailable as error:
-                _log.warning("the webhook of job %s waits for the sweeper: %s", job.id, error)
+                _log.warning("the sweeper will start the webhook of job %s: %s", job.id, error)
         elif job.status is not JobStatus.CANCELLED:
             raise _finished(job)
         return job
@@ -248,8 +255,7 @@ class JobService:
         try:
             output: Mapping[str, Any] = from_json(await self._blobs.get(sha256))
         except FileNotFoundError:
-            # Deleted from the artifact store; the job's row is still valid.
-            return {}
+            return {}  # The output was deleted from the artifact store; the row is still valid.
         return output
 
     async def _start(self, job: Job, launch: Launch | None = None) -> None:
@@ -258,11 +264,11 @@ class JobService:
         try:
             await self._launcher.start(job.id, launch)
         except ServiceUnavailable as error:
-            _log.warning("job %s waits for the sweeper: %s", job.id, error)
+            _log.warning("the sweeper will start job %s: %s", job.id, error)
 
 
 def _check_same_request(first_job: Job, mark: str) -> None:
-    """Refuse a repeated idempotency key whose request is not the first one."""
+    """Raise IdempotencyMismatch if the key's first job came from a different request."""
     if first_job.fingerprint != mark:
         raise IdempotencyMismatch(
             "this Idempotency-Key was used for another request; use a new key",
@@ -271,14 +277,14 @@ def _check_same_request(first_job: Job, mark: str) -> None:
 
 
 def serialize_spec(spec: JobSpec) -> bytes:
-    """Encode the spec for the artifact store.
+    """Encode a job's spec for the artifact store.
 
     Raises:
-        InvalidRequest: it is nested too deeply to be decoded again.
+        InvalidRequest: the spec is nested too deeply to be decoded again.
     """
     try:
         encoded = encode(spec)
-        # Only a spec with more brackets than levels can be nested too deeply.
+        # A spec with fewer brackets than the limit has fewer levels, too.
         if encoded.count(b"{") + encoded.count(b"[") > _MAX_LEVELS:
             from_json(encoded)
     except ValueError:
@@ -291,9 +297,9 @@ def serialize_spec(spec: JobSpec) -> bytes:
 
 
 def _deepest_field(spec: JobSpec) -> str:
-    """Return the request's field with the deepest nesting.
+    """Return the field of the request with the deepest nesting.
 
-    The job has one step: a pipeline's request is as deep as its spec, so parsing refuses it first.
+    Only jobs with one step come here: parsing rejects pipelines that are nested too deeply.
     """
     step, prompt = spec.steps[0], spec.comfyui
     if prompt is not None and _depth(prompt.extra_data) > _depth(step.payload):
@@ -310,10 +316,10 @@ def _depth(value: Any) -> int:
 
 
 def _with_allowed_class(submitter: Identity, spec: JobSpec, field: str | None) -> JobSpec:
-    """Return the spec with a class that its submitter may use.
+    """Return the spec with a priority that the submitter may use.
 
     Raises:
-        PriorityNotAllowed: ``field`` has a better class.
+        PriorityNotAllowed: the submitter named a better priority in ``field``.
     """
     best = submitter.best_priority
     if spec.priority >= best:
@@ -332,10 +338,12 @@ def _class_not_allowed(priority: int, best: int, field: str | None) -> PriorityN
 
 
 def _check_scopes(submitter: Identity, spec: JobSpec) -> None:
-    """Refuse chat steps that the models app would refuse later, when they run."""
+    """Raise InsufficientScope for chat steps of a submitter that must not call models."""
     has_chat = any(step.kind is StepKind.CHAT for step in spec.steps)
     if has_chat and not submitter.has_scope(TEXT):
-        raise InsufficientScope(f"a chat step needs the scope {TEXT}", details={"scope": TEXT})
+        raise InsufficientScope(
+            f"a chat step needs the scope {TEXT!r}, which you lack", details={"scope": TEXT}
+        )
 
 
 def _finished(job: Job) -> JobFinished:

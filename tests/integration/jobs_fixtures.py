@@ -38,7 +38,7 @@ from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
 from moyin.jobs.step_client import StepClient
-from moyin.jobs.webhooks.sender import WebhookSender
+from moyin.jobs.webhooks import WebhookSender
 from moyin.jobs.workflows.activities import JobActivities
 from moyin.jobs.workflows.client import Temporal
 from moyin.jobs.workflows.launcher import JobLauncher

@@ -18,7 +18,7 @@ from moyin.domain.artifact import Artifact
 from moyin.domain.job import StepResult
 from moyin.errors import JobNotFound, RenderFailed, WorkerLost
 from moyin.jobs.workflows.failures import to_application_error
-from moyin.jobs.workflows.steps import heartbeating, load_step, save_output
+from moyin.jobs.workflows.step_io import heartbeating, load_step, save_output
 from moyin.jobs.workflows.types import StepDone, StepInput
 from moyin.store.artifacts import step_artifact_id
 from tests.integration.jobs_fixtures import Farm

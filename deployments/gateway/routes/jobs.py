@@ -14,7 +14,7 @@ from moyin.errors import InvalidRequest
 from moyin.jobs.protocol import wire
 from moyin.jobs.protocol.response import job_body, job_detail
 from moyin.jobs.service import JobService
-from moyin.jobs.webhooks.sender import webhook_secret
+from moyin.jobs.webhooks import webhook_secret
 from moyin.render.templates.catalog import Catalog
 from moyin.store.jobs import JobStore
 

@@ -1,4 +1,4 @@
-"""Implements moyin.v1: `MoyinCalls` is the servicer, `GrpcBridge` calls the gateway's HTTP API."""
+"""Implements the gRPC API moyin.v1 by requests to the gateway's HTTP API."""
 
 from __future__ import annotations
 
@@ -21,31 +21,29 @@ from moyin.jobs.grpc.translate import chat_body, chat_event, job_message
 __all__ = ["GrpcBridge", "MoyinCalls", "NoBridge"]
 
 Metadata = Iterable[tuple[str, Any]]
-# The only metadata of a call that is passed on as headers.
+# The only metadata of a call that becomes headers of the HTTP request.
 _PASSED = frozenset({"authorization", "x-api-key", "x-request-id"})
-# The gateway's own deadlines are shorter; this bounds the silence of a stream that has none.
+# The gateway's own time limits are shorter, but some streams have none.
 _SILENCE_SECONDS = 900.0
 _COST = b": x-moyin-cost-usd="
 
 
 class GrpcBridge:
-    """Makes every call with the caller's own key; every method may raise `Fault`.
+    """Turns each gRPC call into a request to the gateway with the caller's own key.
 
-    Args:
-        url: HTTP address of the gateway.
+    Every method may raise `Fault`. ``url`` is the HTTP address of the gateway.
     """
 
     def __init__(self, url: str) -> None:
         self._gateway = GatewayClient(url, silence_seconds=_SILENCE_SECONDS)
 
     async def close(self) -> None:
-        """Close the connections."""
         await self._gateway.close()
 
     async def chat(
         self, request: pb.ChatRequest, metadata: Metadata
     ) -> AsyncGenerator[pb.ChatEvent, None]:
-        """Yield the answer while the model writes it."""
+        """Send a chat request and yield the events of the model's answer."""
         body = chat_body(request)
         async with self._open("POST", "/v1/chat/completions", metadata, body) as response:
             yield pb.ChatEvent(
@@ -75,13 +73,13 @@ class GrpcBridge:
         return await self._job("GET", f"/jobs/{_segment(request.id)}", metadata)
 
     async def cancel_job(self, request: pb.CancelJobRequest, metadata: Metadata) -> pb.Job:
-        """Cancel the job and return it; it may still be running."""
+        """Request the cancellation of a job and return the job, which may still be running."""
         return await self._job("POST", f"/jobs/{_segment(request.id)}/cancel", metadata)
 
     async def watch_job(
         self, request: pb.WatchJobRequest, metadata: Metadata
     ) -> AsyncGenerator[pb.JobEvent, None]:
-        """Yield the job's events until it has ended."""
+        """Yield the events of a job until the job has ended."""
         headers = {"last-event-id": _header(request.after, "after")} if request.after else {}
         path = f"/jobs/{_segment(request.id)}/events"
         async with self._open("GET", path, metadata, headers=headers) as response:
@@ -112,7 +110,7 @@ class GrpcBridge:
         body: Any = None,
         headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a request with the caller's credentials; errors become faults."""
+        """Send a request with the caller's credentials, and raise errors as `Fault`."""
         all_headers = dict(headers or {})
         all_headers.update((k, v) for k, v in metadata if k in _PASSED and isinstance(v, str))
         try:
@@ -125,28 +123,28 @@ class GrpcBridge:
             raise Fault(
                 grpc.StatusCode.DEADLINE_EXCEEDED if has_timed_out else grpc.StatusCode.UNAVAILABLE,
                 "backend_timeout" if has_timed_out else "service_unavailable",
-                "the service behind the gateway did not respond",
+                f"the gateway did not respond to {method} {path}; try again later",
                 retry_after=1,
             ) from error
 
 
 class NoBridge(GrpcBridge):
-    """Refuses every call: for an app that Ray Serve may route a gRPC call to, but that has none."""
+    """Refuses every gRPC call, for apps without a gRPC API that Ray Serve may route calls to."""
 
     def __init__(self) -> None:
         super().__init__("")
 
     @asynccontextmanager
     async def _open(self, *_: Any, **__: Any) -> AsyncIterator[aiohttp.ClientResponse]:
-        message = "only the gateway has this call: send the metadata application: gateway"
+        message = "only the gateway app has this call: send the metadata application: gateway"
         raise Fault(grpc.StatusCode.UNIMPLEMENTED, "route_not_found", message)
         yield
 
 
 class MoyinCalls:
-    """Answers the calls of moyin.v1: a mix-in of a Serve deployment, or a `grpc.aio` servicer.
+    """The servicer of moyin.v1, which is a mix-in for Serve deployments or used by `grpc.aio`.
 
-    The names of methods and parameters are given by gRPC and Serve.
+    gRPC and Serve prescribe the names of the methods and parameters.
     """
 
     grpc_bridge: GrpcBridge
@@ -154,13 +152,9 @@ class MoyinCalls:
     async def Chat(
         self, request: pb.ChatRequest, grpc_context: Any
     ) -> AsyncGenerator[pb.ChatEvent, None]:
-        metadata = grpc_context.invocation_metadata()
-        try:
-            async with aclosing(self.grpc_bridge.chat(request, metadata)) as events:
-                async for event in events:
-                    yield event
-        except Fault as fault:
-            end_call(grpc_context, fault)
+        async with aclosing(_stream(self.grpc_bridge.chat, request, grpc_context)) as events:
+            async for event in events:
+                yield event
 
     async def SubmitJob(self, request: pb.SubmitJobRequest, grpc_context: Any) -> pb.Job:
         return await _respond(self.grpc_bridge.submit_job, request, grpc_context)
@@ -174,13 +168,18 @@ class MoyinCalls:
     async def WatchJob(
         self, request: pb.WatchJobRequest, grpc_context: Any
     ) -> AsyncGenerator[pb.JobEvent, None]:
-        metadata = grpc_context.invocation_metadata()
-        try:
-            async with aclosing(self.grpc_bridge.watch_job(request, metadata)) as events:
-                async for event in events:
-                    yield event
-        except Fault as fault:
-            end_call(grpc_context, fault)
+        async with aclosing(_stream(self.grpc_bridge.watch_job, request, grpc_context)) as events:
+            async for event in events:
+                yield event
+
+
+async def _stream(call: Any, request: Any, grpc_context: Any) -> AsyncGenerator[Any, None]:
+    try:
+        async with aclosing(call(request, grpc_context.invocation_metadata())) as events:
+            async for event in events:
+                yield event
+    except Fault as fault:
+        end_call(grpc_context, fault)
 
 
 async def _respond(call: Any, request: Any, grpc_context: Any) -> pb.Job:
@@ -193,7 +192,7 @@ async def _respond(call: Any, request: Any, grpc_context: Any) -> pb.Job:
 
 
 def _header(value: str, field: str) -> str:
-    """Return a field as the value of a header; raise `Fault` if it has control characters."""
+    """Return a field as the value of a header; raise `Fault` for control characters."""
     if any(character < " " or character == "\x7f" for character in value):
         raise Fault(
             grpc.StatusCode.INVALID_ARGUMENT,
@@ -205,12 +204,12 @@ def _header(value: str, field: str) -> str:
 
 
 def _segment(job_id: str) -> str:
-    """Percent-encode the id as a segment of a path; raise `Fault` if it would change the path."""
+    """Percent-encode a job's id as a segment of a path; raise `Fault` for ids such as ``..``."""
     if job_id in ("", ".", ".."):
         raise Fault(
             grpc.StatusCode.INVALID_ARGUMENT,
             "invalid_request",
-            "id must be the id of a job",
+            "id must be the id of a job, such as the response of SubmitJob has",
             field="id",
         )
     return quote(job_id, safe="")

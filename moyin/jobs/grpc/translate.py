@@ -1,4 +1,4 @@
-"""Translates moyin.v1 to and from the JSON of the HTTP API, without I/O."""
+"""Translates the messages of moyin.v1 to and from the JSON of the HTTP API; without I/O."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["chat_body", "chat_event", "job_message"]
 
 
 def chat_body(request: pb.ChatRequest) -> dict[str, Any]:
-    """Return the body of a streamed OpenAI chat completion.
+    """Convert a chat request to the body of a streamed OpenAI chat completion.
 
     Raises:
-        Fault: a field with JSON in it is not valid JSON of the right type.
+        Fault: a field such as ``extra_json`` is not valid JSON of the right type.
     """
     body = _json(request.extra_json, "extra_json", dict) or {}
     body |= {
@@ -38,7 +38,7 @@ def chat_body(request: pb.ChatRequest) -> dict[str, Any]:
 
 
 def chat_event(chunk: Mapping[str, Any]) -> pb.ChatEvent:
-    """Return the event for one chunk of OpenAI's stream."""
+    """Convert a chunk of OpenAI's stream to an event."""
     event = pb.ChatEvent()
     for choice in chunk.get("choices") or ():
         delta = choice.get("delta") or {}
@@ -54,7 +54,7 @@ def chat_event(chunk: Mapping[str, Any]) -> pb.ChatEvent:
 
 
 def job_message(body: Mapping[str, Any]) -> pb.Job:
-    """Return the message for a job as ``GET /jobs/{id}`` returns it, with or without outputs."""
+    """Convert the JSON of a job, with or without outputs, to a message."""
     job = pb.Job(
         id=body["id"],
         kind=body["kind"],
@@ -98,10 +98,10 @@ def _message(message: pb.ChatMessage, field: str) -> dict[str, Any]:
 
 
 def _json(text: str, field: str, kind: type[Any]) -> Any:
-    """Return the JSON in ``text``; None if it is empty.
+    """Parse the JSON in a field; return None if the text is empty.
 
     Raises:
-        Fault: it is not JSON of the type ``kind``.
+        Fault: the text is not JSON of the type ``kind``.
     """
     if not text:
         return None

@@ -1,4 +1,4 @@
-"""Takes jobs from a Redis or Valkey stream; results and dead letters are streams, too."""
+"""Implements `Broker` for Redis and Valkey, with streams of jobs, results and dead letters."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ __all__ = ["StreamBroker"]
 
 _BLOCK_MS = 1_000
 _TIMEOUT_SECONDS = 5.0
-# Consumers without pending entries are deleted after this many claim times without activity.
+# Consumers without pending entries are deleted after an idle time of this many claim times.
 _DELETE_AFTER = 20
-# The id of an entry, its fields, and how often it was delivered.
+# The id of an entry, its fields, and the number of its deliveries.
 _Entry = tuple[bytes, dict[bytes, bytes], int]
 
 
 class StreamBroker:
-    """Takes jobs from ``stream``; an entry has the field ``body`` and optionally the field ``id``.
+    """A stream whose entries become jobs; each has the field ``body`` and optionally ``id``.
 
-    An entry without ``id`` is identified by its place in the stream, so a repeated one becomes a
-    second job. Settled entries are deleted: the stream is a queue of this consumer group alone.
+    The id of an entry without the field ``id`` is its stream id, so an entry that the sender adds
+    twice becomes two jobs. Settled entries are deleted, so no other consumer group can use the
+    stream.
 
     Args:
-        claim_after: seconds of a worker's silence after which others take over its entries.
-        kept: the approximate number of results, and of dead letters, to keep.
+        claim_after: the seconds after which other workers claim the entries of a silent worker.
+        kept: the approximate number of results, and of dead letters, that their streams hold.
     """
 
     def __init__(
@@ -64,8 +65,7 @@ class StreamBroker:
         client = redis.Redis.from_url(
             self._url,
             connection_class=ValkeyConnection,
-            # RESP2, whose replies have the same shape from every server.
-            protocol=2,
+            protocol=2,  # RESP2 replies have the same shape from Redis and Valkey.
             socket_connect_timeout=_TIMEOUT_SECONDS,
             socket_timeout=_TIMEOUT_SECONDS,
         )
@@ -99,7 +99,7 @@ class _StreamSession:
         self._freed = asyncio.Event()
 
     async def deliveries(self) -> AsyncGenerator[Delivery, None]:
-        """Yield entries that other workers abandoned, then new ones."""
+        """Yield entries without end, those of silent workers before new ones."""
         while True:
             free = self._broker.concurrency - len(self._held)
             if free <= 0:
@@ -129,12 +129,12 @@ class _StreamSession:
         )
 
     async def keep_alive(self) -> None:
-        """Claim this worker's own entries again and again, so that they never become idle."""
+        """Claim this worker's own entries repeatedly, so that other workers do not claim them."""
         broker = self._broker
         while True:
             await asyncio.sleep(broker.claim_ms / 3000)
             held: list[Any] = list(self._held)
-            # The main loop meets the same outage and reports it.
+            # `deliveries` reports the same outage.
             with suppress(RedisError, OSError):
                 if held:
                     await self._client.xclaim(
@@ -143,7 +143,7 @@ class _StreamSession:
                 await self._delete_idle_consumers()
 
     async def _settle(self, entry: bytes, stream: str, fields: dict[Any, Any]) -> None:
-        """Publish ``fields`` and settle the entry in one transaction."""
+        """Add ``fields`` to another stream and delete the entry, in one transaction."""
         broker = self._broker
         with _broker_errors():
             async with self._client.pipeline(transaction=True) as pipeline:
@@ -187,11 +187,11 @@ class _StreamSession:
 
 @contextmanager
 def _broker_errors() -> Iterator[None]:
-    """Turn errors of the connection into `BrokerLost`."""
+    """Raise `BrokerLost` for errors of the connection within the block."""
     try:
         yield
     except (RedisError, OSError) as error:
-        raise BrokerLost(f"Redis: {type(error).__name__}: {error}") from error
+        raise BrokerLost(f"Redis failed: {type(error).__name__}: {error}") from error
 
 
 def _id(entry: bytes, fields: dict[bytes, bytes]) -> str:

@@ -1,4 +1,4 @@
-"""Defines `IntakeWorker`, which turns messages into jobs and publishes their results."""
+"""Defines `IntakeWorker`, which turns messages of a broker into jobs and publishes the results."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ _FIRST_PAUSE = 0.2
 _LONGEST_PAUSE = 15.0
 _MAX_KEY = 255
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
-# Outages of the services that jobs need; the message is not the cause.
+# Errors of the services that jobs need, which no message causes.
 _OUTAGES = (RedisError, SQLAlchemyError, OSError, TimeoutError)
 
 
 class IntakeWorker:
-    """Processes the messages of one source; any number of workers may share a source.
+    """Processes the messages of one broker queue, which several workers may share.
 
     A message stays unsettled until its job has ended and the result is published. If a worker dies,
-    the message is delivered again and its id leads to the same job.
+    the broker delivers the message again, and the message's id leads to the same job.
 
     Args:
-        name: of the source; part of idempotency keys, so it must stay the same and be unique among
-            the sources of the submitter.
-        submitter: owns every job; everyone who can write to the queue acts with its rights.
-        limits: has the submitter's best priority, pools and nodes.
-        max_deliveries: a message that is delivered more often becomes a dead letter.
-        max_body_bytes: larger messages become dead letters.
+        name: the name of the queue in the configuration. It is part of idempotency keys, so it must
+            never change and be unique among the queues of the submitter.
+        submitter: the identity that owns every job, with whose rights all messages act.
+        limits: the store of the submitter's limits.
+        max_deliveries: the most deliveries of a message, which then becomes a dead letter.
+        max_body_bytes: the largest message; larger messages become dead letters.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class IntakeWorker:
         self.error: Exception | None = None
 
     async def run(self) -> None:
-        """Process messages until cancelled; an outage of the broker only delays it."""
+        """Process messages until cancelled, and connect again after an outage of the broker."""
         pause = _FIRST_PAUSE
         while True:
             try:
@@ -87,10 +87,10 @@ class IntakeWorker:
                     self.error, pause = None, _FIRST_PAUSE
                     await self._process(session)
             except* BrokerLost as lost:
-                _log.warning("intake %s: %s", self._name, lost.exceptions[0])
+                _log.warning("intake %s connects again: %s", self._name, lost.exceptions[0])
             except* Exception as error:
                 self.error = error
-                _log.exception("intake %s failed; starting again", self._name)
+                _log.exception("intake %s failed with a bug and starts again", self._name)
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
@@ -119,7 +119,7 @@ class IntakeWorker:
             await session.complete(delivery, f"{ended.id}-{ended.attempts}", result)
 
     async def _accept(self, delivery: Delivery) -> Job:
-        """Return the message's job, which may exist already.
+        """Submit the message's job unless it exists, and return the job.
 
         Raises:
             MoyinError: the message can never become a job.
@@ -133,7 +133,7 @@ class IntakeWorker:
             if first_job is not None:
                 return first_job
         if len(delivery.body) > self._max_body_bytes:
-            raise BodyTooLarge(f"the message is larger than {self._max_body_bytes} bytes")
+            raise BodyTooLarge(f"the message must have at most {self._max_body_bytes} bytes")
         templates = await self._templates.snapshot()
         return await _retry(lambda: self._submit(delivery, templates, key))
 
@@ -144,15 +144,15 @@ class IntakeWorker:
             InvalidRequest: the message has no valid id, or was delivered too often.
         """
         if not delivery.message_id:
-            raise InvalidRequest("the message must have an id", field="message_id")
+            raise InvalidRequest("the message must have a message_id", field="message_id")
         if "\0" in delivery.message_id:
             # PostgreSQL cannot store this character, and its error looks like an outage.
-            raise InvalidRequest("the message's id must not contain NUL", field="message_id")
+            raise InvalidRequest("message_id must not contain NUL characters", field="message_id")
         key = f"{self._name}:{delivery.message_id}"
         if len(key) > _MAX_KEY:
+            longest = _MAX_KEY - len(self._name) - 1
             raise InvalidRequest(
-                f"the message's id is too long: at most {_MAX_KEY - len(self._name) - 1} characters are allowed",
-                field="message_id",
+                f"message_id must have at most {longest} characters", field="message_id"
             )
         if delivery.count > self._max_deliveries:
             raise InvalidRequest(
@@ -165,20 +165,20 @@ class IntakeWorker:
             *self._submitter.limits,
             *await self._limits.list_for(subjects_of(self._submitter)),
         )
-        # The queue itself holds jobs back; refusing a message because of open jobs would lose it.
+        # A message is never rejected because of open jobs: the concurrency of the queue limits them.
         limits = tuple(replace(limit, open_jobs=None) for limit in limits)
         job, _ = await self._service.submit_request(
             replace(self._submitter, limits=limits),
             delivery.body,
             templates.find,
-            # If the deadline passed while the message waited, its job fails, not the message.
+            # A deadline that passed while the message waited fails the job instead of the message.
             now=_LONG_AGO,
             idempotency_key=key,
         )
         return job
 
     async def _wait(self, job: Job) -> Job:
-        """Follow the job's events until its row says that it has ended, and return it."""
+        """Follow the job's events until its row has a final status, and return the job."""
         while not job.status.is_final:
             async with aclosing(self._feed.follow(job, None)) as events:
                 async for _ in events:
@@ -192,10 +192,10 @@ class IntakeWorker:
 
 
 async def _retry(work: Callable[[], Awaitable[T]]) -> T:
-    """Run ``work`` and retry it until it succeeds.
+    """Run ``work`` repeatedly until it succeeds, and return its result.
 
     Raises:
-        MoyinError: a retry cannot help.
+        MoyinError: the work failed with an error for which a retry cannot help.
     """
     pause = _FIRST_PAUSE
     while True:
@@ -204,8 +204,8 @@ async def _retry(work: Callable[[], Awaitable[T]]) -> T:
         except MoyinError as error:
             if not error.retryable:
                 raise
-            _log.info("intake waits: %s", error)
+            _log.info("the intake retries an operation: %s", error)
         except _OUTAGES as error:
-            _log.warning("intake waits: %s: %s", type(error).__name__, error)
+            _log.warning("the intake retries an operation: %s: %s", type(error).__name__, error)
         await asyncio.sleep(pause)
         pause = min(pause * 2, _LONGEST_PAUSE)

@@ -1,4 +1,4 @@
-"""Translates batches of the jobs API to one graph and each child's changes to it; without I/O."""
+"""Translates a batch of the jobs API to one graph and a patch for each child; without I/O."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from moyin.jobs.protocol import wire
 __all__ = ["batch_steps"]
 
 _SEEDS = ("seed", "noise_seed")
-# The inputs that distinguish a child from the others, and the request field of each.
+# The inputs of a child that differ from those of the others, and the request field of each.
 _Variant = tuple[Mapping[str, Any], Mapping[str, str]]
 
 
 def batch_steps(
     batch: wire.Batch, first: Step, template: Template | None
 ) -> tuple[Mapping[str, Any], tuple[Step, ...]]:
-    """Return the graph that the children share, and the children as steps.
+    """Return the graph of a batch, and the children as steps with patches of that graph.
 
     Args:
-        first: the job without its batch.
-        template: the template of the graph; None: the client sent the graph.
+        first: the step of the same job without a batch.
+        template: the template of the graph; None if the client sent the graph itself.
 
     Raises:
-        InvalidRequest: a field is wrong.
+        InvalidRequest: a field is invalid.
     """
     members = [name for name in ("seeds", "inputs", "sweep") if getattr(batch, name) is not None]
     if len(members) != 1:
@@ -43,7 +43,7 @@ def batch_steps(
     else:
         variants = _template_variants(batch, first.inputs, template)
         graphs = [_filled(template, first.inputs, variant) for variant in variants]
-    # Children run concurrently, so none can refer to the output of another.
+    # Children run concurrently, so no child can refer to the output of another.
     references.check(graphs, 0)
     base = graphs[0]
     steps = tuple(
@@ -81,14 +81,17 @@ def _template_variants(
         ]  # fmt: skip
     seed = template.parameters.get("seed")
     if seed is None:
-        raise InvalidRequest(f"template {template.name!r} has no input 'seed'", field="batch.seeds")
+        raise InvalidRequest(
+            f"batch.seeds needs an input 'seed', which template {template.name!r} lacks",
+            field="batch.seeds",
+        )
     start = inputs.get("seed", seed.default)
     start = start if isinstance(start, int) else 0
     return [({"seed": value}, {"seed": "batch.seeds"}) for value in _seeds(batch, start)]
 
 
 def _graph_variants(batch: wire.Batch, graph: Mapping[str, Any]) -> list[_Variant]:
-    """Return variants whose keys are ``workflow.<node>.inputs.<name>``."""
+    """Return the variants of a batch without a template; keys are ``workflow.<node>.inputs.<name>``."""
     if batch.inputs is not None:
         raise InvalidRequest("inputs are allowed only with a template", field="batch.inputs")
     if batch.sweep is not None:
@@ -112,7 +115,8 @@ def _graph_variants(batch: wire.Batch, graph: Mapping[str, Any]) -> list[_Varian
     }
     if not seeds:
         raise InvalidRequest(
-            "no node of the workflow has an integer as its seed or noise_seed", field="batch.seeds"
+            "batch.seeds needs a node of the workflow with an integer as its seed or noise_seed",
+            field="batch.seeds",
         )
     sources = dict.fromkeys(seeds, "batch.seeds")
     if isinstance(batch.seeds, list):
@@ -140,7 +144,7 @@ def _combinations(sweep: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 def _check_count(count: int, field: str) -> None:
     if not 1 <= count <= MAX_CHILDREN:
         raise InvalidRequest(
-            f"{field} makes {count} renders; a batch may have 1 to {MAX_CHILDREN}", field=field
+            f"{field} makes {count} renders, but a batch must have 1 to {MAX_CHILDREN}", field=field
         )
 
 
@@ -165,7 +169,7 @@ def _with_inputs(graph: Mapping[str, Any], child_inputs: Mapping[str, Any]) -> d
 
 
 def _is_value(graph: Mapping[str, Any], key: str) -> bool:
-    """Return True if the key names an input with a value, not a link to another node."""
+    """Return True if the key names an input with a value instead of a link to another node."""
     node_id, name = _parse_key(key)
     node = graph.get(node_id) if key.startswith("workflow.") else None
     inputs = node.get("inputs", {}) if node is not None else {}

@@ -1,4 +1,4 @@
-"""Renders jobs and their events as the jobs API sends them; without I/O."""
+"""Renders jobs and their events in the JSON format of the jobs API; without I/O."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["artifact_body", "event_of", "job_body", "job_detail"]
 
 
 def artifact_body(artifact: Artifact) -> wire.ArtifactBody:
-    """Render a stored file."""
+    """Render a stored file as a member of a job's response."""
     return wire.ArtifactBody(
         id=artifact.id,
         url=f"/artifacts/{artifact.id}",
@@ -31,10 +31,11 @@ def job_body(job: Job) -> wire.JobBody:
 def job_detail(
     job: Job, outputs: Iterable[Mapping[str, Any]], spec: JobSpec | None = None
 ) -> wire.JobDetail:
-    """Render a job with the outputs of its finished steps, in the order of ``job.results``.
+    """Render a job with the outputs of its finished steps.
 
     Args:
-        spec: of a batch, for the inputs of its children.
+        outputs: the outputs in the order of ``job.results``.
+        spec: the spec of a batch, which has the inputs of the children.
     """
     bodies = [
         wire.OutputBody(
@@ -53,9 +54,9 @@ def job_detail(
 
 
 def event_of(job: Job) -> tuple[EventType, dict[str, Any]]:
-    """Return the event for the job's current status, with the whole job as its data.
+    """Return the type and the data of the event for the job's status, with the job as its data.
 
-    The data's ``attempt`` distinguishes the end of an earlier attempt from the end of the job.
+    The member ``attempt`` shows if a final event is the end of the job or of an earlier attempt.
     """
     data = job_body(job).model_dump(mode="json")
     return EventType(job.status.value), {**data, "attempt": job.attempts}

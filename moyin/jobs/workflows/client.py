@@ -1,4 +1,4 @@
-"""Connects to Temporal: the namespace of the jobs, and the JSON form of payloads."""
+"""Connects to Temporal, with the namespace of the jobs and our encoding of payloads."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ __all__ = ["DATA_CONVERTER", "RPC_TIMEOUT", "TASK_TIMEOUT", "Temporal"]
 
 _log = logging.getLogger(__name__)
 RPC_TIMEOUT = timedelta(seconds=3)
-# A worker that does not answer a workflow task for this long counts as lost.
+# A worker that does not complete a workflow task for this long counts as lost.
 TASK_TIMEOUT = timedelta(seconds=5)
-# After a failure callers fail at once for this long, instead of each waiting for a timeout.
+# The time after a failure in which requests fail at once, instead of each waiting for a timeout.
 _PAUSE_SECONDS = 1.0
 _ENCODING = "json/plain"
-# Temporal's own pydantic converter has one cache per workflow, and making an adapter is the greater
-# part of reading a payload. There are as many adapters as there are types in `types`.
+# One adapter for each type of payload. Temporal's own pydantic converter caches adapters per
+# workflow, and making an adapter takes most of the time of reading a payload.
 _adapters: dict[Any, TypeAdapter[Any]] = {}
 
 
 class _JsonConverter(EncodingPayloadConverter):
-    """Converts payloads to the same bytes as ``temporalio.contrib.pydantic``."""
+    """Encodes payloads as JSON, to the same bytes as ``temporalio.contrib.pydantic``."""
 
     @property
     def encoding(self) -> str:
@@ -65,7 +65,7 @@ DATA_CONVERTER = DataConverter(payload_converter_class=_PayloadConverter)
 
 
 class Temporal:
-    """Holds one shared connection to the namespace of the jobs, made on first use."""
+    """The shared connection to Temporal's namespace of the jobs, which is opened on first use."""
 
     def __init__(self, address: str, namespace: str, *, retention: timedelta) -> None:
         self._address = address
@@ -76,7 +76,7 @@ class Temporal:
         self._paused_until = 0.0
 
     async def client(self) -> Client:
-        """Return the connected client; the first call registers the namespace if it is missing.
+        """Return the connected client; on first use, also register the namespace.
 
         Raises:
             ServiceUnavailable: Temporal does not respond.
@@ -100,8 +100,8 @@ class Temporal:
         raise _unavailable()
 
     def unavailable(self, error: Exception) -> ServiceUnavailable:
-        """Return the exception to raise for ``error``, and let the next calls fail at once."""
-        _log.warning("Temporal at %s: %s", self._address, error)
+        """Return the exception to raise for an error, and let requests fail at once for a second."""
+        _log.warning("Temporal at %s is unavailable: %s", self._address, error)
         self._paused_until = time.monotonic() + _PAUSE_SECONDS
         return _unavailable()
 
@@ -130,7 +130,7 @@ class Temporal:
         try:
             await client.workflow_service.register_namespace(request, timeout=RPC_TIMEOUT)
         except RPCError as error:
-            # PERMISSION_DENIED: a shared Temporal whose operator made the namespace.
+            # On a shared Temporal only its operator may register namespaces.
             if error.status not in (
                 RPCStatusCode.ALREADY_EXISTS,
                 RPCStatusCode.PERMISSION_DENIED,
@@ -140,4 +140,6 @@ class Temporal:
 
 
 def _unavailable() -> ServiceUnavailable:
-    return ServiceUnavailable("the job queue is not available", retry_after=2)
+    return ServiceUnavailable(
+        "the job queue (Temporal) is not available; try again later", retry_after=2
+    )

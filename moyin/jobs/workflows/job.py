@@ -1,4 +1,4 @@
-"""Defines the workflows of a job: `JobWorkflow` runs one attempt, `WebhookWorkflow` reports its end."""
+"""Defines the Temporal workflows of a job: `JobWorkflow` and `WebhookWorkflow`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ with workflow.unsafe.imports_passed_through():
         to_batch_error,
         to_job_error,
     )
-    from moyin.jobs.workflows.shield import run_to_completion
+    from moyin.jobs.workflows.policies import run_to_completion
     from moyin.jobs.workflows.types import (
         HEARTBEAT_TIMEOUT,
         JOBS_QUEUE,
@@ -41,11 +41,13 @@ with workflow.unsafe.imports_passed_through():
 
 __all__ = ["JobWorkflow", "WebhookWorkflow"]
 
-_SUPERSEDED = JobError(code="superseded", message="the job has ended or runs in a later attempt")
+_SUPERSEDED = JobError(
+    code="superseded", message="the attempt has ended, or a later attempt has begun"
+)
 
 
 class _AttemptSuperseded(Exception):
-    """The job's row says that this attempt has ended, or that a later one has begun."""
+    """Reports that this attempt has ended in the job's row, or that a later one has begun."""
 
 
 class _StepFailed(Exception):
@@ -62,14 +64,14 @@ class _ChildrenFailed(Exception):
 
 @workflow.defn(name="WebhookWorkflow")
 class WebhookWorkflow:
-    """Delivers a job's webhook, retrying for hours if necessary.
+    """Delivers a job's webhook, with retries for up to a day.
 
-    It is a workflow of its own so that a slow receiver never delays or changes the job's end.
+    Because this is a separate workflow, a slow receiver never delays or changes the job's end.
     """
 
     @workflow.run
     async def run(self, webhook: WebhookInput) -> bool:
-        """Return True once it is delivered; False if a later attempt has begun."""
+        """Return True once the webhook is delivered; False if a later attempt has begun."""
         delivered: bool = await workflow.execute_activity(
             "deliver_webhook",
             webhook,
@@ -86,14 +88,14 @@ class WebhookWorkflow:
 class JobWorkflow:
     """Runs one attempt of a job, from its first unfinished step to its recorded end.
 
-    Steps run in order. Each finished step is a checkpoint in the job's row; the last step's
-    checkpoint includes the job's end. The steps of a batch run concurrently, and one that fails
-    does not stop the others.
+    Steps run in order. The result of each finished step is a checkpoint in the job's row, and the
+    last step's checkpoint includes the job's end. The steps of a batch run concurrently, and a
+    failed step does not stop the others.
 
-    Activities write their checkpoints themselves. The workflow writes those that an activity could
-    not write, and every end other than success. It always completes with a `JobOutcome`, also for
-    failed and cancelled jobs, and updates the row first. Activities inherit the priority that the
-    workflow was started with.
+    Activities write their own checkpoints. The workflow writes the checkpoints that an activity
+    could not write, and every end other than success. The workflow always completes with a
+    `JobOutcome`, also for failed and cancelled jobs, and updates the row first. Activities inherit
+    the priority of the workflow.
     """
 
     def __init__(self) -> None:
@@ -110,12 +112,12 @@ class JobWorkflow:
         try:
             await run_to_completion(self._record_end(job, outcome))
         except asyncio.CancelledError:
-            # The outcome is written already, so the cancellation comes too late.
-            workflow.logger.info("cancelled after its end")
+            # The outcome has been written already, so the cancellation has no effect.
+            workflow.logger.info("the job was cancelled after its end, which has no effect")
         return outcome
 
     async def _run_attempt(self, job: JobInput) -> JobOutcome:
-        """Run the steps and turn every way to end into an outcome."""
+        """Run the steps, and return an outcome also for failures, cancellation and the deadline."""
         deadline = asyncio.timeout(_seconds_left(job))
         try:
             async with deadline:
@@ -129,7 +131,7 @@ class JobWorkflow:
         except (TimeoutError, asyncio.CancelledError, FailureError, _StepFailed) as error:
             # An activity that the deadline cancels reports a cancellation of its own.
             if deadline.expired():
-                late = DeadlineExceeded("the job had not finished by its deadline")
+                late = DeadlineExceeded(f"the job had not finished by its deadline, {job.deadline}")
                 return _outcome(job, JobStatus.FAILED, to_job_error(late))
             cause = error.__cause__ if isinstance(error, _StepFailed) else error
             assert cause is not None
@@ -163,7 +165,7 @@ class JobWorkflow:
     async def _run_children(self, job: JobInput) -> tuple[StepResult, ...]:
         """Run the unfinished children of a batch concurrently.
 
-        The result is empty: the row has the results, and there may be hundreds of them.
+        The returned results are empty, because the row has them and they may be hundreds.
         """
         done = {result.index for result in job.done}
         failures: dict[int, FailureError] = {}
@@ -181,7 +183,7 @@ class JobWorkflow:
             await _record_step(job, step)
 
         children = [run_child(index) for index in range(len(job.steps)) if index not in done]
-        # Wait for all of them: a cancelled or superseded job is so for each of its children.
+        # If the job is cancelled or superseded, every child ends with the same exception.
         for result in await asyncio.gather(*children, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
@@ -190,7 +192,7 @@ class JobWorkflow:
         return ()
 
     async def _record_end(self, job: JobInput, outcome: JobOutcome) -> None:
-        """Write the end to the job's row, then start the webhook."""
+        """Write the end of the attempt to the job's row, then start the webhook, if any."""
         is_recorded = self._is_end_recorded and outcome.status is JobStatus.SUCCEEDED
         if not is_recorded:
             is_recorded = await _run_local("finish", outcome)
@@ -199,7 +201,7 @@ class JobWorkflow:
 
 
 async def _start_webhook(webhook: WebhookInput) -> None:
-    """Start the child that delivers the webhook and outlives this workflow; once per attempt."""
+    """Start the child workflow that delivers the webhook, unless it was started before."""
     try:
         await workflow.start_child_workflow(
             WebhookWorkflow.run,
@@ -210,13 +212,13 @@ async def _start_webhook(webhook: WebhookInput) -> None:
             cancellation_type=workflow.ChildWorkflowCancellationType.ABANDON,
         )
     except WorkflowAlreadyStartedError:
-        workflow.logger.info("the webhook has been started already")
+        workflow.logger.info("the webhook of job %s was started before", webhook.job_id)
 
 
 async def _run_step(
     job: JobInput, index: int, earlier: tuple[str, ...], is_first: bool
 ) -> StepDone:
-    """Run a step; a render for which its pool lacks memory moves to the larger pool it names."""
+    """Run a step; repeat a render that lacks memory in the larger pool that its error names."""
     pools = [job.steps[index].pool]
     while True:
         try:
@@ -231,7 +233,7 @@ async def _run_step(
 async def _run_step_in(
     pool: str, job: JobInput, index: int, earlier: tuple[str, ...], is_first: bool
 ) -> StepDone:
-    """Run a step's activity; if it is a render, in ``pool``."""
+    """Run the activity of a step, which is in the render pool ``pool`` if the step is a render."""
     head = job.steps[index]
     is_render = head.kind is StepKind.RENDER
     done: StepDone = await workflow.execute_activity(
@@ -258,12 +260,12 @@ async def _run_step_in(
 
 
 def _is_last(job: JobInput, index: int) -> bool:
-    """Return True if the job ends with this step; no child of a batch is the last."""
+    """Return True if the job ends with this step, as no child of a batch does."""
     return not job.parallel and index == len(job.steps) - 1
 
 
 async def _record_step(job: JobInput, step: StepDone) -> None:
-    """Write a step's checkpoint, unless its activity has done so.
+    """Write the checkpoint of a step, unless the step's activity has done so.
 
     Raises:
         _AttemptSuperseded: the attempt has ended, or a later one has begun.
@@ -271,13 +273,13 @@ async def _record_step(job: JobInput, step: StepDone) -> None:
     if step.recorded:
         return
     record = StepRecord(job_id=job.job_id, attempt=job.attempt, result=step.result)
-    # A finished step has been paid for, so a cancellation waits until its checkpoint is written.
+    # A cancellation must wait until the checkpoint is written, because the step may have cost money.
     if not await run_to_completion(_run_local("record_step", record)):
         raise _AttemptSuperseded
 
 
 async def _run_local(name: str, argument: Any) -> bool:
-    """Run a short write to the job's row, and retry it until it succeeds."""
+    """Run a local activity that writes to the job's row, with retries until it succeeds."""
     is_written: bool = await workflow.execute_local_activity(
         name,
         argument,

@@ -1,4 +1,4 @@
-"""Defines `JudgeWorkflow`, one comparison by the judge, with its activities and its worker."""
+"""Defines `JudgeWorkflow`, in which a judge model compares two answers, with its activities."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ with workflow.unsafe.imports_passed_through():
     from moyin.jobs.workflows import policies
     from moyin.jobs.workflows.client import RPC_TIMEOUT, TASK_TIMEOUT, Temporal
     from moyin.jobs.workflows.launcher import tenant_priority
-    from moyin.jobs.workflows.shield import run_to_completion
-    from moyin.jobs.workflows.steps import heartbeating
+    from moyin.jobs.workflows.policies import run_to_completion
+    from moyin.jobs.workflows.step_io import heartbeating
     from moyin.jobs.workflows.types import (
         HEARTBEAT_INTERVAL,
         HEARTBEAT_TIMEOUT,
@@ -49,15 +49,15 @@ _GRACE = timedelta(seconds=5)
 
 @workflow.defn(name="JudgeWorkflow")
 class JudgeWorkflow:
-    """Asks a second model for an answer, then the judge for a verdict, and records the verdict.
+    """Compares a model's answer with that of a second model, and records the judge's verdict.
 
-    Temporal's history has no conversation: the activities read it from the store under the
-    comparison's id, and the last one deletes it, however the others ended.
+    Conversations are never in Temporal's history: activities read them from the store by the id of
+    the comparison, and the last activity always deletes them.
     """
 
     @workflow.run
     async def run(self, comparison_id: str) -> str:
-        """Run the comparison and return an `Outcome`."""
+        """Run the comparison and return its `Outcome`."""
         try:
             outcome = await self._compare(comparison_id)
         except (FailureError, asyncio.CancelledError) as error:
@@ -75,12 +75,12 @@ class JudgeWorkflow:
         if verdict.outcome:
             return Outcome(verdict.outcome)
         record = JudgeRecord(comparison_id=comparison_id, given=verdict.given, other=verdict.other)
-        # The verdict has been paid for, so a cancellation waits until it is recorded.
+        # A cancellation must wait until the verdict is recorded, because the verdict cost money.
         return Outcome(await run_to_completion(_run_short("judge_record", record)))
 
 
 async def _call_model(name: str, comparison_id: str, result_type: Any) -> Any:
-    """Run an activity that calls a model."""
+    """Run an activity that calls a model and stores the model's response."""
     return await workflow.execute_activity(
         name,
         comparison_id,
@@ -89,7 +89,7 @@ async def _call_model(name: str, comparison_id: str, result_type: Any) -> Any:
         start_to_close_timeout=policies.JUDGE_CALL_TIMEOUT,
         schedule_to_close_timeout=policies.JUDGE_STEP_LIMIT,
         retry_policy=policies.JUDGE,
-        # The activity stores its result; wait for that, so that the last activity can delete it.
+        # After a cancellation, the last activity must delete what this activity is still storing.
         cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
     )
 
@@ -108,7 +108,7 @@ async def _run_short(name: str, argument: Any) -> str:
 
 
 class JudgeActivities:
-    """Runs the activities of the queue ``judge``; every one may run more than once."""
+    """The Temporal activities of `JudgeWorkflow`, which are all idempotent."""
 
     def __init__(self, judge: Judge, count: Count) -> None:
         self._judge = judge
@@ -116,18 +116,18 @@ class JudgeActivities:
 
     @property
     def of_judge_queue(self) -> list[Any]:
-        """The activities of the queue ``judge``."""
+        """The activities that workers of the queue ``judge`` run."""
         return [self.judge_answer, self.judge_decide, self.judge_record, self.judge_close]
 
     @activity.defn
     async def judge_answer(self, comparison_id: str) -> str:
-        """Ask the second model for its answer."""
+        """Request an answer from the second model, and store the answer."""
         async with heartbeating(), _application_errors(calls_model=True):
             return await self._judge.answer(comparison_id)
 
     @activity.defn
     async def judge_decide(self, comparison_id: str) -> JudgeVerdict:
-        """Ask the judge for its verdict."""
+        """Request a verdict from the judge model."""
         async with heartbeating(), _application_errors(calls_model=True):
             decision = await self._judge.decide(comparison_id)
         if isinstance(decision, Outcome):
@@ -136,7 +136,7 @@ class JudgeActivities:
 
     @activity.defn
     async def judge_record(self, record: JudgeRecord) -> str:
-        """Write the verdict to the log of signals."""
+        """Write a verdict to the log of signals, from which the router learns."""
         verdict = Verdict(given=record.given, other=record.other)
         async with _application_errors():
             if not await self._judge.record(record.comparison_id, verdict):
@@ -181,7 +181,7 @@ class JudgeQueue:
 
 
 def new_judge_worker(client: Client, activities: JudgeActivities, *, concurrency: int) -> Worker:
-    """Return a worker of the queue ``judge``; ``concurrency`` bounds its concurrent activities."""
+    """Create a worker of the queue ``judge`` with at most ``concurrency`` activities at a time."""
     return Worker(
         client,
         task_queue=JUDGE_QUEUE,
@@ -198,12 +198,12 @@ def new_judge_worker(client: Client, activities: JudgeActivities, *, concurrency
 
 @asynccontextmanager
 async def _application_errors(*, calls_model: bool = False) -> AsyncIterator[None]:
-    """Turn errors into failures that Temporal retries only if a retry can help.
+    """Raise errors as failures that Temporal retries only if a retry can help.
 
-    Messages of errors may quote a conversation, so they are kept out of Temporal's history.
+    The failures omit the messages, which may quote a conversation, for Temporal's history.
 
     Args:
-        calls_model: the activity calls a model, which a retry after a bug of ours would pay again.
+        calls_model: True if the activity calls a model, so that a retry after a bug would cost money.
     """
     try:
         yield
@@ -217,5 +217,5 @@ async def _application_errors(*, calls_model: bool = False) -> AsyncIterator[Non
         ) from None
     except Exception as error:
         name, trace = type(error).__name__, "".join(format_tb(error.__traceback__))
-        _log.error("an activity of the judge failed with %s:\n%s", name, trace)
+        _log.error("an activity of JudgeWorkflow failed with a bug, %s:\n%s", name, trace)
         raise ApplicationError(name, type=MoyinError.code, non_retryable=calls_model) from None

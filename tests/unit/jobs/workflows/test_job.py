@@ -269,7 +269,7 @@ async def test_a_failed_child_does_not_stop_the_others(batch: Bench) -> None:
     outcome = await batch.run(steps=FOUR, parallel=True)
     assert outcome.status is JobStatus.FAILED
     assert outcome.error.code == "render_failed"
-    assert outcome.error.message == "2 of 4 children failed; number 1: node 1 raised"
+    assert outcome.error.message == "2 of 4 children failed; child 1: node 1 raised"
     assert outcome.error.details == {
         "step": 1,
         "children": {

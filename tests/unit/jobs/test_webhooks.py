@@ -9,7 +9,7 @@ from aiohttp.test_utils import TestServer
 
 from moyin.errors import AddressNotAllowed, BackendRejected, BackendUnavailable, InvalidRequest
 from moyin.http.public_addresses import AllowedNetworks
-from moyin.jobs.webhooks.sender import WebhookSender
+from moyin.jobs.webhooks import WebhookSender
 
 
 class Receiver:

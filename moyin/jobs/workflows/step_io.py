@@ -1,4 +1,4 @@
-"""Loads a step's payload and saves its output in the artifact store, and sends heartbeats."""
+"""Provides what the activities of all steps need: input, output and heartbeats."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ __all__ = ["Heartbeat", "heartbeating", "load_step", "save_output"]
 
 
 async def load_step(blobs: BlobStore, step: StepInput) -> tuple[JobSpec, Step, Any]:
-    """Return the job's spec, the step, and the step's payload with its references resolved.
+    """Load a step, and return the job's spec, the step, and its payload with references resolved.
 
     Raises:
         InvalidRequest: a reference names an output that no earlier step has.
-        StepFailed: a stored input is no longer in the artifact store.
+        StepFailed: the spec or an earlier output was deleted from the artifact store.
     """
     try:
         spec = decode(JobSpec, await blobs.get(step.spec))
         outputs = [from_json(await blobs.get(sha256)) for sha256 in step.earlier]
     except FileNotFoundError:
-        raise StepFailed("an input of the step is no longer in the artifact store") from None
+        raise StepFailed(
+            f"the job's spec, or an output before step {step.index}, was deleted from the artifact store"
+        ) from None
     step_spec = spec.steps[step.index]
     payload = step_spec.payload
     if spec.base is not None:
@@ -50,7 +52,7 @@ async def save_output(
     artifacts: Sequence[Artifact] = (),
     record: PromptRecord | None = None,
 ) -> str:
-    """Store a step's output and return the sha256 for `StepResult.output`."""
+    """Store the output of a step as a blob, and return the sha256 for `StepResult.output`."""
     references = [f"artifact:{artifact.id}" for artifact in artifacts]
     output = {"text": text, "body": body, "artifacts": references}
     if record is not None:
@@ -59,10 +61,11 @@ async def save_output(
 
 
 class Heartbeat:
-    """Sends the heartbeats of an activity; their interval bounds the delay of a cancellation.
+    """Sends the heartbeats of an activity, by which Temporal also delivers cancellations.
 
     Attributes:
-        details: the next try of the activity finds them in `activity.Info.heartbeat_details`.
+        seconds: the interval, which is the longest delay of a cancellation.
+        details: the values that the next try of the activity gets as ``heartbeat_details``.
     """
 
     def __init__(self, seconds: float, details: Sequence[Any] = ()) -> None:
@@ -75,7 +78,6 @@ class Heartbeat:
         self.is_quick.set()
 
     def send(self) -> None:
-        """Send one heartbeat now."""
         activity.heartbeat(*self.details)
 
 
@@ -83,12 +85,12 @@ class Heartbeat:
 async def heartbeating(
     every: float = HEARTBEAT_INTERVAL.total_seconds(),
 ) -> AsyncIterator[Heartbeat]:
-    """Send heartbeats of the current activity for as long as the block runs.
+    """Send heartbeats of the current activity while the block runs.
 
-    The details of earlier tries are kept.
+    Heartbeats have the details of earlier tries until `Heartbeat.details` is set.
 
     Args:
-        every: seconds between heartbeats, until `Heartbeat.quicken`.
+        every: the seconds between heartbeats, until `Heartbeat.quicken` is called.
     """
     heartbeat = Heartbeat(every, activity.info().heartbeat_details)
     sending = asyncio.create_task(_send_repeatedly(heartbeat))
@@ -102,7 +104,7 @@ async def heartbeating(
 async def _send_repeatedly(heartbeat: Heartbeat) -> None:
     loop = asyncio.get_running_loop()
     interval = HEARTBEAT_INTERVAL.total_seconds()
-    # Each heartbeat costs Temporal a write; a short step ends before its first.
+    # Each heartbeat costs Temporal a write, so short steps end before their first heartbeat.
     await asyncio.sleep(interval)
     while True:
         heartbeat.send()

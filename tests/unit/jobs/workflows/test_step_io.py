@@ -12,8 +12,8 @@ from moyin.domain.artifact import Artifact
 from moyin.domain.job import JobSpec, Step, StepKind
 from moyin.domain.serialization import encode
 from moyin.errors import InvalidRequest, StepFailed
-from moyin.jobs.workflows import steps as module
-from moyin.jobs.workflows.steps import heartbeating, load_step, save_output
+from moyin.jobs.workflows import step_io as module
+from moyin.jobs.workflows.step_io import heartbeating, load_step, save_output
 from moyin.jobs.workflows.types import StepInput
 from moyin.store.blobs import BlobStore
 

@@ -7,7 +7,7 @@ import time
 import pytest
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from moyin.jobs.webhooks.sender import signature_headers, webhook_secret
+from moyin.jobs.webhooks import signature_headers, webhook_secret
 
 
 def test_the_reference_library_accepts_our_signature() -> None:

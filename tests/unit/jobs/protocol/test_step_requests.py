@@ -6,7 +6,13 @@ import pytest
 
 from moyin.domain.job import ChatProtocol
 from moyin.errors import InvalidRequest, StepFailed
-from moyin.jobs.protocol import chat
+from moyin.jobs.protocol.step_requests import (
+    check_chat_request,
+    check_step_path,
+    disable_streaming,
+    extract_text,
+    get_chat_path,
+)
 
 HELLO = [{"role": "user", "content": "hi"}]
 
@@ -24,9 +30,9 @@ def test_a_request_has_the_route_of_its_protocol_and_no_stream(
     protocol: str, request_: dict[str, Any], path: str
 ) -> None:
     kind = ChatProtocol(protocol)
-    chat.check(kind, request_, "request")
-    assert chat.path_of(kind, request_) == path
-    assert chat.to_unstreamed(kind, request_).get("stream") is (
+    check_chat_request(kind, request_, "request")
+    assert get_chat_path(kind, request_) == path
+    assert disable_streaming(kind, request_).get("stream") is (
         False if protocol == "ollama" else None
     )
 
@@ -44,7 +50,7 @@ def test_an_invalid_request_names_its_member(
     protocol: str, request_: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        chat.check(ChatProtocol(protocol), request_, "request")
+        check_chat_request(ChatProtocol(protocol), request_, "request")
     assert caught.value.field == field
 
 
@@ -67,11 +73,33 @@ def test_an_invalid_request_names_its_member(
 def test_the_text_of_a_response_is_read(
     protocol: str, body: dict[str, Any], text: str | None
 ) -> None:
-    assert chat.text_of(ChatProtocol(protocol), body) == text
+    assert extract_text(ChatProtocol(protocol), body) == text
 
 
 @pytest.mark.parametrize("protocol", list(ChatProtocol))
 @pytest.mark.parametrize("body", [{}, [], None, {"content": [3]}, {"choices": []}])
 def test_an_invalid_response_fails_the_step(protocol: ChatProtocol, body: Any) -> None:
     with pytest.raises(StepFailed):
-        chat.text_of(protocol, body)
+        extract_text(protocol, body)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/v1/models", "/v1/models?x=../y", "/a%20b", "/jobsite", "/x/jobs", "/a.b/..c", "/a//b"],
+)
+def test_plain_paths_are_allowed(path: str) -> None:
+    check_step_path(path, field="path")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["", "v1", "http://evil.example/", "//evil.example", "/\\evil.example", "\\\\evil", "/a b",
+     "/a\nb", "/a#b", "/..", "/a/../b", "/a/%2e%2e/b", "/a/%252e%252E/b", "/a/./b", "/a%5c..%5cb",
+     "/jobs", "/jobs/", "/jobs/1/retry", "/jobs?x=1", "/Jobs", "/%6aobs", "/%256aobs", "/.//jobs",
+     "/jobs%2f1", "///jobs", "/%2fjobs", "/prompt", "/api/prompt", "/api/v2/jobs", "/comfy/api/prompt",
+     "/v1/images/generations", "/accounts", "/accounts/keys", "/%61ccounts/me"],
+)  # fmt: skip
+def test_other_paths_are_refused(path: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        check_step_path(path, field="steps.0.request.path")
+    assert refused.value.field == "steps.0.request.path"

@@ -13,7 +13,7 @@ from aiohttp.test_utils import TestServer
 from moyin.errors import AddressNotAllowed
 from moyin.http import public_addresses as addresses
 from moyin.http.public_addresses import AllowedNetworks
-from moyin.jobs.webhooks.sender import WebhookSender
+from moyin.jobs.webhooks import WebhookSender
 from moyin.text.pictures import Pictures
 
 OUTSIDE, INSIDE = "127.0.0.1", "127.0.0.2"

@@ -1,4 +1,4 @@
-"""Signs webhooks by version 1 of Standard Webhooks (https://www.standardwebhooks.com) and sends them."""
+"""Sends webhooks, signed by version 1 of Standard Webhooks (https://www.standardwebhooks.com)."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _PREFIX = "whsec_"
 
 
 class WebhookSender:
-    """Sends signed POST requests to allowed addresses only.
+    """Sends webhooks as signed POST requests, to public addresses and allowed networks only.
 
-    It follows no redirects, uses no proxy and no cookies, and never reads a response's body. Use it
-    as an async context manager.
+    The sender follows no redirects, uses no proxy and no cookies, and never reads a response's body.
+    Use the sender as an async context manager.
     """
 
     def __init__(self, *, signing_key: bytes, networks: AllowedNetworks) -> None:
@@ -55,13 +55,13 @@ class WebhookSender:
     async def send(
         self, url: str, *, owner: str, message_id: str, payload: Mapping[str, Any]
     ) -> None:
-        """Send ``payload`` as JSON.
+        """Send a webhook of a tenant with ``payload`` as JSON.
 
         Raises:
-            InvalidRequest: the URL is not a valid address of a server.
-            AddressRefused: the URL leads into a network that webhooks may not reach.
-            BackendRejected: the receiver answered that it no longer exists (410).
-            BackendUnavailable: the receiver could not be reached or its status was not 2xx; retry later.
+            InvalidRequest: the URL is not a valid http(s) URL.
+            AddressNotAllowed: the URL leads into a network that webhooks may not reach.
+            BackendRejected: the receiver answered with status 410, so a retry cannot help.
+            BackendUnavailable: the connection failed, or the status was not 2xx; retry later.
             BackendTimeout: the receiver took too long; retry later.
         """
         check_url(url, field="webhook")
@@ -80,28 +80,26 @@ class WebhookSender:
             ) as response:
                 status = response.status
         except TimeoutError:
-            raise BackendTimeout("the webhook's receiver took too long") from None
+            raise BackendTimeout(
+                f"the webhook's receiver did not respond within {_TIMEOUT.total} seconds"
+            ) from None
         except aiohttp.ClientError as error:
             raise BackendUnavailable(
-                f"the webhook's receiver could not be reached ({type(error).__name__})"
+                f"the connection to the webhook's receiver failed ({type(error).__name__})"
             ) from error
-        _check_status(status)
-
-
-def _check_status(status: int) -> None:
-    if status == 410:
-        raise BackendRejected("the webhook's receiver no longer exists (410)")
-    if not 200 <= status < 300:
-        raise BackendUnavailable(
-            f"the webhook's receiver answered with status {status}; it must be 2xx"
-        )
+        if status == 410:
+            raise BackendRejected("the webhook's receiver no longer exists (status 410)")
+        if not 200 <= status < 300:
+            raise BackendUnavailable(
+                f"the webhook's receiver answered with status {status} instead of 2xx"
+            )
 
 
 def webhook_secret(signing_key: bytes, owner: str) -> str:
-    """Return the secret of ``owner``'s webhooks: ``whsec_`` and 32 bytes in base64.
+    """Return the secret that signs a tenant's webhooks: ``whsec_`` and 32 bytes in base64.
 
-    It is derived, not stored: every process with the signing key computes the same secret, and no
-    owner can compute that of another.
+    Secrets are derived instead of stored: every process with the signing key computes the same
+    secret, and no tenant can compute the secret of another.
     """
     derived = hmac.new(signing_key, b"moyin/webhook/" + owner.encode(), hashlib.sha256).digest()
     return _PREFIX + base64.b64encode(derived).decode()
@@ -110,11 +108,11 @@ def webhook_secret(signing_key: bytes, owner: str) -> str:
 def signature_headers(
     secret: str, *, message_id: str, timestamp: int, body: bytes
 ) -> dict[str, str]:
-    """Return the three headers of one delivery.
+    """Return the three headers of Standard Webhooks for one delivery.
 
     Args:
-        message_id: the same on every retry, so that a receiver can ignore repeats; without a dot.
-        timestamp: the time of this try, in Unix seconds.
+        message_id: the id of the webhook without a dot, by which receivers recognise retries.
+        timestamp: the time of this delivery, in Unix seconds.
     """
     key = base64.b64decode(secret.removeprefix(_PREFIX))
     signed = f"{message_id}.{timestamp}.".encode() + body
