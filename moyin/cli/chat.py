@@ -76,11 +76,7 @@ async def stream_answer(
     system: str | None = None,
     limit: int | None = None,
 ) -> Answer:
-    """Send a prompt, print the answer while it streams, and return the answer.
-
-    Raises:
-        RequestRefused: the gateway or the back end reported an error, before or in the stream.
-    """
+    """Send a prompt, print the answer while it streams, and return the answer."""
     messages = [{"role": "system", "content": system}] if system else []
     body: dict[str, Any] = {
         "model": model,

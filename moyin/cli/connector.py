@@ -107,11 +107,7 @@ class Connector:
             return _error_response(502, error)
 
     def _target(self, request: web.Request) -> URL:
-        """Return the gateway's URL for the request.
-
-        Raises:
-            CrossSiteRequest: the request line contains an absolute URL, as for a proxy.
-        """
+        """Return the gateway's URL for the request; raise CrossSiteRequest for a proxy's request."""
         if not request.raw_path.startswith("/"):
             raise CrossSiteRequest(
                 "this port is not a proxy: the path of a request must begin with /"
@@ -227,11 +223,7 @@ async def _copy_messages(source: _Socket, target: _Socket) -> None:
 
 
 def reject_cross_site(headers: Mapping[str, str]) -> None:
-    """Reject a request that a browser sends for a page of another site.
-
-    Raises:
-        CrossSiteRequest: the Host, Origin or Sec-Fetch-Site header names another site.
-    """
+    """Raise CrossSiteRequest if a browser sent the request for a page of another site."""
     host = headers.get("host", "")
     if not _is_loopback(host):
         raise CrossSiteRequest(f"the Host header must be 127.0.0.1 or localhost, not {host[:64]!r}")

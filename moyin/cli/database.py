@@ -46,10 +46,7 @@ def prune(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Delete old jobs, with the files to which nothing else refers.
-
-    The stack may run meanwhile. Set MOYIN_KEEP_JOBS_DAYS to prune every hour.
-    """
+    """Delete old jobs and their files; MOYIN_KEEP_JOBS_DAYS does the same every hour."""
     asyncio.run(_prune(days, dry_run=dry_run, is_confirmed=yes))
 
 

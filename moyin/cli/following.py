@@ -23,11 +23,7 @@ _UNSAFE = re.compile(r"[^\w.() -]")
 
 
 async def follow(gateway: GatewayClient, job_id: str) -> dict[str, Any]:
-    """Show a progress bar on a terminal until the job has ended, and return the job.
-
-    Raises:
-        StackError: the connection to the gateway failed too often; the job continues.
-    """
+    """Show a progress bar until the job has ended, and return the job; raise StackError if lost."""
     progress = Progress(
         TextColumn("  {task.description:<10}"),
         BarColumn(bar_width=40),
@@ -63,11 +59,7 @@ async def save_artifacts(gateway: GatewayClient, job: dict[str, Any], folder: Pa
 
 
 def create_folder(folder: Path) -> None:
-    """Create the output folder if it does not exist.
-
-    Raises:
-        StackError: the folder cannot be created, or is not writable.
-    """
+    """Create the output folder; raise StackError if it cannot be created or is not writable."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

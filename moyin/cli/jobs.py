@@ -24,10 +24,7 @@ def list_jobs(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=200, help="Number of jobs, newest first.")] = 20,
 ) -> None:
-    """List your jobs.
-
-    In a pipe, each line has the id, kind, status, progress and creation time, separated by tabs.
-    """
+    """List your jobs, in a pipe by id, kind, status, progress and creation time."""
     query = f"/jobs?limit={limit}" + (f"&status={status}" if status else "")
     page = with_gateway(lambda gateway: gateway.call("GET", query))
     print_table(

@@ -80,10 +80,7 @@ def rotate(
 
 @app.command("list")
 def list_keys() -> None:
-    """List keys.
-
-    In a pipe, each line has the id, owner, name, creation time, scopes and state, separated by tabs.
-    """
+    """List keys, in a pipe by id, owner, name, creation time, scopes and state."""
     from moyin.store.keys import KeyStore
 
     keys = _with_database(lambda database: KeyStore(database).list_all())

@@ -105,7 +105,6 @@ def _variable_name(location: tuple[int | str, ...]) -> str:
 
 
 def main() -> None:
-    """Run the command line and exit with its status."""
     sys.exit(run())
 
 

@@ -109,7 +109,6 @@ def _post(path: str, body: Any) -> None:
 
 
 def _caption(text: str) -> None:
-    """Print the caption of the next table on a terminal."""
     if out.is_terminal:
         out.print(f"\n[dim]{text}[/]")
 
@@ -151,10 +150,7 @@ def _price_row(price: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _calibration_row(point: dict[str, Any]) -> tuple[str, ...]:
-    """Return a row of the calibration table, with a bar of the share of answers rated good.
-
-    In the bar, `#` is the share of answers that were rated good and `|` marks the expected share.
-    """
+    """Return a row with a bar: `#` is the share of answers rated good, `|` the expected share."""
     bar = ["#" if place < round(point["good"] * _BAR_WIDTH) else "." for place in range(_BAR_WIDTH)]
     bar[min(int(point["expected"] * _BAR_WIDTH), _BAR_WIDTH - 1)] = "|"
     return (

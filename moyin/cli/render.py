@@ -59,11 +59,7 @@ def render(
 
 
 def _job_source(graph: Path | None, template: str | None) -> dict[str, Any]:
-    """Return the job's member with the graph or with the name of the template.
-
-    Raises:
-        StackError: the command has neither a graph nor a template, or both.
-    """
+    """Return the job's member with the graph or with the name of the template."""
     if (graph is None) == (template is None):
         raise StackError(
             "name either the file of a graph or --template NAME (`GET /templates` lists templates)"
@@ -89,11 +85,7 @@ def _parse_input(text: str) -> tuple[str, Any]:
 
 
 def load_graph(path: Path) -> dict[str, Any]:
-    """Load a graph in ComfyUI's API format from a JSON file.
-
-    Raises:
-        StackError: the file does not exist, is not JSON, or has another format.
-    """
+    """Load a graph in ComfyUI's API format from a JSON file; raise StackError if it is invalid."""
     try:
         graph = json.loads(path.read_text())
     except FileNotFoundError:

@@ -14,25 +14,13 @@ from moyin.settings import Settings
 from moyin.stack.layout import Layout
 from moyin.stack.profile import Profile, load
 
-__all__ = [
-    "JOB_DID_NOT_SUCCEED",
-    "exit_unless_succeeded",
-    "load_profile",
-    "open_gateway",
-    "with_gateway",
-]
-
 T = TypeVar("T")
 # The other exit statuses are 0 (success), 1 (an error) and 2 (wrong usage).
 JOB_DID_NOT_SUCCEED = 3
 
 
 def load_profile() -> Profile:
-    """Load the URL and the key of the gateway from the environment or the profile's file.
-
-    Raises:
-        StackError: neither the file nor MOYIN_URL names the gateway.
-    """
+    """Load the gateway's URL and key from the environment or the profile's file."""
     return load(Layout(Settings().data).profile, os.environ)
 
 
@@ -54,6 +42,5 @@ def with_gateway(work: Callable[[GatewayClient], Awaitable[T]]) -> T:
 
 
 def exit_unless_succeeded(job: dict[str, Any]) -> None:
-    """Exit with status 3 if the job failed or was cancelled."""
     if job["status"] != "succeeded":
         raise typer.Exit(JOB_DID_NOT_SUCCEED)

@@ -42,7 +42,6 @@ _VERDICT_COLOURS = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands of this module to the command line."""
     for command in (up, down, deploy, status, doctor, logs, ray_env):
         app.command()(command)
     # The previous name of `ray-env`, which the next version removes.

@@ -22,10 +22,7 @@ ERROR_TYPES = {kind.code: kind for kind in _family(MoyinError) if "code" in vars
 
 
 class GatewayUnreachable(ServiceUnavailable):
-    """Reports that the connection to the gateway failed or broke; `__cause__` is the reason.
-
-    The message may reach clients, so it does not contain the gateway's internal ``url``.
-    """
+    """Reports that the connection to the gateway at ``url``, which clients must not see, failed."""
 
     def __init__(self, url: str) -> None:
         super().__init__("the gateway is unavailable; try again later", retry_after=5)
@@ -67,10 +64,7 @@ class RequestRefused(MoyinError):
         )
 
     def typed(self) -> MoyinError:
-        """Return the response as the error type of `moyin.errors` that has the reported code.
-
-        A response without a known code did not come from our routes, so the gateway is unavailable.
-        """
+        """Return the error type of `moyin.errors` for the reported code, or else ServiceUnavailable."""
         kind = ERROR_TYPES.get(self.reported_code or "")
         if kind is None:
             return ServiceUnavailable("the gateway is unavailable; try again later", retry_after=5)

@@ -68,15 +68,11 @@ class ModelBackend(Protocol):
     async def probe(self) -> None:
         """Check that the server is up, without using tokens, and raise an error if it is down."""
 
-    async def close(self) -> None:
-        """Close the connections."""
+    async def close(self) -> None: ...
 
 
 class PassThroughBackend(Protocol):
-    """The interface of a back end that accepts a client's bytes unchanged.
-
-    Methods raise the same errors as those of `ModelBackend`.
-    """
+    """The interface of a back end that accepts a client's bytes; it raises as `ModelBackend` does."""
 
     @property
     def api_format(self) -> ApiFormat: ...
@@ -86,10 +82,7 @@ class PassThroughBackend(Protocol):
         """True if the back end supports Anthropic's ``/messages/count_tokens``."""
 
     def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
-        """Return the members to add to a forwarded request if the client did not set them.
-
-        Members that are JSON objects are merged with the client's, one level deep.
-        """
+        """Return members to add where the client set none; objects are merged one level deep."""
 
     @property
     def overrides(self) -> Mapping[str, Any]:

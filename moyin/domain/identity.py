@@ -53,10 +53,7 @@ class Identity:
 
     @property
     def best_priority(self) -> int:
-        """The best priority of a job (1 is first) that the caller's strictest limit permits.
-
-        Without such a limit, only administrators and operators may use priority 1.
-        """
+        """The best priority (1 is first) that the caller may use, by its limits or else by its role."""
         limits = [limit.best_priority for limit in self.limits if limit.best_priority is not None]
         if limits:
             return max(limits)
@@ -74,10 +71,7 @@ def is_internal_owner(owner: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UserdataScope:
-    """The owner of files that ComfyUI's frontend stores, such as workflows and settings.
-
-    The owner is one user, or all keys of a tenant together if ``user`` is empty.
-    """
+    """The owner of files of ComfyUI's frontend: a user, or all keys of a tenant if ``user`` is empty."""
 
     owner: str
     user: str = ""

@@ -213,7 +213,6 @@ class Job:
 
     @property
     def cached(self) -> bool:
-        """True if every step reused the result of an earlier job."""
         return bool(self.results) and all(result.cached for result in self.results)
 
     @property

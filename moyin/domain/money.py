@@ -46,11 +46,7 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rates:
-    """The prices of tokens in US dollars per million, with at most six decimals.
-
-    Raises:
-        ValueError: a price has more decimals, or is negative.
-    """
+    """The prices of tokens in US dollars per million, with at most six decimals."""
 
     input: Decimal
     output: Decimal
@@ -65,7 +61,6 @@ class Rates:
         object.__setattr__(self, "_pico", tuple(map(_pico, rates)))
 
     def pico_cost(self, usage: Usage) -> int:
-        """Return the cost of the tokens in picodollars."""
         read, cached, written, written_1h, out = self._pico
         return (
             usage.input_tokens * read
@@ -127,10 +122,7 @@ class Price:
         return self.rates(usage.prompt_tokens).pico_cost(usage)
 
     def max_pico_cost(self, prompt_tokens: int, output_tokens: int) -> int:
-        """Return the highest cost in picodollars of any prompt of up to ``prompt_tokens``.
-
-        Shorter prompts are compared too, because they may belong to a more expensive band.
-        """
+        """Return the highest cost in picodollars of any prompt of up to ``prompt_tokens``."""
         highest, reached = 0, 0
         for band in self.bands:
             if reached > prompt_tokens:
@@ -141,7 +133,6 @@ class Price:
         return highest
 
     def cost(self, usage: Usage) -> Decimal:
-        """Return the cost of a call in US dollars."""
         return usd(self.pico_cost(usage))
 
 
@@ -176,11 +167,7 @@ class GpuRate:
     usd_per_hour: Decimal
 
     def price(self, speed: TokenSpeed, sharing: float) -> Price:
-        """Return the price of tokens that the machine processes at ``speed``.
-
-        Args:
-            sharing: the number of concurrent requests on the machine, this one included.
-        """
+        """Return the price of tokens at ``speed``, if ``sharing`` requests run on the machine at once."""
         usd_per_second = self.usd_per_hour / 3600 / Decimal(max(sharing, 1.0))
         read = _rate(usd_per_second / Decimal(speed.prompt))
         rates = Rates(
@@ -194,7 +181,6 @@ class GpuRate:
 
 
 def usd(pico: int) -> Decimal:
-    """Convert picodollars to US dollars."""
     return Decimal(usd_text(pico))
 
 

@@ -105,7 +105,6 @@ class Model:
 
 
 def text_size(text: str) -> int:
-    """Return the size of ``text`` in UTF-8 bytes."""
     return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
 
 

@@ -66,11 +66,7 @@ class Parameter:
     image: bool = False
 
     def check(self, value: Any, field: str) -> Scalar:
-        """Return the client's value in the form that the graph needs.
-
-        Raises:
-            InvalidRequest: the value is invalid; the message names ``field`` and what is valid.
-        """
+        """Return the value as the graph needs it; raise InvalidRequest with what would be valid."""
         if self.image:
             return self._artifact(value, field)
         typed = self._to_type(value)
@@ -87,11 +83,7 @@ class Parameter:
         return typed
 
     def reference(self, value: Mapping[str, Any], field: str) -> str:
-        """Translate ``{"from": "steps.0.text"}`` to a typed reference such as ``${steps.0.text:string}``.
-
-        Raises:
-            InvalidRequest: the value is not an object with ``from`` as its only member.
-        """
+        """Translate ``{"from": "steps.0.text"}`` to a reference such as ``${steps.0.text:string}``."""
         path = value.get("from")
         if len(value) != 1 or not isinstance(path, str) or not _REFERENCE.fullmatch(path):
             raise self._invalid(

@@ -48,11 +48,7 @@ def resolve(payload: Any, outputs: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def check(payload: Any, index: int) -> None:
-    """Check that the payload of step ``index`` refers to earlier steps only.
-
-    Raises:
-        InvalidRequest: a reference names a later step, or the step itself.
-    """
+    """Check that step ``index`` refers to earlier steps only; raise InvalidRequest if not."""
     for text in _strings(payload):
         for match in _REFERENCE.finditer(text):
             if _index(match) >= index:

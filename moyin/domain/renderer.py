@@ -11,17 +11,6 @@ from typing import Any, Protocol, TypeAlias
 
 from moyin.domain.prompt import PromptRecord
 
-__all__ = [
-    "ExecutionFinished",
-    "RenderEvent",
-    "RenderProgress",
-    "RenderRequest",
-    "RenderSucceeded",
-    "RenderedFile",
-    "Renderer",
-    "RendererStatus",
-]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderRequest:
@@ -48,11 +37,7 @@ class RenderRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderProgress:
-    """The progress of a render: ``value`` of ``max`` nodes are done, counting parts of nodes.
-
-    Attributes:
-        node: the id of the running node, if any.
-    """
+    """The progress of a render: ``value`` of ``max`` nodes, and their parts, are done."""
 
     value: float
     max: float
@@ -99,11 +84,7 @@ class RenderSucceeded:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RenderResult:
-    """The result of a successful prompt, which a renderer remembers for requests that attach late.
-
-    Attributes:
-        record: the prompt's entry in ComfyUI's history.
-    """
+    """The result of a successful prompt, and the prompt's entry in ComfyUI's history."""
 
     done: RenderSucceeded
     record: PromptRecord | None = None
@@ -155,11 +136,7 @@ class Renderer(Protocol):
         ...
 
     async def prepare(self, request: RenderRequest) -> None:
-        """Download the input files of a prompt that may be rendered next.
-
-        Raises:
-            StepFailed: an input file no longer exists.
-        """
+        """Download input files of a prompt that may be next; raise StepFailed if one is gone."""
 
     async def cancel(self, prompt_id: str) -> PromptRecord | None:
         """Interrupt the prompt or remove it from the queue; an unknown prompt is ignored.
@@ -170,11 +147,7 @@ class Renderer(Protocol):
         """
 
     async def get(self, path: str) -> bytes | None:
-        """Return the body that ComfyUI serves at ``path``; None if the path does not exist.
-
-        Raises:
-            ServiceUnavailable: the ComfyUI process is not running.
-        """
+        """Return the body that ComfyUI serves at ``path``; None if the path does not exist."""
         ...
 
     async def results(self) -> Mapping[str, RenderResult]:

@@ -18,7 +18,6 @@ def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
 
 
 def encode(value: Any) -> bytes:
-    """Encode a domain dataclass as JSON bytes."""
     return _adapter(type(value)).dump_json(value)
 
 

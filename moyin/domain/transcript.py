@@ -61,7 +61,6 @@ class Transcript:
         self.is_complete = self.is_readable = True
 
     def add(self, deltas: Sequence[Delta]) -> None:
-        """Record the deltas of one event of the stream."""
         for delta in deltas:
             match delta:
                 case TextDelta():
@@ -90,7 +89,6 @@ class Transcript:
 
     @property
     def tools(self) -> Sequence[str]:
-        """The names of the tools that the model called."""
         return list(self._names.values())
 
     @property

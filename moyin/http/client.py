@@ -14,11 +14,7 @@ class BodyTooLong(Exception):
 
 
 async def read_up_to(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """Return the body of a response, which may have at most ``limit`` bytes.
-
-    Raises:
-        BodyTooLong: the body has more bytes; at most ``limit`` + 1 of them were read.
-    """
+    """Return the body of a response; raise `BodyTooLong` if it has more than ``limit`` bytes."""
     pieces: list[bytes] = []
     size = 0
     # A read returns the bytes that have arrived, which are seldom all.

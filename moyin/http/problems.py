@@ -11,17 +11,6 @@ from http import HTTPStatus
 from moyin import errors
 from moyin.errors import AccessError, LimitExceeded, MoyinError
 
-__all__ = [
-    "SECURITY_HEADERS",
-    "ErrorBody",
-    "ErrorRenderer",
-    "StreamErrorRenderer",
-    "error_event",
-    "error_headers",
-    "problem_details",
-    "status_of",
-]
-
 # Headers of every response of Moyin, which forbid content sniffing, framing and referrers.
 SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),

@@ -55,11 +55,7 @@ class AllowedNetworks:
         return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 
     def check_literal(self, url: str) -> None:
-        """Check the IP address in a URL; a host name passes, as `PublicResolver` checks it later.
-
-        Raises:
-            AddressNotAllowed: the address is neither public nor in an allowed network.
-        """
+        """Raise AddressNotAllowed if the host in the URL is an IP address that is not allowed."""
         try:
             # aiohttp parses URLs with yarl, which also accepts full-width and circled digits.
             is_allowed = self.allows(URL(url).raw_host or "")
@@ -130,11 +126,7 @@ class PublicConnector(TCPConnector):
         traces: list[Trace],
         timeout: ClientTimeout,  # noqa: ASYNC109 (aiohttp's own)
     ) -> Connection:
-        """Return a connection for the request.
-
-        Raises:
-            AddressNotAllowed: the address, or one of the host's addresses, is not allowed.
-        """
+        """Return a connection; raise AddressNotAllowed if an address of the host is not allowed."""
         try:
             return await super().connect(req, traces, timeout)
         except ClientConnectorError as error:
@@ -148,11 +140,7 @@ class _ForbiddenError(OSError):
 
 
 def check_url(url: str, *, field: str) -> None:
-    """Check that a webhook's URL is well-formed.
-
-    Raises:
-        InvalidRequest: the URL is not an absolute http(s) URL, or contains credentials.
-    """
+    """Check a webhook's URL; raise InvalidRequest if it is not http(s) or contains credentials."""
     try:
         parts = urlsplit(url)
         host = URL(url).raw_host or ""

@@ -31,11 +31,7 @@ class FrameSplitter:
         self._rest = b""
 
     def feed(self, piece: bytes) -> list[Frame]:
-        """Add a piece of the stream and return the events that the piece completes.
-
-        Raises:
-            StreamInterrupted: an event exceeds 16 MiB.
-        """
+        """Add a piece of the stream and return the events that the piece completes."""
         buffer = self._rest + piece if self._rest else piece
         if b"\r" in buffer:
             buffer = _normalise_line_ends(buffer)
@@ -45,10 +41,7 @@ class FrameSplitter:
         return [Frame(raw + b"\n\n", _data(raw)) for raw in whole if raw]
 
     def end(self) -> list[Frame]:
-        """Return the last event if the stream ended without the blank line after that event.
-
-        Remaining bytes that are not an event, such as the start of an HTML page, are dropped.
-        """
+        """Return the last event if its blank line was missing, and drop other remaining bytes."""
         frames = self.feed(b"\n\n") if self.pending else []
         return [frame for frame in frames if frame.data is not None]
 
@@ -73,11 +66,7 @@ def _data(raw: bytes) -> bytes | None:
 
 
 def parse_event(frame: Frame) -> dict[str, Any]:
-    """Parse the JSON object in an event's data.
-
-    Raises:
-        StreamInterrupted: the data is not a JSON object.
-    """
+    """Parse the JSON object in an event's data; raise StreamInterrupted if it is none."""
     try:
         value = from_json(frame.data or b"")
     except ValueError:

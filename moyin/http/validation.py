@@ -20,25 +20,6 @@ from moyin.errors import (
     UnsupportedFeature,
 )
 
-__all__ = [
-    "NO_MEMBERS",
-    "UtcDatetime",
-    "WireModel",
-    "arguments_to_text",
-    "embedded_schemas",
-    "malformed_response",
-    "merge_defaults",
-    "parse_arguments",
-    "parse_json",
-    "parse_object",
-    "require_text",
-    "text_bytes",
-    "token_count",
-    "tool_call_arguments",
-    "unsupported_field",
-    "validate",
-]
-
 # More tokens than any model reads or writes, of which the ledger's columns can hold a sum.
 _MAX_TOKEN_COUNT = 10**8
 # Fields in which OpenAI, Anthropic, llama.cpp and vLLM accept the schema of an answer.
@@ -118,11 +99,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def validate(shape: type[M], data: Mapping[str, Any]) -> M:
-    """Validate a parsed body as the pydantic model ``shape``.
-
-    Raises:
-        InvalidRequest: a field is invalid; the error names it, such as ``messages.0.content``.
-    """
+    """Validate a parsed body as the pydantic model ``shape``; InvalidRequest names the wrong field."""
     try:
         return shape.model_validate(data)
     except ValidationError as error:
@@ -221,22 +198,14 @@ def text_bytes(value: Any) -> int:
 
 
 def require_text(value: Any) -> str:
-    """Return a value that another server sent, which must be a string.
-
-    Raises:
-        TypeError: the value is not a string.
-    """
+    """Return a value that another server sent; raise TypeError if it is not a string."""
     if not isinstance(value, str):
         raise TypeError(f"the server sent a {type(value).__name__} instead of a string")
     return value
 
 
 def parse_arguments(text: str) -> dict[str, Any]:
-    """Parse the JSON text of a tool call's arguments; an empty text means no arguments.
-
-    Raises:
-        InvalidRequest: the text is not a JSON object.
-    """
+    """Parse the arguments of a tool call; raise InvalidRequest if they are not a JSON object."""
     try:
         value = from_json(text) if text.strip() else {}
     except ValueError:
@@ -249,11 +218,7 @@ def parse_arguments(text: str) -> dict[str, Any]:
 
 
 def tool_call_arguments(name: str, text: str) -> dict[str, Any]:
-    """Parse the arguments of a model's tool call, for an API format that sends them as an object.
-
-    Raises:
-        InvalidToolCall: the text is not a JSON object.
-    """
+    """Parse the arguments of a model's tool call; raise InvalidToolCall if they are no object."""
     try:
         return parse_arguments(text)
     except InvalidRequest:

@@ -98,17 +98,14 @@ class JobFeed:
                     return
 
     async def _end_index(self, batch: list[JobEvent], job: Job) -> int | None:
-        """Return how many events of the batch belong to the job; None if all do, without an end."""
+        """Return the number of events up to the job's end; None if the batch does not reach the end."""
         for count, event in enumerate(batch, start=1):
             if event.type.is_final and await self._is_end(event, job):
                 return count
         return None
 
     async def _is_end(self, event: JobEvent, job: Job) -> bool:
-        """Return True if the final event belongs to the newest attempt of the job.
-
-        The job's row is read only if ``job`` may be older than the event.
-        """
+        """Return True if the final event belongs to the newest attempt of the job."""
         attempt = event.data.get("attempt")
         if attempt is not None and attempt <= job.attempts:
             return bool(attempt == job.attempts)

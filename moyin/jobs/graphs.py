@@ -25,11 +25,7 @@ _MAX_VALIDATED = 64
 
 
 class GraphChecks:
-    """Checks the pools, nodes and files of graphs, then validates the graphs with ComfyUI.
-
-    Args:
-        pools: the names of all render pools.
-    """
+    """Checks the pools, nodes and files of graphs, then validates the graphs with ComfyUI."""
 
     def __init__(
         self,
@@ -83,10 +79,7 @@ class GraphChecks:
             await self._guard.check(caller, step.pool, nodes, ())
 
     async def _with_pools(self, submitter: Identity, spec: JobSpec) -> JobSpec:
-        """Return the job with pools that run the submitter's jobs.
-
-        The first allowed pool replaces the default pool if the submitter must not use the latter.
-        """
+        """Return the job with the first allowed pool instead of a default pool that is forbidden."""
         if all(step.kind is not StepKind.RENDER for step in spec.steps):
             return spec
         offered = await self._guard.pools(submitter)
@@ -204,11 +197,7 @@ def _with_file_names(
 
 
 def _without_references(graph: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Remove the inputs of nodes whose values refer to an earlier step.
-
-    Raises:
-        InvalidRequest: the class of a node refers to an earlier step.
-    """
+    """Remove inputs that refer to an earlier step; raise InvalidRequest if a node's class does so."""
     if not references.has_references(graph):
         resolved: Mapping[str, Any] = references.resolve(graph, ())
         return resolved

@@ -45,11 +45,7 @@ class JobEndedWithoutImages(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Images:
-    """Submits jobs for requests of OpenAI's images API and builds responses from their results.
-
-    Attributes:
-        signing_key: the key that signs links to pictures.
-    """
+    """Submits jobs for requests of OpenAI's images API and builds responses from their results."""
 
     gateway: GatewayClient
     signing_key: bytes
@@ -62,11 +58,7 @@ class Images:
         cache: bool,
         idempotency_key: str | None,
     ) -> AcceptedJob:
-        """Submit the job that renders the pictures of a request.
-
-        Raises:
-            MoyinError: the request is wrong; ``field`` names a member of the images API.
-        """
+        """Submit the job that renders the pictures; errors name fields of the images API."""
         path = f"/templates/{quote(body.model, safe='')}"
         try:
             document = await self.gateway.read_json(path, identity=_with_reading(identity))

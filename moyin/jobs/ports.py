@@ -26,19 +26,11 @@ class Launcher(Protocol):
         """
 
     async def cancel(self, job_id: str, attempt: int) -> bool:
-        """Request the cancellation of the attempt's workflow; return False if none is running.
-
-        Raises:
-            ServiceUnavailable: Temporal is unavailable.
-        """
+        """Request the cancellation of the attempt's workflow; return False if none is running."""
         ...
 
     async def notify(self, job_id: str, attempt: int) -> None:
-        """Start the webhook, if any, for an attempt of the job that ended without a workflow.
-
-        Raises:
-            ServiceUnavailable: Temporal is unavailable.
-        """
+        """Start the webhook, if any, for an attempt of the job that ended without a workflow."""
 
     async def ping(self) -> None:
         """Raise ServiceUnavailable if Temporal does not respond."""
@@ -69,11 +61,7 @@ class GraphGuard(Protocol):
         ...
 
     async def pool_for(self, caller: Identity, graph: Mapping[str, Any]) -> str:
-        """Return the render pool that suits the graph best.
-
-        Raises:
-            InvalidRequest: no render pool runs the caller's jobs.
-        """
+        """Return the pool that suits the graph best; raise InvalidRequest if the caller may use none."""
         ...
 
     async def check(

@@ -277,11 +277,7 @@ def _check_same_request(first_job: Job, mark: str) -> None:
 
 
 def serialize_spec(spec: JobSpec) -> bytes:
-    """Encode a job's spec for the artifact store.
-
-    Raises:
-        InvalidRequest: the spec is nested too deeply to be decoded again.
-    """
+    """Encode a spec; raise InvalidRequest if it is nested too deeply to be decoded again."""
     try:
         encoded = encode(spec)
         # A spec with fewer brackets than the limit has fewer levels, too.
@@ -297,10 +293,7 @@ def serialize_spec(spec: JobSpec) -> bytes:
 
 
 def _deepest_field(spec: JobSpec) -> str:
-    """Return the field of the request with the deepest nesting.
-
-    Only jobs with one step come here: parsing rejects pipelines that are nested too deeply.
-    """
+    """Return the field with the deepest nesting in a request for one step."""
     step, prompt = spec.steps[0], spec.comfyui
     if prompt is not None and _depth(prompt.extra_data) > _depth(step.payload):
         return "extra_data"
@@ -316,11 +309,7 @@ def _depth(value: Any) -> int:
 
 
 def _with_allowed_class(submitter: Identity, spec: JobSpec, field: str | None) -> JobSpec:
-    """Return the spec with a priority that the submitter may use.
-
-    Raises:
-        PriorityNotAllowed: the submitter named a better priority in ``field``.
-    """
+    """Return the spec with a permitted priority; raise PriorityNotAllowed if ``field`` is set."""
     best = submitter.best_priority
     if spec.priority >= best:
         return spec

@@ -29,10 +29,7 @@ _COST = b": x-moyin-cost-usd="
 
 
 class GrpcBridge:
-    """Turns each gRPC call into a request to the gateway with the caller's own key.
-
-    Every method may raise `Fault`. ``url`` is the HTTP address of the gateway.
-    """
+    """Turns each gRPC call into a request to the gateway's ``url``, and errors into `Fault`."""
 
     def __init__(self, url: str) -> None:
         self._gateway = GatewayClient(url, silence_seconds=_SILENCE_SECONDS)
@@ -62,14 +59,12 @@ class GrpcBridge:
                         yield event
 
     async def submit_job(self, request: pb.SubmitJobRequest, metadata: Metadata) -> pb.Job:
-        """Submit a job and return it."""
         headers = {"content-type": "application/json"}
         if request.idempotency_key:
             headers["idempotency-key"] = _header(request.idempotency_key, "idempotency_key")
         return await self._job("POST", "/jobs", metadata, request.job_json.encode(), headers)
 
     async def get_job(self, request: pb.GetJobRequest, metadata: Metadata) -> pb.Job:
-        """Return the job with its outputs."""
         return await self._job("GET", f"/jobs/{_segment(request.id)}", metadata)
 
     async def cancel_job(self, request: pb.CancelJobRequest, metadata: Metadata) -> pb.Job:
@@ -79,7 +74,6 @@ class GrpcBridge:
     async def watch_job(
         self, request: pb.WatchJobRequest, metadata: Metadata
     ) -> AsyncGenerator[pb.JobEvent, None]:
-        """Yield the events of a job until the job has ended."""
         headers = {"last-event-id": _header(request.after, "after")} if request.after else {}
         path = f"/jobs/{_segment(request.id)}/events"
         async with self._open("GET", path, metadata, headers=headers) as response:
@@ -142,10 +136,7 @@ class NoBridge(GrpcBridge):
 
 
 class MoyinCalls:
-    """The servicer of moyin.v1, which is a mix-in for Serve deployments or used by `grpc.aio`.
-
-    gRPC and Serve prescribe the names of the methods and parameters.
-    """
+    """The servicer of moyin.v1; gRPC and Ray Serve prescribe the names of methods and parameters."""
 
     grpc_bridge: GrpcBridge
 

@@ -126,10 +126,7 @@ def stream_fault(status: int, headers: Mapping[str, str], body: bytes) -> Fault:
 
 
 def end_call(context: StatusContext, fault: Fault) -> None:
-    """Set the error of a call, whose servicer must then return instead of raising.
-
-    Ray Serve sends only the status and the text of a raised exception, without details.
-    """
+    """Set the error of a call instead of raising it, as Ray Serve drops the details of raised errors."""
     if not fault.request_id:
         # The call failed before it reached the gateway, which assigns the ids of requests.
         fault.request_id = str(dict(context.invocation_metadata()).get("x-request-id", ""))

@@ -17,11 +17,7 @@ __all__ = ["chat_body", "chat_event", "job_message"]
 
 
 def chat_body(request: pb.ChatRequest) -> dict[str, Any]:
-    """Convert a chat request to the body of a streamed OpenAI chat completion.
-
-    Raises:
-        Fault: a field such as ``extra_json`` is not valid JSON of the right type.
-    """
+    """Convert a chat request to the body of an OpenAI chat completion; raise `Fault` for invalid JSON."""
     body = _json(request.extra_json, "extra_json", dict) or {}
     body |= {
         "model": request.model,
@@ -98,11 +94,7 @@ def _message(message: pb.ChatMessage, field: str) -> dict[str, Any]:
 
 
 def _json(text: str, field: str, kind: type[Any]) -> Any:
-    """Parse the JSON in a field; return None if the text is empty.
-
-    Raises:
-        Fault: the text is not JSON of the type ``kind``.
-    """
+    """Parse the JSON of type ``kind`` in a field; return None if the text is empty."""
     if not text:
         return None
     try:

@@ -53,9 +53,5 @@ class Broker(Protocol):
     """The interface of a message broker and the queue whose messages become jobs."""
 
     def session(self) -> AbstractAsyncContextManager[Session]:
-        """Connect to the broker for the time of the context.
-
-        Raises:
-            BrokerLost: the broker cannot be reached.
-        """
+        """Connect to the broker for the time of the context; raise `BrokerLost` if that fails."""
         ...

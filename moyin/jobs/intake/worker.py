@@ -119,11 +119,7 @@ class IntakeWorker:
             await session.complete(delivery, f"{ended.id}-{ended.attempts}", result)
 
     async def _accept(self, delivery: Delivery) -> Job:
-        """Submit the message's job unless it exists, and return the job.
-
-        Raises:
-            MoyinError: the message can never become a job.
-        """
+        """Submit the job of a message unless it exists; raise MoyinError if no job can be made of it."""
         key = self._key(delivery)
         if delivery.count > 1:
             # An accepted job continues, even if its template, pool or files have changed since.
@@ -138,11 +134,7 @@ class IntakeWorker:
         return await _retry(lambda: self._submit(delivery, templates, key))
 
     def _key(self, delivery: Delivery) -> str:
-        """Return the idempotency key of the message.
-
-        Raises:
-            InvalidRequest: the message has no valid id, or was delivered too often.
-        """
+        """Return the idempotency key of a message; raise InvalidRequest if its id is invalid."""
         if not delivery.message_id:
             raise InvalidRequest("the message must have a message_id", field="message_id")
         if "\0" in delivery.message_id:
@@ -192,11 +184,7 @@ class IntakeWorker:
 
 
 async def _retry(work: Callable[[], Awaitable[T]]) -> T:
-    """Run ``work`` repeatedly until it succeeds, and return its result.
-
-    Raises:
-        MoyinError: the work failed with an error for which a retry cannot help.
-    """
+    """Run ``work`` until it succeeds, but raise a MoyinError for which a retry cannot help."""
     pause = _FIRST_PAUSE
     while True:
         try:

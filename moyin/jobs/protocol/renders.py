@@ -12,15 +12,6 @@ from moyin.errors import EditorGraphFormat, InvalidRequest
 from moyin.jobs.protocol import wire
 from moyin.jobs.protocol.batch import batch_steps
 
-__all__ = [
-    "DEFAULT_POOL",
-    "Templates",
-    "check_graph",
-    "no_templates",
-    "render_batch",
-    "render_step",
-]
-
 DEFAULT_POOL = "default"
 # A function that returns the template with a name; it raises InvalidRequest, with the field that
 # is the second argument, if there is no such template.
@@ -52,11 +43,7 @@ def render_step(step: wire.RenderStep, prefix: str, pool: str | None, templates:
 def render_batch(
     job: wire.RenderJob, batch: wire.Batch, templates: Templates
 ) -> tuple[Mapping[str, Any], tuple[Step, ...]]:
-    """Return the graph of a batch, and the children as steps with patches of that graph.
-
-    Raises:
-        InvalidRequest: a field is invalid.
-    """
+    """Return the graph of a batch, and the children as steps with patches of that graph."""
     if job.template is None:
         first = _from_graph(job, "", job.pool)
         return batch_steps(batch, first, None)

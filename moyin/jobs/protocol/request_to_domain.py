@@ -50,11 +50,7 @@ def read_job(body: bytes) -> JobBody:
 
 
 def to_spec(request: JobBody, now: datetime, templates: Templates = no_templates) -> JobSpec:
-    """Translate a parsed request to a job, and make all checks that need no other process.
-
-    Raises:
-        InvalidRequest: a field is invalid.
-    """
+    """Translate a parsed request to a job; raise InvalidRequest for an invalid field."""
     if request.deadline is not None and request.deadline <= now:
         raise InvalidRequest(
             f"deadline must be later than the current time, {now.isoformat()}", field="deadline"

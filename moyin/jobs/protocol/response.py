@@ -54,10 +54,7 @@ def job_detail(
 
 
 def event_of(job: Job) -> tuple[EventType, dict[str, Any]]:
-    """Return the type and the data of the event for the job's status, with the job as its data.
-
-    The member ``attempt`` shows if a final event is the end of the job or of an earlier attempt.
-    """
+    """Return the type and data of the event for the job's status, with the number of the attempt."""
     data = job_body(job).model_dump(mode="json")
     return EventType(job.status.value), {**data, "attempt": job.attempts}
 

@@ -9,14 +9,6 @@ from urllib.parse import unquote, urlsplit
 from moyin.domain.job import ChatProtocol
 from moyin.errors import InvalidRequest, StepFailed
 
-__all__ = [
-    "check_chat_request",
-    "check_step_path",
-    "disable_streaming",
-    "extract_text",
-    "get_chat_path",
-]
-
 # A job that creates jobs could run for ever. Responses of the accounts app contain keys, which every
 # reader of jobs could see in the result.
 _FORBIDDEN_ROUTES = (
@@ -69,11 +61,7 @@ def disable_streaming(protocol: ChatProtocol, request: Mapping[str, Any]) -> Map
 
 
 def extract_text(protocol: ChatProtocol, body: Any) -> str | None:
-    """Return the text of a chat response; None if the model only called tools.
-
-    Raises:
-        StepFailed: the body is not a response in the API format of the step.
-    """
+    """Return the text of a chat response, or None; raise StepFailed for another API format."""
     try:
         return _text(protocol, body)
     except (KeyError, IndexError, TypeError, AttributeError):

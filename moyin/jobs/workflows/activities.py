@@ -31,10 +31,7 @@ _MAX_INLINE_BYTES = 1024 * 1024
 
 
 class JobActivities:
-    """The Temporal activities that run chat and http steps, record results and deliver webhooks.
-
-    Every activity is idempotent, because Temporal may run it more than once.
-    """
+    """The idempotent activities that run chat and http steps, record results and send webhooks."""
 
     def __init__(
         self,

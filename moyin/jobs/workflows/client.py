@@ -76,11 +76,7 @@ class Temporal:
         self._paused_until = 0.0
 
     async def client(self) -> Client:
-        """Return the connected client; on first use, also register the namespace.
-
-        Raises:
-            ServiceUnavailable: Temporal does not respond.
-        """
+        """Return the connected client; raise ServiceUnavailable if Temporal does not respond."""
         if time.monotonic() < self._paused_until:
             raise _unavailable()
         if self._client is None:

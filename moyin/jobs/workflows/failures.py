@@ -18,26 +18,13 @@ from moyin import errors
 from moyin.client.errors import ERROR_TYPES
 from moyin.domain.job import JobError
 
-__all__ = [
-    "SUPERSEDED",
-    "is_superseded",
-    "larger_pool",
-    "to_application_error",
-    "to_batch_error",
-    "to_job_error",
-]
-
 SUPERSEDED = "superseded"
 
 
 def to_application_error(
     error: errors.MoyinError, *, retryable: bool | None = None
 ) -> ApplicationError:
-    """Convert an error to a failure that Temporal retries only if a retry can help.
-
-    Args:
-        retryable: True or False to override ``error.retryable``.
-    """
+    """Convert an error to a failure that Temporal retries only if the error is retryable."""
     return ApplicationError(
         error.message,
         {"details": dict(error.details)},

@@ -64,10 +64,7 @@ class _ChildrenFailed(Exception):
 
 @workflow.defn(name="WebhookWorkflow")
 class WebhookWorkflow:
-    """Delivers a job's webhook, with retries for up to a day.
-
-    Because this is a separate workflow, a slow receiver never delays or changes the job's end.
-    """
+    """Delivers a job's webhook, with retries for up to a day, without delaying the job's end."""
 
     @workflow.run
     async def run(self, webhook: WebhookInput) -> bool:
@@ -163,10 +160,7 @@ class JobWorkflow:
         return tuple(done[index] for index in sorted(done))
 
     async def _run_children(self, job: JobInput) -> tuple[StepResult, ...]:
-        """Run the unfinished children of a batch concurrently.
-
-        The returned results are empty, because the row has them and they may be hundreds.
-        """
+        """Run the unfinished children of a batch concurrently; their results are only in the job's row."""
         done = {result.index for result in job.done}
         failures: dict[int, FailureError] = {}
 
@@ -265,11 +259,7 @@ def _is_last(job: JobInput, index: int) -> bool:
 
 
 async def _record_step(job: JobInput, step: StepDone) -> None:
-    """Write the checkpoint of a step, unless the step's activity has done so.
-
-    Raises:
-        _AttemptSuperseded: the attempt has ended, or a later one has begun.
-    """
+    """Write the checkpoint of a step, unless the step's activity has done so."""
     if step.recorded:
         return
     record = StepRecord(job_id=job.job_id, attempt=job.attempt, result=step.result)

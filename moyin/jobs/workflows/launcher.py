@@ -19,15 +19,6 @@ from moyin.jobs.workflows.job import JobWorkflow, WebhookWorkflow
 from moyin.jobs.workflows.types import JOBS_QUEUE, JobInput, StepHead, WebhookInput
 from moyin.store.jobs import JobStore, Launch
 
-__all__ = [
-    "DispatchBuffer",
-    "JobLauncher",
-    "fairness_shares",
-    "job_input",
-    "priority_of",
-    "tenant_priority",
-]
-
 _log = logging.getLogger(__name__)
 _BUFFER_SECONDS = 1.0
 # The most rows of one SQL statement; the remaining rows are written a second later.
@@ -45,7 +36,6 @@ class JobLauncher:
         self._dispatched = DispatchBuffer(jobs)
 
     async def start(self, job_id: str, launch: Launch | None = None) -> None:
-        """Start the workflow of the job's current attempt, unless that is running already."""
         client = await self._temporal.client()
         is_first = launch is not None
         launch = launch or await self._jobs.launch(job_id)
@@ -71,7 +61,6 @@ class JobLauncher:
             await self._jobs.mark_dispatched(job_id, attempt=launch.attempt)
 
     async def cancel(self, job_id: str, attempt: int) -> bool:
-        """Request the cancellation of the attempt's workflow; return False if none is running."""
         client = await self._temporal.client()
         try:
             described = await client.get_workflow_handle(job_id).describe(rpc_timeout=RPC_TIMEOUT)
@@ -90,7 +79,6 @@ class JobLauncher:
         return bool(run_attempt == attempt)
 
     async def notify(self, job_id: str, attempt: int) -> None:
-        """Start the webhook, if any, for an attempt of the job that ended without a workflow."""
         if (await self._jobs.launch(job_id)).webhook is not None:
             await self._start_webhook(job_id, attempt)
         await self._jobs.mark_dispatched(job_id, attempt=attempt)
@@ -112,7 +100,6 @@ class JobLauncher:
             raise self._temporal.unavailable(error) from error
 
     async def ping(self) -> None:
-        """Raise ServiceUnavailable if Temporal does not respond."""
         await self._temporal.ping()
 
     async def close(self) -> None:
@@ -155,7 +142,6 @@ class DispatchBuffer:
             self._writing = asyncio.create_task(self._write_later())
 
     async def close(self) -> None:
-        """Write all pending marks."""
         if self._writing is not None:
             self._writing.cancel()
             await asyncio.gather(self._writing, return_exceptions=True)

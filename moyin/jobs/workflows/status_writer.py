@@ -27,10 +27,7 @@ _PAUSE_SECONDS = 2.0
 
 
 class JobStatusWriter:
-    """Writes the status of running jobs to their rows in SQL, and publishes events for watchers.
-
-    The activities of every worker, for light steps and for renders, share this code.
-    """
+    """Writes the status of running jobs to their rows in SQL, and publishes events for watchers."""
 
     def __init__(self, *, jobs: JobStore, events: EventStore, frames: FrameStore) -> None:
         self._jobs = jobs
@@ -66,11 +63,7 @@ class JobStatusWriter:
         return progress is not None
 
     async def finish(self, outcome: JobOutcome) -> bool:
-        """Write the end of an attempt, unless another end is in the row already.
-
-        Returns:
-            True if the attempt has ended; False if a later attempt has begun.
-        """
+        """Write the end of an attempt unless it has one; return False if a later attempt has begun."""
         job = await self._jobs.finish(
             outcome.job_id,
             outcome.attempt,

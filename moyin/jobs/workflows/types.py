@@ -95,11 +95,7 @@ class StepDone:
 
 @dataclass(frozen=True, kw_only=True)
 class JobOutcome:
-    """The end of an attempt, which is the result of `JobWorkflow`.
-
-    Attributes:
-        results: the results of all steps of a successful job; empty for batches and other ends.
-    """
+    """The result of `JobWorkflow`: the end of an attempt; ``results`` has all steps if it succeeded."""
 
     job_id: str
     owner: str

@@ -48,7 +48,6 @@ class WorkerRunner:
         self.error: BaseException | None = None
 
     async def run(self) -> None:
-        """Run the workers until `stop` is called."""
         pause = _FIRST_PAUSE_SECONDS
         while not self._stopping.is_set():
             try:
@@ -139,11 +138,7 @@ class Sweeper:
 
 
 class JobRunner:
-    """Runs the workers of the queues ``jobs`` and ``webhooks``, and the sweeper.
-
-    Args:
-        concurrency: the most steps, and the most webhooks, at a time.
-    """
+    """Runs the Temporal workers of the queues ``jobs`` and ``webhooks``, and the sweeper."""
 
     def __init__(
         self, *, temporal: Temporal, activities: JobActivities, sweeper: Sweeper, concurrency: int
