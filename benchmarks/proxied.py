@@ -17,7 +17,7 @@ from aiohttp import web
 
 from deployments.gateway.config import GatewayConfig
 from deployments.gateway.proxy_or_app import ProxyOrApp
-from moyin.access.gatekeeper import Gatekeeper, problem_details
+from moyin.access.gatekeeper import Gatekeeper, render_problem_details
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send
 from moyin.access.gatekeeper.observation import NoObserver
 from moyin.domain.identity import Identity
@@ -46,7 +46,7 @@ async def _gateway(port: int, service: str) -> None:
         ProxyOrApp(proxy, guarded=proxy, app=_not_found),
         service="gateway",
         authenticator=StaticAuthenticator({KEY: Identity(owner="bench", key_id="bench")}),
-        errors=problem_details,
+        errors=render_problem_details,
         max_body_bytes=2**20,
         observer=NoObserver(),
     )

@@ -6,19 +6,19 @@ HAProxy does the same by itself in `moyin/stack/haproxy.lua`.
 from __future__ import annotations
 
 from deployments.models.errors import render_error as models_error
-from moyin.access.gatekeeper import ErrorBody, problem_details
+from moyin.access.gatekeeper import ErrorBody, render_problem_details
 from moyin.comfy_api.protocol.errors import render_error as comfyui_error
 from moyin.comfy_api.protocol.paths import is_comfyui
 from moyin.comfy_api.protocol_v2.errors import render_error as comfyui_v2_error
 from moyin.errors import MoyinError
-from moyin.http.problems import error_event
+from moyin.http.problems import render_error_event
 from moyin.text.protocol.ollama.errors import error_event as ollama_error_event
 from moyin.text.protocol.ollama.errors import render_error as ollama_error
 
 __all__ = ["app_of", "render_error", "render_stream_error"]
 
 # Prefixes that HAProxy hands to apps of their own; the gateway has all other paths.
-_APPS = {"v1": models_error, "accounts": problem_details}
+_APPS = {"v1": models_error, "accounts": render_problem_details}
 # Ollama's own paths, which the shipped route table hands to the models app. A request that the
 # gateway refuses gets the error that Ollama would send.
 _OLLAMA = frozenset(
@@ -49,7 +49,7 @@ def render_stream_error(
         return (
             ollama_error_event(error, request_id) if media_type == "application/x-ndjson" else None
         )
-    return error_event(error, request_id, path, media_type)
+    return render_error_event(error, request_id, path, media_type)
 
 
 def _gateway_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:
@@ -59,4 +59,4 @@ def _gateway_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:
         return comfyui_v2_error(error, request_id, path)
     if is_comfyui(path):
         return comfyui_error(error, request_id, path)
-    return problem_details(error, request_id, path)
+    return render_problem_details(error, request_id, path)

@@ -25,7 +25,7 @@ from moyin.access.accounts.api_keys import ApiKeyService
 from moyin.access.accounts.oidc import OpenIdSignIn
 from moyin.access.accounts.organisations import OrganisationService
 from moyin.access.accounts.signin import SignIn
-from moyin.access.gatekeeper import Authenticator, Gatekeeper, problem_details
+from moyin.access.gatekeeper import Authenticator, Gatekeeper, render_problem_details
 from moyin.access.gatekeeper.addresses import TrustedProxies
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send
 from moyin.access.gatekeeper.authorization import AuthorizationMiddleware
@@ -91,7 +91,7 @@ def new_app(parts: AccountsParts) -> Gatekeeper:
 
     app = new_fastapi(
         "Moyin accounts",
-        errors=problem_details,
+        errors=render_problem_details,
         description="Players, members, organisations, API keys, limits and budgets.",
         lifespan=lifespan,
     )
@@ -113,7 +113,7 @@ def new_app(parts: AccountsParts) -> Gatekeeper:
         AuthorizationMiddleware(with_root_path, scope_of=lambda _: None, meter=parts.meter),
         service="accounts",
         authenticator=parts.authenticator,
-        errors=problem_details,
+        errors=render_problem_details,
         max_body_bytes=_MAX_BODY_BYTES,
         observer=parts.observer,
         public=_PUBLIC,

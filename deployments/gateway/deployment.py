@@ -30,7 +30,7 @@ from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.grpc.bridge import GrpcBridge, MoyinCalls
 from moyin.jobs.service import JobService
-from moyin.jobs.workflows.client import Temporal
+from moyin.jobs.workflows.client import TemporalConnection
 from moyin.jobs.workflows.launcher import JobLauncher
 from moyin.proxy import Proxy
 from moyin.render.imaging import PictureConverter, PictureProcesses
@@ -84,7 +84,7 @@ class Gateway(MoyinCalls):
         launcher = closing(
             JobLauncher(
                 jobs=jobs,
-                temporal=Temporal(
+                temporal=TemporalConnection(
                     settings.temporal_address, settings.temporal_namespace, retention=retention
                 ),
             )

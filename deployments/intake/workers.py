@@ -17,7 +17,7 @@ from moyin.jobs.intake import Broker, IntakeWorker
 from moyin.jobs.intake.streams import StreamBroker
 from moyin.jobs.ports import GraphValidator
 from moyin.jobs.service import JobService
-from moyin.jobs.workflows.client import Temporal
+from moyin.jobs.workflows.client import TemporalConnection
 from moyin.jobs.workflows.launcher import JobLauncher
 from moyin.render.comfyui.pool_client import PoolClient
 from moyin.render.templates.catalog import new_catalog
@@ -60,7 +60,7 @@ async def open_workers(
         closing.push_async_callback(frames.close)
         hub = EventHub(settings.redis_url)
         closing.push_async_callback(hub.close)
-        temporal = Temporal(
+        temporal = TemporalConnection(
             settings.temporal_address, settings.temporal_namespace, retention=retention
         )
         launcher = JobLauncher(jobs=jobs, temporal=temporal)

@@ -36,7 +36,7 @@ from moyin.access.gatekeeper.observation import Observer
 from moyin.client.gateway import GatewayClient
 from moyin.domain.identity import JOBS_WRITE, ORG_ADMIN, TEXT
 from moyin.errors import MoyinError
-from moyin.jobs.images import Images
+from moyin.jobs.images import ImageJobs
 from moyin.store.quality import QualityStore
 from moyin.store.usage import UsageLedger
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
@@ -100,7 +100,7 @@ class ModelsParts:
 
     text_router: Router
     jobs: GatewayClient
-    images: Images
+    images: ImageJobs
     image_rules: Callable[[], ImageRules]
     ledger: UsageLedger
     quality: QualityParts

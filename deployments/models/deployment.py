@@ -22,7 +22,7 @@ from moyin.access.gatekeeper.limits import new_meter
 from moyin.client.gateway import GatewayClient
 from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.grpc.bridge import MoyinCalls, NoBridge
-from moyin.jobs.images import Images
+from moyin.jobs.images import ImageJobs
 from moyin.settings import Settings
 from moyin.store.followups import FollowUpStore
 from moyin.store.quality import QualityStore
@@ -129,7 +129,7 @@ class Models(MoyinCalls):
         self._parts = ModelsParts(
             text_router=self._text_router,
             jobs=jobs,
-            images=Images(gateway=jobs, signing_key=signing_key),
+            images=ImageJobs(gateway=jobs, signing_key=signing_key),
             image_rules=lambda: self._image_rules,
             ledger=ledger,
             quality=QualityParts(

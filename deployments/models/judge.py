@@ -164,12 +164,12 @@ class JudgeService:
 
     def _parts(self, parallel: int) -> tuple[ComparisonStarter, WorkerRunner]:
         # Imported here so that replicas without a judge do not import Temporal's SDK.
-        from moyin.jobs.workflows.client import Temporal
+        from moyin.jobs.workflows.client import TemporalConnection
         from moyin.jobs.workflows.judge import JudgeActivities, JudgeQueue, new_judge_worker
         from moyin.jobs.workflows.worker import WorkerRunner
 
         settings = self._settings
-        temporal = Temporal(
+        temporal = TemporalConnection(
             settings.temporal_address,
             settings.temporal_namespace,
             retention=timedelta(days=settings.job_history_days),

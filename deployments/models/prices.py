@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from moyin.domain.money import GpuRate, Price, PriceBand, Rates, Tariff, flat_tariff
+from moyin.domain.money import GpuRate, Price, PriceBand, Rates, Tariff, create_flat_tariff
 
 __all__ = ["GpuPriceConfig", "PriceConfig", "PriceSetting", "tariff_of"]
 
@@ -40,7 +40,7 @@ class PriceConfig(BaseModel):
 
     def rates(self) -> Rates:
         """Return the rates without their day and limit."""
-        tariff = flat_tariff(
+        tariff = create_flat_tariff(
             self.input,
             self.output,
             cache_read=self.cache_read,

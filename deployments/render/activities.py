@@ -21,13 +21,13 @@ from deployments.render.reporter import ProgressReporter
 from deployments.render.result_cache import RenderResultCache
 from moyin.domain.artifact import Artifact
 from moyin.domain.job import JobSpec, StepResult
-from moyin.domain.prompt import ComfyPrompt, PromptRecord, channel_name
+from moyin.domain.prompt import ComfyPrompt, PromptRecord, build_channel_name
 from moyin.domain.renderer import RenderProgress, RenderRequest, RenderSucceeded
 from moyin.domain.serialization import to_plain
 from moyin.errors import MoyinError
 from moyin.jobs.workflows.failures import to_application_error
 from moyin.jobs.workflows.status_writer import JobStatusWriter
-from moyin.jobs.workflows.step_io import Heartbeat, heartbeating, load_step, save_output
+from moyin.jobs.workflows.step_io import Heartbeat, load_step, save_output, send_heartbeats
 from moyin.jobs.workflows.types import StepDone, StepInput
 from moyin.render.comfyui.sizes import ModelSizes
 from moyin.render.protocol.graph import artifact_ids, input_name, model_files, with_inputs
@@ -80,7 +80,7 @@ class RenderActivities:
     @activity.defn
     async def render_step(self, step: StepInput) -> StepDone | StepResult:
         """Render the graph; a retry attaches to the prompt that a lost attempt left running."""
-        async with heartbeating(_WAITING_HEARTBEAT_SECONDS) as heartbeat:
+        async with send_heartbeats(_WAITING_HEARTBEAT_SECONDS) as heartbeat:
             try:
                 return await self._record.run_step(step, lambda: self._render(step, heartbeat))
             except ApplicationError:
@@ -155,7 +155,7 @@ class RenderActivities:
             targets=prompt.targets,
             channel=None
             if prompt.client_id is None
-            else channel_name(step.owner, prompt.client_id),
+            else build_channel_name(step.owner, prompt.client_id),
         )
 
     async def _store_record(self, step: StepInput, spec: JobSpec, record: PromptRecord) -> None:

@@ -35,7 +35,7 @@ from deployments.render.pool import Pool
 from deployments.render.worker import RenderWorker
 from moyin.domain.serialization import encode
 from moyin.errors import ServiceUnavailable
-from moyin.jobs.workflows.client import Temporal
+from moyin.jobs.workflows.client import TemporalConnection
 from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.render.comfyui.install import version
 from moyin.render.comfyui.pool_client import RULES, PoolAnswer
@@ -88,7 +88,7 @@ class RenderPool:
         self._version = await asyncio.to_thread(_fingerprint, args, settings)
         self._supervisor = ActorSupervisor(self._pool, _spec(args), _scale(args), telemetry.record)
         self._worker = RenderWorker(
-            temporal=Temporal(
+            temporal=TemporalConnection(
                 settings.temporal_address, settings.temporal_namespace, retention=retention
             ),
             activities=RenderActivities(

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol
 
-from moyin.domain.limits import Limit, PoolRules, permitted_pools
+from moyin.domain.limits import Limit, PoolRules, filter_permitted_pools
 from moyin.domain.renderer import RenderRequest
 from moyin.errors import InputNotFound, NodeNotAllowed, OutOfMemory, PoolNotAllowed
 from moyin.render.comfyui.bridge.guard import KEY
@@ -91,7 +91,7 @@ class RenderGuard:
         if requested_pool == self._pool:
             return True
         limits = await self._limits.list_for([f"owner:{owner}"])
-        return bool(permitted_pools(limits, [self._pool]))
+        return bool(filter_permitted_pools(limits, [self._pool]))
 
 
 class MemoryGuard:

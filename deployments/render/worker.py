@@ -14,8 +14,8 @@ from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from deployments.render.activities import RenderActivities
-from moyin.jobs.workflows.client import Temporal
-from moyin.jobs.workflows.launcher import fairness_shares
+from moyin.jobs.workflows.client import TemporalConnection
+from moyin.jobs.workflows.launcher import compute_fairness_shares
 from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, render_queue
 from moyin.jobs.workflows.worker import WorkerRunner
 
@@ -37,7 +37,7 @@ class RenderWorker:
     def __init__(
         self,
         *,
-        temporal: Temporal,
+        temporal: TemporalConnection,
         activities: RenderActivities,
         pool: str,
         concurrency: int,
@@ -93,7 +93,7 @@ async def set_owner_weights(client: Client, pool: str, weights: Mapping[str, flo
         set_fairness_weight_overrides={
             key: weight * share
             for owner, weight in weights.items()
-            for key, share in fairness_shares(owner)
+            for key, share in compute_fairness_shares(owner)
         },
     )
     try:

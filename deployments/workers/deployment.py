@@ -13,7 +13,7 @@ from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.step_client import StepClient
 from moyin.jobs.webhooks import WebhookSender
 from moyin.jobs.workflows.activities import JobActivities
-from moyin.jobs.workflows.client import Temporal
+from moyin.jobs.workflows.client import TemporalConnection
 from moyin.jobs.workflows.launcher import JobLauncher
 from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.jobs.workflows.worker import JobRunner, Sweeper
@@ -47,7 +47,7 @@ class JobWorker:
         self._closing.push_async_callback(events.close)
         frames = FrameStore(settings.redis_url)
         self._closing.push_async_callback(frames.close)
-        temporal = Temporal(
+        temporal = TemporalConnection(
             settings.temporal_address, settings.temporal_namespace, retention=retention
         )
         gateway = GatewayClient(

@@ -63,7 +63,7 @@ class RequestRefused(MoyinError):
             retry_after=float(after) if after.isdecimal() and len(after) < 6 else None,
         )
 
-    def typed(self) -> MoyinError:
+    def to_typed_error(self) -> MoyinError:
         """Return the error type of `moyin.errors` for the reported code, or else ServiceUnavailable."""
         kind = ERROR_TYPES.get(self.reported_code or "")
         if kind is None:

@@ -22,7 +22,7 @@ from moyin.errors import MoyinError, StepFailed
 from moyin.http.client import BodyTooLong, LazySession, read_up_to
 from moyin.http.sse import Frame, FrameSplitter
 
-__all__ = ["AcceptedJob", "Event", "GatewayClient", "read_events", "read_frames"]
+__all__ = ["AcceptedJob", "GatewayClient", "ServerSentEvent", "read_events", "read_frames"]
 
 _log = logging.getLogger(__name__)
 _CONNECT_SECONDS = 5.0
@@ -31,7 +31,7 @@ _LARGEST_ERROR = 64 * 1024
 _FINAL = frozenset(kind.value for kind in EventType if kind.is_final)
 
 
-class Event:
+class ServerSentEvent:
     """A server-sent event from the gateway.
 
     Attributes:
@@ -203,7 +203,7 @@ class GatewayClient:
                 f"{path} is larger than {_LARGEST_FILE} bytes, the most that is read"
             ) from None
         except RequestRefused as error:
-            raise error.typed() from None
+            raise error.to_typed_error() from None
 
     async def read_json(self, path: str, *, identity: Identity | None = None) -> Any:
         """Return the JSON document at ``path``; raise the errors of `read`."""
@@ -235,7 +235,7 @@ class GatewayClient:
                     replayed="idempotent-replayed" in response.headers,
                 )
         except RequestRefused as error:
-            raise error.typed() from None
+            raise error.to_typed_error() from None
 
     async def cancel_job(self, location: str, *, identity: Identity | None = None) -> None:
         """Cancel the job whose path is ``location``.
@@ -249,11 +249,11 @@ class GatewayClient:
             async with self.open("POST", f"{location}/cancel", identity=identity, expected=202):
                 return
         except RequestRefused as error:
-            raise error.typed() from None
+            raise error.to_typed_error() from None
 
     async def follow_job(
         self, job_id: str, *, identity: Identity | None = None, max_reconnects: int | None = None
-    ) -> AsyncGenerator[Event, None]:
+    ) -> AsyncGenerator[ServerSentEvent, None]:
         """Yield the events of a job until the job has ended, and resume a broken stream.
 
         A job that is retried has several final events, so the job has ended only when the gateway
@@ -282,7 +282,7 @@ class GatewayClient:
             except GatewayUnreachable as error:
                 failure = error
             except RequestRefused as error:
-                failure = error.typed()
+                failure = error.to_typed_error()
                 if not failure.retryable:
                     raise failure from None
             reconnects += 1
@@ -295,7 +295,7 @@ class GatewayClient:
         self, job_id: str, *, identity: Identity | None = None
     ) -> dict[str, Any]:
         """Wait until the job has ended and return it; raise the errors of `follow_job`."""
-        last_event: Event | None = None
+        last_event: ServerSentEvent | None = None
         async with aclosing(self.follow_job(job_id, identity=identity)) as events:
             async for event in events:
                 last_event = event
@@ -317,10 +317,10 @@ async def read_frames(response: aiohttp.ClientResponse) -> AsyncIterator[Frame]:
             yield frame
 
 
-async def read_events(response: aiohttp.ClientResponse) -> AsyncIterator[Event]:
+async def read_events(response: aiohttp.ClientResponse) -> AsyncIterator[ServerSentEvent]:
     """Yield the server-sent events of a response; comments are events whose text is None."""
     async for frame in read_frames(response):
-        yield Event(frame.raw)
+        yield ServerSentEvent(frame.raw)
 
 
 def _new_session() -> aiohttp.ClientSession:

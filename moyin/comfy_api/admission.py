@@ -9,7 +9,7 @@ from typing import Any
 from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.comfy_api.protocol.node_info import permitted_nodes
 from moyin.domain.identity import Identity
-from moyin.domain.limits import PoolRules, permitted_pools
+from moyin.domain.limits import PoolRules, filter_permitted_pools
 from moyin.errors import InputNotFound, InvalidRequest, NodeNotAllowed
 from moyin.render.comfyui.bridge.names import PREFIX, Refusal, Rule, refusals
 from moyin.render.protocol.refusals import NOT_YOURS, Refused, refused_body
@@ -27,16 +27,16 @@ class GraphAdmission:
     def __init__(self, node_info: NodeInfoCache) -> None:
         self._node_info = node_info
 
-    async def pools(self, caller: Identity) -> Sequence[str]:
+    async def list_pools(self, caller: Identity) -> Sequence[str]:
         """See `moyin.jobs.ports.GraphGuard`."""
-        permitted = permitted_pools(caller.limits, self._node_info.pools)
+        permitted = filter_permitted_pools(caller.limits, self._node_info.pools)
         return [
             p for p in permitted if (await self._node_info.rules(p)).serves_tenant(caller.owner)
         ]
 
-    async def pool_for(self, caller: Identity, graph: Mapping[str, Any]) -> str:
+    async def choose_pool(self, caller: Identity, graph: Mapping[str, Any]) -> str:
         """See `moyin.jobs.ports.GraphGuard`."""
-        pools = await self.pools(caller)
+        pools = await self.list_pools(caller)
         if not pools:
             raise InvalidRequest(
                 "no render pool is open to your jobs: ask an operator", field="pool"
@@ -49,14 +49,14 @@ class GraphAdmission:
         Raises:
             ServiceUnavailable: no pool has reported its nodes yet.
         """
-        pools = await self.pools(caller)
+        pools = await self.list_pools(caller)
         nodes: Mapping[str, Any] = await self._node_info.nodes(pools) if pools else {}
         bounds = [(limit.allowed_nodes, limit.denied_nodes) for limit in caller.limits]
         if all(bound == (None, None) for bound in bounds):
             return nodes
         return permitted_nodes(nodes, lambda name: _permits(caller, name))
 
-    async def check(
+    async def check_graph(
         self, caller: Identity, pool: str, graph: Mapping[str, Any], own: Collection[str]
     ) -> bool:
         """See `moyin.jobs.ports.GraphGuard`."""

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any, TypeAlias
 
 from moyin.comfy_api.protocol_v2 import wire
-from moyin.comfy_api.protocol_v2.response import V2Presenter, progress_of, status_of
+from moyin.comfy_api.protocol_v2.response import V2Presenter, get_http_status, progress_of
 from moyin.domain import references
 from moyin.domain.identity import Identity
 from moyin.domain.job import EventType, Job, JobEvent, JobSpec, Progress, StepKind
@@ -71,7 +71,7 @@ class ComfyJobs:
 
     async def outputs(self, job: Job) -> list[Mapping[str, Any]]:
         """Return the outputs of the job's finished steps."""
-        return await self._service.outputs(job)
+        return await self._service.load_outputs(job)
 
     async def cancel(self, caller: Identity, job_id: str) -> Job:
         """Request the cancellation of a render; a finished one stays as it is.
@@ -96,7 +96,7 @@ class ComfyJobs:
         except FileNotFoundError:
             raise JobNotFound(f"the graph of job {job.id} is no longer stored") from None
         submitted = spec.steps[0].payload if spec.base is None else spec.base
-        graph: Mapping[str, Any] = references.resolve(submitted, ())
+        graph: Mapping[str, Any] = references.resolve_references(submitted, ())
         return graph
 
     async def follow(self, job: Job, presenter: V2Presenter) -> AsyncGenerator[SseEvent, None]:
@@ -104,7 +104,7 @@ class ComfyJobs:
 
         Events are live only: earlier ones are not repeated.
         """
-        newest = await self._feed.newest_id(job.id)
+        newest = await self._feed.get_newest_id(job.id)
         # Read the job after the position: a change in between is then sent twice instead of never.
         state = _SentState(await self._jobs.find(job.id), presenter)
         for message in await self._messages(state, None):
@@ -144,7 +144,7 @@ class _SentState:
 
     def new_status(self) -> list[SseEvent]:
         """Return the job's status and progress if the status is new and not final."""
-        status = status_of(self.job)
+        status = get_http_status(self.job)
         if self.job.status.is_final or status == self._status:
             return []
         self._status = status
@@ -164,4 +164,4 @@ class _SentState:
         """Return the job's status if it is final."""
         if not self.job.status.is_final:
             return []
-        return [("status", wire.StatusBody(status=status_of(self.job)))]
+        return [("status", wire.StatusBody(status=get_http_status(self.job)))]

@@ -23,7 +23,7 @@ from moyin.comfy_api.counts import OpenPromptCounts
 from moyin.comfy_api.files import FarmFiles
 from moyin.comfy_api.protocol.response import end_message
 from moyin.domain.job import Job
-from moyin.domain.prompt import channel_name
+from moyin.domain.prompt import build_channel_name
 from moyin.errors import ServiceUnavailable
 from moyin.render.protocol.binary import to_plain_preview
 from moyin.store.blobs import BlobStore
@@ -116,7 +116,7 @@ class PromptNotifier:
         self._events = events
         self._owner = owner
         self._client_id = client_id
-        self._channel = channel_name(owner, client_id)
+        self._channel = build_channel_name(owner, client_id)
         self._send_raw = send
         # Messages are sent one at a time.
         self._send_lock = asyncio.Lock()

@@ -95,7 +95,7 @@ class FarmPrompts:
         """
         graph, targets = body.prompt, body.partial_execution_targets
         files = await self._files.find_named(caller.owner, file_names(graph))
-        pool = await self._guard.pool_for(caller, graph)
+        pool = await self._guard.choose_pool(caller, graph)
         validation = await self._validate(caller, pool, graph, files, targets)
         prompt = ComfyPrompt(
             client_id=body.client_id,
@@ -280,7 +280,7 @@ class FarmPrompts:
         by_text = {text: input_name(artifact) for text, artifact in files.items()}
         renamed = with_inputs(graph, by_id, by_text)
         own = {*by_id.values(), *by_text.values()}
-        if not await self._guard.check(caller, pool, renamed, own):
+        if not await self._guard.check_graph(caller, pool, renamed, own):
             return {}
         return await self._validator.validate(pool, renamed, targets)
 
@@ -289,7 +289,7 @@ class FarmPrompts:
 
         async def cancel(job_id: str) -> tuple[Job, str | None] | None:
             async with limit:
-                newest = await self._feed.newest_id(job_id)
+                newest = await self._feed.get_newest_id(job_id)
                 try:
                     return await self._service.cancel(caller, job_id), newest
                 except JobFinished:
@@ -299,7 +299,7 @@ class FarmPrompts:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CANCEL_SECONDS):
                 for job, newest in filter(None, cancelled):
-                    await self._feed.wait(job, newest)
+                    await self._feed.wait_for_end(job, newest)
 
     async def _history_entries(self, jobs: Sequence[Job]) -> dict[str, Any]:
         entries = await self._render_all(jobs, response.history_entry)

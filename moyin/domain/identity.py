@@ -87,6 +87,6 @@ class UserFile:
     modified: datetime
 
 
-def userdata_scope(identity: Identity) -> UserdataScope:
+def get_userdata_scope(identity: Identity) -> UserdataScope:
     """Return the scope of the caller's files in ComfyUI's frontend."""
     return UserdataScope(owner=identity.owner, user=identity.user or "")

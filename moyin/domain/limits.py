@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fnmatch import fnmatchcase
 
-__all__ = ["DISK_NODES", "Limit", "PoolRules", "matches_any", "permitted_pools"]
+__all__ = ["DISK_NODES", "Limit", "PoolRules", "filter_permitted_pools", "matches_any_pattern"]
 
 # Node classes of ComfyUI that use the worker's own disk: they list or load folders, write files
 # that belong to no job, and write or train models.
@@ -76,11 +76,11 @@ class Limit:
 
     def permits_node(self, class_type: str) -> bool:
         """Return True if graphs may contain nodes of the class."""
-        allowed = self.allowed_nodes is None or matches_any(class_type, self.allowed_nodes)
-        return allowed and not matches_any(class_type, self.denied_nodes or ())
+        allowed = self.allowed_nodes is None or matches_any_pattern(class_type, self.allowed_nodes)
+        return allowed and not matches_any_pattern(class_type, self.denied_nodes or ())
 
 
-def permitted_pools(limits: Iterable[Limit], pools: Iterable[str]) -> list[str]:
+def filter_permitted_pools(limits: Iterable[Limit], pools: Iterable[str]) -> list[str]:
     """Return the render pools that every limit permits."""
     allowed = [limit.pools for limit in limits if limit.pools is not None]
     return [pool for pool in pools if all(pool in names for names in allowed)]
@@ -106,13 +106,15 @@ class PoolRules:
         return not self.tenants or owner in self.tenants
 
     def permits_node(self, class_type: str) -> bool:
-        return matches_any(class_type, self.allow) and not matches_any(class_type, self.deny)
+        return matches_any_pattern(class_type, self.allow) and not matches_any_pattern(
+            class_type, self.deny
+        )
 
     def checks_input(self, class_type: str, name: str) -> bool:
         """Return True if the value of the node's input must be checked as a file name."""
-        return not matches_any(f"{class_type}.{name}", self.unchecked)
+        return not matches_any_pattern(f"{class_type}.{name}", self.unchecked)
 
 
-def matches_any(text: str, patterns: Iterable[str]) -> bool:
+def matches_any_pattern(text: str, patterns: Iterable[str]) -> bool:
     """Return True if any of the ``fnmatch`` patterns matches ``text``, with its exact case."""
     return any(fnmatchcase(text, pattern) for pattern in patterns)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
 
-PICO = 10**12  # picodollars in a US dollar
+PICO_PER_USD = 10**12  # picodollars in a US dollar
 # Picodollars per token, for each US dollar per million tokens.
 _PICO_PER_RATE = 10**6
 
@@ -60,7 +60,7 @@ class Rates:
         rates = (self.input, self.cache_read, self.cache_write, self.cache_write_1h, self.output)
         object.__setattr__(self, "_pico", tuple(map(_pico, rates)))
 
-    def pico_cost(self, usage: Usage) -> int:
+    def compute_pico_cost(self, usage: Usage) -> int:
         read, cached, written, written_1h, out = self._pico
         return (
             usage.input_tokens * read
@@ -70,7 +70,7 @@ class Rates:
             + usage.output_tokens * out
         )
 
-    def max_pico_cost(self, prompt_tokens: int, output_tokens: int) -> int:
+    def compute_max_pico_cost(self, prompt_tokens: int, output_tokens: int) -> int:
         """Return the highest cost of the tokens in picodollars, whatever part of them is cached."""
         *prompt_rates, out = self._pico
         return prompt_tokens * max(prompt_rates) + output_tokens * out
@@ -110,30 +110,27 @@ class Price:
         if finite != sorted(set(finite)):
             raise ValueError(f"price bands must be in ascending order of up_to, not {finite}")
 
-    def rates(self, prompt_tokens: int) -> Rates:
+    def select_rates(self, prompt_tokens: int) -> Rates:
         *limited, last = self.bands
         fitting = (b for b in limited if b.up_to is not None and prompt_tokens <= b.up_to)
         return next(fitting, last).rates
 
-    def pico_cost(self, usage: Usage) -> int:
+    def compute_pico_cost(self, usage: Usage) -> int:
         """Return the exact cost of a call in picodollars; cached tokens count for the band."""
         if len(self.bands) == 1:
-            return self.bands[0].rates.pico_cost(usage)
-        return self.rates(usage.prompt_tokens).pico_cost(usage)
+            return self.bands[0].rates.compute_pico_cost(usage)
+        return self.select_rates(usage.prompt_tokens).compute_pico_cost(usage)
 
-    def max_pico_cost(self, prompt_tokens: int, output_tokens: int) -> int:
+    def compute_max_pico_cost(self, prompt_tokens: int, output_tokens: int) -> int:
         """Return the highest cost in picodollars of any prompt of up to ``prompt_tokens``."""
         highest, reached = 0, 0
         for band in self.bands:
             if reached > prompt_tokens:
                 break
             tokens = prompt_tokens if band.up_to is None else min(prompt_tokens, band.up_to)
-            highest = max(highest, band.rates.max_pico_cost(tokens, output_tokens))
+            highest = max(highest, band.rates.compute_max_pico_cost(tokens, output_tokens))
             reached = prompt_tokens + 1 if band.up_to is None else band.up_to + 1
         return highest
-
-    def cost(self, usage: Usage) -> Decimal:
-        return usd(self.pico_cost(usage))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,7 +163,7 @@ class GpuRate:
 
     usd_per_hour: Decimal
 
-    def price(self, speed: TokenSpeed, sharing: float) -> Price:
+    def compute_price(self, speed: TokenSpeed, sharing: float) -> Price:
         """Return the price of tokens at ``speed``, if ``sharing`` requests run on the machine at once."""
         usd_per_second = self.usd_per_hour / 3600 / Decimal(max(sharing, 1.0))
         read = _rate(usd_per_second / Decimal(speed.prompt))
@@ -180,13 +177,13 @@ class GpuRate:
         return Price(since=date.min, bands=(PriceBand(rates=rates),))
 
 
-def usd(pico: int) -> Decimal:
-    return Decimal(usd_text(pico))
+def pico_to_usd(pico: int) -> Decimal:
+    return Decimal(format_usd(pico))
 
 
-def usd_text(pico: int) -> str:
+def format_usd(pico: int) -> str:
     """Format picodollars as US dollars, such as ``0.25``, without exponent or trailing zeros."""
-    whole, rest = divmod(pico, PICO)
+    whole, rest = divmod(pico, PICO_PER_USD)
     return f"{whole}.{rest:012d}".rstrip("0") if rest else str(whole)
 
 
@@ -202,7 +199,7 @@ def _rate(usd_per_token: Decimal) -> Decimal:
     return round(usd_per_token * 1_000_000, 6)
 
 
-def flat_tariff(
+def create_flat_tariff(
     input_price: Decimal,
     output_price: Decimal,
     *,
@@ -221,4 +218,4 @@ def flat_tariff(
     return Tariff(prices=(Price(since=date.min, bands=(PriceBand(rates=rates),)),))
 
 
-FREE_TARIFF = flat_tariff(Decimal(0), Decimal(0))
+FREE_TARIFF = create_flat_tariff(Decimal(0), Decimal(0))

@@ -104,21 +104,21 @@ class Model:
         return tuple(unmet)
 
 
-def text_size(text: str) -> int:
+def count_utf8_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
 
 
-def tokens_in(size: int) -> int:
+def estimate_tokens_from_bytes(size: int) -> int:
     """Estimate the tokens of ``size`` bytes of UTF-8 text as a quarter, which also fits Chinese."""
     return -(-size // _BYTES_PER_TOKEN)
 
 
 def estimate_tokens(text: str) -> int:
     """Estimate the tokens of ``text`` from its length."""
-    return tokens_in(text_size(text))
+    return estimate_tokens_from_bytes(count_utf8_bytes(text))
 
 
-def estimate_message(count: int) -> int:
+def estimate_delimiter_tokens(count: int) -> int:
     """Estimate the tokens that a chat format adds to ``count`` messages as their delimiters."""
     return count * _TOKENS_PER_MESSAGE
 

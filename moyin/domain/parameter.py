@@ -65,7 +65,7 @@ class Parameter:
     pattern: str | None = None
     image: bool = False
 
-    def check(self, value: Any, field: str) -> Scalar:
+    def check_value(self, value: Any, field: str) -> Scalar:
         """Return the value as the graph needs it; raise InvalidRequest with what would be valid."""
         if self.image:
             return self._artifact(value, field)
@@ -82,7 +82,7 @@ class Parameter:
             raise self._invalid(field, problem)
         return typed
 
-    def reference(self, value: Mapping[str, Any], field: str) -> str:
+    def to_reference(self, value: Mapping[str, Any], field: str) -> str:
         """Translate ``{"from": "steps.0.text"}`` to a reference such as ``${steps.0.text:string}``."""
         path = value.get("from")
         if len(value) != 1 or not isinstance(path, str) or not _REFERENCE.fullmatch(path):

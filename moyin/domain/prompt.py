@@ -90,6 +90,6 @@ class PromptRecord:
     files: tuple[PromptFile, ...] = ()
 
 
-def channel_name(owner: str, client_id: str) -> str:
+def build_channel_name(owner: str, client_id: str) -> str:
     """Return the name of the Valkey stream with the events for a WebSocket client of ComfyUI's API."""
     return hashlib.sha256("\0".join((owner, client_id)).encode()).hexdigest()

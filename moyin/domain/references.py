@@ -29,7 +29,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 }
 
 
-def resolve(payload: Any, outputs: Sequence[Mapping[str, Any]]) -> Any:
+def resolve_references(payload: Any, outputs: Sequence[Mapping[str, Any]]) -> Any:
     """Return a copy of a step's payload with every reference replaced by its value.
 
     Args:
@@ -41,13 +41,13 @@ def resolve(payload: Any, outputs: Sequence[Mapping[str, Any]]) -> Any:
     if isinstance(payload, str):
         return _resolve_text(payload, outputs)
     if isinstance(payload, Mapping):
-        return {key: resolve(value, outputs) for key, value in payload.items()}
+        return {key: resolve_references(value, outputs) for key, value in payload.items()}
     if isinstance(payload, list | tuple):
-        return [resolve(item, outputs) for item in payload]
+        return [resolve_references(item, outputs) for item in payload]
     return payload
 
 
-def check(payload: Any, index: int) -> None:
+def check_references(payload: Any, index: int) -> None:
     """Check that step ``index`` refers to earlier steps only; raise InvalidRequest if not."""
     for text in _strings(payload):
         for match in _REFERENCE.finditer(text):

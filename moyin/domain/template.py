@@ -17,7 +17,7 @@ from moyin.domain.parameter import Parameter, Scalar
 from moyin.domain.references import escape_references
 from moyin.errors import InvalidRequest
 
-__all__ = ["Template", "fill", "placeholders"]
+__all__ = ["Template", "fill_template", "find_placeholders"]
 
 _INPUT = re.compile(r"(?<!\$)\$\{inputs\.([a-z][a-z0-9_]*)\}")
 _ANY = re.compile(r"(?<!\$)\$\{[^}]*\}?")
@@ -49,7 +49,9 @@ class Template:
     digest: str
 
 
-def fill(template: Template, inputs: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def fill_template(
+    template: Template, inputs: Mapping[str, Any], prefix: str = ""
+) -> dict[str, Any]:
     """Return the template's graph with the client's inputs filled in.
 
     Args:
@@ -75,7 +77,7 @@ def fill(template: Template, inputs: Mapping[str, Any], prefix: str = "") -> dic
     }
 
 
-def placeholders(value: Any) -> Iterator[str]:
+def find_placeholders(value: Any) -> Iterator[str]:
     """Yield the input name of each placeholder in ``value``; yield any other ``${…}`` as it is."""
     if isinstance(value, str):
         for placeholder in _ANY.finditer(value):
@@ -83,10 +85,10 @@ def placeholders(value: Any) -> Iterator[str]:
             yield match[1] if match else placeholder[0]
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from placeholders(item)
+            yield from find_placeholders(item)
     elif isinstance(value, list):
         for item in value:
-            yield from placeholders(item)
+            yield from find_placeholders(item)
 
 
 class _Reference(str):
@@ -102,8 +104,8 @@ def _value(parameter: Parameter, inputs: Mapping[str, Any], field: str) -> Scala
             )
         value = parameter.default
     if isinstance(value, Mapping):
-        return _Reference(parameter.reference(value, field))
-    return parameter.check(value, field)
+        return _Reference(parameter.to_reference(value, field))
+    return parameter.check_value(value, field)
 
 
 def _fill_value(value: Any, values: Mapping[str, Scalar]) -> Any:

@@ -35,9 +35,9 @@ ErrorRenderer = Callable[[MoyinError, str, str], ErrorBody]
 StreamErrorRenderer = Callable[[MoyinError, str, str, str], bytes | None]
 
 
-def problem_details(error: MoyinError, request_id: str, path: str) -> ErrorBody:
+def render_problem_details(error: MoyinError, request_id: str, path: str) -> ErrorBody:
     """Render an error as RFC 9457 problem details, with ``code``, ``request_id`` and ``field``."""
-    status = status_of(error)
+    status = get_http_status(error)
     body = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
@@ -51,11 +51,13 @@ def problem_details(error: MoyinError, request_id: str, path: str) -> ErrorBody:
         body["field"] = error.field
     # The standard members come last, so that details can't replace them.
     content = {**error.details, **body}
-    headers = {"content-type": "application/problem+json", **error_headers(error)}
+    headers = {"content-type": "application/problem+json", **build_error_headers(error)}
     return ErrorBody(status=status, body=json.dumps(content).encode(), headers=headers)
 
 
-def error_event(error: MoyinError, request_id: str, path: str, media_type: str) -> bytes | None:
+def render_error_event(
+    error: MoyinError, request_id: str, path: str, media_type: str
+) -> bytes | None:
     """Render an error as the server-sent event ``error``; return None for other media types."""
     if media_type != "text/event-stream":
         return None
@@ -63,7 +65,7 @@ def error_event(error: MoyinError, request_id: str, path: str, media_type: str) 
     return f"event: error\ndata: {json.dumps(data)}\n\n".encode()
 
 
-def error_headers(error: MoyinError) -> dict[str, str]:
+def build_error_headers(error: MoyinError) -> dict[str, str]:
     """Return the headers of an error response, which are the same in every protocol."""
     headers = {}
     if error.retry_after is not None:
@@ -103,6 +105,6 @@ _STATUS: Mapping[type[errors.MoyinError], int] = {
 }
 
 
-def status_of(error: errors.MoyinError) -> int:
+def get_http_status(error: errors.MoyinError) -> int:
     """Return the HTTP status of the error's type, or else of its nearest base type."""
     return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)

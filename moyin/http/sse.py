@@ -8,7 +8,14 @@ from pydantic_core import from_json, to_json
 
 from moyin.errors import StreamInterrupted
 
-__all__ = ["EVENT_STREAM", "Frame", "FrameSplitter", "cost_comment", "event", "parse_event"]
+__all__ = [
+    "EVENT_STREAM",
+    "Frame",
+    "FrameSplitter",
+    "encode_cost_comment",
+    "encode_event",
+    "parse_event",
+]
 
 EVENT_STREAM = b"text/event-stream; charset=utf-8"
 
@@ -76,12 +83,12 @@ def parse_event(frame: Frame) -> dict[str, Any]:
     return value
 
 
-def cost_comment(cost: bytes) -> bytes:
+def encode_cost_comment(cost: bytes) -> bytes:
     """Encode the cost of a stream in US dollars as an SSE comment, which clients skip."""
     return b": x-moyin-cost-usd=" + cost + b"\n\n"
 
 
-def event(data: Any, *, name: str | None = None) -> bytes:
+def encode_event(data: Any, *, name: str | None = None) -> bytes:
     """Encode a server-sent event with JSON data."""
     head = f"event: {name}\ndata: ".encode() if name else b"data: "
     return head + to_json(data) + b"\n\n"

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails, from_json, to_json
 
-from moyin.domain.needs import text_size
+from moyin.domain.needs import count_utf8_bytes
 from moyin.errors import (
     BackendUnavailable,
     BodyTooLarge,
@@ -111,7 +111,9 @@ def validate(shape: type[M], data: Mapping[str, Any]) -> M:
         ) from None
 
 
-def unsupported_field(shape: WireModel, harmless: frozenset[str], path: str = "") -> str | None:
+def find_unsupported_field(
+    shape: WireModel, harmless: frozenset[str], path: str = ""
+) -> str | None:
     """Return the path of a member that the client set and the model does not declare, or None.
 
     Args:
@@ -127,12 +129,12 @@ def unsupported_field(shape: WireModel, harmless: frozenset[str], path: str = ""
         for place, item in enumerate(items):
             if isinstance(item, WireModel):
                 at = f"{path}{name}.{place}." if items is value else f"{path}{name}."
-                if (field := unsupported_field(item, harmless, at)) is not None:
+                if (field := find_unsupported_field(item, harmless, at)) is not None:
                     return field
     return None
 
 
-def embedded_schemas(data: Mapping[str, Any], tools: str) -> Iterator[tuple[str, Any]]:
+def find_embedded_schemas(data: Mapping[str, Any], tools: str) -> Iterator[tuple[str, Any]]:
     """Yield pairs of a field and the JSON schema in it, for a request in OpenAI's or Anthropic's format.
 
     Args:
@@ -178,23 +180,23 @@ def merge_defaults(data: Mapping[str, Any], additions: Mapping[str, Any]) -> dic
     return result
 
 
-def token_count(value: Any) -> int:
+def parse_token_count(value: Any) -> int:
     """Return a token count that another server sent, or 0 if it is invalid."""
     return value if isinstance(value, int) and 0 < value <= _MAX_TOKEN_COUNT else 0
 
 
-def malformed_response() -> BackendUnavailable:
+def new_malformed_response_error() -> BackendUnavailable:
     """Create the error for a malformed response of a back end."""
     return BackendUnavailable("the back end returned a malformed response")
 
 
-def text_bytes(value: Any) -> int:
+def count_text_bytes(value: Any) -> int:
     """Return the size of all strings in a JSON value, in UTF-8 bytes."""
     if isinstance(value, str):
-        return text_size(value)
+        return count_utf8_bytes(value)
     if isinstance(value, Mapping):
-        return sum(map(text_bytes, value.values()))
-    return sum(map(text_bytes, value)) if isinstance(value, list) else 0
+        return sum(map(count_text_bytes, value.values()))
+    return sum(map(count_text_bytes, value)) if isinstance(value, list) else 0
 
 
 def require_text(value: Any) -> str:
@@ -217,7 +219,7 @@ def parse_arguments(text: str) -> dict[str, Any]:
     return value
 
 
-def tool_call_arguments(name: str, text: str) -> dict[str, Any]:
+def parse_tool_call_arguments(name: str, text: str) -> dict[str, Any]:
     """Parse the arguments of a model's tool call; raise InvalidToolCall if they are no object."""
     try:
         return parse_arguments(text)

@@ -8,7 +8,7 @@ from typing import Any
 from moyin.domain.identity import Identity
 from moyin.domain.job import Job, JobSpec, Step, StepKind
 from moyin.errors import UnsupportedFeature
-from moyin.jobs.protocol.response import job_body
+from moyin.jobs.protocol.response import render_job
 from moyin.jobs.protocol.step_requests import check_step_path
 from moyin.jobs.service import JobService
 from moyin.store.blobs import BlobStore
@@ -70,9 +70,9 @@ class DeferredCalls:
         """Return True if the caller is itself a job, so that it must get a response at once."""
         return identity.service == "jobs"
 
-    def described(self, job: Job) -> dict[str, Any]:
+    def render_job(self, job: Job) -> dict[str, Any]:
         """Return the job as JSON members, as the jobs API shows it to its owner."""
-        return job_body(job).model_dump(mode="json")
+        return render_job(job).model_dump(mode="json")
 
 
 def _is_kept(name: str) -> bool:

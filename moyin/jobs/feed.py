@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 
 from moyin.domain.job import Job, JobEvent
 from moyin.errors import InvalidRequest
-from moyin.jobs.protocol.response import event_of
+from moyin.jobs.protocol.response import build_status_event
 from moyin.store.events import EventStore
 from moyin.store.hub import EventHub
 from moyin.store.jobs import JobStore
@@ -65,14 +65,14 @@ class JobFeed:
             return False
         return bool(events) and events[-1].id == after and events[-1].type.is_final
 
-    async def newest_id(self, job_id: str) -> str | None:
+    async def get_newest_id(self, job_id: str) -> str | None:
         """Return the id of the job's newest event; None without events, or without Valkey."""
         try:
             return await self._events.newest(job_id)
         except (RedisError, OSError):
             return None
 
-    async def wait(self, job: Job, after: str | None) -> None:
+    async def wait_for_end(self, job: Job, after: str | None) -> None:
         """Wait until the job has ended, by reading its events after the id ``after``."""
         if job.status.is_final:
             return
@@ -89,7 +89,7 @@ class JobFeed:
                 if not batch:
                     job = await self._jobs.find(job.id)
                     if job.status.is_final:
-                        kind, data = event_of(job)
+                        kind, data = build_status_event(job)
                         yield [JobEvent(id="", type=kind, data=data)]
                         return
                 end = await self._end_index(batch, job)

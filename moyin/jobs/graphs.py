@@ -18,13 +18,13 @@ from moyin.jobs.protocol.renders import DEFAULT_POOL
 from moyin.render.protocol.graph import artifact_ids, artifacts_missing, input_name, with_inputs
 from moyin.store.artifacts import ArtifactStore
 
-__all__ = ["GraphChecks"]
+__all__ = ["GraphChecker"]
 
 # The most children of a batch that are validated before they render, as that takes a renderer's time.
 _MAX_VALIDATED = 64
 
 
-class GraphChecks:
+class GraphChecker:
     """Checks the pools, nodes and files of graphs, then validates the graphs with ComfyUI."""
 
     def __init__(
@@ -63,7 +63,7 @@ class GraphChecks:
         """
         if all(step.kind is not StepKind.RENDER for step in spec.steps):
             return
-        offered = await self._guard.pools(caller)
+        offered = await self._guard.list_pools(caller)
         pools = [pool for pool in self._pools if pool in offered]
         for index, step in enumerate(spec.steps):
             if step.kind is not StepKind.RENDER:
@@ -76,13 +76,13 @@ class GraphChecks:
                 for node_id, node in _own_nodes(spec, index).items()
                 if isinstance(node, Mapping)
             }
-            await self._guard.check(caller, step.pool, nodes, ())
+            await self._guard.check_graph(caller, step.pool, nodes, ())
 
     async def _with_pools(self, submitter: Identity, spec: JobSpec) -> JobSpec:
         """Return the job with the first allowed pool instead of a default pool that is forbidden."""
         if all(step.kind is not StepKind.RENDER for step in spec.steps):
             return spec
-        offered = await self._guard.pools(submitter)
+        offered = await self._guard.list_pools(submitter)
         pools = [pool for pool in self._pools if pool in offered]
         is_restricted = len(pools) < len(self._pools)
         steps = []
@@ -97,7 +97,7 @@ class GraphChecks:
 
     async def _check_graphs(self, submitter: Identity, spec: JobSpec) -> None:
         """Check every graph of the job, and let ComfyUI validate the representative graphs."""
-        representative = set(representative_steps(spec))
+        representative = set(select_representative_steps(spec))
         artifacts: dict[str, Artifact] = {}
         for index, step in enumerate(spec.steps):
             if step.kind is not StepKind.RENDER:
@@ -118,7 +118,7 @@ class GraphChecks:
                 raise
             # The value of a reference is unknown until the earlier step has run.
             if is_known and index in representative and not references.has_references(full_graph):
-                graph = references.resolve(full_graph, ())
+                graph = references.resolve_references(full_graph, ())
                 await self._validator.validate(step.pool, _with_file_names(graph, artifacts))
 
     async def _check_graph(
@@ -150,7 +150,7 @@ class GraphChecks:
             artifacts[artifact_id] = artifact
         own = {input_name(artifact) for artifact in artifacts.values()}
         named = _with_file_names(graph, artifacts)
-        return await self._guard.check(submitter, step.pool, named, own)
+        return await self._guard.check_graph(submitter, step.pool, named, own)
 
 
 def _no_pool(spec: JobSpec, index: int, pool: str, pools: Sequence[str]) -> InvalidRequest:
@@ -169,7 +169,7 @@ def _own_nodes(spec: JobSpec, index: int) -> Mapping[str, Any]:
     return full_graph if index == 0 else {node: full_graph[node] for node in payload}
 
 
-def representative_steps(spec: JobSpec) -> list[int]:
+def select_representative_steps(spec: JobSpec) -> list[int]:
     """Return the indexes of all steps, or of enough children of a batch to cover all input values.
 
     Values of seeds are not covered, because all are equally valid. The first and the last child
@@ -199,7 +199,7 @@ def _with_file_names(
 def _without_references(graph: Mapping[str, Any]) -> Mapping[str, Any]:
     """Remove inputs that refer to an earlier step; raise InvalidRequest if a node's class does so."""
     if not references.has_references(graph):
-        resolved: Mapping[str, Any] = references.resolve(graph, ())
+        resolved: Mapping[str, Any] = references.resolve_references(graph, ())
         return resolved
     nodes = {}
     for node_id, node in graph.items():
@@ -212,7 +212,7 @@ def _without_references(graph: Mapping[str, Any]) -> Mapping[str, Any]:
         fixed = {
             name: value for name, value in inputs.items() if not references.has_references(value)
         }
-        nodes[node_id] = {**node, "inputs": references.resolve(fixed, ())}
+        nodes[node_id] = {**node, "inputs": references.resolve_references(fixed, ())}
     return nodes
 
 

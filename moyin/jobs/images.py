@@ -18,7 +18,7 @@ from moyin.domain.identity import JOBS_READ, Identity
 from moyin.render.templates.wire import TemplateBody
 from moyin.text.protocol.openai import images
 
-__all__ = ["Images", "JobEndedWithoutImages", "JobStillRunning"]
+__all__ = ["ImageJobs", "JobEndedWithoutImages", "JobStillRunning"]
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class JobEndedWithoutImages(Exception):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Images:
+class ImageJobs:
     """Submits jobs for requests of OpenAI's images API and builds responses from their results."""
 
     gateway: GatewayClient
@@ -82,7 +82,9 @@ class Images:
         except errors.MoyinError as error:
             raise images.rename_field(error) from None
 
-    async def wait(self, identity: Identity, job_id: str, seconds: float) -> Mapping[str, Any]:
+    async def wait_for_job(
+        self, identity: Identity, job_id: str, seconds: float
+    ) -> Mapping[str, Any]:
         """Wait until the job has succeeded, and return the job.
 
         Raises:
@@ -115,7 +117,7 @@ class Images:
         except errors.MoyinError as error:
             _log.warning("the images job of a disconnected client was not cancelled: %s", error)
 
-    async def data(
+    async def render_data(
         self,
         identity: Identity,
         job: Mapping[str, Any],

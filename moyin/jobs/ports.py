@@ -56,15 +56,15 @@ class GraphValidator(Protocol):
 class GraphGuard(Protocol):
     """The interface that decides which pools, nodes and files a caller's graphs may use."""
 
-    async def pools(self, caller: Identity) -> Sequence[str]:
+    async def list_pools(self, caller: Identity) -> Sequence[str]:
         """Return the pools that run the caller's jobs, in the configured order."""
         ...
 
-    async def pool_for(self, caller: Identity, graph: Mapping[str, Any]) -> str:
+    async def choose_pool(self, caller: Identity, graph: Mapping[str, Any]) -> str:
         """Return the pool that suits the graph best; raise InvalidRequest if the caller may use none."""
         ...
 
-    async def check(
+    async def check_graph(
         self, caller: Identity, pool: str, graph: Mapping[str, Any], own: Collection[str]
     ) -> bool:
         """Check the nodes and file names of a graph.

@@ -13,7 +13,7 @@ from pydantic_core import from_json
 
 from moyin.domain.identity import TEXT, Identity
 from moyin.domain.job import Canceller, Job, JobSpec, JobStatus, StepKind
-from moyin.domain.prompt import channel_name
+from moyin.domain.prompt import build_channel_name
 from moyin.domain.serialization import decode, encode
 from moyin.errors import (
     IdempotencyMismatch,
@@ -24,11 +24,11 @@ from moyin.errors import (
     ServiceUnavailable,
 )
 from moyin.http.public_addresses import AllowedNetworks
-from moyin.jobs.graphs import GraphChecks
+from moyin.jobs.graphs import GraphChecker
 from moyin.jobs.ports import GraphGuard, GraphValidator, Launcher
 from moyin.jobs.protocol.renders import Templates
-from moyin.jobs.protocol.request_to_domain import fingerprint, read_job, to_spec
-from moyin.jobs.protocol.response import event_of
+from moyin.jobs.protocol.request_to_domain import compute_fingerprint, parse_job_body, to_job_spec
+from moyin.jobs.protocol.response import build_status_event
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
@@ -65,7 +65,7 @@ class JobService:
         self._events = events
         self._frames = frames
         self._launcher = launcher
-        self._graphs = GraphChecks(
+        self._graphs = GraphChecker(
             artifacts=artifacts, validator=validator, guard=guard, pools=pools
         )
         self._networks = networks
@@ -95,14 +95,14 @@ class JobService:
             InvalidJson, BodyTooLarge, InvalidRequest: the body is invalid.
             MoyinError: one of the errors of `submit`.
         """
-        request, mark = read_job(body), None
+        request, mark = parse_job_body(body), None
         if idempotency_key is not None:
-            mark = fingerprint(request)
+            mark = compute_fingerprint(request)
             first_job = await self._jobs.find_by_idempotency_key(submitter.owner, idempotency_key)
             if first_job is not None:
                 _check_same_request(first_job, mark)
                 return first_job, False
-        spec = to_spec(request, now, templates)
+        spec = to_job_spec(request, now, templates)
         return await self.submit(
             submitter,
             spec,
@@ -149,7 +149,7 @@ class JobService:
             IdempotencyMismatch: the key was used for another request.
             PromptIdTaken: the id belongs to another job.
         """
-        mark = mark or (None if idempotency_key is None else fingerprint(spec))
+        mark = mark or (None if idempotency_key is None else compute_fingerprint(spec))
         spec = _with_allowed_class(submitter, spec, priority_field)
         _check_scopes(submitter, spec)
         if spec.webhook is not None:
@@ -173,7 +173,7 @@ class JobService:
             deadline=spec.deadline,
             idempotency_key=idempotency_key,
             fingerprint=None if idempotency_key is None else mark,
-            channel=channel_name(submitter.owner, prompt.client_id)
+            channel=build_channel_name(submitter.owner, prompt.client_id)
             if prompt is not None and prompt.client_id is not None
             else None,
             children=None if spec.base is None else len(spec.steps),
@@ -217,17 +217,17 @@ class JobService:
         ended = await self._jobs.get(caller.owner, job_id)
         if ended.priority < caller.best_priority:
             raise _class_not_allowed(ended.priority, caller.best_priority, None)
-        if ended.status.is_final and (spec := await self.spec(ended)) is not None:
+        if ended.status.is_final and (spec := await self.load_spec(ended)) is not None:
             await self._graphs.recheck(caller, spec)
         job = await self._jobs.reopen(caller.owner, job_id, caller.limits)
         await self._start(job)
         return job
 
-    async def outputs(self, job: Job) -> list[Mapping[str, Any]]:
+    async def load_outputs(self, job: Job) -> list[Mapping[str, Any]]:
         """Return the outputs of the finished steps, in the order of ``job.results``."""
         return [await self._output(result.output) for result in job.results]
 
-    async def spec(self, job: Job) -> JobSpec | None:
+    async def load_spec(self, job: Job) -> JobSpec | None:
         """Return the job's spec; None if the spec was deleted from the artifact store."""
         try:
             return decode(JobSpec, await self._blobs.get(job.spec))
@@ -241,7 +241,7 @@ class JobService:
         )
         job = await self._jobs.find(job.id)
         if is_written:
-            await self._events.publish(job.id, *event_of(job))
+            await self._events.publish(job.id, *build_status_event(job))
             await self._frames.publish_end(job)
             try:
                 await self._launcher.notify(job.id, job.attempts)
@@ -259,7 +259,7 @@ class JobService:
         return output
 
     async def _start(self, job: Job, launch: Launch | None = None) -> None:
-        await self._events.publish(job.id, *event_of(job))
+        await self._events.publish(job.id, *build_status_event(job))
         await self._frames.publish_status(job)
         try:
             await self._launcher.start(job.id, launch)

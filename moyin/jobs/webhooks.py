@@ -16,7 +16,7 @@ from moyin.errors import BackendRejected, BackendTimeout, BackendUnavailable
 from moyin.http.client import LazySession
 from moyin.http.public_addresses import AllowedNetworks, PublicConnector, check_url
 
-__all__ = ["WebhookSender", "signature_headers", "webhook_secret"]
+__all__ = ["WebhookSender", "build_signature_headers", "derive_webhook_secret"]
 
 _TIMEOUT = aiohttp.ClientTimeout(total=15, connect=5)
 _CONNECTIONS = 50
@@ -67,8 +67,8 @@ class WebhookSender:
         check_url(url, field="webhook")
         self._networks.check_literal(url)
         body = to_json(payload)
-        headers = signature_headers(
-            webhook_secret(self._signing_key, owner),
+        headers = build_signature_headers(
+            derive_webhook_secret(self._signing_key, owner),
             message_id=message_id,
             timestamp=int(time.time()),
             body=body,
@@ -95,7 +95,7 @@ class WebhookSender:
             )
 
 
-def webhook_secret(signing_key: bytes, owner: str) -> str:
+def derive_webhook_secret(signing_key: bytes, owner: str) -> str:
     """Return the secret that signs a tenant's webhooks: ``whsec_`` and 32 bytes in base64.
 
     Secrets are derived instead of stored: every process with the signing key computes the same
@@ -105,7 +105,7 @@ def webhook_secret(signing_key: bytes, owner: str) -> str:
     return _PREFIX + base64.b64encode(derived).decode()
 
 
-def signature_headers(
+def build_signature_headers(
     secret: str, *, message_id: str, timestamp: int, body: bytes
 ) -> dict[str, str]:
     """Return the three headers of Standard Webhooks for one delivery.

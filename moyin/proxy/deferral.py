@@ -37,7 +37,7 @@ class Deferral(Protocol):
         """Return whether the caller is itself a job, whose calls must not be deferred again."""
         ...
 
-    def described(self, job: Job) -> dict[str, Any]:
+    def render_job(self, job: Job) -> dict[str, Any]:
         """Return the job as the API shows it to its owner."""
         ...
 
@@ -61,7 +61,7 @@ async def defer(deferral: Deferral, scope: Scope, receive: Receive, send: Send, 
         body=await receive_body(receive),
         idempotency_key=header(scope, b"idempotency-key"),
     )
-    body = json.dumps(deferral.described(job)).encode()
+    body = json.dumps(deferral.render_job(job)).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from moyin.domain.identity import Identity
 from moyin.domain.job import Job, JobStatus, StepKind
-from moyin.domain.prompt import channel_name
+from moyin.domain.prompt import build_channel_name
 from moyin.store.job_rows import job_of_row
 from moyin.store.schema import jobs
 from moyin.store.sql import Database
@@ -146,7 +146,9 @@ def submitted_by(caller: Identity, client_id: str | None = None) -> sa.ColumnEle
     with ``client_id``, those of that client of the tenant instead.
     """
     if client_id is not None:
-        return sa.and_(jobs.c.comfyui, jobs.c.channel == channel_name(caller.owner, client_id))
+        return sa.and_(
+            jobs.c.comfyui, jobs.c.channel == build_channel_name(caller.owner, client_id)
+        )
     own = jobs.c.key_id == caller.key_id
     if caller.user is not None:
         own = sa.or_(own, jobs.c.user_id == caller.user)

@@ -16,13 +16,13 @@ class PermissiveGraphGuard:
     def __init__(self, *pools: str) -> None:
         self._pools = pools
 
-    async def pools(self, caller: Identity) -> Sequence[str]:
+    async def list_pools(self, caller: Identity) -> Sequence[str]:
         return self._pools
 
-    async def pool_for(self, caller: Identity, graph: Mapping[str, Any]) -> str:
+    async def choose_pool(self, caller: Identity, graph: Mapping[str, Any]) -> str:
         return self._pools[0]
 
-    async def check(
+    async def check_graph(
         self, caller: Identity, pool: str, graph: Mapping[str, Any], own: Collection[str]
     ) -> bool:
         return True

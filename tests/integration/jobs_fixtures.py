@@ -40,7 +40,7 @@ from moyin.jobs.service import JobService
 from moyin.jobs.step_client import StepClient
 from moyin.jobs.webhooks import WebhookSender
 from moyin.jobs.workflows.activities import JobActivities
-from moyin.jobs.workflows.client import Temporal
+from moyin.jobs.workflows.client import TemporalConnection
 from moyin.jobs.workflows.launcher import JobLauncher
 from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, render_queue
@@ -162,7 +162,9 @@ class Farm:
         self._stack.push_async_callback(self.events.close)
         self.frames = FrameStore(self._valkey.url)
         self._stack.push_async_callback(self.frames.close)
-        self.temporal = Temporal(self._temporal_server.address, NAMESPACE, retention=RETENTION)
+        self.temporal = TemporalConnection(
+            self._temporal_server.address, NAMESPACE, retention=RETENTION
+        )
         self.launcher = JobLauncher(jobs=self.jobs, temporal=self.temporal)
         self._stack.push_async_callback(self.launcher.close)
         self.key = (await KeyStore(self.database).create("ann", "test"))[1]
@@ -218,7 +220,7 @@ class Farm:
         self, render_step: Callable[..., Any], pool: str = "default"
     ) -> AsyncIterator[None]:
         """A worker of a pool's queue that renders with the activity ``render_step``."""
-        client: Client = await self.temporal.client()
+        client: Client = await self.temporal.get_client()
         async with Worker(
             client,
             task_queue=render_queue(pool),

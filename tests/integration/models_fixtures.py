@@ -24,7 +24,7 @@ from moyin.access.gatekeeper.limits import Meter
 from moyin.access.gatekeeper.observation import NoObserver
 from moyin.client.gateway import GatewayClient
 from moyin.http.public_addresses import AllowedNetworks
-from moyin.jobs.images import Images
+from moyin.jobs.images import ImageJobs
 from moyin.settings import Settings
 from moyin.store.followups import FollowUpStore
 from moyin.store.keys import KeyStore
@@ -184,7 +184,7 @@ async def serving(
     parts = ModelsParts(
         text_router=text_router,
         jobs=jobs,
-        images=Images(gateway=jobs, signing_key=b"0" * 32),
+        images=ImageJobs(gateway=jobs, signing_key=b"0" * 32),
         image_rules=ImageRules,
         ledger=ledger,
         quality=QualityParts(

@@ -12,7 +12,7 @@ import uvicorn
 
 from deployments.gateway.config import GatewayConfig
 from deployments.gateway.proxy_or_app import ProxyOrApp
-from moyin.access.gatekeeper import Gatekeeper, problem_details
+from moyin.access.gatekeeper import Gatekeeper, render_problem_details
 from moyin.access.gatekeeper.addresses import TrustedProxies
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send
 from moyin.access.gatekeeper.limits import Meter
@@ -71,7 +71,7 @@ async def proxy_door(
         ProxyOrApp(proxy, guarded=proxy, app=_own),
         service="gateway",
         authenticator=keys,
-        errors=problem_details,
+        errors=render_problem_details,
         max_body_bytes=MAX_BODY_BYTES,
         observer=NoObserver(),
     )

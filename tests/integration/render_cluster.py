@@ -28,7 +28,7 @@ from deployments.render.builder import build
 from deployments.render.config import ComfyArgs, RenderArgs
 from moyin.domain.job import JobSpec, JobStatus, Step, StepKind, StepResult
 from moyin.domain.serialization import encode
-from moyin.jobs.workflows.client import Temporal
+from moyin.jobs.workflows.client import TemporalConnection
 from moyin.jobs.workflows.types import HEARTBEAT_TIMEOUT, StepDone, StepInput, render_queue
 from moyin.render.comfyui.install import ComfyUI
 from moyin.settings import Settings
@@ -209,8 +209,8 @@ async def render_farm(
     database = Database(settings.sql_url)
     await database.ready()
     events = EventStore(settings.redis_url, retention=timedelta(hours=1))
-    temporal = Temporal(temporal_server.address, namespace, retention=timedelta(days=1))
-    client = await temporal.client()
+    temporal = TemporalConnection(temporal_server.address, namespace, retention=timedelta(days=1))
+    client = await temporal.get_client()
     farm = RenderFarm(
         comfyui=comfyui,
         settings=settings,

@@ -18,7 +18,7 @@ from moyin.domain.artifact import Artifact
 from moyin.domain.job import StepResult
 from moyin.errors import JobNotFound, RenderFailed, WorkerLost
 from moyin.jobs.workflows.failures import to_application_error
-from moyin.jobs.workflows.step_io import heartbeating, load_step, save_output
+from moyin.jobs.workflows.step_io import load_step, save_output, send_heartbeats
 from moyin.jobs.workflows.types import StepDone, StepInput
 from moyin.store.artifacts import step_artifact_id
 from tests.integration.jobs_fixtures import Farm
@@ -75,7 +75,7 @@ class Renderer:
             raise to_application_error(error) from error
         self.tries += 1
         self.started.set()
-        async with heartbeating():
+        async with send_heartbeats():
             try:
                 await self.hold.wait()
             except asyncio.CancelledError:
@@ -381,7 +381,7 @@ async def test_a_killed_worker_is_replaced_from_the_checkpoint(farm: Farm) -> No
 
 async def test_priority_and_owner_reach_temporal(farm: Farm) -> None:
     job = await farm.submit({**CHAT, "priority": 1})
-    client = await farm.temporal.client()
+    client = await farm.temporal.get_client()
     described = await client.get_workflow_handle(job["id"]).describe()
     priority = described.raw_description.workflow_execution_info.priority
     assert (priority.fairness_key, priority.fairness_weight) == ("1:ann", 16.0)

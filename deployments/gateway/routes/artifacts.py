@@ -16,7 +16,7 @@ from moyin.access.gatekeeper.links import SIGNED_FILES_PREFIX, verify_file_link
 from moyin.domain.artifact import Artifact
 from moyin.errors import ArtifactNotFound, IdempotencyMismatch
 from moyin.jobs.protocol import wire
-from moyin.jobs.protocol.response import artifact_body
+from moyin.jobs.protocol.response import render_artifact
 from moyin.store.artifacts import ArtifactStore, new_artifact_id
 from moyin.store.blobs import BlobStore
 
@@ -68,7 +68,7 @@ def artifact_routes(artifacts: ArtifactStore, blobs: BlobStore) -> APIRouter:
             if key is not None:
                 # Of concurrent requests with the same key, the first one counts.
                 artifact = await _find_stored(artifacts, owner, artifact) or artifact
-        body = artifact_body(artifact)
+        body = render_artifact(artifact)
         response.headers["location"] = body.url
         return body
 

@@ -12,9 +12,9 @@ from moyin.access.gatekeeper import context
 from moyin.domain.job import JobStatus
 from moyin.errors import InvalidRequest
 from moyin.jobs.protocol import wire
-from moyin.jobs.protocol.response import job_body, job_detail
+from moyin.jobs.protocol.response import render_job, render_job_detail
 from moyin.jobs.service import JobService
-from moyin.jobs.webhooks import webhook_secret
+from moyin.jobs.webhooks import derive_webhook_secret
 from moyin.render.templates.catalog import Catalog
 from moyin.store.jobs import JobStore
 
@@ -55,7 +55,7 @@ def job_routes(
         response.headers["location"] = f"/jobs/{job.id}"
         if not created:
             response.headers[_REPLAYED] = "true"
-        return job_body(job)
+        return render_job(job)
 
     @router.get("/jobs")
     async def page(
@@ -70,31 +70,31 @@ def job_routes(
         listed, next_cursor = await jobs.page(
             owner, status=status, kind=kind, limit=limit, cursor=cursor
         )
-        return wire.JobPage(jobs=[job_body(job) for job in listed], next_cursor=next_cursor)
+        return wire.JobPage(jobs=[render_job(job) for job in listed], next_cursor=next_cursor)
 
     @router.get("/jobs/webhook-secret")
     async def secret(request: Request, response: Response) -> wire.WebhookSecret:
         """Return the secret that signs your webhooks (Standard Webhooks)."""
         response.headers["cache-control"] = "no-store"
         owner = context(request.scope).owner
-        return wire.WebhookSecret(secret=webhook_secret(signing_key, owner))
+        return wire.WebhookSecret(secret=derive_webhook_secret(signing_key, owner))
 
     @router.get("/jobs/{job_id}")
     async def show(request: Request, job_id: str) -> wire.JobDetail:
         """Return a job with the outputs of its finished steps, and the children of a batch."""
         job = await jobs.get(context(request.scope).owner, job_id)
-        spec = await service.spec(job) if job.children is not None else None
-        return job_detail(job, await service.outputs(job), spec)
+        spec = await service.load_spec(job) if job.children is not None else None
+        return render_job_detail(job, await service.load_outputs(job), spec)
 
     @router.post("/jobs/{job_id}/cancel", status_code=202)
     async def cancel(request: Request, job_id: str) -> wire.JobBody:
         """Cancel a job; its status becomes `cancelled` a moment later."""
-        return job_body(await service.cancel(context(request.scope).caller, job_id))
+        return render_job(await service.cancel(context(request.scope).caller, job_id))
 
     @router.post("/jobs/{job_id}/retry", status_code=202)
     async def retry(request: Request, job_id: str) -> wire.JobBody:
         """Continue a failed or cancelled job after its last finished step."""
-        return job_body(await service.retry(context(request.scope).caller, job_id))
+        return render_job(await service.retry(context(request.scope).caller, job_id))
 
     return router
 

@@ -16,7 +16,7 @@ from moyin.access.gatekeeper.asgi import RawHeaders
 from moyin.client.gateway import AcceptedJob
 from moyin.errors import MoyinError
 from moyin.http.headers import prefers_async_response
-from moyin.jobs.images import Images, JobEndedWithoutImages, JobStillRunning
+from moyin.jobs.images import ImageJobs, JobEndedWithoutImages, JobStillRunning
 from moyin.text.protocol.openai import images as protocol
 from moyin.text.protocol.openai.errors import render_error
 from moyin.text.routing.policy import parse_preferences
@@ -60,7 +60,7 @@ class ImageRules:
     base_url: str = ""
 
 
-def image_routes(images: Images, rules: Callable[[], ImageRules]) -> APIRouter:
+def image_routes(images: ImageJobs, rules: Callable[[], ImageRules]) -> APIRouter:
     """Return the route of image generation; ``rules`` returns the current settings."""
     router = APIRouter(tags=["images"])
 
@@ -83,7 +83,7 @@ def image_routes(images: Images, rules: Callable[[], ImageRules]) -> APIRouter:
             if not waits:
                 return _accepted(accepted)
             seconds = min(rule.timeout, preferences.timeout or rule.timeout)
-            job = await images.wait(caller, _job_id(accepted), seconds)
+            job = await images.wait_for_job(caller, _job_id(accepted), seconds)
         except asyncio.CancelledError:
             # The client disconnected. A client that sent a key may ask for the same job again.
             await images.abandon(caller, submission, cancel=waits and key is None)
@@ -94,7 +94,7 @@ def image_routes(images: Images, rules: Callable[[], ImageRules]) -> APIRouter:
             assert isinstance(ended.__cause__, MoyinError)
             return _error_response(request, ended.__cause__, ended.job)
         base = rule.base_url or f"{request.url.scheme}://{request.headers.get('host', '')}"
-        data = await images.data(caller, job, body, base, rule.link_seconds)
+        data = await images.render_data(caller, job, body, base, rule.link_seconds)
         return _pictures(job, data)
 
     return router

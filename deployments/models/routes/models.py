@@ -142,7 +142,7 @@ def _model(fleet: Fleet, owner: str, name: str, *, prices: bool) -> dict[str, An
 
 def _backend(fleet: Fleet, deployment: ModelDeployment) -> dict[str, Any]:
     model = deployment.model
-    rates = fleet.price(deployment).rates(0)
+    rates = fleet.price(deployment).select_rates(0)
     return {
         "name": deployment.backend,
         "model": model.name,

@@ -17,8 +17,8 @@ from moyin.http.problems import (
     SECURITY_HEADERS,
     ErrorBody,
     ErrorRenderer,
-    problem_details,
-    status_of,
+    get_http_status,
+    render_problem_details,
 )
 
 __all__ = [
@@ -30,9 +30,9 @@ __all__ = [
     "KeyAuthenticator",
     "RequestContext",
     "context",
+    "get_http_status",
     "mint_token",
     "new_authenticator",
-    "problem_details",
+    "render_problem_details",
     "service_token_factory",
-    "status_of",
 ]

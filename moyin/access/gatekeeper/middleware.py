@@ -17,7 +17,7 @@ from moyin.http.problems import (
     SECURITY_HEADERS,
     ErrorRenderer,
     StreamErrorRenderer,
-    error_event,
+    render_error_event,
 )
 
 __all__ = ["Gatekeeper"]
@@ -47,7 +47,7 @@ class Gatekeeper:
         observer: Observer,
         public: frozenset[str] | RequestPredicate = frozenset(),
         credentials: Credentials | None = None,
-        stream_errors: StreamErrorRenderer = error_event,
+        stream_errors: StreamErrorRenderer = render_error_event,
         errors_of: Callable[[Scope], ErrorRenderer] | None = None,
     ) -> None:
         self._app = app

@@ -153,7 +153,7 @@ def job_detail(job: Job, spec: JobSpec | None, record: PromptRecord | None) -> d
 def _graph(spec: JobSpec | None) -> Any:
     if spec is None or len(spec.steps) != 1:
         return {}
-    return references.resolve(spec.steps[0].payload, ())
+    return references.resolve_references(spec.steps[0].payload, ())
 
 
 def _messages(job: Job, record: PromptRecord | None) -> list[list[Any]]:

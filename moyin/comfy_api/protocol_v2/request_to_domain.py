@@ -12,7 +12,7 @@ from moyin.domain import references
 from moyin.domain.job import JobSpec, Step, StepKind
 from moyin.errors import InvalidRequest, UnsupportedFeature
 from moyin.http.validation import parse_json
-from moyin.jobs.protocol.renders import check_graph
+from moyin.jobs.protocol.renders import check_graph_format
 
 __all__ = ["digest_of", "labels_of", "parse_job"]
 
@@ -41,7 +41,7 @@ def parse_job(body: bytes) -> JobSpec:
         raise UnsupportedFeature(
             "the farm runs no partner nodes: leave out api_key_comfy_org", field="extra_data"
         )
-    check_graph(submission.workflow, "workflow")
+    check_graph_format(submission.workflow, "workflow")
     # Escape strings that look like references to the steps of a pipeline.
     graph = references.escape_references(submission.workflow)
     return JobSpec(

@@ -15,8 +15,8 @@ from moyin.client.errors import GatewayUnreachable, RequestRefused
 from moyin.client.gateway import GatewayClient, read_events, read_frames
 from moyin.errors import StreamInterrupted
 from moyin.jobs.grpc import moyin_pb2 as pb
-from moyin.jobs.grpc.faults import Fault, end_call, fault_of, stream_fault
-from moyin.jobs.grpc.translate import chat_body, chat_event, job_message
+from moyin.jobs.grpc.faults import Fault, end_call, to_fault, to_stream_fault
+from moyin.jobs.grpc.translate import to_chat_body, to_chat_event, to_job_message
 
 __all__ = ["GrpcBridge", "MoyinCalls", "NoBridge"]
 
@@ -41,7 +41,7 @@ class GrpcBridge:
         self, request: pb.ChatRequest, metadata: Metadata
     ) -> AsyncGenerator[pb.ChatEvent, None]:
         """Send a chat request and yield the events of the model's answer."""
-        body = chat_body(request)
+        body = to_chat_body(request)
         async with self._open("POST", "/v1/chat/completions", metadata, body) as response:
             yield pb.ChatEvent(
                 model=response.headers.get("x-moyin-model", ""),
@@ -53,8 +53,8 @@ class GrpcBridge:
                 elif frame.data is not None and frame.data != b"[DONE]":
                     chunk = json.loads(frame.data)
                     if "error" in chunk:
-                        raise stream_fault(502, response.headers, frame.data)
-                    event = chat_event(chunk)
+                        raise to_stream_fault(502, response.headers, frame.data)
+                    event = to_chat_event(chunk)
                     if event.ByteSize():
                         yield event
 
@@ -81,7 +81,7 @@ class GrpcBridge:
                 if event.text is None:
                     continue
                 if event.type == "error":
-                    raise stream_fault(503, response.headers, event.text.encode())
+                    raise to_stream_fault(503, response.headers, event.text.encode())
                 yield pb.JobEvent(id=event.id or "", type=event.type, data_json=event.text)
 
     async def _job(
@@ -93,7 +93,7 @@ class GrpcBridge:
         headers: Mapping[str, str] | None = None,
     ) -> pb.Job:
         async with self._open(method, path, metadata, body, headers) as response:
-            return job_message(await response.json())
+            return to_job_message(await response.json())
 
     @asynccontextmanager
     async def _open(
@@ -111,7 +111,7 @@ class GrpcBridge:
             async with self._gateway.open(method, path, body, headers=all_headers) as response:
                 yield response
         except RequestRefused as error:
-            raise fault_of(error) from None
+            raise to_fault(error) from None
         except (GatewayUnreachable, StreamInterrupted) as error:
             has_timed_out = isinstance(error.__cause__, TimeoutError)
             raise Fault(

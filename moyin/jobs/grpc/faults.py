@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from moyin.client.errors import RequestRefused
 
-__all__ = ["Fault", "StatusContext", "end_call", "fault_of", "stream_fault"]
+__all__ = ["Fault", "StatusContext", "end_call", "to_fault", "to_stream_fault"]
 
 _DOMAIN = "moyin"
 _STATUS = {
@@ -97,7 +97,7 @@ class Fault(Exception):
         )
 
 
-def fault_of(refusal: RequestRefused, status: int | None = None) -> Fault:
+def to_fault(refusal: RequestRefused, status: int | None = None) -> Fault:
     """Convert an error response of the gateway to a fault.
 
     Args:
@@ -113,7 +113,7 @@ def fault_of(refusal: RequestRefused, status: int | None = None) -> Fault:
     )
 
 
-def stream_fault(status: int, headers: Mapping[str, str], body: bytes) -> Fault:
+def to_stream_fault(status: int, headers: Mapping[str, str], body: bytes) -> Fault:
     """Convert an error event that ended a stream to a fault.
 
     Args:
@@ -122,7 +122,7 @@ def stream_fault(status: int, headers: Mapping[str, str], body: bytes) -> Fault:
         body: the data of the error event.
     """
     refusal = RequestRefused(status, headers, body)
-    return fault_of(refusal, _STATUS_OF_CODE.get(refusal.reported_code or ""))
+    return to_fault(refusal, _STATUS_OF_CODE.get(refusal.reported_code or ""))
 
 
 def end_call(context: StatusContext, fault: Fault) -> None:

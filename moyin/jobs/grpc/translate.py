@@ -13,10 +13,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from moyin.jobs.grpc import moyin_pb2 as pb
 from moyin.jobs.grpc.faults import Fault
 
-__all__ = ["chat_body", "chat_event", "job_message"]
+__all__ = ["to_chat_body", "to_chat_event", "to_job_message"]
 
 
-def chat_body(request: pb.ChatRequest) -> dict[str, Any]:
+def to_chat_body(request: pb.ChatRequest) -> dict[str, Any]:
     """Convert a chat request to the body of an OpenAI chat completion; raise `Fault` for invalid JSON."""
     body = _json(request.extra_json, "extra_json", dict) or {}
     body |= {
@@ -33,7 +33,7 @@ def chat_body(request: pb.ChatRequest) -> dict[str, Any]:
     return body
 
 
-def chat_event(chunk: Mapping[str, Any]) -> pb.ChatEvent:
+def to_chat_event(chunk: Mapping[str, Any]) -> pb.ChatEvent:
     """Convert a chunk of OpenAI's stream to an event."""
     event = pb.ChatEvent()
     for choice in chunk.get("choices") or ():
@@ -49,7 +49,7 @@ def chat_event(chunk: Mapping[str, Any]) -> pb.ChatEvent:
     return event
 
 
-def job_message(body: Mapping[str, Any]) -> pb.Job:
+def to_job_message(body: Mapping[str, Any]) -> pb.Job:
     """Convert the JSON of a job, with or without outputs, to a message."""
     job = pb.Job(
         id=body["id"],

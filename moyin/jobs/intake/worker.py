@@ -19,7 +19,7 @@ from moyin.domain.job import Job
 from moyin.errors import BodyTooLarge, InvalidRequest, MoyinError
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.intake.broker import Broker, BrokerLost, Delivery, Session
-from moyin.jobs.protocol.response import job_detail
+from moyin.jobs.protocol.response import render_job_detail
 from moyin.jobs.service import JobService
 from moyin.render.templates.catalog import Catalog, TemplateSnapshot
 from moyin.store.jobs import JobStore
@@ -179,7 +179,7 @@ class IntakeWorker:
         return job
 
     async def _result(self, job: Job, delivery: Delivery) -> bytes:
-        detail = job_detail(job, await self._service.outputs(job))
+        detail = render_job_detail(job, await self._service.load_outputs(job))
         return to_json({"message_id": delivery.message_id, "job": detail.model_dump(mode="json")})
 
 

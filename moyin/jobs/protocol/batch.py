@@ -9,18 +9,18 @@ from typing import Any
 
 from moyin.domain import references
 from moyin.domain.job import MAX_CHILDREN, Step, apply_patch, make_patch
-from moyin.domain.template import Template, fill
+from moyin.domain.template import Template, fill_template
 from moyin.errors import InvalidRequest
 from moyin.jobs.protocol import wire
 
-__all__ = ["batch_steps"]
+__all__ = ["build_batch_steps"]
 
 _SEEDS = ("seed", "noise_seed")
 # The inputs of a child that differ from those of the others, and the request field of each.
 _Variant = tuple[Mapping[str, Any], Mapping[str, str]]
 
 
-def batch_steps(
+def build_batch_steps(
     batch: wire.Batch, first: Step, template: Template | None
 ) -> tuple[Mapping[str, Any], tuple[Step, ...]]:
     """Return the graph of a batch, and the children as steps with patches of that graph.
@@ -44,7 +44,7 @@ def batch_steps(
         variants = _template_variants(batch, first.inputs, template)
         graphs = [_filled(template, first.inputs, variant) for variant in variants]
     # Children run concurrently, so no child can refer to the output of another.
-    references.check(graphs, 0)
+    references.check_references(graphs, 0)
     base = graphs[0]
     steps = tuple(
         Step(
@@ -151,7 +151,7 @@ def _check_count(count: int, field: str) -> None:
 def _filled(template: Template, inputs: Mapping[str, Any], variant: _Variant) -> dict[str, Any]:
     child_inputs, sources = variant
     try:
-        return fill(template, {**inputs, **child_inputs})
+        return fill_template(template, {**inputs, **child_inputs})
     except InvalidRequest as error:
         source = sources.get((error.field or "").removeprefix("inputs."))
         if source is not None:

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from moyin.domain.job import Step, StepKind
-from moyin.domain.template import Template, fill
+from moyin.domain.template import Template, fill_template
 from moyin.errors import EditorGraphFormat, InvalidRequest
 from moyin.jobs.protocol import wire
-from moyin.jobs.protocol.batch import batch_steps
+from moyin.jobs.protocol.batch import build_batch_steps
 
 DEFAULT_POOL = "default"
 # A function that returns the template with a name; it raises InvalidRequest, with the field that
@@ -18,12 +18,14 @@ DEFAULT_POOL = "default"
 Templates = Callable[[str, str], Template]
 
 
-def no_templates(name: str, field: str) -> Template:
+def refuse_templates(name: str, field: str) -> Template:
     """Raise InvalidRequest, because this way of submitting jobs does not support templates."""
     raise InvalidRequest(f"{field}: templates are not available here; send a workflow", field=field)
 
 
-def render_step(step: wire.RenderStep, prefix: str, pool: str | None, templates: Templates) -> Step:
+def translate_render_step(
+    step: wire.RenderStep, prefix: str, pool: str | None, templates: Templates
+) -> Step:
     """Translate a render step of the jobs API to a step of the domain.
 
     Args:
@@ -37,19 +39,19 @@ def render_step(step: wire.RenderStep, prefix: str, pool: str | None, templates:
         return _from_graph(step, prefix, pool)
     template = templates(step.template, f"{prefix}template")
     unfilled = _from_template(step, template, prefix, pool)
-    return replace(unfilled, payload=fill(template, unfilled.inputs, prefix))
+    return replace(unfilled, payload=fill_template(template, unfilled.inputs, prefix))
 
 
-def render_batch(
+def translate_render_batch(
     job: wire.RenderJob, batch: wire.Batch, templates: Templates
 ) -> tuple[Mapping[str, Any], tuple[Step, ...]]:
     """Return the graph of a batch, and the children as steps with patches of that graph."""
     if job.template is None:
         first = _from_graph(job, "", job.pool)
-        return batch_steps(batch, first, None)
+        return build_batch_steps(batch, first, None)
     template = templates(job.template, "template")
     first = _from_template(job, template, "", job.pool)
-    return batch_steps(batch, first, template)
+    return build_batch_steps(batch, first, template)
 
 
 def _from_template(
@@ -78,7 +80,7 @@ def _from_graph(step: wire.RenderStep, prefix: str, pool: str | None) -> Step:
         )
     if step.inputs is not None:
         raise InvalidRequest("inputs are allowed only with a template", field=f"{prefix}inputs")
-    check_graph(step.workflow, f"{prefix}workflow")
+    check_graph_format(step.workflow, f"{prefix}workflow")
     return Step(
         kind=StepKind.RENDER,
         payload=step.workflow,
@@ -87,7 +89,7 @@ def _from_graph(step: wire.RenderStep, prefix: str, pool: str | None) -> Step:
     )
 
 
-def check_graph(graph: Mapping[str, Any], field: str) -> None:
+def check_graph_format(graph: Mapping[str, Any], field: str) -> None:
     """Check that a graph is in ComfyUI's API format, without a check of its node classes.
 
     Raises:

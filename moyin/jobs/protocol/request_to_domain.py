@@ -16,16 +16,21 @@ from moyin.errors import InvalidRequest
 from moyin.http.public_addresses import check_url
 from moyin.http.validation import parse_json
 from moyin.jobs.protocol import wire
-from moyin.jobs.protocol.renders import Templates, no_templates, render_batch, render_step
+from moyin.jobs.protocol.renders import (
+    Templates,
+    refuse_templates,
+    translate_render_batch,
+    translate_render_step,
+)
 from moyin.jobs.protocol.step_requests import check_chat_request, check_step_path
 
-__all__ = ["fingerprint", "parse_job", "read_job", "to_spec"]
+__all__ = ["compute_fingerprint", "parse_job", "parse_job_body", "to_job_spec"]
 
 JobBody: TypeAlias = wire.ChatJob | wire.RenderJob | wire.HttpJob | wire.PipelineJob
 _KINDS = frozenset({"pipeline", *(kind.value for kind in StepKind)})
 
 
-def parse_job(body: bytes, now: datetime, templates: Templates = no_templates) -> JobSpec:
+def parse_job(body: bytes, now: datetime, templates: Templates = refuse_templates) -> JobSpec:
     """Translate the JSON body of a request to a job.
 
     Args:
@@ -37,10 +42,10 @@ def parse_job(body: bytes, now: datetime, templates: Templates = no_templates) -
         BodyTooLarge: the body has too many JSON values.
         InvalidRequest: a field is invalid.
     """
-    return to_spec(read_job(body), now, templates)
+    return to_job_spec(parse_job_body(body), now, templates)
 
 
-def read_job(body: bytes) -> JobBody:
+def parse_job_body(body: bytes) -> JobBody:
     """Parse the JSON body of a request and check each member; raise the errors of `parse_job`."""
     data = parse_json(body)
     try:
@@ -49,7 +54,9 @@ def read_job(body: bytes) -> JobBody:
         raise _invalid(error) from None
 
 
-def to_spec(request: JobBody, now: datetime, templates: Templates = no_templates) -> JobSpec:
+def to_job_spec(
+    request: JobBody, now: datetime, templates: Templates = refuse_templates
+) -> JobSpec:
     """Translate a parsed request to a job; raise InvalidRequest for an invalid field."""
     if request.deadline is not None and request.deadline <= now:
         raise InvalidRequest(
@@ -59,7 +66,7 @@ def to_spec(request: JobBody, now: datetime, templates: Templates = no_templates
         check_url(request.webhook, field="webhook")
     base = None
     if isinstance(request, wire.RenderJob) and request.batch is not None:
-        base, steps = render_batch(request, request.batch, templates)
+        base, steps = translate_render_batch(request, request.batch, templates)
     else:
         steps = _steps(request, templates)
     return JobSpec(
@@ -84,11 +91,11 @@ def _steps(request: JobBody, templates: Templates) -> tuple[Step, ...]:
         for step, prefix in zip(bodies, prefixes, strict=True)
     )
     for index, step in enumerate(steps):
-        references.check(step.payload, index)
+        references.check_references(step.payload, index)
     return steps
 
 
-def fingerprint(request: JobBody | JobSpec) -> str:
+def compute_fingerprint(request: JobBody | JobSpec) -> str:
     """Return a sha256 in hex that is equal for requests with equal members in any order.
 
     The fingerprint of a `JobSpec` changes when the template of its graph changes; that of a parsed
@@ -106,7 +113,7 @@ def _step(
     templates: Templates,
 ) -> Step:
     if isinstance(step, wire.RenderStep):
-        return render_step(step, prefix, pool, templates)
+        return translate_render_step(step, prefix, pool, templates)
     if isinstance(step, wire.HttpStep):
         if "${" not in step.request.path:
             check_step_path(step.request.path, field=f"{prefix}request.path")

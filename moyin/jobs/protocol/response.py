@@ -9,10 +9,10 @@ from moyin.domain.artifact import Artifact
 from moyin.domain.job import EventType, Job, JobSpec, JobStatus
 from moyin.jobs.protocol import wire
 
-__all__ = ["artifact_body", "event_of", "job_body", "job_detail"]
+__all__ = ["build_status_event", "render_artifact", "render_job", "render_job_detail"]
 
 
-def artifact_body(artifact: Artifact) -> wire.ArtifactBody:
+def render_artifact(artifact: Artifact) -> wire.ArtifactBody:
     """Render a stored file as a member of a job's response."""
     return wire.ArtifactBody(
         id=artifact.id,
@@ -23,12 +23,12 @@ def artifact_body(artifact: Artifact) -> wire.ArtifactBody:
     )
 
 
-def job_body(job: Job) -> wire.JobBody:
+def render_job(job: Job) -> wire.JobBody:
     """Render a job without the outputs of its steps."""
     return wire.JobBody(**_members(job))
 
 
-def job_detail(
+def render_job_detail(
     job: Job, outputs: Iterable[Mapping[str, Any]], spec: JobSpec | None = None
 ) -> wire.JobDetail:
     """Render a job with the outputs of its finished steps.
@@ -42,7 +42,7 @@ def job_detail(
             step=result.index,
             text=output.get("text"),
             body=output.get("body"),
-            artifacts=[artifact_body(artifact) for artifact in result.artifacts],
+            artifacts=[render_artifact(artifact) for artifact in result.artifacts],
             backend=result.backend,
             cost_usd=float(result.cost_usd),
             cached=result.cached,
@@ -53,9 +53,9 @@ def job_detail(
     return wire.JobDetail(**_members(job), outputs=bodies, children=children)
 
 
-def event_of(job: Job) -> tuple[EventType, dict[str, Any]]:
+def build_status_event(job: Job) -> tuple[EventType, dict[str, Any]]:
     """Return the type and data of the event for the job's status, with the number of the attempt."""
-    data = job_body(job).model_dump(mode="json")
+    data = render_job(job).model_dump(mode="json")
     return EventType(job.status.value), {**data, "attempt": job.attempts}
 
 
@@ -69,7 +69,7 @@ def _members(job: Job) -> dict[str, Any]:
         "progress": wire.ProgressBody(
             value=job.progress.value, max=job.progress.max, step=job.progress.step
         ),
-        "artifacts": [artifact_body(artifact) for artifact in job.artifacts],
+        "artifacts": [render_artifact(artifact) for artifact in job.artifacts],
         "error": None
         if error is None
         else wire.ErrorBody(code=error.code, message=error.message, details=dict(error.details)),
@@ -100,7 +100,7 @@ def _children(job: Job, spec: JobSpec | None) -> list[wire.ChildBody]:
                 status=_child_status(job.status, result is not None, error is not None, progress),
                 inputs={} if spec is None else dict(spec.steps[index].inputs),
                 progress=1.0 if result is not None else progress or 0.0,
-                artifacts=[artifact_body(a) for a in result.artifacts] if result else [],
+                artifacts=[render_artifact(a) for a in result.artifacts] if result else [],
                 error=None if error is None else wire.ErrorBody(**error),
                 cached=result is not None and result.cached,
             )

@@ -12,13 +12,13 @@ from temporalio import activity
 from moyin.domain.artifact import Artifact
 from moyin.domain.job import Job, StepKind, StepResult
 from moyin.errors import MoyinError, StepFailed
-from moyin.jobs.protocol.response import event_of
+from moyin.jobs.protocol.response import build_status_event
 from moyin.jobs.protocol.step_requests import disable_streaming, extract_text, get_chat_path
 from moyin.jobs.step_client import StepClient, StepResponse
 from moyin.jobs.webhooks import WebhookSender
 from moyin.jobs.workflows.failures import to_application_error
 from moyin.jobs.workflows.status_writer import JobStatusWriter
-from moyin.jobs.workflows.step_io import heartbeating, load_step, save_output
+from moyin.jobs.workflows.step_io import load_step, save_output, send_heartbeats
 from moyin.jobs.workflows.types import JobOutcome, StepDone, StepInput, StepRecord, WebhookInput
 from moyin.store.artifacts import step_artifact_id
 from moyin.store.blobs import BlobStore
@@ -49,20 +49,20 @@ class JobActivities:
         self._webhooks = webhooks
 
     @property
-    def of_jobs_queue(self) -> list[Any]:
+    def jobs_queue_activities(self) -> list[Any]:
         """The activities that workers of the queue ``jobs`` run."""
         return [self.chat_step, self.http_step, self.record_step, self.finish]
 
     @activity.defn
     async def chat_step(self, step: StepInput) -> StepDone:
         """Run a chat step, by a request to the models app."""
-        async with heartbeating(), _application_errors():
+        async with send_heartbeats(), _application_errors():
             return await self._status_writer.run_step(step, lambda: self._chat(step))
 
     @activity.defn
     async def http_step(self, step: StepInput) -> StepDone:
         """Run an http step, by a request to a service behind the gateway."""
-        async with heartbeating(), _application_errors():
+        async with send_heartbeats(), _application_errors():
             return await self._status_writer.run_step(step, lambda: self._call(step))
 
     @activity.defn
@@ -160,7 +160,7 @@ async def _application_errors() -> AsyncIterator[None]:
 
 def _webhook_payload(job: Job) -> dict[str, Any]:
     """Return the payload of a job's webhook in the form that Standard Webhooks recommends."""
-    kind, data = event_of(job)
+    kind, data = build_status_event(job)
     ended = job.finished_at or job.created_at
     return {"type": f"job.{kind.value}", "timestamp": ended.isoformat(), "data": data}
 

@@ -1,4 +1,4 @@
-"""Connects to Temporal, with the namespace of the jobs and our encoding of payloads."""
+"""Connects to TemporalConnection, with the namespace of the jobs and our encoding of payloads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from temporalio.service import RetryConfig, RPCError, RPCStatusCode
 
 from moyin.errors import ServiceUnavailable
 
-__all__ = ["DATA_CONVERTER", "RPC_TIMEOUT", "TASK_TIMEOUT", "Temporal"]
+__all__ = ["DATA_CONVERTER", "RPC_TIMEOUT", "TASK_TIMEOUT", "TemporalConnection"]
 
 _log = logging.getLogger(__name__)
 RPC_TIMEOUT = timedelta(seconds=3)
@@ -64,7 +64,7 @@ class _PayloadConverter(CompositePayloadConverter):
 DATA_CONVERTER = DataConverter(payload_converter_class=_PayloadConverter)
 
 
-class Temporal:
+class TemporalConnection:
     """The shared connection to Temporal's namespace of the jobs, which is opened on first use."""
 
     def __init__(self, address: str, namespace: str, *, retention: timedelta) -> None:
@@ -75,7 +75,7 @@ class Temporal:
         self._connecting = asyncio.Lock()
         self._paused_until = 0.0
 
-    async def client(self) -> Client:
+    async def get_client(self) -> Client:
         """Return the connected client; raise ServiceUnavailable if Temporal does not respond."""
         if time.monotonic() < self._paused_until:
             raise _unavailable()
@@ -87,15 +87,15 @@ class Temporal:
 
     async def ping(self) -> None:
         """Raise ServiceUnavailable if Temporal does not respond."""
-        client = await self.client()
+        client = await self.get_client()
         try:
             if await client.service_client.check_health(timeout=RPC_TIMEOUT):
                 return
         except RPCError as error:
-            raise self.unavailable(error) from error
+            raise self.report_outage(error) from error
         raise _unavailable()
 
-    def unavailable(self, error: Exception) -> ServiceUnavailable:
+    def report_outage(self, error: Exception) -> ServiceUnavailable:
         """Return the exception to raise for an error, and let requests fail at once for a second."""
         _log.warning("Temporal at %s is unavailable: %s", self._address, error)
         self._paused_until = time.monotonic() + _PAUSE_SECONDS
@@ -113,7 +113,7 @@ class Temporal:
                 await self._ensure_namespace(client)
         except (RPCError, RuntimeError, TimeoutError) as error:
             # The SDK raises RuntimeError if it cannot connect.
-            raise self.unavailable(error) from error
+            raise self.report_outage(error) from error
         return client
 
     async def _ensure_namespace(self, client: Client) -> None:
@@ -137,5 +137,5 @@ class Temporal:
 
 def _unavailable() -> ServiceUnavailable:
     return ServiceUnavailable(
-        "the job queue (Temporal) is not available; try again later", retry_after=2
+        "the job queue (TemporalConnection) is not available; try again later", retry_after=2
     )

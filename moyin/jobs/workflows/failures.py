@@ -41,7 +41,7 @@ def is_superseded(error: BaseException) -> bool:
     return any(isinstance(c, ApplicationError) and c.type == SUPERSEDED for c in _causes(error))
 
 
-def larger_pool(error: BaseException) -> str | None:
+def find_larger_pool(error: BaseException) -> str | None:
     """Return the render pool with more memory that the error of a render names, if any."""
     for cause in _causes(error):
         if isinstance(cause, ApplicationError) and cause.type == errors.OutOfMemory.code:

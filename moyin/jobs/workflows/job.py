@@ -20,8 +20,8 @@ with workflow.unsafe.imports_passed_through():
     from moyin.errors import DeadlineExceeded
     from moyin.jobs.workflows import policies
     from moyin.jobs.workflows.failures import (
+        find_larger_pool,
         is_superseded,
-        larger_pool,
         to_batch_error,
         to_job_error,
     )
@@ -218,7 +218,7 @@ async def _run_step(
         try:
             return await _run_step_in(pools[-1], job, index, earlier, is_first)
         except ActivityError as error:
-            larger = larger_pool(error)
+            larger = find_larger_pool(error)
             if larger is None or larger in pools:
                 raise
             pools.append(larger)

@@ -25,10 +25,10 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 with workflow.unsafe.imports_passed_through():
     from moyin.errors import MoyinError
     from moyin.jobs.workflows import policies
-    from moyin.jobs.workflows.client import RPC_TIMEOUT, TASK_TIMEOUT, Temporal
-    from moyin.jobs.workflows.launcher import tenant_priority
+    from moyin.jobs.workflows.client import RPC_TIMEOUT, TASK_TIMEOUT, TemporalConnection
+    from moyin.jobs.workflows.launcher import get_tenant_priority
     from moyin.jobs.workflows.policies import run_to_completion
-    from moyin.jobs.workflows.step_io import heartbeating
+    from moyin.jobs.workflows.step_io import send_heartbeats
     from moyin.jobs.workflows.types import (
         HEARTBEAT_INTERVAL,
         HEARTBEAT_TIMEOUT,
@@ -115,20 +115,20 @@ class JudgeActivities:
         self._count = count
 
     @property
-    def of_judge_queue(self) -> list[Any]:
+    def judge_queue_activities(self) -> list[Any]:
         """The activities that workers of the queue ``judge`` run."""
         return [self.judge_answer, self.judge_decide, self.judge_record, self.judge_close]
 
     @activity.defn
     async def judge_answer(self, comparison_id: str) -> str:
         """Request an answer from the second model, and store the answer."""
-        async with heartbeating(), _application_errors(calls_model=True):
+        async with send_heartbeats(), _application_errors(calls_model=True):
             return await self._judge.answer(comparison_id)
 
     @activity.defn
     async def judge_decide(self, comparison_id: str) -> JudgeVerdict:
         """Request a verdict from the judge model."""
-        async with heartbeating(), _application_errors(calls_model=True):
+        async with send_heartbeats(), _application_errors(calls_model=True):
             decision = await self._judge.decide(comparison_id)
         if isinstance(decision, Outcome):
             return JudgeVerdict(outcome=decision)
@@ -155,12 +155,12 @@ class JudgeActivities:
 class JudgeQueue:
     """Implements `moyin.text.judging.sampling.ComparisonQueue` on Temporal."""
 
-    def __init__(self, temporal: Temporal) -> None:
+    def __init__(self, temporal: TemporalConnection) -> None:
         self._temporal = temporal
 
     async def start(self, comparison_id: str, owner: str) -> bool:
         """Start a comparison; return False if it has been started already."""
-        client = await self._temporal.client()
+        client = await self._temporal.get_client()
         try:
             await client.start_workflow(
                 JudgeWorkflow.run,
@@ -170,13 +170,13 @@ class JudgeQueue:
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                 execution_timeout=policies.JUDGE_LIMIT,
                 task_timeout=TASK_TIMEOUT,
-                priority=tenant_priority(owner),
+                priority=get_tenant_priority(owner),
                 rpc_timeout=RPC_TIMEOUT,
             )
         except WorkflowAlreadyStartedError:
             return False
         except RPCError as error:
-            raise self._temporal.unavailable(error) from error
+            raise self._temporal.report_outage(error) from error
         return True
 
 
@@ -187,7 +187,7 @@ def new_judge_worker(client: Client, activities: JudgeActivities, *, concurrency
         task_queue=JUDGE_QUEUE,
         workflows=[JudgeWorkflow],
         workflow_runner=UnsandboxedWorkflowRunner(),
-        activities=activities.of_judge_queue,
+        activities=activities.judge_queue_activities,
         max_concurrent_activities=concurrency,
         max_heartbeat_throttle_interval=HEARTBEAT_INTERVAL,
         default_heartbeat_throttle_interval=HEARTBEAT_INTERVAL,

@@ -14,7 +14,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from moyin.domain.job import StepResult
 from moyin.errors import ServiceUnavailable
-from moyin.jobs.workflows.client import RPC_TIMEOUT, TASK_TIMEOUT, Temporal
+from moyin.jobs.workflows.client import RPC_TIMEOUT, TASK_TIMEOUT, TemporalConnection
 from moyin.jobs.workflows.job import JobWorkflow, WebhookWorkflow
 from moyin.jobs.workflows.types import JOBS_QUEUE, JobInput, StepHead, WebhookInput
 from moyin.store.jobs import JobStore, Launch
@@ -30,38 +30,38 @@ _MAX_FAIRNESS_KEY = 64
 class JobLauncher:
     """Implements `moyin.jobs.ports.Launcher` with Temporal."""
 
-    def __init__(self, *, jobs: JobStore, temporal: Temporal) -> None:
+    def __init__(self, *, jobs: JobStore, temporal: TemporalConnection) -> None:
         self._jobs = jobs
         self._temporal = temporal
         self._dispatched = DispatchBuffer(jobs)
 
     async def start(self, job_id: str, launch: Launch | None = None) -> None:
-        client = await self._temporal.client()
+        client = await self._temporal.get_client()
         is_first = launch is not None
         launch = launch or await self._jobs.launch(job_id)
         try:
             await client.start_workflow(
                 JobWorkflow.run,
-                job_input(launch),
+                build_job_input(launch),
                 id=job_id,
                 task_queue=JOBS_QUEUE,
                 id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
                 memo={"attempt": launch.attempt},
                 task_timeout=TASK_TIMEOUT,
-                priority=priority_of(launch),
+                priority=get_job_priority(launch),
                 rpc_timeout=RPC_TIMEOUT,
             )
         except WorkflowAlreadyStartedError:
             await self._check_running(client, launch)
         except RPCError as error:
-            raise self._temporal.unavailable(error) from error
+            raise self._temporal.report_outage(error) from error
         if is_first:
             self._dispatched.add(job_id)
         else:
             await self._jobs.mark_dispatched(job_id, attempt=launch.attempt)
 
     async def cancel(self, job_id: str, attempt: int) -> bool:
-        client = await self._temporal.client()
+        client = await self._temporal.get_client()
         try:
             described = await client.get_workflow_handle(job_id).describe(rpc_timeout=RPC_TIMEOUT)
             if described.status is not WorkflowExecutionStatus.RUNNING:
@@ -73,7 +73,7 @@ class JobLauncher:
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
                 return False
-            raise self._temporal.unavailable(error) from error
+            raise self._temporal.report_outage(error) from error
         # The running workflow may be that of an earlier attempt, which is about to end.
         run_attempt: Any = await described.memo_value("attempt", None)
         return bool(run_attempt == attempt)
@@ -84,7 +84,7 @@ class JobLauncher:
         await self._jobs.mark_dispatched(job_id, attempt=attempt)
 
     async def _start_webhook(self, job_id: str, attempt: int) -> None:
-        client = await self._temporal.client()
+        client = await self._temporal.get_client()
         try:
             await client.start_workflow(
                 WebhookWorkflow.run,
@@ -97,7 +97,7 @@ class JobLauncher:
         except WorkflowAlreadyStartedError:
             _log.info("the webhook of job %s was started before", job_id)
         except RPCError as error:
-            raise self._temporal.unavailable(error) from error
+            raise self._temporal.report_outage(error) from error
 
     async def ping(self) -> None:
         await self._temporal.ping()
@@ -113,7 +113,7 @@ class JobLauncher:
                 rpc_timeout=RPC_TIMEOUT
             )
         except RPCError as error:
-            raise self._temporal.unavailable(error) from error
+            raise self._temporal.report_outage(error) from error
         attempt: Any = await described.memo_value("attempt", None)
         if attempt != launch.attempt:
             raise ServiceUnavailable(
@@ -167,7 +167,7 @@ class DispatchBuffer:
             )
 
 
-def job_input(launch: Launch) -> JobInput:
+def build_job_input(launch: Launch) -> JobInput:
     """Return the argument of the workflow that runs the next attempt of a job."""
     return JobInput(
         job_id=launch.job_id,
@@ -185,22 +185,22 @@ def job_input(launch: Launch) -> JobInput:
     )
 
 
-def priority_of(launch: Launch) -> Priority:
+def get_job_priority(launch: Launch) -> Priority:
     """Return the Temporal priority of a job: a fair share of the queue for its owner and priority.
 
     Each priority of the job has twice the share of the next one. Temporal's priority key is not
     used, because its strict order would let one owner's urgent jobs delay all others for ever.
     """
-    key, share = fairness_shares(launch.owner)[launch.priority - 1]
+    key, share = compute_fairness_shares(launch.owner)[launch.priority - 1]
     return Priority(fairness_key=key, fairness_weight=share)
 
 
-def fairness_shares(owner: str) -> list[tuple[str, float]]:
+def compute_fairness_shares(owner: str) -> list[tuple[str, float]]:
     """Return Temporal's fairness key and weight for each priority of an owner's jobs, from 1 to 5."""
     return [(_fairness_key(f"{p}:{owner}"), 2.0 ** (5 - p)) for p in range(1, 6)]
 
 
-def tenant_priority(owner: str) -> Priority:
+def get_tenant_priority(owner: str) -> Priority:
     """Return a Temporal priority that gives each owner an equal share of the queue."""
     return Priority(fairness_key=_fairness_key(owner))
 

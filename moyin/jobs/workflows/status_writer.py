@@ -12,7 +12,7 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from moyin.domain.job import EventType, JobStatus, StepResult
-from moyin.jobs.protocol.response import artifact_body, event_of
+from moyin.jobs.protocol.response import build_status_event, render_artifact
 from moyin.jobs.workflows.failures import SUPERSEDED
 from moyin.jobs.workflows.policies import RECORD_TIMEOUT, run_to_completion
 from moyin.jobs.workflows.types import JobOutcome, StepDone, StepInput, StepRecord
@@ -76,7 +76,7 @@ class JobStatusWriter:
         # The row of a job that was cancelled meanwhile has neither the result nor its artifacts.
         last_result = outcome.results[-1:] if job.status is outcome.status else ()
         steps = [_step_event(result, outcome.attempt) for result in last_result]
-        await self._events.publish_all(job.id, [*steps, event_of(job)])
+        await self._events.publish_all(job.id, [*steps, build_status_event(job)])
         await self._frames.publish_end(job)
         return True
 
@@ -85,7 +85,7 @@ class JobStatusWriter:
         job = await self._jobs.start(job_id, attempt)
         if job is None:
             return await self._jobs.is_open(job_id, attempt)
-        await self._events.publish(job_id, *event_of(job))
+        await self._events.publish(job_id, *build_status_event(job))
         return True
 
     async def _begin(self, step: StepInput) -> StepResult | None:
@@ -154,5 +154,5 @@ def _superseded() -> ApplicationError:
 
 
 def _step_event(result: StepResult, attempt: int) -> tuple[EventType, dict[str, Any]]:
-    artifacts = [artifact_body(a).model_dump(mode="json") for a in result.artifacts]
+    artifacts = [render_artifact(a).model_dump(mode="json") for a in result.artifacts]
     return EventType.STEP, {"step": result.index, "artifacts": artifacts, "attempt": attempt}

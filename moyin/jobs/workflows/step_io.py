@@ -14,13 +14,13 @@ from temporalio import activity
 from moyin.domain.artifact import Artifact
 from moyin.domain.job import JobSpec, Step, apply_patch
 from moyin.domain.prompt import PromptRecord
-from moyin.domain.references import resolve
+from moyin.domain.references import resolve_references
 from moyin.domain.serialization import decode, to_plain
 from moyin.errors import StepFailed
 from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, StepInput
 from moyin.store.blobs import BlobStore
 
-__all__ = ["Heartbeat", "heartbeating", "load_step", "save_output"]
+__all__ = ["Heartbeat", "load_step", "save_output", "send_heartbeats"]
 
 
 async def load_step(blobs: BlobStore, step: StepInput) -> tuple[JobSpec, Step, Any]:
@@ -41,7 +41,7 @@ async def load_step(blobs: BlobStore, step: StepInput) -> tuple[JobSpec, Step, A
     payload = step_spec.payload
     if spec.base is not None:
         payload = apply_patch(spec.base, payload)
-    return spec, step_spec, resolve(payload, outputs)
+    return spec, step_spec, resolve_references(payload, outputs)
 
 
 async def save_output(
@@ -82,7 +82,7 @@ class Heartbeat:
 
 
 @asynccontextmanager
-async def heartbeating(
+async def send_heartbeats(
     every: float = HEARTBEAT_INTERVAL.total_seconds(),
 ) -> AsyncIterator[Heartbeat]:
     """Send heartbeats of the current activity while the block runs.

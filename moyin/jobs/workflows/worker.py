@@ -12,7 +12,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from moyin.errors import MoyinError, ServiceUnavailable
 from moyin.jobs.workflows.activities import JobActivities
-from moyin.jobs.workflows.client import Temporal
+from moyin.jobs.workflows.client import TemporalConnection
 from moyin.jobs.workflows.job import JobWorkflow, WebhookWorkflow
 from moyin.jobs.workflows.launcher import JobLauncher
 from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, JOBS_QUEUE, WEBHOOKS_QUEUE
@@ -39,7 +39,9 @@ class WorkerRunner:
     """
 
     def __init__(
-        self, temporal: Temporal, new_workers: Callable[[Client], Awaitable[Sequence[Worker]]]
+        self,
+        temporal: TemporalConnection,
+        new_workers: Callable[[Client], Awaitable[Sequence[Worker]]],
     ) -> None:
         self._temporal = temporal
         self._new_workers = new_workers
@@ -51,7 +53,7 @@ class WorkerRunner:
         pause = _FIRST_PAUSE_SECONDS
         while not self._stopping.is_set():
             try:
-                self._workers = await self._new_workers(await self._temporal.client())
+                self._workers = await self._new_workers(await self._temporal.get_client())
                 self.error = None
                 await self._run_all()
                 pause = _FIRST_PAUSE_SECONDS
@@ -141,7 +143,12 @@ class JobRunner:
     """Runs the Temporal workers of the queues ``jobs`` and ``webhooks``, and the sweeper."""
 
     def __init__(
-        self, *, temporal: Temporal, activities: JobActivities, sweeper: Sweeper, concurrency: int
+        self,
+        *,
+        temporal: TemporalConnection,
+        activities: JobActivities,
+        sweeper: Sweeper,
+        concurrency: int,
     ) -> None:
         async def new_workers(client: Client) -> list[Worker]:
             return [
@@ -179,7 +186,7 @@ def _new_job_worker(client: Client, activities: JobActivities, concurrency: int)
         # The sandbox would import the workflow's module again for every job, a third of the
         # processor time that a job costs this worker. The unit tests run in the sandbox.
         workflow_runner=UnsandboxedWorkflowRunner(),
-        activities=activities.of_jobs_queue,
+        activities=activities.jobs_queue_activities,
         max_concurrent_activities=concurrency,
         max_heartbeat_throttle_interval=HEARTBEAT_INTERVAL,
         default_heartbeat_throttle_interval=HEARTBEAT_INTERVAL,

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from moyin.domain.parameter import Parameter, ParameterType
-from moyin.domain.template import Template, placeholders
+from moyin.domain.template import Template, find_placeholders
 from moyin.errors import InvalidRequest
 from moyin.render.templates import wire
 
@@ -122,7 +122,7 @@ def _check_values(parameter: Parameter, schema: wire.InputSchema, field: str) ->
         values["default"] = schema.default
     for member, value in values.items():
         try:
-            parameter.check(value, f"{field}.{member}")
+            parameter.check_value(value, f"{field}.{member}")
         except InvalidRequest as error:
             message = error.message.removeprefix(f"{field}.{member} ")
             raise TemplateInvalid(f"{field}.{member}: {message}") from None
@@ -140,10 +140,10 @@ def _check_graph(file: wire.TemplateFile) -> None:
         if not isinstance(inputs, dict):
             raise TemplateInvalid(f"{field}.inputs: must be an object")
         outside = {key: value for key, value in node.items() if key != "inputs"}
-        if any(placeholders(outside)):
+        if any(find_placeholders(outside)):
             raise TemplateInvalid(f"{field}: ${{…}} is allowed only in the inputs of a node")
         for name, value in inputs.items():
-            for placeholder in placeholders(value):
+            for placeholder in find_placeholders(value):
                 if placeholder not in file.inputs:
                     raise TemplateInvalid(
                         f"{field}.inputs.{name[:64]}: {placeholder!r} is not an input of the template"

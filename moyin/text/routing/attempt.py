@@ -12,8 +12,8 @@ from pydantic_core import from_json
 
 from moyin.domain.backend import PassThroughBackend, RawRequest
 from moyin.domain.chat import ChatRequest, ChatResponse, EmbeddingRequest, EmbeddingResponse
-from moyin.domain.money import Usage, usd_text
-from moyin.domain.needs import estimate_tokens, tokens_in
+from moyin.domain.money import Usage, format_usd
+from moyin.domain.needs import estimate_tokens, estimate_tokens_from_bytes
 from moyin.domain.transcript import Transcript
 from moyin.errors import (
     BackendError,
@@ -121,7 +121,7 @@ class Attempt:
             error: code of the error that cut the answer short; None: it is complete.
         """
         call, target = self.call, self.target
-        pico = target.price().pico_cost(usage)
+        pico = target.price().compute_pico_cost(usage)
         entry = usage_entry(
             request_id=call.context.request_id,
             owner=call.context.owner,
@@ -137,7 +137,7 @@ class Attempt:
         seconds = self._record_call(usage, error)
         if error is None and target.latency.should_record():
             self._record_latency(usage, seconds)
-        return usd_text(pico).encode()
+        return format_usd(pico).encode()
 
     def _record_call(self, usage: Usage, error: str | None) -> float:
         call, target = self.call, self.target
@@ -245,7 +245,9 @@ class Attempt:
         codec.check_response(answer)
         usage, estimate = codec.read_usage(answer), None
         if usage == _NO_USAGE:
-            usage = estimate = self._estimate(tokens_in(codec.output_bytes(answer)))
+            usage = estimate = self._estimate(
+                estimate_tokens_from_bytes(codec.output_bytes(answer))
+            )
         body = codec.complete_response(body, answer, estimate)
         return self._whole_answer(body, usage, answer, estimated=estimate is not None)
 

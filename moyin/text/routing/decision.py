@@ -12,7 +12,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from moyin.domain.backend import ApiFormat
-from moyin.domain.money import PICO, Usage
+from moyin.domain.money import PICO_PER_USD, Usage
 from moyin.domain.needs import Needs
 from moyin.errors import (
     ContextTooLong,
@@ -172,7 +172,7 @@ def _forecast(
 ) -> Forecast:
     model, runtime, latency = target.deployment.model, target.runtime, target.latency
     usage = history.expect(model.name, needs, shape)
-    cost_pico = target.price().pico_cost(usage)
+    cost_pico = target.price().compute_pico_cost(usage)
     first_token_seconds = latency.expected_first_token(usage.prompt_tokens)
     writing_seconds = usage.output_tokens * latency.seconds_per_token()
     loading_seconds = (
@@ -190,7 +190,7 @@ def _forecast(
         loading_seconds=loading_seconds,
         first_token_seconds=first_token_seconds,
         writing_seconds=writing_seconds,
-        score=cost_pico / PICO
+        score=cost_pico / PICO_PER_USD
         + (waiting_seconds + loading_seconds + first_token_seconds + writing_seconds)
         * usd_per_second,
     )

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 from pydantic_core import from_json
 
-from moyin.domain.money import usd
+from moyin.domain.money import pico_to_usd
 from moyin.domain.needs import ResponseConstraints
 from moyin.domain.transcript import Transcript
 from moyin.errors import MoyinError
@@ -29,7 +29,7 @@ __all__ = [
     "is_better",
     "is_constrained",
     "should_rescue",
-    "stream_fault",
+    "to_stream_fault",
 ]
 
 CUT = "cut"
@@ -64,7 +64,7 @@ def can_check(call: RoutedCall) -> bool:
     return not (call.needs.has_external_content or call.needs.embeddings) and call.constraints.plain
 
 
-def stream_fault(call: RoutedCall, transcript: Transcript) -> str | None:
+def to_stream_fault(call: RoutedCall, transcript: Transcript) -> str | None:
     """Return the fault of a stream that has ended, as `answer_fault` does."""
     constraints = call.constraints
     if not transcript.is_complete:
@@ -125,7 +125,7 @@ def can_afford(
     first, answer = spent
     stream = answer.stream
     usage = stream.usage if isinstance(stream, MeteredStream) else answer.usage
-    cost = usd(first.target.price().pico_cost(usage))
+    cost = pico_to_usd(first.target.price().compute_pico_cost(usage))
     return cost + max_call_cost(candidate.target, call.needs) <= reserved
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from moyin.domain.money import Price, usd
+from moyin.domain.money import Price, pico_to_usd
 from moyin.domain.needs import Needs
 from moyin.text.routing.compiled_route import CompiledRoute, EligibleDeployment
 
@@ -30,12 +30,12 @@ def max_cost(route: CompiledRoute, needs: Needs, *, choices: int, streams: bool)
         (_max_pico(target.price(), target.model.context, needs, choices) for target in able),
         default=0,
     )
-    return usd(2 * max_pico if streams and route.hedging is not None else max_pico)
+    return pico_to_usd(2 * max_pico if streams and route.hedging is not None else max_pico)
 
 
 def max_call_cost(target: EligibleDeployment, needs: Needs) -> Decimal:
     """Return the US dollars that one call for one answer may cost at this target."""
-    return usd(_max_pico(target.price(), target.model.context, needs, 1))
+    return pico_to_usd(_max_pico(target.price(), target.model.context, needs, 1))
 
 
 def _max_pico(price: Price, context: int, needs: Needs, choices: int) -> int:
@@ -45,4 +45,4 @@ def _max_pico(price: Price, context: int, needs: Needs, choices: int) -> int:
     if needs.longest_input is None:
         prompt = context if needs.has_external_content else min(prompt, context)
     output = 0 if needs.embeddings else choices * min(needs.max_tokens or context, context)
-    return price.max_pico_cost(prompt, output)
+    return price.compute_max_pico_cost(prompt, output)

@@ -17,7 +17,7 @@ from moyin.domain.chat import (
     UsageUpdate,
 )
 from moyin.domain.money import Usage
-from moyin.domain.needs import text_size, tokens_in
+from moyin.domain.needs import count_utf8_bytes, estimate_tokens_from_bytes
 from moyin.domain.transcript import Transcript
 from moyin.errors import StreamInterrupted
 from moyin.text.protocol.codec import StreamTap, StreamWriter
@@ -118,7 +118,9 @@ class TranslatedSource:
 
     @property
     def usage(self) -> Usage:
-        tokens = self._delta_count if self._by_token else tokens_in(self._text_size)
+        tokens = (
+            self._delta_count if self._by_token else estimate_tokens_from_bytes(self._text_size)
+        )
         return _final_usage(self._usage, self._prompt_tokens, tokens, is_final=self._usage_is_final)
 
     def _with_usage(self, delta: Started | Finished) -> Started | Finished:
@@ -139,10 +141,10 @@ class TranslatedSource:
                 self._usage = delta.usage
             case TextDelta() | ThinkingDelta():
                 self._delta_count += 1
-                self._text_size += text_size(delta.text)
+                self._text_size += count_utf8_bytes(delta.text)
             case ToolArguments():
                 self._delta_count += 1
-                self._text_size += text_size(delta.fragment)
+                self._text_size += count_utf8_bytes(delta.fragment)
             # A server that reports no usage ends with an empty one; the counted tokens are used then.
             case Finished() if delta.usage != _NO_USAGE:
                 self._usage, self._usage_is_final = delta.usage, True

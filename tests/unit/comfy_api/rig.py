@@ -16,7 +16,7 @@ from pydantic_core import to_json
 from moyin.comfy_api.files import FarmFiles
 from moyin.comfy_api.notifier import FarmEvents, PromptNotifier
 from moyin.domain.job import Job, JobSpec, Progress, Step, StepKind, StepResult
-from moyin.domain.prompt import ComfyPrompt, PromptFile, PromptRecord, channel_name
+from moyin.domain.prompt import ComfyPrompt, PromptFile, PromptRecord, build_channel_name
 from moyin.domain.serialization import encode, to_plain
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
@@ -105,7 +105,7 @@ class Rig:
             kind="render",
             spec=spec,
             heads=((StepKind.RENDER, "default"),),
-            channel=channel_name(owner, client),
+            channel=build_channel_name(owner, client),
             **{"key_id": "k", "comfyui": True, **submitted},
         )
         job, _ = await self.jobs.create(new)

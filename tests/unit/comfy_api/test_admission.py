@@ -58,23 +58,23 @@ def graph(kind: str, **inputs: Any) -> dict[str, Any]:
 
 async def test_a_pool_serves_only_its_tenants() -> None:
     guard = admission(a=PoolRules(tenants=("ann",)), b=PoolRules())
-    assert await guard.pools(caller("ann")) == ["a", "b"]
-    assert await guard.pools(caller("bob")) == ["b"]
-    assert await guard.pools(caller("ann", pools=("a",))) == ["a"]
-    assert await guard.pool_for(caller("bob"), graph("Load")) == "b"
+    assert await guard.list_pools(caller("ann")) == ["a", "b"]
+    assert await guard.list_pools(caller("bob")) == ["b"]
+    assert await guard.list_pools(caller("ann", pools=("a",))) == ["a"]
+    assert await guard.choose_pool(caller("bob"), graph("Load")) == "b"
 
 
 async def test_a_tenant_without_a_pool_gets_an_error() -> None:
     guard = admission(a=PoolRules(tenants=("ann",)), b=PoolRules(tenants=("ann",)))
     with pytest.raises(InvalidRequest, match="no render pool is open to your jobs"):
-        await guard.pool_for(caller("bob"), graph("Load"))
+        await guard.choose_pool(caller("bob"), graph("Load"))
     assert await guard.nodes(caller("bob")) == {}
 
 
 async def test_a_graph_goes_to_a_pool_that_allows_its_nodes() -> None:
     guard = admission(a=PoolRules(deny=("Load",)), b=PoolRules())
-    assert await guard.pool_for(caller(), graph("Load")) == "b"
-    assert await guard.pool_for(caller(), graph("Folder")) == "a"
+    assert await guard.choose_pool(caller(), graph("Load")) == "b"
+    assert await guard.choose_pool(caller(), graph("Folder")) == "a"
 
 
 async def test_denied_nodes_are_neither_listed_nor_accepted() -> None:
@@ -88,7 +88,7 @@ async def test_denied_nodes_are_neither_listed_nor_accepted() -> None:
         (limited, "Folder", "your limits do not allow nodes of class Folder"),
     ):
         with pytest.raises(NodeNotAllowed, match=reason) as refused:
-            await guard.check(identity, "a", graph(kind), ())
+            await guard.check_graph(identity, "a", graph(kind), ())
         assert refused.value.field == "1.class_type"
         assert refused.value.details["node_errors"]["1"]["class_type"] == kind
     everything = admission(a=PoolRules(deny=()))
@@ -103,11 +103,11 @@ async def test_the_input_folder_is_not_listed_as_a_choice() -> None:
 
 async def test_a_file_name_that_is_not_the_callers_is_rejected_by_node_and_input() -> None:
     guard = admission(a=PoolRules())
-    assert await guard.check(caller(), "a", graph("Load", image=OWN), {OWN})
+    assert await guard.check_graph(caller(), "a", graph("Load", image=OWN), {OWN})
     answers = []
     for name in ("/etc/passwd", "/etc/nope", OWN):
         with pytest.raises(InputNotFound, match="no file of yours") as refused:
-            await guard.check(caller(), "a", graph("Load", image=name), ())
+            await guard.check_graph(caller(), "a", graph("Load", image=name), ())
         answers.append((refused.value.message, refused.value.field, refused.value.details))
     assert answers[0] == answers[1] == answers[2]
     assert answers[0][1] == "1.inputs.image"
@@ -117,8 +117,8 @@ async def test_a_file_name_that_is_not_the_callers_is_rejected_by_node_and_input
 
 async def test_a_pool_with_unknown_nodes_only_rejects_paths() -> None:
     guard = admission()
-    assert await guard.check(caller(), "a", graph("Load", image="x.png"), ()) is False
+    assert await guard.check_graph(caller(), "a", graph("Load", image="x.png"), ()) is False
     with pytest.raises(InputNotFound):
-        await guard.check(caller(), "a", graph("Load", image="../x.png"), ())
+        await guard.check_graph(caller(), "a", graph("Load", image="../x.png"), ())
     with pytest.raises(NodeNotAllowed):
-        await guard.check(caller(), "a", graph("SaveLoRA"), ())
+        await guard.check_graph(caller(), "a", graph("SaveLoRA"), ())

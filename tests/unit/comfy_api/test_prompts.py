@@ -52,10 +52,10 @@ class Service:
 class Feed:
     """Fakes the `JobFeed` of jobs that end at once."""
 
-    async def newest_id(self, job_id: str) -> None:
+    async def get_newest_id(self, job_id: str) -> None:
         return None
 
-    async def wait(self, job: Job, after: str | None) -> None:
+    async def wait_for_end(self, job: Job, after: str | None) -> None:
         assert job.status.is_final
 
 
@@ -85,7 +85,7 @@ def validator() -> Validator:
 
 
 class Guard(PermissiveGraphGuard):
-    async def pool_for(self, caller: Identity, graph: Mapping[str, Any]) -> str:
+    async def choose_pool(self, caller: Identity, graph: Mapping[str, Any]) -> str:
         return "big" if graph["1"]["class_type"] == "Big" else "default"
 
 

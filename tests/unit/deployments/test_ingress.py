@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from deployments.ingress import new_fastapi
-from moyin.access.gatekeeper import Gatekeeper, problem_details
+from moyin.access.gatekeeper import Gatekeeper, render_problem_details
 from moyin.access.gatekeeper.asgi import Message
 from moyin.access.gatekeeper.observation import NoObserver
 from moyin.testing.identities import StaticAuthenticator
@@ -16,7 +16,7 @@ from moyin.testing.identities import StaticAuthenticator
 
 async def respond(error: Exception) -> tuple[int, dict[bytes, bytes], Any]:
     """Return status, headers and body of the response to a request whose route raises ``error``."""
-    app = new_fastapi("test", errors=problem_details, description="")
+    app = new_fastapi("test", errors=render_problem_details, description="")
 
     @app.get("/x")
     async def fail() -> None:
@@ -26,7 +26,7 @@ async def respond(error: Exception) -> tuple[int, dict[bytes, bytes], Any]:
         app,
         service="test",
         authenticator=StaticAuthenticator({}),
-        errors=problem_details,
+        errors=render_problem_details,
         max_body_bytes=1,
         observer=NoObserver(),
         public=frozenset({"/x"}),

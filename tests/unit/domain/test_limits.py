@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from moyin.access.protocol.response import limit_body, to_limit
 from moyin.access.protocol.wire import LimitBody
-from moyin.domain.limits import Limit, PoolRules, permitted_pools
+from moyin.domain.limits import Limit, PoolRules, filter_permitted_pools
 
 
 def test_pool_must_be_permitted_by_every_limit() -> None:
@@ -15,9 +15,9 @@ def test_pool_must_be_permitted_by_every_limit() -> None:
         Limit(subject="key:k", pools=("b", "c")),
         Limit(subject="owner:o", pools=("a", "b")),
     )
-    assert permitted_pools((), ["a", "b", "c"]) == ["a", "b", "c"]
-    assert permitted_pools((key, Limit(subject="user:u")), ["a", "b", "c"]) == ["b", "c"]
-    assert permitted_pools((key, owner), ["a", "b", "c"]) == ["b"]
+    assert filter_permitted_pools((), ["a", "b", "c"]) == ["a", "b", "c"]
+    assert filter_permitted_pools((key, Limit(subject="user:u")), ["a", "b", "c"]) == ["b", "c"]
+    assert filter_permitted_pools((key, owner), ["a", "b", "c"]) == ["b"]
 
 
 def test_denied_nodes_win_over_allowed_nodes() -> None:

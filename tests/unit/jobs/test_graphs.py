@@ -12,7 +12,7 @@ from moyin.domain.artifact import Artifact
 from moyin.domain.identity import Identity
 from moyin.domain.job import JobSpec, Step, StepKind
 from moyin.errors import InputNotFound, InvalidRequest
-from moyin.jobs.graphs import GraphChecks
+from moyin.jobs.graphs import GraphChecker
 from moyin.render.protocol.graph import input_name
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.sql import Database
@@ -30,7 +30,7 @@ class Guard(PermissiveGraphGuard):
         self.calls: list[tuple[str, Mapping[str, Any], Collection[str]]] = []
         self.nodes_are_known = True
 
-    async def check(
+    async def check_graph(
         self, caller: Identity, pool: str, graph: Mapping[str, Any], own: Collection[str]
     ) -> bool:
         self.calls.append((pool, graph, own))
@@ -45,7 +45,7 @@ class Bench:
     def __init__(self, artifacts: ArtifactStore) -> None:
         self.guard = Guard("default", "big")
         self.validated: list[tuple[str, Mapping[str, Any]]] = []
-        self.checks = GraphChecks(
+        self.checks = GraphChecker(
             artifacts=artifacts, validator=self, guard=self.guard, pools=["default", "big", "gone"]
         )
 

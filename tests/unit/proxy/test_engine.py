@@ -44,7 +44,7 @@ class FakeDeferral:
     def is_job(self, identity: Identity) -> bool:
         return identity.service == "jobs"
 
-    def described(self, job: Any) -> dict[str, Any]:
+    def render_job(self, job: Any) -> dict[str, Any]:
         return {"id": job.id}
 
 

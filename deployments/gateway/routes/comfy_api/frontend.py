@@ -10,7 +10,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
 from pydantic import ValidationError
 
 from deployments.gateway.frontend import FrontendFiles
-from moyin.access.gatekeeper import status_of
+from moyin.access.gatekeeper import get_http_status
 from moyin.access.gatekeeper.browser import BrowserSessions
 from moyin.comfy_api import pages
 from moyin.comfy_api.node_info import NodeInfoCache
@@ -74,7 +74,9 @@ def session_routes(sessions: BrowserSessions) -> APIRouter:
             )
         except (InvalidKey, InvalidRequest) as error:
             if is_form:
-                return _html(pages.sign_in_page(_as_sentence(error.message)), status_of(error))
+                return _html(
+                    pages.sign_in_page(_as_sentence(error.message)), get_http_status(error)
+                )
             raise
         if is_form:
             return RedirectResponse(PAGE, 303, {"set-cookie": cookie, "cache-control": "no-store"})

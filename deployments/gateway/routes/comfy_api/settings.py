@@ -11,7 +11,7 @@ from pydantic_core import from_json
 
 from moyin.access.gatekeeper import context
 from moyin.comfy_api.protocol.userdata import SETTINGS
-from moyin.domain.identity import userdata_scope
+from moyin.domain.identity import get_userdata_scope
 from moyin.errors import InvalidRequest, UserFileNotFound
 from moyin.http.validation import parse_json
 from moyin.store.userdata import UserdataStore
@@ -28,7 +28,7 @@ def settings_routes(files: UserdataStore) -> APIRouter:
         """Return the caller's settings, by id."""
         try:
             return _parse_settings(
-                await files.read(userdata_scope(context(request.scope).caller), SETTINGS)
+                await files.read(get_userdata_scope(context(request.scope).caller), SETTINGS)
             )
         except UserFileNotFound:
             return {}
@@ -58,7 +58,7 @@ def settings_routes(files: UserdataStore) -> APIRouter:
             known = {} if before is None else _parse_settings(before)
             return json.dumps({**known, **changes}, indent=4).encode()
 
-        await files.update(userdata_scope(context(request.scope).caller), SETTINGS, merge)
+        await files.update(get_userdata_scope(context(request.scope).caller), SETTINGS, merge)
 
     return router
 

@@ -15,7 +15,7 @@ from moyin.comfy_api.protocol.userdata import (
     listing_v2,
     paths_in,
 )
-from moyin.domain.identity import userdata_scope
+from moyin.domain.identity import get_userdata_scope
 from moyin.errors import InvalidRequest
 from moyin.store.userdata import UserdataStore
 
@@ -65,7 +65,7 @@ def userdata_routes(files: UserdataStore) -> APIRouter:
         if not dir:
             raise InvalidRequest("the parameter dir must name a folder", field="dir")
         return listing(
-            await files.list(userdata_scope(context(request.scope).caller)),
+            await files.list(get_userdata_scope(context(request.scope).caller)),
             clean_path(dir),
             recurse=_is_true(recurse),
             full_info=_is_true(full_info),
@@ -75,7 +75,7 @@ def userdata_routes(files: UserdataStore) -> APIRouter:
     @router.get("/v2/userdata")
     async def list_all(request: Request, path: str = "") -> list[dict[str, Any]]:
         """List the caller's files and folders."""
-        all_files = await files.list(userdata_scope(context(request.scope).caller))
+        all_files = await files.list(get_userdata_scope(context(request.scope).caller))
         return listing_v2(all_files, clean_path(path) if path.strip("/") else "")
 
     @router.get(
@@ -87,7 +87,7 @@ def userdata_routes(files: UserdataStore) -> APIRouter:
     async def read(request: Request) -> Response:
         """Return a file."""
         path, _ = _paths(request)
-        content = await files.read(userdata_scope(context(request.scope).caller), path)
+        content = await files.read(get_userdata_scope(context(request.scope).caller), path)
         media_type = _TYPES.get(path.rpartition(".")[2].lower(), "application/octet-stream")
         return Response(content, media_type=media_type, headers=_FILE_HEADERS)
 
@@ -95,7 +95,7 @@ def userdata_routes(files: UserdataStore) -> APIRouter:
     @router.post("/userdata/{file:path}", openapi_extra=_BODY)
     async def write(request: Request, overwrite: _Flag = "", full_info: _Flag = "") -> Any:
         """Store the body as a file, or move a file. `overwrite=false`: 409 if the file exists."""
-        scope = userdata_scope(context(request.scope).caller)
+        scope = get_userdata_scope(context(request.scope).caller)
         path, destination = _paths(request)
         replace = overwrite != "false"
         if destination is not None:
@@ -108,7 +108,7 @@ def userdata_routes(files: UserdataStore) -> APIRouter:
     async def delete(request: Request) -> None:
         """Delete a file."""
         path, _ = _paths(request)
-        await files.delete(userdata_scope(context(request.scope).caller), path)
+        await files.delete(get_userdata_scope(context(request.scope).caller), path)
 
     return router
 

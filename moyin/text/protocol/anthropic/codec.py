@@ -12,13 +12,13 @@ from moyin.domain.backend import ApiFormat
 from moyin.domain.chat import ChatRequest, ChatResponse, EmbeddingResponse, Image
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs, ResponseConstraints
-from moyin.http.sse import EVENT_STREAM, cost_comment
+from moyin.http.sse import EVENT_STREAM, encode_cost_comment
 from moyin.http.validation import (
     NO_MEMBERS,
-    embedded_schemas,
-    malformed_response,
+    count_text_bytes,
+    find_embedded_schemas,
+    new_malformed_response_error,
     parse_object,
-    text_bytes,
     validate,
 )
 from moyin.text.protocol.anthropic import wire
@@ -70,7 +70,7 @@ class ParsedChatRequest:
         return chat_needs(self.body, self.data, max_tokens=limit, has_cache_markers=is_marked)
 
     def schemas(self) -> Iterator[tuple[str, Any]]:
-        return embedded_schemas(self.data, "input_schema")
+        return find_embedded_schemas(self.data, "input_schema")
 
     def constraints(self) -> ResponseConstraints:
         return chat_constraints(self.body)
@@ -126,7 +126,7 @@ class ParsedCountRequest:
 
     def schemas(self) -> Iterator[tuple[str, Any]]:
         """Yield the JSON schemas as `ParsedRequest.schemas` does."""
-        return embedded_schemas(self.data, "input_schema")
+        return find_embedded_schemas(self.data, "input_schema")
 
     @property
     def has_urls(self) -> bool:
@@ -151,7 +151,7 @@ class AnthropicCodec:
     read_response = staticmethod(chat_response_to_domain)
     render_error = staticmethod(render_error)
     error_event = staticmethod(error_event)
-    cost_trailer = staticmethod(cost_comment)
+    cost_trailer = staticmethod(encode_cost_comment)
 
     def parse(self, body: bytes) -> ParsedChatRequest:
         data = parse_object(body)
@@ -164,11 +164,11 @@ class AnthropicCodec:
         return usage_to_domain(body.get("usage"))
 
     def output_bytes(self, body: Mapping[str, Any]) -> int:
-        return text_bytes(body.get("content"))
+        return count_text_bytes(body.get("content"))
 
     def check_response(self, body: Mapping[str, Any]) -> None:
         if not isinstance(body.get("content"), list):
-            raise malformed_response()
+            raise new_malformed_response_error()
 
     def complete_response(self, raw: bytes, body: dict[str, Any], estimate: Usage | None) -> bytes:
         if estimate is None:

@@ -19,10 +19,10 @@ from moyin.domain.chat import (
     UsageUpdate,
 )
 from moyin.domain.money import Usage
-from moyin.domain.needs import text_size, tokens_in
+from moyin.domain.needs import count_utf8_bytes, estimate_tokens_from_bytes
 from moyin.domain.transcript import Transcript
 from moyin.errors import StreamInterrupted
-from moyin.http.sse import Frame, FrameSplitter, event, parse_event
+from moyin.http.sse import Frame, FrameSplitter, encode_event, parse_event
 from moyin.http.validation import require_text
 from moyin.text.protocol.anthropic.response import (
     STOP_REASONS,
@@ -120,7 +120,7 @@ class StreamWriter:
 
 
 def _event(kind: str, **members: Any) -> bytes:
-    return event({"type": kind, **members}, name=kind)
+    return encode_event({"type": kind, **members}, name=kind)
 
 
 class EventReader:
@@ -230,7 +230,7 @@ class StreamTap:
     @property
     def tokens(self) -> int:
         """An estimate. A delta holds several tokens, and Anthropic counts at the end only."""
-        return tokens_in(self._size)
+        return estimate_tokens_from_bytes(self._size)
 
     def feed(self, piece: bytes) -> bytes:
         """Return the bytes for the client.
@@ -256,7 +256,7 @@ class StreamTap:
         body = parse_event(frame)
         kind = body.get("type")
         if kind == "content_block_delta" and (text := _plain_text(body.get("delta"))) is not None:
-            self._size += text_size(text)
+            self._size += count_utf8_bytes(text)
             if self.transcript is not None:
                 self.transcript.add_text(text)
             return
@@ -294,4 +294,4 @@ def _text_bytes(delta: Any) -> int:
     if not isinstance(delta, dict):
         return 0
     text = delta.get("text") or delta.get("partial_json") or delta.get("thinking")
-    return text_size(text) if isinstance(text, str) else 0
+    return count_utf8_bytes(text) if isinstance(text, str) else 0

@@ -15,9 +15,9 @@ from moyin.domain.money import Usage
 from moyin.domain.needs import Needs, ResponseConstraints
 from moyin.http.validation import (
     NO_MEMBERS,
-    malformed_response,
+    count_text_bytes,
+    new_malformed_response_error,
     parse_object,
-    text_bytes,
     validate,
 )
 from moyin.text.protocol.codec import Turn, UnstreamedRequest, newest_turns, replace_members
@@ -238,11 +238,11 @@ class _Codec:
         return chat_response_to_domain(body)
 
     def output_bytes(self, body: Mapping[str, Any]) -> int:
-        return text_bytes([body.get(name) for name in ("message", "response", "thinking")])
+        return count_text_bytes([body.get(name) for name in ("message", "response", "thinking")])
 
     def check_response(self, body: Mapping[str, Any]) -> None:
         if not isinstance(body.get(self._content), self._content_type):
-            raise malformed_response()
+            raise new_malformed_response_error()
 
     def complete_response(self, raw: bytes, body: dict[str, Any], estimate: Usage | None) -> bytes:
         if estimate is None or not self._has_usage:

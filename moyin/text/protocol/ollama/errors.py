@@ -7,7 +7,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from moyin import errors
-from moyin.http.problems import ErrorBody, error_headers, status_of
+from moyin.http.problems import ErrorBody, build_error_headers, get_http_status
 
 __all__ = ["error_event", "render_error"]
 
@@ -31,9 +31,9 @@ _FIELDS = {
 def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorBody:
     """Render ``{"error": message, "code", "request_id"}``, and ``field`` and ``details`` if set."""
     return ErrorBody(
-        status=status_of(error),
+        status=get_http_status(error),
         body=to_json(_body(error, request_id)),
-        headers={"content-type": "application/json", **error_headers(error)},
+        headers={"content-type": "application/json", **build_error_headers(error)},
     )
 
 

@@ -26,7 +26,7 @@ from moyin.domain.chat import (
     ToolResult,
     ToolUse,
 )
-from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_message, estimate_tokens
+from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_delimiter_tokens, estimate_tokens
 from moyin.errors import InvalidRequest, UnsupportedFeature
 from moyin.text.protocol.codec import merge_turns
 from moyin.text.protocol.ollama import wire
@@ -96,14 +96,16 @@ def chat_needs(body: wire.ChatBody, data: Mapping[str, Any]) -> Needs:
     images = sum(len(message.images or ()) for message in messages)
     tools = estimate_tokens(to_json(data["tools"]).decode()) if body.tools else 0
     texts = sum(map(estimate_tokens, _prompt_texts(body)))
-    tokens = texts + estimate_message(len(messages)) + tools
+    tokens = texts + estimate_delimiter_tokens(len(messages)) + tools
     return _needs(body, tokens, images=images, tools=bool(body.tools))
 
 
 def generate_needs(body: wire.GenerateBody) -> Needs:
     """Return the abilities and the context that a prompt needs."""
     texts = estimate_tokens(body.prompt or "") + estimate_tokens(body.system or "")
-    return _needs(body, texts + estimate_message(1), images=len(body.images or ()), tools=False)
+    return _needs(
+        body, texts + estimate_delimiter_tokens(1), images=len(body.images or ()), tools=False
+    )
 
 
 def embedding_needs(body: wire.EmbedBody | wire.EmbeddingsBody) -> Needs:

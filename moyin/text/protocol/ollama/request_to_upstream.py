@@ -24,7 +24,7 @@ from moyin.domain.chat import (
     ToolResult,
     ToolUse,
 )
-from moyin.domain.needs import IMAGE_TOKENS, estimate_message, estimate_tokens
+from moyin.domain.needs import IMAGE_TOKENS, estimate_delimiter_tokens, estimate_tokens
 from moyin.errors import UnsupportedFeature
 from moyin.http.validation import parse_arguments
 
@@ -106,7 +106,7 @@ def _prompt_tokens(request: ChatRequest) -> int:
     texts += [part.arguments for part in parts if isinstance(part, ToolUse)]
     texts += [to_json(_tool(tool)).decode() for tool in request.tools]
     images = sum(1 for part in parts if isinstance(part, Image))
-    frame = estimate_message(len(request.messages) + 1)
+    frame = estimate_delimiter_tokens(len(request.messages) + 1)
     return sum(map(estimate_tokens, texts)) + images * IMAGE_TOKENS + frame
 
 

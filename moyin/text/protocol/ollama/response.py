@@ -24,7 +24,11 @@ from moyin.domain.chat import (
     ToolUse,
 )
 from moyin.domain.money import Usage
-from moyin.http.validation import malformed_response, token_count, tool_call_arguments
+from moyin.http.validation import (
+    new_malformed_response_error,
+    parse_token_count,
+    parse_tool_call_arguments,
+)
 
 __all__ = [
     "chat_response_to_client",
@@ -45,8 +49,8 @@ __all__ = [
 def usage_to_domain(body: Mapping[str, Any]) -> Usage:
     """Read the token counts of a response's last object."""
     return Usage(
-        input_tokens=token_count(body.get("prompt_eval_count")),
-        output_tokens=token_count(body.get("eval_count")),
+        input_tokens=parse_token_count(body.get("prompt_eval_count")),
+        output_tokens=parse_token_count(body.get("eval_count")),
     )
 
 
@@ -65,7 +69,7 @@ def chat_response_to_domain(body: Mapping[str, Any]) -> ChatResponse:
     """
     message = body.get("message")
     if not isinstance(message, Mapping):
-        raise malformed_response()
+        raise new_malformed_response_error()
     parts: list[Part] = []
     if message.get("thinking"):
         parts.append(Thinking(text=message["thinking"]))
@@ -167,7 +171,7 @@ def tool_call_to_client(index: int, use: ToolUse) -> dict[str, Any]:
     Raises:
         InvalidToolCall: the arguments are not a JSON object.
     """
-    arguments = tool_call_arguments(use.name, use.arguments)
+    arguments = parse_tool_call_arguments(use.name, use.arguments)
     return {"id": use.id, "function": {"index": index, "name": use.name, "arguments": arguments}}
 
 
@@ -188,8 +192,8 @@ def embedding_response_to_domain(body: Mapping[str, Any]) -> EmbeddingResponse:
     try:
         vectors = tuple(tuple(map(float, row)) for row in body["embeddings"])
     except (KeyError, TypeError, ValueError):
-        raise malformed_response() from None
-    usage = Usage(input_tokens=token_count(body.get("prompt_eval_count")))
+        raise new_malformed_response_error() from None
+    usage = Usage(input_tokens=parse_token_count(body.get("prompt_eval_count")))
     return EmbeddingResponse(model=str(body.get("model") or ""), vectors=vectors, usage=usage)
 
 

@@ -13,14 +13,14 @@ from moyin.domain.backend import ApiFormat
 from moyin.domain.chat import ChatRequest, ChatResponse, EmbeddingRequest, EmbeddingResponse, Image
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs, ResponseConstraints
-from moyin.http.sse import EVENT_STREAM, cost_comment
+from moyin.http.sse import EVENT_STREAM, encode_cost_comment
 from moyin.http.validation import (
     NO_MEMBERS,
-    embedded_schemas,
-    malformed_response,
+    count_text_bytes,
+    find_embedded_schemas,
     merge_defaults,
+    new_malformed_response_error,
     parse_object,
-    text_bytes,
     validate,
 )
 from moyin.text.protocol.codec import Turn, UnstreamedRequest, newest_turns, replace_members
@@ -83,7 +83,7 @@ class ParsedChatRequest:
         return chat_needs(self.body, self.data, self.raw)
 
     def schemas(self) -> Iterator[tuple[str, Any]]:
-        return embedded_schemas(self.data, "function.parameters")
+        return find_embedded_schemas(self.data, "function.parameters")
 
     def constraints(self) -> ResponseConstraints:
         return chat_constraints(self.body, self.data)
@@ -174,7 +174,7 @@ class _Codec:
     read_response = staticmethod(chat_response_to_domain)
     render_error = staticmethod(render_error)
     error_event = staticmethod(error_event)
-    cost_trailer = staticmethod(cost_comment)
+    cost_trailer = staticmethod(encode_cost_comment)
 
     def forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         return {}
@@ -183,7 +183,7 @@ class _Codec:
         return usage_to_domain(body) or Usage()
 
     def output_bytes(self, body: Mapping[str, Any]) -> int:
-        return text_bytes(choice_messages(body))
+        return count_text_bytes(choice_messages(body))
 
 
 class OpenAICodec(_Codec):
@@ -193,7 +193,7 @@ class OpenAICodec(_Codec):
 
     def check_response(self, body: Mapping[str, Any]) -> None:
         if not isinstance(body.get("choices"), list):
-            raise malformed_response()
+            raise new_malformed_response_error()
 
     def complete_response(self, raw: bytes, body: dict[str, Any], estimate: Usage | None) -> bytes:
         was_incomplete = add_required_members(body)
@@ -213,7 +213,7 @@ class OpenAIEmbeddingsCodec(_Codec):
 
     def check_response(self, body: Mapping[str, Any]) -> None:
         if not isinstance(body.get("data"), list):
-            raise malformed_response()
+            raise new_malformed_response_error()
 
     def complete_response(self, raw: bytes, body: dict[str, Any], estimate: Usage | None) -> bytes:
         if estimate is None:

@@ -7,8 +7,8 @@ from typing import Any
 from pydantic_core import to_json
 
 from moyin import errors
-from moyin.http.problems import ErrorBody, error_headers, status_of
-from moyin.http.sse import event
+from moyin.http.problems import ErrorBody, build_error_headers, get_http_status
+from moyin.http.sse import encode_event
 
 __all__ = ["error_event", "render_error"]
 
@@ -16,15 +16,15 @@ __all__ = ["error_event", "render_error"]
 def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorBody:
     """Render ``{"error": {message, type, param, code}, "request_id"}``."""
     return ErrorBody(
-        status=status_of(error),
+        status=get_http_status(error),
         body=to_json(_body(error, request_id)),
-        headers={"content-type": "application/json", **error_headers(error)},
+        headers={"content-type": "application/json", **build_error_headers(error)},
     )
 
 
 def error_event(error: errors.MoyinError, request_id: str) -> bytes:
     """Render the event that ends a broken stream; OpenAI's SDKs raise when they read it."""
-    return event(_body(error, request_id))
+    return encode_event(_body(error, request_id))
 
 
 def _body(error: errors.MoyinError, request_id: str) -> dict[str, Any]:

@@ -29,12 +29,12 @@ from moyin.domain.needs import (
     UNCONSTRAINED,
     Needs,
     ResponseConstraints,
-    estimate_message,
+    count_utf8_bytes,
+    estimate_delimiter_tokens,
     estimate_tokens,
-    text_size,
 )
 from moyin.errors import InvalidRequest, UnsupportedFeature
-from moyin.http.validation import unsupported_field
+from moyin.http.validation import find_unsupported_field
 from moyin.text.protocol.codec import merge_turns
 from moyin.text.protocol.openai import wire
 
@@ -77,7 +77,7 @@ def first_untranslatable_field(body: wire.ChatBody) -> str | None:
                     return f"messages.{number}.content.{place}"
     # Every model writes with medium verbosity by default.
     is_default = body.extras.get("verbosity") == "medium"
-    return unsupported_field(body, _HARMLESS | {"verbosity"} if is_default else _HARMLESS)
+    return find_unsupported_field(body, _HARMLESS | {"verbosity"} if is_default else _HARMLESS)
 
 
 def chat_request_to_domain(body: wire.ChatBody) -> ChatRequest:
@@ -148,7 +148,7 @@ def chat_needs(body: wire.ChatBody, data: Mapping[str, Any], raw: bytes) -> Need
     schema = len(to_json(form.json_schema)) if form and form.json_schema else 0
     return Needs(
         prompt_tokens=sum(map(estimate_tokens, _prompt_texts(body, parts)))
-        + estimate_message(len(body.messages))
+        + estimate_delimiter_tokens(len(body.messages))
         + images * IMAGE_TOKENS
         + tools,
         max_tokens=body.max_output_tokens,
@@ -223,7 +223,7 @@ def _content_bytes(part: wire.OtherPart) -> int:
     content = part.extras.get(part.type)
     if not isinstance(content, dict):
         return len(to_json(part))
-    return sum(text_size(value) for value in content.values() if isinstance(value, str))
+    return sum(count_utf8_bytes(value) for value in content.values() if isinstance(value, str))
 
 
 def _is_external(part: wire.OtherPart) -> bool:

@@ -20,7 +20,7 @@ from moyin.domain.chat import (
 from moyin.domain.money import Usage
 from moyin.domain.transcript import Transcript
 from moyin.errors import StreamInterrupted
-from moyin.http.sse import Frame, FrameSplitter, event, parse_event
+from moyin.http.sse import Frame, FrameSplitter, encode_event, parse_event
 from moyin.http.validation import arguments_to_text, require_text
 from moyin.text.protocol.openai.response import (
     FINISH_REASONS,
@@ -79,7 +79,9 @@ class StreamWriter:
     def _finish(self, delta: Finished) -> bytes:
         chunks = self._chunk({}, finish=FINISH_REASONS[delta.stop])
         if self._include_usage:
-            chunks += event(self._head() | {"choices": [], "usage": usage_to_client(delta.usage)})
+            chunks += encode_event(
+                self._head() | {"choices": [], "usage": usage_to_client(delta.usage)}
+            )
         return chunks + _DONE_FRAME.raw
 
     def _tool(self, index: int, call: dict[str, Any], function: dict[str, Any]) -> bytes:
@@ -87,7 +89,7 @@ class StreamWriter:
 
     def _chunk(self, delta: Mapping[str, Any], finish: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
-        return event(self._head() | {"choices": [choice]})
+        return encode_event(self._head() | {"choices": [choice]})
 
     def _head(self) -> dict[str, Any]:
         return {
@@ -281,7 +283,7 @@ class StreamTap:
         if not choices:
             return b"" if self._hide_usage else frame.raw
         if self._hide_progress and body.pop("usage", None) is not None:
-            return event(body)
+            return encode_event(body)
         return frame.raw
 
     def _record_finish(self, choice: Any) -> None:

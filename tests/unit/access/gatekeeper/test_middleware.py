@@ -14,7 +14,7 @@ from moyin.access.gatekeeper import (
     body,
     context,
     disconnect,
-    problem_details,
+    render_problem_details,
 )
 from moyin.access.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
 from moyin.access.gatekeeper.credentials import Credentials
@@ -78,7 +78,7 @@ class Client:
             echo,
             service="echo",
             authenticator=one_key(),
-            errors=problem_details,
+            errors=render_problem_details,
             max_body_bytes=LIMIT,
             observer=self.metrics,
             public=frozenset({"/open"}),
@@ -273,7 +273,7 @@ def behind_gatekeeper(app: ASGIApp, metrics: Recorder) -> Gatekeeper:
         app,
         service="hang",
         authenticator=one_key(),
-        errors=problem_details,
+        errors=render_problem_details,
         max_body_bytes=LIMIT,
         observer=metrics,
     )
@@ -394,7 +394,7 @@ async def test_the_app_does_not_see_a_query_key() -> None:
 
     client = Client()
     client.app = Gatekeeper(
-        app, service="s", authenticator=one_key(), errors=problem_details, max_body_bytes=LIMIT,
+        app, service="s", authenticator=one_key(), errors=render_problem_details, max_body_bytes=LIMIT,
         observer=recorder,
         credentials=Credentials(query=lambda scope: scope["path"] == "/view"),
     )  # fmt: skip

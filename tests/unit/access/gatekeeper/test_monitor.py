@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from moyin.access.gatekeeper import Gatekeeper, context, disconnect, problem_details
+from moyin.access.gatekeeper import Gatekeeper, context, disconnect, render_problem_details
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send
 from moyin.access.gatekeeper.monitor import CredentialMonitor
 from moyin.access.gatekeeper.observation import NoObserver
@@ -38,7 +38,7 @@ class Farm:
             self._app,
             service="test",
             authenticator=self.keys,
-            errors=problem_details,
+            errors=render_problem_details,
             max_body_bytes=10,
             observer=NoObserver(),
         )

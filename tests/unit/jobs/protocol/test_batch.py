@@ -8,7 +8,7 @@ import pytest
 
 from moyin.domain.job import JobSpec, apply_patch
 from moyin.errors import InvalidRequest
-from moyin.jobs.protocol.request_to_domain import fingerprint, parse_job
+from moyin.jobs.protocol.request_to_domain import compute_fingerprint, parse_job
 from moyin.render.templates.catalog import SHIPPED, read_folders
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -71,7 +71,7 @@ def test_a_large_batch_is_stored_as_one_graph_and_small_patches() -> None:
     spec = parse({"seeds": 256})
     assert len(spec.steps) == 256
     assert max(len(json.dumps(step.payload)) for step in spec.steps) < 40
-    assert fingerprint(spec) == fingerprint(parse({"seeds": 256}))
+    assert compute_fingerprint(spec) == compute_fingerprint(parse({"seeds": 256}))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from moyin.domain.job import (
     StepKind,
 )
 from moyin.errors import InvalidRequest, MoyinError, RequestError
-from moyin.jobs.protocol.request_to_domain import fingerprint, parse_job
+from moyin.jobs.protocol.request_to_domain import compute_fingerprint, parse_job
 from moyin.render.templates.catalog import SHIPPED, read_folders
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -66,9 +66,13 @@ def test_a_path_with_a_reference_is_checked_when_the_step_runs() -> None:
 
 
 def test_equivalent_requests_have_the_same_fingerprint() -> None:
-    same = fingerprint(parse(dict(reversed(CHAT.items()))))
-    assert fingerprint(parse(CHAT)) == same == fingerprint(parse({**CHAT, "priority": 3}))
-    assert fingerprint(parse({**CHAT, "priority": 2})) != same
+    same = compute_fingerprint(parse(dict(reversed(CHAT.items()))))
+    assert (
+        compute_fingerprint(parse(CHAT))
+        == same
+        == compute_fingerprint(parse({**CHAT, "priority": 3}))
+    )
+    assert compute_fingerprint(parse({**CHAT, "priority": 2})) != same
 
 
 JSON = st.recursive(

@@ -13,7 +13,7 @@ from moyin.domain.job import JobSpec, Step, StepKind
 from moyin.domain.serialization import encode
 from moyin.errors import InvalidRequest, StepFailed
 from moyin.jobs.workflows import step_io as module
-from moyin.jobs.workflows.step_io import heartbeating, load_step, save_output
+from moyin.jobs.workflows.step_io import load_step, save_output, send_heartbeats
 from moyin.jobs.workflows.types import StepInput
 from moyin.store.blobs import BlobStore
 
@@ -73,7 +73,7 @@ async def test_heartbeats_stop_whenever_the_step_ends(
     monkeypatch.setattr(module, "HEARTBEAT_INTERVAL", timedelta(0))
 
     async def step() -> None:
-        async with heartbeating(60) as heartbeat:
+        async with send_heartbeats(60) as heartbeat:
             heartbeat.quicken()
             for _ in range(turns):
                 await asyncio.sleep(0)

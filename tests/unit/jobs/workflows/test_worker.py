@@ -66,7 +66,7 @@ async def test_a_runner_waits_for_temporal_and_can_be_stopped() -> None:
     connecting = asyncio.Event()
 
     class UnavailableTemporal:
-        async def client(self) -> None:
+        async def get_client(self) -> None:
             connecting.set()
             raise ServiceUnavailable("unavailable")
 

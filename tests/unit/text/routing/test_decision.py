@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moyin.domain.backend import ApiFormat
-from moyin.domain.money import FREE_TARIFF, GpuRate, Usage, flat_tariff
+from moyin.domain.money import FREE_TARIFF, GpuRate, Usage, create_flat_tariff
 from moyin.domain.needs import Model, Needs, estimate_tokens
 from moyin.errors import (
     ContextTooLong,
@@ -63,8 +63,8 @@ def test_requests_beyond_the_local_model_go_to_the_cloud() -> None:
 def test_cost_depends_on_token_counts_not_on_the_sum_of_prices() -> None:
     both = fleet(
         [
-            deployment("in", flat_tariff(Decimal("0.1"), Decimal(9))),
-            deployment("out", flat_tariff(Decimal(1), Decimal(1))),
+            deployment("in", create_flat_tariff(Decimal("0.1"), Decimal(9))),
+            deployment("out", create_flat_tariff(Decimal(1), Decimal(1))),
         ]
     )
     assert names(choose(both, Needs(prompt_tokens=900, max_tokens=10)))[0] == "in"
@@ -73,9 +73,9 @@ def test_cost_depends_on_token_counts_not_on_the_sum_of_prices() -> None:
 
 def test_cached_tokens_are_weighed_at_their_own_price() -> None:
     cheap_cache = deployment(
-        "a", flat_tariff(Decimal(3), Decimal(0), cache_read=Decimal("0.3")), context=10**6
+        "a", create_flat_tariff(Decimal(3), Decimal(0), cache_read=Decimal("0.3")), context=10**6
     )
-    plain = deployment("b", flat_tariff(Decimal(2), Decimal(0)), context=10**6)
+    plain = deployment("b", create_flat_tariff(Decimal(2), Decimal(0)), context=10**6)
     both, history = fleet([cheap_cache, plain]), UsageHistory()
     needs = Needs(prompt_tokens=50_000, max_tokens=1)
     assert names(decide(route(both), needs, history)) == ["b", "a"]
@@ -302,7 +302,7 @@ def test_compiled_route_is_cached_for_the_day() -> None:
     ("deployments", "worth", "busy", "told"),
     [
         (
-            [deployment("a"), deployment("b", flat_tariff(Decimal(1), Decimal(1)))],
+            [deployment("a"), deployment("b", create_flat_tariff(Decimal(1), Decimal(1)))],
             0.0,
             False,
             "costs 0.00015 USD more",
@@ -341,7 +341,7 @@ MONEY = st.decimals(0, 100, places=2)
 OFFERS = st.lists(
     st.builds(
         lambda i, o, context, configured, tools, home: (
-            flat_tariff(i, o),
+            create_flat_tariff(i, o),
             context,
             configured,
             ("tools",) if tools else (),
