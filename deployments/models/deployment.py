@@ -21,7 +21,7 @@ from moyin.access.gatekeeper import Gatekeeper, new_authenticator, service_token
 from moyin.access.gatekeeper.limits import new_meter
 from moyin.client.gateway import GatewayClient
 from moyin.http.public_addresses import AllowedNetworks
-from moyin.jobs.grpc.bridge import MoyinCalls, NoBridge
+from moyin.jobs.grpc.bridge import MoyinCalls, RefusingBridge
 from moyin.jobs.images import ImageJobs
 from moyin.settings import Settings
 from moyin.store.followups import FollowUpStore
@@ -50,7 +50,7 @@ class Models(MoyinCalls):
     Calls by gRPC get an error that names the app to call instead.
     """
 
-    grpc_bridge = NoBridge()
+    grpc_bridge = RefusingBridge()
 
     def __init__(self) -> None:
         settings = Settings()

@@ -28,7 +28,7 @@ from moyin.errors import MoyinError
 from moyin.jobs.workflows.failures import to_application_error
 from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.jobs.workflows.step_io import Heartbeat, load_step, save_output, send_heartbeats
-from moyin.jobs.workflows.types import StepDone, StepInput
+from moyin.jobs.workflows.types import StepInput, StepOutcome
 from moyin.render.comfyui.sizes import ModelSizes
 from moyin.render.protocol.graph import artifact_ids, input_name, model_files, with_inputs
 from moyin.render.scheduling.policy import PendingRender
@@ -78,7 +78,7 @@ class RenderActivities:
         self._record = record
 
     @activity.defn
-    async def render_step(self, step: StepInput) -> StepDone | StepResult:
+    async def render_step(self, step: StepInput) -> StepOutcome | StepResult:
         """Render the graph; a retry attaches to the prompt that a lost attempt left running."""
         async with send_heartbeats(_WAITING_HEARTBEAT_SECONDS) as heartbeat:
             try:

@@ -53,6 +53,6 @@ async def _connect(profile: Profile, port: int) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with Connector(profile).listening(port) as url:
+    async with Connector(profile).serve(port) as url:
         out.print(f"The farm of {profile.url} is a ComfyUI at {url} (Ctrl+C stops it)")
         await stop.wait()

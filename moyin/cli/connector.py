@@ -24,7 +24,7 @@ from moyin.errors import BackendUnavailable, CrossSiteRequest, MoyinError, Stack
 from moyin.http.client import LazySession
 from moyin.stack.profile import Profile
 
-__all__ = ["Connector", "reject_cross_site", "upstream_headers"]
+__all__ = ["Connector", "build_upstream_headers", "reject_cross_site"]
 
 _HOST = "127.0.0.1"
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -67,7 +67,7 @@ class Connector:
         self._sockets: set[web.WebSocketResponse] = set()
 
     @asynccontextmanager
-    async def listening(self, port: int) -> AsyncIterator[str]:
+    async def serve(self, port: int) -> AsyncIterator[str]:
         """Serve on a port of 127.0.0.1 within the context, and yield the port's URL.
 
         Args:
@@ -97,16 +97,16 @@ class Connector:
         """Forward an HTTP request or a WebSocket to the gateway, or return an error response."""
         try:
             reject_cross_site(request.headers)
-            target = self._target(request)
+            target = self._build_target_url(request)
             if web.WebSocketResponse().can_prepare(request):
-                return await self._relay(request, target)
+                return await self._relay_socket(request, target)
             return await self._forward(request, target)
         except CrossSiteRequest as error:
             return _error_response(403, error)
         except BackendUnavailable as error:
             return _error_response(502, error)
 
-    def _target(self, request: web.Request) -> URL:
+    def _build_target_url(self, request: web.Request) -> URL:
         """Return the gateway's URL for the request; raise CrossSiteRequest for a proxy's request."""
         if not request.raw_path.startswith("/"):
             raise CrossSiteRequest(
@@ -120,7 +120,7 @@ class Connector:
             async with self._session.get().request(
                 request.method,
                 target,
-                headers=upstream_headers(request.headers, self._key, request.path),
+                headers=build_upstream_headers(request.headers, self._key, request.path),
                 data=request.content if request.body_exists else None,
                 allow_redirects=False,
                 skip_auto_headers=_NO_DEFAULT_HEADERS,
@@ -128,7 +128,7 @@ class Connector:
                 response = web.StreamResponse(
                     status=upstream.status,
                     reason=upstream.reason,
-                    headers=_end_to_end(upstream.headers),
+                    headers=_drop_hop_by_hop(upstream.headers),
                 )
                 await response.prepare(request)
                 async for chunk in upstream.content.iter_any():
@@ -137,22 +137,22 @@ class Connector:
                 return response
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             if response is None or not response.prepared:
-                raise self._unreachable() from error
+                raise self._new_unreachable_error() from error
             # An aborted connection shows the client that the response is incomplete.
             if request.transport is not None:
                 request.transport.abort()
             return response
 
-    def _unreachable(self) -> BackendUnavailable:
+    def _new_unreachable_error(self) -> BackendUnavailable:
         return BackendUnavailable(f"no response from the gateway at {self._gateway_url}: is it up?")
 
-    async def _relay(self, request: web.Request, target: URL) -> web.StreamResponse:
+    async def _relay_socket(self, request: web.Request, target: URL) -> web.StreamResponse:
         protocols = request.headers.get("sec-websocket-protocol", "")
         try:
             async with asyncio.timeout(_HANDSHAKE_SECONDS):
                 upstream = await self._session.get().ws_connect(
                     target,
-                    headers=upstream_headers(request.headers, self._key, request.path),
+                    headers=build_upstream_headers(request.headers, self._key, request.path),
                     protocols=[name.strip() for name in protocols.split(",") if name.strip()],
                     max_msg_size=_MAX_MESSAGE_BYTES,
                     heartbeat=_HEARTBEAT_SECONDS,
@@ -166,7 +166,7 @@ class Connector:
                 ),
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._unreachable() from error
+            raise self._new_unreachable_error() from error
         client = web.WebSocketResponse(
             protocols=[upstream.protocol] if upstream.protocol else (),
             max_msg_size=_MAX_MESSAGE_BYTES,
@@ -242,7 +242,7 @@ def reject_cross_site(headers: Mapping[str, str]) -> None:
         )
 
 
-def upstream_headers(headers: Mapping[str, str], key: str, path: str) -> CIMultiDict[str]:
+def build_upstream_headers(headers: Mapping[str, str], key: str, path: str) -> CIMultiDict[str]:
     """Return the client's headers for the gateway, with the key and without local addresses.
 
     Requests of ComfyUI's frontend have the key in a cookie too, because the gateway serves the page
@@ -250,7 +250,7 @@ def upstream_headers(headers: Mapping[str, str], key: str, path: str) -> CIMulti
     """
     forwarded = CIMultiDict(
         (name, value)
-        for name, value in _end_to_end(headers).items()
+        for name, value in _drop_hop_by_hop(headers).items()
         if name.lower() not in _LOCAL_HEADERS
         and not name.lower().startswith(_LOCAL_HEADER_PREFIXES)
     )
@@ -260,7 +260,7 @@ def upstream_headers(headers: Mapping[str, str], key: str, path: str) -> CIMulti
     return forwarded
 
 
-def _end_to_end(headers: Mapping[str, str]) -> CIMultiDict[str]:
+def _drop_hop_by_hop(headers: Mapping[str, str]) -> CIMultiDict[str]:
     """Remove hop-by-hop headers, which include those named in Connection (RFC 9110, 7.6)."""
     pairs = CIMultiDict(headers)
     named = ",".join(pairs.getall("connection", [])).lower().split(",")

@@ -37,7 +37,7 @@ async def follow(gateway: GatewayClient, job_id: str) -> dict[str, Any]:
         try:
             async for event in gateway.follow_job(job_id, max_reconnects=_MAX_RECONNECTS):
                 data = event.data
-                progress.update(task, **_bar_fields(event.type, data))
+                progress.update(task, **_get_bar_fields(event.type, data))
         except (GatewayUnreachable, RequestRefused) as error:
             raise StackError(
                 "the connection to the gateway failed too often, but the job continues: "
@@ -52,7 +52,9 @@ async def save_artifacts(gateway: GatewayClient, job: dict[str, Any], folder: Pa
     await asyncio.to_thread(create_folder, folder)
     saved = []
     for artifact in job["artifacts"]:
-        target = _free_name(folder, _UNSAFE.sub("_", artifact["name"]).lstrip(".") or "artifact")
+        target = _find_free_path(
+            folder, _UNSAFE.sub("_", artifact["name"]).lstrip(".") or "artifact"
+        )
         await gateway.download(artifact["url"], target)
         saved.append(target)
     return saved
@@ -70,7 +72,7 @@ def create_folder(folder: Path) -> None:
         )
 
 
-def _bar_fields(kind: str, data: Any) -> dict[str, Any]:
+def _get_bar_fields(kind: str, data: Any) -> dict[str, Any]:
     """Return the new description and share of the progress bar after an event."""
     if kind == EventType.PROGRESS and isinstance(data, dict):
         fraction = data.get("value", 0) / (data.get("max") or 1)
@@ -80,7 +82,7 @@ def _bar_fields(kind: str, data: Any) -> dict[str, Any]:
     return {"description": kind}
 
 
-def _free_name(folder: Path, name: str) -> Path:
+def _find_free_path(folder: Path, name: str) -> Path:
     path = folder / name
     number = 1
     while path.exists():

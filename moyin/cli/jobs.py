@@ -29,7 +29,10 @@ def list_jobs(
     page = with_gateway(lambda gateway: gateway.call("GET", query))
     print_table(
         ("id", "kind", "status", "progress", "created"),
-        ((j["id"], j["kind"], j["status"], _percent(j), j["created_at"]) for j in page["jobs"]),
+        (
+            (j["id"], j["kind"], j["status"], _format_percent(j), j["created_at"])
+            for j in page["jobs"]
+        ),
     )
 
 
@@ -67,7 +70,7 @@ def watch(job_id: JobId) -> None:
     with_gateway(work)
 
 
-def _percent(job: dict[str, Any]) -> str:
+def _format_percent(job: dict[str, Any]) -> str:
     progress = job["progress"]
     if job["status"] == "succeeded":
         return "100%"

@@ -93,7 +93,7 @@ def list_keys() -> None:
                 key.name,
                 key.created_at.isoformat(timespec="seconds"),
                 " ".join(sorted(key.scopes)),
-                _state(key),
+                _describe_state(key),
             )
             for key in keys
         ),
@@ -131,7 +131,7 @@ def _print_secret(text: str) -> None:
         errors.print("[dim]shown only once: store it now[/]")
 
 
-def _state(key: ApiKey) -> str:
+def _describe_state(key: ApiKey) -> str:
     if key.revoked_at is not None:
         return "revoked"
     is_expired = key.expires_at is not None and key.expires_at <= datetime.now(UTC)

@@ -40,7 +40,7 @@ app = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
-def _common(
+def _handle_global_options(
     show_version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
     ] = False,
@@ -76,12 +76,12 @@ def run(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("MOYIN_DEBUG"):
             raise
-        errors.print(f"[bold red]error:[/] {_error_line(error)}")
+        errors.print(f"[bold red]error:[/] {_format_error(error)}")
         return 1
     return 0
 
 
-def _error_line(error: Exception) -> str:
+def _format_error(error: Exception) -> str:
     """Return the text of an error as one line for the terminal."""
     if isinstance(error, RequestRefused):
         text = f"{error.reported_code or f'http_{error.status}'}: {error.message}"
@@ -91,7 +91,9 @@ def _error_line(error: Exception) -> str:
     elif isinstance(error, StackError):
         text = error.message
     elif isinstance(error, ValidationError) and error.title == Settings.__name__:
-        text = "; ".join(f"{_variable_name(item['loc'])}: {item['msg']}" for item in error.errors())
+        text = "; ".join(
+            f"{_get_variable_name(item['loc'])}: {item['msg']}" for item in error.errors()
+        )
     elif isinstance(error, MoyinError):
         text = f"{error.code}: {error.message}"
     else:
@@ -100,7 +102,7 @@ def _error_line(error: Exception) -> str:
     return " ".join(text.split()).replace("[", "\\[")
 
 
-def _variable_name(location: tuple[int | str, ...]) -> str:
+def _get_variable_name(location: tuple[int | str, ...]) -> str:
     return f"MOYIN_{'_'.join(map(str, location))}".upper()
 
 

@@ -39,7 +39,7 @@ def render(
     ] = None,
 ) -> None:
     """Render a graph or a template: print the Task ID at once, then the path of each picture."""
-    body: dict[str, Any] = {"kind": "render", **_job_source(graph, template)}
+    body: dict[str, Any] = {"kind": "render", **_build_job_source(graph, template)}
     if priority is not None:
         body["priority"] = priority
     # Checked before the job is submitted, so that no render is wasted.
@@ -58,7 +58,7 @@ def render(
     with_gateway(work)
 
 
-def _job_source(graph: Path | None, template: str | None) -> dict[str, Any]:
+def _build_job_source(graph: Path | None, template: str | None) -> dict[str, Any]:
     """Return the job's member with the graph or with the name of the template."""
     if (graph is None) == (template is None):
         raise StackError(

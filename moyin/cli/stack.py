@@ -175,7 +175,7 @@ def logs(
     for line in tail(path, lines):
         sys.stdout.write(line + "\n")
     if follow:
-        _follow(path)
+        _follow_log(path)
 
 
 def ray_env() -> None:
@@ -191,7 +191,7 @@ def _print_memory(options: Options) -> None:
     print_pairs(((name, f"{size / 2**20:6.0f} MiB") for name, size in shown), indent=4)
 
 
-def _follow(path: Path) -> None:
+def _follow_log(path: Path) -> None:
     with path.open(errors="replace") as file:
         file.seek(0, os.SEEK_END)
         while True:

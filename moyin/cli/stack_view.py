@@ -68,12 +68,15 @@ class StartProgress:
         table = Table(box=None, pad_edge=False, show_header=False)
         for name, part in state.parts.items():
             table.add_row(
-                "", self._status_mark(part), _PART_NAMES.get(name, name), Text(_detail(part))
+                "",
+                self._build_status_mark(part),
+                _PART_NAMES.get(name, name),
+                Text(_describe_part(part)),
             )
         seconds = time.time() - state.started_at
         return Group(Text(f"Moyin is starting … {seconds:.0f} s", style="bold"), table)
 
-    def _status_mark(self, part: Part) -> RenderableType:
+    def _build_status_mark(self, part: Part) -> RenderableType:
         if part.status == PartStatus.STARTING:
             return self._spinner
         marks = {PartStatus.UP: "✓", PartStatus.FAILED: "✗", PartStatus.BACKING_OFF: "↻"}
@@ -89,7 +92,7 @@ def print_ready(options: Options, state: StackState) -> None:
         options.layout.key_shown_marker.touch()
         pairs.append(("api key", load(options.layout.profile, {}).api_key))
         pairs.append(("", f"shown once; the command line stores it in {options.layout.profile}"))
-    print_pairs([*pairs, *_remarks(options, state), ("stop", "moyin down")])
+    print_pairs([*pairs, *_list_remarks(options, state), ("stop", "moyin down")])
 
 
 def print_state(options: Options, state: StackState) -> None:
@@ -104,25 +107,25 @@ def print_state(options: Options, state: StackState) -> None:
             "",
             _PART_NAMES.get(name, name),
             Text(part.status, style=_STATUS_COLOURS.get(part.status, "dim")),
-            _duration(time.time() - part.since),
+            _format_duration(time.time() - part.since),
             str(part.pid or ""),
             str(part.restarts or ""),
             part.detail,
         )
     out.print(table)
-    print_pairs([*state.addresses.items(), *_remarks(options, state)])
+    print_pairs([*state.addresses.items(), *_list_remarks(options, state)])
 
 
-def _remarks(options: Options, state: StackState) -> list[tuple[str, str]]:
+def _list_remarks(options: Options, state: StackState) -> list[tuple[str, str]]:
     token = ("ray token", f"in {options.layout.ray_token} (the dashboard requires it)")
     return [token, *(("note", note) for note in state.notes)]
 
 
-def _detail(part: Part) -> str:
+def _describe_part(part: Part) -> str:
     return part.detail or ("" if part.status == PartStatus.UP else str(part.status))
 
 
-def _duration(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"

@@ -11,14 +11,14 @@ from moyin.errors import MoyinError, ServiceUnavailable
 __all__ = ["ERROR_TYPES", "GatewayUnreachable", "RequestRefused"]
 
 
-def _family(kind: type[MoyinError]) -> Iterator[type[MoyinError]]:
+def _iterate_types(kind: type[MoyinError]) -> Iterator[type[MoyinError]]:
     yield kind
     for child in kind.__subclasses__():
-        yield from _family(child)
+        yield from _iterate_types(child)
 
 
 # The error types by code; a type without a code of its own inherits that of its base.
-ERROR_TYPES = {kind.code: kind for kind in _family(MoyinError) if "code" in vars(kind)}
+ERROR_TYPES = {kind.code: kind for kind in _iterate_types(MoyinError) if "code" in vars(kind)}
 
 
 class GatewayUnreachable(ServiceUnavailable):
@@ -41,7 +41,7 @@ class RequestRefused(MoyinError):
     """
 
     def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        decoded = _members(body)
+        decoded = _parse_members(body)
         members = decoded or {}
         inner = members.get("error", {})
         if not isinstance(inner, dict):
@@ -54,7 +54,7 @@ class RequestRefused(MoyinError):
         self.detail = str(members.get("detail") or inner.get("message") or members.get("message")
                           or f"the gateway answered with status {status}")  # fmt: skip
         self.request_id = headers.get("x-request-id", "")
-        message = "; ".join([self.detail, *_node_errors(members)])
+        message = "; ".join([self.detail, *_describe_node_errors(members)])
         text = "" if decoded is not None else body.decode(errors="replace")[:300].strip()
         after = headers.get("retry-after", "")
         super().__init__(
@@ -73,7 +73,7 @@ class RequestRefused(MoyinError):
         return error
 
 
-def _members(body: bytes) -> dict[str, Any] | None:
+def _parse_members(body: bytes) -> dict[str, Any] | None:
     """Return the members of a JSON body; None if the body is not JSON."""
     try:
         value = json.loads(body)
@@ -82,7 +82,7 @@ def _members(body: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else {"error": str(value)}
 
 
-def _node_errors(members: Mapping[str, Any]) -> list[str]:
+def _describe_node_errors(members: Mapping[str, Any]) -> list[str]:
     """Return one line for each error that ComfyUI reports of a single node."""
     # The body may come from any service behind the gateway, so its shape is not certain.
     nodes = members.get("node_errors")

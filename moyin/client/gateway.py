@@ -152,7 +152,7 @@ class GatewayClient:
             async with self._session.get().request(
                 method,
                 URL(address, encoded=True) if is_encoded else address,
-                headers={**self._credentials(identity), **(headers or {})},
+                headers={**self._build_credentials(identity), **(headers or {})},
                 timeout=self._stream_timeout if is_stream else self._timeout,
                 allow_redirects=self._follow_redirects,
                 **content,
@@ -216,12 +216,7 @@ class GatewayClient:
         identity: Identity | None = None,
         idempotency_key: str | None = None,
     ) -> AcceptedJob:
-        """Submit a job, which is the body of ``POST /jobs``.
-
-        Raises:
-            MoyinError: the gateway refused the job; the error has the type of its code.
-            ServiceUnavailable: the gateway is unavailable.
-        """
+        """Submit a job, the body of ``POST /jobs``; raise errors by the type that the gateway reports."""
         headers = {"content-type": "application/json"}
         if idempotency_key is not None:
             headers["idempotency-key"] = idempotency_key
@@ -238,13 +233,7 @@ class GatewayClient:
             raise error.to_typed_error() from None
 
     async def cancel_job(self, location: str, *, identity: Identity | None = None) -> None:
-        """Cancel the job whose path is ``location``.
-
-        Raises:
-            JobFinished: the job has ended already.
-            MoyinError: the gateway refused the request; the error has the type of its code.
-            ServiceUnavailable: the gateway is unavailable.
-        """
+        """Cancel the job whose path is ``location``; raise JobFinished if the job has ended."""
         try:
             async with self.open("POST", f"{location}/cancel", identity=identity, expected=202):
                 return
@@ -302,7 +291,7 @@ class GatewayClient:
         assert last_event is not None
         return dict(last_event.data)
 
-    def _credentials(self, identity: Identity | None) -> dict[str, str]:
+    def _build_credentials(self, identity: Identity | None) -> dict[str, str]:
         if identity is not None:
             assert self._token_for is not None, "a GatewayClient needs token_for to use an identity"
             return {"authorization": f"Bearer {self._token_for(identity)}"}

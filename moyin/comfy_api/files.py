@@ -179,7 +179,7 @@ class FarmFiles:
             file = next((file for file in files if file.name == name), None)
             file = file or await self._frames.file(job_id, name.path)
             if file is not None:
-                return replace(file.artifact(), id=_artifact_id(owner, name))
+                return replace(file.to_artifact(), id=_artifact_id(owner, name))
         return None
 
     async def _save_output(self, owner: str, name: ComfyFileName) -> Artifact | None:

@@ -211,11 +211,13 @@ class ChatResponse:
     @property
     def output_text(self) -> str:
         """All that the model wrote: reasoning, text and the arguments of tool calls, joined."""
-        texts = (p.text if isinstance(p, Text | Thinking) else _arguments(p) for p in self.parts)
+        texts = (
+            p.text if isinstance(p, Text | Thinking) else _get_arguments(p) for p in self.parts
+        )
         return "".join(texts)
 
 
-def _arguments(part: Part) -> str:
+def _get_arguments(part: Part) -> str:
     return part.arguments if isinstance(part, ToolUse) else ""
 
 

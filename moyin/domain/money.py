@@ -144,7 +144,7 @@ class Tariff:
         if not days or days != sorted(set(days)):
             raise ValueError("a tariff needs at least one price, in ascending order of `since`")
 
-    def price_on(self, day: date) -> Price:
+    def get_price_on(self, day: date) -> Price:
         """Return the price on ``day``; days before the first price have the first price."""
         return next((p for p in reversed(self.prices) if p.since <= day), self.prices[0])
 
@@ -166,10 +166,10 @@ class GpuRate:
     def compute_price(self, speed: TokenSpeed, sharing: float) -> Price:
         """Return the price of tokens at ``speed``, if ``sharing`` requests run on the machine at once."""
         usd_per_second = self.usd_per_hour / 3600 / Decimal(max(sharing, 1.0))
-        read = _rate(usd_per_second / Decimal(speed.prompt))
+        read = _to_usd_per_million(usd_per_second / Decimal(speed.prompt))
         rates = Rates(
             input=read,
-            output=_rate(usd_per_second / Decimal(speed.output)),
+            output=_to_usd_per_million(usd_per_second / Decimal(speed.output)),
             cache_read=read,
             cache_write=read,
             cache_write_1h=read,
@@ -194,7 +194,7 @@ def _pico(rate: Decimal) -> int:
     return int(scaled)
 
 
-def _rate(usd_per_token: Decimal) -> Decimal:
+def _to_usd_per_million(usd_per_token: Decimal) -> Decimal:
     """Convert a price to US dollars per million tokens, rounded to the six decimals of `Rates`."""
     return round(usd_per_token * 1_000_000, 6)
 

@@ -94,7 +94,7 @@ class Model:
                 return False
         return True
 
-    def unmet_needs(self, needs: Needs) -> tuple[str, ...]:
+    def list_unmet_needs(self, needs: Needs) -> tuple[str, ...]:
         """Return the reasons why this model cannot answer, such as ``no vision``, or nothing."""
         unmet = [f"no {ability}" for ability in self._missing if getattr(needs, ability)]
         if needs.embeddings is not self.embeddings:

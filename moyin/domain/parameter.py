@@ -68,25 +68,27 @@ class Parameter:
     def check_value(self, value: Any, field: str) -> Scalar:
         """Return the value as the graph needs it; raise InvalidRequest with what would be valid."""
         if self.image:
-            return self._artifact(value, field)
+            return self._parse_artifact_id(value, field)
         typed = self._to_type(value)
         if typed is None:
-            raise self._invalid(field, f"must be {_ARTICLE[self.type]}")
+            raise self._new_invalid_error(field, f"must be {_ARTICLE[self.type]}")
         if self.choices and typed not in self.choices:
             listed = ", ".join(json.dumps(choice) for choice in self.choices)
-            raise self._invalid(field, f"must be one of {listed}")
+            raise self._new_invalid_error(field, f"must be one of {listed}")
         problem = (
-            self._text_problem(typed) if isinstance(typed, str) else self._number_problem(typed)
+            self._find_text_problem(typed)
+            if isinstance(typed, str)
+            else self._find_number_problem(typed)
         )
         if problem is not None:
-            raise self._invalid(field, problem)
+            raise self._new_invalid_error(field, problem)
         return typed
 
     def to_reference(self, value: Mapping[str, Any], field: str) -> str:
         """Translate ``{"from": "steps.0.text"}`` to a reference such as ``${steps.0.text:string}``."""
         path = value.get("from")
         if len(value) != 1 or not isinstance(path, str) or not _REFERENCE.fullmatch(path):
-            raise self._invalid(
+            raise self._new_invalid_error(
                 field,
                 f"must be {_ARTICLE[self.type]}, or, in a pipeline, an object such as "
                 '{"from": "steps.0.text"}',
@@ -94,10 +96,10 @@ class Parameter:
         kind = "artifact" if self.image else self.type.value
         return f"${{{path}:{kind}}}"
 
-    def _artifact(self, value: Any, field: str) -> str:
+    def _parse_artifact_id(self, value: Any, field: str) -> str:
         match = _ARTIFACT.fullmatch(value) if isinstance(value, str) else None
         if match is None:
-            raise self._invalid(
+            raise self._new_invalid_error(
                 field,
                 "must be the id of an artifact, such as art_0123…; POST /artifacts returns one",
             )
@@ -111,7 +113,7 @@ class Parameter:
             return int(value)
         return cast(Scalar, value) if isinstance(value, _PYTHON[self.type]) else None
 
-    def _text_problem(self, value: str) -> str | None:
+    def _find_text_problem(self, value: str) -> str | None:
         if _ARTIFACT.fullmatch(value):
             return "must not be the id of an artifact, because this input is text"
         if self.min_length is not None and len(value) < self.min_length:
@@ -122,7 +124,7 @@ class Parameter:
             return f"must match {self.pattern}"
         return None
 
-    def _number_problem(self, value: int | float) -> str | None:
+    def _find_number_problem(self, value: int | float) -> str | None:
         if self.minimum is not None and value < self.minimum:
             return f"must be at least {self.minimum}"
         if self.maximum is not None and value > self.maximum:
@@ -135,7 +137,7 @@ class Parameter:
             return f"must be a multiple of {self.multiple_of}"
         return None
 
-    def _invalid(self, field: str, problem: str) -> InvalidRequest:
+    def _new_invalid_error(self, field: str, problem: str) -> InvalidRequest:
         return InvalidRequest(f"{field} {problem}", field=field)
 
 

@@ -61,7 +61,7 @@ class PromptFile:
     size: int
     sha256: str
 
-    def artifact(self) -> Artifact:
+    def to_artifact(self) -> Artifact:
         return Artifact(
             id="",
             name=self.name.filename,

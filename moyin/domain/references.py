@@ -30,14 +30,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 
 
 def resolve_references(payload: Any, outputs: Sequence[Mapping[str, Any]]) -> Any:
-    """Return a copy of a step's payload with every reference replaced by its value.
-
-    Args:
-        outputs: the outputs of the earlier steps, by index.
-
-    Raises:
-        InvalidRequest: a referenced step or member does not exist, or has another type.
-    """
+    """Return a copy of a payload with its references to earlier ``outputs`` replaced by the values."""
     if isinstance(payload, str):
         return _resolve_text(payload, outputs)
     if isinstance(payload, Mapping):
@@ -49,9 +42,9 @@ def resolve_references(payload: Any, outputs: Sequence[Mapping[str, Any]]) -> An
 
 def check_references(payload: Any, index: int) -> None:
     """Check that step ``index`` refers to earlier steps only; raise InvalidRequest if not."""
-    for text in _strings(payload):
+    for text in _iterate_strings(payload):
         for match in _REFERENCE.finditer(text):
-            if _index(match) >= index:
+            if _parse_index(match) >= index:
                 raise InvalidRequest(
                     f"steps.{index}: {match[0]} must refer to an earlier step",
                     field=f"steps.{index}",
@@ -60,7 +53,7 @@ def check_references(payload: Any, index: int) -> None:
 
 def has_references(payload: Any) -> bool:
     """Return True if ``payload`` contains a reference to the output of an earlier step."""
-    return any(_REFERENCE.search(text) for text in _strings(payload))
+    return any(_REFERENCE.search(text) for text in _iterate_strings(payload))
 
 
 def escape_references(payload: Any) -> Any:
@@ -83,7 +76,7 @@ def _resolve_text(text: str, outputs: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _look_up(match: re.Match[str], outputs: Sequence[Mapping[str, Any]]) -> Any:
-    index = _index(match)
+    index = _parse_index(match)
     if index >= len(outputs):
         raise InvalidRequest(
             f"{match[0]}: step {index} is not an earlier step", field=f"steps.{index}"
@@ -103,7 +96,7 @@ def _look_up(match: re.Match[str], outputs: Sequence[Mapping[str, Any]]) -> Any:
     return value
 
 
-def _index(match: re.Match[str]) -> int:
+def _parse_index(match: re.Match[str]) -> int:
     """Return the referenced step's index; huge numbers, which Python cannot parse, are capped."""
     return int(match[1]) if len(match[1]) < 10 else sys.maxsize
 
@@ -116,12 +109,12 @@ def _has_type(kind: str, value: Any) -> bool:
     return isinstance(value, _TYPES[kind])
 
 
-def _strings(payload: Any) -> Iterator[str]:
+def _iterate_strings(payload: Any) -> Iterator[str]:
     if isinstance(payload, str):
         yield payload
     elif isinstance(payload, Mapping):
         for value in payload.values():
-            yield from _strings(value)
+            yield from _iterate_strings(value)
     elif isinstance(payload, list | tuple):
         for item in payload:
-            yield from _strings(item)
+            yield from _iterate_strings(item)

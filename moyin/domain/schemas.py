@@ -69,14 +69,7 @@ _BOUNDS = SchemaBounds()
 
 
 def check_schemas(schemas: Iterable[tuple[str, Any]], bounds: SchemaBounds = _BOUNDS) -> None:
-    """Check that a local model server can compile the schemas of a request quickly.
-
-    Args:
-        schemas: pairs of a field of the request and the schema in that field.
-
-    Raises:
-        SchemaTooLarge: a schema exceeds a bound; the error names the field and the bound.
-    """
+    """Raise SchemaTooLarge if a schema, paired with its field of the request, exceeds a bound."""
     totals: _Totals | None = None
     for field, schema in schemas:
         totals = totals or _Totals(bounds)
@@ -92,9 +85,9 @@ class _Totals:
 
     def add(self, field: str, bound: str, amount: int, counted: str) -> None:
         total = self._sums[bound] = self._sums.get(bound, 0) + amount
-        self.check(field, bound, total, counted)
+        self.check_limit(field, bound, total, counted)
 
-    def check(self, field: str, bound: str, amount: int, counted: str) -> None:
+    def check_limit(self, field: str, bound: str, amount: int, counted: str) -> None:
         limit = getattr(self.bounds, bound)
         if amount > limit:
             raise SchemaTooLarge(
@@ -117,40 +110,43 @@ class _SchemaChecker:
     def check(self) -> None:
         field, totals = self._field, self._totals
         totals.add(field, "bytes", len(to_json(self._root)), "the bytes of its JSON schemas")
-        parts, depth = _parts(self._root, totals.bounds)
-        totals.check(field, "depth", depth, _LEVELS)
+        parts, depth = _collect_schemas(self._root, totals.bounds)
+        totals.check_limit(field, "depth", depth, _LEVELS)
         totals.add(field, "nodes", len(parts), "the parts of its JSON schemas")
         for part in parts:
             if _COSTLY.isdisjoint(part):
                 continue
             self._check_values(part)
             self._check_pattern(part.get("pattern"))
-            for pattern in _names(part.get("patternProperties")):
+            for pattern in _list_names(part.get("patternProperties")):
                 self._check_pattern(pattern)
-            self._measure(part)
+            self._measure_schema(part)
 
     def _check_values(self, part: Mapping[str, Any]) -> None:
         field, totals = self._field, self._totals
         values = part.get("enum")
         if isinstance(values, list):
             totals.add(field, "values", len(values), "the enum values of its JSON schemas")
-            size = sum(map(_length, values))
+            size = sum(map(_count_characters, values))
             totals.add(field, "characters", size, "the characters of its enum values")
         if "const" in part:
             totals.add(
-                field, "characters", _length(part["const"]), "the characters of its constants"
+                field,
+                "characters",
+                _count_characters(part["const"]),
+                "the characters of its constants",
             )
 
     def _check_pattern(self, pattern: Any) -> None:
         if not isinstance(pattern, str):
             return
         field, totals = self._field, self._totals
-        totals.check(field, "pattern", len(pattern), "the characters of a pattern")
-        size = _expanded_repeats(pattern)
-        totals.check(field, "repeats", size, "the expanded repetitions of a pattern")
+        totals.check_limit(field, "pattern", len(pattern), "the characters of a pattern")
+        size = _count_expanded_repeats(pattern)
+        totals.check_limit(field, "repeats", size, "the expanded repetitions of a pattern")
         totals.add(field, "patterns", size, "the expanded repetitions of its patterns")
 
-    def _measure(self, part: Any) -> tuple[int, int]:
+    def _measure_schema(self, part: Any) -> tuple[int, int]:
         """Return the number of alternatives and of properties of a schema, references resolved."""
         if not isinstance(part, Mapping):
             return 1, 0
@@ -165,23 +161,25 @@ class _SchemaChecker:
                 details={"bound": "alternatives", "limit": self._totals.bounds.alternatives},
             )
         self._open.add(key)
-        self._totals.check(self._field, "depth", len(self._open), _LEVELS)
-        alternatives, properties = 0, len(_names(part.get("properties")))
+        self._totals.check_limit(self._field, "depth", len(self._open), _LEVELS)
+        alternatives, properties = 0, len(_list_names(part.get("properties")))
         for name in ("enum", "type"):
             if isinstance(part.get(name), list):
                 alternatives = max(alternatives, len(part[name]))
         if isinstance(part.get("$ref"), str):
-            alternatives, properties = _sum(
+            alternatives, properties = _add_pairs(
                 (alternatives, properties), self._measure_reference(part["$ref"])
             )
         for name in _CHOICES:
             members = part.get(name)
             for member in members if isinstance(members, list) else ():
-                alternatives, properties = _sum((alternatives, properties), self._measure(member))
+                alternatives, properties = _add_pairs(
+                    (alternatives, properties), self._measure_schema(member)
+                )
         self._open.discard(key)
         field, totals = self._field, self._totals
-        totals.check(field, "alternatives", alternatives, "the alternatives at one place")
-        totals.check(field, "properties", properties, "the properties of one object")
+        totals.check_limit(field, "alternatives", alternatives, "the alternatives at one place")
+        totals.check_limit(field, "properties", properties, "the properties of one object")
         measured = self._measured[key] = (max(alternatives, 1), properties)
         return measured
 
@@ -198,22 +196,22 @@ class _SchemaChecker:
                 value = value[int(name)]
             else:
                 return 1, 0
-        return self._measure(value)
+        return self._measure_schema(value)
 
 
-def _sum(left: tuple[int, int], right: tuple[int, int]) -> tuple[int, int]:
+def _add_pairs(left: tuple[int, int], right: tuple[int, int]) -> tuple[int, int]:
     return left[0] + right[0], left[1] + right[1]
 
 
-def _names(members: Any) -> tuple[str, ...]:
+def _list_names(members: Any) -> tuple[str, ...]:
     return tuple(members) if isinstance(members, Mapping) else ()
 
 
-def _length(value: Any) -> int:
+def _count_characters(value: Any) -> int:
     return len(value) if isinstance(value, str) else len(to_json(value))
 
 
-def _parts(root: Any, bounds: SchemaBounds) -> tuple[list[Mapping[str, Any]], int]:
+def _collect_schemas(root: Any, bounds: SchemaBounds) -> tuple[list[Mapping[str, Any]], int]:
     """Return ``root`` with all nested schemas, and the depth; stop once a bound is exceeded."""
     parts: list[Mapping[str, Any]] = []
     level, depth = [root], 0
@@ -235,7 +233,7 @@ def _parts(root: Any, bounds: SchemaBounds) -> tuple[list[Mapping[str, Any]], in
 
 
 @dataclass(frozen=True, slots=True)
-class _Cost:
+class _PatternCost:
     """The cost of compiling a part of a regular expression.
 
     Attributes:
@@ -249,15 +247,15 @@ class _Cost:
     nested: int = 0
     choices: int = 0
 
-    def __add__(self, other: _Cost) -> _Cost:
-        return _Cost(
+    def __add__(self, other: _PatternCost) -> _PatternCost:
+        return _PatternCost(
             self.repeats + other.repeats,
             self.nested + other.nested,
             self.choices + other.choices,
         )
 
 
-def _expanded_repeats(pattern: str) -> int:
+def _count_expanded_repeats(pattern: str) -> int:
     """Return the number of repetitions in a regular expression, with nested ones multiplied.
 
     In ``(a?b{2}){3}`` the two repetitions of the group count three times. Alternatives in a
@@ -265,30 +263,30 @@ def _expanded_repeats(pattern: str) -> int:
     """
     # The costs of the open groups, outermost first. `last` is the cost of the last element, which a
     # repetition may follow: None for a character or a class.
-    groups: list[_Cost] = [_Cost()]
-    last: _Cost | None = None
+    groups: list[_PatternCost] = [_PatternCost()]
+    last: _PatternCost | None = None
     at = 0
     while at < len(pattern):
         sign = pattern[at]
         repeat = _REPEAT.match(pattern, at) if sign == "{" else None
         if sign == "(":
-            groups.append(_Cost())
+            groups.append(_PatternCost())
         elif sign == ")" and len(groups) > 1:
             last = groups.pop()
             groups[-1] += last
         elif sign == "|":
-            groups[-1] += _Cost(choices=1)
+            groups[-1] += _PatternCost(choices=1)
         elif repeat is not None or sign in "?*+":
-            more = _repetition_cost(last, *_repeat_range(sign, repeat))
+            more = _compute_repetition_cost(last, *_parse_repeat_range(sign, repeat))
             groups[-1] += more
-            last = (last or _Cost()) + more
+            last = (last or _PatternCost()) + more
         else:
             last = None
-        at = repeat.end() if repeat is not None else _next_index(pattern, at)
+        at = repeat.end() if repeat is not None else _find_next_index(pattern, at)
     return sum(group.repeats for group in groups)
 
 
-def _repeat_range(sign: str, repeat: re.Match[str] | None) -> tuple[int, int]:
+def _parse_repeat_range(sign: str, repeat: re.Match[str] | None) -> tuple[int, int]:
     """Return the least and the most times of a repetition; ``*`` and ``+`` count as at most two."""
     if repeat is None:
         return int(sign == "+"), 1 if sign == "?" else 2
@@ -296,15 +294,15 @@ def _repeat_range(sign: str, repeat: re.Match[str] | None) -> tuple[int, int]:
     return least, max(least, int(repeat[2] or 0))
 
 
-def _repetition_cost(last: _Cost | None, least: int, most: int) -> _Cost:
+def _compute_repetition_cost(last: _PatternCost | None, least: int, most: int) -> _PatternCost:
     """Return the cost that a repetition adds to the element before it."""
     if last is None:
-        return _Cost(repeats=-(-most // _CHEAP_REPEATS), nested=max(most - least, 1))
+        return _PatternCost(repeats=-(-most // _CHEAP_REPEATS), nested=max(most - least, 1))
     more = (last.nested + last.choices) * max(most - 1, 0) + last.choices + most - least
-    return _Cost(repeats=more, nested=more)
+    return _PatternCost(repeats=more, nested=more)
 
 
-def _next_index(pattern: str, at: int) -> int:
+def _find_next_index(pattern: str, at: int) -> int:
     """Return the index after the element at ``at``, which is an escape, a class or a character."""
     if pattern[at] == "[":
         at += 1

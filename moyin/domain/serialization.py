@@ -11,28 +11,28 @@ T = TypeVar("T")
 _adapters: dict[type[Any], TypeAdapter[Any]] = {}
 
 
-def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
+def _get_adapter(cls: type[Any]) -> TypeAdapter[Any]:
     if cls not in _adapters:
         _adapters[cls] = TypeAdapter(cls)
     return _adapters[cls]
 
 
 def encode(value: Any) -> bytes:
-    return _adapter(type(value)).dump_json(value)
+    return _get_adapter(type(value)).dump_json(value)
 
 
 def decode(cls: type[T], data: bytes) -> T:
     """Decode the JSON bytes of a domain dataclass of the type ``cls``."""
-    result: T = _adapter(cls).validate_json(data)
+    result: T = _get_adapter(cls).validate_json(data)
     return result
 
 
 def to_plain(value: Any) -> Any:
     """Convert a domain dataclass to the dicts, lists and scalars of JSON."""
-    return _adapter(type(value)).dump_python(value, mode="json")
+    return _get_adapter(type(value)).dump_python(value, mode="json")
 
 
 def from_plain(cls: type[T], data: Any) -> T:
     """Convert the dicts, lists and scalars of JSON to a domain dataclass of the type ``cls``."""
-    result: T = _adapter(cls).validate_python(data)
+    result: T = _get_adapter(cls).validate_python(data)
     return result

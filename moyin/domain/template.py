@@ -68,7 +68,7 @@ def fill_template(
                 field=f"{prefix}inputs.{name[:64]}",
             )
     values = {
-        name: _value(parameter, inputs, f"{prefix}inputs.{name}")
+        name: _check_input(parameter, inputs, f"{prefix}inputs.{name}")
         for name, parameter in template.parameters.items()
     }
     return {
@@ -95,7 +95,7 @@ class _Reference(str):
     """A text that is a reference to an earlier step, so that it must not be escaped."""
 
 
-def _value(parameter: Parameter, inputs: Mapping[str, Any], field: str) -> Scalar:
+def _check_input(parameter: Parameter, inputs: Mapping[str, Any], field: str) -> Scalar:
     value = inputs.get(parameter.name)
     if value is None:
         if parameter.default is None:
@@ -112,7 +112,7 @@ def _fill_value(value: Any, values: Mapping[str, Scalar]) -> Any:
     if isinstance(value, str):
         whole = _INPUT.fullmatch(value)
         if whole:
-            return _escape(values[whole[1]])
+            return _escape_value(values[whole[1]])
         return _fill_text(value, values) if _INPUT.search(value) else value
     if isinstance(value, Mapping):
         return {key: _fill_value(item, values) for key, item in value.items()}
@@ -121,7 +121,7 @@ def _fill_value(value: Any, values: Mapping[str, Scalar]) -> Any:
     return value
 
 
-def _escape(value: Scalar) -> Any:
+def _escape_value(value: Scalar) -> Any:
     return str(value) if isinstance(value, _Reference) else escape_references(value)
 
 
@@ -135,9 +135,9 @@ def _fill_text(text: str, values: Mapping[str, Scalar]) -> str:
             parts += [escape_references(plain), str(value)]
             plain = ""
         else:
-            plain += _text(value)
+            plain += _to_text(value)
     return "".join([*parts, escape_references(plain)])
 
 
-def _text(value: Scalar) -> str:
+def _to_text(value: Scalar) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -72,7 +72,7 @@ class Transcript:
                     self._names[delta.index] = delta.name
                 case ToolArguments() if delta.index in self._names:
                     self._arguments.setdefault(delta.index, []).append(delta.fragment)
-                    self._add(len(delta.fragment))
+                    self._count_size(len(delta.fragment))
                 case ToolStarted() | ToolArguments():
                     self.is_complete = False
                 case Finished():
@@ -81,7 +81,7 @@ class Transcript:
     def add_text(self, text: str) -> None:
         """Record text; this is a fast path beside `add`, because most events hold only text."""
         self._pieces.append(text)
-        self._add(len(text))
+        self._count_size(len(text))
 
     def mark_unreadable(self) -> None:
         """Record that an event of the stream was malformed."""
@@ -107,7 +107,7 @@ class Transcript:
         stop = self.stop or StopReason.END
         return ChatResponse(id="", model="", parts=tuple(parts), stop=stop, usage=Usage())
 
-    def _add(self, size: int) -> None:
+    def _count_size(self, size: int) -> None:
         self._size += size
         if self._size > _MAX_CHARACTERS:
             self.is_complete = False

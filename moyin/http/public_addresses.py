@@ -34,14 +34,7 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class AllowedNetworks:
-    """Decides which addresses may be connected to: public ones, and allowed private networks.
-
-    Args:
-        allowed: comma-separated CIDR blocks of the allowed private networks.
-
-    Raises:
-        ValueError: ``allowed`` contains text that is not a CIDR block.
-    """
+    """Allows connections to public addresses and to comma-separated CIDR blocks of private networks."""
 
     def __init__(self, allowed: str = "") -> None:
         blocks = [block.strip() for block in allowed.split(",") if block.strip()]
@@ -49,12 +42,12 @@ class AllowedNetworks:
 
     def allows(self, address: str) -> bool:
         """Return True if the IP address may be connected to."""
-        ip = _embedded_ipv4(ipaddress.ip_address(address.partition("%")[0]))
+        ip = _unwrap_ipv4(ipaddress.ip_address(address.partition("%")[0]))
         if any(ip.version == block.version and ip in block for block in self._allowed):
             return True
         return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 
-    def check_literal(self, url: str) -> None:
+    def check_literal_address(self, url: str) -> None:
         """Raise AddressNotAllowed if the host in the URL is an IP address that is not allowed."""
         try:
             # aiohttp parses URLs with yarl, which also accepts full-width and circled digits.
@@ -62,7 +55,7 @@ class AllowedNetworks:
         except ValueError:
             return
         if not is_allowed:
-            raise _not_allowed()
+            raise _new_not_allowed_error()
 
 
 class PublicResolver(AbstractResolver):
@@ -88,7 +81,7 @@ class PublicResolver(AbstractResolver):
         except UnicodeError as error:
             raise OSError(f"the host name {host[:64]!r} is invalid") from error
         if not all(self._networks.allows(result["host"]) for result in results):
-            raise _not_allowed()
+            raise _new_not_allowed_error()
         return results
 
     async def close(self) -> None:
@@ -131,7 +124,7 @@ class PublicConnector(TCPConnector):
             return await super().connect(req, traces, timeout)
         except ClientConnectorError as error:
             if isinstance(error.os_error, _ForbiddenError):
-                raise _not_allowed() from None
+                raise _new_not_allowed_error() from None
             raise
 
 
@@ -158,7 +151,7 @@ def check_url(url: str, *, field: str) -> None:
         raise InvalidRequest(f"{field} must not contain a user name or password", field=field)
 
 
-def _embedded_ipv4(address: Address) -> Address:
+def _unwrap_ipv4(address: Address) -> Address:
     """Return the IPv4 address that an IPv6 address embeds, or else the address itself."""
     if isinstance(address, ipaddress.IPv4Address):
         return address
@@ -168,7 +161,7 @@ def _embedded_ipv4(address: Address) -> Address:
     return address.ipv4_mapped or address.sixtofour or (teredo[1] if teredo else address)
 
 
-def _not_allowed() -> AddressNotAllowed:
+def _new_not_allowed_error() -> AddressNotAllowed:
     # The message omits the address, because internal name resolution must not leak.
     return AddressNotAllowed(
         "webhook must resolve to public addresses only: private networks are not allowed",

@@ -8,15 +8,6 @@ from pydantic_core import from_json, to_json
 
 from moyin.errors import StreamInterrupted
 
-__all__ = [
-    "EVENT_STREAM",
-    "Frame",
-    "FrameSplitter",
-    "encode_cost_comment",
-    "encode_event",
-    "parse_event",
-]
-
 EVENT_STREAM = b"text/event-stream; charset=utf-8"
 
 # Limits the memory for a back end that never ends an event.
@@ -45,7 +36,7 @@ class FrameSplitter:
         *whole, self._rest = buffer.split(b"\n\n")
         if len(self._rest) > _MAX_FRAME_BYTES:
             raise StreamInterrupted("the back end sent an event of more than 16 MiB in its stream")
-        return [Frame(raw + b"\n\n", _data(raw)) for raw in whole if raw]
+        return [Frame(raw + b"\n\n", _extract_data(raw)) for raw in whole if raw]
 
     def end(self) -> list[Frame]:
         """Return the last event if its blank line was missing, and drop other remaining bytes."""
@@ -65,7 +56,7 @@ def _normalise_line_ends(buffer: bytes) -> bytes:
     return body.replace(b"\r\n", b"\n").replace(b"\r", b"\n") + tail
 
 
-def _data(raw: bytes) -> bytes | None:
+def _extract_data(raw: bytes) -> bytes | None:
     if raw.startswith(b"data:") and b"\n" not in raw:
         return raw[5:].strip()
     lines = [line[5:].strip() for line in raw.split(b"\n") if line.startswith(b"data:")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
@@ -104,7 +104,9 @@ def validate(shape: type[M], data: Mapping[str, Any]) -> M:
         return shape.model_validate(data)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False)
-        path, message = _deepest([(_path(problem, data), problem["msg"]) for problem in problems])
+        found = [(_build_path(problem, data), problem["msg"]) for problem in problems]
+        # In a union, the branch with the deepest error is the one that the client meant.
+        path, message = max(found, key=lambda pair: pair[0].count("."))
         message = message.removeprefix("Value error, ")
         raise InvalidRequest(
             f"{path}: {message}" if path else message, field=path or None
@@ -156,11 +158,11 @@ def find_embedded_schemas(data: Mapping[str, Any], tools: str) -> Iterator[tuple
     if isinstance(tool_list, list):
         paths += [f"tools.{number}.{tools}" for number in range(len(tool_list))]
     for path in paths:
-        if (schema := _member(data, path)) is not None:
+        if (schema := _get_member(data, path)) is not None:
             yield path, schema
 
 
-def _member(value: Any, path: str) -> Any:
+def _get_member(value: Any, path: str) -> Any:
     for name in path.split("."):
         if isinstance(value, list):
             value = value[int(name)]
@@ -243,27 +245,22 @@ def arguments_to_text(value: Any) -> str:
     return to_json(value).decode() if isinstance(value, dict | list) else require_text(value)
 
 
-def _deepest(problems: Sequence[tuple[str, str]]) -> tuple[str, str]:
-    # In a union, the branch with the deepest error is the one that the client meant.
-    return max(problems, key=lambda problem: problem[0].count("."))
-
-
-def _path(problem: ErrorDetails, data: Any) -> str:
+def _build_path(problem: ErrorDetails, data: Any) -> str:
     """Return the path of an invalid field, without the names of union branches that pydantic adds."""
     value, path = data, []
     *inner, last = problem["loc"] or ("",)
     for part in inner:
-        if _has(value, part):
+        if _has_member(value, part):
             value = value[part]
             path.append(str(part))
-    if _has(value, last) or (problem["type"] == "missing" and isinstance(last, str)):
+    if _has_member(value, last) or (problem["type"] == "missing" and isinstance(last, str)):
         path.append(str(last))
     if problem["type"].startswith("union_tag"):
         path.append(problem["ctx"]["discriminator"].strip("'"))
     return ".".join(path)
 
 
-def _has(value: Any, part: int | str) -> bool:
+def _has_member(value: Any, part: int | str) -> bool:
     if isinstance(value, Mapping):
         return part in value
     return isinstance(value, list) and isinstance(part, int) and part < len(value)

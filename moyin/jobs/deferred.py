@@ -7,6 +7,7 @@ from typing import Any
 
 from moyin.domain.identity import Identity
 from moyin.domain.job import Job, JobSpec, Step, StepKind
+from moyin.domain.references import escape_references
 from moyin.errors import UnsupportedFeature
 from moyin.jobs.protocol.response import render_job
 from moyin.jobs.protocol.step_requests import check_step_path
@@ -57,8 +58,10 @@ class DeferredCalls:
         check_step_path(path, field="path")
         payload = {
             "method": method,
-            "path": _literal(path),
-            "headers": {name: _literal(value) for name, value in headers if _is_kept(name)},
+            "path": escape_references(path),
+            "headers": {
+                name: escape_references(value) for name, value in headers if _is_forwarded(name)
+            },
             "body": None,
             # The spec only refers to the body, which may be large and need not be text.
             "blob": await self._blobs.put(body) if body else None,
@@ -66,7 +69,7 @@ class DeferredCalls:
         spec = JobSpec(kind=StepKind.HTTP.value, steps=(Step(kind=StepKind.HTTP, payload=payload),))
         return await self._service.submit(identity, spec, idempotency_key=idempotency_key)
 
-    def is_job(self, identity: Identity) -> bool:
+    def is_called_by_job(self, identity: Identity) -> bool:
         """Return True if the caller is itself a job, so that it must get a response at once."""
         return identity.service == "jobs"
 
@@ -75,10 +78,5 @@ class DeferredCalls:
         return render_job(job).model_dump(mode="json")
 
 
-def _is_kept(name: str) -> bool:
+def _is_forwarded(name: str) -> bool:
     return name not in _DROPPED and not name.startswith(_DROPPED_PREFIX)
-
-
-def _literal(text: str) -> str:
-    """Escape ``text`` so that a step does not resolve it as a reference."""
-    return text.replace("${", "$${")

@@ -53,7 +53,7 @@ class JobFeed:
                 "Last-Event-ID must be the id of an event of this job, such as 1700000000000-0",
                 field="Last-Event-ID",
             )
-        return self._follow(job, after)
+        return self._stream_events(job, after)
 
     async def is_complete(self, job: Job, after: str | None) -> bool:
         """Return True if the job has ended and its last event has the id ``after``."""
@@ -76,11 +76,13 @@ class JobFeed:
         """Wait until the job has ended, by reading its events after the id ``after``."""
         if job.status.is_final:
             return
-        async with aclosing(self._follow(job, after)) as events:
+        async with aclosing(self._stream_events(job, after)) as events:
             async for _ in events:
                 continue
 
-    async def _follow(self, job: Job, after: str | None) -> AsyncGenerator[list[JobEvent], None]:
+    async def _stream_events(
+        self, job: Job, after: str | None
+    ) -> AsyncGenerator[list[JobEvent], None]:
         # All events of a finished job arrive at once, or not at all.
         quiet = self._quiet / 10 if job.status.is_final else self._quiet
         async with self._hub.subscribe(job.id, after) as subscription:
@@ -92,19 +94,19 @@ class JobFeed:
                         kind, data = build_status_event(job)
                         yield [JobEvent(id="", type=kind, data=data)]
                         return
-                end = await self._end_index(batch, job)
+                end = await self._find_end(batch, job)
                 yield batch[:end]
                 if end is not None:
                     return
 
-    async def _end_index(self, batch: list[JobEvent], job: Job) -> int | None:
+    async def _find_end(self, batch: list[JobEvent], job: Job) -> int | None:
         """Return the number of events up to the job's end; None if the batch does not reach the end."""
         for count, event in enumerate(batch, start=1):
-            if event.type.is_final and await self._is_end(event, job):
+            if event.type.is_final and await self._is_end_of_job(event, job):
                 return count
         return None
 
-    async def _is_end(self, event: JobEvent, job: Job) -> bool:
+    async def _is_end_of_job(self, event: JobEvent, job: Job) -> bool:
         """Return True if the final event belongs to the newest attempt of the job."""
         attempt = event.data.get("attempt")
         if attempt is not None and attempt <= job.attempts:

@@ -40,7 +40,7 @@ class GraphChecker:
         self._guard = guard
         self._pools = tuple(pools)
 
-    async def admit(self, submitter: Identity, spec: JobSpec) -> JobSpec:
+    async def check_new_job(self, submitter: Identity, spec: JobSpec) -> JobSpec:
         """Check the graphs of a new job, and return the job with pools that run such jobs.
 
         Raises:
@@ -50,11 +50,11 @@ class GraphChecker:
             NodeNotAllowed: a graph has a node that is not allowed.
             InvalidGraph: ComfyUI's validation rejects a graph.
         """
-        spec = await self._with_pools(submitter, spec)
+        spec = await self._assign_pools(submitter, spec)
         await self._check_graphs(submitter, spec)
         return spec
 
-    async def recheck(self, caller: Identity, spec: JobSpec) -> None:
+    async def check_retried_job(self, caller: Identity, spec: JobSpec) -> None:
         """Check that the caller may still use the pools and nodes of an accepted job.
 
         Raises:
@@ -69,16 +69,16 @@ class GraphChecker:
             if step.kind is not StepKind.RENDER:
                 continue
             if step.pool not in pools:
-                raise _no_pool(spec, index, step.pool, pools)
+                raise _new_pool_error(spec, index, step.pool, pools)
             # The files need no check, because they belong to the tenant, which has not changed.
             nodes: dict[str, Any] = {
                 node_id: {"class_type": node.get("class_type"), "inputs": {}}
-                for node_id, node in _own_nodes(spec, index).items()
+                for node_id, node in _get_changed_nodes(spec, index).items()
                 if isinstance(node, Mapping)
             }
             await self._guard.check_graph(caller, step.pool, nodes, ())
 
-    async def _with_pools(self, submitter: Identity, spec: JobSpec) -> JobSpec:
+    async def _assign_pools(self, submitter: Identity, spec: JobSpec) -> JobSpec:
         """Return the job with the first allowed pool instead of a default pool that is forbidden."""
         if all(step.kind is not StepKind.RENDER for step in spec.steps):
             return spec
@@ -92,7 +92,7 @@ class GraphChecker:
             elif step.pool == DEFAULT_POOL and pools and is_restricted:
                 steps.append(replace(step, pool=pools[0]))
             else:
-                raise _no_pool(spec, index, step.pool, pools)
+                raise _new_pool_error(spec, index, step.pool, pools)
         return replace(spec, steps=tuple(steps))
 
     async def _check_graphs(self, submitter: Identity, spec: JobSpec) -> None:
@@ -111,7 +111,7 @@ class GraphChecker:
             try:
                 is_known = await self._check_graph(submitter, step, graph, artifacts)
             except (InputNotFound, NodeNotAllowed) as error:
-                error.field = prefix + _request_field(step, graph, error.field or "")
+                error.field = prefix + _find_request_field(step, graph, error.field or "")
                 raise
             except InvalidRequest as error:
                 error.field = prefix + (error.field or "")
@@ -119,7 +119,7 @@ class GraphChecker:
             # The value of a reference is unknown until the earlier step has run.
             if is_known and index in representative and not references.has_references(full_graph):
                 graph = references.resolve_references(full_graph, ())
-                await self._validator.validate(step.pool, _with_file_names(graph, artifacts))
+                await self._validator.validate(step.pool, _replace_artifacts(graph, artifacts))
 
     async def _check_graph(
         self,
@@ -128,15 +128,8 @@ class GraphChecker:
         graph: Mapping[str, Any],
         artifacts: dict[str, Artifact],
     ) -> bool:
-        """Check the nodes and the file names of a graph, except for values that are references.
-
-        Args:
-            artifacts: a cache of the submitter's artifacts by id, to which artifacts are added.
-
-        Returns:
-            True if the pool's node classes are known.
-        """
-        graph = _without_references(graph)
+        """Check the nodes and file names of a graph; return False if its node classes are unknown."""
+        graph = _remove_references(graph)
         for artifact_id in artifact_ids(graph) - artifacts.keys():
             try:
                 artifact = await self._artifacts.get(submitter.owner, artifact_id)
@@ -145,22 +138,22 @@ class GraphChecker:
             if step.template is not None and not artifact.media_type.startswith("image/"):
                 raise InvalidRequest(
                     f"artifact {artifact_id!r} must be an image; its type is {artifact.media_type}",
-                    field=_artifact_field(step, artifact_id),
+                    field=_find_artifact_field(step, artifact_id),
                 )
             artifacts[artifact_id] = artifact
         own = {input_name(artifact) for artifact in artifacts.values()}
-        named = _with_file_names(graph, artifacts)
+        named = _replace_artifacts(graph, artifacts)
         return await self._guard.check_graph(submitter, step.pool, named, own)
 
 
-def _no_pool(spec: JobSpec, index: int, pool: str, pools: Sequence[str]) -> InvalidRequest:
+def _new_pool_error(spec: JobSpec, index: int, pool: str, pools: Sequence[str]) -> InvalidRequest:
     return InvalidRequest(
         f"there is no render pool {pool!r}; available pools: {', '.join(pools) or 'none'}",
         field="pool" if spec.kind != "pipeline" else f"steps.{index}.pool",
     )
 
 
-def _own_nodes(spec: JobSpec, index: int) -> Mapping[str, Any]:
+def _get_changed_nodes(spec: JobSpec, index: int) -> Mapping[str, Any]:
     """Return the graph of a step, or only the changed nodes for later children of a batch."""
     payload: Mapping[str, Any] = spec.steps[index].payload
     if spec.base is None:
@@ -187,7 +180,7 @@ def select_representative_steps(spec: JobSpec) -> list[int]:
     return sorted(set(indexes))[:_MAX_VALIDATED]
 
 
-def _with_file_names(
+def _replace_artifacts(
     graph: Mapping[str, Any], artifacts: Mapping[str, Artifact]
 ) -> Mapping[str, Any]:
     """Replace the ids of artifacts in the graph by the names of their files in ComfyUI."""
@@ -196,7 +189,7 @@ def _with_file_names(
     return with_inputs(graph, {key: input_name(artifact) for key, artifact in artifacts.items()})
 
 
-def _without_references(graph: Mapping[str, Any]) -> Mapping[str, Any]:
+def _remove_references(graph: Mapping[str, Any]) -> Mapping[str, Any]:
     """Remove inputs that refer to an earlier step; raise InvalidRequest if a node's class does so."""
     if not references.has_references(graph):
         resolved: Mapping[str, Any] = references.resolve_references(graph, ())
@@ -216,7 +209,7 @@ def _without_references(graph: Mapping[str, Any]) -> Mapping[str, Any]:
     return nodes
 
 
-def _artifact_field(step: Step, artifact_id: str) -> str:
+def _find_artifact_field(step: Step, artifact_id: str) -> str:
     """Return the field of the request that names the artifact."""
     if step.template is None:
         return "workflow"
@@ -224,7 +217,7 @@ def _artifact_field(step: Step, artifact_id: str) -> str:
     return f"inputs.{next(names, '')}".rstrip(".")
 
 
-def _request_field(step: Step, graph: Mapping[str, Any], place: str) -> str:
+def _find_request_field(step: Step, graph: Mapping[str, Any], place: str) -> str:
     """Return the field of the request that set a value of the graph, such as ``3.inputs.image``."""
     if step.template is None:
         return f"workflow.{place}".rstrip(".")

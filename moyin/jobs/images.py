@@ -61,7 +61,7 @@ class ImageJobs:
         """Submit the job that renders the pictures; errors name fields of the images API."""
         path = f"/templates/{quote(body.model, safe='')}"
         try:
-            document = await self.gateway.read_json(path, identity=_with_reading(identity))
+            document = await self.gateway.read_json(path, identity=_add_read_scope(identity))
         except errors.TemplateNotFound as error:
             raise errors.ModelNotFound(
                 f"there is no template {body.model!r}: model must be one of GET /templates",
@@ -93,7 +93,7 @@ class ImageJobs:
         """
         try:
             async with asyncio.timeout(seconds):
-                job = await self.gateway.wait_for_job(job_id, identity=_with_reading(identity))
+                job = await self.gateway.wait_for_job(job_id, identity=_add_read_scope(identity))
         except TimeoutError:
             raise JobStillRunning(job_id, seconds) from None
         if job["status"] == "cancelled":
@@ -133,7 +133,7 @@ class ImageJobs:
         """
         pictures = [a for a in job["artifacts"] if a["media_type"].startswith("image/")]
         if body.response_format == "b64_json":
-            reader = _with_reading(identity)
+            reader = _add_read_scope(identity)
             contents = (await self.gateway.read(a["url"], identity=reader) for a in pictures)
             return [{"b64_json": base64.b64encode(content).decode()} async for content in contents]
         return [
@@ -142,6 +142,6 @@ class ImageJobs:
         ]
 
 
-def _with_reading(identity: Identity) -> Identity:
+def _add_read_scope(identity: Identity) -> Identity:
     """Add the scope to read jobs, because the result belongs to every caller that may submit."""
     return replace(identity, scopes=identity.scopes | {JOBS_READ})

@@ -150,12 +150,12 @@ class JobService:
             PromptIdTaken: the id belongs to another job.
         """
         mark = mark or (None if idempotency_key is None else compute_fingerprint(spec))
-        spec = _with_allowed_class(submitter, spec, priority_field)
+        spec = _apply_allowed_priority(submitter, spec, priority_field)
         _check_scopes(submitter, spec)
         if spec.webhook is not None:
-            self._networks.check_literal(spec.webhook)
+            self._networks.check_literal_address(spec.webhook)
         if not validated:
-            spec = await self._graphs.admit(submitter, spec)
+            spec = await self._graphs.check_new_job(submitter, spec)
         prompt = spec.comfyui
         new = NewJob(
             id=job_id or str(uuid.uuid4()),
@@ -181,7 +181,7 @@ class JobService:
         )
         job, is_new = await self._jobs.create(new)
         if is_new:
-            await self._start(job, new.launch)
+            await self._publish_and_start(job, new.launch)
         return job, is_new
 
     async def cancel(self, caller: Identity, job_id: str) -> Job:
@@ -196,10 +196,10 @@ class JobService:
         """
         job = await self._jobs.get(caller.owner, job_id)
         if job.status.is_final:
-            raise _finished(job)
+            raise _new_finished_error(job)
         await self._jobs.record_canceller(job_id, job.attempts, Canceller.from_identity(caller))
         if not await self._launcher.cancel(job_id, job.attempts):
-            return await self._cancel_row(job)
+            return await self._cancel_without_workflow(job)
         return await self._jobs.get(caller.owner, job_id)
 
     async def retry(self, caller: Identity, job_id: str) -> Job:
@@ -216,16 +216,16 @@ class JobService:
         """
         ended = await self._jobs.get(caller.owner, job_id)
         if ended.priority < caller.best_priority:
-            raise _class_not_allowed(ended.priority, caller.best_priority, None)
+            raise _new_priority_error(ended.priority, caller.best_priority, None)
         if ended.status.is_final and (spec := await self.load_spec(ended)) is not None:
-            await self._graphs.recheck(caller, spec)
+            await self._graphs.check_retried_job(caller, spec)
         job = await self._jobs.reopen(caller.owner, job_id, caller.limits)
-        await self._start(job)
+        await self._publish_and_start(job)
         return job
 
     async def load_outputs(self, job: Job) -> list[Mapping[str, Any]]:
         """Return the outputs of the finished steps, in the order of ``job.results``."""
-        return [await self._output(result.output) for result in job.results]
+        return [await self._load_output(result.output) for result in job.results]
 
     async def load_spec(self, job: Job) -> JobSpec | None:
         """Return the job's spec; None if the spec was deleted from the artifact store."""
@@ -234,7 +234,7 @@ class JobService:
         except FileNotFoundError:
             return None
 
-    async def _cancel_row(self, job: Job) -> Job:
+    async def _cancel_without_workflow(self, job: Job) -> Job:
         """Cancel a job that has no running workflow, because it has not started or just ended."""
         is_written = await self._jobs.finish(
             job.id, job.attempts, JobStatus.CANCELLED, None, webhook_sent=False
@@ -248,17 +248,17 @@ class JobService:
             except ServiceUnavailable as error:
                 _log.warning("the sweeper will start the webhook of job %s: %s", job.id, error)
         elif job.status is not JobStatus.CANCELLED:
-            raise _finished(job)
+            raise _new_finished_error(job)
         return job
 
-    async def _output(self, sha256: str) -> Mapping[str, Any]:
+    async def _load_output(self, sha256: str) -> Mapping[str, Any]:
         try:
             output: Mapping[str, Any] = from_json(await self._blobs.get(sha256))
         except FileNotFoundError:
             return {}  # The output was deleted from the artifact store; the row is still valid.
         return output
 
-    async def _start(self, job: Job, launch: Launch | None = None) -> None:
+    async def _publish_and_start(self, job: Job, launch: Launch | None = None) -> None:
         await self._events.publish(job.id, *build_status_event(job))
         await self._frames.publish_status(job)
         try:
@@ -284,7 +284,7 @@ def serialize_spec(spec: JobSpec) -> bytes:
         if encoded.count(b"{") + encoded.count(b"[") > _MAX_LEVELS:
             from_json(encoded)
     except ValueError:
-        field = _deepest_field(spec)
+        field = _find_deepest_field(spec)
         raise InvalidRequest(
             f"{field} is nested too deeply: at most about {_MAX_LEVELS} levels are allowed",
             field=field,
@@ -292,33 +292,33 @@ def serialize_spec(spec: JobSpec) -> bytes:
     return encoded
 
 
-def _deepest_field(spec: JobSpec) -> str:
+def _find_deepest_field(spec: JobSpec) -> str:
     """Return the field with the deepest nesting in a request for one step."""
     step, prompt = spec.steps[0], spec.comfyui
-    if prompt is not None and _depth(prompt.extra_data) > _depth(step.payload):
+    if prompt is not None and _measure_depth(prompt.extra_data) > _measure_depth(step.payload):
         return "extra_data"
     return "workflow" if step.kind is StepKind.RENDER else "request"
 
 
-def _depth(value: Any) -> int:
+def _measure_depth(value: Any) -> int:
     if isinstance(value, Mapping):
         value = value.values()
     elif not isinstance(value, list | tuple):
         return 0
-    return 1 + max(map(_depth, value), default=0)
+    return 1 + max(map(_measure_depth, value), default=0)
 
 
-def _with_allowed_class(submitter: Identity, spec: JobSpec, field: str | None) -> JobSpec:
+def _apply_allowed_priority(submitter: Identity, spec: JobSpec, field: str | None) -> JobSpec:
     """Return the spec with a permitted priority; raise PriorityNotAllowed if ``field`` is set."""
     best = submitter.best_priority
     if spec.priority >= best:
         return spec
     if field is not None:
-        raise _class_not_allowed(spec.priority, best, field)
+        raise _new_priority_error(spec.priority, best, field)
     return replace(spec, priority=best)
 
 
-def _class_not_allowed(priority: int, best: int, field: str | None) -> PriorityNotAllowed:
+def _new_priority_error(priority: int, best: int, field: str | None) -> PriorityNotAllowed:
     return PriorityNotAllowed(
         f"you must not use priority {priority}: your best priority is {best}",
         field=field,
@@ -335,6 +335,6 @@ def _check_scopes(submitter: Identity, spec: JobSpec) -> None:
         )
 
 
-def _finished(job: Job) -> JobFinished:
+def _new_finished_error(job: Job) -> JobFinished:
     status = "been cancelled" if job.status is JobStatus.CANCELLED else job.status.value
     return JobFinished(f"job {job.id} has {status}")

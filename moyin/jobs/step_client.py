@@ -110,7 +110,7 @@ class StepClient:
                 # For example, the text of an earlier step may contain line breaks.
                 raise StepFailed(f"the header {name} must not contain control characters")
         allowed["idempotency-key"] = idempotency_key
-        data = _encoded(body, allowed)
+        data = _encode_body(body, allowed)
         try:
             # The path is sent exactly as it was checked.
             async with self._gateway.open(
@@ -119,30 +119,30 @@ class StepClient:
                 content = await read_up_to(response, self._max_response_bytes)
         except BodyTooLong:
             raise StepFailed(
-                f"the response to {method} {_without_query(path)} is larger than "
+                f"the response to {method} {_strip_query(path)} is larger than "
                 f"{self._max_response_bytes} bytes"
             ) from None
         except GatewayUnreachable as error:
             if isinstance(error.__cause__, TimeoutError):
                 raise BackendTimeout(
-                    f"{method} {_without_query(path)} exceeded the time limit of a request"
+                    f"{method} {_strip_query(path)} exceeded the time limit of a request"
                 ) from None
             reason = type(error.__cause__).__name__
             raise BackendUnavailable(
-                f"{method} {_without_query(path)} could not be reached ({reason})"
+                f"{method} {_strip_query(path)} could not be reached ({reason})"
             ) from error
         except RequestRefused as error:
-            raise _failure(method, path, error) from None
+            raise _to_step_error(method, path, error) from None
         return StepResponse(
             status=response.status,
             media_type=response.content_type,
             content=content,
-            cost_usd=_cost(response.headers.get("x-moyin-cost-usd")),
+            cost_usd=_parse_cost(response.headers.get("x-moyin-cost-usd")),
             backend=response.headers.get("x-moyin-backend"),
         )
 
 
-def _encoded(body: Any, headers: dict[str, str]) -> bytes | None:
+def _encode_body(body: Any, headers: dict[str, str]) -> bytes | None:
     """Return the body as bytes, and add its content-type to the headers if it is missing."""
     if body is None or isinstance(body, bytes):
         return body
@@ -156,9 +156,11 @@ def _encoded(body: Any, headers: dict[str, str]) -> bytes | None:
     return json.dumps(body).encode()
 
 
-def _failure(method: str, path: str, refusal: RequestRefused) -> BackendUnavailable | StepFailed:
+def _to_step_error(
+    method: str, path: str, refusal: RequestRefused
+) -> BackendUnavailable | StepFailed:
     """Return the error of a step whose request got an error status."""
-    message = f"{method} {_without_query(path)} answered with status {refusal.status}"
+    message = f"{method} {_strip_query(path)} answered with status {refusal.status}"
     response = refusal.body[:2_000].decode(errors="replace")
     details = {"status": refusal.status, "answer": response}
     if refusal.status in _RETRYABLE_STATUSES:
@@ -166,12 +168,12 @@ def _failure(method: str, path: str, refusal: RequestRefused) -> BackendUnavaila
     return StepFailed(message, details=details)
 
 
-def _without_query(path: str) -> str:
+def _strip_query(path: str) -> str:
     """Return the path for messages, without its query, which may contain secrets."""
     return path.partition("?")[0][:200]
 
 
-def _cost(header: str | None) -> Decimal:
+def _parse_cost(header: str | None) -> Decimal:
     try:
         cost = Decimal(header or 0)
     except InvalidOperation:

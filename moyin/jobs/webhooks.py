@@ -65,7 +65,7 @@ class WebhookSender:
             BackendTimeout: the receiver took too long; retry later.
         """
         check_url(url, field="webhook")
-        self._networks.check_literal(url)
+        self._networks.check_literal_address(url)
         body = to_json(payload)
         headers = build_signature_headers(
             derive_webhook_secret(self._signing_key, owner),

@@ -33,7 +33,7 @@ class Deferral(Protocol):
         """Return the job that will call ``path`` (with its query), and whether it is new."""
         ...
 
-    def is_job(self, identity: Identity) -> bool:
+    def is_called_by_job(self, identity: Identity) -> bool:
         """Return whether the caller is itself a job, whose calls must not be deferred again."""
         ...
 

@@ -215,7 +215,7 @@ class Proxy:
             return None
         # A client's preference needs the scope to create jobs; a route's `async` setting does not.
         preferred = prefers_async_response(scope["headers"]) and identity.has_scope(JOBS_WRITE)
-        is_deferred = (route.respond_async or preferred) and not deferral.is_job(identity)
+        is_deferred = (route.respond_async or preferred) and not deferral.is_called_by_job(identity)
         return deferral if is_deferred else None
 
     def _new_service(

@@ -104,7 +104,7 @@ class Pictures:
             check_url(place, field=_FIELD)
         except InvalidRequest:
             raise _unusable(place, "must be an absolute http or https URL") from None
-        self._networks.check_literal(place)
+        self._networks.check_literal_address(place)
 
     def _new_session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(

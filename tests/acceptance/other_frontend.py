@@ -45,7 +45,7 @@ def other_frontend(profile: Profile, files: Path) -> Iterator[str]:
 
 async def _serve(profile: Profile, files: Path, ready: Future[str], done: asyncio.Event) -> None:
     connector = _OtherFiles(profile, files)
-    async with connector.listening(0) as url:
+    async with connector.serve(0) as url:
         ready.set_result(url)
         await done.wait()
 

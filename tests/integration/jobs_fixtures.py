@@ -43,7 +43,7 @@ from moyin.jobs.workflows.activities import JobActivities
 from moyin.jobs.workflows.client import TemporalConnection
 from moyin.jobs.workflows.launcher import JobLauncher
 from moyin.jobs.workflows.status_writer import JobStatusWriter
-from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, render_queue
+from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, get_render_queue
 from moyin.jobs.workflows.worker import JobRunner, Sweeper
 from moyin.proxy import Proxy
 from moyin.render.comfyui.pool_client import PoolAnswer
@@ -223,7 +223,7 @@ class Farm:
         client: Client = await self.temporal.get_client()
         async with Worker(
             client,
-            task_queue=render_queue(pool),
+            task_queue=get_render_queue(pool),
             activities=[render_step],
             max_heartbeat_throttle_interval=HEARTBEAT_INTERVAL,
         ):

@@ -19,7 +19,7 @@ from moyin.domain.job import StepResult
 from moyin.errors import JobNotFound, RenderFailed, WorkerLost
 from moyin.jobs.workflows.failures import to_application_error
 from moyin.jobs.workflows.step_io import load_step, save_output, send_heartbeats
-from moyin.jobs.workflows.types import StepDone, StepInput
+from moyin.jobs.workflows.types import StepInput, StepOutcome
 from moyin.store.artifacts import step_artifact_id
 from tests.integration.jobs_fixtures import Farm
 from tests.integration.servers import eventually
@@ -67,7 +67,7 @@ class Renderer:
         self.cancelled = 0
 
     @activity.defn
-    async def render_step(self, step: StepInput) -> StepDone:
+    async def render_step(self, step: StepInput) -> StepOutcome:
         try:
             await self.farm.jobs.find(step.job_id)
         except JobNotFound as error:
@@ -98,7 +98,7 @@ class Renderer:
             index=step.index, output=output, artifacts=(artifact,), cost_usd=Decimal("0.5"),
             backend=activity.info().activity_type,
         )  # fmt: skip
-        return StepDone(result=result)
+        return StepOutcome(result=result)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from deployments.render.worker import set_owner_weights
 from moyin.jobs.workflows.client import TemporalConnection
 from moyin.jobs.workflows.launcher import get_job_priority
-from moyin.jobs.workflows.types import HEARTBEAT_TIMEOUT, render_queue
+from moyin.jobs.workflows.types import HEARTBEAT_TIMEOUT, get_render_queue
 from moyin.store.jobs import Launch
 from tests.integration.servers import TemporalServer
 
@@ -31,7 +31,7 @@ class Enter:
         await workflow.execute_activity(
             "enter",
             name,
-            task_queue=render_queue(_POOL),
+            task_queue=get_render_queue(_POOL),
             start_to_close_timeout=HEARTBEAT_TIMEOUT,
         )
 
@@ -91,7 +91,7 @@ async def _enter(client: Client, asked: list[tuple[str, int]]) -> list[str]:
         entrance = Entrance()
         async with Worker(
             client,
-            task_queue=render_queue(_POOL),
+            task_queue=get_render_queue(_POOL),
             activities=[entrance.enter],
             max_concurrent_activities=1,
         ):

@@ -15,10 +15,10 @@ from moyin.client.errors import GatewayUnreachable, RequestRefused
 from moyin.client.gateway import GatewayClient, read_events, read_frames
 from moyin.errors import StreamInterrupted
 from moyin.jobs.grpc import moyin_pb2 as pb
-from moyin.jobs.grpc.faults import Fault, end_call, to_fault, to_stream_fault
+from moyin.jobs.grpc.faults import Fault, new_field_fault, set_call_error, to_fault, to_stream_fault
 from moyin.jobs.grpc.translate import to_chat_body, to_chat_event, to_job_message
 
-__all__ = ["GrpcBridge", "MoyinCalls", "NoBridge"]
+__all__ = ["GrpcBridge", "MoyinCalls", "RefusingBridge"]
 
 Metadata = Iterable[tuple[str, Any]]
 # The only metadata of a call that becomes headers of the HTTP request.
@@ -61,21 +61,27 @@ class GrpcBridge:
     async def submit_job(self, request: pb.SubmitJobRequest, metadata: Metadata) -> pb.Job:
         headers = {"content-type": "application/json"}
         if request.idempotency_key:
-            headers["idempotency-key"] = _header(request.idempotency_key, "idempotency_key")
-        return await self._job("POST", "/jobs", metadata, request.job_json.encode(), headers)
+            headers["idempotency-key"] = _to_header_value(
+                request.idempotency_key, "idempotency_key"
+            )
+        return await self._request_job(
+            "POST", "/jobs", metadata, request.job_json.encode(), headers
+        )
 
     async def get_job(self, request: pb.GetJobRequest, metadata: Metadata) -> pb.Job:
-        return await self._job("GET", f"/jobs/{_segment(request.id)}", metadata)
+        return await self._request_job("GET", f"/jobs/{_encode_id(request.id)}", metadata)
 
     async def cancel_job(self, request: pb.CancelJobRequest, metadata: Metadata) -> pb.Job:
         """Request the cancellation of a job and return the job, which may still be running."""
-        return await self._job("POST", f"/jobs/{_segment(request.id)}/cancel", metadata)
+        return await self._request_job("POST", f"/jobs/{_encode_id(request.id)}/cancel", metadata)
 
     async def watch_job(
         self, request: pb.WatchJobRequest, metadata: Metadata
     ) -> AsyncGenerator[pb.JobEvent, None]:
-        headers = {"last-event-id": _header(request.after, "after")} if request.after else {}
-        path = f"/jobs/{_segment(request.id)}/events"
+        headers = (
+            {"last-event-id": _to_header_value(request.after, "after")} if request.after else {}
+        )
+        path = f"/jobs/{_encode_id(request.id)}/events"
         async with self._open("GET", path, metadata, headers=headers) as response:
             async for event in read_events(response):
                 if event.text is None:
@@ -84,7 +90,7 @@ class GrpcBridge:
                     raise to_stream_fault(503, response.headers, event.text.encode())
                 yield pb.JobEvent(id=event.id or "", type=event.type, data_json=event.text)
 
-    async def _job(
+    async def _request_job(
         self,
         method: str,
         path: str,
@@ -122,7 +128,7 @@ class GrpcBridge:
             ) from error
 
 
-class NoBridge(GrpcBridge):
+class RefusingBridge(GrpcBridge):
     """Refuses every gRPC call, for apps without a gRPC API that Ray Serve may route calls to."""
 
     def __init__(self) -> None:
@@ -148,13 +154,13 @@ class MoyinCalls:
                 yield event
 
     async def SubmitJob(self, request: pb.SubmitJobRequest, grpc_context: Any) -> pb.Job:
-        return await _respond(self.grpc_bridge.submit_job, request, grpc_context)
+        return await _await_job(self.grpc_bridge.submit_job, request, grpc_context)
 
     async def GetJob(self, request: pb.GetJobRequest, grpc_context: Any) -> pb.Job:
-        return await _respond(self.grpc_bridge.get_job, request, grpc_context)
+        return await _await_job(self.grpc_bridge.get_job, request, grpc_context)
 
     async def CancelJob(self, request: pb.CancelJobRequest, grpc_context: Any) -> pb.Job:
-        return await _respond(self.grpc_bridge.cancel_job, request, grpc_context)
+        return await _await_job(self.grpc_bridge.cancel_job, request, grpc_context)
 
     async def WatchJob(
         self, request: pb.WatchJobRequest, grpc_context: Any
@@ -170,37 +176,27 @@ async def _stream(call: Any, request: Any, grpc_context: Any) -> AsyncGenerator[
             async for event in events:
                 yield event
     except Fault as fault:
-        end_call(grpc_context, fault)
+        set_call_error(grpc_context, fault)
 
 
-async def _respond(call: Any, request: Any, grpc_context: Any) -> pb.Job:
+async def _await_job(call: Any, request: Any, grpc_context: Any) -> pb.Job:
     try:
         job: pb.Job = await call(request, grpc_context.invocation_metadata())
     except Fault as fault:
-        end_call(grpc_context, fault)
+        set_call_error(grpc_context, fault)
         return pb.Job()
     return job
 
 
-def _header(value: str, field: str) -> str:
+def _to_header_value(value: str, field: str) -> str:
     """Return a field as the value of a header; raise `Fault` for control characters."""
     if any(character < " " or character == "\x7f" for character in value):
-        raise Fault(
-            grpc.StatusCode.INVALID_ARGUMENT,
-            "invalid_request",
-            f"{field} must not contain control characters",
-            field=field,
-        )
+        raise new_field_fault(field, "must not contain control characters")
     return value
 
 
-def _segment(job_id: str) -> str:
+def _encode_id(job_id: str) -> str:
     """Percent-encode a job's id as a segment of a path; raise `Fault` for ids such as ``..``."""
     if job_id in ("", ".", ".."):
-        raise Fault(
-            grpc.StatusCode.INVALID_ARGUMENT,
-            "invalid_request",
-            "id must be the id of a job, such as the response of SubmitJob has",
-            field="id",
-        )
+        raise new_field_fault("id", "must be the id of a job, as SubmitJob returns it")
     return quote(job_id, safe="")

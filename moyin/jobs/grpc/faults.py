@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from moyin.client.errors import RequestRefused
 
-__all__ = ["Fault", "StatusContext", "end_call", "to_fault", "to_stream_fault"]
+__all__ = ["Fault", "StatusContext", "set_call_error", "to_fault", "to_stream_fault"]
 
 _DOMAIN = "moyin"
 _STATUS = {
@@ -76,7 +76,7 @@ class Fault(Exception):
         self.field = field
         self.retry_after = retry_after
 
-    def details(self) -> status_pb2.Status:
+    def to_status(self) -> status_pb2.Status:
         """Return the error as a google.rpc status with its details."""
         info = error_details_pb2.ErrorInfo(
             reason=self.code, domain=_DOMAIN, metadata={"request_id": self.request_id}
@@ -93,8 +93,13 @@ class Fault(Exception):
             delay = Duration(seconds=math.ceil(self.retry_after))
             details.append(error_details_pb2.RetryInfo(retry_delay=delay))
         return status_pb2.Status(
-            code=self.status.value[0], message=self.message, details=[_packed(m) for m in details]
+            code=self.status.value[0], message=self.message, details=[_pack_any(m) for m in details]
         )
+
+
+def new_field_fault(field: str, problem: str, code: str = "invalid_request") -> Fault:
+    """Create the fault for an invalid field of a gRPC request."""
+    return Fault(grpc.StatusCode.INVALID_ARGUMENT, code, f"{field} {problem}", field=field)
 
 
 def to_fault(refusal: RequestRefused, status: int | None = None) -> Fault:
@@ -125,20 +130,22 @@ def to_stream_fault(status: int, headers: Mapping[str, str], body: bytes) -> Fau
     return to_fault(refusal, _STATUS_OF_CODE.get(refusal.reported_code or ""))
 
 
-def end_call(context: StatusContext, fault: Fault) -> None:
+def set_call_error(context: StatusContext, fault: Fault) -> None:
     """Set the error of a call instead of raising it, as Ray Serve drops the details of raised errors."""
     if not fault.request_id:
         # The call failed before it reached the gateway, which assigns the ids of requests.
         fault.request_id = str(dict(context.invocation_metadata()).get("x-request-id", ""))
     context.set_code(fault.status)
     context.set_details(fault.message)
-    trailers: list[tuple[str, str | bytes]] = [(_DETAILS_KEY, fault.details().SerializeToString())]
+    trailers: list[tuple[str, str | bytes]] = [
+        (_DETAILS_KEY, fault.to_status().SerializeToString())
+    ]
     if fault.request_id:
         trailers.append(("x-request-id", fault.request_id))
     context.set_trailing_metadata(trailers)
 
 
-def _packed(message: Message) -> Packed:
+def _pack_any(message: Message) -> Packed:
     packed = Packed()
     packed.Pack(message)
     return packed

@@ -7,21 +7,20 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from moyin.jobs.grpc import moyin_pb2 as pb
-from moyin.jobs.grpc.faults import Fault
+from moyin.jobs.grpc.faults import new_field_fault
 
 __all__ = ["to_chat_body", "to_chat_event", "to_job_message"]
 
 
 def to_chat_body(request: pb.ChatRequest) -> dict[str, Any]:
     """Convert a chat request to the body of an OpenAI chat completion; raise `Fault` for invalid JSON."""
-    body = _json(request.extra_json, "extra_json", dict) or {}
+    body = _parse_json_field(request.extra_json, "extra_json", dict) or {}
     body |= {
         "model": request.model,
-        "messages": [_message(m, f"messages.{i}") for i, m in enumerate(request.messages)],
+        "messages": [_to_chat_message(m, f"messages.{i}") for i, m in enumerate(request.messages)],
         "stream": True,
         "stream_options": {"include_usage": True},
     }
@@ -75,17 +74,17 @@ def to_job_message(body: Mapping[str, Any]) -> pb.Job:
         job.cancelled_by.id = canceller["id"] or ""
     for name in ("created_at", "started_at", "finished_at"):
         if body[name] is not None:
-            getattr(job, name).CopyFrom(_timestamp(body[name]))
+            getattr(job, name).CopyFrom(_to_timestamp(body[name]))
     return job
 
 
-def _message(message: pb.ChatMessage, field: str) -> dict[str, Any]:
-    parts = _json(message.parts_json, f"{field}.parts_json", list)
+def _to_chat_message(message: pb.ChatMessage, field: str) -> dict[str, Any]:
+    parts = _parse_json_field(message.parts_json, f"{field}.parts_json", list)
     body: dict[str, Any] = {
         "role": message.role,
         "content": message.content if parts is None else parts,
     }
-    calls = _json(message.tool_calls_json, f"{field}.tool_calls_json", list)
+    calls = _parse_json_field(message.tool_calls_json, f"{field}.tool_calls_json", list)
     if calls is not None:
         body["tool_calls"] = calls
     if message.tool_call_id:
@@ -93,7 +92,7 @@ def _message(message: pb.ChatMessage, field: str) -> dict[str, Any]:
     return body
 
 
-def _json(text: str, field: str, kind: type[Any]) -> Any:
+def _parse_json_field(text: str, field: str, kind: type[Any]) -> Any:
     """Parse the JSON of type ``kind`` in a field; return None if the text is empty."""
     if not text:
         return None
@@ -103,16 +102,11 @@ def _json(text: str, field: str, kind: type[Any]) -> Any:
         value = None
     if not isinstance(value, kind):
         expected = "object" if kind is dict else "list"
-        raise Fault(
-            grpc.StatusCode.INVALID_ARGUMENT,
-            "invalid_json",
-            f"{field} must be a JSON {expected}",
-            field=field,
-        )
+        raise new_field_fault(field, f"must be a JSON {expected}", "invalid_json")
     return value
 
 
-def _timestamp(text: str) -> Timestamp:
+def _to_timestamp(text: str) -> Timestamp:
     stamp = Timestamp()
     stamp.FromDatetime(datetime.fromisoformat(text))
     return stamp

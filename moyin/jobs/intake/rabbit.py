@@ -55,10 +55,10 @@ class RabbitBroker:
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[_RabbitSession]:
-        with _broker_errors():
+        with _raise_broker_lost():
             connection = await aio_pika.connect(self._url, timeout=_CONNECT_SECONDS)
         async with connection:
-            with _broker_errors():
+            with _raise_broker_lost():
                 # Raises an error for a published message that no queue receives.
                 channel = await connection.channel(on_return_raises=True)
                 await channel.set_qos(prefetch_count=self._concurrency)
@@ -66,7 +66,7 @@ class RabbitBroker:
             session = _RabbitSession(channel, self._queue, self._results, self._dead_letters)
             connection.close_callbacks.add(session.end)
             channel.close_callbacks.add(session.end)
-            with _broker_errors():
+            with _raise_broker_lost():
                 underlay = await channel.get_underlay_channel()
             # When the queue is deleted, RabbitMQ cancels the consumer, but the channel stays open.
             underlay.on_consumer_cancel_callbacks.add(session.end)
@@ -109,7 +109,7 @@ class _RabbitSession:
         self._arrived.put_nowait(None)
 
     async def deliveries(self) -> AsyncGenerator[Delivery, None]:
-        with _broker_errors():
+        with _raise_broker_lost():
             queue = await self._channel.get_queue(self._queue, ensure=False)
             await queue.consume(self._arrived.put)
         while True:
@@ -121,7 +121,7 @@ class _RabbitSession:
             yield Delivery(
                 message_id=message.message_id,
                 body=message.body,
-                count=_previous_deliveries(message) + 1,
+                count=_count_previous_deliveries(message) + 1,
                 handle=message,
             )
 
@@ -139,7 +139,7 @@ class _RabbitSession:
             # The client may have deleted its reply queue.
             mandatory=not message.reply_to,
         )
-        with _broker_errors():
+        with _raise_broker_lost():
             await message.ack()
 
     async def dead_letter(self, delivery: Delivery, code: str, reason: str) -> None:
@@ -156,19 +156,19 @@ class _RabbitSession:
             ),
             mandatory=True,
         )
-        with _broker_errors():
+        with _raise_broker_lost():
             await message.ack()
 
     async def _publish(self, queue: str, message: aio_pika.Message, *, mandatory: bool) -> None:
         """Publish a message and wait until RabbitMQ confirms that it is stored."""
-        with _broker_errors():
+        with _raise_broker_lost():
             await self._channel.default_exchange.publish(
                 message, queue, mandatory=mandatory, timeout=_CONFIRM_SECONDS
             )
 
 
 @contextmanager
-def _broker_errors() -> Iterator[None]:
+def _raise_broker_lost() -> Iterator[None]:
     """Raise `BrokerLost` for errors of the connection within the block."""
     try:
         yield
@@ -176,7 +176,7 @@ def _broker_errors() -> Iterator[None]:
         raise BrokerLost(f"RabbitMQ failed: {type(error).__name__}: {error}") from error
 
 
-def _previous_deliveries(message: AbstractIncomingMessage) -> int:
+def _count_previous_deliveries(message: AbstractIncomingMessage) -> int:
     """Return the number of earlier deliveries of a message; classic queues count only one."""
     count = message.headers.get("x-delivery-count", 0)
     return max(count if isinstance(count, int) else 0, int(bool(message.redelivered)))

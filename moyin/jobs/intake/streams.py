@@ -70,7 +70,7 @@ class StreamBroker:
             socket_timeout=_TIMEOUT_SECONDS,
         )
         try:
-            with _broker_errors():
+            with _raise_broker_lost():
                 await self._ensure_group(client)
             session = _StreamSession(self, client, self._consumer)
             keeping = asyncio.create_task(session.keep_alive())
@@ -106,12 +106,12 @@ class _StreamSession:
                 self._freed.clear()
                 await self._freed.wait()
                 continue
-            with _broker_errors():
-                entries = await self._claim(free) or await self._read_new(free)
+            with _raise_broker_lost():
+                entries = await self._claim_entries(free) or await self._read_new_entries(free)
             for entry, fields, count in entries:
                 self._held.add(entry)
                 yield Delivery(
-                    message_id=_id(entry, fields),
+                    message_id=_get_message_id(entry, fields),
                     body=fields.get(b"body", b""),
                     count=count,
                     handle=(entry, fields),
@@ -120,11 +120,11 @@ class _StreamSession:
     async def complete(self, delivery: Delivery, result_id: str, result: bytes) -> None:
         entry, _ = delivery.handle
         fields = {"id": result_id, "message_id": delivery.message_id or "", "body": result}
-        await self._settle(entry, self._broker.results, fields)
+        await self._settle_entry(entry, self._broker.results, fields)
 
     async def dead_letter(self, delivery: Delivery, code: str, reason: str) -> None:
         entry, fields = delivery.handle
-        await self._settle(
+        await self._settle_entry(
             entry, self._broker.dead_letters, {**fields, "code": code, "reason": reason}
         )
 
@@ -142,10 +142,10 @@ class _StreamSession:
                     )
                 await self._delete_idle_consumers()
 
-    async def _settle(self, entry: bytes, stream: str, fields: dict[Any, Any]) -> None:
+    async def _settle_entry(self, entry: bytes, stream: str, fields: dict[Any, Any]) -> None:
         """Add ``fields`` to another stream and delete the entry, in one transaction."""
         broker = self._broker
-        with _broker_errors():
+        with _raise_broker_lost():
             async with self._client.pipeline(transaction=True) as pipeline:
                 pipeline.xadd(stream, fields, maxlen=broker.kept, approximate=True)
                 pipeline.xack(broker.stream, broker.group, entry)
@@ -154,7 +154,7 @@ class _StreamSession:
         self._held.discard(entry)
         self._freed.set()
 
-    async def _read_new(self, count: int) -> list[_Entry]:
+    async def _read_new_entries(self, count: int) -> list[_Entry]:
         broker = self._broker
         reply: Any = await self._client.xreadgroup(
             broker.group, self._consumer, {broker.stream: ">"}, count=count, block=_BLOCK_MS
@@ -162,7 +162,7 @@ class _StreamSession:
         entries = reply[0][1] if reply else []
         return [(entry, fields, 1) for entry, fields in entries]
 
-    async def _claim(self, count: int) -> list[_Entry]:
+    async def _claim_entries(self, count: int) -> list[_Entry]:
         broker = self._broker
         claimed: Any = await self._client.xautoclaim(
             broker.stream, broker.group, self._consumer, broker.claim_ms, count=count
@@ -186,7 +186,7 @@ class _StreamSession:
 
 
 @contextmanager
-def _broker_errors() -> Iterator[None]:
+def _raise_broker_lost() -> Iterator[None]:
     """Raise `BrokerLost` for errors of the connection within the block."""
     try:
         yield
@@ -194,5 +194,5 @@ def _broker_errors() -> Iterator[None]:
         raise BrokerLost(f"Redis failed: {type(error).__name__}: {error}") from error
 
 
-def _id(entry: bytes, fields: dict[bytes, bytes]) -> str:
+def _get_message_id(entry: bytes, fields: dict[bytes, bytes]) -> str:
     return (fields.get(b"id") or entry).decode(errors="replace")

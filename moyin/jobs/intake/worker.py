@@ -85,7 +85,7 @@ class IntakeWorker:
             try:
                 async with self._broker.session() as session:
                     self.error, pause = None, _FIRST_PAUSE
-                    await self._process(session)
+                    await self._process_deliveries(session)
             except* BrokerLost as lost:
                 _log.warning("intake %s connects again: %s", self._name, lost.exceptions[0])
             except* Exception as error:
@@ -94,19 +94,19 @@ class IntakeWorker:
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
-    async def _process(self, session: Session) -> None:
+    async def _process_deliveries(self, session: Session) -> None:
         async with (
             aclosing(session.deliveries()) as deliveries,
             asyncio.TaskGroup() as group,
         ):
             async for delivery in deliveries:
-                group.create_task(self._handle(session, delivery))
+                group.create_task(self._handle_delivery(session, delivery))
 
-    async def _handle(self, session: Session, delivery: Delivery) -> None:
+    async def _handle_delivery(self, session: Session, delivery: Delivery) -> None:
         try:
-            accepted = await self._accept(delivery)
-            ended = await _retry(lambda: self._wait(accepted))
-            result = await _retry(lambda: self._result(ended, delivery))
+            accepted = await self._accept_delivery(delivery)
+            ended = await _retry_until_done(lambda: self._wait_for_end(accepted))
+            result = await _retry_until_done(lambda: self._build_result(ended, delivery))
         except MoyinError as error:
             _log.warning(
                 "intake %s: message %r becomes a dead letter: %s",
@@ -118,12 +118,12 @@ class IntakeWorker:
         else:
             await session.complete(delivery, f"{ended.id}-{ended.attempts}", result)
 
-    async def _accept(self, delivery: Delivery) -> Job:
+    async def _accept_delivery(self, delivery: Delivery) -> Job:
         """Submit the job of a message unless it exists; raise MoyinError if no job can be made of it."""
-        key = self._key(delivery)
+        key = self._build_idempotency_key(delivery)
         if delivery.count > 1:
             # An accepted job continues, even if its template, pool or files have changed since.
-            first_job = await _retry(
+            first_job = await _retry_until_done(
                 lambda: self._jobs.find_by_idempotency_key(self._submitter.owner, key)
             )
             if first_job is not None:
@@ -131,9 +131,9 @@ class IntakeWorker:
         if len(delivery.body) > self._max_body_bytes:
             raise BodyTooLarge(f"the message must have at most {self._max_body_bytes} bytes")
         templates = await self._templates.snapshot()
-        return await _retry(lambda: self._submit(delivery, templates, key))
+        return await _retry_until_done(lambda: self._submit_job(delivery, templates, key))
 
-    def _key(self, delivery: Delivery) -> str:
+    def _build_idempotency_key(self, delivery: Delivery) -> str:
         """Return the idempotency key of a message; raise InvalidRequest if its id is invalid."""
         if not delivery.message_id:
             raise InvalidRequest("the message must have a message_id", field="message_id")
@@ -152,7 +152,7 @@ class IntakeWorker:
             )
         return key
 
-    async def _submit(self, delivery: Delivery, templates: TemplateSnapshot, key: str) -> Job:
+    async def _submit_job(self, delivery: Delivery, templates: TemplateSnapshot, key: str) -> Job:
         limits = (
             *self._submitter.limits,
             *await self._limits.list_for(subjects_of(self._submitter)),
@@ -169,7 +169,7 @@ class IntakeWorker:
         )
         return job
 
-    async def _wait(self, job: Job) -> Job:
+    async def _wait_for_end(self, job: Job) -> Job:
         """Follow the job's events until its row has a final status, and return the job."""
         while not job.status.is_final:
             async with aclosing(self._feed.follow(job, None)) as events:
@@ -178,12 +178,12 @@ class IntakeWorker:
             job = await self._jobs.find(job.id)
         return job
 
-    async def _result(self, job: Job, delivery: Delivery) -> bytes:
+    async def _build_result(self, job: Job, delivery: Delivery) -> bytes:
         detail = render_job_detail(job, await self._service.load_outputs(job))
         return to_json({"message_id": delivery.message_id, "job": detail.model_dump(mode="json")})
 
 
-async def _retry(work: Callable[[], Awaitable[T]]) -> T:
+async def _retry_until_done(work: Callable[[], Awaitable[T]]) -> T:
     """Run ``work`` until it succeeds, but raise a MoyinError for which a retry cannot help."""
     pause = _FIRST_PAUSE
     while True:

@@ -38,11 +38,11 @@ def build_batch_steps(
             "a batch must have exactly one of seeds, inputs and sweep", field="batch"
         )
     if template is None:
-        variants = _graph_variants(batch, first.payload)
-        graphs = [_with_inputs(first.payload, child_inputs) for child_inputs, _ in variants]
+        variants = _list_graph_variants(batch, first.payload)
+        graphs = [_apply_inputs(first.payload, child_inputs) for child_inputs, _ in variants]
     else:
-        variants = _template_variants(batch, first.inputs, template)
-        graphs = [_filled(template, first.inputs, variant) for variant in variants]
+        variants = _list_template_variants(batch, first.inputs, template)
+        graphs = [_fill_variant(template, first.inputs, variant) for variant in variants]
     # Children run concurrently, so no child can refer to the output of another.
     references.check_references(graphs, 0)
     base = graphs[0]
@@ -61,7 +61,7 @@ def build_batch_steps(
     return base, steps
 
 
-def _template_variants(
+def _list_template_variants(
     batch: wire.Batch, inputs: Mapping[str, Any], template: Template
 ) -> list[_Variant]:
     if batch.inputs is not None:
@@ -73,11 +73,13 @@ def _template_variants(
     if batch.sweep is not None:
         for key in batch.sweep:
             if key.removeprefix("inputs.") not in template.parameters:
-                raise _unknown_key(key, [f"inputs.{name}" for name in template.parameters])
+                raise _new_unknown_key_error(
+                    key, [f"inputs.{name}" for name in template.parameters]
+                )
         return [
             ({key.removeprefix("inputs."): value for key, value in child_inputs.items()},
              {key.removeprefix("inputs."): f"batch.sweep.{key}" for key in child_inputs})
-            for child_inputs in _combinations(batch.sweep)
+            for child_inputs in _list_combinations(batch.sweep)
         ]  # fmt: skip
     seed = template.parameters.get("seed")
     if seed is None:
@@ -87,25 +89,27 @@ def _template_variants(
         )
     start = inputs.get("seed", seed.default)
     start = start if isinstance(start, int) else 0
-    return [({"seed": value}, {"seed": "batch.seeds"}) for value in _seeds(batch, start)]
+    return [({"seed": value}, {"seed": "batch.seeds"}) for value in _list_seeds(batch, start)]
 
 
-def _graph_variants(batch: wire.Batch, graph: Mapping[str, Any]) -> list[_Variant]:
+def _list_graph_variants(batch: wire.Batch, graph: Mapping[str, Any]) -> list[_Variant]:
     """Return the variants of a batch without a template; keys are ``workflow.<node>.inputs.<name>``."""
     if batch.inputs is not None:
         raise InvalidRequest("inputs are allowed only with a template", field="batch.inputs")
     if batch.sweep is not None:
         for key in batch.sweep:
-            if not _is_value(graph, key):
+            if not _has_plain_value(graph, key):
                 valid_keys = [
                     f"workflow.{node_id}.inputs.{name}"
                     for node_id, node in graph.items()
                     for name in node.get("inputs", {})
                 ]
-                raise _unknown_key(key, [name for name in valid_keys if _is_value(graph, name)])
+                raise _new_unknown_key_error(
+                    key, [name for name in valid_keys if _has_plain_value(graph, name)]
+                )
         return [
             (child_inputs, {key: f"batch.sweep.{key}" for key in child_inputs})
-            for child_inputs in _combinations(batch.sweep)
+            for child_inputs in _list_combinations(batch.sweep)
         ]
     seeds = {
         f"workflow.{node_id}.inputs.{name}": node["inputs"][name]
@@ -120,13 +124,14 @@ def _graph_variants(batch: wire.Batch, graph: Mapping[str, Any]) -> list[_Varian
         )
     sources = dict.fromkeys(seeds, "batch.seeds")
     if isinstance(batch.seeds, list):
-        return [(dict.fromkeys(seeds, seed), sources) for seed in _seeds(batch, 0)]
+        return [(dict.fromkeys(seeds, seed), sources) for seed in _list_seeds(batch, 0)]
     return [
-        ({key: value + step for key, value in seeds.items()}, sources) for step in _seeds(batch, 0)
+        ({key: value + step for key, value in seeds.items()}, sources)
+        for step in _list_seeds(batch, 0)
     ]
 
 
-def _seeds(batch: wire.Batch, start: int) -> Sequence[int]:
+def _list_seeds(batch: wire.Batch, start: int) -> Sequence[int]:
     seeds = batch.seeds
     if isinstance(seeds, list):
         _check_count(len(seeds), "batch.seeds")
@@ -136,7 +141,7 @@ def _seeds(batch: wire.Batch, start: int) -> Sequence[int]:
     return range(start, start + seeds)
 
 
-def _combinations(sweep: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+def _list_combinations(sweep: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     _check_count(math.prod(map(len, sweep.values())) if sweep else 0, "batch.sweep")
     return [dict(zip(sweep, values, strict=True)) for values in product(*sweep.values())]
 
@@ -148,7 +153,9 @@ def _check_count(count: int, field: str) -> None:
         )
 
 
-def _filled(template: Template, inputs: Mapping[str, Any], variant: _Variant) -> dict[str, Any]:
+def _fill_variant(
+    template: Template, inputs: Mapping[str, Any], variant: _Variant
+) -> dict[str, Any]:
     child_inputs, sources = variant
     try:
         return fill_template(template, {**inputs, **child_inputs})
@@ -160,7 +167,7 @@ def _filled(template: Template, inputs: Mapping[str, Any], variant: _Variant) ->
         raise
 
 
-def _with_inputs(graph: Mapping[str, Any], child_inputs: Mapping[str, Any]) -> dict[str, Any]:
+def _apply_inputs(graph: Mapping[str, Any], child_inputs: Mapping[str, Any]) -> dict[str, Any]:
     patch: dict[str, dict[str, Any]] = {}
     for key, value in child_inputs.items():
         node_id, name = _parse_key(key)
@@ -168,7 +175,7 @@ def _with_inputs(graph: Mapping[str, Any], child_inputs: Mapping[str, Any]) -> d
     return apply_patch(graph, patch)
 
 
-def _is_value(graph: Mapping[str, Any], key: str) -> bool:
+def _has_plain_value(graph: Mapping[str, Any], key: str) -> bool:
     """Return True if the key names an input with a value instead of a link to another node."""
     node_id, name = _parse_key(key)
     node = graph.get(node_id) if key.startswith("workflow.") else None
@@ -181,7 +188,7 @@ def _parse_key(key: str) -> tuple[str, str]:
     return node_id, name
 
 
-def _unknown_key(key: str, valid_keys: Sequence[str]) -> InvalidRequest:
+def _new_unknown_key_error(key: str, valid_keys: Sequence[str]) -> InvalidRequest:
     listed = ", ".join(valid_keys[:20]) or "none"
     return InvalidRequest(
         f"{key[:64]!r} cannot be swept; valid keys: {listed}", field=f"batch.sweep.{key[:64]}"

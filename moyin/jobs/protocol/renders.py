@@ -36,9 +36,9 @@ def translate_render_step(
         InvalidRequest: a field is invalid.
     """
     if step.template is None:
-        return _from_graph(step, prefix, pool)
+        return _build_step_from_graph(step, prefix, pool)
     template = templates(step.template, f"{prefix}template")
-    unfilled = _from_template(step, template, prefix, pool)
+    unfilled = _build_step_from_template(step, template, prefix, pool)
     return replace(unfilled, payload=fill_template(template, unfilled.inputs, prefix))
 
 
@@ -47,14 +47,14 @@ def translate_render_batch(
 ) -> tuple[Mapping[str, Any], tuple[Step, ...]]:
     """Return the graph of a batch, and the children as steps with patches of that graph."""
     if job.template is None:
-        first = _from_graph(job, "", job.pool)
+        first = _build_step_from_graph(job, "", job.pool)
         return build_batch_steps(batch, first, None)
     template = templates(job.template, "template")
-    first = _from_template(job, template, "", job.pool)
+    first = _build_step_from_template(job, template, "", job.pool)
     return build_batch_steps(batch, first, template)
 
 
-def _from_template(
+def _build_step_from_template(
     step: wire.RenderStep, template: Template, prefix: str, pool: str | None
 ) -> Step:
     """Return the step with an empty graph."""
@@ -73,7 +73,7 @@ def _from_template(
     )
 
 
-def _from_graph(step: wire.RenderStep, prefix: str, pool: str | None) -> Step:
+def _build_step_from_graph(step: wire.RenderStep, prefix: str, pool: str | None) -> Step:
     if step.workflow is None:
         raise InvalidRequest(
             "a render must have a workflow or a template", field=f"{prefix}workflow"

@@ -51,7 +51,7 @@ def parse_job_body(body: bytes) -> JobBody:
     try:
         return wire.JOB_REQUEST.validate_python(data)
     except ValidationError as error:
-        raise _invalid(error) from None
+        raise _to_invalid_request(error) from None
 
 
 def to_job_spec(
@@ -68,7 +68,7 @@ def to_job_spec(
     if isinstance(request, wire.RenderJob) and request.batch is not None:
         base, steps = translate_render_batch(request, request.batch, templates)
     else:
-        steps = _steps(request, templates)
+        steps = _to_steps(request, templates)
     return JobSpec(
         kind=request.kind,
         steps=steps,
@@ -80,14 +80,14 @@ def to_job_spec(
     )
 
 
-def _steps(request: JobBody, templates: Templates) -> tuple[Step, ...]:
+def _to_steps(request: JobBody, templates: Templates) -> tuple[Step, ...]:
     bodies: Sequence[wire.ChatStep | wire.RenderStep | wire.HttpStep]
     if isinstance(request, wire.PipelineJob):
         bodies, prefixes = request.steps, [f"steps.{i}." for i in range(len(request.steps))]
     else:
         bodies, prefixes = [request], [""]
     steps = tuple(
-        _step(step, prefix, request.pool, templates)
+        _to_step(step, prefix, request.pool, templates)
         for step, prefix in zip(bodies, prefixes, strict=True)
     )
     for index, step in enumerate(steps):
@@ -106,7 +106,7 @@ def compute_fingerprint(request: JobBody | JobSpec) -> str:
     return hashlib.sha256(request.model_dump_json(exclude_defaults=True).encode()).hexdigest()
 
 
-def _step(
+def _to_step(
     step: wire.ChatStep | wire.RenderStep | wire.HttpStep,
     prefix: str,
     pool: str | None,
@@ -122,15 +122,15 @@ def _step(
     return Step(kind=StepKind.CHAT, payload=step.request, protocol=step.protocol)
 
 
-def _invalid(error: ValidationError) -> InvalidRequest:
+def _to_invalid_request(error: ValidationError) -> InvalidRequest:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    field = _field(first["loc"])
+    field = _join_field_path(first["loc"])
     if first["type"].startswith("union_tag"):
         field = f"{field}.kind" if field else "kind"
     return InvalidRequest(f"{field or 'the body'}: {first['msg']}", field=field or None)
 
 
-def _field(location: Sequence[int | str]) -> str:
+def _join_field_path(location: Sequence[int | str]) -> str:
     """Return the path of an invalid field, without the union tags that pydantic adds."""
     parts = [
         part

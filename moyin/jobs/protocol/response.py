@@ -25,7 +25,7 @@ def render_artifact(artifact: Artifact) -> wire.ArtifactBody:
 
 def render_job(job: Job) -> wire.JobBody:
     """Render a job without the outputs of its steps."""
-    return wire.JobBody(**_members(job))
+    return wire.JobBody(**_collect_members(job))
 
 
 def render_job_detail(
@@ -49,8 +49,8 @@ def render_job_detail(
         )
         for result, output in zip(job.results, outputs, strict=True)
     ]
-    children = None if job.children is None else _children(job, spec)
-    return wire.JobDetail(**_members(job), outputs=bodies, children=children)
+    children = None if job.children is None else _render_children(job, spec)
+    return wire.JobDetail(**_collect_members(job), outputs=bodies, children=children)
 
 
 def build_status_event(job: Job) -> tuple[EventType, dict[str, Any]]:
@@ -59,7 +59,7 @@ def build_status_event(job: Job) -> tuple[EventType, dict[str, Any]]:
     return EventType(job.status.value), {**data, "attempt": job.attempts}
 
 
-def _members(job: Job) -> dict[str, Any]:
+def _collect_members(job: Job) -> dict[str, Any]:
     error = job.error
     return {
         "id": job.id,
@@ -87,7 +87,7 @@ def _members(job: Job) -> dict[str, Any]:
     }
 
 
-def _children(job: Job, spec: JobSpec | None) -> list[wire.ChildBody]:
+def _render_children(job: Job, spec: JobSpec | None) -> list[wire.ChildBody]:
     results = {result.index: result for result in job.results}
     failures = job.error.details.get("children", {}) if job.error is not None else {}
     children = []
@@ -97,7 +97,9 @@ def _children(job: Job, spec: JobSpec | None) -> list[wire.ChildBody]:
         children.append(
             wire.ChildBody(
                 index=index,
-                status=_child_status(job.status, result is not None, error is not None, progress),
+                status=_get_child_status(
+                    job.status, result is not None, error is not None, progress
+                ),
                 inputs={} if spec is None else dict(spec.steps[index].inputs),
                 progress=1.0 if result is not None else progress or 0.0,
                 artifacts=[render_artifact(a) for a in result.artifacts] if result else [],
@@ -108,7 +110,7 @@ def _children(job: Job, spec: JobSpec | None) -> list[wire.ChildBody]:
     return children
 
 
-def _child_status(
+def _get_child_status(
     job: JobStatus, is_done: bool, has_failed: bool, progress: float | None
 ) -> JobStatus:
     if is_done:

@@ -17,14 +17,7 @@ _FORBIDDEN_ROUTES = (
 
 
 def check_chat_request(protocol: ChatProtocol, request: Mapping[str, Any], field: str) -> None:
-    """Check the request of a chat step for mistakes that the models app would reject later.
-
-    Args:
-        field: the path of ``request`` in the job, for errors.
-
-    Raises:
-        InvalidRequest: a member of the request is invalid.
-    """
+    """Check a chat step's request for mistakes that the models app would reject when the step runs."""
     messages = request.get("messages")
     has_prompt = protocol is ChatProtocol.OLLAMA and isinstance(request.get("prompt"), str)
     if not has_prompt and (not isinstance(messages, list) or not messages):
@@ -63,14 +56,14 @@ def disable_streaming(protocol: ChatProtocol, request: Mapping[str, Any]) -> Map
 def extract_text(protocol: ChatProtocol, body: Any) -> str | None:
     """Return the text of a chat response, or None; raise StepFailed for another API format."""
     try:
-        return _text(protocol, body)
+        return _find_text(protocol, body)
     except (KeyError, IndexError, TypeError, AttributeError):
         raise StepFailed(
             f"the back end's response is not in the API format {protocol.value!r}"
         ) from None
 
 
-def _text(protocol: ChatProtocol, body: Any) -> str | None:
+def _find_text(protocol: ChatProtocol, body: Any) -> str | None:
     match protocol:
         case ChatProtocol.OPENAI:
             content = body["choices"][0]["message"]["content"]

@@ -19,7 +19,7 @@ from moyin.jobs.webhooks import WebhookSender
 from moyin.jobs.workflows.failures import to_application_error
 from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.jobs.workflows.step_io import load_step, save_output, send_heartbeats
-from moyin.jobs.workflows.types import JobOutcome, StepDone, StepInput, StepRecord, WebhookInput
+from moyin.jobs.workflows.types import JobOutcome, StepInput, StepOutcome, StepRecord, WebhookInput
 from moyin.store.artifacts import step_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore
@@ -54,16 +54,16 @@ class JobActivities:
         return [self.chat_step, self.http_step, self.record_step, self.finish]
 
     @activity.defn
-    async def chat_step(self, step: StepInput) -> StepDone:
+    async def chat_step(self, step: StepInput) -> StepOutcome:
         """Run a chat step, by a request to the models app."""
-        async with send_heartbeats(), _application_errors():
-            return await self._status_writer.run_step(step, lambda: self._chat(step))
+        async with send_heartbeats(), _raise_application_errors():
+            return await self._status_writer.run_step(step, lambda: self._send_chat_request(step))
 
     @activity.defn
-    async def http_step(self, step: StepInput) -> StepDone:
+    async def http_step(self, step: StepInput) -> StepOutcome:
         """Run an http step, by a request to a service behind the gateway."""
-        async with send_heartbeats(), _application_errors():
-            return await self._status_writer.run_step(step, lambda: self._call(step))
+        async with send_heartbeats(), _raise_application_errors():
+            return await self._status_writer.run_step(step, lambda: self._send_http_request(step))
 
     @activity.defn
     async def record_step(self, record: StepRecord) -> bool:
@@ -73,13 +73,13 @@ class JobActivities:
     @activity.defn
     async def finish(self, outcome: JobOutcome) -> bool:
         """Write the end of an attempt if the last step's activity did not."""
-        async with _application_errors():
+        async with _raise_application_errors():
             return await self._status_writer.finish(outcome)
 
     @activity.defn
     async def deliver_webhook(self, webhook: WebhookInput) -> bool:
         """Send a job's webhook; return False if the attempt is no longer the newest."""
-        async with _application_errors():
+        async with _raise_application_errors():
             job = await self._jobs.find(webhook.job_id)
             url = (await self._jobs.launch(webhook.job_id)).webhook
             if url is None or job.attempts != webhook.attempt or not job.status.is_final:
@@ -88,25 +88,25 @@ class JobActivities:
                 url,
                 owner=job.owner,
                 message_id=f"msg_{job.id}_{webhook.attempt}",
-                payload=_webhook_payload(job),
+                payload=_build_webhook_payload(job),
             )
         return True
 
-    async def _chat(self, step: StepInput) -> StepResult:
+    async def _send_chat_request(self, step: StepInput) -> StepResult:
         _, spec, payload = await load_step(self._blobs, step)
         response = await self._step_client.call(
             await self._jobs.submitter(step.job_id),
             "POST",
             get_chat_path(spec.protocol, payload),
             body=disable_streaming(spec.protocol, payload),
-            idempotency_key=_idempotency_key(step, StepKind.CHAT),
+            idempotency_key=_get_idempotency_key(step, StepKind.CHAT),
         )
         body = response.json()
         text = extract_text(spec.protocol, body)
         output = await save_output(self._blobs, text=text, body=body)
-        return _result(step, output, response)
+        return _build_result(step, output, response)
 
-    async def _call(self, step: StepInput) -> StepResult:
+    async def _send_http_request(self, step: StepInput) -> StepResult:
         _, _, payload = await load_step(self._blobs, step)
         path = payload["path"]
         if not isinstance(path, str):
@@ -115,19 +115,19 @@ class JobActivities:
             await self._jobs.submitter(step.job_id),
             payload["method"],
             path,
-            body=await self._request_body(payload),
+            body=await self._load_request_body(payload),
             headers={name: str(value) for name, value in payload["headers"].items()},
-            idempotency_key=_idempotency_key(step, StepKind.HTTP),
+            idempotency_key=_get_idempotency_key(step, StepKind.HTTP),
         )
-        text, body = _inline(response)
+        text, body = _extract_inline_output(response)
         if text is not None or body is not None:
             output = await save_output(self._blobs, text=text, body=body)
-            return _result(step, output, response)
-        artifact = await self._store(step, response)
+            return _build_result(step, output, response)
+        artifact = await self._store_artifact(step, response)
         output = await save_output(self._blobs, artifacts=[artifact])
-        return _result(step, output, response, artifact)
+        return _build_result(step, output, response, artifact)
 
-    async def _request_body(self, payload: Mapping[str, Any]) -> Any:
+    async def _load_request_body(self, payload: Mapping[str, Any]) -> Any:
         """Return the body of an http step, which is in the payload or in a blob."""
         if payload.get("blob") is None:
             return payload["body"]
@@ -138,7 +138,7 @@ class JobActivities:
                 f"the request's body {payload['blob']} was deleted from the artifact store"
             ) from None
 
-    async def _store(self, step: StepInput, response: StepResponse) -> Artifact:
+    async def _store_artifact(self, step: StepInput, response: StepResponse) -> Artifact:
         extension = mimetypes.guess_extension(response.media_type) or ".bin"
         return Artifact(
             id=step_artifact_id(step.job_id, step.index, 0),
@@ -150,7 +150,7 @@ class JobActivities:
 
 
 @asynccontextmanager
-async def _application_errors() -> AsyncIterator[None]:
+async def _raise_application_errors() -> AsyncIterator[None]:
     """Raise our errors as failures that Temporal retries only if a retry can help."""
     try:
         yield
@@ -158,19 +158,19 @@ async def _application_errors() -> AsyncIterator[None]:
         raise to_application_error(error) from error
 
 
-def _webhook_payload(job: Job) -> dict[str, Any]:
+def _build_webhook_payload(job: Job) -> dict[str, Any]:
     """Return the payload of a job's webhook in the form that Standard Webhooks recommends."""
     kind, data = build_status_event(job)
     ended = job.finished_at or job.created_at
     return {"type": f"job.{kind.value}", "timestamp": ended.isoformat(), "data": data}
 
 
-def _idempotency_key(step: StepInput, kind: StepKind) -> str:
+def _get_idempotency_key(step: StepInput, kind: StepKind) -> str:
     """Return the idempotency key of a step's request, which is the same on every try."""
     return f"{kind.value}-{step.job_id}-{step.index}"
 
 
-def _inline(response: StepResponse) -> tuple[str | None, Any]:
+def _extract_inline_output(response: StepResponse) -> tuple[str | None, Any]:
     """Return the text and the JSON of a response; both are None if it must become an artifact."""
     if len(response.content) > _MAX_INLINE_BYTES:
         return None, None
@@ -181,7 +181,7 @@ def _inline(response: StepResponse) -> tuple[str | None, Any]:
     return None, None
 
 
-def _result(
+def _build_result(
     step: StepInput, output: str, response: StepResponse, *artifacts: Artifact
 ) -> StepResult:
     return StepResult(

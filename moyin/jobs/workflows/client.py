@@ -78,7 +78,7 @@ class TemporalConnection:
     async def get_client(self) -> Client:
         """Return the connected client; raise ServiceUnavailable if Temporal does not respond."""
         if time.monotonic() < self._paused_until:
-            raise _unavailable()
+            raise _new_unavailable_error()
         if self._client is None:
             async with self._connecting:
                 if self._client is None:
@@ -93,13 +93,13 @@ class TemporalConnection:
                 return
         except RPCError as error:
             raise self.report_outage(error) from error
-        raise _unavailable()
+        raise _new_unavailable_error()
 
     def report_outage(self, error: Exception) -> ServiceUnavailable:
         """Return the exception to raise for an error, and let requests fail at once for a second."""
         _log.warning("Temporal at %s is unavailable: %s", self._address, error)
         self._paused_until = time.monotonic() + _PAUSE_SECONDS
-        return _unavailable()
+        return _new_unavailable_error()
 
     async def _connect(self) -> Client:
         try:
@@ -135,7 +135,7 @@ class TemporalConnection:
                 raise
 
 
-def _unavailable() -> ServiceUnavailable:
+def _new_unavailable_error() -> ServiceUnavailable:
     return ServiceUnavailable(
         "the job queue (TemporalConnection) is not available; try again later", retry_after=2
     )

@@ -38,14 +38,16 @@ def to_application_error(
 
 def is_superseded(error: BaseException) -> bool:
     """Return True if a step failed because its attempt has ended or a later attempt has begun."""
-    return any(isinstance(c, ApplicationError) and c.type == SUPERSEDED for c in _causes(error))
+    return any(
+        isinstance(c, ApplicationError) and c.type == SUPERSEDED for c in _iterate_causes(error)
+    )
 
 
 def find_larger_pool(error: BaseException) -> str | None:
     """Return the render pool with more memory that the error of a render names, if any."""
-    for cause in _causes(error):
+    for cause in _iterate_causes(error):
         if isinstance(cause, ApplicationError) and cause.type == errors.OutOfMemory.code:
-            pool = _details(cause).get("pool")
+            pool = _get_details(cause).get("pool")
             return pool if isinstance(pool, str) else None
     return None
 
@@ -60,18 +62,18 @@ def to_job_error(error: BaseException, *, step: int | None = None) -> JobError:
         step: the index of the failed step, for the details.
     """
     details: dict[str, Any] = {} if step is None else {"step": step}
-    for cause in _causes(error):
+    for cause in _iterate_causes(error):
         if isinstance(cause, errors.MoyinError):
             return JobError(
                 code=cause.code, message=cause.message, details={**cause.details, **details}
             )
         if isinstance(cause, ApplicationError) and cause.type in ERROR_TYPES:
             return JobError(
-                code=cause.type, message=cause.message, details={**_details(cause), **details}
+                code=cause.type, message=cause.message, details={**_get_details(cause), **details}
             )
         if isinstance(cause, TimeoutError):
             return JobError(
-                code=_timeout_code(cause), message=_timeout_message(cause), details=details
+                code=_get_timeout_code(cause), message=_describe_timeout(cause), details=details
             )
     return JobError(
         code=errors.MoyinError.code,
@@ -102,7 +104,7 @@ def to_batch_error(failures: Mapping[int, BaseException], children: int) -> JobE
     )
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def _iterate_causes(error: BaseException) -> Iterator[BaseException]:
     """Yield a failure and its causes, the outermost first, without Temporal's `ActivityError`."""
     current: BaseException | None = error
     while current is not None:
@@ -111,18 +113,18 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         current = current.cause if isinstance(current, FailureError) else current.__cause__
 
 
-def _details(error: ApplicationError) -> dict[str, Any]:
+def _get_details(error: ApplicationError) -> dict[str, Any]:
     first = error.details[0] if error.details else None
     inner = first.get("details") if isinstance(first, dict) else None
     return dict(inner) if isinstance(inner, dict) else {}
 
 
-def _timeout_code(error: TimeoutError) -> str:
+def _get_timeout_code(error: TimeoutError) -> str:
     is_lost = error.type is TimeoutType.HEARTBEAT
     return errors.WorkerLost.code if is_lost else errors.StepFailed.code
 
 
-def _timeout_message(error: TimeoutError) -> str:
+def _describe_timeout(error: TimeoutError) -> str:
     if error.type is TimeoutType.HEARTBEAT:
         return "the worker process was lost in every try of the step"
     return "the step exceeded its time limit"

@@ -32,11 +32,11 @@ with workflow.unsafe.imports_passed_through():
         WEBHOOKS_QUEUE,
         JobInput,
         JobOutcome,
-        StepDone,
         StepInput,
+        StepOutcome,
         StepRecord,
         WebhookInput,
-        render_queue,
+        get_render_queue,
     )
 
 __all__ = ["JobWorkflow", "WebhookWorkflow"]
@@ -105,7 +105,7 @@ class JobWorkflow:
         try:
             outcome = await self._run_attempt(job)
         except _AttemptSuperseded:
-            return _outcome(job, JobStatus.CANCELLED, _SUPERSEDED)
+            return _build_outcome(job, JobStatus.CANCELLED, _SUPERSEDED)
         try:
             await run_to_completion(self._record_end(job, outcome))
         except asyncio.CancelledError:
@@ -115,7 +115,7 @@ class JobWorkflow:
 
     async def _run_attempt(self, job: JobInput) -> JobOutcome:
         """Run the steps, and return an outcome also for failures, cancellation and the deadline."""
-        deadline = asyncio.timeout(_seconds_left(job))
+        deadline = asyncio.timeout(_get_seconds_left(job))
         try:
             async with deadline:
                 run = self._run_children if job.parallel else self._run_steps
@@ -124,19 +124,19 @@ class JobWorkflow:
             raise
         except _ChildrenFailed as error:
             batch_error = to_batch_error(error.failures, len(job.steps))
-            return _outcome(job, JobStatus.FAILED, batch_error)
+            return _build_outcome(job, JobStatus.FAILED, batch_error)
         except (TimeoutError, asyncio.CancelledError, FailureError, _StepFailed) as error:
             # An activity that the deadline cancels reports a cancellation of its own.
             if deadline.expired():
                 late = DeadlineExceeded(f"the job had not finished by its deadline, {job.deadline}")
-                return _outcome(job, JobStatus.FAILED, to_job_error(late))
+                return _build_outcome(job, JobStatus.FAILED, to_job_error(late))
             cause = error.__cause__ if isinstance(error, _StepFailed) else error
             assert cause is not None
             if is_cancelled_exception(cause):
-                return _outcome(job, JobStatus.CANCELLED)
+                return _build_outcome(job, JobStatus.CANCELLED)
             step = error.index if isinstance(error, _StepFailed) else None
-            return _outcome(job, JobStatus.FAILED, to_job_error(cause, step=step))
-        return _outcome(job, JobStatus.SUCCEEDED, results=results)
+            return _build_outcome(job, JobStatus.FAILED, to_job_error(cause, step=step))
+        return _build_outcome(job, JobStatus.SUCCEEDED, results=results)
 
     async def _run_steps(self, job: JobInput) -> tuple[StepResult, ...]:
         """Run the unfinished steps in order and return the results of all steps."""
@@ -189,7 +189,7 @@ class JobWorkflow:
         """Write the end of the attempt to the job's row, then start the webhook, if any."""
         is_recorded = self._is_end_recorded and outcome.status is JobStatus.SUCCEEDED
         if not is_recorded:
-            is_recorded = await _run_local("finish", outcome)
+            is_recorded = await _run_local_write("finish", outcome)
         if is_recorded and job.webhook:
             await _start_webhook(WebhookInput(job_id=job.job_id, attempt=job.attempt))
 
@@ -211,12 +211,12 @@ async def _start_webhook(webhook: WebhookInput) -> None:
 
 async def _run_step(
     job: JobInput, index: int, earlier: tuple[str, ...], is_first: bool
-) -> StepDone:
+) -> StepOutcome:
     """Run a step; repeat a render that lacks memory in the larger pool that its error names."""
     pools = [job.steps[index].pool]
     while True:
         try:
-            return await _run_step_in(pools[-1], job, index, earlier, is_first)
+            return await _run_step_in_pool(pools[-1], job, index, earlier, is_first)
         except ActivityError as error:
             larger = find_larger_pool(error)
             if larger is None or larger in pools:
@@ -224,13 +224,13 @@ async def _run_step(
             pools.append(larger)
 
 
-async def _run_step_in(
+async def _run_step_in_pool(
     pool: str, job: JobInput, index: int, earlier: tuple[str, ...], is_first: bool
-) -> StepDone:
+) -> StepOutcome:
     """Run the activity of a step, which is in the render pool ``pool`` if the step is a render."""
     head = job.steps[index]
     is_render = head.kind is StepKind.RENDER
-    done: StepDone = await workflow.execute_activity(
+    done: StepOutcome = await workflow.execute_activity(
         f"{head.kind.value}_step",
         StepInput(
             job_id=job.job_id,
@@ -242,8 +242,8 @@ async def _run_step_in(
             attempt=job.attempt,
             last=_is_last(job, index),
         ),
-        result_type=StepDone,
-        task_queue=render_queue(pool) if is_render else JOBS_QUEUE,
+        result_type=StepOutcome,
+        task_queue=get_render_queue(pool) if is_render else JOBS_QUEUE,
         heartbeat_timeout=HEARTBEAT_TIMEOUT,
         start_to_close_timeout=policies.RENDER_TIMEOUT if is_render else policies.CALL_TIMEOUT,
         schedule_to_close_timeout=policies.STEP_LIMIT,
@@ -258,17 +258,17 @@ def _is_last(job: JobInput, index: int) -> bool:
     return not job.parallel and index == len(job.steps) - 1
 
 
-async def _record_step(job: JobInput, step: StepDone) -> None:
+async def _record_step(job: JobInput, step: StepOutcome) -> None:
     """Write the checkpoint of a step, unless the step's activity has done so."""
     if step.recorded:
         return
     record = StepRecord(job_id=job.job_id, attempt=job.attempt, result=step.result)
     # A cancellation must wait until the checkpoint is written, because the step may have cost money.
-    if not await run_to_completion(_run_local("record_step", record)):
+    if not await run_to_completion(_run_local_write("record_step", record)):
         raise _AttemptSuperseded
 
 
-async def _run_local(name: str, argument: Any) -> bool:
+async def _run_local_write(name: str, argument: Any) -> bool:
     """Run a local activity that writes to the job's row, with retries until it succeeds."""
     is_written: bool = await workflow.execute_local_activity(
         name,
@@ -280,13 +280,13 @@ async def _run_local(name: str, argument: Any) -> bool:
     return is_written
 
 
-def _seconds_left(job: JobInput) -> float | None:
+def _get_seconds_left(job: JobInput) -> float | None:
     if job.deadline is None:
         return None
     return max((job.deadline - workflow.now()) / timedelta(seconds=1), 0.001)
 
 
-def _outcome(
+def _build_outcome(
     job: JobInput,
     status: JobStatus,
     error: JobError | None = None,

@@ -64,7 +64,7 @@ class JudgeWorkflow:
             is_cancelled = is_cancelled_exception(error)
             outcome = Outcome.CANCELLED if is_cancelled else Outcome.FAILED
         end = JudgeEnd(comparison_id=comparison_id, outcome=outcome)
-        await run_to_completion(_run_short("judge_close", end))
+        await run_to_completion(_run_store_activity("judge_close", end))
         return outcome
 
     async def _compare(self, comparison_id: str) -> Outcome:
@@ -76,7 +76,7 @@ class JudgeWorkflow:
             return Outcome(verdict.outcome)
         record = JudgeRecord(comparison_id=comparison_id, given=verdict.given, other=verdict.other)
         # A cancellation must wait until the verdict is recorded, because the verdict cost money.
-        return Outcome(await run_to_completion(_run_short("judge_record", record)))
+        return Outcome(await run_to_completion(_run_store_activity("judge_record", record)))
 
 
 async def _call_model(name: str, comparison_id: str, result_type: Any) -> Any:
@@ -94,7 +94,7 @@ async def _call_model(name: str, comparison_id: str, result_type: Any) -> Any:
     )
 
 
-async def _run_short(name: str, argument: Any) -> str:
+async def _run_store_activity(name: str, argument: Any) -> str:
     """Run an activity that only reads and writes the store."""
     outcome: str = await workflow.execute_activity(
         name,
@@ -122,13 +122,13 @@ class JudgeActivities:
     @activity.defn
     async def judge_answer(self, comparison_id: str) -> str:
         """Request an answer from the second model, and store the answer."""
-        async with send_heartbeats(), _application_errors(calls_model=True):
+        async with send_heartbeats(), _raise_application_errors(calls_model=True):
             return await self._judge.answer(comparison_id)
 
     @activity.defn
     async def judge_decide(self, comparison_id: str) -> JudgeVerdict:
         """Request a verdict from the judge model."""
-        async with send_heartbeats(), _application_errors(calls_model=True):
+        async with send_heartbeats(), _raise_application_errors(calls_model=True):
             decision = await self._judge.decide(comparison_id)
         if isinstance(decision, Outcome):
             return JudgeVerdict(outcome=decision)
@@ -138,7 +138,7 @@ class JudgeActivities:
     async def judge_record(self, record: JudgeRecord) -> str:
         """Write a verdict to the log of signals, from which the router learns."""
         verdict = Verdict(given=record.given, other=record.other)
-        async with _application_errors():
+        async with _raise_application_errors():
             if not await self._judge.record(record.comparison_id, verdict):
                 return Outcome.GONE
         return Outcome.AGREED if verdict.agrees else Outcome.DISAGREED
@@ -146,7 +146,7 @@ class JudgeActivities:
     @activity.defn
     async def judge_close(self, end: JudgeEnd) -> str:
         """Delete the compared answers and count the outcome."""
-        async with _application_errors():
+        async with _raise_application_errors():
             await self._judge.close(end.comparison_id)
         self._count(Outcome(end.outcome))
         return end.outcome
@@ -197,7 +197,7 @@ def new_judge_worker(client: Client, activities: JudgeActivities, *, concurrency
 
 
 @asynccontextmanager
-async def _application_errors(*, calls_model: bool = False) -> AsyncIterator[None]:
+async def _raise_application_errors(*, calls_model: bool = False) -> AsyncIterator[None]:
     """Raise errors as failures that Temporal retries only if a retry can help.
 
     The failures omit the messages, which may quote a conversation, for Temporal's history.

@@ -16,7 +16,7 @@ from moyin.domain.job import StepResult
 from moyin.errors import ServiceUnavailable
 from moyin.jobs.workflows.client import RPC_TIMEOUT, TASK_TIMEOUT, TemporalConnection
 from moyin.jobs.workflows.job import JobWorkflow, WebhookWorkflow
-from moyin.jobs.workflows.types import JOBS_QUEUE, JobInput, StepHead, WebhookInput
+from moyin.jobs.workflows.types import JOBS_QUEUE, JobInput, StepRouting, WebhookInput
 from moyin.store.jobs import JobStore, Launch
 
 _log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class JobLauncher:
                 rpc_timeout=RPC_TIMEOUT,
             )
         except WorkflowAlreadyStartedError:
-            await self._check_running(client, launch)
+            await self._check_attempt_running(client, launch)
         except RPCError as error:
             raise self._temporal.report_outage(error) from error
         if is_first:
@@ -106,7 +106,7 @@ class JobLauncher:
         """Mark the rows of all buffered jobs as dispatched."""
         await self._dispatched.close()
 
-    async def _check_running(self, client: Client, launch: Launch) -> None:
+    async def _check_attempt_running(self, client: Client, launch: Launch) -> None:
         """Raise ServiceUnavailable if the job's running workflow is that of an earlier attempt."""
         try:
             described = await client.get_workflow_handle(launch.job_id).describe(
@@ -174,7 +174,7 @@ def build_job_input(launch: Launch) -> JobInput:
         owner=launch.owner,
         attempt=launch.attempt,
         spec=launch.spec,
-        steps=tuple(StepHead(kind=kind, pool=pool) for kind, pool in launch.heads),
+        steps=tuple(StepRouting(kind=kind, pool=pool) for kind, pool in launch.heads),
         # For the many children of a batch, the workflow needs only the indexes of finished ones.
         done=launch.done
         if launch.children is None
@@ -197,13 +197,13 @@ def get_job_priority(launch: Launch) -> Priority:
 
 def compute_fairness_shares(owner: str) -> list[tuple[str, float]]:
     """Return Temporal's fairness key and weight for each priority of an owner's jobs, from 1 to 5."""
-    return [(_fairness_key(f"{p}:{owner}"), 2.0 ** (5 - p)) for p in range(1, 6)]
+    return [(_truncate_fairness_key(f"{p}:{owner}"), 2.0 ** (5 - p)) for p in range(1, 6)]
 
 
 def get_tenant_priority(owner: str) -> Priority:
     """Return a Temporal priority that gives each owner an equal share of the queue."""
-    return Priority(fairness_key=_fairness_key(owner))
+    return Priority(fairness_key=_truncate_fairness_key(owner))
 
 
-def _fairness_key(name: str) -> str:
+def _truncate_fairness_key(name: str) -> str:
     return name.encode()[:_MAX_FAIRNESS_KEY].decode(errors="ignore")

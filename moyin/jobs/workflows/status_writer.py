@@ -15,7 +15,7 @@ from moyin.domain.job import EventType, JobStatus, StepResult
 from moyin.jobs.protocol.response import build_status_event, render_artifact
 from moyin.jobs.workflows.failures import SUPERSEDED
 from moyin.jobs.workflows.policies import RECORD_TIMEOUT, run_to_completion
-from moyin.jobs.workflows.types import JobOutcome, StepDone, StepInput, StepRecord
+from moyin.jobs.workflows.types import JobOutcome, StepInput, StepOutcome, StepRecord
 from moyin.store.events import EventStore
 from moyin.store.frames import FrameStore
 from moyin.store.jobs import JobStore
@@ -36,7 +36,7 @@ class JobStatusWriter:
 
     async def run_step(
         self, step: StepInput, work: Callable[[], Awaitable[StepResult]]
-    ) -> StepDone:
+    ) -> StepOutcome:
         """Run a step within its activity, and record the step's beginning and its result.
 
         Recording is not a separate activity, which would cost as much time as a small picture. If
@@ -50,14 +50,16 @@ class JobStatusWriter:
             ApplicationError: the attempt has ended, or a later one has begun
                 (`moyin.jobs.workflows.failures.is_superseded`).
         """
-        result = await self._begin(step) or await work()
-        return StepDone(result=result, recorded=await run_to_completion(self._settle(step, result)))
+        result = await self._begin_step(step) or await work()
+        return StepOutcome(
+            result=result, recorded=await run_to_completion(self._record_result(step, result))
+        )
 
     async def record_step(self, record: StepRecord) -> bool:
         """Write the checkpoint of a step; return False if the attempt is over."""
         progress = await self._jobs.record_step(record.job_id, record.attempt, record.result)
         if progress is not None:
-            kind, data = _step_event(record.result, record.attempt)
+            kind, data = _build_step_event(record.result, record.attempt)
             overall = {"value": progress.value, "max": progress.max}
             await self._events.publish(record.job_id, kind, {**data, **overall})
         return progress is not None
@@ -75,12 +77,12 @@ class JobStatusWriter:
             return False
         # The row of a job that was cancelled meanwhile has neither the result nor its artifacts.
         last_result = outcome.results[-1:] if job.status is outcome.status else ()
-        steps = [_step_event(result, outcome.attempt) for result in last_result]
+        steps = [_build_step_event(result, outcome.attempt) for result in last_result]
         await self._events.publish_all(job.id, [*steps, build_status_event(job)])
         await self._frames.publish_end(job)
         return True
 
-    async def _start(self, job_id: str, attempt: int) -> bool:
+    async def _mark_running(self, job_id: str, attempt: int) -> bool:
         """Mark the job as running and publish the event; return False if the attempt is over."""
         job = await self._jobs.start(job_id, attempt)
         if job is None:
@@ -88,23 +90,25 @@ class JobStatusWriter:
         await self._events.publish(job_id, *build_status_event(job))
         return True
 
-    async def _begin(self, step: StepInput) -> StepResult | None:
+    async def _begin_step(self, step: StepInput) -> StepResult | None:
         """Mark the job as running, and return the result that an earlier try recorded, if any."""
         while True:
             try:
-                is_running = step.begins is None or await self._start(step.job_id, step.begins)
+                is_running = step.begins is None or await self._mark_running(
+                    step.job_id, step.begins
+                )
                 # This must be the last read, because the lost try may still run and record its result.
-                recorded = await self._recorded_result(step)
+                recorded = await self._find_recorded_result(step)
                 break
             except (SQLAlchemyError, OSError) as error:
                 # Nothing has been done yet, so waiting for the database costs nothing.
                 _log.warning("job %s waits for the SQL database: %s", step.job_id, error)
                 await asyncio.sleep(_PAUSE_SECONDS)
         if recorded is None and not is_running:
-            raise _superseded()
+            raise _new_superseded_error()
         return recorded
 
-    async def _recorded_result(self, step: StepInput) -> StepResult | None:
+    async def _find_recorded_result(self, step: StepInput) -> StepResult | None:
         if activity.info().attempt == 1:
             return None
         job = await self._jobs.find(step.job_id)
@@ -112,12 +116,12 @@ class JobStatusWriter:
             return None
         return next((result for result in job.results if result.index == step.index), None)
 
-    async def _settle(self, step: StepInput, result: StepResult) -> bool:
+    async def _record_result(self, step: StepInput, result: StepResult) -> bool:
         """Record the result of a step; return False if the database is unavailable."""
         try:
             async with asyncio.timeout(RECORD_TIMEOUT.total_seconds()):
                 if step.last:
-                    is_written = await self.finish(await self._success(step, result))
+                    is_written = await self.finish(await self._build_success_outcome(step, result))
                 else:
                     record = StepRecord(job_id=step.job_id, attempt=step.attempt, result=result)
                     is_written = await self.record_step(record)
@@ -127,10 +131,10 @@ class JobStatusWriter:
             )
             return False
         if not is_written:
-            raise _superseded()
+            raise _new_superseded_error()
         return True
 
-    async def _success(self, step: StepInput, result: StepResult) -> JobOutcome:
+    async def _build_success_outcome(self, step: StepInput, result: StepResult) -> JobOutcome:
         """Return the outcome of a job whose last step has the result."""
         earlier: tuple[StepResult, ...] = ()
         if step.index:
@@ -145,7 +149,7 @@ class JobStatusWriter:
         )
 
 
-def _superseded() -> ApplicationError:
+def _new_superseded_error() -> ApplicationError:
     return ApplicationError(
         "the attempt of the job has ended, or a later attempt has begun",
         type=SUPERSEDED,
@@ -153,6 +157,6 @@ def _superseded() -> ApplicationError:
     )
 
 
-def _step_event(result: StepResult, attempt: int) -> tuple[EventType, dict[str, Any]]:
+def _build_step_event(result: StepResult, attempt: int) -> tuple[EventType, dict[str, Any]]:
     artifacts = [render_artifact(a).model_dump(mode="json") for a in result.artifacts]
     return EventType.STEP, {"step": result.index, "artifacts": artifacts, "attempt": attempt}

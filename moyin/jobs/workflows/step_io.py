@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from pydantic_core import from_json, to_json
@@ -109,7 +108,7 @@ async def _send_repeatedly(heartbeat: Heartbeat) -> None:
     while True:
         heartbeat.send()
         sent_at = loop.time()
-        with contextlib.suppress(TimeoutError):
+        with suppress(TimeoutError):
             async with asyncio.timeout(heartbeat.seconds):
                 await heartbeat.is_quick.wait()
         await asyncio.sleep(max(0.0, sent_at + interval - loop.time()))

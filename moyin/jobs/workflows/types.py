@@ -21,13 +21,13 @@ HEARTBEAT_TIMEOUT = timedelta(seconds=5)
 HEARTBEAT_INTERVAL = timedelta(seconds=1)
 
 
-def render_queue(pool: str) -> str:
+def get_render_queue(pool: str) -> str:
     """Return the name of the task queue of a render pool."""
     return f"render-{pool}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepHead:
+class StepRouting:
     """The kind and the render pool of a step, from which the workflow chooses a task queue."""
 
     kind: StepKind
@@ -51,7 +51,7 @@ class JobInput:
     owner: str
     attempt: int
     spec: str
-    steps: tuple[StepHead, ...]
+    steps: tuple[StepRouting, ...]
     done: tuple[StepResult, ...] = ()
     webhook: bool = False
     deadline: datetime | None = None
@@ -81,7 +81,7 @@ class StepInput:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepDone:
+class StepOutcome:
     """The result of the activity that ran one step.
 
     Attributes:

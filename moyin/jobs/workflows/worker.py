@@ -139,7 +139,7 @@ class Sweeper:
         return started
 
 
-class JobRunner:
+class JobRunner(WorkerRunner):
     """Runs the Temporal workers of the queues ``jobs`` and ``webhooks``, and the sweeper."""
 
     def __init__(
@@ -156,26 +156,17 @@ class JobRunner:
                 _new_webhook_worker(client, activities, concurrency),
             ]
 
-        self._runner = WorkerRunner(temporal, new_workers)
+        super().__init__(temporal, new_workers)
         self._sweeper = sweeper
-
-    @property
-    def error(self) -> BaseException | None:
-        """The error that ended the previous workers; None while workers run or wait for Temporal."""
-        return self._runner.error
 
     async def run(self) -> None:
         """Run the workers and the sweeper until `stop` is called."""
         sweeping = asyncio.create_task(self._sweeper.run())
         try:
-            await self._runner.run()
+            await super().run()
         finally:
             sweeping.cancel()
             await asyncio.gather(sweeping, return_exceptions=True)
-
-    async def stop(self) -> None:
-        """Stop polling, wait up to the grace period for running tasks, and end `run`."""
-        await self._runner.stop()
 
 
 def _new_job_worker(client: Client, activities: JobActivities, concurrency: int) -> Worker:

@@ -127,7 +127,7 @@ def compile_target(
         model_breaker=runtime.model_breaker(model.upstream),
         position=position,
         needs_translation=deployment.api_format is not api_format,
-        fixed_price=model.tariff.price_on(day) if model.gpu is None else None,
+        fixed_price=model.tariff.get_price_on(day) if model.gpu is None else None,
         headers=(
             (b"x-moyin-backend", runtime.name.encode()),
             (b"x-moyin-model", model.name.encode()),

@@ -225,7 +225,7 @@ def list_exclusions(
     exclusions = list(route.exclusions)
     for target in route.targets:
         deployment, health = target.deployment, target.runtime.health
-        if missing := deployment.model.unmet_needs(needs):
+        if missing := deployment.model.list_unmet_needs(needs):
             exclusions.append(
                 Exclusion(deployment=deployment, reason=", ".join(missing), missing=missing)
             )

@@ -77,7 +77,7 @@ class Fleet:
         """Return the current price of tokens of a deployment."""
         runtime, gpu = self.runtimes.get(deployment.backend), deployment.model.gpu
         if runtime is None or gpu is None:
-            return deployment.model.tariff.price_on(today())
+            return deployment.model.tariff.get_price_on(today())
         return runtime.latency(deployment.model.name).price(gpu)
 
     def policy(self, owner: str) -> Policy:

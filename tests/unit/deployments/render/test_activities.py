@@ -27,7 +27,7 @@ from moyin.domain.prompt import ComfyPrompt, PromptRecord
 from moyin.domain.renderer import RendererStatus
 from moyin.domain.serialization import encode, from_plain
 from moyin.errors import InvalidGraph, WorkerLost
-from moyin.jobs.workflows.types import StepDone, StepInput
+from moyin.jobs.workflows.types import StepInput, StepOutcome
 from moyin.render.comfyui.sizes import ModelSizes
 from moyin.store.artifacts import ArtifactStore, new_artifact_id, step_artifact_id
 from moyin.store.blobs import BlobStore
@@ -53,8 +53,8 @@ class UnrecordedSteps:
 
     async def run_step(
         self, step: StepInput, work: Callable[[], Awaitable[StepResult]]
-    ) -> StepDone:
-        return StepDone(result=await work())
+    ) -> StepOutcome:
+        return StepOutcome(result=await work())
 
 
 class Bench:
@@ -100,7 +100,7 @@ class Bench:
         steps = (step,) * (index + 1)
         spec = await self.blobs.put(encode(JobSpec(kind="render", steps=steps, comfyui=comfyui)))
         step_input = StepInput(job_id=job_id, attempt=1, owner=owner, index=index, spec=spec)
-        done: StepDone = await self.environment.run(self.activities.render_step, step_input)
+        done: StepOutcome = await self.environment.run(self.activities.render_step, step_input)
         return done.result
 
 

@@ -102,7 +102,7 @@ def test_an_error_keeps_its_code(status: int, body: Any, expected: tuple[Any, st
     headers = {"x-request-id": "r1", "retry-after": "3"}
     fault = to_fault(RequestRefused(status, headers, json.dumps(body).encode()))
     assert (fault.status, fault.code) == expected
-    details = status_pb2.Status.FromString(fault.details().SerializeToString())
+    details = status_pb2.Status.FromString(fault.to_status().SerializeToString())
     assert details.code == fault.status.value[0]
     first, second, *_, last = details.details
     error_info, request_info, delay = (

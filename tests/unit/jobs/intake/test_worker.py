@@ -85,7 +85,7 @@ class Service:
         self.keys.append(idempotency_key)
         return JOB, True
 
-    async def outputs(self, job: Job) -> list[Any]:
+    async def load_outputs(self, job: Job) -> list[Any]:
         return []
 
 

@@ -15,7 +15,7 @@ from moyin.errors import OutOfMemory, RenderFailed, WorkerLost
 from moyin.jobs.workflows import policies
 from moyin.jobs.workflows.failures import to_application_error
 from moyin.jobs.workflows.job import WebhookWorkflow
-from moyin.jobs.workflows.types import JOBS_QUEUE, StepHead, StepInput, WebhookInput
+from moyin.jobs.workflows.types import JOBS_QUEUE, StepInput, StepRouting, WebhookInput
 
 Bench = Any
 
@@ -232,7 +232,7 @@ async def test_a_render_that_lacks_memory_moves_to_the_larger_pool(bench: Bench)
     assert outcome.error.code == "out_of_memory"
 
 
-FOUR = (StepHead(kind=StepKind.RENDER),) * 4
+FOUR = (StepRouting(kind=StepKind.RENDER),) * 4
 
 
 @pytest.fixture

@@ -33,12 +33,12 @@ USAGES = st.builds(
 
 @given(USAGES)
 def test_free_is_free(usage: Usage) -> None:
-    assert pico_to_usd(FREE_TARIFF.price_on(CHECKED_ON).compute_pico_cost(usage)) == 0
+    assert pico_to_usd(FREE_TARIFF.get_price_on(CHECKED_ON).compute_pico_cost(usage)) == 0
 
 
 @given(USAGES, st.sampled_from(sorted(CLAUDE)))
 def test_money_is_exact_and_splits_by_kind_of_token(usage: Usage, model: str) -> None:
-    rates = CLAUDE[model].price_on(CHECKED_ON).select_rates(usage.prompt_tokens)
+    rates = CLAUDE[model].get_price_on(CHECKED_ON).select_rates(usage.prompt_tokens)
     exact = (
         usage.input_tokens * rates.input
         + usage.cached_tokens * rates.cache_read
@@ -47,13 +47,13 @@ def test_money_is_exact_and_splits_by_kind_of_token(usage: Usage, model: str) ->
         + usage.output_tokens * rates.output
     )
     assert (
-        pico_to_usd(CLAUDE[model].price_on(CHECKED_ON).compute_pico_cost(usage)) * 1_000_000
+        pico_to_usd(CLAUDE[model].get_price_on(CHECKED_ON).compute_pico_cost(usage)) * 1_000_000
         == exact
     )
 
 
 def test_the_band_is_chosen_by_the_whole_prompt() -> None:
-    price = CLAUDE["claude-haiku-5-5"].price_on(CHECKED_ON)
+    price = CLAUDE["claude-haiku-5-5"].get_price_on(CHECKED_ON)
     million = Usage(input_tokens=50_000, cached_tokens=50_000, output_tokens=1_000_000)
     assert pico_to_usd(price.compute_pico_cost(million)) == Decimal("0.005") + Decimal(
         "0.0005"
@@ -66,7 +66,7 @@ def test_the_band_is_chosen_by_the_whole_prompt() -> None:
     ("day", "cache_read"), [(date(2026, 10, 6), "0.20"), (date(2026, 10, 7), "0.10")]
 )
 def test_prices_change_with_the_day(day: date, cache_read: str) -> None:
-    rates = CLAUDE["claude-sonnet-5-5"].price_on(day).select_rates(1)
+    rates = CLAUDE["claude-sonnet-5-5"].get_price_on(day).select_rates(1)
     assert rates.cache_read == Decimal(cache_read)
     assert (rates.cache_write, rates.cache_write_1h) == (Decimal("2.5"), Decimal("4"))
 
@@ -74,7 +74,7 @@ def test_prices_change_with_the_day(day: date, cache_read: str) -> None:
 def test_cached_tokens_cost_as_input_by_default() -> None:
     rates = (
         create_flat_tariff(Decimal(3), Decimal(4), cache_write=Decimal(9))
-        .price_on(CHECKED_ON)
+        .get_price_on(CHECKED_ON)
         .select_rates(0)
     )
     assert (rates.cache_read, rates.cache_write, rates.cache_write_1h) == (3, 9, 3)

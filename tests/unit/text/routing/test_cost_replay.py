@@ -106,7 +106,7 @@ def true_usage(asked: TraceRequest, of: ModelDeployment) -> Usage:
 
 
 def cost(asked: TraceRequest, of: ModelDeployment) -> int:
-    return of.model.tariff.price_on(DAY).compute_pico_cost(true_usage(asked, of))
+    return of.model.tariff.get_price_on(DAY).compute_pico_cost(true_usage(asked, of))
 
 
 def may(asked: TraceRequest, of: ModelDeployment) -> bool:

@@ -387,7 +387,7 @@ def test_every_deployment_is_a_candidate_or_excluded_with_a_reason(
     for candidate in candidates:
         assert candidate.deployment.configured
         assert candidate.deployment.model.supports(needs)
-        assert not candidate.deployment.model.unmet_needs(needs)
+        assert not candidate.deployment.model.list_unmet_needs(needs)
         assert not policies or candidate.deployment.residency == "on-premises"
     assert all(exclusion.reason for exclusion in out)
     if not candidates:

@@ -23,7 +23,7 @@ TOKENS = st.integers(0, 400_000)
 def test_maximum_cost_covers_every_allowed_usage(
     model: str, kinds: tuple[int, int, int, int], out: int, spare: int
 ) -> None:
-    price = CLAUDE[model].price_on(date(2026, 11, 1))
+    price = CLAUDE[model].get_price_on(date(2026, 11, 1))
     usage = Usage(
         input_tokens=kinds[0],
         cached_tokens=kinds[1],
