@@ -93,7 +93,7 @@ async def test_denied_nodes_are_neither_listed_nor_accepted() -> None:
         assert refused.value.details["node_errors"]["1"]["class_type"] == kind
     everything = admission(a=PoolRules(deny=()))
     assert "SaveLoRA" in await everything.nodes(caller())
-    assert await everything.check(caller(), "a", graph("SaveLoRA"), ())
+    assert await everything.check_graph(caller(), "a", graph("SaveLoRA"), ())
 
 
 async def test_the_input_folder_is_not_listed_as_a_choice() -> None:
@@ -112,7 +112,7 @@ async def test_a_file_name_that_is_not_the_callers_is_rejected_by_node_and_input
     assert answers[0] == answers[1] == answers[2]
     assert answers[0][1] == "1.inputs.image"
     free = admission(a=PoolRules(unchecked=("Load.ima*",)))
-    assert await free.check(caller(), "a", graph("Load", image="/data/x"), ())
+    assert await free.check_graph(caller(), "a", graph("Load", image="/data/x"), ())
 
 
 async def test_a_pool_with_unknown_nodes_only_rejects_paths() -> None:
