@@ -106,7 +106,7 @@ class Price:
         limits = [band.up_to for band in self.bands]
         finite = [limit for limit in limits[:-1] if limit is not None]
         if not limits or limits[-1] is not None or len(finite) != len(limits) - 1:
-            raise ValueError("price bands: all but the last need up_to, which the last must omit")
+            raise ValueError("the last price band must have no up_to, and all others must have one")
         if finite != sorted(set(finite)):
             raise ValueError(f"price bands must be in ascending order of up_to, not {finite}")
 
