@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any, TypeAlias
 
 from moyin.comfy_api.protocol_v2 import wire
-from moyin.comfy_api.protocol_v2.response import V2Presenter, get_http_status, progress_of
+from moyin.comfy_api.protocol_v2.response import V2Presenter, progress_of, status_of
 from moyin.domain import references
 from moyin.domain.identity import Identity
 from moyin.domain.job import EventType, Job, JobEvent, JobSpec, Progress, StepKind
@@ -144,7 +144,7 @@ class _SentState:
 
     def new_status(self) -> list[SseEvent]:
         """Return the job's status and progress if the status is new and not final."""
-        status = get_http_status(self.job)
+        status = status_of(self.job)
         if self.job.status.is_final or status == self._status:
             return []
         self._status = status
@@ -164,4 +164,4 @@ class _SentState:
         """Return the job's status if it is final."""
         if not self.job.status.is_final:
             return []
-        return [("status", wire.StatusBody(status=get_http_status(self.job)))]
+        return [("status", wire.StatusBody(status=status_of(self.job)))]

@@ -11,7 +11,7 @@ from moyin.comfy_api.protocol_v2 import wire
 from moyin.domain.artifact import Artifact, StoredArtifact
 from moyin.domain.job import Job, JobError, JobStatus, Progress
 
-__all__ = ["V2Presenter", "get_http_status", "progress_of", "summary_of"]
+__all__ = ["V2Presenter", "progress_of", "status_of", "summary_of"]
 
 Kind = Literal["image", "video", "audio", "text", "file", "latent"]
 _STATUS: Mapping[JobStatus, wire.Status] = {
@@ -45,7 +45,7 @@ class V2Presenter:
         path = f"/api/v2/jobs/{job.id}"
         return wire.JobBody(
             id=job.id,
-            status=get_http_status(job),
+            status=status_of(job),
             created_at=job.created_at,
             started_at=job.started_at,
             completed_at=job.finished_at,
@@ -104,7 +104,7 @@ class V2Presenter:
         return f"{self.base}api/v2/assets/{artifact.id}/content"
 
 
-def get_http_status(job: Job) -> wire.Status:
+def status_of(job: Job) -> wire.Status:
     """Return the job's status in the Comfy API's words."""
     return _STATUS[job.status]
 
@@ -113,7 +113,7 @@ def summary_of(job: Job) -> wire.JobSummary:
     """Return the job's entry in a list."""
     return wire.JobSummary(
         id=job.id,
-        status=get_http_status(job),
+        status=status_of(job),
         create_time=job.created_at,
         update_time=job.finished_at or job.started_at or job.created_at,
         metadata=dict(job.metadata),

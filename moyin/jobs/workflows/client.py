@@ -1,4 +1,4 @@
-"""Connects to TemporalConnection, with the namespace of the jobs and our encoding of payloads."""
+"""Connects to Temporal, with the namespace of the jobs and our encoding of payloads."""
 
 from __future__ import annotations
 
@@ -137,5 +137,5 @@ class TemporalConnection:
 
 def _new_unavailable_error() -> ServiceUnavailable:
     return ServiceUnavailable(
-        "the job queue (TemporalConnection) is not available; try again later", retry_after=2
+        "the job queue (Temporal) is not available; try again later", retry_after=2
     )

@@ -29,7 +29,7 @@ from moyin.text.routing.rescue import (
     is_better,
     is_constrained,
     should_rescue,
-    to_stream_fault,
+    stream_fault,
 )
 from moyin.text.routing.routed_call import Hold, RoutedCall
 
@@ -216,7 +216,7 @@ class AnswerReviewer:
             or stream.transcript is None
         ):
             return
-        stream_check = partial(to_stream_fault, call, stream.transcript)
+        stream_check = partial(stream_fault, call, stream.transcript)
         look = partial(self._defer, call, self._run_check, call, candidate, stream_check, rescued)
         if stream.is_complete:
             look()

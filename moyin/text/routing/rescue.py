@@ -29,7 +29,7 @@ __all__ = [
     "is_better",
     "is_constrained",
     "should_rescue",
-    "to_stream_fault",
+    "stream_fault",
 ]
 
 CUT = "cut"
@@ -64,7 +64,7 @@ def can_check(call: RoutedCall) -> bool:
     return not (call.needs.has_external_content or call.needs.embeddings) and call.constraints.plain
 
 
-def to_stream_fault(call: RoutedCall, transcript: Transcript) -> str | None:
+def stream_fault(call: RoutedCall, transcript: Transcript) -> str | None:
     """Return the fault of a stream that has ended, as `answer_fault` does."""
     constraints = call.constraints
     if not transcript.is_complete:

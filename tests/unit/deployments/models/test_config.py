@@ -28,7 +28,9 @@ def test_price_comes_from_configuration_table_or_kind_of_back_end() -> None:
     local, cloud, vllm = read.backends
     assert local.tariff(local.models[0]).get_price_on(CHECKED_ON).select_rates(0).output == 0
     assert cloud.tariff(cloud.models[0]) is CLAUDE["claude-haiku-5-5"]
-    assert vllm.tariff(vllm.models[0]).get_price_on(CHECKED_ON).select_rates(0).input == Decimal("0.1")
+    assert vllm.tariff(vllm.models[0]).get_price_on(CHECKED_ON).select_rates(0).input == Decimal(
+        "0.1"
+    )
     assert read.aliases["fast"].models == ("small",)
 
 
