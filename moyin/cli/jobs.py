@@ -24,7 +24,7 @@ def list_jobs(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=200, help="Number of jobs, newest first.")] = 20,
 ) -> None:
-    """List your jobs, in a pipe by id, kind, status, progress and creation time."""
+    """List your jobs; piped output has id, kind, status, progress and creation time, by tabs."""
     query = f"/jobs?limit={limit}" + (f"&status={status}" if status else "")
     page = with_gateway(lambda gateway: gateway.call("GET", query))
     print_table(

@@ -80,7 +80,7 @@ def rotate(
 
 @app.command("list")
 def list_keys() -> None:
-    """List keys, in a pipe by id, owner, name, creation time, scopes and state."""
+    """List keys; piped output has id, owner, name, creation time, scopes and state, by tabs."""
     from moyin.store.keys import KeyStore
 
     keys = _with_database(lambda database: KeyStore(database).list_all())

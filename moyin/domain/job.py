@@ -17,7 +17,7 @@ from moyin.domain.artifact import Artifact
 from moyin.domain.identity import Identity
 from moyin.domain.prompt import ComfyPrompt
 
-MAX_CHILDREN = 256
+MAX_BATCH_CHILDREN = 256
 
 
 class StepKind(StrEnum):
@@ -254,7 +254,9 @@ class JobEvent:
     data: Mapping[str, Any]
 
 
-def make_patch(base: Mapping[str, Any], graph: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def make_batch_patch(
+    base: Mapping[str, Any], graph: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
     """Return the patch that turns ``base`` into ``graph``, which has the same nodes and inputs."""
     patch: dict[str, dict[str, Any]] = {}
     for node_id, node in graph.items():
@@ -266,7 +268,9 @@ def make_patch(base: Mapping[str, Any], graph: Mapping[str, Any]) -> dict[str, d
     return patch
 
 
-def apply_patch(base: Mapping[str, Any], patch: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def apply_batch_patch(
+    base: Mapping[str, Any], patch: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
     """Return a copy of the graph ``base`` with the patch applied."""
     return {
         node_id: {**node, "inputs": {**node.get("inputs", {}), **patch[node_id]}}

@@ -116,7 +116,7 @@ class Price:
         return next(fitting, last).rates
 
     def compute_pico_cost(self, usage: Usage) -> int:
-        """Return the exact cost of a call in picodollars; cached tokens count for the band."""
+        """Return the cost of a call in picodollars, by the band of the whole prompt, cached or not."""
         if len(self.bands) == 1:
             return self.bands[0].rates.compute_pico_cost(usage)
         return self.select_rates(usage.prompt_tokens).compute_pico_cost(usage)

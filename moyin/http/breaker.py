@@ -62,7 +62,7 @@ class Breaker:
         return max(0.0, (self._open_until or 0.0) - self._clock())
 
     def admit(self) -> bool:
-        """Return True if a request may be sent now; half open, one request at a time may."""
+        """Return True if a request may be sent now; a half-open breaker admits one at a time."""
         if self._open_until is None:
             return True
         if not self.ready:

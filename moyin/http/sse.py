@@ -64,7 +64,7 @@ def _extract_data(raw: bytes) -> bytes | None:
 
 
 def parse_event(frame: Frame) -> dict[str, Any]:
-    """Parse the JSON object in an event's data; raise StreamInterrupted if it is none."""
+    """Parse an event's data as a JSON object; raise StreamInterrupted if the data is not one."""
     try:
         value = from_json(frame.data or b"")
     except ValueError:

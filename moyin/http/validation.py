@@ -99,7 +99,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def validate(shape: type[M], data: Mapping[str, Any]) -> M:
-    """Validate a parsed body as the pydantic model ``shape``; InvalidRequest names the wrong field."""
+    """Validate a parsed body as a pydantic model; raise InvalidRequest with the invalid field."""
     try:
         return shape.model_validate(data)
     except ValidationError as error:

@@ -66,7 +66,7 @@ class JobFeed:
         return bool(events) and events[-1].id == after and events[-1].type.is_final
 
     async def get_newest_id(self, job_id: str) -> str | None:
-        """Return the id of the job's newest event; None without events, or without Valkey."""
+        """Return the id of the job's newest event; None if it has none or Valkey is unavailable."""
         try:
             return await self._events.newest(job_id)
         except (RedisError, OSError):

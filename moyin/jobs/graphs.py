@@ -11,7 +11,7 @@ from pydantic_core import to_json
 from moyin.domain import references
 from moyin.domain.artifact import Artifact
 from moyin.domain.identity import Identity
-from moyin.domain.job import JobSpec, Step, StepKind, apply_patch
+from moyin.domain.job import JobSpec, Step, StepKind, apply_batch_patch
 from moyin.errors import ArtifactNotFound, InputNotFound, InvalidRequest, NodeNotAllowed
 from moyin.jobs.ports import GraphGuard, GraphValidator
 from moyin.jobs.protocol.renders import DEFAULT_POOL
@@ -103,7 +103,9 @@ class GraphChecker:
             if step.kind is not StepKind.RENDER:
                 continue
             prefix = f"steps.{index}." if spec.kind == "pipeline" else ""
-            full_graph = step.payload if spec.base is None else apply_patch(spec.base, step.payload)
+            full_graph = (
+                step.payload if spec.base is None else apply_batch_patch(spec.base, step.payload)
+            )
             graph = full_graph
             if spec.base is not None and index > 0:
                 # The check of the first child included the nodes that all children share.
@@ -158,7 +160,7 @@ def _get_changed_nodes(spec: JobSpec, index: int) -> Mapping[str, Any]:
     payload: Mapping[str, Any] = spec.steps[index].payload
     if spec.base is None:
         return payload
-    full_graph = apply_patch(spec.base, payload)
+    full_graph = apply_batch_patch(spec.base, payload)
     return full_graph if index == 0 else {node: full_graph[node] for node in payload}
 
 

@@ -309,7 +309,7 @@ def _measure_depth(value: Any) -> int:
 
 
 def _apply_allowed_priority(submitter: Identity, spec: JobSpec, field: str | None) -> JobSpec:
-    """Return the spec with a permitted priority; raise PriorityNotAllowed if ``field`` is set."""
+    """Return the spec with a permitted priority, or raise if the client named a better one."""
     best = submitter.best_priority
     if spec.priority >= best:
         return spec

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 from moyin.domain import references
-from moyin.domain.job import MAX_CHILDREN, Step, apply_patch, make_patch
+from moyin.domain.job import MAX_BATCH_CHILDREN, Step, apply_batch_patch, make_batch_patch
 from moyin.domain.template import Template, fill_template
 from moyin.errors import InvalidRequest
 from moyin.jobs.protocol import wire
@@ -49,7 +49,7 @@ def build_batch_steps(
     steps = tuple(
         Step(
             kind=first.kind,
-            payload=make_patch(base, graph),
+            payload=make_batch_patch(base, graph),
             pool=first.pool,
             template=first.template,
             inputs=variant[0],
@@ -147,9 +147,10 @@ def _list_combinations(sweep: Mapping[str, Sequence[Any]]) -> list[dict[str, Any
 
 
 def _check_count(count: int, field: str) -> None:
-    if not 1 <= count <= MAX_CHILDREN:
+    if not 1 <= count <= MAX_BATCH_CHILDREN:
         raise InvalidRequest(
-            f"{field} makes {count} renders, but a batch must have 1 to {MAX_CHILDREN}", field=field
+            f"{field} makes {count} renders, but a batch must have 1 to {MAX_BATCH_CHILDREN}",
+            field=field,
         )
 
 
@@ -172,7 +173,7 @@ def _apply_inputs(graph: Mapping[str, Any], child_inputs: Mapping[str, Any]) -> 
     for key, value in child_inputs.items():
         node_id, name = _parse_key(key)
         patch.setdefault(node_id, {})[name] = value
-    return apply_patch(graph, patch)
+    return apply_batch_patch(graph, patch)
 
 
 def _has_plain_value(graph: Mapping[str, Any], key: str) -> bool:

@@ -54,7 +54,7 @@ def disable_streaming(protocol: ChatProtocol, request: Mapping[str, Any]) -> Map
 
 
 def extract_text(protocol: ChatProtocol, body: Any) -> str | None:
-    """Return the text of a chat response, or None; raise StepFailed for another API format."""
+    """Return the text of a chat step's response; None if the model only called tools."""
     try:
         return _find_text(protocol, body)
     except (KeyError, IndexError, TypeError, AttributeError):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 
-from moyin.domain.job import MAX_CHILDREN, CancellerKind, ChatProtocol, JobStatus
+from moyin.domain.job import MAX_BATCH_CHILDREN, CancellerKind, ChatProtocol, JobStatus
 from moyin.http.validation import UtcDatetime
 
 MAX_STEPS = 20
@@ -127,7 +127,7 @@ class RenderJob(RenderStep, _Options):
     """A job with one render, or with the concurrent renders of a `batch`."""
 
     batch: Batch | None = Field(
-        None, description=f"At most {MAX_CHILDREN} children; each counts as an open job."
+        None, description=f"At most {MAX_BATCH_CHILDREN} children; each counts as an open job."
     )
 
 

@@ -65,7 +65,7 @@ class JobStatusWriter:
         return progress is not None
 
     async def finish(self, outcome: JobOutcome) -> bool:
-        """Write the end of an attempt unless it has one; return False if a later attempt has begun."""
+        """Write the end of an attempt that has not ended; return False if a later one has begun."""
         job = await self._jobs.finish(
             outcome.job_id,
             outcome.attempt,

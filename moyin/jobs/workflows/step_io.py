@@ -11,7 +11,7 @@ from pydantic_core import from_json, to_json
 from temporalio import activity
 
 from moyin.domain.artifact import Artifact
-from moyin.domain.job import JobSpec, Step, apply_patch
+from moyin.domain.job import JobSpec, Step, apply_batch_patch
 from moyin.domain.prompt import PromptRecord
 from moyin.domain.references import resolve_references
 from moyin.domain.serialization import decode, to_plain
@@ -39,7 +39,7 @@ async def load_step(blobs: BlobStore, step: StepInput) -> tuple[JobSpec, Step, A
     step_spec = spec.steps[step.index]
     payload = step_spec.payload
     if spec.base is not None:
-        payload = apply_patch(spec.base, payload)
+        payload = apply_batch_patch(spec.base, payload)
     return spec, step_spec, resolve_references(payload, outputs)
 
 

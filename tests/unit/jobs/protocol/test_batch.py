@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from moyin.domain.job import JobSpec, apply_patch
+from moyin.domain.job import JobSpec, apply_batch_patch
 from moyin.errors import InvalidRequest
 from moyin.jobs.protocol.request_to_domain import compute_fingerprint, parse_job
 from moyin.render.templates.catalog import SHIPPED, read_folders
@@ -27,7 +27,7 @@ def parse(batch: Any, **job: Any) -> JobSpec:
 
 def graphs(spec: JobSpec) -> list[dict[str, Any]]:
     assert spec.base is not None
-    return [apply_patch(spec.base, step.payload) for step in spec.steps]
+    return [apply_batch_patch(spec.base, step.payload) for step in spec.steps]
 
 
 def template(**inputs: Any) -> dict[str, Any]:
