@@ -17,8 +17,8 @@ from deployments.models.learning import LearningMetrics
 from deployments.models.routes.images import ImageRules
 from deployments.models.telemetry import CallTelemetry
 from deployments.observer import ServeObserver
-from moyin.access.gatekeeper import Gatekeeper, new_authenticator, service_token_factory
-from moyin.access.gatekeeper.limits import new_meter
+from moyin.access.gatekeeper import Gatekeeper, create_authenticator, create_service_token_factory
+from moyin.access.gatekeeper.limits import create_meter
 from moyin.client.gateway import GatewayClient
 from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.grpc.bridge import MoyinCalls, NoBridge
@@ -57,7 +57,7 @@ class Models(MoyinCalls):
         configure_logs(settings.log_level)
         database = Database(settings.sql_url)
         ledger = UsageLedger(database)
-        meter = new_meter(settings)
+        meter = create_meter(settings)
         telemetry = CallTelemetry()
         responses = ResponseStore(settings.redis_url)
         self._fleet_builder = FleetBuilder(settings, telemetry=telemetry)
@@ -65,7 +65,7 @@ class Models(MoyinCalls):
         signing_key = settings.signing_key()
         jobs = GatewayClient(
             settings.door,
-            token_for=service_token_factory(signing_key, "models"),
+            token_for=create_service_token_factory(signing_key, "models"),
             silence_seconds=60,
             total_seconds=30,
         )
@@ -138,7 +138,7 @@ class Models(MoyinCalls):
                 feedback=Feedback(store, learning, ledger),
                 judge=self._judge,
             ),
-            authenticator=new_authenticator(database, signing_key),
+            authenticator=create_authenticator(database, signing_key),
             meter=meter,
             observer=ServeObserver(settings.log_level, also=work),
             max_body_bytes=settings.max_body_bytes,
@@ -169,4 +169,4 @@ class Models(MoyinCalls):
         )
 
     def __serve_build_asgi_app__(self) -> Gatekeeper:
-        return new_app(self._parts).without_request_id()
+        return new_app(self._parts).disable_request_id()

@@ -18,7 +18,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
-from moyin.access.gatekeeper.credentials import COOKIE
+from moyin.access.gatekeeper.credential_finder import SESSION_COOKIE
 from moyin.cli.socket_relay import MAX_MESSAGE_BYTES, relay
 from moyin.comfy_api.protocol.paths import PAGE
 from moyin.errors import BackendUnavailable, CrossSiteRequest, MoyinError, StackError
@@ -218,7 +218,7 @@ def upstream_headers(headers: Mapping[str, str], key: str, path: str) -> CIMulti
     )
     forwarded["Authorization"] = f"Bearer {key}"
     if path.startswith(PAGE):
-        forwarded["Cookie"] = f"{COOKIE}={key}"
+        forwarded["Cookie"] = f"{SESSION_COOKIE}={key}"
     return forwarded
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from moyin.access.gatekeeper.addresses import TrustedProxies
+from moyin.access.gatekeeper.asgi import TrustedProxies
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send, header
 from moyin.access.gatekeeper.context import RequestContext, context
-from moyin.access.gatekeeper.limits import Admission, Meter
+from moyin.access.gatekeeper.limits import Admission, RequestMeter
 from moyin.domain.identity import JOBS_WRITE
 from moyin.errors import InvalidRequest, RouteNotFound, UnsupportedFeature
 from moyin.proxy.deferral import Deferral, defer, prefers_job
@@ -53,7 +53,7 @@ class Proxy:
         self,
         *,
         signing_key: bytes,
-        meter: Meter | None = None,
+        meter: RequestMeter | None = None,
         deferral: Deferral | None = None,
         trusted_proxies: TrustedProxies | None = None,
     ) -> None:
@@ -188,7 +188,7 @@ class Proxy:
         headers = request_headers(
             scope,
             request_id=request.request_id,
-            address=self._trusted_proxies.client(scope),
+            address=self._trusted_proxies.get_client_address(scope),
             prefix=route.prefix if route.strip_prefix else None,
             pass_credentials=route.pass_credentials,
             identity=service.signer.headers(request.identity),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from moyin.access.gatekeeper.asgi import RawHeaders, Scope, header
-from moyin.access.gatekeeper.credentials import without_cookie
+from moyin.access.gatekeeper.credential_finder import remove_session_cookie
 from moyin.errors import InvalidRequest
 
 __all__ = ["is_forwardable", "request_headers", "response_headers"]
@@ -92,7 +92,7 @@ def request_headers(
             continue
         if not pass_credentials and _is_moyin_key(name, value):
             continue
-        if name == "cookie" and not (value := without_cookie(value)):
+        if name == "cookie" and not (value := remove_session_cookie(value)):
             continue
         forwarded.append((name, value))
     forwarded += [
@@ -129,7 +129,9 @@ def response_headers(
         if plain.startswith(_MOYIN_PREFIX) and not from_own_app:
             continue
         # Only the gateway itself may set its session cookie.
-        if plain == "set-cookie" and not without_cookie(value.decode("latin-1").partition(";")[0]):
+        if plain == "set-cookie" and not remove_session_cookie(
+            value.decode("latin-1").partition(";")[0]
+        ):
             continue
         if name == b"location" and location is not None:
             # Restores bytes that are not UTF-8.

@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from moyin.domain.artifact import Artifact, StoredArtifact
 from moyin.errors import ArtifactInUse, ArtifactNotFound
 from moyin.store.schema import artifacts
-from moyin.store.sql import Database, aware, now
+from moyin.store.sql import Database, ensure_utc, now
 
 __all__ = [
     "ArtifactStore",
@@ -153,7 +153,7 @@ def _not_found(artifact_id: str) -> ArtifactNotFound:
 
 
 def _stored(row: Mapping[Any, Any]) -> StoredArtifact:
-    created_at = aware(row["created_at"])
+    created_at = ensure_utc(row["created_at"])
     assert created_at is not None
     return StoredArtifact(
         artifact=artifact_of_row(row), job_id=row["job_id"], created_at=created_at

@@ -20,7 +20,7 @@ from moyin.domain.job import (
 )
 from moyin.domain.limits import Limit
 from moyin.domain.serialization import from_plain, to_plain
-from moyin.store.sql import aware, now
+from moyin.store.sql import ensure_utc, now
 
 __all__ = ["OPEN", "Launch", "NewJob", "Row", "job_of_row", "launch_of_row", "new_row"]
 
@@ -130,7 +130,7 @@ def new_row(new: NewJob) -> dict[str, Any]:
 
 def job_of_row(row: Row) -> Job:
     """Return the job in a row with all columns."""
-    created_at = aware(row["created_at"])
+    created_at = ensure_utc(row["created_at"])
     assert created_at is not None
     return Job(
         id=row["id"],
@@ -146,9 +146,9 @@ def job_of_row(row: Row) -> Job:
         priority=row["priority"],
         metadata=row["metadata"],
         created_at=created_at,
-        started_at=aware(row["started_at"]),
-        finished_at=aware(row["finished_at"]),
-        begun_at=aware(row["begun_at"]),
+        started_at=ensure_utc(row["started_at"]),
+        finished_at=ensure_utc(row["finished_at"]),
+        begun_at=ensure_utc(row["begun_at"]),
         channel=row["channel"],
         record=row["record"],
         children=row["children"],
@@ -168,7 +168,7 @@ def launch_of_row(row: Row) -> Launch:
         heads=tuple((StepKind(kind), pool) for kind, pool in row["heads"]),
         done=_results(row),
         webhook=row["webhook"],
-        deadline=aware(row["deadline"]),
+        deadline=ensure_utc(row["deadline"]),
         children=row["children"],
     )
 

@@ -20,10 +20,10 @@ from moyin.domain.account import ROLE_SCOPES, Role
 from moyin.domain.identity import ALL, ALL_SCOPES, Identity, is_internal_owner
 from moyin.errors import InvalidKey, InvalidRequest, NotFound
 from moyin.store.schema import api_keys, users
-from moyin.store.sql import Database, Transaction, aware, now
-from moyin.store.tokens import digest
+from moyin.store.sql import Database, Transaction, ensure_utc, now
+from moyin.store.tokens import compute_digest
 
-__all__ = ["ApiKey", "KeyStore", "is_key_valid", "key_expiry"]
+__all__ = ["ApiKey", "KeyStore", "get_key_expiry", "is_key_valid"]
 
 _log = logging.getLogger(__name__)
 _PREFIX = "moyin"
@@ -81,7 +81,7 @@ class KeyStore:
                     id=key_id,
                     owner=owner,
                     name=name,
-                    digest=digest(text),
+                    digest=compute_digest(text),
                     created_at=now(),
                     user_id=user,
                     scopes=" ".join(sorted(scopes)),
@@ -107,7 +107,9 @@ class KeyStore:
             api_keys.update()
             .where(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None))
             .values(
-                former_digest=api_keys.c.digest, former_until=now() + overlap, digest=digest(text)
+                former_digest=api_keys.c.digest,
+                former_until=now() + overlap,
+                digest=compute_digest(text),
             )
         )
         async with self._database.within(within) as connection:
@@ -127,8 +129,8 @@ class KeyStore:
         if key_id is not None:
             query = _with_user(key_id)
             row = await self._database.read(lambda c: c.execute(query).mappings().first())
-            if row is not None and _is_live(row) and _matches(row, digest(presented)):
-                if (aware(row["last_used_at"]) or _NEVER) < now() - _USE_RECORD_INTERVAL:
+            if row is not None and _is_live(row) and _matches(row, compute_digest(presented)):
+                if (ensure_utc(row["last_used_at"]) or _NEVER) < now() - _USE_RECORD_INTERVAL:
                     await self._record_use(row["id"])
                 return _identity(row)
         raise InvalidKey("the API key is not valid")
@@ -144,7 +146,7 @@ class KeyStore:
         return {
             text: _identity(live[key_id])
             for text, key_id in ids.items()
-            if key_id in live and _matches(live[key_id], digest(text))
+            if key_id in live and _matches(live[key_id], compute_digest(text))
         }
 
     async def _record_use(self, key_id: str) -> None:
@@ -206,10 +208,10 @@ class KeyStore:
                 name=row["name"],
                 scopes=frozenset(row["scopes"].split()),
                 user=row["user_id"],
-                created_at=aware(row["created_at"]) or now(),
-                expires_at=aware(row["expires_at"]),
-                revoked_at=aware(row["revoked_at"]),
-                last_used_at=aware(row["last_used_at"]),
+                created_at=ensure_utc(row["created_at"]) or now(),
+                expires_at=ensure_utc(row["expires_at"]),
+                revoked_at=ensure_utc(row["revoked_at"]),
+                last_used_at=ensure_utc(row["last_used_at"]),
             )
             for row in rows
         ]
@@ -224,10 +226,10 @@ async def is_key_valid(connection: Transaction, key_id: str, scopes: frozenset[s
     return ALL in allowed or scopes <= allowed
 
 
-async def key_expiry(connection: Transaction, key_id: str) -> datetime | None:
+async def get_key_expiry(connection: Transaction, key_id: str) -> datetime | None:
     """Return the time at which a key expires; None: never."""
     query = sa.select(api_keys.c.expires_at).where(api_keys.c.id == key_id)
-    return aware((await connection.execute(query)).scalar())
+    return ensure_utc((await connection.execute(query)).scalar())
 
 
 def _id_in(presented: str) -> str | None:
@@ -257,7 +259,7 @@ def _text(key_id: str) -> str:
 
 
 def _is_live(row: Mapping[Any, Any]) -> bool:
-    expires_at = aware(row["expires_at"])
+    expires_at = ensure_utc(row["expires_at"])
     return (
         row["revoked_at"] is None
         and row["disabled_at"] is None
@@ -272,7 +274,7 @@ def _unused_since(moment: datetime) -> sa.ColumnElement[bool]:
 def _matches(row: Mapping[Any, Any], presented: str) -> bool:
     if hmac.compare_digest(row["digest"], presented):
         return True
-    until = aware(row["former_until"])
+    until = ensure_utc(row["former_until"])
     return (
         until is not None and until > now() and hmac.compare_digest(row["former_digest"], presented)
     )

@@ -16,7 +16,7 @@ from moyin.errors import TooManyJobs
 from moyin.store.schema import jobs, limits
 from moyin.store.sql import Database, Transaction
 
-__all__ = ["LimitStore", "check_open_jobs", "subjects_of"]
+__all__ = ["LimitStore", "check_open_jobs", "list_limit_subjects"]
 
 _NANO = 10**9
 _LISTS = ("pools", "allowed_nodes", "denied_nodes")
@@ -27,7 +27,7 @@ _OPEN_JOBS_RETRY_SECONDS = 5
 _SUBJECT_COLUMNS = {"key": jobs.c.key_id, "user": jobs.c.user_id, "owner": jobs.c.owner}
 
 
-def subjects_of(identity: Identity) -> list[str]:
+def list_limit_subjects(identity: Identity) -> list[str]:
     """Return the subjects whose limits apply to a caller: its key, its user, its tenant."""
     users = [f"user:{identity.user}"] if identity.user is not None else []
     return [f"key:{identity.key_id}", *users, f"owner:{identity.owner}"]

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from moyin.store.schema import quality_decisions, quality_signals, quality_states
-from moyin.store.sql import Database, aware, now
+from moyin.store.sql import Database, ensure_utc, now
 
 __all__ = [
     "DECISION_RETENTION",
@@ -257,7 +257,7 @@ def _page(query: sa.Select[Any], connection: sa.Connection) -> Sequence[Any]:
 
 
 def _utc(row: Mapping[Any, Any]) -> dict[str, Any]:
-    return {**row, "created_at": aware(row["created_at"])}
+    return {**row, "created_at": ensure_utc(row["created_at"])}
 
 
 def _lock_numbering(connection: sa.Connection) -> None:

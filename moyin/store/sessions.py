@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from moyin.domain.account import Session
 from moyin.errors import InvalidToken
 from moyin.store.schema import password_resets, refresh_tokens, sessions, users
-from moyin.store.sql import Database, Transaction, aware, now
-from moyin.store.tokens import digest, new_id, new_secret
+from moyin.store.sql import Database, Transaction, ensure_utc, now
+from moyin.store.tokens import compute_digest, generate_id, generate_secret
 
 __all__ = ["SessionStore", "is_session_open"]
 
@@ -63,7 +63,7 @@ class SessionStore:
                 return None
             return session, await _insert(connection, session)
 
-    async def rotate(self, presented: str) -> tuple[Session, str]:
+    async def rotate_refresh_token(self, presented: str) -> tuple[Session, str]:
         """Return the session of a refresh token, and the token that replaces it.
 
         A token that is used twice has been stolen, so the whole session ends.
@@ -72,7 +72,7 @@ class SessionStore:
             InvalidToken: the token is unknown or used, or its session has ended. The error does
                 not say which.
         """
-        used = digest(presented)
+        used = compute_digest(presented)
         expires_at = now() + self._idle
         async with self._database.writing() as connection:
             row = await _session_of(connection, used)
@@ -152,14 +152,14 @@ class SessionStore:
         self, user_id: str, lifetime: timedelta, *, within: Transaction | None = None
     ) -> str:
         """Create a token that sets a password once within ``lifetime``; delete older ones."""
-        text = new_secret("p")
+        text = generate_secret("p")
         async with self._database.within(within) as connection:
             await connection.execute(
                 password_resets.delete().where(password_resets.c.user_id == user_id)
             )
             await connection.execute(
                 password_resets.insert().values(
-                    digest=digest(text), user_id=user_id, expires_at=now() + lifetime
+                    digest=compute_digest(text), user_id=user_id, expires_at=now() + lifetime
                 )
             )
         return text
@@ -171,7 +171,7 @@ class SessionStore:
                 password_resets.delete().where(password_resets.c.user_id == user_id)
             )
 
-    async def user_of_reset_token(self, presented: str) -> str:
+    async def find_user_by_reset_token(self, presented: str) -> str:
         """Return the id of the user whose password a reset token would set.
 
         Raises:
@@ -189,7 +189,7 @@ class SessionStore:
         Raises:
             InvalidToken: the token is unknown, used or expired.
         """
-        used = password_resets.c.digest == digest(presented)
+        used = password_resets.c.digest == compute_digest(presented)
         # Locks the user first, as all transactions do that lock both rows.
         holder = (
             sa.select(users.c.id)
@@ -221,7 +221,7 @@ class SessionStore:
         return deleted.rowcount
 
     def _new(self, user_id: str) -> Session:
-        return Session(id=new_id("ses"), user_id=user_id, expires_at=now() + self._idle)
+        return Session(id=generate_id("ses"), user_id=user_id, expires_at=now() + self._idle)
 
 
 async def is_session_open(connection: Transaction, session_id: str) -> bool:
@@ -231,7 +231,7 @@ async def is_session_open(connection: Transaction, session_id: str) -> bool:
 
 def _is_valid_reset(presented: str) -> sa.ColumnElement[bool]:
     return sa.and_(
-        password_resets.c.digest == digest(presented),
+        password_resets.c.digest == compute_digest(presented),
         password_resets.c.used_at.is_(None),
         password_resets.c.expires_at > now(),
     )
@@ -266,7 +266,7 @@ async def _session_of(connection: Transaction, used: str) -> sa.Row[Any] | None:
         )
     )
     row = (await connection.execute(query)).first()
-    expires_at = None if row is None else aware(row.expires_at)
+    expires_at = None if row is None else ensure_utc(row.expires_at)
     return row if expires_at is not None and expires_at > now() else None
 
 
@@ -295,9 +295,9 @@ async def _insert(connection: Transaction, session: Session) -> str:
 
 async def _issue(connection: Transaction, session_id: str) -> str:
     """Create a refresh token of a session."""
-    text = new_secret("r")
+    text = generate_secret("r")
     await connection.execute(
-        refresh_tokens.insert().values(digest=digest(text), session_id=session_id)
+        refresh_tokens.insert().values(digest=compute_digest(text), session_id=session_id)
     )
     return text
 

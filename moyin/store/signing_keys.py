@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from moyin.store.schema import signing_keys
-from moyin.store.sql import Database, Transaction, aware, now
-from moyin.store.tokens import new_id
+from moyin.store.sql import Database, Transaction, ensure_utc, now
+from moyin.store.tokens import generate_id
 
 __all__ = ["PublicKey", "SigningKey", "SigningKeyStore"]
 
@@ -69,12 +69,12 @@ class SigningKeyStore:
 
     async def add(self, *, within: Transaction | None = None) -> SigningKey:
         """Create a pair, which signs from now on; older ones still verify."""
-        pair = SigningKey(kid=new_id("sig"), key=Ed25519PrivateKey.generate())
+        pair = SigningKey(kid=generate_id("sig"), key=Ed25519PrivateKey.generate())
         public = base64.urlsafe_b64encode(pair.key.public_key().public_bytes_raw())
         latest = sa.select(sa.func.max(signing_keys.c.created_at))
         async with self._database.within(within) as connection:
             # Later than all others, even if another machine's clock was ahead.
-            before = aware((await connection.execute(latest)).scalar())
+            before = ensure_utc((await connection.execute(latest)).scalar())
             moment = now() if before is None else max(now(), before + timedelta(microseconds=1))
             await connection.execute(
                 signing_keys.insert().values(

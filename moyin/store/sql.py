@@ -29,7 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from moyin.store.json import json_text
 from moyin.store.sqlite import BUSY_SECONDS, SqliteDatabase, enable_wal
 
-__all__ = ["Database", "Transaction", "aware", "migrate", "now"]
+__all__ = ["Database", "Transaction", "ensure_utc", "migrate", "now"]
 
 T = TypeVar("T")
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -217,7 +217,7 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def aware(value: datetime | None) -> datetime | None:
+def ensure_utc(value: datetime | None) -> datetime | None:
     """Return ``value`` with the time zone UTC, which SQLite does not store."""
     if value is None or value.tzinfo is not None:
         return value

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from moyin.domain.userdata import UserdataScope, UserFile
 from moyin.errors import FileExists, UserFileNotFound, UserStorageFull
 from moyin.store.schema import userdata
-from moyin.store.sql import Database, Transaction, aware, now
+from moyin.store.sql import Database, Transaction, ensure_utc, now
 
 __all__ = ["UserdataStore"]
 
@@ -202,8 +202,8 @@ def _file(row: Mapping[Any, Any]) -> UserFile:
     return UserFile(
         path=row["path"],
         size=row["size"],
-        created=aware(row["created_at"]) or now(),
-        modified=aware(row["modified_at"]) or now(),
+        created=ensure_utc(row["created_at"]) or now(),
+        modified=ensure_utc(row["modified_at"]) or now(),
     )
 
 

@@ -19,8 +19,8 @@ from moyin.store.schema import (
     sign_ins,
     users,
 )
-from moyin.store.sql import Database, Transaction, aware, now
-from moyin.store.tokens import new_id
+from moyin.store.sql import Database, Transaction, ensure_utc, now
+from moyin.store.tokens import generate_id
 
 __all__ = ["UserStore"]
 
@@ -39,7 +39,7 @@ class UserStore:
         Raises:
             NameTaken: another organisation has that name.
         """
-        created = Organisation(id=new_id("org"), name=name, created_at=now())
+        created = Organisation(id=generate_id("org"), name=name, created_at=now())
         try:
             async with self._database.within(within) as connection:
                 await connection.execute(
@@ -90,7 +90,7 @@ class UserStore:
             NotFound: the organisation does not exist.
         """
         user = User(
-            id=new_id("usr"),
+            id=generate_id("usr"),
             kind=kind,
             email=email,
             name=name,
@@ -236,7 +236,7 @@ class UserStore:
         rows = await self._database.read(lambda c: c.execute(query).mappings().all())
         return [
             Organisation(
-                id=row["id"], name=row["name"], created_at=aware(row["created_at"]) or now()
+                id=row["id"], name=row["name"], created_at=ensure_utc(row["created_at"]) or now()
             )
             for row in rows
         ]
@@ -275,8 +275,8 @@ def _user(row: Mapping[Any, Any]) -> User:
         name=row["name"],
         organisation=row["organisation_id"],
         role=None if row["role"] is None else Role(row["role"]),
-        created_at=aware(row["created_at"]) or now(),
-        disabled_at=aware(row["disabled_at"]),
+        created_at=ensure_utc(row["created_at"]) or now(),
+        disabled_at=ensure_utc(row["disabled_at"]),
         profile=row["profile"],
         password=row["password"],
     )

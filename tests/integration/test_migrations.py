@@ -20,7 +20,7 @@ from moyin.store.jobs import JobStore, NewJob
 from moyin.store.keys import KeyStore
 from moyin.store.schema import metadata
 from moyin.store.sql import Database, migrate, now
-from moyin.store.tokens import digest
+from moyin.store.tokens import compute_digest
 from tests.integration.accounts_fixtures import Postgres
 
 KEY = "moyin_00112233_secret"
@@ -117,7 +117,7 @@ async def _insert_key(database: Database) -> None:
     statement = sa.text(
         "INSERT INTO api_keys (id, owner, name, digest, created_at) "
         "VALUES ('00112233', 'studio', 'render', :digest, :at)"
-    ).bindparams(sa.bindparam("at", now(), sa.DateTime(timezone=True)), digest=digest(KEY))
+    ).bindparams(sa.bindparam("at", now(), sa.DateTime(timezone=True)), digest=compute_digest(KEY))
     async with database.writing() as connection:
         await connection.execute(statement)
 

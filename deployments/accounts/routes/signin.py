@@ -6,14 +6,14 @@ from fastapi import APIRouter, Request, Response
 
 from deployments.accounts.routes.callers import NO_STORE, Callers
 from moyin.access.accounts.oidc import OpenIdSignIn
-from moyin.access.accounts.signin import SignIn
+from moyin.access.accounts.signin import SignInService
 from moyin.access.protocol import wire
-from moyin.access.protocol.response import session_body
+from moyin.access.protocol.response import build_session
 
 __all__ = ["sign_in_routes"]
 
 
-def sign_in_routes(sign_in: SignIn, open_id: OpenIdSignIn, callers: Callers) -> APIRouter:
+def sign_in_routes(sign_in: SignInService, open_id: OpenIdSignIn, callers: Callers) -> APIRouter:
     """Return the routes of registration, sign-in and passwords."""
     router = APIRouter(tags=["sign-in"])
 
@@ -24,14 +24,14 @@ def sign_in_routes(sign_in: SignIn, open_id: OpenIdSignIn, callers: Callers) -> 
         """Register as a player."""
         response.headers.update(NO_STORE)
         address = callers.address(request)
-        return session_body(await sign_in.register(body.email, body.password, body.name, address))
+        return build_session(await sign_in.register(body.email, body.password, body.name, address))
 
     @router.post("/login")
     async def login(body: wire.Login, request: Request, response: Response) -> wire.SessionBody:
         """Sign in with email and password."""
         response.headers.update(NO_STORE)
         address = callers.address(request)
-        return session_body(
+        return build_session(
             await sign_in.sign_in(body.email, body.password, address, body.device_token)
         )
 
@@ -42,7 +42,7 @@ def sign_in_routes(sign_in: SignIn, open_id: OpenIdSignIn, callers: Callers) -> 
         A refresh token that is used twice ends the session.
         """
         response.headers.update(NO_STORE)
-        return session_body(await sign_in.refresh(body.refresh_token))
+        return build_session(await sign_in.refresh_session(body.refresh_token))
 
     @router.post("/logout", status_code=204)
     async def logout(request: Request, body: wire.Logout | None = None) -> None:
@@ -53,7 +53,7 @@ def sign_in_routes(sign_in: SignIn, open_id: OpenIdSignIn, callers: Callers) -> 
     @router.post("/password/forgot", status_code=202)
     async def forgot(body: wire.Forgot, request: Request) -> dict[str, str]:
         """Mail a token that sets a new password. The response is the same for unknown emails."""
-        await sign_in.request_reset(body.email, callers.address(request))
+        await sign_in.request_password_reset(body.email, callers.address(request))
         return {"status": "a mail is on its way, if there is such an account"}
 
     @router.post("/password/reset")
@@ -80,7 +80,9 @@ def sign_in_routes(sign_in: SignIn, open_id: OpenIdSignIn, callers: Callers) -> 
     @router.post("/oidc/begin")
     async def begin(body: wire.BeginSignIn, request: Request) -> wire.BegunSignIn:
         """Return the URL for the browser. The redirect must carry the same `state`."""
-        url, state = await open_id.begin(body.provider, body.redirect_uri, callers.address(request))
+        url, state = await open_id.begin_sign_in(
+            body.provider, body.redirect_uri, callers.address(request)
+        )
         return wire.BegunSignIn(authorization_url=url, state=state)
 
     @router.post("/oidc/finish")
@@ -89,9 +91,9 @@ def sign_in_routes(sign_in: SignIn, open_id: OpenIdSignIn, callers: Callers) -> 
     ) -> wire.SessionBody:
         """Sign in with the `code` and the `state` that the provider sent back."""
         response.headers.update(NO_STORE)
-        verified = await open_id.finish(
+        verified = await open_id.finish_sign_in(
             state=body.state, code=body.code, address=callers.address(request)
         )
-        return session_body(await sign_in.sign_in_with(verified))
+        return build_session(await sign_in.sign_in_verified(verified))
 
     return router

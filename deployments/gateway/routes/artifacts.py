@@ -12,7 +12,7 @@ from deployments.gateway.files import artifact_response, receive_upload, store_u
 from deployments.gateway.routes.jobs import idempotency_key
 from deployments.openapi import FILE_RESPONSES
 from moyin.access.gatekeeper import context
-from moyin.access.gatekeeper.links import SIGNED_FILES_PREFIX, verify_file_link
+from moyin.access.gatekeeper.tokens import SIGNED_FILES_PREFIX, verify_file_link
 from moyin.domain.artifact import Artifact
 from moyin.errors import ArtifactNotFound, IdempotencyMismatch
 from moyin.jobs.protocol import wire
@@ -91,7 +91,7 @@ def artifact_routes(artifacts: ArtifactStore, blobs: BlobStore) -> APIRouter:
 
 
 def link_routes(artifacts: ArtifactStore, blobs: BlobStore, signing_key: bytes) -> APIRouter:
-    """Return the routes of the links that `moyin.access.gatekeeper.links` signs."""
+    """Return the routes of the links that `moyin.access.gatekeeper.tokens` signs."""
     router = APIRouter(tags=["artifacts"])
 
     async def serve(request: Request, token: str) -> Response:

@@ -17,7 +17,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy.exc import OperationalError
 
 from moyin.access.accounts.access_tokens import AccessTokenIssuer
-from moyin.access.gatekeeper import KeyAuthenticator, new_authenticator, service_token_factory
+from moyin.access.gatekeeper import (
+    KeyAuthenticator,
+    create_authenticator,
+    create_service_token_factory,
+)
 from moyin.access.gatekeeper import identity as module
 from moyin.domain.account import Session, User, UserKind
 from moyin.domain.limits import Limit
@@ -41,7 +45,7 @@ class Studio:
         self.database = database
         self.keys = SigningKeyStore(database, SECRET)
         self.sessions = SessionStore(database)
-        self.door = new_authenticator(database, SECRET)
+        self.door = create_authenticator(database, SECRET)
         self.user: User
         self.session: Session
         self.pair: SigningKey
@@ -171,7 +175,7 @@ async def test_after_a_rotation_the_old_key_still_verifies(studio: Studio) -> No
     pair = await studio.keys.add()
     after = await studio.token()
     assert jwt.get_unverified_header(after)["kid"] == pair.kid
-    door = new_authenticator(studio.database, SECRET)
+    door = create_authenticator(studio.database, SECRET)
     for token in (before, after):
         assert (await door.authenticate(token)).user == studio.user.id
 
@@ -210,7 +214,7 @@ async def test_an_identity_has_its_limits(studio: Studio) -> None:
     assert [limit.subject for limit in identity.limits] == [own.subject, "owner:studio"]
     assert identity.limits[0] == own
     # Requests of Moyin's services are not counted, since the client's request was.
-    inside = await studio.door.authenticate(service_token_factory(SECRET, "jobs")(identity))
+    inside = await studio.door.authenticate(create_service_token_factory(SECRET, "jobs")(identity))
     assert (inside.service, inside.key_id, inside.scopes) == ("jobs", key_id, {"text"})
     assert inside.limits[0] == replace(own, requests_per_minute=None)
 
