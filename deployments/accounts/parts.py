@@ -28,7 +28,7 @@ from moyin.settings import Settings
 from moyin.store.audit import AuditLog
 from moyin.store.keys import KeyStore
 from moyin.store.limits import LimitStore
-from moyin.store.reauthorized import ReauthorizedTransactions
+from moyin.store.reauthorization import ReauthorizedTransactions
 from moyin.store.sessions import SessionStore
 from moyin.store.signing_keys import SigningKeyStore
 from moyin.store.sql import Database

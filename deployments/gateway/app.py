@@ -58,7 +58,7 @@ from moyin.proxy import Proxy
 from moyin.render.imaging import PictureConverter
 from moyin.render.templates.catalog import Catalog
 from moyin.store.artifacts import ArtifactStore
-from moyin.store.assets import Assets
+from moyin.store.assets import AssetStore
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore
 from moyin.store.userdata import UserdataStore
@@ -174,7 +174,7 @@ def _add_routes(app: FastAPI, parts: GatewayParts) -> None:
     )
     renders = ComfyJobs(service=parts.service, jobs=parts.jobs, feed=parts.feed, blobs=parts.blobs)
     app.include_router(job_v2_routes(renders, parts.retention))
-    app.include_router(asset_v2_routes(Assets(parts.artifacts), parts.blobs, parts.retention))
+    app.include_router(asset_v2_routes(AssetStore(parts.artifacts), parts.blobs, parts.retention))
     for router in comfyui:
         app.include_router(router)
         app.include_router(router, prefix="/api", include_in_schema=False)

@@ -26,7 +26,7 @@ from moyin.jobs.images import Images
 from moyin.settings import Settings
 from moyin.store.followups import FollowUpStore
 from moyin.store.quality import QualityStore
-from moyin.store.responses import ResponseStore
+from moyin.store.response_cache import ResponseCache
 from moyin.store.sql import Database
 from moyin.store.usage import UsageLedger
 from moyin.system.processes import freeze_startup_objects
@@ -59,7 +59,7 @@ class Models(MoyinCalls):
         ledger = UsageLedger(database)
         meter = create_meter(settings)
         telemetry = CallTelemetry()
-        responses = ResponseStore(settings.redis_url)
+        responses = ResponseCache(settings.redis_url)
         self._fleet_builder = FleetBuilder(settings, telemetry=telemetry)
         pictures = Pictures(AllowedNetworks(settings.picture_networks))
         signing_key = settings.signing_key()

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from moyin.access.gatekeeper.asgi import TrustedProxies
-from moyin.access.gatekeeper.asgi import Receive, Scope, Send, header
+from moyin.access.gatekeeper.asgi import Receive, Scope, Send, TrustedProxies, header
 from moyin.access.gatekeeper.context import RequestContext, context
 from moyin.access.gatekeeper.limits import Admission, RequestMeter
 from moyin.domain.identity import JOBS_WRITE

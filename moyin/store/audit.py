@@ -56,16 +56,9 @@ class AuditLog:
         self._database = database
 
     async def write(self, event: AuditEvent, *, within: Transaction | None = None) -> None:
-        """Append an event.
-
-        Args:
-            within: the transaction of the operation, so that both are committed or neither; if
-                None, a transaction of its own.
-        """
-        async with self._database.within(within) as connection:
-            await connection.execute(
-                audit.insert().values(id=generate_id("aud"), at=now(), **asdict(event))
-            )
+        """Append an event, in the transaction ``within`` or, if that is None, in its own."""
+        entry = audit.insert().values(id=generate_id("aud"), at=now(), **asdict(event))
+        await self._database.execute(entry, within=within)
 
     async def list_entries(
         self, owner: str | None, *, limit: int, before: str | None = None

@@ -112,7 +112,9 @@ async def test_no_key_that_is_made_meanwhile_outlives_a_take_over(accounts: Acco
     for attempt in range(5):
         member = await accounts.member(organisation)
         user, token = member["user"]["id"], member["access_token"]
-        taken = accounts.parts.users.take_over(user, "https://id.example", f"{user}{attempt}")
+        taken = accounts.parts.users.transfer_to_sign_in(
+            user, "https://id.example", f"{user}{attempt}"
+        )
         _, *made = await asyncio.gather(
             taken, *(accounts.call("POST", "/keys", token, {"name": str(n)}) for n in range(6))
         )

@@ -78,12 +78,12 @@ async def test_of_jobs_that_come_at_once_as_many_are_opened_as_may_be(jobs: JobS
         return created
 
     assert sorted(await asyncio.gather(*map(submit, range(20)))) == [False] * 15 + [True] * 5
-    opened = [job.id for job in (await jobs.page("studio"))[0]]
+    opened = [job.id for job in (await jobs.list_page("studio"))[0]]
     assert len(opened) == 5
     # A repeat of what was accepted is no new job, whatever the limit.
     number = int(opened[0].removeprefix("job-"))
     assert await submit(number) is False
-    assert len((await jobs.page("studio"))[0]) == 5
+    assert len((await jobs.list_page("studio"))[0]) == 5
 
 
 async def test_jobs_are_found_by_their_labels(jobs: JobStore) -> None:
@@ -98,7 +98,7 @@ async def test_jobs_are_found_by_their_labels(jobs: JobStore) -> None:
         )  # fmt: skip
 
     async def found(**asked: str) -> list[str]:
-        return [job.id for job in (await jobs.page("ann", labels=asked))[0]]
+        return [job.id for job in (await jobs.list_page("ann", labels=asked))[0]]
 
     assert await found(client="acme") == ["job-1", "job-0"]
     assert await found(**{"client": "acme", "run no. 1": "a/b"}) == ["job-0"]

@@ -17,7 +17,7 @@ from moyin.domain.artifact import Artifact
 from moyin.errors import ArtifactNotFound, IdempotencyMismatch
 from moyin.jobs.protocol import wire
 from moyin.jobs.protocol.response import artifact_body
-from moyin.store.artifacts import ArtifactStore, new_artifact_id
+from moyin.store.artifacts import ArtifactStore, generate_artifact_id
 from moyin.store.blobs import BlobStore
 
 __all__ = ["artifact_id_for", "artifact_routes", "link_routes"]
@@ -117,7 +117,7 @@ def link_routes(artifacts: ArtifactStore, blobs: BlobStore, signing_key: bytes) 
 def artifact_id_for(owner: str, key: str | None) -> str:
     """Return a random id, or one derived from the Idempotency-Key, so that repeats get the same."""
     if key is None:
-        return new_artifact_id()
+        return generate_artifact_id()
     digest = hashlib.sha256("\0".join((owner, key)).encode()).hexdigest()
     return f"art_{digest[:32]}"
 
@@ -128,7 +128,7 @@ async def _find_stored(artifacts: ArtifactStore, owner: str, artifact: Artifact)
     Raises:
         IdempotencyMismatch: the key was used for another file.
     """
-    if not await artifacts.id_exists(artifact.id):
+    if not await artifacts.is_id_used(artifact.id):
         return None
     known: Artifact | None
     try:

@@ -67,6 +67,6 @@ class AccessTokenIssuer:
 
     async def _get_signing_key(self) -> SigningKey:
         if self._key is None or time.monotonic() - self._key_read_at > _KEY_CACHE_SECONDS:
-            self._key = await self._keys.newest()
+            self._key = await self._keys.get_newest()
             self._key_read_at = time.monotonic()
         return self._key

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from moyin.access.accounts.caller import Caller, require_grantable, require_scope
-from moyin.domain.account import ROLE_SCOPES, User, UserKind
+from moyin.domain.account import ROLE_SCOPES, UserKind
 from moyin.domain.identity import (
     ALL,
     DEFAULT_SCOPES,
@@ -24,7 +24,7 @@ from moyin.errors import InsufficientScope, InvalidRequest, NotFound
 from moyin.store.audit import AuditLog
 from moyin.store.keys import ApiKey, KeyStore, get_key_expiry
 from moyin.store.limits import LimitStore, list_limit_subjects
-from moyin.store.reauthorized import ReauthorizedTransactions
+from moyin.store.reauthorization import ReauthorizedTransactions
 from moyin.store.signing_keys import SigningKeyStore
 from moyin.store.sql import Transaction, now
 from moyin.store.users import UserStore
@@ -95,7 +95,7 @@ class ApiKeyService:
         user_scopes = identity.scopes
         if user_id is not None and user_id != identity.user:
             require_scope(identity, ORG_ADMIN)
-            user = await self._get_member(identity.owner, user_id)
+            user = await self._users.get_member(identity.owner, user_id)
             if user.kind is not UserKind.SERVICE or user.role is None:
                 raise InvalidRequest(
                     "user must be the id of a service account of your organisation", field="user"
@@ -220,12 +220,6 @@ class ApiKeyService:
             await self._signing_keys.delete(kid, within=transaction)
             event = caller.create_audit_event("signing_key.delete", caller.identity.owner, kid)
             await self._audit.write(event, within=transaction)
-
-    async def _get_member(self, organisation: str, user_id: str) -> User:
-        user = await self._users.get(user_id)
-        if user.organisation != organisation:
-            raise NotFound(f"user {user_id!r} does not exist in your organisation")
-        return user
 
     async def _get_visible_key(self, caller: Caller, key_id: str) -> ApiKey:
         require_scope(caller.identity, KEYS)

@@ -14,9 +14,9 @@ from moyin.domain.account import ROLE_SCOPES, Organisation, Role, User, UserKind
 from moyin.domain.identity import OPERATOR, ORG_ADMIN, ORG_READ
 from moyin.errors import InvalidRequest, NotFound
 from moyin.store.audit import AuditEntry, AuditEvent, AuditLog
-from moyin.store.reauthorized import ReauthorizedTransactions
+from moyin.store.reauthorization import ReauthorizedTransactions
 from moyin.store.sessions import SessionStore
-from moyin.store.sql import Transaction, now
+from moyin.store.sql import now
 from moyin.store.users import UserStore
 
 __all__ = ["OrganisationService"]
@@ -80,7 +80,7 @@ class OrganisationService:
         """Add a member and mail an invitation, with which the member sets a password.
 
         Returns:
-            The member, and the token of the invitation if no mail server is configured, else None.
+            The member, and the invitation's token if no mail server is configured, otherwise None.
         """
         self._require_access(caller, organisation, ORG_ADMIN)
         _require_assignable(caller, role)
@@ -103,7 +103,7 @@ class OrganisationService:
     async def invite_member(
         self, caller: Caller, organisation: str, user_id: str
     ) -> tuple[User, str | None]:
-        """Mail another invitation to a member; it returns the same as `add_member`.
+        """Mail another invitation to a member and return the same as `add_member`.
 
         Raises:
             InvalidRequest: the user is a service account or disabled.
@@ -111,7 +111,7 @@ class OrganisationService:
         self._require_access(caller, organisation, ORG_ADMIN)
         async with self._transactions.begin(caller.identity, target_user=user_id) as transaction:
             # Inside the transaction, so that the role cannot change before the invitation exists.
-            user = await self._get_member(organisation, user_id, within=transaction)
+            user = await self._users.get_member(organisation, user_id, within=transaction)
             if user.kind is not UserKind.MEMBER or user.role is None:
                 raise InvalidRequest(
                     f"user {user_id!r} must be a member, not a service account, which has no password"
@@ -165,7 +165,7 @@ class OrganisationService:
             disabled: whether to disable or enable the user, or None to do neither.
         """
         self._require_access(caller, organisation, ORG_ADMIN)
-        user = await self._get_member(organisation, user_id)
+        user = await self._users.get_member(organisation, user_id)
         values: dict[str, Any] = {}
         if role is not None:
             _require_assignable(caller, role)
@@ -239,14 +239,6 @@ class OrganisationService:
                 # The holder of a reset token may lack the scopes of the new role.
                 await self._sessions.delete_reset_tokens(user_id, within=transaction)
             await self._audit.write(event, within=transaction)
-        return user
-
-    async def _get_member(
-        self, organisation: str, user_id: str, *, within: Transaction | None = None
-    ) -> User:
-        user = await self._users.get(user_id, within=within)
-        if user.organisation != organisation:
-            raise NotFound(f"user {user_id!r} does not exist in organisation {organisation!r}")
         return user
 
 

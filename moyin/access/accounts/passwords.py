@@ -123,11 +123,7 @@ class _WorkQueue:
 
     @contextmanager
     def limit_account(self, account: str) -> Iterator[None]:
-        """Limit the number of ``with`` blocks that run for an account, unless ``account`` is empty.
-
-        Raises:
-            Overloaded: the number is reached.
-        """
+        """Run the block, or raise `Overloaded` if too many run for ``account``; "" has no limit."""
         if not account:
             yield
             return
@@ -142,11 +138,7 @@ class _WorkQueue:
                 del self._accounts[account]
 
     async def run(self, work: Callable[..., T], *arguments: str) -> T:
-        """Run ``work(*arguments)`` in a thread as soon as fewer than the maximum run.
-
-        Raises:
-            Overloaded: the queue is full.
-        """
+        """Run ``work`` in a thread if the queue is not full; otherwise raise `Overloaded`."""
         if self._admitted >= self._capacity:
             raise _overloaded()
         self._admitted += 1

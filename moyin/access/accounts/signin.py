@@ -19,7 +19,7 @@ from moyin.domain.identity import PLAYER, Identity
 from moyin.domain.limits import Limit
 from moyin.errors import InsufficientScope, InvalidCredentials, NameTaken
 from moyin.store.limits import LimitStore
-from moyin.store.reauthorized import ReauthorizedTransactions
+from moyin.store.reauthorization import ReauthorizedTransactions
 from moyin.store.sessions import SessionStore
 from moyin.store.sql import Database, Transaction
 from moyin.store.users import UserStore
@@ -175,11 +175,8 @@ class SignInService:
             user = await self._users.find_by_email(verified.email)
             if user is not None:
                 # Whoever created the account never proved to own the email, so they lose access.
-                await self._users.take_over(
-                    user.id,
-                    provider.issuer,
-                    verified.subject,
-                    trusted=self.policy.trusted_issuers,
+                await self._users.transfer_to_sign_in(
+                    user.id, provider.issuer, verified.subject, trusted=self.policy.trusted_issuers
                 )
         if user is None and provider.registers and self.policy.allows_registration:
             user = await self._create_verified_player(verified)
@@ -190,11 +187,7 @@ class SignInService:
         return await self._begin_session(user)
 
     async def refresh_session(self, refresh_token: str) -> SignInResult:
-        """Extend the session of a refresh token and return new tokens.
-
-        Raises:
-            InvalidToken: the token is unknown or was used before, or its session has ended.
-        """
+        """Return new tokens for a refresh token, or raise `InvalidToken` if it is not valid."""
         session, next_token = await self._sessions.rotate_refresh_token(refresh_token)
         return await self._issue_tokens(session, next_token, refreshed=True)
 
@@ -279,11 +272,7 @@ class SignInService:
     async def change_profile(
         self, identity: Identity, user_id: str, values: Mapping[str, Any]
     ) -> User:
-        """Change the columns ``values`` of a user, such as the name or the profile.
-
-        Raises:
-            InvalidKey: the caller's session has ended.
-        """
+        """Set columns of a user, such as the name; raise `InvalidKey` if the session has ended."""
         async with self._transactions.begin(identity) as transaction:
             return await self._users.change(user_id, values, within=transaction)
 

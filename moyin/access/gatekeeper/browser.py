@@ -66,11 +66,7 @@ class BrowserSessions:
             return None
 
     def sign_out(self, scope: Scope) -> str:
-        """Return the Set-Cookie header that signs the browser out.
-
-        Raises:
-            CrossSiteRequest: the page of another site sent the request.
-        """
+        """Return the Set-Cookie header that signs the browser out, or raise `CrossSiteRequest`."""
         require_same_origin(scope, required=False)
         return self._build_set_cookie(scope, "", 0)
 

@@ -85,8 +85,7 @@ class CredentialFinder:
 def require_same_origin(scope: Scope, *, required: bool = True) -> None:
     """Raise `CrossSiteRequest` if a browser sent the request for a page of another site.
 
-    Args:
-        required: whether to also refuse requests without an origin, which browsers always send.
+    Without ``required``, requests without an origin, which no browser sends, are accepted.
     """
     site, origin = header(scope, b"sec-fetch-site"), header(scope, b"origin")
     if site is not None:

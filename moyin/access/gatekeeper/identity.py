@@ -14,6 +14,7 @@ from typing import Protocol
 import jwt
 from sqlalchemy.exc import SQLAlchemyError
 
+from moyin.access.gatekeeper.monitor import CredentialVerifier
 from moyin.access.gatekeeper.tokens import ALGORITHM as EDDSA
 from moyin.access.gatekeeper.tokens import TokenVerifier
 from moyin.domain.identity import ALL_SCOPES, Identity
@@ -46,14 +47,11 @@ _STALE_SECONDS = 600.0
 _CACHE_SIZE = 10_000
 
 
-class Authenticator(Protocol):
-    """Verifies the credentials of requests."""
+class Authenticator(CredentialVerifier, Protocol):
+    """Verifies the credentials of requests, with a cache or without."""
 
     async def authenticate(self, credential: str) -> Identity:
         """Return the identity of a valid credential; raise `InvalidKey` for others."""
-
-    async def recheck(self, credentials: Mapping[str, Identity]) -> Mapping[str, Identity]:
-        """Return the current identities of those ``credentials`` that are still valid."""
 
 
 @dataclass(slots=True)
@@ -165,9 +163,7 @@ class KeyAuthenticator:
         self, credential: str, identity: Identity, now: float, expires_in: float
     ) -> None:
         self._cache[credential] = _CachedIdentity(
-            identity,
-            now + min(_FRESH_SECONDS, expires_in),
-            now + min(_STALE_SECONDS, expires_in),
+            identity, now + min(_FRESH_SECONDS, expires_in), now + min(_STALE_SECONDS, expires_in)
         )
         self._cache.move_to_end(credential)
 

@@ -99,11 +99,7 @@ class RequestMeter:
         await self._redis.aclose()
 
     async def get_month_spending(self, subject: str, owner: str) -> Decimal:
-        """Return the US dollars that a subject has spent and reserved in this UTC month.
-
-        Raises:
-            ServiceUnavailable: Valkey is unavailable.
-        """
+        """Return the US dollars spent and reserved in this month, or raise `ServiceUnavailable`."""
         key = _build_key(owner, subject, "money")
         try:
             reply: Any = self._redis.hmget(key, ["month", "month_nano"])

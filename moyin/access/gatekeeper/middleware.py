@@ -13,12 +13,7 @@ from moyin.access.gatekeeper.monitor import CredentialMonitor
 from moyin.access.gatekeeper.observation import Observation, Observer
 from moyin.access.gatekeeper.request import Request
 from moyin.errors import MissingKey, MoyinError
-from moyin.http.problems import (
-    SECURITY_HEADERS,
-    ErrorRenderer,
-    StreamErrorRenderer,
-    error_event,
-)
+from moyin.http.problems import SECURITY_HEADERS, ErrorRenderer, StreamErrorRenderer, error_event
 
 __all__ = ["Gatekeeper"]
 

@@ -45,11 +45,7 @@ class TokenVerifier:
         self._read_at = float("-inf")
 
     async def verify(self, token: str) -> Mapping[str, Any]:
-        """Return the claims of a valid token.
-
-        Raises:
-            InvalidKey: the token has an unknown key, was altered or has expired.
-        """
+        """Return the claims of a valid access token, or raise `InvalidKey`."""
         try:
             header = jwt.get_unverified_header(token)
             key = await self._find_key(str(header.get("kid")))
@@ -85,11 +81,7 @@ class TokenVerifier:
 def create_file_link(
     signing_key: bytes, owner: str, artifact_id: str, name: str, ttl_s: float
 ) -> str:
-    """Return a URL path from which anybody may read an artifact for ``ttl_s`` seconds.
-
-    Args:
-        name: the file name, which is the last part of the path.
-    """
+    """Return a URL path from which anybody may read an artifact for ``ttl_s`` seconds."""
     claims = {
         "aud": _LINK_AUDIENCE,
         "own": owner,
@@ -101,11 +93,7 @@ def create_file_link(
 
 
 def verify_file_link(signing_key: bytes, token: str) -> tuple[str, str]:
-    """Return the owner and the artifact id in the token of a link from `create_file_link`.
-
-    Raises:
-        InvalidToken: the token is not valid or has expired.
-    """
+    """Return the owner and the artifact id in a file link's token, or raise `InvalidToken`."""
     try:
         claims = jwt.decode(
             token,

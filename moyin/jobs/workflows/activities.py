@@ -20,7 +20,7 @@ from moyin.jobs.workflows.failures import to_application_error
 from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.jobs.workflows.steps import heartbeating, load_step, save_output
 from moyin.jobs.workflows.types import JobOutcome, StepDone, StepInput, StepRecord, WebhookInput
-from moyin.store.artifacts import step_artifact_id
+from moyin.store.artifacts import derive_step_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore
 
@@ -84,7 +84,7 @@ class JobActivities:
         """POST the job to its webhook; return False if a later attempt has begun."""
         async with _application_errors():
             job = await self._jobs.find(webhook.job_id)
-            url = (await self._jobs.launch(webhook.job_id)).webhook
+            url = (await self._jobs.get_launch(webhook.job_id)).webhook
             if url is None or job.attempts != webhook.attempt or not job.status.is_final:
                 return False
             await self._webhooks.send(
@@ -98,7 +98,7 @@ class JobActivities:
     async def _chat(self, step: StepInput) -> StepResult:
         _, spec, payload = await load_step(self._blobs, step)
         response = await self._step_client.call(
-            await self._jobs.submitter(step.job_id),
+            await self._jobs.get_submitter(step.job_id),
             "POST",
             chat.path_of(spec.protocol, payload),
             body=chat.to_unstreamed(spec.protocol, payload),
@@ -115,7 +115,7 @@ class JobActivities:
         if not isinstance(path, str):
             raise StepFailed("the path of an http step must be a string")
         response = await self._step_client.call(
-            await self._jobs.submitter(step.job_id),
+            await self._jobs.get_submitter(step.job_id),
             payload["method"],
             path,
             body=await self._request_body(payload),
@@ -142,7 +142,7 @@ class JobActivities:
     async def _store(self, step: StepInput, response: StepResponse) -> Artifact:
         extension = mimetypes.guess_extension(response.media_type) or ".bin"
         return Artifact(
-            id=step_artifact_id(step.job_id, step.index, 0),
+            id=derive_step_artifact_id(step.job_id, step.index, 0),
             name=f"step-{step.index}{extension}",
             media_type=response.media_type,
             size=len(response.content),

@@ -48,7 +48,7 @@ class JobLauncher:
         """Start the job's current attempt, unless it is running already."""
         client = await self._temporal.client()
         is_first = launch is not None
-        launch = launch or await self._jobs.launch(job_id)
+        launch = launch or await self._jobs.get_launch(job_id)
         try:
             await client.start_workflow(
                 JobWorkflow.run,
@@ -91,7 +91,7 @@ class JobLauncher:
 
     async def notify(self, job_id: str, attempt: int) -> None:
         """Send the job's webhook, if it has one, for an attempt that ended without a workflow."""
-        if (await self._jobs.launch(job_id)).webhook is not None:
+        if (await self._jobs.get_launch(job_id)).webhook is not None:
             await self._start_webhook(job_id, attempt)
         await self._jobs.mark_dispatched(job_id, attempt=attempt)
 

@@ -125,7 +125,7 @@ class Sweeper:
     async def sweep(self) -> int:
         """Start all due jobs that can be started, and return their number."""
         started = 0
-        for job_id, attempt, has_ended in await self._jobs.undispatched(self._older_than):
+        for job_id, attempt, has_ended in await self._jobs.list_undispatched(self._older_than):
             try:
                 if has_ended:
                     await self._launcher.notify(job_id, attempt)

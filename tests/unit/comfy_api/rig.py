@@ -38,10 +38,10 @@ class Frames:
         self.files: dict[tuple[str, str], PromptFile] = {}
         self.coming: asyncio.Queue[Frame | Exception] = asyncio.Queue()
 
-    async def newest(self, channel: str, count: int) -> list[Frame]:
+    async def list_newest(self, channel: str, count: int) -> list[Frame]:
         return self.earlier[-count:]
 
-    async def file(self, prompt_id: str, path: str) -> PromptFile | None:
+    async def find_file(self, prompt_id: str, path: str) -> PromptFile | None:
         return self.files.get((prompt_id, path))
 
     @asynccontextmanager

@@ -19,7 +19,7 @@ from moyin.domain.job import JobError, JobSpec, JobStatus, Step, StepKind, StepR
 from moyin.domain.serialization import encode
 from moyin.errors import ArtifactNotFound, JobNotFound
 from moyin.store import pruning
-from moyin.store.artifacts import ArtifactStore, step_artifact_id
+from moyin.store.artifacts import ArtifactStore, derive_step_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore, NewJob
 from moyin.store.pruning import Pruner, PruneResult
@@ -68,7 +68,7 @@ class PastJobs:
             )
         )
         artifact = Artifact(
-            id=step_artifact_id(job_id, 0, 0),
+            id=derive_step_artifact_id(job_id, 0, 0),
             name="a.png",
             media_type="image/png",
             size=len(picture),
@@ -138,7 +138,7 @@ async def test_old_jobs_are_deleted_with_their_files(past: PastJobs) -> None:
         with pytest.raises(JobNotFound):
             await past.jobs.get("ada", job)
         with pytest.raises(ArtifactNotFound):
-            await past.artifacts.get("ada", step_artifact_id(job, 0, 0))
+            await past.artifacts.get("ada", derive_step_artifact_id(job, 0, 0))
 
 
 async def test_running_and_recent_jobs_stay(past: PastJobs) -> None:
@@ -204,7 +204,7 @@ async def test_files_of_a_job_that_waits_long_stay(past: PastJobs) -> None:
 
 async def test_an_input_of_a_waiting_job_stays_for_that_job_only(past: PastJobs) -> None:
     old = await past.job(picture=b"of the old one")
-    picture = step_artifact_id(old, 0, 0)
+    picture = derive_step_artifact_id(old, 0, 0)
     graph: dict[str, Any] = {"1": {"inputs": {"image": f"artifact:{picture}"}}}
     await past.job(days=None, step=Step(kind=StepKind.RENDER, payload=graph))
     assert (await past.prune()).jobs == 1

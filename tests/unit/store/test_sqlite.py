@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from moyin.store.sql import Database, migrate
+from moyin.store.sqlite import dump_json
 
 WORDS = sa.Table("words", sa.MetaData(), sa.Column("word", sa.Text, primary_key=True))
 
@@ -132,3 +136,23 @@ async def test_a_restored_file_is_set_to_wal_mode(tmp_path: Path) -> None:
 
 def _mode(connection: sa.Connection) -> str:
     return str(connection.exec_driver_sql("PRAGMA journal_mode").scalar_one())
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        {"kind": "code", "difficulty": -0.2412, "list": [1, 2.5, True, None, "ü", "違", "\u0000"]},
+        {1: "a number becomes a text"},
+        10**30,
+        "half of a pair: \ud800",
+        -math.inf,
+    ],
+)
+def test_the_text_is_equivalent_to_that_of_json_dumps(value: Any) -> None:
+    assert json.loads(dump_json(value)) == json.loads(json.dumps(value))
+
+
+def test_values_that_are_not_json_are_refused() -> None:
+    with pytest.raises(TypeError):
+        dump_json(object())

@@ -58,7 +58,7 @@ class Studio:
 
     async def audited_actions(self) -> list[str]:
         """Return the actions in the audit log."""
-        return [e.event.action for e in await AuditLog(self.database).page(None, limit=200)]
+        return [e.event.action for e in await AuditLog(self.database).list_entries(None, limit=200)]
 
     async def count_keys(self) -> int:
         """Return the number of API keys."""

@@ -53,7 +53,7 @@ class Studio:
     async def open(self) -> None:
         self.user = await UserStore(self.database).create(UserKind.PLAYER, email="a@b.c", name="")
         self.session, _ = await self.sessions.open(self.user.id)
-        self.pair = await self.keys.newest()
+        self.pair = await self.keys.get_newest()
 
     async def token(self, lifetime: timedelta = timedelta(minutes=5)) -> str:
         mint = AccessTokenIssuer(self.keys, lifetime)
@@ -227,7 +227,7 @@ async def test_the_private_key_is_not_in_the_database(studio: Studio, tmp_path: 
         raw not in stored and b64(raw).encode() not in stored and raw.hex().encode() not in stored
     )
     with pytest.raises(RuntimeError):
-        await SigningKeyStore(studio.database).newest()
+        await SigningKeyStore(studio.database).get_newest()
 
 
 async def test_a_new_key_signs_even_after_a_clock_ahead(studio: Studio) -> None:
@@ -236,5 +236,5 @@ async def test_a_new_key_signs_even_after_a_clock_ahead(studio: Studio) -> None:
         await connection.execute(signing_keys.update().values(created_at=ahead))
     for _ in range(2):
         new = await studio.keys.add()
-        assert (await studio.keys.newest()).kid == new.kid
+        assert (await studio.keys.get_newest()).kid == new.kid
         assert (await studio.keys.list_public_keys())[0].kid == new.kid

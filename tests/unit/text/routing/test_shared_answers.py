@@ -35,7 +35,7 @@ class FakeValkey(dict[bytes, bytes]):
     async def get(self, names: Sequence[bytes]) -> list[bytes | None] | None:
         return None if self.is_unavailable else [dict.get(self, name) for name in names]
 
-    async def take(self, names: Sequence[bytes]) -> list[bytes | None] | None:
+    async def pop(self, names: Sequence[bytes]) -> list[bytes | None] | None:
         return None if self.is_unavailable else [self.pop(name, None) for name in names]
 
     async def put(self, values: Mapping[bytes, bytes], seconds: int) -> None:
@@ -168,7 +168,7 @@ async def test_follow_up_is_recorded_by_one_replica_only(database: Database) -> 
     one, two = Gateway(database, valkey), Gateway(database, valkey)
 
     class Same(FakeValkey):
-        async def take(self, names: Sequence[bytes]) -> list[bytes | None] | None:
+        async def pop(self, names: Sequence[bytes]) -> list[bytes | None] | None:
             return await valkey.take(names)
 
     three = Gateway(database, Same())
