@@ -82,7 +82,7 @@ def new_parts(
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
-        await database.ready()
+        await database.ensure_schema()
         purging = asyncio.create_task(_purge_hourly(sessions))
         yield
         purging.cancel()

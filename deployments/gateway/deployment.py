@@ -148,7 +148,7 @@ class Gateway(MoyinCalls):
         @asynccontextmanager
         async def lifespan() -> AsyncIterator[None]:
             async with resources:
-                await database.ready()
+                await database.ensure_schema()
                 await proxy.start()
                 freeze_startup_objects()
                 yield

@@ -108,7 +108,7 @@ class Models(MoyinCalls):
 
         @asynccontextmanager
         async def lifespan() -> AsyncIterator[None]:
-            await database.ready()
+            await database.ensure_schema()
             await ledger.start()
             await learning.start()
             await self._judge.start()

@@ -41,7 +41,7 @@ class JobWorker:
         self._closing = AsyncExitStack()
         database = Database(settings.sql_url)
         self._closing.push_async_callback(database.close)
-        await database.ready()
+        await database.ensure_schema()
         jobs = JobStore(database)
         events = EventStore(settings.redis_url, retention=retention)
         self._closing.push_async_callback(events.close)

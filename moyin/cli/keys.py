@@ -174,7 +174,7 @@ def _with_database(work: Callable[[Database], Awaitable[T]]) -> T:
     async def session() -> T:
         database = Database(Settings().sql_url)
         try:
-            await database.ready()
+            await database.ensure_schema()
             return await work(database)
         finally:
             await database.close()

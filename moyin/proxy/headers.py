@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from moyin.access.gatekeeper.asgi import RawHeaders, Scope, header
+from moyin.access.gatekeeper.asgi import RawHeaders, Scope, get_header
 from moyin.access.gatekeeper.credential_finder import remove_session_cookie
 from moyin.errors import InvalidRequest
 
@@ -98,7 +98,7 @@ def request_headers(
     forwarded += [
         ("x-request-id", request_id),
         ("x-forwarded-proto", _web_scheme(scope, address)),
-        ("x-forwarded-host", header(scope, b"host") or ""),
+        ("x-forwarded-host", get_header(scope, b"host") or ""),
         ("via", _VIA),
     ]
     if address:
@@ -174,7 +174,7 @@ def _is_moyin_key(name: str, value: str) -> bool:
 def _web_scheme(scope: Scope, address: str) -> str:
     """Return the scheme that the client used; a trusted proxy in front may have terminated TLS."""
     peer = (scope.get("client") or ("", 0))[0]
-    forwarded = header(scope, b"x-forwarded-proto")
+    forwarded = get_header(scope, b"x-forwarded-proto")
     if address and address != peer and forwarded in ("http", "https"):
         return forwarded
     return {"ws": "http", "wss": "https"}.get(scope["scheme"], str(scope["scheme"]))

@@ -28,7 +28,7 @@ async def prepare(settings: Settings) -> None:
     settings.signing_key()
     database = Database(settings.sql_url)
     try:
-        await database.ready()
+        await database.ensure_schema()
         key = load(path, {"MOYIN_URL": settings.door}).api_key
         if not key:
             key = await _create_operator_key(database)

@@ -200,7 +200,7 @@ class BlobStore:
         path = Path(self._path(blob.sha256))
         if not _touch(path):
             with source.open("rb") as file, _open_atomically(path) as target:
-                _copy_chunks(file, target)
+                shutil.copyfileobj(file, target, _CHUNK)
         return blob
 
     def _put_stream(self, file: IO[bytes], limit: int) -> Blob:
@@ -303,8 +303,3 @@ def _copy_and_hash(source: IO[bytes], target: IO[bytes], limit: int) -> tuple[st
         digest.update(chunk)
         target.write(chunk)
     return digest.hexdigest(), size
-
-
-def _copy_chunks(source: IO[bytes], target: IO[bytes]) -> None:
-    while chunk := source.read(_CHUNK):
-        target.write(chunk)

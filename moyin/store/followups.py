@@ -22,9 +22,8 @@ _PREFIX = b"moyin:followups:"
 _TIMEOUT_SECONDS = 0.5
 _PAUSE_SECONDS = 5.0
 
-# All texts are one argument of the script, each prefixed by its length in two bytes, since redis-py
-# takes about ten microseconds per argument and value. Nearly all names are absent, so the script
-# returns only the existing values, each after its position.
+# All texts are one argument, each prefixed by its length in two bytes, and only existing values are
+# returned, each after its position, since redis-py takes ten microseconds per argument and value.
 _READ_TEXT = """
 local packed, at, place = ARGV[1], 1, 0
 local function text()
@@ -80,7 +79,7 @@ class FollowUpStore:
         return await self._fetch("GET", names)
 
     async def pop(self, names: Sequence[bytes]) -> list[bytes | None] | None:
-        """Return what `get` does and delete the values; of concurrent callers, one gets each value."""
+        """Return values as `get` does and delete them; of concurrent callers, one gets a value."""
         return await self._fetch("GETDEL", names)
 
     async def put(self, values: Mapping[bytes, bytes], seconds: int) -> None:

@@ -26,6 +26,16 @@ __all__ = ["OPEN_STATUSES", "Launch", "NewJob", "Row", "build_row", "parse_job",
 
 Row = Mapping[Any, Any]
 OPEN_STATUSES = (JobStatus.QUEUED.value, JobStatus.RUNNING.value)
+# Columns with the same values as the attributes of the dataclasses below.
+_LAUNCH_COLUMNS = ("owner", "priority", "spec", "webhook", "children")
+_JOB_COLUMNS = (
+    *("id", "owner", "kind", "spec", "attempts", "priority", "metadata", "channel", "record"),
+    *("children", "fingerprint"),
+)
+_NEW_JOB_COLUMNS = (
+    *("id", "owner", "kind", "spec", "children", "priority", "webhook", "deadline"),
+    *("idempotency_key", "fingerprint", "key_id", "channel", "comfyui"),
+)
 # Columns that are null until the job runs.
 _INITIALLY_NULL = ("started_at", "finished_at", "begun_at", "record", "cancelled_by")
 
@@ -109,74 +119,50 @@ class Launch:
 def build_row(new: NewJob) -> dict[str, Any]:
     """Return the row of a job that is submitted now."""
     return {
-        "id": new.id,
-        "owner": new.owner,
-        "kind": new.kind,
+        **{name: getattr(new, name) for name in _NEW_JOB_COLUMNS},
         "status": JobStatus.QUEUED.value,
-        "spec": new.spec,
         "heads": [[kind.value, pool] for kind, pool in new.heads],
-        "children": new.children,
         "results": [],
         "progress": to_plain(Progress(max=new.children or 1)),
         "error": None,
         "attempts": 1,
-        "priority": new.priority,
         "metadata": dict(new.metadata),
-        "webhook": new.webhook,
-        "deadline": new.deadline,
-        "idempotency_key": new.idempotency_key,
-        "fingerprint": new.fingerprint,
         "dispatched": False,
         "created_at": now(),
-        "key_id": new.key_id,
         "user_id": new.user,
         "scopes": " ".join(sorted(new.scopes)),
-        "channel": new.channel,
-        "comfyui": new.comfyui,
         **dict.fromkeys(_INITIALLY_NULL),
     }
 
 
 def parse_job(row: Row) -> Job:
     """Return the job that a row with all columns describes."""
+    plain = {name: row[name] for name in _JOB_COLUMNS}
     return Job(
-        id=row["id"],
-        owner=row["owner"],
-        kind=row["kind"],
         status=JobStatus(row["status"]),
-        spec=row["spec"],
         steps=len(row["heads"]),
         progress=from_plain(Progress, row["progress"]),
         results=_parse_results(row),
         error=None if row["error"] is None else from_plain(JobError, row["error"]),
-        attempts=row["attempts"],
-        priority=row["priority"],
-        metadata=row["metadata"],
         created_at=ensure_utc(row["created_at"]),
         started_at=ensure_utc(row["started_at"]),
         finished_at=ensure_utc(row["finished_at"]),
         begun_at=ensure_utc(row["begun_at"]),
-        channel=row["channel"],
-        record=row["record"],
-        children=row["children"],
-        fingerprint=row["fingerprint"],
         cancelled_by=_parse_canceller(row),
+        **plain,
     )
 
 
 def parse_launch(row: Row) -> Launch:
     """Return the data that starts the current attempt of the job in a row."""
+    plain = {name: row[name] for name in _LAUNCH_COLUMNS}
     return Launch(
         job_id=row["id"],
-        owner=row["owner"],
         attempt=row["attempts"],
-        priority=row["priority"],
-        spec=row["spec"],
         heads=tuple((StepKind(kind), pool) for kind, pool in row["heads"]),
         done=_parse_results(row),
-        webhook=row["webhook"],
         deadline=ensure_utc(row["deadline"]),
-        children=row["children"],
+        **plain,
     )
 
 

@@ -25,7 +25,7 @@ _STEP_COLUMNS = (jobs.c.id, jobs.c.owner, jobs.c.results, jobs.c.progress, jobs.
 def write_progress(
     connection: sa.Connection, job_id: str, attempt: int | None, progress: Progress
 ) -> Progress | None:
-    """Implement `moyin.store.jobs.JobStore.record_progress`."""
+    """Write the progress of a step for `moyin.store.jobs.JobStore.record_progress`."""
     change = jobs.update().where(
         jobs.c.id == job_id, jobs.c.status.in_(OPEN_STATUSES), jobs.c.children.is_(None)
     )
@@ -48,7 +48,7 @@ def write_progress(
 def write_step(
     connection: sa.Connection, job_id: str, attempt: int, result: StepResult
 ) -> Progress | None:
-    """Implement `moyin.store.jobs.JobStore.record_step`."""
+    """Write the result of a finished step for `moyin.store.jobs.JobStore.record_step`."""
     row = _lock_row(connection, job_id, attempt)
     if row is None:
         return None

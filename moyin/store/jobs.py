@@ -173,7 +173,7 @@ class JobStore:
     async def list_undispatched(
         self, older_than: timedelta, limit: int = 100
     ) -> list[tuple[str, int, bool]]:
-        """Return the id, attempt, and whether it has ended, of each job for the sweeper, oldest first.
+        """Return (id, attempt, whether it has ended) of jobs for the sweeper, oldest first.
 
         The sweeper starts the missing workflows of open jobs and sends the missing webhooks of ended
         ones, until `mark_dispatched` is called.

@@ -31,7 +31,7 @@ class PromptStore:
     async def list_open(
         self, owner: str, condition: sa.ColumnElement[bool] = _ANY_RENDER
     ) -> list[Job]:
-        """Return queued and running renders that match ``condition``, in their likely order."""
+        """Return open renders that match ``condition``, ordered by their likely end."""
         query = (
             sa.select(jobs)
             .where(_is_render_of(owner), jobs.c.status.in_(OPEN_STATUSES), condition)
@@ -69,7 +69,7 @@ class PromptStore:
         return await self._fetch_jobs(query)
 
     async def get(self, owner: str, ids: Sequence[str], *, hidden: bool = False) -> list[Job]:
-        """Return renders by their ids, in any order; with ``hidden`` also hidden ones."""
+        """Return renders with these ids; with ``hidden`` also those not in the history."""
         renders: list[Job] = []
         for start in range(0, len(ids), _CHUNK):
             part = ids[start : start + _CHUNK]

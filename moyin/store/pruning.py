@@ -93,8 +93,7 @@ class Pruner:
                 count, kept = await self._database.write(
                     partial(_delete_jobs, chunk, before, inputs)
                 )
-                # A job that was retried meanwhile is not deleted. A job that another pruner has
-                # deleted counts as deleted.
+                # Jobs that were retried meanwhile are in `kept`; others may have deleted the rest.
                 deleted = [job for job in chunk if job not in kept]
                 references.subtract(file for job in deleted for file in files[job])
                 unused = {

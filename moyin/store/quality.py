@@ -224,7 +224,7 @@ class QualityStore:
         await self._database.write(partial(_save, owner, values))
 
     async def list_levels(self) -> list[Mapping[str, Any]]:
-        """Return the levels of the thousand tenants that saved them last, within ten days."""
+        """Return the quality levels of the thousand tenants that saved them last, in ten days."""
         # By owner, since a tenant that saves levels meanwhile may appear on two pages.
         table, levels = quality_states, dict[str, Mapping[str, Any]]()
         query = (
@@ -241,7 +241,7 @@ class QualityStore:
         return list(levels.values())
 
     async def reset_owner(self, action: SignalRow) -> None:
-        """Delete the owner's signals and state, and write ``action``, so that replicas reset theirs."""
+        """Delete the owner's signals and state, and log ``action``, so that replicas do so."""
         await self._database.write(partial(_reset, action))
 
     async def prune(self) -> None:

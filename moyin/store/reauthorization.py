@@ -42,8 +42,7 @@ class ReauthorizedTransactions:
                 services and has neither.
         """
         async with self._database.writing() as transaction:
-            # A concurrent transaction that disables the user or transfers the account waits for this
-            # one, and then also revokes its keys and sessions. SQLite has only one writer.
+            # A transaction that disables the user waits for this one, to revoke its new keys, too.
             if locked := {identity.user, target_user} - {None}:
                 rows = sa.select(users.c.id).where(users.c.id.in_(locked)).order_by(users.c.id)
                 await transaction.execute(rows.with_for_update(key_share=True))

@@ -53,8 +53,7 @@ class SessionStore:
         )
         session = self._build_session(user_id)
         async with self._database.writing() as connection:
-            # The update also locks the row, so that a concurrent change of the password waits and
-            # then ends this session, too.
+            # The update locks the row, so that a concurrent change of the password waits.
             if (await connection.execute(statement)).rowcount == 0:
                 return None
             return session, await _insert(connection, session)

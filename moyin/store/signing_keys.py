@@ -21,7 +21,7 @@ __all__ = ["PublicKey", "SigningKey", "SigningKeyStore"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublicKey:
-    """Verifies access tokens; ``x`` is the raw key in base64url, as in a JWK."""
+    """Holds a public key that verifies access tokens; ``x`` is its base64url form in a JWK."""
 
     kid: str
     x: str
@@ -30,7 +30,7 @@ class PublicKey:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SigningKey:
-    """Signs access tokens."""
+    """Holds a private key that signs access tokens."""
 
     kid: str
     key: Ed25519PrivateKey = field(repr=False)

@@ -133,7 +133,7 @@ class Database:
         else:
             yield True
 
-    async def ready(self) -> None:
+    async def ensure_schema(self) -> None:
         """Migrate the database to the newest schema if it is an embedded SQLite file.
 
         Operators migrate PostgreSQL with ``moyin migrate``.

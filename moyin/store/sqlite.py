@@ -12,7 +12,7 @@ import sqlite3
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, closing
+from contextlib import AbstractContextManager, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -37,17 +37,16 @@ class SqliteDatabase:
         self.engine = _create_engine(url)
         self._writer = self.engine.execution_options(writes=True)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="sqlite")
-        # SQLite has one writer. Without this lock, waiting writers would poll and occupy the threads
-        # that the current writer needs.
+        # Without this lock, writers that wait for SQLite's only writer would occupy all threads.
         self._write_lock = asyncio.Lock()
         self._read_slots = asyncio.Semaphore(_MAX_OPEN)
 
     async def run(self, work: Callable[[sa.Connection], T], *, writes: bool) -> T:
         """Return the result of ``work``, which runs in its own transaction in a thread."""
         if not writes:
-            return await self.run_in_thread(lambda: _read(self.engine, work))
+            return await self.run_in_thread(lambda: _run(self.engine.connect, work))
         async with self._write_lock:
-            return await self.run_in_thread(lambda: _write(self._writer, work))
+            return await self.run_in_thread(lambda: _run(self._writer.begin, work))
 
     @asynccontextmanager
     async def transaction(self, *, writes: bool) -> AsyncIterator[SqliteTransaction]:
@@ -84,7 +83,7 @@ class SqliteDatabase:
 
 
 class SqliteTransaction:
-    """Implements `moyin.store.sql.Transaction`; connects with the first statement."""
+    """Implements `moyin.store.sql.Transaction`; it begins with its first statement."""
 
     def __init__(self, database: SqliteDatabase, engine: sa.Engine) -> None:
         self._database = database
@@ -143,13 +142,10 @@ class _Connection(sqlite3.Connection):
         return super().cursor(factory)
 
 
-def _read(engine: sa.Engine, work: Callable[[sa.Connection], T]) -> T:
-    with engine.connect() as connection:
-        return work(connection)
-
-
-def _write(engine: sa.Engine, work: Callable[[sa.Connection], T]) -> T:
-    with engine.begin() as connection:
+def _run(
+    connect: Callable[[], AbstractContextManager[sa.Connection]], work: Callable[[sa.Connection], T]
+) -> T:
+    with connect() as connection:
         return work(connection)
 
 
@@ -192,8 +188,7 @@ def _create_engine(url: str) -> sa.Engine:
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
-        # A transaction that reads and then writes fails if another one has written in between. So
-        # transactions that write get the write lock at their start.
+        # IMMEDIATE, since a write after a read would fail if another transaction wrote in between.
         writes = connection.get_execution_options().get("writes")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 

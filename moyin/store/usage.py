@@ -63,6 +63,9 @@ class UsageEntry:
     complete: bool
 
 
+_PLAIN_COLUMNS = tuple(name for name in UsageEntry.__slots__ if name != "cost_usd")
+
+
 class UsageLedger:
     """Queues usage entries without blocking, and writes them to the database in batches.
 
@@ -73,8 +76,7 @@ class UsageLedger:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._waiting: deque[UsageEntry] = deque()
-        # The rows of the first entries if their batch was tried. They keep their ids, since the
-        # commit may have succeeded although its response was lost.
+        # Rows that were tried; they keep their ids, since the commit may have succeeded.
         self._attempted_rows: list[dict[str, Any]] = []
         # The number of first entries to write one by one, since one of them is invalid.
         self._one_by_one = 0
@@ -99,7 +101,7 @@ class UsageLedger:
         finally:
             for entry in self._waiting:
                 _log.error(
-                    "a usage entry was not written, since the database is unavailable at shutdown: %s",
+                    "the database is unavailable at shutdown; usage entry not written: %s",
                     entry,
                 )
 
@@ -107,7 +109,7 @@ class UsageLedger:
         """Queue an entry, or log it if the queue is full."""
         if len(self._waiting) >= _CAPACITY:
             _log.error(
-                "a usage entry was not written, since %d entries are waiting: %s", _CAPACITY, entry
+                "%d usage entries are waiting; usage entry not written: %s", _CAPACITY, entry
             )
         else:
             self._waiting.append(entry)
@@ -115,7 +117,7 @@ class UsageLedger:
     async def get(
         self, owner: str, request_id: str, since: datetime | None = None
     ) -> UsageEntry | None:
-        """Return the newest entry of a request since ``since``, complete ones first, or None."""
+        """Return a request's newest entry since ``since``, or None; complete ones are preferred."""
         query = (
             sa.select(usage)
             .where(usage.c.request_id == request_id, usage.c.owner == owner)
@@ -130,7 +132,7 @@ class UsageLedger:
     async def find(
         self, owner: str, request_id: str, since: datetime | None = None
     ) -> UsageEntry | None:
-        """Return the newest entry of a request as `get` does, also from those that wait in memory."""
+        """Return a request's newest entry as `get` does, also from entries that wait in memory."""
         candidates = [
             entry
             for entry in reversed(self._waiting)
@@ -186,7 +188,7 @@ class UsageLedger:
         if self._failures < _MAX_FAILURES and not self._closing.is_set():
             _log.exception("writing a usage entry failed; retrying")
             return False
-        _log.exception("a usage entry was rejected by the database: %s", self._waiting[0])
+        _log.exception("a row is invalid; usage entry not written: %s", self._waiting[0])
         self._remove_first(1)
         return True
 
@@ -216,28 +218,12 @@ def _insert(rows: list[dict[str, Any]], connection: sa.Connection) -> None:
 def _build_row(entry: UsageEntry, written_at: datetime) -> dict[str, Any]:
     return {
         "id": secrets.token_hex(16),
-        "request_id": entry.request_id,
-        "owner": entry.owner,
-        "backend": entry.backend,
-        "model": entry.model,
-        "input_tokens": entry.input_tokens,
-        "cached_tokens": entry.cached_tokens,
-        "output_tokens": entry.output_tokens,
         "cost_nano_usd": int((entry.cost_usd * _NANO).to_integral_value()),
-        "complete": entry.complete,
         "created_at": written_at,
+        **{name: getattr(entry, name) for name in _PLAIN_COLUMNS},
     }
 
 
 def _parse_entry(row: Mapping[Any, Any]) -> UsageEntry:
-    return UsageEntry(
-        request_id=row["request_id"],
-        owner=row["owner"],
-        backend=row["backend"],
-        model=row["model"],
-        input_tokens=row["input_tokens"],
-        cached_tokens=row["cached_tokens"],
-        output_tokens=row["output_tokens"],
-        cost_usd=Decimal(row["cost_nano_usd"]) / _NANO,
-        complete=row["complete"],
-    )
+    plain = {name: row[name] for name in _PLAIN_COLUMNS}
+    return UsageEntry(cost_usd=Decimal(row["cost_nano_usd"]) / _NANO, **plain)

@@ -155,7 +155,7 @@ class Farm:
         enter = self._stack.enter_async_context
         self.database = Database(f"sqlite:///{self._folder / 'moyin.db'}")
         self._stack.push_async_callback(self.database.close)
-        await self.database.ready()
+        await self.database.ensure_schema()
         self.jobs = JobStore(self.database)
         self.blobs = BlobStore(self.artifacts_url)
         self.events = EventStore(self._valkey.url, retention=RETENTION)

@@ -129,7 +129,7 @@ async def serving(
         places = {"temporal_address": temporal[0], "temporal_namespace": temporal[1]}
         settings = settings.model_copy(update={**places, "redis_url": redis_url})
     database = Database(settings.sql_url)
-    await database.ready()
+    await database.ensure_schema()
     _, key = await KeyStore(database).create("ada", "test")
     ledger = UsageLedger(database)
     telemetry = RecordingTelemetry()

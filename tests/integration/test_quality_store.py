@@ -27,7 +27,7 @@ def url(tmp_path: Path, request: pytest.FixtureRequest) -> str:
 async def test_only_tenants_that_contribute_are_read(url: str) -> None:
     await asyncio.to_thread(migrate, url)
     database = Database(url)
-    await database.ready()
+    await database.ensure_schema()
     try:
         store = QualityStore(database)
         level = {"qwen3-8b": {"code": 0.5}}
@@ -45,7 +45,7 @@ async def test_only_tenants_that_contribute_are_read(url: str) -> None:
 async def test_writes_without_levels_keep_the_stored_levels(url: str) -> None:
     await asyncio.to_thread(migrate, url)
     database = Database(url)
-    await database.ready()
+    await database.ensure_schema()
     store, level = QualityStore(database), {"qwen3-8b": {"code": 0.5}}
     before = sa.table("quality_states", *map(sa.column, ("owner", "state", "number", "updated_at")))
 
@@ -80,7 +80,7 @@ async def test_a_tenant_counts_once_though_it_learns_while_levels_are_read(
     monkeypatch.setattr("moyin.store.quality._PAGE", 2)
     await asyncio.to_thread(migrate, url)
     database = Database(url)
-    await database.ready()
+    await database.ensure_schema()
     store = QualityStore(database)
     try:
         for number in range(4):

@@ -36,7 +36,7 @@ def sign_in_routes(sign_in: SignInService, open_id: OpenIdSignIn, callers: Calle
         )
 
     @router.post("/refresh")
-    async def refresh(body: wire.Refresh, response: Response) -> wire.SessionBody:
+    async def refresh(body: wire.RefreshSession, response: Response) -> wire.SessionBody:
         """Return new tokens; the refresh token in the request becomes invalid.
 
         A refresh token that is used twice ends the session.
@@ -51,17 +51,19 @@ def sign_in_routes(sign_in: SignInService, open_id: OpenIdSignIn, callers: Calle
         await sign_in.sign_out(user, session, everywhere=body is not None and body.everywhere)
 
     @router.post("/password/forgot", status_code=202)
-    async def forgot(body: wire.Forgot, request: Request) -> dict[str, str]:
+    async def forgot(body: wire.ForgotPassword, request: Request) -> dict[str, str]:
         """Mail a token that sets a new password. The response is the same for unknown emails."""
         await sign_in.request_password_reset(body.email, callers.address(request))
         return {"status": "a mail is on its way, if there is such an account"}
 
     @router.post("/password/reset")
-    async def reset(body: wire.Reset, request: Request, response: Response) -> wire.ResetDone:
+    async def reset(
+        body: wire.ResetPassword, request: Request, response: Response
+    ) -> wire.PasswordResetResult:
         """Set a new password by a mailed token. All sessions end."""
         response.headers.update(NO_STORE)
         token = await sign_in.reset_password(body.token, body.password, callers.address(request))
-        return wire.ResetDone(device_token=token)
+        return wire.PasswordResetResult(device_token=token)
 
     @router.post("/password", status_code=204)
     async def change(body: wire.ChangePassword, request: Request) -> None:
@@ -78,12 +80,12 @@ def sign_in_routes(sign_in: SignInService, open_id: OpenIdSignIn, callers: Calle
         )
 
     @router.post("/oidc/begin")
-    async def begin(body: wire.BeginSignIn, request: Request) -> wire.BegunSignIn:
+    async def begin(body: wire.BeginSignIn, request: Request) -> wire.StartedSignIn:
         """Return the URL for the browser. The redirect must carry the same `state`."""
         url, state = await open_id.begin_sign_in(
             body.provider, body.redirect_uri, callers.address(request)
         )
-        return wire.BegunSignIn(authorization_url=url, state=state)
+        return wire.StartedSignIn(authorization_url=url, state=state)
 
     @router.post("/oidc/finish")
     async def finish(

@@ -33,7 +33,7 @@ class AccessTokenIssuer:
         self.lifetime = lifetime
 
     async def issue(self, user: User, session: Session, scopes: Iterable[str]) -> str:
-        """Return an access token of ``user`` with ``scopes``; it also ends with ``session``."""
+        """Return an access token of ``user``, which expires or ends together with ``session``."""
         key = await self._get_signing_key()
         now = int(time.time())
         claims = {

@@ -38,10 +38,10 @@ _MAX_OWNER_LENGTH = 128
 class ApiKeyService:
     """Checks the caller's rights and changes API keys, limits and signing keys.
 
-    Callers manage their own keys, administrators (scope ``org:admin``) all keys of their tenant and
-    operators (scope ``operator``) all keys; the others raise `NotFound`. A new key cannot have more
-    scopes than the caller. If the caller used a key, the new key cannot expire later than that key;
-    if the caller is signed in, it may outlive the session.
+    Callers manage their own keys, administrators (scope ``org:admin``) all keys of their tenant, and
+    operators (scope ``operator``) all keys; other keys raise `NotFound`. A new key cannot have more
+    scopes than the caller, or expire later than the key with which the caller authenticated. A key
+    of a signed-in user may outlive the session.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class ApiKeyService:
             await self._audit.write(event, within=transaction)
 
     async def clear_limit(self, caller: Caller, subject: str) -> None:
-        """Delete the limits of a subject; `get_limit` describes ``subject``."""
+        """Delete the limits of a subject, such as ``key:<id>``."""
         owner = await self._authorize_subject(caller, subject)
         async with self._transactions.begin(caller.identity) as transaction:
             await self._limits.clear(subject, within=transaction)

@@ -110,7 +110,7 @@ class AttemptLimits:
             )
 
     async def count_registration(self, address: str, max_per_hour: int) -> None:
-        """Count a new player, for the IP address and, up to ``max_per_hour``, in total."""
+        """Count a registration; ``max_per_hour`` are allowed in total, fewer from one address."""
         if address:
             await self._throttle.count_event(
                 f"register {address}", _REGISTRATIONS_PER_ADDRESS, seconds=_HOUR_SECONDS
@@ -129,7 +129,7 @@ class AttemptLimits:
 
     @asynccontextmanager
     async def count_password_change(self, user_id: str) -> AsyncIterator[None]:
-        """Count the ``async with`` block as an attempt, and uncount it unless the block raises."""
+        """Count an attempt to enter the current password; uncount it unless the block raises."""
         # Per user only, since others cannot try without the user's session.
         key = ThrottleKey(f"change {user_id}", self._throttle.rates.pair)
         await self._throttle.acquire(key)
@@ -148,8 +148,7 @@ class AttemptLimits:
         elif not address:
             keys, is_trusted = (account,), False
         else:
-            # The counters of the address come first: an address that guesses too fast is stopped
-            # before it uses up the attempts of the account.
+            # First the address, so that one that guesses too fast does not use up the account's limit.
             keys = (
                 ThrottleKey(f"pair {_join_account_and_address(email, address)}", rates.pair),
                 ThrottleKey(f"address {address}", rates.address),

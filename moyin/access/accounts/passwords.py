@@ -22,8 +22,7 @@ T = TypeVar("T")
 # Each hash takes 64 MiB and about 50 ms of a core, so few may be computed at the same time.
 _CONCURRENCY = 2
 _QUEUE_SIZE = 64
-# Attempts from a device or address that signed in before have their own queue, so that a flood of
-# other attempts does not delay them.
+# Attempts from known devices and addresses have their own queue, which a flood does not delay.
 _TRUSTED_CONCURRENCY = 1
 _TRUSTED_QUEUE_SIZE = 32
 # Concurrent attempts at one account, so that they do not fill the queue.
@@ -48,8 +47,7 @@ class PasswordService:
         self._hasher = hasher or PasswordHasher()
         self._untrusted = _WorkQueue(_CONCURRENCY, _QUEUE_SIZE)
         self._trusted = _WorkQueue(_TRUSTED_CONCURRENCY, _TRUSTED_QUEUE_SIZE)
-        # Verified if an account does not exist or has no password, so that the response takes as
-        # long as for others.
+        # Verified for accounts without a password, so that the response takes the same time.
         self._dummy_hash = self._hasher.hash("nobody's")
 
     async def hash(self, password: str, *, trusted: bool = False) -> str:

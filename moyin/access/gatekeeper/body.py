@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from moyin.access.gatekeeper.asgi import Message, Receive, Scope, header
+from moyin.access.gatekeeper.asgi import Message, Receive, Scope, get_header
 from moyin.errors import BodyTooLarge, InvalidRequest, MoyinError
 
 __all__ = ["drain_body", "expects_continue", "has_body", "limit_body"]
@@ -28,7 +28,7 @@ def limit_body(scope: Scope, receive: Receive, limit: int) -> Receive:
         BodyTooLarge: the header Content-Length exceeds the limit.
         InvalidRequest: the header Content-Length is not a number.
     """
-    declared = header(scope, b"content-length")
+    declared = get_header(scope, b"content-length")
     if declared is not None:
         if not declared.isdecimal():
             raise InvalidRequest("Content-Length must be a decimal number", field="Content-Length")
@@ -52,14 +52,14 @@ def limit_body(scope: Scope, receive: Receive, limit: int) -> Receive:
 
 def has_body(scope: Scope) -> bool:
     """Return whether the request's headers announce a body."""
-    if header(scope, b"transfer-encoding") is not None:
+    if get_header(scope, b"transfer-encoding") is not None:
         return True
-    return header(scope, b"content-length") not in (None, "0")
+    return get_header(scope, b"content-length") not in (None, "0")
 
 
 def expects_continue(scope: Scope) -> bool:
     """Return whether the client waits for ``100 Continue`` before it sends the body."""
-    return header(scope, b"expect") is not None
+    return get_header(scope, b"expect") is not None
 
 
 async def drain_body(receive: Receive) -> bool:

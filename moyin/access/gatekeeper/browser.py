@@ -7,7 +7,7 @@ import time
 
 import jwt
 
-from moyin.access.gatekeeper.asgi import Scope, header
+from moyin.access.gatekeeper.asgi import Scope, get_header
 from moyin.access.gatekeeper.credential_finder import (
     SESSION_COOKIE,
     get_session_cookie,
@@ -71,7 +71,7 @@ class BrowserSessions:
         return self._build_set_cookie(scope, "", 0)
 
     def _build_set_cookie(self, scope: Scope, value: str, max_age: int) -> str:
-        secure = "https" in (scope.get("scheme"), header(scope, b"x-forwarded-proto"))
+        secure = "https" in (scope.get("scheme"), get_header(scope, b"x-forwarded-proto"))
         parts = [
             f"{SESSION_COOKIE}={value}", f"Path={self._path}", f"Max-Age={max_age}", "HttpOnly",
             "SameSite=Strict",
@@ -80,7 +80,7 @@ class BrowserSessions:
 
 
 def _get_lifetime(secret: str) -> int:
-    """Return the lifetime of a cookie in seconds, which for an access token is the rest of its own."""
+    """Return how many seconds a cookie lasts: for an access token, until the token expires."""
     if secret.count(".") != 2:
         return _LIFETIME_SECONDS
     claims = jwt.decode(secret, options={"verify_signature": False})

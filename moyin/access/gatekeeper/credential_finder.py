@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from urllib.parse import parse_qs, unquote_plus, urlsplit
 
-from moyin.access.gatekeeper.asgi import Scope, header
+from moyin.access.gatekeeper.asgi import Scope, get_header
 from moyin.errors import CrossSiteRequest
 
 __all__ = [
@@ -51,11 +51,11 @@ class CredentialFinder:
         Raises:
             CrossSiteRequest: the key is in a cookie, and the page of another site sent the request.
         """
-        bearer = header(scope, b"authorization")
+        bearer = get_header(scope, b"authorization")
         if bearer is not None and bearer[:7].lower() == "bearer ":
             secret: str | None = bearer[7:].strip()
         else:
-            secret = header(scope, b"x-api-key")
+            secret = get_header(scope, b"x-api-key")
         in_query = self._extract_from_query(scope) if scope.get("query_string") else None
         if secret is None:
             secret = in_query
@@ -87,12 +87,12 @@ def require_same_origin(scope: Scope, *, required: bool = True) -> None:
 
     Without ``required``, requests without an origin, which no browser sends, are accepted.
     """
-    site, origin = header(scope, b"sec-fetch-site"), header(scope, b"origin")
+    site, origin = get_header(scope, b"sec-fetch-site"), get_header(scope, b"origin")
     if site is not None:
         is_allowed = site in ("same-origin", "none")
     elif origin is not None:
         is_allowed = _is_own_origin(
-            origin, header(scope, b"host") or "", scope.get("scheme", "http")
+            origin, get_header(scope, b"host") or "", scope.get("scheme", "http")
         )
     else:
         is_allowed = not required

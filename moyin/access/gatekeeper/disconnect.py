@@ -13,8 +13,7 @@ from moyin.access.gatekeeper.asgi import Message, Receive
 
 __all__ = ["DisconnectWatcher"]
 
-# The age from which a request is watched, and the interval of the checks. It is a part of the second
-# within which upstream requests are cancelled after their client has disconnected.
+# The age from which a request is watched, and the interval between checks.
 _GRACE_SECONDS = 0.25
 # The longest pause of a body, and the minimum average rate of one that takes longer than that.
 _BODY_PAUSE_SECONDS = 20.0
@@ -42,7 +41,7 @@ class DisconnectWatcher:
     def __init__(self, receive: Receive, on_long_lived: Callable[[], None] | None = None) -> None:
         self._receive = receive
         self._on_long_lived = on_long_lived
-        self.complete = False
+        self.is_complete = False
         self.task = asyncio.current_task()
         self._watcher: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
@@ -53,7 +52,7 @@ class DisconnectWatcher:
         self._waited_seconds = 0.0
         self._received_bytes = 0
         self.has_cancelled = False
-        self.too_slow = False
+        self.was_too_slow = False
 
     @property
     def is_receiving(self) -> bool:
@@ -66,7 +65,7 @@ class DisconnectWatcher:
         message = await self._receive()
         self._receive_began = None
         if not message.get("more_body", False):
-            self.complete = True
+            self.is_complete = True
         else:
             self._last_received = self._loop.time()
             self._waited_seconds += self._last_received - began
@@ -88,10 +87,10 @@ class DisconnectWatcher:
         if self._on_long_lived is not None:
             self._on_long_lived()
             self._on_long_lived = None
-        if self.complete:
+        if self.is_complete:
             self._watcher = self._loop.create_task(self._cancel_on_disconnect())
         elif self._is_too_slow():
-            self.too_slow = True
+            self.was_too_slow = True
             self._cancel()
         else:
             self._timer = self._loop.call_later(_GRACE_SECONDS, self._watch)

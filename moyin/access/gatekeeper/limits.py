@@ -67,8 +67,7 @@ class RequestMeter:
                 timeout=_TIMEOUT_SECONDS,
                 socket_connect_timeout=_TIMEOUT_SECONDS,
                 socket_timeout=_TIMEOUT_SECONDS,
-                # Retries on a connection that broke while idle, but not after a timeout, since
-                # Valkey may have counted the request.
+                # No retry after a timeout, since Valkey may have counted the request.
                 retry=Retry(NoBackoff(), 1),
                 retry_on_error=[RedisConnectionError],
             )

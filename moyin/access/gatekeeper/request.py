@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable
 from typing import Protocol
 
-from moyin.access.gatekeeper.asgi import Message, Receive, Scope, Send, header
+from moyin.access.gatekeeper.asgi import Message, Receive, Scope, Send, get_header
 from moyin.access.gatekeeper.body import drain_body, expects_continue, has_body
 from moyin.access.gatekeeper.context import RequestContext
 from moyin.access.gatekeeper.disconnect import DisconnectWatcher
@@ -96,7 +96,7 @@ class Request:
                 raise
             if self._ended is not None:
                 await self._end_stream(handler, scope, receive, self._ended)
-            elif self._watcher is not None and self._watcher.too_slow:
+            elif self._watcher is not None and self._watcher.was_too_slow:
                 await self._send_error(handler, scope, receive, _body_too_slow())
         except MoyinError as error:
             await self._send_error(handler, scope, receive, error)
@@ -182,7 +182,7 @@ class Request:
             watcher = self._watcher
             if self._closes:
                 message = self._add_close_header(message)
-            elif watcher is not None and not watcher.complete and has_body(self._scope):
+            elif watcher is not None and not watcher.is_complete and has_body(self._scope):
                 self._start = message
                 return _do_nothing()
         elif message["type"] == "websocket.accept":
@@ -231,8 +231,7 @@ class Request:
         if self._kind == "websocket":
             await self._close_socket(receive, error)
         elif self.progress.has_started and self._start is None:
-            # Raising makes the server close the connection, since the status was already sent. Apps
-            # that stream send an error event themselves.
+            # The status was already sent, so the server closes the connection on this exception.
             _log.error("request %s failed after its response began: %s", self.request_id, error)
             raise error
         else:
@@ -268,7 +267,7 @@ def _body_too_slow() -> BodyTooSlow:
 
 def _choose_request_id(scope: Scope) -> str:
     """Return the client's ``x-request-id`` if it is valid, or a new id."""
-    requested = header(scope, b"x-request-id")
+    requested = get_header(scope, b"x-request-id")
     if requested is not None and REQUEST_ID_PATTERN.fullmatch(requested):
         return requested
     return secrets.token_hex(16)

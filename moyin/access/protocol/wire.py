@@ -117,7 +117,7 @@ class Login(_Request):
     )
 
 
-class Refresh(_Request):
+class RefreshSession(_Request):
     refresh_token: Secret
 
 
@@ -125,11 +125,11 @@ class Logout(_Request):
     everywhere: bool = Field(False, description="End all of your sessions, not only this one.")
 
 
-class Forgot(_Request):
+class ForgotPassword(_Request):
     email: ClaimedEmail
 
 
-class Reset(_Request):
+class ResetPassword(_Request):
     token: Secret
     password: Password
 
@@ -260,7 +260,7 @@ class SessionBody(_Response):
     user: UserBody
 
 
-class ResetDone(_Response):
+class PasswordResetResult(_Response):
     device_token: str = Field(
         description="Token of this device for `POST /login` with the new password."
     )
@@ -275,7 +275,7 @@ class ProviderList(_Response):
     providers: list[ProviderBody]
 
 
-class BegunSignIn(_Response):
+class StartedSignIn(_Response):
     authorization_url: str
     state: str
 

@@ -144,7 +144,7 @@ class Rig:
 @pytest.fixture
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
-    await database.ready()
+    await database.ensure_schema()
     frames = Frames()
     prompts, blobs = PromptStore(database), BlobStore(f"file://{tmp_path / 'blobs'}")
     files = FarmFiles(

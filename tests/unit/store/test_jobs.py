@@ -271,7 +271,7 @@ async def test_children_count_as_open_jobs(store: JobStore) -> None:
     batch = new_job(heads=((StepKind.RENDER, "default"),) * 4, children=4, limits=limits)
     job, _ = await store.create(batch)
     await store.create(new_job(limits=limits))
-    with pytest.raises(TooManyJobs, match="each child of a batch"):
+    with pytest.raises(TooManyJobs, match="each render of a batch"):
         await store.create(new_job(limits=limits))
     await store.finish(job.id, 1, JobStatus.CANCELLED, None)
     with pytest.raises(TooManyJobs):

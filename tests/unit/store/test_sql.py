@@ -60,7 +60,7 @@ def test_alembic_is_not_imported_if_the_schema_is_current(tmp_path: Path) -> Non
     url = f"sqlite:///{tmp_path / 'x.db'}"
     code = (
         "import asyncio, sys; from moyin.store.sql import Database; "
-        f"asyncio.run(Database({url!r}).ready()); print('alembic' in sys.modules)"
+        f"asyncio.run(Database({url!r}).ensure_schema()); print('alembic' in sys.modules)"
     )
     said = [
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -116,7 +116,7 @@ async def test_a_new_file_can_be_opened_concurrently(tmp_path: Path) -> None:
     """Enabling WAL needs exclusive access, so processes that open the file find it enabled."""
     url = f"sqlite:///{tmp_path / 'moyin.db'}"
     databases = [Database(url) for _ in range(8)]
-    await asyncio.gather(*(database.ready() for database in databases))
+    await asyncio.gather(*(database.ensure_schema() for database in databases))
     answers = await asyncio.gather(*(database.read(_mode) for database in databases * 3))
     assert set(answers) == {"wal"}
     for database in databases:
@@ -129,7 +129,7 @@ async def test_a_restored_file_is_set_to_wal_mode(tmp_path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA journal_mode=DELETE")
     database = Database(url)
-    await database.ready()
+    await database.ensure_schema()
     assert await database.read(_mode) == "wal"
     await database.close()
 

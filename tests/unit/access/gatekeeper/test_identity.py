@@ -18,7 +18,7 @@ SIGNING = b"s" * 32
 @pytest.fixture
 async def keys(tmp_path: Path) -> AsyncIterator[KeyStore]:
     database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
-    await database.ready()
+    await database.ensure_schema()
     yield KeyStore(database)
     await database.close()
 

@@ -107,7 +107,7 @@ class Bench:
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     bench = Bench(tmp_path)
-    await bench.database.ready()
+    await bench.database.ensure_schema()
     yield bench
     await bench.database.close()
 

@@ -155,7 +155,7 @@ async def test_disconnect_while_the_first_stream_closes_ends_both(
 async def test_faults_of_both_answers_are_recorded(streams: bool, tmp_path: Path) -> None:
     """The database keeps one signal per request and source."""
     database = Database(f"sqlite:///{tmp_path}/moyin.db")
-    await database.ready()
+    await database.ensure_schema()
     store, estimator = QualityStore(database), Estimator()
     learning = Learning(estimator, store)
     gateway = Streams(first="Sure!", second="Here it is.")

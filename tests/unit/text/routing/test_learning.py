@@ -104,7 +104,7 @@ def alike(one: Estimate, other: Estimate) -> bool:
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
     database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
-    await database.ready()
+    await database.ensure_schema()
     yield database
     await database.close()
 

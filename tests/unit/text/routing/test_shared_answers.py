@@ -93,7 +93,7 @@ class Gateway(Replica):
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
     made = Database(f"sqlite:///{tmp_path}/moyin.db")
-    await made.ready()
+    await made.ensure_schema()
     yield made
     await made.close()
 
