@@ -53,13 +53,9 @@ class AssetStore:
         return await self.get(owner, artifact.id), duplicate is None
 
     async def find(self, owner: str, digest: str | None) -> StoredArtifact:
-        """Return the owner's newest artifact with this content.
+        """Return the owner's newest artifact with this BLAKE3 digest, or raise `ContentNotFound`.
 
-        Args:
-            digest: the BLAKE3 digest in hex, or None if the client sent an invalid hash.
-
-        Raises:
-            ContentNotFound: the owner has no artifact with this content.
+        ``digest`` is None if the client sent an invalid hash.
         """
         stored = None if digest is None else await self._artifacts.find_by_content(owner, digest)
         if stored is None:

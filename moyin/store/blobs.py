@@ -47,8 +47,8 @@ class BlobStore:
     """Stores blobs at a URL such as ``file:///data`` or ``s3://bucket/prefix``.
 
     Its methods do not block the event loop: files are accessed in threads, S3 in the event loop of
-    fsspec's thread. They raise `ServiceUnavailable` if S3 is unavailable, the bucket does not exist,
-    or S3 refuses the credentials.
+    fsspec's thread. They raise `ServiceUnavailable` if S3 is unavailable, the bucket does not
+    exist, or S3 refuses the credentials.
     """
 
     def __init__(self, url: str) -> None:
@@ -85,10 +85,8 @@ class BlobStore:
     async def put_stream(self, file: IO[bytes], limit: int) -> Blob:
         """Store the rest of an open file, which another process may change meanwhile.
 
-        The file is read only once, so that the digest is that of the stored bytes.
-
-        Raises:
-            OSError: the file cannot be read, or is longer than ``limit`` bytes.
+        The file is read only once, so that the digest is that of the stored bytes. A file of more
+        than ``limit`` bytes raises OSError.
         """
         if not self._in_s3:
             return await asyncio.to_thread(self._put_stream, file, limit)

@@ -35,8 +35,8 @@ _SECONDS = 1_800
 class FrameKind(StrEnum):
     """Names the kinds of frames.
 
-    ``TEXT`` and ``BINARY`` are sent to the client unchanged, ``BLOB`` as the body followed by a blob.
-    ``STATUS`` is a marker for a change of the queue, and ``END`` for the end of a prompt.
+    ``TEXT`` and ``BINARY`` are sent to the client unchanged, ``BLOB`` as the body followed by a
+    blob. ``STATUS`` is a marker for a change of the queue, and ``END`` for the end of a prompt.
     """
 
     TEXT = "text"

@@ -45,8 +45,8 @@ class SlowConsumer(Overloaded):
 class Subscription(Generic[E]):
     """Queues the entries of one stream for one subscriber.
 
-    The capacity is twice the number of entries that existed at first, since those arrive at once and
-    would arrive again if they overflowed the queue. Streams are bounded, and so is the queue.
+    The capacity is twice the number of entries that existed at first, since those arrive at once
+    and would arrive again if they overflowed the queue. Streams are bounded, and so is the queue.
 
     Attributes:
         after: the stream id of the last queued entry.
@@ -62,8 +62,7 @@ class Subscription(Generic[E]):
     async def next(self, seconds: float | None = None) -> list[E]:
         """Return all queued entries; if there are none, wait for one for at most ``seconds``.
 
-        Raises:
-            SlowConsumer: the queue was full, and all its entries were returned.
+        If the queue was full, raise `SlowConsumer` after all its entries were returned.
         """
         if not self._queue and not self._is_closed:
             self._has_entries.clear()
@@ -129,10 +128,8 @@ class StreamHub(Generic[E]):
     async def subscribe(self, name: str, after: str | None) -> AsyncIterator[Subscription[E]]:
         """Subscribe to the entries of a stream after the stream id ``after``, or to all if it is None.
 
-        After an outage of Valkey the subscription continues without gaps.
-
-        Raises:
-            InvalidRequest: ``after`` is not a stream id.
+        After an outage of Valkey the subscription continues without gaps. An ``after`` that is not
+        a stream id raises `InvalidRequest`.
         """
         if after is not None and not _EVENT_ID.fullmatch(after):
             raise InvalidRequest(

@@ -26,15 +26,18 @@ __all__ = ["OPEN_STATUSES", "Launch", "NewJob", "Row", "build_row", "parse_job",
 
 Row = Mapping[Any, Any]
 OPEN_STATUSES = (JobStatus.QUEUED.value, JobStatus.RUNNING.value)
-# Columns with the same values as the attributes of the dataclasses below.
-_LAUNCH_COLUMNS = ("owner", "priority", "spec", "webhook", "children")
-_JOB_COLUMNS = (
-    *("id", "owner", "kind", "spec", "attempts", "priority", "metadata", "channel", "record"),
-    *("children", "fingerprint"),
-)
+# Columns with the same name and value as attributes of all dataclasses of jobs, or of some.
+_COMMON_COLUMNS = ("owner", "spec", "priority", "children")
+_LAUNCH_COLUMNS = (*_COMMON_COLUMNS, "webhook")
+_DESCRIPTION_COLUMNS = (*_COMMON_COLUMNS, "id", "kind", "channel", "fingerprint")
+_JOB_COLUMNS = (*_DESCRIPTION_COLUMNS, "attempts", "metadata", "record")
 _NEW_JOB_COLUMNS = (
-    *("id", "owner", "kind", "spec", "children", "priority", "webhook", "deadline"),
-    *("idempotency_key", "fingerprint", "key_id", "channel", "comfyui"),
+    *_DESCRIPTION_COLUMNS,
+    "webhook",
+    "deadline",
+    "idempotency_key",
+    "key_id",
+    "comfyui",
 )
 # Columns that are null until the job runs.
 _INITIALLY_NULL = ("started_at", "finished_at", "begun_at", "record", "cancelled_by")

@@ -75,8 +75,8 @@ class JobStore:
     async def create(self, new: NewJob) -> tuple[Job, bool]:
         """Insert a job, or find the job that an earlier identical request has created.
 
-        Two requests of an owner are identical if they have the same idempotency key and fingerprint,
-        or the same job id and spec.
+        Two requests of an owner are identical if they have the same idempotency key and
+        fingerprint, or the same job id and spec.
 
         Returns:
             The job, and whether it is new.
@@ -175,8 +175,8 @@ class JobStore:
     ) -> list[tuple[str, int, bool]]:
         """Return (id, attempt, whether it has ended) of jobs for the sweeper, oldest first.
 
-        The sweeper starts the missing workflows of open jobs and sends the missing webhooks of ended
-        ones, until `mark_dispatched` is called.
+        The sweeper starts the missing workflows of open jobs and sends the missing webhooks of
+        ended ones, until `mark_dispatched` is called.
         """
         query = (
             sa.select(jobs.c.id, jobs.c.attempts, jobs.c.status.not_in(OPEN_STATUSES))
@@ -203,8 +203,7 @@ class JobStore:
     ) -> Progress | None:
         """Write the progress of the running step or, in a batch, of the render ``progress.step``.
 
-        Args:
-            attempt: the attempt that progressed, or None for the current one.
+        If ``attempt`` is None, the current attempt is meant.
 
         Returns:
             The progress of the job, or None if the attempt has ended.
@@ -212,11 +211,7 @@ class JobStore:
         return await self._database.write(lambda c: write_progress(c, job_id, attempt, progress))
 
     async def record_step(self, job_id: str, attempt: int, result: StepResult) -> Progress | None:
-        """Write the result of a finished step and the metadata of its artifacts.
-
-        Returns:
-            The progress of the job, or None if the attempt has ended.
-        """
+        """Write the result of a finished step; return what `record_progress` does."""
         return await self._database.write(lambda c: write_step(c, job_id, attempt, result))
 
     async def finish(

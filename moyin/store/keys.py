@@ -95,13 +95,9 @@ class KeyStore:
     async def rotate(
         self, key_id: str, *, overlap: timedelta = timedelta(0), within: Transaction | None = None
     ) -> str:
-        """Replace the secret of a key and return its new text.
+        """Replace the secret of a key and return its new text, or raise `NotFound`.
 
-        Args:
-            overlap: the time for which the old secret stays valid.
-
-        Raises:
-            NotFound: the key does not exist or is revoked.
+        The old secret stays valid for the time ``overlap``.
         """
         text = _generate_text(key_id)
         statement = (

@@ -134,8 +134,8 @@ def build_submitter_condition(
 ) -> sa.ColumnElement[bool]:
     """Return the SQL condition for prompts that a caller submitted through ComfyUI's API.
 
-    Those are the prompts of the caller's key, and of the caller's user with any key or session. With a
-    ``client_id``, they are the prompts of that client of the tenant instead.
+    Those are the prompts of the caller's key, and of the caller's user with any key or session.
+    With a ``client_id``, they are the prompts of that client of the tenant instead.
     """
     if client_id is not None:
         return sa.and_(jobs.c.comfyui, jobs.c.channel == channel_name(caller.owner, client_id))

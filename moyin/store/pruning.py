@@ -65,9 +65,9 @@ class Pruner:
     """Deletes ended jobs and their blobs; several may run concurrently, while jobs start and end.
 
     Blobs that were stored or renewed after the given time are not deleted, since a new job may be
-    about to refer to them. So that time should be at least a day ago. An output that an open job uses
-    as an input is not deleted, unless that job is submitted in the seconds between the query for open
-    jobs and the deletion.
+    about to refer to them. So that time should be at least a day ago. An output that an open job
+    uses as an input is not deleted, unless that job is submitted in the seconds between the query
+    for open jobs and the deletion.
     """
 
     def __init__(self, database: Database, blobs: BlobStore) -> None:
@@ -146,8 +146,8 @@ class Pruner:
     async def _read_nested_files(self, row: Mapping[Any, Any]) -> list[str]:
         """Return the digests of the blobs that a job refers to in its other blobs.
 
-        These are bodies of deferred HTTP requests (`moyin.domain.job.Step`), and files of renders that
-        are not outputs, such as previews.
+        These are bodies of deferred HTTP requests (`moyin.domain.job.Step`), and files of renders
+        that are not outputs, such as previews.
         """
         kind, files = row["kind"], []
         if kind != StepKind.RENDER.value and (spec := await self._read_blob(row["spec"])):
@@ -260,8 +260,8 @@ def _delete_jobs(
 ) -> tuple[int, set[str]]:
     """Delete those jobs of ``chunk`` that were not retried meanwhile.
 
-    Artifacts in ``inputs`` are only marked as deleted: their owner no longer sees them, but the jobs
-    that use them still read them.
+    Artifacts in ``inputs`` are only marked as deleted: their owner no longer sees them, but the
+    jobs that use them still read them.
 
     Returns:
         The number of deleted jobs, and the ids of the jobs that were retried.

@@ -1,7 +1,7 @@
 """Stores routing decisions, quality signals and learned states in SQL.
 
-Signals are numbered, and every replica learns from them in that order. So replicas have the same state
-after the same number, and a new replica continues from the last saved state.
+Signals are numbered, and every replica learns from them in that order. So replicas have the same
+state after the same number, and a new replica continues from the last saved state.
 """
 
 from __future__ import annotations

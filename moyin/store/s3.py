@@ -59,8 +59,8 @@ async def call_method(
 ) -> Any:
     """Call a method of a file system and return its result.
 
-    The call runs in the event loop of fsspec's thread, so that it blocks no other thread. Cancelling
-    this coroutine cancels the call.
+    The call runs in the event loop of fsspec's thread, so that it blocks no other thread.
+    Cancelling this coroutine cancels the call.
 
     Raises:
         FileNotFoundError: the object does not exist.

@@ -61,11 +61,8 @@ class SessionStore:
     async def rotate_refresh_token(self, presented: str) -> tuple[Session, str]:
         """Extend the session of a refresh token, and return it with the next refresh token.
 
-        The second use of a refresh token ends the session, since the token must have been stolen.
-
-        Raises:
-            InvalidToken: the token is unknown or was used before, or its session has ended; the error
-                does not say which.
+        The second use of a token ends the session, since the token must have been stolen. A token
+        that is unknown or was used before, or whose session has ended, raises `InvalidToken`.
         """
         used = compute_digest(presented)
         expires_at = now() + self._idle

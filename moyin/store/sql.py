@@ -51,8 +51,8 @@ class Database:
     """Owns the SQL connections of one process.
 
     `read`, `write` and the ``fetch`` methods are fast: they run a whole transaction outside of the
-    event loop. `reading` and `writing` are for transactions that are rare or await something between
-    two statements.
+    event loop. `reading` and `writing` are for transactions that are rare or await something
+    between two statements.
     """
 
     def __init__(self, url: str) -> None:
@@ -136,10 +136,8 @@ class Database:
     async def ensure_schema(self) -> None:
         """Migrate the database to the newest schema if it is an embedded SQLite file.
 
-        Operators migrate PostgreSQL with ``moyin migrate``.
-
-        Raises:
-            StackError: the file has a schema revision that this version does not know.
+        Operators migrate PostgreSQL with ``moyin migrate``. A schema revision that this version
+        does not know raises `StackError`.
         """
         if self._sqlite is not None and not await asyncio.to_thread(_is_migrated, self._url):
             await asyncio.to_thread(migrate, self._url)
@@ -164,10 +162,8 @@ class Database:
 def migrate(url: str, revision: str = "head", *, down: bool = False) -> None:
     """Upgrade, or with ``down`` downgrade, the database to ``revision``; this blocks.
 
-    Processes that start at the same time migrate one after the other.
-
-    Raises:
-        StackError: the database has a schema revision that this version does not know.
+    Processes that start at the same time migrate one after the other. A schema revision that this
+    version does not know raises `StackError`.
     """
     # Imported here, since every process uses the database and few migrate it.
     import alembic.command

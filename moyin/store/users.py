@@ -132,8 +132,8 @@ class UserStore:
     ) -> None:
         """Make an identity at an OpenID provider the only one that can sign in to the account.
 
-        This deletes the password, reset tokens and other identities, and revokes all sessions and API
-        keys, unless the identity could already sign in.
+        This deletes the password, reset tokens and other identities, and revokes all sessions and
+        API keys, unless the identity could already sign in.
 
         Args:
             trusted: the issuers whose identities are not deleted.

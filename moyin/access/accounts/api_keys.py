@@ -38,10 +38,10 @@ _MAX_OWNER_LENGTH = 128
 class ApiKeyService:
     """Checks the caller's rights and changes API keys, limits and signing keys.
 
-    Callers manage their own keys, administrators (scope ``org:admin``) all keys of their tenant, and
-    operators (scope ``operator``) all keys; other keys raise `NotFound`. A new key cannot have more
-    scopes than the caller, or expire later than the key with which the caller authenticated. A key
-    of a signed-in user may outlive the session.
+    Callers manage their own keys, administrators (scope ``org:admin``) all keys of their tenant,
+    and operators (scope ``operator``) all keys; other keys raise `NotFound`. A new key cannot have
+    more scopes than the caller, or expire later than the key with which the caller authenticated. A
+    key of a signed-in user may outlive the session.
     """
 
     def __init__(

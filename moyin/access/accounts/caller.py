@@ -28,14 +28,7 @@ class Caller:
     def create_audit_event(
         self, action: str, owner: str, target: str, details: Mapping[str, Any] | None = None
     ) -> AuditEvent:
-        """Return an event for the audit log.
-
-        Args:
-            action: the operation, as ``<noun>.<verb>``.
-            owner: the tenant that owns the changed object.
-            target: the id of the changed object.
-            details: the changed values, without secrets.
-        """
+        """Return an audit event of the caller; `AuditEvent` describes the arguments."""
         return AuditEvent(
             owner=owner,
             actor=self.identity.user or self.identity.key_id,

@@ -104,17 +104,10 @@ class OpenIdSignIn:
             await self._session.close()
 
     async def begin_sign_in(self, name: str, redirect_uri: str, address: str) -> tuple[str, str]:
-        """Begin a sign-in.
-
-        Args:
-            name: the name of the provider.
-            address: the client's IP address, or an empty string if it is unknown.
-
-        Returns:
-            The URL to open in the browser, and the state to pass to `finish_sign_in`.
+        """Return the URL to open in the browser, and the state to pass to `finish_sign_in`.
 
         Raises:
-            TooManyAttempts: the address has begun too many sign-ins without finishing them.
+            TooManyAttempts: the IP address has begun too many sign-ins without finishing them.
             NotFound: the provider is not configured.
             InvalidRequest: ``redirect_uri`` is not configured for the provider.
             ServiceUnavailable: the provider or Valkey is unavailable.
@@ -149,12 +142,9 @@ class OpenIdSignIn:
         return f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(query)}", state
 
     async def finish_sign_in(self, *, state: str, code: str, address: str) -> VerifiedIdentity:
-        """Exchange the authorization code and return the identity that the provider has verified.
+        """Exchange an authorization code for the identity that the provider has verified.
 
-        Args:
-            state: the state that `begin_sign_in` returned; it can be used once.
-            code: the authorization code that the provider passed to the redirect URI.
-            address: the client's IP address, or an empty string if it is unknown.
+        A state from `begin_sign_in` can be used once.
 
         Raises:
             InvalidCredentials: the state, the code or the provider's ID token is not valid.

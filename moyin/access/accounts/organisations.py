@@ -25,9 +25,9 @@ __all__ = ["OrganisationService"]
 class OrganisationService:
     """Checks the caller's rights and changes organisations and users.
 
-    Operators (scope ``operator``) may act in every organisation, administrators (``org:admin``) only
-    in their own; objects of other tenants raise `NotFound`. Only operators and callers who have all
-    scopes of a role may assign the role or invite a member who has it.
+    Operators (scope ``operator``) may act in every organisation, administrators (``org:admin``)
+    only in their own; objects of other tenants raise `NotFound`. Only operators and callers who
+    have all scopes of a role may assign the role or invite a member who has it.
     """
 
     def __init__(
@@ -156,13 +156,9 @@ class OrganisationService:
         role: Role | None = None,
         disabled: bool | None = None,
     ) -> User:
-        """Change the role of a member or service account, or disable or enable it.
+        """Change the role of a member or service account, or disable or enable it, unless None.
 
         Each change ends the user's sessions. A new role also invalidates pending invitations.
-
-        Args:
-            role: the new role, or None to leave it unchanged.
-            disabled: whether to disable or enable the user, or None to do neither.
         """
         self._require_access(caller, organisation, ORG_ADMIN)
         user = await self._users.get_member(organisation, user_id)

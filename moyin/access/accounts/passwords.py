@@ -41,6 +41,8 @@ class PasswordService:
     """Hashes and verifies passwords in threads.
 
     Only a few threads run at a time, so that a flood of sign-ins cannot exhaust cores or memory.
+    Methods raise `Overloaded` if too many calls wait. ``trusted`` calls, of authenticated users and
+    known devices, have a separate queue.
     """
 
     def __init__(self, hasher: PasswordHasher | None = None) -> None:
@@ -51,28 +53,13 @@ class PasswordService:
         self._dummy_hash = self._hasher.hash("nobody's")
 
     async def hash(self, password: str, *, trusted: bool = False) -> str:
-        """Return the Argon2id hash of a password.
-
-        Args:
-            trusted: whether to use the queue for authenticated users and known devices.
-
-        Raises:
-            Overloaded: the queue is full.
-        """
+        """Return the Argon2id hash of a password."""
         return await self._select_queue(trusted).run(self._hasher.hash, password)
 
     async def require_strong(
         self, password: str, *, email: str | None, name: str, field: str, trusted: bool = False
     ) -> None:
-        """Run `require_strong_password` in a thread.
-
-        Args:
-            trusted: whether to use the queue for authenticated users and known devices.
-
-        Raises:
-            WeakPassword: the password is easy to guess.
-            Overloaded: the queue is full.
-        """
+        """Run `require_strong_password` in a thread."""
         await self._select_queue(trusted).run(
             partial(require_strong_password, password, email=email, name=name, field=field)
         )
@@ -82,14 +69,8 @@ class PasswordService:
     ) -> bool:
         """Return whether ``password_hash`` is the hash of ``password``.
 
-        Args:
-            password_hash: if None, the result is False, after the usual time.
-            account: the account, at which the number of concurrent attempts is limited; if empty,
-                it is not.
-            trusted: whether to use the queue for authenticated users and known devices.
-
-        Raises:
-            Overloaded: the queue is full, or too many attempts at the account run.
+        If it is None, return False after the usual time. The number of concurrent attempts at an
+        ``account`` is limited unless the argument is empty.
         """
         queue = self._select_queue(trusted)
         with queue.limit_account(account):

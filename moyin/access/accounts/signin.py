@@ -131,10 +131,8 @@ class SignInService:
     ) -> SignInResult:
         """Verify the password of the user with this email and begin a session.
 
-        Args:
-            address: the client's IP address, or an empty string if it is unknown.
-            device_token: the device token of an earlier sign-in, so that attempts from other
-                devices do not delay this one.
+        With a device token of an earlier sign-in, attempts from other devices do not delay this
+        one.
 
         Raises:
             InvalidCredentials: the email or the password is wrong; the error does not say which.
@@ -221,10 +219,8 @@ class SignInService:
     async def request_password_reset(self, email: str, address: str) -> None:
         """Mail a token that sets a new password, if an account has this email.
 
-        The result is the same if no account has it, so that callers cannot find out.
-
-        Raises:
-            TooManyAttempts: too many mails were requested; the error has the seconds to wait.
+        The result is the same if no account has it, so that callers cannot find out. Too many
+        requests raise `TooManyAttempts`.
         """
         email = email.lower()
         await self._attempt_limits.count_mail_request(email, address)

@@ -1,7 +1,7 @@
 """Slows down password guessing without locking accounts.
 
-Attempts are counted before they are verified. Beyond a number per hour they wait and are admitted at
-a fixed rate, which limits the number of guesses and still lets the account's owner sign in. The
+Attempts are counted before they are verified. Beyond a number per hour they wait and are admitted
+at a fixed rate, which limits the number of guesses and still lets the account's owner sign in. The
 newest and the oldest waiting attempt are admitted alternately, so that an earlier burst does not
 delay a new attempt for long, and a lasting flood does not starve an old one.
 """
@@ -95,8 +95,11 @@ class _WaitQueue:
 class Throttle:
     """Counts attempts and events in Valkey, for all replicas together.
 
+    Methods raise `TooManyAttempts` with the seconds to wait.
+
     Args:
-        fail_open: whether attempts are admitted without being counted if Valkey is unavailable.
+        fail_open: whether to admit attempts without counting them if Valkey is unavailable; if
+            False, methods raise `ServiceUnavailable`.
     """
 
     def __init__(
@@ -112,12 +115,7 @@ class Throttle:
         self._waiting: OrderedDict[asyncio.Future[None], None] = OrderedDict()
 
     async def acquire(self, *keys: ThrottleKey) -> None:
-        """Count an attempt with each key in order, and wait for each key whose rate is exceeded.
-
-        Raises:
-            TooManyAttempts: the attempt waited for too long; the error has the seconds to wait.
-            ServiceUnavailable: Valkey is unavailable and ``fail_open`` is false.
-        """
+        """Count an attempt with each key in order, and wait for each key whose rate is exceeded."""
         try:
             async with asyncio.timeout(self.rates.timeout_seconds):
                 # One after the other, so that an attempt that one key refuses is not counted by the next.
@@ -129,12 +127,7 @@ class Throttle:
             self._raise_if_fail_closed(error)
 
     async def count_event(self, name: str, maximum: int, *, seconds: int = 900) -> None:
-        """Count an event such as a registration, and refuse it beyond ``maximum`` in ``seconds``.
-
-        Raises:
-            TooManyAttempts: the maximum is exceeded; the error has the seconds to wait.
-            ServiceUnavailable: Valkey is unavailable and ``fail_open`` is false.
-        """
+        """Count an event such as a registration; refuse it beyond ``maximum`` in ``seconds``."""
         key = _valkey_key("limit", name)
         try:
             async with self._redis.pipeline(transaction=True) as pipeline:

@@ -1,7 +1,7 @@
 """Implements the gatekeeper: the ASGI middleware in front of every app.
 
-The middleware assigns request ids, authenticates callers, limits request bodies, renders errors, and
-writes the access log and metrics.
+The middleware assigns request ids, authenticates callers, limits request bodies, renders errors,
+and writes the access log and metrics.
 """
 
 from moyin.access.gatekeeper.context import RequestContext, context

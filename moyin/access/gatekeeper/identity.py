@@ -67,7 +67,8 @@ class KeyAuthenticator:
     """Authenticates API keys and tokens, and caches the identities for seconds.
 
     The cache is bounded, and its keys are whole secrets. It holds only valid credentials, so that
-    guesses cannot fill it. While the database is unavailable, cached identities are used for longer.
+    guesses cannot fill it. While the database is unavailable, cached identities are used for
+    longer.
 
     Args:
         signing_key: the secret that signs service tokens.
@@ -252,13 +253,9 @@ def create_service_token(
     user: str | None = None,
     scopes: Iterable[str] = ALL_SCOPES,
 ) -> str:
-    """Return a token with which the service ``issuer`` acts for a tenant.
+    """Return a token with which the service ``issuer`` acts for the tenant ``owner``.
 
-    Args:
-        owner: the tenant.
-        ttl_s: the seconds after which the token expires.
-        key_id: the API key whose limits apply besides those of the tenant.
-        user: the user whose limits apply besides those of the tenant.
+    The limits of ``key_id`` and ``user`` apply besides those of the tenant.
     """
     claims = {
         "sub": owner,

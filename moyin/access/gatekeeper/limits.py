@@ -1,7 +1,7 @@
 """Counts requests against limits and budgets in Valkey, atomically for all replicas.
 
-A request of a caller with limits costs one round trip before it runs, and another after it ends if it
-held a lease or a reservation. Requests of callers without limits cost none.
+A request of a caller with limits costs one round trip before it runs, and another after it ends if
+it held a lease or a reservation. Requests of callers without limits cost none.
 """
 
 from __future__ import annotations
@@ -218,14 +218,10 @@ class Admission:
         ]
 
     async def reserve(self, usd: Decimal = Decimal(0), tokens: int = 0) -> None:
-        """Count the request and reserve its maximum cost; call this method once.
-
-        Args:
-            usd: the maximum cost in US dollars.
-            tokens: the estimated maximum of tokens.
+        """Count the request and reserve its maximum cost in US dollars and tokens; call this once.
 
         Raises:
-            RateLimited: too many requests or tokens in this minute, or too many concurrent requests.
+            RateLimited: too many requests or tokens in this minute, or too many at the same time.
             BudgetExceeded: the rest of the daily or monthly budget does not cover ``usd``.
             ServiceUnavailable: Valkey is unavailable, and the settings refuse requests then.
         """

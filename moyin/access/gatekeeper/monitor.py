@@ -1,7 +1,7 @@
 """Ends long-lived connections whose API key or session has ended or lost a required scope.
 
-A connection is authenticated when it begins and may outlive its credential. So each replica verifies
-the credentials of its open connections again every three seconds, all in a few queries.
+A connection is authenticated when it begins and may outlive its credential. So each replica
+verifies the credentials of its open connections again every three seconds, all in a few queries.
 """
 
 from __future__ import annotations

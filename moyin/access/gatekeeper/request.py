@@ -166,8 +166,8 @@ class Request:
     def send(self, message: Message) -> Awaitable[None]:
         """Send a message of the app to the client, and record it.
 
-        The start message is held until the next one if the app responds before it has read the whole
-        request body.
+        The start message is held until the next one if the app responds before it has read the
+        whole request body.
         """
         self.progress.record(message)
         if self._start is not None:
