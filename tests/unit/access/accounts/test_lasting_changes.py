@@ -167,11 +167,11 @@ async def test_a_reset_that_cannot_end_sessions_sets_no_password(
     sessions = studio.parts.sign_in._sessions
     token = await sessions.create_reset_token(player.user.id, timedelta(hours=1))
 
-    async def fail(*_: object, **__: object) -> None:
+    def fail(_: object) -> None:
         raise ConnectionResetError
 
     with monkeypatch.context() as patch:
-        patch.setattr("moyin.store.sessions._revoke", fail)
+        patch.setattr("moyin.store.sessions._build_revocation", fail)
         with pytest.raises(ConnectionResetError):
             await studio.parts.sign_in.reset_password(token, "a brand new one", "")
     await studio.parts.sign_in.sign_in("eve@example.com", PASSWORD, "")

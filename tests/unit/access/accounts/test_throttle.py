@@ -16,7 +16,7 @@ async def test_without_valkey_the_setting_decides_whether_attempts_pass() -> Non
     await open_.acquire(KEY)
     await open_.count_event("register", 1)
     await open_.uncount(KEY)
-    await open_.uncount_limit("register")
+    await open_.uncount_event("register")
     await open_.record_known("ann")
     assert not await open_.is_known("ann")
     with pytest.raises(ServiceUnavailable):

@@ -36,7 +36,7 @@ class FakeValkey(dict[bytes, bytes]):
         return None if self.is_unavailable else [dict.get(self, name) for name in names]
 
     async def pop(self, names: Sequence[bytes]) -> list[bytes | None] | None:
-        return None if self.is_unavailable else [self.pop(name, None) for name in names]
+        return None if self.is_unavailable else [dict.pop(self, name, None) for name in names]
 
     async def put(self, values: Mapping[bytes, bytes], seconds: int) -> None:
         assert seconds == 300
@@ -169,7 +169,7 @@ async def test_follow_up_is_recorded_by_one_replica_only(database: Database) -> 
 
     class Same(FakeValkey):
         async def pop(self, names: Sequence[bytes]) -> list[bytes | None] | None:
-            return await valkey.take(names)
+            return await valkey.pop(names)
 
     three = Gateway(database, Same())
     await one.ask("r1", ASK)
