@@ -49,7 +49,9 @@ def test_a_database_of_a_development_version_is_refused(empty_url: str) -> None:
     migrate(empty_url)
     asyncio.run(_with(empty_url, _set_revision))
     for down in (False, True):
-        with pytest.raises(StackError, match=r"has the schema revision '0005'.*use that version or a new database"):
+        with pytest.raises(
+            StackError, match=r"has the schema revision '0005'.*use that version or a new database"
+        ):
             migrate(empty_url, "base" if down else "head", down=down)
     assert "jobs" in asyncio.run(_with(empty_url, _tables))
 
