@@ -18,7 +18,7 @@ from deployments.headers import cors
 from deployments.memory import guard_memory
 from deployments.outage import OutageErrors
 from deployments.server import Server
-from moyin.access.gatekeeper.request import REQUEST_ID
+from moyin.access.gatekeeper.request import REQUEST_ID_PATTERN
 from moyin.settings import Settings
 
 __all__ = ["middlewares"]
@@ -46,7 +46,7 @@ class _ServeHeaderFilter:
 def _admissible(name: bytes, value: bytes) -> bool:
     if name == b"x-request-id":
         # Serve copies the id into every log line and into the response.
-        return REQUEST_ID.fullmatch(value.decode("latin-1")) is not None
+        return REQUEST_ID_PATTERN.fullmatch(value.decode("latin-1")) is not None
     return name not in _STRIPPED
 
 

@@ -15,7 +15,7 @@ from ray.util import metrics
 
 from deployments.histogram import Histogram
 from deployments.logs import ACCESS
-from moyin.access.gatekeeper.observation import Observation, access_line
+from moyin.access.gatekeeper.observation import Observation, format_access_line
 
 __all__ = ["ServeObserver"]
 
@@ -81,4 +81,4 @@ class ServeObserver:
 
     def _write(self, batch: Iterable[Observation]) -> None:
         if self._writes:
-            _access.info("%s", "\n".join(map(access_line, batch)))
+            _access.info("%s", "\n".join(map(format_access_line, batch)))

@@ -24,12 +24,11 @@ from moyin.access.accounts.access_tokens import AccessTokenIssuer
 from moyin.access.accounts.api_keys import ApiKeyService
 from moyin.access.accounts.oidc import OpenIdSignIn
 from moyin.access.accounts.organisations import OrganisationService
-from moyin.access.accounts.signin import SignIn
+from moyin.access.accounts.signin import SignInService
 from moyin.access.gatekeeper import Authenticator, Gatekeeper, render_problem_details
-from moyin.access.gatekeeper.addresses import TrustedProxies
-from moyin.access.gatekeeper.asgi import Receive, Scope, Send
+from moyin.access.gatekeeper.asgi import Receive, Scope, Send, TrustedProxies
 from moyin.access.gatekeeper.authorization import AuthorizationMiddleware
-from moyin.access.gatekeeper.limits import Meter
+from moyin.access.gatekeeper.limits import RequestMeter
 from moyin.access.gatekeeper.observation import Observer
 from moyin.store.users import UserStore
 
@@ -67,7 +66,7 @@ class AccountsParts:
         lifespan: prepares the services before the first request and closes them after the last.
     """
 
-    sign_in: SignIn
+    sign_in: SignInService
     open_id: OpenIdSignIn
     organisations: OrganisationService
     api_keys: ApiKeyService
@@ -76,7 +75,7 @@ class AccountsParts:
     authenticator: Authenticator
     observer: Observer
     proxies: TrustedProxies
-    meter: Meter
+    meter: RequestMeter
     checks: Mapping[str, Check]
     lifespan: Callable[[], AbstractAsyncContextManager[None]]
 
@@ -142,6 +141,6 @@ def _jwks_routes(token_issuer: AccessTokenIssuer) -> APIRouter:
     async def jwks(response: Response) -> dict[str, Any]:
         """Return the public keys that verify access tokens (RFC 7517)."""
         response.headers["cache-control"] = "public, max-age=300"
-        return dict(await token_issuer.jwks())
+        return dict(await token_issuer.get_jwks())
 
     return router

@@ -11,7 +11,7 @@ from deployments.accounts.parts import new_parts
 from deployments.hot import HotConfig
 from deployments.logs import configure_logs
 from deployments.observer import ServeObserver
-from moyin.access.accounts.mail import new_mailer
+from moyin.access.accounts.mail import create_mailer
 from moyin.access.gatekeeper import Gatekeeper
 from moyin.settings import Settings
 
@@ -27,7 +27,7 @@ class Accounts:
         self._parts = new_parts(
             settings,
             observer=ServeObserver(settings.log_level),
-            mailer=new_mailer(settings.smtp_url, settings.mail_from),
+            mailer=create_mailer(settings.smtp_url, settings.mail_from),
             token_lifetime=token_lifetime,
             session_idle=session_idle,
         )
@@ -42,4 +42,4 @@ class Accounts:
         self._parts.sign_in.policy = config.policy
 
     def __serve_build_asgi_app__(self) -> Gatekeeper:
-        return new_app(self._parts).without_request_id()
+        return new_app(self._parts).disable_request_id()

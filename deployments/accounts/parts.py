@@ -17,18 +17,18 @@ from moyin.access.accounts.attempt_limits import AttemptLimits, DeviceTokens
 from moyin.access.accounts.mail import Mailer
 from moyin.access.accounts.oidc import OpenIdSignIn
 from moyin.access.accounts.organisations import OrganisationService
-from moyin.access.accounts.passwords import Passwords
-from moyin.access.accounts.signin import SignIn
+from moyin.access.accounts.passwords import PasswordService
+from moyin.access.accounts.signin import SignInService
 from moyin.access.accounts.throttle import Throttle
-from moyin.access.gatekeeper.addresses import TrustedProxies
-from moyin.access.gatekeeper.identity import new_authenticator
-from moyin.access.gatekeeper.limits import new_meter
+from moyin.access.gatekeeper.asgi import TrustedProxies
+from moyin.access.gatekeeper.identity import create_authenticator
+from moyin.access.gatekeeper.limits import create_meter
 from moyin.access.gatekeeper.observation import Observer
 from moyin.settings import Settings
 from moyin.store.audit import AuditLog
 from moyin.store.keys import KeyStore
 from moyin.store.limits import LimitStore
-from moyin.store.reauthorized import ReauthorizedTransactions
+from moyin.store.reauthorization import ReauthorizedTransactions
 from moyin.store.sessions import SessionStore
 from moyin.store.signing_keys import SigningKeyStore
 from moyin.store.sql import Database
@@ -66,11 +66,11 @@ def new_parts(
     throttle = Throttle(settings.redis_url, fail_open=settings.rates_fail_open)
     devices = DeviceTokens(signing_key)
     open_id = OpenIdSignIn(settings.redis_url, throttle)
-    meter = new_meter(settings)
-    sign_in = SignIn(
+    meter = create_meter(settings)
+    sign_in = SignInService(
         users=users,
         sessions=sessions,
-        passwords=Passwords(),
+        passwords=PasswordService(),
         token_issuer=token_issuer,
         attempt_limits=AttemptLimits(throttle, devices),
         devices=devices,
@@ -82,7 +82,7 @@ def new_parts(
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
-        await database.ready()
+        await database.ensure_schema()
         purging = asyncio.create_task(_purge_hourly(sessions))
         yield
         purging.cancel()
@@ -109,7 +109,7 @@ def new_parts(
         ),
         token_issuer=token_issuer,
         users=users,
-        authenticator=new_authenticator(database, signing_key, cached=False),
+        authenticator=create_authenticator(database, signing_key, cached=False),
         observer=observer,
         proxies=TrustedProxies(settings.trusted_proxies),
         meter=meter,

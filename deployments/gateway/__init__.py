@@ -7,7 +7,7 @@ parse and respond; their logic is in the wings:
 | routes | logic |
 |---|---|
 | `jobs.py`, `job_events.py` | `moyin/jobs` |
-| `artifacts.py` | `moyin/store`, signed links in `moyin/access/gatekeeper/links.py` |
+| `artifacts.py` | `moyin/store`, signed links in `moyin/access/gatekeeper/tokens.py` |
 | `templates.py` | `moyin/render/templates` |
 | `comfy_api/*.py` | `moyin/comfy_api`, in the file of the same name |
 | other services, by the route table in `config.py` | `moyin/proxy` |

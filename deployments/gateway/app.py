@@ -41,10 +41,10 @@ from moyin.access.gatekeeper import Authenticator, Gatekeeper
 from moyin.access.gatekeeper.asgi import Scope
 from moyin.access.gatekeeper.authorization import AuthorizationMiddleware
 from moyin.access.gatekeeper.browser import BrowserSessions
-from moyin.access.gatekeeper.credentials import Credentials
-from moyin.access.gatekeeper.limits import Meter
-from moyin.access.gatekeeper.links import SIGNED_FILES_PREFIX
+from moyin.access.gatekeeper.credential_finder import CredentialFinder
+from moyin.access.gatekeeper.limits import RequestMeter
 from moyin.access.gatekeeper.observation import Observer
+from moyin.access.gatekeeper.tokens import SIGNED_FILES_PREFIX
 from moyin.comfy_api import Farm
 from moyin.comfy_api.admission import GraphAdmission
 from moyin.comfy_api.jobs_v2 import ComfyJobs
@@ -58,7 +58,7 @@ from moyin.proxy import Proxy
 from moyin.render.imaging import PictureConverter
 from moyin.render.templates.catalog import Catalog
 from moyin.store.artifacts import ArtifactStore
-from moyin.store.assets import Assets
+from moyin.store.assets import AssetStore
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore
 from moyin.store.userdata import UserdataStore
@@ -105,7 +105,7 @@ class GatewayParts:
     max_body_bytes: int
     lifespan: Callable[[], AbstractAsyncContextManager[None]]
     retention: timedelta
-    meter: Meter | None = None
+    meter: RequestMeter | None = None
 
 
 def new_app(parts: GatewayParts) -> Gatekeeper:
@@ -148,7 +148,7 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
         max_body_bytes=parts.max_body_bytes,
         observer=parts.observer,
         public=is_public,
-        credentials=Credentials(query=accepts_query_key, cookie=accepts_cookie),
+        credentials=CredentialFinder(query=accepts_query_key, cookie=accepts_cookie),
         stream_errors=render_stream_error,
     )
 
@@ -174,7 +174,7 @@ def _add_routes(app: FastAPI, parts: GatewayParts) -> None:
     )
     renders = ComfyJobs(service=parts.service, jobs=parts.jobs, feed=parts.feed, blobs=parts.blobs)
     app.include_router(job_v2_routes(renders, parts.retention))
-    app.include_router(asset_v2_routes(Assets(parts.artifacts), parts.blobs, parts.retention))
+    app.include_router(asset_v2_routes(AssetStore(parts.artifacts), parts.blobs, parts.retention))
     for router in comfyui:
         app.include_router(router)
         app.include_router(router, prefix="/api", include_in_schema=False)

@@ -15,9 +15,9 @@ from deployments.gateway.pool_validator import PoolValidator
 from deployments.hot import HotConfig
 from deployments.logs import configure_logs
 from deployments.observer import ServeObserver
-from moyin.access.gatekeeper import Gatekeeper, new_authenticator
-from moyin.access.gatekeeper.addresses import TrustedProxies
-from moyin.access.gatekeeper.limits import new_meter
+from moyin.access.gatekeeper import Gatekeeper, create_authenticator
+from moyin.access.gatekeeper.asgi import TrustedProxies
+from moyin.access.gatekeeper.limits import create_meter
 from moyin.comfy_api import Farm
 from moyin.comfy_api.admission import GraphAdmission
 from moyin.comfy_api.files import FarmFiles
@@ -75,7 +75,7 @@ class Gateway(MoyinCalls):
             return resource
 
         database = closing(Database(settings.sql_url))
-        meter = closing(new_meter(settings))
+        meter = closing(create_meter(settings))
         events = closing(EventStore(settings.redis_url, retention=retention))
         frames = closing(FrameStore(settings.redis_url))
         frame_hub = closing(FrameHub(settings.redis_url))
@@ -148,7 +148,7 @@ class Gateway(MoyinCalls):
         @asynccontextmanager
         async def lifespan() -> AsyncIterator[None]:
             async with resources:
-                await database.ready()
+                await database.ensure_schema()
                 await proxy.start()
                 freeze_startup_objects()
                 yield
@@ -167,7 +167,7 @@ class Gateway(MoyinCalls):
             frontend=FrontendFiles(lambda: find_frontend(settings)),
             templates=new_catalog(settings),
             proxy=proxy,
-            authenticator=new_authenticator(database, signing_key),
+            authenticator=create_authenticator(database, signing_key),
             meter=meter,
             observer=ServeObserver(settings.log_level),
             checks={"database": database.ping, "temporal": launcher.ping, "valkey": events.ping},
@@ -182,4 +182,4 @@ class Gateway(MoyinCalls):
         self._config.load(user_config)
 
     def __serve_build_asgi_app__(self) -> Gatekeeper:
-        return new_app(self._parts).without_request_id()
+        return new_app(self._parts).disable_request_id()

@@ -136,7 +136,7 @@ def _response(request: Request, artifact: Artifact, blobs: BlobStore) -> Respons
     headers["content-length"] = str(end - start)
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers)
-    content = blobs.read(artifact.sha256, start=start, end=end)
+    content = blobs.read_chunks(artifact.sha256, start=start, end=end)
     return StreamingResponse(content, status, headers)
 
 

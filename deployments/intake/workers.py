@@ -51,7 +51,7 @@ async def open_workers(
     async with AsyncExitStack() as closing:
         database = Database(settings.sql_url)
         closing.push_async_callback(database.close)
-        await database.ready()
+        await database.ensure_schema()
         retention = timedelta(days=settings.job_history_days)
         jobs = JobStore(database)
         events = EventStore(settings.redis_url, retention=retention)

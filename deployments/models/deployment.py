@@ -17,8 +17,8 @@ from deployments.models.learning import LearningMetrics
 from deployments.models.routes.images import ImageRules
 from deployments.models.telemetry import CallTelemetry
 from deployments.observer import ServeObserver
-from moyin.access.gatekeeper import Gatekeeper, new_authenticator, service_token_factory
-from moyin.access.gatekeeper.limits import new_meter
+from moyin.access.gatekeeper import Gatekeeper, create_authenticator, create_service_token_factory
+from moyin.access.gatekeeper.limits import create_meter
 from moyin.client.gateway import GatewayClient
 from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.grpc.bridge import MoyinCalls, RefusingBridge
@@ -26,7 +26,7 @@ from moyin.jobs.images import ImageJobs
 from moyin.settings import Settings
 from moyin.store.followups import FollowUpStore
 from moyin.store.quality import QualityStore
-from moyin.store.responses import ResponseStore
+from moyin.store.response_cache import ResponseCache
 from moyin.store.sql import Database
 from moyin.store.usage import UsageLedger
 from moyin.system.processes import freeze_startup_objects
@@ -57,15 +57,15 @@ class Models(MoyinCalls):
         configure_logs(settings.log_level)
         database = Database(settings.sql_url)
         ledger = UsageLedger(database)
-        meter = new_meter(settings)
+        meter = create_meter(settings)
         telemetry = CallTelemetry()
-        responses = ResponseStore(settings.redis_url)
+        responses = ResponseCache(settings.redis_url)
         self._fleet_builder = FleetBuilder(settings, telemetry=telemetry)
         pictures = Pictures(AllowedNetworks(settings.picture_networks))
         signing_key = settings.signing_key()
         jobs = GatewayClient(
             settings.door,
-            token_for=service_token_factory(signing_key, "models"),
+            token_for=create_service_token_factory(signing_key, "models"),
             silence_seconds=60,
             total_seconds=30,
         )
@@ -108,7 +108,7 @@ class Models(MoyinCalls):
 
         @asynccontextmanager
         async def lifespan() -> AsyncIterator[None]:
-            await database.ready()
+            await database.ensure_schema()
             await ledger.start()
             await learning.start()
             await self._judge.start()
@@ -138,7 +138,7 @@ class Models(MoyinCalls):
                 feedback=Feedback(store, learning, ledger),
                 judge=self._judge,
             ),
-            authenticator=new_authenticator(database, signing_key),
+            authenticator=create_authenticator(database, signing_key),
             meter=meter,
             observer=ServeObserver(settings.log_level, also=work),
             max_body_bytes=settings.max_body_bytes,
@@ -169,4 +169,4 @@ class Models(MoyinCalls):
         )
 
     def __serve_build_asgi_app__(self) -> Gatekeeper:
-        return new_app(self._parts).without_request_id()
+        return new_app(self._parts).disable_request_id()

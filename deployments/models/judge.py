@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ray.util import metrics
 
-from moyin.access.gatekeeper.limits import Meter
+from moyin.access.gatekeeper.limits import RequestMeter
 from moyin.errors import ServiceUnavailable
 from moyin.settings import Settings
 from moyin.store.comparisons import ComparisonStore
@@ -85,7 +85,7 @@ class JudgeService:
         self._store = ComparisonStore(settings.redis_url, secret=settings.signing_key())
         # A separate meter: the settings may let tenants exceed budgets while Valkey is unavailable, but
         # the judge must never exceed its own.
-        self._meter = Meter(settings.redis_url, budgets_fail_open=False)
+        self._meter = RequestMeter(settings.redis_url, budgets_fail_open=False)
         self.budget = JudgeBudget(self._meter)
         self._judge = Judge(text_router, store=self._store, signals=signals, budget=self.budget)
         self._sampler = AnswerSampler(count)

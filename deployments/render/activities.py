@@ -32,12 +32,12 @@ from moyin.jobs.workflows.types import StepInput, StepOutcome
 from moyin.render.comfyui.sizes import ModelSizes
 from moyin.render.protocol.graph import artifact_ids, input_name, model_files, with_inputs
 from moyin.render.scheduling.policy import PendingRender
-from moyin.store.artifacts import ArtifactStore, step_artifact_id
+from moyin.store.artifacts import ArtifactStore, derive_step_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
 from moyin.store.jobs import JobStore
 from moyin.store.prompts import PromptStore
-from moyin.store.renders import CachedRender, CacheRules, RenderCache
+from moyin.store.render_cache import CachedRender, CacheRules, RenderCache
 
 __all__ = ["RenderActivities", "prompt_id_of"]
 
@@ -141,7 +141,7 @@ class RenderActivities:
     ) -> RenderRequest:
         names, files = {}, {}
         for artifact_id in sorted({*artifact_ids(graph), *prompt.files.values()}):
-            artifact = await self._artifacts.get_for_job(step.owner, artifact_id)
+            artifact = await self._artifacts.get_even_if_deleted(step.owner, artifact_id)
             name = input_name(artifact)
             names[artifact_id] = name
             files[name] = artifact.sha256
@@ -185,7 +185,7 @@ class RenderActivities:
     ) -> StepResult:
         artifacts = tuple(
             Artifact(
-                id=step_artifact_id(step.job_id, step.index, ordinal),
+                id=derive_step_artifact_id(step.job_id, step.index, ordinal),
                 name=file.name,
                 media_type=file.media_type,
                 size=file.size,

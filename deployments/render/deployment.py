@@ -52,7 +52,7 @@ from moyin.store.frames import FrameStore
 from moyin.store.jobs import JobStore
 from moyin.store.limits import LimitStore
 from moyin.store.prompts import PromptStore
-from moyin.store.renders import CacheRules, RenderStore
+from moyin.store.render_cache import CacheRules, ValkeyRenderCache
 from moyin.store.sql import Database
 from moyin.system.processes import freeze_startup_objects
 
@@ -70,13 +70,13 @@ class RenderPool:
         self._closing = AsyncExitStack()
         database = Database(settings.sql_url)
         self._closing.push_async_callback(database.close)
-        await database.ready()
+        await database.ensure_schema()
         jobs = JobStore(database)
         events = EventStore(settings.redis_url, retention=retention)
         self._closing.push_async_callback(events.close)
         frames = FrameStore(settings.redis_url)
         self._closing.push_async_callback(frames.close)
-        cache = RenderStore(settings.redis_url)
+        cache = ValkeyRenderCache(settings.redis_url)
         self._closing.push_async_callback(cache.close)
         self._pool = Pool(
             args.pool,

@@ -9,7 +9,13 @@ from moyin.domain.prompt import PromptRecord
 from moyin.domain.renderer import RenderRequest, RenderSucceeded
 from moyin.domain.serialization import from_plain, to_plain
 from moyin.store.blobs import BlobStore
-from moyin.store.renders import CachedRender, CacheRules, RenderCache, cache_owner, render_digest
+from moyin.store.render_cache import (
+    CachedRender,
+    CacheRules,
+    RenderCache,
+    compute_render_digest,
+    select_cache_owner,
+)
 
 __all__ = ["RenderResultCache"]
 
@@ -34,13 +40,13 @@ class RenderResultCache:
         """
         if not self._rules.enabled or not step.cache or spec.comfyui is not None:
             return None
-        return render_digest(self._rules, request.graph, request.models)
+        return compute_render_digest(self._rules, request.graph, request.models)
 
     async def find(
         self, owner: str, digest: str, request: RenderRequest
     ) -> tuple[RenderSucceeded, PromptRecord | None] | None:
         """Return an earlier result, renamed to this prompt; None if one of its files is gone."""
-        kept = await self._cache.get(cache_owner(owner, self._rules), digest)
+        kept = await self._cache.get(select_cache_owner(owner, self._rules), digest)
         if kept is None:
             return None
         for sha256 in {file.sha256 for file in kept.done.files}:
@@ -55,7 +61,9 @@ class RenderResultCache:
     async def store(self, owner: str, digest: str, render: CachedRender) -> None:
         """Store a result if the graph would always produce the same one."""
         if render.done.repeatable:
-            await self._cache.put(cache_owner(owner, self._rules), digest, render, self._rules)
+            await self._cache.put(
+                select_cache_owner(owner, self._rules), digest, render, self._rules
+            )
 
 
 def _renamed(value: Any, old_id: str, new_id: str) -> Any:

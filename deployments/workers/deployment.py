@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 
 from deployments.logs import configure_logs
-from moyin.access.gatekeeper import service_token_factory
+from moyin.access.gatekeeper import create_service_token_factory
 from moyin.client.gateway import GatewayClient
 from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.step_client import StepClient
@@ -41,7 +41,7 @@ class JobWorker:
         self._closing = AsyncExitStack()
         database = Database(settings.sql_url)
         self._closing.push_async_callback(database.close)
-        await database.ready()
+        await database.ensure_schema()
         jobs = JobStore(database)
         events = EventStore(settings.redis_url, retention=retention)
         self._closing.push_async_callback(events.close)
@@ -51,7 +51,9 @@ class JobWorker:
             settings.temporal_address, settings.temporal_namespace, retention=retention
         )
         gateway = GatewayClient(
-            settings.door, token_for=service_token_factory(signing_key, "jobs"), silence_seconds=600
+            settings.door,
+            token_for=create_service_token_factory(signing_key, "jobs"),
+            silence_seconds=600,
         )
         webhooks = WebhookSender(
             signing_key=signing_key, networks=AllowedNetworks(settings.webhook_networks)

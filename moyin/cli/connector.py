@@ -18,7 +18,7 @@ from aiohttp import WSMsgType, web
 from multidict import CIMultiDict
 from yarl import URL
 
-from moyin.access.gatekeeper.credentials import COOKIE
+from moyin.access.gatekeeper.credential_finder import SESSION_COOKIE
 from moyin.comfy_api.protocol.paths import PAGE
 from moyin.errors import BackendUnavailable, CrossSiteRequest, MoyinError, StackError
 from moyin.http.client import LazySession
@@ -256,7 +256,7 @@ def build_upstream_headers(headers: Mapping[str, str], key: str, path: str) -> C
     )
     forwarded["Authorization"] = f"Bearer {key}"
     if path.startswith(PAGE):
-        forwarded["Cookie"] = f"{COOKIE}={key}"
+        forwarded["Cookie"] = f"{SESSION_COOKIE}={key}"
     return forwarded
 
 

@@ -58,7 +58,7 @@ async def _prune(days: int, *, dry_run: bool, is_confirmed: bool) -> None:
     settings, before = Settings(), now() - timedelta(days=days)
     database = Database(settings.sql_url)
     try:
-        await database.ready()
+        await database.ensure_schema()
         pruner = Pruner(database, BlobStore(settings.blobs_url))
         due = await pruner.count_prunable(before)
         summary = f"{due:,} jobs ended at least {days} days ago"

@@ -142,11 +142,11 @@ def _audit_event(
     verb: str, owner: str, key_id: str, details: Mapping[str, Any] | None = None
 ) -> AuditEvent:
     """Return the audit event of a change to a key by the user of this machine."""
-    from moyin.store.audit import AuditEvent, local_actor
+    from moyin.store.audit import AuditEvent, get_local_actor
 
     return AuditEvent(
         owner=owner,
-        actor=local_actor("moyin keys"),
+        actor=get_local_actor("moyin keys"),
         action=f"key.{verb}",
         target=key_id,
         request_id="",
@@ -174,7 +174,7 @@ def _with_database(work: Callable[[Database], Awaitable[T]]) -> T:
     async def session() -> T:
         database = Database(Settings().sql_url)
         try:
-            await database.ready()
+            await database.ensure_schema()
             return await work(database)
         finally:
             await database.close()

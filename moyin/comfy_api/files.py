@@ -99,7 +99,7 @@ class FarmFiles:
 
     async def list_uploads(self, owner: str, kind: str = "input") -> list[str]:
         """Return the owner's newest uploads, as graphs name them, newest first."""
-        names = await self._uploads.newest(owner, kind, _MAX_LISTED)
+        names = await self._uploads.list_newest(owner, kind, _MAX_LISTED)
         return [name.path.removeprefix(f"{kind}/") for name in names]
 
     async def find_named(self, owner: str, texts: Collection[str]) -> Mapping[str, Artifact]:
@@ -177,7 +177,7 @@ class FarmFiles:
             record = await self.read_record(job)
             files: tuple[PromptFile, ...] = record.files if record is not None else ()
             file = next((file for file in files if file.name == name), None)
-            file = file or await self._frames.file(job_id, name.path)
+            file = file or await self._frames.find_file(job_id, name.path)
             if file is not None:
                 return replace(file.to_artifact(), id=_artifact_id(owner, name))
         return None

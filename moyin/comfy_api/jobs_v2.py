@@ -67,7 +67,9 @@ class ComfyJobs:
         self, owner: str, *, labels: Mapping[str, str], limit: int, cursor: str | None
     ) -> tuple[list[Job], str | None]:
         """Return the owner's renders, newest first, and the cursor of the next page."""
-        return await self._jobs.page(owner, kind=_RENDER, labels=labels, limit=limit, cursor=cursor)
+        return await self._jobs.list_page(
+            owner, kind=_RENDER, labels=labels, limit=limit, cursor=cursor
+        )
 
     async def outputs(self, job: Job) -> list[Mapping[str, Any]]:
         """Return the outputs of the job's finished steps."""

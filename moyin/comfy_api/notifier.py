@@ -28,7 +28,7 @@ from moyin.errors import ServiceUnavailable
 from moyin.render.protocol.binary import to_plain_preview
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import Frame, FrameHub, FrameKind, FrameStore
-from moyin.store.hub import Watch
+from moyin.store.hub import Subscription
 from moyin.store.prompts import PromptStore
 from moyin.store.sql import now
 from moyin.system.bounded import BoundedDict
@@ -175,7 +175,7 @@ class PromptNotifier:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _forward_frames(self, watch: Watch[Frame]) -> None:
+    async def _forward_frames(self, watch: Subscription[Frame]) -> None:
         while True:
             for frame in await watch.next():
                 try:
@@ -194,7 +194,7 @@ class PromptNotifier:
 
     async def _newest_frames(self) -> list[Frame]:
         try:
-            return await self._events.frames.newest(self._channel, _LOOK_BACK_FRAMES)
+            return await self._events.frames.list_newest(self._channel, _LOOK_BACK_FRAMES)
         except (RedisError, OSError) as error:
             _log.warning("cannot read the event stream of a client: %s", error)
             return []

@@ -23,7 +23,7 @@ from moyin.jobs.service import JobService
 from moyin.render.protocol.graph import file_names, input_name, with_inputs
 from moyin.render.protocol.wire import PromptBody
 from moyin.store.blobs import BlobStore
-from moyin.store.prompts import PromptStore, submitted_by
+from moyin.store.prompts import PromptStore, build_submitter_condition
 from moyin.system.bounded import BoundedDict
 
 __all__ = ["FarmPrompts"]
@@ -170,7 +170,9 @@ class FarmPrompts:
             ids: ids of the tenant's prompts; None: the caller's own, or those of ``client_id``.
         """
         if ids is None:
-            await self._prompts.hide(caller.owner, None, submitted_by(caller, client_id))
+            await self._prompts.hide(
+                caller.owner, None, build_submitter_condition(caller, client_id)
+            )
         else:
             await self._prompts.hide(caller.owner, ids)
 
@@ -183,7 +185,9 @@ class FarmPrompts:
             ids: ids of the tenant's prompts; None: the caller's own, or those of ``client_id``.
         """
         if ids is None:
-            jobs = await self._prompts.list_open(caller.owner, submitted_by(caller, client_id))
+            jobs = await self._prompts.list_open(
+                caller.owner, build_submitter_condition(caller, client_id)
+            )
         else:
             selected = set(ids)
             jobs = [
@@ -205,7 +209,9 @@ class FarmPrompts:
             jobs = await self._prompts.get(caller.owner, [prompt_id])
             ids = [job.id for job in jobs if not job.status.is_final]
         else:
-            jobs = await self._prompts.list_open(caller.owner, submitted_by(caller, client_id))
+            jobs = await self._prompts.list_open(
+                caller.owner, build_submitter_condition(caller, client_id)
+            )
             ids = [job.id for job in jobs if job.begun_at is not None]
         executed = await self._find_executed(ids) if ids else ()
         await self._cancel(caller, [job_id for job_id in ids if job_id not in executed])

@@ -68,7 +68,7 @@ class JobFeed:
     async def get_newest_id(self, job_id: str) -> str | None:
         """Return the id of the job's newest event; None if it has none or Valkey is unavailable."""
         try:
-            return await self._events.newest(job_id)
+            return await self._events.get_newest_id(job_id)
         except (RedisError, OSError):
             return None
 

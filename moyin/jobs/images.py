@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from moyin import errors
-from moyin.access.gatekeeper.links import new_file_link
+from moyin.access.gatekeeper.tokens import create_file_link
 from moyin.client.errors import ERROR_TYPES
 from moyin.client.gateway import AcceptedJob, GatewayClient
 from moyin.domain.identity import JOBS_READ, Identity
@@ -137,7 +137,10 @@ class ImageJobs:
             contents = (await self.gateway.read(a["url"], identity=reader) for a in pictures)
             return [{"b64_json": base64.b64encode(content).decode()} async for content in contents]
         return [
-            {"url": base + new_file_link(self.signing_key, identity.owner, a["id"], a["name"], ttl)}
+            {
+                "url": base
+                + create_file_link(self.signing_key, identity.owner, a["id"], a["name"], ttl)
+            }
             for a in pictures
         ]
 

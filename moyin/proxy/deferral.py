@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from moyin.access.gatekeeper.asgi import Receive, Scope, Send, header
+from moyin.access.gatekeeper.asgi import Receive, Scope, Send, get_header
 from moyin.access.gatekeeper.context import context
 from moyin.domain.identity import Identity
 from moyin.domain.job import Job
@@ -59,7 +59,7 @@ async def defer(deferral: Deferral, scope: Scope, receive: Receive, send: Send, 
             identity={},
         ),
         body=await receive_body(receive),
-        idempotency_key=header(scope, b"idempotency-key"),
+        idempotency_key=get_header(scope, b"idempotency-key"),
     )
     body = json.dumps(deferral.render_job(job)).encode()
     headers = [

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from moyin.access.gatekeeper.addresses import TrustedProxies
-from moyin.access.gatekeeper.asgi import Receive, Scope, Send, header
+from moyin.access.gatekeeper.asgi import Receive, Scope, Send, TrustedProxies, get_header
 from moyin.access.gatekeeper.context import RequestContext, context
-from moyin.access.gatekeeper.limits import Admission, Meter
+from moyin.access.gatekeeper.limits import Admission, RequestMeter
 from moyin.domain.identity import JOBS_WRITE
 from moyin.errors import InvalidRequest, RouteNotFound, UnsupportedFeature
 from moyin.http.headers import prefers_async_response
@@ -54,7 +53,7 @@ class Proxy:
         self,
         *,
         signing_key: bytes,
-        meter: Meter | None = None,
+        meter: RequestMeter | None = None,
         deferral: Deferral | None = None,
         trusted_proxies: TrustedProxies | None = None,
     ) -> None:
@@ -111,7 +110,7 @@ class Proxy:
 
     def match(self, scope: Scope) -> Route | None:
         """Return the route of the request; None when the gateway's own app serves it."""
-        return self._table.match(header(scope, b"host") or "", scope["path"])
+        return self._table.match(get_header(scope, b"host") or "", scope["path"])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request for which `match` finds a route.
@@ -130,7 +129,7 @@ class Proxy:
         lenient = lenient_path(scope["path"])
         if (
             lenient is not None
-            and self._table.match(header(scope, b"host") or "", lenient) != route
+            and self._table.match(get_header(scope, b"host") or "", lenient) != route
         ):
             raise InvalidRequest(
                 f"some servers read the path as {lenient}, which belongs to another route: write "
@@ -189,12 +188,12 @@ class Proxy:
         headers = request_headers(
             scope,
             request_id=request.request_id,
-            address=self._trusted_proxies.client(scope),
+            address=self._trusted_proxies.get_client_address(scope),
             prefix=route.prefix if route.strip_prefix else None,
             pass_credentials=route.pass_credentials,
             identity=service.signer.headers(request.identity),
         )
-        sticky = header(scope, route.sticky.encode()) if route.sticky else None
+        sticky = get_header(scope, route.sticky.encode()) if route.sticky else None
         path_and_query = f"{path}?{query}" if query else path
         if is_websocket:
             await relay_socket(

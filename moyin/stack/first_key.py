@@ -12,7 +12,7 @@ from moyin.domain.identity import ALL_SCOPES
 from moyin.settings import Settings
 from moyin.stack.layout import Layout
 from moyin.stack.profile import Profile, load, save
-from moyin.store.audit import AuditEvent, AuditLog, local_actor
+from moyin.store.audit import AuditEvent, AuditLog, get_local_actor
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 
@@ -28,7 +28,7 @@ async def prepare(settings: Settings) -> None:
     settings.signing_key()
     database = Database(settings.sql_url)
     try:
-        await database.ready()
+        await database.ensure_schema()
         key = load(path, {"MOYIN_URL": settings.door}).api_key
         if not key:
             key = await _create_operator_key(database)
@@ -46,7 +46,7 @@ async def _create_operator_key(database: Database) -> str:
         )
         event = AuditEvent(
             owner=FIRST_OWNER,
-            actor=local_actor("moyin up"),
+            actor=get_local_actor("moyin up"),
             action="key.create",
             target=key_id,
             request_id="",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from moyin.store.renders import CachedRender, CacheRules
+from moyin.store.render_cache import CachedRender, CacheRules
 
 __all__ = ["InMemoryRenderCache"]
 
 
 class InMemoryRenderCache:
-    """Implements `moyin.store.renders.RenderCache` without eviction."""
+    """Implements `moyin.store.render_cache.RenderCache` without eviction."""
 
     def __init__(self) -> None:
         self.renders: dict[tuple[str, str], CachedRender] = {}

@@ -23,7 +23,7 @@ from argon2 import PasswordHasher
 from deployments.accounts.app import AccountsParts, new_app
 from deployments.accounts.parts import new_parts
 from moyin.access.accounts.mail import Mail
-from moyin.access.accounts.passwords import Passwords
+from moyin.access.accounts.passwords import PasswordService
 from moyin.access.gatekeeper.observation import NoObserver
 from moyin.settings import Settings
 from moyin.store.keys import KeyStore
@@ -196,7 +196,7 @@ async def accounts_serving(settings: Settings) -> AsyncIterator[AccountsDoor]:
         token_lifetime=timedelta(minutes=5),
         session_idle=timedelta(days=1),
     )
-    parts.sign_in._passwords = Passwords(QUICK)
+    parts.sign_in._passwords = PasswordService(QUICK)
     door = AccountsDoor(settings, parts, outbox)
     database = Database(settings.sql_url)
     _, door.operator = await KeyStore(database).create("admin", "operator")

@@ -21,8 +21,8 @@ from temporalio.worker import Worker
 
 from deployments.gateway.app import GatewayParts, new_app
 from deployments.gateway.frontend import FrontendFiles
-from moyin.access.gatekeeper import new_authenticator
-from moyin.access.gatekeeper.identity import service_token_factory
+from moyin.access.gatekeeper import create_authenticator
+from moyin.access.gatekeeper.identity import create_service_token_factory
 from moyin.access.gatekeeper.observation import NoObserver
 from moyin.client.gateway import GatewayClient
 from moyin.comfy_api import Farm as ComfyFarm
@@ -155,7 +155,7 @@ class Farm:
         enter = self._stack.enter_async_context
         self.database = Database(f"sqlite:///{self._folder / 'moyin.db'}")
         self._stack.push_async_callback(self.database.close)
-        await self.database.ready()
+        await self.database.ensure_schema()
         self.jobs = JobStore(self.database)
         self.blobs = BlobStore(self.artifacts_url)
         self.events = EventStore(self._valkey.url, retention=RETENTION)
@@ -185,7 +185,9 @@ class Farm:
     async def start_worker(self) -> Callable[[], Awaitable[None]]:
         """Start a worker; returns what stops it."""
         enter = self._stack.enter_async_context
-        gateway = GatewayClient(self.door, token_for=service_token_factory(SIGNING_KEY, "jobs"))
+        gateway = GatewayClient(
+            self.door, token_for=create_service_token_factory(SIGNING_KEY, "jobs")
+        )
         sender = WebhookSender(signing_key=SIGNING_KEY, networks=AllowedNetworks(self.networks))
         runner = JobRunner(
             temporal=self.temporal,
@@ -346,7 +348,7 @@ class Farm:
             admission=admission,
             frontend=FrontendFiles(lambda: find_frontend(self.settings)),
             proxy=self.proxy,
-            authenticator=new_authenticator(self.database, SIGNING_KEY),
+            authenticator=create_authenticator(self.database, SIGNING_KEY),
             observer=NoObserver(),
             checks={
                 "database": self.database.ping,

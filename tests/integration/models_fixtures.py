@@ -19,8 +19,8 @@ from deployments.models.config import ModelsConfig
 from deployments.models.fleet import FleetBuilder
 from deployments.models.judge import JudgeService
 from deployments.models.routes.images import ImageRules
-from moyin.access.gatekeeper import new_authenticator
-from moyin.access.gatekeeper.limits import Meter
+from moyin.access.gatekeeper import create_authenticator
+from moyin.access.gatekeeper.limits import RequestMeter
 from moyin.access.gatekeeper.observation import NoObserver
 from moyin.client.gateway import GatewayClient
 from moyin.http.public_addresses import AllowedNetworks
@@ -129,7 +129,7 @@ async def serving(
         places = {"temporal_address": temporal[0], "temporal_namespace": temporal[1]}
         settings = settings.model_copy(update={**places, "redis_url": redis_url})
     database = Database(settings.sql_url)
-    await database.ready()
+    await database.ensure_schema()
     _, key = await KeyStore(database).create("ada", "test")
     ledger = UsageLedger(database)
     telemetry = RecordingTelemetry()
@@ -149,7 +149,7 @@ async def serving(
     text_router = Router(fleet, ledger, pictures, telemetry, cache, estimator, learning, follow_ups)
     jobs = GatewayClient(door, token_for=lambda identity: identity.owner)
 
-    meter = None if redis_url is None else Meter(redis_url)
+    meter = None if redis_url is None else RequestMeter(redis_url)
     judge, judged = None, list[Outcome]()
     if temporal is not None:
         judge = JudgeService(
@@ -193,7 +193,7 @@ async def serving(
             feedback=Feedback(store, learning, ledger),
             judge=judge,
         ),
-        authenticator=new_authenticator(database, b"0" * 32),
+        authenticator=create_authenticator(database, b"0" * 32),
         meter=meter,
         observer=NoObserver(),
         max_body_bytes=1_000_000,

@@ -13,9 +13,8 @@ import uvicorn
 from deployments.gateway.config import GatewayConfig
 from deployments.gateway.proxy_or_app import ProxyOrApp
 from moyin.access.gatekeeper import Gatekeeper, render_problem_details
-from moyin.access.gatekeeper.addresses import TrustedProxies
-from moyin.access.gatekeeper.asgi import Receive, Scope, Send
-from moyin.access.gatekeeper.limits import Meter
+from moyin.access.gatekeeper.asgi import Receive, Scope, Send, TrustedProxies
+from moyin.access.gatekeeper.limits import RequestMeter
 from moyin.access.gatekeeper.observation import NoObserver
 from moyin.domain.identity import Identity
 from moyin.errors import RouteNotFound
@@ -60,7 +59,7 @@ class ProxyDoor:
 
 @asynccontextmanager
 async def proxy_door(
-    *routes: dict[str, Any], meter: Meter | None = None, trusted_proxies: str = ""
+    *routes: dict[str, Any], meter: RequestMeter | None = None, trusted_proxies: str = ""
 ) -> AsyncIterator[ProxyDoor]:
     proxy = Proxy(
         signing_key=SIGNING_KEY, meter=meter, trusted_proxies=TrustedProxies(trusted_proxies)

@@ -207,7 +207,7 @@ async def render_farm(
         monkeypatch.setenv(f"MOYIN_{name}", str(value))
     settings = Settings()
     database = Database(settings.sql_url)
-    await database.ready()
+    await database.ensure_schema()
     events = EventStore(settings.redis_url, retention=timedelta(hours=1))
     temporal = TemporalConnection(temporal_server.address, namespace, retention=timedelta(days=1))
     client = await temporal.get_client()

@@ -20,7 +20,7 @@ from moyin.errors import JobNotFound, RenderFailed, WorkerLost
 from moyin.jobs.workflows.failures import to_application_error
 from moyin.jobs.workflows.step_io import load_step, save_output, send_heartbeats
 from moyin.jobs.workflows.types import StepInput, StepOutcome
-from moyin.store.artifacts import step_artifact_id
+from moyin.store.artifacts import derive_step_artifact_id
 from tests.integration.jobs_fixtures import Farm
 from tests.integration.servers import eventually
 
@@ -87,7 +87,7 @@ class Renderer:
         self.seen.append(graph)
         picture = b"\x89PNG\r\n\x1a\n" + step.job_id.encode()
         artifact = Artifact(
-            id=step_artifact_id(step.job_id, step.index, 0),
+            id=derive_step_artifact_id(step.job_id, step.index, 0),
             name="a.png",
             media_type="image/png",
             size=len(picture),

@@ -19,7 +19,7 @@ import aiohttp
 import pytest
 import redis.asyncio as redis
 
-from moyin.access.gatekeeper.limits import Meter
+from moyin.access.gatekeeper.limits import RequestMeter
 from moyin.domain.job import JobStatus
 from moyin.domain.limits import Limit
 from moyin.errors import BudgetExceeded, RateLimited, ServiceUnavailable
@@ -118,12 +118,12 @@ async def test_a_budget_is_never_overshot_and_settles_to_what_was_spent(
 
 @pytest.fixture
 async def meter(valkey_server: ValkeyServer) -> Any:
-    meter = Meter(valkey_server.url)
+    meter = RequestMeter(valkey_server.url)
     yield meter
     await meter.close()
 
 
-async def test_leases_bound_what_runs_at_the_same_time(meter: Meter) -> None:
+async def test_leases_bound_what_runs_at_the_same_time(meter: RequestMeter) -> None:
     limit = Limit(subject="user:lease", concurrent_requests=2)
     first, _ = [await meter.admit([limit], owner="a") for _ in range(2)]
     with pytest.raises(RateLimited, match="concurrent requests") as refused:
@@ -144,7 +144,7 @@ async def test_leases_bound_what_runs_at_the_same_time(meter: Meter) -> None:
         await meter.admit([limit], owner="a")
 
 
-async def test_a_refusal_by_one_limit_takes_nothing_from_the_others(meter: Meter) -> None:
+async def test_a_refusal_by_one_limit_takes_nothing_from_the_others(meter: RequestMeter) -> None:
     wide = Limit(subject="owner:wide", requests_per_minute=100)
     narrow = Limit(subject="key:narrow", requests_per_minute=1)
     admission = await meter.admit([narrow, wide], owner="b")
@@ -163,7 +163,9 @@ async def test_a_refusal_by_one_limit_takes_nothing_from_the_others(meter: Meter
     assert left[b"ratelimit-remaining"] == b"98"
 
 
-async def test_tokens_are_reserved_by_estimate_and_settle_to_what_was_used(meter: Meter) -> None:
+async def test_tokens_are_reserved_by_estimate_and_settle_to_what_was_used(
+    meter: RequestMeter,
+) -> None:
     limit = Limit(subject="key:tokens", tokens_per_minute=1_000)
     first = await meter.admit([limit], owner="c", tokens=900)
     with pytest.raises(RateLimited):
@@ -181,7 +183,7 @@ async def test_tokens_are_reserved_by_estimate_and_settle_to_what_was_used(meter
     await eventually(fits)
 
 
-async def test_who_has_used_up_a_budget_may_ask_what_is_free(meter: Meter) -> None:
+async def test_who_has_used_up_a_budget_may_ask_what_is_free(meter: RequestMeter) -> None:
     limit = Limit(subject="key:broke", usd_per_month=Decimal(0))
     with pytest.raises(BudgetExceeded) as refused:
         await meter.admit([limit], owner="d", usd=Decimal("0.000000001"))
@@ -192,7 +194,7 @@ async def test_who_has_used_up_a_budget_may_ask_what_is_free(meter: Meter) -> No
 
 
 async def test_a_settlement_that_comes_twice_gives_nothing_back_twice(
-    meter: Meter, valkey_server: ValkeyServer
+    meter: RequestMeter, valkey_server: ValkeyServer
 ) -> None:
     limit = Limit(subject="key:twice", usd_per_day=Decimal(1), usd_per_month=Decimal(1))
     admission = await meter.admit([limit], owner="h", usd=Decimal("0.8"))
@@ -209,7 +211,7 @@ async def test_a_settlement_that_comes_twice_gives_nothing_back_twice(
 
 
 async def test_a_client_that_leaves_while_it_is_counted_leaves_nothing_behind(
-    meter: Meter, valkey_server: ValkeyServer
+    meter: RequestMeter, valkey_server: ValkeyServer
 ) -> None:
     limit = Limit(subject="key:left", usd_per_day=Decimal(1), concurrent_requests=1)
     asking = asyncio.create_task(meter.admit([limit], owner="e", usd=Decimal(1)))
@@ -233,7 +235,7 @@ async def test_what_a_hanging_valkey_sets_aside_too_late_is_given_back(tmp_path:
     server = ValkeyServer(tmp_path)
     process = server._process
     assert process is not None
-    meter = Meter(server.url)
+    meter = RequestMeter(server.url)
     try:
         (await meter.admit([limit], owner="i", usd=Decimal(1))).release()
         await asyncio.gather(*meter._settling)
@@ -259,7 +261,9 @@ async def test_what_a_hanging_valkey_sets_aside_too_late_is_given_back(tmp_path:
 
 @pytest.mark.parametrize("fail_open", [True, False])
 async def test_without_valkey_the_settings_decide(fail_open: bool) -> None:
-    meter = Meter("redis://127.0.0.1:1/0", rates_fail_open=fail_open, budgets_fail_open=fail_open)
+    meter = RequestMeter(
+        "redis://127.0.0.1:1/0", rates_fail_open=fail_open, budgets_fail_open=fail_open
+    )
     for limit, usd in (
         (Limit(subject="key:r", requests_per_minute=1), Decimal(0)),
         (Limit(subject="key:b", usd_per_day=Decimal(1)), Decimal(1)),
@@ -290,7 +294,7 @@ async def test_a_limit_that_many_set_at_once_is_one_of_theirs(database_url: str)
 
 
 async def test_who_has_no_limits_costs_no_round_trip() -> None:
-    meter = Meter("redis://127.0.0.1:1/0", rates_fail_open=False)
+    meter = RequestMeter("redis://127.0.0.1:1/0", rates_fail_open=False)
     jobs_only = Limit(subject="key:j", open_jobs=3)
     admission = await meter.admit([jobs_only], owner="g", usd=Decimal(5))
     admission.release()

@@ -6,7 +6,7 @@ from starlette.requests import Request
 
 from moyin.access.accounts.caller import Caller
 from moyin.access.gatekeeper import context
-from moyin.access.gatekeeper.addresses import TrustedProxies
+from moyin.access.gatekeeper.asgi import TrustedProxies
 from moyin.errors import InsufficientScope, MissingKey
 
 __all__ = ["NO_STORE", "Callers"]
@@ -23,7 +23,7 @@ class Callers:
 
     def address(self, request: Request) -> str:
         """Return the client's address; empty if it is unknown."""
-        return self._proxies.client(request.scope)
+        return self._proxies.get_client_address(request.scope)
 
     def of(self, request: Request) -> Caller:
         """Return the caller.

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from deployments.accounts.routes.callers import NO_STORE, Callers
 from moyin.access.accounts.api_keys import ApiKeyService
 from moyin.access.protocol import wire
-from moyin.access.protocol.response import key_body, limit_body, to_limit
+from moyin.access.protocol.response import build_key, build_limit, parse_limit
 
 __all__ = ["key_routes", "limit_routes", "signing_key_routes"]
 
@@ -22,7 +22,7 @@ def key_routes(api_keys: ApiKeyService, callers: Callers) -> APIRouter:
     async def page(request: Request) -> wire.KeyList:
         """List your keys; for administrators, all keys of the organisation."""
         keys = await api_keys.list_keys(callers.of(request))
-        return wire.KeyList(keys=[key_body(key) for key in keys])
+        return wire.KeyList(keys=[build_key(key) for key in keys])
 
     @router.post("/keys", status_code=201)
     async def create(body: wire.NewKey, request: Request, response: Response) -> wire.CreatedKey:
@@ -35,7 +35,7 @@ def key_routes(api_keys: ApiKeyService, callers: Callers) -> APIRouter:
             expires_at=body.expires_at,
             user_id=body.user,
         )
-        return wire.CreatedKey(**key_body(key).model_dump(), key=text)
+        return wire.CreatedKey(**build_key(key).model_dump(), key=text)
 
     @router.post("/keys/{key}/rotate")
     async def rotate(
@@ -81,19 +81,19 @@ def limit_routes(api_keys: ApiKeyService, callers: Callers) -> APIRouter:
     async def own(request: Request) -> wire.LimitList:
         """List the limits that apply to you."""
         limits = await api_keys.list_own_limits(callers.of(request))
-        return wire.LimitList(limits=[limit_body(limit) for limit in limits])
+        return wire.LimitList(limits=[build_limit(limit) for limit in limits])
 
     @router.get("/limits/{subject}")
     async def show(subject: str, request: Request) -> wire.SubjectLimit:
         """Return the limits of `key:<id>`, `user:<id>` or `owner:<tenant>`."""
-        return limit_body(await api_keys.get_limit(callers.of(request), subject))
+        return build_limit(await api_keys.get_limit(callers.of(request), subject))
 
     @router.put("/limits/{subject}")
     async def put(subject: str, body: wire.LimitBody, request: Request) -> wire.SubjectLimit:
         """Replace all limits of a subject. Members that are left out are not limited."""
-        limit = to_limit(subject, body)
+        limit = parse_limit(subject, body)
         await api_keys.set_limit(callers.of(request), limit)
-        return limit_body(limit)
+        return build_limit(limit)
 
     @router.delete("/limits/{subject}", status_code=204)
     async def clear(subject: str, request: Request) -> None:

@@ -5,27 +5,27 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from deployments.accounts.routes.callers import Callers
-from moyin.access.accounts.signin import SignIn
+from moyin.access.accounts.signin import SignInService
 from moyin.access.protocol import wire
-from moyin.access.protocol.response import user_body, who_am_i
+from moyin.access.protocol.response import build_identity, build_user
 from moyin.store.users import UserStore
 
 __all__ = ["me_routes"]
 
 
-def me_routes(users: UserStore, sign_in: SignIn, callers: Callers) -> APIRouter:
+def me_routes(users: UserStore, sign_in: SignInService, callers: Callers) -> APIRouter:
     """Return the routes of the caller's own account."""
     router = APIRouter(tags=["me"])
 
     @router.get("/whoami")
     async def who(request: Request) -> wire.WhoAmI:
         """Return the identity and the scopes of your key or token."""
-        return who_am_i(callers.of(request).identity)
+        return build_identity(callers.of(request).identity)
 
     @router.get("/me")
     async def show(request: Request) -> wire.UserBody:
         """Return your account with its profile."""
-        return user_body(await users.get(callers.user(request)))
+        return build_user(await users.get(callers.user(request)))
 
     @router.patch("/me")
     async def change(body: wire.ChangeProfile, request: Request) -> wire.UserBody:
@@ -33,9 +33,9 @@ def me_routes(users: UserStore, sign_in: SignIn, callers: Callers) -> APIRouter:
         user, _ = callers.person(request)
         values = body.model_dump(exclude_none=True)
         if not values:
-            return user_body(await users.get(user))
+            return build_user(await users.get(user))
         identity = callers.of(request).identity
-        return user_body(await sign_in.change_profile(identity, user, values))
+        return build_user(await sign_in.change_profile(identity, user, values))
 
     @router.delete("/me", status_code=204)
     async def close(request: Request) -> None:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from deployments.accounts.routes.callers import NO_STORE, Callers
 from moyin.access.accounts.organisations import OrganisationService
 from moyin.access.protocol import wire
-from moyin.access.protocol.response import audit_entry, organisation_body, user_body
+from moyin.access.protocol.response import build_audit_entry, build_organisation, build_user
 
 __all__ = ["organisation_routes"]
 
@@ -21,7 +21,7 @@ def organisation_routes(organisations: OrganisationService, callers: Callers) ->
     @router.post("/organisations", status_code=201)
     async def create(body: wire.NewOrganisation, request: Request) -> wire.OrganisationBody:
         """Create an organisation; for operators."""
-        return organisation_body(
+        return build_organisation(
             await organisations.create_organisation(callers.of(request), body.name)
         )
 
@@ -29,12 +29,12 @@ def organisation_routes(organisations: OrganisationService, callers: Callers) ->
     async def page(request: Request) -> wire.OrganisationList:
         """List your organisation; for operators, all of them."""
         listed = await organisations.list_organisations(callers.of(request))
-        return wire.OrganisationList(organisations=[organisation_body(o) for o in listed])
+        return wire.OrganisationList(organisations=[build_organisation(o) for o in listed])
 
     @router.get("/organisations/{organisation}")
     async def show(organisation: str, request: Request) -> wire.OrganisationBody:
         """Return one organisation."""
-        return organisation_body(
+        return build_organisation(
             await organisations.get_organisation(callers.of(request), organisation)
         )
 
@@ -42,7 +42,7 @@ def organisation_routes(organisations: OrganisationService, callers: Callers) ->
     async def members(organisation: str, request: Request) -> wire.MemberList:
         """List the members and service accounts of an organisation."""
         users = await organisations.list_members(callers.of(request), organisation)
-        return wire.MemberList(members=[user_body(user) for user in users])
+        return wire.MemberList(members=[build_user(user) for user in users])
 
     @router.post("/organisations/{organisation}/members", status_code=201)
     async def add(
@@ -53,7 +53,7 @@ def organisation_routes(organisations: OrganisationService, callers: Callers) ->
         user, invitation = await organisations.add_member(
             callers.of(request), organisation, email=body.email, name=body.name, role=body.role
         )
-        return wire.InvitedMember(**user_body(user).model_dump(), invitation=invitation)
+        return wire.InvitedMember(**build_user(user).model_dump(), invitation=invitation)
 
     @router.post("/organisations/{organisation}/members/{user}/invitation", status_code=201)
     async def invite(
@@ -61,15 +61,17 @@ def organisation_routes(organisations: OrganisationService, callers: Callers) ->
     ) -> wire.InvitedMember:
         """Mail a member another invitation. Earlier ones become invalid."""
         response.headers.update(NO_STORE)
-        member, invitation = await organisations.invite(callers.of(request), organisation, user)
-        return wire.InvitedMember(**user_body(member).model_dump(), invitation=invitation)
+        member, invitation = await organisations.invite_member(
+            callers.of(request), organisation, user
+        )
+        return wire.InvitedMember(**build_user(member).model_dump(), invitation=invitation)
 
     @router.post("/organisations/{organisation}/service-accounts", status_code=201)
     async def add_service(
         organisation: str, body: wire.NewServiceAccount, request: Request
     ) -> wire.UserBody:
         """Add a service account. Create its key with `POST /keys`."""
-        return user_body(
+        return build_user(
             await organisations.add_service_account(
                 callers.of(request), organisation, body.name, body.role
             )
@@ -80,7 +82,7 @@ def organisation_routes(organisations: OrganisationService, callers: Callers) ->
         organisation: str, user: str, body: wire.ChangeMember, request: Request
     ) -> wire.UserBody:
         """Change a member's role, or disable the account. Either ends the member's sessions."""
-        return user_body(
+        return build_user(
             await organisations.change_member(
                 callers.of(request), organisation, user, role=body.role, disabled=body.disabled
             )
@@ -92,17 +94,19 @@ def organisation_routes(organisations: OrganisationService, callers: Callers) ->
     ) -> wire.UserList:
         """Find the user with this email; for operators."""
         users = await organisations.find_users(callers.of(request), email)
-        return wire.UserList(users=[user_body(user) for user in users])
+        return wire.UserList(users=[build_user(user) for user in users])
 
     @router.get("/users/{user}")
     async def one(user: str, request: Request) -> wire.UserBody:
         """Return yourself or a user of your organisation; for operators, any user."""
-        return user_body(await organisations.get_user(callers.of(request), user))
+        return build_user(await organisations.get_user(callers.of(request), user))
 
     @router.patch("/users/{user}")
     async def disable(user: str, body: wire.ChangeUser, request: Request) -> wire.UserBody:
         """Disable or enable a player; for operators."""
-        return user_body(await organisations.set_disabled(callers.of(request), user, body.disabled))
+        return build_user(
+            await organisations.set_user_disabled(callers.of(request), user, body.disabled)
+        )
 
     @router.get("/audit")
     async def audit(
@@ -111,7 +115,9 @@ def organisation_routes(organisations: OrganisationService, callers: Callers) ->
         before: Annotated[str | None, Query(max_length=36)] = None,
     ) -> wire.AuditPage:
         """List audit entries, newest first. `before` is the last id of the page before."""
-        entries = await organisations.list_audit(callers.of(request), limit=limit, before=before)
-        return wire.AuditPage(entries=[audit_entry(entry) for entry in entries])
+        entries = await organisations.list_audit_entries(
+            callers.of(request), limit=limit, before=before
+        )
+        return wire.AuditPage(entries=[build_audit_entry(entry) for entry in entries])
 
     return router

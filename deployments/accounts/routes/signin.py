@@ -6,14 +6,14 @@ from fastapi import APIRouter, Request, Response
 
 from deployments.accounts.routes.callers import NO_STORE, Callers
 from moyin.access.accounts.oidc import OpenIdSignIn
-from moyin.access.accounts.signin import SignIn
+from moyin.access.accounts.signin import SignInService
 from moyin.access.protocol import wire
-from moyin.access.protocol.response import session_body
+from moyin.access.protocol.response import build_session
 
 __all__ = ["sign_in_routes"]
 
 
-def sign_in_routes(sign_in: SignIn, open_id: OpenIdSignIn, callers: Callers) -> APIRouter:
+def sign_in_routes(sign_in: SignInService, open_id: OpenIdSignIn, callers: Callers) -> APIRouter:
     """Return the routes of registration, sign-in and passwords."""
     router = APIRouter(tags=["sign-in"])
 
@@ -24,25 +24,25 @@ def sign_in_routes(sign_in: SignIn, open_id: OpenIdSignIn, callers: Callers) -> 
         """Register as a player."""
         response.headers.update(NO_STORE)
         address = callers.address(request)
-        return session_body(await sign_in.register(body.email, body.password, body.name, address))
+        return build_session(await sign_in.register(body.email, body.password, body.name, address))
 
     @router.post("/login")
     async def login(body: wire.Login, request: Request, response: Response) -> wire.SessionBody:
         """Sign in with email and password."""
         response.headers.update(NO_STORE)
         address = callers.address(request)
-        return session_body(
+        return build_session(
             await sign_in.sign_in(body.email, body.password, address, body.device_token)
         )
 
     @router.post("/refresh")
-    async def refresh(body: wire.Refresh, response: Response) -> wire.SessionBody:
+    async def refresh(body: wire.RefreshSession, response: Response) -> wire.SessionBody:
         """Return new tokens; the refresh token in the request becomes invalid.
 
         A refresh token that is used twice ends the session.
         """
         response.headers.update(NO_STORE)
-        return session_body(await sign_in.refresh(body.refresh_token))
+        return build_session(await sign_in.refresh_session(body.refresh_token))
 
     @router.post("/logout", status_code=204)
     async def logout(request: Request, body: wire.Logout | None = None) -> None:
@@ -51,17 +51,19 @@ def sign_in_routes(sign_in: SignIn, open_id: OpenIdSignIn, callers: Callers) -> 
         await sign_in.sign_out(user, session, everywhere=body is not None and body.everywhere)
 
     @router.post("/password/forgot", status_code=202)
-    async def forgot(body: wire.Forgot, request: Request) -> dict[str, str]:
+    async def forgot(body: wire.ForgotPassword, request: Request) -> dict[str, str]:
         """Mail a token that sets a new password. The response is the same for unknown emails."""
-        await sign_in.request_reset(body.email, callers.address(request))
+        await sign_in.request_password_reset(body.email, callers.address(request))
         return {"status": "a mail is on its way, if there is such an account"}
 
     @router.post("/password/reset")
-    async def reset(body: wire.Reset, request: Request, response: Response) -> wire.ResetDone:
+    async def reset(
+        body: wire.ResetPassword, request: Request, response: Response
+    ) -> wire.PasswordResetResult:
         """Set a new password by a mailed token. All sessions end."""
         response.headers.update(NO_STORE)
         token = await sign_in.reset_password(body.token, body.password, callers.address(request))
-        return wire.ResetDone(device_token=token)
+        return wire.PasswordResetResult(device_token=token)
 
     @router.post("/password", status_code=204)
     async def change(body: wire.ChangePassword, request: Request) -> None:
@@ -78,10 +80,12 @@ def sign_in_routes(sign_in: SignIn, open_id: OpenIdSignIn, callers: Callers) -> 
         )
 
     @router.post("/oidc/begin")
-    async def begin(body: wire.BeginSignIn, request: Request) -> wire.BegunSignIn:
+    async def begin(body: wire.BeginSignIn, request: Request) -> wire.StartedSignIn:
         """Return the URL for the browser. The redirect must carry the same `state`."""
-        url, state = await open_id.begin(body.provider, body.redirect_uri, callers.address(request))
-        return wire.BegunSignIn(authorization_url=url, state=state)
+        url, state = await open_id.begin_sign_in(
+            body.provider, body.redirect_uri, callers.address(request)
+        )
+        return wire.StartedSignIn(authorization_url=url, state=state)
 
     @router.post("/oidc/finish")
     async def finish(
@@ -89,9 +93,9 @@ def sign_in_routes(sign_in: SignIn, open_id: OpenIdSignIn, callers: Callers) -> 
     ) -> wire.SessionBody:
         """Sign in with the `code` and the `state` that the provider sent back."""
         response.headers.update(NO_STORE)
-        verified = await open_id.finish(
+        verified = await open_id.finish_sign_in(
             state=body.state, code=body.code, address=callers.address(request)
         )
-        return session_body(await sign_in.sign_in_with(verified))
+        return build_session(await sign_in.sign_in_verified(verified))
 
     return router

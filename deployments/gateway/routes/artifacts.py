@@ -12,12 +12,12 @@ from deployments.gateway.files import artifact_response, receive_upload, store_u
 from deployments.gateway.routes.jobs import idempotency_key
 from deployments.openapi import FILE_RESPONSES
 from moyin.access.gatekeeper import context
-from moyin.access.gatekeeper.links import SIGNED_FILES_PREFIX, verify_file_link
+from moyin.access.gatekeeper.tokens import SIGNED_FILES_PREFIX, verify_file_link
 from moyin.domain.artifact import Artifact
 from moyin.errors import ArtifactNotFound, IdempotencyMismatch
 from moyin.jobs.protocol import wire
 from moyin.jobs.protocol.response import render_artifact
-from moyin.store.artifacts import ArtifactStore, new_artifact_id
+from moyin.store.artifacts import ArtifactStore, generate_artifact_id
 from moyin.store.blobs import BlobStore
 
 __all__ = ["artifact_id_for", "artifact_routes", "link_routes"]
@@ -91,7 +91,7 @@ def artifact_routes(artifacts: ArtifactStore, blobs: BlobStore) -> APIRouter:
 
 
 def link_routes(artifacts: ArtifactStore, blobs: BlobStore, signing_key: bytes) -> APIRouter:
-    """Return the routes of the links that `moyin.access.gatekeeper.links` signs."""
+    """Return the routes of the links that `moyin.access.gatekeeper.tokens` signs."""
     router = APIRouter(tags=["artifacts"])
 
     async def serve(request: Request, token: str) -> Response:
@@ -117,7 +117,7 @@ def link_routes(artifacts: ArtifactStore, blobs: BlobStore, signing_key: bytes) 
 def artifact_id_for(owner: str, key: str | None) -> str:
     """Return a random id, or one derived from the Idempotency-Key, so that repeats get the same."""
     if key is None:
-        return new_artifact_id()
+        return generate_artifact_id()
     digest = hashlib.sha256("\0".join((owner, key)).encode()).hexdigest()
     return f"art_{digest[:32]}"
 
@@ -128,7 +128,7 @@ async def _find_stored(artifacts: ArtifactStore, owner: str, artifact: Artifact)
     Raises:
         IdempotencyMismatch: the key was used for another file.
     """
-    if not await artifacts.id_exists(artifact.id):
+    if not await artifacts.is_id_used(artifact.id):
         return None
     known: Artifact | None
     try:

@@ -67,7 +67,7 @@ def job_routes(
     ) -> wire.JobPage:
         """List your jobs, newest first."""
         owner = context(request.scope).owner
-        listed, next_cursor = await jobs.page(
+        listed, next_cursor = await jobs.list_page(
             owner, status=status, kind=kind, limit=limit, cursor=cursor
         )
         return wire.JobPage(jobs=[render_job(job) for job in listed], next_cursor=next_cursor)

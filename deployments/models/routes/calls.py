@@ -6,7 +6,7 @@ from deployments.models.routes.deferral import Deferral
 from deployments.models.routes.sending import JSON, read_body, send_answer, send_body
 from moyin.access.gatekeeper import context
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send
-from moyin.access.gatekeeper.authorization import admission_of
+from moyin.access.gatekeeper.authorization import get_admission
 from moyin.domain.backend import ApiFormat
 from moyin.http.headers import prefers_async_response
 from moyin.text.protocol.codec import ParsedRequest, ProtocolCodec
@@ -47,7 +47,7 @@ class CallRoute:
             request_id=request_context.request_id,
             owner=caller.owner,
             headers=scope["headers"],
-            budget=admission_of(scope),
+            budget=get_admission(scope),
             key_id=caller.key_id,
         )
         await send_answer(await self._text_router.answer(self._codec, call, routing_context), send)

@@ -6,7 +6,7 @@ from typing import Any
 
 from deployments.models.routes.sending import JSON, send_body
 from moyin.access.gatekeeper import context
-from moyin.access.gatekeeper.asgi import Scope, Send, header
+from moyin.access.gatekeeper.asgi import Scope, Send, get_header
 from moyin.client.gateway import GatewayClient
 from moyin.domain.references import escape_references
 from moyin.errors import MissingKey, MoyinError, RequestError, UnsupportedFeature
@@ -53,7 +53,7 @@ class Deferral:
         if identity is None:
             raise MissingKey("this needs an API key")
         for name in _UNSUPPORTED_HEADERS:
-            if header(scope, name) is not None:
+            if get_header(scope, name) is not None:
                 field = name.decode()
                 raise UnsupportedFeature(
                     f"the header {field} cannot be used with `Prefer: respond-async`", field=field
@@ -68,7 +68,7 @@ class Deferral:
             accepted = await self._gateway.submit_job(
                 _job(codec, call, scope["path"]),
                 identity=identity,
-                idempotency_key=header(scope, b"idempotency-key"),
+                idempotency_key=get_header(scope, b"idempotency-key"),
             )
         except MoyinError as error:
             # The client sent only the request, so the field is named without the job's member.

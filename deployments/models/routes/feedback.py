@@ -67,7 +67,7 @@ def feedback_routes(
         caller = context(request.scope).caller
         owner = caller.owner
         state = await learning.state(owner)
-        signals = await store.latest(owner, _MAX_SIGNALS)
+        signals = await store.list_latest_signals(owner, _MAX_SIGNALS)
         return {
             "owner": owner,
             "frozen": state.frozen,
@@ -97,7 +97,7 @@ def feedback_routes(
                     "bad_answers": outcome.bad_answers,
                     "models": dict(outcome.models),
                 }
-                for outcome in simulate_prices(await store.options(owner, _MAX_DECISIONS))
+                for outcome in simulate_prices(await store.list_options(owner, _MAX_DECISIONS))
             ],
         }
 
@@ -105,7 +105,7 @@ def feedback_routes(
     async def export_quality(request: Request) -> dict[str, Any]:
         owner = context(request.scope).owner
         state = await learning.state(owner)
-        signals = await store.latest(owner, _MAX_SIGNALS)
+        signals = await store.list_latest_signals(owner, _MAX_SIGNALS)
         return {
             "owner": owner,
             "state": state.to_json(),

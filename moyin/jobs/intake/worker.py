@@ -23,7 +23,7 @@ from moyin.jobs.protocol.response import render_job_detail
 from moyin.jobs.service import JobService
 from moyin.render.templates.catalog import Catalog, TemplateSnapshot
 from moyin.store.jobs import JobStore
-from moyin.store.limits import LimitStore, subjects_of
+from moyin.store.limits import LimitStore, list_limit_subjects
 
 __all__ = ["IntakeWorker"]
 
@@ -155,7 +155,7 @@ class IntakeWorker:
     async def _submit_job(self, delivery: Delivery, templates: TemplateSnapshot, key: str) -> Job:
         limits = (
             *self._submitter.limits,
-            *await self._limits.list_for(subjects_of(self._submitter)),
+            *await self._limits.list_for(list_limit_subjects(self._submitter)),
         )
         # A message is never rejected because of open jobs: the concurrency of the queue limits them.
         limits = tuple(replace(limit, open_jobs=None) for limit in limits)

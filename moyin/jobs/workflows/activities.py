@@ -20,7 +20,7 @@ from moyin.jobs.workflows.failures import to_application_error
 from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.jobs.workflows.step_io import load_step, save_output, send_heartbeats
 from moyin.jobs.workflows.types import JobOutcome, StepInput, StepOutcome, StepRecord, WebhookInput
-from moyin.store.artifacts import step_artifact_id
+from moyin.store.artifacts import derive_step_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore
 
@@ -81,7 +81,7 @@ class JobActivities:
         """Send a job's webhook; return False if the attempt is no longer the newest."""
         async with _raise_application_errors():
             job = await self._jobs.find(webhook.job_id)
-            url = (await self._jobs.launch(webhook.job_id)).webhook
+            url = (await self._jobs.get_launch(webhook.job_id)).webhook
             if url is None or job.attempts != webhook.attempt or not job.status.is_final:
                 return False
             await self._webhooks.send(
@@ -95,7 +95,7 @@ class JobActivities:
     async def _send_chat_request(self, step: StepInput) -> StepResult:
         _, spec, payload = await load_step(self._blobs, step)
         response = await self._step_client.call(
-            await self._jobs.submitter(step.job_id),
+            await self._jobs.get_submitter(step.job_id),
             "POST",
             get_chat_path(spec.protocol, payload),
             body=disable_streaming(spec.protocol, payload),
@@ -112,7 +112,7 @@ class JobActivities:
         if not isinstance(path, str):
             raise StepFailed(f"the path of http step {step.index} must be a string")
         response = await self._step_client.call(
-            await self._jobs.submitter(step.job_id),
+            await self._jobs.get_submitter(step.job_id),
             payload["method"],
             path,
             body=await self._load_request_body(payload),
@@ -141,7 +141,7 @@ class JobActivities:
     async def _store_artifact(self, step: StepInput, response: StepResponse) -> Artifact:
         extension = mimetypes.guess_extension(response.media_type) or ".bin"
         return Artifact(
-            id=step_artifact_id(step.job_id, step.index, 0),
+            id=derive_step_artifact_id(step.job_id, step.index, 0),
             name=f"step-{step.index}{extension}",
             media_type=response.media_type,
             size=len(response.content),

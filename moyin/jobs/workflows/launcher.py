@@ -38,7 +38,7 @@ class JobLauncher:
     async def start(self, job_id: str, launch: Launch | None = None) -> None:
         client = await self._temporal.get_client()
         is_first = launch is not None
-        launch = launch or await self._jobs.launch(job_id)
+        launch = launch or await self._jobs.get_launch(job_id)
         try:
             await client.start_workflow(
                 JobWorkflow.run,
@@ -79,7 +79,7 @@ class JobLauncher:
         return bool(run_attempt == attempt)
 
     async def notify(self, job_id: str, attempt: int) -> None:
-        if (await self._jobs.launch(job_id)).webhook is not None:
+        if (await self._jobs.get_launch(job_id)).webhook is not None:
             await self._start_webhook(job_id, attempt)
         await self._jobs.mark_dispatched(job_id, attempt=attempt)
 

@@ -126,7 +126,7 @@ class Sweeper:
     async def sweep(self) -> int:
         """Start all jobs that have no workflow, as far as possible, and return their number."""
         started = 0
-        for job_id, attempt, has_ended in await self._jobs.undispatched(self._older_than):
+        for job_id, attempt, has_ended in await self._jobs.list_undispatched(self._older_than):
             try:
                 if has_ended:
                     await self._launcher.notify(job_id, attempt)

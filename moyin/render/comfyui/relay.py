@@ -123,7 +123,7 @@ class Relay:
         """Store the output's files before the event is sent: clients fetch them at once."""
         if isinstance(output, Mapping):
             for file in await self._store_files(self._prompt_id, output):
-                await self._frames.keep_file(self._prompt_id, file)
+                await self._frames.add_file(self._prompt_id, file)
         return with_farm_names(output, self._prompt_id)
 
     async def _binary_frame(self, frame: bytes) -> Frame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from moyin.access.gatekeeper.limits import Admission, Meter
+from moyin.access.gatekeeper.limits import Admission, RequestMeter
 from moyin.domain.limits import Limit
 from moyin.text.judging.rules import JUDGE_OWNER, JudgeRules
 
@@ -23,7 +23,7 @@ class JudgeBudget:
         meter: must refuse to spend while Valkey is unavailable.
     """
 
-    def __init__(self, meter: Meter) -> None:
+    def __init__(self, meter: RequestMeter) -> None:
         self._meter = meter
 
     def for_call(self, rules: JudgeRules) -> Admission:
@@ -37,4 +37,4 @@ class JudgeBudget:
         Raises:
             ServiceUnavailable: Valkey does not answer.
         """
-        return await self._meter.spent_this_month(_SUBJECT, JUDGE_OWNER)
+        return await self._meter.get_month_spending(_SUBJECT, JUDGE_OWNER)

@@ -190,7 +190,7 @@ class ComparisonStarter:
             # when it is made.
             if await self._budget.spent() + comparison.most_usd > rules.usd_per_month:
                 return Outcome.BUDGET
-            if not await self._store.has_room(comparison.owner):
+            if not await self._store.has_capacity(comparison.owner):
                 return Outcome.DROPPED
             if not await self._store.add(comparison.id, comparison.owner, encode(comparison)):
                 return Outcome.REPEATED

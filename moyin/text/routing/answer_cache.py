@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol
 
 from moyin.domain.money import Usage
-from moyin.store.responses import CachedResponse
+from moyin.store.response_cache import CachedResponse
 from moyin.text.routing.answer import Answer, Stream
 from moyin.text.routing.catalog import Caching
 from moyin.text.routing.compiled_route import CompiledRoute

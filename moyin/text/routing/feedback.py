@@ -129,7 +129,7 @@ class Feedback:
     async def _find_answer(self, owner: str, request_id: str) -> _RatedAnswer:
         # Write first: a waiting row of a rescued request may replace an earlier one.
         await self._learning.flush()
-        decision = await self._store.decision(owner, request_id)
+        decision = await self._store.get_decision(owner, request_id)
         if decision is not None:
             return _RatedAnswer(decision.model, decision.question, decision.p_good)
         since = datetime.fromtimestamp(self._clock(), UTC) - DECISION_RETENTION

@@ -195,7 +195,7 @@ class Learning:
 
     async def find_decision(self, owner: str, request_id: str) -> DecisionRow | None:
         """Return the decision on a request of ``owner``, made by any replica."""
-        return await self._store.decision(owner, request_id)
+        return await self._store.get_decision(owner, request_id)
 
     async def load(self, owner: str) -> None:
         """Load what the tenant's signals taught, unless it is in memory."""
@@ -240,7 +240,7 @@ class Learning:
             # Loaded first, so that its saved state changes too.
             if owner not in self._loaded:
                 await self._load(owner)
-        await (self._store.reset(row) if action == "reset" else self._store.write((), (row,)))
+        await (self._store.reset_owner(row) if action == "reset" else self._store.write((), (row,)))
         await self.catch_up()
 
     async def state(self, owner: str) -> TenantState:
@@ -264,7 +264,7 @@ class Learning:
         levels: Levels = {}
         if self._is_shared:
             # Takes tenths of a second with a thousand tenants.
-            levels = await asyncio.to_thread(shared_levels, await self._store.levels())
+            levels = await asyncio.to_thread(shared_levels, await self._store.list_levels())
         # Sharing may have been switched off meanwhile.
         self._estimator.set_shared_levels(levels if self._is_shared else {})
 
@@ -324,9 +324,9 @@ class Learning:
     async def _apply_new_signals(self) -> None:
         """Learn from the signals that were written since the last time."""
         if self._last_number < 0:
-            self._last_number = await self._store.last_number()
+            self._last_number = await self._store.get_last_number()
         while True:
-            rows = await self._store.signals(self._last_number, _PAGE)
+            rows = await self._store.list_signals(self._last_number, _PAGE)
             for row in rows:
                 if row.owner in self._loaded:
                     self._apply(row)
@@ -337,8 +337,8 @@ class Learning:
 
     async def _load(self, owner: str) -> None:
         if self._last_number < 0:
-            self._last_number = await self._store.last_number()
-        saved = await self._store.state(owner)
+            self._last_number = await self._store.get_last_number()
+        saved = await self._store.get_state(owner)
         state, number = TenantState(), 0
         if saved is not None:
             try:
@@ -348,7 +348,9 @@ class Learning:
                 _log.exception("the saved quality state of %s cannot be read", owner)
         self._estimator.load(owner, state)
         while True:
-            rows = await self._store.signals(number, _PAGE, owner=owner, up_to=self._last_number)
+            rows = await self._store.list_signals(
+                number, _PAGE, owner=owner, up_to=self._last_number
+            )
             for row in rows:
                 self._apply(row)
                 number = row.number
@@ -388,5 +390,5 @@ class Learning:
     async def _save_one(self, owner: str) -> None:
         state = self._estimator.state(owner)
         saved = SavedState(state=state.to_json(), number=self._last_number, levels=levels_of(state))
-        await self._store.save(owner, saved)
+        await self._store.save_state(owner, saved)
         self._dirty.discard(owner)

@@ -46,7 +46,7 @@ class AnswerStore(Protocol):
 
     async def get(self, names: Sequence[bytes]) -> list[bytes | None] | None: ...
 
-    async def take(self, names: Sequence[bytes]) -> list[bytes | None] | None: ...
+    async def pop(self, names: Sequence[bytes]) -> list[bytes | None] | None: ...
 
     async def put(self, values: Mapping[bytes, bytes], seconds: int) -> None: ...
 
@@ -165,7 +165,7 @@ class SharedAnswers:
                 matches.append((lookup, *match))
         if not matches:
             return True
-        taken = await self._store.take([answer.name for _, _, answer in matches])
+        taken = await self._store.pop([answer.name for _, _, answer in matches])
         if taken is None:
             return False
         for (lookup, evidence, answer), value in zip(matches, taken, strict=True):

@@ -38,10 +38,10 @@ class Frames:
         self.files: dict[tuple[str, str], PromptFile] = {}
         self.coming: asyncio.Queue[Frame | Exception] = asyncio.Queue()
 
-    async def newest(self, channel: str, count: int) -> list[Frame]:
+    async def list_newest(self, channel: str, count: int) -> list[Frame]:
         return self.earlier[-count:]
 
-    async def file(self, prompt_id: str, path: str) -> PromptFile | None:
+    async def find_file(self, prompt_id: str, path: str) -> PromptFile | None:
         return self.files.get((prompt_id, path))
 
     @asynccontextmanager
@@ -144,7 +144,7 @@ class Rig:
 @pytest.fixture
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
-    await database.ready()
+    await database.ensure_schema()
     frames = Frames()
     prompts, blobs = PromptStore(database), BlobStore(f"file://{tmp_path / 'blobs'}")
     files = FarmFiles(

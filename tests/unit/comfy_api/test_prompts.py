@@ -18,7 +18,7 @@ from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
 from moyin.render.protocol.graph import input_name
 from moyin.render.protocol.wire import PromptBody
-from moyin.store.artifacts import new_artifact_id
+from moyin.store.artifacts import generate_artifact_id
 from moyin.testing.guard import PermissiveGraphGuard
 from tests.unit.comfy_api.rig import GRAPH, OWNER, Rig, record, rig
 
@@ -167,7 +167,7 @@ async def test_uploads_are_validated_under_the_renderers_names_and_stored_by_id(
     prompts: FarmPrompts, service: Service, validator: Validator, rig: Rig
 ) -> None:
     cat = Artifact(
-        id=new_artifact_id(), name="cat.png", media_type="image/png", size=1, sha256="1" * 64
+        id=generate_artifact_id(), name="cat.png", media_type="image/png", size=1, sha256="1" * 64
     )
     name = ComfyFileName(filename="cat.png", type="input")
     await rig.files.add_upload(OWNER, name, cat, overwrite=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from moyin.access.protocol.response import limit_body, to_limit
+from moyin.access.protocol.response import build_limit, parse_limit
 from moyin.access.protocol.wire import LimitBody
 from moyin.domain.limits import Limit, PoolRules, filter_permitted_pools
 
@@ -32,9 +32,9 @@ def test_denied_nodes_win_over_allowed_nodes() -> None:
 
 def test_limit_body_round_trip() -> None:
     body = LimitBody.model_validate({"pools": ["a"], "allowed_nodes": [], "denied_nodes": ["X*"]})
-    limit = to_limit("owner:o", body)
+    limit = parse_limit("owner:o", body)
     assert limit == Limit(subject="owner:o", pools=("a",), allowed_nodes=(), denied_nodes=("X*",))
-    assert limit_body(limit).model_dump(exclude_none=True) == {
+    assert build_limit(limit).model_dump(exclude_none=True) == {
         "subject": "owner:o", "pools": ("a",), "allowed_nodes": (), "denied_nodes": ("X*",),
     }  # fmt: skip
 

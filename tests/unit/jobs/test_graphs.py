@@ -57,7 +57,7 @@ class Bench:
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
-    await database.ready()
+    await database.ensure_schema()
     artifacts = ArtifactStore(database)
     await artifacts.add(MINE, owner="ann")
     yield Bench(artifacts)

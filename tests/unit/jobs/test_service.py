@@ -82,7 +82,7 @@ class Jobs:
 @pytest.fixture
 async def jobs(tmp_path: Path) -> AsyncIterator[Jobs]:
     database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
-    await database.ready()
+    await database.ensure_schema()
     store = JobStore(database)
     idle: Any = IdleServices()
     service = JobService(

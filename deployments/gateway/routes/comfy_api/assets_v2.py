@@ -16,7 +16,7 @@ from deployments.openapi import FILE_RESPONSES
 from moyin.access.gatekeeper import context
 from moyin.comfy_api.protocol_v2 import wire
 from moyin.comfy_api.protocol_v2.request_to_domain import digest_of
-from moyin.store.assets import Assets
+from moyin.store.assets import AssetStore
 from moyin.store.blobs import BlobStore
 
 __all__ = ["asset_v2_routes"]
@@ -45,7 +45,7 @@ _STORED: dict[int | str, dict[str, Any]] = {
 }
 
 
-def asset_v2_routes(assets: Assets, blobs: BlobStore, retention: timedelta) -> APIRouter:
+def asset_v2_routes(assets: AssetStore, blobs: BlobStore, retention: timedelta) -> APIRouter:
     """Return the routes of assets; every asset is an artifact of the caller."""
     router = APIRouter(prefix="/api/v2/assets", tags=["Comfy API v2"], responses=ERRORS)
 

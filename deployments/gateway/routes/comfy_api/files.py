@@ -17,7 +17,7 @@ from moyin.comfy_api.files import FarmFiles, file_name
 from moyin.errors import ArtifactNotFound, InvalidRequest
 from moyin.http.validation import parse_object
 from moyin.render.imaging import Converted, PictureConverter
-from moyin.store.artifacts import new_artifact_id
+from moyin.store.artifacts import generate_artifact_id
 from moyin.store.blobs import BlobStore
 
 __all__ = ["file_routes"]
@@ -75,7 +75,7 @@ def file_routes(files: FarmFiles, blobs: BlobStore, pictures: PictureConverter) 
             Path(upload.name or "").name, fields.get("subfolder", ""), fields.get("type", "input")
         )
         artifact = await store_upload(
-            blobs, upload, new_artifact_id(), name=name.filename, declared=upload.declared
+            blobs, upload, generate_artifact_id(), name=name.filename, declared=upload.declared
         )
         overwrite = fields.get("overwrite") in _TRUE
         stored = await files.add_upload(owner, name, artifact, overwrite=overwrite)

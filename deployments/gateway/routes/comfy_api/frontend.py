@@ -49,7 +49,7 @@ def session_routes(sessions: BrowserSessions) -> APIRouter:
     @router.get("/comfy/session", response_model=SessionBody, responses={200: _HTML, 401: _HTML})
     async def session(request: Request) -> Response | SessionBody:
         """Return whom this browser is signed in as. Browsers get a page with a sign-out button."""
-        identity = await sessions.identity(request.scope)
+        identity = await sessions.find_identity(request.scope)
         wants_html = "text/html" in request.headers.get("accept", "")
         if identity is not None:
             if wants_html:
@@ -69,7 +69,7 @@ def session_routes(sessions: BrowserSessions) -> APIRouter:
         """Sign a browser in: store an API key or access token in a cookie for `/comfy/` only."""
         is_form = request.headers.get("content-type", "").startswith(_FORM)
         try:
-            identity, cookie = await sessions.begin(
+            identity, cookie = await sessions.sign_in(
                 request.scope, await _read_key(request, is_form)
             )
         except (InvalidKey, InvalidRequest) as error:
@@ -86,7 +86,7 @@ def session_routes(sessions: BrowserSessions) -> APIRouter:
     @router.post("/comfy/session/end", status_code=303, response_class=RedirectResponse)
     async def sign_out(request: Request) -> Response:
         """Delete the cookie and redirect to the sign-in page."""
-        return RedirectResponse(PAGE, 303, {"set-cookie": sessions.end(request.scope)})
+        return RedirectResponse(PAGE, 303, {"set-cookie": sessions.sign_out(request.scope)})
 
     return router
 
@@ -113,7 +113,7 @@ def frontend_routes(
 
     @router.get(PAGE, include_in_schema=False)
     async def page(request: Request) -> Response:
-        if await sessions.identity(request.scope) is None:
+        if await sessions.find_identity(request.scope) is None:
             return _html(pages.sign_in_page(), 401)
         try:
             # Without nodes the page cannot show a graph, and it does not request them again.

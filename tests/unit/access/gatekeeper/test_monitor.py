@@ -113,7 +113,7 @@ async def test_a_websocket_is_closed_with_the_reason_when_its_key_ends(farm: Far
     assert socket.sent[-1] == {
         "type": "websocket.close",
         "code": 1008,
-        "reason": "invalid_api_key: the key or the session has ended",
+        "reason": "invalid_api_key: the API key or the session of this connection has ended; authenticate again",
     }
     assert farm.cancelled == 1
     assert not farm.gatekeeper.monitor._credentials
@@ -210,7 +210,7 @@ class FakeConnection:
     can_end = True
     ended = False
 
-    def refusal(self, identity: Identity) -> None:
+    def find_refusal(self, identity: Identity) -> None:
         return None
 
     def end(self, error: Exception) -> None:

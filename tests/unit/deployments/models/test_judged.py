@@ -56,7 +56,7 @@ def test_pair_counts_once_and_a_tie_agrees() -> None:
 
 async def test_verdicts_are_of_this_month_and_only_operators_see_spending(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path / 'm.db'}")
-    await database.ready()
+    await database.ensure_schema()
     store = QualityStore(database)
     assert await judge_summary(store, None, OPERATOR) is None
     assert await judge_summary(store, FakeJudge(None), OPERATOR) is None

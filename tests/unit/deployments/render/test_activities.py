@@ -29,12 +29,12 @@ from moyin.domain.serialization import encode, from_plain
 from moyin.errors import InvalidGraph, WorkerLost
 from moyin.jobs.workflows.types import StepInput, StepOutcome
 from moyin.render.comfyui.sizes import ModelSizes
-from moyin.store.artifacts import ArtifactStore, new_artifact_id, step_artifact_id
+from moyin.store.artifacts import ArtifactStore, derive_step_artifact_id, generate_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore, NewJob
 from moyin.store.limits import LimitStore
 from moyin.store.prompts import PromptStore
-from moyin.store.renders import CacheRules
+from moyin.store.render_cache import CacheRules
 from moyin.store.sql import Database
 from moyin.testing.renderer import FakeRenderer
 from moyin.testing.renders import InMemoryRenderCache
@@ -107,7 +107,7 @@ class Bench:
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     bench = Bench(tmp_path)
-    await bench.database.ready()
+    await bench.database.ensure_schema()
     yield bench
     await bench.database.close()
 
@@ -117,7 +117,7 @@ async def test_retried_step_returns_the_same_result(bench: Bench) -> None:
     assert first == second
     assert first.backend == "comfyui-default-0"
     [artifact] = first.artifacts
-    assert artifact.id == step_artifact_id(JOB, 0, 0)
+    assert artifact.id == derive_step_artifact_id(JOB, 0, 0)
     output = json.loads(await bench.blobs.get(first.output))
     assert output == {
         "text": None,
@@ -144,7 +144,7 @@ async def test_each_step_has_its_own_prompt_id(bench: Bench) -> None:
 async def test_input_of_another_owner_is_not_found(bench: Bench) -> None:
     sha256 = await bench.blobs.put(b"png")
     artifact = Artifact(
-        id=new_artifact_id(), name="in.png", media_type="image/png", size=3, sha256=sha256
+        id=generate_artifact_id(), name="in.png", media_type="image/png", size=3, sha256=sha256
     )
     graph = {"1": {"class_type": "LoadImage", "inputs": {"image": f"artifact:{artifact.id}"}}}
     await bench.artifacts.add(artifact, owner="bob")
@@ -154,7 +154,7 @@ async def test_input_of_another_owner_is_not_found(bench: Bench) -> None:
     assert bench.renderer.started == []
 
     own = Artifact(
-        id=new_artifact_id(), name="in.png", media_type="image/png", size=3, sha256=sha256
+        id=generate_artifact_id(), name="in.png", media_type="image/png", size=3, sha256=sha256
     )
     await bench.artifacts.add(own, owner="ann")
     graph["1"]["inputs"] = {"image": f"artifact:{own.id}"}
@@ -298,7 +298,7 @@ async def test_equal_graph_is_answered_from_the_cache(bench: Bench) -> None:
     assert bench.renderer.started == [JOB]
     assert (first.cached, second.cached, second.backend) == (False, True, "cache")
     [artifact] = second.artifacts
-    assert artifact.id == step_artifact_id(OTHER, 0, 0)
+    assert artifact.id == derive_step_artifact_id(OTHER, 0, 0)
     assert artifact.sha256 == first.artifacts[0].sha256
     body = json.loads(await bench.blobs.get(second.output))["body"]
     assert body == {"outputs": {"2": {"images": [f"artifact:{artifact.id}"]}}}

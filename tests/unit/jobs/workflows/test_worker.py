@@ -13,7 +13,7 @@ class Jobs:
         self.due = list(due)
         self.failures = 0
 
-    async def undispatched(self, older_than: timedelta) -> list[tuple[str, int, bool]]:
+    async def list_undispatched(self, older_than: timedelta) -> list[tuple[str, int, bool]]:
         if self.failures:
             self.failures -= 1
             raise OSError("the database is away")

@@ -32,7 +32,7 @@ class Frames:
         assert channel == "channel"
         self.published += frames
 
-    async def keep_file(self, prompt_id: str, file: PromptFile) -> None:
+    async def add_file(self, prompt_id: str, file: PromptFile) -> None:
         self.files.append(file)
 
 

@@ -72,7 +72,7 @@ class InMemoryComparisons:
         self.second_answers: dict[str, str] = {}
         self.room = True
 
-    async def has_room(self, owner: str) -> bool:
+    async def has_capacity(self, owner: str) -> bool:
         return self.room
 
     async def add(self, comparison_id: str, owner: str, comparison: bytes) -> bool:

@@ -12,7 +12,7 @@ import pytest
 from pydantic_core import from_json
 
 from moyin.domain.serialization import decode
-from moyin.store.responses import CachedResponse
+from moyin.store.response_cache import CachedResponse
 from moyin.testing.backends import text_answer
 from moyin.text.judging.comparison import Comparison, comparison_id
 from moyin.text.judging.outcomes import Outcome

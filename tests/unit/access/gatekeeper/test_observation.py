@@ -7,8 +7,8 @@ import jwt
 import pytest
 
 from deployments.logs import JsonLines
-from moyin.access.gatekeeper.redaction import redact
-from moyin.store.tokens import new_secret
+from moyin.access.gatekeeper.observation import redact
+from moyin.store.tokens import generate_secret
 
 SECRET = "s3cr3t-0123456789"
 TOKEN = jwt.encode({"sub": "ann"}, b"0" * 32, "HS256")
@@ -38,7 +38,7 @@ def test_only_secrets_are_redacted(text: str, left: str | None) -> None:
 
 def test_every_secret_of_moyin_is_recognised() -> None:
     for kind in "rp":
-        secret = new_secret(kind)
+        secret = generate_secret(kind)
         assert redact(f"it was {secret}!") == f"it was moyin{kind}_…!"
 
 

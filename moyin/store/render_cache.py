@@ -1,4 +1,4 @@
-"""Caches results of renders, to return them for an identical graph."""
+"""Caches the results of renders per tenant, so that an identical graph is not rendered again."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = [
     "CacheRules",
     "CachedRender",
     "RenderCache",
-    "RenderStore",
-    "cache_owner",
-    "render_digest",
+    "ValkeyRenderCache",
+    "compute_render_digest",
+    "select_cache_owner",
 ]
 
-# The largest entry in bytes. An entry names files, but contains texts.
+# An entry contains the digests of files, but whole texts.
 _MAX_ENTRY_BYTES = 256 * 1024
 # The owner of entries that all tenants share.
 _SHARED_OWNER = "*"
@@ -30,13 +30,13 @@ _SHARED_OWNER = "*"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CacheRules:
-    """Configures the cache of a pool.
+    """Configures the render cache of a pool.
 
     Attributes:
-        kind: identifies what in the pool's renderers affects their results, such as versions.
+        kind: identifies what affects the results of the pool's renderers, such as versions.
         ttl: the lifetime of an entry in seconds.
-        entries: the maximum of entries per tenant.
-        shared: whether tenants may get each other's results.
+        entries: the maximum number of entries per tenant.
+        shared: whether tenants share all entries.
     """
 
     kind: str
@@ -48,7 +48,7 @@ class CacheRules:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CachedRender:
-    """Holds the result of a prompt.
+    """Holds the result of a render.
 
     Attributes:
         prompt_id: the id of the prompt that was rendered.
@@ -61,7 +61,7 @@ class CachedRender:
 
 
 class RenderCache(Protocol):
-    """Stores results of renders."""
+    """Caches the results of renders by owner and `compute_render_digest`."""
 
     async def get(self, owner: str, digest: str) -> CachedRender | None: ...
 
@@ -70,7 +70,7 @@ class RenderCache(Protocol):
     ) -> None: ...
 
 
-class RenderStore:
+class ValkeyRenderCache:
     """Implements `RenderCache` in Valkey."""
 
     def __init__(self, url: str) -> None:
@@ -89,16 +89,18 @@ class RenderStore:
         await self._cache.close()
 
 
-def cache_owner(owner: str, rules: CacheRules) -> str:
-    """Return the owner under which the results of ``owner`` are cached."""
+def select_cache_owner(owner: str, rules: CacheRules) -> str:
+    """Return the owner of the cache entries of a tenant, which is "*" if tenants share them."""
     return _SHARED_OWNER if rules.shared else owner
 
 
-def render_digest(rules: CacheRules, graph: Mapping[str, Any], models: Mapping[str, int]) -> str:
-    """Return a sha256 in hex that is equal for graphs with the same result.
+def compute_render_digest(
+    rules: CacheRules, graph: Mapping[str, Any], models: Mapping[str, int]
+) -> str:
+    """Return a SHA-256 in hex that is equal for graphs with the same result.
 
     Args:
-        graph: the graph, with input files named by their content (`input_name`).
+        graph: the graph, in which the names of input files are derived from their content.
         models: the sizes of the model files that the graph loads, by name.
     """
     nodes = {

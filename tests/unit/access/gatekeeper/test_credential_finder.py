@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from moyin.access.gatekeeper.asgi import Scope
-from moyin.access.gatekeeper.credentials import (
-    Credentials,
-    check_origin,
-    without_cookie,
-    without_keys,
+from moyin.access.gatekeeper.credential_finder import (
+    CredentialFinder,
+    remove_query_keys,
+    remove_session_cookie,
+    require_same_origin,
 )
 from moyin.errors import CrossSiteRequest
 
@@ -18,7 +18,7 @@ def is_comfy(scope: Scope) -> bool:
     return str(scope["path"]).startswith("/comfy/")
 
 
-TAKEN = Credentials(query=is_comfy, cookie=is_comfy)
+TAKEN = CredentialFinder(query=is_comfy, cookie=is_comfy)
 SAME = {"sec-fetch-site": "same-origin"}
 
 
@@ -65,37 +65,37 @@ def with_headers(headers: dict[str, str], **given: str) -> Scope:
 def test_the_key_of_a_request_is_found(
     headers: dict[str, str], query: str, found: str | None
 ) -> None:
-    assert TAKEN.take(with_headers(headers, query=query)) == found
+    assert TAKEN.extract(with_headers(headers, query=query)) == found
 
 
 @pytest.mark.parametrize("name", ["key", "token", "api_key", "%74oken", "k%65y"])
 def test_the_key_is_removed_from_the_query(name: str) -> None:
     asked = scope(query=f"filename=a%20b.png&{name}=secret&type=output")
-    assert TAKEN.take(asked) == "secret"
+    assert TAKEN.extract(asked) == "secret"
     assert asked["query_string"] == b"filename=a%20b.png&type=output"
 
 
 def test_the_query_key_is_removed_even_if_a_header_has_another() -> None:
     asked = scope(query="key=secret", x_api_key="good")
-    assert TAKEN.take(asked) == "good"
+    assert TAKEN.extract(asked) == "good"
     assert asked["query_string"] == b""
 
 
 @pytest.mark.parametrize("query", ["key=c", "token=c", "api_key=c"])
 def test_a_query_key_is_ignored_on_other_paths(query: str) -> None:
     asked = scope(path="/jobs", query=query)
-    assert TAKEN.take(asked) is None
+    assert TAKEN.extract(asked) is None
     assert asked["query_string"] == query.encode()
 
 
 def test_a_websocket_may_have_only_an_api_key_in_its_query() -> None:
-    assert TAKEN.take(scope("/svc", query="api_key=c", kind="websocket")) == "c"
-    assert TAKEN.take(scope("/svc", query="token=c", kind="websocket")) is None
+    assert TAKEN.extract(scope("/svc", query="api_key=c", kind="websocket")) == "c"
+    assert TAKEN.extract(scope("/svc", query="token=c", kind="websocket")) is None
 
 
 def test_a_cookie_is_ignored_on_other_paths() -> None:
-    assert TAKEN.take(scope("/jobs", cookie="moyin_session=d")) is None
-    assert Credentials().take(scope(cookie="moyin_session=d")) is None
+    assert TAKEN.extract(scope("/jobs", cookie="moyin_session=d")) is None
+    assert CredentialFinder().extract(scope(cookie="moyin_session=d")) is None
 
 
 OWN = "http://door.example:8000"
@@ -126,18 +126,18 @@ def test_a_cookie_is_accepted_from_own_pages_only(
     sent = {"host": "door.example:8000", "cookie": "moyin_session=d", **headers}
     asked = with_headers(sent, **socket)
     if fine:
-        assert TAKEN.take(asked) == "d"
+        assert TAKEN.extract(asked) == "d"
     else:
         with pytest.raises(CrossSiteRequest):
-            TAKEN.take(asked)
+            TAKEN.extract(asked)
 
 
 def test_reads_and_header_keys_need_no_origin() -> None:
     foreign = {"host": "door.example", "origin": "http://evil.example"}
     by_cookie = with_headers({**foreign, "cookie": "moyin_session=d"})
-    assert TAKEN.take(by_cookie) == "d"
+    assert TAKEN.extract(by_cookie) == "d"
     by_header = with_headers({**foreign, "x-api-key": "b"}, method="POST")
-    assert TAKEN.take(by_header) == "b"
+    assert TAKEN.extract(by_header) == "b"
 
 
 @pytest.mark.parametrize(
@@ -149,19 +149,21 @@ def test_reads_and_header_keys_need_no_origin() -> None:
     ],
 )
 def test_an_origin_is_compared_by_host_and_port(origin: str, host: str) -> None:
-    check_origin(with_headers({"origin": origin, "host": host}, method="POST"))
+    require_same_origin(with_headers({"origin": origin, "host": host}, method="POST"))
 
 
 def test_a_client_without_origin_headers_may_sign_in() -> None:
-    check_origin(scope(method="POST"), required=False)
+    require_same_origin(scope(method="POST"), required=False)
     with pytest.raises(CrossSiteRequest):
-        check_origin(scope(method="POST", origin="http://evil.example"), required=False)
+        require_same_origin(scope(method="POST", origin="http://evil.example"), required=False)
 
 
 @pytest.mark.parametrize("host", ["", "a b", "door.example:x", "door.example:99999"])
 def test_an_invalid_host_matches_no_origin(host: str) -> None:
     with pytest.raises(CrossSiteRequest):
-        check_origin(with_headers({"origin": "http://door.example", "host": host}, method="POST"))
+        require_same_origin(
+            with_headers({"origin": "http://door.example", "host": host}, method="POST")
+        )
 
 
 @pytest.mark.parametrize(
@@ -175,8 +177,8 @@ def test_an_invalid_host_matches_no_origin(host: str) -> None:
     ],
 )
 def test_the_session_cookie_is_removed_for_upstreams(value: str, left: str) -> None:
-    assert without_cookie(value) == left
+    assert remove_session_cookie(value) == left
 
 
 def test_only_keys_are_removed_from_a_query() -> None:
-    assert without_keys("a=1&key=x&b=key&tokens=2&token") == "a=1&b=key&tokens=2"
+    assert remove_query_keys("a=1&key=x&b=key&tokens=2&token") == "a=1&b=key&tokens=2"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from moyin.access.gatekeeper.addresses import TrustedProxies
+from moyin.access.gatekeeper.asgi import TrustedProxies
 
 
 @pytest.mark.parametrize(
@@ -27,13 +27,13 @@ def test_the_client_is_the_nearest_untrusted_address(
 ) -> None:
     headers = [] if forwarded is None else [(b"x-forwarded-for", forwarded.encode())]
     scope = {"client": (peer, 1) if peer else None, "headers": headers}
-    assert TrustedProxies(trusted).client(scope) == client
+    assert TrustedProxies(trusted).get_client_address(scope) == client
 
 
 def test_several_forwarded_headers_are_one_list() -> None:
     headers = [(b"x-forwarded-for", b"1.1.1.1"), (b"x-forwarded-for", b"198.51.100.1")]
     scope = {"client": ("127.0.0.1", 1), "headers": headers}
-    assert TrustedProxies("127.0.0.0/8").client(scope) == "198.51.100.1"
+    assert TrustedProxies("127.0.0.0/8").get_client_address(scope) == "198.51.100.1"
 
 
 def test_an_invalid_block_is_an_error() -> None:

@@ -1,4 +1,4 @@
-"""Caches responses of models, to return them for an identical request."""
+"""Caches the responses of models per tenant, to return them for identical requests."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import asdict, dataclass
 from moyin.domain.money import Usage
 from moyin.store.tenant_cache import TenantCache
 
-__all__ = ["CachedResponse", "ResponseStore"]
+__all__ = ["CachedResponse", "ResponseCache"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CachedResponse:
-    """Holds a response as its client got it.
+    """Holds the response of a model as the client received it.
 
     Attributes:
-        body: the whole body; of a stream, all events without the cost.
-        usage: the tokens that the response consumed.
+        body: the whole body or, for a stream, all events except the final comment with the cost.
+        usage: the tokens that the response used.
     """
 
     backend: str
@@ -27,21 +27,21 @@ class CachedResponse:
     usage: Usage
 
 
-class ResponseStore:
-    """Caches responses per tenant: each expires, and the oldest are evicted when there are too many."""
+class ResponseCache:
+    """Caches responses in Valkey by tenant and digest of the request."""
 
     def __init__(self, url: str) -> None:
         self._cache = TenantCache(url, "moyin:responses")
 
     async def get(self, owner: str, digest: str) -> CachedResponse | None:
-        """Return a cached response; None: there is none."""
+        """Return the cached response to the request with this digest, or None if there is none."""
         encoded = await self._cache.get(owner, digest)
         return None if encoded is None else _decode(encoded)
 
     async def put(
         self, owner: str, digest: str, response: CachedResponse, *, ttl: int, entries: int
     ) -> None:
-        """Cache ``response`` for ``ttl`` seconds, among the newest ``entries`` of its tenant."""
+        """Cache a response for ``ttl`` seconds, and evict all but the owner's newest ``entries``."""
         await self._cache.put(owner, digest, _encode(response), ttl=ttl, entries=entries)
 
     async def close(self) -> None:

@@ -1,34 +1,34 @@
-"""Tracks the progress of a response from the messages that the app sends."""
+"""Tracks how far an app has sent its response, to decide how the gatekeeper may end the request."""
 
 from __future__ import annotations
 
 from moyin.access.gatekeeper.asgi import Message, RawHeaders
 
-__all__ = ["Progress"]
+__all__ = ["ResponseProgress"]
 
-# Media types of streams, and the bytes between two events.
+# Media types of event streams, and the bytes that end an event.
 _BOUNDARIES = {
     "text/event-stream": (b"\n\n", b"\r\n\r\n", b"\r\r"),
     "application/x-ndjson": (b"\n",),
 }
 
 
-class Progress:
-    """Tracks the messages of one response or WebSocket.
+class ResponseProgress:
+    """Tracks the ASGI messages that an app sends for one request or WebSocket.
 
     Attributes:
-        started: whether the status was sent or the WebSocket accepted.
+        has_started: whether the status was sent or the WebSocket accepted.
     """
 
     def __init__(self, kind: str) -> None:
         self._is_socket = kind == "websocket"
-        self.started = False
+        self.has_started = False
         self._finished = False
         self._headers: RawHeaders = ()
         self._last = b""
 
-    def note(self, message: Message) -> None:
-        """Record a message. It is called for every message, so it computes nothing."""
+    def record(self, message: Message) -> None:
+        """Record a message that the app sends; it must be fast, since it is called for each."""
         kind = message["type"]
         if kind == "http.response.body":
             if message.get("more_body", False):
@@ -36,26 +36,26 @@ class Progress:
             else:
                 self._finished = True
         elif kind == "http.response.start":
-            self.started = True
+            self.has_started = True
             self._headers = message.get("headers", ())
         elif kind == "websocket.accept":
-            self.started = True
+            self.has_started = True
         elif kind == "websocket.close":
             self._finished = True
 
     @property
     def is_under_way(self) -> bool:
-        """True for a WebSocket, or a stream that has begun, and has not finished.
+        """True if this is a WebSocket or a stream that has started and not finished.
 
-        A response of a known length, or one that has not begun, ends by itself.
+        Responses with a Content-Length are not streams: they end soon by themselves.
         """
         if self._finished:
             return False
-        return self._is_socket or (self.started and self._header(b"content-length") is None)
+        return self._is_socket or (self.has_started and self._header(b"content-length") is None)
 
     @property
     def appendable_as(self) -> str | None:
-        """The media type, if an event can be appended to the response now; otherwise None."""
+        """The media type of the stream if an event can be appended to it now, otherwise None."""
         if self._header(b"content-encoding") is not None:
             return None
         content_type = (self._header(b"content-type") or b"").partition(b";")[0].strip().lower()

@@ -1,6 +1,6 @@
 """Verifies the caller again inside the transaction of an operation with lasting effect.
 
-Authentication results are cached for seconds, in which a session or key may have ended.
+Authenticated identities are cached for seconds, in which the session or key may end.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["ReauthorizedTransactions"]
 
 
 class ReauthorizedTransactions:
-    """Opens transactions in which the caller's session or key is verified again."""
+    """Opens transactions that first verify the caller's session or API key again."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -30,29 +30,31 @@ class ReauthorizedTransactions:
     async def begin(
         self, identity: Identity, *, target_user: str | None = None
     ) -> AsyncIterator[Transaction]:
-        """Open a transaction of the caller; pass it to the stores as ``within``.
+        """Open a transaction, to be passed to the stores as ``within``.
 
         Args:
-            target_user: the id of the user that the transaction changes; None: it changes none.
-                Both users' rows are locked, so that two who change each other take turns.
+            target_user: the id of the user that the transaction changes, or None. The rows of the
+                caller and the target are locked, so that two users cannot change each other at the
+                same time.
 
         Raises:
-            InvalidKey: the session or the key has ended or lost scopes, or the caller is one of
-                Moyin's services without a key or session.
+            InvalidKey: the session or key has ended or lost scopes, or the caller is one of Moyin's
+                services and has neither.
         """
         async with self._database.writing() as transaction:
-            # A concurrent transaction that disables the user or takes over the account waits for
-            # this one, and then also revokes what it created. SQLite has only one writer.
+            # A transaction that disables the user waits for this one, to revoke its new keys, too.
             if locked := {identity.user, target_user} - {None}:
                 rows = sa.select(users.c.id).where(users.c.id.in_(locked)).order_by(users.c.id)
                 await transaction.execute(rows.with_for_update(key_share=True))
             if not await _is_valid(transaction, identity):
-                raise InvalidKey("the session or the key has ended; sign in again")
+                raise InvalidKey(
+                    "the session or API key has ended or lost scopes; sign in again or use another key"
+                )
             yield transaction
 
 
 async def _is_valid(transaction: Transaction, identity: Identity) -> bool:
-    # The scopes of a session cannot shrink: a change of role ends it.
+    # A session cannot lose scopes, since a change of role ends it.
     if identity.is_session:
         return await is_session_open(transaction, identity.key_id)
     return await is_key_valid(transaction, identity.key_id, identity.scopes)
