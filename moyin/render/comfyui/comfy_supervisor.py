@@ -1,4 +1,4 @@
-"""`ComfySupervisor`: keeps a ComfyUI process running, one `Session` after the other."""
+"""Keeps a ComfyUI process running, and replaces it when it ends or hangs."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _log = logging.getLogger(__name__)
 
 
 class ComfySupervisor:
-    """Replaces the process whenever it dies or hangs, from `start` to `close`.
+    """Supervises one ComfyUI process at a time, from `start` to `close`.
 
     Args:
-        open_session: starts a process.
-        on_loss: called with the reason for the loss of a process, and whether its prompts may be
-            the cause.
+        open_session: returns a context manager that starts a process and stops it at the end.
+        on_loss: called when a process is lost, with the reason and with whether one of its prompts
+            may be the cause.
 
     Attributes:
-        session: the present session; None while no process is up.
-        error: why the latest process was lost or failed to start.
+        session: the session of the running process, or None while no process is ready.
+        error: why the latest process was lost or failed to start, or None.
     """
 
     def __init__(
@@ -46,29 +46,29 @@ class ComfySupervisor:
         self._supervising: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Start the process in the background."""
+        """Start ComfyUI in the background."""
         self._supervising = asyncio.create_task(self._supervise())
 
     async def close(self) -> None:
-        """Stop the process."""
+        """Stop ComfyUI."""
         if self._supervising is not None:
             self._supervising.cancel()
             await asyncio.gather(self._supervising, return_exceptions=True)
 
     def check(self) -> None:
-        """Check that the process is still supervised.
+        """Raise an error if the supervising task has ended, which would be a bug.
 
         Raises:
-            RuntimeError: the supervising task has ended, which is a bug.
+            RuntimeError: The task has ended.
         """
         if self._supervising is not None and self._supervising.done():
-            raise RuntimeError("the task that supervises ComfyUI has ended")
+            raise RuntimeError("ComfySupervisor's task has ended before ComfySupervisor.close")
 
     async def wait_for_session(self) -> Session:
-        """Return the session, once there is one.
+        """Wait until ComfyUI is ready, and return its session.
 
         Raises:
-            ServiceUnavailable: the process does not start in time.
+            ServiceUnavailable: ComfyUI does not start in time.
         """
         try:
             async with asyncio.timeout(self._options.start_timeout):
@@ -78,29 +78,29 @@ class ComfySupervisor:
         return self.require_session()
 
     def require_session(self) -> Session:
-        """Return the session.
+        """Return the present session.
 
         Raises:
-            ServiceUnavailable: no process is up.
+            ServiceUnavailable: ComfyUI is not ready.
         """
         if self.session is None:
             raise _unavailable()
         return self.session
 
     def use(self, session: Session) -> None:
-        """Make this the present session."""
+        """Set the present session."""
         self.session = self._latest = session
         self.error = None
         self._is_up.set()
 
     def give_up(self, session: Session) -> None:
-        """Have the process replaced."""
-        # At once, so that no other prompt is sent to it.
+        """Replace the process of a session."""
+        # Cleared at once, so that no other prompt is submitted to the process.
         self._clear_session()
         session.give_up()
 
     async def give_up_hanging(self) -> bool:
-        """Have the process replaced if it is alive; return whether it was."""
+        """Replace the present process if it is alive but hangs, and return whether it was alive."""
         session = self.session
         if session is None or await session.ended() or session is not self.session:
             return False
@@ -108,7 +108,7 @@ class ComfySupervisor:
         return True
 
     async def was_killed(self) -> bool:
-        """Return whether the latest process was killed from outside."""
+        """Return whether another process has killed the latest ComfyUI process."""
         return self._latest is not None and await self._latest.killed()
 
     def _clear_session(self) -> None:
@@ -120,25 +120,25 @@ class ComfySupervisor:
         while True:
             try:
                 await self._run_once()
-                # It has rendered a prompt, so there is no reason to wait longer the next time.
+                # Reset the delay, because the process was ready and has rendered a prompt.
                 backoff = Backoff()
             except (MoyinError, OSError) as error:
                 self.error = str(error)
-                _log.warning("ComfyUI did not start: %s", error)
+                _log.warning("ComfyUI did not start and is started again: %s", error)
             await asyncio.sleep(backoff.after(0))
 
     async def _run_once(self) -> None:
-        """Run one process from its start to its end."""
+        """Run one ComfyUI process from its start to its end."""
         async with self._open_session() as session:
             self.use(session)
             try:
                 self.error = await session.wait_until_broken()
-                _log.warning("ComfyUI is lost: %s", self.error)
+                _log.warning("ComfyUI is stopped and started again: %s", self.error)
             finally:
                 self._clear_session()
                 is_blamed = self.error is not None and not await session.killed()
-                self._on_loss(self.error or "it was stopped", is_blamed)
+                self._on_loss(self.error or "the process was stopped", is_blamed)
 
 
 def _unavailable() -> ServiceUnavailable:
-    return ServiceUnavailable("ComfyUI is not running yet", retry_after=5)
+    return ServiceUnavailable("ComfyUI is still starting; try again", retry_after=5)

@@ -1,7 +1,7 @@
-"""Selects the environment variables of a ComfyUI process.
+"""Selects the environment variables of a ComfyUI process by an allow list.
 
-The stack's own variables hold secrets: keys of back ends, Ray's token, addresses with passwords. So
-a process gets only variables that are on an allow list.
+The environment of the stack contains secrets, such as keys of back ends, Ray's token and addresses
+with passwords.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["child_environment"]
 
 _NAMES = frozenset(
     {
-        # A stack finds its processes by these.
+        # `moyin down` finds the processes of its stack by these variables.
         *(SERVICE_VARIABLE, STACK_VARIABLE),
         *("PATH", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH"),
         *("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "GPU_DEVICE_ORDINAL", "SSL_CERT_FILE"),
@@ -30,7 +30,7 @@ _PREFIXES = (
     *("MIOPEN_", "ZE_", "ONEAPI_", "SYCL_", "TORCH_", "PYTORCH_", "TORCHINDUCTOR_", "TRITON_"),
 )
 _SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
-# ComfyUI's interpreter must not load the packages of this one.
+# ComfyUI's interpreter must not load the packages of this interpreter.
 _INTERPRETER_NAMES = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 _USER = "comfyui"
 
@@ -38,11 +38,11 @@ _USER = "comfyui"
 def child_environment(
     environ: Mapping[str, str], options: ComfyOptions, scratch: Path
 ) -> dict[str, str]:
-    """Return the variables of a process.
+    """Return the environment variables of a ComfyUI process.
 
     Args:
-        environ: the variables of this process.
-        scratch: folder for the process's temporary and private files.
+        environ: environment variables of this process.
+        scratch: folder for temporary and private files of the ComfyUI process.
     """
     if options.isolation is Isolation.OFF:
         env = {name: value for name, value in environ.items() if name not in _INTERPRETER_NAMES}

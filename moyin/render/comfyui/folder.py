@@ -1,12 +1,12 @@
-"""`ProcessFolder`: the folder of one ComfyUI process.
+"""Creates the folder of a ComfyUI process, and removes its files safely.
 
-::
+The content of the folder::
 
-    comfyui-default-0/        readable to its owner only; the process sees only ``base`` and ``etc``
+    comfyui-default-0/        readable to its owner; the process can access only ``base`` and ``etc``
         comfyui.log, comfyui.sock
         staging/              input files of waiting prompts
         done/<prompt id>/     files that a prompt has written and that are being stored
-        etc/                  the process's /etc/passwd and the like
+        etc/                  the process's /etc/passwd and similar files
         base/                 ComfyUI's --base-directory
             input/            input files of the executing prompt; read-only to the process
             output/ temp/ user/ scratch/      writable to the process; emptied after each prompt
@@ -41,7 +41,7 @@ _RECREATED = ("staging", "done", "base", "etc")
 
 
 class ProcessFolder:
-    """Creates the folder and knows the paths in it."""
+    """The folder of a ComfyUI process, with the paths in it."""
 
     def __init__(self, options: ComfyOptions) -> None:
         self.path = options.folder.resolve()
@@ -53,7 +53,7 @@ class ProcessFolder:
 
     @property
     def base(self) -> Path:
-        """ComfyUI's ``--base-directory``."""
+        """The value of ComfyUI's ``--base-directory``."""
         return self.path / "base"
 
     @property
@@ -73,12 +73,12 @@ class ProcessFolder:
 
     @property
     def staging(self) -> Path:
-        """The folder of input files that wait for their prompt."""
+        """The folder of the input files of waiting prompts."""
         return self.path / "staging"
 
     @property
     def done(self) -> Path:
-        """The folder of files that prompts have written, by prompt id."""
+        """The folder of the files of finished prompts, with a subfolder for each prompt id."""
         return self.path / "done"
 
     @property
@@ -94,17 +94,17 @@ class ProcessFolder:
         return [BRIDGE, *(path.name for path in self._nodes())]
 
     def prepare(self, uid: int | None = None) -> None:
-        """Create the folder for a new process; blocks.
+        """Recreate the folder for a new process (blocking).
 
         Args:
-            uid: user of the process; None: that of this process.
+            uid: user id of the process, or None if it is the same as this process's.
 
         Raises:
-            StackError: a configured folder is missing.
+            StackError: A configured node package is missing.
         """
         for path in self._options.custom_nodes:
             if not path.exists():
-                raise StackError(f"custom_nodes: there is no node package {path}")
+                raise StackError(f"custom_nodes: the node package {path} does not exist")
         self.path.mkdir(parents=True, exist_ok=True)
         self.path.chmod(0o700)
         for name in _RECREATED:
@@ -126,7 +126,7 @@ class ProcessFolder:
         self._write_etc(os.getuid() if uid is None else uid)
 
     def _nodes(self) -> list[Path]:
-        """Return the node packages to load, with the one that ComfyUI ships among its custom nodes."""
+        """Return the configured node packages, and the custom node that is part of ComfyUI."""
         shipped = self._options.home / "custom_nodes" / _SHIPPED_NODES
         return [*([shipped] if shipped.exists() else []), *self._options.custom_nodes]
 
@@ -138,7 +138,7 @@ class ProcessFolder:
         _write(package / "__init__.py", _BRIDGE_INIT)
 
     def _write_etc(self, uid: int) -> None:
-        """Write a passwd file: some programs fail when their user has no name."""
+        """Write the process's /etc/passwd, because some programs fail if their user has no name."""
         gid = os.getgid() if uid == os.getuid() else uid
         _write(self.etc / "passwd", f"{_USER}:x:{uid}:{gid}::{self.scratch}:/bin/sh\n")
         _write(self.etc / "group", f"{_USER}:x:{gid}:\n")
@@ -146,7 +146,7 @@ class ProcessFolder:
 
 
 def _make_folder(path: Path) -> None:
-    """Create a folder that every user may read, whatever the umask."""
+    """Create a folder that all users may read, independently of the umask."""
     path.mkdir()
     path.chmod(0o755)
 

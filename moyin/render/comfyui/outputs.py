@@ -1,4 +1,4 @@
-"""`Outputs`: stores the files of ComfyUI's folders as blobs in the artifact store."""
+"""Stores the output files of prompts as blobs in the artifact store."""
 
 from __future__ import annotations
 
@@ -35,38 +35,40 @@ _MEDIA_TYPES = {".webp": "image/webp", ".glb": "model/gltf-binary", ".flac": "au
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredResult:
-    """The result of a prompt whose files are in the store."""
+    """The result of a prompt whose files are in the artifact store."""
 
     record: PromptRecord
     done: RenderSucceeded
 
 
 class Outputs:
-    """Stores each file once, and remembers the stored files of one ComfyUI process.
+    """Stores output files, and remembers the stored files of one ComfyUI process.
 
-    ComfyUI answers a repeated graph from its cache with the names of the files that the first
-    prompt wrote. By then they have left its folder, so they are looked up here. A file that exists
-    in the folder takes precedence, since a node may use the same name every time. A remembered file
-    may have been pruned from the store.
+    For a repeated graph, ComfyUI's cache returns the names of the files that an earlier prompt
+    wrote. These files have been moved and stored, so this object looks up their digests. A file
+    that still exists has precedence, because a node may write the same name every time.
 
     Args:
-        limit: bytes of one prompt's files.
+        limit: largest number of bytes of all output files of a prompt.
     """
 
     def __init__(self, written_files: WrittenFiles, blobs: BlobStore, limit: int) -> None:
         self._written = written_files
         self._blobs = blobs
         self._limit = limit
-        # Stored files, with the version of the file on disk.
+        # The stored files, each with the version of the file that was read.
         self._stored: BoundedDict[OutputFile, tuple[PromptFile, _Version]]
         self._stored = BoundedDict(_REMEMBERED)
-        # A repeated graph may name the files of a prompt that is just being stored.
+        # A repeated graph may name files that are being stored for an earlier prompt.
         self._storing = asyncio.Lock()
 
     async def collect(self, prompt_id: str, entry: HistoryEntry) -> StoredResult | None:
-        """Store a prompt's outputs; return None if one neither exists nor is remembered.
+        """Store the output files of a finished prompt and return its result.
 
-        For a failed prompt, store and return the outputs that exist.
+        Missing files of a failed prompt are left out.
+
+        Returns:
+            The result, or None if a file of a successful prompt does not exist and is not stored.
         """
         try:
             async with self._storing:
@@ -96,16 +98,19 @@ class Outputs:
         return stored
 
     async def collect_node(self, prompt_id: str, output: Mapping[str, Any]) -> list[PromptFile]:
-        """Store the existing output files of one node of a running prompt."""
+        """Store the output files of one node of a running prompt, and leave missing files out."""
         async with self._storing:
             files = [await self._store(prompt_id, file, self._limit) for file in files_of(output)]
         return [file for file in files if file is not None]
 
     async def _store(self, prompt_id: str, output: OutputFile, limit: int) -> PromptFile | None:
-        """Store one file, unless this version of it is stored; return None if it is gone.
+        """Store a file unless the same version of the file is stored.
+
+        Returns:
+            The stored file, or None if the file does not exist.
 
         Raises:
-            RenderFailed: the file is larger than ``limit`` bytes.
+            RenderFailed: The file has more than ``limit`` bytes.
         """
         name = farm_name(output, prompt_id)
         known, version = self._stored.get(output, (None, None))
@@ -114,7 +119,7 @@ class Outputs:
             if (
                 known is not None
                 and (file is None or _version(file) == version)
-                # Another prompt may have stored it weeks ago.
+                # Another prompt may have stored the file weeks ago, and it may have been pruned.
                 and (known.name == name or await self._blobs.renew(known.sha256))
             ):
                 return replace(known, name=name)
@@ -122,7 +127,9 @@ class Outputs:
                 return None
             version = _version(file)
             if os.fstat(file.fileno()).st_size > limit:
-                raise RenderFailed(f"the render's files are larger than {self._limit} bytes")
+                raise RenderFailed(
+                    f"the render's output files have more than the allowed {self._limit:,} bytes"
+                )
             blob = await self._blobs.put_stream(file, limit)
         finally:
             if file is not None:
@@ -146,7 +153,7 @@ def _rendered(file: PromptFile, node: str, slot: str) -> RenderedFile:
 
 
 def _version(file: BinaryIO) -> _Version:
-    """Return a value that changes when the file is written again."""
+    """Return a value that differs between two versions of a file."""
     stat = os.fstat(file.fileno())
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
 

@@ -1,7 +1,7 @@
-"""`PoolAnswers`: caches the pools' responses in memory, and the lasting ones on disk.
+"""Requests data from the renderers of a pool, and caches the responses in memory and on disk.
 
-Responses stay valid while none of a pool's renderers is up, for example after the pool was scaled
-down to zero. They are dropped when the pool runs with another configuration.
+Cached responses stay valid while no renderer of the pool is running, for example after the pool was
+scaled down to zero. They are dropped when the configuration of the pool changes.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ __all__ = [
 ]
 
 NODES = "/object_info"
-# The pool's own rules; this is not a path of ComfyUI.
+# The path at which a pool returns its rules for graphs; ComfyUI has no such path.
 RULES = "/moyin/rules"
 FRESH_SECONDS = 10.0
-# How long an old response is held back while a new one is fetched.
+# How long a request waits for a new response before the cached one is returned.
 PATIENCE_SECONDS = 0.5
 # Paths whose responses are also written to disk.
 _LASTING = (NODES, RULES)
 _REMEMBERED = 128
-# Files of node packages: a page needs many of them; large ones are not cached.
+# Files of node packages, of which a page of the frontend loads many. Large files are not cached.
 _FILES = "/extensions/"
 _REMEMBERED_FILES = 256
 _MAX_CACHED_FILE_BYTES = 256 * 1024
@@ -47,17 +47,18 @@ _log = logging.getLogger(__name__)
 
 
 class PoolStarting(ServiceUnavailable):
-    """Raised for a pool that is starting and has not answered with its present configuration."""
+    """Raised if a pool is starting and no response for its configuration is cached."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PoolAnswer:
-    """The response of a render pool to a GET request for its ComfyUIs.
+    """The response of a pool to a GET request for one of its ComfyUI processes.
 
     Attributes:
-        version: fingerprint of the configuration, which decides the pool's nodes and models.
-        state: ``up``: a renderer answered; ``starting``: one will soon; ``down``: none will.
-        content: the body; None: there is nothing at this path, or no renderer is up.
+        version: fingerprint of the pool's configuration, which determines its nodes and models.
+        state: ``up`` if a renderer has responded, ``starting`` if a renderer is starting, or
+            ``down`` if the pool has no renderer.
+        content: body of the response, or None if nothing exists at the path or no renderer is up.
     """
 
     version: str
@@ -66,21 +67,24 @@ class PoolAnswer:
 
 
 class PoolClient(Protocol):
-    """Sends requests to the pools."""
+    """The interface of a client that sends requests to render pools."""
 
     @property
     def pools(self) -> Sequence[str]: ...
 
     async def get(self, pool: str, path: str) -> PoolAnswer:
-        """Send a GET request to one renderer of the pool.
+        """Send a GET request to a renderer of the pool.
 
         Raises:
-            ServiceUnavailable: the pool cannot be reached, or its ComfyUI failed on the request.
+            ServiceUnavailable: The pool does not respond, or its ComfyUI process failed.
         """
         ...
 
     async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
-        """Send a GET request to all renderers; return the bodies of those that answer, by name."""
+        """Send a GET request to all renderers of the pool, and return the bodies by renderer.
+
+        Renderers that do not respond are left out.
+        """
         ...
 
 
@@ -89,7 +93,9 @@ class Answer:
     """A cached response.
 
     Attributes:
-        at: time of the response by the monotonic clock; minus infinity if it was read from disk.
+        value: body of the response, or None if nothing exists at the path.
+        at: monotonic time of the response, or minus infinity if it was read from disk.
+        version: fingerprint of the pool's configuration.
     """
 
     value: bytes | None
@@ -98,12 +104,12 @@ class Answer:
 
 
 class PoolAnswers:
-    """Sends one request to a pool for any number of callers, and caches the response.
+    """A cache of the pools' responses, which combines equal concurrent requests.
 
     Args:
-        folder: folder of the responses on disk; None: none are written.
-        fresh: seconds for which a cached response is used without a new request.
-        patience: seconds for which an older one is held back for a new one.
+        folder: folder of the cached responses on disk, or None to cache in memory only.
+        fresh: seconds for which a cached response is returned without a new request.
+        patience: seconds to wait for a new response before an older cached one is returned.
     """
 
     def __init__(
@@ -118,7 +124,7 @@ class PoolAnswers:
         self._loading: dict[tuple[str, str], asyncio.Task[Answer]] = {}
 
     async def close(self) -> None:
-        """Cancel the requests in progress."""
+        """Cancel the running requests."""
         tasks = list(self._loading.values())
         for task in tasks:
             task.cancel()
@@ -129,13 +135,11 @@ class PoolAnswers:
     ) -> Answer:
         """Return the pool's response to GET ``path``.
 
-        Args:
-            fresh: overrides the default of this cache.
-            patience: overrides the default of this cache.
+        The arguments ``fresh`` and ``patience`` override those of the constructor.
 
         Raises:
-            PoolStarting: the pool is starting, and its response is not cached.
-            ServiceUnavailable: the pool is down, and its response is not cached.
+            PoolStarting: The pool is starting, and no response is cached.
+            ServiceUnavailable: The pool is down, and no response is cached.
         """
         answers = self._cache(path)
         known = answers.get((pool, path))
@@ -161,7 +165,7 @@ class PoolAnswers:
         try:
             response = await self._client.get(pool, path)
         except ServiceUnavailable:
-            # The version of an unreachable pool is unknown: its last response is the best guess.
+            # The configuration of an unreachable pool is unknown, so its last response is used.
             before = before or await self._read(pool, path)
             if before is None:
                 raise
@@ -193,7 +197,7 @@ class PoolAnswers:
             return replace(before, at=time.monotonic())
         self._cache(path).pop((pool, path), None)
         error = PoolStarting if response.state == "starting" else ServiceUnavailable
-        raise error(f"no renderer of pool {pool!r} is up", retry_after=5)
+        raise error(f"pool {pool!r} has no running renderer; try again", retry_after=5)
 
     async def _read(self, pool: str, path: str) -> Answer | None:
         file = self._file(pool, path)
@@ -212,7 +216,7 @@ class PoolAnswers:
                 content = answer.version.encode() + b"\n" + answer.value
                 await asyncio.to_thread(_write, file, content)
             except OSError as error:
-                _log.warning("the nodes of pool %s could not be saved: %s", pool, error)
+                _log.warning("pool %s: the response to %s is not cached: %s", pool, path, error)
 
     def _file(self, pool: str, path: str) -> Path | None:
         if self._folder is None or path not in _LASTING:

@@ -1,4 +1,4 @@
-"""`ComfyProcess`: starts, watches and stops one ComfyUI process."""
+"""Starts, watches and stops a ComfyUI process."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ __all__ = ["ComfyProcess", "Spawner", "memory_kills"]
 _log = logging.getLogger(__name__)
 _CHUNK_BYTES = 64 * 1024
 _SANDBOX_END_SECONDS = 5.0
-# Each math library starts one thread per processor, several times over.
+# High, because each math library starts several threads per processor.
 _MAX_THREADS = 16_384
-# Bubblewrap, like a shell, reports 128 + the signal that killed its child.
+# Like a shell, bubblewrap exits with 128 plus the number of the signal that killed its child.
 _KILLED_STATUSES = (-signal.SIGKILL, 128 + signal.SIGKILL)
 
 
 class Spawner:
     """Starts processes from one thread that lives until `close`.
 
-    A parent-death signal is sent when the forking *thread* ends, and threads of a pool may end
-    early.
+    The kernel sends the parent-death signal when the *thread* that forked the process ends, and the
+    threads of asyncio's executor may end early.
     """
 
     def __init__(self) -> None:
@@ -55,21 +55,21 @@ class Spawner:
     async def spawn(
         self, command: list[str], env: dict[str, str], descriptors: Sequence[int] = ()
     ) -> subprocess.Popen[bytes]:
-        """Start a process that inherits ``descriptors``."""
+        """Start a process that inherits the file descriptors ``descriptors``."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, _spawn, command, env, descriptors)
 
     def close(self) -> None:
-        """End the thread; the kernel kills processes that still run."""
+        """End the thread, after which the kernel kills the processes that are still running."""
         self._thread.shutdown()
 
 
 class ComfyProcess:
-    """A started process.
+    """A running ComfyUI process.
 
     Attributes:
         address: path of ComfyUI's Unix socket.
-        exited: task that ends with the exit status when the process has ended.
+        exited: task that returns the exit status when the process has ended.
     """
 
     def __init__(
@@ -92,11 +92,11 @@ class ComfyProcess:
     async def start(
         cls, options: ComfyOptions, folder: ProcessFolder, spawner: Spawner
     ) -> ComfyProcess:
-        """Start ComfyUI, which needs seconds before it answers.
+        """Start ComfyUI, and return before it serves requests.
 
         Raises:
-            OSError: the interpreter can't be run.
-            StackError: this machine can't confine the process.
+            OSError: The interpreter can't be run.
+            StackError: This machine can't confine the process.
         """
         env = child_environment(os.environ, options, folder.scratch)
         is_strict = options.isolation is Isolation.STRICT
@@ -127,45 +127,45 @@ class ComfyProcess:
 
     @property
     def pid(self) -> int:
-        """The id of ComfyUI's own process, or of bubblewrap's until that is known."""
+        """The id of ComfyUI's process, or that of bubblewrap until ComfyUI has started."""
         main = None if self._sandboxed is None else self._sandboxed.main
         return self._process.pid if main is None else main
 
     @property
     def was_killed(self) -> bool:
-        """Whether the process was killed, other than by the kernel for want of memory."""
+        """Whether a process, and not the kernel's out-of-memory killer, has killed ComfyUI."""
         if not self.exited.done() or self.exited.result() not in _KILLED_STATUSES:
             return False
         return memory_kills() == self._memory_kills
 
     def last_lines(self, count: int = 12) -> str:
-        """Return the last lines of its log, for an operator."""
+        """Return the last lines of the process's log, for an operator."""
         return "\n".join(tail(self._log_path, count))
 
     def settle(self) -> None:
-        """Exempt all present processes of the sandbox from `end_strays`; blocks."""
+        """Exempt all present processes of the sandbox from `end_strays` (blocking)."""
         if self._sandboxed is not None:
             self._sandboxed.settle()
 
     def end_strays(self) -> None:
-        """Kill the processes that a prompt has left behind; blocks.
+        """Kill the processes that a finished prompt has not ended (blocking).
 
         Raises:
-            WorkerLost: one does not end.
+            WorkerLost: A process does not end in time.
         """
         if self._sandboxed is not None:
             self._sandboxed.end_strays()
 
     async def stop(self, patience: float = 5.0) -> None:
-        """End the whole process group: SIGTERM, then SIGKILL after ``patience`` seconds."""
+        """Send SIGTERM to the process group, then SIGKILL after ``patience`` seconds."""
         if not self.exited.done():
             self._signal(signal.SIGTERM)
             await asyncio.wait([self.exited], timeout=patience)
-        # Even if the leader has ended: its children belong to the group as well.
+        # Sent even if the leader has ended, because its children belong to the group as well.
         self._signal(signal.SIGKILL)
         await self.exited
         if self._sandboxed is not None:
-            # The kernel ends a sandbox after its first process, which takes a moment.
+            # The kernel ends the other processes of a sandbox shortly after its first process.
             with contextlib.suppress(TimeoutError, ProcessLookupError):
                 async with asyncio.timeout(_SANDBOX_END_SECONDS):
                     await _wait_for_exit(self._sandboxed.init)
@@ -180,7 +180,7 @@ class ComfyProcess:
         try:
             await _wait_for_exit(self._process.pid)
             status = self._process.wait()
-            # A grandchild may hold the pipe open for ever.
+            # With a timeout, because a grandchild may hold the pipe open for ever.
             await asyncio.wait([pump], timeout=0.5)
         finally:
             pump.cancel()
@@ -200,7 +200,7 @@ class ComfyProcess:
 
 
 def memory_kills(path: Path = Path("/proc/vmstat")) -> int:
-    """Return how often the kernel has killed a process for want of memory since it started."""
+    """Return how many processes the kernel's out-of-memory killer has killed since boot."""
     lines = (line.split() for line in path.read_text().splitlines())
     return next((int(line[1]) for line in lines if line[0] == "oom_kill"), 0)
 
@@ -208,14 +208,14 @@ def memory_kills(path: Path = Path("/proc/vmstat")) -> int:
 def command_line(
     options: ComfyOptions, folder: ProcessFolder, launcher_options: dict[str, Any]
 ) -> list[str]:
-    """Return the command: the launcher with its options, then ``main.py`` with its arguments."""
+    """Return the command that runs ``launcher.py``, which runs ComfyUI's ``main.py``."""
     return [
         str(options.python),
         str(folder.launcher),
         json.dumps(launcher_options),
         str(options.home / "main.py"),
         *("--base-directory", str(folder.base)),
-        # The default database lies in the installation, which all processes and prompts share.
+        # The default database is in ComfyUI's installation, which all processes share.
         *("--database-url", "sqlite:///:memory:"),
         *("--disable-auto-launch", "--disable-api-nodes"),
         *("--preview-method", "auto"),
@@ -226,7 +226,7 @@ def command_line(
 
 
 def _launcher_options(options: ComfyOptions, channels: Channels) -> dict[str, Any]:
-    """Return the options that ``launcher.py`` describes."""
+    """Return the launcher's JSON options, which ``launcher.py`` describes."""
     launcher_options: dict[str, Any] = {
         "socket": channels.listening,
         "alive": channels.alive,
@@ -243,17 +243,17 @@ def _launcher_options(options: ComfyOptions, channels: Channels) -> dict[str, An
 
 
 def _sandbox(options: ComfyOptions, folder: ProcessFolder, env: dict[str, str]) -> list[str]:
-    """Return the command of bubblewrap with its options.
+    """Return the command that runs bubblewrap with its options.
 
     Raises:
-        StackError: this machine can't confine a process.
+        StackError: This machine can't confine a process.
     """
     user = user_of(options)
     unreadable = None if user is None else first_unreadable(user, shared_folders(options))
     if unreadable is not None:
         _log.warning(
-            "user %s, as which ComfyUI runs, can't read %s: run `chmod -R a+rX` on its folder, or "
-            "set MOYIN_COMFYUI_UID to the owner of the files",
+            "ComfyUI's user id %s can't read %s: run `chmod -R a+rX` on its folder, or set "
+            "MOYIN_COMFYUI_UID to the owner of the files",
             user,
             unreadable,
         )
@@ -261,16 +261,17 @@ def _sandbox(options: ComfyOptions, folder: ProcessFolder, env: dict[str, str]) 
 
 
 def _sandbox_processes(info: IO[str], process: subprocess.Popen[bytes]) -> SandboxProcesses:
-    """Read from bubblewrap which process is the first of the sandbox.
+    """Read the id of the sandbox's first process from bubblewrap.
 
     Raises:
-        StackError: bubblewrap has made no sandbox.
+        StackError: Bubblewrap failed to create the sandbox.
     """
     try:
         return SandboxProcesses(int(json.loads(info.read())["child-pid"]))
     except (ValueError, KeyError) as error:
         output, _ = process.communicate()
-        raise StackError(f"ComfyUI can't be confined: {output.decode(errors='replace')}") from error
+        reason = output.decode(errors="replace")
+        raise StackError(f"bubblewrap can't create a sandbox for ComfyUI: {reason}") from error
 
 
 @contextlib.contextmanager
@@ -297,14 +298,14 @@ def _spawn(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        # In a group of its own, so that processes that custom nodes start end with it.
+        # A group of its own includes the processes that custom nodes start, so that `stop` ends them.
         start_new_session=True,
         pass_fds=descriptors,
     )
 
 
 async def _wait_for_exit(pid: int) -> None:
-    """Return when the process has ended; do not reap it."""
+    """Wait until the process has ended, without reaping it."""
     descriptor = os.pidfd_open(pid)
     try:
         await _wait_until_readable(descriptor)

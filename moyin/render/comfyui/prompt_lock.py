@@ -1,4 +1,4 @@
-"""`PromptLock`: lets a ComfyUI process execute one prompt at a time, with only that prompt's files."""
+"""Ensures that ComfyUI executes one prompt at a time and can access only that prompt's files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class PromptLock:
-    """Held from the placing of a prompt's files until the process can't reach them any more."""
+    """A lock that a prompt holds while its files are in the folders of the ComfyUI process."""
 
     def __init__(self, supervisor: ComfySupervisor, inputs: InputFiles) -> None:
         self._supervisor = supervisor
@@ -29,7 +29,7 @@ class PromptLock:
 
     @asynccontextmanager
     async def hold(self) -> AsyncIterator[None]:
-        """Hold the lock for no prompt: in the block no prompt executes and no file is moved."""
+        """Hold the lock without a prompt, so that no prompt is executed in the block."""
         async with self._lock:
             yield
 
@@ -37,13 +37,13 @@ class PromptLock:
     async def hold_for(
         self, session: Session, prompt_id: str, names: Collection[str]
     ) -> AsyncIterator[bool]:
-        """Hold the lock for a prompt, with its input files in place.
+        """Hold the lock for a prompt, with its input files in the process's folder.
 
-        Yields False, and places no files, if the session's process has been replaced.
+        Yields True, or False without placing files if the session's process has been replaced.
 
         Raises:
-            OSError: files can't be placed or moved; the process is replaced.
-            WorkerLost: a process that the prompt started does not end; ComfyUI is replaced.
+            OSError: Files can't be placed or moved, so the process is replaced.
+            WorkerLost: A process that the prompt started does not end, so ComfyUI is replaced.
         """
         async with self._lock:
             if session is not self._supervisor.session:
@@ -61,12 +61,13 @@ class PromptLock:
 
     async def _finish(self, session: Session, prompt_id: str) -> None:
         if session is not self._supervisor.session:
-            # The next process begins with an empty folder.
-            return
+            return  # the next process begins with an empty folder
         try:
             await _run_to_end(self._end, session, prompt_id)
         except (OSError, WorkerLost) as error:
-            _log.warning("replacing ComfyUI: a prompt left files or processes behind: %s", error)
+            _log.warning(
+                "ComfyUI is replaced, because prompt %s can't be cleaned up: %s", prompt_id, error
+            )
             if session is self._supervisor.session:
                 self._supervisor.give_up(session)
             raise
@@ -77,9 +78,9 @@ class PromptLock:
 
 
 async def _run_to_end(work: Callable[..., None], *arguments: Any) -> None:
-    """Run ``work`` in a thread; a cancellation waits for its end.
+    """Run ``work`` in a thread, and wait for its end even if this task is cancelled.
 
-    A thread can't be stopped, and would move files while the next prompt executes.
+    A thread can't be stopped, and would move files while the next prompt is executed.
     """
     working = asyncio.create_task(asyncio.to_thread(work, *arguments))
     try:

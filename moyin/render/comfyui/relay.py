@@ -1,4 +1,4 @@
-"""`Relay`: sends ComfyUI's events of one prompt to the client that submitted it."""
+"""Publishes ComfyUI's events of one prompt on the stream of the client that submitted it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from moyin.store.frames import Frame, FrameKind, FrameStore
 __all__ = ["Relay"]
 
 _log = logging.getLogger(__name__)
-# The end of a prompt is published when it has been written to the job's row, not here.
+# Published by the gateway instead, when the end of the prompt is in the job's row.
 _END_EVENTS = ("execution_success", "execution_error", "execution_interrupted")
-# The next event of the same type replaces these.
+# Each of these events supersedes the previous event of the same type.
 _PROGRESS_EVENTS = ("progress", "progress_state")
-# This node sends its output as a frame and writes no file.
+# The binary frames of this node are its output; it writes no file.
 _OUTPUT_NODE = "SaveImageWebsocket"
-# All tenants' streams share Valkey's memory. Larger texts are in the history only.
+# The streams of all tenants share Valkey's memory. Clients find larger texts in the history.
 _MAX_FRAME_BYTES = 1024 * 1024
 _BATCH_SIZE = 64
 _QUEUE_SIZE = 2_048
@@ -35,13 +35,15 @@ _FLUSH_SECONDS = 3.0
 
 
 class Relay:
-    """Publishes frames on the client's stream, in order, without delaying the render.
+    """Publishes the events of a prompt on a client's stream, in order.
 
-    When the stream is slow, previews and progress are left out. Outputs are never left out, except
-    for texts and other values of more than 1 MiB.
+    A background task publishes, so that a slow stream does not delay the render. If the stream is
+    slow, previews and progress are dropped. Outputs are dropped only if they exceed 1 MiB and are
+    not files.
 
     Args:
-        store_files: stores the files of a node's output.
+        channel: name of the client's stream.
+        store_files: coroutine function that stores the files of a node's output.
     """
 
     def __init__(
@@ -62,14 +64,14 @@ class Relay:
         self._sending: asyncio.Task[None] | None = None
 
     def feed(self, message: Message | bytes) -> None:
-        """Queue an event or a binary frame; return at once."""
+        """Queue an event or a binary frame for publication, without waiting."""
         if isinstance(message, Message) and (message.type in _END_EVENTS or is_last_event(message)):
             return
         queued = len(self._queue)
         if queued >= _QUEUE_SIZE or (queued >= _BATCH_SIZE and self._is_droppable(message)):
             if not self._is_droppable(message):
                 _log.warning(
-                    "prompt %s sends events faster than Valkey takes them", self._prompt_id
+                    "an event of prompt %s is dropped, because its queue is full", self._prompt_id
                 )
             return
         self._queue.append(message)
@@ -77,12 +79,12 @@ class Relay:
             self._sending = asyncio.create_task(self._send())
 
     async def flush(self) -> None:
-        """Return when all queued frames are sent, or after three seconds."""
+        """Wait until all queued events are published, but at most three seconds."""
         if self._sending is not None:
             await asyncio.wait([self._sending], timeout=_FLUSH_SECONDS)
 
     def abandon(self) -> None:
-        """Send no more frames."""
+        """Stop publishing and drop all queued events."""
         if self._sending is not None:
             self._sending.cancel()
 
@@ -101,7 +103,7 @@ class Relay:
             frames = [frame for message in batch for frame in await self._to_frames(message)]
             fitting = [frame for frame in frames if len(frame.body) <= _MAX_FRAME_BYTES]
             if len(fitting) < len(frames):
-                _log.info("a frame of prompt %s is too large to be sent", self._prompt_id)
+                _log.info("a frame of prompt %s exceeds 1 MiB and is dropped", self._prompt_id)
             await self._frames.publish(self._channel, *fitting)
 
     async def _to_frames(self, message: Message | bytes) -> list[Frame]:
@@ -112,7 +114,7 @@ class Relay:
             data = {**data, "output": await self._store_output(data.get("output"))}
         body = to_json({"type": message.type, "data": data})
         if message.type == "executed" and len(body) > _MAX_FRAME_BYTES:
-            # Clients wait for the event. ComfyUI sends this form for nodes without an output.
+            # Clients wait for the event, so it is sent as ComfyUI does for nodes without an output.
             body = to_json({"type": message.type, "data": {**data, "output": None}})
         frames = [Frame(kind=FrameKind.TEXT, prompt=self._prompt_id, body=body)]
         if message.type == "execution_start":
@@ -120,7 +122,7 @@ class Relay:
         return frames
 
     async def _store_output(self, output: Any) -> Any:
-        """Store the output's files before the event is sent: clients fetch them at once."""
+        """Store the output's files, which clients fetch as soon as they receive the event."""
         if isinstance(output, Mapping):
             for file in await self._store_files(self._prompt_id, output):
                 await self._frames.keep_file(self._prompt_id, file)

@@ -12,10 +12,12 @@ __all__ = ["remove_tree", "unlock"]
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a file, or a folder with its content; do nothing if it is missing; blocks.
+    """Remove a file, or a folder with its content, if it exists (blocking).
+
+    The process may have removed the permissions of folders, or nested very many of them.
 
     Raises:
-        OSError: it could not be removed.
+        OSError: The file or folder can't be removed.
     """
     if not os.path.lexists(path):
         return
@@ -25,18 +27,18 @@ def remove_tree(path: Path) -> None:
         else:
             shutil.rmtree(path)
     except (OSError, RecursionError):
-        # A folder is not readable to its owner, or deeper than Python's recursion limit: `rm`
-        # walks without recursion, and neither command follows links.
+        # A folder is not readable to its owner, or deeper than Python's recursion limit. `rm` works
+        # without recursion, and neither command follows links.
         unlock(path)
         for command in (("chmod", "-R", "u+rwX"), ("rm", "-rf")):
             subprocess.run([*command, "--", str(path)], capture_output=True, check=False)
         if os.path.lexists(path):
-            raise OSError(f"{path} can't be removed") from None
+            raise OSError(f"{path} can't be removed, even by chmod and rm") from None
 
 
 def unlock(path: Path) -> None:
-    """Make a folder writable to its owner; do nothing to anything else; blocks."""
-    # By a descriptor, so that no link can take its place between the check and the change.
+    """Make a path writable to its owner if it is a folder and not a link (blocking)."""
+    # A descriptor prevents that a link replaces the folder between the check and the change.
     descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):

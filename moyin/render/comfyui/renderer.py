@@ -1,4 +1,4 @@
-"""`ComfyRenderer`: renders prompts with a ComfyUI process of its own and stores their outputs."""
+"""Renders prompts with a supervised ComfyUI process and stores their outputs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ __all__ = ["ComfyRenderer"]
 
 _log = logging.getLogger(__name__)
 _REMEMBERED = 256
-# Events may be lost with a socket, so the history is polled as well.
+# The history is polled as well, because a disconnected socket loses events.
 _POLL_SECONDS = 3.0
 _INTERRUPT_SECONDS = 15.0
 _ATTEMPTS = 3
@@ -62,10 +62,13 @@ _EVENTS_WITHOUT_PROMPT = ("status", "feature_flags")
 
 
 class ComfyRenderer:
-    """Implements `moyin.domain.renderer.Renderer` with one ComfyUI, from `start` to `close`.
+    """The implementation of `moyin.domain.renderer.Renderer` with one ComfyUI process.
+
+    The process runs from `start` to `close`.
 
     Args:
-        frames: streams on which clients follow their prompts; None: no client does.
+        frames: the store of the streams on which clients follow their prompts, or None if events
+            are not published.
     """
 
     def __init__(
@@ -83,38 +86,38 @@ class ComfyRenderer:
         self._models: tuple[str, ...] = ()
         self._active: dict[str, tuple[Prompt, asyncio.Task[None]]] = {}
         self._finished: BoundedDict[str, StoredResult] = BoundedDict(_REMEMBERED)
-        # The prompt that ComfyUI executes: not every event names it.
+        # The id of the executing prompt, because some events do not have it.
         self._executing: str | None = None
-        # No prompt is submitted during an interrupt, which would hit the wrong one.
+        # Serialises submissions and interrupts; an interrupt could stop a prompt submitted meanwhile.
         self._submitting = asyncio.Lock()
-        # Trimming for one prompt might remove the files that another has just fetched.
+        # Trimming for one prompt could remove the files that another prompt has just fetched.
         self._trimming = asyncio.Lock()
         self._last_event = time.monotonic()
 
     async def start(self) -> None:
-        """Start the process in the background; `status` shows when it is ready."""
+        """Start ComfyUI in the background; `status` returns when it is ready."""
         self._supervisor.start()
 
     async def close(self) -> None:
-        """Stop the process; prompts in progress are lost."""
+        """Stop ComfyUI; running prompts fail with `WorkerLost`."""
         await self._supervisor.close()
         tasks = [task for _, task in self._active.values()]
-        self._fail_submitted("it was stopped", is_blamed=False)
+        self._fail_submitted("the renderer was closed", is_blamed=False)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.to_thread(self._spawner.close)
 
     def check(self) -> None:
-        """Check that the process is still supervised.
+        """Raise an error if ComfyUI is no longer supervised, which would be a bug.
 
         Raises:
-            RuntimeError: the supervising task has ended, which is a bug.
+            RuntimeError: The supervising task has ended.
         """
         self._supervisor.check()
 
     async def render(self, request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
-        """See `moyin.domain.renderer.Renderer`."""
+        """Render a prompt, or attach to it if it is known, and yield its events."""
         result = self._finished.get(request.prompt_id)
         if result is not None:
             yield ExecutionFinished()
@@ -126,12 +129,12 @@ class ComfyRenderer:
                 yield event
 
     async def prepare(self, request: RenderRequest) -> None:
-        """See `moyin.domain.renderer.Renderer`."""
+        """Fetch the input files of a prompt that will be rendered next."""
         if self._supervisor.session is not None:
             await self._fetch_inputs(request)
 
     async def cancel(self, prompt_id: str) -> PromptRecord | None:
-        """See `moyin.domain.renderer.Renderer`."""
+        """Cancel a running prompt, and return its record if ComfyUI has made one."""
         if prompt_id not in self._active:
             return None
         prompt, task = self._active[prompt_id]
@@ -150,30 +153,30 @@ class ComfyRenderer:
     async def validate(
         self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
     ) -> dict[str, Any]:
-        """Return ComfyUI's own validation body for a graph.
+        """Validate a graph without executing it, and return ComfyUI's response body.
 
-        It has ``error`` if ComfyUI refuses the graph, and otherwise the ``outputs`` that it would
-        execute; ``node_errors`` names outputs that it would not. The member ``free`` is added by
-        the bridge, see `moyin.comfy_api.validation_cache`.
+        The body has ``error`` for an invalid graph. For a valid one it has the ids of the
+        ``outputs`` that ComfyUI would execute, ``node_errors`` of the other outputs, and the
+        inputs ``free`` for `moyin.comfy_api.validation_cache`, which the bridge adds.
 
         Raises:
-            ServiceUnavailable: the process is not up.
+            ServiceUnavailable: ComfyUI is not ready.
         """
         return await self._supervisor.require_session().client.validate(graph, targets)
 
     async def get(self, path: str) -> bytes | None:
-        """See `moyin.domain.renderer.Renderer`."""
+        """Return the body of ComfyUI's response to GET ``path``, or None for status 404."""
         return await self._supervisor.require_session().client.get(path)
 
     async def results(self) -> dict[str, RenderResult]:
-        """See `moyin.domain.renderer.Renderer`."""
+        """Return the remembered results of successful prompts, by prompt id."""
         return {
             prompt_id: RenderResult(done=result.done, record=result.record)
             for prompt_id, result in self._finished.items()
         }
 
     async def status(self) -> RendererStatus:
-        """See `moyin.domain.renderer.Renderer`."""
+        """Return the present state of the renderer."""
         session = self._supervisor.session
         return RendererStatus(
             ready=session is not None,
@@ -190,20 +193,14 @@ class ComfyRenderer:
             prompt = Prompt(request, self._relay(request))
             task = asyncio.create_task(self._run_prompt(prompt))
             self._active[request.prompt_id] = (prompt, task)
-            # Also after a cancellation of the task.
+            # A callback also runs if the task is cancelled before it starts.
             task.add_done_callback(lambda _: self._remove_active(prompt))
         return self._active[request.prompt_id][0]
 
     def _relay(self, request: RenderRequest) -> Relay | None:
         if self._frames is None or request.channel is None:
             return None
-        return Relay(
-            self._frames,
-            self._blobs,
-            request,
-            request.channel,
-            self._collect_node,
-        )
+        return Relay(self._frames, self._blobs, request, request.channel, self._collect_node)
 
     async def _run_prompt(self, prompt: Prompt) -> None:
         prompt_id = prompt.request.prompt_id
@@ -217,7 +214,7 @@ class ComfyRenderer:
         except WorkerLost as error:
             hangs = isinstance(error, NoAnswer) and prompt.is_submitted
             if hangs and await self._supervisor.give_up_hanging():
-                # The prompt need not be the cause: a disk may hang, and every process that reads it.
+                # The prompt may not be the cause; for example, all processes hang on a hanging disk.
                 self._fail(prompt, error)
                 return
             is_blamed = prompt.is_submitted and not await self._supervisor.was_killed()
@@ -227,15 +224,18 @@ class ComfyRenderer:
                 await prompt.relay.flush()
             self._fail(prompt, error)
         except OSError as error:
-            _log.warning("prompt %s: %s", prompt_id, error)
-            message = "the artifact store or the folder of ComfyUI is not available"
+            _log.warning("prompt %s failed for want of a file: %s", prompt_id, error)
+            message = "the artifact store or ComfyUI's folder is not available; try again"
             self._fail(prompt, ServiceUnavailable(message, retry_after=5))
         except Exception:
             _log.exception("prompt %s failed", prompt_id)
-            self._fail(prompt, StepFailed("the render failed for an internal reason"))
+            message = (
+                f"the render failed with an internal error; see the log for prompt {prompt_id}"
+            )
+            self._fail(prompt, StepFailed(message))
 
     def _fail(self, prompt: Prompt, error: MoyinError) -> None:
-        # Removed first, so that a caller that retries at once starts the prompt again.
+        # Removed first, so that an immediate retry of a caller starts the prompt again.
         self._remove_active(prompt)
         prompt.fail(error)
 
@@ -250,7 +250,7 @@ class ComfyRenderer:
         try:
             return await self._execute_until_stored(prompt)
         except MoyinError:
-            # The files that could be stored are stored; the others would stay with the process.
+            # Discard the files that could not be stored.
             if (session := self._supervisor.session) is not None:
                 await asyncio.to_thread(session.written.discard, prompt.request.prompt_id)
             raise
@@ -264,7 +264,7 @@ class ComfyRenderer:
                     await session.client.is_executor_alive()
                 entry = await self._run(session, prompt)
             if entry.status.status_str == "success":
-                # Before the files are stored, so that the next prompt comes at once.
+                # Before the files are stored, so that the next prompt can begin at once.
                 prompt.mark_executed()
             try:
                 raise_failure(entry)
@@ -272,19 +272,19 @@ class ComfyRenderer:
                 if ran_out_of_memory or not isinstance(error, OutOfMemory):
                     await self._collect(prompt, entry)
                     raise
-                # Models and results of earlier prompts may fill the memory: retry without them.
+                # Retry without models and results of earlier prompts, which may fill the memory.
                 ran_out_of_memory = True
                 continue
             result = await self._collect(prompt, entry)
             if result is not None:
                 repeatable = not _classes(prompt.request.graph) & session.volatile
                 return replace(result, done=replace(result.done, repeatable=repeatable))
-            # ComfyUI's cache names files that are gone: retry without the cache.
-        raise StepFailed("an output file vanished before it could be stored")
+            # Retry without ComfyUI's cache, which names files that no longer exist.
+        raise StepFailed("an output file that ComfyUI reports does not exist")
 
     @asynccontextmanager
     async def _exclusive_session(self, prompt: Prompt) -> AsyncIterator[Session]:
-        """Wait for a process that has only the prompt's files, and hold it for the block."""
+        """Wait until ComfyUI can access the files of only this prompt, and for no other prompt."""
         request = prompt.request
         while True:
             session = await self._supervisor.wait_for_session()
@@ -293,7 +293,7 @@ class ComfyRenderer:
             async with holding as is_present:
                 if is_present:
                     yield session
-            # Otherwise the process was replaced, and the next one began with an empty folder.
+            # Otherwise the process was replaced, and the folder of the next process is empty.
             if is_present:
                 return
 
@@ -304,7 +304,7 @@ class ComfyRenderer:
         return result
 
     async def _collect_node(self, prompt_id: str, output: Mapping[str, Any]) -> list[PromptFile]:
-        # Read at each call: the next process has other outputs.
+        # Not bound to `self._outputs` in `_relay`, because each process has another `Outputs`.
         assert self._outputs is not None
         return await self._outputs.collect_node(prompt_id, output)
 
@@ -315,7 +315,9 @@ class ComfyRenderer:
             try:
                 await self._inputs.fetch(self._blobs, request.files)
             except FileNotFoundError:
-                raise StepFailed("an input file is no longer in the artifact store") from None
+                raise StepFailed(
+                    "an input file of the render is no longer in the artifact store; upload it again"
+                ) from None
             async with self._trimming:
                 needed = {
                     name for active, _ in self._active.values() for name in active.request.files
@@ -326,10 +328,10 @@ class ComfyRenderer:
                     return
 
     async def _run(self, session: Session, prompt: Prompt) -> HistoryEntry:
-        """Submit the prompt and wait for its end; return its history entry, which is read once.
+        """Submit a prompt, wait until it has been executed, and return its history entry.
 
-        Events only tell when to poll: any node can send false ones, and no other prompt may begin
-        while this one is executed.
+        The end is recognised by the history entry. An event only triggers a poll, because a
+        malicious node could send a false event to let the next prompt begin too early.
         """
         client, prompt_id = session.client, prompt.request.prompt_id
         prompt.has_begun = False
@@ -361,17 +363,17 @@ class ComfyRenderer:
             return state
         if prompt.is_cancelled:
             raise RenderFailed("the render was cancelled")
-        raise WorkerLost("ComfyUI does not know the prompt any more")
+        raise WorkerLost("the prompt is neither in ComfyUI's queue nor in its history")
 
     async def _interrupt_hung(self, session: Session, prompt: Prompt) -> NoReturn:
-        """Interrupt the prompt, give the process up if that does not end it, and raise.
+        """Interrupt a hanging prompt, and replace the process if the prompt does not end.
 
         Raises:
-            NoAnswer: ComfyUI has not begun the prompt, so something else hangs.
-            RenderFailed: the prompt hangs.
+            NoAnswer: ComfyUI has not begun the prompt, so the prompt is not the cause.
+            RenderFailed: The prompt hangs.
         """
         if not prompt.has_begun:
-            raise NoAnswer("ComfyUI hangs before it begins the prompt")
+            raise NoAnswer("ComfyUI hangs and has not begun the prompt")
         prompt_id = prompt.request.prompt_id
         async with self._submitting:
             await session.client.interrupt(prompt_id)
@@ -428,7 +430,7 @@ class ComfyRenderer:
         return _largest_first(await ModelSizes(self._options.models).of(models))
 
     def _fail_submitted(self, reason: str, is_blamed: bool) -> None:
-        """Fail the prompts that were submitted to a process that is lost."""
+        """End the prompts that were submitted to a lost process with `WorkerLost`."""
         for prompt, task in list(self._active.values()):
             if prompt.is_submitted:
                 message = f"ComfyUI was lost during the render: {reason}"
@@ -445,5 +447,5 @@ def _largest_first(models: Mapping[str, int]) -> tuple[str, ...]:
 
 
 def _died(message: str) -> WorkerLost:
-    """Return the error for a process that died during a prompt, which may be the cause."""
+    """Return the error for a process that ended during a prompt, which may be the cause."""
     return WorkerLost(message, details={"ended": "comfyui"})

@@ -1,4 +1,4 @@
-"""`Session`: one ComfyUI process, from its start until it ends or stops working."""
+"""Starts a ComfyUI process, tests it with a prompt, and watches it until it ends or hangs."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ __all__ = ["Session"]
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.05
 _CHECK_SECONDS = 30.0
-# Longest time between the last response of a dying process and the notice of its exit.
+# Time limit between the last response of a dying process and the notice of its exit.
 _EXIT_SECONDS = 1.0
-# Needs no model. Its end proves that prompts are executed, which HTTP responses do not.
+# A graph without models. Its execution proves that ComfyUI works, which HTTP responses do not.
 _TRIVIAL_GRAPH = {
     "1": {
         "class_type": "EmptyImage",
@@ -40,12 +40,13 @@ _TRIVIAL_GRAPH = {
 
 
 class Session:
-    """A process that has rendered a first prompt, with its client.
+    """A ComfyUI process that has rendered a first prompt, with its HTTP client.
 
     Attributes:
-        written: the files that its prompts write.
-        memory: bytes of GPU memory that it may use; None without a GPU.
-        volatile: node classes whose output may differ for the same inputs.
+        client: client of the process.
+        written: files that prompts have written.
+        memory: bytes of GPU memory that the process may use, or None without a GPU.
+        volatile: node classes that may return different outputs for the same inputs.
     """
 
     def __init__(
@@ -81,15 +82,14 @@ class Session:
         on_binary: Callable[[bytes], None],
         is_idle: Callable[[], bool],
     ) -> AsyncIterator[Session]:
-        """Start ComfyUI in a prepared folder and stop it at the end of the block.
-
-        Returns when it has finished a prompt.
+        """Start ComfyUI, wait until it has rendered a prompt, and stop it at the end of the block.
 
         Args:
-            is_idle: returns whether no prompt is in progress.
+            folder: the prepared folder of the process.
+            is_idle: returns whether no prompt is running.
 
         Raises:
-            StackError: it does not start; the message has the last lines of its log.
+            StackError: ComfyUI does not start; the message has the last lines of its log.
         """
         process = await ComfyProcess.start(options, folder, spawner)
         try:
@@ -117,17 +117,17 @@ class Session:
             await process.stop()
 
     def finish(self, prompt_id: str) -> None:
-        """Move the files and end the processes of a finished prompt, for the next one; blocks.
+        """Move the files of a finished prompt and kill the processes that it started (blocking).
 
         Raises:
-            OSError: a file can't be moved.
-            WorkerLost: a process that the prompt started does not end.
+            OSError: A file can't be moved.
+            WorkerLost: A process does not end in time.
         """
         self._process.end_strays()
         self.written.end(prompt_id)
 
     def give_up(self) -> None:
-        """Make `wait_until_broken` return: the process does not work as it should."""
+        """Make `wait_until_broken` return, because the process hangs."""
         self._given_up.set()
 
     async def ended(self) -> bool:
@@ -136,11 +136,11 @@ class Session:
         return self._process.exited.done()
 
     async def killed(self) -> bool:
-        """Return whether the process was killed from outside, which no prompt is to blame for."""
+        """Return whether another process has killed ComfyUI, so that no prompt is the cause."""
         return await self.ended() and self._process.was_killed
 
     async def wait_until_broken(self) -> str:
-        """Return the reason when the process has ended or does not work any more."""
+        """Wait until the process has ended or hangs, and return the reason."""
         given_up = asyncio.create_task(self._given_up.wait())
         executor_dead = asyncio.create_task(self._wait_until_executor_is_dead())
         try:
@@ -153,20 +153,22 @@ class Session:
                 task.cancel()
             await asyncio.gather(given_up, executor_dead, return_exceptions=True)
         if self._process.exited.done():
-            return f"it ended with status {self._process.exited.result()}"
-        return "it hung" if self._given_up.is_set() else "it answers, but executes nothing"
+            return f"its process ended with status {self._process.exited.result()}"
+        if self._given_up.is_set():
+            return "its process hung"
+        return "the thread that executes prompts has ended"
 
     async def _wait_until_executor_is_dead(self) -> None:
-        """Return when the executing thread is dead.
+        """Wait until the thread that executes prompts has ended.
 
-        It sends no prompt to find out: that would drop the cached results and models of the last.
+        The check does not submit a prompt, which would drop cached results and loaded models.
         """
         while True:
             await asyncio.sleep(_CHECK_SECONDS)
             try:
                 is_alive = await self.client.is_executor_alive()
             except WorkerLost:
-                # Only an executing node may keep the process too busy to answer.
+                # An executing node may prevent the process from responding.
                 is_alive = not self._is_idle()
             if not is_alive:
                 return
@@ -188,7 +190,10 @@ async def _first_prompts(
             status = process.exited.result()
             raise StackError(f"ComfyUI ended with status {status}:\n{process.last_lines()}")
         if not rendering.done():
-            raise StackError(f"ComfyUI is not ready after {seconds} s:\n{process.last_lines()}")
+            raise StackError(
+                f"ComfyUI has not rendered a prompt within its start_timeout of {seconds:g} s:\n"
+                f"{process.last_lines()}"
+            )
         await rendering
     finally:
         rendering.cancel()
@@ -205,8 +210,8 @@ async def _warm_up(client: ComfyClient, stream: EventStream, graph: str | None) 
     try:
         await _render(client, from_json(graph))
     except (InvalidGraph, RenderFailed) as error:
-        # The pool can still render; only the first job will be slow.
-        _log.warning("the warm-up graph failed: %s", error)
+        # Not fatal, because the pool can still render.
+        _log.warning("the pool's warm_up graph failed, so the first job will be slow: %s", error)
 
 
 async def _render(client: ComfyClient, graph: Mapping[str, Any]) -> None:

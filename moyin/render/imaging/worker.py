@@ -1,11 +1,11 @@
 """Converts pictures in a process with limited memory and time.
 
-A script that uses only the standard library and Pillow::
+`PictureProcess` runs this file as a script, which imports only the standard library and Pillow::
 
     python worker.py PARENT_PID '{"pixels": …, "memory_mib": …, …}'
 
-It reads one task per line from its standard input and writes one response per line, both in JSON.
-The files that a task names are local.
+The script reads one JSON task per line from its standard input and writes one JSON response per
+line to its standard output.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _NICENESS = 5
 _MIB = 2**20
 _UNREADABLE = "this file is not a readable picture"
 _MAX_OPEN_FILES = 64
-# libwebp's errors for a lack of memory.
+# The messages of libwebp when memory is exhausted.
 _WEBP_MEMORY_ERRORS = ("encoding error 1", "encoding error 2")
 
 
@@ -43,9 +43,9 @@ class Problem(Exception):
     """Raised for a picture that can't be converted.
 
     Attributes:
-        kind: ``unreadable``: it is not a picture; ``large``: it exceeds a limit; ``unfit``: the
-            task can't be done with this picture.
-        details: numbers for the client.
+        kind: ``unreadable`` if the file is not a picture, ``large`` if a limit is exceeded, or
+            ``unfit`` if the task can't be done with this picture.
+        details: numbers for the client, such as the limit that is exceeded.
     """
 
     def __init__(
@@ -58,17 +58,16 @@ class Problem(Exception):
 
 
 def convert(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
-    """Carry out one task: convert the file ``source`` and write the file ``target``.
+    """Convert the file ``task["source"]`` and write the result to the file ``task["target"]``.
 
     Args:
-        task: ``action`` is ``preview`` with ``format``, ``quality`` and ``channels``, ``channel``
-            with ``channels``, or ``mask`` with the file ``mask``.
-        limits: ``pixels`` of a picture, and ``preview_pixels``, above which previews are scaled
-            down.
+        task: the paths and an ``action``, which is ``preview`` (with ``format``, ``quality`` and
+            ``channels``), ``channel`` (with ``channels``) or ``mask`` (with the path ``mask``).
+        limits: the limits ``pixels`` and ``preview_pixels`` of `PictureLimits`.
 
     Raises:
-        Problem: the picture can't be converted.
-        MemoryError
+        Problem: The picture can't be converted.
+        MemoryError: The conversion exceeds the address space of the process.
     """
     match task["action"]:
         case "preview":
@@ -80,12 +79,12 @@ def convert(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
 
 
 def _preview(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
-    """Write a lossy copy, scaled down if the picture is large."""
+    """Write a lossy copy of the picture, scaled down if the picture is large."""
     with _opened(task["source"], limits) as picture:
         scale = math.sqrt(limits["preview_pixels"] / (picture.width * picture.height))
         size = (max(1, int(picture.width * scale)), max(1, int(picture.height * scale)))
         if scale < 1:
-            # JPEG can decode at a fraction of its size, if that is still large enough.
+            # Pillow can decode a JPEG at a fraction of its size that is still large enough.
             picture.draft(None, size)
         _load(picture)
     image_format = task["format"]
@@ -108,14 +107,18 @@ def _channel(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
 
 
 def _mask(task: Mapping[str, Any], limits: Mapping[str, int]) -> None:
-    """Write a PNG of the source with the mask's transparency; keep the source's text chunks."""
+    """Write a PNG of the source with its text chunks and the transparency of the mask."""
     from PIL.PngImagePlugin import PngInfo
 
-    # One after the other, so that only one picture at a time is in memory.
+    # Decoded one after the other, so that only one decoded picture at a time is in memory.
     transparency = _transparency(task["mask"], limits)
     picture = _decode(task["source"], limits)
     if picture.size != transparency.size:
-        raise Problem("unfit", "the mask must have the size of its picture")
+        raise Problem(
+            "unfit",
+            f"the mask has {transparency.width} x {transparency.height} pixels; it must have the "
+            f"size of its picture, {picture.width} x {picture.height}",
+        )
     metadata = PngInfo()
     for name, text in getattr(picture, "text", {}).items():
         metadata.add_text(name, text)
@@ -132,7 +135,7 @@ def _transparency(path: str, limits: Mapping[str, int]) -> Image.Image:
 
 
 def _black(transparency: Image.Image) -> Image.Image:
-    """Return a black picture with this transparency."""
+    """Return a black picture with the given transparency."""
     from PIL import Image
 
     picture = Image.new("RGBA", transparency.size)
@@ -148,7 +151,7 @@ def _decode(path: str, limits: Mapping[str, int]) -> Image.Image:
 
 @contextlib.contextmanager
 def _opened(path: str, limits: Mapping[str, int]) -> Iterator[Image.Image]:
-    """Open a picture and read only its header; close its file at the end of the block."""
+    """Open a picture, of which only the header is read, until the end of the block."""
     from PIL import Image
 
     # `_check` applies the limit before the picture is decoded.
@@ -191,7 +194,7 @@ def _write(picture: Image.Image, target: str, image_format: str, **options: Any)
             limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
             raise Problem(
                 "large",
-                f"the result would be larger than {limit:,} bytes",
+                f"the converted picture has more than the allowed {limit:,} bytes",
                 max_bytes=limit,
             ) from error
         if str(error).startswith(_WEBP_MEMORY_ERRORS):
@@ -202,7 +205,7 @@ def _write(picture: Image.Image, target: str, image_format: str, **options: Any)
 
 
 def _confine(limits: Mapping[str, int]) -> None:
-    """Limit the resources of this process, and lower its priority."""
+    """Limit the resources of this process and lower its priority."""
     memory, size = limits["memory_mib"] * _MIB, limits["result_mib"] * _MIB
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
@@ -215,17 +218,17 @@ def _confine(limits: Mapping[str, int]) -> None:
 
 
 def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends."""
+    """Make the kernel kill this process when its parent ends."""
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl")
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     # The parent may have ended before the line above.
     if os.getppid() != parent:
         os._exit(1)
 
 
 def _run_task(line: bytes, limits: Mapping[str, int]) -> dict[str, Any]:
-    """Carry out a task and return the response."""
-    # The kernel's limit counts the time of all earlier tasks, too.
+    """Run the task in a line of JSON and return the response."""
+    # The kernel's limit includes the processor time of all earlier tasks.
     used = math.ceil(time.process_time())
     resource.setrlimit(resource.RLIMIT_CPU, (used + limits["seconds"], resource.RLIM_INFINITY))
     try:
@@ -235,16 +238,17 @@ def _run_task(line: bytes, limits: Mapping[str, int]) -> dict[str, Any]:
     except MemoryError:
         return {
             "problem": "large",
-            "message": f"converting the picture takes more than {limits['memory_mib']} MiB of memory",
+            "message": f"converting the picture takes more than the allowed {limits['memory_mib']} "
+            "MiB of memory",
             "details": {"max_memory_mib": limits["memory_mib"]},
-            # The failed conversion may not have freed all of its memory.
+            # The process must end, because the conversion may not have freed all of its memory.
             "last": True,
         }
     return {}
 
 
 def main() -> None:
-    """Carry out tasks until the input ends."""
+    """Run the tasks from standard input until it ends."""
     _die_with(int(sys.argv[1]))
     limits: dict[str, int] = json.loads(sys.argv[2])
     _confine(limits)

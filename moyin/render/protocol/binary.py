@@ -1,7 +1,8 @@
-"""Reads and writes binary frames of ComfyUI's WebSocket. Pure.
+"""Reads and writes binary frames of ComfyUI's WebSocket.
 
-A frame begins with its type, a big-endian u32: 1 ``[format][image]``, 3 ``[length][node id][text]``,
-4 ``[length][JSON metadata][image]``. The format is 1 for JPEG and 2 for PNG.
+A frame begins with its type as a big-endian u32. The type decides what follows: 1
+``[format][image]``, 3 ``[length][node id][text]``, 4 ``[length][JSON metadata][image]``. The format
+is 1 for JPEG and 2 for PNG.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ _PNG = "image/png"
 
 
 def frame_type(frame: bytes) -> int | None:
-    """Return the type of a frame; None if it is too short to have one."""
+    """Return the type of a frame, or None if the frame is too short to have a type."""
     return _WORD.unpack_from(frame)[0] if len(frame) >= _WORD.size else None
 
 
 def image_metadata(frame: bytes) -> tuple[dict[str, Any], int]:
-    """Return the metadata of a frame of type 4, and the offset of its image.
+    """Return the metadata of a frame of type 4 and the offset of its image.
 
-    For any other frame, return no metadata and the frame's length.
+    For any other frame, return an empty dictionary and the length of the frame.
     """
     if frame_type(frame) != PREVIEW_WITH_METADATA or len(frame) < 2 * _WORD.size:
         return {}, len(frame)
@@ -50,13 +51,13 @@ def image_metadata(frame: bytes) -> tuple[dict[str, Any], int]:
 
 
 def text_of(frame: bytes) -> str | None:
-    """Return the text of a frame of type 3; None for any other frame."""
+    """Return the text of a frame of type 3, or None for a frame of another type."""
     start = _text_start(frame)
     return None if start is None else frame[start:].decode(errors="replace")
 
 
 def with_text(frame: bytes, text: str) -> bytes:
-    """Return a frame of type 3 with another text; return any other frame unchanged."""
+    """Return a frame of type 3 with its text replaced; return any other frame unchanged."""
     start = _text_start(frame)
     return frame if start is None else frame[:start] + text.encode()
 
@@ -69,7 +70,7 @@ def _text_start(frame: bytes) -> int | None:
 
 
 def to_plain_preview(frame: bytes) -> bytes:
-    """Return a frame of type 4 as type 1, for clients that do not know type 4."""
+    """Convert a frame of type 4 to type 1, for clients that do not support type 4."""
     metadata, start = image_metadata(frame)
     if not metadata:
         return frame

@@ -1,8 +1,8 @@
-"""Finds input files and model files in a graph, and replaces references to artifacts. Pure.
+"""Finds input files and model files in a graph, and replaces references to artifacts.
 
-A reference is the string ``artifact:<id>``, or its form in the Comfy API v2:
-``{"__type": "core/ASSET", "info": {"id": "<id>", …}}``. It is replaced by the name of a file in
-ComfyUI's input folder.
+A reference is the string ``artifact:<id>`` or, in the Comfy API v2, the object
+``{"__type": "core/ASSET", "info": {"id": "<id>", …}}``. The name of a file in ComfyUI's input folder
+replaces it.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ __all__ = [
     "with_inputs",
 ]
 
-# A subfolder, because ComfyUI lists the files of the input folder itself to every client.
+# A subfolder, because ComfyUI shows every client the files directly in the input folder.
 INPUT_FOLDER = "moyin"
 _REFERENCE = re.compile(r"artifact:(art_[0-9a-f]{32})")
 _ASSET = "core/ASSET"
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
 _FILE = re.compile(r"\.\w{1,8}( \[(input|output|temp)\])?$")
 _INPUT_NAME = re.compile(rf"{INPUT_FOLDER}/[0-9a-f]{{64}}(\.[a-z0-9]{{1,8}})?")
-# The folder of models by the input's name, for ComfyUI's own loaders and most custom ones.
+# The models folder that an input's value is in, by the name of the input.
 _MODEL_FOLDERS = {
     "ckpt_name": "checkpoints",
     "unet_name": "diffusion_models",
@@ -48,7 +48,7 @@ _MODEL_FOLDERS = {
     "hypernetwork_name": "hypernetworks",
     "model_name": "upscale_models",
 }
-# Classes whose input of this name reads another folder.
+# The exceptions to `_MODEL_FOLDERS`, by node class and name of the input.
 _CLASS_FOLDERS = {("CLIPVisionLoader", "clip_name"): "clip_vision"}
 # The number in ``clip_name1`` and ``lora_name_2``.
 _NUMBER = re.compile(r"_?\d+$")
@@ -60,7 +60,7 @@ def artifact_ids(graph: Mapping[str, Any]) -> set[str]:
 
 
 def artifacts_missing(graph: Mapping[str, Any], missing: str) -> InputNotFound:
-    """Return an error that names each input with a reference to the missing artifact."""
+    """Return an error that lists the inputs that refer to the artifact with the id ``missing``."""
     refused = [
         Refused(node_id, str(node.get("class_type")), name, NOT_YOURS)
         for node_id, node in graph.items()
@@ -69,28 +69,28 @@ def artifacts_missing(graph: Mapping[str, Any], missing: str) -> InputNotFound:
         if missing in _references(value)
     ]
     if not refused:
-        return InputNotFound(f"there is no artifact {missing!r}")
+        return InputNotFound(f"the graph refers to artifact {missing!r}, which does not exist")
     first = refused[0]
     return InputNotFound(
-        f"node {first.node!r} ({first.class_type}): {first.input}: {NOT_YOURS}",
+        f"node {first.node!r} ({first.class_type}), input {first.input!r}: {NOT_YOURS}",
         field=f"{first.node}.inputs.{first.input}",
         details=refused_body(refused),
     )
 
 
 def file_names(graph: Mapping[str, Any]) -> set[str]:
-    """Return the strings in the nodes' inputs that may be names of uploaded files."""
+    """Return the strings in the graph's inputs that look like names of uploaded files."""
     return {text for text in _strings(_inputs(graph)) if _FILE.search(text) and len(text) < 512}
 
 
 def with_inputs(
     graph: Mapping[str, Any], names: Mapping[str, str], texts: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Return a copy of the graph with references and strings in its inputs replaced.
+    """Return a copy of the graph with artifact references and strings in its inputs replaced.
 
     Args:
-        names: replacements of references, by artifact id.
-        texts: replacements of whole strings.
+        names: name of the input file that replaces a reference, by artifact id.
+        texts: replacement of a string, by the whole string.
     """
     texts = texts or {}
     return {
@@ -102,17 +102,17 @@ def with_inputs(
 
 
 def input_name(artifact: Artifact) -> str:
-    """Return the name under which a graph loads the artifact.
+    """Return the name of the input file under which a graph loads the artifact.
 
-    Equal content has an equal name, so that ComfyUI's cache recognises it. Of the uploader's file
-    name only the suffix is used in a path: nodes distinguish formats by it.
+    The name depends on the content, so that ComfyUI's cache works across uploads of the same file.
+    It has the suffix of the uploaded file, because nodes recognise formats by suffix.
     """
     suffix = PurePosixPath(artifact.name).suffix.lower()
     return f"{INPUT_FOLDER}/{artifact.sha256}{suffix if _SUFFIX.fullmatch(suffix) else ''}"
 
 
 def loaded_names(graph: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the node id and name of each input file in the graph, with names of `input_name`."""
+    """Yield the node id and the name of each input file in the graph that `input_name` made."""
     for node_id, node in graph.items():
         if isinstance(node, Mapping) and "inputs" in node:
             for text in _strings(node["inputs"]):
@@ -122,19 +122,19 @@ def loaded_names(graph: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def is_input_name(name: str) -> bool:
-    """Return whether the name has the form of those that `input_name` returns."""
+    """Return whether the name has the form of the names that `input_name` returns."""
     return _INPUT_NAME.fullmatch(name) is not None
 
 
 def model_files(graph: Mapping[str, Any]) -> frozenset[str]:
-    """Return ``<folder>/<file name>`` of every model file that the graph's loader nodes name."""
+    """Return ``<folder>/<file name>`` for each model file that the graph loads."""
     files = set()
     for node in graph.values():
         inputs = node.get("inputs") if isinstance(node, Mapping) else None
         if not isinstance(inputs, Mapping):
             continue
         for name, value in inputs.items():
-            # A value that is not text is a link to another node.
+            # A value of another type is a link to another node.
             folder = _model_folder(str(node.get("class_type")), name)
             if folder is not None and isinstance(value, str) and value:
                 files.add(f"{folder}/{value}")
@@ -178,7 +178,10 @@ def _references(value: Any) -> Iterator[str]:
 
 
 def _reference(value: Any) -> str | None:
-    """Return the id that ``value`` refers to; an unused id if the reference is malformed."""
+    """Return the artifact id in a reference, or None if ``value`` is not a reference.
+
+    For a malformed reference, return a text that is no artifact's id.
+    """
     if isinstance(value, str):
         match = _REFERENCE.fullmatch(value)
         return match[1] if match else None

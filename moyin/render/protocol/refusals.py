@@ -1,4 +1,4 @@
-"""Writes ComfyUI's own error body for refused nodes of a graph. Pure."""
+"""Writes ComfyUI's error body for nodes that Moyin refuses."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 __all__ = ["NOT_YOURS", "Refused", "refused_body"]
 
-# The same message for a missing file and for a file of another owner, so that names do not leak.
-NOT_YOURS = "no file of yours has this name"
+# The same message for a missing file and for another tenant's file, so that names do not leak.
+NOT_YOURS = "you have no file with this name; upload it first"
 
 
 class Refused(NamedTuple):
-    """A refused node, or one of its inputs (empty: the node itself), with the reason."""
+    """A node, or one of its inputs, that Moyin refuses; ``input`` is empty for the whole node."""
 
     node: str
     class_type: str
@@ -21,7 +21,7 @@ class Refused(NamedTuple):
 
 
 def refused_body(refused: Iterable[Refused]) -> dict[str, Any]:
-    """Return ``{"error", "node_errors"}`` as ``POST /prompt`` does when it refuses a whole graph."""
+    """Return the body of ComfyUI's ``POST /prompt`` for a graph that fails validation."""
     nodes: dict[str, Any] = {}
     for refusal in refused:
         named = f"{refusal.input} - {refusal.reason}" if refusal.input else refusal.reason

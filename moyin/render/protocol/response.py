@@ -1,4 +1,4 @@
-"""Translates ComfyUI's history and events to the renderer's types. Pure."""
+"""Translates ComfyUI's history entries and events to the types of `moyin.domain`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _FINISHED_STATES = ("finished", "error")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WrittenFile:
-    """A file in ComfyUI's folders, with the node and slot of its output."""
+    """An output file of a prompt, with the node and the output slot that name it."""
 
     node: str
     slot: str
@@ -44,7 +44,7 @@ class WrittenFile:
 
 
 def written_files(entry: HistoryEntry) -> list[WrittenFile]:
-    """Return a prompt's output files, by node id (2 before 10), in each node's own order."""
+    """Return a prompt's output files, sorted by node id (2 before 10), then as the node lists them."""
     return [
         WrittenFile(node=node, slot=slot, file=file)
         for node, slot, items in _slots(entry)
@@ -54,7 +54,7 @@ def written_files(entry: HistoryEntry) -> list[WrittenFile]:
 
 
 def output_values(entry: HistoryEntry) -> dict[str, dict[str, Any]]:
-    """Return a prompt's outputs that are not files, by node and slot."""
+    """Return a prompt's outputs other than files, by node id and slot."""
     values: dict[str, dict[str, Any]] = {}
     for node, slot, items in _slots(entry):
         slot_values = [item for item in items if _file(item) is None]
@@ -64,7 +64,7 @@ def output_values(entry: HistoryEntry) -> dict[str, dict[str, Any]]:
 
 
 def files_of(output: Any) -> Iterator[OutputFile]:
-    """Yield the files in one node's output."""
+    """Yield the files that one node's output names."""
     for items in output.values() if isinstance(output, Mapping) else ():
         for item in items if isinstance(items, list | tuple) else [items]:
             file = _file(item)
@@ -73,10 +73,11 @@ def files_of(output: Any) -> Iterator[OutputFile]:
 
 
 def farm_name(file: OutputFile, prompt_id: str) -> ComfyFileName:
-    """Return the name of a prompt's output file that is unique in the farm.
+    """Return the name of a prompt's output file, which is unique among all ComfyUI processes.
 
-    The bridge puts a prompt's files into a folder named after it. A file from ComfyUI's cache lies
-    in the folder of another prompt, maybe of another owner, whose id must not be shown.
+    `moyin.render.comfyui.bridge` makes each node write into a folder named after the prompt. A file
+    from ComfyUI's cache is in the folder of an earlier prompt, whose id is replaced by a digest
+    because it may belong to another tenant.
     """
     first, _, rest = file.subfolder.partition("/")
     if first == prompt_id:
@@ -90,7 +91,7 @@ def farm_name(file: OutputFile, prompt_id: str) -> ComfyFileName:
 
 
 def with_farm_names(output: Any, prompt_id: str) -> Any:
-    """Return one node's output, with its files under the farm's names."""
+    """Return one node's output with each file renamed by `farm_name`."""
     if not isinstance(output, Mapping):
         return output
     return {
@@ -102,7 +103,7 @@ def with_farm_names(output: Any, prompt_id: str) -> Any:
 
 
 def record_of(entry: HistoryEntry, prompt_id: str) -> PromptRecord:
-    """Return the record of a history entry, without its files."""
+    """Convert a history entry to a record without files."""
     return PromptRecord(
         outputs={
             node: with_farm_names(output, prompt_id) for node, output in entry.outputs.items()
@@ -115,12 +116,12 @@ def record_of(entry: HistoryEntry, prompt_id: str) -> PromptRecord:
 
 
 def raise_failure(entry: HistoryEntry) -> None:
-    """Raise the error of a prompt that failed.
+    """Raise an error if the history entry is that of a failed prompt.
 
     Raises:
-        OutOfMemory: the GPU's memory did not suffice.
-        RenderFailed: a node raised an exception (``details``: the node's id and type, and the
-            exception's type), or the prompt was interrupted.
+        OutOfMemory: A node needed more GPU memory than is available.
+        RenderFailed: A node raised an exception, or the prompt was interrupted. ``details`` has the
+            id and type of the node and the type of the exception.
     """
     if entry.status.status_str == "success":
         return
@@ -128,23 +129,31 @@ def raise_failure(entry: HistoryEntry) -> None:
         if name == "execution_error":
             raise _node_failure(data)
         if name == "execution_interrupted":
-            raise RenderFailed("the render was interrupted", details=_node(data))
-    raise RenderFailed("the render failed, and ComfyUI gave no reason")
+            raise RenderFailed(
+                f"the render was interrupted while node {data.get('node_id')} was executed",
+                details=_node(data),
+            )
+    raise RenderFailed("the render failed, but ComfyUI's history entry contains no error")
 
 
 def prompt_of(message: Message) -> str | None:
-    """Return the id of the event's prompt; None if it names none."""
+    """Return the prompt id in an event, or None if the event has none."""
     prompt_id = message.data.get("prompt_id")
     return prompt_id if isinstance(prompt_id, str) else None
 
 
 def is_last_event(message: Message) -> bool:
-    """Return whether this is its prompt's last event, after which the history has its entry."""
+    """Return whether an event is the last one of its prompt, sent after the history entry is made."""
     return message.type == "executing" and message.data.get("node", "") is None
 
 
 class Meter:
-    """Combines a prompt's events to one progress over all of its nodes."""
+    """Calculates the progress of a prompt from its events.
+
+    Attributes:
+        node: id of the node that is being executed, or None before the first one.
+        max: number of nodes.
+    """
 
     def __init__(self, graph: Mapping[str, Any]) -> None:
         self._graph = graph
@@ -155,18 +164,19 @@ class Meter:
 
     @property
     def value(self) -> float:
+        """The number of executed nodes, including fractions."""
         parts = sum(part for node, part in self._parts.items() if node not in self._cached)
         return min(float(self.max), len(self._cached) + parts)
 
     def feed(self, message: Message) -> bool:
-        """Take an event; return whether it may have changed the progress."""
+        """Process an event, and return whether the progress may have changed."""
         if message.type == "execution_cached":
             self._cached = {node for node in message.data.get("nodes", []) if node in self._graph}
             return True
         if message.type != "progress_state":
             return False
         for node_id, state in message.data.get("nodes", {}).items():
-            # Nodes that a node expands into are not in the graph; its own progress covers them.
+            # A node may expand into nodes that are not in the graph; its own progress covers theirs.
             if node_id in self._graph:
                 self._parts[node_id] = _fraction(state)
                 if state.get("state") == "running":
@@ -193,7 +203,7 @@ def _slots(entry: HistoryEntry) -> Iterator[tuple[str, str, list[Any]]]:
 
 
 def _natural_order(node: str) -> list[tuple[int, str]]:
-    # Parts with odd positions consist of digits.
+    # `re.split` with a group returns the matches, which are digits, at odd positions.
     parts = enumerate(_DIGITS.split(node))
     return [(int(part), "") if position % 2 else (0, part) for position, part in parts]
 
@@ -204,12 +214,11 @@ def _file(item: Any) -> OutputFile | None:
     try:
         return OutputFile.model_validate(item)
     except ValidationError:
-        # A file in the client's own input folder is not an output.
-        return None
+        return None  # a file of the type `input` is not an output
 
 
 def _node_failure(data: Mapping[str, Any]) -> RenderFailed:
-    message = str(data.get("exception_message", "")).strip() or "it gave no reason"
+    message = str(data.get("exception_message", "")).strip() or "its exception has no message"
     node = f"node {data.get('node_id')} ({data.get('node_type')})"
     # The exception's module differs between versions of torch; its name does not.
     is_memory = str(data.get("exception_type", "")).endswith("OutOfMemoryError")

@@ -1,6 +1,6 @@
-"""Defines the terms of the render order: waiting renders, renderers, rules and fair shares. Pure.
+"""Defines the rules of the render order, and the dataclasses that they apply to.
 
-Times are seconds of one clock; sizes are bytes.
+All times are seconds of the same clock. All sizes are bytes.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ class PendingRender:
     """A render that waits for a renderer.
 
     Attributes:
-        id: id of its prompt.
-        priority: class 1 (first) to 5 (last).
-        arrived: time at which it was accepted; a retried render keeps its first time.
-        owner: id of the owner who submitted it.
-        entered: time at which it entered the window; its ageing starts then.
-        deadline: time by which it must be finished; None: no deadline.
-        models: sizes of the model files that it loads, by file.
-        family: the largest of these files; renders of one family suit each other. "" if it loads
-            none.
+        id: id of the render's prompt.
+        priority: class of the render, from 1 (first) to 5 (last).
+        arrived: time at which the job was accepted; a retried render has the time of its first try.
+        owner: id of the tenant that submitted the render.
+        entered: time at which the render entered the window, and since which it ages.
+        deadline: time by which the render must be finished, or None if it has no deadline.
+        models: sizes of the model files that the render loads, by file name.
+        family: name of the largest model file, or "" without models. A renderer executes renders of
+            the same family without loading models in between.
     """
 
     id: str
@@ -47,13 +47,13 @@ class PendingRender:
 
 @dataclass(slots=True)
 class RendererSlot:
-    """A renderer as the policy sees it.
+    """The state of a renderer that the render order depends on.
 
     Attributes:
-        models: model files in its memory.
-        family: the largest of these files.
-        began: time at which its latest render began.
-        free_since: time at which it became free.
+        models: names of the model files in the renderer's memory.
+        family: name of the largest of these files, or "" if no model is loaded.
+        began: time at which the renderer's latest render began.
+        free_since: time at which the renderer became free.
     """
 
     name: str
@@ -65,18 +65,18 @@ class RendererSlot:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rules:
-    """Limits on how far model affinity may change the order.
+    """Limits how much the order of renders may change to avoid loading models.
 
     Attributes:
-        ageing: seconds in the window that raise a render by one class. A render of class ``p`` is
-            *due* after ``p * ageing`` seconds: then no render that entered later may pass it.
+        ageing: seconds in the window after which a render moves up by one class. A render of class
+            ``p`` is *due* after ``p * ageing`` seconds; later renders can then no longer pass it.
         deadline_margin: seconds before its deadline at which a render becomes due.
-        bytes_per_second: speed at which models are loaded, to weigh a change against waiting.
-        unserved: while every renderer has work for the models that it has loaded, a render whose
-            models are loaded nowhere waits this many times the duration of the model change.
-        unequal: one queue may be longer than another by this many times the duration of a model
-            change, in seconds of work per renderer, before a renderer changes over.
-        min_patience: smallest value of both limits in seconds, for models that load at once.
+        bytes_per_second: speed at which renderers load models.
+        unserved: a render whose models are not loaded anywhere waits at most this many times their
+            load time, even if every renderer has work for its loaded models.
+        unequal: a renderer switches to the models of a longer queue when the two queues, in seconds
+            of work per renderer, differ by this many times the load time.
+        min_patience: lower bound in seconds of the limits that `unserved` and `unequal` define.
     """
 
     ageing: float = 300.0
@@ -87,39 +87,40 @@ class Rules:
     min_patience: float = 5.0
 
     def patience(self, load_seconds: float) -> float:
-        """Return for how many seconds a render may wait for models that are loaded nowhere."""
+        """Return the seconds that a render may wait while no renderer has its models loaded."""
         return max(self.min_patience, self.unserved * load_seconds)
 
     def imbalance(self, load_seconds: float) -> float:
-        """Return by how many seconds of work two queues may differ."""
+        """Return the seconds of work by which two queues may differ before a renderer switches."""
         return max(self.min_patience, self.unequal * load_seconds)
 
     def due(self, pending: PendingRender) -> float:
-        """Return the time from which no render that entered later may pass this one."""
+        """Return the time from which renders that entered later cannot pass ``pending``."""
         due = pending.entered + pending.priority * self.ageing
         if pending.deadline is None:
             return due
         return min(due, pending.deadline - self.deadline_margin)
 
     def rank(self, pending: PendingRender, now: float) -> int:
-        """Return the class of a render after ageing: 1 (first) to 5 (last)."""
+        """Return the class of a render after ageing, from 1 (first) to 5 (last)."""
         aged = int(max(0.0, now - pending.entered) // self.ageing)
         return max(1, pending.priority - aged)
 
     def load_seconds(self, pending: PendingRender, slot: RendererSlot) -> float:
-        """Return how long the renderer loads models before the render; 0 if it has them all."""
+        """Return the seconds for which the renderer must load models before the render begins."""
         missing = sum(size for name, size in pending.models.items() if name not in slot.models)
         return missing / self.bytes_per_second
 
 
 class OwnerFairShare:
-    """Orders owners by start-time fair queueing: a served render adds ``1 / weight`` to its owner.
+    """Orders owners by start-time fair queueing.
 
-    An owner who returns after a pause starts at the present virtual time, with neither credit nor
-    debt. So no owner can save up turns and then occupy the whole farm.
+    Each render adds ``1 / weight`` to the virtual time of its owner, and the owner with the
+    smallest virtual time is next. An owner who returns after a pause starts at the present virtual
+    time, so that unused turns do not add up.
 
     Args:
-        weights: weights by owner; owners that are not listed have weight 1.
+        weights: weights by owner; an owner who is not listed has weight 1.
     """
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
@@ -129,14 +130,18 @@ class OwnerFairShare:
         self._present = 0.0
 
     def virtual_time(self, owner: str) -> float:
-        """Return the owner's virtual time; the owner with the smallest is served next."""
+        """Return the owner's virtual time."""
         return max(self._served.get(owner, self._present), self._present)
 
     def serve(self, owner: str, others: Iterable[str] = ()) -> None:
-        """Charge the owner for one render, while ``others`` wait."""
+        """Add one render to the owner's virtual time.
+
+        Args:
+            others: the owners with waiting renders.
+        """
         start = self.virtual_time(owner)
-        # The present is the smallest virtual time of the waiting owners, not that of the served
-        # one: affinity may serve an owner out of turn, which must not cost the others theirs.
+        # The present is the smallest virtual time of the waiting owners. Model affinity may serve
+        # an owner out of turn, and the other owners must not lose their turns by that.
         self._present = min((self.virtual_time(other) for other in others), default=start)
         self._present = min(self._present, start)
         self._served[owner] = start + 1.0 / self._weights.get(owner, 1.0)

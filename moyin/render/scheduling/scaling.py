@@ -1,4 +1,4 @@
-"""Decides how many renderers a pool should have. Pure."""
+"""Calculates how many renderers a pool should have."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ __all__ = ["Scale"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scale:
-    """Bounds and speed of a pool's scaling.
+    """Defines when a pool adds and removes renderers.
 
     Attributes:
-        minimum: number of renderers of an idle pool; may be 0.
-        maximum: number of renderers at most.
-        patience: seconds within which all waiting renders should begin; a longer queue needs more
-            renderers.
-        idle: seconds after which an unneeded renderer is removed.
+        minimum: smallest number of renderers, which an idle pool has; may be 0.
+        maximum: largest number of renderers.
+        patience: seconds within which all waiting renders should begin.
+        idle: seconds after which an idle renderer is removed.
     """
 
     minimum: int
@@ -26,15 +25,16 @@ class Scale:
     idle: float = 300.0
 
     def needed(self, waiting: int, mean_seconds: float) -> int:
-        """Return the number of renderers for ``waiting`` renders of ``mean_seconds`` each."""
+        """Return how many renderers begin ``waiting`` renders of ``mean_seconds`` each in time."""
         wanted = math.ceil(waiting * mean_seconds / self.patience)
         return max(self.minimum, min(self.maximum, wanted))
 
     def removable(self, idle_seconds: list[float | None], waiting: int) -> list[int]:
-        """Return the positions of the renderers to remove, from the last to the first.
+        """Return the indexes in ``idle_seconds`` of the renderers to remove, in descending order.
 
         Args:
-            idle_seconds: seconds for which each renderer has been idle; None: it is busy.
+            idle_seconds: seconds for which each renderer has been idle, or None if it is busy.
+            waiting: number of waiting renders; no renderer is removed while there are any.
         """
         if waiting:
             return []

@@ -1,4 +1,4 @@
-"""`RenderScheduler`: assigns waiting renders to renderers as those become free."""
+"""Assigns waiting renders to renderers when these become free."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from moyin.render.scheduling.window import Window
 
 __all__ = ["Lease", "RenderScheduler"]
 
-# When to retry after the scheduler was closed: another replica has taken over by then, or will.
+# Retry-After of a closed scheduler; another replica of the pool replaces it within seconds.
 _RETRY_SECONDS = 1.0
-# Some renders wait although a renderer is free: how often to check whether they still should.
+# Interval of the checks whether waiting renders should begin on a free renderer without their models.
 _CHECK_SECONDS = 0.5
 
 
 class Lease:
-    """The exclusive right to use the renderer ``name``, until it is released."""
+    """The exclusive right to use the renderer ``name``, which lasts until `release` is called."""
 
     def __init__(self, name: str, release: Callable[[], None]) -> None:
         self.name = name
@@ -30,18 +30,20 @@ class Lease:
         self._is_held = True
 
     def release(self) -> None:
-        """Free the renderer for the next render; a second call does nothing."""
+        """Release the renderer for the next render; a second call has no effect."""
         if self._is_held:
             self._is_held = False
             self._release()
 
 
 class RenderScheduler:
-    """Runs one render per renderer at a time. All methods belong to one event loop.
+    """Leases each renderer of a pool to one waiting render at a time.
+
+    All methods must be called from the same event loop.
 
     Args:
-        window: decides the order; this scheduler alone uses it.
-        clock: returns seconds; the renders' deadlines are times of this clock.
+        window: decides the order; no other object may use the same window.
+        clock: returns the present time in seconds, by the clock of the renders' deadlines.
     """
 
     def __init__(
@@ -50,10 +52,10 @@ class RenderScheduler:
         self._window = window or Window()
         self._clock = clock
         self._renderers: set[str] = set()
-        # When each renderer was leased, by a clock that is never set back.
+        # The monotonic time of each lease, by renderer.
         self._leased: dict[str, float] = {}
         self._foreign: dict[str, frozenset[str]] = {}
-        # By identity: two attempts at one render may wait side by side and be equal.
+        # The keys are `id()`s, because two equal attempts at one render may wait at the same time.
         self._granted: dict[int, asyncio.Future[Lease]] = {}
         self._next_check: asyncio.TimerHandle | None = None
         self._is_closed = False
@@ -65,7 +67,7 @@ class RenderScheduler:
 
     @property
     def mean_seconds(self) -> float:
-        """The mean duration of a render, in seconds."""
+        """The mean duration of a render in seconds."""
         return self._window.mean_seconds
 
     @property
@@ -74,18 +76,18 @@ class RenderScheduler:
         return self._window.model_changes
 
     def idle_seconds(self, name: str) -> float | None:
-        """Return for how many seconds the renderer has been free; None while it is busy."""
+        """Return the seconds for which the renderer has been free, or None if it is busy."""
         return self._window.idle_seconds(name, self._clock())
 
     def add_renderer(
         self, name: str, foreign: Collection[str] = (), models: Sequence[str] = ()
     ) -> None:
-        """Let a renderer take work, or update which prompts run on it without a lease.
+        """Add a renderer, or update the prompts that run on a known one without a lease.
 
         Args:
-            foreign: prompts that an earlier process left on the renderer; it gets no others until
-                they have ended.
-            models: model files in its memory, the largest first.
+            foreign: ids of prompts that an earlier scheduler started on the renderer. The renderer
+                gets no other render until these prompts have ended.
+            models: model files in the renderer's memory, the largest first.
         """
         self._foreign[name] = frozenset(foreign)
         if name not in self._renderers:
@@ -98,12 +100,12 @@ class RenderScheduler:
         self._assign()
 
     def remove_renderer(self, name: str) -> None:
-        """Assign no more work to the renderer; a lease on it stays valid until it is released."""
+        """Stop assigning renders to the renderer; its present lease stays valid until released."""
         self._renderers.discard(name)
         self._window.remove_renderer(name)
 
     def close(self) -> None:
-        """Reject waiting and new renders; leases that are held stay valid."""
+        """Reject all waiting and new renders; present leases stay valid."""
         self._is_closed = True
         for granted in self._granted.values():
             if not granted.done():
@@ -111,10 +113,10 @@ class RenderScheduler:
 
     @asynccontextmanager
     async def lease(self, pending: PendingRender) -> AsyncIterator[Lease]:
-        """Wait for a renderer and hold it for the block, or until it is released earlier.
+        """Wait for a renderer and lease it until the end of the block, unless released earlier.
 
         Raises:
-            ServiceUnavailable: the scheduler is closed, or is closed while this waits.
+            ServiceUnavailable: The scheduler is closed before a renderer becomes free.
         """
         if self._is_closed:
             raise _closed()
@@ -138,7 +140,7 @@ class RenderScheduler:
             lease.release()
 
     def peek_next(self, name: str) -> PendingRender | None:
-        """Return the render that the busy renderer would probably get if it became free now."""
+        """Return the render that a busy renderer would probably get if it became free now."""
         return self._window.peek_next(name, self._clock())
 
     def _assign(self) -> None:
@@ -172,4 +174,5 @@ class RenderScheduler:
 
 
 def _closed() -> ServiceUnavailable:
-    return ServiceUnavailable("this render pool is shutting down", retry_after=_RETRY_SECONDS)
+    message = "this replica of the render pool is shutting down; try again"
+    return ServiceUnavailable(message, retry_after=_RETRY_SECONDS)

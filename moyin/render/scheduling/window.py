@@ -1,18 +1,18 @@
-"""`Window`: the waiting renders and the renderers of a pool, and which render goes where. No clock.
+"""Decides which waiting render of a pool begins next, and on which renderer.
 
-`Window.choose` holds the whole policy of a render farm. It tries these rules in order:
+`Window.choose` tries these rules in order:
 
-1. A render that is due (`Rules.due`) goes first, to the renderer where it costs least. So no render
-   starves.
-2. A renderer *changes* to the models with the longest queue per renderer that has them loaded. It
-   does so if it has nothing loaded; if no render waits that suits it and the renderers with those
-   models will not take the queue soon; or if that queue is longer than its own by many times the
-   duration of the change.
-3. Otherwise it takes a render that *suits* its loaded models: by class after ageing, then from the
-   owner whose turn it is, then by arrival.
+1. A render that is due (`Rules.due`) begins first, on the free renderer with the lowest cost. This
+   prevents starvation.
+2. A renderer *switches* to the models with the longest queue per renderer that has them loaded, if
+   the renderer has no models loaded; if no waiting render uses its models and the renderers with
+   those other models are not about to empty the queue; or if that queue is longer than its own
+   queue by many times the load time of the models.
+3. A renderer begins a render that uses its loaded models. These renders are ordered by class after
+   ageing, then by fair share of the owners, then by arrival.
 
-A render waits for a renderer that has its models, even if another one is free, for as long as those
-renderers keep taking work: loading models again is what costs a farm its throughput.
+A render waits for a renderer that has its models loaded, even if another renderer is free, because
+loading models reduces the throughput of a farm most.
 """
 
 from __future__ import annotations
@@ -28,21 +28,25 @@ from moyin.render.scheduling.policy import OwnerFairShare, PendingRender, Render
 
 __all__ = ["Choice", "Window"]
 
-# The mean duration until renders have ended, and the weight of each new one in the moving mean.
+# The mean duration before any render has ended, and the weight of a new duration in the mean.
 _FIRST_MEAN_SECONDS = 10.0
 _NEWEST_WEIGHT = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The assignment of ``pending`` to the renderer ``slot``."""
+    """The assignment of the render ``pending`` to the renderer ``slot``."""
 
     pending: PendingRender
     slot: RendererSlot
 
 
 class _Queue:
-    """Holds the renders of one family, by owner and class, each flow in the order of arrival."""
+    """The waiting renders of one family.
+
+    Attributes:
+        flows: the renders of each owner and class, in the order of arrival.
+    """
 
     def __init__(self) -> None:
         self.flows: dict[tuple[str, int], list[tuple[float, str, int, PendingRender]]] = {}
@@ -66,9 +70,10 @@ class _Queue:
 
 
 class Window:
-    """Holds waiting renders and renderers. Call `choose`, then `begin`.
+    """The waiting renders and the renderers of a pool.
 
-    It reads no clock: ``now`` is in seconds and never goes backwards.
+    The caller alternates `choose` and `begin`. All times are arguments named ``now``, in seconds,
+    so that a simulation can use the class.
 
     Attributes:
         mean_seconds: mean duration of a render.
@@ -95,7 +100,7 @@ class Window:
         return len(self._pending)
 
     def add(self, pending: PendingRender) -> None:
-        """Add a render that waits from its time ``entered``, which is now."""
+        """Add a render whose ``entered`` is the present time."""
         key = id(pending)
         self._pending[key] = pending
         self._queues.setdefault(pending.family, _Queue()).add(pending)
@@ -103,7 +108,7 @@ class Window:
         heapq.heappush(self._dues, (self._rules.due(pending), pending.arrived, key, pending))
 
     def remove(self, pending: PendingRender) -> None:
-        """Remove a render; do nothing if it does not wait."""
+        """Remove a render if it is still waiting."""
         if self._pending.pop(id(pending), None) is None:
             return
         queue = self._queues[pending.family]
@@ -116,39 +121,39 @@ class Window:
 
     @property
     def is_undecided(self) -> bool:
-        """Whether renders wait although a renderer is free; time alone may change that."""
+        """Whether renders wait although a renderer is free, so that `choose` must be repeated."""
         return bool(self._free and self._pending)
 
     def add_renderer(self, name: str, models: Sequence[str], now: float) -> None:
-        """Add a free renderer with ``models`` in memory, the largest first."""
+        """Add a free renderer with ``models`` in its memory, the largest first."""
         family = models[0] if models else ""
         slot = RendererSlot(name=name, models=frozenset(models), family=family, free_since=now)
         self._slots[name] = self._free[name] = slot
         self._holders[family] += 1
 
     def remove_renderer(self, name: str) -> None:
-        """Remove a renderer; do nothing if it is not there."""
+        """Remove a renderer if it is known."""
         slot = self._slots.pop(name, None)
         self._free.pop(name, None)
         if slot is not None:
             self._remove_holder(slot.family)
 
     def mark_busy(self, name: str) -> None:
-        """Assign nothing to the renderer: it executes a prompt that was not assigned here."""
+        """Mark a renderer as busy with a prompt that this window did not assign."""
         self._free.pop(name, None)
 
     def mark_free(self, name: str, now: float) -> None:
-        """Mark the renderer as free; do nothing if it is."""
+        """Mark a busy renderer as free."""
         if name not in self._free:
             self._slots[name].free_since = now
             self._free[name] = self._slots[name]
 
     def idle_seconds(self, name: str, now: float) -> float | None:
-        """Return for how many seconds a renderer has been free; None while it is busy."""
+        """Return the seconds for which a renderer has been free, or None if it is busy."""
         return now - self._free[name].free_since if name in self._free else None
 
     def begin(self, choice: Choice, now: float) -> None:
-        """Mark the renderer as busy with the render, whose models it has loaded from now on."""
+        """Mark the assigned renderer as busy, with the models of its new render in memory."""
         pending, slot = choice.pending, choice.slot
         self.remove(pending)
         self._fair_share.serve(pending.owner, self._owners)
@@ -165,17 +170,14 @@ class Window:
         self.mean_seconds += _NEWEST_WEIGHT * (seconds - self.mean_seconds)
 
     def peek_next(self, name: str, now: float) -> PendingRender | None:
-        """Return the render that a busy renderer would probably get next.
-
-        It is of the renderer's family, or of none.
-        """
+        """Return the render of the busy renderer's family, or without models, that is first."""
         slot = self._slots.get(name)
         families = [] if slot is None else [f for f in {slot.family, ""} if f in self._queues]
         firsts = [self._first(family, now) for family in families]
         return min(firsts, key=lambda first: self._order(first, now), default=None)
 
     def choose(self, now: float) -> Choice | None:
-        """Return the next render to begin and its renderer; None if all should keep waiting."""
+        """Return the next render to begin and its renderer, or None if no render should begin."""
         if not self._free or not self._pending:
             return None
         return self._choose_due(now) or self._choose_change(now) or self._choose_suiting(now)
@@ -190,7 +192,7 @@ class Window:
 
     def _choose_change(self, now: float) -> Choice | None:
         slowest_first = sorted(filter(None, self._queues), key=self._delay, reverse=True)
-        # Of the renderers with the same family loaded, the one that has been free for longest.
+        # By family, the renderer that has been free for the longest time.
         free = {slot.family: slot for slot in reversed(self._free.values())}
         for family in slowest_first:
             if family in free:
@@ -228,14 +230,14 @@ class Window:
         return Choice(pending, self._cheapest(pending, suiting))
 
     def _delay(self, family: str, leaving: int = 0) -> float:
-        """Return the seconds until the family's queue would be empty if nothing changed."""
+        """Return the seconds until the family's present renderers have emptied its queue."""
         if family not in self._queues:
             return 0.0
         holders = self._holders[family] - leaving
         return self._queues[family].count * self.mean_seconds / holders if holders > 0 else math.inf
 
     def _cheapest(self, pending: PendingRender, slots: Collection[RendererSlot]) -> RendererSlot:
-        """Return the renderer that loads least, is needed least by others, or is free longest."""
+        """Return the renderer with the least to load, ties broken by demand and idle time."""
         return min(
             slots,
             key=lambda slot: (

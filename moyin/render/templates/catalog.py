@@ -1,4 +1,4 @@
-"""`Catalog`: the templates in some folders, read again when their files change."""
+"""Loads the templates in some folders, and loads them again when their files change."""
 
 from __future__ import annotations
 
@@ -38,11 +38,12 @@ _MAX_FILES = 10_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TemplateSnapshot:
-    """The templates in the folders at one time.
+    """The templates that the folders contained when they were read.
 
     Attributes:
+        templates: all templates, sorted by name.
         names: templates by name and by alias.
-        problems: one line for each invalid file: ``<file>: <field>: <problem>``.
+        problems: problems in the files, each as a line ``<file>: <field>: <problem>``.
     """
 
     templates: tuple[Template, ...] = ()
@@ -50,10 +51,10 @@ class TemplateSnapshot:
     problems: tuple[str, ...] = ()
 
     def find(self, name: str, field: str) -> Template:
-        """Return the template that a request names in ``field``.
+        """Return the template with a name or alias that a request has in ``field``.
 
         Raises:
-            InvalidRequest: there is no such template; the message has similar names.
+            InvalidRequest: No template has this name. The message suggests similar names.
         """
         template = self.names.get(name)
         if template is None:
@@ -64,14 +65,14 @@ class TemplateSnapshot:
 
 
 class Catalog:
-    """Returns templates, and checks their files for changes at most every two seconds.
+    """A cache of the templates in some folders.
 
-    An invalid file is logged. If it was valid before, its last valid template stays in use; no
-    other template is affected.
+    A lookup checks the files for changes if the last check was more than two seconds ago. Invalid
+    files are logged. The last valid version of a file stays in use while the file is invalid.
 
     Args:
-        folders: a template in a later folder replaces one of the same name. Missing folders are
-            empty.
+        folders: the folders, which may be missing. A template in a later folder replaces a template
+            of the same name in an earlier one.
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
@@ -83,27 +84,27 @@ class Catalog:
         self._checking = asyncio.Lock()
 
     async def snapshot(self) -> TemplateSnapshot:
-        """Return the present templates."""
+        """Return the present templates, after a check of the files if one is due."""
         if time.monotonic() - self._checked_at > _CHECK_SECONDS:
             async with self._checking:
                 if time.monotonic() - self._checked_at > _CHECK_SECONDS:
                     try:
                         await asyncio.to_thread(self._check)
                     except OSError as error:
-                        # A file was removed during the check; the next check will see that.
-                        _log.warning("templates could not be read: %s", error)
+                        # For example, a file was removed during the check.
+                        _log.warning("the template folders could not be checked: %s", error)
                     self._checked_at = time.monotonic()
         return self._snapshot
 
     async def get(self, name: str) -> Template:
-        """Return a template by its name or alias.
+        """Return the template with the name or alias ``name``.
 
         Raises:
-            TemplateNotFound: there is no such template.
+            TemplateNotFound: No template has this name.
         """
         template = (await self.snapshot()).names.get(name)
         if template is None:
-            raise TemplateNotFound(f"there is no template {name[:64]!r}")
+            raise TemplateNotFound(f"there is no template with the name {name[:64]!r}")
         return template
 
     def _check(self) -> None:
@@ -117,27 +118,28 @@ class Catalog:
         self._snapshot = read_folders(self._folders, self._valid)
         self._stamp = stamp
         for problem in self._snapshot.problems:
-            _log.error("invalid template: %s", problem)
+            _log.error("invalid template file: %s", problem)
 
 
 def template_folders(settings: Settings) -> tuple[Path, ...]:
-    """Return the folders of the shipped templates, unless these are disabled, and of the user's."""
+    """Return the folder of Moyin's own templates, if enabled, and the folder of the operator's."""
     own = settings.templates or settings.data / "templates"
     return (SHIPPED, own) if settings.shipped_templates else (own,)
 
 
 def new_catalog(settings: Settings) -> Catalog:
-    """Return a catalog of the folders in the settings."""
+    """Create the catalog of the template folders that the settings name."""
     return Catalog(template_folders(settings))
 
 
 def read_folders(
     folders: Sequence[Path], valid: dict[Path, Template] | None = None
 ) -> TemplateSnapshot:
-    """Read every file.
+    """Read all template files in the folders.
 
     Args:
-        valid: the last valid template of each file; is updated.
+        valid: the last valid template of each file, which replaces one that is now invalid. The
+            dictionary is updated.
     """
     valid = {} if valid is None else valid
     problems: list[str] = []
@@ -152,7 +154,9 @@ def read_folders(
             template = valid[path]
             other = chosen.get(template.name)
             if other is not None and other[0].parent == path.parent:
-                problems.append(f"{path}: name: {other[0].name} has the name {template.name!r} too")
+                problems.append(
+                    f"{path}: name: {other[0].name} also has the name {template.name!r}"
+                )
             else:
                 chosen[template.name] = (path, template)
     for path in valid.keys() - set(files):
@@ -162,7 +166,7 @@ def read_folders(
         for alias in template.aliases:
             owner = names.get(alias)
             if owner is not None and owner is not template:
-                problems.append(f"{path}: aliases: {alias!r} is a name of {owner.name!r}")
+                problems.append(f"{path}: aliases: {alias!r} already names template {owner.name!r}")
             else:
                 names[alias] = template
     return TemplateSnapshot(
@@ -180,13 +184,13 @@ def _files(folders: Sequence[Path]) -> Iterator[Path]:
 
 
 def _content(path: Path) -> Any:
-    """Parse a file.
+    """Return the parsed JSON or YAML of a file.
 
     Raises:
-        TemplateInvalid: it is too large, or not JSON or YAML.
+        TemplateInvalid: The file is too large or is not valid JSON or YAML.
     """
     if path.stat().st_size > _MAX_BYTES:
-        raise TemplateInvalid(f"the file: is larger than {_MAX_BYTES} bytes")
+        raise TemplateInvalid(f"the file: must have at most {_MAX_BYTES:,} bytes")
     try:
         # JSON is not parsed as YAML 1.1, which reads some of JSON's numbers as text.
         load = json.loads if path.suffix == ".json" else yaml.safe_load

@@ -1,4 +1,4 @@
-"""Validates template files, and writes templates for clients. Pure."""
+"""Converts the content of template files to templates, and templates to response bodies."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 class TemplateInvalid(ValueError):
-    """Raised for an invalid template file; the message names the field."""
+    """Raised for an invalid template file; the message is ``<field>: <problem>``."""
 
 
 def to_template(data: Any) -> Template:
-    """Return the template in a file's content.
+    """Convert the parsed content of a template file to a template.
 
     Raises:
-        TemplateInvalid: the content is not a valid template.
+        TemplateInvalid: The content is not a valid template.
     """
     try:
         file = wire.TemplateFile.model_validate(data)
@@ -53,7 +53,7 @@ def to_template(data: Any) -> Template:
 
 
 def template_body(template: Template) -> wire.TemplateBody:
-    """Return the template as clients see it."""
+    """Return the response body that describes a template to clients."""
     return wire.TemplateBody(
         name=template.name,
         title=template.title,
@@ -76,26 +76,27 @@ def _schema(properties: Mapping[str, Any], parameters: Mapping[str, Parameter]) 
 
 
 def _parameter(name: str, schema: wire.InputSchema) -> Parameter:
-    """Return the parameter that an input's schema describes.
+    """Convert the schema of an input to a parameter.
 
     Raises:
-        TemplateInvalid: the members of the schema contradict each other.
+        TemplateInvalid: Members of the schema contradict each other.
     """
     field = f"inputs.{name}"
     numeric = schema.type in ("integer", "number")
     for member in ("minimum", "maximum", "exclusive_minimum", "exclusive_maximum", "multiple_of"):
         if getattr(schema, member) is not None and not numeric:
             raise TemplateInvalid(
-                f"{field}.{member}: applies to numbers, not to type {schema.type}"
+                f"{field}.{member}: must be absent, because the type is {schema.type}, not a number"
             )
     for member in ("min_length", "max_length", "pattern", "format"):
         if getattr(schema, member) is not None and schema.type != "string":
             raise TemplateInvalid(
-                f"{field}.{member}: applies to strings, not to type {schema.type}"
+                f"{field}.{member}: must be absent, because the type is {schema.type}, not string"
             )
     if schema.format is not None and (schema.enum or schema.default is not None):
         raise TemplateInvalid(
-            f"{field}: an image can have no default and no enum, because each client uploads its own"
+            f"{field}: must have no default and no enum with format: image, because clients upload "
+            "their own images"
         )
     parameter = Parameter(
         name=name,
@@ -134,24 +135,28 @@ def _check_graph(file: wire.TemplateFile) -> None:
         field = f"graph.{node_id[:64]}"
         if not isinstance(node, dict) or not isinstance(node.get("class_type"), str):
             raise TemplateInvalid(
-                f"{field}: must be an object with a class_type; export the workflow in API format"
+                f"{field}: must be an object with a class_type; export the workflow in API format "
+                "from ComfyUI"
             )
         inputs = node.get("inputs", {})
         if not isinstance(inputs, dict):
             raise TemplateInvalid(f"{field}.inputs: must be an object")
         outside = {key: value for key, value in node.items() if key != "inputs"}
         if any(placeholders(outside)):
-            raise TemplateInvalid(f"{field}: ${{…}} is allowed only in the inputs of a node")
+            raise TemplateInvalid(f"{field}: must contain ${{inputs.<name>}} only in its inputs")
         for name, value in inputs.items():
             for placeholder in placeholders(value):
                 if placeholder not in file.inputs:
                     raise TemplateInvalid(
-                        f"{field}.inputs.{name[:64]}: {placeholder!r} is not an input of the template"
+                        f"{field}.inputs.{name[:64]}: the template has no input {placeholder!r}"
                     )
                 used.add(placeholder)
     unused = file.inputs.keys() - used
     if unused:
-        raise TemplateInvalid(f"inputs.{min(unused)}: no node of the graph uses it")
+        unused_input = min(unused)
+        raise TemplateInvalid(
+            f"inputs.{unused_input}: no node of the graph contains ${{inputs.{unused_input}}}"
+        )
     for number, node_id in enumerate(file.outputs):
         if node_id not in file.graph:
-            raise TemplateInvalid(f"outputs.{number}: there is no node {node_id!r}")
+            raise TemplateInvalid(f"outputs.{number}: the graph has no node {node_id!r}")

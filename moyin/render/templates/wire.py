@@ -1,4 +1,4 @@
-"""Defines the format of template files and the bodies of ``/templates``."""
+"""Defines the format of template files and the response bodies of ``/templates``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _File(BaseModel):
 
 
 class InputSchema(_File):
-    """The JSON Schema of one input; ``format: image`` takes the id of an artifact."""
+    """The JSON Schema of one input; with ``format: image`` its value is the id of an artifact."""
 
     type: Literal["string", "integer", "number", "boolean"]
     title: str | None = None
@@ -55,12 +55,12 @@ class InputSchema(_File):
             try:
                 re.compile(value)
             except re.error as error:
-                raise ValueError(f"is not a regular expression: {error}") from None
+                raise ValueError(f"must be a regular expression of Python: {error}") from None
         return value
 
 
 class TemplateFile(_File):
-    """A template file: a graph in API format in which ``${inputs.<name>}`` marks an input."""
+    """A template file, whose graph in API format has ``${inputs.<name>}`` in place of an input."""
 
     name: Name
     title: str = Field(min_length=1, max_length=120)
@@ -73,7 +73,7 @@ class TemplateFile(_File):
 
 
 class TemplateBody(BaseModel):
-    """A template as clients see it, without its graph."""
+    """The response body that describes a template, without its graph."""
 
     name: str
     title: str
@@ -85,6 +85,6 @@ class TemplateBody(BaseModel):
 
 
 class TemplateList(BaseModel):
-    """The templates, in the order of their names."""
+    """The response body of ``GET /templates``, sorted by name."""
 
     templates: list[TemplateBody]

@@ -107,7 +107,7 @@ async def test_a_file_name_that_is_not_the_callers_is_rejected_by_node_and_input
     assert await guard.check(caller(), "a", graph("Load", image=OWN), {OWN})
     answers = []
     for name in ("/etc/passwd", "/etc/nope", OWN):
-        with pytest.raises(InputNotFound, match="no file of yours") as refused:
+        with pytest.raises(InputNotFound, match="you have no file") as refused:
             await guard.check(caller(), "a", graph("Load", image=name), ())
         answers.append((refused.value.message, refused.value.field, refused.value.details))
     assert answers[0] == answers[1] == answers[2]

@@ -85,7 +85,7 @@ async def test_files_are_checked_under_their_names_on_the_renderer(bench: Bench)
 
 @pytest.mark.parametrize("missing", [MINE.id, f"art_{'2' * 32}"])
 async def test_an_artifact_of_another_tenant_counts_as_missing(bench: Bench, missing: str) -> None:
-    with pytest.raises(InputNotFound, match=r"node '1' .*image: no file of yours") as refused:
+    with pytest.raises(InputNotFound, match=r"node '1' .*'image': you have no file") as refused:
         await bench.checks.admit(BOB, spec(render(graph(f"artifact:{missing}"))))
     assert refused.value.field == "workflow.1.inputs.image"
     assert refused.value.details["node_errors"].keys() == {"1"}

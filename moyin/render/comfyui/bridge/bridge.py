@@ -1,21 +1,21 @@
-"""Adds routes and limits to ComfyUI, inside its process. Imports ComfyUI only when registered.
+"""Adds routes and limits to ComfyUI, inside its process.
 
-* ``POST /moyin/validate`` answers as ``POST /prompt`` would, without queueing. It also lists the
-  inputs of which only type and range were checked.
+The module imports ComfyUI only in `register`, so that tests can import it. It has these effects:
+
+* ``POST /moyin/validate`` responds like ``POST /prompt``, without adding the prompt to the queue,
+  and lists the inputs of which only type and range were checked.
 * ``POST /moyin/look`` returns a prompt's state, and drops other prompts from the history.
-* ``GET /moyin/volatile`` lists the node classes whose output may differ for the same inputs.
-* ``GET /moyin/pulse`` answers 200 if the thread that executes prompts is alive, or else 503.
-* A prompt's files go into a folder named after the prompt. So names never clash, the graph and its
-  cache keys stay as the client wrote them, and cached outputs still name their first prompt. Files
-  that a node puts elsewhere are reported as if they lay in that folder: the renderer, which moves
-  all files when the prompt ends, searches both places.
-* Input files that Moyin names count as existing when a graph is validated: they are placed later.
-* Nodes and file names that a prompt may not have are refused (``guard``).
-* Cached output that contains a prompt's own graph is not used for another tenant (``tenants``).
-* Objects that ComfyUI and its nodes import are exempt from garbage collection. ComfyUI collects
-  after a prompt, at most every ten seconds, and walking them all would block it for a quarter of a
-  second.
-* ``MOYIN_GPU_SHARE``: the fraction of the GPU's memory that this process may use.
+* ``GET /moyin/volatile`` lists the node classes that may return different outputs for equal inputs.
+* ``GET /moyin/pulse`` responds with 200 if the thread that executes prompts is alive, or else 503.
+* A prompt's output files are written to a folder named after the prompt, so that names are unique
+  without a change of the graph and its cache keys. A file that a node writes elsewhere is reported
+  as if it were in that folder; `WrittenFiles.open` searches both places.
+* Names of Moyin's input files are valid before the files exist.
+* Nodes and file names that a prompt may not use are refused (see ``guard.py``).
+* A cached output that contains a prompt's graph is not used for other tenants (see ``tenants.py``).
+* Objects that exist at the start are exempt from garbage collection, because ComfyUI's collections
+  after prompts would block for a quarter of a second.
+* ``MOYIN_GPU_SHARE`` limits the fraction of the GPU's memory that this process uses.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from .tenants import with_tenant, with_tenant_signature
 
 __all__ = ["register"]
 
-# Modules of ComfyUI's own nodes, without those in its folder of custom nodes.
+# The modules of ComfyUI's own nodes, except those in its folder of custom nodes.
 _STOCK_MODULES = ("nodes", "comfy_extras")
 _PULSE_SECONDS = 5.0
 _FLAG_SECONDS = 0.02
@@ -52,7 +52,7 @@ _INPUT = re.compile(r"moyin/[0-9a-f]{64}(\.[a-z0-9]{1,8})?( \[input\])?")
 
 
 def register() -> None:
-    """Add the routes and limits; called by the node package's ``__init__.py``."""
+    """Add the routes and limits to ComfyUI; the node package's ``__init__.py`` calls it."""
     import execution  # type: ignore[import-not-found]
     import folder_paths  # type: ignore[import-not-found]
     import nodes  # type: ignore[import-not-found]
@@ -66,7 +66,7 @@ def register() -> None:
 
     server = PromptServer.instance
     executor = ExecutorThread()
-    # Without the guard: the gateway has checked these graphs already.
+    # Bound before the guard wraps the function, because the gateway has checked these graphs.
     validate_prompt = execution.validate_prompt
 
     async def validate(request: web.Request) -> web.Response:
@@ -103,7 +103,7 @@ def register() -> None:
     )
     server.send_sync = with_origin(server.send_sync, folder_paths.get_directory_by_type)
     folder_paths.exists_annotated_filepath = with_own_inputs(folder_paths.exists_annotated_filepath)
-    # At startup, because other nodes have yet to be imported.
+    # Called at the startup of the server, when all nodes have been imported.
     server.app.on_startup.append(freeze_startup_objects)
     share = float(os.environ.get("MOYIN_GPU_SHARE", "1"))
     if share < 1:
@@ -111,7 +111,7 @@ def register() -> None:
 
 
 async def freeze_startup_objects(_app: Any) -> None:
-    """Exempt all present objects, which live as long as the process, from garbage collection."""
+    """Exempt all existing objects, which live as long as the process, from garbage collection."""
     gc.collect()
     gc.freeze()
 
@@ -119,7 +119,7 @@ async def freeze_startup_objects(_app: Any) -> None:
 async def validation_response(
     validate_prompt: Callable[..., Any], body: dict[str, Any]
 ) -> tuple[int, Any]:
-    """Return the status and body of ``POST /prompt``, without the queue number."""
+    """Return the status and body with which ``POST /prompt`` would respond, without ``number``."""
     if "prompt" not in body:
         error = {
             "type": "no_prompt",
@@ -133,30 +133,29 @@ async def validation_response(
     valid, error, outputs, node_errors = await validate_prompt(prompt_id, body["prompt"], targets)
     if not valid:
         return 400, {"error": error, "node_errors": node_errors}
-    # ComfyUI takes the outputs from a set, so their order means nothing.
+    # Sorted, because ComfyUI's order of the outputs is that of a set.
     return 200, {"prompt_id": prompt_id, "node_errors": node_errors, "outputs": sorted(outputs)}
 
 
 def free_inputs(
     graph: Mapping[str, Any], classes: Mapping[str, Any]
 ) -> dict[str, dict[str, list[Any]]]:
-    """Return the inputs of a valid graph of which ComfyUI checked only type and range.
+    """Return the inputs of a valid graph of which ComfyUI checks only type and range.
 
     Returns:
-        The type, minimum and maximum (None: no bound) of each input, by node and name.
+        The type, minimum and maximum of each input, by node id and input. A missing bound is None.
     """
     free: dict[str, dict[str, list[Any]]] = {}
     for node, content in graph.items():
         node_class = classes.get(content["class_type"])
-        # Old nodes have the one method, new ones the other. Such nodes are left out as a whole,
-        # because the method may read any of their inputs.
+        # These methods of old and new nodes check the inputs of a node in any way, so that none of
+        # its inputs is free.
         if node_class is None or _overrides(node_class, "VALIDATE_INPUTS", "validate_inputs"):
             continue
         try:
             inputs = _simple_inputs(node_class.INPUT_TYPES(), content.get("inputs", {}))
         except Exception:
-            # ComfyUI does not check a node that leads to no output, so its inputs may be malformed.
-            continue
+            continue  # the inputs may be malformed, since ComfyUI does not check unused nodes
         if inputs:
             free[node] = inputs
     return free
@@ -177,9 +176,11 @@ def _simple_inputs(types: Mapping[str, Any], values: Mapping[str, Any]) -> dict[
 
 
 def prompt_state(queue: Any, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return whether ``prompt_id`` is ``queued``, and its history ``entry`` without the graph.
+    """Return the response body of ``/moyin/look``, and drop history entries.
 
-    Entries of the prompts in ``forget`` are dropped: ComfyUI keeps them in memory.
+    Args:
+        queue: ComfyUI's ``PromptQueue``.
+        body: the request body, with ``prompt_id`` and the ids of the entries to ``forget``.
     """
     prompt_id = body["prompt_id"]
     with queue.mutex:
@@ -194,10 +195,10 @@ def prompt_state(queue: Any, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def volatile_classes(classes: Mapping[str, Any]) -> list[str]:
-    """Return the node classes that decide themselves whether they have changed.
+    """Return the node classes whose methods decide whether their output has changed.
 
-    ComfyUI's own classes are left out: they compare the content of the files that they load, and
-    here a file with another content has another name. Nothing is known about other classes.
+    ComfyUI's own classes are left out. Their methods compare the content of files, and Moyin's input
+    files with different content have different names.
     """
     return sorted(
         name
@@ -208,7 +209,7 @@ def volatile_classes(classes: Mapping[str, Any]) -> list[str]:
 
 
 def _overrides(node_class: Any, *names: str) -> bool:
-    """Return whether a class, other than ComfyUI's base of new nodes, defines one of the names."""
+    """Return whether a node class or a base outside ``comfy_api`` defines one of the names."""
     return any(
         name in vars(base)
         for base in node_class.__mro__
@@ -218,23 +219,23 @@ def _overrides(node_class: Any, *names: str) -> bool:
 
 
 class ExecutorThread:
-    """Watches the thread that executes prompts; an exception outside of a node ends it for good."""
+    """A watcher of ComfyUI's thread that executes prompts, which an exception may end."""
 
     def __init__(self) -> None:
         self._was_seen = False
 
     def is_alive(self) -> bool:
-        """Return False if the thread was seen and is gone; another ComfyUI may name it otherwise."""
+        """Return whether the thread exists, or was never seen because of another name."""
         is_present = any(_EXECUTOR_THREAD in thread.name for thread in threading.enumerate())
         self._was_seen = self._was_seen or is_present
         return is_present or not self._was_seen
 
 
 async def takes_flags(queue: Any, seconds: float = _PULSE_SECONDS) -> bool:
-    """Return whether the executor takes a flag, as it does between prompts, or executes a prompt."""
+    """Return whether the executor is executing a prompt, or consumes a flag within ``seconds``."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        # Repeated, because an executor that is just finishing a prompt misses the wake-up.
+        # Repeated, because an executor that is finishing a prompt may miss the notification.
         queue.set_flag(_PULSE_FLAG, True)
         await asyncio.sleep(_FLAG_SECONDS)
         if queue.currently_running or _PULSE_FLAG not in queue.get_flags(reset=False):
@@ -245,14 +246,14 @@ async def takes_flags(queue: Any, seconds: float = _PULSE_SECONDS) -> bool:
 def with_prompt_folder(
     original: Callable[..., Any], context: Callable[[], Any]
 ) -> Callable[..., Any]:
-    """Wrap ``folder_paths.get_save_image_path`` to put a prompt's files into its own folder."""
+    """Wrap ``folder_paths.get_save_image_path`` to put files into a folder named after the prompt."""
 
     @functools.wraps(original)
     def get_save_image_path(filename_prefix: str, *args: Any, **kwargs: Any) -> Any:
         running = context()
         if running is not None:
             if escapes(filename_prefix):
-                raise ValueError("filename_prefix must be a name within the prompt's own folder")
+                raise ValueError("filename_prefix must be a relative name without '..'")
             filename_prefix = posixpath.join(running.prompt_id, filename_prefix)
         return original(filename_prefix, *args, **kwargs)
 
@@ -262,10 +263,10 @@ def with_prompt_folder(
 def with_origin(
     original: Callable[..., None], folder_of: Callable[[str], str]
 ) -> Callable[..., None]:
-    """Wrap ``PromptServer.send_sync`` to report files as if they lay in their prompt's folder.
+    """Wrap ``PromptServer.send_sync`` to report all files in the folder of their prompt.
 
-    History and cache share the same lists, so they report the same. A node that names its files
-    itself writes them elsewhere; the code that collects files searches both places.
+    Nodes that choose their own file names ignore that folder. The wrapper changes the lists of the
+    event in place, because ComfyUI's history and cache use the same lists.
 
     Args:
         folder_of: returns the path of the folder for files of a type.
@@ -284,13 +285,13 @@ def with_origin(
 
 
 def _with_origin(item: Any, prompt_id: str, folder_of: Callable[[str], str]) -> Any:
-    """Return a copy of the item that names the file's prompt; the node may reuse the item itself."""
+    """Return a copy of an output item with the folder of its prompt; the node may reuse the item."""
     if not isinstance(item, dict) or item.get("type") not in _FOLDERS:
         return item
     subfolder, name = str(item.get("subfolder") or ""), str(item.get("filename") or "")
     root = Path(folder_of(item["type"]))
     try:
-        # Some nodes report an absolute path, or one with dots.
+        # Some nodes report an absolute path or a path with dots.
         path = Path(os.path.normpath(root / subfolder / name)).relative_to(root)
         if not name or not (root / path).is_file():
             return item
@@ -305,7 +306,7 @@ def _with_origin(item: Any, prompt_id: str, folder_of: Callable[[str], str]) -> 
 def with_own_inputs(original: Callable[[Any], bool]) -> Callable[[Any], bool]:
     """Wrap ``folder_paths.exists_annotated_filepath`` to accept names of Moyin's input files.
 
-    The renderer copies these files just before it submits the prompt.
+    The renderer places these files after the validation, just before it submits the prompt.
     """
 
     @functools.wraps(original)
@@ -317,9 +318,10 @@ def with_own_inputs(original: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def cap_memory(share: float, model_management: Any) -> None:
-    """Limit this process to ``share`` of the GPU's memory, also in ComfyUI's own planning.
+    """Limit this process to a fraction of the GPU's memory, also in ComfyUI's memory management.
 
-    The launcher can't do this, because ComfyUI must choose the allocator before torch is imported.
+    The launcher can't set the limit, because ComfyUI must choose the allocator before it imports
+    torch.
     """
     import torch
 
@@ -333,7 +335,7 @@ def cap_memory(share: float, model_management: Any) -> None:
     def get_free_memory(dev: Any = None, torch_free_too: bool = False) -> Any:
         total, cached = original(dev, True)
         if getattr(dev, "type", "cuda") == "cuda":
-            # The memory that may still be reserved, and the part of the reserved that is unused.
+            # Add the memory that may still be reserved and the unused part of the reserved memory.
             total = min(total, max(0, limit - torch.cuda.memory_reserved(dev)) + cached)
         return (total, cached) if torch_free_too else total
 

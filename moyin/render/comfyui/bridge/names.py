@@ -1,17 +1,17 @@
-"""Decides which inputs of a node name files, and which values they can hold.
+"""Decides which inputs of a node name files, and which values these inputs may have.
 
-Pure; uses only the standard library. The gateway checks a graph before it accepts it. The bridge
-checks again inside ComfyUI's process, where links and expanded nodes have become values. The kind
-of a rule follows from ComfyUI's description of the input (``/object_info``, ``INPUT_TYPES``):
+The gateway checks a graph when it is submitted. The bridge checks it again inside ComfyUI's process,
+when links have become values and nodes have been expanded; so this module imports only the standard
+library. The kind of a rule follows from ComfyUI's description of the input (``/object_info``):
 
-* ``FILE`` loads a file. Only names that Moyin gave to the caller's files are allowed.
-* ``FOLDER`` loads the files of a worker's folder. No value is allowed: no folder is a caller's.
-* ``PREFIX`` names the file that a node writes, below the folder of its own prompt.
-* ``CHOICE`` is one of a list, such as a model.
-* ``WIDGET`` is an object of the frontend that contains file names; its other words are free.
-* ``LINE`` is any other text; a path that leads out of ComfyUI's folders is refused.
-* ``DATA`` is passed from node to node; a value in its place is checked like a ``LINE``.
-* ``TEXT`` is prose and is not checked.
+* ``FILE``: The node loads this file. Only Moyin's names of the caller's own files are allowed.
+* ``FOLDER``: The node loads the files of this folder. No value is allowed.
+* ``PREFIX``: The node writes a file with this name below the folder of its prompt.
+* ``CHOICE``: The value is one of a list, such as a model.
+* ``WIDGET``: The value is an object of the frontend that contains file names and plain words.
+* ``LINE``: The value is any other text, except for a path out of ComfyUI's folders.
+* ``DATA``: The value comes from another node. A literal value is checked like a ``LINE``.
+* ``TEXT``: The value is prose, which is not checked.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ __all__ = [
 
 FILE, FOLDER, WIDGET, PREFIX = "file", "folder", "widget", "prefix"
 CHOICE, LINE, DATA, TEXT = "choice", "line", "data", "text"
-# The folder of prompts' input files, whose names Moyin chooses.
+# The subfolder of ComfyUI's input folder with the files that Moyin has named.
 INPUT_FOLDER = "moyin"
 # Inputs of ComfyUI's own nodes that load files although their description does not say so.
 _STOCK_INPUTS = {
@@ -54,7 +54,7 @@ _STOCK_INPUTS = {
     ("LoadImageTextDataSetFromFolder", "folder"): FOLDER,
     ("LoadTrainingDataset", "folder_name"): FOLDER,
 }
-# Types of widgets whose values name files that the frontend has uploaded.
+# The types of widgets whose values name files that the frontend has uploaded.
 _WIDGETS = frozenset({"WEBCAM", "LOAD_3D", "LOAD_3D_ANIMATION", "AUDIO_RECORD"})
 _NUMBERS = frozenset({"INT", "FLOAT", "BOOLEAN"})
 _PLAIN = frozenset({"STRING", "INT", "FLOAT", "BOOLEAN"})
@@ -62,7 +62,7 @@ _FILES = frozenset(
     {"file", "files", "filename", "filenames", "filepath", "filepaths", "path", "paths"}
 )
 _FOLDERS = frozenset({"folder", "folders", "directory", "directories", "dir", "dirs"})
-# An input whose name ends with one of these words holds no path: ``file_format``, ``path_filter``.
+# The last words of inputs that have no path, such as ``file_format`` and ``path_filter``.
 _ATTRIBUTES = frozenset(
     {
         "count", "delimiter", "digits", "ext", "extension", "extensions", "filter", "format", "index",
@@ -70,9 +70,9 @@ _ATTRIBUTES = frozenset(
     }
 )  # fmt: skip
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
-# Values of widgets in which nothing is chosen.
+# The values of a file input in which no file is chosen.
 _NO_CHOICE = frozenset({"", "none"})
-# A text that is not a file name: file names have a suffix or a folder.
+# A text without the characters of file names, which have a suffix or a folder.
 _PLAIN_WORD = re.compile(r"[^./\\[\]:~%]*")
 _SLASHES = str.maketrans({"\\": "/", "\u2044": "/", "\u2215": "/", "\u29f8": "/", "\u29f5": "/"})
 _ANNOTATED = re.compile(r"\[\s*(input|output|temp)\s*\]\s*$", re.IGNORECASE)
@@ -81,14 +81,14 @@ _ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 
 
 class Rule(NamedTuple):
-    """The kind of an input; ``options`` are the choices that the pool offers for it."""
+    """The kind of an input, with the ``options`` that the pool offers if it is a ``CHOICE``."""
 
     kind: str
     options: Collection[str] = frozenset()
 
 
 class Refusal(NamedTuple):
-    """An input that can't hold its value, by node id, class and input."""
+    """An input whose value is not allowed, with the kind of its rule."""
 
     node: str
     class_type: str
@@ -97,11 +97,15 @@ class Refusal(NamedTuple):
 
 
 def rules_of(class_type: str, node: Mapping[str, Any]) -> dict[str, Rule]:
-    """Return the rules of a node's inputs from its ``/object_info``; numbers have none."""
+    """Return the rules of a node's inputs, by input; numbers have no rule.
+
+    Args:
+        node: the node's description in ``/object_info``.
+    """
     rules = {}
     writes_files = bool(node.get("output_node"))
     outputs = [kind for kind in node.get("output") or () if isinstance(kind, str)]
-    # A node that outputs only plain values does not open the files that its texts may name.
+    # A node whose outputs are all plain values does not open files that its texts may name.
     is_textual = bool(outputs) and set(outputs) <= _PLAIN
     for inputs in (node.get("input") or {}).values():
         for name, spec in inputs.items() if isinstance(inputs, Mapping) else ():
@@ -117,11 +121,11 @@ def refusals(
     rules: Callable[[str], Mapping[str, Rule]],
     is_own: Callable[[str], bool],
 ) -> Iterator[Refusal]:
-    """Yield the inputs that name a file of others, or that may do so when the graph is executed.
+    """Yield the inputs that name, or may name during execution, a file that is not the caller's.
 
     Args:
-        rules: returns the rules of a class's inputs; none for an unknown class.
-        is_own: returns whether a text is the name of one of the caller's files.
+        rules: returns the rules of a node class's inputs, which are empty for an unknown class.
+        is_own: returns whether a text is the name of a file of the caller.
     """
     for node_id, node in graph.items():
         inputs = node.get("inputs") if isinstance(node, Mapping) else None
@@ -136,12 +140,12 @@ def refusals(
 
 
 def rule_of(rules: Mapping[str, Rule], name: str) -> Rule:
-    """Return the rule of an input; a node with any number of inputs describes their prefix."""
+    """Return the rule of an input, or of its prefix if the node has any number of such inputs."""
     return rules.get(name) or rules.get(name.partition(".")[0]) or Rule(LINE)
 
 
 def is_link(value: Any) -> bool:
-    """Return whether a graph's value is a link to another node's output."""
+    """Return whether a value in a graph is a link to the output of another node."""
     return (
         isinstance(value, (list, tuple))
         and len(value) == 2
@@ -151,20 +155,20 @@ def is_link(value: Any) -> bool:
 
 
 def can_be_linked(rule: Rule) -> bool:
-    """Return whether the input may be a link; a linked file name could not be checked in time."""
+    """Return whether an input with this rule may be a link, which is checked during execution."""
     return rule.kind not in (FILE, FOLDER, WIDGET)
 
 
 def can_hold(rule: Rule, value: Any, is_own: Callable[[str], bool]) -> bool:
-    """Return whether the input may hold a value, with every text within it."""
+    """Return whether an input with this rule may have a value, including all texts in the value."""
     return rule.kind == TEXT or all(_can_hold_text(rule, text, is_own) for text in _strings(value))
 
 
 def escapes(text: str) -> bool:
-    """Return whether a text, read as a path, leads out of its folder, however it is encoded.
+    """Return whether a text in any encoding is a path that leads out of its folder.
 
-    Such a text is an absolute path, has ``..``, a drive, a home folder or a scheme, or ends with
-    the name of one of ComfyUI's folders in brackets.
+    Such a path is absolute, contains ``..``, begins with a drive, a home folder or a URL scheme, or
+    ends with the name of one of ComfyUI's folders in brackets.
     """
     for form in _forms(text):
         if _ELSEWHERE.match(form) or _ANNOTATED.search(form):
@@ -206,7 +210,7 @@ def _rule(
 
 
 def _path_kind(name: str, writes_files: bool) -> str | None:
-    """Return the kind of a text input whose name says that it holds a path."""
+    """Return the kind of a text input whose name indicates a path, or else None."""
     words = [word.lower() for word in _WORD.findall(name)]
     if not words or words[-1] in _ATTRIBUTES:
         return None
@@ -236,7 +240,7 @@ def _can_hold_text(rule: Rule, text: str, is_own: Callable[[str], bool]) -> bool
 
 
 def _is_prose(text: str) -> bool:
-    """Return whether a text is a slash, a sentence or a web address, and so not a path."""
+    """Return whether a text is no path, because it is a slash, a sentence or a web address."""
     if _ANNOTATED.search(text):
         return False
     has_space = any(letter.isspace() for letter in text.strip())
@@ -244,7 +248,7 @@ def _is_prose(text: str) -> bool:
 
 
 def _is_input_folder(text: str) -> bool:
-    """Return whether a text is the folder of input files, or a name within it."""
+    """Return whether a text is a path to or into the folder of input files."""
     return any(_first_part(form) == INPUT_FOLDER for form in _forms(text))
 
 
@@ -254,7 +258,7 @@ def _first_part(path: str) -> str:
 
 
 def _forms(text: str) -> Iterator[str]:
-    """Yield the text as a node, or a library that it calls, may decode it."""
+    """Yield the forms into which a node or a library may decode the text."""
     for _ in range(4):
         plain = text if text.isascii() else _to_ascii_forms(text)
         yield plain.translate(_SLASHES).strip()
@@ -265,13 +269,13 @@ def _forms(text: str) -> Iterator[str]:
 
 
 def _to_ascii_forms(text: str) -> str:
-    """Replace compatibility forms of ASCII characters, and remove invisible characters."""
+    """Replace Unicode's compatibility forms of ASCII characters, and remove invisible characters."""
     letters = unicodedata.normalize("NFKC", text)
     return "".join(letter for letter in letters if unicodedata.category(letter) != "Cf")
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Yield every text within a value, at any depth."""
+    """Yield all texts in a JSON value, at any depth."""
     remaining = [value]
     while remaining:
         item = remaining.pop()

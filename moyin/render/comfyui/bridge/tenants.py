@@ -1,9 +1,9 @@
-"""Separates tenants in ComfyUI's cache, where a cached result reveals another prompt's graph.
+"""Separates tenants in ComfyUI's cache of results that reveal another prompt's graph.
 
-ComfyUI answers a node from its cache if its visible inputs are equal. But the picture of a cached
-``SaveImage`` contains the whole graph and workflow of the prompt that made it, which are hidden
-inputs, and the results of output nodes name nodes of that graph. So such nodes are answered from
-the cache for the same tenant only. Models, latents and intermediate pictures are shared as before.
+ComfyUI uses the cached result of a node with equal visible inputs. But the picture of a cached
+``SaveImage`` contains the whole graph of its prompt, which is a hidden input, and the results of
+output nodes contain ids of nodes in that graph. The cached results of such nodes are therefore used
+only for the same tenant. All tenants share cached models, latents and intermediate pictures.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from .guard import moyin_data
 
 __all__ = ["TENANT", "with_tenant", "with_tenant_signature"]
 
-# Member of Moyin's data in a prompt: an anonymous id of the tenant.
+# The member of Moyin's data in a prompt that has an anonymous id of the tenant.
 TENANT = "tenant"
 _REVEALING_INPUTS = frozenset({"PROMPT", "DYNPROMPT", "EXTRA_PNGINFO"})
 _executing: ContextVar[str] = ContextVar("moyin_tenant", default="")
 
 
 def with_tenant(execute: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap ``PromptExecutor.execute_async`` to set the tenant for `with_tenant_signature`."""
+    """Wrap ``PromptExecutor.execute_async`` to store the tenant for `with_tenant_signature`."""
 
     @functools.wraps(execute)
     async def execute_async(
@@ -42,10 +42,10 @@ def with_tenant_signature(
 ) -> Callable[..., Any]:
     """Wrap ``CacheKeySetInputSignature.get_immediate_node_signature`` to separate tenants.
 
-    Only signatures of nodes whose results reveal the graph get the tenant added.
+    The wrapper adds the tenant to the signatures of nodes whose results reveal the graph.
 
     Args:
-        classes: ComfyUI's ``NODE_CLASS_MAPPINGS``.
+        classes: the value of ComfyUI's ``NODE_CLASS_MAPPINGS``.
     """
     reveals: dict[str, bool] = {}
 
@@ -75,8 +75,7 @@ def _reveals_graph(node_class: Any) -> bool:
         ]
         return any(str(getattr(kind, "value", kind)) in _REVEALING_INPUTS for kind in kinds)
     except Exception:
-        # The class's own code failed, so nothing is known about it: do not share its results.
-        return True
+        return True  # the class's own code failed, so that its hidden inputs are unknown
 
 
 def _first(kind: Any) -> Any:

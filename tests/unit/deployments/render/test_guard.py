@@ -57,7 +57,7 @@ async def test_denied_node_is_refused() -> None:
 async def test_input_file_of_another_prompt_is_refused() -> None:
     await guard().check("ann", "big", graph("Load", image=OWN, more={"deep": [OWN]}), {OWN})
     for image in (OWN, f"{OWN} [input]", {"deep": [OWN]}):
-        with pytest.raises(InputNotFound, match="no file of yours"):
+        with pytest.raises(InputNotFound, match="you have no file"):
             await guard().check("ann", "big", graph("Load", image=image), ())
 
 

@@ -32,7 +32,7 @@ async def test_prompt_with_too_large_outputs_fails_and_is_dropped(
     address = str(tmp_path / "comfyui.sock")
     await web.UnixSite(runner, address).start()
     async with ComfyClient(address, "c", HostPaths({})) as client:
-        with pytest.raises(RenderFailed, match="larger than 8388608 bytes") as caught:
+        with pytest.raises(RenderFailed, match="more than the allowed 8,388,608 bytes") as caught:
             await client.prompt_state("huge")
         assert not caught.value.retryable
         assert (await client.prompt_state("small")).entry is not None

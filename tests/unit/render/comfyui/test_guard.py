@@ -70,7 +70,7 @@ async def test_file_name_of_others_is_refused_before_comfyui_checks_it(name: str
     graph = {"1": {"class_type": "Load", "inputs": {"image": name}}}
     valid, error, outputs, errors = await validate(graph)
     assert (valid, outputs, error["type"]) == (False, [], "prompt_outputs_failed_validation")
-    assert errors["1"]["errors"][0]["details"] == "image - no file of yours has this name"
+    assert errors["1"]["errors"][0]["details"] == "image - you have no file with this name; upload it first"
     assert errors["1"]["class_type"] == "Load"
 
 
@@ -86,7 +86,7 @@ async def test_denied_class_is_refused() -> None:
     graph = {"1": {"class_type": "BadNode", "inputs": {}}}
     valid, _, _, errors = await validate(graph)
     assert not valid
-    assert "BadNode are not allowed" in errors["1"]["errors"][0]["details"]
+    assert "does not allow nodes of the class BadNode" in errors["1"]["errors"][0]["details"]
     assert (await validate(graph, {KEY: {"allow": ["*"]}}))[0] is True
     assert (await validate(graph, None))[0] is True, "it is the operator's own graph"
     only = {KEY: {"allow": ["Load"]}}
@@ -112,7 +112,7 @@ def executed(kind: str, inputs: dict[str, Any], values: dict[str, Any], extra: A
 def test_linked_values_are_checked_before_execution() -> None:
     linked = {"image": ["2", 0]}
     assert executed("Load", linked, {"image": [OWN]}, ALLOWED)[0] == {"image": [OWN]}
-    with pytest.raises(NotAllowed, match="image: no file of yours"):
+    with pytest.raises(NotAllowed, match="image: you have no file"):
         executed("Load", linked, {"image": [OWN, "/etc/passwd"]}, ALLOWED)
     with pytest.raises(NotAllowed, match="image"):
         executed("Load", {"image": "/etc/passwd"}, {"image": ["/etc/passwd"]}, ALLOWED)

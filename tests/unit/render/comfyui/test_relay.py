@@ -149,4 +149,4 @@ async def test_queue_of_a_relay_is_bounded(
     frames.open.set()
     await relay.flush()
     assert len(frames.published) <= 2_048 + 64
-    assert "faster than Valkey takes them" in caplog.text
+    assert "dropped, because its queue is full" in caplog.text

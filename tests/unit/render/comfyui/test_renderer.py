@@ -89,7 +89,7 @@ async def test_hanging_comfyui_is_replaced_and_the_prompt_not_blamed(
     error = await bench.error()
     assert isinstance(error, WorkerLost)
     assert error.details == {}
-    assert await asyncio.wait_for(broken, 1) == "it hung"
+    assert await asyncio.wait_for(broken, 1) == "its process hung"
     assert not (await bench.renderer.status()).ready
 
 

@@ -149,7 +149,7 @@ async def test_only_one_frame_of_an_animation_is_decoded(
 
 async def test_too_much_memory_fails_only_one_conversion(tmp_path: Path) -> None:
     processes = PictureProcesses(replace(LIMITS, memory_mib=200))
-    with pytest.raises(PictureTooLarge, match="more than 200 MiB"):
+    with pytest.raises(PictureTooLarge, match="more than the allowed 200 MiB"):
         await convert(processes, tmp_path, plain((8000, 8000)))
     assert (await convert(processes, tmp_path, plain((8, 8)))).size == (8, 8)
     await processes.close()
@@ -183,7 +183,7 @@ async def test_too_large_result_is_refused(tmp_path: Path) -> None:
     Image.frombytes("RGB", (1000, 1000), os.urandom(3_000_000)).save(buffer, "BMP")
     task = {**preview(tmp_path, buffer.getvalue()), "action": "channel", "channels": "rgb"}
     async with processes.process("ada") as process:
-        with pytest.raises(PictureTooLarge, match="larger than 1,048,576 bytes"):
+        with pytest.raises(PictureTooLarge, match="more than the allowed 1,048,576 bytes"):
             await process.run(task)
     await processes.close()
 

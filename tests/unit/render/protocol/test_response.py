@@ -79,7 +79,7 @@ def test_node_error_has_node_and_message_without_traceback() -> None:
 
 @pytest.mark.parametrize(
     ("messages", "message"),
-    [([["execution_interrupted", {"node_id": "1"}]], "interrupted"), ([], "gave no reason")],
+    [([["execution_interrupted", {"node_id": "1"}]], "interrupted"), ([], "contains no error")],
 )
 def test_other_failures(messages: list[Any], message: str) -> None:
     with pytest.raises(RenderFailed, match=message):

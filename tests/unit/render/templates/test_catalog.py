@@ -95,8 +95,8 @@ def test_later_folder_wins_and_names_are_unique(tmp_path: Path) -> None:
     assert snapshot.names["x"].title == "new"
     assert "other" not in snapshot.names
     assert [problem.rpartition("/")[2] for problem in snapshot.problems] == [
-        "z.json: name: y.json has the name 'y' too",
-        "y.json: aliases: 'x' is a name of 'x'",
+        "z.json: name: y.json also has the name 'y'",
+        "y.json: aliases: 'x' already names template 'x'",
     ]
 
 
