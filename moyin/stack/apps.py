@@ -1,6 +1,6 @@
 """Deploys serve_config.yaml to Serve through Ray's REST API.
 
-It does the same as `serve deploy`, which takes a second to start.
+The command `serve deploy` would do the same, but takes a second to start.
 """
 
 from __future__ import annotations
@@ -35,27 +35,29 @@ __all__ = [
 _POLL_SECONDS = 0.2
 _WITHDRAW_SECONDS = 8.0
 _VALIDATE_SECONDS = 120.0
-# Every error of pydantic ends with a line that starts so.
+# The begin of the last line of pydantic's error messages.
 _PYDANTIC_ADVICE = "For further information visit "
 
 
 def load_serve_config(path: Path, ports: Ports) -> dict[str, Any]:
-    """Load the app configuration and set its HTTP and gRPC ports to those of this stack.
+    """Load the app configuration, and set its HTTP and gRPC ports to those of this stack.
 
     Raises:
-        StackError: the file is missing, is not YAML, or lacks a required field.
+        StackError: The file is missing, is not YAML, or lacks a required field.
     """
     try:
         config = yaml.safe_load(path.read_text())
     except FileNotFoundError:
-        raise StackError(f"{path} does not exist: name a configuration with --config") from None
+        raise StackError(
+            f"the app configuration {path} does not exist: name another one with --config"
+        ) from None
     except (OSError, yaml.YAMLError) as error:
         raise StackError(f"{path} cannot be read: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("applications"), list):
         raise StackError(f"{path}: applications must be a list")
     for number, app in enumerate(config["applications"]):
         if not isinstance(app, dict) or not isinstance(app.get("name"), str):
-            raise StackError(f"{path}: applications.{number}.name is missing")
+            raise StackError(f"{path}: applications.{number}.name must be a text")
     for key, port in (("http_options", ports.door), ("grpc_options", ports.grpc)):
         if not isinstance(config.get(key) or {}, dict):
             raise StackError(f"{path}: {key} must be a mapping")
@@ -67,7 +69,7 @@ def load_serve_config(path: Path, ports: Ports) -> dict[str, Any]:
 def find_isolated_pools(path: Path) -> list[str]:
     """Return the names of the render pools with ``isolation: strict``, which is the default.
 
-    A file that cannot be read gives an empty list; `find_problems` reports the reason.
+    Returns an empty list if the file is not valid; `find_problems` reports the reason.
     """
     try:
         pools = [
@@ -87,9 +89,8 @@ def find_isolated_pools(path: Path) -> list[str]:
 def find_problems(path: Path) -> list[str]:
     """Validate the app configuration and return its problems, each with its field.
 
-    Serve reports "deployed" even if the file is wrong: running replicas reject a wrong
-    ``user_config`` in their logs only, so that a typing error takes no app down, and Serve ignores
-    unknown keys. The check imports Ray, so it runs in a process of its own.
+    Serve itself ignores unknown keys and does not report a wrong ``user_config``, which running
+    replicas reject in their logs only. The validation imports Ray, so it runs in a child process.
     """
     try:
         done = subprocess.run(
@@ -100,21 +101,21 @@ def find_problems(path: Path) -> list[str]:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        # Not raised: `up` calls this for an error message, and must keep its own reason.
-        return [f"{path} could not be checked within {_VALIDATE_SECONDS:g} seconds"]
+        # Not raised, because `up` adds the problems to the reason of another failure.
+        return [f"{path} could not be validated within {_VALIDATE_SECONDS:g} seconds"]
     if done.returncode == 0:
         return []
     return done.stdout.splitlines() or [_last_line_of_body(done.stderr.encode())]
 
 
 async def deploy(options: Options, on_progress: Callable[[str], None]) -> None:
-    """Deploy the app configuration and wait until all apps run and the gateway is ready.
+    """Deploy the app configuration, and wait until all apps are running and the gateway is ready.
 
     Args:
-        on_progress: called with a line that names the pending apps, whenever it changes.
+        on_progress: called with a line of text whenever the progress changes.
 
     Raises:
-        StackError: Serve rejects the file, or an app cannot start; includes Serve's reason.
+        StackError: Serve rejects the file, or an app cannot start. The message has Serve's reason.
     """
     config = load_serve_config(options.serve_config, options.ports)
     await _submit(options, config, on_progress)
@@ -125,10 +126,9 @@ async def deploy(options: Options, on_progress: Callable[[str], None]) -> None:
 
 
 async def redeploy(options: Options, on_progress: Callable[[str], None]) -> None:
-    """Deploy the last deployed configuration again, after Ray was restarted.
+    """Deploy the configuration that was deployed last, after Ray was restarted.
 
-    Raises:
-        StackError: as `deploy`.
+    Raises the same errors as `deploy`.
     """
     last_config = options.layout.serve_config
     if not last_config.exists():
@@ -138,7 +138,7 @@ async def redeploy(options: Options, on_progress: Callable[[str], None]) -> None
 
 
 def last_deployed_file(options: Options) -> Path | None:
-    """Return the path of the configuration deployed last from this data folder, or None."""
+    """Return the path of the configuration that was deployed last, or None if there is none."""
     try:
         return Path(options.layout.deployed_from.read_text())
     except FileNotFoundError:
@@ -150,7 +150,10 @@ async def _submit(
 ) -> None:
     status, body = await _call_serve(options, "PUT", json.dumps(config).encode(), seconds=60)
     if status != 200:
-        raise StackError(f"Serve rejected {options.serve_config.name}: {_last_line_of_body(body)}")
+        raise StackError(
+            f"Serve rejected the app configuration {options.serve_config.name}: "
+            f"{_last_line_of_body(body)}"
+        )
     names = {app["name"] for app in config["applications"]}
     last_text = ""
     while pending := await _find_pending_apps(options, names):
@@ -164,7 +167,7 @@ async def _submit(
 
 
 async def delete_apps(options: Options) -> None:
-    """Ask Serve to stop its replicas, so that they flush their data; give up after 8 seconds."""
+    """Make Serve stop its replicas, which then write their data, or time out after 8 seconds."""
     try:
         async with asyncio.timeout(_WITHDRAW_SECONDS):
             await _call_serve(options, "DELETE", None, seconds=_WITHDRAW_SECONDS)
@@ -173,7 +176,11 @@ async def delete_apps(options: Options) -> None:
 
 
 async def _find_pending_apps(options: Options, names: set[str]) -> dict[str, str]:
-    """Return the reason, often empty, by name of each app that does not run yet."""
+    """Return the apps that are not running yet, each with the reason or an empty text.
+
+    Raises:
+        StackError: An app cannot start.
+    """
     status, body = await _call_serve(options, "GET", None, seconds=10)
     if status != 200:
         return dict.fromkeys(names, "")
@@ -192,10 +199,10 @@ async def _find_pending_apps(options: Options, names: set[str]) -> dict[str, str
 async def _wait_for_gateway(
     options: Options, has_gateway: bool, on_progress: Callable[[str], None]
 ) -> None:
-    """Wait until the gateway is ready; without an app at ``/``, until HAProxy responds.
+    """Wait until the gateway is ready, or until HAProxy responds if no app has the route ``/``.
 
-    HAProxy responds with 503 until it knows the app. Another app than the gateway at ``/`` has no
-    /readyz, so that 404 means ready.
+    HAProxy responds with 503 until it knows the app. The status 404 also means ready, because an
+    app other than the gateway has no ``/readyz``.
     """
     last_text = ""
     while True:
@@ -218,7 +225,7 @@ def _has_gateway(config: Mapping[str, Any]) -> bool:
 
 
 def _failed_checks(body: bytes) -> list[str]:
-    """Return the names of failed checks in a /readyz body; none if HAProxy wrote the body."""
+    """Return the names of failed checks in a ``/readyz`` body, or [] for other bodies."""
     try:
         checks = json.loads(body)["checks"]
         return sorted(name for name, result in checks.items() if result != "ok")
@@ -240,7 +247,7 @@ async def _call_serve(
 
 
 def _last_message(app: Mapping[str, Any]) -> str:
-    """Return the last line of the innermost message, where a traceback has its error."""
+    """Return the last line of an app's messages, where a traceback has its error."""
     messages = [str(app.get("message", ""))]
     messages += [str(part.get("message", "")) for part in app.get("deployments", {}).values()]
     return _last_line("\n".join(messages))
@@ -251,7 +258,7 @@ def _last_line_of_body(body: bytes) -> str:
 
 
 def _last_line(text: str) -> str:
-    """Return the last line that is not empty; of a pydantic error, the field and the problem.
+    """Return the last line that is not empty, or the field and the problem of a pydantic error.
 
     The value of the field is left out, because it may be a secret.
     """

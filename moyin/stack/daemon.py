@@ -1,4 +1,4 @@
-"""Runs the supervisor as a process of its own: ``python -m moyin.stack.daemon``."""
+"""Runs the supervisor in a process of its own (``python -m moyin.stack.daemon``)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def serve(options: Options) -> None:
     """Run the supervisor in this process until SIGTERM or SIGINT.
 
     Raises:
-        StackError: the stack cannot be started.
+        StackError: The stack cannot start.
     """
     os.umask(0o077)
     logging.basicConfig(
@@ -28,10 +28,7 @@ def serve(options: Options) -> None:
 
 
 def main() -> int:
-    """Run the supervisor and return the exit status.
-
-    `launch.up` reads the reason of a failure from the state file.
-    """
+    """Run the supervisor and return the exit status of this process."""
     try:
         serve(Options.read())
     except StackError as error:

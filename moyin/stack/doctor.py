@@ -1,4 +1,4 @@
-"""Checks this machine for problems that would stop or slow the stack (``moyin doctor``)."""
+"""Checks this machine for problems that would prevent or slow the stack (``moyin doctor``)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _GIB = 1024**3
 
 
 class Verdict(StrEnum):
-    """Rates the result of a check; ``fail`` means that the stack will not work."""
+    """The verdict of a check; with ``fail`` the stack will not work."""
 
     OK = "ok"
     WARN = "warn"
@@ -35,7 +35,13 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
-    """The result of one check. ``advice`` says what to do if the verdict is not ``ok``."""
+    """The result of a check.
+
+    Attributes:
+        name: name of the check, such as ``memory``.
+        found: what the check has found.
+        advice: what to do if the verdict is not ``ok``.
+    """
 
     name: str
     verdict: Verdict
@@ -44,7 +50,7 @@ class Check:
 
 
 def run_checks(options: Options) -> Iterator[Check]:
-    """Run all checks, one after the other. Creates the data folder and changes nothing else."""
+    """Run all checks and yield the results. The only side effect is a new data folder."""
     yield _check_python()
     yield _check_processors()
     yield _check_memory()
@@ -148,7 +154,7 @@ def _check_isolation(options: Options) -> Check:
     except StackError as error:
         return Check(
             name="isolation",
-            # Without a strict pool in the configuration nothing here needs it.
+            # Isolation is only needed if the configuration has a pool with `isolation: strict`.
             verdict=Verdict.FAIL if pools else Verdict.WARN,
             found=f"pools {', '.join(pools)} will not start" if pools else "no pool needs it",
             advice=error.message,
@@ -193,7 +199,7 @@ def _check_ports(options: Options) -> Check:
 
 
 def _check_call(name: str, work: Callable[[], object], found: str = "") -> Check:
-    """Run ``work`` and turn the message of a `StackError` that it raises into a failed check."""
+    """Call ``work``, and return a failed check with the message if ``work`` raises `StackError`."""
     try:
         result = work()
     except StackError as error:

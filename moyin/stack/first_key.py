@@ -1,6 +1,6 @@
-"""Migrates the database and creates the first API key: ``python -m moyin.stack.first_key``.
+"""Migrates the database and creates the first API key (``python -m moyin.stack.first_key``).
 
-It is a process of its own, so that the long-lived supervisor does not load the SQL libraries.
+The supervisor runs this module in a child process, so that it does not load the SQL libraries.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _KEY_NAME = "made by the first `moyin up`"
 
 
 async def prepare(settings: Settings) -> None:
-    """Migrate the database, create an API key if the profile has none, and write the profile."""
+    """Migrate the database, and write the profile with a new API key unless it has one."""
     path = Layout(settings.data).profile
     settings.signing_key()
     database = Database(settings.sql_url)
@@ -38,7 +38,7 @@ async def prepare(settings: Settings) -> None:
 
 
 async def _create_operator_key(database: Database) -> str:
-    """Create the operator's key with its entry in the audit log, and return its text."""
+    """Create the operator's API key with an entry in the audit log, and return the key."""
     scopes = sorted(ALL_SCOPES)
     async with database.writing() as transaction:
         key_id, text = await KeyStore(database).create(

@@ -1,4 +1,4 @@
-"""Starts and stops the supervisor on behalf of the command line."""
+"""Starts and stops the supervisor process for the command line."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ _STOP_SECONDS = 60.0
 
 
 def read_running_state(options: Options) -> StackState | None:
-    """Return the state of the stack that runs from this data folder, or None."""
+    """Return the state of the stack that runs in this data folder, or None if none is running."""
     pid = lock_holder(options.layout.lock)
     state = read_state(options.layout.state) if pid is not None else None
-    # The supervisor takes the lock a moment before it writes its first state.
+    # The file may be that of an earlier supervisor until the present one writes its first state.
     return state if state is not None and state.pid == pid else None
 
 
 def up(options: Options, on_state: Callable[[StackState], None]) -> StackState:
-    """Start a supervisor, or join one that is starting, and wait until the stack is ready.
+    """Start a supervisor unless one is running, and wait until the stack is ready.
 
     Args:
-        on_state: called with the current state every 0.1 s during the start.
+        on_state: called with the present state every 0.1 seconds during the start.
 
     Raises:
-        StackError: the stack cannot start; all of its processes have ended by then.
+        StackError: The stack cannot start. All of its processes have ended.
     """
     load_serve_config(options.serve_config, options.ports)
     options.layout.prepare()
@@ -51,7 +51,7 @@ def up(options: Options, on_state: Callable[[StackState], None]) -> StackState:
             options, pid, on_state, lambda: lock_holder(options.layout.lock) == pid
         )
     if not any(find(options.stack_id)):
-        # The supervisor checks this too, but takes a second to start.
+        # The supervisor checks the ports too, but takes a second to start.
         try:
             require_free(options.ports, skip=options.unused_ports)
         except StackError:
@@ -79,7 +79,7 @@ def _wait_until_ready(
 ) -> StackState:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
-        # Checked before the state is read, so that the last state of an ended supervisor is seen.
+        # Checked before the state is read, so that the last state of an ended supervisor is read.
         was_alive = is_alive()
         state = read_state(options.layout.state)
         if state is not None and state.pid == pid:
@@ -90,14 +90,17 @@ def _wait_until_ready(
             raise StackError(_failure_reason(options, pid))
         time.sleep(_POLL_SECONDS)
     down(options)
-    raise StackError(f"not ready after {_START_SECONDS:.0f} s: see `moyin logs supervisor`")
+    raise StackError(
+        f"the stack was not ready after {_START_SECONDS:.0f} s and was stopped: "
+        "see `moyin logs supervisor`"
+    )
 
 
 def down(options: Options) -> bool:
-    """Stop the stack and wait until all of its processes have ended; return False if none ran.
+    """Stop the stack, wait until all of its processes have ended, and return whether any ran.
 
     Raises:
-        StackError: the supervisor does not end in time.
+        StackError: The supervisor does not end in time.
     """
     pid = lock_holder(options.layout.lock)
     if pid is None:
@@ -120,7 +123,7 @@ def down(options: Options) -> bool:
 def _failure_reason(options: Options, pid: int) -> str:
     state = read_state(options.layout.state)
     if state is not None and state.pid == pid and state.error:
-        # The error has one line of an app; the validation names every wrong field.
+        # An app's error has only one line, but the validation reports every wrong field.
         return "; ".join([state.error, *find_problems(options.serve_config)])
     lines = tail(options.layout.log("supervisor"), 1)
-    return lines[0] if lines else "the supervisor ended without an error message"
+    return lines[0] if lines else "the supervisor ended at its start without an error message"

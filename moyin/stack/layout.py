@@ -1,4 +1,4 @@
-"""Defines where the stack keeps its files, and creates its folders and secrets."""
+"""Defines the paths of the stack's files, and creates its folders and secrets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from moyin.errors import StackError
 
 __all__ = ["Layout", "explain_os_errors", "load_or_create_secret", "replace_file"]
 
-# With less, Ray's object store, Valkey's log and SQLite fail with obscure errors.
+# With less free space, Ray's object store, Valkey's log and SQLite fail with obscure errors.
 _MIN_FREE_BYTES = 512 * 1024 * 1024
 _ADVICE = {
     errno.EACCES: "no permission to write there: change its owner or set MOYIN_DATA",
@@ -124,22 +124,22 @@ class Layout:
         return live if live.is_dir() else self.logs / "ray"
 
     def app_logs(self, app: str) -> list[Path]:
-        """Return the logs of an app's replicas; the app's own log written last comes last."""
+        """Return the logs of an app's replicas; the last one is the app's most recent own log."""
         paths = (self.ray_logs / "serve").glob(f"replica_{app}_*.log")
-        # Each replica also has a log of Serve's own messages, without the suffix.
+        # The logs with the suffix are the app's own; the others contain messages of Serve.
         return sorted(paths, key=lambda p: (p.stem.endswith("_moyin"), p.stat().st_mtime))
 
     def apps_with_logs(self) -> set[str]:
         """Return the names of the apps that have logs."""
-        # replica_<app>_<deployment>_<id>.log, and the same with _moyin. Of the three names only the
-        # app's may contain an underscore.
+        # A log is named replica_<app>_<deployment>_<id>.log or …_<id>_moyin.log. Of these parts
+        # only the name of the app may contain an underscore.
         stems = (p.stem for p in (self.ray_logs / "serve").glob("replica_*.log"))
         return {
             stem.removesuffix("_moyin").removeprefix("replica_").rsplit("_", 2)[0] for stem in stems
         }
 
     def remove_runtime_files(self) -> None:
-        """Remove the files that only a running stack needs; keep Ray's logs in the data folder."""
+        """Remove the files of a running stack, and move Ray's logs to the data folder."""
         live, saved = self.ray / "session_latest" / "logs", self.logs / "ray"
         if live.is_dir():
             shutil.rmtree(saved, ignore_errors=True)
@@ -150,7 +150,7 @@ class Layout:
         """Create the folders.
 
         Raises:
-            StackError: a folder cannot be created or written, or the disk is nearly full.
+            StackError: A folder cannot be created or written, or the disk is nearly full.
         """
         if "::" in str(self.data):
             raise StackError(
@@ -175,22 +175,22 @@ class Layout:
         with explain_os_errors(self.sockets):
             self.sockets.mkdir(mode=0o700, exist_ok=True)
             status = self.sockets.lstat()
-        # All users can write to the parent: do not follow another user's symbolic link.
+        # All users can write to the parent folder, so the path may be another user's link.
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-            raise StackError(f"{self.sockets} belongs to another user: remove it")
+            raise StackError(f"{self.sockets} must be a folder of this user: remove it")
         for folder in (self.ray, self.haproxy):
             with explain_os_errors(folder):
                 folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def replace_file(path: Path, data: bytes, *, mode: int = 0o666) -> None:
-    """Write the file atomically; after a failure its previous content remains.
+    """Replace the content of a file atomically.
 
     Args:
-        mode: permissions that the file is created with, less the umask.
+        mode: permissions of the new file, before the umask is applied.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: The file cannot be written. The previous content still exists.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -203,12 +203,12 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o666) -> None:
 
 
 def load_or_create_secret(path: Path) -> str:
-    """Return the secret in ``path``; create one (64 hexadecimal digits, mode 0600) if missing.
+    """Return the secret in a file, or create it with 64 hexadecimal digits and the mode 0600.
 
-    Only the supervisor calls it, while it holds its lock.
+    Only the supervisor may call this function, while it holds the lock of the data folder.
 
     Raises:
-        StackError: the file cannot be read or written.
+        StackError: The file cannot be read or written.
     """
     with explain_os_errors(path):
         try:
@@ -223,7 +223,7 @@ def load_or_create_secret(path: Path) -> str:
 
 @contextmanager
 def explain_os_errors(path: Path) -> Iterator[None]:
-    """Turn an `OSError` about ``path`` into a `StackError` with advice."""
+    """Convert an `OSError` in the block to a `StackError` with ``path`` and advice."""
     try:
         yield
     except OSError as error:

@@ -12,26 +12,27 @@ __all__ = ["SupervisorLock", "lock_holder"]
 
 
 class SupervisorLock:
-    """Locks a data folder for the life of its supervisor, and stores the supervisor's pid."""
+    """A file lock that ensures one supervisor per data folder; the file has its process id."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
-        """Take the lock.
+        """Acquire the lock.
 
         Raises:
-            StackError: another supervisor holds it.
+            StackError: Another supervisor holds the lock.
         """
-        # O_CLOEXEC: a child that inherited the lock would hold it after this process has ended.
+        # With O_CLOEXEC, children do not inherit the lock, which they would hold until they end.
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
             raise StackError(
-                f"another supervisor is already running (its pid is in {self._path})"
+                f"another supervisor, whose pid is in {self._path}, already runs in this data "
+                "folder: run `moyin down` or set MOYIN_DATA to another folder"
             ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
@@ -44,7 +45,7 @@ class SupervisorLock:
 
 
 def lock_holder(path: Path) -> int | None:
-    """Return the pid of the supervisor that holds the lock, or None."""
+    """Return the pid of the supervisor that holds the lock, or None if the lock is free."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):

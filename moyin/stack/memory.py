@@ -1,4 +1,4 @@
-"""Measures how much memory each part of a stack uses."""
+"""Measures the memory of each part of a stack (``moyin status --memory``)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["memory_usage"]
 
 
 def memory_usage(options: Options) -> dict[str, int]:
-    """Return bytes by part of the stack; memory shared by processes is split among them (PSS)."""
+    """Return the bytes of memory (PSS, which splits shared memory) by part of the stack."""
     totals: dict[str, int] = {}
     state = read_running_state(options)
     if state is not None:
@@ -27,10 +27,7 @@ def memory_usage(options: Options) -> dict[str, int]:
 
 
 def _part_of(process: psutil.Process) -> str:
-    """Return the part of the stack that the process belongs to.
-
-    ``comfyui`` and ``llama.cpp`` are processes of actors; Ray's others are ``apps`` or ``ray``.
-    """
+    """Return the name of the part of the stack that a process belongs to."""
     title = " ".join(process.cmdline())
     if title.startswith("ray::ServeReplica"):
         return "apps"

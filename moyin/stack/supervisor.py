@@ -1,4 +1,4 @@
-"""Starts the servers of the stack together, deploys the apps, and keeps them running."""
+"""Starts the servers of the stack, deploys the apps, and restarts what fails."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _RAY = "ray"
 
 
 class Supervisor:
-    """Runs the whole stack and publishes its state."""
+    """Runs the whole stack and publishes its state in a file."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
@@ -48,7 +48,7 @@ class Supervisor:
         """Run the stack until SIGTERM or SIGINT.
 
         Raises:
-            StackError: the stack cannot start; all of its processes have ended by then.
+            StackError: The stack cannot start. All of its processes have ended.
         """
         self._options.layout.prepare()
         lock = SupervisorLock(self._options.layout.lock)
@@ -69,7 +69,7 @@ class Supervisor:
         # Children of an earlier supervisor that was killed may still run.
         count = await asyncio.to_thread(end_all, self._options.stack_id)
         if count:
-            _log.warning("ended %d processes of an earlier run", count)
+            _log.warning("ended %d processes of an earlier supervisor", count)
         require_free(self._options.ports, skip=self._options.unused_ports)
         if self._options.runs_valkey:
             valkey.prepare(self._options)
@@ -100,7 +100,7 @@ class Supervisor:
         self._set_phase(Phase.STOPPING)
         if self._state.ready_after is not None and not failures:
             await apps.delete_apps(self._options)
-        # In reverse order: Ray's apps write to Temporal and Valkey while they stop.
+        # In reverse order, because Ray's apps write to Temporal and Valkey while they stop.
         for task in reversed(running):
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -130,14 +130,13 @@ class Supervisor:
         )
 
     async def _prepare_data(self) -> None:
-        """Create the schema, the first key and the profile in a child process.
-
-        The SQL libraries then use no memory of this process, which runs for long.
-        """
+        """Run `moyin.stack.first_key`, which creates the schema, the first key and the profile."""
         command = (sys.executable, "-m", "moyin.stack.first_key")
         status, output = await run_command(command, self._options.environ)
         if status != 0:
-            raise StackError(f"the data folder cannot be prepared: {output.strip()[-500:]}")
+            raise StackError(
+                f"the database or the first API key cannot be created: {output.strip()[-500:]}"
+            )
 
     async def _deploy(self) -> None:
         self._set_apps_status(PartStatus.WAITING, "")
@@ -146,8 +145,8 @@ class Supervisor:
         for service_supervisor in self._service_supervisors:
             await service_supervisor.ready.wait()
         try:
-            # After a restart of Ray, the configuration deployed last, which may be another than
-            # the one that this stack was started with.
+            # After a restart of Ray, deploy the configuration that was deployed last, which may not
+            # be the one that this stack was started with.
             deploy = apps.deploy if self._state.ready_after is None else apps.redeploy
             async with asyncio.timeout(_DEPLOY_SECONDS):
                 await deploy(
@@ -186,11 +185,11 @@ class Supervisor:
         self._publish()
 
     def _publish(self) -> None:
-        """Write the state file; a failure, such as a full disk, must not stop the services."""
+        """Write the state file, and log a failure, which must not stop the services."""
         try:
             write_state(self._options.layout.state, self._state)
         except OSError as error:
-            _log.warning("cannot write the state file: %s", error)
+            _log.warning("cannot write the state file %s: %s", self._options.layout.state, error)
 
 
 def _addresses(options: Options) -> dict[str, str]:
@@ -212,5 +211,5 @@ def _notes(options: Options) -> list[str]:
     try:
         locate(options.settings)
     except StackError as error:
-        notes.append(f"renders wait: {error.message}")
+        notes.append(f"renders will not start: {error.message}")
     return notes

@@ -1,4 +1,4 @@
-"""Configures Temporal, the durable job queue, with SQLite as its store."""
+"""Configures Temporal, the durable job queue, with SQLite as its database."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ __all__ = ["DYNAMIC_CONFIG", "drop_unused_indexes", "service"]
 _log = logging.getLogger(__name__)
 
 DYNAMIC_CONFIG = (
-    # With several partitions, priorities would hold within each of them only.
+    # With several partitions, priorities would apply only within each partition.
     "matching.numTaskqueueReadPartitions=1",
     "matching.numTaskqueueWritePartitions=1",
     "matching.enableFairness=true",
-    # The workflow list may lag by a second. Its rows are written when a workflow starts, at its
-    # first worker response and at its end; a workflow that ends within the second saves two writes.
+    # The workflow list is up to a second late. Temporal writes a row when a workflow starts, at its
+    # first worker response and at its end, but only once if all happens within the second.
     "history.visibilityProcessorMaxPollRPS=1",
     "history.visibilityTaskBatchSize=1000",
 )
 # Under load Go's runtime checks its threads every 20 µs, which takes a tenth of the server's CPU
-# time. A check every millisecond is enough: no timer of the server is shorter.
+# time. A check every millisecond is enough, because the server has no shorter timers.
 _TIMER_SLACK_NS = 1_000_000
 # The indexes of search attributes that Moyin never sets.
 _UNUSED_INDEX = re.compile(
@@ -38,14 +38,14 @@ _UNUSED_INDEX = re.compile(
 
 
 def service(options: Options) -> Service:
-    """Return the service that runs Temporal's development server.
+    """Create the service that runs Temporal's development server.
 
     Raises:
-        StackError: the wheel with the server is not installed.
+        StackError: The program ``temporal`` is not installed.
     """
     program = find_executable("temporal")
     ports = options.ports
-    # Otherwise the program reads the user's own configuration, which is for other servers.
+    # Without a value, the program would read the user's configuration for other servers.
     environ = {**options.environ, "TEMPORAL_CONFIG_FILE": "/dev/null"}
 
     async def wait_ready() -> None:
@@ -74,9 +74,9 @@ def service(options: Options) -> Service:
 
 
 def drop_unused_indexes(path: Path) -> None:
-    """Drop the indexes of the workflow list that Moyin does not use, which are 43 of 58.
+    """Drop the 43 of the 58 indexes of the workflow list that Moyin does not use.
 
-    Each of them costs a page write per workflow. Queries by their attributes work without them.
+    Each index costs a page write per workflow. Temporal's queries work without the indexes.
     """
     try:
         with closing(sqlite3.connect(path, timeout=10)) as database:
@@ -89,7 +89,7 @@ def drop_unused_indexes(path: Path) -> None:
                     database.execute(f'DROP INDEX IF EXISTS "{name}"')
             database.commit()
     except sqlite3.Error as error:
-        # The server works with the indexes too; the next start tries again.
+        # Not fatal, because the server also works with the indexes.
         _log.warning("cannot drop Temporal's unused indexes: %s", error)
 
 
@@ -114,4 +114,7 @@ async def _create_namespace(program: str, options: Options, environ: dict[str, s
             (program, "operator", "namespace", "update", *arguments), environ
         )
     if status != 0:
-        raise StackError(f"Temporal's namespace could not be created: {output.strip()[-300:]}")
+        raise StackError(
+            f"Temporal's namespace {settings.temporal_namespace} could not be created: "
+            f"{output.strip()[-300:]}"
+        )

@@ -18,7 +18,10 @@ def send_request(
     bearer: str = "",
     timeout: float = 5.0,
 ) -> tuple[int, bytes]:
-    """Send a request with a JSON body and return the status and body; status 0: no response."""
+    """Send an HTTP request without a proxy, and return the status and body (blocking).
+
+    If there is no response, the status is 0 and the body contains the reason.
+    """
     request = urllib.request.Request(url, data=body, method=method)
     if body is not None:
         request.add_header("content-type", "application/json")

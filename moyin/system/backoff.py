@@ -9,9 +9,9 @@ __all__ = ["Backoff"]
 
 @dataclass(slots=True)
 class Backoff:
-    """Doubles the pause after each failure, from ``first`` to ``longest`` seconds.
+    """Calculates the pause before a restart, which doubles from ``first`` to ``longest`` seconds.
 
-    A run of at least ``stable`` seconds resets it.
+    A run of at least ``stable`` seconds resets the pause to ``first``.
     """
 
     first: float = 0.5
@@ -24,7 +24,7 @@ class Backoff:
         if lifetime >= self.stable:
             self._failures = 0
         delay = min(self.longest, self.first * 2.0**self._failures)
-        # A larger exponent would change nothing, and overflow one day.
+        # Not counted beyond the longest pause, so that the exponent can't overflow.
         if delay < self.longest:
             self._failures += 1
         return delay

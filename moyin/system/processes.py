@@ -1,4 +1,4 @@
-"""Starts, finds and ends the processes of a stack, and keeps start-up objects from the collector."""
+"""Starts, finds and ends the processes of a stack, and calculates the pauses between restarts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Child:
-    """A child process that the kernel ends when this process ends, for whatever reason."""
+    """A child process that the kernel ends when this process ends, even by a crash."""
 
     def __init__(self, process: asyncio.subprocess.Process, pump: asyncio.Task[None]) -> None:
         self._process = process
@@ -48,12 +48,14 @@ class Child:
         *,
         timer_slack_ns: int = 0,
     ) -> Child:
-        """Start ``command``; write its output to ``log``.
+        """Start ``command`` and write its output to ``log``.
 
-        Must be called from the main thread: the parent-death signal follows the thread.
+        This method must be called from the main thread, because the kernel sends the parent-death
+        signal when the thread ends that forked the process.
 
         Args:
-            timer_slack_ns: see `moyin.stack.service.Service`.
+            timer_slack_ns: nanoseconds by which the kernel may delay the process's timers, or 0 for
+                the kernel's default.
         """
         process = await asyncio.create_subprocess_exec(
             *command,
@@ -72,11 +74,11 @@ class Child:
         return self._process.pid
 
     async def wait(self) -> int:
-        """Return the exit status when the process has ended; negative: the signal that ended it."""
+        """Wait until the process has ended; return its exit status or, negative, its signal."""
         return await self._process.wait()
 
     async def stop(self, patience: float) -> None:
-        """Send SIGTERM, then SIGKILL after ``patience`` seconds; return when the process is gone."""
+        """Send SIGTERM, then SIGKILL after ``patience`` seconds, and wait for the exit."""
         if self._process.returncode is None:
             self._process.terminate()
             try:
@@ -85,18 +87,18 @@ class Child:
             except TimeoutError:
                 self._process.kill()
                 await self._process.wait()
-        # A grandchild may hold the pipe open for ever.
+        # Cancelled, because a grandchild may hold the pipe open for ever.
         self._pump.cancel()
         await asyncio.gather(self._pump, return_exceptions=True)
 
 
 def find(stack: str, service: str | None = None) -> Iterator[psutil.Process]:
-    """Find the processes of a stack, or of one of its services.
+    """Yield the processes of a stack, or of one of its services.
 
-    This process and its ancestors are left out, since a job of the stack may run our command line.
+    This process and its ancestors are left out, since a job of the stack may run `moyin`.
 
     Args:
-        stack: the stack's data folder.
+        stack: absolute path of the stack's data folder.
     """
     own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     for process in psutil.process_iter():
@@ -111,9 +113,10 @@ def find(stack: str, service: str | None = None) -> Iterator[psutil.Process]:
 
 
 def missing(parent: int, names: Collection[str]) -> list[str]:
-    """Return those of ``names`` that no living child of the process ``parent`` has.
+    """Return the names in ``names`` that no living child of a process has.
 
-    Returns nothing for a parent that has ended.
+    Args:
+        parent: id of the process. If it has ended, the result is empty.
     """
     try:
         children = psutil.Process(parent).children()
@@ -131,9 +134,10 @@ def _living_name(process: psutil.Process) -> str | None:
 
 
 def end_all(stack: str, service: str | None = None, *, patience: float = 2.0) -> int:
-    """End the processes that `find` finds and return their number.
+    """End the processes that `find` yields, and return their number (blocking).
 
-    Blocks for up to ``patience`` seconds before it kills those that remain.
+    Args:
+        patience: seconds after SIGTERM at which SIGKILL is sent.
     """
     processes = list(find(stack, service))
     for process in processes:
@@ -146,10 +150,10 @@ def end_all(stack: str, service: str | None = None, *, patience: float = 2.0) ->
 
 
 def freeze_startup_objects() -> None:
-    """Exempt all present objects from garbage collection.
+    """Exempt all existing objects from garbage collection.
 
-    Ray and the SDKs import hundreds of thousands of objects that live for ever, and every full
-    collection would walk them.
+    Ray and the SDKs import hundreds of thousands of objects that live as long as the process, and
+    that every full collection would visit.
     """
     gc.collect()
     gc.freeze()
@@ -163,7 +167,7 @@ def _send(process: psutil.Process, number: signal.Signals) -> None:
 
 
 def _preexec(parent: int, timer_slack_ns: int) -> Callable[[], None]:
-    """Return the function that the child runs between fork and exec."""
+    """Return the function that the child calls between fork and exec."""
     slack = ctypes.c_ulong(timer_slack_ns)
 
     def prepare() -> None:

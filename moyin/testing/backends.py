@@ -72,11 +72,11 @@ def _words(text: str) -> list[str]:
 
 
 class FakeBackend:
-    """Returns configured responses and records its requests.
+    """A model back end that returns configured responses and records its requests.
 
     Attributes:
-        error: raised instead of a response; in a stream after ``chunks_before_error`` chunks.
-        requests: every request, translated or raw, in order.
+        error: error to raise instead of a response, or in a stream after ``chunks_before_error``.
+        requests: all requests in order, both translated and raw.
         closed_early: number of streams that were closed before their end.
     """
 

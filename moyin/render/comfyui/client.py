@@ -153,8 +153,8 @@ class ComfyClient:
         except TooLarge:
             self._read.append(prompt_id)
             raise RenderFailed(
-                "the outputs of the nodes, other than files, and their error messages have more than "
-                f"the allowed {_MAX_ENTRY_BYTES:,} bytes"
+                "the nodes' outputs, other than files, and error messages have more than the allowed "
+                f"{_MAX_ENTRY_BYTES:,} bytes"
             ) from None
         state = _parse(PromptState, self._paths.hide_in_state(response))
         self._read = [entry for entry in self._read if entry not in read]
@@ -232,9 +232,8 @@ async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
         chunks.append(chunk)
         size += len(chunk)
         if size > limit:
-            raise TooLarge(
-                f"ComfyUI's response from {response.url.path} has more than the allowed {limit:,} bytes"
-            )
+            path = response.url.path
+            raise TooLarge(f"ComfyUI's response from {path} exceeds the limit of {limit:,} bytes")
     return b"".join(chunks)
 
 

@@ -2,7 +2,7 @@
 
 The content of the folder::
 
-    comfyui-default-0/        readable to its owner; the process can access only ``base`` and ``etc``
+    comfyui-default-0/        readable to its owner; the process sees only ``base`` and ``etc``
         comfyui.log, comfyui.sock
         staging/              input files of waiting prompts
         done/<prompt id>/     files that a prompt has written and that are being stored

@@ -1,14 +1,14 @@
 """Runs ComfyUI's ``main.py`` on an inherited socket, and ends when its parent ends.
 
-This file is a script for ComfyUI's own interpreter. `ProcessFolder` copies the file to a folder that
-the interpreter can read::
+This file is a script for ComfyUI's own interpreter. `ProcessFolder` copies the script to a folder
+that the interpreter can read::
 
     python launcher.py '{"socket": 7, "alive": 8}' /path/to/main.py [arguments of main.py …]
 
 Members of the JSON object:
 
-* ``socket``: descriptor of the listening Unix socket on which ComfyUI serves. ComfyUI opens no port,
-  which other users of the machine could connect to.
+* ``socket``: descriptor of the listening Unix socket on which ComfyUI serves. ComfyUI opens no
+  port, to which other users of the machine could connect.
 * ``alive``: descriptor of a pipe whose other end is open in the parent.
 * ``parent``: the parent's process id; absent if bubblewrap ends this process with its parent.
 * ``user``, ``groups``: ids of the user and groups to change to; present only if this user is root.

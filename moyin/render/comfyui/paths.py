@@ -76,7 +76,7 @@ class HostPaths:
             options.models: "<models>",
             folder: "<folder>",
             environment: "<python>",
-            # The standard library of a virtual environment is in the folder of its base interpreter.
+            # A virtual environment's standard library is in the folder of its base interpreter.
             _resolved(options.python).parent.parent: "<python>",
             Path(moyin.__file__).parent: "<moyin>",
         }
@@ -118,7 +118,7 @@ class HostPaths:
         return frame if text is None else with_text(frame, self.hide_known(text))
 
     def hide_in_state(self, state: Any) -> Any:
-        """Replace all paths in the error messages of a prompt's state, the JSON of `PromptState`."""
+        """Replace all paths in the error messages of the JSON of a `PromptState`."""
         messages = _messages(state)
         for index, message in enumerate(messages):
             if isinstance(message, list) and len(message) == 2 and message[0] == _FAILURE:

@@ -298,7 +298,7 @@ def _spawn(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        # A group of its own includes the processes that custom nodes start, so that `stop` ends them.
+        # A group of its own, so that `stop` also ends the processes that custom nodes start.
         start_new_session=True,
         pass_fds=descriptors,
     )

@@ -88,7 +88,7 @@ class ComfyRenderer:
         self._finished: BoundedDict[str, StoredResult] = BoundedDict(_REMEMBERED)
         # The id of the executing prompt, because some events do not have it.
         self._executing: str | None = None
-        # Serialises submissions and interrupts; an interrupt could stop a prompt submitted meanwhile.
+        # Serialises submissions and interrupts, because an interrupt could stop the wrong prompt.
         self._submitting = asyncio.Lock()
         # Trimming for one prompt could remove the files that another prompt has just fetched.
         self._trimming = asyncio.Lock()
@@ -214,7 +214,7 @@ class ComfyRenderer:
         except WorkerLost as error:
             hangs = isinstance(error, NoAnswer) and prompt.is_submitted
             if hangs and await self._supervisor.give_up_hanging():
-                # The prompt may not be the cause; for example, all processes hang on a hanging disk.
+                # The prompt may not be the cause; for example, a disk may hang.
                 self._fail(prompt, error)
                 return
             is_blamed = prompt.is_submitted and not await self._supervisor.was_killed()
@@ -316,7 +316,7 @@ class ComfyRenderer:
                 await self._inputs.fetch(self._blobs, request.files)
             except FileNotFoundError:
                 raise StepFailed(
-                    "an input file of the render is no longer in the artifact store; upload it again"
+                    "an input file of the render is no longer in the store of artifacts: upload it again"
                 ) from None
             async with self._trimming:
                 needed = {

@@ -295,7 +295,7 @@ def _is_shown(mounts: Mounts, path: Path) -> bool:
 
 
 def _linked_from(folders: Sequence[Path], mounts: Mounts) -> dict[Path, Path]:
-    """Return the resolved targets of links in the folders, because models are often on other disks."""
+    """Return the resolved targets of links in the folders, which may be models on other disks."""
     targets: dict[Path, Path] = {}
     seen = 0
     for folder in folders:

@@ -73,7 +73,7 @@ class SandboxProcesses:
             return []
 
     def _inner_ids(self) -> frozenset[int]:
-        """Return the process ids in the sandbox's /proc, which does not list the host's processes."""
+        """Return the process ids in the sandbox's /proc, which excludes the host's processes."""
         try:
             names = [path.name for path in Path(f"/proc/{self.main}/root/proc").iterdir()]
         except OSError:

@@ -115,7 +115,7 @@ def _assemble(machine: _Machine) -> bytes:
         program += [_op(_JUMP_ATLEAST, _X32, 0, 1), missing]
     for number in machine.denied:
         program += [_op(_JUMP_EQUAL, number, 0, 1), deny]
-    # A filter can't read the flags of clone3, which are in memory. The C library falls back to clone.
+    # A filter can't read clone3's flags, which are in memory. The C library falls back to clone.
     program += [_op(_JUMP_EQUAL, _CLONE3, 0, 1), missing]
     program += [
         _op(_JUMP_EQUAL, machine.clone, 0, 4),

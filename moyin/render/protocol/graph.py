@@ -1,8 +1,8 @@
 """Finds input files and model files in a graph, and replaces references to artifacts.
 
 A reference is the string ``artifact:<id>`` or, in the Comfy API v2, the object
-``{"__type": "core/ASSET", "info": {"id": "<id>", …}}``. The name of a file in ComfyUI's input folder
-replaces it.
+``{"__type": "core/ASSET", "info": {"id": "<id>", …}}``. Moyin replaces a reference by the name of a
+file in ComfyUI's input folder.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class WrittenFile:
 
 
 def written_files(entry: HistoryEntry) -> list[WrittenFile]:
-    """Return a prompt's output files, sorted by node id (2 before 10), then as the node lists them."""
+    """Return a prompt's output files, sorted by node id (2 before 10) and in each node's order."""
     return [
         WrittenFile(node=node, slot=slot, file=file)
         for node, slot, items in _slots(entry)
@@ -143,7 +143,7 @@ def prompt_of(message: Message) -> str | None:
 
 
 def is_last_event(message: Message) -> bool:
-    """Return whether an event is the last one of its prompt, sent after the history entry is made."""
+    """Return whether an event is the last one of its prompt, which follows the history entry."""
     return message.type == "executing" and message.data.get("node", "") is None
 
 
@@ -176,7 +176,7 @@ class Meter:
         if message.type != "progress_state":
             return False
         for node_id, state in message.data.get("nodes", {}).items():
-            # A node may expand into nodes that are not in the graph; its own progress covers theirs.
+            # A node may expand into nodes that are not in the graph; its progress includes them.
             if node_id in self._graph:
                 self._parts[node_id] = _fraction(state)
                 if state.get("state") == "running":

@@ -53,7 +53,7 @@ class HistoryEntry(_Model):
 
 
 class PromptState(_Model):
-    """The state of a prompt in ComfyUI: ``queued`` if waiting or running, or a history ``entry``."""
+    """The state of a prompt in ComfyUI, which is ``queued`` (or running) or has an ``entry``."""
 
     queued: bool
     entry: HistoryEntry | None = None

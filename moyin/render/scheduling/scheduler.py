@@ -17,7 +17,7 @@ __all__ = ["Lease", "RenderScheduler"]
 
 # Retry-After of a closed scheduler; another replica of the pool replaces it within seconds.
 _RETRY_SECONDS = 1.0
-# Interval of the checks whether waiting renders should begin on a free renderer without their models.
+# The interval at which a free renderer checks again whether it should switch to other models.
 _CHECK_SECONDS = 0.5
 
 

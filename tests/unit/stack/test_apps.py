@@ -84,7 +84,9 @@ async def test_rejected_configuration_is_not_recorded_as_deployed(
     assert apps.last_deployed_file(good) is None
     await apps.deploy(good, lambda _: None)
     serve.status = 400
-    with pytest.raises(StackError, match=r"Serve rejected bad\.yaml: no such thing"):
+    with pytest.raises(
+        StackError, match=r"Serve rejected the app configuration bad\.yaml: no such thing"
+    ):
         await apps.deploy(bad, lambda _: None)
     serve.status = 200
     await apps.redeploy(good, lambda _: None)
@@ -138,8 +140,8 @@ async def test_rejection_names_the_field_without_pydantic_link(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("applications: [{route_prefix: /}]", r"applications\.0\.name is missing"),
-        ("applications: [gateway]", r"applications\.0\.name is missing"),
+        ("applications: [{route_prefix: /}]", r"applications\.0\.name must be a text"),
+        ("applications: [gateway]", r"applications\.0\.name must be a text"),
         ("http_options: here\napplications: []", "http_options must be a mapping"),
         ("grpc_options: [9000]\napplications: []", "grpc_options must be a mapping"),
         ("", "applications must be a list"),
@@ -175,7 +177,7 @@ def test_validation_that_times_out_is_reported(
 
     monkeypatch.setattr("moyin.stack.apps.subprocess.run", endless)
     [problem] = apps.find_problems(tmp_path / "apps.yaml")
-    assert problem == f"{tmp_path / 'apps.yaml'} could not be checked within 120 seconds"
+    assert problem == f"{tmp_path / 'apps.yaml'} could not be validated within 120 seconds"
 
 
 def test_pools_with_strict_isolation_are_named(tmp_path: Path) -> None:

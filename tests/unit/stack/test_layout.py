@@ -50,7 +50,7 @@ def test_somebody_elses_socket_folder_is_refused(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "data")
     layout.sockets.symlink_to(tmp_path)
     try:
-        with pytest.raises(StackError, match="belongs to another user"):
+        with pytest.raises(StackError, match="must be a folder of this user"):
             layout.prepare()
     finally:
         layout.sockets.unlink()

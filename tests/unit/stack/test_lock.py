@@ -15,7 +15,7 @@ def test_one_supervisor_holds_the_lock_and_its_pid_is_readable(tmp_path: Path) -
     first = SupervisorLock(path)
     first.acquire()
     assert lock_holder(path) == os.getpid()
-    with pytest.raises(StackError, match="already running"):
+    with pytest.raises(StackError, match="already runs in this data folder"):
         SupervisorLock(path).acquire()
     first.release()
     assert lock_holder(path) is None

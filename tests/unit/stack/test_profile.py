@@ -47,5 +47,5 @@ def test_invalid_profile_error_names_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "farm.example", "ftp://farm.example"])
 def test_url_without_http_scheme_is_rejected(tmp_path: Path, url: str) -> None:
-    with pytest.raises(StackError, match="MOYIN_URL begins with http://"):
+    with pytest.raises(StackError, match="MOYIN_URL must begin with http://"):
         load(tmp_path / "profile.toml", {"MOYIN_URL": url})

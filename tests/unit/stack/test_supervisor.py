@@ -84,5 +84,5 @@ async def _up(
 def test_missing_comfyui_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOYIN_DATA", str(tmp_path / "data"))
     monkeypatch.delenv("MOYIN_COMFYUI_HOME", raising=False)
-    note = "renders wait: ComfyUI is not installed; run `moyin comfyui install`"
+    note = "renders will not start: ComfyUI is not installed; run `moyin comfyui install`"
     assert note in _notes(Options.read({}, port_base=20_000))

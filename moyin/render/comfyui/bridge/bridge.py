@@ -197,8 +197,8 @@ def prompt_state(queue: Any, body: Mapping[str, Any]) -> dict[str, Any]:
 def volatile_classes(classes: Mapping[str, Any]) -> list[str]:
     """Return the node classes whose methods decide whether their output has changed.
 
-    ComfyUI's own classes are left out. Their methods compare the content of files, and Moyin's input
-    files with different content have different names.
+    ComfyUI's own classes are left out. Their methods compare the content of files, but Moyin's
+    input files with different content also have different names.
     """
     return sorted(
         name
@@ -246,7 +246,7 @@ async def takes_flags(queue: Any, seconds: float = _PULSE_SECONDS) -> bool:
 def with_prompt_folder(
     original: Callable[..., Any], context: Callable[[], Any]
 ) -> Callable[..., Any]:
-    """Wrap ``folder_paths.get_save_image_path`` to put files into a folder named after the prompt."""
+    """Wrap ``folder_paths.get_save_image_path`` to use a folder named after the prompt."""
 
     @functools.wraps(original)
     def get_save_image_path(filename_prefix: str, *args: Any, **kwargs: Any) -> Any:
@@ -285,7 +285,7 @@ def with_origin(
 
 
 def _with_origin(item: Any, prompt_id: str, folder_of: Callable[[str], str]) -> Any:
-    """Return a copy of an output item with the folder of its prompt; the node may reuse the item."""
+    """Return a copy of an output item with the folder of its prompt."""
     if not isinstance(item, dict) or item.get("type") not in _FOLDERS:
         return item
     subfolder, name = str(item.get("subfolder") or ""), str(item.get("filename") or "")

@@ -63,14 +63,14 @@ class Rules:
                     "output_node": getattr(node, "OUTPUT_NODE", False),
                 }
             except Exception:
-                # ComfyUI reports an unknown class, and one whose methods fail, and executes neither.
+                # ComfyUI reports unknown and failing classes, and executes neither.
                 return {}
             self._known[class_type] = rules_of(class_type, description)
         return self._known[class_type]
 
 
 def remember_rules(body: dict[str, Any]) -> dict[str, Any]:
-    """Store the prompt's patterns for `checked_validation`; ComfyUI calls it for ``POST /prompt``."""
+    """Store the patterns in the body of ``POST /prompt`` for `checked_validation`."""
     _submitted.set(moyin_data(body.get("extra_data")))
     return body
 

@@ -1,8 +1,8 @@
 """Decides which inputs of a node name files, and which values these inputs may have.
 
-The gateway checks a graph when it is submitted. The bridge checks it again inside ComfyUI's process,
-when links have become values and nodes have been expanded; so this module imports only the standard
-library. The kind of a rule follows from ComfyUI's description of the input (``/object_info``):
+The gateway checks a graph when it is submitted. The bridge checks the graph again inside ComfyUI's
+process, when links have become values and nodes have been expanded; so this module imports only the
+standard library. The kind of a rule follows from ComfyUI's description of the input:
 
 * ``FILE``: The node loads this file. Only Moyin's names of the caller's own files are allowed.
 * ``FOLDER``: The node loads the files of this folder. No value is allowed.
@@ -269,7 +269,7 @@ def _forms(text: str) -> Iterator[str]:
 
 
 def _to_ascii_forms(text: str) -> str:
-    """Replace Unicode's compatibility forms of ASCII characters, and remove invisible characters."""
+    """Replace compatibility forms of ASCII characters, and remove invisible characters."""
     letters = unicodedata.normalize("NFKC", text)
     return "".join(letter for letter in letters if unicodedata.category(letter) != "Cf")
 

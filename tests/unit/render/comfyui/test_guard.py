@@ -70,7 +70,10 @@ async def test_file_name_of_others_is_refused_before_comfyui_checks_it(name: str
     graph = {"1": {"class_type": "Load", "inputs": {"image": name}}}
     valid, error, outputs, errors = await validate(graph)
     assert (valid, outputs, error["type"]) == (False, [], "prompt_outputs_failed_validation")
-    assert errors["1"]["errors"][0]["details"] == "image - you have no file with this name; upload it first"
+    assert (
+        errors["1"]["errors"][0]["details"]
+        == "image - you have no file with this name; upload it first"
+    )
     assert errors["1"]["class_type"] == "Load"
 
 

@@ -123,7 +123,7 @@ def test_users_own_comfyui_is_checked_and_used(tmp_path: Path, pip: Pip) -> None
     (home / "main.py").touch()
     with pytest.raises(StackError, match="MOYIN_COMFYUI_PYTHON"):
         locate(user_settings(None))
-    with pytest.raises(StackError, match="not an executable"):
+    with pytest.raises(StackError, match="must be an executable"):
         locate(user_settings(home / "main.py"))
     comfyui = install(user_settings(Path(sys.executable)), lambda _: None)
     assert (comfyui.home, comfyui.python) == (home, Path(sys.executable))
