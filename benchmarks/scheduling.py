@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from moyin.render.scheduling.policy import PendingRender, Rules
+from moyin.render.scheduling.rules import PendingRender, Rules
 from moyin.render.scheduling.window import Window
 
 __all__ = ["Farm", "Load", "Outcome", "fewest_changes", "fifo", "new_load", "own_share", "simulate"]

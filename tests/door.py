@@ -22,9 +22,9 @@ from temporalio.client import Client
 from moyin.render.comfyui.install import ComfyUI
 from moyin.settings import Settings
 from moyin.stack.layout import Layout
-from moyin.stack.lock import lock_holder
 from moyin.stack.ports import Ports
 from moyin.stack.profile import load
+from moyin.stack.state import lock_holder
 from moyin.system.processes import find
 from tests.nodes import write_nodes
 from tests.processes import with_lines

@@ -29,9 +29,9 @@ from moyin.jobs.workflows.failures import to_application_error
 from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.jobs.workflows.steps import Heartbeat, heartbeating, load_step, save_output
 from moyin.jobs.workflows.types import StepDone, StepInput
-from moyin.render.comfyui.sizes import ModelSizes
+from moyin.render.comfyui.model_sizes import ModelSizes
 from moyin.render.protocol.graph import artifact_ids, input_name, model_files, with_inputs
-from moyin.render.scheduling.policy import PendingRender
+from moyin.render.scheduling.rules import PendingRender
 from moyin.store.artifacts import ArtifactStore, step_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore

@@ -38,9 +38,9 @@ from moyin.errors import ServiceUnavailable
 from moyin.jobs.workflows.client import Temporal
 from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.render.comfyui.install import version
+from moyin.render.comfyui.model_sizes import ModelSizes
 from moyin.render.comfyui.pool_client import RULES, PoolAnswer
-from moyin.render.comfyui.sizes import ModelSizes
-from moyin.render.scheduling.policy import OwnerFairShare
+from moyin.render.scheduling.rules import OwnerFairShare
 from moyin.render.scheduling.scaling import Scale
 from moyin.render.scheduling.scheduler import RenderScheduler
 from moyin.render.scheduling.window import Window

@@ -12,8 +12,7 @@ from moyin.domain.renderer import RenderRequest
 from moyin.errors import InputNotFound, NodeNotAllowed, OutOfMemory, PoolNotAllowed
 from moyin.render.comfyui.bridge.guard import KEY
 from moyin.render.comfyui.bridge.tenants import TENANT
-from moyin.render.protocol.graph import loaded_names
-from moyin.render.protocol.refusals import NOT_YOURS
+from moyin.render.protocol.graph import NOT_YOURS, loaded_names
 from moyin.system.bounded import BoundedDict
 
 __all__ = ["MemoryGuard", "RenderGuard"]

@@ -13,7 +13,7 @@ from moyin.domain.limits import permitted_pools
 from moyin.domain.pools import PoolRules
 from moyin.errors import InputNotFound, InvalidRequest, NodeNotAllowed
 from moyin.render.comfyui.bridge.names import PREFIX, Refusal, Rule, refusals
-from moyin.render.protocol.refusals import NOT_YOURS, Refused, refused_body
+from moyin.render.protocol.graph import NOT_YOURS, Refused, refused_body
 
 __all__ = ["GraphAdmission"]
 

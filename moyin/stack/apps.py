@@ -20,7 +20,7 @@ from moyin.stack.layout import explain_os_errors, replace_file
 from moyin.stack.options import Options
 from moyin.stack.ports import Ports
 from moyin.stack.ray import api_token, dashboard_url
-from moyin.stack.web import send_request
+from moyin.stack.service import send_request
 
 __all__ = [
     "delete_apps",

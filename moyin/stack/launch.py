@@ -12,10 +12,9 @@ from collections.abc import Callable
 from moyin.errors import StackError
 from moyin.stack.apps import find_problems, load_serve_config
 from moyin.stack.layout import explain_os_errors
-from moyin.stack.lock import lock_holder
 from moyin.stack.options import Options
 from moyin.stack.ports import require_free
-from moyin.stack.state import Phase, StackState, read_state
+from moyin.stack.state import Phase, StackState, lock_holder, read_state
 from moyin.system.logfile import tail
 from moyin.system.processes import end_all, find
 

@@ -31,88 +31,37 @@ _ADVICE = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class Layout:
-    """Derives all paths of a stack from its data folder, which is absolute."""
+    """The paths of a stack's files, derived from its data folder, which must be absolute."""
 
     data: Path
 
-    @property
-    def run(self) -> Path:
-        return self.data / "run"
-
-    @property
-    def logs(self) -> Path:
-        return self.data / "logs"
-
-    @property
-    def valkey(self) -> Path:
-        return self.data / "valkey"
-
-    @property
-    def temporal_db(self) -> Path:
-        return self.data / "temporal" / "temporal.db"
-
-    @property
-    def profile(self) -> Path:
-        return self.data / "profile.toml"
-
-    @property
-    def ray_token(self) -> Path:
-        return self.data / "ray-token"
-
-    @property
-    def valkey_password(self) -> Path:
-        return self.data / "valkey-password"
-
-    @property
-    def valkey_config(self) -> Path:
-        """The file with Valkey's password; every user of the machine could read a command line."""
-        return self.run / "valkey.conf"
-
-    @property
-    def state(self) -> Path:
-        return self.run / "state.json"
-
-    @property
-    def lock(self) -> Path:
-        return self.run / "supervisor.lock"
-
-    @property
-    def serve_config(self) -> Path:
-        """The copy of the configuration deployed last, with the ports of this stack."""
-        return self.run / "serve_config.yaml"
-
-    @property
-    def deployed_from(self) -> Path:
-        """The file that contains the path of the configuration deployed last."""
-        return self.run / "serve_config.path"
-
-    @property
-    def key_shown_marker(self) -> Path:
-        """The marker file that exists once `moyin up` has printed the first key."""
-        return self.run / "key-shown"
-
-    @property
-    def haproxy_launcher(self) -> Path:
-        return self.run / "haproxy"
-
-    @property
-    def sockets(self) -> Path:
-        """The folder for Unix sockets, with a short name: a socket's path has 107 bytes at most.
-
-        Ray and HAProxy put their sockets below folders with long names.
-        """
+    def __post_init__(self) -> None:
+        self.run = self.data / "run"
+        self.logs = self.data / "logs"
+        self.valkey = self.data / "valkey"
+        self.temporal_db = self.data / "temporal" / "temporal.db"
+        self.profile = self.data / "profile.toml"
+        self.ray_token = self.data / "ray-token"
+        self.valkey_password = self.data / "valkey-password"
+        # Contains Valkey's password, because every user of the machine could read a command line.
+        self.valkey_config = self.run / "valkey.conf"
+        self.state = self.run / "state.json"
+        self.lock = self.run / "supervisor.lock"
+        # The copy of the app configuration that was deployed last, with the ports of this stack.
+        self.serve_config = self.run / "serve_config.yaml"
+        # Contains the path of the app configuration that was deployed last.
+        self.deployed_from = self.run / "serve_config.path"
+        # Exists when `moyin up` has printed the first key.
+        self.key_shown_marker = self.run / "key-shown"
+        self.haproxy_launcher = self.run / "haproxy"
+        # Ray and HAProxy create Unix sockets in subfolders with long names, and the path of a
+        # socket has at most 107 bytes, so that this path must be short.
         digest = hashlib.sha256(str(self.data).encode()).hexdigest()[:6]
-        return Path("/tmp") / f"moyin-{os.getuid()}-{digest}"
-
-    @property
-    def ray(self) -> Path:
-        return self.sockets / "r"
-
-    @property
-    def haproxy(self) -> Path:
-        return self.sockets / "h"
+        self.sockets = Path("/tmp") / f"moyin-{os.getuid()}-{digest}"
+        self.ray = self.sockets / "r"
+        self.haproxy = self.sockets / "h"
 
     def log(self, name: str) -> Path:
         return self.logs / f"{name}.log"

@@ -13,8 +13,7 @@ from moyin.stack import valkey
 from moyin.stack.layout import load_or_create_secret
 from moyin.stack.options import Options, find_executable
 from moyin.stack.ports import REPLICA_PORTS
-from moyin.stack.service import Service, poll_until
-from moyin.stack.web import send_request
+from moyin.stack.service import Service, poll_until, send_request
 from moyin.system.processes import missing
 
 __all__ = [

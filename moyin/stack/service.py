@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import urllib.error
+import urllib.request
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from moyin.errors import StackError
 
-__all__ = ["Service", "poll_until", "run_command", "wait_for_port"]
+__all__ = ["Service", "poll_until", "run_command", "send_request", "wait_for_port"]
 
 _POLL_SECONDS = 0.1
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,3 +85,30 @@ async def run_command(command: tuple[str, ...], environ: Mapping[str, str]) -> t
         await process.wait()
         raise
     return process.returncode or 0, output.decode(errors="replace")
+
+
+def send_request(
+    method: str,
+    url: str,
+    *,
+    body: bytes | None = None,
+    bearer: str = "",
+    timeout: float = 5.0,
+) -> tuple[int, bytes]:
+    """Send an HTTP request without a proxy, and return the status and body (blocking).
+
+    If there is no response, the status is 0 and the body contains the reason.
+    """
+    request = urllib.request.Request(url, data=body, method=method)
+    if body is not None:
+        request.add_header("content-type", "application/json")
+    if bearer:
+        request.add_header("authorization", f"Bearer {bearer}")
+    try:
+        with _opener.open(request, timeout=timeout) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+    except OSError as error:
+        return 0, str(error).encode()

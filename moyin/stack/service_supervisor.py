@@ -11,9 +11,8 @@ from contextlib import suppress
 from moyin.errors import StackError
 from moyin.stack.service import Service
 from moyin.stack.state import Part, PartStatus
-from moyin.system.backoff import Backoff
 from moyin.system.logfile import LogFile
-from moyin.system.processes import SERVICE_VARIABLE, STACK_VARIABLE, Child, end_all
+from moyin.system.processes import SERVICE_VARIABLE, STACK_VARIABLE, Backoff, Child, end_all
 
 __all__ = ["ServiceSupervisor"]
 

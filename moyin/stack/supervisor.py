@@ -13,12 +13,11 @@ from collections.abc import Iterable
 from moyin.errors import StackError
 from moyin.render.comfyui.install import locate
 from moyin.stack import apps, ray, temporal, valkey
-from moyin.stack.lock import SupervisorLock
 from moyin.stack.options import Options
 from moyin.stack.ports import require_free
 from moyin.stack.service import Service, run_command
 from moyin.stack.service_supervisor import ServiceSupervisor
-from moyin.stack.state import Part, PartStatus, Phase, StackState, write_state
+from moyin.stack.state import Part, PartStatus, Phase, StackState, SupervisorLock, write_state
 from moyin.system.logfile import LogFile
 from moyin.system.processes import end_all
 

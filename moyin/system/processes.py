@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import psutil
 
@@ -17,6 +18,7 @@ from moyin.system.logfile import LogFile
 __all__ = [
     "SERVICE_VARIABLE",
     "STACK_VARIABLE",
+    "Backoff",
     "Child",
     "end_all",
     "find",
@@ -90,6 +92,29 @@ class Child:
         # Cancelled, because a grandchild may hold the pipe open for ever.
         self._pump.cancel()
         await asyncio.gather(self._pump, return_exceptions=True)
+
+
+@dataclass(slots=True)
+class Backoff:
+    """Calculates the pause before a restart, which doubles from ``first`` to ``longest`` seconds.
+
+    A run of at least ``stable`` seconds resets the pause to ``first``.
+    """
+
+    first: float = 0.5
+    longest: float = 30.0
+    stable: float = 60.0
+    _failures: int = 0
+
+    def after(self, lifetime: float) -> float:
+        """Return the seconds to pause after a run of ``lifetime`` seconds."""
+        if lifetime >= self.stable:
+            self._failures = 0
+        delay = min(self.longest, self.first * 2.0**self._failures)
+        # Not counted beyond the longest pause, so that the exponent can't overflow.
+        if delay < self.longest:
+            self._failures += 1
+        return delay
 
 
 def find(stack: str, service: str | None = None) -> Iterator[psutil.Process]:

@@ -21,7 +21,7 @@ import yaml
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 
-from moyin.stack.web import send_request
+from moyin.stack.service import send_request
 from moyin.system.processes import find
 from tests.door import Measured, StackDoor
 

@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from moyin.errors import MoyinError, ServiceUnavailable
 from moyin.render.comfyui.options import ComfyOptions
 from moyin.render.comfyui.session import Session
-from moyin.system.backoff import Backoff
+from moyin.system.processes import Backoff
 
 __all__ = ["ComfySupervisor"]
 

@@ -16,15 +16,17 @@ The content of the folder::
 from __future__ import annotations
 
 import os
+import shutil
+import stat
+import subprocess
 from importlib.resources import files
 from pathlib import Path
 
 from moyin.errors import StackError
 from moyin.render.comfyui.options import ComfyOptions
-from moyin.render.comfyui.removal import remove_tree
 from moyin.render.protocol.graph import INPUT_FOLDER
 
-__all__ = ["BRIDGE", "ProcessFolder"]
+__all__ = ["BRIDGE", "ProcessFolder", "remove_tree", "unlock"]
 
 BRIDGE = "moyin_bridge"
 _BRIDGE_FILES = ("bridge.py", "guard.py", "names.py", "tenants.py")
@@ -44,53 +46,22 @@ class ProcessFolder:
     """The folder of a ComfyUI process, with the paths in it."""
 
     def __init__(self, options: ComfyOptions) -> None:
-        self.path = options.folder.resolve()
         self._options = options
-
-    @property
-    def log(self) -> Path:
-        return self.path / "comfyui.log"
-
-    @property
-    def base(self) -> Path:
-        """The value of ComfyUI's ``--base-directory``."""
-        return self.path / "base"
-
-    @property
-    def writable(self) -> list[Path]:
-        """The folders that the process may write to."""
-        return [self.base / name for name in _WRITABLE]
-
-    @property
-    def scratch(self) -> Path:
-        """The home and temporary folder of the process."""
-        return self.base / "scratch"
-
-    @property
-    def inputs(self) -> Path:
-        """The folder in which a graph finds its input files."""
-        return self.base / "input" / INPUT_FOLDER
-
-    @property
-    def staging(self) -> Path:
-        """The folder of the input files of waiting prompts."""
-        return self.path / "staging"
-
-    @property
-    def done(self) -> Path:
-        """The folder of the files of finished prompts, with a subfolder for each prompt id."""
-        return self.path / "done"
-
-    @property
-    def etc(self) -> Path:
-        return self.path / "etc"
-
-    @property
-    def launcher(self) -> Path:
-        return self.base / "launcher.py"
+        self.path = options.folder.resolve()
+        self.log = self.path / "comfyui.log"
+        self.staging = self.path / "staging"
+        self.done = self.path / "done"
+        self.etc = self.path / "etc"
+        self.base = self.path / "base"
+        self.launcher = self.base / "launcher.py"
+        self.inputs = self.base / "input" / INPUT_FOLDER
+        # The home and temporary folder of the process.
+        self.scratch = self.base / "scratch"
+        self.writable = [self.base / name for name in _WRITABLE]
 
     @property
     def node_packages(self) -> list[str]:
+        """The names of the node packages that ComfyUI loads."""
         return [BRIDGE, *(path.name for path in self._nodes())]
 
     def prepare(self, uid: int | None = None) -> None:
@@ -163,3 +134,39 @@ def _copy_source(package: str, name: str, target: Path) -> None:
 def _link(link: Path, target: Path) -> None:
     link.unlink(missing_ok=True)
     link.symlink_to(target.absolute(), target_is_directory=True)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file, or a folder with its content, if it exists (blocking).
+
+    The process may have removed the permissions of folders, or nested very many of them.
+
+    Raises:
+        OSError: The file or folder can't be removed.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
+        else:
+            shutil.rmtree(path)
+    except (OSError, RecursionError):
+        # A folder is not readable to its owner, or deeper than Python's recursion limit. `rm` works
+        # without recursion, and neither command follows links.
+        unlock(path)
+        for command in (("chmod", "-R", "u+rwX"), ("rm", "-rf")):
+            subprocess.run([*command, "--", str(path)], capture_output=True, check=False)
+        if os.path.lexists(path):
+            raise OSError(f"{path} can't be removed, even by chmod and rm") from None
+
+
+def unlock(path: Path) -> None:
+    """Make a path writable to its owner if it is a folder and not a link (blocking)."""
+    # A descriptor prevents that a link replaces the folder between the check and the change.
+    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            Path(f"/proc/self/fd/{descriptor}").chmod(0o700)
+    finally:
+        os.close(descriptor)

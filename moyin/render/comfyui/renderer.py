@@ -33,6 +33,7 @@ from moyin.render.comfyui.client import NoAnswer
 from moyin.render.comfyui.comfy_supervisor import ComfySupervisor
 from moyin.render.comfyui.folder import ProcessFolder
 from moyin.render.comfyui.inputs import InputFiles
+from moyin.render.comfyui.model_sizes import ModelSizes
 from moyin.render.comfyui.options import ComfyOptions
 from moyin.render.comfyui.outputs import Outputs, StoredResult
 from moyin.render.comfyui.process import Spawner
@@ -41,7 +42,6 @@ from moyin.render.comfyui.prompts import Prompt
 from moyin.render.comfyui.relay import Relay
 from moyin.render.comfyui.sandbox import user_of
 from moyin.render.comfyui.session import Session
-from moyin.render.comfyui.sizes import ModelSizes
 from moyin.render.protocol.binary import image_metadata
 from moyin.render.protocol.graph import model_files
 from moyin.render.protocol.response import prompt_of, raise_failure

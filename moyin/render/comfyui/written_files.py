@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from moyin.render.comfyui.folder import ProcessFolder
-from moyin.render.comfyui.removal import remove_tree, unlock
+from moyin.render.comfyui.folder import ProcessFolder, remove_tree, unlock
 from moyin.render.protocol.wire import OutputFile
 
 __all__ = ["WrittenFiles"]

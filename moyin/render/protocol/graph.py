@@ -1,4 +1,4 @@
-"""Finds input files and model files in a graph, and replaces references to artifacts.
+"""Finds the files that a graph names, replaces references to artifacts, and reports refused nodes.
 
 A reference is the string ``artifact:<id>`` or, in the Comfy API v2, the object
 ``{"__type": "core/ASSET", "info": {"id": "<id>", …}}``. Moyin replaces a reference by the name of a
@@ -8,16 +8,17 @@ file in ComfyUI's input folder.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from moyin.domain.artifact import Artifact
 from moyin.errors import InputNotFound
-from moyin.render.protocol.refusals import NOT_YOURS, Refused, refused_body
 
 __all__ = [
     "INPUT_FOLDER",
+    "NOT_YOURS",
+    "Refused",
     "artifact_ids",
     "artifacts_missing",
     "file_names",
@@ -25,11 +26,14 @@ __all__ = [
     "is_input_name",
     "loaded_names",
     "model_files",
+    "refused_body",
     "with_inputs",
 ]
 
 # A subfolder, because ComfyUI shows every client the files directly in the input folder.
 INPUT_FOLDER = "moyin"
+# The same message for a missing file and for another tenant's file, so that names do not leak.
+NOT_YOURS = "you have no file with this name; upload it first"
 _REFERENCE = re.compile(r"artifact:(art_[0-9a-f]{32})")
 _ASSET = "core/ASSET"
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
@@ -54,6 +58,15 @@ _CLASS_FOLDERS = {("CLIPVisionLoader", "clip_name"): "clip_vision"}
 _NUMBER = re.compile(r"_?\d+$")
 
 
+class Refused(NamedTuple):
+    """A node, or one of its inputs, that Moyin refuses; ``input`` is empty for the whole node."""
+
+    node: str
+    class_type: str
+    input: str
+    reason: str
+
+
 def artifact_ids(graph: Mapping[str, Any]) -> set[str]:
     """Return the ids of the artifacts to which the inputs of the graph's nodes refer."""
     return set(_references(_inputs(graph)))
@@ -76,6 +89,33 @@ def artifacts_missing(graph: Mapping[str, Any], missing: str) -> InputNotFound:
         field=f"{first.node}.inputs.{first.input}",
         details=refused_body(refused),
     )
+
+
+def refused_body(refused: Iterable[Refused]) -> dict[str, Any]:
+    """Return the body of ComfyUI's ``POST /prompt`` for a graph that fails validation."""
+    nodes: dict[str, Any] = {}
+    for refusal in refused:
+        named = f"{refusal.input} - {refusal.reason}" if refusal.input else refusal.reason
+        error = {
+            "type": "custom_validation_failed",
+            "message": "Custom validation failed for node",
+            "details": named,
+            "extra_info": {"input_name": refusal.input} if refusal.input else {},
+        }
+        node_error = {"errors": [], "dependent_outputs": [], "class_type": refusal.class_type}
+        nodes.setdefault(refusal.node, node_error)["errors"].append(error)
+    details = "\n".join(
+        f"{error['message']}: {error['details']}"
+        for node in nodes.values()
+        for error in node["errors"]
+    )
+    error = {
+        "type": "prompt_outputs_failed_validation",
+        "message": "Prompt outputs failed validation",
+        "details": details,
+        "extra_info": {},
+    }
+    return {"error": error, "node_errors": nodes}
 
 
 def file_names(graph: Mapping[str, Any]) -> set[str]:

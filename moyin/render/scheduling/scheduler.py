@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 from moyin.errors import ServiceUnavailable
-from moyin.render.scheduling.policy import PendingRender
+from moyin.render.scheduling.rules import PendingRender
 from moyin.render.scheduling.window import Window
 
 __all__ = ["Lease", "RenderScheduler"]

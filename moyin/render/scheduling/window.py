@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from moyin.render.scheduling.policy import OwnerFairShare, PendingRender, RendererSlot, Rules
+from moyin.render.scheduling.rules import OwnerFairShare, PendingRender, RendererSlot, Rules
 
 __all__ = ["Choice", "Window"]
 

@@ -13,8 +13,7 @@ from moyin.cli.main import run
 from moyin.errors import StackError
 from moyin.stack import apps
 from moyin.stack.layout import Layout
-from moyin.stack.lock import SupervisorLock
-from moyin.stack.state import Part, PartStatus, Phase, StackState, write_state
+from moyin.stack.state import Part, PartStatus, Phase, StackState, SupervisorLock, write_state
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from moyin.jobs.service import JobService
 from moyin.render.protocol.graph import input_name
 from moyin.render.protocol.wire import PromptBody
 from moyin.store.artifacts import new_artifact_id
-from moyin.testing.guard import PermissiveGraphGuard
+from moyin.testing.fakes import PermissiveGraphGuard
 from tests.unit.comfy_api.rig import GRAPH, OWNER, Rig, record, rig
 
 __all__ = ["rig"]

@@ -16,7 +16,7 @@ from moyin.jobs.graphs import GraphChecks
 from moyin.render.protocol.graph import input_name
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.sql import Database
-from moyin.testing.guard import PermissiveGraphGuard
+from moyin.testing.fakes import PermissiveGraphGuard
 
 ANN, BOB = Identity(owner="ann", key_id="k"), Identity(owner="bob", key_id="k")
 MINE = Artifact(id=f"art_{'1' * 32}", name="a.png", media_type="image/png", size=1, sha256="a" * 64)

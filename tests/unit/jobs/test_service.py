@@ -30,7 +30,7 @@ from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore
 from moyin.store.sql import Database
-from moyin.testing.guard import PermissiveGraphGuard
+from moyin.testing.fakes import PermissiveGraphGuard
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ANN = Identity(owner="ann", key_id="k")

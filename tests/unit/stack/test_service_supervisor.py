@@ -11,8 +11,8 @@ from moyin.errors import StackError
 from moyin.stack.service import Service
 from moyin.stack.service_supervisor import ServiceSupervisor
 from moyin.stack.state import Part, PartStatus
-from moyin.system.backoff import Backoff
 from moyin.system.logfile import LogFile
+from moyin.system.processes import Backoff
 
 
 async def _at_once() -> None:

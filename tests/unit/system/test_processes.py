@@ -16,6 +16,7 @@ from moyin.system.logfile import LogFile, tail
 from moyin.system.processes import (
     SERVICE_VARIABLE,
     STACK_VARIABLE,
+    Backoff,
     Child,
     end_all,
     find,
@@ -154,3 +155,21 @@ async def _until(check: Callable[[], bool]) -> None:
             if check():
                 return
             await asyncio.sleep(0.01)
+
+
+def test_pauses_double_up_to_the_longest() -> None:
+    backoff = Backoff(first=1, longest=5, stable=60)
+    assert [backoff.after(0.1) for _ in range(5)] == [1, 2, 4, 5, 5]
+
+
+def test_stable_run_resets_the_pause() -> None:
+    backoff = Backoff(first=1, longest=5, stable=60)
+    for _ in range(4):
+        backoff.after(0.1)
+    assert backoff.after(60) == 1
+    assert backoff.after(1) == 2
+
+
+def test_many_failures_do_not_overflow() -> None:
+    backoff = Backoff(first=1, longest=5)
+    assert [backoff.after(0) for _ in range(5_000)][-1] == 5

@@ -22,7 +22,7 @@ from moyin.access.gatekeeper.links import new_file_link
 from moyin.access.gatekeeper.observation import Observation, access_line
 from moyin.domain.identity import Identity
 from moyin.errors import InvalidRequest, MissingKey, MoyinError
-from moyin.testing.identities import StaticAuthenticator
+from moyin.testing.fakes import StaticAuthenticator
 
 LIMIT = 10
 

@@ -16,7 +16,7 @@ from deployments.render.actor_supervisor import ActorCounts, ActorSupervisor
 from deployments.render.pool import Pool
 from moyin.domain.renderer import RenderRequest
 from moyin.errors import ServiceUnavailable, StackError
-from moyin.render.scheduling.policy import PendingRender
+from moyin.render.scheduling.rules import PendingRender
 from moyin.render.scheduling.scaling import Scale
 from moyin.testing.renderer import FakeRenderer
 

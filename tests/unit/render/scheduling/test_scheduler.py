@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from moyin.errors import ServiceUnavailable
-from moyin.render.scheduling.policy import PendingRender
+from moyin.render.scheduling.rules import PendingRender
 from moyin.render.scheduling.scheduler import Lease, RenderScheduler
 
 

@@ -14,7 +14,7 @@ from benchmarks.scheduling import (
     own_share,
     simulate,
 )
-from moyin.render.scheduling.policy import Rules
+from moyin.render.scheduling.rules import Rules
 
 FARM = Farm(actors=20, window=200, rules=Rules(ageing=60, bytes_per_second=2e9))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moyin.render.scheduling.policy import OwnerFairShare, PendingRender, Rules
+from moyin.render.scheduling.rules import OwnerFairShare, PendingRender, Rules
 from moyin.render.scheduling.window import Choice, Window
 
 GB = 1_000_000_000

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moyin.render.comfyui.sizes import ModelSizes
+from moyin.render.comfyui.model_sizes import ModelSizes
 
 
 async def test_existing_files_are_measured_and_others_guessed(tmp_path: Path) -> None:
