@@ -30,7 +30,12 @@ from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.jobs.workflows.steps import Heartbeat, heartbeating, load_step, save_output
 from moyin.jobs.workflows.types import StepDone, StepInput
 from moyin.render.comfyui.model_sizes import ModelSizes
-from moyin.render.protocol.graph import artifact_ids, input_name, model_files, with_inputs
+from moyin.render.protocol.graph import (
+    find_artifact_ids,
+    find_model_files,
+    make_input_name,
+    replace_inputs,
+)
 from moyin.render.scheduling.rules import PendingRender
 from moyin.store.artifacts import ArtifactStore, step_artifact_id
 from moyin.store.blobs import BlobStore
@@ -140,17 +145,17 @@ class RenderActivities:
         self, step: StepInput, graph: Mapping[str, Any], prompt: ComfyPrompt
     ) -> RenderRequest:
         names, files = {}, {}
-        for artifact_id in sorted({*artifact_ids(graph), *prompt.files.values()}):
+        for artifact_id in sorted({*find_artifact_ids(graph), *prompt.files.values()}):
             artifact = await self._artifacts.get_for_job(step.owner, artifact_id)
-            name = input_name(artifact)
+            name = make_input_name(artifact)
             names[artifact_id] = name
             files[name] = artifact.sha256
         texts = {text: names[artifact_id] for text, artifact_id in prompt.files.items()}
         return RenderRequest(
             prompt_id=prompt_id_of(step.job_id, step.index),
-            graph=with_inputs(graph, names, texts),
+            graph=replace_inputs(graph, names, texts),
             files=files,
-            models=await self._sizes.of(model_files(graph)),
+            models=await self._sizes.of(find_model_files(graph)),
             extra_data=self._guard.extra_data(step.owner, prompt.extra_data),
             targets=prompt.targets,
             channel=None

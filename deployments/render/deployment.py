@@ -41,7 +41,7 @@ from moyin.render.comfyui.install import version
 from moyin.render.comfyui.model_sizes import ModelSizes
 from moyin.render.comfyui.pool_client import RULES, PoolAnswer
 from moyin.render.scheduling.rules import OwnerFairShare
-from moyin.render.scheduling.scaling import Scale
+from moyin.render.scheduling.scaling import ScalingPolicy
 from moyin.render.scheduling.scheduler import RenderScheduler
 from moyin.render.scheduling.window import Window
 from moyin.settings import Settings
@@ -244,8 +244,8 @@ def _cache_rules(args: RenderArgs, settings: Settings) -> CacheRules:
     )
 
 
-def _scale(args: RenderArgs) -> Scale:
-    return Scale(
+def _scale(args: RenderArgs) -> ScalingPolicy:
+    return ScalingPolicy(
         minimum=args.actors if args.min_actors is None else args.min_actors,
         maximum=args.actors,
         patience=args.queue_patience,

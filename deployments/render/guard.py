@@ -12,7 +12,7 @@ from moyin.domain.renderer import RenderRequest
 from moyin.errors import InputNotFound, NodeNotAllowed, OutOfMemory, PoolNotAllowed
 from moyin.render.comfyui.bridge.guard import KEY
 from moyin.render.comfyui.bridge.tenants import TENANT
-from moyin.render.protocol.graph import NOT_YOURS, loaded_names
+from moyin.render.protocol.graph import NOT_YOUR_FILE, find_input_names
 from moyin.system.bounded import BoundedDict
 
 __all__ = ["MemoryGuard", "RenderGuard"]
@@ -72,9 +72,9 @@ class RenderGuard:
                     f"node {node_id!r}: this render pool allows no nodes of the class "
                     f"{class_type[:64]}"
                 )
-        for node_id, name in loaded_names(graph):
+        for node_id, name in find_input_names(graph):
             if name not in own_files:
-                raise InputNotFound(f"node {node_id!r}: {NOT_YOURS}")
+                raise InputNotFound(f"node {node_id!r}: {NOT_YOUR_FILE}")
 
     def extra_data(self, owner: str, client_data: Mapping[str, Any]) -> dict[str, Any]:
         """Return the client's ``extra_data`` with the rules for nodes that are expanded later."""

@@ -13,7 +13,7 @@ from moyin.domain.limits import permitted_pools
 from moyin.domain.pools import PoolRules
 from moyin.errors import InputNotFound, InvalidRequest, NodeNotAllowed
 from moyin.render.comfyui.bridge.names import PREFIX, Refusal, Rule, refusals
-from moyin.render.protocol.graph import NOT_YOURS, Refused, refused_body
+from moyin.render.protocol.graph import NOT_YOUR_FILE, RefusedInput, make_refusal_body
 
 __all__ = ["GraphAdmission"]
 
@@ -68,7 +68,7 @@ class GraphAdmission:
             raise NodeNotAllowed(
                 f"node {first.node!r}: {first.reason}",
                 field=f"{first.node}.class_type",
-                details=refused_body(denied),
+                details=make_refusal_body(denied),
             )
         classes = {
             str(node.get("class_type")) for node in graph.values() if isinstance(node, Mapping)
@@ -76,7 +76,9 @@ class GraphAdmission:
         inputs = await self._node_info.input_rules(pool, classes)
         known = inputs or {}
         refused_inputs = (
-            Refused(refusal.node, refusal.class_type, refusal.input, _reason_for_input(refusal))
+            RefusedInput(
+                refusal.node, refusal.class_type, refusal.input, _reason_for_input(refusal)
+            )
             for refusal in refusals(
                 graph, lambda name: known.get(name, _NO_RULES), own.__contains__
             )
@@ -88,14 +90,14 @@ class GraphAdmission:
             raise InputNotFound(
                 f"node {first.node!r} ({first.class_type}): {first.input}: {first.reason}",
                 field=f"{first.node}.inputs.{first.input}",
-                details=refused_body(refused),
+                details=make_refusal_body(refused),
             )
         return inputs is not None
 
 
 def _denied_nodes(
     caller: Identity, rules: PoolRules, graph: Mapping[str, Any]
-) -> Iterator[Refused]:
+) -> Iterator[RefusedInput]:
     # Cached by class, because a graph of thousands of nodes has few classes.
     reasons: dict[str, str | None] = {}
     for node_id, node in graph.items():
@@ -104,7 +106,7 @@ def _denied_nodes(
             reasons[class_type] = _reason_for_class(caller, rules, class_type)
         reason = reasons[class_type]
         if reason is not None:
-            yield Refused(node_id, class_type, "", reason)
+            yield RefusedInput(node_id, class_type, "", reason)
 
 
 def _reason_for_class(caller: Identity, rules: PoolRules, class_type: str) -> str | None:
@@ -123,4 +125,4 @@ def _permits(caller: Identity, class_type: str) -> bool:
 def _reason_for_input(refusal: Refusal) -> str:
     if refusal.kind == PREFIX:
         return "the name of an output file must stay within the node's own folder"
-    return NOT_YOURS
+    return NOT_YOUR_FILE

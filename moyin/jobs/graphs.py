@@ -16,7 +16,12 @@ from moyin.domain.job import JobSpec, Step, StepKind
 from moyin.errors import ArtifactNotFound, InputNotFound, InvalidRequest, NodeNotAllowed
 from moyin.jobs.ports import GraphGuard, GraphValidator
 from moyin.jobs.protocol.renders import DEFAULT_POOL
-from moyin.render.protocol.graph import artifact_ids, artifacts_missing, input_name, with_inputs
+from moyin.render.protocol.graph import (
+    find_artifact_ids,
+    make_input_name,
+    make_missing_error,
+    replace_inputs,
+)
 from moyin.store.artifacts import ArtifactStore
 
 __all__ = ["GraphChecks"]
@@ -144,18 +149,18 @@ class GraphChecks:
             True if the pool's node classes are known.
         """
         graph = _without_references(graph)
-        for artifact_id in artifact_ids(graph) - artifacts.keys():
+        for artifact_id in find_artifact_ids(graph) - artifacts.keys():
             try:
                 artifact = await self._artifacts.get(submitter.owner, artifact_id)
             except ArtifactNotFound:
-                raise artifacts_missing(graph, artifact_id) from None
+                raise make_missing_error(graph, artifact_id) from None
             if step.template is not None and not artifact.media_type.startswith("image/"):
                 raise InvalidRequest(
                     f"artifact {artifact_id!r} must be an image; its type is {artifact.media_type}",
                     field=_artifact_field(step, artifact_id),
                 )
             artifacts[artifact_id] = artifact
-        own = {input_name(artifact) for artifact in artifacts.values()}
+        own = {make_input_name(artifact) for artifact in artifacts.values()}
         named = _with_file_names(graph, artifacts)
         return await self._guard.check(submitter, step.pool, named, own)
 
@@ -200,7 +205,9 @@ def _with_file_names(
     """Replace artifacts in the graph by the file names that a renderer will give them."""
     if not artifacts:
         return graph
-    return with_inputs(graph, {key: input_name(artifact) for key, artifact in artifacts.items()})
+    return replace_inputs(
+        graph, {key: make_input_name(artifact) for key, artifact in artifacts.items()}
+    )
 
 
 def _without_references(graph: Mapping[str, Any]) -> Mapping[str, Any]:

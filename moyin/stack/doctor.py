@@ -14,7 +14,7 @@ import psutil
 from moyin.errors import StackError
 from moyin.render.comfyui.bubblewrap import require_confinement
 from moyin.render.comfyui.install import locate
-from moyin.render.templates.catalog import read_folders, template_folders
+from moyin.render.templates.catalog import list_template_folders, read_templates
 from moyin.stack import apps, ray, temporal, valkey
 from moyin.stack.launch import read_running_state
 from moyin.stack.options import Options
@@ -175,7 +175,7 @@ def _check_serve_config(options: Options) -> Check:
 
 
 def _check_templates(options: Options) -> Check:
-    snapshot = read_folders(template_folders(options.settings))
+    snapshot = read_templates(list_template_folders(options.settings))
     if not snapshot.problems:
         found = f"{len(snapshot.templates)} are valid"
         return Check(name="templates", verdict=Verdict.OK, found=found)

@@ -48,7 +48,7 @@ from moyin.jobs.workflows.worker import JobRunner, Sweeper
 from moyin.proxy import Proxy
 from moyin.render.comfyui.pool_client import PoolAnswer
 from moyin.render.imaging import PictureConverter, PictureProcesses
-from moyin.render.templates.catalog import SHIPPED, Catalog
+from moyin.render.templates.catalog import SHIPPED_FOLDER, TemplateCatalog
 from moyin.settings import Settings
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
@@ -138,7 +138,7 @@ class Farm:
         self.services = services
         self.pools = ["default", "fast"]
         self.settings = Settings(data=folder)
-        self.templates = Catalog((SHIPPED,))
+        self.templates = TemplateCatalog((SHIPPED_FOLDER,))
         self.validator: Any = AnyGraph()
         self.pools_say = SaidByPools()
         self.networks = "127.0.0.0/8"

@@ -27,7 +27,7 @@ from moyin.render.comfyui.client import NoAnswer
 from moyin.render.comfyui.options import ComfyOptions
 from moyin.render.comfyui.paths import HostPaths
 from moyin.render.comfyui.renderer import ComfyRenderer
-from moyin.render.protocol.graph import input_name
+from moyin.render.protocol.graph import make_input_name
 from moyin.store.blobs import BlobStore
 from tests.hostile import attempt, finding, write_hostile_nodes
 from tests.integration.render_fixtures import blobs, options, picture, until
@@ -122,7 +122,7 @@ async def given_input(renderer: ComfyRenderer, content: bytes) -> dict[str, str]
     """An input file of a prompt, in the artifact store."""
     sha256 = await renderer._blobs.put(content)
     file = Artifact(id="a", name="a.png", media_type="image/png", size=1, sha256=sha256)
-    return {input_name(file): sha256}
+    return {make_input_name(file): sha256}
 
 
 async def test_it_reads_no_file_of_the_stack_or_the_machine(

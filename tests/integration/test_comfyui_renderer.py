@@ -36,7 +36,7 @@ from moyin.render.comfyui.bridge.guard import KEY
 from moyin.render.comfyui.bridge.tenants import TENANT
 from moyin.render.comfyui.options import ComfyOptions
 from moyin.render.comfyui.renderer import ComfyRenderer
-from moyin.render.protocol.graph import input_name
+from moyin.render.protocol.graph import make_input_name
 from moyin.store.blobs import Blob, BlobStore
 from tests.integration.render_fixtures import (
     PNG,
@@ -272,7 +272,7 @@ async def test_an_input_file_is_loaded_from_the_store(
     artifact = Artifact(
         id="art_1", name="red.png", media_type="image/png", size=made.size, sha256=made.sha256
     )
-    name = input_name(artifact)
+    name = make_input_name(artifact)
     graph = picture()
     graph["1"] = {"class_type": "LoadImage", "inputs": {"image": name}}
     wanted = RenderRequest(prompt_id=str(uuid.uuid4()), graph=graph, files={name: artifact.sha256})

@@ -36,7 +36,7 @@ class InputFiles:
 
         Raises:
             FileNotFoundError: The artifact store does not have the blob.
-            ValueError: A name was not made by `input_name`.
+            ValueError: A name was not made by `make_input_name`.
         """
         for name, sha256 in files.items():
             path = self._staged(name)
@@ -99,7 +99,7 @@ class InputFiles:
 
     def _staged(self, name: str) -> Path:
         if not is_input_name(name):
-            raise ValueError(f"{name!r} must be a name that `input_name` has made")
+            raise ValueError(f"{name!r} must be a name that `make_input_name` has made")
         return self._folder.staging / Path(name).name
 
 

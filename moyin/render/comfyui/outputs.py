@@ -15,12 +15,12 @@ from moyin.domain.renderer import RenderedFile, RenderSucceeded
 from moyin.errors import RenderFailed
 from moyin.render.comfyui.written_files import WrittenFiles
 from moyin.render.protocol.response import (
-    WrittenFile,
-    farm_name,
-    files_of,
-    output_values,
-    record_of,
-    written_files,
+    NodeOutputFile,
+    collect_values,
+    find_files,
+    list_output_files,
+    make_farm_name,
+    to_prompt_record,
 )
 from moyin.render.protocol.wire import HistoryEntry, OutputFile
 from moyin.store.blobs import BlobStore
@@ -79,16 +79,16 @@ class Outputs:
             return None
         files = tuple(file for file, _ in stored)
         rendered = tuple(_rendered(file, output.node, output.slot) for file, output in stored)
-        record = replace(record_of(entry, prompt_id), files=files)
-        done = RenderSucceeded(files=rendered, values=output_values(entry))
+        record = replace(to_prompt_record(entry, prompt_id), files=files)
+        done = RenderSucceeded(files=rendered, values=collect_values(entry))
         return StoredResult(record=record, done=done)
 
     async def _store_all(
         self, prompt_id: str, entry: HistoryEntry
-    ) -> list[tuple[PromptFile, WrittenFile]] | None:
+    ) -> list[tuple[PromptFile, NodeOutputFile]] | None:
         stored = []
         remaining = self._limit
-        for output in written_files(entry):
+        for output in list_output_files(entry):
             file = await self._store(prompt_id, output.file, remaining)
             if file is not None:
                 remaining -= file.size
@@ -100,7 +100,7 @@ class Outputs:
     async def collect_node(self, prompt_id: str, output: Mapping[str, Any]) -> list[PromptFile]:
         """Store the output files of one node of a running prompt, and leave missing files out."""
         async with self._storing:
-            files = [await self._store(prompt_id, file, self._limit) for file in files_of(output)]
+            files = [await self._store(prompt_id, file, self._limit) for file in find_files(output)]
         return [file for file in files if file is not None]
 
     async def _store(self, prompt_id: str, output: OutputFile, limit: int) -> PromptFile | None:
@@ -112,7 +112,7 @@ class Outputs:
         Raises:
             RenderFailed: The file has more than ``limit`` bytes.
         """
-        name = farm_name(output, prompt_id)
+        name = make_farm_name(output, prompt_id)
         known, version = self._stored.get(output, (None, None))
         file = await asyncio.to_thread(self._written.open, output, prompt_id)
         try:

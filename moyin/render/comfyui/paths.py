@@ -17,8 +17,8 @@ from typing import Any
 
 import moyin
 from moyin.render.comfyui.options import ComfyOptions
-from moyin.render.protocol.binary import text_of, with_text
-from moyin.render.protocol.wire import Message
+from moyin.render.protocol.binary import read_frame_text, replace_frame_text
+from moyin.render.protocol.wire import EventMessage
 
 __all__ = ["HostPaths"]
 
@@ -105,7 +105,7 @@ class HostPaths:
         """Replace all absolute paths in the keys and strings of a JSON value."""
         return _mapped(value, self.hide)
 
-    def event(self, message: Message) -> Message:
+    def event(self, message: EventMessage) -> EventMessage:
         """Replace the paths in an event: all paths in an error, known folders in other events."""
         if message.type in _WITHOUT_PATHS:
             return message
@@ -114,8 +114,8 @@ class HostPaths:
 
     def frame(self, frame: bytes) -> bytes:
         """Replace the known folders in a binary frame that contains text."""
-        text = text_of(frame)
-        return frame if text is None else with_text(frame, self.hide_known(text))
+        text = read_frame_text(frame)
+        return frame if text is None else replace_frame_text(frame, self.hide_known(text))
 
     def hide_in_state(self, state: Any) -> Any:
         """Replace all paths in the error messages of the JSON of a `PromptState`."""

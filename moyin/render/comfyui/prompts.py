@@ -16,8 +16,8 @@ from moyin.domain.renderer import (
 )
 from moyin.errors import MoyinError
 from moyin.render.comfyui.relay import Relay
-from moyin.render.protocol.response import Meter, is_last_event
-from moyin.render.protocol.wire import Message
+from moyin.render.protocol.response import ProgressMeter, is_last_event
+from moyin.render.protocol.wire import EventMessage
 
 __all__ = ["Prompt"]
 
@@ -47,7 +47,7 @@ class Prompt:
         self.is_cancelled = False
         self.has_begun = False
         self.should_poll = asyncio.Event()
-        self._meter = Meter(request.graph)
+        self._meter = ProgressMeter(request.graph)
         self._is_executed = False
         self._result: RenderSucceeded | None = None
         self._error: MoyinError | None = None
@@ -56,9 +56,9 @@ class Prompt:
         # Set when an event must be sent without the delay of progress events.
         self._urgent = asyncio.Event()
 
-    def feed(self, message: Message) -> None:
+    def feed(self, message: EventMessage) -> None:
         """Process an event of this prompt."""
-        if self._meter.feed(message):
+        if self._meter.update(message):
             self._notify()
         self.has_begun = self.has_begun or message.type == "execution_start"
         if is_last_event(message):

@@ -12,9 +12,9 @@ from pydantic_core import to_json
 
 from moyin.domain.prompt import PromptFile
 from moyin.domain.renderer import RenderRequest
-from moyin.render.protocol.binary import image_metadata
-from moyin.render.protocol.response import is_last_event, with_farm_names
-from moyin.render.protocol.wire import Message
+from moyin.render.protocol.binary import parse_image_metadata
+from moyin.render.protocol.response import is_last_event, replace_file_names
+from moyin.render.protocol.wire import EventMessage
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import Frame, FrameKind, FrameStore
 
@@ -60,12 +60,14 @@ class Relay:
         self._graph = request.graph
         self._channel = channel
         self._store_files = store_files
-        self._queue: deque[Message | bytes] = deque()
+        self._queue: deque[EventMessage | bytes] = deque()
         self._sending: asyncio.Task[None] | None = None
 
-    def feed(self, message: Message | bytes) -> None:
+    def feed(self, message: EventMessage | bytes) -> None:
         """Queue an event or a binary frame for publication, without waiting."""
-        if isinstance(message, Message) and (message.type in _END_EVENTS or is_last_event(message)):
+        if isinstance(message, EventMessage) and (
+            message.type in _END_EVENTS or is_last_event(message)
+        ):
             return
         queued = len(self._queue)
         if queued >= _QUEUE_SIZE or (queued >= _BATCH_SIZE and self._is_droppable(message)):
@@ -88,13 +90,13 @@ class Relay:
         if self._sending is not None:
             self._sending.cancel()
 
-    def _is_droppable(self, message: Message | bytes) -> bool:
-        if isinstance(message, Message):
+    def _is_droppable(self, message: EventMessage | bytes) -> bool:
+        if isinstance(message, EventMessage):
             return message.type in _PROGRESS_EVENTS
         return not self._is_output(message)
 
     def _is_output(self, frame: bytes) -> bool:
-        node = self._graph.get(str(image_metadata(frame)[0].get("node_id")))
+        node = self._graph.get(str(parse_image_metadata(frame)[0].get("node_id")))
         return isinstance(node, Mapping) and node.get("class_type") == _OUTPUT_NODE
 
     async def _send(self) -> None:
@@ -106,7 +108,7 @@ class Relay:
                 _log.info("a frame of prompt %s exceeds 1 MiB and is dropped", self._prompt_id)
             await self._frames.publish(self._channel, *fitting)
 
-    async def _to_frames(self, message: Message | bytes) -> list[Frame]:
+    async def _to_frames(self, message: EventMessage | bytes) -> list[Frame]:
         if isinstance(message, bytes):
             return [await self._binary_frame(message)]
         data = message.data
@@ -126,11 +128,11 @@ class Relay:
         if isinstance(output, Mapping):
             for file in await self._store_files(self._prompt_id, output):
                 await self._frames.keep_file(self._prompt_id, file)
-        return with_farm_names(output, self._prompt_id)
+        return replace_file_names(output, self._prompt_id)
 
     async def _binary_frame(self, frame: bytes) -> Frame:
         if not self._is_output(frame):
             return Frame(kind=FrameKind.BINARY, prompt=self._prompt_id, body=frame)
-        start = image_metadata(frame)[1]
+        start = parse_image_metadata(frame)[1]
         blob = await self._blobs.put(frame[start:])
         return Frame(kind=FrameKind.BLOB, prompt=self._prompt_id, body=frame[:start], blob=blob)

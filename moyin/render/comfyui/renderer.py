@@ -42,10 +42,10 @@ from moyin.render.comfyui.prompts import Prompt
 from moyin.render.comfyui.relay import Relay
 from moyin.render.comfyui.sandbox import user_of
 from moyin.render.comfyui.session import Session
-from moyin.render.protocol.binary import image_metadata
-from moyin.render.protocol.graph import model_files
-from moyin.render.protocol.response import prompt_of, raise_failure
-from moyin.render.protocol.wire import HistoryEntry, Message, PromptState
+from moyin.render.protocol.binary import parse_image_metadata
+from moyin.render.protocol.graph import find_model_files
+from moyin.render.protocol.response import get_prompt_id, raise_for_failure
+from moyin.render.protocol.wire import EventMessage, HistoryEntry, PromptState
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import FrameStore
 from moyin.system.bounded import BoundedDict
@@ -267,7 +267,7 @@ class ComfyRenderer:
                 # Before the files are stored, so that the next prompt can begin at once.
                 prompt.mark_executed()
             try:
-                raise_failure(entry)
+                raise_for_failure(entry)
             except RenderFailed as error:
                 if ran_out_of_memory or not isinstance(error, OutOfMemory):
                     await self._collect(prompt, entry)
@@ -386,10 +386,10 @@ class ComfyRenderer:
         seconds = self._options.progress_timeout
         raise RenderFailed(f"the render made no progress for {seconds:g} seconds")
 
-    def _on_event(self, message: Message) -> None:
+    def _on_event(self, message: EventMessage) -> None:
         if message.type in _EVENTS_WITHOUT_PROMPT:
             return
-        prompt_id = prompt_of(message)
+        prompt_id = get_prompt_id(message)
         if message.type == "execution_start":
             self._executing = prompt_id
         if prompt_id is not None:
@@ -399,9 +399,9 @@ class ComfyRenderer:
         self._feed_relay(prompt_id, message)
 
     def _on_binary(self, frame: bytes) -> None:
-        self._feed_relay(image_metadata(frame)[0].get("prompt_id"), frame)
+        self._feed_relay(parse_image_metadata(frame)[0].get("prompt_id"), frame)
 
-    def _feed_relay(self, prompt_id: str | None, message: Message | bytes) -> None:
+    def _feed_relay(self, prompt_id: str | None, message: EventMessage | bytes) -> None:
         active = self._active.get(prompt_id or self._executing or "")
         if active is not None and active[0].relay is not None:
             active[0].relay.feed(message)
@@ -426,7 +426,7 @@ class ComfyRenderer:
     async def _warm_models(self) -> tuple[str, ...]:
         if self._options.warm_up is None:
             return ()
-        models = model_files(from_json(self._options.warm_up))
+        models = find_model_files(from_json(self._options.warm_up))
         return _largest_first(await ModelSizes(self._options.models).of(models))
 
     def _fail_submitted(self, reason: str, is_blamed: bool) -> None:

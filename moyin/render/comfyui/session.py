@@ -19,8 +19,8 @@ from moyin.render.comfyui.paths import HostPaths
 from moyin.render.comfyui.process import ComfyProcess, Spawner
 from moyin.render.comfyui.stream import EventStream
 from moyin.render.comfyui.written_files import WrittenFiles
-from moyin.render.protocol.response import raise_failure
-from moyin.render.protocol.wire import Message
+from moyin.render.protocol.response import raise_for_failure
+from moyin.render.protocol.wire import EventMessage
 
 __all__ = ["Session"]
 
@@ -78,7 +78,7 @@ class Session:
         folder: ProcessFolder,
         spawner: Spawner,
         *,
-        on_event: Callable[[Message], None],
+        on_event: Callable[[EventMessage], None],
         on_binary: Callable[[bytes], None],
         is_idle: Callable[[], bool],
     ) -> AsyncIterator[Session]:
@@ -221,4 +221,4 @@ async def _render(client: ComfyClient, graph: Mapping[str, Any]) -> None:
     while entry is None:
         await asyncio.sleep(_POLL_SECONDS)
         entry = (await client.prompt_state(prompt_id)).entry
-    raise_failure(entry)
+    raise_for_failure(entry)

@@ -11,7 +11,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from moyin.render.comfyui.client import ComfyClient
-from moyin.render.protocol.wire import Message
+from moyin.render.protocol.wire import EventMessage
 
 __all__ = ["EventStream"]
 
@@ -39,7 +39,7 @@ class EventStream:
     def __init__(
         self,
         client: ComfyClient,
-        on_event: Callable[[Message], None],
+        on_event: Callable[[EventMessage], None],
         on_binary: Callable[[bytes], None],
     ) -> None:
         self._client = client
@@ -76,7 +76,7 @@ class EventStream:
 
     def _handle_text(self, text: str) -> None:
         try:
-            message = Message.model_validate_json(text)
+            message = EventMessage.model_validate_json(text)
         except ValidationError:
             return  # custom nodes may send messages of any shape
         self._handle(self._on_event, message)

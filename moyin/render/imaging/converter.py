@@ -20,7 +20,7 @@ from moyin.render.imaging.processes import PictureProcesses
 from moyin.store.blobs import BlobStore
 from moyin.store.tenant_cache import TenantCache
 
-__all__ = ["Converted", "PictureConverter"]
+__all__ = ["ConvertedPicture", "PictureConverter"]
 
 _PREVIEW = re.compile(r"(webp|jpeg)?[^;]{0,16}(?:;(\d{1,3}))?")
 _QUALITY = 90
@@ -35,7 +35,7 @@ _VERSION = "1"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Converted:
+class ConvertedPicture:
     """A converted picture, in memory if it is small or else in an open file.
 
     Attributes:
@@ -73,7 +73,9 @@ class PictureConverter:
         self._processes = processes
         self._cache = cache
 
-    async def preview(self, owner: str, source: Artifact, preview: str, channels: str) -> Converted:
+    async def preview(
+        self, owner: str, source: Artifact, preview: str, channels: str
+    ) -> ConvertedPicture:
         """Return a lossy copy of a picture, scaled down if the picture is large.
 
         Args:
@@ -101,7 +103,7 @@ class PictureConverter:
         }
         return await self._convert(owner, source, task, f"image/{image_format}")
 
-    async def channel(self, owner: str, source: Artifact, channels: str) -> Converted:
+    async def channel(self, owner: str, source: Artifact, channels: str) -> ConvertedPicture:
         """Return a PNG with only the colours (``rgb``) or only the transparency (``a``).
 
         Raises the same errors as `preview`.
@@ -115,31 +117,31 @@ class PictureConverter:
         Raises the same errors as `preview`, and `InvalidRequest` if the pictures differ in size.
         """
         self._check_size((await anyio.Path(mask).stat()).st_size)
-        async with self._result(owner, source, {"action": "mask", "mask": str(mask)}) as target:
+        async with self._run_task(owner, source, {"action": "mask", "mask": str(mask)}) as target:
             await anyio.to_thread.run_sync(_replace, target, mask)
 
     async def _convert(
         self, owner: str, source: Artifact, task: Mapping[str, Any], media_type: str
-    ) -> Converted:
+    ) -> ConvertedPicture:
         parts = (_VERSION, source.sha256, *(str(value) for value in task.values()))
         digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
         cached = None if self._cache is None else await self._cache.get(owner, digest)
         if cached is not None:
-            return Converted(media_type=media_type, size=len(cached), content=cached)
-        async with self._result(owner, source, task) as target:
+            return ConvertedPicture(media_type=media_type, size=len(cached), content=cached)
+        async with self._run_task(owner, source, task) as target:
             size = (await anyio.Path(target).stat()).st_size
             if size > _CACHED_BYTES:
                 file = await anyio.to_thread.run_sync(_open, target)
-                return Converted(media_type=media_type, size=size, file=file)
+                return ConvertedPicture(media_type=media_type, size=size, file=file)
             content = await anyio.Path(target).read_bytes()
         if self._cache is not None:
             await self._cache.put(
                 owner, digest, content, ttl=_CACHED_SECONDS, entries=_CACHED_ENTRIES
             )
-        return Converted(media_type=media_type, size=size, content=content)
+        return ConvertedPicture(media_type=media_type, size=size, content=content)
 
     @asynccontextmanager
-    async def _result(
+    async def _run_task(
         self, owner: str, source: Artifact, task: Mapping[str, Any]
     ) -> AsyncIterator[Path]:
         """Run a task of `worker.convert` and yield its result, a file that exists in the block."""

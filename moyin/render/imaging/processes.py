@@ -23,16 +23,16 @@ __all__ = ["PictureLimits", "PictureProcess", "PictureProcesses"]
 _log = logging.getLogger(__name__)
 _SCRIPT = Path(__file__).with_name("worker.py")
 # Contains no secrets, because a malicious picture may take over the decoder.
-_ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
+_ENVIRONMENT_NAMES = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
 _TASKS_PER_PROCESS = 100
 _MAX_RESPONSE_BYTES = 64 * 1024
 # Time limit for the wait for a free process.
-_PATIENCE_SECONDS = 30.0
+_MAX_WAIT_SECONDS = 30.0
 # Time limit between the end of a process's output and its exit.
 _EXIT_SECONDS = 2.0
 _UNREADABLE = "this file is not a readable picture"
 # Signals that end a process whose decoder crashes on a picture.
-_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
+_CRASH_SIGNALS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +67,7 @@ class PictureProcess:
 
     @classmethod
     async def start(cls, limits: PictureLimits) -> PictureProcess:
-        environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+        environment = {name: os.environ[name] for name in _ENVIRONMENT_NAMES if name in os.environ}
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             # Do not add the script's folder to the module search path.
@@ -105,13 +105,13 @@ class PictureProcess:
                 response = await self._send(task)
         except TimeoutError:
             await self.end()
-            raise self._too_slow() from None
+            raise self._make_timeout_error() from None
         except BaseException:
             # A late response must not be read as the response to the next task.
             await self.end()
             raise
         if response is None:
-            raise await self._exit_error()
+            raise await self._make_exit_error()
         if response.get("last"):
             await self.end()
         kind = response.get("problem")
@@ -147,7 +147,7 @@ class PictureProcess:
         response: dict[str, Any] | None = json.loads(line) if line.endswith(b"\n") else None
         return response
 
-    async def _exit_error(self) -> Exception:
+    async def _make_exit_error(self) -> Exception:
         # `end` would kill the process just before it exits by itself; `Popen.send_signal` would
         # then reap the process, and asyncio would report the status 255 instead of the real one.
         with suppress(TimeoutError):
@@ -156,9 +156,9 @@ class PictureProcess:
         await self.end()
         status = self._process.returncode or 0
         if -status == signal.SIGXCPU:
-            return self._too_slow()
+            return self._make_timeout_error()
         _log.warning("a picture conversion process ended with status %d", status)
-        if -status in _CRASHES:
+        if -status in _CRASH_SIGNALS:
             return InvalidRequest(_UNREADABLE, field="filename")
         if -status == signal.SIGKILL:
             return PictureTooLarge(
@@ -166,7 +166,7 @@ class PictureProcess:
             )
         return ServiceUnavailable("the picture conversion process ended unexpectedly; try again")
 
-    def _too_slow(self) -> PictureTooLarge:
+    def _make_timeout_error(self) -> PictureTooLarge:
         seconds = self._limits.seconds
         return PictureTooLarge(
             f"converting the picture takes longer than {seconds} seconds; use a smaller picture",
@@ -191,7 +191,7 @@ class PictureProcesses:
         *,
         processes: int = 2,
         queue: int = 64,
-        patience: float = _PATIENCE_SECONDS,
+        patience: float = _MAX_WAIT_SECONDS,
         idle: float = 15.0,
     ) -> None:
         self.limits = limits or PictureLimits()
@@ -221,7 +221,7 @@ class PictureProcesses:
             try:
                 yield process
             finally:
-                await self._put_back(process)
+                await self._return_process(process)
         finally:
             self._slots.free(tenant)
 
@@ -240,10 +240,10 @@ class PictureProcesses:
             process.idle_timer.cancel()
             if process.is_usable:
                 return process
-            self._end_soon(process)
+            self._end_in_background(process)
         return None
 
-    async def _put_back(self, process: PictureProcess) -> None:
+    async def _return_process(self, process: PictureProcess) -> None:
         if not process.is_usable or not self._idle:
             await process.end()
             return
@@ -253,9 +253,9 @@ class PictureProcesses:
 
     def _end_idle(self, process: PictureProcess) -> None:
         self._idle_processes.remove(process)
-        self._end_soon(process)
+        self._end_in_background(process)
 
-    def _end_soon(self, process: PictureProcess) -> None:
+    def _end_in_background(self, process: PictureProcess) -> None:
         task = asyncio.create_task(process.end())
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)

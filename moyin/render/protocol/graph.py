@@ -17,23 +17,23 @@ from moyin.errors import InputNotFound
 
 __all__ = [
     "INPUT_FOLDER",
-    "NOT_YOURS",
-    "Refused",
-    "artifact_ids",
-    "artifacts_missing",
-    "file_names",
-    "input_name",
+    "NOT_YOUR_FILE",
+    "RefusedInput",
+    "find_artifact_ids",
+    "find_file_names",
+    "find_input_names",
+    "find_model_files",
     "is_input_name",
-    "loaded_names",
-    "model_files",
-    "refused_body",
-    "with_inputs",
+    "make_input_name",
+    "make_missing_error",
+    "make_refusal_body",
+    "replace_inputs",
 ]
 
 # A subfolder, because ComfyUI shows every client the files directly in the input folder.
 INPUT_FOLDER = "moyin"
 # The same message for a missing file and for another tenant's file, so that names do not leak.
-NOT_YOURS = "you have no file with this name; upload it first"
+NOT_YOUR_FILE = "you have no file with this name; upload it first"
 _REFERENCE = re.compile(r"artifact:(art_[0-9a-f]{32})")
 _ASSET = "core/ASSET"
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
@@ -58,7 +58,7 @@ _CLASS_FOLDERS = {("CLIPVisionLoader", "clip_name"): "clip_vision"}
 _NUMBER = re.compile(r"_?\d+$")
 
 
-class Refused(NamedTuple):
+class RefusedInput(NamedTuple):
     """A node, or one of its inputs, that Moyin refuses; ``input`` is empty for the whole node."""
 
     node: str
@@ -67,31 +67,31 @@ class Refused(NamedTuple):
     reason: str
 
 
-def artifact_ids(graph: Mapping[str, Any]) -> set[str]:
+def find_artifact_ids(graph: Mapping[str, Any]) -> set[str]:
     """Return the ids of the artifacts to which the inputs of the graph's nodes refer."""
-    return set(_references(_inputs(graph)))
+    return set(_find_references(_list_inputs(graph)))
 
 
-def artifacts_missing(graph: Mapping[str, Any], missing: str) -> InputNotFound:
+def make_missing_error(graph: Mapping[str, Any], missing: str) -> InputNotFound:
     """Return an error that lists the inputs that refer to the artifact with the id ``missing``."""
     refused = [
-        Refused(node_id, str(node.get("class_type")), name, NOT_YOURS)
+        RefusedInput(node_id, str(node.get("class_type")), name, NOT_YOUR_FILE)
         for node_id, node in graph.items()
         if isinstance(node, Mapping) and isinstance(node.get("inputs"), Mapping)
         for name, value in node["inputs"].items()
-        if missing in _references(value)
+        if missing in _find_references(value)
     ]
     if not refused:
         return InputNotFound(f"the graph refers to artifact {missing!r}, which does not exist")
     first = refused[0]
     return InputNotFound(
-        f"node {first.node!r} ({first.class_type}), input {first.input!r}: {NOT_YOURS}",
+        f"node {first.node!r} ({first.class_type}), input {first.input!r}: {NOT_YOUR_FILE}",
         field=f"{first.node}.inputs.{first.input}",
-        details=refused_body(refused),
+        details=make_refusal_body(refused),
     )
 
 
-def refused_body(refused: Iterable[Refused]) -> dict[str, Any]:
+def make_refusal_body(refused: Iterable[RefusedInput]) -> dict[str, Any]:
     """Return the body of ComfyUI's ``POST /prompt`` for a graph that fails validation."""
     nodes: dict[str, Any] = {}
     for refusal in refused:
@@ -118,12 +118,16 @@ def refused_body(refused: Iterable[Refused]) -> dict[str, Any]:
     return {"error": error, "node_errors": nodes}
 
 
-def file_names(graph: Mapping[str, Any]) -> set[str]:
+def find_file_names(graph: Mapping[str, Any]) -> set[str]:
     """Return the strings in the graph's inputs that look like names of uploaded files."""
-    return {text for text in _strings(_inputs(graph)) if _FILE.search(text) and len(text) < 512}
+    return {
+        text
+        for text in _find_strings(_list_inputs(graph))
+        if _FILE.search(text) and len(text) < 512
+    }
 
 
-def with_inputs(
+def replace_inputs(
     graph: Mapping[str, Any], names: Mapping[str, str], texts: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Return a copy of the graph with artifact references and strings in its inputs replaced.
@@ -134,14 +138,14 @@ def with_inputs(
     """
     texts = texts or {}
     return {
-        node_id: {**node, "inputs": _replace(node["inputs"], names, texts)}
+        node_id: {**node, "inputs": _replace_values(node["inputs"], names, texts)}
         if isinstance(node, Mapping) and "inputs" in node
         else node
         for node_id, node in graph.items()
     }
 
 
-def input_name(artifact: Artifact) -> str:
+def make_input_name(artifact: Artifact) -> str:
     """Return the name of the input file under which a graph loads the artifact.
 
     The name depends on the content, so that ComfyUI's cache works across uploads of the same file.
@@ -151,22 +155,22 @@ def input_name(artifact: Artifact) -> str:
     return f"{INPUT_FOLDER}/{artifact.sha256}{suffix if _SUFFIX.fullmatch(suffix) else ''}"
 
 
-def loaded_names(graph: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the node id and the name of each input file in the graph that `input_name` made."""
+def find_input_names(graph: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the node id and the name of each input file in the graph that `make_input_name` made."""
     for node_id, node in graph.items():
         if isinstance(node, Mapping) and "inputs" in node:
-            for text in _strings(node["inputs"]):
+            for text in _find_strings(node["inputs"]):
                 name = text.strip().removesuffix(" [input]")
                 if _INPUT_NAME.fullmatch(name):
                     yield node_id, name
 
 
 def is_input_name(name: str) -> bool:
-    """Return whether the name has the form of the names that `input_name` returns."""
+    """Return whether the name has the form of the names that `make_input_name` returns."""
     return _INPUT_NAME.fullmatch(name) is not None
 
 
-def model_files(graph: Mapping[str, Any]) -> frozenset[str]:
+def find_model_files(graph: Mapping[str, Any]) -> frozenset[str]:
     """Return ``<folder>/<file name>`` for each model file that the graph loads."""
     files = set()
     for node in graph.values():
@@ -175,49 +179,49 @@ def model_files(graph: Mapping[str, Any]) -> frozenset[str]:
             continue
         for name, value in inputs.items():
             # A value of another type is a link to another node.
-            folder = _model_folder(str(node.get("class_type")), name)
+            folder = _find_model_folder(str(node.get("class_type")), name)
             if folder is not None and isinstance(value, str) and value:
                 files.add(f"{folder}/{value}")
     return frozenset(files)
 
 
-def _model_folder(class_type: str, name: str) -> str | None:
+def _find_model_folder(class_type: str, name: str) -> str | None:
     base_name = _NUMBER.sub("", name)
     return _CLASS_FOLDERS.get((class_type, base_name)) or _MODEL_FOLDERS.get(base_name)
 
 
-def _inputs(graph: Mapping[str, Any]) -> list[Any]:
+def _list_inputs(graph: Mapping[str, Any]) -> list[Any]:
     return [
         node["inputs"] for node in graph.values() if isinstance(node, Mapping) and "inputs" in node
     ]
 
 
-def _replace(value: Any, names: Mapping[str, str], texts: Mapping[str, str]) -> Any:
-    artifact_id = _reference(value)
+def _replace_values(value: Any, names: Mapping[str, str], texts: Mapping[str, str]) -> Any:
+    artifact_id = _parse_reference(value)
     if artifact_id is not None:
         return names[artifact_id]
     if isinstance(value, str):
         return texts.get(value, value)
     if isinstance(value, Mapping):
-        return {key: _replace(item, names, texts) for key, item in value.items()}
+        return {key: _replace_values(item, names, texts) for key, item in value.items()}
     if isinstance(value, list):
-        return [_replace(item, names, texts) for item in value]
+        return [_replace_values(item, names, texts) for item in value]
     return value
 
 
-def _references(value: Any) -> Iterator[str]:
-    artifact_id = _reference(value)
+def _find_references(value: Any) -> Iterator[str]:
+    artifact_id = _parse_reference(value)
     if artifact_id is not None:
         yield artifact_id
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _references(item)
+            yield from _find_references(item)
     elif isinstance(value, list):
         for item in value:
-            yield from _references(item)
+            yield from _find_references(item)
 
 
-def _reference(value: Any) -> str | None:
+def _parse_reference(value: Any) -> str | None:
     """Return the artifact id in a reference, or None if ``value`` is not a reference.
 
     For a malformed reference, return a text that is no artifact's id.
@@ -231,12 +235,12 @@ def _reference(value: Any) -> str | None:
     return None
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _find_strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _strings(item)
+            yield from _find_strings(item)
     elif isinstance(value, list):
         for item in value:
-            yield from _strings(item)
+            yield from _find_strings(item)

@@ -8,14 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
     "CancelBody",
+    "EventMessage",
     "HistoryEntry",
-    "IdsBody",
     "InterruptBody",
-    "Message",
     "OutputFile",
     "PromptAccepted",
     "PromptBody",
     "PromptState",
+    "RemovalBody",
     "SystemStats",
 ]
 
@@ -86,7 +86,7 @@ class PromptBody(_Model):
     partial_execution_targets: list[str] | None = Field(None, max_length=1_000)
 
 
-class IdsBody(_Model):
+class RemovalBody(_Model):
     """The body of ``POST /queue`` and ``POST /history``, which remove prompts of the caller.
 
     The member ``client_id`` exists only in Moyin. It limits ``clear`` to the prompts of one client.
@@ -97,7 +97,7 @@ class IdsBody(_Model):
     delete: list[_PromptId] = Field(default_factory=list, max_length=10_000)
 
     @property
-    def chosen(self) -> list[str] | None:
+    def prompt_ids(self) -> list[str] | None:
         """The ids of the prompts to remove, or None to remove all prompts."""
         return None if self.clear else self.delete
 
@@ -137,7 +137,7 @@ class SystemStats(_Model):
     devices: list[Device] = Field(default_factory=list)
 
 
-class Message(_Model):
+class EventMessage(_Model):
     """An event that ComfyUI sends as a text frame of its WebSocket."""
 
     type: str

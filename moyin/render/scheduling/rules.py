@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from moyin.system.bounded import BoundedDict
 
-__all__ = ["OwnerFairShare", "PendingRender", "RendererSlot", "Rules"]
+__all__ = ["OrderingRules", "OwnerFairShare", "PendingRender", "RendererSlot"]
 
 _REMEMBERED_OWNERS = 10_000
 
@@ -64,49 +64,49 @@ class RendererSlot:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rules:
+class OrderingRules:
     """Limits how much the order of renders may change to avoid loading models.
 
     Attributes:
-        ageing: seconds in the window after which a render moves up by one class. A render of class
-            ``p`` is *due* after ``p * ageing`` seconds; later renders can then no longer pass it.
-        deadline_margin: seconds before its deadline at which a render becomes due.
+        ageing_seconds: seconds in the window after which a render moves up by one class. A render of class
+            ``p`` is *due* after ``p * ageing_seconds`` seconds; later renders can then no longer pass it.
+        deadline_margin_seconds: seconds before its deadline at which a render becomes due.
         bytes_per_second: speed at which renderers load models.
-        unserved: a render whose models are not loaded anywhere waits at most this many times their
+        wait_factor: a render whose models are not loaded anywhere waits at most this many times their
             load time, even if every renderer has work for its loaded models.
-        unequal: a renderer switches to the models of a longer queue when the two queues, in seconds
+        imbalance_factor: a renderer switches to the models of a longer queue when the two queues, in seconds
             of work per renderer, differ by this many times the load time.
-        min_patience: lower bound in seconds of the limits that `unserved` and `unequal` define.
+        min_limit_seconds: lower bound in seconds of the limits that `wait_factor` and `imbalance_factor` define.
     """
 
-    ageing: float = 300.0
-    deadline_margin: float = 60.0
+    ageing_seconds: float = 300.0
+    deadline_margin_seconds: float = 60.0
     bytes_per_second: float = 5e8
-    unserved: float = 4.0
-    unequal: float = 12.0
-    min_patience: float = 5.0
+    wait_factor: float = 4.0
+    imbalance_factor: float = 12.0
+    min_limit_seconds: float = 5.0
 
-    def patience(self, load_seconds: float) -> float:
+    def compute_max_wait(self, load_seconds: float) -> float:
         """Return the seconds that a render may wait while no renderer has its models loaded."""
-        return max(self.min_patience, self.unserved * load_seconds)
+        return max(self.min_limit_seconds, self.wait_factor * load_seconds)
 
-    def imbalance(self, load_seconds: float) -> float:
+    def compute_max_imbalance(self, load_seconds: float) -> float:
         """Return the seconds of work by which two queues may differ before a renderer switches."""
-        return max(self.min_patience, self.unequal * load_seconds)
+        return max(self.min_limit_seconds, self.imbalance_factor * load_seconds)
 
-    def due(self, pending: PendingRender) -> float:
+    def compute_due_time(self, pending: PendingRender) -> float:
         """Return the time from which renders that entered later cannot pass ``pending``."""
-        due = pending.entered + pending.priority * self.ageing
+        due = pending.entered + pending.priority * self.ageing_seconds
         if pending.deadline is None:
             return due
-        return min(due, pending.deadline - self.deadline_margin)
+        return min(due, pending.deadline - self.deadline_margin_seconds)
 
-    def rank(self, pending: PendingRender, now: float) -> int:
+    def compute_rank(self, pending: PendingRender, now: float) -> int:
         """Return the class of a render after ageing, from 1 (first) to 5 (last)."""
-        aged = int(max(0.0, now - pending.entered) // self.ageing)
+        aged = int(max(0.0, now - pending.entered) // self.ageing_seconds)
         return max(1, pending.priority - aged)
 
-    def load_seconds(self, pending: PendingRender, slot: RendererSlot) -> float:
+    def estimate_load_seconds(self, pending: PendingRender, slot: RendererSlot) -> float:
         """Return the seconds for which the renderer must load models before the render begins."""
         missing = sum(size for name, size in pending.models.items() if name not in slot.models)
         return missing / self.bytes_per_second
@@ -129,19 +129,19 @@ class OwnerFairShare:
         self._served: BoundedDict[str, float] = BoundedDict(_REMEMBERED_OWNERS)
         self._present = 0.0
 
-    def virtual_time(self, owner: str) -> float:
+    def get_virtual_time(self, owner: str) -> float:
         """Return the owner's virtual time."""
         return max(self._served.get(owner, self._present), self._present)
 
-    def serve(self, owner: str, others: Iterable[str] = ()) -> None:
+    def charge(self, owner: str, others: Iterable[str] = ()) -> None:
         """Add one render to the owner's virtual time.
 
         Args:
             others: the owners with waiting renders.
         """
-        start = self.virtual_time(owner)
+        start = self.get_virtual_time(owner)
         # The present is the smallest virtual time of the waiting owners. Model affinity may serve
         # an owner out of turn, and the other owners must not lose their turns by that.
-        self._present = min((self.virtual_time(other) for other in others), default=start)
+        self._present = min((self.get_virtual_time(other) for other in others), default=start)
         self._present = min(self._present, start)
         self._served[owner] = start + 1.0 / self._weights.get(owner, 1.0)

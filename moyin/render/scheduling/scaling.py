@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["Scale"]
+__all__ = ["ScalingPolicy"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Scale:
+class ScalingPolicy:
     """Defines when a pool adds and removes renderers.
 
     Attributes:
@@ -24,12 +24,12 @@ class Scale:
     patience: float = 30.0
     idle: float = 300.0
 
-    def needed(self, waiting: int, mean_seconds: float) -> int:
+    def count_needed(self, waiting: int, mean_seconds: float) -> int:
         """Return how many renderers begin ``waiting`` renders of ``mean_seconds`` each in time."""
         wanted = math.ceil(waiting * mean_seconds / self.patience)
         return max(self.minimum, min(self.maximum, wanted))
 
-    def removable(self, idle_seconds: list[float | None], waiting: int) -> list[int]:
+    def select_removable(self, idle_seconds: list[float | None], waiting: int) -> list[int]:
         """Return the indexes in ``idle_seconds`` of the renderers to remove, in descending order.
 
         Args:

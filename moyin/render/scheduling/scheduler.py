@@ -54,9 +54,9 @@ class RenderScheduler:
         self._renderers: set[str] = set()
         # The monotonic time of each lease, by renderer.
         self._leased: dict[str, float] = {}
-        self._foreign: dict[str, frozenset[str]] = {}
+        self._foreign_prompts: dict[str, frozenset[str]] = {}
         # The keys are `id()`s, because two equal attempts at one render may wait at the same time.
-        self._granted: dict[int, asyncio.Future[Lease]] = {}
+        self._pending_leases: dict[int, asyncio.Future[Lease]] = {}
         self._next_check: asyncio.TimerHandle | None = None
         self._is_closed = False
 
@@ -80,20 +80,20 @@ class RenderScheduler:
         return self._window.idle_seconds(name, self._clock())
 
     def add_renderer(
-        self, name: str, foreign: Collection[str] = (), models: Sequence[str] = ()
+        self, name: str, foreign_prompts: Collection[str] = (), models: Sequence[str] = ()
     ) -> None:
         """Add a renderer, or update the prompts that run on a known one without a lease.
 
         Args:
-            foreign: ids of prompts that an earlier scheduler started on the renderer. The renderer
+            foreign_prompts: ids of prompts that an earlier scheduler started on the renderer. The renderer
                 gets no other render until these prompts have ended.
             models: model files in the renderer's memory, the largest first.
         """
-        self._foreign[name] = frozenset(foreign)
+        self._foreign_prompts[name] = frozenset(foreign_prompts)
         if name not in self._renderers:
             self._renderers.add(name)
             self._window.add_renderer(name, models, self._clock())
-        if self._is_busy(name):
+        if self._is_executing(name):
             self._window.mark_busy(name)
         else:
             self._window.mark_free(name, self._clock())
@@ -107,9 +107,9 @@ class RenderScheduler:
     def close(self) -> None:
         """Reject all waiting and new renders; present leases stay valid."""
         self._is_closed = True
-        for granted in self._granted.values():
+        for granted in self._pending_leases.values():
             if not granted.done():
-                granted.set_exception(_closed())
+                granted.set_exception(_make_closed_error())
 
     @asynccontextmanager
     async def lease(self, pending: PendingRender) -> AsyncIterator[Lease]:
@@ -119,10 +119,10 @@ class RenderScheduler:
             ServiceUnavailable: The scheduler is closed before a renderer becomes free.
         """
         if self._is_closed:
-            raise _closed()
+            raise _make_closed_error()
         pending = replace(pending, entered=self._clock())
         granted: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        self._granted[id(pending)] = granted
+        self._pending_leases[id(pending)] = granted
         self._window.add(pending)
         self._assign()
         try:
@@ -132,7 +132,7 @@ class RenderScheduler:
                 granted.result().release()
             raise
         finally:
-            self._granted.pop(id(pending), None)
+            self._pending_leases.pop(id(pending), None)
             self._window.remove(pending)
         try:
             yield lease
@@ -145,16 +145,16 @@ class RenderScheduler:
 
     def _assign(self) -> None:
         now = self._clock()
-        while (choice := self._window.choose(now)) is not None:
-            granted = self._granted.pop(id(choice.pending))
+        while (choice := self._window.choose_assignment(now)) is not None:
+            granted = self._pending_leases.pop(id(choice.pending))
             if granted.done():
                 self._window.remove(choice.pending)
                 continue
             name = choice.slot.name
-            self._window.begin(choice, now)
+            self._window.begin_render(choice, now)
             self._leased[name] = time.monotonic()
             granted.set_result(Lease(name, partial(self._release, name)))
-        if self._window.is_undecided and self._next_check is None:
+        if self._window.must_choose_again and self._next_check is None:
             loop = asyncio.get_running_loop()
             self._next_check = loop.call_later(_CHECK_SECONDS, self._check)
 
@@ -162,17 +162,17 @@ class RenderScheduler:
         self._next_check = None
         self._assign()
 
-    def _is_busy(self, name: str) -> bool:
-        return name in self._leased or bool(self._foreign.get(name))
+    def _is_executing(self, name: str) -> bool:
+        return name in self._leased or bool(self._foreign_prompts.get(name))
 
     def _release(self, name: str) -> None:
         now = self._clock()
-        self._window.record_duration(time.monotonic() - self._leased.pop(name))
-        if name in self._renderers and not self._is_busy(name):
+        self._window.record_render_seconds(time.monotonic() - self._leased.pop(name))
+        if name in self._renderers and not self._is_executing(name):
             self._window.mark_free(name, now)
         self._assign()
 
 
-def _closed() -> ServiceUnavailable:
+def _make_closed_error() -> ServiceUnavailable:
     message = "this replica of the render pool is shutting down; try again"
     return ServiceUnavailable(message, retry_after=_RETRY_SECONDS)

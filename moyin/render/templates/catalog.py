@@ -16,19 +16,19 @@ import yaml
 
 from moyin.domain.template import Template
 from moyin.errors import InvalidRequest, TemplateNotFound
-from moyin.render.templates.response import TemplateInvalid, to_template
+from moyin.render.templates.response import InvalidTemplate, to_template
 from moyin.settings import Settings
 
 __all__ = [
-    "SHIPPED",
-    "Catalog",
+    "SHIPPED_FOLDER",
+    "TemplateCatalog",
     "TemplateSnapshot",
-    "new_catalog",
-    "read_folders",
-    "template_folders",
+    "create_catalog",
+    "list_template_folders",
+    "read_templates",
 ]
 
-SHIPPED = Path(__file__).parent / "shipped"
+SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 _log = logging.getLogger(__name__)
 _SUFFIXES = frozenset({".json", ".yaml", ".yml"})
 _CHECK_SECONDS = 2.0
@@ -64,7 +64,7 @@ class TemplateSnapshot:
         return template
 
 
-class Catalog:
+class TemplateCatalog:
     """A cache of the templates in some folders.
 
     A lookup checks the files for changes if the last check was more than two seconds ago. Invalid
@@ -79,17 +79,17 @@ class Catalog:
         self._folders = tuple(folders)
         self._stamp: object = None
         self._snapshot = TemplateSnapshot()
-        self._valid: dict[Path, Template] = {}
+        self._last_valid: dict[Path, Template] = {}
         self._checked_at = float("-inf")
-        self._checking = asyncio.Lock()
+        self._check_lock = asyncio.Lock()
 
     async def snapshot(self) -> TemplateSnapshot:
         """Return the present templates, after a check of the files if one is due."""
         if time.monotonic() - self._checked_at > _CHECK_SECONDS:
-            async with self._checking:
+            async with self._check_lock:
                 if time.monotonic() - self._checked_at > _CHECK_SECONDS:
                     try:
-                        await asyncio.to_thread(self._check)
+                        await asyncio.to_thread(self._reload_if_changed)
                     except OSError as error:
                         # For example, a file was removed during the check.
                         _log.warning("the template folders could not be checked: %s", error)
@@ -107,51 +107,51 @@ class Catalog:
             raise TemplateNotFound(f"there is no template with the name {name[:64]!r}")
         return template
 
-    def _check(self) -> None:
+    def _reload_if_changed(self) -> None:
         stamp = [
             (path, status.st_mtime_ns, status.st_size)
-            for path in _files(self._folders)
+            for path in _list_files(self._folders)
             if (status := path.stat())
         ]
         if stamp == self._stamp:
             return
-        self._snapshot = read_folders(self._folders, self._valid)
+        self._snapshot = read_templates(self._folders, self._last_valid)
         self._stamp = stamp
         for problem in self._snapshot.problems:
             _log.error("invalid template file: %s", problem)
 
 
-def template_folders(settings: Settings) -> tuple[Path, ...]:
+def list_template_folders(settings: Settings) -> tuple[Path, ...]:
     """Return the folder of Moyin's own templates, if enabled, and the folder of the operator's."""
     own = settings.templates or settings.data / "templates"
-    return (SHIPPED, own) if settings.shipped_templates else (own,)
+    return (SHIPPED_FOLDER, own) if settings.shipped_templates else (own,)
 
 
-def new_catalog(settings: Settings) -> Catalog:
+def create_catalog(settings: Settings) -> TemplateCatalog:
     """Create the catalog of the template folders that the settings name."""
-    return Catalog(template_folders(settings))
+    return TemplateCatalog(list_template_folders(settings))
 
 
-def read_folders(
-    folders: Sequence[Path], valid: dict[Path, Template] | None = None
+def read_templates(
+    folders: Sequence[Path], last_valid: dict[Path, Template] | None = None
 ) -> TemplateSnapshot:
     """Read all template files in the folders.
 
     Args:
-        valid: the last valid template of each file, which replaces one that is now invalid. The
+        last_valid: the last valid template of each file, which replaces one that is now invalid. The
             dictionary is updated.
     """
-    valid = {} if valid is None else valid
+    last_valid = {} if last_valid is None else last_valid
     problems: list[str] = []
     chosen: dict[str, tuple[Path, Template]] = {}
-    files = list(_files(folders))
+    files = list(_list_files(folders))
     for path in files:
         try:
-            valid[path] = to_template(_content(path))
-        except (TemplateInvalid, OSError) as error:
+            last_valid[path] = to_template(_parse_file(path))
+        except (InvalidTemplate, OSError) as error:
             problems.append(f"{path}: {error}")
-        if path in valid:
-            template = valid[path]
+        if path in last_valid:
+            template = last_valid[path]
             other = chosen.get(template.name)
             if other is not None and other[0].parent == path.parent:
                 problems.append(
@@ -159,8 +159,8 @@ def read_folders(
                 )
             else:
                 chosen[template.name] = (path, template)
-    for path in valid.keys() - set(files):
-        del valid[path]
+    for path in last_valid.keys() - set(files):
+        del last_valid[path]
     names = {name: template for name, (_, template) in chosen.items()}
     for path, template in chosen.values():
         for alias in template.aliases:
@@ -176,21 +176,21 @@ def read_folders(
     )
 
 
-def _files(folders: Sequence[Path]) -> Iterator[Path]:
+def _list_files(folders: Sequence[Path]) -> Iterator[Path]:
     for folder in folders:
         if folder.is_dir():
             paths = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
             yield from (path for path in paths[:_MAX_FILES] if path.is_file())
 
 
-def _content(path: Path) -> Any:
+def _parse_file(path: Path) -> Any:
     """Return the parsed JSON or YAML of a file.
 
     Raises:
-        TemplateInvalid: The file is too large or is not valid JSON or YAML.
+        InvalidTemplate: The file is too large or is not valid JSON or YAML.
     """
     if path.stat().st_size > _MAX_BYTES:
-        raise TemplateInvalid(f"the file: must have at most {_MAX_BYTES:,} bytes")
+        raise InvalidTemplate(f"the file: must have at most {_MAX_BYTES:,} bytes")
     try:
         # JSON is not parsed as YAML 1.1, which reads some of JSON's numbers as text.
         load = json.loads if path.suffix == ".json" else yaml.safe_load
@@ -198,4 +198,4 @@ def _content(path: Path) -> Any:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         kind = "JSON" if path.suffix == ".json" else "YAML"
         message = " ".join(str(error).split())
-        raise TemplateInvalid(f"the file: is not valid {kind}: {message}") from None
+        raise InvalidTemplate(f"the file: is not valid {kind}: {message}") from None

@@ -14,12 +14,12 @@ from moyin.domain.template import Template, placeholders
 from moyin.errors import InvalidRequest
 from moyin.render.templates import wire
 
-__all__ = ["TemplateInvalid", "template_body", "to_template"]
+__all__ = ["InvalidTemplate", "to_response_body", "to_template"]
 
-_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
-class TemplateInvalid(ValueError):
+class InvalidTemplate(ValueError):
     """Raised for an invalid template file; the message is ``<field>: <problem>``."""
 
 
@@ -27,16 +27,16 @@ def to_template(data: Any) -> Template:
     """Convert the parsed content of a template file to a template.
 
     Raises:
-        TemplateInvalid: The content is not a valid template.
+        InvalidTemplate: The content is not a valid template.
     """
     try:
         file = wire.TemplateFile.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise TemplateInvalid(f"{field or 'the file'}: {first['msg']}") from None
+        raise InvalidTemplate(f"{field or 'the file'}: {first['msg']}") from None
     _check_graph(file)
-    parameters = {name: _parameter(name, schema) for name, schema in file.inputs.items()}
+    parameters = {name: _to_parameter(name, schema) for name, schema in file.inputs.items()}
     plain = file.model_dump(mode="json", by_alias=True, exclude_unset=True)
     return Template(
         name=file.name,
@@ -45,14 +45,14 @@ def to_template(data: Any) -> Template:
         aliases=file.aliases,
         pool=file.pool,
         parameters=parameters,
-        schema=_schema(plain.get("inputs", {}), parameters),
+        schema=_make_schema(plain.get("inputs", {}), parameters),
         graph=file.graph,
         outputs=file.outputs,
         digest=hashlib.sha256(to_json(plain)).hexdigest(),
     )
 
 
-def template_body(template: Template) -> wire.TemplateBody:
+def to_response_body(template: Template) -> wire.TemplateBody:
     """Return the response body that describes a template to clients."""
     return wire.TemplateBody(
         name=template.name,
@@ -65,9 +65,11 @@ def template_body(template: Template) -> wire.TemplateBody:
     )
 
 
-def _schema(properties: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> dict[str, Any]:
+def _make_schema(
+    properties: Mapping[str, Any], parameters: Mapping[str, Parameter]
+) -> dict[str, Any]:
     return {
-        "$schema": _DIALECT,
+        "$schema": _SCHEMA_DIALECT,
         "type": "object",
         "properties": dict(properties),
         "required": [name for name, p in parameters.items() if p.default is None],
@@ -75,26 +77,26 @@ def _schema(properties: Mapping[str, Any], parameters: Mapping[str, Parameter]) 
     }
 
 
-def _parameter(name: str, schema: wire.InputSchema) -> Parameter:
+def _to_parameter(name: str, schema: wire.InputSchema) -> Parameter:
     """Convert the schema of an input to a parameter.
 
     Raises:
-        TemplateInvalid: Members of the schema contradict each other.
+        InvalidTemplate: Members of the schema contradict each other.
     """
     field = f"inputs.{name}"
     numeric = schema.type in ("integer", "number")
     for member in ("minimum", "maximum", "exclusive_minimum", "exclusive_maximum", "multiple_of"):
         if getattr(schema, member) is not None and not numeric:
-            raise TemplateInvalid(
+            raise InvalidTemplate(
                 f"{field}.{member}: must be absent, because the type is {schema.type}, not a number"
             )
     for member in ("min_length", "max_length", "pattern", "format"):
         if getattr(schema, member) is not None and schema.type != "string":
-            raise TemplateInvalid(
+            raise InvalidTemplate(
                 f"{field}.{member}: must be absent, because the type is {schema.type}, not string"
             )
     if schema.format is not None and (schema.enum or schema.default is not None):
-        raise TemplateInvalid(
+        raise InvalidTemplate(
             f"{field}: must have no default and no enum with format: image, because clients upload "
             "their own images"
         )
@@ -126,7 +128,7 @@ def _check_values(parameter: Parameter, schema: wire.InputSchema, field: str) ->
             parameter.check(value, f"{field}.{member}")
         except InvalidRequest as error:
             message = error.message.removeprefix(f"{field}.{member} ")
-            raise TemplateInvalid(f"{field}.{member}: {message}") from None
+            raise InvalidTemplate(f"{field}.{member}: {message}") from None
 
 
 def _check_graph(file: wire.TemplateFile) -> None:
@@ -134,29 +136,29 @@ def _check_graph(file: wire.TemplateFile) -> None:
     for node_id, node in file.graph.items():
         field = f"graph.{node_id[:64]}"
         if not isinstance(node, dict) or not isinstance(node.get("class_type"), str):
-            raise TemplateInvalid(
+            raise InvalidTemplate(
                 f"{field}: must be an object with a class_type; export the workflow in API format "
                 "from ComfyUI"
             )
         inputs = node.get("inputs", {})
         if not isinstance(inputs, dict):
-            raise TemplateInvalid(f"{field}.inputs: must be an object")
+            raise InvalidTemplate(f"{field}.inputs: must be an object")
         outside = {key: value for key, value in node.items() if key != "inputs"}
         if any(placeholders(outside)):
-            raise TemplateInvalid(f"{field}: must contain ${{inputs.<name>}} only in its inputs")
+            raise InvalidTemplate(f"{field}: must contain ${{inputs.<name>}} only in its inputs")
         for name, value in inputs.items():
             for placeholder in placeholders(value):
                 if placeholder not in file.inputs:
-                    raise TemplateInvalid(
+                    raise InvalidTemplate(
                         f"{field}.inputs.{name[:64]}: the template has no input {placeholder!r}"
                     )
                 used.add(placeholder)
     unused = file.inputs.keys() - used
     if unused:
         unused_input = min(unused)
-        raise TemplateInvalid(
+        raise InvalidTemplate(
             f"inputs.{unused_input}: no node of the graph contains ${{inputs.{unused_input}}}"
         )
     for number, node_id in enumerate(file.outputs):
         if node_id not in file.graph:
-            raise TemplateInvalid(f"outputs.{number}: the graph has no node {node_id!r}")
+            raise InvalidTemplate(f"outputs.{number}: the graph has no node {node_id!r}")

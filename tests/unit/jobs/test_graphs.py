@@ -13,7 +13,7 @@ from moyin.domain.identity import Identity
 from moyin.domain.job import JobSpec, Step, StepKind
 from moyin.errors import InputNotFound, InvalidRequest
 from moyin.jobs.graphs import GraphChecks
-from moyin.render.protocol.graph import input_name
+from moyin.render.protocol.graph import make_input_name
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.sql import Database
 from moyin.testing.fakes import PermissiveGraphGuard
@@ -78,7 +78,7 @@ def spec(*steps: Step, kind: str = "render", **members: Any) -> JobSpec:
 
 async def test_files_are_checked_under_their_names_on_the_renderer(bench: Bench) -> None:
     await bench.checks.admit(ANN, spec(render(graph(f"artifact:{MINE.id}"))))
-    name = input_name(MINE)
+    name = make_input_name(MINE)
     assert bench.guard.calls == [("default", graph(name), {name})]
     assert bench.validated == [("default", graph(name))]
 

@@ -47,7 +47,7 @@ _EXECUTOR_THREAD = "prompt_worker"
 _PULSE_FLAG = "moyin_pulse"
 _FOLDERS = ("output", "temp")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-# The form of names that `moyin.render.protocol.graph.input_name` returns.
+# The form of names that `moyin.render.protocol.graph.make_input_name` returns.
 _INPUT = re.compile(r"moyin/[0-9a-f]{64}(\.[a-z0-9]{1,8})?( \[input\])?")
 
 

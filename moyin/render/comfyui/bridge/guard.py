@@ -31,7 +31,7 @@ __all__ = [
 
 # The member of ``extra_data`` with Moyin's data, which overwrites a member of the client.
 KEY = "moyin"
-# The form of names that `moyin.render.protocol.graph.input_name` returns.
+# The form of names that `moyin.render.protocol.graph.make_input_name` returns.
 _OWN_FILE = re.compile(r"moyin/[0-9a-f]{64}(\.[a-z0-9]{1,8})?( \[input\])?")
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 _submitted: ContextVar[Mapping[str, Any]] = ContextVar("moyin_prompt", default=_EMPTY)

@@ -9,7 +9,7 @@ import pytest
 
 from moyin.render.comfyui.options import ComfyOptions
 from moyin.render.comfyui.paths import HostPaths
-from moyin.render.protocol.wire import Message
+from moyin.render.protocol.wire import EventMessage
 
 HOME = Path("/opt/studio/venv/lib/python3.11/site-packages/comfyui_source")
 
@@ -113,9 +113,9 @@ SHOWN = {
 def test_error_hides_all_paths_and_output_only_known_folders(
     paths: HostPaths,
 ) -> None:
-    assert paths.event(Message(type="execution_error", data=ERROR)).data == SHOWN
+    assert paths.event(EventMessage(type="execution_error", data=ERROR)).data == SHOWN
     output = {"text": [f"{HOME}/a", "/etc/motd says hello"]}
-    shown = paths.event(Message(type="executed", data={"output": output})).data["output"]
+    shown = paths.event(EventMessage(type="executed", data={"output": output})).data["output"]
     assert shown == {"text": ["<comfyui>/a", "/etc/motd says hello"]}
 
 

@@ -14,7 +14,7 @@ from moyin.domain.renderer import (
 from moyin.errors import WorkerLost
 from moyin.render.comfyui import prompts as module
 from moyin.render.comfyui.prompts import Prompt
-from moyin.render.protocol.wire import Message
+from moyin.render.protocol.wire import EventMessage
 
 DONE = RenderSucceeded(files=())
 
@@ -23,9 +23,9 @@ def prompt() -> Prompt:
     return Prompt(RenderRequest(prompt_id="p", graph={"1": {}, "2": {}}))
 
 
-def progress(value: float) -> Message:
+def progress(value: float) -> EventMessage:
     nodes = {"1": {"state": "running", "value": value, "max": 1}}
-    return Message(type="progress_state", data={"prompt_id": "p", "nodes": nodes})
+    return EventMessage(type="progress_state", data={"prompt_id": "p", "nodes": nodes})
 
 
 async def follow(prompt: Prompt) -> list[RenderEvent]:
@@ -108,9 +108,9 @@ async def test_every_follower_gets_its_own_error() -> None:
 
 async def test_last_event_asks_for_a_poll() -> None:
     watched = prompt()
-    watched.feed(Message(type="executing", data={"prompt_id": "p", "node": "1"}))
+    watched.feed(EventMessage(type="executing", data={"prompt_id": "p", "node": "1"}))
     assert not watched.should_poll.is_set()
-    watched.feed(Message(type="executing", data={"prompt_id": "p", "node": None}))
+    watched.feed(EventMessage(type="executing", data={"prompt_id": "p", "node": None}))
     assert watched.should_poll.is_set()
 
 
@@ -118,5 +118,5 @@ def test_prompt_has_begun_after_its_start_event() -> None:
     watched = prompt()
     watched.feed(progress(0.5))
     assert not watched.has_begun
-    watched.feed(Message(type="execution_start", data={"prompt_id": "p"}))
+    watched.feed(EventMessage(type="execution_start", data={"prompt_id": "p"}))
     assert watched.has_begun

@@ -11,7 +11,7 @@ from pydantic_core import from_json, to_json
 from moyin.domain.prompt import ComfyFileName, PromptFile
 from moyin.domain.renderer import RenderRequest
 from moyin.render.comfyui.relay import Relay
-from moyin.render.protocol.wire import Message
+from moyin.render.protocol.wire import EventMessage
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import Frame, FrameKind, FrameStore
 
@@ -56,8 +56,8 @@ def relay(frames: Frames, blobs: BlobStore) -> Relay:
     return Relay(cast(FrameStore, frames), blobs, request, "channel", store_files)
 
 
-def message(kind: str, **data: Any) -> Message:
-    return Message(type=kind, data={"prompt_id": "p", **data})
+def message(kind: str, **data: Any) -> EventMessage:
+    return EventMessage(type=kind, data={"prompt_id": "p", **data})
 
 
 def picture(node: str, content: bytes = b"picture") -> bytes:
