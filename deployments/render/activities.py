@@ -155,7 +155,7 @@ class RenderActivities:
             prompt_id=prompt_id_of(step.job_id, step.index),
             graph=replace_inputs(graph, names, texts),
             files=files,
-            models=await self._sizes.of(find_model_files(graph)),
+            models=await self._sizes.measure(find_model_files(graph)),
             extra_data=self._guard.extra_data(step.owner, prompt.extra_data),
             targets=prompt.targets,
             channel=None

@@ -39,7 +39,7 @@ from moyin.jobs.workflows.client import Temporal
 from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.render.comfyui.install import version
 from moyin.render.comfyui.model_sizes import ModelSizes
-from moyin.render.comfyui.pool_client import RULES, PoolAnswer
+from moyin.render.comfyui.pool_client import RULES_PATH, PoolResponse
 from moyin.render.scheduling.rules import OwnerFairShare
 from moyin.render.scheduling.scaling import ScalingPolicy
 from moyin.render.scheduling.scheduler import RenderScheduler
@@ -117,7 +117,7 @@ class RenderPool:
         """Return the names of the actors that are up, so that callers can reach one directly."""
         return self._pool.renderers
 
-    async def get(self, path: str) -> PoolAnswer:
+    async def get(self, path: str) -> PoolResponse:
         """Send a GET request that changes nothing to one of the pool's ComfyUIs.
 
         The pool itself answers requests for its rules, even when no ComfyUI is up.
@@ -125,16 +125,16 @@ class RenderPool:
         Raises:
             WorkerLost: ComfyUI failed on the request, or died.
         """
-        if path == RULES:
-            return PoolAnswer(version=self._version, state="up", content=encode(self._rules))
+        if path == RULES_PATH:
+            return PoolResponse(version=self._version, state="up", content=encode(self._rules))
         try:
             content = await self._pool.get(path)
         except ServiceUnavailable:
             state: Literal["starting", "down"] = (
                 "starting" if self._supervisor.is_starting else "down"
             )
-            return PoolAnswer(version=self._version, state=state)
-        return PoolAnswer(version=self._version, state="up", content=content)
+            return PoolResponse(version=self._version, state=state)
+        return PoolResponse(version=self._version, state="up", content=content)
 
     async def get_all(self, path: str) -> dict[str, bytes]:
         """Send the request to every ComfyUI; return the bodies of those that answer, by actor."""

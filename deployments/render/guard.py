@@ -10,8 +10,8 @@ from moyin.domain.limits import Limit, permitted_pools
 from moyin.domain.pools import PoolRules
 from moyin.domain.renderer import RenderRequest
 from moyin.errors import InputNotFound, NodeNotAllowed, OutOfMemory, PoolNotAllowed
-from moyin.render.comfyui.bridge.guard import KEY
-from moyin.render.comfyui.bridge.tenants import TENANT
+from moyin.render.comfyui.bridge.guard import MOYIN_KEY
+from moyin.render.comfyui.bridge.tenants import TENANT_KEY
 from moyin.render.protocol.graph import NOT_YOUR_FILE, find_input_names
 from moyin.system.bounded import BoundedDict
 
@@ -80,12 +80,12 @@ class RenderGuard:
         """Return the client's ``extra_data`` with the rules for nodes that are expanded later."""
         rules = {
             # Nodes read this: the digest tells tenants apart without naming them.
-            TENANT: hashlib.sha256(owner.encode()).hexdigest()[:16],
+            TENANT_KEY: hashlib.sha256(owner.encode()).hexdigest()[:16],
             "allow": list(self._rules.allow),
             "deny": list(self._rules.deny),
             "unchecked": list(self._rules.unchecked),
         }
-        return {**client_data, KEY: rules}
+        return {**client_data, MOYIN_KEY: rules}
 
     async def _is_permitted(self, owner: str, requested_pool: str) -> bool:
         if requested_pool == self._pool:

@@ -12,7 +12,7 @@ from moyin.domain.identity import Identity
 from moyin.domain.limits import permitted_pools
 from moyin.domain.pools import PoolRules
 from moyin.errors import InputNotFound, InvalidRequest, NodeNotAllowed
-from moyin.render.comfyui.bridge.names import PREFIX, Refusal, Rule, refusals
+from moyin.render.comfyui.bridge.input_rules import PREFIX, Refusal, Rule, find_refusals
 from moyin.render.protocol.graph import NOT_YOUR_FILE, RefusedInput, make_refusal_body
 
 __all__ = ["GraphAdmission"]
@@ -79,7 +79,7 @@ class GraphAdmission:
             RefusedInput(
                 refusal.node, refusal.class_type, refusal.input, _reason_for_input(refusal)
             )
-            for refusal in refusals(
+            for refusal in find_refusals(
                 graph, lambda name: known.get(name, _NO_RULES), own.__contains__
             )
             if rules.checks_input(refusal.class_type, refusal.input)

@@ -13,7 +13,7 @@ import psutil
 
 from moyin.errors import StackError
 from moyin.render.comfyui.bubblewrap import require_confinement
-from moyin.render.comfyui.install import locate
+from moyin.render.comfyui.install import find_comfyui
 from moyin.render.templates.catalog import list_template_folders, read_templates
 from moyin.stack import apps, ray, temporal, valkey
 from moyin.stack.launch import read_running_state
@@ -140,7 +140,7 @@ def _check_programs(options: Options) -> Iterator[Check]:
 
 def _check_comfyui(options: Options) -> Check:
     try:
-        installation = locate(options.settings)
+        installation = find_comfyui(options.settings)
     except StackError as error:
         return Check(name="comfyui", verdict=Verdict.WARN, found="none", advice=error.message)
     return Check(name="comfyui", verdict=Verdict.OK, found=str(installation.home))

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable
 
 from moyin.errors import StackError
-from moyin.render.comfyui.install import locate
+from moyin.render.comfyui.install import find_comfyui
 from moyin.stack import apps, ray, temporal, valkey
 from moyin.stack.options import Options
 from moyin.stack.ports import require_free
@@ -208,7 +208,7 @@ def _notes(options: Options) -> list[str]:
     if not options.gpus:
         notes.append("no GPU found: Ray gets one logical GPU, and ComfyUI runs on the CPU")
     try:
-        locate(options.settings)
+        find_comfyui(options.settings)
     except StackError as error:
         notes.append(f"renders will not start: {error.message}")
     return notes

@@ -23,9 +23,9 @@ import pytest_asyncio
 from moyin.domain.artifact import Artifact
 from moyin.domain.renderer import RenderRequest, RenderSucceeded
 from moyin.errors import MoyinError
-from moyin.render.comfyui.client import NoAnswer
+from moyin.render.comfyui.client import NoResponse
 from moyin.render.comfyui.options import ComfyOptions
-from moyin.render.comfyui.paths import HostPaths
+from moyin.render.comfyui.paths import HostPathFilter
 from moyin.render.comfyui.renderer import ComfyRenderer
 from moyin.render.protocol.graph import make_input_name
 from moyin.store.blobs import BlobStore
@@ -220,7 +220,7 @@ async def test_it_writes_nowhere_but_in_its_own_folders(
     assert await tried(hostile, _WRITE, places) == []
     own = [str(path) for path in hostile._folder.writable]
     # What a node says comes without the machine's paths.
-    names = HostPaths.of(hostile._options)
+    names = HostPathFilter.for_process(hostile._options)
     assert await tried(hostile, _WRITE, own) == [names.hide_known(path) for path in own]
 
 
@@ -479,7 +479,7 @@ async def test_a_prompt_that_forges_its_end_and_hangs_fails_nobody_elses(
     try:
         await done(renderer, attempt(_ESCAPE))
         before = (await renderer.status()).pid
-        with pytest.raises(NoAnswer) as lost:
+        with pytest.raises(NoResponse) as lost:
             await done(renderer, picture())
         # It is worth another try, and not held against the prompt.
         assert lost.value.retryable

@@ -32,8 +32,8 @@ from moyin.errors import (
     StepFailed,
     WorkerLost,
 )
-from moyin.render.comfyui.bridge.guard import KEY
-from moyin.render.comfyui.bridge.tenants import TENANT
+from moyin.render.comfyui.bridge.guard import MOYIN_KEY
+from moyin.render.comfyui.bridge.tenants import TENANT_KEY
 from moyin.render.comfyui.options import ComfyOptions
 from moyin.render.comfyui.renderer import ComfyRenderer
 from moyin.render.protocol.graph import make_input_name
@@ -116,7 +116,7 @@ async def test_a_cached_picture_holds_no_graph_of_another_tenants(
     graph = picture()
 
     async def saved(tenant: str, note: str) -> bytes:
-        extra = {"extra_pnginfo": {"workflow": note}, KEY: {TENANT: tenant}}
+        extra = {"extra_pnginfo": {"workflow": note}, MOYIN_KEY: {TENANT_KEY: tenant}}
         asked = replace(request(graph), extra_data=extra)
         [*_, done] = [event async for event in renderer.render(asked)]
         assert isinstance(done, RenderSucceeded)
@@ -309,7 +309,7 @@ async def test_a_killed_comfyui_loses_its_prompt_and_comes_back(
 async def test_a_stalled_socket_costs_nothing_but_progress(
     renderer: ComfyRenderer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moyin.render.comfyui.prompts.Prompt.feed", lambda *_: None)
+    monkeypatch.setattr("moyin.render.comfyui.prompts.RunningPrompt.process_event", lambda *_: None)
     monkeypatch.setattr("moyin.render.comfyui.renderer._POLL_SECONDS", 0.5)
     assert len((await finished(renderer, sleepy(0.2))).files) == 1
 

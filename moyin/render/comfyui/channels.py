@@ -9,7 +9,7 @@ from pathlib import Path
 
 __all__ = ["Channels"]
 
-_SOCKET = "comfyui.sock"
+_SOCKET_NAME = "comfyui.sock"
 _BACKLOG = 128
 
 
@@ -29,11 +29,11 @@ class Channels:
             # A socket's path may have at most 107 characters, so it must not contain the folder's.
             self._folder = os.open(folder, os.O_PATH | os.O_DIRECTORY)
             opened.callback(os.close, self._folder)
-            self.address = f"/proc/self/fd/{self._folder}/{_SOCKET}"
-            (folder / _SOCKET).unlink(missing_ok=True)
+            self.address = f"/proc/self/fd/{self._folder}/{_SOCKET_NAME}"
+            (folder / _SOCKET_NAME).unlink(missing_ok=True)
             listening = opened.enter_context(socket.socket(socket.AF_UNIX))
             listening.bind(self.address)
-            (folder / _SOCKET).chmod(0o600)
+            (folder / _SOCKET_NAME).chmod(0o600)
             listening.listen(_BACKLOG)
             self.alive, self._parent_end = os.pipe()
             opened.pop_all()

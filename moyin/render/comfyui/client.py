@@ -13,10 +13,10 @@ from pydantic import BaseModel, ValidationError
 from yarl import URL
 
 from moyin.errors import InvalidGraph, RenderFailed, WorkerLost
-from moyin.render.comfyui.paths import HostPaths
+from moyin.render.comfyui.paths import HostPathFilter
 from moyin.render.protocol.wire import PromptAccepted, PromptState, SystemStats
 
-__all__ = ["ComfyClient", "NoAnswer"]
+__all__ = ["ComfyClient", "NoResponse"]
 
 # 404: the bridge could not be loaded, so its routes are missing; 503: the executor is dead.
 _EXPECTED_STATUSES = (200, 400, 404, 503)
@@ -40,23 +40,23 @@ _MALFORMED_GRAPH = {
     },
     "node_errors": {},
 }
-Model = TypeVar("Model", bound=BaseModel)
+ModelT = TypeVar("ModelT", bound=BaseModel)
 # Long, because nodes run in the server's process and may hold Python's GIL for seconds.
 _TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=5)
 
 
-class NoAnswer(WorkerLost):
+class NoResponse(WorkerLost):
     """Raised when ComfyUI does not respond, or not in time."""
 
 
-class TooLarge(WorkerLost):
+class ResponseTooLarge(WorkerLost):
     """Raised when a response of ComfyUI exceeds its size limit."""
 
 
 class ComfyClient:
     """An HTTP client of one ComfyUI process, whose nodes may be malicious.
 
-    Paths of the machine are removed from responses (see `HostPaths`). Each method raises
+    Paths of the machine are removed from responses (see `HostPathFilter`). Each method raises
     `WorkerLost` if ComfyUI does not respond or if its response is malformed.
 
     Args:
@@ -65,13 +65,13 @@ class ComfyClient:
         paths: the paths to remove from responses.
     """
 
-    def __init__(self, address: str, client_id: str, paths: HostPaths) -> None:
+    def __init__(self, address: str, client_id: str, paths: HostPathFilter) -> None:
         self._address = address
         self._paths = paths
         self.client_id = client_id
         self._session: aiohttp.ClientSession | None = None
         # The prompts whose history entries have been read, so that ComfyUI can drop them.
-        self._read: list[str] = []
+        self._read_ids: list[str] = []
 
     async def __aenter__(self) -> Self:
         connector = aiohttp.UnixConnector(self._address)
@@ -118,13 +118,13 @@ class ComfyClient:
         }
         if targets is not None:
             body["partial_execution_targets"] = list(targets)
-        if prompt_id in self._read:
+        if prompt_id in self._read_ids:
             # Drop the old entry now, because later the new entry of the same id would be dropped.
-            await self.prompt_state(prompt_id)
+            await self.get_prompt_state(prompt_id)
         status, response = await self._call("POST", "/prompt", body)
         response = self._paths.hide_in_json(response)
         if status != 200:
-            raise InvalidGraph(error_message(response), details=response)
+            raise InvalidGraph(get_error_message(response), details=response)
         return _parse(PromptAccepted, response)
 
     async def validate(
@@ -137,7 +137,7 @@ class ComfyClient:
         _, response = await self._call("POST", "/moyin/validate", body)
         return dict(self._paths.hide_in_json(response))
 
-    async def prompt_state(self, prompt_id: str) -> PromptState:
+    async def get_prompt_state(self, prompt_id: str) -> PromptState:
         """Return the state of a prompt, with its history entry if the prompt has finished.
 
         ComfyUI holds history entries in memory. The next call of this method drops an entry that
@@ -146,20 +146,20 @@ class ComfyClient:
         Raises:
             RenderFailed: The history entry exceeds 8 MiB.
         """
-        read = tuple(self._read)
+        read = tuple(self._read_ids)
         body = {"prompt_id": prompt_id, "forget": read}
         try:
             _, response = await self._call("POST", "/moyin/look", body, _MAX_ENTRY_BYTES)
-        except TooLarge:
-            self._read.append(prompt_id)
+        except ResponseTooLarge:
+            self._read_ids.append(prompt_id)
             raise RenderFailed(
                 "the nodes' outputs, other than files, and error messages have more than the allowed "
                 f"{_MAX_ENTRY_BYTES:,} bytes"
             ) from None
         state = _parse(PromptState, self._paths.hide_in_state(response))
-        self._read = [entry for entry in self._read if entry not in read]
+        self._read_ids = [entry for entry in self._read_ids if entry not in read]
         if state.entry is not None:
-            self._read.append(prompt_id)
+            self._read_ids.append(prompt_id)
         return state
 
     async def interrupt(self, prompt_id: str) -> None:
@@ -167,7 +167,7 @@ class ComfyClient:
         await self._call("POST", "/queue", {"delete": [prompt_id]})
         await self._call("POST", "/interrupt", {"prompt_id": prompt_id})
 
-    async def unload(self) -> None:
+    async def unload_models(self) -> None:
         """Make ComfyUI drop all cached results and loaded models before the next prompt."""
         await self._call("POST", "/free", {"unload_models": True, "free_memory": True})
 
@@ -178,21 +178,21 @@ class ComfyClient:
                 if response.status in _NOT_FOUND_STATUSES:
                     return None
                 if response.status != 200:
-                    raise _unexpected_status(response)
-                body = await _read(response, _MAX_FILE_BYTES)
+                    raise _make_status_error(response)
+                body = await _read_body(response, _MAX_FILE_BYTES)
                 if response.content_type != "application/json":
                     return body
                 # The descriptions of all nodes have megabytes, so a thread processes them.
                 return await asyncio.to_thread(self._paths.hide_in_body, body)
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise NoAnswer(f"ComfyUI did not respond to GET {path}") from error
+            raise NoResponse(f"ComfyUI did not respond to GET {path}") from error
 
-    async def volatile_classes(self) -> frozenset[str]:
+    async def list_volatile_classes(self) -> frozenset[str]:
         """Return the node classes that may return different outputs for the same inputs."""
         _, response = await self._call("GET", "/moyin/volatile")
         return frozenset(response)
 
-    async def total_memory(self) -> int | None:
+    async def read_total_memory(self) -> int | None:
         """Return the bytes of GPU memory, or None without a GPU."""
         _, response = await self._call("GET", "/system_stats")
         stats = _parse(SystemStats, response)
@@ -211,21 +211,21 @@ class ComfyClient:
                 if response.status == 500 and path in _GRAPH_ROUTES:
                     return 400, _MALFORMED_GRAPH
                 if response.status not in _EXPECTED_STATUSES:
-                    raise _unexpected_status(response)
+                    raise _make_status_error(response)
                 # JSON is UTF-8, so the encoding need not be detected as aiohttp would.
-                content = self._paths.hide_known_in_body(await _read(response, limit))
+                content = self._paths.hide_known_in_body(await _read_body(response, limit))
                 return response.status, json.loads(content) if content else None
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise NoAnswer(f"ComfyUI did not respond to {method} {path}") from error
+            raise NoResponse(f"ComfyUI did not respond to {method} {path}") from error
         except ValueError as error:
             raise WorkerLost(f"ComfyUI's response to {method} {path} is not JSON") from error
 
 
-async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
+async def _read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
     """Read the body of a response.
 
     Raises:
-        TooLarge: The body has more than ``limit`` bytes.
+        ResponseTooLarge: The body has more than ``limit`` bytes.
     """
     chunks, size = [], 0
     async for chunk in response.content.iter_any():
@@ -233,23 +233,25 @@ async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
         size += len(chunk)
         if size > limit:
             path = response.url.path
-            raise TooLarge(f"ComfyUI's response from {path} exceeds the limit of {limit:,} bytes")
+            raise ResponseTooLarge(
+                f"ComfyUI's response from {path} exceeds the limit of {limit:,} bytes"
+            )
     return b"".join(chunks)
 
 
-def _unexpected_status(response: aiohttp.ClientResponse) -> WorkerLost:
+def _make_status_error(response: aiohttp.ClientResponse) -> WorkerLost:
     path = response.url.path
     return WorkerLost(f"ComfyUI responded to {path} with the unexpected status {response.status}")
 
 
-def error_message(body: Mapping[str, Any]) -> str:
+def get_error_message(body: Mapping[str, Any]) -> str:
     """Return the error message in the body of ComfyUI's response to an invalid graph."""
     error = body.get("error")
     message = error.get("message") if isinstance(error, Mapping) else None
     return str(message or "ComfyUI refuses the graph without a reason")
 
 
-def _parse(model: type[Model], response: Any) -> Model:
+def _parse(model: type[ModelT], response: Any) -> ModelT:
     try:
         return model.model_validate(response)
     except ValidationError as error:

@@ -37,7 +37,7 @@ class ComfySupervisor:
         on_loss: Callable[[str, bool], None],
     ) -> None:
         self._options = options
-        self._open_session = open_session
+        self._run_session = open_session
         self._on_loss = on_loss
         self.session: Session | None = None
         self.error: str | None = None
@@ -55,7 +55,7 @@ class ComfySupervisor:
             self._supervising.cancel()
             await asyncio.gather(self._supervising, return_exceptions=True)
 
-    def check(self) -> None:
+    def check_supervision(self) -> None:
         """Raise an error if the supervising task has ended, which would be a bug.
 
         Raises:
@@ -74,7 +74,7 @@ class ComfySupervisor:
             async with asyncio.timeout(self._options.start_timeout):
                 await self._is_up.wait()
         except TimeoutError:
-            raise _unavailable() from None
+            raise _make_unavailable_error() from None
         return self.require_session()
 
     def require_session(self) -> Session:
@@ -84,32 +84,32 @@ class ComfySupervisor:
             ServiceUnavailable: ComfyUI is not ready.
         """
         if self.session is None:
-            raise _unavailable()
+            raise _make_unavailable_error()
         return self.session
 
-    def use(self, session: Session) -> None:
+    def set_session(self, session: Session) -> None:
         """Set the present session."""
         self.session = self._latest = session
         self.error = None
         self._is_up.set()
 
-    def give_up(self, session: Session) -> None:
+    def replace_session(self, session: Session) -> None:
         """Replace the process of a session."""
         # Cleared at once, so that no other prompt is submitted to the process.
         self._clear_session()
-        session.give_up()
+        session.mark_broken()
 
-    async def give_up_hanging(self) -> bool:
+    async def replace_hanging_session(self) -> bool:
         """Replace the present process if it is alive but hangs, and return whether it was alive."""
         session = self.session
-        if session is None or await session.ended() or session is not self.session:
+        if session is None or await session.has_ended() or session is not self.session:
             return False
-        self.give_up(session)
+        self.replace_session(session)
         return True
 
     async def was_killed(self) -> bool:
         """Return whether another process has killed the latest ComfyUI process."""
-        return self._latest is not None and await self._latest.killed()
+        return self._latest is not None and await self._latest.was_killed()
 
     def _clear_session(self) -> None:
         self.session = None
@@ -129,16 +129,16 @@ class ComfySupervisor:
 
     async def _run_once(self) -> None:
         """Run one ComfyUI process from its start to its end."""
-        async with self._open_session() as session:
-            self.use(session)
+        async with self._run_session() as session:
+            self.set_session(session)
             try:
                 self.error = await session.wait_until_broken()
                 _log.warning("ComfyUI is stopped and started again: %s", self.error)
             finally:
                 self._clear_session()
-                is_blamed = self.error is not None and not await session.killed()
-                self._on_loss(self.error or "the process was stopped", is_blamed)
+                may_be_cause = self.error is not None and not await session.was_killed()
+                self._on_loss(self.error or "the process was stopped", may_be_cause)
 
 
-def _unavailable() -> ServiceUnavailable:
+def _make_unavailable_error() -> ServiceUnavailable:
     return ServiceUnavailable("ComfyUI is still starting; try again", retry_after=5)

@@ -12,9 +12,9 @@ from pathlib import Path
 from moyin.render.comfyui.options import ComfyOptions, Isolation
 from moyin.system.processes import SERVICE_VARIABLE, STACK_VARIABLE
 
-__all__ = ["child_environment"]
+__all__ = ["build_child_environment"]
 
-_NAMES = frozenset(
+_ALLOWED_NAMES = frozenset(
     {
         # `moyin down` finds the processes of its stack by these variables.
         *(SERVICE_VARIABLE, STACK_VARIABLE),
@@ -24,7 +24,7 @@ _NAMES = frozenset(
     }
 )
 # Variables of locales, GPU drivers, math libraries and PyTorch.
-_PREFIXES = (
+_ALLOWED_PREFIXES = (
     *("LC_", "MALLOC_", "OMP_", "GOMP_", "KMP_", "MKL_", "ONEDNN_", "DNNL_"),
     *("CUDA_", "CUBLAS_", "CUDNN_", "NVIDIA_", "NCCL_", "HIP_", "HSA_", "ROCR_", "ROCM_", "AMD_"),
     *("MIOPEN_", "ZE_", "ONEAPI_", "SYCL_", "TORCH_", "PYTORCH_", "TORCHINDUCTOR_", "TRITON_"),
@@ -35,7 +35,7 @@ _INTERPRETER_NAMES = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 _USER = "comfyui"
 
 
-def child_environment(
+def build_child_environment(
     environ: Mapping[str, str], options: ComfyOptions, scratch: Path
 ) -> dict[str, str]:
     """Return the environment variables of a ComfyUI process.
@@ -58,4 +58,4 @@ def child_environment(
 def _is_allowed(name: str) -> bool:
     if any(word in name for word in _SECRET_WORDS):
         return False
-    return name in _NAMES or name.startswith(_PREFIXES)
+    return name in _ALLOWED_NAMES or name.startswith(_ALLOWED_PREFIXES)

@@ -29,7 +29,7 @@ from moyin.render.protocol.graph import INPUT_FOLDER
 __all__ = ["BRIDGE", "ProcessFolder", "remove_tree", "unlock"]
 
 BRIDGE = "moyin_bridge"
-_BRIDGE_FILES = ("bridge.py", "guard.py", "names.py", "tenants.py")
+_BRIDGE_FILES = ("bridge.py", "guard.py", "input_rules.py", "tenants.py")
 _SHIPPED_NODES = "websocket_image_save.py"
 _BRIDGE_INIT = """\
 from .bridge import register

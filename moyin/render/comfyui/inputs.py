@@ -21,7 +21,7 @@ class InputFiles:
     The files of waiting prompts are in a staging folder that the process can't access.
 
     Args:
-        limit: number of bytes down to which `trim` reduces the staged files.
+        limit: number of bytes down to which `trim_staged` reduces the staged files.
     """
 
     def __init__(self, folder: ProcessFolder, limit: int) -> None:
@@ -39,16 +39,16 @@ class InputFiles:
             ValueError: A name was not made by `make_input_name`.
         """
         for name, sha256 in files.items():
-            path = self._staged(name)
+            path = self._find_staged(name)
             if not _mark_used(path):
                 await blobs.copy_to(sha256, path)
                 path.chmod(0o644)  # the process may run as another user
 
-    def has(self, names: Collection[str]) -> bool:
+    def are_staged(self, names: Collection[str]) -> bool:
         """Return whether all files with these names are staged."""
-        return all(self._staged(name).exists() for name in names)
+        return all(self._find_staged(name).exists() for name in names)
 
-    def trim(self, needed: Collection[str]) -> None:
+    def trim_staged(self, needed: Collection[str]) -> None:
         """Remove the least recently used files until the limit is met (blocking).
 
         Other threads may add files at the same time.
@@ -63,7 +63,7 @@ class InputFiles:
                 stat = path.stat()
                 staged.append((stat.st_mtime, stat.st_size, path))
         total = sum(size for _, size, _ in staged)
-        needed_paths = {self._staged(name) for name in needed}
+        needed_paths = {self._find_staged(name) for name in needed}
         for _, size, path in sorted(staged):
             if total <= self._limit:
                 return
@@ -71,7 +71,7 @@ class InputFiles:
                 path.unlink()
                 total -= size
 
-    def place(self, names: Collection[str]) -> None:
+    def place_files(self, names: Collection[str]) -> None:
         """Replace the files in the process's input folder by these staged files (blocking).
 
         The process has no write access to the folder, so hard links to the staged files are safe.
@@ -79,9 +79,9 @@ class InputFiles:
         Raises:
             FileNotFoundError: A file is not staged.
         """
-        self.remove_placed()
+        self.remove_placed_files()
         for name in names:
-            staged = self._staged(name)
+            staged = self._find_staged(name)
             placed = self._folder.inputs / staged.name
             try:
                 os.link(staged, placed)
@@ -91,13 +91,13 @@ class InputFiles:
                 shutil.copyfile(staged, placed)  # the file system has no hard links
                 placed.chmod(0o644)
 
-    def remove_placed(self) -> None:
+    def remove_placed_files(self) -> None:
         """Remove all files from the process's input folder (blocking)."""
         for path in self._folder.inputs.iterdir():
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
 
-    def _staged(self, name: str) -> Path:
+    def _find_staged(self, name: str) -> Path:
         if not is_input_name(name):
             raise ValueError(f"{name!r} must be a name that `make_input_name` has made")
         return self._folder.staging / Path(name).name

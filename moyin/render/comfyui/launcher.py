@@ -41,17 +41,17 @@ def main() -> None:
     """Set up this process, then run ``main.py`` in it."""
     options = json.loads(sys.argv[1])
     if "user" in options:
-        become(options["user"], options["groups"])
+        change_user(options["user"], options["groups"])
         # Start again, because at its start Python has run code of installed packages as root.
         rest = {name: value for name, value in options.items() if name not in ("user", "groups")}
         os.execv(sys.executable, [sys.executable, __file__, json.dumps(rest), *sys.argv[2:]])
     if "parent" in options:
-        die_with(options["parent"])
-    require_alive(options["alive"])
+        die_with_parent(options["parent"])
+    exit_if_parent_ended(options["alive"])
     limit_resources(options["file_bytes"], options.get("threads"))
     # Collections during the imports would take a seventh of the processor time of the start.
     gc.disable()
-    serve_on(options["socket"])
+    listen_on(options["socket"])
     os.chdir(os.environ["TMPDIR"])
     script = sys.argv[2]
     sys.argv = sys.argv[2:]
@@ -60,7 +60,7 @@ def main() -> None:
     runpy.run_path(script, run_name="__main__")
 
 
-def become(user: int, groups: list[int]) -> None:
+def change_user(user: int, groups: list[int]) -> None:
     """Change the user of this process irrevocably, and drop all capabilities."""
     os.setgroups(groups)
     os.setresgid(user, user, user)
@@ -69,11 +69,11 @@ def become(user: int, groups: list[int]) -> None:
     header = (ctypes.c_uint32 * 2)(_CAPABILITIES, 0)
     if ctypes.CDLL(None, use_errno=True).capset(header, (ctypes.c_uint32 * 6)()):
         raise OSError(ctypes.get_errno(), "capset failed to drop the capabilities")
-    if os.getresuid() != (user, user, user) or "CapEff:\t0000000000000000" not in _status():
+    if os.getresuid() != (user, user, user) or "CapEff:\t0000000000000000" not in _read_status():
         raise OSError(f"the process could not change to user id {user} without capabilities")
 
 
-def die_with(parent: int) -> None:
+def die_with_parent(parent: int) -> None:
     """Make the kernel kill this process when its parent ends."""
     # SIGKILL, because a hanging CUDA call would ignore other signals and occupy the GPU.
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
@@ -83,7 +83,7 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def require_alive(pipe: int) -> None:
+def exit_if_parent_ended(pipe: int) -> None:
     """Exit if the parent ended before the parent-death signal was set up."""
     poll = select.poll()
     poll.register(pipe, select.POLLHUP)
@@ -107,7 +107,7 @@ def lower_limit(kind: int, value: int) -> None:
         resource.setrlimit(kind, (value, value))
 
 
-def serve_on(descriptor: int) -> None:
+def listen_on(descriptor: int) -> None:
     """Make ComfyUI's server, the first one of this process, listen on the inherited socket."""
     from aiohttp import web
 
@@ -126,7 +126,7 @@ def serve_on(descriptor: int) -> None:
     web.TCPSite = site  # type: ignore[assignment, misc]
 
 
-def _status() -> str:
+def _read_status() -> str:
     return Path("/proc/self/status").read_text()
 
 

@@ -11,12 +11,12 @@ import yaml
 
 from moyin.errors import StackError
 
-__all__ = ["extra_model_paths"]
+__all__ = ["find_extra_model_paths"]
 
 _FLAG = "--extra-model-paths-config"
 
 
-def extra_model_paths(flags: Sequence[str]) -> list[Path]:
+def find_extra_model_paths(flags: Sequence[str]) -> list[Path]:
     """Return the files after ``--extra-model-paths-config``, and the folders they name (blocking).
 
     Missing folders are left out, because ComfyUI ignores them.
@@ -28,12 +28,12 @@ def extra_model_paths(flags: Sequence[str]) -> list[Path]:
         StackError: A file can't be read or is malformed.
     """
     paths: list[Path] = []
-    for file in _files(flags):
-        paths += [file, *(folder for folder in _folders(file) if folder.is_dir())]
+    for file in _find_flag_values(flags):
+        paths += [file, *(folder for folder in _read_folders(file) if folder.is_dir())]
     return paths
 
 
-def _files(flags: Sequence[str]) -> Iterator[Path]:
+def _find_flag_values(flags: Sequence[str]) -> Iterator[Path]:
     """Yield the values of the flag, which are all words up to the next flag."""
     is_value = False
     for word in flags:
@@ -47,7 +47,7 @@ def _files(flags: Sequence[str]) -> Iterator[Path]:
             yield Path(word)
 
 
-def _folders(file: Path) -> Iterator[Path]:
+def _read_folders(file: Path) -> Iterator[Path]:
     try:
         sections = yaml.safe_load(file.read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -56,10 +56,10 @@ def _folders(file: Path) -> Iterator[Path]:
         raise StackError(f"{_FLAG} {file}: must be a mapping of sections, as ComfyUI documents it")
     for section in sections.values():
         if isinstance(section, Mapping):
-            yield from _section(file.absolute().parent, section)
+            yield from _read_section(file.absolute().parent, section)
 
 
-def _section(base: Path, section: Mapping[Any, Any]) -> Iterator[Path]:
+def _read_section(base: Path, section: Mapping[Any, Any]) -> Iterator[Path]:
     base_path = section.get("base_path")
     if isinstance(base_path, str):
         # Unlike `Path.expanduser`, and like ComfyUI, this ignores the home of an unknown user.

@@ -38,18 +38,18 @@ class ModelSizes:
         self._folder = folder
         self._sizes: BoundedDict[str, int] = BoundedDict(_REMEMBERED)
 
-    async def of(self, models: Collection[str]) -> dict[str, int]:
+    async def measure(self, models: Collection[str]) -> dict[str, int]:
         """Return the size in bytes of each model, which is named ``<kind>/<file name>``."""
         unknown = [model for model in models if model not in self._sizes]
         if unknown:
-            for model, size in await asyncio.to_thread(self._measure, unknown):
+            for model, size in await asyncio.to_thread(self._measure_all, unknown):
                 self._sizes[model] = size
         return {model: self._sizes[model] for model in models}
 
-    def _measure(self, models: list[str]) -> list[tuple[str, int]]:
-        return [(model, self._size(model)) for model in models]
+    def _measure_all(self, models: list[str]) -> list[tuple[str, int]]:
+        return [(model, self._measure_file(model)) for model in models]
 
-    def _size(self, model: str) -> int:
+    def _measure_file(self, model: str) -> int:
         kind = model.partition("/")[0]
         # A graph may contain any string, even one that is not a valid path.
         with contextlib.suppress(OSError, ValueError):

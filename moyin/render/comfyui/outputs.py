@@ -26,7 +26,7 @@ from moyin.render.protocol.wire import HistoryEntry, OutputFile
 from moyin.store.blobs import BlobStore
 from moyin.system.bounded import BoundedDict
 
-__all__ = ["Outputs", "StoredResult"]
+__all__ = ["OutputStore", "StoredResult"]
 
 _REMEMBERED = 4096
 _Version: TypeAlias = tuple[int, int, int]
@@ -41,7 +41,7 @@ class StoredResult:
     done: RenderSucceeded
 
 
-class Outputs:
+class OutputStore:
     """Stores output files, and remembers the stored files of one ComfyUI process.
 
     For a repeated graph, ComfyUI's cache returns the names of the files that an earlier prompt
@@ -74,11 +74,13 @@ class Outputs:
             async with self._storing:
                 stored = await self._store_all(prompt_id, entry)
         finally:
-            await asyncio.to_thread(self._written.discard, prompt_id)
+            await asyncio.to_thread(self._written.discard_files, prompt_id)
         if stored is None:
             return None
         files = tuple(file for file, _ in stored)
-        rendered = tuple(_rendered(file, output.node, output.slot) for file, output in stored)
+        rendered = tuple(
+            _to_rendered_file(file, output.node, output.slot) for file, output in stored
+        )
         record = replace(to_prompt_record(entry, prompt_id), files=files)
         done = RenderSucceeded(files=rendered, values=collect_values(entry))
         return StoredResult(record=record, done=done)
@@ -97,7 +99,9 @@ class Outputs:
                 return None
         return stored
 
-    async def collect_node(self, prompt_id: str, output: Mapping[str, Any]) -> list[PromptFile]:
+    async def collect_node_output(
+        self, prompt_id: str, output: Mapping[str, Any]
+    ) -> list[PromptFile]:
         """Store the output files of one node of a running prompt, and leave missing files out."""
         async with self._storing:
             files = [await self._store(prompt_id, file, self._limit) for file in find_files(output)]
@@ -114,18 +118,18 @@ class Outputs:
         """
         name = make_farm_name(output, prompt_id)
         known, version = self._stored.get(output, (None, None))
-        file = await asyncio.to_thread(self._written.open, output, prompt_id)
+        file = await asyncio.to_thread(self._written.open_file, output, prompt_id)
         try:
             if (
                 known is not None
-                and (file is None or _version(file) == version)
+                and (file is None or _get_version(file) == version)
                 # Another prompt may have stored the file weeks ago, and it may have been pruned.
                 and (known.name == name or await self._blobs.renew(known.sha256))
             ):
                 return replace(known, name=name)
             if file is None:
                 return None
-            version = _version(file)
+            version = _get_version(file)
             if os.fstat(file.fileno()).st_size > limit:
                 raise RenderFailed(
                     f"the render's output files have more than the allowed {self._limit:,} bytes"
@@ -134,13 +138,13 @@ class Outputs:
         finally:
             if file is not None:
                 file.close()
-        media_type = _media_type(output.filename)
+        media_type = _guess_media_type(output.filename)
         stored = PromptFile(name=name, media_type=media_type, size=blob.size, sha256=blob.sha256)
         self._stored[output] = (stored, version)
         return stored
 
 
-def _rendered(file: PromptFile, node: str, slot: str) -> RenderedFile:
+def _to_rendered_file(file: PromptFile, node: str, slot: str) -> RenderedFile:
     return RenderedFile(
         name=file.name.filename,
         media_type=file.media_type,
@@ -152,13 +156,13 @@ def _rendered(file: PromptFile, node: str, slot: str) -> RenderedFile:
     )
 
 
-def _version(file: BinaryIO) -> _Version:
+def _get_version(file: BinaryIO) -> _Version:
     """Return a value that differs between two versions of a file."""
     stat = os.fstat(file.fileno())
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
-def _media_type(name: str) -> str:
+def _guess_media_type(name: str) -> str:
     suffix = PurePosixPath(name).suffix.lower()
     guessed = _MEDIA_TYPES.get(suffix) or mimetypes.guess_type(name)[0]
     return guessed or "application/octet-stream"

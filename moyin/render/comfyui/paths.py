@@ -20,11 +20,11 @@ from moyin.render.comfyui.options import ComfyOptions
 from moyin.render.protocol.binary import read_frame_text, replace_frame_text
 from moyin.render.protocol.wire import EventMessage
 
-__all__ = ["HostPaths"]
+__all__ = ["HostPathFilter"]
 
-OTHER = "<path>"
+PLACEHOLDER = "<path>"
 # A path is recognised by its first part: one of these names, or an entry of the root folder.
-_TOP = (
+_TOP_NAMES = (
     "Users", "Volumes", "app", "bin", "boot", "content", "data", "dev", "etc", "home", "lib", "lib32",
     "lib64", "media", "mnt", "nix", "opt", "private", "proc", "root", "run", "sbin", "scratch", "shared",
     "snap", "srv", "storage", "sys", "tmp", "usr", "var", "work", "workspace",
@@ -33,10 +33,10 @@ _TOP = (
 _WITHOUT_PATHS = frozenset(
     {"executing", "execution_cached", "execution_start", "progress", "progress_state", "status"}
 )
-_FAILURE = "execution_error"
+_ERROR_EVENT = "execution_error"
 
 
-class HostPaths:
+class HostPathFilter:
     """Replaces the paths of the machine that runs one ComfyUI process.
 
     Args:
@@ -46,23 +46,23 @@ class HostPaths:
     def __init__(self, known: Mapping[Path, str]) -> None:
         names: dict[str, str] = {}
         for folder, name in known.items():
-            for spelling in (folder, folder.absolute(), _resolved(folder)):
+            for spelling in (folder, folder.absolute(), _resolve(folder)):
                 if spelling.is_absolute() and spelling != Path(spelling.anchor):
                     names.setdefault(str(spelling), name)
-        self._names = names | {_escaped(spelling): name for spelling, name in names.items()}
+        self._names = names | {_escape(spelling): name for spelling, name in names.items()}
         longest = sorted(self._names, key=len, reverse=True)
         # Patterns that begin with a slash make the search fast. The lookahead demands that the name
         # of the folder ends there.
         folders = "|".join(re.escape(path[1:]) for path in longest)
         self._known = re.compile(rf"/(?<![\w.]/)(?:{folders})(?![\w-]|\.\w)" if longest else "(?!)")
-        tops = "|".join(re.escape(name) for name in sorted({*_TOP, *_roots()}))
+        tops = "|".join(re.escape(name) for name in sorted({*_TOP_NAMES, *_list_root_names()}))
         rest = r"\b(?:/[^\s'\"\\,;:)\]}<>|]*)*"
         # Of URLs only `file:///…` names a file of this machine.
         self._other = re.compile(rf"(?:/(?<![\w.:/<>)-]/)|(?<=:///))(?:{tops}){rest}")
         self._quoted = re.compile(rf"(?P<quote>['\"])/(?:{tops})(?:/[^'\"\n\\]*)?(?P=quote)")
 
     @classmethod
-    def of(cls, options: ComfyOptions) -> HostPaths:
+    def for_process(cls, options: ComfyOptions) -> HostPathFilter:
         """Create the object for the process that runs with these options."""
         folder = options.folder
         base = folder / "base"
@@ -77,7 +77,7 @@ class HostPaths:
             folder: "<folder>",
             environment: "<python>",
             # A virtual environment's standard library is in the folder of its base interpreter.
-            _resolved(options.python).parent.parent: "<python>",
+            _resolve(options.python).parent.parent: "<python>",
             Path(moyin.__file__).parent: "<moyin>",
         }
         return cls(known)
@@ -90,43 +90,43 @@ class HostPaths:
         """Replace all absolute paths in a text."""
         if "/" not in text:
             return text
-        text = self._quoted.sub(rf"\g<quote>{OTHER}\g<quote>", self.hide_known(text))
-        return self._other.sub(OTHER, text)
+        text = self._quoted.sub(rf"\g<quote>{PLACEHOLDER}\g<quote>", self.hide_known(text))
+        return self._other.sub(PLACEHOLDER, text)
 
     def hide_known_in_body(self, body: bytes) -> bytes:
         """Replace the known folders in an encoded JSON body."""
-        return _recoded(body, self.hide_known)
+        return _hide_in_bytes(body, self.hide_known)
 
     def hide_in_body(self, body: bytes) -> bytes:
         """Replace all absolute paths in an encoded JSON body."""
-        return _recoded(body, self.hide)
+        return _hide_in_bytes(body, self.hide)
 
     def hide_in_json(self, value: Any) -> Any:
         """Replace all absolute paths in the keys and strings of a JSON value."""
-        return _mapped(value, self.hide)
+        return _map_strings(value, self.hide)
 
-    def event(self, message: EventMessage) -> EventMessage:
+    def hide_in_event(self, message: EventMessage) -> EventMessage:
         """Replace the paths in an event: all paths in an error, known folders in other events."""
         if message.type in _WITHOUT_PATHS:
             return message
-        hide = self.hide if message.type == _FAILURE else self.hide_known
-        return message.model_copy(update={"data": _mapped(message.data, hide)})
+        hide = self.hide if message.type == _ERROR_EVENT else self.hide_known
+        return message.model_copy(update={"data": _map_strings(message.data, hide)})
 
-    def frame(self, frame: bytes) -> bytes:
+    def hide_in_frame(self, frame: bytes) -> bytes:
         """Replace the known folders in a binary frame that contains text."""
         text = read_frame_text(frame)
         return frame if text is None else replace_frame_text(frame, self.hide_known(text))
 
     def hide_in_state(self, state: Any) -> Any:
         """Replace all paths in the error messages of the JSON of a `PromptState`."""
-        messages = _messages(state)
+        messages = _find_messages(state)
         for index, message in enumerate(messages):
-            if isinstance(message, list) and len(message) == 2 and message[0] == _FAILURE:
-                messages[index] = [_FAILURE, self.hide_in_json(message[1])]
+            if isinstance(message, list) and len(message) == 2 and message[0] == _ERROR_EVENT:
+                messages[index] = [_ERROR_EVENT, self.hide_in_json(message[1])]
         return state
 
 
-def _recoded(body: bytes, hide: Callable[[str], str]) -> bytes:
+def _hide_in_bytes(body: bytes, hide: Callable[[str], str]) -> bytes:
     try:
         text = body.decode()
     except UnicodeDecodeError:
@@ -134,37 +134,37 @@ def _recoded(body: bytes, hide: Callable[[str], str]) -> bytes:
     return hide(text).encode()
 
 
-def _messages(state: Any) -> list[Any]:
+def _find_messages(state: Any) -> list[Any]:
     value = state
     for name in ("entry", "status", "messages"):
         value = value.get(name) if isinstance(value, dict) else None
     return value if isinstance(value, list) else []
 
 
-def _mapped(value: Any, hide: Callable[[str], str]) -> Any:
+def _map_strings(value: Any, hide: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return hide(value)
     if isinstance(value, Mapping):
-        return {_mapped(key, hide): _mapped(item, hide) for key, item in value.items()}
+        return {_map_strings(key, hide): _map_strings(item, hide) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_mapped(item, hide) for item in value]
+        return [_map_strings(item, hide) for item in value]
     return value
 
 
-def _roots() -> Iterable[str]:
+def _list_root_names() -> Iterable[str]:
     try:
         return [path.name for path in Path("/").iterdir()]
     except OSError:
         return []  # if the root is not readable, only the usual names are known
 
 
-def _resolved(path: Path) -> Path:
+def _resolve(path: Path) -> Path:
     try:
         return path.resolve()
     except (OSError, RuntimeError):
         return path.absolute()  # the path is a loop of links
 
 
-def _escaped(path: str) -> str:
+def _escape(path: str) -> str:
     """Return a path with the escapes of a JSON string."""
     return json.dumps(path)[1:-1]

@@ -15,23 +15,23 @@ from pathlib import Path
 from typing import IO, Any
 
 from moyin.errors import StackError
-from moyin.render.comfyui.bubblewrap import filter_file, require_confinement
+from moyin.render.comfyui.bubblewrap import open_filter, require_confinement
 from moyin.render.comfyui.channels import Channels
-from moyin.render.comfyui.environment import child_environment
+from moyin.render.comfyui.environment import build_child_environment
 from moyin.render.comfyui.folder import ProcessFolder
 from moyin.render.comfyui.options import ComfyOptions, Isolation
 from moyin.render.comfyui.sandbox import (
-    bubblewrap_options,
-    device_groups,
-    first_unreadable,
-    graphics_devices,
-    shared_folders,
-    user_of,
+    build_bubblewrap_options,
+    choose_user_id,
+    find_device_groups,
+    find_graphics_devices,
+    find_shared_folders,
+    find_unreadable_file,
 )
 from moyin.render.comfyui.sandbox_processes import SandboxProcesses
 from moyin.system.logfile import LogFile, tail
 
-__all__ = ["ComfyProcess", "Spawner", "memory_kills"]
+__all__ = ["ComfyProcess", "Spawner", "count_memory_kills"]
 
 _log = logging.getLogger(__name__)
 _CHUNK_BYTES = 64 * 1024
@@ -82,7 +82,7 @@ class ComfyProcess:
         self._process = process
         self._channels = channels
         self._sandboxed = sandboxed
-        self._memory_kills = memory_kills()
+        self._first_memory_kills = count_memory_kills()
         self._log = LogFile(log)
         self._log_path = log
         self.address = channels.address
@@ -98,23 +98,27 @@ class ComfyProcess:
             OSError: The interpreter can't be run.
             StackError: This machine can't confine the process.
         """
-        env = child_environment(os.environ, options, folder.scratch)
+        env = build_child_environment(os.environ, options, folder.scratch)
         is_strict = options.isolation is Isolation.STRICT
-        sandbox = await asyncio.to_thread(_sandbox, options, folder, env) if is_strict else None
+        sandbox = (
+            await asyncio.to_thread(_build_sandbox_command, options, folder, env)
+            if is_strict
+            else None
+        )
         channels = Channels(folder.path)
         process: subprocess.Popen[bytes] | None = None
         try:
-            command = command_line(options, folder, _launcher_options(options, channels))
+            command = build_command(options, folder, _make_launcher_options(options, channels))
             descriptors = [channels.listening, channels.alive]
             if sandbox is None:
                 process = await spawner.spawn(command, env, descriptors)
                 return cls(process, channels, folder.log)
-            with _pipe() as (info, info_end), _closing(filter_file()) as filters:
+            with _open_pipe() as (info, info_end), _close_at_exit(open_filter()) as filters:
                 sandbox += ["--seccomp", str(filters), "--info-fd", str(info_end.fileno()), "--"]
                 descriptors += [filters, info_end.fileno()]
                 process = await spawner.spawn([*sandbox, *command], env, descriptors)
                 info_end.close()
-                sandboxed = await asyncio.to_thread(_sandbox_processes, info, process)
+                sandboxed = await asyncio.to_thread(_read_sandbox_processes, info, process)
             return cls(process, channels, folder.log, sandboxed)
         except BaseException:
             channels.close()
@@ -136,33 +140,33 @@ class ComfyProcess:
         """Whether a process, and not the kernel's out-of-memory killer, has killed ComfyUI."""
         if not self.exited.done() or self.exited.result() not in _KILLED_STATUSES:
             return False
-        return memory_kills() == self._memory_kills
+        return count_memory_kills() == self._first_memory_kills
 
-    def last_lines(self, count: int = 12) -> str:
+    def read_last_log_lines(self, count: int = 12) -> str:
         """Return the last lines of the process's log, for an operator."""
         return "\n".join(tail(self._log_path, count))
 
-    def settle(self) -> None:
-        """Exempt all present processes of the sandbox from `end_strays` (blocking)."""
+    def exempt_present_processes(self) -> None:
+        """Exempt all present processes of the sandbox from `kill_new_processes` (blocking)."""
         if self._sandboxed is not None:
-            self._sandboxed.settle()
+            self._sandboxed.exempt_present_processes()
 
-    def end_strays(self) -> None:
+    def kill_new_processes(self) -> None:
         """Kill the processes that a finished prompt has not ended (blocking).
 
         Raises:
             WorkerLost: A process does not end in time.
         """
         if self._sandboxed is not None:
-            self._sandboxed.end_strays()
+            self._sandboxed.kill_new_processes()
 
     async def stop(self, patience: float = 5.0) -> None:
         """Send SIGTERM to the process group, then SIGKILL after ``patience`` seconds."""
         if not self.exited.done():
-            self._signal(signal.SIGTERM)
+            self._send_signal(signal.SIGTERM)
             await asyncio.wait([self.exited], timeout=patience)
         # Sent even if the leader has ended, because its children belong to the group as well.
-        self._signal(signal.SIGKILL)
+        self._send_signal(signal.SIGKILL)
         await self.exited
         if self._sandboxed is not None:
             # The kernel ends the other processes of a sandbox shortly after its first process.
@@ -170,13 +174,13 @@ class ComfyProcess:
                 async with asyncio.timeout(_SANDBOX_END_SECONDS):
                     await _wait_for_exit(self._sandboxed.init)
 
-    def _signal(self, number: signal.Signals) -> None:
+    def _send_signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
 
     async def _watch(self) -> int:
         assert self._process.stdout is not None
-        pump = asyncio.create_task(self._pump(self._process.stdout.fileno()))
+        pump = asyncio.create_task(self._copy_output(self._process.stdout.fileno()))
         try:
             await _wait_for_exit(self._process.pid)
             status = self._process.wait()
@@ -190,7 +194,7 @@ class ComfyProcess:
             self._channels.close()
         return status
 
-    async def _pump(self, descriptor: int) -> None:
+    async def _copy_output(self, descriptor: int) -> None:
         while True:
             await _wait_until_readable(descriptor)
             data = os.read(descriptor, _CHUNK_BYTES)
@@ -199,13 +203,13 @@ class ComfyProcess:
             self._log.write(data)
 
 
-def memory_kills(path: Path = Path("/proc/vmstat")) -> int:
+def count_memory_kills(path: Path = Path("/proc/vmstat")) -> int:
     """Return how many processes the kernel's out-of-memory killer has killed since boot."""
     lines = (line.split() for line in path.read_text().splitlines())
     return next((int(line[1]) for line in lines if line[0] == "oom_kill"), 0)
 
 
-def command_line(
+def build_command(
     options: ComfyOptions, folder: ProcessFolder, launcher_options: dict[str, Any]
 ) -> list[str]:
     """Return the command that runs ``launcher.py``, which runs ComfyUI's ``main.py``."""
@@ -225,7 +229,7 @@ def command_line(
     ]
 
 
-def _launcher_options(options: ComfyOptions, channels: Channels) -> dict[str, Any]:
+def _make_launcher_options(options: ComfyOptions, channels: Channels) -> dict[str, Any]:
     """Return the launcher's JSON options, which ``launcher.py`` describes."""
     launcher_options: dict[str, Any] = {
         "socket": channels.listening,
@@ -234,22 +238,24 @@ def _launcher_options(options: ComfyOptions, channels: Channels) -> dict[str, An
     }
     if options.isolation is not Isolation.STRICT:
         return {**launcher_options, "parent": os.getpid()}
-    user = user_of(options)
+    user = choose_user_id(options)
     if user is not None:
-        devices = [] if options.cpu else graphics_devices()
-        groups = device_groups(devices)
+        devices = [] if options.cpu else find_graphics_devices()
+        groups = find_device_groups(devices)
         launcher_options |= {"user": user, "groups": groups, "threads": _MAX_THREADS}
     return launcher_options
 
 
-def _sandbox(options: ComfyOptions, folder: ProcessFolder, env: dict[str, str]) -> list[str]:
+def _build_sandbox_command(
+    options: ComfyOptions, folder: ProcessFolder, env: dict[str, str]
+) -> list[str]:
     """Return the command that runs bubblewrap with its options.
 
     Raises:
         StackError: This machine can't confine a process.
     """
-    user = user_of(options)
-    unreadable = None if user is None else first_unreadable(user, shared_folders(options))
+    user = choose_user_id(options)
+    unreadable = None if user is None else find_unreadable_file(user, find_shared_folders(options))
     if unreadable is not None:
         _log.warning(
             "ComfyUI's user id %s can't read %s: run `chmod -R a+rX` on its folder, or set "
@@ -257,10 +263,10 @@ def _sandbox(options: ComfyOptions, folder: ProcessFolder, env: dict[str, str]) 
             user,
             unreadable,
         )
-    return [str(require_confinement()), *bubblewrap_options(options, folder, env)]
+    return [str(require_confinement()), *build_bubblewrap_options(options, folder, env)]
 
 
-def _sandbox_processes(info: IO[str], process: subprocess.Popen[bytes]) -> SandboxProcesses:
+def _read_sandbox_processes(info: IO[str], process: subprocess.Popen[bytes]) -> SandboxProcesses:
     """Read the id of the sandbox's first process from bubblewrap.
 
     Raises:
@@ -275,14 +281,14 @@ def _sandbox_processes(info: IO[str], process: subprocess.Popen[bytes]) -> Sandb
 
 
 @contextlib.contextmanager
-def _pipe() -> Iterator[tuple[IO[str], IO[str]]]:
+def _open_pipe() -> Iterator[tuple[IO[str], IO[str]]]:
     reading, writing = os.pipe()
     with os.fdopen(reading) as source, os.fdopen(writing, "w") as target:
         yield source, target
 
 
 @contextlib.contextmanager
-def _closing(descriptor: int) -> Iterator[int]:
+def _close_at_exit(descriptor: int) -> Iterator[int]:
     try:
         yield descriptor
     finally:

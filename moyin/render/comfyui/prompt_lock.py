@@ -50,34 +50,34 @@ class PromptLock:
                 yield False
                 return
             try:
-                await _run_to_end(self._begin, session, prompt_id, names)
+                await _run_in_thread(self._prepare_prompt, session, prompt_id, names)
                 yield True
             finally:
-                await self._finish(session, prompt_id)
+                await self._release_prompt(session, prompt_id)
 
-    def _begin(self, session: Session, prompt_id: str, names: Collection[str]) -> None:
-        session.written.begin(prompt_id)
-        self._inputs.place(names)
+    def _prepare_prompt(self, session: Session, prompt_id: str, names: Collection[str]) -> None:
+        session.written.begin_prompt(prompt_id)
+        self._inputs.place_files(names)
 
-    async def _finish(self, session: Session, prompt_id: str) -> None:
+    async def _release_prompt(self, session: Session, prompt_id: str) -> None:
         if session is not self._supervisor.session:
             return  # the next process begins with an empty folder
         try:
-            await _run_to_end(self._end, session, prompt_id)
+            await _run_in_thread(self._clean_up, session, prompt_id)
         except (OSError, WorkerLost) as error:
             _log.warning(
                 "ComfyUI is replaced, because prompt %s can't be cleaned up: %s", prompt_id, error
             )
             if session is self._supervisor.session:
-                self._supervisor.give_up(session)
+                self._supervisor.replace_session(session)
             raise
 
-    def _end(self, session: Session, prompt_id: str) -> None:
-        session.finish(prompt_id)
-        self._inputs.remove_placed()
+    def _clean_up(self, session: Session, prompt_id: str) -> None:
+        session.finish_prompt(prompt_id)
+        self._inputs.remove_placed_files()
 
 
-async def _run_to_end(work: Callable[..., None], *arguments: Any) -> None:
+async def _run_in_thread(work: Callable[..., None], *arguments: Any) -> None:
     """Run ``work`` in a thread, and wait for its end even if this task is cancelled.
 
     A thread can't be stopped, and would move files while the next prompt is executed.

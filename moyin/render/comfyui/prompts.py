@@ -19,13 +19,13 @@ from moyin.render.comfyui.relay import Relay
 from moyin.render.protocol.response import ProgressMeter, is_last_event
 from moyin.render.protocol.wire import EventMessage
 
-__all__ = ["Prompt"]
+__all__ = ["RunningPrompt"]
 
 # The interval of progress events, each of which costs milliseconds as a message through Ray.
 _EVENT_SECONDS = 0.25
 
 
-class Prompt:
+class RunningPrompt:
     """A running prompt, whose events any number of callers can `follow`.
 
     Args:
@@ -56,7 +56,7 @@ class Prompt:
         # Set when an event must be sent without the delay of progress events.
         self._urgent = asyncio.Event()
 
-    def feed(self, message: EventMessage) -> None:
+    def process_event(self, message: EventMessage) -> None:
         """Process an event of this prompt."""
         if self._meter.update(message):
             self._notify()

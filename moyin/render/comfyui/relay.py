@@ -61,9 +61,9 @@ class Relay:
         self._channel = channel
         self._store_files = store_files
         self._queue: deque[EventMessage | bytes] = deque()
-        self._sending: asyncio.Task[None] | None = None
+        self._publishing: asyncio.Task[None] | None = None
 
-    def feed(self, message: EventMessage | bytes) -> None:
+    def enqueue(self, message: EventMessage | bytes) -> None:
         """Queue an event or a binary frame for publication, without waiting."""
         if isinstance(message, EventMessage) and (
             message.type in _END_EVENTS or is_last_event(message)
@@ -77,18 +77,18 @@ class Relay:
                 )
             return
         self._queue.append(message)
-        if self._sending is None or self._sending.done():
-            self._sending = asyncio.create_task(self._send())
+        if self._publishing is None or self._publishing.done():
+            self._publishing = asyncio.create_task(self._publish_queued())
 
     async def flush(self) -> None:
         """Wait until all queued events are published, but at most three seconds."""
-        if self._sending is not None:
-            await asyncio.wait([self._sending], timeout=_FLUSH_SECONDS)
+        if self._publishing is not None:
+            await asyncio.wait([self._publishing], timeout=_FLUSH_SECONDS)
 
-    def abandon(self) -> None:
+    def stop(self) -> None:
         """Stop publishing and drop all queued events."""
-        if self._sending is not None:
-            self._sending.cancel()
+        if self._publishing is not None:
+            self._publishing.cancel()
 
     def _is_droppable(self, message: EventMessage | bytes) -> bool:
         if isinstance(message, EventMessage):
@@ -99,7 +99,7 @@ class Relay:
         node = self._graph.get(str(parse_image_metadata(frame)[0].get("node_id")))
         return isinstance(node, Mapping) and node.get("class_type") == _OUTPUT_NODE
 
-    async def _send(self) -> None:
+    async def _publish_queued(self) -> None:
         while self._queue:
             batch = [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH_SIZE))]
             frames = [frame for message in batch for frame in await self._to_frames(message)]

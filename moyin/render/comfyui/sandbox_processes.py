@@ -27,8 +27,8 @@ class SandboxProcesses:
         self.init = init
         self._main: int | None = None
         # The ids inside the sandbox that were checked, and the ids outside of exempt processes.
-        self._known: frozenset[int] = frozenset()
-        self._settled: frozenset[int] = frozenset()
+        self._known_inner_ids: frozenset[int] = frozenset()
+        self._exempt_ids: frozenset[int] = frozenset()
 
     @property
     def main(self) -> int | None:
@@ -39,24 +39,26 @@ class SandboxProcesses:
                 self._main = children[0].pid if children else None
         return self._main
 
-    def settle(self) -> None:
-        """Exempt all present processes, such as those of node packages, from `end_strays`."""
+    def exempt_present_processes(self) -> None:
+        """Exempt all present processes, such as those of node packages, from `kill_new_processes`."""
         with contextlib.suppress(psutil.Error):
-            self._settled = frozenset(process.pid for process in self._all())
-        self._known = self._inner_ids()
+            self._exempt_ids = frozenset(process.pid for process in self._list_processes())
+        self._known_inner_ids = self._list_inner_ids()
 
-    def end_strays(self) -> None:
-        """Kill the processes that were started after `settle`, and wait for their exit (blocking).
+    def kill_new_processes(self) -> None:
+        """Kill the processes that were started after `exempt_present_processes`, and wait for their exit (blocking).
 
         Raises:
             WorkerLost: A process does not end in time.
         """
         deadline = time.monotonic() + _PATIENCE_SECONDS
-        while self._inner_ids() - self._known:
-            strays = [p for p in self._all() if p.pid not in self._settled and _is_alive(p)]
+        while self._list_inner_ids() - self._known_inner_ids:
+            strays = [
+                p for p in self._list_processes() if p.pid not in self._exempt_ids and _is_alive(p)
+            ]
             if not strays:
                 # The new processes are zombies that ComfyUI has not reaped yet.
-                self._known = self._inner_ids()
+                self._known_inner_ids = self._list_inner_ids()
                 return
             if time.monotonic() > deadline:
                 pids = ", ".join(str(stray.pid) for stray in strays)
@@ -66,13 +68,13 @@ class SandboxProcesses:
                     stray.kill()
             time.sleep(_PAUSE_SECONDS)
 
-    def _all(self) -> list[psutil.Process]:
+    def _list_processes(self) -> list[psutil.Process]:
         try:
             return psutil.Process(self.init).children(recursive=True)
         except psutil.Error:
             return []
 
-    def _inner_ids(self) -> frozenset[int]:
+    def _list_inner_ids(self) -> frozenset[int]:
         """Return the process ids in the sandbox's /proc, which excludes the host's processes."""
         try:
             names = [path.name for path in Path(f"/proc/{self.main}/root/proc").iterdir()]

@@ -13,7 +13,7 @@ import platform
 import struct
 from dataclasses import dataclass
 
-__all__ = ["filter_program"]
+__all__ = ["build_filter"]
 
 # Constants of <linux/bpf_common.h>, <linux/seccomp.h> and <linux/audit.h>.
 _LOAD, _JUMP_EQUAL, _JUMP_ATLEAST, _JUMP_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
@@ -88,7 +88,7 @@ _MACHINES = {
 }
 
 
-def filter_program(machine: str | None = None) -> bytes | None:
+def build_filter(machine: str | None = None) -> bytes | None:
     """Return the filter as an array of ``struct sock_filter``, the format that bubblewrap reads.
 
     Args:
@@ -102,31 +102,31 @@ def filter_program(machine: str | None = None) -> bytes | None:
 
 
 def _assemble(machine: _Machine) -> bytes:
-    deny = _op(_RETURN, _ERRNO | errno.EPERM)
-    missing = _op(_RETURN, _ERRNO | errno.ENOSYS)
-    allow = _op(_RETURN, _ALLOW)
+    deny = _instruction(_RETURN, _ERRNO | errno.EPERM)
+    missing = _instruction(_RETURN, _ERRNO | errno.ENOSYS)
+    allow = _instruction(_RETURN, _ALLOW)
     program = [
-        _op(_LOAD, _ARCHITECTURE),
-        _op(_JUMP_EQUAL, machine.audit, 1, 0),
+        _instruction(_LOAD, _ARCHITECTURE),
+        _instruction(_JUMP_EQUAL, machine.audit, 1, 0),
         deny,  # 32-bit calls have other numbers
-        _op(_LOAD, _NUMBER),
+        _instruction(_LOAD, _NUMBER),
     ]
     if machine.has_x32:
-        program += [_op(_JUMP_ATLEAST, _X32, 0, 1), missing]
+        program += [_instruction(_JUMP_ATLEAST, _X32, 0, 1), missing]
     for number in machine.denied:
-        program += [_op(_JUMP_EQUAL, number, 0, 1), deny]
+        program += [_instruction(_JUMP_EQUAL, number, 0, 1), deny]
     # A filter can't read clone3's flags, which are in memory. The C library falls back to clone.
-    program += [_op(_JUMP_EQUAL, _CLONE3, 0, 1), missing]
+    program += [_instruction(_JUMP_EQUAL, _CLONE3, 0, 1), missing]
     program += [
-        _op(_JUMP_EQUAL, machine.clone, 0, 4),
-        _op(_LOAD, _FIRST_ARGUMENT),
-        _op(_JUMP_SET, _NAMESPACES, 0, 1),
+        _instruction(_JUMP_EQUAL, machine.clone, 0, 4),
+        _instruction(_LOAD, _FIRST_ARGUMENT),
+        _instruction(_JUMP_SET, _NAMESPACES, 0, 1),
         deny,
         allow,
-        _op(_JUMP_EQUAL, machine.socket, 0, len(_FAMILIES) + 2),
-        _op(_LOAD, _FIRST_ARGUMENT),
+        _instruction(_JUMP_EQUAL, machine.socket, 0, len(_FAMILIES) + 2),
+        _instruction(_LOAD, _FIRST_ARGUMENT),
         *(
-            _op(_JUMP_EQUAL, family, len(_FAMILIES) - position, 0)
+            _instruction(_JUMP_EQUAL, family, len(_FAMILIES) - position, 0)
             for position, family in enumerate(_FAMILIES)
         ),
         deny,
@@ -135,5 +135,5 @@ def _assemble(machine: _Machine) -> bytes:
     return b"".join(program)
 
 
-def _op(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
     return struct.pack("=HBBI", code, if_true, if_false, value)

@@ -15,7 +15,7 @@ from moyin.errors import InvalidGraph, RenderFailed, StackError, WorkerLost
 from moyin.render.comfyui.client import ComfyClient
 from moyin.render.comfyui.folder import ProcessFolder
 from moyin.render.comfyui.options import ComfyOptions
-from moyin.render.comfyui.paths import HostPaths
+from moyin.render.comfyui.paths import HostPathFilter
 from moyin.render.comfyui.process import ComfyProcess, Spawner
 from moyin.render.comfyui.stream import EventStream
 from moyin.render.comfyui.written_files import WrittenFiles
@@ -30,7 +30,7 @@ _CHECK_SECONDS = 30.0
 # Time limit between the last response of a dying process and the notice of its exit.
 _EXIT_SECONDS = 1.0
 # A graph without models. Its execution proves that ComfyUI works, which HTTP responses do not.
-_TRIVIAL_GRAPH = {
+_TEST_GRAPH = {
     "1": {
         "class_type": "EmptyImage",
         "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0},
@@ -64,7 +64,7 @@ class Session:
         self.volatile = volatile
         self._process = process
         self._is_idle = is_idle
-        self._given_up = asyncio.Event()
+        self._was_marked_broken = asyncio.Event()
 
     @property
     def pid(self) -> int:
@@ -93,22 +93,22 @@ class Session:
         """
         process = await ComfyProcess.start(options, folder, spawner)
         try:
-            paths = HostPaths.of(options)
+            paths = HostPathFilter.for_process(options)
             async with ComfyClient(process.address, uuid.uuid4().hex, paths) as client:
                 stream = EventStream(
                     client,
-                    lambda message: on_event(paths.event(message)),
-                    lambda frame: on_binary(paths.frame(frame)),
+                    lambda message: on_event(paths.hide_in_event(message)),
+                    lambda frame: on_binary(paths.hide_in_frame(frame)),
                 )
                 reading = asyncio.create_task(stream.run())
                 try:
-                    await _first_prompts(process, client, stream, options)
+                    await _run_first_prompts(process, client, stream, options)
                     written = WrittenFiles(folder)
-                    await asyncio.to_thread(process.settle)
-                    await asyncio.to_thread(written.clear)
-                    total = await client.total_memory()
+                    await asyncio.to_thread(process.exempt_present_processes)
+                    await asyncio.to_thread(written.remove_unclaimed)
+                    total = await client.read_total_memory()
                     memory = None if total is None else int(total * options.share)
-                    volatile = await client.volatile_classes()
+                    volatile = await client.list_volatile_classes()
                     yield cls(process, client, written, is_idle, memory, volatile)
                 finally:
                     reading.cancel()
@@ -116,32 +116,32 @@ class Session:
         finally:
             await process.stop()
 
-    def finish(self, prompt_id: str) -> None:
+    def finish_prompt(self, prompt_id: str) -> None:
         """Move the files of a finished prompt and kill the processes that it started (blocking).
 
         Raises:
             OSError: A file can't be moved.
             WorkerLost: A process does not end in time.
         """
-        self._process.end_strays()
-        self.written.end(prompt_id)
+        self._process.kill_new_processes()
+        self.written.end_prompt(prompt_id)
 
-    def give_up(self) -> None:
+    def mark_broken(self) -> None:
         """Make `wait_until_broken` return, because the process hangs."""
-        self._given_up.set()
+        self._was_marked_broken.set()
 
-    async def ended(self) -> bool:
+    async def has_ended(self) -> bool:
         """Return whether the process has ended."""
         await asyncio.wait([self._process.exited], timeout=_EXIT_SECONDS)
         return self._process.exited.done()
 
-    async def killed(self) -> bool:
+    async def was_killed(self) -> bool:
         """Return whether another process has killed ComfyUI, so that no prompt is the cause."""
-        return await self.ended() and self._process.was_killed
+        return await self.has_ended() and self._process.was_killed
 
     async def wait_until_broken(self) -> str:
         """Wait until the process has ended or hangs, and return the reason."""
-        given_up = asyncio.create_task(self._given_up.wait())
+        given_up = asyncio.create_task(self._was_marked_broken.wait())
         executor_dead = asyncio.create_task(self._wait_until_executor_is_dead())
         try:
             await asyncio.wait(
@@ -154,7 +154,7 @@ class Session:
             await asyncio.gather(given_up, executor_dead, return_exceptions=True)
         if self._process.exited.done():
             return f"its process ended with status {self._process.exited.result()}"
-        if self._given_up.is_set():
+        if self._was_marked_broken.is_set():
             return "its process hung"
         return "the thread that executes prompts has ended"
 
@@ -174,7 +174,7 @@ class Session:
                 return
 
 
-async def _first_prompts(
+async def _run_first_prompts(
     process: ComfyProcess,
     client: ComfyClient,
     stream: EventStream,
@@ -188,11 +188,13 @@ async def _first_prompts(
         )
         if process.exited.done():
             status = process.exited.result()
-            raise StackError(f"ComfyUI ended with status {status}:\n{process.last_lines()}")
+            raise StackError(
+                f"ComfyUI ended with status {status}:\n{process.read_last_log_lines()}"
+            )
         if not rendering.done():
             raise StackError(
                 f"ComfyUI has not rendered a prompt within its start_timeout of {seconds:g} s:\n"
-                f"{process.last_lines()}"
+                f"{process.read_last_log_lines()}"
             )
         await rendering
     finally:
@@ -204,7 +206,7 @@ async def _warm_up(client: ComfyClient, stream: EventStream, graph: str | None) 
     await stream.connected.wait()
     if not await client.is_executor_alive():
         raise StackError("ComfyUI could not load Moyin's bridge; see its log for the import error")
-    await _render(client, _TRIVIAL_GRAPH)
+    await _render(client, _TEST_GRAPH)
     if graph is None:
         return
     try:
@@ -217,8 +219,8 @@ async def _warm_up(client: ComfyClient, stream: EventStream, graph: str | None) 
 async def _render(client: ComfyClient, graph: Mapping[str, Any]) -> None:
     prompt_id = str(uuid.uuid4())
     await client.submit(prompt_id, graph)
-    entry = (await client.prompt_state(prompt_id)).entry
+    entry = (await client.get_prompt_state(prompt_id)).entry
     while entry is None:
         await asyncio.sleep(_POLL_SECONDS)
-        entry = (await client.prompt_state(prompt_id)).entry
+        entry = (await client.get_prompt_state(prompt_id)).entry
     raise_for_failure(entry)

@@ -52,13 +52,13 @@ class EventStream:
         """Read the WebSocket until the task is cancelled."""
         while True:
             try:
-                await self._read()
+                await self._read_frames()
             except (aiohttp.ClientError, TimeoutError) as error:
                 _log.debug("ComfyUI's event stream is disconnected: %s", error)
             self.connected.clear()
             await asyncio.sleep(_RECONNECT_SECONDS)
 
-    async def _read(self) -> None:
+    async def _read_frames(self) -> None:
         async with self._client.session.ws_connect(
             "/ws",
             params={"clientId": self._client.client_id},
@@ -68,20 +68,20 @@ class EventStream:
             await socket.send_json(_FEATURES)
             async for frame in socket:
                 if frame.type is aiohttp.WSMsgType.BINARY:
-                    self._handle(self._on_binary, frame.data)
+                    self._call_back(self._on_binary, frame.data)
                 elif frame.type is aiohttp.WSMsgType.TEXT:
-                    self._handle_text(frame.data)
+                    self._process_text(frame.data)
                     # ComfyUI has registered the socket before it sends the first message.
                     self.connected.set()
 
-    def _handle_text(self, text: str) -> None:
+    def _process_text(self, text: str) -> None:
         try:
             message = EventMessage.model_validate_json(text)
         except ValidationError:
             return  # custom nodes may send messages of any shape
-        self._handle(self._on_event, message)
+        self._call_back(self._on_event, message)
 
-    def _handle(self, callback: Callable[[T], None], message: T) -> None:
+    def _call_back(self, callback: Callable[[T], None], message: T) -> None:
         """Call the callback, and catch its error if a node has sent a malformed message."""
         try:
             callback(message)

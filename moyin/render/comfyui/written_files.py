@@ -22,7 +22,7 @@ __all__ = ["WrittenFiles"]
 _MAX_DEPTH = 64
 _OWNER_ONLY = 0o700
 # A folder name that is not a prompt id.
-_NO_PROMPT = "nobody"
+_UNCLAIMED = "nobody"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _FOLDER_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Without O_NONBLOCK, opening a pipe would block until the pipe has a writer.
@@ -36,34 +36,34 @@ class WrittenFiles:
         self._folder = folder
         self._executing: str | None = None
 
-    def begin(self, prompt_id: str) -> None:
+    def begin_prompt(self, prompt_id: str) -> None:
         """Prepare the folders for a prompt by removing all other files from them.
 
         Raises:
             OSError: A file can't be removed.
         """
-        self.clear()
+        self.remove_unclaimed()
         self._executing = prompt_id
 
-    def clear(self) -> None:
+    def remove_unclaimed(self) -> None:
         """Remove the files in the process's folders, which belong to no prompt.
 
         Raises:
             OSError: A file can't be removed.
         """
-        self._move_all(_NO_PROMPT)
-        remove_tree(self._folder.done / _NO_PROMPT)
+        self._move_to_done(_UNCLAIMED)
+        remove_tree(self._folder.done / _UNCLAIMED)
 
-    def end(self, prompt_id: str) -> None:
+    def end_prompt(self, prompt_id: str) -> None:
         """Move the files of a finished prompt to a folder that the process can't access.
 
         Raises:
             OSError: A file can't be moved.
         """
         self._executing = None
-        self._move_all(prompt_id)
+        self._move_to_done(prompt_id)
 
-    def discard(self, prompt_id: str) -> None:
+    def discard_files(self, prompt_id: str) -> None:
         """Remove the moved files of a prompt.
 
         Raises:
@@ -71,7 +71,7 @@ class WrittenFiles:
         """
         remove_tree(self._folder.done / prompt_id)
 
-    def open(self, file: OutputFile, prompt_id: str) -> BinaryIO | None:
+    def open_file(self, file: OutputFile, prompt_id: str) -> BinaryIO | None:
         """Open an output file of a prompt, or of the earlier prompt from whose cache it comes.
 
         Returns:
@@ -94,7 +94,7 @@ class WrittenFiles:
                     return opened
         return None
 
-    def _move_all(self, name: str) -> None:
+    def _move_to_done(self, name: str) -> None:
         target = self._folder.done / name
         for source in self._folder.writable:
             if stat.S_IMODE(source.lstat().st_mode) != _OWNER_ONLY:
@@ -109,7 +109,7 @@ class WrittenFiles:
                 remove_tree(folder)
             folder.mkdir(parents=True)
             for child in children:
-                _move(child, folder / child.name)
+                _move_entry(child, folder / child.name)
 
 
 def _candidate_paths(parts: tuple[str, ...], origin: str) -> Iterator[tuple[str, ...]]:
@@ -119,7 +119,7 @@ def _candidate_paths(parts: tuple[str, ...], origin: str) -> Iterator[tuple[str,
         yield parts[1:]
 
 
-def _move(source: Path, target: Path) -> None:
+def _move_entry(source: Path, target: Path) -> None:
     try:
         source.rename(target)
     except PermissionError:

@@ -15,14 +15,14 @@ from moyin.domain.limits import Limit
 from moyin.domain.pools import PoolRules
 from moyin.domain.serialization import encode
 from moyin.errors import InputNotFound, InvalidRequest, NodeNotAllowed, ServiceUnavailable
-from moyin.render.comfyui.pool_client import RULES, PoolAnswer
+from moyin.render.comfyui.pool_client import RULES_PATH, PoolResponse
 
 LOAD = {
     "input": {"required": {"image": [["moyin/x"], {"image_upload": True}]}},
     "output": ["IMAGE"],
 }
 FOLDER = {"input": {"required": {"kind": ["COMBO", {"options": ["moyin", "moyin/a", "x"]}]}}}
-NODES = {"Load": LOAD, "Folder": FOLDER, "SaveLoRA": {"input": {}}}
+NODES_PATH = {"Load": LOAD, "Folder": FOLDER, "SaveLoRA": {"input": {}}}
 OWN = f"moyin/{'a' * 64}.png"
 
 
@@ -34,11 +34,13 @@ class FakePools:
     def __init__(self, **rules: PoolRules) -> None:
         self._rules = rules
 
-    async def get(self, pool: str, path: str) -> PoolAnswer:
+    async def get(self, pool: str, path: str) -> PoolResponse:
         if pool not in self._rules:
             raise ServiceUnavailable("it is down")
-        content = encode(self._rules[pool]) if path == RULES else json.dumps(NODES).encode()
-        return PoolAnswer(version="1", state="up", content=content)
+        content = (
+            encode(self._rules[pool]) if path == RULES_PATH else json.dumps(NODES_PATH).encode()
+        )
+        return PoolResponse(version="1", state="up", content=content)
 
     async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
         return {}

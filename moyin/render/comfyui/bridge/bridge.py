@@ -9,7 +9,7 @@ The module imports ComfyUI only in `register`, so that tests can import it. It h
 * ``GET /moyin/pulse`` responds with 200 if the thread that executes prompts is alive, or else 503.
 * A prompt's output files are written to a folder named after the prompt, so that names are unique
   without a change of the graph and its cache keys. A file that a node writes elsewhere is reported
-  as if it were in that folder; `WrittenFiles.open` searches both places.
+  as if it were in that folder; `WrittenFiles.open_file` searches both places.
 * Names of Moyin's input files are valid before the files exist.
 * Nodes and file names that a prompt may not use are refused (see ``guard.py``).
 * A cached output that contains a prompt's graph is not used for other tenants (see ``tenants.py``).
@@ -34,8 +34,8 @@ from pathlib import Path
 from typing import Any
 
 from . import guard
-from .names import escapes
-from .tenants import with_tenant, with_tenant_signature
+from .input_rules import leads_outside
+from .tenants import wrap_execution, wrap_signature
 
 __all__ = ["register"]
 
@@ -71,43 +71,43 @@ def register() -> None:
 
     async def validate(request: web.Request) -> web.Response:
         request_body = await request.json()
-        status, body = await validation_response(validate_prompt, request_body)
+        status, body = await validate_graph(validate_prompt, request_body)
         if status == 200:
-            body["free"] = free_inputs(request_body["prompt"], nodes.NODE_CLASS_MAPPINGS)
+            body["free"] = find_free_inputs(request_body["prompt"], nodes.NODE_CLASS_MAPPINGS)
         return web.json_response(body, status=status)
 
     async def look(request: web.Request) -> web.Response:
-        return web.json_response(prompt_state(server.prompt_queue, await request.json()))
+        return web.json_response(read_prompt_state(server.prompt_queue, await request.json()))
 
     async def volatile(_request: web.Request) -> web.Response:
-        return web.json_response(volatile_classes(nodes.NODE_CLASS_MAPPINGS))
+        return web.json_response(find_volatile_classes(nodes.NODE_CLASS_MAPPINGS))
 
     async def pulse(_request: web.Request) -> web.Response:
-        is_alive = executor.is_alive() and await takes_flags(server.prompt_queue)
+        is_alive = executor.is_alive() and await is_executor_responsive(server.prompt_queue)
         return web.json_response({"alive": is_alive}, status=200 if is_alive else 503)
 
     server.routes.post("/moyin/validate")(validate)
     server.routes.post("/moyin/look")(look)
     server.routes.get("/moyin/pulse")(pulse)
     server.routes.get("/moyin/volatile")(volatile)
-    folder_paths.get_save_image_path = with_prompt_folder(
+    folder_paths.get_save_image_path = wrap_save_path(
         folder_paths.get_save_image_path, get_executing_context
     )
-    rules = guard.Rules(nodes.NODE_CLASS_MAPPINGS)
-    server.add_on_prompt_handler(guard.remember_rules)
-    execution.validate_prompt = guard.checked_validation(execution.validate_prompt, rules)
-    execution.get_input_data = guard.checked_input_data(execution.get_input_data, rules)
-    execution.PromptExecutor.execute_async = with_tenant(execution.PromptExecutor.execute_async)
-    CacheKeySetInputSignature.get_immediate_node_signature = with_tenant_signature(
+    rules = guard.NodeRules(nodes.NODE_CLASS_MAPPINGS)
+    server.add_on_prompt_handler(guard.store_patterns)
+    execution.validate_prompt = guard.wrap_validation(execution.validate_prompt, rules)
+    execution.get_input_data = guard.wrap_input_data(execution.get_input_data, rules)
+    execution.PromptExecutor.execute_async = wrap_execution(execution.PromptExecutor.execute_async)
+    CacheKeySetInputSignature.get_immediate_node_signature = wrap_signature(
         CacheKeySetInputSignature.get_immediate_node_signature, nodes.NODE_CLASS_MAPPINGS
     )
-    server.send_sync = with_origin(server.send_sync, folder_paths.get_directory_by_type)
-    folder_paths.exists_annotated_filepath = with_own_inputs(folder_paths.exists_annotated_filepath)
+    server.send_sync = wrap_send(server.send_sync, folder_paths.get_directory_by_type)
+    folder_paths.exists_annotated_filepath = wrap_file_check(folder_paths.exists_annotated_filepath)
     # Called at the startup of the server, when all nodes have been imported.
     server.app.on_startup.append(freeze_startup_objects)
     share = float(os.environ.get("MOYIN_GPU_SHARE", "1"))
     if share < 1:
-        cap_memory(share, model_management)
+        limit_gpu_memory(share, model_management)
 
 
 async def freeze_startup_objects(_app: Any) -> None:
@@ -116,7 +116,7 @@ async def freeze_startup_objects(_app: Any) -> None:
     gc.freeze()
 
 
-async def validation_response(
+async def validate_graph(
     validate_prompt: Callable[..., Any], body: dict[str, Any]
 ) -> tuple[int, Any]:
     """Return the status and body with which ``POST /prompt`` would respond, without ``number``."""
@@ -137,7 +137,7 @@ async def validation_response(
     return 200, {"prompt_id": prompt_id, "node_errors": node_errors, "outputs": sorted(outputs)}
 
 
-def free_inputs(
+def find_free_inputs(
     graph: Mapping[str, Any], classes: Mapping[str, Any]
 ) -> dict[str, dict[str, list[Any]]]:
     """Return the inputs of a valid graph of which ComfyUI checks only type and range.
@@ -175,7 +175,7 @@ def _simple_inputs(types: Mapping[str, Any], values: Mapping[str, Any]) -> dict[
     return inputs
 
 
-def prompt_state(queue: Any, body: Mapping[str, Any]) -> dict[str, Any]:
+def read_prompt_state(queue: Any, body: Mapping[str, Any]) -> dict[str, Any]:
     """Return the response body of ``/moyin/look``, and drop history entries.
 
     Args:
@@ -194,7 +194,7 @@ def prompt_state(queue: Any, body: Mapping[str, Any]) -> dict[str, Any]:
     return {"queued": queued, "entry": entry}
 
 
-def volatile_classes(classes: Mapping[str, Any]) -> list[str]:
+def find_volatile_classes(classes: Mapping[str, Any]) -> list[str]:
     """Return the node classes whose methods decide whether their output has changed.
 
     ComfyUI's own classes are left out. Their methods compare the content of files, but Moyin's
@@ -231,7 +231,7 @@ class ExecutorThread:
         return is_present or not self._was_seen
 
 
-async def takes_flags(queue: Any, seconds: float = _PULSE_SECONDS) -> bool:
+async def is_executor_responsive(queue: Any, seconds: float = _PULSE_SECONDS) -> bool:
     """Return whether the executor is executing a prompt, or consumes a flag within ``seconds``."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -243,16 +243,14 @@ async def takes_flags(queue: Any, seconds: float = _PULSE_SECONDS) -> bool:
     return False
 
 
-def with_prompt_folder(
-    original: Callable[..., Any], context: Callable[[], Any]
-) -> Callable[..., Any]:
+def wrap_save_path(original: Callable[..., Any], context: Callable[[], Any]) -> Callable[..., Any]:
     """Wrap ``folder_paths.get_save_image_path`` to use a folder named after the prompt."""
 
     @functools.wraps(original)
     def get_save_image_path(filename_prefix: str, *args: Any, **kwargs: Any) -> Any:
         running = context()
         if running is not None:
-            if escapes(filename_prefix):
+            if leads_outside(filename_prefix):
                 raise ValueError("filename_prefix must be a relative name without '..'")
             filename_prefix = posixpath.join(running.prompt_id, filename_prefix)
         return original(filename_prefix, *args, **kwargs)
@@ -260,7 +258,7 @@ def with_prompt_folder(
     return get_save_image_path
 
 
-def with_origin(
+def wrap_send(
     original: Callable[..., None], folder_of: Callable[[str], str]
 ) -> Callable[..., None]:
     """Wrap ``PromptServer.send_sync`` to report all files in the folder of their prompt.
@@ -303,7 +301,7 @@ def _with_origin(item: Any, prompt_id: str, folder_of: Callable[[str], str]) -> 
     return {**item, "filename": path.name, "subfolder": folder}
 
 
-def with_own_inputs(original: Callable[[Any], bool]) -> Callable[[Any], bool]:
+def wrap_file_check(original: Callable[[Any], bool]) -> Callable[[Any], bool]:
     """Wrap ``folder_paths.exists_annotated_filepath`` to accept names of Moyin's input files.
 
     The renderer places these files after the validation, just before it submits the prompt.
@@ -317,7 +315,7 @@ def with_own_inputs(original: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return exists_annotated_filepath
 
 
-def cap_memory(share: float, model_management: Any) -> None:
+def limit_gpu_memory(share: float, model_management: Any) -> None:
     """Limit this process to a fraction of the GPU's memory, also in ComfyUI's memory management.
 
     The launcher can't set the limit, because ComfyUI must choose the allocator before it imports

@@ -11,8 +11,8 @@ from deployments.render.guard import RenderGuard
 from moyin.domain.limits import Limit
 from moyin.domain.pools import DISK_NODES, PoolRules
 from moyin.errors import InputNotFound, NodeNotAllowed, PoolNotAllowed
-from moyin.render.comfyui.bridge.guard import KEY
-from moyin.render.comfyui.bridge.tenants import TENANT
+from moyin.render.comfyui.bridge.guard import MOYIN_KEY
+from moyin.render.comfyui.bridge.tenants import TENANT_KEY
 
 OWN = f"moyin/{'a' * 64}.png"
 
@@ -62,15 +62,15 @@ async def test_input_file_of_another_prompt_is_refused() -> None:
 
 
 def test_client_cannot_override_the_rules_in_extra_data() -> None:
-    client_data = {"extra_pnginfo": {"a": 1}, KEY: {"deny": []}}
+    client_data = {"extra_pnginfo": {"a": 1}, MOYIN_KEY: {"deny": []}}
     extra_data = guard(unchecked=("A.b",)).extra_data("ann", client_data)
-    tenant = extra_data[KEY].pop(TENANT)
+    tenant = extra_data[MOYIN_KEY].pop(TENANT_KEY)
     assert extra_data == {
         "extra_pnginfo": {"a": 1},
-        KEY: {"allow": ["*"], "deny": list(DISK_NODES), "unchecked": ["A.b"]},
+        MOYIN_KEY: {"allow": ["*"], "deny": list(DISK_NODES), "unchecked": ["A.b"]},
     }
     assert "ann" not in tenant
-    assert guard().extra_data("bob", client_data)[KEY][TENANT] != tenant
+    assert guard().extra_data("bob", client_data)[MOYIN_KEY][TENANT_KEY] != tenant
 
 
 def test_rules_come_from_the_configuration() -> None:

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from moyin.render.comfyui.client import ComfyClient
-from moyin.render.comfyui.paths import HostPaths
+from moyin.render.comfyui.paths import HostPathFilter
 from moyin.render.comfyui.stream import EventStream
 from moyin.render.protocol.wire import EventMessage
 
@@ -43,7 +43,7 @@ async def test_messages_after_bad_ones_are_read(
     await runner.setup()
     address = str(tmp_path / "comfyui.sock")
     await web.UnixSite(runner, address).start()
-    async with ComfyClient(address, "c", HostPaths({})) as client:
+    async with ComfyClient(address, "c", HostPathFilter({})) as client:
         reading = asyncio.create_task(EventStream(client, on_message, on_message).run())
         try:
             async with asyncio.timeout(10):

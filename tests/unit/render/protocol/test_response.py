@@ -12,8 +12,8 @@ from moyin.render.protocol.response import (
     collect_values,
     get_prompt_id,
     is_last_event,
-    raise_for_failure,
     list_output_files,
+    raise_for_failure,
 )
 from moyin.render.protocol.wire import EventMessage, HistoryEntry
 
