@@ -23,9 +23,9 @@ from moyin.render.comfyui.install import ComfyUI
 from moyin.settings import Settings
 from moyin.stack.layout import Layout
 from moyin.stack.ports import Ports
-from moyin.stack.profile import load
+from moyin.stack.profile import read_profile
 from moyin.stack.state import lock_holder
-from moyin.system.processes import find
+from moyin.system.processes import find_processes
 from tests.nodes import write_nodes
 from tests.processes import with_lines
 
@@ -71,11 +71,11 @@ class StackDoor:
 
     @property
     def url(self) -> str:
-        return load(self.layout.profile, {}).url
+        return read_profile(self.layout.profile, {}).url
 
     @property
     def api_key(self) -> str:
-        return load(self.layout.profile, {}).api_key
+        return read_profile(self.layout.profile, {}).api_key
 
     @property
     def valkey_password(self) -> str:
@@ -142,7 +142,7 @@ class StackDoor:
 
     def processes(self) -> list[str]:
         """Command lines of everything that the stack started and that still runs."""
-        return [line for _, line in with_lines(find(str(self.data)))]
+        return [line for _, line in with_lines(find_processes(str(self.data)))]
 
     def activities(self, job_id: str, name: str) -> list[int]:
         """Step indices of the activities ``name`` that the job's workflow completed, in order."""

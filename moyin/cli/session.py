@@ -12,7 +12,7 @@ import typer
 from moyin.client.gateway import GatewayClient
 from moyin.settings import Settings
 from moyin.stack.layout import Layout
-from moyin.stack.profile import Profile, load
+from moyin.stack.profile import Profile, read_profile
 
 __all__ = [
     "JOB_DID_NOT_SUCCEED",
@@ -33,7 +33,7 @@ def load_profile() -> Profile:
     Raises:
         StackError: no profile and no MOYIN_URL names the gateway.
     """
-    return load(Layout(Settings().data).profile, os.environ)
+    return read_profile(Layout(Settings().data).profile, os.environ)
 
 
 def open_gateway(profile: Profile) -> GatewayClient:

@@ -19,17 +19,17 @@ from moyin.errors import StackError
 from moyin.stack.layout import explain_os_errors, replace_file
 from moyin.stack.options import Options
 from moyin.stack.ports import Ports
-from moyin.stack.ray import api_token, dashboard_url
+from moyin.stack.ray import build_dashboard_url, read_api_token
 from moyin.stack.service import send_request
 
 __all__ = [
     "delete_apps",
-    "deploy",
+    "deploy_apps",
+    "find_config_problems",
     "find_isolated_pools",
-    "find_problems",
-    "last_deployed_file",
     "load_serve_config",
-    "redeploy",
+    "read_last_deployed_path",
+    "redeploy_apps",
 ]
 
 _POLL_SECONDS = 0.2
@@ -69,7 +69,7 @@ def load_serve_config(path: Path, ports: Ports) -> dict[str, Any]:
 def find_isolated_pools(path: Path) -> list[str]:
     """Return the names of the render pools with ``isolation: strict``, which is the default.
 
-    Returns an empty list if the file is not valid; `find_problems` reports the reason.
+    Returns an empty list if the file is not valid; `find_config_problems` reports the reason.
     """
     try:
         pools = [
@@ -86,7 +86,7 @@ def find_isolated_pools(path: Path) -> list[str]:
         return []
 
 
-def find_problems(path: Path) -> list[str]:
+def find_config_problems(path: Path) -> list[str]:
     """Validate the app configuration and return its problems, each with its field.
 
     Serve itself ignores unknown keys and does not report a wrong ``user_config``, which running
@@ -105,10 +105,10 @@ def find_problems(path: Path) -> list[str]:
         return [f"{path} could not be validated within {_VALIDATE_SECONDS:g} seconds"]
     if done.returncode == 0:
         return []
-    return done.stdout.splitlines() or [_last_line_of_body(done.stderr.encode())]
+    return done.stdout.splitlines() or [_get_last_line_of_body(done.stderr.encode())]
 
 
-async def deploy(options: Options, on_progress: Callable[[str], None]) -> None:
+async def deploy_apps(options: Options, on_progress: Callable[[str], None]) -> None:
     """Deploy the app configuration, and wait until all apps are running and the gateway is ready.
 
     Args:
@@ -125,19 +125,19 @@ async def deploy(options: Options, on_progress: Callable[[str], None]) -> None:
         replace_file(layout.deployed_from, str(options.serve_config).encode())
 
 
-async def redeploy(options: Options, on_progress: Callable[[str], None]) -> None:
+async def redeploy_apps(options: Options, on_progress: Callable[[str], None]) -> None:
     """Deploy the configuration that was deployed last, after Ray was restarted.
 
-    Raises the same errors as `deploy`.
+    Raises the same errors as `deploy_apps`.
     """
     last_config = options.layout.serve_config
     if not last_config.exists():
-        await deploy(options, on_progress)
+        await deploy_apps(options, on_progress)
         return
     await _submit(options, load_serve_config(last_config, options.ports), on_progress)
 
 
-def last_deployed_file(options: Options) -> Path | None:
+def read_last_deployed_path(options: Options) -> Path | None:
     """Return the path of the configuration that was deployed last, or None if there is none."""
     try:
         return Path(options.layout.deployed_from.read_text())
@@ -152,7 +152,7 @@ async def _submit(
     if status != 200:
         raise StackError(
             f"Serve rejected the app configuration {options.serve_config.name}: "
-            f"{_last_line_of_body(body)}"
+            f"{_get_last_line_of_body(body)}"
         )
     names = {app["name"] for app in config["applications"]}
     last_text = ""
@@ -176,21 +176,17 @@ async def delete_apps(options: Options) -> None:
 
 
 async def _find_pending_apps(options: Options, names: set[str]) -> dict[str, str]:
-    """Return the apps that are not running yet, each with the reason or an empty text.
-
-    Raises:
-        StackError: An app cannot start.
-    """
+    """Return the reasons (or "") of apps that do not run yet, or raise `StackError` if one can't start."""
     status, body = await _call_serve(options, "GET", None, seconds=10)
     if status != 200:
         return dict.fromkeys(names, "")
     apps: Mapping[str, Any] = json.loads(body).get("applications", {})
     for name in names & apps.keys():
         if apps[name]["status"] == "DEPLOY_FAILED":
-            reason = _last_message(apps[name]) or "no reason given (see `moyin logs ray`)"
+            reason = _get_last_message(apps[name]) or "no reason given (see `moyin logs ray`)"
             raise StackError(f"app {name} cannot start: {reason}")
     return {
-        name: _last_message(apps.get(name, {}))
+        name: _get_last_message(apps.get(name, {}))
         for name in names
         if apps.get(name, {}).get("status") != "RUNNING"
     }
@@ -212,7 +208,7 @@ async def _wait_for_gateway(
         )
         if status in (200, 404) or (status and not has_gateway):
             return
-        if failed := _failed_checks(body):
+        if failed := _list_failed_checks(body):
             text += f", which waits for {', '.join(failed)}"
         if text != last_text:
             on_progress(last_text := text)
@@ -224,7 +220,7 @@ def _has_gateway(config: Mapping[str, Any]) -> bool:
     return any(app.get("route_prefix", "/") == "/" for app in config["applications"])
 
 
-def _failed_checks(body: bytes) -> list[str]:
+def _list_failed_checks(body: bytes) -> list[str]:
     """Return the names of failed checks in a ``/readyz`` body, or [] for other bodies."""
     try:
         checks = json.loads(body)["checks"]
@@ -239,25 +235,25 @@ async def _call_serve(
     return await asyncio.to_thread(
         send_request,
         method,
-        f"{dashboard_url(options)}/api/serve/applications/",
+        f"{build_dashboard_url(options)}/api/serve/applications/",
         body=body,
-        bearer=api_token(options),
+        bearer=read_api_token(options),
         timeout=seconds,
     )
 
 
-def _last_message(app: Mapping[str, Any]) -> str:
+def _get_last_message(app: Mapping[str, Any]) -> str:
     """Return the last line of an app's messages, where a traceback has its error."""
     messages = [str(app.get("message", ""))]
     messages += [str(part.get("message", "")) for part in app.get("deployments", {}).values()]
-    return _last_line("\n".join(messages))
+    return _get_last_line("\n".join(messages))
 
 
-def _last_line_of_body(body: bytes) -> str:
-    return _last_line(body.decode(errors="replace")) or "no reason given"
+def _get_last_line_of_body(body: bytes) -> str:
+    return _get_last_line(body.decode(errors="replace")) or "no reason given"
 
 
-def _last_line(text: str) -> str:
+def _get_last_line(text: str) -> str:
     """Return the last line that is not empty, or the field and the problem of a pydantic error.
 
     The value of the field is left out, because it may be a secret.

@@ -11,15 +11,11 @@ from moyin.errors import StackError
 from moyin.stack.options import Options
 from moyin.stack.supervisor import Supervisor
 
-__all__ = ["main", "serve"]
+__all__ = ["main", "run_supervisor"]
 
 
-def serve(options: Options) -> None:
-    """Run the supervisor in this process until SIGTERM or SIGINT.
-
-    Raises:
-        StackError: The stack cannot start.
-    """
+def run_supervisor(options: Options) -> None:
+    """Run the supervisor until SIGTERM or SIGINT, or raise `StackError` if the stack can't start."""
     os.umask(0o077)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
@@ -30,7 +26,7 @@ def serve(options: Options) -> None:
 def main() -> int:
     """Run the supervisor and return the exit status of this process."""
     try:
-        serve(Options.read())
+        run_supervisor(Options.read())
     except StackError as error:
         print(error.message, file=sys.stderr)
         return 1

@@ -11,30 +11,30 @@ import os
 from moyin.domain.identity import ALL_SCOPES
 from moyin.settings import Settings
 from moyin.stack.layout import Layout
-from moyin.stack.profile import Profile, load, save
+from moyin.stack.profile import Profile, read_profile, write_profile
 from moyin.store.audit import AuditEvent, AuditLog, local_actor
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 
-__all__ = ["prepare"]
+__all__ = ["prepare_data"]
 
 FIRST_OWNER = "admin"
 _KEY_NAME = "made by the first `moyin up`"
 
 
-async def prepare(settings: Settings) -> None:
+async def prepare_data(settings: Settings) -> None:
     """Migrate the database, and write the profile with a new API key unless it has one."""
     path = Layout(settings.data).profile
     settings.signing_key()
     database = Database(settings.sql_url)
     try:
         await database.ready()
-        key = load(path, {"MOYIN_URL": settings.door}).api_key
+        key = read_profile(path, {"MOYIN_URL": settings.door}).api_key
         if not key:
             key = await _create_operator_key(database)
     finally:
         await database.close()
-    save(path, Profile(url=settings.door, api_key=key))
+    write_profile(path, Profile(url=settings.door, api_key=key))
 
 
 async def _create_operator_key(database: Database) -> str:
@@ -58,7 +58,7 @@ async def _create_operator_key(database: Database) -> str:
 
 def main() -> None:
     os.umask(0o077)
-    asyncio.run(prepare(Settings()))
+    asyncio.run(prepare_data(Settings()))
 
 
 if __name__ == "__main__":

@@ -10,15 +10,15 @@ import time
 from collections.abc import Callable
 
 from moyin.errors import StackError
-from moyin.stack.apps import find_problems, load_serve_config
+from moyin.stack.apps import find_config_problems, load_serve_config
 from moyin.stack.layout import explain_os_errors
 from moyin.stack.options import Options
 from moyin.stack.ports import require_free
 from moyin.stack.state import Phase, StackState, lock_holder, read_state
-from moyin.system.logfile import tail
-from moyin.system.processes import end_all, find
+from moyin.system.logfile import read_last_lines
+from moyin.system.processes import end_processes, find_processes
 
-__all__ = ["down", "read_running_state", "up"]
+__all__ = ["read_running_state", "start_stack", "stop_stack"]
 
 _POLL_SECONDS = 0.1
 _START_SECONDS = 400.0
@@ -33,7 +33,7 @@ def read_running_state(options: Options) -> StackState | None:
     return state if state is not None and state.pid == pid else None
 
 
-def up(options: Options, on_state: Callable[[StackState], None]) -> StackState:
+def start_stack(options: Options, on_state: Callable[[StackState], None]) -> StackState:
     """Start a supervisor unless one is running, and wait until the stack is ready.
 
     Args:
@@ -49,7 +49,7 @@ def up(options: Options, on_state: Callable[[StackState], None]) -> StackState:
         return _wait_until_ready(
             options, pid, on_state, lambda: lock_holder(options.layout.lock) == pid
         )
-    if not any(find(options.stack_id)):
+    if not any(find_processes(options.stack_id)):
         # The supervisor checks the ports too, but takes a second to start.
         try:
             require_free(options.ports, skip=options.unused_ports)
@@ -86,24 +86,20 @@ def _wait_until_ready(
             if state.phase == Phase.READY:
                 return state
         if not was_alive:
-            raise StackError(_failure_reason(options, pid))
+            raise StackError(_find_failure_reason(options, pid))
         time.sleep(_POLL_SECONDS)
-    down(options)
+    stop_stack(options)
     raise StackError(
         f"the stack was not ready after {_START_SECONDS:.0f} s and was stopped: "
         "see `moyin logs supervisor`"
     )
 
 
-def down(options: Options) -> bool:
-    """Stop the stack, wait until all of its processes have ended, and return whether any ran.
-
-    Raises:
-        StackError: The supervisor does not end in time.
-    """
+def stop_stack(options: Options) -> bool:
+    """Stop the stack and return whether it was running, or raise `StackError` after a timeout."""
     pid = lock_holder(options.layout.lock)
     if pid is None:
-        count = end_all(options.stack_id)
+        count = end_processes(options.stack_id)
         options.layout.remove_runtime_files()
         return count > 0
     os.kill(pid, signal.SIGTERM)
@@ -115,14 +111,14 @@ def down(options: Options) -> bool:
                 "see `moyin logs supervisor`"
             )
         time.sleep(_POLL_SECONDS)
-    end_all(options.stack_id)
+    end_processes(options.stack_id)
     return True
 
 
-def _failure_reason(options: Options, pid: int) -> str:
+def _find_failure_reason(options: Options, pid: int) -> str:
     state = read_state(options.layout.state)
     if state is not None and state.pid == pid and state.error:
         # An app's error has only one line, but the validation reports every wrong field.
-        return "; ".join([state.error, *find_problems(options.serve_config)])
-    lines = tail(options.layout.log("supervisor"), 1)
+        return "; ".join([state.error, *find_config_problems(options.serve_config)])
+    lines = read_last_lines(options.layout.log("supervisor"), 1)
     return lines[0] if lines else "the supervisor ended at its start without an error message"

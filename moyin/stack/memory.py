@@ -6,27 +6,27 @@ import psutil
 
 from moyin.stack.launch import read_running_state
 from moyin.stack.options import Options
-from moyin.system.processes import SERVICE_VARIABLE, find
+from moyin.system.processes import SERVICE_VARIABLE, find_processes
 
-__all__ = ["memory_usage"]
+__all__ = ["measure_memory"]
 
 
-def memory_usage(options: Options) -> dict[str, int]:
+def measure_memory(options: Options) -> dict[str, int]:
     """Return the bytes of memory (PSS, which splits shared memory) by part of the stack."""
     totals: dict[str, int] = {}
     state = read_running_state(options)
     if state is not None:
-        totals["supervisor"] = _used_bytes(psutil.Process(state.pid))
-    for process in find(options.stack_id):
+        totals["supervisor"] = _measure_process(psutil.Process(state.pid))
+    for process in find_processes(options.stack_id):
         try:
-            part = _part_of(process)
-            totals[part] = totals.get(part, 0) + _used_bytes(process)
+            part = _find_part(process)
+            totals[part] = totals.get(part, 0) + _measure_process(process)
         except psutil.NoSuchProcess:
             continue
     return totals
 
 
-def _part_of(process: psutil.Process) -> str:
+def _find_part(process: psutil.Process) -> str:
     """Return the name of the part of the stack that a process belongs to."""
     title = " ".join(process.cmdline())
     if title.startswith("ray::ServeReplica"):
@@ -38,7 +38,7 @@ def _part_of(process: psutil.Process) -> str:
     return process.environ().get(SERVICE_VARIABLE, "ray")
 
 
-def _used_bytes(process: psutil.Process) -> int:
+def _measure_process(process: psutil.Process) -> int:
     try:
         size: int = process.memory_full_info().pss
     except (psutil.AccessDenied, AttributeError):

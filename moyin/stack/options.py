@@ -16,10 +16,10 @@ from moyin.settings import Settings
 from moyin.stack.layout import Layout
 from moyin.stack.ports import Ports
 
-__all__ = ["VARIABLES", "Options", "count_gpus", "find_executable"]
+__all__ = ["VARIABLE_DESCRIPTIONS", "Options", "count_gpus", "find_executable"]
 
 # The environment variables that are not in `Settings` or `Ports`, for the reference.
-VARIABLES = {
+VARIABLE_DESCRIPTIONS = {
     "MOYIN_URL": "URL of the gateway for the command line; overrides `profile.toml`.",
     "MOYIN_API_KEY": "API key for the command line; overrides `profile.toml`.",
     "MOYIN_SERVE_CONFIG": "App configuration to deploy instead of `serve_config.yaml`; also `--config`.",
@@ -132,11 +132,7 @@ def count_gpus() -> int:
 
 
 def find_executable(name: str) -> str:
-    """Return the path of a program in the folder of this Python interpreter or on the PATH.
-
-    Raises:
-        StackError: The program is not installed.
-    """
+    """Return the path of a program beside this Python or on the PATH, or raise `StackError`."""
     sibling = Path(sys.executable).with_name(name)
     if os.access(sibling, os.X_OK):
         return str(sibling)

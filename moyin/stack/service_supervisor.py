@@ -12,7 +12,13 @@ from moyin.errors import StackError
 from moyin.stack.service import Service
 from moyin.stack.state import Part, PartStatus
 from moyin.system.logfile import LogFile
-from moyin.system.processes import SERVICE_VARIABLE, STACK_VARIABLE, Backoff, Child, end_all
+from moyin.system.processes import (
+    SERVICE_VARIABLE,
+    STACK_VARIABLE,
+    Backoff,
+    ChildProcess,
+    end_processes,
+)
 
 __all__ = ["ServiceSupervisor"]
 
@@ -25,7 +31,7 @@ class ServiceSupervisor:
     """Runs one service until `run` is cancelled.
 
     Args:
-        stack_id: id in the environment of the service's processes (see `processes.find`).
+        stack_id: id in the environment of the service's processes (see `processes.find_processes`).
         log: log of the service's output, which `run` closes.
         part: published state of the service.
         on_change: called after each change of ``part``.
@@ -90,8 +96,8 @@ class ServiceSupervisor:
                 )
                 raise StackError(message)
             # Remaining processes would occupy the ports, files or GPU of the restarted service.
-            await asyncio.to_thread(end_all, self._stack_id, self._service.name)
-            delay = self._backoff.after(time.monotonic() - started)
+            await asyncio.to_thread(end_processes, self._stack_id, self._service.name)
+            delay = self._backoff.compute_delay(time.monotonic() - started)
             self.part.restarts += 1
             self._set_status(PartStatus.BACKING_OFF, f"{reason}; restarts in {delay:.1f} s")
             await asyncio.sleep(delay)
@@ -105,7 +111,7 @@ class ServiceSupervisor:
             SERVICE_VARIABLE: self._service.name,
         }
         try:
-            child = await Child.start(
+            child = await ChildProcess.start(
                 self._service.command,
                 environ,
                 self._log,

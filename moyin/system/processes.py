@@ -19,11 +19,11 @@ __all__ = [
     "SERVICE_VARIABLE",
     "STACK_VARIABLE",
     "Backoff",
-    "Child",
-    "end_all",
-    "find",
+    "ChildProcess",
+    "end_processes",
+    "find_missing_children",
+    "find_processes",
     "freeze_startup_objects",
-    "missing",
 ]
 
 STACK_VARIABLE = "MOYIN_STACK"
@@ -33,7 +33,7 @@ _PR_SET_TIMERSLACK = 29
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Child:
+class ChildProcess:
     """A child process that the kernel ends when this process ends, even by a crash."""
 
     def __init__(self, process: asyncio.subprocess.Process, pump: asyncio.Task[None]) -> None:
@@ -49,7 +49,7 @@ class Child:
         log: LogFile,
         *,
         timer_slack_ns: int = 0,
-    ) -> Child:
+    ) -> ChildProcess:
         """Start ``command`` and write its output to ``log``.
 
         This method must be called from the main thread, because the kernel sends the parent-death
@@ -66,10 +66,10 @@ class Child:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_preexec(os.getpid(), timer_slack_ns),
+            preexec_fn=_make_preexec(os.getpid(), timer_slack_ns),
         )
         assert process.stdout is not None
-        return cls(process, asyncio.create_task(_copy(process.stdout, log)))
+        return cls(process, asyncio.create_task(_copy_output(process.stdout, log)))
 
     @property
     def pid(self) -> int:
@@ -106,7 +106,7 @@ class Backoff:
     stable: float = 60.0
     _failures: int = 0
 
-    def after(self, lifetime: float) -> float:
+    def compute_delay(self, lifetime: float) -> float:
         """Return the seconds to pause after a run of ``lifetime`` seconds."""
         if lifetime >= self.stable:
             self._failures = 0
@@ -117,7 +117,7 @@ class Backoff:
         return delay
 
 
-def find(stack: str, service: str | None = None) -> Iterator[psutil.Process]:
+def find_processes(stack: str, service: str | None = None) -> Iterator[psutil.Process]:
     """Yield the processes of a stack, or of one of its services.
 
     This process and its ancestors are left out, since a job of the stack may run `moyin`.
@@ -137,7 +137,7 @@ def find(stack: str, service: str | None = None) -> Iterator[psutil.Process]:
             yield process
 
 
-def missing(parent: int, names: Collection[str]) -> list[str]:
+def find_missing_children(parent: int, names: Collection[str]) -> list[str]:
     """Return the names in ``names`` that no living child of a process has.
 
     Args:
@@ -147,29 +147,29 @@ def missing(parent: int, names: Collection[str]) -> list[str]:
         children = psutil.Process(parent).children()
     except psutil.NoSuchProcess:
         return []
-    living = {name for child in children if (name := _living_name(child)) is not None}
+    living = {name for child in children if (name := _get_living_name(child)) is not None}
     return [name for name in names if name not in living]
 
 
-def _living_name(process: psutil.Process) -> str | None:
+def _get_living_name(process: psutil.Process) -> str | None:
     try:
         return None if process.status() == psutil.STATUS_ZOMBIE else str(process.name())
     except psutil.NoSuchProcess:
         return None
 
 
-def end_all(stack: str, service: str | None = None, *, patience: float = 2.0) -> int:
-    """End the processes that `find` yields, and return their number (blocking).
+def end_processes(stack: str, service: str | None = None, *, patience: float = 2.0) -> int:
+    """End the processes that `find_processes` yields, and return their number (blocking).
 
     Args:
         patience: seconds after SIGTERM at which SIGKILL is sent.
     """
-    processes = list(find(stack, service))
+    processes = list(find_processes(stack, service))
     for process in processes:
-        _send(process, signal.SIGTERM)
+        _send_signal(process, signal.SIGTERM)
     _, alive = psutil.wait_procs(processes, timeout=patience)
     for process in alive:
-        _send(process, signal.SIGKILL)
+        _send_signal(process, signal.SIGKILL)
     psutil.wait_procs(alive, timeout=5)
     return len(processes)
 
@@ -184,14 +184,14 @@ def freeze_startup_objects() -> None:
     gc.freeze()
 
 
-def _send(process: psutil.Process, number: signal.Signals) -> None:
+def _send_signal(process: psutil.Process, number: signal.Signals) -> None:
     try:
         process.send_signal(number)
     except psutil.NoSuchProcess:
         return
 
 
-def _preexec(parent: int, timer_slack_ns: int) -> Callable[[], None]:
+def _make_preexec(parent: int, timer_slack_ns: int) -> Callable[[], None]:
     """Return the function that the child calls between fork and exec."""
     slack = ctypes.c_ulong(timer_slack_ns)
 
@@ -206,6 +206,6 @@ def _preexec(parent: int, timer_slack_ns: int) -> Callable[[], None]:
     return prepare
 
 
-async def _copy(source: asyncio.StreamReader, log: LogFile) -> None:
+async def _copy_output(source: asyncio.StreamReader, log: LogFile) -> None:
     while data := await source.read(64 * 1024):
         log.write(data)

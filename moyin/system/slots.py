@@ -62,14 +62,14 @@ class Slots:
         self._reserved_until = math.inf if reserve_seconds == math.inf else 0.0
 
     @property
-    def full(self) -> bool:
+    def is_full(self) -> bool:
         """Whether the number of running calls has reached the limit."""
         return self.limit is not None and self.taken >= self.limit
 
-    def take(self, tenant: str) -> bool:
+    def try_acquire(self, tenant: str) -> bool:
         """Acquire a slot for a call if one is free for the tenant, and return whether it was.
 
-        The caller must release an acquired slot by `free`.
+        The caller must release an acquired slot by `release`.
         """
         limit = self.limit
         if limit is None:
@@ -80,13 +80,13 @@ class Slots:
                 self._reserved_until = self._clock() + self._reserve_seconds
             self._latest_tenant = tenant
         # A slot may be free although calls of this tenant wait, because it is reserved for others.
-        if self.taken >= limit or tenant in self._waiters or not self._may_take(tenant, limit):
+        if self.taken >= limit or tenant in self._waiters or not self._may_acquire(tenant, limit):
             return False
         self._begin(tenant)
         return True
 
     async def wait(self, tenant: str, seconds: float, mean_seconds: float) -> None:
-        """Wait until a slot is acquired for the call; the caller must release it by `free`.
+        """Wait until a slot is acquired for the call; the caller must release it by `release`.
 
         Args:
             seconds: time limit for the wait, if it is shorter than that of the constructor.
@@ -95,8 +95,8 @@ class Slots:
         Raises:
             Overloaded: The queue is full, or the wait took too long.
         """
-        if self.waiting >= self._queue and not self._displace(tenant, mean_seconds):
-            raise self._overloaded(mean_seconds)
+        if self.waiting >= self._queue and not self._replace_newest(tenant, mean_seconds):
+            raise self._make_overloaded_error(mean_seconds)
         waiter: _Waiter = asyncio.get_running_loop().create_future()
         self._waiters.setdefault(tenant, deque()).append(waiter)
         self.waiting += 1
@@ -105,15 +105,15 @@ class Slots:
                 await waiter
         except BaseException as error:
             if not waiter.done() or waiter.cancelled():
-                self._remove(tenant, waiter)
+                self._remove_waiter(tenant, waiter)
             elif waiter.exception() is None:
                 # The slot was acquired at the same moment, so another call can have it.
-                self.free(tenant)
+                self.release(tenant)
             if isinstance(error, TimeoutError):
-                raise self._overloaded(mean_seconds) from None
+                raise self._make_overloaded_error(mean_seconds) from None
             raise
 
-    def free(self, tenant: str) -> None:
+    def release(self, tenant: str) -> None:
         """Release a slot, and begin the call that waits for it."""
         self.taken -= 1
         if self.limit is None:
@@ -125,7 +125,7 @@ class Slots:
             del self._running[tenant]
         while self._waiters and self.taken < self.limit:
             following = min(self._waiters, key=lambda name: self._running.get(name, 0))
-            if not self._may_take(following, self.limit):
+            if not self._may_acquire(following, self.limit):
                 return
             waiters = self._waiters.pop(following)
             waiter = waiters.popleft()
@@ -142,7 +142,7 @@ class Slots:
             return 0.0
         return (self.waiting + 1) * mean_seconds / self.limit
 
-    def _may_take(self, tenant: str, limit: int) -> bool:
+    def _may_acquire(self, tenant: str, limit: int) -> bool:
         """Return whether a free slot is not reserved for other tenants."""
         if self.taken + 1 < limit or limit == 1 or tenant not in self._running:
             return True
@@ -152,7 +152,7 @@ class Slots:
         self.taken += 1
         self._running[tenant] = self._running.get(tenant, 0) + 1
 
-    def _displace(self, tenant: str, mean_seconds: float) -> bool:
+    def _replace_newest(self, tenant: str, mean_seconds: float) -> bool:
         """Refuse the newest call of the tenant with the most waiting calls, for ``tenant``.
 
         Returns:
@@ -164,12 +164,12 @@ class Slots:
         if len(self._waiters[longest]) <= len(self._waiters.get(tenant, ())) + 1:
             return False
         waiter = self._waiters[longest][-1]
-        self._remove(longest, waiter)
+        self._remove_waiter(longest, waiter)
         if not waiter.done():
-            waiter.set_exception(self._overloaded(mean_seconds))
+            waiter.set_exception(self._make_overloaded_error(mean_seconds))
         return True
 
-    def _remove(self, tenant: str, waiter: _Waiter) -> None:
+    def _remove_waiter(self, tenant: str, waiter: _Waiter) -> None:
         waiters = self._waiters.get(tenant)
         if waiters is None or waiter not in waiters:
             return
@@ -178,7 +178,7 @@ class Slots:
         if not waiters:
             del self._waiters[tenant]
 
-    def _overloaded(self, mean_seconds: float) -> Overloaded:
+    def _make_overloaded_error(self, mean_seconds: float) -> Overloaded:
         return Overloaded(
             "all back ends that could answer are busy; try again later",
             retry_after=max(1.0, self.expected_wait(mean_seconds)),

@@ -22,7 +22,7 @@ from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 
 from moyin.stack.service import send_request
-from moyin.system.processes import find
+from moyin.system.processes import find_processes
 from tests.door import Measured, StackDoor
 
 pytestmark = pytest.mark.timeout(240)
@@ -96,7 +96,7 @@ def test_what_people_and_programs_open_listens_on_loopback(stack: StackDoor) -> 
     }
     listening = {
         (connection.laddr.ip, connection.laddr.port)
-        for process in find(str(stack.data))
+        for process in find_processes(str(stack.data))
         for connection in process.net_connections("tcp")
         if connection.status == psutil.CONN_LISTEN and connection.laddr.port in private
     }

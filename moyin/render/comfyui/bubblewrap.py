@@ -137,11 +137,7 @@ def build_user_options() -> Sequence[str]:
 
 
 def open_filter() -> int:
-    """Return a file descriptor with the seccomp filter, which bubblewrap reads.
-
-    Raises:
-        StackError: The architecture of this machine is not supported.
-    """
+    """Return a file descriptor with the seccomp filter, or raise `StackError` on other architectures."""
     program = build_filter()
     if program is None:
         raise StackError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import aiohttp
@@ -78,12 +77,7 @@ class ComfyClient:
         self._session = aiohttp.ClientSession(_URL, connector=connector, timeout=_TIMEOUT)
         return self
 
-    async def __aexit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._session is not None:
             await self._session.close()
 
@@ -222,11 +216,7 @@ class ComfyClient:
 
 
 async def _read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """Read the body of a response.
-
-    Raises:
-        ResponseTooLarge: The body has more than ``limit`` bytes.
-    """
+    """Return the body of a response, or raise `ResponseTooLarge` if it exceeds ``limit`` bytes."""
     chunks, size = [], 0
     async for chunk in response.content.iter_any():
         chunks.append(chunk)

@@ -56,20 +56,12 @@ class ComfySupervisor:
             await asyncio.gather(self._supervising, return_exceptions=True)
 
     def check_supervision(self) -> None:
-        """Raise an error if the supervising task has ended, which would be a bug.
-
-        Raises:
-            RuntimeError: The task has ended.
-        """
+        """Raise `RuntimeError` if the supervising task has ended, which would be a bug."""
         if self._supervising is not None and self._supervising.done():
             raise RuntimeError("ComfySupervisor's task has ended before ComfySupervisor.close")
 
     async def wait_for_session(self) -> Session:
-        """Wait until ComfyUI is ready, and return its session.
-
-        Raises:
-            ServiceUnavailable: ComfyUI does not start in time.
-        """
+        """Return the session when ComfyUI is ready, or raise `ServiceUnavailable` after a timeout."""
         try:
             async with asyncio.timeout(self._options.start_timeout):
                 await self._is_up.wait()
@@ -78,11 +70,7 @@ class ComfySupervisor:
         return self.require_session()
 
     def require_session(self) -> Session:
-        """Return the present session.
-
-        Raises:
-            ServiceUnavailable: ComfyUI is not ready.
-        """
+        """Return the present session, or raise `ServiceUnavailable` if ComfyUI is not ready."""
         if self.session is None:
             raise _make_unavailable_error()
         return self.session
@@ -125,7 +113,7 @@ class ComfySupervisor:
             except (MoyinError, OSError) as error:
                 self.error = str(error)
                 _log.warning("ComfyUI did not start and is started again: %s", error)
-            await asyncio.sleep(backoff.after(0))
+            await asyncio.sleep(backoff.compute_delay(0))
 
     async def _run_once(self) -> None:
         """Run one ComfyUI process from its start to its end."""

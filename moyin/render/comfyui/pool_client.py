@@ -181,11 +181,7 @@ class PoolResponseCache:
     async def _update(
         self, pool: str, path: str, before: CachedResponse | None, response: PoolResponse
     ) -> CachedResponse:
-        """Return the pool's response, or its last one while none of its renderers is up.
-
-        Raises:
-            ServiceUnavailable: none is up, and it never answered with its present configuration.
-        """
+        """Return the new response, or the cached one if no renderer is up, or raise an error."""
         if response.state == "up":
             answer = CachedResponse(response.content, time.monotonic(), response.version)
             if before is None or replace(before, received_at=answer.received_at) != answer:

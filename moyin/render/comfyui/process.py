@@ -29,7 +29,7 @@ from moyin.render.comfyui.sandbox import (
     find_unreadable_file,
 )
 from moyin.render.comfyui.sandbox_processes import SandboxProcesses
-from moyin.system.logfile import LogFile, tail
+from moyin.system.logfile import LogFile, read_last_lines
 
 __all__ = ["ComfyProcess", "Spawner", "count_memory_kills"]
 
@@ -144,7 +144,7 @@ class ComfyProcess:
 
     def read_last_log_lines(self, count: int = 12) -> str:
         """Return the last lines of the process's log, for an operator."""
-        return "\n".join(tail(self._log_path, count))
+        return "\n".join(read_last_lines(self._log_path, count))
 
     def exempt_present_processes(self) -> None:
         """Exempt all present processes of the sandbox from `kill_new_processes` (blocking)."""
@@ -152,11 +152,7 @@ class ComfyProcess:
             self._sandboxed.exempt_present_processes()
 
     def kill_new_processes(self) -> None:
-        """Kill the processes that a finished prompt has not ended (blocking).
-
-        Raises:
-            WorkerLost: A process does not end in time.
-        """
+        """Kill the processes that a prompt has started, or raise `WorkerLost` if one does not end."""
         if self._sandboxed is not None:
             self._sandboxed.kill_new_processes()
 
@@ -249,11 +245,7 @@ def _make_launcher_options(options: ComfyOptions, channels: Channels) -> dict[st
 def _build_sandbox_command(
     options: ComfyOptions, folder: ProcessFolder, env: dict[str, str]
 ) -> list[str]:
-    """Return the command that runs bubblewrap with its options.
-
-    Raises:
-        StackError: This machine can't confine a process.
-    """
+    """Return the command that runs bubblewrap, or raise `StackError` if this machine can't confine."""
     user = choose_user_id(options)
     unreadable = None if user is None else find_unreadable_file(user, find_shared_folders(options))
     if unreadable is not None:
@@ -267,11 +259,7 @@ def _build_sandbox_command(
 
 
 def _read_sandbox_processes(info: IO[str], process: subprocess.Popen[bytes]) -> SandboxProcesses:
-    """Read the id of the sandbox's first process from bubblewrap.
-
-    Raises:
-        StackError: Bubblewrap failed to create the sandbox.
-    """
+    """Read the id of the sandbox's first process, or raise `StackError` if bubblewrap failed."""
     try:
         return SandboxProcesses(int(json.loads(info.read())["child-pid"]))
     except (ValueError, KeyError) as error:

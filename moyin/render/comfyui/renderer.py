@@ -109,11 +109,7 @@ class ComfyRenderer:
         await asyncio.to_thread(self._spawner.close)
 
     def check_supervision(self) -> None:
-        """Raise an error if ComfyUI is no longer supervised, which would be a bug.
-
-        Raises:
-            RuntimeError: The supervising task has ended.
-        """
+        """Raise `RuntimeError` if ComfyUI is no longer supervised, which would be a bug."""
         self._supervisor.check_supervision()
 
     async def render(self, request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:

@@ -181,11 +181,7 @@ def find_graphics_devices(root: Path = Path("/dev")) -> list[Path]:
 
 
 def find_interpreter_folders(python: Path, env: Mapping[str, str]) -> list[Path]:
-    """Return the folders of a Python interpreter, of its packages and of the links to it.
-
-    Raises:
-        StackError: The interpreter can't be run.
-    """
+    """Return a Python interpreter's folders, or raise `StackError` if the interpreter can't be run."""
     try:
         # In the environment of ComfyUI, which may change the folders.
         completed = subprocess.run(

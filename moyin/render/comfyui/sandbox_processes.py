@@ -46,11 +46,7 @@ class SandboxProcesses:
         self._known_inner_ids = self._list_inner_ids()
 
     def kill_new_processes(self) -> None:
-        """Kill the processes that were started after `exempt_present_processes`, and wait for their exit (blocking).
-
-        Raises:
-            WorkerLost: A process does not end in time.
-        """
+        """Kill the processes that were started later, or raise `WorkerLost` if one does not end."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while self._list_inner_ids() - self._known_inner_ids:
             strays = [

@@ -30,45 +30,32 @@ _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class WrittenFiles:
-    """The files that prompts have written and that are not stored yet. All methods block."""
+    """The files that prompts have written and that are not stored yet.
+
+    All methods block, and raise `OSError` if a file can't be moved or removed.
+    """
 
     def __init__(self, folder: ProcessFolder) -> None:
         self._folder = folder
         self._executing: str | None = None
 
     def begin_prompt(self, prompt_id: str) -> None:
-        """Prepare the folders for a prompt by removing all other files from them.
-
-        Raises:
-            OSError: A file can't be removed.
-        """
+        """Remove all other files from the process's folders, so that a prompt can begin."""
         self.remove_unclaimed()
         self._executing = prompt_id
 
     def remove_unclaimed(self) -> None:
-        """Remove the files in the process's folders, which belong to no prompt.
-
-        Raises:
-            OSError: A file can't be removed.
-        """
+        """Remove the files in the process's folders, which belong to no prompt."""
         self._move_to_done(_UNCLAIMED)
         remove_tree(self._folder.done / _UNCLAIMED)
 
     def end_prompt(self, prompt_id: str) -> None:
-        """Move the files of a finished prompt to a folder that the process can't access.
-
-        Raises:
-            OSError: A file can't be moved.
-        """
+        """Move the files of a finished prompt to a folder that the process can't access."""
         self._executing = None
         self._move_to_done(prompt_id)
 
     def discard_files(self, prompt_id: str) -> None:
-        """Remove the moved files of a prompt.
-
-        Raises:
-            OSError: A file can't be removed.
-        """
+        """Remove the moved files of a prompt."""
         remove_tree(self._folder.done / prompt_id)
 
     def open_file(self, file: OutputFile, prompt_id: str) -> BinaryIO | None:

@@ -209,12 +209,8 @@ class PictureProcesses:
 
     @asynccontextmanager
     async def process(self, tenant: str) -> AsyncIterator[PictureProcess]:
-        """Wait for a free process and reserve it for the block, in which it runs one task.
-
-        Raises:
-            Overloaded: Too many pictures are waiting, or the wait took too long.
-        """
-        if not self._slots.take(tenant):
+        """Reserve a free process for the block, or raise `Overloaded` if the wait would be too long."""
+        if not self._slots.try_acquire(tenant):
             await self._slots.wait(tenant, self._patience, self.limits.seconds / 4)
         try:
             process = self._pop_idle() or await PictureProcess.start(self.limits)
@@ -223,7 +219,7 @@ class PictureProcesses:
             finally:
                 await self._return_process(process)
         finally:
-            self._slots.free(tenant)
+            self._slots.release(tenant)
 
     async def close(self) -> None:
         """End the idle processes, and let each busy process end after its task."""

@@ -51,11 +51,7 @@ class TemplateSnapshot:
     problems: tuple[str, ...] = ()
 
     def find(self, name: str, field: str) -> Template:
-        """Return the template with a name or alias that a request has in ``field``.
-
-        Raises:
-            InvalidRequest: No template has this name. The message suggests similar names.
-        """
+        """Return the template that a request names in ``field``, or raise `InvalidRequest`."""
         template = self.names.get(name)
         if template is None:
             similar = get_close_matches(name[:64], self.names, n=3, cutoff=0.0)
@@ -97,11 +93,7 @@ class TemplateCatalog:
         return self._snapshot
 
     async def get(self, name: str) -> Template:
-        """Return the template with the name or alias ``name``.
-
-        Raises:
-            TemplateNotFound: No template has this name.
-        """
+        """Return the template with the name or alias ``name``, or raise `TemplateNotFound`."""
         template = (await self.snapshot()).names.get(name)
         if template is None:
             raise TemplateNotFound(f"there is no template with the name {name[:64]!r}")
@@ -184,11 +176,7 @@ def _list_files(folders: Sequence[Path]) -> Iterator[Path]:
 
 
 def _parse_file(path: Path) -> Any:
-    """Return the parsed JSON or YAML of a file.
-
-    Raises:
-        InvalidTemplate: The file is too large or is not valid JSON or YAML.
-    """
+    """Return the parsed JSON or YAML of a file, or raise `InvalidTemplate`."""
     if path.stat().st_size > _MAX_BYTES:
         raise InvalidTemplate(f"the file: must have at most {_MAX_BYTES:,} bytes")
     try:

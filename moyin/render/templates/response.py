@@ -24,11 +24,7 @@ class InvalidTemplate(ValueError):
 
 
 def to_template(data: Any) -> Template:
-    """Convert the parsed content of a template file to a template.
-
-    Raises:
-        InvalidTemplate: The content is not a valid template.
-    """
+    """Convert the parsed content of a file to a template, or raise `InvalidTemplate`."""
     try:
         file = wire.TemplateFile.model_validate(data)
     except ValidationError as error:
@@ -78,11 +74,7 @@ def _make_schema(
 
 
 def _to_parameter(name: str, schema: wire.InputSchema) -> Parameter:
-    """Convert the schema of an input to a parameter.
-
-    Raises:
-        InvalidTemplate: Members of the schema contradict each other.
-    """
+    """Convert the schema of an input to a parameter, or raise `InvalidTemplate`."""
     field = f"inputs.{name}"
     numeric = schema.type in ("integer", "number")
     for member in ("minimum", "maximum", "exclusive_minimum", "exclusive_maximum", "multiple_of"):

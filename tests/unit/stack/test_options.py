@@ -70,12 +70,12 @@ def test_without_a_gpu_ray_gets_a_logical_one(monkeypatch: pytest.MonkeyPatch) -
 def test_ray_token_is_private_and_persistent() -> None:
     options = Options.read({}, port_base=20_000)
     options.layout.prepare()
-    ray.prepare(options)
-    api_token = ray.api_token(options)
+    ray.prepare_files(options)
+    api_token = ray.read_api_token(options)
     assert len(api_token) == 64
     assert stat.S_IMODE(options.layout.ray_token.stat().st_mode) == 0o600
-    ray.prepare(options)
-    assert ray.api_token(options) == api_token
+    ray.prepare_files(options)
+    assert ray.read_api_token(options) == api_token
 
 
 def test_valkey_password_is_private_persistent_and_on_no_command_line() -> None:
@@ -113,7 +113,7 @@ def test_empty_password_file_is_written_again() -> None:
     options = Options.read({}, port_base=20_000)
     options.layout.prepare()
     options.layout.valkey_password.touch()
-    valkey.prepare(options)
+    valkey.write_config(options)
     assert len(options.layout.valkey_password.read_text()) == 64
 
 
@@ -132,6 +132,6 @@ def test_missing_app_configuration_is_rejected(tmp_path: Path) -> None:
 def _services(options: Options) -> list[Service]:
     options.layout.prepare()
     if options.runs_valkey:
-        valkey.prepare(options)
-    ray.prepare(options)
+        valkey.write_config(options)
+    ray.prepare_files(options)
     return list(Supervisor(options)._services())

@@ -13,7 +13,7 @@ from moyin.stack import apps, ray, supervisor
 from moyin.stack.options import Options
 from moyin.stack.service import Service
 from moyin.stack.state import PartStatus, StackState
-from moyin.stack.supervisor import Supervisor, _notes
+from moyin.stack.supervisor import Supervisor, _list_notes
 from tests.door import free_port_base
 
 
@@ -85,4 +85,4 @@ def test_missing_comfyui_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("MOYIN_DATA", str(tmp_path / "data"))
     monkeypatch.delenv("MOYIN_COMFYUI_HOME", raising=False)
     note = "renders will not start: ComfyUI is not installed; run `moyin comfyui install`"
-    assert note in _notes(Options.read({}, port_base=20_000))
+    assert note in _list_notes(Options.read({}, port_base=20_000))
