@@ -15,7 +15,7 @@ from actors.comfyui import ActorStatus, ComfySpec, existing, find_or_start
 from deployments.render.pool import Pool
 from deployments.render.remote import RayRenderer
 from moyin.errors import MoyinError
-from moyin.render.scheduling.scaling import ScalingPolicy
+from moyin.render.scheduling.rules import ScalingPolicy
 
 __all__ = ["ActorCounts", "ActorSupervisor"]
 

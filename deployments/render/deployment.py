@@ -40,8 +40,7 @@ from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.render.comfyui.install import version
 from moyin.render.comfyui.model_sizes import ModelSizes
 from moyin.render.comfyui.pool_client import RULES_PATH, PoolResponse
-from moyin.render.scheduling.rules import OwnerFairShare
-from moyin.render.scheduling.scaling import ScalingPolicy
+from moyin.render.scheduling.rules import OwnerFairShare, ScalingPolicy
 from moyin.render.scheduling.scheduler import RenderScheduler
 from moyin.render.scheduling.window import Window
 from moyin.settings import Settings

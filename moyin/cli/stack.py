@@ -18,12 +18,12 @@ from moyin.cli.stack_view import StartProgress, print_ready, print_state
 from moyin.domain.serialization import to_plain
 from moyin.errors import StackError
 from moyin.stack import apps, launch, ray
-from moyin.stack.daemon import run_supervisor
 from moyin.stack.doctor import CheckVerdict, run_checks
-from moyin.stack.memory import measure_memory
+from moyin.stack.launch import measure_memory
 from moyin.stack.options import Options
 from moyin.stack.ports import Ports
 from moyin.stack.state import Phase
+from moyin.stack.supervisor import run_supervisor
 from moyin.system.logfile import read_last_lines
 
 __all__ = ["register"]

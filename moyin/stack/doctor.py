@@ -65,38 +65,29 @@ def run_checks(options: Options) -> Iterator[CheckResult]:
     yield _check_ports(options)
 
 
+def _warn_if(is_bad: bool, name: str, found: str, advice: str) -> CheckResult:
+    verdict = CheckVerdict.WARN if is_bad else CheckVerdict.OK
+    return CheckResult(name=name, verdict=verdict, found=found, advice=advice if is_bad else "")
+
+
 def _check_python() -> CheckResult:
     found = ".".join(map(str, sys.version_info[:3]))
-    supported = (3, 11) <= sys.version_info[:2] <= (3, 13)
-    return CheckResult(
-        name="python",
-        verdict=CheckVerdict.OK if supported else CheckVerdict.WARN,
-        found=found,
-        advice="" if supported else "tested on 3.11 to 3.13",
-    )
+    is_untested = not (3, 11) <= sys.version_info[:2] <= (3, 13)
+    return _warn_if(is_untested, "python", found, "use Python 3.11 to 3.13, which are tested")
 
 
 def _check_processors() -> CheckResult:
     count = os.cpu_count() or 1
-    few = count < 2
-    return CheckResult(
-        name="processors",
-        verdict=CheckVerdict.WARN if few else CheckVerdict.OK,
-        found=str(count),
-        advice="Moyin starts in half the time with two or more" if few else "",
-    )
+    advice = "Moyin starts in half the time with two or more"
+    return _warn_if(count < 2, "processors", str(count), advice)
 
 
 def _check_memory() -> CheckResult:
     memory = psutil.virtual_memory()
+    found = f"{memory.available / _GIB:.1f} GiB of {memory.total / _GIB:.1f} GiB available"
     # The stack without ComfyUI takes about 2 GiB; each ComfyUI takes half a GiB and its models.
-    low = memory.available < 4 * _GIB
-    return CheckResult(
-        name="memory",
-        verdict=CheckVerdict.WARN if low else CheckVerdict.OK,
-        found=f"{memory.available / _GIB:.1f} GiB of {memory.total / _GIB:.1f} GiB available",
-        advice="less than 4 GiB: stop other programs, or render elsewhere" if low else "",
-    )
+    advice = "less than 4 GiB: stop other programs, or render elsewhere"
+    return _warn_if(memory.available < 4 * _GIB, "memory", found, advice)
 
 
 def _check_folder(options: Options) -> CheckResult:
@@ -110,13 +101,8 @@ def _check_disk(options: Options) -> CheckResult:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    low = free < 5 * _GIB
-    return CheckResult(
-        name="disk",
-        verdict=CheckVerdict.WARN if low else CheckVerdict.OK,
-        found=f"{free / _GIB:.0f} GiB free",
-        advice="free some space: ComfyUI takes 2 GiB, pictures and models more" if low else "",
-    )
+    advice = "free some space: ComfyUI takes 2 GiB, pictures and models more"
+    return _warn_if(free < 5 * _GIB, "disk", f"{free / _GIB:.0f} GiB free", advice)
 
 
 def _check_gpu(options: Options) -> CheckResult:
@@ -151,7 +137,7 @@ def _check_comfyui(options: Options) -> CheckResult:
 
 
 def _check_isolation(options: Options) -> CheckResult:
-    """CheckResult that this machine can isolate renders as the app configuration requires."""
+    """Check that this machine can isolate renders as the app configuration requires."""
     pools = apps.find_isolated_pools(options.serve_config)
     try:
         program = require_confinement()

@@ -1,4 +1,4 @@
-"""Starts and stops the supervisor process for the command line."""
+"""Starts, stops and inspects the running stack for the command line."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Callable
 
+import psutil
+
 from moyin.errors import StackError
 from moyin.stack.apps import find_config_problems, load_serve_config
 from moyin.stack.layout import explain_os_errors
@@ -16,9 +18,9 @@ from moyin.stack.options import Options
 from moyin.stack.ports import require_free
 from moyin.stack.state import Phase, StackState, lock_holder, read_state
 from moyin.system.logfile import read_last_lines
-from moyin.system.processes import end_processes, find_processes
+from moyin.system.processes import SERVICE_VARIABLE, end_processes, find_processes
 
-__all__ = ["read_running_state", "start_stack", "stop_stack"]
+__all__ = ["measure_memory", "read_running_state", "start_stack", "stop_stack"]
 
 _POLL_SECONDS = 0.1
 _START_SECONDS = 400.0
@@ -64,7 +66,7 @@ def _spawn(options: Options) -> subprocess.Popen[bytes]:
     log = options.layout.log("supervisor")
     with explain_os_errors(log), log.open("wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "moyin.stack.daemon"],
+            [sys.executable, "-m", "moyin.stack.supervisor"],
             env=dict(options.source_environ),
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -122,3 +124,37 @@ def _find_failure_reason(options: Options, pid: int) -> str:
         return "; ".join([state.error, *find_config_problems(options.serve_config)])
     lines = read_last_lines(options.layout.log("supervisor"), 1)
     return lines[0] if lines else "the supervisor ended at its start without an error message"
+
+
+def measure_memory(options: Options) -> dict[str, int]:
+    """Return the bytes of memory (PSS, which splits shared memory) by part of the stack."""
+    totals: dict[str, int] = {}
+    state = read_running_state(options)
+    if state is not None:
+        totals["supervisor"] = _measure_process(psutil.Process(state.pid))
+    for process in find_processes(options.stack_id):
+        try:
+            part = _find_part(process)
+            totals[part] = totals.get(part, 0) + _measure_process(process)
+        except psutil.NoSuchProcess:
+            continue
+    return totals
+
+
+def _find_part(process: psutil.Process) -> str:
+    title = " ".join(process.cmdline())
+    if title.startswith("ray::ServeReplica"):
+        return "apps"
+    if "Llama" in title or "llama" in title:
+        return "llama.cpp"
+    if "--base-directory" in title or "ComfyUI" in title:
+        return "comfyui"
+    return process.environ().get(SERVICE_VARIABLE, "ray")
+
+
+def _measure_process(process: psutil.Process) -> int:
+    try:
+        size: int = process.memory_full_info().pss
+    except (psutil.AccessDenied, AttributeError):
+        size = process.memory_info().rss
+    return size

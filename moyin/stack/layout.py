@@ -79,7 +79,6 @@ class Layout:
         return sorted(paths, key=lambda p: (p.stem.endswith("_moyin"), p.stat().st_mtime))
 
     def apps_with_logs(self) -> set[str]:
-        """Return the names of the apps that have logs."""
         # A log is named replica_<app>_<deployment>_<id>.log or …_<id>_moyin.log. Of these parts
         # only the name of the app may contain an underscore.
         stems = (p.stem for p in (self.ray_logs / "serve").glob("replica_*.log"))

@@ -54,7 +54,6 @@ class Options:
 
     @cached_property
     def gpus(self) -> int:
-        """The number of NVIDIA GPUs of this machine."""
         return count_gpus()
 
     @property

@@ -74,7 +74,6 @@ class Ports:
         return ports
 
     def items(self) -> Iterator[tuple[str, int]]:
-        """Yield the name and port of each service."""
         for item in fields(self):
             yield item.name, getattr(self, item.name)
 

@@ -69,7 +69,6 @@ def prepare_files(options: Options) -> None:
 
 
 def read_api_token(options: Options) -> str:
-    """Read the token for Ray's dashboard and REST API."""
     return options.layout.ray_token.read_text().strip()
 
 
@@ -133,7 +132,6 @@ def _find_fault(pid: int) -> str | None:
 
 
 def build_dashboard_url(options: Options) -> str:
-    """Return the URL of Ray's dashboard and REST API."""
     return f"http://127.0.0.1:{options.ports.dashboard}"
 
 

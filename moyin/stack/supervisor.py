@@ -1,4 +1,4 @@
-"""Starts the servers of the stack, deploys the apps, and restarts what fails."""
+"""Runs the servers and apps of a stack, as a process (``python -m moyin.stack.supervisor``)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from moyin.stack.state import Part, PartStatus, Phase, StackState, SupervisorLoc
 from moyin.system.logfile import LogFile
 from moyin.system.processes import end_processes
 
-__all__ = ["Supervisor"]
+__all__ = ["Supervisor", "main", "run_supervisor"]
 
 _log = logging.getLogger(__name__)
 _APPS = "apps"
@@ -212,3 +212,25 @@ def _list_notes(options: Options) -> list[str]:
     except StackError as error:
         notes.append(f"renders will not start: {error.message}")
     return notes
+
+
+def run_supervisor(options: Options) -> None:
+    """Run the supervisor until SIGTERM or SIGINT, or raise `StackError` if the stack can't start."""
+    os.umask(0o077)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+    )
+    asyncio.run(Supervisor(options).run())
+
+
+def main() -> int:
+    try:
+        run_supervisor(Options.read())
+    except StackError as error:
+        print(error.message, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

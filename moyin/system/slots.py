@@ -63,7 +63,6 @@ class Slots:
 
     @property
     def is_full(self) -> bool:
-        """Whether the number of running calls has reached the limit."""
         return self.limit is not None and self.taken >= self.limit
 
     def try_acquire(self, tenant: str) -> bool:

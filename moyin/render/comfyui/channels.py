@@ -45,6 +45,5 @@ class Channels:
         os.close(self.alive)
 
     def close(self) -> None:
-        """Close the parent's descriptors."""
         os.close(self._folder)
         os.close(self._parent_end)

@@ -46,11 +46,9 @@ class ComfySupervisor:
         self._supervising: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Start ComfyUI in the background."""
         self._supervising = asyncio.create_task(self._supervise())
 
     async def close(self) -> None:
-        """Stop ComfyUI."""
         if self._supervising is not None:
             self._supervising.cancel()
             await asyncio.gather(self._supervising, return_exceptions=True)
@@ -76,7 +74,6 @@ class ComfySupervisor:
         return self.session
 
     def set_session(self, session: Session) -> None:
-        """Set the present session."""
         self.session = self._latest = session
         self.error = None
         self._is_up.set()

@@ -45,7 +45,6 @@ class InputFiles:
                 path.chmod(0o644)  # the process may run as another user
 
     def are_staged(self, names: Collection[str]) -> bool:
-        """Return whether all files with these names are staged."""
         return all(self._find_staged(name).exists() for name in names)
 
     def trim_staged(self, needed: Collection[str]) -> None:

@@ -38,7 +38,6 @@ _CAPABILITIES = 0x20080522
 
 
 def main() -> None:
-    """Set up this process, then run ``main.py`` in it."""
     options = json.loads(sys.argv[1])
     if "user" in options:
         change_user(options["user"], options["groups"])

@@ -94,11 +94,9 @@ class HostPathFilter:
         return self._other.sub(PLACEHOLDER, text)
 
     def hide_known_in_body(self, body: bytes) -> bytes:
-        """Replace the known folders in an encoded JSON body."""
         return _hide_in_bytes(body, self.hide_known)
 
     def hide_in_body(self, body: bytes) -> bytes:
-        """Replace all absolute paths in an encoded JSON body."""
         return _hide_in_bytes(body, self.hide)
 
     def hide_in_json(self, value: Any) -> Any:
@@ -166,5 +164,4 @@ def _resolve(path: Path) -> Path:
 
 
 def _escape(path: str) -> str:
-    """Return a path with the escapes of a JSON string."""
     return json.dumps(path)[1:-1]

@@ -124,7 +124,6 @@ class PoolResponseCache:
         self._loading: dict[tuple[str, str], asyncio.Task[CachedResponse]] = {}
 
     async def close(self) -> None:
-        """Cancel the running requests."""
         tasks = list(self._loading.values())
         for task in tasks:
             task.cancel()

@@ -57,7 +57,6 @@ class RunningPrompt:
         self._urgent = asyncio.Event()
 
     def process_event(self, message: EventMessage) -> None:
-        """Process an event of this prompt."""
         if self._meter.update(message):
             self._notify()
         self.has_begun = self.has_begun or message.type == "execution_start"
@@ -70,7 +69,6 @@ class RunningPrompt:
         self._notify_urgently()
 
     def succeed(self, result: RenderSucceeded) -> None:
-        """End the prompt with its result."""
         self._result = result
         self._notify_urgently()
 

@@ -172,7 +172,6 @@ class ComfyRenderer:
         }
 
     async def status(self) -> RendererStatus:
-        """Return the present state of the renderer."""
         session = self._supervisor.session
         return RendererStatus(
             ready=session is not None,

@@ -176,7 +176,6 @@ def find_device_groups(paths: Iterable[Path]) -> list[int]:
 
 
 def find_graphics_devices(root: Path = Path("/dev")) -> list[Path]:
-    """Return the device files of graphics cards."""
     return sorted(path for pattern in _DEVICE_PATTERNS for path in root.glob(pattern))
 
 

@@ -125,7 +125,6 @@ class PictureProcess:
             )
 
     async def end(self) -> None:
-        """Kill the process and wait for its exit."""
         if self.idle_timer is not None:
             self.idle_timer.cancel()
         self._remaining_tasks = 0
@@ -204,7 +203,6 @@ class PictureProcesses:
 
     @property
     def idle_pids(self) -> tuple[int, ...]:
-        """The process ids of the idle processes."""
         return tuple(process.pid for process in self._idle_processes)
 
     @asynccontextmanager

@@ -135,7 +135,6 @@ def _decode_transparency(path: str, limits: Mapping[str, int]) -> Image.Image:
 
 
 def _make_black_picture(transparency: Image.Image) -> Image.Image:
-    """Return a black picture with the given transparency."""
     from PIL import Image
 
     picture = Image.new("RGBA", transparency.size)
@@ -205,7 +204,6 @@ def _write_picture(picture: Image.Image, target: str, image_format: str, **optio
 
 
 def _limit_resources(limits: Mapping[str, int]) -> None:
-    """Limit the resources of this process and lower its priority."""
     memory, size = limits["memory_mib"] * _MIB, limits["result_mib"] * _MIB
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
@@ -227,7 +225,6 @@ def _die_with_parent(parent: int) -> None:
 
 
 def _run_task(line: bytes, limits: Mapping[str, int]) -> dict[str, Any]:
-    """Run the task in a line of JSON and return the response."""
     # The kernel's limit includes the processor time of all earlier tasks.
     used = math.ceil(time.process_time())
     resource.setrlimit(resource.RLIMIT_CPU, (used + limits["seconds"], resource.RLIM_INFINITY))
@@ -248,7 +245,6 @@ def _run_task(line: bytes, limits: Mapping[str, int]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the tasks from standard input until it ends."""
     _die_with_parent(int(sys.argv[1]))
     limits: dict[str, int] = json.loads(sys.argv[2])
     _limit_resources(limits)

@@ -64,7 +64,6 @@ def collect_values(entry: HistoryEntry) -> dict[str, dict[str, Any]]:
 
 
 def find_files(output: Any) -> Iterator[OutputFile]:
-    """Yield the files that one node's output names."""
     for items in output.values() if isinstance(output, Mapping) else ():
         for item in items if isinstance(items, list | tuple) else [items]:
             file = _parse_file(item)

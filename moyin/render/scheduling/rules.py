@@ -1,16 +1,17 @@
-"""Defines the rules of the render order, and the dataclasses that they apply to.
+"""Defines the rules of the render order and of the number of renderers in a pool.
 
 All times are seconds of the same clock. All sizes are bytes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from moyin.system.bounded import BoundedDict
 
-__all__ = ["OrderingRules", "OwnerFairShare", "PendingRender", "RendererSlot"]
+__all__ = ["OrderingRules", "OwnerFairShare", "PendingRender", "RendererSlot", "ScalingPolicy"]
 
 _REMEMBERED_OWNERS = 10_000
 
@@ -130,7 +131,6 @@ class OwnerFairShare:
         self._present = 0.0
 
     def get_virtual_time(self, owner: str) -> float:
-        """Return the owner's virtual time."""
         return max(self._served.get(owner, self._present), self._present)
 
     def charge(self, owner: str, others: Iterable[str] = ()) -> None:
@@ -145,3 +145,42 @@ class OwnerFairShare:
         self._present = min((self.get_virtual_time(other) for other in others), default=start)
         self._present = min(self._present, start)
         self._served[owner] = start + 1.0 / self._weights.get(owner, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScalingPolicy:
+    """Defines when a pool adds and removes renderers.
+
+    Attributes:
+        minimum: smallest number of renderers, which an idle pool has; may be 0.
+        maximum: largest number of renderers.
+        patience: seconds within which all waiting renders should begin.
+        idle: seconds after which an idle renderer is removed.
+    """
+
+    minimum: int
+    maximum: int
+    patience: float = 30.0
+    idle: float = 300.0
+
+    def count_needed(self, waiting: int, mean_seconds: float) -> int:
+        """Return how many renderers begin ``waiting`` renders of ``mean_seconds`` each in time."""
+        wanted = math.ceil(waiting * mean_seconds / self.patience)
+        return max(self.minimum, min(self.maximum, wanted))
+
+    def select_removable(self, idle_seconds: list[float | None], waiting: int) -> list[int]:
+        """Return the indexes in ``idle_seconds`` of the renderers to remove, in descending order.
+
+        Args:
+            idle_seconds: seconds for which each renderer has been idle, or None if it is busy.
+            waiting: number of waiting renders; no renderer is removed while there are any.
+        """
+        if waiting:
+            return []
+        spare = len(idle_seconds) - self.minimum
+        idle = [
+            position
+            for position, seconds in enumerate(idle_seconds)
+            if seconds is not None and seconds >= self.idle
+        ]
+        return idle[::-1][: max(0, spare)]

@@ -62,17 +62,14 @@ class RenderScheduler:
 
     @property
     def waiting(self) -> int:
-        """The number of waiting renders."""
         return len(self._window)
 
     @property
     def mean_seconds(self) -> float:
-        """The mean duration of a render in seconds."""
         return self._window.mean_seconds
 
     @property
     def model_changes(self) -> int:
-        """The number of times that a renderer had to load models."""
         return self._window.model_changes
 
     def idle_seconds(self, name: str) -> float | None:

@@ -110,7 +110,6 @@ class Window:
         )
 
     def remove(self, pending: PendingRender) -> None:
-        """Remove a render if it is still waiting."""
         if self._pending.pop(id(pending), None) is None:
             return
         queue = self._queues[pending.family]
@@ -134,7 +133,6 @@ class Window:
         self._renderer_counts[family] += 1
 
     def remove_renderer(self, name: str) -> None:
-        """Remove a renderer if it is known."""
         slot = self._slots.pop(name, None)
         self._free.pop(name, None)
         if slot is not None:
@@ -145,7 +143,6 @@ class Window:
         self._free.pop(name, None)
 
     def mark_free(self, name: str, now: float) -> None:
-        """Mark a busy renderer as free."""
         if name not in self._free:
             self._slots[name].free_since = now
             self._free[name] = self._slots[name]
@@ -168,7 +165,6 @@ class Window:
             self._renderer_counts[slot.family] += 1
 
     def record_render_seconds(self, seconds: float) -> None:
-        """Add the duration of a finished render to the mean."""
         self.mean_seconds += _NEWEST_WEIGHT * (seconds - self.mean_seconds)
 
     def peek_next(self, name: str, now: float) -> PendingRender | None:

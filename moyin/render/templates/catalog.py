@@ -120,7 +120,6 @@ def list_template_folders(settings: Settings) -> tuple[Path, ...]:
 
 
 def create_catalog(settings: Settings) -> TemplateCatalog:
-    """Create the catalog of the template folders that the settings name."""
     return TemplateCatalog(list_template_folders(settings))
 
 

@@ -49,7 +49,6 @@ def to_template(data: Any) -> Template:
 
 
 def to_response_body(template: Template) -> wire.TemplateBody:
-    """Return the response body that describes a template to clients."""
     return wire.TemplateBody(
         name=template.name,
         title=template.title,

@@ -16,8 +16,7 @@ from deployments.render.actor_supervisor import ActorCounts, ActorSupervisor
 from deployments.render.pool import Pool
 from moyin.domain.renderer import RenderRequest
 from moyin.errors import ServiceUnavailable, StackError
-from moyin.render.scheduling.rules import PendingRender
-from moyin.render.scheduling.scaling import ScalingPolicy
+from moyin.render.scheduling.rules import PendingRender, ScalingPolicy
 from moyin.testing.renderer import FakeRenderer
 
 SPEC = ComfySpec(gpus=0.5)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moyin.render.scheduling.scaling import ScalingPolicy
+from moyin.render.scheduling.rules import ScalingPolicy
 
 SCALE = ScalingPolicy(minimum=0, maximum=4, patience=30, idle=60)
 
