@@ -139,7 +139,7 @@ def status(
 
 
 def doctor() -> None:
-    """CheckResult this machine for problems; exit 1 if any are found."""
+    """Check this machine for problems; exit 1 if any are found."""
     checks = list(run_checks(Options.read()))
     if out.is_terminal:
         print_table(

@@ -40,11 +40,7 @@ _PYDANTIC_ADVICE = "For further information visit "
 
 
 def load_serve_config(path: Path, ports: Ports) -> dict[str, Any]:
-    """Load the app configuration, and set its HTTP and gRPC ports to those of this stack.
-
-    Raises:
-        StackError: The file is missing, is not YAML, or lacks a required field.
-    """
+    """Load the app configuration with the ports of this stack, or raise `StackError`."""
     try:
         config = yaml.safe_load(path.read_text())
     except FileNotFoundError:
@@ -111,11 +107,8 @@ def find_config_problems(path: Path) -> list[str]:
 async def deploy_apps(options: Options, on_progress: Callable[[str], None]) -> None:
     """Deploy the app configuration, and wait until all apps are running and the gateway is ready.
 
-    Args:
-        on_progress: called with a line of text whenever the progress changes.
-
-    Raises:
-        StackError: Serve rejects the file, or an app cannot start. The message has Serve's reason.
+    The function ``on_progress`` is called with each new line of progress. Raises `StackError` with
+    Serve's reason if Serve rejects the file or an app cannot start.
     """
     config = load_serve_config(options.serve_config, options.ports)
     await _submit(options, config, on_progress)
@@ -176,7 +169,7 @@ async def delete_apps(options: Options) -> None:
 
 
 async def _find_pending_apps(options: Options, names: set[str]) -> dict[str, str]:
-    """Return the reasons (or "") of apps that do not run yet, or raise `StackError` if one can't start."""
+    """Return the reasons (or "") of apps that do not run yet, or raise `StackError`."""
     status, body = await _call_serve(options, "GET", None, seconds=10)
     if status != 200:
         return dict.fromkeys(names, "")

@@ -38,11 +38,8 @@ def read_running_state(options: Options) -> StackState | None:
 def start_stack(options: Options, on_state: Callable[[StackState], None]) -> StackState:
     """Start a supervisor unless one is running, and wait until the stack is ready.
 
-    Args:
-        on_state: called with the present state every 0.1 seconds during the start.
-
-    Raises:
-        StackError: The stack cannot start. All of its processes have ended.
+    The function ``on_state`` is called with the present state every 0.1 seconds. If the stack can't
+    start, its processes are ended and `StackError` is raised.
     """
     load_serve_config(options.serve_config, options.ports)
     options.layout.prepare()

@@ -95,11 +95,7 @@ class Layout:
         shutil.rmtree(self.sockets, ignore_errors=True)
 
     def prepare(self) -> None:
-        """Create the folders.
-
-        Raises:
-            StackError: A folder cannot be created or written, or the disk is nearly full.
-        """
+        """Create the folders, or raise `StackError` if that fails or the disk is nearly full."""
         if "::" in str(self.data):
             raise StackError(
                 f"{self.data}: the artifact store cannot use a path that contains '::': "
@@ -132,13 +128,9 @@ class Layout:
 
 
 def replace_file(path: Path, data: bytes, *, mode: int = 0o666) -> None:
-    """Replace the content of a file atomically.
+    """Replace the content of a file atomically, with the permissions ``mode`` less the umask.
 
-    Args:
-        mode: permissions of the new file, before the umask is applied.
-
-    Raises:
-        OSError: The file cannot be written. The previous content still exists.
+    After an `OSError` the previous content still exists.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -151,12 +143,9 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o666) -> None:
 
 
 def load_or_create_secret(path: Path) -> str:
-    """Return the secret in a file, or create it with 64 hexadecimal digits and the mode 0600.
+    """Return the secret in a file, or create it, or raise `StackError`.
 
     Only the supervisor may call this function, while it holds the lock of the data folder.
-
-    Raises:
-        StackError: The file cannot be read or written.
     """
     with explain_os_errors(path):
         try:

@@ -78,11 +78,7 @@ class Options:
         port_base: int | None = None,
         serve_config: Path | None = None,
     ) -> Options:
-        """Read the options from environment variables, which the other arguments override.
-
-        Raises:
-            StackError: A port is not valid, or the app configuration does not exist.
-        """
+        """Read the options from the environment and the arguments, or raise `StackError`."""
         ports = Ports.read(environ, base=port_base)
         layout = Layout(Settings().data)
         local = {

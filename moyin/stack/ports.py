@@ -52,13 +52,9 @@ class Ports:
 
     @classmethod
     def read(cls, environ: Mapping[str, str], *, base: int | None = None) -> Ports:
-        """Read the ports from environment variables.
+        """Read the ports from the environment, or raise `StackError` if one is not valid.
 
-        Args:
-            base: first port of the stack, which overrides ``MOYIN_PORT_BASE``.
-
-        Raises:
-            StackError: A value is not a valid port, or two services have the same port.
+        The first port ``base`` overrides ``MOYIN_PORT_BASE``.
         """
         if base is None and environ.get(f"{_PREFIX}BASE"):
             base = _parse_port(environ, f"{_PREFIX}BASE")
@@ -111,11 +107,7 @@ class Ports:
 
 
 def require_free(ports: Ports, *, skip: frozenset[str] = frozenset()) -> None:
-    """Check that all ports of the stack are free, except the ports named in ``skip``.
-
-    Raises:
-        StackError: A port is in use; the message names the process that uses the port.
-    """
+    """Raise `StackError` if a port of the stack, except those in ``skip``, is in use."""
     for name, port in ports.items():
         if name not in skip and not _is_free(port):
             raise StackError(

@@ -23,10 +23,9 @@ class Profile:
 
 
 def read_profile(path: Path, environ: Mapping[str, str]) -> Profile:
-    """Load the profile from a file; ``MOYIN_URL`` and ``MOYIN_API_KEY`` in ``environ`` override it.
+    """Read the profile from a file, or raise `StackError` if it is not valid.
 
-    Raises:
-        StackError: The file is not valid, or the URL is missing or not valid.
+    The variables ``MOYIN_URL`` and ``MOYIN_API_KEY`` override the values in the file.
     """
     stored = _read_file(path)
     url = environ.get("MOYIN_URL") or stored.get("url", "")

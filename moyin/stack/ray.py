@@ -122,10 +122,9 @@ def create_service(options: Options) -> Service:
 
 
 def _find_fault(pid: int) -> str | None:
-    """Return why Ray must be restarted if its raylet or control store has ended, else None.
+    """Return why Ray must be restarted, or None if its raylet and control store are running.
 
-    `ray start --block` keeps running when one of them ends with status 0, as the raylet does when
-    one of its agents dies.
+    `ray start --block` keeps running when the raylet ends with status 0 because an agent has died.
     """
     missing_names = find_missing_children(pid, ("gcs_server", "raylet"))
     return f"runs without {' and '.join(missing_names)}" if missing_names else None

@@ -63,7 +63,7 @@ async def wait_for_port(port: int) -> None:
 
 
 async def run_command(command: tuple[str, ...], environ: Mapping[str, str]) -> tuple[int, str]:
-    """Run a command and return its exit status and output, or raise `StackError` if it can't run."""
+    """Run a command and return its exit status and output, or raise `StackError`."""
     try:
         process = await asyncio.create_subprocess_exec(
             *command,

@@ -67,11 +67,7 @@ class ServiceSupervisor:
         self._is_permanent_failure = False
 
     async def run(self) -> None:
-        """Start the service, and restart it whenever it ends or has a fault.
-
-        Raises:
-            StackError: The service was not ready in any of several starts.
-        """
+        """Keep the service running, or raise `StackError` if its first starts fail."""
         try:
             await self._run_forever()
         finally:

@@ -44,11 +44,7 @@ class Supervisor:
         self._service_supervisors: list[ServiceSupervisor] = []
 
     async def run(self) -> None:
-        """Run the stack until SIGTERM or SIGINT.
-
-        Raises:
-            StackError: The stack cannot start. All of its processes have ended.
-        """
+        """Run the stack until SIGTERM or SIGINT, or raise `StackError` if it cannot start."""
         self._options.layout.prepare()
         lock = SupervisorLock(self._options.layout.lock)
         lock.acquire()
@@ -215,7 +211,7 @@ def _list_notes(options: Options) -> list[str]:
 
 
 def run_supervisor(options: Options) -> None:
-    """Run the supervisor until SIGTERM or SIGINT, or raise `StackError` if the stack can't start."""
+    """Run the supervisor until SIGTERM or SIGINT, or raise `StackError` if that fails."""
     os.umask(0o077)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr

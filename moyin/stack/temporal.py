@@ -38,7 +38,7 @@ _UNUSED_INDEX = re.compile(
 
 
 def create_service(options: Options) -> Service:
-    """Create the service of Temporal's development server, or raise `StackError` without ``temporal``."""
+    """Create the service of Temporal's development server, or raise `StackError`."""
     program = find_executable("temporal")
     ports = options.ports
     # Without a value, the program would read the user's configuration for other servers.

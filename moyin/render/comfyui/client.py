@@ -95,14 +95,9 @@ class ComfyClient:
         extra_data: Mapping[str, Any] | None = None,
         targets: Sequence[str] | None = None,
     ) -> PromptAccepted:
-        """Add a prompt to ComfyUI's queue.
+        """Add a prompt to ComfyUI's queue, to execute the output nodes ``targets`` or all of them.
 
-        Args:
-            extra_data: further data for nodes, such as the metadata of pictures.
-            targets: ids of the output nodes to execute, or None for all.
-
-        Raises:
-            InvalidGraph: ComfyUI refuses the graph; ``details`` is the body of its response.
+        Raises `InvalidGraph` with the body of the response if ComfyUI refuses the graph.
         """
         body: dict[str, Any] = {
             "prompt": graph,

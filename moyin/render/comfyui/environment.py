@@ -38,12 +38,7 @@ _USER = "comfyui"
 def build_child_environment(
     environ: Mapping[str, str], options: ComfyOptions, scratch: Path
 ) -> dict[str, str]:
-    """Return the environment variables of a ComfyUI process.
-
-    Args:
-        environ: environment variables of this process.
-        scratch: folder for temporary and private files of the ComfyUI process.
-    """
+    """Return the environment of a ComfyUI process with the temporary folder ``scratch``."""
     if options.isolation is Isolation.OFF:
         env = {name: value for name, value in environ.items() if name not in _INTERPRETER_NAMES}
     else:

@@ -65,13 +65,9 @@ class ProcessFolder:
         return [BRIDGE, *(path.name for path in self._nodes())]
 
     def prepare(self, uid: int | None = None) -> None:
-        """Recreate the folder for a new process (blocking).
+        """Recreate the folder for a process of the user ``uid``, or of this user (blocking).
 
-        Args:
-            uid: user id of the process, or None if it is the same as this process's.
-
-        Raises:
-            StackError: A configured node package is missing.
+        Raises `StackError` if a configured node package is missing.
         """
         for path in self._options.custom_nodes:
             if not path.exists():
@@ -137,12 +133,9 @@ def _link(link: Path, target: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a file, or a folder with its content, if it exists (blocking).
+    """Remove a file or folder if it exists, or raise `OSError` (blocking).
 
     The process may have removed the permissions of folders, or nested very many of them.
-
-    Raises:
-        OSError: The file or folder can't be removed.
     """
     if not os.path.lexists(path):
         return

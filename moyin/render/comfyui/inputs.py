@@ -29,14 +29,10 @@ class InputFiles:
         self._limit = limit
 
     async def fetch(self, blobs: BlobStore, files: Mapping[str, str]) -> None:
-        """Copy files from the artifact store to the staging folder, unless they are there.
+        """Copy files from the artifact store, unless they are staged.
 
-        Args:
-            files: sha256 of the blob, by name of the file.
-
-        Raises:
-            FileNotFoundError: The artifact store does not have the blob.
-            ValueError: A name was not made by `make_input_name`.
+        The mapping ``files`` has the sha256 of a blob by a name of `make_input_name`. Raises
+        `FileNotFoundError` if the artifact store does not have the blob.
         """
         for name, sha256 in files.items():
             path = self._find_staged(name)
@@ -48,12 +44,9 @@ class InputFiles:
         return all(self._find_staged(name).exists() for name in names)
 
     def trim_staged(self, needed: Collection[str]) -> None:
-        """Remove the least recently used files until the limit is met (blocking).
+        """Remove the least recently used files except ``needed`` until the limit is met (blocking).
 
         Other threads may add files at the same time.
-
-        Args:
-            needed: names of files that are not removed.
         """
         staged: list[tuple[float, int, Path]] = []
         for path in self._folder.staging.iterdir():
@@ -74,9 +67,7 @@ class InputFiles:
         """Replace the files in the process's input folder by these staged files (blocking).
 
         The process has no write access to the folder, so hard links to the staged files are safe.
-
-        Raises:
-            FileNotFoundError: A file is not staged.
+        Raises `FileNotFoundError` if a file is not staged.
         """
         self.remove_placed_files()
         for name in names:

@@ -47,11 +47,7 @@ class ComfyUI:
 
 
 def find_comfyui(settings: Settings) -> ComfyUI:
-    """Find the ComfyUI that the settings name, or else the one that `install` has installed.
-
-    Raises:
-        StackError: ComfyUI is not installed, or a setting names a wrong file.
-    """
+    """Find the ComfyUI that the settings name, or else the installed one, or raise `StackError`."""
     if settings.comfyui_home is not None:
         return _check_user_comfyui(settings.comfyui_home, settings.comfyui_python)
     environment = _environment_folder(settings)
@@ -71,13 +67,9 @@ def version(settings: Settings) -> str:
 
 
 def install(settings: Settings, on_step: OnStep) -> ComfyUI:
-    """Install ComfyUI, unless the same version is completely installed.
+    """Install ComfyUI if it is not installed, or raise `StackError` if a step fails.
 
-    Args:
-        on_step: called with a line of text before each step.
-
-    Raises:
-        StackError: A step failed. The message ends with the last lines of the step's output.
+    The function ``on_step`` is called with a line of text before each step.
     """
     if settings.comfyui_home is not None:
         return _check_user_comfyui(settings.comfyui_home, settings.comfyui_python)

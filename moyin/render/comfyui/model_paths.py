@@ -19,13 +19,8 @@ _FLAG = "--extra-model-paths-config"
 def find_extra_model_paths(flags: Sequence[str]) -> list[Path]:
     """Return the files after ``--extra-model-paths-config``, and the folders they name (blocking).
 
-    Missing folders are left out, because ComfyUI ignores them.
-
-    Args:
-        flags: command-line arguments of ComfyUI.
-
-    Raises:
-        StackError: A file can't be read or is malformed.
+    Missing folders are left out, because ComfyUI ignores them. Raises `StackError` if a file is not
+    readable or is malformed.
     """
     paths: list[Path] = []
     for file in _find_flag_values(flags):

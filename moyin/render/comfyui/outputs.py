@@ -108,13 +108,9 @@ class OutputStore:
         return [file for file in files if file is not None]
 
     async def _store(self, prompt_id: str, output: OutputFile, limit: int) -> PromptFile | None:
-        """Store a file unless the same version of the file is stored.
+        """Store a new version of a file; return None if the file does not exist.
 
-        Returns:
-            The stored file, or None if the file does not exist.
-
-        Raises:
-            RenderFailed: The file has more than ``limit`` bytes.
+        Raises `RenderFailed` if the file has more than ``limit`` bytes.
         """
         name = make_farm_name(output, prompt_id)
         known, version = self._stored.get(output, (None, None))

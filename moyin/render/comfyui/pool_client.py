@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 NODES_PATH = "/object_info"
-# The path received_at which a pool returns its rules for graphs; ComfyUI has no such path.
+# The path at which a pool returns its rules for graphs; ComfyUI has no such path.
 RULES_PATH = "/moyin/rules"
 FRESH_RESPONSE_SECONDS = 10.0
 # How long a request waits for a new response before the cached one is returned.
@@ -58,7 +58,7 @@ class PoolResponse:
         version: fingerprint of the pool's configuration, which determines its nodes and models.
         state: ``up`` if a renderer has responded, ``starting`` if a renderer is starting, or
             ``down`` if the pool has no renderer.
-        content: body of the response, or None if nothing exists received_at the path or no renderer is up.
+        content: body of the response, or None if nothing exists at the path or no renderer is up.
     """
 
     version: str
@@ -73,11 +73,7 @@ class PoolClient(Protocol):
     def pools(self) -> Sequence[str]: ...
 
     async def get(self, pool: str, path: str) -> PoolResponse:
-        """Send a GET request to a renderer of the pool.
-
-        Raises:
-            ServiceUnavailable: The pool does not respond, or its ComfyUI process failed.
-        """
+        """Send a GET request to a renderer of the pool, or raise `ServiceUnavailable`."""
         ...
 
     async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
@@ -93,7 +89,7 @@ class CachedResponse:
     """A cached response.
 
     Attributes:
-        value: body of the response, or None if nothing exists received_at the path.
+        value: body of the response, or None if nothing exists at the path.
         received_at: monotonic time of the response, or minus infinity if it was read from disk.
         version: fingerprint of the pool's configuration.
     """
@@ -132,13 +128,10 @@ class PoolResponseCache:
     async def fetch(
         self, pool: str, path: str, fresh: float | None = None, patience: float | None = None
     ) -> CachedResponse:
-        """Return the pool's response to GET ``path``.
+        """Return the pool's response to GET ``path``, from the cache if it is fresh.
 
-        The arguments ``fresh`` and ``patience`` override those of the constructor.
-
-        Raises:
-            PoolStarting: The pool is starting, and no response is cached.
-            ServiceUnavailable: The pool is down, and no response is cached.
+        The arguments ``fresh`` and ``patience`` override those of the constructor. Raises
+        `PoolStarting` or `ServiceUnavailable` if no response is available.
         """
         answers = self._choose_cache(path)
         known = answers.get((pool, path))

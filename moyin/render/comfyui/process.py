@@ -94,9 +94,7 @@ class ComfyProcess:
     ) -> ComfyProcess:
         """Start ComfyUI, and return before it serves requests.
 
-        Raises:
-            OSError: The interpreter can't be run.
-            StackError: This machine can't confine the process.
+        Raises `OSError` or `StackError` if the interpreter or the sandbox can't be started.
         """
         env = build_child_environment(os.environ, options, folder.scratch)
         is_strict = options.isolation is Isolation.STRICT
@@ -152,7 +150,7 @@ class ComfyProcess:
             self._sandboxed.exempt_present_processes()
 
     def kill_new_processes(self) -> None:
-        """Kill the processes that a prompt has started, or raise `WorkerLost` if one does not end."""
+        """Kill the processes that a prompt has started, or raise `WorkerLost` if that fails."""
         if self._sandboxed is not None:
             self._sandboxed.kill_new_processes()
 
@@ -245,7 +243,7 @@ def _make_launcher_options(options: ComfyOptions, channels: Channels) -> dict[st
 def _build_sandbox_command(
     options: ComfyOptions, folder: ProcessFolder, env: dict[str, str]
 ) -> list[str]:
-    """Return the command that runs bubblewrap, or raise `StackError` if this machine can't confine."""
+    """Return the command that runs bubblewrap, or raise `StackError` if none works."""
     user = choose_user_id(options)
     unreadable = None if user is None else find_unreadable_file(user, find_shared_folders(options))
     if unreadable is not None:

@@ -40,10 +40,7 @@ class PromptLock:
         """Hold the lock for a prompt, with its input files in the process's folder.
 
         Yields True, or False without placing files if the session's process has been replaced.
-
-        Raises:
-            OSError: Files can't be placed or moved, so the process is replaced.
-            WorkerLost: A process that the prompt started does not end, so ComfyUI is replaced.
+        Replaces ComfyUI, and raises `OSError` or `WorkerLost`, if the cleanup fails.
         """
         async with self._lock:
             if session is not self._supervisor.session:

@@ -313,7 +313,7 @@ class ComfyRenderer:
                 await self._inputs.fetch(self._blobs, request.files)
             except FileNotFoundError:
                 raise StepFailed(
-                    "an input file of the render is no longer in the store of artifacts: upload it again"
+                    "the artifact store no longer has an input file of the render: upload it again"
                 ) from None
             async with self._trimming:
                 needed = {
@@ -365,11 +365,10 @@ class ComfyRenderer:
         raise WorkerLost("the prompt is neither in ComfyUI's queue nor in its history")
 
     async def _interrupt_hung(self, session: Session, prompt: RunningPrompt) -> NoReturn:
-        """Interrupt a hanging prompt, and replace the process if the prompt does not end.
+        """Interrupt a hanging prompt, or replace the process, and raise an error.
 
-        Raises:
-            NoResponse: ComfyUI has not begun the prompt, so the prompt is not the cause.
-            RenderFailed: The prompt hangs.
+        The error is `NoResponse`, which does not blame the prompt, if the prompt has not begun.
+        Otherwise it is `RenderFailed`.
         """
         if not prompt.has_begun:
             raise NoResponse("ComfyUI hangs and has not begun the prompt")

@@ -132,11 +132,7 @@ class Mounts:
 def build_bubblewrap_options(
     options: ComfyOptions, folder: ProcessFolder, env: Mapping[str, str]
 ) -> list[str]:
-    """Return bubblewrap's options for a ComfyUI process (blocking).
-
-    Raises:
-        StackError: A folder that the process must read is missing or is a hidden folder.
-    """
+    """Return bubblewrap's options, or raise `StackError` if a folder is missing (blocking)."""
     mps_folder = env.get("CUDA_MPS_PIPE_DIRECTORY")
     return [
         *NAMESPACES,
@@ -180,7 +176,7 @@ def find_graphics_devices(root: Path = Path("/dev")) -> list[Path]:
 
 
 def find_interpreter_folders(python: Path, env: Mapping[str, str]) -> list[Path]:
-    """Return a Python interpreter's folders, or raise `StackError` if the interpreter can't be run."""
+    """Return a Python interpreter's folders, or raise `StackError` if Python can't be run."""
     try:
         # In the environment of ComfyUI, which may change the folders.
         completed = subprocess.run(
@@ -199,11 +195,7 @@ def find_interpreter_folders(python: Path, env: Mapping[str, str]) -> list[Path]
 
 
 def find_shared_folders(options: ComfyOptions) -> list[Path]:
-    """Return the folders of models and node packages that a pool's processes share (blocking).
-
-    Raises:
-        StackError: An ``extra_model_paths.yaml`` can't be read.
-    """
+    """Return the folders that all processes of a pool read, or raise `StackError` (blocking)."""
     return [options.models, *options.custom_nodes, *find_extra_model_paths(options.flags)]
 
 

@@ -40,7 +40,7 @@ class SandboxProcesses:
         return self._main
 
     def exempt_present_processes(self) -> None:
-        """Exempt all present processes, such as those of node packages, from `kill_new_processes`."""
+        """Exempt all present processes from `kill_new_processes`, such as those of node packages."""
         with contextlib.suppress(psutil.Error):
             self._exempt_ids = frozenset(process.pid for process in self._list_processes())
         self._known_inner_ids = self._list_inner_ids()

@@ -91,11 +91,7 @@ _MACHINES = {
 def build_filter(machine: str | None = None) -> bytes | None:
     """Return the filter as an array of ``struct sock_filter``, the format that bubblewrap reads.
 
-    Args:
-        machine: name of the architecture, or None for that of this machine.
-
-    Returns:
-        The filter, or None if the architecture is not supported.
+    Returns None if the architecture, by default that of this machine, is not supported.
     """
     numbers = _MACHINES.get(machine or platform.machine())
     return None if numbers is None else _assemble(numbers)

@@ -119,9 +119,7 @@ class Session:
     def finish_prompt(self, prompt_id: str) -> None:
         """Move the files of a finished prompt and kill the processes that it started (blocking).
 
-        Raises:
-            OSError: A file can't be moved.
-            WorkerLost: A process does not end in time.
+        Raises `OSError` or `WorkerLost` if that fails; ComfyUI must then be replaced.
         """
         self._process.kill_new_processes()
         self.written.end_prompt(prompt_id)

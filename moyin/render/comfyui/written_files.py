@@ -61,9 +61,7 @@ class WrittenFiles:
     def open_file(self, file: OutputFile, prompt_id: str) -> BinaryIO | None:
         """Open an output file of a prompt, or of the earlier prompt from whose cache it comes.
 
-        Returns:
-            The open file, or None if the file is missing, is not a regular file, or is outside the
-            folder of its type.
+        Returns None if the file is missing, not regular, or outside the folder of its type.
         """
         parts = PurePosixPath(file.subfolder, file.filename).parts
         if len(parts) > _MAX_DEPTH or any(part in ("/", "..") for part in parts):

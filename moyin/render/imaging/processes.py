@@ -94,10 +94,8 @@ class PictureProcess:
     async def run(self, task: Mapping[str, Any]) -> None:
         """Run a task of `moyin.render.imaging.worker.convert`.
 
-        Raises:
-            PictureTooLarge: The conversion exceeds a limit.
-            InvalidRequest: The picture can't be read or can't be converted in this way.
-            ServiceUnavailable: The process ended for another reason.
+        Raises `PictureTooLarge` or `InvalidRequest` if the picture can't be converted, or
+        `ServiceUnavailable` if the process ends for another reason.
         """
         self._remaining_tasks -= 1
         try:
@@ -207,7 +205,7 @@ class PictureProcesses:
 
     @asynccontextmanager
     async def process(self, tenant: str) -> AsyncIterator[PictureProcess]:
-        """Reserve a free process for the block, or raise `Overloaded` if the wait would be too long."""
+        """Reserve a free process for the block, or raise `Overloaded` after a timeout."""
         if not self._slots.try_acquire(tenant):
             await self._slots.wait(tenant, self._patience, self.limits.seconds / 4)
         try:

@@ -132,9 +132,7 @@ def replace_inputs(
 ) -> dict[str, Any]:
     """Return a copy of the graph with artifact references and strings in its inputs replaced.
 
-    Args:
-        names: name of the input file that replaces a reference, by artifact id.
-        texts: replacement of a string, by the whole string.
+    References are replaced by ``names``, by artifact id, and whole strings by ``texts``.
     """
     texts = texts or {}
     return {
@@ -156,7 +154,7 @@ def make_input_name(artifact: Artifact) -> str:
 
 
 def find_input_names(graph: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the node id and the name of each input file in the graph that `make_input_name` made."""
+    """Yield the node id and name of each input in the graph with a name of `make_input_name`."""
     for node_id, node in graph.items():
         if isinstance(node, Mapping) and "inputs" in node:
             for text in _find_strings(node["inputs"]):

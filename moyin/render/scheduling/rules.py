@@ -69,15 +69,15 @@ class OrderingRules:
     """Limits how much the order of renders may change to avoid loading models.
 
     Attributes:
-        ageing_seconds: seconds in the window after which a render moves up by one class. A render of class
-            ``p`` is *due* after ``p * ageing_seconds`` seconds; later renders can then no longer pass it.
+        ageing_seconds: seconds in the window after which a render moves up by one class. A render
+            of class ``p`` is *due* after ``p * ageing_seconds``; later renders then can't pass it.
         deadline_margin_seconds: seconds before its deadline at which a render becomes due.
         bytes_per_second: speed at which renderers load models.
-        wait_factor: a render whose models are not loaded anywhere waits at most this many times their
-            load time, even if every renderer has work for its loaded models.
-        imbalance_factor: a renderer switches to the models of a longer queue when the two queues, in seconds
-            of work per renderer, differ by this many times the load time.
-        min_limit_seconds: lower bound in seconds of the limits that `wait_factor` and `imbalance_factor` define.
+        wait_factor: a render whose models no renderer has loaded waits at most this many times the
+            load time of the models, even if every renderer has work for its loaded models.
+        imbalance_factor: a renderer switches to the models of a longer queue when the two queues,
+            in seconds of work per renderer, differ by this many times the load time.
+        min_limit_seconds: lower bound of the limits that the two factors define.
     """
 
     ageing_seconds: float = 300.0
@@ -134,11 +134,7 @@ class OwnerFairShare:
         return max(self._served.get(owner, self._present), self._present)
 
     def charge(self, owner: str, others: Iterable[str] = ()) -> None:
-        """Add one render to the owner's virtual time.
-
-        Args:
-            others: the owners with waiting renders.
-        """
+        """Add a render to the owner's virtual time while the owners ``others`` are waiting."""
         start = self.get_virtual_time(owner)
         # The present is the smallest virtual time of the waiting owners. Model affinity may serve
         # an owner out of turn, and the other owners must not lose their turns by that.

@@ -82,8 +82,8 @@ class RenderScheduler:
         """Add a renderer, or update the prompts that run on a known one without a lease.
 
         Args:
-            foreign_prompts: ids of prompts that an earlier scheduler started on the renderer. The renderer
-                gets no other render until these prompts have ended.
+            foreign_prompts: ids of prompts that an earlier scheduler started on the renderer. No
+                render is assigned to the renderer until these prompts have ended.
             models: model files in the renderer's memory, the largest first.
         """
         self._foreign_prompts[name] = frozenset(foreign_prompts)
@@ -110,10 +110,9 @@ class RenderScheduler:
 
     @asynccontextmanager
     async def lease(self, pending: PendingRender) -> AsyncIterator[Lease]:
-        """Wait for a renderer and lease it until the end of the block, unless released earlier.
+        """Lease a renderer for the block when one is free, unless the lease is released earlier.
 
-        Raises:
-            ServiceUnavailable: The scheduler is closed before a renderer becomes free.
+        Raises `ServiceUnavailable` if the scheduler is closed before.
         """
         if self._is_closed:
             raise _make_closed_error()

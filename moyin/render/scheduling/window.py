@@ -2,8 +2,8 @@
 
 `Window.choose_assignment` tries these rules in order:
 
-1. A render that is due (`OrderingRules.compute_due_time`) begins first, on the free renderer with the lowest cost. This
-   prevents starvation.
+1. A render that is due (`OrderingRules.compute_due_time`) begins first, on the free renderer with
+   the lowest cost. This prevents starvation.
 2. A renderer *switches* to the models with the longest queue per renderer that has them loaded, if
    the renderer has no models loaded; if no waiting render uses its models and the renderers with
    those other models are not about to empty the queue; or if that queue is longer than its own
@@ -72,8 +72,8 @@ class _Queue:
 class Window:
     """The waiting renders and the renderers of a pool.
 
-    The caller alternates `choose_assignment` and `begin_render`. All times are arguments named ``now``, in seconds,
-    so that a simulation can use the class.
+    The caller alternates `choose_assignment` and `begin_render`. All times are arguments in seconds
+    named ``now``, so that a simulation can use the class.
 
     Attributes:
         mean_seconds: mean duration of a render.
@@ -122,7 +122,7 @@ class Window:
 
     @property
     def must_choose_again(self) -> bool:
-        """Whether renders wait although a renderer is free, so that `choose_assignment` must be repeated."""
+        """Whether renders wait while a renderer is free, so that a later choice may begin one."""
         return bool(self._free and self._pending)
 
     def add_renderer(self, name: str, models: Sequence[str], now: float) -> None:

@@ -128,9 +128,7 @@ def read_templates(
 ) -> TemplateSnapshot:
     """Read all template files in the folders.
 
-    Args:
-        last_valid: the last valid template of each file, which replaces one that is now invalid. The
-            dictionary is updated.
+    A template in ``last_valid``, which is updated, replaces a file that is now invalid.
     """
     last_valid = {} if last_valid is None else last_valid
     problems: list[str] = []

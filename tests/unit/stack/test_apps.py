@@ -52,7 +52,7 @@ class Serve:
 def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
     monkeypatch.setenv("MOYIN_DATA", str(tmp_path / "data"))
     monkeypatch.delenv("MOYIN_SERVE_CONFIG", raising=False)
-    monkeypatch.setattr(apps, "api_token", lambda _: "token")
+    monkeypatch.setattr(apps, "read_api_token", lambda _: "token")
     serve = Serve()
     monkeypatch.setattr(apps, "send_request", serve)
     return serve

@@ -36,9 +36,9 @@ def deployments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         yield Service(name="ray", command=("sleep", "60"), environ=os.environ, wait_ready=_at_once)
 
     monkeypatch.setenv("MOYIN_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(Supervisor, "_services", services)
+    monkeypatch.setattr(Supervisor, "_create_services", services)
     monkeypatch.setattr(Supervisor, "_prepare_data", lambda _: _at_once())
-    monkeypatch.setattr(ray, "prepare", lambda _: None)
+    monkeypatch.setattr(ray, "prepare_files", lambda _: None)
     monkeypatch.setattr(apps, "deploy", note("deploy"))
     monkeypatch.setattr(apps, "redeploy", note("redeploy"))
     monkeypatch.setattr(apps, "delete_apps", lambda _: _at_once())

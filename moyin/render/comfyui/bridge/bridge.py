@@ -140,11 +140,7 @@ async def validate_graph(
 def find_free_inputs(
     graph: Mapping[str, Any], classes: Mapping[str, Any]
 ) -> dict[str, dict[str, list[Any]]]:
-    """Return the inputs of a valid graph of which ComfyUI checks only type and range.
-
-    Returns:
-        The type, minimum and maximum of each input, by node id and input. A missing bound is None.
-    """
+    """Return the inputs, with type and range, of which ComfyUI checks nothing else."""
     free: dict[str, dict[str, list[Any]]] = {}
     for node, content in graph.items():
         node_class = classes.get(content["class_type"])
@@ -176,12 +172,7 @@ def _simple_inputs(types: Mapping[str, Any], values: Mapping[str, Any]) -> dict[
 
 
 def read_prompt_state(queue: Any, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the response body of ``/moyin/look``, and drop history entries.
-
-    Args:
-        queue: ComfyUI's ``PromptQueue``.
-        body: the request body, with ``prompt_id`` and the ids of the entries to ``forget``.
-    """
+    """Return the response body of ``/moyin/look``, and drop the history entries to ``forget``."""
     prompt_id = body["prompt_id"]
     with queue.mutex:
         for read_id in body.get("forget", ()):
@@ -265,9 +256,6 @@ def wrap_send(
 
     Nodes that choose their own file names ignore that folder. The wrapper changes the lists of the
     event in place, because ComfyUI's history and cache use the same lists.
-
-    Args:
-        folder_of: returns the path of the folder for files of a type.
     """
 
     @functools.wraps(original)
@@ -316,10 +304,9 @@ def wrap_file_check(original: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def limit_gpu_memory(share: float, model_management: Any) -> None:
-    """Limit this process to a fraction of the GPU's memory, also in ComfyUI's memory management.
+    """Limit this process, and ComfyUI's memory management, to a fraction of the GPU's memory.
 
-    The launcher can't set the limit, because ComfyUI must choose the allocator before it imports
-    torch.
+    It is called when ComfyUI has chosen the allocator, which must be before torch is imported.
     """
     import torch
 

@@ -97,11 +97,7 @@ class Refusal(NamedTuple):
 
 
 def derive_rules(class_type: str, node: Mapping[str, Any]) -> dict[str, Rule]:
-    """Return the rules of a node's inputs, by input; numbers have no rule.
-
-    Args:
-        node: the node's description in ``/object_info``.
-    """
+    """Derive the rules of a node's inputs from its ``/object_info``; numbers have no rule."""
     rules = {}
     writes_files = bool(node.get("output_node"))
     outputs = [kind for kind in node.get("output") or () if isinstance(kind, str)]

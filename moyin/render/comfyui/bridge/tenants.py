@@ -41,9 +41,6 @@ def wrap_signature(signature: Callable[..., Any], classes: Mapping[str, Any]) ->
     """Wrap ``CacheKeySetInputSignature.get_immediate_node_signature`` to separate tenants.
 
     The wrapper adds the tenant to the signatures of nodes whose results reveal the graph.
-
-    Args:
-        classes: the value of ComfyUI's ``NODE_CLASS_MAPPINGS``.
     """
     reveals: dict[str, bool] = {}
 
