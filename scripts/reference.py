@@ -75,7 +75,7 @@ def _ports() -> Iterator[str]:
     yield ""
     yield "| variable | default | meaning |"
     yield "|---|---|---|"
-    for variable, default, about in Ports.describe():
+    for variable, default, about in Ports.describe_ports():
         yield f"| `{variable}` | `{default}` | {about} |"
     yield ""
 

@@ -24,7 +24,7 @@ from moyin.settings import Settings
 from moyin.stack.layout import Layout
 from moyin.stack.ports import Ports
 from moyin.stack.profile import read_profile
-from moyin.stack.state import lock_holder
+from moyin.stack.state import find_lock_holder
 from moyin.system.processes import find_processes
 from tests.nodes import write_nodes
 from tests.processes import with_lines
@@ -67,7 +67,7 @@ class StackDoor:
     @property
     def is_up(self) -> bool:
         """Whether a supervisor runs."""
-        return lock_holder(self.layout.lock) is not None
+        return find_lock_holder(self.layout.lock) is not None
 
     @property
     def url(self) -> str:
@@ -135,7 +135,7 @@ class StackDoor:
 
     def kill_supervisor(self) -> int:
         """kill -9 of the process that owns all others; returns its pid."""
-        pid = lock_holder(self.layout.lock)
+        pid = find_lock_holder(self.layout.lock)
         assert pid is not None, "no supervisor runs"
         os.kill(pid, signal.SIGKILL)
         return pid

@@ -37,7 +37,7 @@ from moyin.domain.serialization import encode
 from moyin.errors import ServiceUnavailable
 from moyin.jobs.workflows.client import Temporal
 from moyin.jobs.workflows.status_writer import JobStatusWriter
-from moyin.render.comfyui.install import version
+from moyin.render.comfyui.install import read_comfyui_version
 from moyin.render.comfyui.model_sizes import ModelSizes
 from moyin.render.comfyui.pool_client import RULES_PATH, PoolResponse
 from moyin.render.scheduling.rules import OwnerFairShare, ScalingPolicy
@@ -215,7 +215,7 @@ def _spec(args: RenderArgs) -> ComfySpec:
 
 def _fingerprint(args: RenderArgs, settings: Settings) -> str:
     """Return a digest of the configuration, which decides the pool's nodes and models."""
-    return hashlib.sha256(to_json([version(settings), args.model_dump()])).hexdigest()
+    return hashlib.sha256(to_json([read_comfyui_version(settings), args.model_dump()])).hexdigest()
 
 
 def _models_folder(args: RenderArgs, settings: Settings) -> Path:
@@ -228,7 +228,7 @@ def _models_folder(args: RenderArgs, settings: Settings) -> Path:
 def _cache_rules(args: RenderArgs, settings: Settings) -> CacheRules:
     """Return the pool's cache rules; pools whose ComfyUIs run alike share the same ``kind``."""
     kind = [
-        version(settings),
+        read_comfyui_version(settings),
         args.cache.version,
         sorted(args.comfyui.custom_nodes),
         list(args.comfyui.flags),

@@ -97,7 +97,7 @@ def deploy(
     ports = Ports(**state.ports)
     if config is None and "MOYIN_SERVE_CONFIG" not in os.environ:
         config = apps.read_last_deployed_path(running)
-    options = Options.read({**os.environ, **ports.environ()}, serve_config=config)
+    options = Options.read({**os.environ, **ports.to_environ()}, serve_config=config)
     with errors.status("deploying …") if errors.is_terminal else nullcontext() as spinner:
         apps.load_serve_config(options.serve_config, ports)
         if problems := apps.find_config_problems(options.serve_config):
@@ -164,11 +164,11 @@ def logs(
 ) -> None:
     """Print the last lines of a log."""
     layout = Options.read().layout
-    path = layout.log(name)
+    path = layout.get_log_path(name)
     if not path.is_file():
-        paths = layout.app_logs(name)
+        paths = layout.list_app_logs(name)
         if not paths:
-            known = {*(p.stem for p in layout.logs.glob("*.log")), *layout.apps_with_logs()}
+            known = {*(p.stem for p in layout.logs.glob("*.log")), *layout.list_apps_with_logs()}
             raise StackError(
                 f"there is no log {name!r}; available: {', '.join(sorted(known)) or 'none yet'}"
             )

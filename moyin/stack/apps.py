@@ -48,7 +48,7 @@ def load_serve_config(path: Path, ports: Ports) -> dict[str, Any]:
             f"the app configuration {path} does not exist: name another one with --config"
         ) from None
     except (OSError, yaml.YAMLError) as error:
-        raise StackError(f"{path} cannot be read: {error}") from error
+        raise StackError(f"the app configuration {path} cannot be read: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("applications"), list):
         raise StackError(f"{path}: applications must be a list")
     for number, app in enumerate(config["applications"]):
@@ -190,8 +190,7 @@ async def _wait_for_gateway(
 ) -> None:
     """Wait until the gateway is ready, or until HAProxy responds if no app has the route ``/``.
 
-    HAProxy responds with 503 until it knows the app. The status 404 also means ready, because an
-    app other than the gateway has no ``/readyz``.
+    HAProxy responds with 503 before. The status 404 is that of another app than the gateway at ``/``.
     """
     last_text = ""
     while True:

@@ -16,13 +16,13 @@ from moyin.store.audit import AuditEvent, AuditLog, local_actor
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 
-__all__ = ["prepare_data"]
+__all__ = ["create_first_key"]
 
 FIRST_OWNER = "admin"
 _KEY_NAME = "made by the first `moyin up`"
 
 
-async def prepare_data(settings: Settings) -> None:
+async def create_first_key(settings: Settings) -> None:
     """Migrate the database, and write the profile with a new API key unless it has one."""
     path = Layout(settings.data).profile
     settings.signing_key()
@@ -58,7 +58,7 @@ async def _create_operator_key(database: Database) -> str:
 
 def main() -> None:
     os.umask(0o077)
-    asyncio.run(prepare_data(Settings()))
+    asyncio.run(create_first_key(Settings()))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from moyin.stack.apps import find_config_problems, load_serve_config
 from moyin.stack.layout import explain_os_errors
 from moyin.stack.options import Options
 from moyin.stack.ports import require_free
-from moyin.stack.state import Phase, StackState, lock_holder, read_state
+from moyin.stack.state import Phase, StackState, find_lock_holder, read_state
 from moyin.system.logfile import read_last_lines
 from moyin.system.processes import SERVICE_VARIABLE, end_processes, find_processes
 
@@ -29,7 +29,7 @@ _STOP_SECONDS = 60.0
 
 def read_running_state(options: Options) -> StackState | None:
     """Return the state of the stack that runs in this data folder, or None if none is running."""
-    pid = lock_holder(options.layout.lock)
+    pid = find_lock_holder(options.layout.lock)
     state = read_state(options.layout.state) if pid is not None else None
     # The file may be that of an earlier supervisor until the present one writes its first state.
     return state if state is not None and state.pid == pid else None
@@ -43,10 +43,10 @@ def start_stack(options: Options, on_state: Callable[[StackState], None]) -> Sta
     """
     load_serve_config(options.serve_config, options.ports)
     options.layout.prepare()
-    pid = lock_holder(options.layout.lock)
+    pid = find_lock_holder(options.layout.lock)
     if pid is not None:
         return _wait_until_ready(
-            options, pid, on_state, lambda: lock_holder(options.layout.lock) == pid
+            options, pid, on_state, lambda: find_lock_holder(options.layout.lock) == pid
         )
     if not any(find_processes(options.stack_id)):
         # The supervisor checks the ports too, but takes a second to start.
@@ -60,7 +60,7 @@ def start_stack(options: Options, on_state: Callable[[StackState], None]) -> Sta
 
 
 def _spawn(options: Options) -> subprocess.Popen[bytes]:
-    log = options.layout.log("supervisor")
+    log = options.layout.get_log_path("supervisor")
     with explain_os_errors(log), log.open("wb") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "moyin.stack.supervisor"],
@@ -96,14 +96,14 @@ def _wait_until_ready(
 
 def stop_stack(options: Options) -> bool:
     """Stop the stack and return whether it was running, or raise `StackError` after a timeout."""
-    pid = lock_holder(options.layout.lock)
+    pid = find_lock_holder(options.layout.lock)
     if pid is None:
         count = end_processes(options.stack_id)
         options.layout.remove_runtime_files()
         return count > 0
     os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + _STOP_SECONDS
-    while lock_holder(options.layout.lock) == pid:
+    while find_lock_holder(options.layout.lock) == pid:
         if time.monotonic() > deadline:
             raise StackError(
                 f"the supervisor (pid {pid}) did not end within {_STOP_SECONDS:.0f} s: "
@@ -119,7 +119,7 @@ def _find_failure_reason(options: Options, pid: int) -> str:
     if state is not None and state.pid == pid and state.error:
         # An app's error has only one line, but the validation reports every wrong field.
         return "; ".join([state.error, *find_config_problems(options.serve_config)])
-    lines = read_last_lines(options.layout.log("supervisor"), 1)
+    lines = read_last_lines(options.layout.get_log_path("supervisor"), 1)
     return lines[0] if lines else "the supervisor ended at its start without an error message"
 
 

@@ -63,7 +63,7 @@ class Layout:
         self.ray = self.sockets / "r"
         self.haproxy = self.sockets / "h"
 
-    def log(self, name: str) -> Path:
+    def get_log_path(self, name: str) -> Path:
         return self.logs / f"{name}.log"
 
     @property
@@ -72,13 +72,13 @@ class Layout:
         live = self.ray / "session_latest" / "logs"
         return live if live.is_dir() else self.logs / "ray"
 
-    def app_logs(self, app: str) -> list[Path]:
+    def list_app_logs(self, app: str) -> list[Path]:
         """Return the logs of an app's replicas; the last one is the app's most recent own log."""
         paths = (self.ray_logs / "serve").glob(f"replica_{app}_*.log")
         # The logs with the suffix are the app's own; the others contain messages of Serve.
         return sorted(paths, key=lambda p: (p.stem.endswith("_moyin"), p.stat().st_mtime))
 
-    def apps_with_logs(self) -> set[str]:
+    def list_apps_with_logs(self) -> set[str]:
         # A log is named replica_<app>_<deployment>_<id>.log or …_<id>_moyin.log. Of these parts
         # only the name of the app may contain an underscore.
         stems = (p.stem for p in (self.ray_logs / "serve").glob("replica_*.log"))

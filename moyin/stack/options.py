@@ -93,7 +93,7 @@ class Options:
             del local["MOYIN_REDIS_URL"]
         if not runs_temporal:
             del local["MOYIN_TEMPORAL_ADDRESS"]
-        exported = {**environ, **local, **ports.environ()}
+        exported = {**environ, **local, **ports.to_environ()}
         config = _find_serve_config(environ, serve_config)
         return cls(
             settings=Settings(
@@ -106,7 +106,7 @@ class Options:
             layout=layout,
             source_environ={
                 **environ,
-                **ports.environ(),
+                **ports.to_environ(),
                 "MOYIN_DATA": str(layout.data),
                 "MOYIN_SERVE_CONFIG": str(config),
             },

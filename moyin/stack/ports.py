@@ -73,12 +73,12 @@ class Ports:
         for item in fields(self):
             yield item.name, getattr(self, item.name)
 
-    def environ(self) -> dict[str, str]:
+    def to_environ(self) -> dict[str, str]:
         """Return the environment variables from which `read` would read these ports."""
         return {f"{_PREFIX}{name.upper()}": str(port) for name, port in self.items()}
 
     @classmethod
-    def describe(cls) -> Iterator[tuple[str, int, str]]:
+    def describe_ports(cls) -> Iterator[tuple[str, int, str]]:
         """Yield the variable, default and description of each port."""
         for item in fields(cls):
             yield f"{_PREFIX}{item.name.upper()}", int(str(item.default)), item.metadata["about"]
@@ -127,7 +127,7 @@ def _is_free(port: int) -> bool:
                 # of the stack's servers.
                 return not _accepts_connections(port)
             raise StackError(
-                f"port {port} cannot be opened: {error.strerror}: choose another port"
+                f"port {port} cannot be opened: {error.strerror}: set another {_PREFIX}<NAME>"
             ) from error
     return True
 

@@ -59,5 +59,5 @@ def _read_file(path: Path) -> dict[str, str]:
     except PermissionError:
         raise StackError(f"{path} cannot be read: you need the permission to read it") from None
     except tomllib.TOMLDecodeError as error:
-        raise StackError(f"{path} is not valid TOML: {error}") from None
+        raise StackError(f"{path} is not valid TOML: {error}: correct or delete the file") from None
     return {key: str(value) for key, value in values.items()}

@@ -79,7 +79,7 @@ class ServiceSupervisor:
             started = time.monotonic()
             reason = await self._run_once()
             attempt += 1
-            _log.warning("%s: %s", self._service.name, reason)
+            _log.warning("service %s must be restarted: %s", self._service.name, reason)
             if not self._was_ready and (
                 self._is_permanent_failure or attempt >= _FIRST_START_ATTEMPTS
             ):

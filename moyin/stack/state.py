@@ -20,7 +20,7 @@ __all__ = [
     "Phase",
     "StackState",
     "SupervisorLock",
-    "lock_holder",
+    "find_lock_holder",
     "read_state",
     "write_state",
 ]
@@ -129,7 +129,7 @@ class SupervisorLock:
             self._descriptor = None
 
 
-def lock_holder(path: Path) -> int | None:
+def find_lock_holder(path: Path) -> int | None:
     """Return the pid of the supervisor that holds the lock, or None if the lock is free."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -118,7 +118,7 @@ class Supervisor:
         return ServiceSupervisor(
             service,
             stack_id=self._options.stack_id,
-            log=LogFile(self._options.layout.log(service.name)),
+            log=LogFile(self._options.layout.get_log_path(service.name)),
             part=part,
             on_change=self._update_phase,
             after_ready=self._deploy if service.name == _RAY else None,

@@ -24,8 +24,7 @@ class LogFile:
     def write(self, data: bytes) -> None:
         """Append ``data``, and drop it if the file can't be written, for example on a full disk.
 
-        The number of dropped bytes is written when writing works again. No error is raised, because
-        the process whose output is logged would block if its pipe were not read.
+        No error is raised, because the process whose output is logged would block on its pipe.
         """
         try:
             self._write(data)

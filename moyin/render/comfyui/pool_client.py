@@ -140,7 +140,7 @@ class PoolResponseCache:
             return known
         task = self._loading.get((pool, path))
         if task is None:
-            task = asyncio.create_task(self._load(pool, path))
+            task = asyncio.create_task(self._request(pool, path))
             self._loading[pool, path] = task
             task.add_done_callback(lambda _: self._loading.pop((pool, path), None))
         if known is None:
@@ -151,7 +151,7 @@ class PoolResponseCache:
     def _choose_cache(self, path: str) -> BoundedDict[tuple[str, str], CachedResponse]:
         return self._files if path.startswith(_FILE_PATHS) else self._answers
 
-    async def _load(self, pool: str, path: str) -> CachedResponse:
+    async def _request(self, pool: str, path: str) -> CachedResponse:
         key, answers = (pool, path), self._choose_cache(path)
         before = answers.get(key)
         try:
@@ -163,14 +163,14 @@ class PoolResponseCache:
                 raise
             answer = replace(before, received_at=time.monotonic())
         else:
-            answer = await self._update(pool, path, before, response)
+            answer = await self._merge_response(pool, path, before, response)
         if answers is self._files and len(answer.value or b"") > _MAX_CACHED_FILE_BYTES:
             answers.pop(key, None)
         else:
             answers[key] = answer
         return answer
 
-    async def _update(
+    async def _merge_response(
         self, pool: str, path: str, before: CachedResponse | None, response: PoolResponse
     ) -> CachedResponse:
         """Return the new response, or the cached one if no renderer is up, or raise an error."""

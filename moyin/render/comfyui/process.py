@@ -135,7 +135,7 @@ class ComfyProcess:
 
     @property
     def was_killed(self) -> bool:
-        """Whether a process, and not the kernel's out-of-memory killer, has killed ComfyUI."""
+        """Whether another process, not the kernel's out-of-memory killer, has killed ComfyUI."""
         if not self.exited.done() or self.exited.result() not in _KILLED_STATUSES:
             return False
         return count_memory_kills() == self._first_memory_kills

@@ -219,7 +219,7 @@ class ComfyRenderer:
                 await prompt.relay.flush()
             self._fail(prompt, error)
         except OSError as error:
-            _log.warning("prompt %s failed for want of a file: %s", prompt_id, error)
+            _log.warning("prompt %s failed, because a file is not accessible: %s", prompt_id, error)
             message = "the artifact store or ComfyUI's folder is not available; try again"
             self._fail(prompt, ServiceUnavailable(message, retry_after=5))
         except Exception:
@@ -362,7 +362,8 @@ class ComfyRenderer:
             return state
         if prompt.is_cancelled:
             raise RenderFailed("the render was cancelled")
-        raise WorkerLost("the prompt is neither in ComfyUI's queue nor in its history")
+        prompt_id = prompt.request.prompt_id
+        raise WorkerLost(f"prompt {prompt_id} is neither in ComfyUI's queue nor in its history")
 
     async def _interrupt_hung(self, session: Session, prompt: RunningPrompt) -> NoReturn:
         """Interrupt a hanging prompt, or replace the process, and raise an error.
@@ -371,7 +372,7 @@ class ComfyRenderer:
         Otherwise it is `RenderFailed`.
         """
         if not prompt.has_begun:
-            raise NoResponse("ComfyUI hangs and has not begun the prompt")
+            raise NoResponse(f"ComfyUI hangs and has not begun prompt {prompt.request.prompt_id}")
         prompt_id = prompt.request.prompt_id
         async with self._submitting:
             await session.client.interrupt(prompt_id)
@@ -382,7 +383,8 @@ class ComfyRenderer:
                 break
             await asyncio.sleep(0.2)
         seconds = self._options.progress_timeout
-        raise RenderFailed(f"the render made no progress for {seconds:g} seconds")
+        message = f"the render made no progress within the pool's progress_timeout of {seconds:g} s"
+        raise RenderFailed(message)
 
     def _on_event(self, message: EventMessage) -> None:
         if message.type in _EVENTS_WITHOUT_PROMPT:

@@ -149,7 +149,7 @@ class PictureConverter:
         with tempfile.TemporaryDirectory(prefix="moyin-picture-") as folder:
             original, target = Path(folder) / "source", Path(folder) / "target"
             # Copied only when a process is free, so that waiting pictures take no disk space.
-            async with self._processes.process(owner) as process:
+            async with self._processes.acquire_process(owner) as process:
                 try:
                     await self._blobs.copy_to(source.sha256, original)
                 except FileNotFoundError:

@@ -204,7 +204,7 @@ class PictureProcesses:
         return tuple(process.pid for process in self._idle_processes)
 
     @asynccontextmanager
-    async def process(self, tenant: str) -> AsyncIterator[PictureProcess]:
+    async def acquire_process(self, tenant: str) -> AsyncIterator[PictureProcess]:
         """Reserve a free process for the block, or raise `Overloaded` after a timeout."""
         if not self._slots.try_acquire(tenant):
             await self._slots.wait(tenant, self._patience, self.limits.seconds / 4)

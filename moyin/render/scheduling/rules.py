@@ -165,11 +165,9 @@ class ScalingPolicy:
         return max(self.minimum, min(self.maximum, wanted))
 
     def select_removable(self, idle_seconds: list[float | None], waiting: int) -> list[int]:
-        """Return the indexes in ``idle_seconds`` of the renderers to remove, in descending order.
+        """Return the indexes of the renderers to remove, the last first, if no render is waiting.
 
-        Args:
-            idle_seconds: seconds for which each renderer has been idle, or None if it is busy.
-            waiting: number of waiting renders; no renderer is removed while there are any.
+        A value in ``idle_seconds`` is None while the renderer is busy.
         """
         if waiting:
             return []

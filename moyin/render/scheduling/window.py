@@ -122,7 +122,7 @@ class Window:
 
     @property
     def must_choose_again(self) -> bool:
-        """Whether renders wait while a renderer is free, so that a later choice may begin one."""
+        """Whether a renderer is free while renders wait, so that a later choice may differ."""
         return bool(self._free and self._pending)
 
     def add_renderer(self, name: str, models: Sequence[str], now: float) -> None:
@@ -168,7 +168,7 @@ class Window:
         self.mean_seconds += _NEWEST_WEIGHT * (seconds - self.mean_seconds)
 
     def peek_next(self, name: str, now: float) -> PendingRender | None:
-        """Return the render of the busy renderer's family, or without models, that is first."""
+        """Return the first waiting render without models or of the renderer's family, or None."""
         slot = self._slots.get(name)
         families = [] if slot is None else [f for f in {slot.family, ""} if f in self._queues]
         firsts = [self._find_first(family, now) for family in families]
@@ -178,7 +178,9 @@ class Window:
         """Return the next render to begin and its renderer, or None if no render should begin."""
         if not self._free or not self._pending:
             return None
-        return self._choose_due(now) or self._choose_change(now) or self._choose_suiting(now)
+        return (
+            self._choose_due(now) or self._choose_switch(now) or self._choose_for_loaded_models(now)
+        )
 
     def _choose_due(self, now: float) -> Assignment | None:
         while self._dues and self._dues[0][2] not in self._pending:
@@ -188,7 +190,7 @@ class Window:
         pending = self._dues[0][3]
         return Assignment(pending, self._find_cheapest_slot(pending, self._free.values()))
 
-    def _choose_change(self, now: float) -> Assignment | None:
+    def _choose_switch(self, now: float) -> Assignment | None:
         slowest_first = sorted(filter(None, self._queues), key=self._estimate_delay, reverse=True)
         # By family, the renderer that has been free for the longest time.
         free = {slot.family: slot for slot in reversed(self._free.values())}
@@ -196,13 +198,13 @@ class Window:
             if family in free:
                 continue
             oldest = min(self._queues[family].list_heads(), key=lambda head: head.entered)
-            slots = [s for s in free.values() if self._should_change(s, oldest, now)]
+            slots = [s for s in free.values() if self._should_switch(s, oldest, now)]
             if slots:
                 pending = self._find_first(family, now)
                 return Assignment(pending, self._find_cheapest_slot(pending, slots))
         return None
 
-    def _should_change(self, slot: RendererSlot, oldest: PendingRender, now: float) -> bool:
+    def _should_switch(self, slot: RendererSlot, oldest: PendingRender, now: float) -> bool:
         family, rules = oldest.family, self._rules
         if not slot.family:
             return True
@@ -220,7 +222,7 @@ class Window:
         latest_begin = max(s.began for s in self._slots.values() if s.family == family)
         return now - max(latest_begin, oldest.entered, slot.free_since) > load
 
-    def _choose_suiting(self, now: float) -> Assignment | None:
+    def _choose_for_loaded_models(self, now: float) -> Assignment | None:
         families = {slot.family for slot in self._free.values()} | {""}
         firsts = [self._find_first(family, now) for family in families if family in self._queues]
         if not firsts:

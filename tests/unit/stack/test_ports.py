@@ -43,7 +43,7 @@ def test_base_argument_overrides_the_environment() -> None:
 
 def test_ports_round_trip_through_the_environment() -> None:
     ports = Ports.read({}, base=22_000)
-    assert Ports.read(ports.environ()) == ports
+    assert Ports.read(ports.to_environ()) == ports
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,8 @@ def deployments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(Supervisor, "_create_services", services)
     monkeypatch.setattr(Supervisor, "_prepare_data", lambda _: _at_once())
     monkeypatch.setattr(ray, "prepare_files", lambda _: None)
-    monkeypatch.setattr(apps, "deploy", note("deploy"))
-    monkeypatch.setattr(apps, "redeploy", note("redeploy"))
+    monkeypatch.setattr(apps, "deploy_apps", note("deploy"))
+    monkeypatch.setattr(apps, "redeploy_apps", note("redeploy"))
     monkeypatch.setattr(apps, "delete_apps", lambda _: _at_once())
     return done
 

@@ -264,13 +264,13 @@ def wrap_send(
             output, prompt_id = data.get("output"), str(data.get("prompt_id"))
             for items in output.values() if isinstance(output, dict) else ():
                 if isinstance(items, list):
-                    items[:] = [_with_origin(item, prompt_id, folder_of) for item in items]
+                    items[:] = [_add_prompt_folder(item, prompt_id, folder_of) for item in items]
         original(event, data, *args, **kwargs)
 
     return send_sync
 
 
-def _with_origin(item: Any, prompt_id: str, folder_of: Callable[[str], str]) -> Any:
+def _add_prompt_folder(item: Any, prompt_id: str, folder_of: Callable[[str], str]) -> Any:
     """Return a copy of an output item with the folder of its prompt."""
     if not isinstance(item, dict) or item.get("type") not in _FOLDERS:
         return item
@@ -306,7 +306,7 @@ def wrap_file_check(original: Callable[[Any], bool]) -> Callable[[Any], bool]:
 def limit_gpu_memory(share: float, model_management: Any) -> None:
     """Limit this process, and ComfyUI's memory management, to a fraction of the GPU's memory.
 
-    It is called when ComfyUI has chosen the allocator, which must be before torch is imported.
+    The launcher can't do that, because ComfyUI must set the allocator before torch is imported.
     """
     import torch
 

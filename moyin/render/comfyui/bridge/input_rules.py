@@ -158,7 +158,7 @@ def allows_link(rule: Rule) -> bool:
 def allows_value(rule: Rule, value: Any, is_own: Callable[[str], bool]) -> bool:
     """Return whether an input with this rule may have a value, including all texts in the value."""
     return rule.kind == TEXT or all(
-        _can_hold_text(rule, text, is_own) for text in _find_strings(value)
+        _allows_text(rule, text, is_own) for text in _find_strings(value)
     )
 
 
@@ -221,7 +221,7 @@ def _guess_path_kind(name: str, writes_files: bool) -> str | None:
     return FOLDER if _FOLDER_WORDS & set(words) else FILE
 
 
-def _can_hold_text(rule: Rule, text: str, is_own: Callable[[str], bool]) -> bool:
+def _allows_text(rule: Rule, text: str, is_own: Callable[[str], bool]) -> bool:
     kind = rule.kind
     if is_own(text) and kind != PREFIX:
         return True
@@ -247,10 +247,10 @@ def _is_prose(text: str) -> bool:
 
 def _is_input_folder(text: str) -> bool:
     """Return whether a text is a path to or into the folder of input files."""
-    return any(_get_first_part(form) == INPUT_FOLDER for form in _decode_forms(text))
+    return any(_get_first_folder(form) == INPUT_FOLDER for form in _decode_forms(text))
 
 
-def _get_first_part(path: str) -> str:
+def _get_first_folder(path: str) -> str:
     parts = (part.strip().casefold() for part in path.split("/"))
     return next((part for part in parts if part not in ("", ".")), "")
 
