@@ -416,7 +416,7 @@ files = [{{"filename": filename, "subfolder": subfolder, "type": "output"}}]
 """
     given = {"secret": str(stack / "secret"), "folder": str(stack), "name": name}
     # The renderer tries it again without ComfyUI's cache, then gives up.
-    with pytest.raises(MoyinError, match="vanished"):
+    with pytest.raises(MoyinError, match="does not exist"):
         await done(hostile, attempt(code, given))
     assert (await done(hostile, picture())).files, "the next prompt is rendered"
     assert not [

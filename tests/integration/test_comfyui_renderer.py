@@ -396,7 +396,7 @@ async def _memory_is_freed_and_it_is_tried_once_more(renderer: ComfyRenderer) ->
 
 async def _a_hung_node_costs_its_prompt_and_the_process(renderer: ComfyRenderer) -> None:
     pid = (await renderer.status()).pid
-    with pytest.raises(RenderFailed, match="no progress for 1 seconds"):
+    with pytest.raises(RenderFailed, match=r"no progress within .* of 1 s"):
         await events(renderer, {"1": {"class_type": "Stuck", "inputs": {}}})
     assert (await finished(renderer, picture())).files
     assert (await renderer.status()).pid != pid
@@ -405,7 +405,7 @@ async def _a_hung_node_costs_its_prompt_and_the_process(renderer: ComfyRenderer)
 async def _a_zombie_is_replaced(renderer: ComfyRenderer) -> None:
     """HTTP answers, but the thread that executes prompts is dead."""
     pid = (await renderer.status()).pid
-    with pytest.raises(WorkerLost, match="executes nothing") as caught:
+    with pytest.raises(WorkerLost, match="executes prompts has ended") as caught:
         await events(renderer, {"1": {"class_type": "Die", "inputs": {}}})
     assert caught.value.details == {"ended": "comfyui"}
     assert (await finished(renderer, picture())).files
