@@ -23,7 +23,7 @@ from actors.placement import NAMESPACE, end_for_good, find_or_start_actor
 from moyin.domain.prompt import PromptRecord
 from moyin.domain.renderer import RendererStatus, RenderEvent, RenderRequest, RenderResult
 from moyin.errors import MoyinError
-from moyin.render.comfyui.install import locate
+from moyin.render.comfyui.install import find_comfyui
 from moyin.render.comfyui.options import ComfyOptions, Isolation, Network
 from moyin.render.comfyui.renderer import ComfyRenderer
 from moyin.settings import Settings
@@ -181,7 +181,7 @@ class ComfyUIActor:
         Raises:
             RuntimeError: the supervising task has ended.
         """
-        (await self._started_renderer()).check()
+        (await self._started_renderer()).check_supervision()
 
     async def close(self) -> None:
         """Stop ComfyUI; the actor can't be used afterwards."""
@@ -238,7 +238,7 @@ def existing(prefix: str) -> list[str]:
 
 def _new_renderer(name: str, spec: ComfySpec) -> ComfyRenderer:
     settings = Settings()
-    comfyui = locate(settings)
+    comfyui = find_comfyui(settings)
     models = settings.data / "comfyui" / "models"
     if settings.comfyui_home is not None:
         models = comfyui.home / "models"

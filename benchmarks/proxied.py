@@ -24,7 +24,7 @@ from moyin.domain.identity import Identity
 from moyin.errors import RouteNotFound
 from moyin.proxy import Proxy
 from moyin.system.processes import freeze_startup_objects
-from moyin.testing.identities import StaticAuthenticator
+from moyin.testing.fakes import StaticAuthenticator
 
 __all__ = ["KEY"]
 

@@ -63,7 +63,7 @@ def configure_logs(level: str) -> None:
 
 
 def _target() -> logging.Handler:
-    """Return a handler for the replica's log file; `Layout.app_logs` finds the file by its name.
+    """Return a handler for the replica's log file; `Layout.list_app_logs` finds the file by its name.
 
     Standard output cannot be used in a replica: Serve passes it to its own logger, whose level drops
     it.

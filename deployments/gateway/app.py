@@ -56,7 +56,7 @@ from moyin.jobs.protocol import wire
 from moyin.jobs.service import JobService
 from moyin.proxy import Proxy
 from moyin.render.imaging import PictureConverter
-from moyin.render.templates.catalog import Catalog
+from moyin.render.templates.catalog import TemplateCatalog
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.assets import AssetStore
 from moyin.store.blobs import BlobStore
@@ -96,7 +96,7 @@ class GatewayParts:
     node_info: NodeInfoCache
     admission: GraphAdmission
     frontend: FrontendFiles
-    templates: Catalog
+    templates: TemplateCatalog
     proxy: Proxy
     authenticator: Authenticator
     observer: Observer

@@ -34,7 +34,7 @@ from moyin.jobs.workflows.client import TemporalConnection
 from moyin.jobs.workflows.launcher import JobLauncher
 from moyin.proxy import Proxy
 from moyin.render.imaging import PictureConverter, PictureProcesses
-from moyin.render.templates.catalog import new_catalog
+from moyin.render.templates.catalog import create_catalog
 from moyin.settings import Settings
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
@@ -165,7 +165,7 @@ class Gateway(MoyinCalls):
             node_info=node_info,
             admission=admission,
             frontend=FrontendFiles(lambda: find_frontend(settings)),
-            templates=new_catalog(settings),
+            templates=create_catalog(settings),
             proxy=proxy,
             authenticator=create_authenticator(database, signing_key),
             meter=meter,

@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from moyin.errors import MoyinError, ServiceUnavailable
-from moyin.render.comfyui.pool_client import PoolAnswer
+from moyin.render.comfyui.pool_client import PoolResponse
 
 __all__ = ["ServePoolClient", "render_pool"]
 
@@ -45,9 +45,9 @@ class ServePoolClient:
         """The names of all pools."""
         return self._pools
 
-    async def get(self, pool: str, path: str) -> PoolAnswer:
+    async def get(self, pool: str, path: str) -> PoolResponse:
         """See `moyin.render.comfyui.pool_client.PoolClient`."""
-        answer: PoolAnswer = await self._call(pool, "get", path)
+        answer: PoolResponse = await self._call(pool, "get", path)
         return answer
 
     async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:

@@ -20,7 +20,7 @@ from moyin.jobs.service import JobService
 from moyin.jobs.workflows.client import TemporalConnection
 from moyin.jobs.workflows.launcher import JobLauncher
 from moyin.render.comfyui.pool_client import PoolClient
-from moyin.render.templates.catalog import new_catalog
+from moyin.render.templates.catalog import create_catalog
 from moyin.settings import Settings
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
@@ -79,7 +79,7 @@ async def open_workers(
             pools=args.pools,
             networks=AllowedNetworks(settings.webhook_networks),
         )
-        templates = new_catalog(settings)
+        templates = create_catalog(settings)
         yield [
             IntakeWorker(
                 broker,

@@ -29,9 +29,14 @@ from moyin.jobs.workflows.failures import to_application_error
 from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.jobs.workflows.step_io import Heartbeat, load_step, save_output, send_heartbeats
 from moyin.jobs.workflows.types import StepInput, StepOutcome
-from moyin.render.comfyui.sizes import ModelSizes
-from moyin.render.protocol.graph import artifact_ids, input_name, model_files, with_inputs
-from moyin.render.scheduling.policy import PendingRender
+from moyin.render.comfyui.model_sizes import ModelSizes
+from moyin.render.protocol.graph import (
+    find_artifact_ids,
+    find_model_files,
+    make_input_name,
+    replace_inputs,
+)
+from moyin.render.scheduling.rules import PendingRender
 from moyin.store.artifacts import ArtifactStore, derive_step_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
@@ -140,17 +145,17 @@ class RenderActivities:
         self, step: StepInput, graph: Mapping[str, Any], prompt: ComfyPrompt
     ) -> RenderRequest:
         names, files = {}, {}
-        for artifact_id in sorted({*artifact_ids(graph), *prompt.files.values()}):
+        for artifact_id in sorted({*find_artifact_ids(graph), *prompt.files.values()}):
             artifact = await self._artifacts.get_even_if_deleted(step.owner, artifact_id)
-            name = input_name(artifact)
+            name = make_input_name(artifact)
             names[artifact_id] = name
             files[name] = artifact.sha256
         texts = {text: names[artifact_id] for text, artifact_id in prompt.files.items()}
         return RenderRequest(
             prompt_id=prompt_id_of(step.job_id, step.index),
-            graph=with_inputs(graph, names, texts),
+            graph=replace_inputs(graph, names, texts),
             files=files,
-            models=await self._sizes.of(model_files(graph)),
+            models=await self._sizes.measure(find_model_files(graph)),
             extra_data=self._guard.extra_data(step.owner, prompt.extra_data),
             targets=prompt.targets,
             channel=None

@@ -15,7 +15,7 @@ from actors.comfyui import ActorStatus, ComfySpec, existing, find_or_start
 from deployments.render.pool import Pool
 from deployments.render.remote import RayRenderer
 from moyin.errors import MoyinError
-from moyin.render.scheduling.scaling import Scale
+from moyin.render.scheduling.rules import ScalingPolicy
 
 __all__ = ["ActorCounts", "ActorSupervisor"]
 
@@ -59,7 +59,7 @@ class ActorSupervisor:
         self,
         pool: Pool,
         spec: ComfySpec,
-        scale: Scale,
+        scale: ScalingPolicy,
         on_counts: Callable[[ActorCounts], None] = lambda _: None,
     ) -> None:
         self._on_counts = on_counts
@@ -155,13 +155,13 @@ class ActorSupervisor:
 
     def _adjust(self) -> None:
         waiting = self._pool.waiting
-        missing = self._scale.needed(waiting, self._pool.mean_seconds) - len(self._tasks)
+        missing = self._scale.count_needed(waiting, self._pool.mean_seconds) - len(self._tasks)
         unused = [n for n in self._names if n not in self._tasks and n not in self._retiring]
         for name in unused[: max(0, missing)]:
             self._add(name)
         names = list(self._tasks)
         idle_seconds = [self._idle_seconds(name) for name in names]
-        for position in self._scale.removable(idle_seconds, waiting):
+        for position in self._scale.select_removable(idle_seconds, waiting):
             self._remove(names[position])
 
     def _count(self) -> ActorCounts:

@@ -37,11 +37,10 @@ from moyin.domain.serialization import encode
 from moyin.errors import ServiceUnavailable
 from moyin.jobs.workflows.client import TemporalConnection
 from moyin.jobs.workflows.status_writer import JobStatusWriter
-from moyin.render.comfyui.install import version
-from moyin.render.comfyui.pool_client import RULES, PoolAnswer
-from moyin.render.comfyui.sizes import ModelSizes
-from moyin.render.scheduling.policy import OwnerFairShare
-from moyin.render.scheduling.scaling import Scale
+from moyin.render.comfyui.install import read_comfyui_version
+from moyin.render.comfyui.model_sizes import ModelSizes
+from moyin.render.comfyui.pool_client import RULES_PATH, PoolResponse
+from moyin.render.scheduling.rules import OwnerFairShare, ScalingPolicy
 from moyin.render.scheduling.scheduler import RenderScheduler
 from moyin.render.scheduling.window import Window
 from moyin.settings import Settings
@@ -117,7 +116,7 @@ class RenderPool:
         """Return the names of the actors that are up, so that callers can reach one directly."""
         return self._pool.renderers
 
-    async def get(self, path: str) -> PoolAnswer:
+    async def get(self, path: str) -> PoolResponse:
         """Send a GET request that changes nothing to one of the pool's ComfyUIs.
 
         The pool itself answers requests for its rules, even when no ComfyUI is up.
@@ -125,16 +124,16 @@ class RenderPool:
         Raises:
             WorkerLost: ComfyUI failed on the request, or died.
         """
-        if path == RULES:
-            return PoolAnswer(version=self._version, state="up", content=encode(self._rules))
+        if path == RULES_PATH:
+            return PoolResponse(version=self._version, state="up", content=encode(self._rules))
         try:
             content = await self._pool.get(path)
         except ServiceUnavailable:
             state: Literal["starting", "down"] = (
                 "starting" if self._supervisor.is_starting else "down"
             )
-            return PoolAnswer(version=self._version, state=state)
-        return PoolAnswer(version=self._version, state="up", content=content)
+            return PoolResponse(version=self._version, state=state)
+        return PoolResponse(version=self._version, state="up", content=content)
 
     async def get_all(self, path: str) -> dict[str, bytes]:
         """Send the request to every ComfyUI; return the bodies of those that answer, by actor."""
@@ -216,7 +215,7 @@ def _spec(args: RenderArgs) -> ComfySpec:
 
 def _fingerprint(args: RenderArgs, settings: Settings) -> str:
     """Return a digest of the configuration, which decides the pool's nodes and models."""
-    return hashlib.sha256(to_json([version(settings), args.model_dump()])).hexdigest()
+    return hashlib.sha256(to_json([read_comfyui_version(settings), args.model_dump()])).hexdigest()
 
 
 def _models_folder(args: RenderArgs, settings: Settings) -> Path:
@@ -229,7 +228,7 @@ def _models_folder(args: RenderArgs, settings: Settings) -> Path:
 def _cache_rules(args: RenderArgs, settings: Settings) -> CacheRules:
     """Return the pool's cache rules; pools whose ComfyUIs run alike share the same ``kind``."""
     kind = [
-        version(settings),
+        read_comfyui_version(settings),
         args.cache.version,
         sorted(args.comfyui.custom_nodes),
         list(args.comfyui.flags),
@@ -244,8 +243,8 @@ def _cache_rules(args: RenderArgs, settings: Settings) -> CacheRules:
     )
 
 
-def _scale(args: RenderArgs) -> Scale:
-    return Scale(
+def _scale(args: RenderArgs) -> ScalingPolicy:
+    return ScalingPolicy(
         minimum=args.actors if args.min_actors is None else args.min_actors,
         maximum=args.actors,
         patience=args.queue_patience,

@@ -9,10 +9,9 @@ from typing import Any, Protocol
 from moyin.domain.limits import Limit, PoolRules, filter_permitted_pools
 from moyin.domain.renderer import RenderRequest
 from moyin.errors import InputNotFound, NodeNotAllowed, OutOfMemory, PoolNotAllowed
-from moyin.render.comfyui.bridge.guard import KEY
-from moyin.render.comfyui.bridge.tenants import TENANT
-from moyin.render.protocol.graph import loaded_names
-from moyin.render.protocol.refusals import NOT_YOURS
+from moyin.render.comfyui.bridge.guard import MOYIN_KEY
+from moyin.render.comfyui.bridge.tenants import TENANT_KEY
+from moyin.render.protocol.graph import NOT_YOUR_FILE, find_input_names
 from moyin.system.bounded import BoundedDict
 
 __all__ = ["MemoryGuard", "RenderGuard"]
@@ -72,20 +71,20 @@ class RenderGuard:
                     f"node {node_id!r}: this render pool allows no nodes of the class "
                     f"{class_type[:64]}"
                 )
-        for node_id, name in loaded_names(graph):
+        for node_id, name in find_input_names(graph):
             if name not in own_files:
-                raise InputNotFound(f"node {node_id!r}: {NOT_YOURS}")
+                raise InputNotFound(f"node {node_id!r}: {NOT_YOUR_FILE}")
 
     def extra_data(self, owner: str, client_data: Mapping[str, Any]) -> dict[str, Any]:
         """Return the client's ``extra_data`` with the rules for nodes that are expanded later."""
         rules = {
             # Nodes read this: the digest tells tenants apart without naming them.
-            TENANT: hashlib.sha256(owner.encode()).hexdigest()[:16],
+            TENANT_KEY: hashlib.sha256(owner.encode()).hexdigest()[:16],
             "allow": list(self._rules.allow),
             "deny": list(self._rules.deny),
             "unchecked": list(self._rules.unchecked),
         }
-        return {**client_data, KEY: rules}
+        return {**client_data, MOYIN_KEY: rules}
 
     async def _is_permitted(self, owner: str, requested_pool: str) -> bool:
         if requested_pool == self._pool:

@@ -9,7 +9,7 @@ import typer
 from moyin.cli.screen import errors, out
 from moyin.errors import StackError
 from moyin.settings import Settings
-from moyin.stack.apps import last_deployed_file, load_serve_config
+from moyin.stack.apps import load_serve_config, read_last_deployed_path
 from moyin.stack.options import Options
 
 __all__ = ["app"]
@@ -40,7 +40,7 @@ def _warn_if_unknown(name: str) -> None:
     warning, because a service may be set up before its route is deployed.
     """
     options = Options.read()
-    path = last_deployed_file(options)
+    path = read_last_deployed_path(options)
     if path is None or not path.is_file():
         return  # The configuration was not deployed by `moyin`.
     try:

@@ -12,7 +12,7 @@ import typer
 from moyin.client.gateway import GatewayClient
 from moyin.settings import Settings
 from moyin.stack.layout import Layout
-from moyin.stack.profile import Profile, load
+from moyin.stack.profile import Profile, read_profile
 
 T = TypeVar("T")
 # The other exit statuses are 0 (success), 1 (an error) and 2 (wrong usage).
@@ -21,7 +21,7 @@ JOB_DID_NOT_SUCCEED = 3
 
 def load_profile() -> Profile:
     """Load the gateway's URL and key from the environment or the profile's file."""
-    return load(Layout(Settings().data).profile, os.environ)
+    return read_profile(Layout(Settings().data).profile, os.environ)
 
 
 def open_gateway(profile: Profile) -> GatewayClient:

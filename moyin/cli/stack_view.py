@@ -14,7 +14,7 @@ from rich.text import Text
 
 from moyin.cli.screen import errors, out, print_pairs
 from moyin.stack.options import Options
-from moyin.stack.profile import load
+from moyin.stack.profile import read_profile
 from moyin.stack.state import Part, PartStatus, Phase, StackState
 
 __all__ = ["StartProgress", "print_ready", "print_state"]
@@ -90,7 +90,7 @@ def print_ready(options: Options, state: StackState) -> None:
     pairs = list(state.addresses.items())
     if not options.layout.key_shown_marker.exists():
         options.layout.key_shown_marker.touch()
-        pairs.append(("api key", load(options.layout.profile, {}).api_key))
+        pairs.append(("api key", read_profile(options.layout.profile, {}).api_key))
         pairs.append(("", f"shown once; the command line stores it in {options.layout.profile}"))
     print_pairs([*pairs, *_list_remarks(options, state), ("stop", "moyin down")])
 

@@ -11,8 +11,8 @@ from moyin.comfy_api.protocol.node_info import permitted_nodes
 from moyin.domain.identity import Identity
 from moyin.domain.limits import PoolRules, filter_permitted_pools
 from moyin.errors import InputNotFound, InvalidRequest, NodeNotAllowed
-from moyin.render.comfyui.bridge.names import PREFIX, Refusal, Rule, refusals
-from moyin.render.protocol.refusals import NOT_YOURS, Refused, refused_body
+from moyin.render.comfyui.bridge.input_rules import PREFIX, Refusal, Rule, find_refusals
+from moyin.render.protocol.graph import NOT_YOUR_FILE, RefusedInput, make_refusal_body
 
 __all__ = ["GraphAdmission"]
 
@@ -67,7 +67,7 @@ class GraphAdmission:
             raise NodeNotAllowed(
                 f"node {first.node!r}: {first.reason}",
                 field=f"{first.node}.class_type",
-                details=refused_body(denied),
+                details=make_refusal_body(denied),
             )
         classes = {
             str(node.get("class_type")) for node in graph.values() if isinstance(node, Mapping)
@@ -75,8 +75,10 @@ class GraphAdmission:
         inputs = await self._node_info.input_rules(pool, classes)
         known = inputs or {}
         refused_inputs = (
-            Refused(refusal.node, refusal.class_type, refusal.input, _reason_for_input(refusal))
-            for refusal in refusals(
+            RefusedInput(
+                refusal.node, refusal.class_type, refusal.input, _reason_for_input(refusal)
+            )
+            for refusal in find_refusals(
                 graph, lambda name: known.get(name, _NO_RULES), own.__contains__
             )
             if rules.checks_input(refusal.class_type, refusal.input)
@@ -87,14 +89,14 @@ class GraphAdmission:
             raise InputNotFound(
                 f"node {first.node!r} ({first.class_type}): {first.input}: {first.reason}",
                 field=f"{first.node}.inputs.{first.input}",
-                details=refused_body(refused),
+                details=make_refusal_body(refused),
             )
         return inputs is not None
 
 
 def _denied_nodes(
     caller: Identity, rules: PoolRules, graph: Mapping[str, Any]
-) -> Iterator[Refused]:
+) -> Iterator[RefusedInput]:
     # Cached by class, because a graph of thousands of nodes has few classes.
     reasons: dict[str, str | None] = {}
     for node_id, node in graph.items():
@@ -103,7 +105,7 @@ def _denied_nodes(
             reasons[class_type] = _reason_for_class(caller, rules, class_type)
         reason = reasons[class_type]
         if reason is not None:
-            yield Refused(node_id, class_type, "", reason)
+            yield RefusedInput(node_id, class_type, "", reason)
 
 
 def _reason_for_class(caller: Identity, rules: PoolRules, class_type: str) -> str | None:
@@ -122,4 +124,4 @@ def _permits(caller: Identity, class_type: str) -> bool:
 def _reason_for_input(refusal: Refusal) -> str:
     if refusal.kind == PREFIX:
         return "the name of an output file must stay within the node's own folder"
-    return NOT_YOURS
+    return NOT_YOUR_FILE

@@ -17,7 +17,7 @@ from moyin.domain.job import Job
 from moyin.domain.prompt import ComfyFileName, PromptFile, PromptRecord
 from moyin.domain.serialization import from_plain
 from moyin.errors import ArtifactNotFound, InvalidRequest
-from moyin.render.protocol.graph import artifact_ids, artifacts_missing
+from moyin.render.protocol.graph import find_artifact_ids, make_missing_error
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import FrameStore
@@ -127,11 +127,11 @@ class FarmFiles:
             InputNotFound: the owner has no such artifact.
         """
         artifacts = {}
-        for artifact_id in artifact_ids(graph):
+        for artifact_id in find_artifact_ids(graph):
             try:
                 artifacts[artifact_id] = await self._artifacts.get(owner, artifact_id)
             except ArtifactNotFound:
-                raise artifacts_missing(graph, artifact_id) from None
+                raise make_missing_error(graph, artifact_id) from None
         return artifacts
 
     async def add_upload(

@@ -27,15 +27,15 @@ from moyin.comfy_api.protocol.node_info import (
 from moyin.domain.limits import PoolRules
 from moyin.domain.serialization import decode
 from moyin.errors import NotFound, ServiceUnavailable
-from moyin.render.comfyui.bridge.names import Rule, rules_of
+from moyin.render.comfyui.bridge.input_rules import Rule, derive_rules
 from moyin.render.comfyui.pool_client import (
-    FRESH_SECONDS,
-    NODES,
-    PATIENCE_SECONDS,
-    RULES,
-    Answer,
-    PoolAnswers,
+    FRESH_RESPONSE_SECONDS,
+    MAX_REFRESH_WAIT_SECONDS,
+    NODES_PATH,
+    RULES_PATH,
+    CachedResponse,
     PoolClient,
+    PoolResponseCache,
     PoolStarting,
 )
 from moyin.system.bounded import BoundedDict
@@ -61,7 +61,7 @@ class NodeInfoCache:
 
     Args:
         folder: where the nodes of every pool are stored for the next start.
-        fresh, patience: see `PoolAnswers`.
+        fresh, patience: see `PoolResponseCache`.
         start: seconds that a graph waits for the nodes of a pool that is starting.
     """
 
@@ -70,13 +70,15 @@ class NodeInfoCache:
         pool_client: PoolClient,
         *,
         folder: Path | None = None,
-        fresh: float = FRESH_SECONDS,
-        patience: float = PATIENCE_SECONDS,
+        fresh: float = FRESH_RESPONSE_SECONDS,
+        patience: float = MAX_REFRESH_WAIT_SECONDS,
         start: float = _START_SECONDS,
     ) -> None:
         self._pool_client = pool_client
         self._start = start
-        self._answers = PoolAnswers(pool_client, folder=folder, fresh=fresh, patience=patience)
+        self._answers = PoolResponseCache(
+            pool_client, folder=folder, fresh=fresh, patience=patience
+        )
         # Each entry begins with the source from which the rest was parsed or merged.
         self._inventories: BoundedDict[str, tuple[bytes, PoolInventory, InputRules]]
         self._inventories = BoundedDict(_MAX_ENTRIES)
@@ -94,7 +96,7 @@ class NodeInfoCache:
         Raises:
             ServiceUnavailable: no pool has reported its nodes yet.
         """
-        responses = await self._responses(NODES, self.pools if pools is None else pools)
+        responses = await self._responses(NODES_PATH, self.pools if pools is None else pools)
         rules = {pool: await self.rules(pool) for pool in responses}
 
         def merge() -> dict[str, Any]:
@@ -103,13 +105,13 @@ class NodeInfoCache:
                 for pool, body in responses.items()
             )
 
-        return await self._merge_once((NODES, *responses), (responses, rules), merge)
+        return await self._merge_once((NODES_PATH, *responses), (responses, rules), merge)
 
     async def rules(self, pool: str) -> PoolRules:
         """Return the rules that the pool's operator has set; the defaults if they are unknown."""
         try:
             async with asyncio.timeout(_INVENTORY_SECONDS):
-                content = (await self._answers.of(pool, RULES, patience=0.0)).value
+                content = (await self._answers.fetch(pool, RULES_PATH, patience=0.0)).value
         except (ServiceUnavailable, TimeoutError):
             content = None
         known = self._rules.get(pool)
@@ -207,12 +209,14 @@ class NodeInfoCache:
             # The path could reach another of the worker's routes, such as all tenants' prompts.
             raise NotFound(f"no render pool has anything at {path}")
         results = await asyncio.gather(
-            *(self._answers.of(pool, path) for pool in pools), return_exceptions=True
+            *(self._answers.fetch(pool, path) for pool in pools), return_exceptions=True
         )
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, ServiceUnavailable):
                 raise result
-        answers = {p: r for p, r in zip(pools, results, strict=True) if isinstance(r, Answer)}
+        answers = {
+            p: r for p, r in zip(pools, results, strict=True) if isinstance(r, CachedResponse)
+        }
         if not answers:
             raise ServiceUnavailable("no render pool has responded yet; try again", retry_after=5)
         contents = {pool: a.value for pool, a in answers.items() if a.value is not None}
@@ -230,7 +234,7 @@ class NodeInfoCache:
             left = max(0.0, deadline - time.monotonic())
             try:
                 async with asyncio.timeout(left):
-                    answer = await self._answers.of(pool, NODES)
+                    answer = await self._answers.fetch(pool, NODES_PATH)
                 break
             except (PoolStarting, TimeoutError):
                 if time.monotonic() >= deadline:
@@ -253,12 +257,14 @@ class NodeInfoCache:
     ) -> tuple[PoolInventory, InputRules] | None:
         try:
             async with asyncio.timeout(_INVENTORY_SECONDS):
-                answer = await self._answers.of(pool, NODES, fresh, patience)
+                answer = await self._answers.fetch(pool, NODES_PATH, fresh, patience)
         except (ServiceUnavailable, TimeoutError):
             return None
         return await self._parse(pool, answer)
 
-    async def _parse(self, pool: str, answer: Answer) -> tuple[PoolInventory, InputRules] | None:
+    async def _parse(
+        self, pool: str, answer: CachedResponse
+    ) -> tuple[PoolInventory, InputRules] | None:
         content = answer.value
         known = self._inventories.get(pool)
         if content is None or (known is not None and known[0] == content):
@@ -273,4 +279,4 @@ class NodeInfoCache:
 
 def _parse_nodes(content: bytes) -> tuple[PoolInventory, InputRules]:
     nodes = from_json(content)
-    return inventory_of(nodes), {name: rules_of(name, node) for name, node in nodes.items()}
+    return inventory_of(nodes), {name: derive_rules(name, node) for name, node in nodes.items()}

@@ -20,7 +20,7 @@ from moyin.errors import JobFinished, JobNotFound
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.ports import GraphGuard, GraphValidator
 from moyin.jobs.service import JobService
-from moyin.render.protocol.graph import file_names, input_name, with_inputs
+from moyin.render.protocol.graph import find_file_names, make_input_name, replace_inputs
 from moyin.render.protocol.wire import PromptBody
 from moyin.store.blobs import BlobStore
 from moyin.store.prompts import PromptStore, build_submitter_condition
@@ -94,7 +94,7 @@ class FarmPrompts:
             MoyinError: see `JobService.submit`.
         """
         graph, targets = body.prompt, body.partial_execution_targets
-        files = await self._files.find_named(caller.owner, file_names(graph))
+        files = await self._files.find_named(caller.owner, find_file_names(graph))
         pool = await self._guard.choose_pool(caller, graph)
         validation = await self._validate(caller, pool, graph, files, targets)
         prompt = ComfyPrompt(
@@ -282,9 +282,11 @@ class FarmPrompts:
         Return ComfyUI's response; empty if the pool cannot be asked.
         """
         artifacts = await self._files.find_referenced(caller.owner, graph)
-        by_id = {artifact_id: input_name(artifact) for artifact_id, artifact in artifacts.items()}
-        by_text = {text: input_name(artifact) for text, artifact in files.items()}
-        renamed = with_inputs(graph, by_id, by_text)
+        by_id = {
+            artifact_id: make_input_name(artifact) for artifact_id, artifact in artifacts.items()
+        }
+        by_text = {text: make_input_name(artifact) for text, artifact in files.items()}
+        renamed = replace_inputs(graph, by_id, by_text)
         own = {*by_id.values(), *by_text.values()}
         if not await self._guard.check_graph(caller, pool, renamed, own):
             return {}

@@ -15,7 +15,12 @@ from moyin.domain.job import JobSpec, Step, StepKind, apply_batch_patch
 from moyin.errors import ArtifactNotFound, InputNotFound, InvalidRequest, NodeNotAllowed
 from moyin.jobs.ports import GraphGuard, GraphValidator
 from moyin.jobs.protocol.renders import DEFAULT_POOL
-from moyin.render.protocol.graph import artifact_ids, artifacts_missing, input_name, with_inputs
+from moyin.render.protocol.graph import (
+    find_artifact_ids,
+    make_input_name,
+    make_missing_error,
+    replace_inputs,
+)
 from moyin.store.artifacts import ArtifactStore
 
 __all__ = ["GraphChecker"]
@@ -132,18 +137,18 @@ class GraphChecker:
     ) -> bool:
         """Check the nodes and file names of a graph; return False if its node classes are unknown."""
         graph = _remove_references(graph)
-        for artifact_id in artifact_ids(graph) - artifacts.keys():
+        for artifact_id in find_artifact_ids(graph) - artifacts.keys():
             try:
                 artifact = await self._artifacts.get(submitter.owner, artifact_id)
             except ArtifactNotFound:
-                raise artifacts_missing(graph, artifact_id) from None
+                raise make_missing_error(graph, artifact_id) from None
             if step.template is not None and not artifact.media_type.startswith("image/"):
                 raise InvalidRequest(
                     f"artifact {artifact_id!r} must be an image; its type is {artifact.media_type}",
                     field=_find_artifact_field(step, artifact_id),
                 )
             artifacts[artifact_id] = artifact
-        own = {input_name(artifact) for artifact in artifacts.values()}
+        own = {make_input_name(artifact) for artifact in artifacts.values()}
         named = _replace_artifacts(graph, artifacts)
         return await self._guard.check_graph(submitter, step.pool, named, own)
 
@@ -188,7 +193,9 @@ def _replace_artifacts(
     """Replace the ids of artifacts in the graph by the names of their files in ComfyUI."""
     if not artifacts:
         return graph
-    return with_inputs(graph, {key: input_name(artifact) for key, artifact in artifacts.items()})
+    return replace_inputs(
+        graph, {key: make_input_name(artifact) for key, artifact in artifacts.items()}
+    )
 
 
 def _remove_references(graph: Mapping[str, Any]) -> Mapping[str, Any]:

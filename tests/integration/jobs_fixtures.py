@@ -46,9 +46,9 @@ from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, get_render_queue
 from moyin.jobs.workflows.worker import JobRunner, Sweeper
 from moyin.proxy import Proxy
-from moyin.render.comfyui.pool_client import PoolAnswer
+from moyin.render.comfyui.pool_client import PoolResponse
 from moyin.render.imaging import PictureConverter, PictureProcesses
-from moyin.render.templates.catalog import SHIPPED, Catalog
+from moyin.render.templates.catalog import SHIPPED_FOLDER, TemplateCatalog
 from moyin.settings import Settings
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
@@ -117,10 +117,10 @@ class SaidByPools:
     def __init__(self) -> None:
         self.said = {"/object_info": b'{"EmptyImage": {"input": {}}}'}
 
-    async def get(self, pool: str, path: str) -> PoolAnswer:
+    async def get(self, pool: str, path: str) -> PoolResponse:
         if not self.said:
             raise ServiceUnavailable("no pool is up")
-        return PoolAnswer(version="1", state="up", content=self.said.get(path))
+        return PoolResponse(version="1", state="up", content=self.said.get(path))
 
     async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
         return {pool: self.said[path]} if path in self.said else {}
@@ -138,7 +138,7 @@ class Farm:
         self.services = services
         self.pools = ["default", "fast"]
         self.settings = Settings(data=folder)
-        self.templates = Catalog((SHIPPED,))
+        self.templates = TemplateCatalog((SHIPPED_FOLDER,))
         self.validator: Any = AnyGraph()
         self.pools_say = SaidByPools()
         self.networks = "127.0.0.0/8"

@@ -31,7 +31,7 @@ from moyin.store.keys import KeyStore
 from moyin.store.quality import QualityStore
 from moyin.store.sql import Database
 from moyin.store.usage import UsageLedger
-from moyin.testing.telemetry import RecordingTelemetry
+from moyin.testing.fakes import RecordingTelemetry
 from moyin.text.judging.outcomes import Outcome
 from moyin.text.pictures import Pictures
 from moyin.text.quality.estimator import Estimator

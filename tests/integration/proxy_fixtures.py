@@ -19,7 +19,7 @@ from moyin.access.gatekeeper.observation import NoObserver
 from moyin.domain.identity import Identity
 from moyin.errors import RouteNotFound
 from moyin.proxy import Proxy
-from moyin.testing.identities import StaticAuthenticator
+from moyin.testing.fakes import StaticAuthenticator
 
 SIGNING_KEY = b"0123456789abcdef0123456789abcdef"
 MAX_BODY_BYTES = 128 * 1024 * 1024

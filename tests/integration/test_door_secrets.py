@@ -113,7 +113,7 @@ async def test_no_log_holds_a_secret(
     logged, syslog = _logged(door), _received(haproxy_log)
     assert logged.count(marker.encode()) >= 3, "the access log"
     for app in ("gateway", "accounts", "models"):
-        assert marker in door.layout.app_logs(app)[-1].read_text(), app
+        assert marker in door.layout.list_app_logs(app)[-1].read_text(), app
     assert syslog.count(b"GET") > 20, (len(syslog), syslog[:500])
     leaks = [
         where

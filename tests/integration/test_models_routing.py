@@ -288,9 +288,9 @@ async def test_a_host_that_has_the_model_in_memory_is_preferred(tmp_path: Path) 
             assert (second["backend"], second["state"]) == ("ollama-0", "absent")
             assert second["expected"]["loading_seconds"] == 20
             # Ollama does one call at a time unless told otherwise: the next one would wait.
-            assert runtimes["ollama-1"].slots.take("ada")
+            assert runtimes["ollama-1"].slots.try_acquire("ada")
             _, told = await post(door, "route?protocol=ollama", BODIES["ollama"])
             states = {one["backend"]: one for one in told["candidates"]}
             assert states["ollama-1"]["state"] == "busy"
             assert states["ollama-1"]["expected"]["waiting_seconds"] > 0
-            runtimes["ollama-1"].slots.free("ada")
+            runtimes["ollama-1"].slots.release("ada")

@@ -15,7 +15,7 @@ from moyin.jobs.protocol import wire
 from moyin.jobs.protocol.response import render_job, render_job_detail
 from moyin.jobs.service import JobService
 from moyin.jobs.webhooks import derive_webhook_secret
-from moyin.render.templates.catalog import Catalog
+from moyin.render.templates.catalog import TemplateCatalog
 from moyin.store.jobs import JobStore
 
 __all__ = ["idempotency_key", "job_routes"]
@@ -31,7 +31,7 @@ _REPLAYED = "idempotent-replayed"
 
 
 def job_routes(
-    service: JobService, jobs: JobStore, templates: Catalog, signing_key: bytes
+    service: JobService, jobs: JobStore, templates: TemplateCatalog, signing_key: bytes
 ) -> APIRouter:
     """Return the routes of jobs, without their events."""
     router = APIRouter(tags=["jobs"])

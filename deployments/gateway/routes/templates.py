@@ -9,15 +9,15 @@ from fastapi import APIRouter, Header, Response
 from pydantic import BaseModel
 
 from moyin.render.templates import wire
-from moyin.render.templates.catalog import Catalog
-from moyin.render.templates.response import template_body
+from moyin.render.templates.catalog import TemplateCatalog
+from moyin.render.templates.response import to_response_body
 
 __all__ = ["template_routes"]
 
 _UNCHANGED: dict[int | str, dict[str, str]] = {304: {"description": "`If-None-Match` matches."}}
 
 
-def template_routes(templates: Catalog) -> APIRouter:
+def template_routes(templates: TemplateCatalog) -> APIRouter:
     """Return the routes of templates."""
     router = APIRouter(tags=["templates"])
 
@@ -26,7 +26,7 @@ def template_routes(templates: Catalog) -> APIRouter:
         """List all templates, each with the JSON Schema of its inputs."""
         shelf = await templates.snapshot()
         digests = "".join(template.digest for template in shelf.templates)
-        body = wire.TemplateList(templates=[template_body(t) for t in shelf.templates])
+        body = wire.TemplateList(templates=[to_response_body(t) for t in shelf.templates])
         return _response(body, hashlib.sha256(digests.encode()).hexdigest(), known)
 
     @router.get("/templates/{name}", response_model=wire.TemplateBody, responses=_UNCHANGED)
@@ -35,7 +35,7 @@ def template_routes(templates: Catalog) -> APIRouter:
     ) -> Response:
         """Return a template by its name or an alias."""
         template = await templates.get(name)
-        return _response(template_body(template), template.digest, known)
+        return _response(to_response_body(template), template.digest, known)
 
     return router
 

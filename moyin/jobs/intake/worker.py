@@ -21,7 +21,7 @@ from moyin.jobs.feed import JobFeed
 from moyin.jobs.intake.broker import Broker, BrokerLost, Delivery, Session
 from moyin.jobs.protocol.response import render_job_detail
 from moyin.jobs.service import JobService
-from moyin.render.templates.catalog import Catalog, TemplateSnapshot
+from moyin.render.templates.catalog import TemplateCatalog, TemplateSnapshot
 from moyin.store.jobs import JobStore
 from moyin.store.limits import LimitStore, list_limit_subjects
 
@@ -62,7 +62,7 @@ class IntakeWorker:
         feed: JobFeed,
         submitter: Identity,
         limits: LimitStore,
-        templates: Catalog,
+        templates: TemplateCatalog,
         max_deliveries: int = 20,
         max_body_bytes: int = 16 * 1024 * 1024,
     ) -> None:

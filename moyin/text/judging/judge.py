@@ -162,7 +162,7 @@ class Judge:
             ):
                 return Outcome.RESIDENCY
             all_slots = [target.runtime.slots for target in route.targets]
-            if all_slots and all(slots.full or slots.waiting for slots in all_slots):
+            if all_slots and all(slots.is_full or slots.waiting for slots in all_slots):
                 raise Overloaded("tenants have priority over the judge", retry_after=_BUSY_SECONDS)
             codec = OpenAICodec()
             context = RoutingContext(

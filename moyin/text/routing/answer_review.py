@@ -289,4 +289,4 @@ def _blocks(answer: Answer, answered: Candidate, other: Candidate) -> bool:
     """
     runtime = other.target.runtime
     running = isinstance(answer.stream, MeteredStream) and not answer.stream.is_complete
-    return running and runtime is answered.target.runtime and runtime.slots.full
+    return running and runtime is answered.target.runtime and runtime.slots.is_full

@@ -179,7 +179,7 @@ def _forecast(
         runtime.loaded.expected_wait(model.upstream) if runtime.loaded is not None else 0.0
     )
     waiting_seconds = 0.0
-    if runtime.slots.full:
+    if runtime.slots.is_full:
         waiting_seconds = runtime.slots.expected_wait(
             runtime.service_time(first_token_seconds + writing_seconds)
         )

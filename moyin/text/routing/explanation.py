@@ -125,6 +125,6 @@ def model_state(candidate: Candidate) -> str:
     """Return the state of the model; ``busy`` if it is loaded and every slot is taken."""
     runtime, model = candidate.target.runtime, candidate.deployment.model
     state = ModelState.UNKNOWN if runtime.loaded is None else runtime.loaded.state(model.upstream)
-    if state in (ModelState.RESIDENT, ModelState.UNKNOWN) and runtime.slots.full:
+    if state in (ModelState.RESIDENT, ModelState.UNKNOWN) and runtime.slots.is_full:
         return "busy"
     return state.value

@@ -18,7 +18,7 @@ from aiohttp.test_utils import TestServer
 from moyin.cli.connector import Connector, build_upstream_headers, reject_cross_site
 from moyin.cli.main import run
 from moyin.errors import CrossSiteRequest, StackError
-from moyin.stack.profile import Profile, save
+from moyin.stack.profile import Profile, write_profile
 from tests.door import ROOT
 
 KEY = "moyin_key"
@@ -329,7 +329,7 @@ def test_connect_reports_missing_profile_key_and_gateway(
 async def test_the_command_ends_in_peace(
     fake: Fake, tmp_path: Path, number: signal.Signals
 ) -> None:
-    save(tmp_path / "profile.toml", Profile(url=fake[1], api_key=KEY))
+    write_profile(tmp_path / "profile.toml", Profile(url=fake[1], api_key=KEY))
     environment: dict[str, Any] = {**os.environ, "MOYIN_DATA": str(tmp_path)}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "moyin.cli.main", "comfyui", "connect", "--port", "0",

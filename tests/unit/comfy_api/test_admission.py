@@ -14,14 +14,14 @@ from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit, PoolRules
 from moyin.domain.serialization import encode
 from moyin.errors import InputNotFound, InvalidRequest, NodeNotAllowed, ServiceUnavailable
-from moyin.render.comfyui.pool_client import RULES, PoolAnswer
+from moyin.render.comfyui.pool_client import RULES_PATH, PoolResponse
 
 LOAD = {
     "input": {"required": {"image": [["moyin/x"], {"image_upload": True}]}},
     "output": ["IMAGE"],
 }
 FOLDER = {"input": {"required": {"kind": ["COMBO", {"options": ["moyin", "moyin/a", "x"]}]}}}
-NODES = {"Load": LOAD, "Folder": FOLDER, "SaveLoRA": {"input": {}}}
+NODES_PATH = {"Load": LOAD, "Folder": FOLDER, "SaveLoRA": {"input": {}}}
 OWN = f"moyin/{'a' * 64}.png"
 
 
@@ -33,11 +33,13 @@ class FakePools:
     def __init__(self, **rules: PoolRules) -> None:
         self._rules = rules
 
-    async def get(self, pool: str, path: str) -> PoolAnswer:
+    async def get(self, pool: str, path: str) -> PoolResponse:
         if pool not in self._rules:
             raise ServiceUnavailable("it is down")
-        content = encode(self._rules[pool]) if path == RULES else json.dumps(NODES).encode()
-        return PoolAnswer(version="1", state="up", content=content)
+        content = (
+            encode(self._rules[pool]) if path == RULES_PATH else json.dumps(NODES_PATH).encode()
+        )
+        return PoolResponse(version="1", state="up", content=content)
 
     async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
         return {}
@@ -106,7 +108,7 @@ async def test_a_file_name_that_is_not_the_callers_is_rejected_by_node_and_input
     assert await guard.check_graph(caller(), "a", graph("Load", image=OWN), {OWN})
     answers = []
     for name in ("/etc/passwd", "/etc/nope", OWN):
-        with pytest.raises(InputNotFound, match="no file of yours") as refused:
+        with pytest.raises(InputNotFound, match="you have no file") as refused:
             await guard.check_graph(caller(), "a", graph("Load", image=name), ())
         answers.append((refused.value.message, refused.value.field, refused.value.details))
     assert answers[0] == answers[1] == answers[2]

@@ -16,10 +16,10 @@ from moyin.domain.prompt import ComfyFileName, ComfyPrompt
 from moyin.errors import JobFinished, JobNotFound
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
-from moyin.render.protocol.graph import input_name
+from moyin.render.protocol.graph import make_input_name
 from moyin.render.protocol.wire import PromptBody
 from moyin.store.artifacts import generate_artifact_id
-from moyin.testing.guard import PermissiveGraphGuard
+from moyin.testing.fakes import PermissiveGraphGuard
 from tests.unit.comfy_api.rig import GRAPH, OWNER, Rig, record, rig
 
 __all__ = ["rig"]
@@ -173,7 +173,7 @@ async def test_uploads_are_validated_under_the_renderers_names_and_stored_by_id(
     await rig.files.add_upload(OWNER, name, cat, overwrite=False)
     graph = {"1": {"class_type": "LoadImage", "inputs": {"image": "cat.png"}}}
     await prompts.submit(ADA, PromptBody(prompt=graph))
-    assert validator.graphs[0]["1"]["inputs"]["image"] == input_name(cat)
+    assert validator.graphs[0]["1"]["inputs"]["image"] == make_input_name(cat)
     assert service.specs[0].comfyui is not None
     assert service.specs[0].comfyui.files == {"cat.png": cat.id}
     await prompts.submit(replace(ADA, owner="bob"), PromptBody(prompt=graph))

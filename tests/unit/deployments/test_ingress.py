@@ -11,7 +11,7 @@ from deployments.ingress import new_fastapi
 from moyin.access.gatekeeper import Gatekeeper, render_problem_details
 from moyin.access.gatekeeper.asgi import Message
 from moyin.access.gatekeeper.observation import NoObserver
-from moyin.testing.identities import StaticAuthenticator
+from moyin.testing.fakes import StaticAuthenticator
 
 
 async def respond(error: Exception) -> tuple[int, dict[bytes, bytes], Any]:

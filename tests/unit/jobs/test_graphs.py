@@ -13,10 +13,10 @@ from moyin.domain.identity import Identity
 from moyin.domain.job import JobSpec, Step, StepKind
 from moyin.errors import InputNotFound, InvalidRequest
 from moyin.jobs.graphs import GraphChecker
-from moyin.render.protocol.graph import input_name
+from moyin.render.protocol.graph import make_input_name
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.sql import Database
-from moyin.testing.guard import PermissiveGraphGuard
+from moyin.testing.fakes import PermissiveGraphGuard
 
 ANN, BOB = Identity(owner="ann", key_id="k"), Identity(owner="bob", key_id="k")
 MINE = Artifact(id=f"art_{'1' * 32}", name="a.png", media_type="image/png", size=1, sha256="a" * 64)
@@ -78,14 +78,14 @@ def spec(*steps: Step, kind: str = "render", **members: Any) -> JobSpec:
 
 async def test_files_are_checked_under_their_names_on_the_renderer(bench: Bench) -> None:
     await bench.checks.check_new_job(ANN, spec(render(graph(f"artifact:{MINE.id}"))))
-    name = input_name(MINE)
+    name = make_input_name(MINE)
     assert bench.guard.calls == [("default", graph(name), {name})]
     assert bench.validated == [("default", graph(name))]
 
 
 @pytest.mark.parametrize("missing", [MINE.id, f"art_{'2' * 32}"])
 async def test_an_artifact_of_another_tenant_counts_as_missing(bench: Bench, missing: str) -> None:
-    with pytest.raises(InputNotFound, match=r"node '1' .*image: no file of yours") as refused:
+    with pytest.raises(InputNotFound, match=r"node '1' .*'image': you have no file") as refused:
         await bench.checks.check_new_job(BOB, spec(render(graph(f"artifact:{missing}"))))
     assert refused.value.field == "workflow.1.inputs.image"
     assert refused.value.details["node_errors"].keys() == {"1"}

@@ -25,16 +25,16 @@ from moyin.errors import (
 from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.protocol.renders import refuse_templates
 from moyin.jobs.service import JobService
-from moyin.render.templates.catalog import SHIPPED, read_folders
+from moyin.render.templates.catalog import SHIPPED_FOLDER, read_templates
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore
 from moyin.store.sql import Database
-from moyin.testing.guard import PermissiveGraphGuard
+from moyin.testing.fakes import PermissiveGraphGuard
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ANN = Identity(owner="ann", key_id="k")
-TEMPLATES = read_folders([SHIPPED])
+TEMPLATES = read_templates([SHIPPED_FOLDER])
 SWATCH = {"kind": "render", "template": "swatch", "inputs": {"prompt": "x"}}
 
 

@@ -16,7 +16,7 @@ from moyin.access.gatekeeper import context
 from moyin.comfy_api.files import FarmFiles, file_name
 from moyin.errors import ArtifactNotFound, InvalidRequest
 from moyin.http.validation import parse_object
-from moyin.render.imaging import Converted, PictureConverter
+from moyin.render.imaging import ConvertedPicture, PictureConverter
 from moyin.store.artifacts import generate_artifact_id
 from moyin.store.blobs import BlobStore
 
@@ -96,7 +96,7 @@ def _original_name(fields: Mapping[str, str]) -> Any:
     return file_name(**parts)
 
 
-def _picture_response(picture: Converted) -> Response:
+def _picture_response(picture: ConvertedPicture) -> Response:
     headers = {
         "cache-control": "private, no-cache",
         "x-content-type-options": "nosniff",

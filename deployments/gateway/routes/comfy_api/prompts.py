@@ -59,14 +59,14 @@ def prompt_routes(prompts: FarmPrompts) -> APIRouter:
         """List your running and waiting prompts."""
         return await prompts.queue(context(request.scope).owner)
 
-    @router.post("/queue", response_class=Response, openapi_extra=_body(wire.IdsBody))
+    @router.post("/queue", response_class=Response, openapi_extra=_body(wire.RemovalBody))
     async def change_queue(request: Request) -> Response:
         """Remove waiting prompts from the queue, by id or with `clear`.
 
         `clear` removes those that your own key or account has queued here (from one `client_id`).
         """
-        caller, body = context(request.scope).caller, await _read_body(request, wire.IdsBody)
-        await prompts.cancel_waiting(caller, body.chosen, client_id=body.client_id)
+        caller, body = context(request.scope).caller, await _read_body(request, wire.RemovalBody)
+        await prompts.cancel_waiting(caller, body.prompt_ids, client_id=body.client_id)
         return Response()
 
     @router.get("/history")
@@ -87,14 +87,14 @@ def prompt_routes(prompts: FarmPrompts) -> APIRouter:
         """Return one ended prompt; an empty object if it is unknown or has not ended."""
         return await prompts.history_of(context(request.scope).owner, prompt_id)
 
-    @router.post("/history", response_class=Response, openapi_extra=_body(wire.IdsBody))
+    @router.post("/history", response_class=Response, openapi_extra=_body(wire.RemovalBody))
     async def change_history(request: Request) -> Response:
         """Remove prompts from the history, by id or with `clear`; their jobs and files stay.
 
         `clear` removes those that your own key or account has queued here (from one `client_id`).
         """
-        caller, body = context(request.scope).caller, await _read_body(request, wire.IdsBody)
-        await prompts.hide(caller, body.chosen, client_id=body.client_id)
+        caller, body = context(request.scope).caller, await _read_body(request, wire.RemovalBody)
+        await prompts.hide(caller, body.prompt_ids, client_id=body.client_id)
         return Response()
 
     @router.post("/interrupt", response_class=Response, openapi_extra=_body(wire.InterruptBody))

@@ -12,7 +12,7 @@ import pytest
 from moyin.access.gatekeeper.browser import BrowserSessions
 from moyin.domain.identity import Identity
 from moyin.errors import CrossSiteRequest, InvalidKey
-from moyin.testing.identities import StaticAuthenticator
+from moyin.testing.fakes import StaticAuthenticator
 
 EXPIRES = int(time.time()) + 6 * 3600
 TOKEN = jwt.encode({"exp": EXPIRES}, b"0" * 32, "HS256")

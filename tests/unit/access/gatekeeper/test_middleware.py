@@ -22,7 +22,7 @@ from moyin.access.gatekeeper.observation import Observation, format_access_line
 from moyin.access.gatekeeper.tokens import create_file_link
 from moyin.domain.identity import Identity
 from moyin.errors import InvalidRequest, MissingKey, MoyinError
-from moyin.testing.identities import StaticAuthenticator
+from moyin.testing.fakes import StaticAuthenticator
 
 LIMIT = 10
 

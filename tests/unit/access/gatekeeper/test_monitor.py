@@ -17,7 +17,7 @@ from moyin.access.gatekeeper.observation import NoObserver
 from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit
 from moyin.errors import ServiceUnavailable
-from moyin.testing.identities import StaticAuthenticator
+from moyin.testing.fakes import StaticAuthenticator
 
 ANN = Identity(owner="ann", key_id="k1", scopes=frozenset({"jobs:read", "text"}))
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]

@@ -28,7 +28,7 @@ from moyin.domain.renderer import RendererStatus
 from moyin.domain.serialization import encode, from_plain
 from moyin.errors import InvalidGraph, WorkerLost
 from moyin.jobs.workflows.types import StepInput, StepOutcome
-from moyin.render.comfyui.sizes import ModelSizes
+from moyin.render.comfyui.model_sizes import ModelSizes
 from moyin.store.artifacts import ArtifactStore, derive_step_artifact_id, generate_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore, NewJob
@@ -36,8 +36,8 @@ from moyin.store.limits import LimitStore
 from moyin.store.prompts import PromptStore
 from moyin.store.render_cache import CacheRules
 from moyin.store.sql import Database
+from moyin.testing.fakes import InMemoryRenderCache
 from moyin.testing.renderer import FakeRenderer
-from moyin.testing.renders import InMemoryRenderCache
 
 JOB = "5f0c9a52-5c3f-4a4c-9a43-1f0f4d1c2b3a"
 GRAPH = {"1": {"class_type": "LoadImage", "inputs": {"image": "x.png"}}}

@@ -9,10 +9,10 @@ import pytest
 from moyin.domain.job import JobSpec, apply_batch_patch
 from moyin.errors import InvalidRequest
 from moyin.jobs.protocol.request_to_domain import compute_fingerprint, parse_job
-from moyin.render.templates.catalog import SHIPPED, read_folders
+from moyin.render.templates.catalog import SHIPPED_FOLDER, read_templates
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-SHELF = read_folders([SHIPPED])
+SHELF = read_templates([SHIPPED_FOLDER])
 GRAPH = {
     "3": {"class_type": "KSampler", "inputs": {"seed": 7, "cfg": 4.5, "model": ["4", 0]}},
     "4": {"class_type": "Loader", "inputs": {"name": "m"}},

@@ -13,7 +13,7 @@ from moyin.domain.job import (
 )
 from moyin.errors import InvalidRequest, MoyinError, RequestError
 from moyin.jobs.protocol.request_to_domain import compute_fingerprint, parse_job
-from moyin.render.templates.catalog import SHIPPED, read_folders
+from moyin.render.templates.catalog import SHIPPED_FOLDER, read_templates
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 CHAT = {
@@ -108,7 +108,7 @@ def test_metadata_with_nul_is_refused(labels: dict[str, str]) -> None:
 
 
 def test_a_template_is_filled_and_sets_pool_and_outputs() -> None:
-    shelf = read_folders([SHIPPED])
+    shelf = read_templates([SHIPPED_FOLDER])
     body = {"kind": "render", "template": "swatch", "inputs": {"prompt": "hi", "seed": 7}}
     [step] = parse_job(json.dumps(body).encode(), NOW, shelf.find).steps
     assert step.payload["colour"]["inputs"]["color"] == 7
@@ -130,14 +130,14 @@ def test_a_template_is_filled_and_sets_pool_and_outputs() -> None:
     ],
 )
 def test_an_invalid_render_names_its_field(step: dict[str, Any], field: str) -> None:
-    shelf = read_folders([SHIPPED])
+    shelf = read_templates([SHIPPED_FOLDER])
     with pytest.raises(RequestError) as caught:
         parse_job(json.dumps({"kind": "render", **step}).encode(), NOW, shelf.find)
     assert caught.value.field == field
 
 
 def test_a_template_takes_inputs_from_earlier_steps() -> None:
-    shelf = read_folders([SHIPPED])
+    shelf = read_templates([SHIPPED_FOLDER])
     render = {
         "kind": "render",
         "template": "swatch",

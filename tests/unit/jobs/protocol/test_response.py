@@ -22,7 +22,7 @@ from moyin.domain.job import (
 )
 from moyin.jobs.protocol.request_to_domain import parse_job
 from moyin.jobs.protocol.response import build_status_event, render_job_detail
-from moyin.render.templates.catalog import SHIPPED, read_folders
+from moyin.render.templates.catalog import SHIPPED_FOLDER, read_templates
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -105,7 +105,7 @@ def test_a_batch_has_the_state_of_its_children() -> None:
         job(), kind="render", results=results, steps=5, children=5, status=JobStatus.RUNNING,
         error=None, progress=Progress(value=2.25, max=5, step=1, parts={"1": 0.25}),
     )  # fmt: skip
-    shelf = read_folders([SHIPPED])
+    shelf = read_templates([SHIPPED_FOLDER])
     body = {"kind": "render", "template": "swatch", "inputs": {"prompt": "x", "seed": 0},
             "batch": {"seeds": 5}}  # fmt: skip
     spec = parse_job(json.dumps(body).encode(), NOW, shelf.find)

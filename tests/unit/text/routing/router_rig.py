@@ -12,7 +12,7 @@ from moyin.domain.needs import Model
 from moyin.http.breaker import Breaker
 from moyin.store.usage import UsageEntry
 from moyin.testing.backends import FakeBackend
-from moyin.testing.telemetry import RecordingTelemetry
+from moyin.testing.fakes import RecordingTelemetry
 from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.routing.answer import Answer, RoutingContext

@@ -98,7 +98,7 @@ def test_equal_scores_prefer_pass_through_then_low_load_then_configured_order() 
         ]
     )
     for _ in range(3):
-        four.runtimes["busy"].slots.take("ada")
+        four.runtimes["busy"].slots.try_acquire("ada")
     assert names(choose(four)) == ["idle", "idle2", "busy", "ollama"]
 
 
@@ -106,7 +106,7 @@ def test_a_second_of_waiting_has_a_price() -> None:
     deployments = [deployment("local"), deployment("claude", HAIKU, context=200_000)]
     for worth, best in ((0.0, "local"), (0.001, "claude")):
         both = fleet(deployments, limit=1, usd_per_second=worth)
-        both.runtimes["local"].slots.take("ada")
+        both.runtimes["local"].slots.try_acquire("ada")
         candidates = choose(both, Needs(prompt_tokens=100, max_tokens=500))
         assert names(candidates)[0] == best
     assert candidates[0].reason == "soonest"
@@ -322,14 +322,14 @@ def test_explanation_says_why_a_candidate_lost(
 ) -> None:
     of = fleet(deployments, usd_per_second=worth)
     if busy:
-        of.runtimes["b"].slots.take("ada")
+        of.runtimes["b"].slots.try_acquire("ada")
     winner, loser = choose(of)
     assert explain_loss(loser, winner, worth) == told
 
 
 def test_slower_candidate_loses_by_its_seconds() -> None:
     of = fleet([deployment("a"), deployment("b")], limit=1, usd_per_second=0.001)
-    of.runtimes["b"].slots.take("ada")
+    of.runtimes["b"].slots.try_acquire("ada")
     winner, loser = choose(of)
     assert loser.forecast is not None
     assert (

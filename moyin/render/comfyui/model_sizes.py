@@ -1,4 +1,4 @@
-"""`ModelSizes`: the sizes of model files, which the render order and memory checks use."""
+"""Measures the sizes of model files, which the render order and memory checks use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moyin.system.bounded import BoundedDict
 __all__ = ["ModelSizes"]
 
 _GB = 1_000_000_000
-# Typical sizes, for files that only the renderers can see.
+# Typical sizes of model files that this machine can't read, by folder.
 _TYPICAL_BYTES = {
     "checkpoints": 6.5 * _GB,
     "diffusion_models": 12 * _GB,
@@ -27,30 +27,31 @@ _REMEMBERED = 4096
 
 
 class ModelSizes:
-    """Caches the sizes of files ``<folder>/<name>`` below a folder of models.
+    """A cache of the sizes of model files.
 
     Args:
-        folder: if this machine can't read it, sizes are guessed by the kind of the model.
+        folder: the folder of models. For a file that this machine can't read, a typical size of the
+            kind of model is used.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._sizes: BoundedDict[str, int] = BoundedDict(_REMEMBERED)
 
-    async def of(self, models: Collection[str]) -> dict[str, int]:
-        """Return the size of each model in bytes."""
+    async def measure(self, models: Collection[str]) -> dict[str, int]:
+        """Return the size in bytes of each model, which is named ``<kind>/<file name>``."""
         unknown = [model for model in models if model not in self._sizes]
         if unknown:
-            for model, size in await asyncio.to_thread(self._measure, unknown):
+            for model, size in await asyncio.to_thread(self._measure_all, unknown):
                 self._sizes[model] = size
         return {model: self._sizes[model] for model in models}
 
-    def _measure(self, models: list[str]) -> list[tuple[str, int]]:
-        return [(model, self._size(model)) for model in models]
+    def _measure_all(self, models: list[str]) -> list[tuple[str, int]]:
+        return [(model, self._measure_file(model)) for model in models]
 
-    def _size(self, model: str) -> int:
+    def _measure_file(self, model: str) -> int:
         kind = model.partition("/")[0]
-        # A graph may name anything, also a string that is not a valid path.
+        # A graph may contain any string, even one that is not a valid path.
         with contextlib.suppress(OSError, ValueError):
             path = (self._folder / model).resolve()
             if path.is_relative_to(self._folder.resolve()) and path.is_file():

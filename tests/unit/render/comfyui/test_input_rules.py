@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moyin.render.comfyui.bridge import names
-from moyin.render.comfyui.bridge.names import (
+from moyin.render.comfyui.bridge import input_rules
+from moyin.render.comfyui.bridge.input_rules import (
     CHOICE,
     DATA,
     FILE,
@@ -20,10 +20,10 @@ from moyin.render.comfyui.bridge.names import (
     TEXT,
     WIDGET,
     Rule,
-    can_hold,
-    escapes,
-    refusals,
-    rules_of,
+    allows_value,
+    derive_rules,
+    find_refusals,
+    leads_outside,
 )
 from moyin.render.protocol.graph import INPUT_FOLDER
 
@@ -62,7 +62,7 @@ def is_own(text: str) -> bool:
 
 
 def rules(node: Mapping[str, Any], kind: str = "Some") -> dict[str, str]:
-    return {name: rule.kind for name, rule in rules_of(kind, node).items()}
+    return {name: rule.kind for name, rule in derive_rules(kind, node).items()}
 
 
 def node(output_node: bool = False, outputs: tuple[str, ...] = ("IMAGE",), **inputs: Any) -> Any:
@@ -70,7 +70,7 @@ def node(output_node: bool = False, outputs: tuple[str, ...] = ("IMAGE",), **inp
 
 
 def test_input_folder_is_the_same_in_both_modules() -> None:
-    assert names.INPUT_FOLDER == INPUT_FOLDER
+    assert input_rules.INPUT_FOLDER == INPUT_FOLDER
 
 
 def test_kind_of_an_input_follows_from_its_description() -> None:
@@ -129,13 +129,13 @@ def test_stock_inputs_without_a_description_are_files() -> None:
 
 @pytest.mark.parametrize("text", OUTSIDE)
 def test_path_that_leads_outside_is_refused_in_every_encoding(text: str) -> None:
-    assert escapes(text)
+    assert leads_outside(text)
     for kind in (FILE, FOLDER, WIDGET, PREFIX, CHOICE):
-        assert not can_hold(Rule(kind), text, is_own)
-        assert not can_hold(Rule(kind), {"__value__": [{"deep": text}]}, is_own)
-    assert can_hold(Rule(TEXT), text, is_own)
+        assert not allows_value(Rule(kind), text, is_own)
+        assert not allows_value(Rule(kind), {"__value__": [{"deep": text}]}, is_own)
+    assert allows_value(Rule(TEXT), text, is_own)
     if not text.startswith("http"):
-        assert not can_hold(Rule(LINE), text, is_own)
+        assert not allows_value(Rule(LINE), text, is_own)
 
 
 @pytest.mark.parametrize(
@@ -153,50 +153,52 @@ def test_path_that_leads_outside_is_refused_in_every_encoding(text: str) -> None
     ],
 )
 def test_ordinary_names_are_allowed(text: str) -> None:
-    assert not escapes(text)
-    assert can_hold(Rule(PREFIX), text, is_own)
+    assert not leads_outside(text)
+    assert allows_value(Rule(PREFIX), text, is_own)
 
 
 @given(st.text())
 def test_any_text_can_be_checked(text: str) -> None:
-    assert can_hold(Rule(PREFIX), text, is_own) is not escapes(text)
-    assert can_hold(Rule(FILE), f"{text}.png", is_own) is False
+    assert allows_value(Rule(PREFIX), text, is_own) is not leads_outside(text)
+    assert allows_value(Rule(FILE), f"{text}.png", is_own) is False
 
 
 def test_only_own_file_names_are_allowed() -> None:
     others = [f"moyin/{'b' * 64}.png", f"./moyin/{'b' * 64}.png", f"Moyin//{'b' * 64}.png", "moyin"]
     for kind in (FILE, FOLDER, WIDGET, CHOICE, LINE):
-        assert can_hold(Rule(kind), OWN, is_own)
+        assert allows_value(Rule(kind), OWN, is_own)
         for name in others:
-            assert not can_hold(Rule(kind, frozenset({"x"})), name, is_own)
-    assert not can_hold(Rule(FILE), "example.png", is_own)
-    assert can_hold(Rule(FILE), "", is_own), "nothing is chosen"
+            assert not allows_value(Rule(kind, frozenset({"x"})), name, is_own)
+    assert not allows_value(Rule(FILE), "example.png", is_own)
+    assert allows_value(Rule(FILE), "", is_own), "nothing is chosen"
 
 
 def test_listed_choice_may_be_a_path() -> None:
     spec = node(folder=["COMBO", {"options": ["/models/a", "moyin", "b"]}])
-    rule = rules_of("Some", spec)["folder"]
-    assert can_hold(rule, "/models/a", is_own)
-    assert can_hold(rule, "gone.safetensors", is_own)
-    assert not can_hold(rule, "/models/b", is_own)
-    assert not can_hold(rule, "moyin", is_own)
+    rule = derive_rules("Some", spec)["folder"]
+    assert allows_value(rule, "/models/a", is_own)
+    assert allows_value(rule, "gone.safetensors", is_own)
+    assert not allows_value(rule, "/models/b", is_own)
+    assert not allows_value(rule, "moyin", is_own)
 
 
 def test_line_may_be_a_sentence_a_slash_or_an_address() -> None:
     for text in ("/", "/imagine a cat", "see ../x or so", "https://example.com/a"):
-        assert can_hold(Rule(LINE), text, is_own)
+        assert allows_value(Rule(LINE), text, is_own)
 
 
 def test_widget_may_hold_words_and_own_files() -> None:
     value = {"image": OWN, "recording": "", "camera_info": {"type": "perspective", "fov": 35}}
-    assert can_hold(Rule(WIDGET), value, is_own)
-    assert not can_hold(Rule(WIDGET), {**value, "mask": "threed/scene.png"}, is_own)
+    assert allows_value(Rule(WIDGET), value, is_own)
+    assert not allows_value(Rule(WIDGET), {**value, "mask": "threed/scene.png"}, is_own)
 
 
 def test_refusals_name_node_and_input() -> None:
     known = {
-        "LoadImage": rules_of("LoadImage", node(image=[[], {"image_upload": True}])),
-        "SaveImage": rules_of("SaveImage", node(output_node=True, filename_prefix=["STRING", {}])),
+        "LoadImage": derive_rules("LoadImage", node(image=[[], {"image_upload": True}])),
+        "SaveImage": derive_rules(
+            "SaveImage", node(output_node=True, filename_prefix=["STRING", {}])
+        ),
     }
     graph = {
         "1": {"class_type": "LoadImage", "inputs": {"image": "/etc/passwd"}},
@@ -210,7 +212,7 @@ def test_refusals_name_node_and_input() -> None:
     }
     refused = [
         (refusal.node, refusal.input)
-        for refusal in refusals(graph, lambda k: known.get(k, {}), is_own)
+        for refusal in find_refusals(graph, lambda k: known.get(k, {}), is_own)
     ]
     assert refused == [
         ("1", "image"),
@@ -225,4 +227,4 @@ def test_deeply_nested_value_is_checked() -> None:
     value: Any = "/etc/passwd"
     for _ in range(5_000):
         value = [value]
-    assert not can_hold(Rule(LINE), value, is_own)
+    assert not allows_value(Rule(LINE), value, is_own)

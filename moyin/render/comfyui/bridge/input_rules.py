@@ -1,17 +1,17 @@
-"""Decides which inputs of a node name files, and which values they can hold.
+"""Decides which inputs of a node name files, and which values these inputs may have.
 
-Pure; uses only the standard library. The gateway checks a graph before it accepts it. The bridge
-checks again inside ComfyUI's process, where links and expanded nodes have become values. The kind
-of a rule follows from ComfyUI's description of the input (``/object_info``, ``INPUT_TYPES``):
+The gateway checks a graph when it is submitted. The bridge checks the graph again inside ComfyUI's
+process, when links have become values and nodes have been expanded; so this module imports only the
+standard library. The kind of a rule follows from ComfyUI's description of the input:
 
-* ``FILE`` loads a file. Only names that Moyin gave to the caller's files are allowed.
-* ``FOLDER`` loads the files of a worker's folder. No value is allowed: no folder is a caller's.
-* ``PREFIX`` names the file that a node writes, below the folder of its own prompt.
-* ``CHOICE`` is one of a list, such as a model.
-* ``WIDGET`` is an object of the frontend that contains file names; its other words are free.
-* ``LINE`` is any other text; a path that leads out of ComfyUI's folders is refused.
-* ``DATA`` is passed from node to node; a value in its place is checked like a ``LINE``.
-* ``TEXT`` is prose and is not checked.
+* ``FILE``: The node loads this file. Only Moyin's names of the caller's own files are allowed.
+* ``FOLDER``: The node loads the files of this folder. No value is allowed.
+* ``PREFIX``: The node writes a file with this name below the folder of its prompt.
+* ``CHOICE``: The value is one of a list, such as a model.
+* ``WIDGET``: The value is an object of the frontend that contains file names and plain words.
+* ``LINE``: The value is any other text, except for a path out of ComfyUI's folders.
+* ``DATA``: The value comes from another node. A literal value is checked like a ``LINE``.
+* ``TEXT``: The value is prose, which is not checked.
 """
 
 from __future__ import annotations
@@ -34,61 +34,61 @@ __all__ = [
     "WIDGET",
     "Refusal",
     "Rule",
-    "can_be_linked",
-    "can_hold",
-    "escapes",
+    "allows_link",
+    "allows_value",
+    "derive_rules",
+    "find_refusals",
+    "find_rule",
     "is_link",
-    "refusals",
-    "rule_of",
-    "rules_of",
+    "leads_outside",
 ]
 
 FILE, FOLDER, WIDGET, PREFIX = "file", "folder", "widget", "prefix"
 CHOICE, LINE, DATA, TEXT = "choice", "line", "data", "text"
-# The folder of prompts' input files, whose names Moyin chooses.
+# The subfolder of ComfyUI's input folder with the files that Moyin has named.
 INPUT_FOLDER = "moyin"
 # Inputs of ComfyUI's own nodes that load files although their description does not say so.
-_STOCK_INPUTS = {
+_BUILT_IN_INPUTS = {
     ("LoadLatent", "latent"): FILE,
     ("LoadImageDataSetFromFolder", "folder"): FOLDER,
     ("LoadImageTextDataSetFromFolder", "folder"): FOLDER,
     ("LoadTrainingDataset", "folder_name"): FOLDER,
 }
-# Types of widgets whose values name files that the frontend has uploaded.
-_WIDGETS = frozenset({"WEBCAM", "LOAD_3D", "LOAD_3D_ANIMATION", "AUDIO_RECORD"})
-_NUMBERS = frozenset({"INT", "FLOAT", "BOOLEAN"})
-_PLAIN = frozenset({"STRING", "INT", "FLOAT", "BOOLEAN"})
-_FILES = frozenset(
+# The types of widgets whose values name files that the frontend has uploaded.
+_WIDGET_TYPES = frozenset({"WEBCAM", "LOAD_3D", "LOAD_3D_ANIMATION", "AUDIO_RECORD"})
+_NUMBER_TYPES = frozenset({"INT", "FLOAT", "BOOLEAN"})
+_PLAIN_TYPES = frozenset({"STRING", "INT", "FLOAT", "BOOLEAN"})
+_FILE_WORDS = frozenset(
     {"file", "files", "filename", "filenames", "filepath", "filepaths", "path", "paths"}
 )
-_FOLDERS = frozenset({"folder", "folders", "directory", "directories", "dir", "dirs"})
-# An input whose name ends with one of these words holds no path: ``file_format``, ``path_filter``.
-_ATTRIBUTES = frozenset(
+_FOLDER_WORDS = frozenset({"folder", "folders", "directory", "directories", "dir", "dirs"})
+# The last words of inputs that have no path, such as ``file_format`` and ``path_filter``.
+_ATTRIBUTE_WORDS = frozenset(
     {
         "count", "delimiter", "digits", "ext", "extension", "extensions", "filter", "format", "index",
         "mode", "number", "padding", "pattern", "size", "suffix", "type",
     }
 )  # fmt: skip
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
-# Values of widgets in which nothing is chosen.
-_NO_CHOICE = frozenset({"", "none"})
-# A text that is not a file name: file names have a suffix or a folder.
+# The values of a file input in which no file is chosen.
+_EMPTY_CHOICES = frozenset({"", "none"})
+# A text without the characters of file names, which have a suffix or a folder.
 _PLAIN_WORD = re.compile(r"[^./\\[\]:~%]*")
 _SLASHES = str.maketrans({"\\": "/", "\u2044": "/", "\u2215": "/", "\u29f8": "/", "\u29f5": "/"})
 _ANNOTATED = re.compile(r"\[\s*(input|output|temp)\s*\]\s*$", re.IGNORECASE)
-_ELSEWHERE = re.compile(r"/|[a-z]:(/|$)|~[^/]*(/|$)|file:|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-_ADDRESS = re.compile(r"https?://", re.IGNORECASE)
+_OUTSIDE = re.compile(r"/|[a-z]:(/|$)|~[^/]*(/|$)|file:|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_WEB_ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 
 
 class Rule(NamedTuple):
-    """The kind of an input; ``options`` are the choices that the pool offers for it."""
+    """The kind of an input, with the ``options`` that the pool offers if it is a ``CHOICE``."""
 
     kind: str
     options: Collection[str] = frozenset()
 
 
 class Refusal(NamedTuple):
-    """An input that can't hold its value, by node id, class and input."""
+    """An input whose value is not allowed, with the kind of its rule."""
 
     node: str
     class_type: str
@@ -96,32 +96,32 @@ class Refusal(NamedTuple):
     kind: str
 
 
-def rules_of(class_type: str, node: Mapping[str, Any]) -> dict[str, Rule]:
-    """Return the rules of a node's inputs from its ``/object_info``; numbers have none."""
+def derive_rules(class_type: str, node: Mapping[str, Any]) -> dict[str, Rule]:
+    """Derive the rules of a node's inputs from its ``/object_info``; numbers have no rule."""
     rules = {}
     writes_files = bool(node.get("output_node"))
     outputs = [kind for kind in node.get("output") or () if isinstance(kind, str)]
-    # A node that outputs only plain values does not open the files that its texts may name.
-    is_textual = bool(outputs) and set(outputs) <= _PLAIN
+    # A node whose outputs are all plain values does not open files that its texts may name.
+    is_textual = bool(outputs) and set(outputs) <= _PLAIN_TYPES
     for inputs in (node.get("input") or {}).values():
         for name, spec in inputs.items() if isinstance(inputs, Mapping) else ():
             if isinstance(spec, (list, tuple)) and spec:
-                rule = _rule(class_type, name, spec, writes_files, is_textual)
+                rule = _derive_rule(class_type, name, spec, writes_files, is_textual)
                 if rule is not None:
                     rules[name] = rule
     return rules
 
 
-def refusals(
+def find_refusals(
     graph: Mapping[str, Any],
     rules: Callable[[str], Mapping[str, Rule]],
     is_own: Callable[[str], bool],
 ) -> Iterator[Refusal]:
-    """Yield the inputs that name a file of others, or that may do so when the graph is executed.
+    """Yield the inputs that name, or may name during execution, a file that is not the caller's.
 
     Args:
-        rules: returns the rules of a class's inputs; none for an unknown class.
-        is_own: returns whether a text is the name of one of the caller's files.
+        rules: returns the rules of a node class's inputs, which are empty for an unknown class.
+        is_own: returns whether a text is the name of a file of the caller.
     """
     for node_id, node in graph.items():
         inputs = node.get("inputs") if isinstance(node, Mapping) else None
@@ -130,18 +130,18 @@ def refusals(
         if not isinstance(inputs, Mapping):
             continue
         for name, value in inputs.items():
-            rule = rule_of(input_rules, name)
-            if not (can_be_linked(rule) if is_link(value) else can_hold(rule, value, is_own)):
+            rule = find_rule(input_rules, name)
+            if not (allows_link(rule) if is_link(value) else allows_value(rule, value, is_own)):
                 yield Refusal(node_id, class_type, name, rule.kind)
 
 
-def rule_of(rules: Mapping[str, Rule], name: str) -> Rule:
-    """Return the rule of an input; a node with any number of inputs describes their prefix."""
+def find_rule(rules: Mapping[str, Rule], name: str) -> Rule:
+    """Return the rule of an input, or of its prefix if the node has any number of such inputs."""
     return rules.get(name) or rules.get(name.partition(".")[0]) or Rule(LINE)
 
 
 def is_link(value: Any) -> bool:
-    """Return whether a graph's value is a link to another node's output."""
+    """Return whether a value in a graph is a link to the output of another node."""
     return (
         isinstance(value, (list, tuple))
         and len(value) == 2
@@ -150,24 +150,26 @@ def is_link(value: Any) -> bool:
     )
 
 
-def can_be_linked(rule: Rule) -> bool:
-    """Return whether the input may be a link; a linked file name could not be checked in time."""
+def allows_link(rule: Rule) -> bool:
+    """Return whether an input with this rule may be a link, which is checked during execution."""
     return rule.kind not in (FILE, FOLDER, WIDGET)
 
 
-def can_hold(rule: Rule, value: Any, is_own: Callable[[str], bool]) -> bool:
-    """Return whether the input may hold a value, with every text within it."""
-    return rule.kind == TEXT or all(_can_hold_text(rule, text, is_own) for text in _strings(value))
+def allows_value(rule: Rule, value: Any, is_own: Callable[[str], bool]) -> bool:
+    """Return whether an input with this rule may have a value, including all texts in the value."""
+    return rule.kind == TEXT or all(
+        _allows_text(rule, text, is_own) for text in _find_strings(value)
+    )
 
 
-def escapes(text: str) -> bool:
-    """Return whether a text, read as a path, leads out of its folder, however it is encoded.
+def leads_outside(text: str) -> bool:
+    """Return whether a text in any encoding is a path that leads out of its folder.
 
-    Such a text is an absolute path, has ``..``, a drive, a home folder or a scheme, or ends with
-    the name of one of ComfyUI's folders in brackets.
+    Such a path is absolute, contains ``..``, begins with a drive, a home folder or a URL scheme, or
+    ends with the name of one of ComfyUI's folders in brackets.
     """
-    for form in _forms(text):
-        if _ELSEWHERE.match(form) or _ANNOTATED.search(form):
+    for form in _decode_forms(text):
+        if _OUTSIDE.match(form) or _ANNOTATED.search(form):
             return True
         if any(part.strip(" ") == ".." for part in form.split("/")):
             return True
@@ -176,13 +178,13 @@ def escapes(text: str) -> bool:
     return False
 
 
-def _rule(
+def _derive_rule(
     class_type: str, name: str, spec: Sequence[Any], writes_files: bool, is_textual: bool
 ) -> Rule | None:
     kind = spec[0]
     options = spec[1] if len(spec) > 1 and isinstance(spec[1], Mapping) else {}
-    if (class_type, name) in _STOCK_INPUTS:
-        return Rule(_STOCK_INPUTS[class_type, name])
+    if (class_type, name) in _BUILT_IN_INPUTS:
+        return Rule(_BUILT_IN_INPUTS[class_type, name])
     if any(word.endswith("_upload") and options[word] for word in options):
         return Rule(FILE)
     choices = kind if isinstance(kind, (list, tuple)) else options.get("options")
@@ -191,13 +193,13 @@ def _rule(
         return Rule(CHOICE, frozenset(text for text in texts if not _is_input_folder(text)))
     # Some types override `==` to equal every other type.
     kind = str.__str__(kind) if isinstance(kind, str) else ""
-    if kind in _WIDGETS:
+    if kind in _WIDGET_TYPES:
         return Rule(WIDGET)
-    if kind in _NUMBERS:
+    if kind in _NUMBER_TYPES:
         return None
     if kind != "STRING":
         return Rule(DATA)
-    path_kind = _path_kind(name, writes_files)
+    path_kind = _guess_path_kind(name, writes_files)
     if path_kind is not None:
         return Rule(path_kind)
     if is_textual or options.get("multiline") or options.get("dynamicPrompts"):
@@ -205,56 +207,56 @@ def _rule(
     return Rule(LINE)
 
 
-def _path_kind(name: str, writes_files: bool) -> str | None:
-    """Return the kind of a text input whose name says that it holds a path."""
+def _guess_path_kind(name: str, writes_files: bool) -> str | None:
+    """Return the kind of a text input whose name indicates a path, or else None."""
     words = [word.lower() for word in _WORD.findall(name)]
-    if not words or words[-1] in _ATTRIBUTES:
+    if not words or words[-1] in _ATTRIBUTE_WORDS:
         return None
     if words[-1] == "prefix":
-        return PREFIX if writes_files or _FILES & set(words) else None
-    if not (_FILES | _FOLDERS) & set(words):
+        return PREFIX if writes_files or _FILE_WORDS & set(words) else None
+    if not (_FILE_WORDS | _FOLDER_WORDS) & set(words):
         return None
     if writes_files:
         return PREFIX
-    return FOLDER if _FOLDERS & set(words) else FILE
+    return FOLDER if _FOLDER_WORDS & set(words) else FILE
 
 
-def _can_hold_text(rule: Rule, text: str, is_own: Callable[[str], bool]) -> bool:
+def _allows_text(rule: Rule, text: str, is_own: Callable[[str], bool]) -> bool:
     kind = rule.kind
     if is_own(text) and kind != PREFIX:
         return True
     if kind in (FILE, FOLDER):
-        return text in _NO_CHOICE
+        return text in _EMPTY_CHOICES
     if kind == WIDGET:
         is_word = _PLAIN_WORD.fullmatch(text) is not None
-        return is_word and not escapes(text) and not _is_input_folder(text)
+        return is_word and not leads_outside(text) and not _is_input_folder(text)
     if kind == CHOICE and text in rule.options:
         return True
     if kind in (LINE, DATA) and _is_prose(text):
         return True
-    return not escapes(text) and (kind == PREFIX or not _is_input_folder(text))
+    return not leads_outside(text) and (kind == PREFIX or not _is_input_folder(text))
 
 
 def _is_prose(text: str) -> bool:
-    """Return whether a text is a slash, a sentence or a web address, and so not a path."""
+    """Return whether a text is no path, because it is a slash, a sentence or a web address."""
     if _ANNOTATED.search(text):
         return False
     has_space = any(letter.isspace() for letter in text.strip())
-    return text == "/" or has_space or _ADDRESS.match(text) is not None
+    return text == "/" or has_space or _WEB_ADDRESS.match(text) is not None
 
 
 def _is_input_folder(text: str) -> bool:
-    """Return whether a text is the folder of input files, or a name within it."""
-    return any(_first_part(form) == INPUT_FOLDER for form in _forms(text))
+    """Return whether a text is a path to or into the folder of input files."""
+    return any(_get_first_folder(form) == INPUT_FOLDER for form in _decode_forms(text))
 
 
-def _first_part(path: str) -> str:
+def _get_first_folder(path: str) -> str:
     parts = (part.strip().casefold() for part in path.split("/"))
     return next((part for part in parts if part not in ("", ".")), "")
 
 
-def _forms(text: str) -> Iterator[str]:
-    """Yield the text as a node, or a library that it calls, may decode it."""
+def _decode_forms(text: str) -> Iterator[str]:
+    """Yield the forms into which a node or a library may decode the text."""
     for _ in range(4):
         plain = text if text.isascii() else _to_ascii_forms(text)
         yield plain.translate(_SLASHES).strip()
@@ -270,8 +272,8 @@ def _to_ascii_forms(text: str) -> str:
     return "".join(letter for letter in letters if unicodedata.category(letter) != "Cf")
 
 
-def _strings(value: Any) -> Iterator[str]:
-    """Yield every text within a value, at any depth."""
+def _find_strings(value: Any) -> Iterator[str]:
+    """Yield all texts in a JSON value, at any depth."""
     remaining = [value]
     while remaining:
         item = remaining.pop()
