@@ -23,7 +23,7 @@ from actors.placement import NAMESPACE, find_or_start_actor, terminate_actor
 from moyin.domain.prompt import PromptRecord
 from moyin.domain.renderer import RendererStatus, RenderEvent, RenderRequest, RenderResult
 from moyin.errors import MoyinError
-from moyin.render.comfyui.install import locate
+from moyin.render.comfyui.install import find_comfyui
 from moyin.render.comfyui.options import ComfyOptions, Isolation, Network
 from moyin.render.comfyui.renderer import ComfyRenderer
 from moyin.settings import Settings
@@ -171,7 +171,7 @@ class ComfyUIActor:
 
     async def check_health(self) -> None:
         """Raise RuntimeError if ComfyUI is no longer supervised, so that Ray restarts the actor."""
-        (await self._get_or_start_renderer()).check()
+        (await self._get_or_start_renderer()).check_supervision()
 
     async def close(self) -> None:
         """Stop ComfyUI; the actor cannot be used afterwards."""
@@ -228,7 +228,7 @@ def list_actors(prefix: str) -> list[str]:
 
 def _new_renderer(name: str, spec: ComfySpec) -> ComfyRenderer:
     settings = Settings()
-    comfyui = locate(settings)
+    comfyui = find_comfyui(settings)
     models = settings.data / "comfyui" / "models"
     if settings.comfyui_home is not None:
         models = comfyui.home / "models"

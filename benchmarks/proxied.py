@@ -17,14 +17,14 @@ from aiohttp import web
 
 from deployments.gateway.app import ProxyOrApp
 from deployments.gateway.config import GatewayConfig
-from moyin.access.gatekeeper import Gatekeeper, problem_details
+from moyin.access.gatekeeper import Gatekeeper, render_problem_details
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send
 from moyin.access.gatekeeper.observation import NoObserver
 from moyin.domain.identity import Identity
 from moyin.errors import RouteNotFound
 from moyin.proxy import Proxy
 from moyin.system.processes import freeze_startup_objects
-from moyin.testing.identities import StaticAuthenticator
+from moyin.testing.fakes import StaticAuthenticator
 
 __all__ = ["KEY"]
 
@@ -46,7 +46,7 @@ async def _gateway(port: int, service: str) -> None:
         ProxyOrApp(proxy, guarded=proxy, app=_not_found),
         service="gateway",
         authenticator=StaticAuthenticator({KEY: Identity(owner="bench", key_id="bench")}),
-        errors=problem_details,
+        errors=render_problem_details,
         max_body_bytes=2**20,
         observer=NoObserver(),
     )

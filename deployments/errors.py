@@ -14,19 +14,19 @@ from collections.abc import Awaitable, Iterable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.models.errors import render_error as render_models_error
-from moyin.access.gatekeeper import SECURITY_HEADERS, ErrorBody, problem_details
+from moyin.access.gatekeeper import SECURITY_HEADERS, ErrorBody, render_problem_details
 from moyin.comfy_api.protocol.errors import render_error as render_comfyui_error
 from moyin.comfy_api.protocol.paths import is_comfyui_path
 from moyin.comfy_api.protocol_v2.errors import render_error as render_comfyui_v2_error
 from moyin.errors import BackendTimeout, MoyinError, ServiceUnavailable, WorkerLost
-from moyin.http.problems import error_event
+from moyin.http.problems import render_error_event
 from moyin.text.protocol.ollama.errors import render_error as render_ollama_error
 from moyin.text.protocol.ollama.errors import render_error_event as render_ollama_error_event
 
 __all__ = ["ServeErrorMiddleware", "find_app_prefix", "render_error", "render_stream_error"]
 
 # Error renderers of the apps that HAProxy routes to by prefix; all other paths are the gateway's.
-_RENDERERS = {"v1": render_models_error, "accounts": problem_details}
+_RENDERERS = {"v1": render_models_error, "accounts": render_problem_details}
 # Ollama's own paths, which the shipped route table forwards to the models app. A request that the
 # gateway refuses gets the error that Ollama would send.
 _OLLAMA_PATHS = frozenset(
@@ -65,7 +65,7 @@ def render_stream_error(
             if media_type == "application/x-ndjson"
             else None
         )
-    return error_event(error, request_id, path, media_type)
+    return render_error_event(error, request_id, path, media_type)
 
 
 def _render_gateway_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:
@@ -75,7 +75,7 @@ def _render_gateway_error(error: MoyinError, request_id: str, path: str) -> Erro
         return render_comfyui_v2_error(error, request_id, path)
     if is_comfyui_path(path):
         return render_comfyui_error(error, request_id, path)
-    return problem_details(error, request_id, path)
+    return render_problem_details(error, request_id, path)
 
 
 class ServeErrorMiddleware:

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
-from moyin.jobs.workflows.client import Temporal
+from moyin.jobs.workflows.client import TemporalConnection
 from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.settings import Settings
 from moyin.store.artifacts import ArtifactStore
@@ -33,7 +33,7 @@ class JobServices:
     events: EventStore
     frames: FrameStore
     status_writer: JobStatusWriter
-    temporal: Temporal
+    temporal: TemporalConnection
 
 
 @asynccontextmanager
@@ -43,7 +43,7 @@ async def open_job_services(settings: Settings) -> AsyncIterator[JobServices]:
     async with AsyncExitStack() as stack:
         database = Database(settings.sql_url)
         stack.push_async_callback(database.close)
-        await database.ready()
+        await database.ensure_schema()
         jobs = JobStore(database)
         events = EventStore(settings.redis_url, retention=retention)
         stack.push_async_callback(events.close)
@@ -58,7 +58,7 @@ async def open_job_services(settings: Settings) -> AsyncIterator[JobServices]:
             events=events,
             frames=frames,
             status_writer=JobStatusWriter(jobs=jobs, events=events, frames=frames),
-            temporal=Temporal(
+            temporal=TemporalConnection(
                 settings.temporal_address, settings.temporal_namespace, retention=retention
             ),
         )

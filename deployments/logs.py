@@ -13,7 +13,7 @@ from ray import serve
 from ray.serve._private.logging_utils import get_serve_logs_dir
 from ray.serve.exceptions import RayServeException
 
-from moyin.access.gatekeeper.redaction import redact
+from moyin.access.gatekeeper.observation import redact
 
 __all__ = ["ACCESS_LOGGER", "JsonFormatter", "configure_logs"]
 

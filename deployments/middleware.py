@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.errors import ServeErrorMiddleware
 from deployments.server import ReplicaServer, limit_memory
-from moyin.access.gatekeeper.request import REQUEST_ID
+from moyin.access.gatekeeper.request import REQUEST_ID_PATTERN
 from moyin.settings import Settings
 
 __all__ = ["middlewares", "new_cors_middleware"]
@@ -93,7 +93,7 @@ class _RequestHeaderFilter:
 def _is_allowed(name: bytes, value: bytes) -> bool:
     if name == b"x-request-id":
         # Serve copies the id into every log line and into the response.
-        return REQUEST_ID.fullmatch(value.decode("latin-1")) is not None
+        return REQUEST_ID_PATTERN.fullmatch(value.decode("latin-1")) is not None
     return name not in _FORBIDDEN_HEADERS
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from ray.util import metrics
 
 from deployments.logs import ACCESS_LOGGER
-from moyin.access.gatekeeper.observation import Observation, access_line
+from moyin.access.gatekeeper.observation import Observation, format_access_line
 
 __all__ = ["BatchHistogram", "RequestObserver"]
 
@@ -141,4 +141,4 @@ class RequestObserver:
 
     def _write_access_lines(self, batch: Iterable[Observation]) -> None:
         if self._is_logging:
-            _access_log.info("%s", "\n".join(map(access_line, batch)))
+            _access_log.info("%s", "\n".join(map(format_access_line, batch)))

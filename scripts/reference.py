@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from moyin.cli.main import app
 from moyin.settings import Settings
-from moyin.stack.options import VARIABLES
+from moyin.stack.options import VARIABLE_DESCRIPTIONS
 from moyin.stack.ports import Ports
 
 # Typer holds click inside itself, under a private name.
@@ -76,7 +76,7 @@ def _ports() -> Iterator[str]:
     yield ""
     yield "| variable | default | meaning |"
     yield "|---|---|---|"
-    for variable, default, about in Ports.describe():
+    for variable, default, about in Ports.describe_ports():
         yield f"| `{variable}` | `{default}` | {about} |"
     yield ""
 
@@ -86,7 +86,7 @@ def _other_variables() -> Iterator[str]:
     yield ""
     yield "| variable | meaning |"
     yield "|---|---|"
-    for variable, meaning in VARIABLES.items():
+    for variable, meaning in VARIABLE_DESCRIPTIONS.items():
         yield f"| `{variable}` | {meaning} |"
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from moyin.errors import StackError
-from moyin.render.comfyui.install import ComfyUI, locate
+from moyin.render.comfyui.install import ComfyUI, find_comfyui
 from moyin.settings import Settings
 from tests.sharing import FarmSharing, shares_farm
 from tests.stack import Measured, RunningStack, farm_env
@@ -100,7 +100,7 @@ def _summarise_times(terminalreporter: Any) -> None:
 def comfyui() -> ComfyUI:
     """The real ComfyUI: `make test` installs it under the checkout's data folder."""
     try:
-        return locate(Settings())
+        return find_comfyui(Settings())
     except StackError as error:
         pytest.fail(f"{error}: run `make comfyui`, or set MOYIN_COMFYUI_HOME and _PYTHON")
 

@@ -22,10 +22,10 @@ from temporalio.client import Client
 from moyin.render.comfyui.install import ComfyUI
 from moyin.settings import Settings
 from moyin.stack.layout import Layout
-from moyin.stack.lock import lock_holder
 from moyin.stack.ports import Ports
-from moyin.stack.profile import load
-from moyin.system.processes import find
+from moyin.stack.profile import read_profile
+from moyin.stack.state import find_lock_holder
+from moyin.system.processes import find_processes
 from tests.nodes import write_nodes
 from tests.processes import with_lines
 
@@ -67,15 +67,15 @@ class RunningStack:
     @property
     def is_up(self) -> bool:
         """Whether a supervisor runs."""
-        return lock_holder(self.layout.lock) is not None
+        return find_lock_holder(self.layout.lock) is not None
 
     @property
     def url(self) -> str:
-        return load(self.layout.profile, {}).url
+        return read_profile(self.layout.profile, {}).url
 
     @property
     def api_key(self) -> str:
-        return load(self.layout.profile, {}).api_key
+        return read_profile(self.layout.profile, {}).api_key
 
     @property
     def valkey_password(self) -> str:
@@ -135,14 +135,14 @@ class RunningStack:
 
     def kill_supervisor(self) -> int:
         """kill -9 of the process that owns all others; returns its pid."""
-        pid = lock_holder(self.layout.lock)
+        pid = find_lock_holder(self.layout.lock)
         assert pid is not None, "no supervisor runs"
         os.kill(pid, signal.SIGKILL)
         return pid
 
     def processes(self) -> list[str]:
         """Command lines of everything that the stack started and that still runs."""
-        return [line for _, line in with_lines(find(str(self.data)))]
+        return [line for _, line in with_lines(find_processes(str(self.data)))]
 
     def activities(self, job_id: str, name: str) -> list[int]:
         """Step indices of the activities ``name`` that the job's workflow completed, in order."""

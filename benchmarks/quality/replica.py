@@ -29,7 +29,7 @@ _MODELS = {"qwen3-8b": 1.0, "smollm2-135m": 0.5}
 async def serve(backend: str, usd_per_bad_answer: float) -> None:
     """Serve until standard input ends."""
     database = Database(Settings().sql_url)
-    await database.ready()
+    await database.ensure_schema()
     _, key = await KeyStore(database).create("ada", "benchmark")
     await database.close()
     models = Models()

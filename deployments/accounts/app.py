@@ -28,21 +28,20 @@ from moyin.access.accounts.attempt_limits import AttemptLimits, DeviceTokens
 from moyin.access.accounts.mail import Mailer
 from moyin.access.accounts.oidc import OpenIdSignIn
 from moyin.access.accounts.organisations import OrganisationService
-from moyin.access.accounts.passwords import Passwords
-from moyin.access.accounts.signin import SignIn
+from moyin.access.accounts.passwords import PasswordService
+from moyin.access.accounts.signin import SignInService
 from moyin.access.accounts.throttle import Throttle
-from moyin.access.gatekeeper import Authenticator, Gatekeeper, problem_details
-from moyin.access.gatekeeper.addresses import TrustedProxies
-from moyin.access.gatekeeper.asgi import Receive, Scope, Send
+from moyin.access.gatekeeper import Authenticator, Gatekeeper, render_problem_details
+from moyin.access.gatekeeper.asgi import Receive, Scope, Send, TrustedProxies
 from moyin.access.gatekeeper.authorization import AuthorizationMiddleware
-from moyin.access.gatekeeper.identity import new_authenticator
-from moyin.access.gatekeeper.limits import Meter, new_meter
+from moyin.access.gatekeeper.identity import create_authenticator
+from moyin.access.gatekeeper.limits import RequestMeter, create_meter
 from moyin.access.gatekeeper.observation import Observer
 from moyin.settings import Settings
 from moyin.store.audit import AuditLog
 from moyin.store.keys import KeyStore
 from moyin.store.limits import LimitStore
-from moyin.store.reauthorized import ReauthorizedTransactions
+from moyin.store.reauthorization import ReauthorizedTransactions
 from moyin.store.sessions import SessionStore
 from moyin.store.signing_keys import SigningKeyStore
 from moyin.store.sql import Database
@@ -72,7 +71,7 @@ class AccountsServices:
         lifespan: prepares the services before the first request and closes them after the last.
     """
 
-    sign_in: SignIn
+    sign_in: SignInService
     open_id: OpenIdSignIn
     organisations: OrganisationService
     api_keys: ApiKeyService
@@ -81,7 +80,7 @@ class AccountsServices:
     authenticator: Authenticator
     observer: Observer
     proxies: TrustedProxies
-    meter: Meter
+    meter: RequestMeter
     checks: Mapping[str, ServiceCheck]
     lifespan: Callable[[], AbstractAsyncContextManager[None]]
 
@@ -107,16 +106,16 @@ def new_services(
     throttle = Throttle(settings.redis_url, fail_open=settings.rates_fail_open)
     devices = DeviceTokens(signing_key)
     open_id = OpenIdSignIn(settings.redis_url, throttle)
-    meter = new_meter(settings)
-    sign_in = SignIn(
-        users=users, sessions=sessions, passwords=Passwords(), token_issuer=token_issuer,
+    meter = create_meter(settings)
+    sign_in = SignInService(
+        users=users, sessions=sessions, passwords=PasswordService(), token_issuer=token_issuer,
         attempt_limits=AttemptLimits(throttle, devices), devices=devices, mailer=mailer,
         limits=limits, transactions=transactions, database=database,
     )  # fmt: skip
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
-        await database.ready()
+        await database.ensure_schema()
         purging = asyncio.create_task(_delete_ended_sessions_hourly(sessions))
         yield
         purging.cancel()
@@ -143,7 +142,7 @@ def new_services(
         ),
         token_issuer=token_issuer,
         users=users,
-        authenticator=new_authenticator(database, signing_key, cached=False),
+        authenticator=create_authenticator(database, signing_key, cached=False),
         observer=observer,
         proxies=TrustedProxies(settings.trusted_proxies),
         meter=meter,
@@ -172,7 +171,7 @@ def new_app(services: AccountsServices) -> Gatekeeper:
 
     app = new_fastapi(
         "Moyin accounts",
-        errors=problem_details,
+        errors=render_problem_details,
         description="Players, members, organisations, API keys, limits and budgets.",
         lifespan=lifespan,
     )
@@ -192,7 +191,7 @@ def new_app(services: AccountsServices) -> Gatekeeper:
 
     return Gatekeeper(
         AuthorizationMiddleware(with_root_path, scope_of=lambda _: None, meter=services.meter),
-        service="accounts", authenticator=services.authenticator, errors=problem_details,
+        service="accounts", authenticator=services.authenticator, errors=render_problem_details,
         max_body_bytes=_MAX_BODY_BYTES, observer=services.observer, public=_PUBLIC,
     )  # fmt: skip
 
@@ -218,6 +217,6 @@ def _jwks_routes(token_issuer: AccessTokenIssuer) -> APIRouter:
     async def jwks(response: Response) -> dict[str, Any]:
         """Return the JSON Web Key Set (RFC 7517) that verifies access tokens."""
         response.headers["cache-control"] = "public, max-age=300"
-        return dict(await token_issuer.jwks())
+        return dict(await token_issuer.get_jwks())
 
     return router

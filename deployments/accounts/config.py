@@ -8,9 +8,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from moyin.access.accounts.oidc import Provider
-from moyin.access.accounts.signin import Policy
-from moyin.access.protocol.response import to_limit
+from moyin.access.accounts.oidc import OpenIdProvider
+from moyin.access.accounts.signin import SignInPolicy
+from moyin.access.protocol.response import parse_limit
 from moyin.access.protocol.wire import LimitBody, ScopeName
 from moyin.domain.identity import PLAYER
 
@@ -43,7 +43,7 @@ class ProviderConfig(BaseModel):
         False, description="Sign in to the account with the email that the provider has verified."
     )
 
-    def to_provider(self, environment: Mapping[str, str]) -> Provider:
+    def to_provider(self, environment: Mapping[str, str]) -> OpenIdProvider:
         """Return the provider with its client secret from the environment.
 
         Raises:
@@ -57,7 +57,7 @@ class ProviderConfig(BaseModel):
                     f"providers.{self.name}.client_secret_env: the environment variable "
                     f"{self.client_secret_env} is not set"
                 )
-        return Provider(
+        return OpenIdProvider(
             name=self.name, issuer=self.issuer, client_id=self.client_id, client_secret=secret,
             redirect_uris=tuple(self.redirect_uris), scopes=self.scopes, registers=self.registers,
             links_emails=self.links_emails,
@@ -91,20 +91,22 @@ class AccountsConfig(BaseModel):
         return self
 
     @property
-    def sign_in_policy(self) -> Policy:
+    def sign_in_policy(self) -> SignInPolicy:
         """The rules for registration and sign-in that `SignIn` enforces."""
-        return Policy(
-            registration=self.registration,
+        return SignInPolicy(
+            allows_registration=self.registration,
             registrations_per_hour=self.registrations_per_hour,
             player_scopes=frozenset(self.player_scopes),
-            player_limits=None if self.player_limits is None else to_limit("", self.player_limits),
+            player_limits=None
+            if self.player_limits is None
+            else parse_limit("", self.player_limits),
             reset_url=self.reset_url,
             trusted_issuers=frozenset(p.issuer for p in self.providers if p.links_emails),
         )
 
     def providers_by_name(
         self, environment: Mapping[str, str] = os.environ
-    ) -> Mapping[str, Provider]:
+    ) -> Mapping[str, OpenIdProvider]:
         """Return the OpenID providers by name, with their client secrets from the environment.
 
         Raises:

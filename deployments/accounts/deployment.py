@@ -10,7 +10,7 @@ from deployments.accounts.config import AccountsConfig
 from deployments.logs import configure_logs
 from deployments.observer import RequestObserver
 from deployments.replicas import ReloadableConfig
-from moyin.access.accounts.mail import new_mailer
+from moyin.access.accounts.mail import create_mailer
 from moyin.access.gatekeeper import Gatekeeper
 from moyin.settings import Settings
 
@@ -26,7 +26,7 @@ class Accounts:
         self._services = new_services(
             settings,
             observer=RequestObserver(settings.log_level),
-            mailer=new_mailer(settings.smtp_url, settings.mail_from),
+            mailer=create_mailer(settings.smtp_url, settings.mail_from),
             token_lifetime=token_lifetime,
             session_idle=session_idle,
         )
@@ -41,4 +41,4 @@ class Accounts:
         self._services.sign_in.policy = config.sign_in_policy
 
     def __serve_build_asgi_app__(self) -> Gatekeeper:
-        return new_app(self._services).without_request_id()
+        return new_app(self._services).disable_request_id()

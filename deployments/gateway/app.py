@@ -32,10 +32,10 @@ from moyin.access.gatekeeper import Authenticator, Gatekeeper
 from moyin.access.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
 from moyin.access.gatekeeper.authorization import AuthorizationMiddleware
 from moyin.access.gatekeeper.browser import BrowserSessions
-from moyin.access.gatekeeper.credentials import Credentials
-from moyin.access.gatekeeper.limits import Meter
-from moyin.access.gatekeeper.links import SIGNED_FILES_PREFIX
+from moyin.access.gatekeeper.credential_finder import CredentialFinder
+from moyin.access.gatekeeper.limits import RequestMeter
 from moyin.access.gatekeeper.observation import Observer
+from moyin.access.gatekeeper.tokens import SIGNED_FILES_PREFIX
 from moyin.comfy_api.admission import GraphAdmission
 from moyin.comfy_api.files import ComfyFiles
 from moyin.comfy_api.jobs_v2 import ComfyJobs
@@ -49,9 +49,9 @@ from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
 from moyin.proxy import Proxy
 from moyin.render.imaging import PictureConverter
-from moyin.render.templates.catalog import Catalog
+from moyin.render.templates.catalog import TemplateCatalog
 from moyin.store.artifacts import ArtifactStore
-from moyin.store.assets import Assets
+from moyin.store.assets import AssetStore
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore
 from moyin.store.userdata import UserdataStore
@@ -92,7 +92,7 @@ class GatewayServices:
     node_info: NodeInfoCache
     admission: GraphAdmission
     frontend: FrontendFiles
-    templates: Catalog
+    templates: TemplateCatalog
     proxy: Proxy
     authenticator: Authenticator
     observer: Observer
@@ -101,7 +101,7 @@ class GatewayServices:
     max_body_bytes: int
     lifespan: Callable[[], AbstractAsyncContextManager[None]]
     retention: timedelta
-    meter: Meter | None = None
+    meter: RequestMeter | None = None
 
 
 def new_app(services: GatewayServices) -> Gatekeeper:
@@ -141,7 +141,7 @@ def new_app(services: GatewayServices) -> Gatekeeper:
     return Gatekeeper(
         proxy_or_app, service="gateway", authenticator=services.authenticator, errors=render_error,
         max_body_bytes=services.max_body_bytes, observer=services.observer, public=is_public,
-        credentials=Credentials(query=accepts_query_key, cookie=accepts_cookie),
+        credentials=CredentialFinder(query=accepts_query_key, cookie=accepts_cookie),
         stream_errors=render_stream_error,
     )  # fmt: skip
 
@@ -213,7 +213,7 @@ def _add_routes(app: FastAPI, services: GatewayServices) -> None:
         artifacts.signed_link_routes(services.artifacts, blobs, services.signing_key),
         artifacts.artifact_routes(services.artifacts, blobs),
         jobs_v2.job_v2_routes(renders, retention),
-        assets_v2.asset_v2_routes(Assets(services.artifacts), blobs, retention),
+        assets_v2.asset_v2_routes(AssetStore(services.artifacts), blobs, retention),
     ):
         app.include_router(router)
     for router in comfyui:

@@ -14,9 +14,9 @@ from deployments.gateway.pools import PoolValidator, ServePoolClient
 from deployments.logs import configure_logs
 from deployments.observer import RequestObserver
 from deployments.replicas import ReloadableConfig
-from moyin.access.gatekeeper import Gatekeeper, new_authenticator
-from moyin.access.gatekeeper.addresses import TrustedProxies
-from moyin.access.gatekeeper.limits import new_meter
+from moyin.access.gatekeeper import Gatekeeper, create_authenticator
+from moyin.access.gatekeeper.asgi import TrustedProxies
+from moyin.access.gatekeeper.limits import create_meter
 from moyin.comfy_api.admission import GraphAdmission
 from moyin.comfy_api.files import ComfyFiles
 from moyin.comfy_api.frontend import find_frontend
@@ -28,11 +28,11 @@ from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.grpc.bridge import GrpcBridge, MoyinCalls
 from moyin.jobs.service import JobService
-from moyin.jobs.workflows.client import Temporal
+from moyin.jobs.workflows.client import TemporalConnection
 from moyin.jobs.workflows.launcher import JobLauncher
 from moyin.proxy import Proxy
 from moyin.render.imaging import PictureConverter, PictureProcesses
-from moyin.render.templates.catalog import new_catalog
+from moyin.render.templates.catalog import create_catalog
 from moyin.settings import Settings
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
@@ -73,7 +73,7 @@ class Gateway(MoyinCalls):
             return resource
 
         database = close_at_shutdown(Database(settings.sql_url))
-        meter = close_at_shutdown(new_meter(settings))
+        meter = close_at_shutdown(create_meter(settings))
         events = close_at_shutdown(EventStore(settings.redis_url, retention=retention))
         frames = close_at_shutdown(FrameStore(settings.redis_url))
         frame_hub = close_at_shutdown(FrameHub(settings.redis_url))
@@ -82,7 +82,7 @@ class Gateway(MoyinCalls):
         launcher = close_at_shutdown(
             JobLauncher(
                 jobs=jobs,
-                temporal=Temporal(
+                temporal=TemporalConnection(
                     settings.temporal_address, settings.temporal_namespace, retention=retention
                 ),
             )
@@ -132,7 +132,7 @@ class Gateway(MoyinCalls):
         @asynccontextmanager
         async def lifespan() -> AsyncIterator[None]:
             async with resources:
-                await database.ready()
+                await database.ensure_schema()
                 await proxy.start()
                 freeze_startup_objects()
                 yield
@@ -142,8 +142,8 @@ class Gateway(MoyinCalls):
             pictures=PictureConverter(blobs, processes, previews), prompts=farm_prompts,
             files=files, events=farm_events, userdata=UserdataStore(database), node_info=node_info,
             admission=admission, frontend=FrontendFiles(lambda: find_frontend(settings)),
-            templates=new_catalog(settings), proxy=proxy,
-            authenticator=new_authenticator(database, signing_key), meter=meter,
+            templates=create_catalog(settings), proxy=proxy,
+            authenticator=create_authenticator(database, signing_key), meter=meter,
             observer=RequestObserver(settings.log_level),
             checks={"database": database.ping, "temporal": launcher.ping, "valkey": events.ping},
             signing_key=signing_key, max_body_bytes=settings.max_body_bytes, retention=retention,
@@ -155,4 +155,4 @@ class Gateway(MoyinCalls):
         self._config.load(user_config)
 
     def __serve_build_asgi_app__(self) -> Gatekeeper:
-        return new_app(self._services).without_request_id()
+        return new_app(self._services).disable_request_id()

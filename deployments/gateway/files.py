@@ -16,9 +16,9 @@ from fastapi.responses import StreamingResponse
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 
-from moyin.domain import media
-from moyin.domain.artifact import Artifact
+from moyin.domain.artifact import SNIFF_BYTES, Artifact, detect_media_type, sanitize_file_name
 from moyin.errors import ArtifactNotFound, InvalidRequest
+from moyin.http.headers import build_file_headers, parse_byte_range
 from moyin.store.blobs import BlobStore
 
 __all__ = ["Upload", "build_artifact_response", "receive_upload", "store_upload"]
@@ -66,13 +66,13 @@ async def store_upload(
         InvalidRequest: the file is empty, or ``declared`` is not a media type.
     """
     async with await anyio.open_file(upload.path, "rb") as file:
-        head = await file.read(media.SNIFF_BYTES)
+        head = await file.read(SNIFF_BYTES)
     if not head:
         raise InvalidRequest("the file is empty: upload at least one byte", field="file")
-    kind = media.media_type(declared, head)
+    kind = detect_media_type(declared, head)
     blob = await blobs.put_file(upload.path)
     return Artifact(
-        id=artifact_id, name=media.clean_name(name, kind), media_type=kind, size=blob.size,
+        id=artifact_id, name=sanitize_file_name(name, kind), media_type=kind, size=blob.size,
         sha256=blob.sha256, blake3=await asyncio.to_thread(_hash_blake3, upload.path),
     )  # fmt: skip
 
@@ -123,7 +123,7 @@ async def _read_chunks(file: UploadFile) -> AsyncIterator[bytes]:
 
 
 def _stream_response(request: Request, artifact: Artifact, blobs: BlobStore) -> Response:
-    headers = dict(media.serving_headers(artifact))
+    headers = dict(build_file_headers(artifact))
     if headers["etag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     requested = _requested_range(request, headers, artifact.size)
@@ -137,7 +137,7 @@ def _stream_response(request: Request, artifact: Artifact, blobs: BlobStore) -> 
     headers["content-length"] = str(end - start)
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers)
-    content = blobs.read(artifact.sha256, start=start, end=end)
+    content = blobs.read_chunks(artifact.sha256, start=start, end=end)
     return StreamingResponse(content, status, headers)
 
 
@@ -148,4 +148,4 @@ def _requested_range(
     condition = request.headers.get("if-range")
     if condition is not None and condition != headers["etag"]:
         return None
-    return media.byte_range(request.headers.get("range"), size)
+    return parse_byte_range(request.headers.get("range"), size)

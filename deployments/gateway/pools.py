@@ -18,7 +18,7 @@ from ray.serve.exceptions import RayServeException
 from actors.placement import NAMESPACE
 from moyin.comfy_api.validation_cache import ValidationCache
 from moyin.errors import InvalidGraph, MoyinError, ServiceUnavailable
-from moyin.render.comfyui.pool_client import PoolAnswer
+from moyin.render.comfyui.pool_client import PoolResponse
 
 __all__ = ["PoolValidator", "ServePoolClient"]
 
@@ -68,9 +68,9 @@ class ServePoolClient:
         """The names of all pools."""
         return self._pools
 
-    async def get(self, pool: str, path: str) -> PoolAnswer:
+    async def get(self, pool: str, path: str) -> PoolResponse:
         """Send GET ``path`` to a renderer of the pool, or raise ServiceUnavailable."""
-        answer: PoolAnswer = await self._call_pool(pool, "get", path)
+        answer: PoolResponse = await self._call_pool(pool, "get", path)
         return answer
 
     async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:

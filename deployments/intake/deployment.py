@@ -24,7 +24,7 @@ from moyin.jobs.ports import GraphValidator
 from moyin.jobs.service import JobService
 from moyin.jobs.workflows.launcher import JobLauncher
 from moyin.render.comfyui.pool_client import PoolClient
-from moyin.render.templates.catalog import new_catalog
+from moyin.render.templates.catalog import create_catalog
 from moyin.settings import Settings
 from moyin.store.hub import EventHub
 
@@ -98,7 +98,7 @@ async def open_workers(
             pools=args.pools,
             networks=AllowedNetworks(settings.webhook_networks),
         )
-        templates = new_catalog(settings)
+        templates = create_catalog(settings)
         yield [
             IntakeWorker(
                 broker,

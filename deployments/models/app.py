@@ -28,12 +28,12 @@ from deployments.swagger import DOCS_PATHS
 from moyin.access.gatekeeper import Authenticator, Gatekeeper
 from moyin.access.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
 from moyin.access.gatekeeper.authorization import AuthorizationMiddleware
-from moyin.access.gatekeeper.limits import Meter
+from moyin.access.gatekeeper.limits import RequestMeter
 from moyin.access.gatekeeper.observation import Observer
 from moyin.client.gateway import GatewayClient
 from moyin.domain.identity import JOBS_WRITE, ORG_ADMIN, TEXT
 from moyin.errors import MoyinError
-from moyin.jobs.images import Images
+from moyin.jobs.images import ImageJobs
 from moyin.store.quality import QualityStore
 from moyin.store.usage import UsageLedger
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
@@ -84,7 +84,7 @@ class ModelsServices:
 
     text_router: Router
     jobs: GatewayClient
-    images: Images
+    images: ImageJobs
     image_settings: Callable[[], ImagesConfig]
     public_url: str = ""
     ledger: UsageLedger
@@ -95,7 +95,7 @@ class ModelsServices:
     observer: Observer
     max_body_bytes: int
     lifespan: Callable[[], AbstractAsyncContextManager[None]]
-    meter: Meter | None = None
+    meter: RequestMeter | None = None
     judge: JudgeStatus | None = None
 
 

@@ -16,16 +16,16 @@ from deployments.models.rules import ImagesConfig
 from deployments.models.telemetry import CallTelemetry, JudgeMetrics, LearningMetrics
 from deployments.observer import RequestObserver
 from deployments.replicas import ReloadableConfig
-from moyin.access.gatekeeper import Gatekeeper, new_authenticator, service_token_factory
-from moyin.access.gatekeeper.limits import new_meter
+from moyin.access.gatekeeper import Gatekeeper, create_authenticator, create_service_token_factory
+from moyin.access.gatekeeper.limits import create_meter
 from moyin.client.gateway import GatewayClient
 from moyin.http.public_addresses import AllowedNetworks
-from moyin.jobs.grpc.bridge import MoyinCalls, NoBridge
-from moyin.jobs.images import Images
+from moyin.jobs.grpc.bridge import MoyinCalls, RefusingBridge
+from moyin.jobs.images import ImageJobs
 from moyin.settings import Settings
 from moyin.store.followups import FollowUpStore
 from moyin.store.quality import QualityStore
-from moyin.store.responses import ResponseStore
+from moyin.store.response_cache import ResponseCache
 from moyin.store.sql import Database
 from moyin.store.usage import UsageLedger
 from moyin.system.processes import freeze_startup_objects
@@ -49,22 +49,22 @@ class Models(MoyinCalls):
     A gRPC call gets an error that names the app with gRPC services.
     """
 
-    grpc_bridge = NoBridge()
+    grpc_bridge = RefusingBridge()
 
     def __init__(self) -> None:
         settings = Settings()
         configure_logs(settings.log_level)
         database = Database(settings.sql_url)
         ledger = UsageLedger(database)
-        meter = new_meter(settings)
+        meter = create_meter(settings)
         telemetry = CallTelemetry()
-        responses = ResponseStore(settings.redis_url)
+        responses = ResponseCache(settings.redis_url)
         self._fleet_builder = FleetBuilder(settings, telemetry=telemetry)
         pictures = PictureFetcher(AllowedNetworks(settings.picture_networks))
         signing_key = settings.signing_key()
         jobs = GatewayClient(
             settings.door,
-            token_for=service_token_factory(signing_key, "models"),
+            token_for=create_service_token_factory(signing_key, "models"),
             silence_seconds=60,
             total_seconds=30,
         )
@@ -106,7 +106,7 @@ class Models(MoyinCalls):
 
         @asynccontextmanager
         async def lifespan() -> AsyncIterator[None]:
-            await database.ready()
+            await database.ensure_schema()
             await ledger.start()
             await learning.start()
             await self._judge.start()
@@ -127,7 +127,7 @@ class Models(MoyinCalls):
         self._services = ModelsServices(
             text_router=self._text_router,
             jobs=jobs,
-            images=Images(gateway=jobs, signing_key=signing_key),
+            images=ImageJobs(gateway=jobs, signing_key=signing_key),
             image_settings=lambda: self._image_settings,
             public_url=settings.public_url.rstrip("/"),
             ledger=ledger,
@@ -135,7 +135,7 @@ class Models(MoyinCalls):
             learning=learning,
             feedback=FeedbackService(store, learning, ledger),
             judge=self._judge,
-            authenticator=new_authenticator(database, signing_key),
+            authenticator=create_authenticator(database, signing_key),
             meter=meter,
             observer=RequestObserver(settings.log_level, export_metrics=export_metrics),
             max_body_bytes=settings.max_body_bytes,
@@ -163,4 +163,4 @@ class Models(MoyinCalls):
         self._image_settings = config.images
 
     def __serve_build_asgi_app__(self) -> Gatekeeper:
-        return new_app(self._services).without_request_id()
+        return new_app(self._services).disable_request_id()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moyin.access.gatekeeper import ErrorBody, ErrorRenderer, problem_details
+from moyin.access.gatekeeper import ErrorBody, ErrorRenderer, render_problem_details
 from moyin.access.gatekeeper.asgi import Scope
 from moyin.errors import MoyinError
 from moyin.text.protocol.anthropic.errors import render_error as anthropic_error
@@ -38,5 +38,5 @@ def render_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:
     if path.startswith(f"{_PREFIX}/ollama"):
         return ollama_error(error, request_id, path)
     if path.startswith(_MOYIN_PATHS):
-        return problem_details(error, request_id, path)
+        return render_problem_details(error, request_id, path)
     return openai_error(error, request_id, path)

@@ -8,7 +8,7 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from moyin.access.gatekeeper.limits import Meter
+from moyin.access.gatekeeper.limits import RequestMeter
 from moyin.errors import ServiceUnavailable
 from moyin.settings import Settings
 from moyin.store.comparisons import ComparisonStore
@@ -55,7 +55,7 @@ class JudgeService:
         self._store = ComparisonStore(settings.redis_url, secret=settings.signing_key())
         # While Valkey is unavailable, the settings may allow tenants to exceed their budgets, but
         # the judge must not exceed its own. Therefore it has a separate meter.
-        self._meter = Meter(settings.redis_url, budgets_fail_open=False)
+        self._meter = RequestMeter(settings.redis_url, budgets_fail_open=False)
         self.budget = JudgeBudget(self._meter)
         self._judge = Judge(text_router, store=self._store, signals=signals, budget=self.budget)
         self._sampler = AnswerSampler(count)
@@ -132,12 +132,12 @@ class JudgeService:
 
     def _new_starter_and_runner(self, parallel: int) -> tuple[ComparisonStarter, WorkerRunner]:
         # Replicas without a judge do not import Temporal's SDK.
-        from moyin.jobs.workflows.client import Temporal
+        from moyin.jobs.workflows.client import TemporalConnection
         from moyin.jobs.workflows.judge import JudgeActivities, JudgeQueue, new_judge_worker
         from moyin.jobs.workflows.worker import WorkerRunner
 
         settings = self._settings
-        temporal = Temporal(
+        temporal = TemporalConnection(
             settings.temporal_address,
             settings.temporal_namespace,
             retention=timedelta(days=settings.job_history_days),

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from deployments.replicas import StrictModel
-from moyin.domain.money import GpuRate, Price, PriceBand, Rates, Tariff, flat_tariff
+from moyin.domain.money import GpuRate, Price, PriceBand, Rates, Tariff, create_flat_tariff
 
 __all__ = ["GpuPriceConfig", "PriceConfig", "PriceSetting", "build_tariff"]
 
@@ -39,7 +39,7 @@ class PriceConfig(StrictModel):
 
     def to_rates(self) -> Rates:
         """Return the prices without their day and prompt length."""
-        tariff = flat_tariff(
+        tariff = create_flat_tariff(
             self.input,
             self.output,
             cache_read=self.cache_read,

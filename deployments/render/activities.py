@@ -22,19 +22,24 @@ from deployments.render.reporter import ProgressReporter
 from deployments.render.result_cache import RenderResultCache
 from moyin.domain.artifact import Artifact
 from moyin.domain.job import JobSpec, StepResult
-from moyin.domain.prompt import ComfyPrompt, PromptRecord, channel_name
+from moyin.domain.prompt import ComfyPrompt, PromptRecord, build_channel_name
 from moyin.domain.renderer import RenderProgress, RenderRequest, RenderSucceeded
 from moyin.domain.serialization import to_plain
 from moyin.errors import MoyinError
 from moyin.jobs.workflows.failures import to_application_error
-from moyin.jobs.workflows.steps import Heartbeat, heartbeating, load_step, save_output
-from moyin.jobs.workflows.types import StepDone, StepInput
-from moyin.render.comfyui.sizes import ModelSizes
-from moyin.render.protocol.graph import artifact_ids, input_name, model_files, with_inputs
-from moyin.render.scheduling.policy import PendingRender
-from moyin.store.artifacts import step_artifact_id
+from moyin.jobs.workflows.step_io import Heartbeat, load_step, save_output, send_heartbeats
+from moyin.jobs.workflows.types import StepInput, StepOutcome
+from moyin.render.comfyui.model_sizes import ModelSizes
+from moyin.render.protocol.graph import (
+    find_artifact_ids,
+    find_model_files,
+    make_input_name,
+    replace_inputs,
+)
+from moyin.render.scheduling.rules import PendingRender
+from moyin.store.artifacts import derive_step_artifact_id
 from moyin.store.prompts import PromptStore
-from moyin.store.renders import CachedRender
+from moyin.store.render_cache import CachedRender
 
 __all__ = ["RenderActivities", "derive_prompt_id"]
 
@@ -66,9 +71,9 @@ class RenderActivities:
         self._guard = guard
 
     @activity.defn
-    async def render_step(self, step: StepInput) -> StepDone | StepResult:
+    async def render_step(self, step: StepInput) -> StepOutcome | StepResult:
         """Render the graph of a step, or attach to its prompt if a lost attempt left it running."""
-        async with heartbeating(_WAITING_HEARTBEAT_SECONDS) as heartbeat:
+        async with send_heartbeats(_WAITING_HEARTBEAT_SECONDS) as heartbeat:
             try:
                 return await self._services.status_writer.run_step(
                     step, lambda: self._render(step, heartbeat)
@@ -131,22 +136,22 @@ class RenderActivities:
         self, step: StepInput, graph: Mapping[str, Any], prompt: ComfyPrompt
     ) -> RenderRequest:
         names, files = {}, {}
-        for artifact_id in sorted({*artifact_ids(graph), *prompt.files.values()}):
-            artifact = await self._services.artifacts.get_for_job(step.owner, artifact_id)
-            name = input_name(artifact)
+        for artifact_id in sorted({*find_artifact_ids(graph), *prompt.files.values()}):
+            artifact = await self._services.artifacts.get_even_if_deleted(step.owner, artifact_id)
+            name = make_input_name(artifact)
             names[artifact_id] = name
             files[name] = artifact.sha256
         texts = {text: names[artifact_id] for text, artifact_id in prompt.files.items()}
         return RenderRequest(
             prompt_id=derive_prompt_id(step.job_id, step.index),
-            graph=with_inputs(graph, names, texts),
+            graph=replace_inputs(graph, names, texts),
             files=files,
-            models=await self._model_sizes.of(model_files(graph)),
+            models=await self._model_sizes.measure(find_model_files(graph)),
             extra_data=self._guard.add_pool_rules(step.owner, prompt.extra_data),
             targets=prompt.targets,
             channel=None
             if prompt.client_id is None
-            else channel_name(step.owner, prompt.client_id),
+            else build_channel_name(step.owner, prompt.client_id),
         )
 
     async def _store_record(self, step: StepInput, spec: JobSpec, record: PromptRecord) -> None:
@@ -176,7 +181,7 @@ class RenderActivities:
     ) -> StepResult:
         artifacts = tuple(
             Artifact(
-                id=step_artifact_id(step.job_id, step.index, ordinal),
+                id=derive_step_artifact_id(step.job_id, step.index, ordinal),
                 name=file.name,
                 media_type=file.media_type,
                 size=file.size,

@@ -15,7 +15,7 @@ from deployments.render.pool import Pool
 from deployments.render.remote import RayRenderer
 from deployments.render.telemetry import ActorCounts
 from moyin.errors import MoyinError
-from moyin.render.scheduling.scaling import Scale
+from moyin.render.scheduling.rules import ScalingPolicy
 
 __all__ = ["ActorSupervisor"]
 
@@ -43,7 +43,7 @@ class ActorSupervisor:
         self,
         pool: Pool,
         spec: ComfySpec,
-        scale: Scale,
+        scale: ScalingPolicy,
         on_counts: Callable[[ActorCounts], None] = lambda _: None,
     ) -> None:
         self._on_counts = on_counts
@@ -136,13 +136,15 @@ class ActorSupervisor:
 
     def _scale_actors(self) -> None:
         waiting = self._pool.waiting_renders
-        missing = self._scale.needed(waiting, self._pool.mean_render_seconds) - len(self._tasks)
+        missing = self._scale.count_needed(waiting, self._pool.mean_render_seconds) - len(
+            self._tasks
+        )
         unused = [n for n in self._names if n not in self._tasks and n not in self._retiring]
         for name in unused[: max(0, missing)]:
             self._start_supervising(name)
         names = list(self._tasks)
         idle_seconds = [self._idle_seconds(name) for name in names]
-        for position in self._scale.removable(idle_seconds, waiting):
+        for position in self._scale.select_removable(idle_seconds, waiting):
             self._remove_actor(names[position])
 
     def _count_actors(self) -> ActorCounts:

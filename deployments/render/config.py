@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from deployments.replicas import StrictModel
-from moyin.domain.pools import DISK_NODES, PoolRules
+from moyin.domain.limits import DISK_NODES, PoolRules
 from moyin.render.comfyui.options import Isolation, Network
 
 __all__ = ["CacheArgs", "ComfyArgs", "NodesArgs", "RenderArgs"]

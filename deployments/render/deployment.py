@@ -36,16 +36,15 @@ from deployments.render.telemetry import PoolTelemetry
 from deployments.render.worker import RenderWorker
 from moyin.domain.serialization import encode
 from moyin.errors import ServiceUnavailable
-from moyin.render.comfyui.install import version
-from moyin.render.comfyui.pool_client import RULES, PoolAnswer
-from moyin.render.comfyui.sizes import ModelSizes
-from moyin.render.scheduling.policy import OwnerFairShare
-from moyin.render.scheduling.scaling import Scale
+from moyin.render.comfyui.install import read_comfyui_version
+from moyin.render.comfyui.model_sizes import ModelSizes
+from moyin.render.comfyui.pool_client import RULES_PATH, PoolResponse
+from moyin.render.scheduling.rules import OwnerFairShare, ScalingPolicy
 from moyin.render.scheduling.scheduler import RenderScheduler
 from moyin.render.scheduling.window import Window
 from moyin.settings import Settings
 from moyin.store.prompts import PromptStore
-from moyin.store.renders import CacheRules, RenderStore
+from moyin.store.render_cache import CacheRules, ValkeyRenderCache
 from moyin.system.processes import freeze_startup_objects
 
 __all__ = ["RenderPool"]
@@ -60,7 +59,7 @@ class RenderPool:
         configure_logs(settings.log_level)
         self._resources = AsyncExitStack()
         services = await self._resources.enter_async_context(open_job_services(settings))
-        cache = RenderStore(settings.redis_url)
+        cache = ValkeyRenderCache(settings.redis_url)
         self._resources.push_async_callback(cache.close)
         self._pool = Pool(
             args.pool,
@@ -97,7 +96,7 @@ class RenderPool:
         """Return the names of the actors that are up, so that callers can call them directly."""
         return self._pool.renderers
 
-    async def get(self, path: str) -> PoolAnswer:
+    async def get(self, path: str) -> PoolResponse:
         """Return the response of one of the pool's ComfyUI processes to a GET request.
 
         The response to the path `RULES` is the pool's rules, even when no ComfyUI is up.
@@ -105,16 +104,16 @@ class RenderPool:
         Raises:
             WorkerLost: ComfyUI failed to respond.
         """
-        if path == RULES:
-            return PoolAnswer(version=self._version, state="up", content=encode(self._rules))
+        if path == RULES_PATH:
+            return PoolResponse(version=self._version, state="up", content=encode(self._rules))
         try:
             content = await self._pool.get(path)
         except ServiceUnavailable:
             state: Literal["starting", "down"] = (
                 "starting" if self._supervisor.is_starting else "down"
             )
-            return PoolAnswer(version=self._version, state=state)
-        return PoolAnswer(version=self._version, state="up", content=content)
+            return PoolResponse(version=self._version, state=state)
+        return PoolResponse(version=self._version, state="up", content=content)
 
     async def get_all(self, path: str) -> dict[str, bytes]:
         """Send a GET request to every ComfyUI process and return the response bodies by actor."""
@@ -173,7 +172,7 @@ def _new_comfy_spec(args: RenderArgs) -> ComfySpec:
 
 def _digest_configuration(args: RenderArgs, settings: Settings) -> str:
     """Return a digest of the configuration, which determines the pool's nodes and models."""
-    return hashlib.sha256(to_json([version(settings), args.model_dump()])).hexdigest()
+    return hashlib.sha256(to_json([read_comfyui_version(settings), args.model_dump()])).hexdigest()
 
 
 def _find_models_folder(args: RenderArgs, settings: Settings) -> Path:
@@ -186,7 +185,7 @@ def _find_models_folder(args: RenderArgs, settings: Settings) -> Path:
 def _new_cache_rules(args: RenderArgs, settings: Settings) -> CacheRules:
     """Return the pool's cache rules; pools that would render equal results have the same ``kind``."""
     kind = [
-        version(settings),
+        read_comfyui_version(settings),
         args.cache.version,
         sorted(args.comfyui.custom_nodes),
         list(args.comfyui.flags),
@@ -201,8 +200,8 @@ def _new_cache_rules(args: RenderArgs, settings: Settings) -> CacheRules:
     )
 
 
-def _new_scale(args: RenderArgs) -> Scale:
-    return Scale(
+def _new_scale(args: RenderArgs) -> ScalingPolicy:
+    return ScalingPolicy(
         minimum=args.actors if args.min_actors is None else args.min_actors,
         maximum=args.actors,
         patience=args.queue_patience,

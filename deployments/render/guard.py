@@ -6,14 +6,12 @@ import hashlib
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
-from moyin.domain.limits import Limit, permitted_pools
-from moyin.domain.pools import PoolRules
+from moyin.domain.limits import Limit, PoolRules, filter_permitted_pools
 from moyin.domain.renderer import RenderRequest
 from moyin.errors import InputNotFound, NodeNotAllowed, OutOfMemory, PoolNotAllowed
-from moyin.render.comfyui.bridge.guard import KEY
-from moyin.render.comfyui.bridge.tenants import TENANT
-from moyin.render.protocol.graph import loaded_names
-from moyin.render.protocol.refusals import NOT_YOURS
+from moyin.render.comfyui.bridge.guard import MOYIN_KEY
+from moyin.render.comfyui.bridge.tenants import TENANT_KEY
+from moyin.render.protocol.graph import NOT_YOUR_FILE, find_input_names
 from moyin.system.bounded import BoundedDict
 
 __all__ = ["MemoryGuard", "RenderGuard"]
@@ -73,26 +71,26 @@ class RenderGuard:
                     f"node {node_id!r}: render pool {self._pool!r} does not allow nodes of the class "
                     f"{class_type[:64]}"
                 )
-        for node_id, name in loaded_names(graph):
+        for node_id, name in find_input_names(graph):
             if name not in own_files:
-                raise InputNotFound(f"node {node_id!r}: {NOT_YOURS}")
+                raise InputNotFound(f"node {node_id!r}: {NOT_YOUR_FILE}")
 
     def add_pool_rules(self, owner: str, extra_data: Mapping[str, Any]) -> dict[str, Any]:
         """Return ``extra_data`` with the pool's rules, which ComfyUI checks for expanded nodes."""
         rules = {
             # Nodes can read this value, so it is a digest and not the tenant's name.
-            TENANT: hashlib.sha256(owner.encode()).hexdigest()[:16],
+            TENANT_KEY: hashlib.sha256(owner.encode()).hexdigest()[:16],
             "allow": list(self._rules.allow),
             "deny": list(self._rules.deny),
             "unchecked": list(self._rules.unchecked),
         }
-        return {**extra_data, KEY: rules}
+        return {**extra_data, MOYIN_KEY: rules}
 
     async def _is_permitted(self, owner: str, requested_pool: str) -> bool:
         if requested_pool == self._pool:
             return True
         limits = await self._limits.list_for([f"owner:{owner}"])
-        return bool(permitted_pools(limits, [self._pool]))
+        return bool(filter_permitted_pools(limits, [self._pool]))
 
 
 class MemoryGuard:

@@ -21,7 +21,7 @@ from moyin.domain.renderer import (
     RenderSucceeded,
 )
 from moyin.errors import MoyinError, OutOfMemory, ServiceUnavailable, WorkerLost
-from moyin.render.scheduling.policy import PendingRender
+from moyin.render.scheduling.rules import PendingRender
 from moyin.render.scheduling.scheduler import RenderScheduler
 from moyin.system.bounded import BoundedDict
 

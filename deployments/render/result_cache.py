@@ -9,7 +9,13 @@ from moyin.domain.prompt import PromptRecord
 from moyin.domain.renderer import RenderRequest, RenderSucceeded
 from moyin.domain.serialization import from_plain, to_plain
 from moyin.store.blobs import BlobStore
-from moyin.store.renders import CachedRender, CacheRules, RenderCache, cache_owner, render_digest
+from moyin.store.render_cache import (
+    CachedRender,
+    CacheRules,
+    RenderCache,
+    compute_render_digest,
+    select_cache_owner,
+)
 
 __all__ = ["RenderResultCache"]
 
@@ -30,13 +36,13 @@ class RenderResultCache:
         """
         if not self._rules.enabled or not step.cache or spec.comfyui is not None:
             return None
-        return render_digest(self._rules, request.graph, request.models)
+        return compute_render_digest(self._rules, request.graph, request.models)
 
     async def find(
         self, owner: str, key: str, request: RenderRequest
     ) -> tuple[RenderSucceeded, PromptRecord | None] | None:
         """Return a cached result whose files exist, with its record for this prompt, or None."""
-        cached = await self._cache.get(cache_owner(owner, self._rules), key)
+        cached = await self._cache.get(select_cache_owner(owner, self._rules), key)
         if cached is None:
             return None
         for sha256 in {file.sha256 for file in cached.done.files}:
@@ -51,7 +57,7 @@ class RenderResultCache:
     async def store(self, owner: str, key: str, render: CachedRender) -> None:
         """Store a result if rendering the graph again would produce the same result."""
         if render.done.repeatable:
-            await self._cache.put(cache_owner(owner, self._rules), key, render, self._rules)
+            await self._cache.put(select_cache_owner(owner, self._rules), key, render, self._rules)
 
 
 def _replace_prompt_id(value: Any, old_id: str, new_id: str) -> Any:

@@ -14,9 +14,9 @@ from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from deployments.render.activities import RenderActivities
-from moyin.jobs.workflows.client import Temporal
-from moyin.jobs.workflows.launcher import fairness_shares
-from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, render_queue
+from moyin.jobs.workflows.client import TemporalConnection
+from moyin.jobs.workflows.launcher import compute_fairness_shares
+from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, get_render_queue
 from moyin.jobs.workflows.worker import WorkerRunner
 
 __all__ = ["RenderWorker", "set_owner_weights"]
@@ -37,7 +37,7 @@ class RenderWorker:
     def __init__(
         self,
         *,
-        temporal: Temporal,
+        temporal: TemporalConnection,
         activities: RenderActivities,
         pool: str,
         concurrency: int,
@@ -49,7 +49,7 @@ class RenderWorker:
                 await set_owner_weights(client, pool, weights)
             worker = Worker(
                 client,
-                task_queue=render_queue(pool),
+                task_queue=get_render_queue(pool),
                 activities=[activities.render_step],
                 max_concurrent_activities=concurrency,
                 max_heartbeat_throttle_interval=HEARTBEAT_INTERVAL,
@@ -86,12 +86,12 @@ async def set_owner_weights(client: Client, pool: str, weights: Mapping[str, flo
     request = UpdateTaskQueueConfigRequest(
         namespace=client.namespace,
         identity=client.identity,
-        task_queue=render_queue(pool),
+        task_queue=get_render_queue(pool),
         task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
         set_fairness_weight_overrides={
             key: weight * share
             for owner, weight in weights.items()
-            for key, share in fairness_shares(owner)
+            for key, share in compute_fairness_shares(owner)
         },
     )
     try:

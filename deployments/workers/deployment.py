@@ -7,11 +7,11 @@ from contextlib import AsyncExitStack
 
 from deployments.job_services import open_job_services
 from deployments.logs import configure_logs
-from moyin.access.gatekeeper import service_token_factory
+from moyin.access.gatekeeper import create_service_token_factory
 from moyin.client.gateway import GatewayClient
 from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.step_client import StepClient
-from moyin.jobs.webhooks.sender import WebhookSender
+from moyin.jobs.webhooks import WebhookSender
 from moyin.jobs.workflows.activities import JobActivities
 from moyin.jobs.workflows.launcher import JobLauncher
 from moyin.jobs.workflows.worker import JobRunner, Sweeper
@@ -34,7 +34,9 @@ class JobWorker:
         services = await self._resources.enter_async_context(open_job_services(settings))
         jobs, temporal = services.jobs, services.temporal
         gateway = GatewayClient(
-            settings.door, token_for=service_token_factory(signing_key, "jobs"), silence_seconds=600
+            settings.door,
+            token_for=create_service_token_factory(signing_key, "jobs"),
+            silence_seconds=600,
         )
         webhooks = WebhookSender(
             signing_key=signing_key, networks=AllowedNetworks(settings.webhook_networks)

@@ -53,7 +53,7 @@ async def _run_demo(gateway: GatewayClient, graph: dict[str, Any], output: Path)
 
 
 async def _stream_with_retries(gateway: GatewayClient) -> Answer:
-    """Stream the answer; retry while the model is still being loaded after the start."""
+    """Stream the answer, with retries while a model is still being loaded after `moyin up`."""
     deadline = time.monotonic() + _LOADING_SECONDS
     while True:
         try:
@@ -83,4 +83,4 @@ def _find_example(name: str) -> Path:
     ):
         if (folder / name).is_file():
             return folder / name
-    raise StackError(f"the example {name} is not installed: reinstall Moyin")
+    raise StackError(f"the example file {name} is not installed: reinstall Moyin")

@@ -9,11 +9,10 @@ from typing import Any
 from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.comfy_api.protocol.node_info import filter_nodes
 from moyin.domain.identity import Identity
-from moyin.domain.limits import permitted_pools
-from moyin.domain.pools import PoolRules
+from moyin.domain.limits import PoolRules, filter_permitted_pools
 from moyin.errors import InputNotFound, InvalidRequest, NodeNotAllowed
-from moyin.render.comfyui.bridge.names import PREFIX, Refusal, Rule, refusals
-from moyin.render.protocol.refusals import NOT_YOURS, Refused, refused_body
+from moyin.render.comfyui.bridge.input_rules import PREFIX, Refusal, Rule, find_refusals
+from moyin.render.protocol.graph import NOT_YOUR_FILE, RefusedInput, make_refusal_body
 
 __all__ = ["GraphAdmission"]
 
@@ -28,19 +27,19 @@ class GraphAdmission:
     def __init__(self, node_info: NodeInfoCache) -> None:
         self._node_info = node_info
 
-    async def pools(self, caller: Identity) -> Sequence[str]:
+    async def list_pools(self, caller: Identity) -> Sequence[str]:
         """Return the pools that run the caller's jobs, in the configured order."""
-        permitted = permitted_pools(caller.limits, self._node_info.pools)
+        permitted = filter_permitted_pools(caller.limits, self._node_info.pools)
         rules = {pool: await self._node_info.fetch_rules(pool) for pool in permitted}
         return [pool for pool in permitted if rules[pool].serves_tenant(caller.owner)]
 
-    async def pool_for(self, caller: Identity, graph: Mapping[str, Any]) -> str:
+    async def choose_pool(self, caller: Identity, graph: Mapping[str, Any]) -> str:
         """Return the pool that has the nodes and files of the graph.
 
         Raises:
             InvalidRequest: no pool runs the caller's jobs.
         """
-        pools = await self.pools(caller)
+        pools = await self.list_pools(caller)
         if not pools:
             raise InvalidRequest(
                 "no render pool runs your jobs: ask an operator for access to one", field="pool"
@@ -53,14 +52,14 @@ class GraphAdmission:
         Raises:
             ServiceUnavailable: no pool has reported its nodes yet.
         """
-        pools = await self.pools(caller)
+        pools = await self.list_pools(caller)
         nodes: Mapping[str, Any] = await self._node_info.fetch_nodes(pools) if pools else {}
         bounds = [(limit.allowed_nodes, limit.denied_nodes) for limit in caller.limits]
         if all(bound == (None, None) for bound in bounds):
             return nodes
         return filter_nodes(nodes, lambda name: _is_permitted(caller, name))
 
-    async def check(
+    async def check_graph(
         self, caller: Identity, pool: str, graph: Mapping[str, Any], own: Collection[str]
     ) -> bool:
         """Check the nodes and files of a graph; return False if the pool's nodes are unknown.
@@ -79,7 +78,7 @@ class GraphAdmission:
             raise NodeNotAllowed(
                 f"node {first.node!r}: {first.reason}",
                 field=f"{first.node}.class_type",
-                details=refused_body(denied),
+                details=make_refusal_body(denied),
             )
         classes = {
             str(node.get("class_type")) for node in graph.values() if isinstance(node, Mapping)
@@ -87,8 +86,8 @@ class GraphAdmission:
         inputs = await self._node_info.fetch_input_rules(pool, classes)
         known = inputs or {}
         refused_inputs = (
-            Refused(refusal.node, refusal.class_type, refusal.input, _explain_refusal(refusal))
-            for refusal in refusals(
+            RefusedInput(refusal.node, refusal.class_type, refusal.input, _explain_refusal(refusal))
+            for refusal in find_refusals(
                 graph, lambda name: known.get(name, _NO_RULES), own.__contains__
             )
             if rules.checks_input(refusal.class_type, refusal.input)
@@ -99,14 +98,14 @@ class GraphAdmission:
             raise InputNotFound(
                 f"node {first.node!r} ({first.class_type}): {first.input}: {first.reason}",
                 field=f"{first.node}.inputs.{first.input}",
-                details=refused_body(refused),
+                details=make_refusal_body(refused),
             )
         return inputs is not None
 
 
 def _find_denied_nodes(
     caller: Identity, rules: PoolRules, graph: Mapping[str, Any]
-) -> Iterator[Refused]:
+) -> Iterator[RefusedInput]:
     """Yield the nodes of the graph that the pool or the caller's limits do not allow."""
     # Cached by class, because a graph of thousands of nodes has few classes.
     reasons: dict[str, str | None] = {}
@@ -116,7 +115,7 @@ def _find_denied_nodes(
             reasons[class_type] = _explain_denial(caller, rules, class_type)
         reason = reasons[class_type]
         if reason is not None:
-            yield Refused(node_id, class_type, "", reason)
+            yield RefusedInput(node_id, class_type, "", reason)
 
 
 def _explain_denial(caller: Identity, rules: PoolRules, class_type: str) -> str | None:
@@ -135,4 +134,4 @@ def _is_permitted(caller: Identity, class_type: str) -> bool:
 def _explain_refusal(refusal: Refusal) -> str:
     if refusal.kind == PREFIX:
         return "the name of an output file must stay within the node's own folder"
-    return NOT_YOURS
+    return NOT_YOUR_FILE

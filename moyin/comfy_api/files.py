@@ -17,7 +17,7 @@ from moyin.domain.job import Job
 from moyin.domain.prompt import ComfyFileName, PromptFile, PromptRecord
 from moyin.domain.serialization import from_plain
 from moyin.errors import ArtifactNotFound, InvalidRequest
-from moyin.render.protocol.graph import artifact_ids, artifacts_missing
+from moyin.render.protocol.graph import find_artifact_ids, make_missing_error
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import FrameStore
@@ -91,7 +91,7 @@ class ComfyFiles:
 
     async def list_uploads(self, owner: str, kind: str = "input") -> list[str]:
         """Return the names of the owner's newest uploads, as graphs use them, newest first."""
-        names = await self.uploads.newest(owner, kind, _MAX_LISTED)
+        names = await self.uploads.list_newest(owner, kind, _MAX_LISTED)
         return [name.path.removeprefix(f"{kind}/") for name in names]
 
     async def find_in_texts(self, owner: str, texts: Collection[str]) -> Mapping[str, Artifact]:
@@ -119,11 +119,11 @@ class ComfyFiles:
             InputNotFound: the graph refers to an artifact that the owner does not have.
         """
         artifacts = {}
-        for artifact_id in artifact_ids(graph):
+        for artifact_id in find_artifact_ids(graph):
             try:
                 artifacts[artifact_id] = await self.artifacts.get(owner, artifact_id)
             except ArtifactNotFound:
-                raise artifacts_missing(graph, artifact_id) from None
+                raise make_missing_error(graph, artifact_id) from None
         return artifacts
 
     async def add_upload(
@@ -171,9 +171,9 @@ class ComfyFiles:
             record = await self.read_record(job)
             files: tuple[PromptFile, ...] = record.files if record is not None else ()
             file = next((file for file in files if file.name == name), None)
-            file = file or await self.frames.file(job_id, name.path)
+            file = file or await self.frames.find_file(job_id, name.path)
             if file is not None:
-                return replace(file.artifact(), id=_output_artifact_id(owner, name))
+                return replace(file.to_artifact(), id=_output_artifact_id(owner, name))
         return None
 
     async def _save_output(self, owner: str, name: ComfyFileName) -> Artifact | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moyin.errors import StackError
-from moyin.render.comfyui.install import locate
+from moyin.render.comfyui.install import find_comfyui
 from moyin.settings import Settings
 
 __all__ = [
@@ -76,7 +76,7 @@ def find_frontend(settings: Settings) -> FrontendFolders:
     """
     packages: list[Path] = []
     try:
-        packages = _package_folders(locate(settings).python)
+        packages = _package_folders(find_comfyui(settings).python)
     except StackError:
         if settings.comfyui_frontend is None:
             raise

@@ -66,11 +66,13 @@ class ComfyJobs:
         self, owner: str, *, labels: Mapping[str, str], limit: int, cursor: str | None
     ) -> tuple[list[Job], str | None]:
         """Return a page of the owner's render jobs, newest first, and the next page's cursor."""
-        return await self.jobs.page(owner, kind=_RENDER, labels=labels, limit=limit, cursor=cursor)
+        return await self.jobs.list_page(
+            owner, kind=_RENDER, labels=labels, limit=limit, cursor=cursor
+        )
 
     async def list_outputs(self, job: Job) -> list[Mapping[str, Any]]:
         """Return the outputs of the job's finished steps."""
-        return await self.service.outputs(job)
+        return await self.service.load_outputs(job)
 
     async def cancel(self, caller: Identity, job_id: str) -> Job:
         """Request the cancellation of a render job. A finished job does not change.
@@ -95,12 +97,12 @@ class ComfyJobs:
         except FileNotFoundError:
             raise JobNotFound(f"the graph of job {job.id} has been deleted") from None
         submitted = spec.steps[0].payload if spec.base is None else spec.base
-        graph: Mapping[str, Any] = references.resolve(submitted, ())
+        graph: Mapping[str, Any] = references.resolve_references(submitted, ())
         return graph
 
     async def follow(self, job: Job, presenter: V2Presenter) -> AsyncGenerator[SseEvent, None]:
         """Yield the job's current state and then every change, up to its final status."""
-        newest = await self.feed.newest_id(job.id)
+        newest = await self.feed.get_newest_id(job.id)
         # Read the job after the position, so that a change in between is not missed but sent twice.
         state = _ChangeTracker(await self.jobs.find(job.id), presenter)
         for message in await self._build_events(state, None):

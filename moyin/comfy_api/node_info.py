@@ -24,18 +24,18 @@ from moyin.comfy_api.protocol.node_info import (
     supports_graph,
     supports_node_classes,
 )
-from moyin.domain.pools import PoolRules
+from moyin.domain.limits import PoolRules
 from moyin.domain.serialization import decode
 from moyin.errors import NotFound, ServiceUnavailable
-from moyin.render.comfyui.bridge.names import Rule, rules_of
+from moyin.render.comfyui.bridge.input_rules import Rule, derive_rules
 from moyin.render.comfyui.pool_client import (
-    FRESH_SECONDS,
-    NODES,
-    PATIENCE_SECONDS,
-    RULES,
-    Answer,
-    PoolAnswers,
+    FRESH_RESPONSE_SECONDS,
+    MAX_REFRESH_WAIT_SECONDS,
+    NODES_PATH,
+    RULES_PATH,
+    CachedResponse,
     PoolClient,
+    PoolResponseCache,
     PoolStarting,
 )
 from moyin.system.bounded import BoundedDict
@@ -71,13 +71,15 @@ class NodeInfoCache:
         pool_client: PoolClient,
         *,
         folder: Path | None = None,
-        fresh: float = FRESH_SECONDS,
-        patience: float = PATIENCE_SECONDS,
+        fresh: float = FRESH_RESPONSE_SECONDS,
+        patience: float = MAX_REFRESH_WAIT_SECONDS,
         start: float = _START_SECONDS,
     ) -> None:
         self._pool_client = pool_client
         self._start = start
-        self._answers = PoolAnswers(pool_client, folder=folder, fresh=fresh, patience=patience)
+        self._answers = PoolResponseCache(
+            pool_client, folder=folder, fresh=fresh, patience=patience
+        )
         # Each entry of these caches begins with the source from which its values were computed.
         self._inventories: BoundedDict[str, tuple[bytes, PoolInventory, InputRules]]
         self._inventories = BoundedDict(_MAX_ENTRIES)
@@ -97,7 +99,7 @@ class NodeInfoCache:
         Raises:
             ServiceUnavailable: no pool has reported its nodes yet.
         """
-        responses = await self._fetch_responses(NODES, self.pools if pools is None else pools)
+        responses = await self._fetch_responses(NODES_PATH, self.pools if pools is None else pools)
         rules = {pool: await self.fetch_rules(pool) for pool in responses}
 
         def merge() -> dict[str, Any]:
@@ -106,13 +108,13 @@ class NodeInfoCache:
                 for pool, body in responses.items()
             )
 
-        return await self._merge_once((NODES, *responses), (responses, rules), merge)
+        return await self._merge_once((NODES_PATH, *responses), (responses, rules), merge)
 
     async def fetch_rules(self, pool: str) -> PoolRules:
         """Return the rules that the operator has set for a pool, or the defaults if unknown."""
         try:
             async with asyncio.timeout(_INVENTORY_SECONDS):
-                content = (await self._answers.of(pool, RULES, patience=0.0)).value
+                content = (await self._answers.fetch(pool, RULES_PATH, patience=0.0)).value
         except (ServiceUnavailable, TimeoutError):
             content = None
         known = self._rules.get(pool)
@@ -210,12 +212,14 @@ class NodeInfoCache:
             # Such a path could reach ComfyUI's route with the prompts of all tenants.
             raise NotFound(f"no render pool has a file or response for {path}")
         results = await asyncio.gather(
-            *(self._answers.of(pool, path) for pool in pools), return_exceptions=True
+            *(self._answers.fetch(pool, path) for pool in pools), return_exceptions=True
         )
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, ServiceUnavailable):
                 raise result
-        answers = {p: r for p, r in zip(pools, results, strict=True) if isinstance(r, Answer)}
+        answers = {
+            p: r for p, r in zip(pools, results, strict=True) if isinstance(r, CachedResponse)
+        }
         if not answers:
             raise ServiceUnavailable(
                 "no render pool has reported its nodes or models yet; try again", retry_after=5
@@ -235,7 +239,7 @@ class NodeInfoCache:
             left = max(0.0, deadline - time.monotonic())
             try:
                 async with asyncio.timeout(left):
-                    answer = await self._answers.of(pool, NODES)
+                    answer = await self._answers.fetch(pool, NODES_PATH)
                 break
             except (PoolStarting, TimeoutError):
                 if time.monotonic() >= deadline:
@@ -259,13 +263,13 @@ class NodeInfoCache:
         """Return a pool's inventory and input rules, or None if they are not available in time."""
         try:
             async with asyncio.timeout(_INVENTORY_SECONDS):
-                answer = await self._answers.of(pool, NODES, fresh, patience)
+                answer = await self._answers.fetch(pool, NODES_PATH, fresh, patience)
         except (ServiceUnavailable, TimeoutError):
             return None
         return await self._parse_once(pool, answer)
 
     async def _parse_once(
-        self, pool: str, answer: Answer
+        self, pool: str, answer: CachedResponse
     ) -> tuple[PoolInventory, InputRules] | None:
         """Parse a pool's ``/object_info`` unless the same content has been parsed before."""
         content = answer.value
@@ -282,4 +286,4 @@ class NodeInfoCache:
 
 def _parse_nodes(content: bytes) -> tuple[PoolInventory, InputRules]:
     nodes = from_json(content)
-    return build_inventory(nodes), {name: rules_of(name, node) for name, node in nodes.items()}
+    return build_inventory(nodes), {name: derive_rules(name, node) for name, node in nodes.items()}

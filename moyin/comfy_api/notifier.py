@@ -24,12 +24,12 @@ from moyin.comfy_api.counts import OpenPromptCounts
 from moyin.comfy_api.files import ComfyFiles
 from moyin.comfy_api.protocol.response import build_end_message
 from moyin.domain.job import Job
-from moyin.domain.prompt import channel_name
+from moyin.domain.prompt import build_channel_name
 from moyin.errors import ServiceUnavailable
 from moyin.render.protocol.binary import to_plain_preview
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import Frame, FrameHub, FrameKind, FrameStore
-from moyin.store.hub import Watch
+from moyin.store.hub import Subscription
 from moyin.store.prompts import PromptStore
 from moyin.store.sql import now
 from moyin.system.bounded import BoundedDict
@@ -112,7 +112,7 @@ class PromptNotifier:
         self._events = events
         self._owner = owner
         self._client_id = client_id
-        self._channel = channel_name(owner, client_id)
+        self._channel = build_channel_name(owner, client_id)
         self._send_raw = send
         self._send_lock = asyncio.Lock()
         # By job and attempt: True if the end has been sent, False while the end is being sent.
@@ -170,7 +170,7 @@ class PromptNotifier:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _forward_frames(self, watch: Watch[Frame]) -> None:
+    async def _forward_frames(self, watch: Subscription[Frame]) -> None:
         while True:
             for frame in await watch.next():
                 try:
@@ -189,7 +189,7 @@ class PromptNotifier:
 
     async def _newest_frames(self) -> list[Frame]:
         try:
-            return await self._events.frames.newest(self._channel, _LOOK_BACK_FRAMES)
+            return await self._events.frames.list_newest(self._channel, _LOOK_BACK_FRAMES)
         except (RedisError, OSError) as error:
             _log.warning(
                 "cannot read the earlier messages of a ComfyUI client from Valkey: %s",

@@ -21,10 +21,10 @@ from moyin.errors import JobFinished, JobNotFound
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.ports import GraphGuard, GraphValidator
 from moyin.jobs.service import JobService
-from moyin.render.protocol.graph import file_names, input_name, with_inputs
+from moyin.render.protocol.graph import find_file_names, make_input_name, replace_inputs
 from moyin.render.protocol.wire import PromptBody
 from moyin.store.blobs import BlobStore
-from moyin.store.prompts import PromptStore, submitted_by
+from moyin.store.prompts import PromptStore, build_submitter_condition
 from moyin.system.bounded import BoundedDict
 
 __all__ = ["ComfyPrompts"]
@@ -86,8 +86,8 @@ class ComfyPrompts:
             MoyinError: the job is not accepted.
         """
         graph, targets = body.prompt, body.partial_execution_targets
-        files = await self.files.find_in_texts(caller.owner, file_names(graph))
-        pool = await self.guard.pool_for(caller, graph)
+        files = await self.files.find_in_texts(caller.owner, find_file_names(graph))
+        pool = await self.guard.choose_pool(caller, graph)
         validation = await self._validate(caller, pool, graph, files, targets)
         prompt = ComfyPrompt(
             client_id=body.client_id,
@@ -158,7 +158,9 @@ class ComfyPrompts:
             ids: the prompts' ids; None for all prompts of the caller, or of ``client_id``.
         """
         if ids is None:
-            await self.prompts.hide(caller.owner, None, submitted_by(caller, client_id))
+            await self.prompts.hide(
+                caller.owner, None, build_submitter_condition(caller, client_id)
+            )
         else:
             await self.prompts.hide(caller.owner, ids)
 
@@ -171,7 +173,9 @@ class ComfyPrompts:
             ids: the prompts' ids; None for all prompts of the caller, or of ``client_id``.
         """
         if ids is None:
-            jobs = await self.prompts.list_open(caller.owner, submitted_by(caller, client_id))
+            jobs = await self.prompts.list_open(
+                caller.owner, build_submitter_condition(caller, client_id)
+            )
         else:
             selected = set(ids)
             jobs = [job for job in await self.prompts.list_open(caller.owner) if job.id in selected]
@@ -191,7 +195,9 @@ class ComfyPrompts:
             jobs = await self.prompts.get(caller.owner, [prompt_id])
             ids = [job.id for job in jobs if not job.status.is_final]
         else:
-            jobs = await self.prompts.list_open(caller.owner, submitted_by(caller, client_id))
+            jobs = await self.prompts.list_open(
+                caller.owner, build_submitter_condition(caller, client_id)
+            )
             ids = [job.id for job in jobs if job.begun_at is not None]
         executed = await self.find_executed(ids) if ids else ()
         await self._cancel(caller, [job_id for job_id in ids if job_id not in executed])
@@ -262,11 +268,13 @@ class ComfyPrompts:
     ) -> Mapping[str, Any]:
         """Check and validate a graph; return ComfyUI's response, empty if the pool is down."""
         artifacts = await self.files.find_referenced(caller.owner, graph)
-        by_id = {artifact_id: input_name(artifact) for artifact_id, artifact in artifacts.items()}
-        by_text = {text: input_name(artifact) for text, artifact in files.items()}
-        renamed = with_inputs(graph, by_id, by_text)
+        by_id = {
+            artifact_id: make_input_name(artifact) for artifact_id, artifact in artifacts.items()
+        }
+        by_text = {text: make_input_name(artifact) for text, artifact in files.items()}
+        renamed = replace_inputs(graph, by_id, by_text)
         own = {*by_id.values(), *by_text.values()}
-        if not await self.guard.check(caller, pool, renamed, own):
+        if not await self.guard.check_graph(caller, pool, renamed, own):
             return {}
         return await self.validator.validate(pool, renamed, targets)
 
@@ -276,7 +284,7 @@ class ComfyPrompts:
 
         async def cancel(job_id: str) -> tuple[Job, str | None] | None:
             async with limit:
-                newest = await self.feed.newest_id(job_id)
+                newest = await self.feed.get_newest_id(job_id)
                 try:
                     return await self.service.cancel(caller, job_id), newest
                 except JobFinished:
@@ -286,7 +294,7 @@ class ComfyPrompts:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CANCEL_SECONDS):
                 for job, newest in filter(None, cancelled):
-                    await self.feed.wait(job, newest)
+                    await self.feed.wait_for_end(job, newest)
 
     async def _history_entries(self, jobs: Sequence[Job]) -> dict[str, Any]:
         entries = await self._build_bodies(jobs, response.build_history_entry)

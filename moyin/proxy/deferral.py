@@ -6,14 +6,15 @@ import json
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from moyin.access.gatekeeper.asgi import Receive, Scope, Send, header
+from moyin.access.gatekeeper.asgi import Receive, Scope, Send, get_header
 from moyin.access.gatekeeper.context import context
 from moyin.domain.identity import Identity
 from moyin.domain.job import Job
+from moyin.http.headers import prefers_async_response
 from moyin.proxy.forward import receive_body
 from moyin.proxy.headers import build_request_headers
 
-__all__ = ["Deferral", "prefers_async", "respond_with_job"]
+__all__ = ["Deferral", "respond_with_job"]
 
 
 class Deferral(Protocol):
@@ -32,11 +33,11 @@ class Deferral(Protocol):
         """Create a job that calls ``path`` with its query; return the job and True if it is new."""
         ...
 
-    def is_job(self, identity: Identity) -> bool:
+    def is_called_by_job(self, identity: Identity) -> bool:
         """Return True if the caller is itself a job, whose requests must not be deferred again."""
         ...
 
-    def described(self, job: Job) -> dict[str, Any]:
+    def render_job(self, job: Job) -> dict[str, Any]:
         """Return the body of the response that describes the job to its owner."""
         ...
 
@@ -55,27 +56,17 @@ async def respond_with_job(
             scope, request.request_id, address="", prefix=None, pass_credentials=False, identity={}
         ),
         body=await receive_body(receive),
-        idempotency_key=header(scope, b"idempotency-key"),
+        idempotency_key=get_header(scope, b"idempotency-key"),
     )
-    body = json.dumps(deferral.described(job)).encode()
+    body = json.dumps(deferral.render_job(job)).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
         (b"location", f"/jobs/{job.id}".encode()),
     ]
-    if prefers_async(scope):
+    if prefers_async_response(scope["headers"]):
         headers.append((b"preference-applied", b"respond-async"))
     if not created:
         headers.append((b"idempotent-replayed", b"true"))
     await send({"type": "http.response.start", "status": 202, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-def prefers_async(scope: Scope) -> bool:
-    """Return True if the client sent ``Prefer: respond-async`` (RFC 7240)."""
-    return any(
-        preference.strip().partition(";")[0].strip().lower() == "respond-async"
-        for name, value in scope["headers"]
-        if name == b"prefer"
-        for preference in value.decode("latin-1").split(",")
-    )

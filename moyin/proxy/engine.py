@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from moyin.access.gatekeeper.addresses import TrustedProxies
-from moyin.access.gatekeeper.asgi import Receive, Scope, Send, header
+from moyin.access.gatekeeper.asgi import Receive, Scope, Send, TrustedProxies, get_header
 from moyin.access.gatekeeper.context import RequestContext, context
-from moyin.access.gatekeeper.limits import Meter
+from moyin.access.gatekeeper.limits import RequestMeter
 from moyin.domain.identity import JOBS_WRITE
 from moyin.errors import InvalidRequest, RouteNotFound, UnsupportedFeature
-from moyin.proxy.deferral import Deferral, prefers_async, respond_with_job
+from moyin.http.headers import prefers_async_response
+from moyin.proxy.deferral import Deferral, respond_with_job
 from moyin.proxy.forward import ClientDisconnected, HttpExchange
 from moyin.proxy.headers import build_request_headers
 from moyin.proxy.identity import IdentitySigner
@@ -57,7 +57,7 @@ class Proxy:
         self,
         *,
         signing_key: bytes,
-        meter: Meter | None = None,
+        meter: RequestMeter | None = None,
         deferral: Deferral | None = None,
         trusted_proxies: TrustedProxies | None = None,
     ) -> None:
@@ -114,7 +114,7 @@ class Proxy:
 
     def match(self, scope: Scope) -> Route | None:
         """Return the request's route, or None if the gateway's own app serves the request."""
-        return self._table.match(header(scope, b"host") or "", scope["path"])
+        return self._table.match(get_header(scope, b"host") or "", scope["path"])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward a request for which `match` finds a route.
@@ -133,7 +133,7 @@ class Proxy:
         lenient = read_leniently(scope["path"])
         if (
             lenient is not None
-            and self._table.match(header(scope, b"host") or "", lenient) != route
+            and self._table.match(get_header(scope, b"host") or "", lenient) != route
         ):
             raise InvalidRequest(
                 f"some servers read the path as {lenient}, which belongs to another route: write "
@@ -179,12 +179,12 @@ class Proxy:
         headers = build_request_headers(
             scope,
             request.request_id,
-            address=self._trusted_proxies.client(scope),
+            address=self._trusted_proxies.get_client_address(scope),
             prefix=route.prefix if route.strip_prefix else None,
             pass_credentials=route.pass_credentials,
             identity=runtime.signer.identity_headers(request.identity),
         )
-        sticky = header(scope, route.sticky.encode()) if route.sticky else None
+        sticky = get_header(scope, route.sticky.encode()) if route.sticky else None
         path_and_query = f"{path}?{query}" if query else path
         if is_websocket:
             await relay_websocket(
@@ -204,8 +204,8 @@ class Proxy:
         if deferral is None or identity is None or route.hosts or scope["type"] == "websocket":
             return None
         # The client's preference requires the scope to create jobs; the route's `async` does not.
-        preferred = prefers_async(scope) and identity.has_scope(JOBS_WRITE)
-        is_deferred = (route.respond_async or preferred) and not deferral.is_job(identity)
+        preferred = prefers_async_response(scope["headers"]) and identity.has_scope(JOBS_WRITE)
+        is_deferred = (route.respond_async or preferred) and not deferral.is_called_by_job(identity)
         return deferral if is_deferred else None
 
     def _new_runtime(

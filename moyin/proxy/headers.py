@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from moyin.access.gatekeeper.asgi import RawHeaders, Scope, header
-from moyin.access.gatekeeper.credentials import without_cookie
+from moyin.access.gatekeeper.asgi import RawHeaders, Scope, get_header
+from moyin.access.gatekeeper.credential_finder import remove_session_cookie
 from moyin.errors import InvalidRequest
 
 __all__ = ["build_request_headers", "build_response_headers", "is_forwardable"]
@@ -92,13 +92,13 @@ def build_request_headers(
             continue
         if not pass_credentials and _is_moyin_credential(name, value):
             continue
-        if name == "cookie" and not (value := without_cookie(value)):
+        if name == "cookie" and not (value := remove_session_cookie(value)):
             continue
         forwarded.append((name, value))
     forwarded += [
         ("x-request-id", request_id),
         ("x-forwarded-proto", _web_scheme(scope, address)),
-        ("x-forwarded-host", header(scope, b"host") or ""),
+        ("x-forwarded-host", get_header(scope, b"host") or ""),
         ("via", _VIA),
     ]
     if address:
@@ -129,7 +129,9 @@ def build_response_headers(
         if plain.startswith(_MOYIN_PREFIX) and not from_own_app:
             continue
         # Only the gateway itself may set its session cookie.
-        if plain == "set-cookie" and not without_cookie(value.decode("latin-1").partition(";")[0]):
+        if plain == "set-cookie" and not remove_session_cookie(
+            value.decode("latin-1").partition(";")[0]
+        ):
             continue
         if name == b"location" and location is not None:
             # Restores bytes that are not UTF-8.
@@ -173,7 +175,7 @@ def _is_moyin_credential(name: str, value: str) -> bool:
 def _web_scheme(scope: Scope, address: str) -> str:
     """Return the client's scheme, which a trusted proxy reports if it has terminated TLS."""
     peer = (scope.get("client") or ("", 0))[0]
-    forwarded = header(scope, b"x-forwarded-proto")
+    forwarded = get_header(scope, b"x-forwarded-proto")
     if address and address != peer and forwarded in ("http", "https"):
         return forwarded
     return {"ws": "http", "wss": "https"}.get(scope["scheme"], str(scope["scheme"]))

@@ -45,7 +45,7 @@ def other_frontend(profile: Profile, files: Path) -> Iterator[str]:
 
 async def _serve(profile: Profile, files: Path, ready: Future[str], done: asyncio.Event) -> None:
     connector = _OtherFiles(profile, files)
-    async with connector.listening(0) as url:
+    async with connector.serve(0) as url:
         ready.set_result(url)
         await done.wait()
 
@@ -57,7 +57,7 @@ class _OtherFiles(Connector):
         self._page = set_base_path((files / "index.html").read_text(), PAGE_PATH)
         self._rebased_files = rebase_picture_urls(files, PAGE_PATH)
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
+    async def respond(self, request: web.Request) -> web.StreamResponse:
         if request.path == PAGE_PATH:
             policy = {"content-security-policy": build_security_policy(self._page)}
             return web.Response(text=self._page, content_type="text/html", headers=policy)
@@ -68,4 +68,4 @@ class _OtherFiles(Connector):
             return web.Response(body=self._rebased_files[path], content_type=kind)
         if is_page_file(request.path) and file.is_file():
             return web.FileResponse(file)
-        return await super().handle(request)
+        return await super().respond(request)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, WebSocket, sync_playwright
 
-from moyin.stack.profile import load
+from moyin.stack.profile import read_profile
 from tests.acceptance.comfyui_clients import installed
 from tests.acceptance.other_frontend import other_frontend
 from tests.chaos.client import StackClient
@@ -58,7 +58,7 @@ class FrontendFolders:
         self.told: list[dict[str, Any]] = []
         page.on("websocket", self._listen)
 
-    def load(self, graph: dict[str, Any]) -> None:
+    def read_profile(self, graph: dict[str, Any]) -> None:
         self.page.evaluate("graph => window.app.loadApiJson(graph, 'test')", graph)
 
     def run(self) -> None:
@@ -114,7 +114,7 @@ def frontend(
             frontend.page.fill("#key", gateway.api_key)
             frontend.page.click("button")
         else:
-            profile, files = load(gateway.layout.profile, {}), installed(tmp_path).frontend
+            profile, files = read_profile(gateway.layout.profile, {}), installed(tmp_path).frontend
             url = stack.enter_context(other_frontend(profile, files))
             frontend.page.goto(f"{url}/")
         frontend.page.wait_for_function(_READY)
@@ -125,7 +125,7 @@ def frontend(
 def test_a_prompt_is_queued_watched_and_its_picture_shown(frontend: FrontendFolders) -> None:
     assert frontend.page.evaluate("window.saidByANodePackage") == "hello"
     color = next(_colors)
-    frontend.load(picture(color))
+    frontend.read_profile(picture(color))
     frontend.run()
     frontend.hear("execution_success")
     kinds = [message["type"] for message in frontend.told]
@@ -138,7 +138,7 @@ def test_a_prompt_is_queued_watched_and_its_picture_shown(frontend: FrontendFold
 
 
 def test_a_running_prompt_is_cancelled(frontend: FrontendFolders, gateway: RunningStack) -> None:
-    frontend.load(sleepy(60, next(_colors)))
+    frontend.read_profile(sleepy(60, next(_colors)))
     frontend.run()
     frontend.hear("executing")
     frontend.page.get_by_role("button", name="Cancel current run").first.click()

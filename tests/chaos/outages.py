@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from moyin.render.comfyui.install import locate
+from moyin.render.comfyui.install import find_comfyui
 from moyin.settings import Settings
 from tests.chaos import victims
 from tests.chaos.client import FINAL, StackClient
@@ -137,7 +137,7 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of: {', '.join(PARTS)}")
     parts = parser.parse_args().parts or list(PARTS)
     with tempfile.TemporaryDirectory(prefix="moyin-outages-") as folder:
-        comfyui = locate(Settings())
+        comfyui = find_comfyui(Settings())
         gateway = RunningStack(Path(folder), farm_env(comfyui, Path(folder)))
         with gateway.living(), watching(gateway) as watch:
             print("| killed | " + " | ".join(_COLUMNS) + " | a render takes |")

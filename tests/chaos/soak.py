@@ -27,7 +27,7 @@ import sqlalchemy as sa
 import yaml
 from temporalio.client import Client
 
-from moyin.render.comfyui.install import ComfyUI, locate
+from moyin.render.comfyui.install import ComfyUI, find_comfyui
 from moyin.settings import Settings
 from moyin.store.keys import KeyStore
 from moyin.store.schema import artifacts, jobs
@@ -320,7 +320,7 @@ async def _keys(gateway: RunningStack, count: int) -> list[str]:
 
 async def _main(plan: Plan) -> int:
     with tempfile.TemporaryDirectory(prefix="moyin-soak-") as folder:
-        async with farm(locate(Settings()), Path(folder), plan.actors) as gateway:
+        async with farm(find_comfyui(Settings()), Path(folder), plan.actors) as gateway:
             report = await soak(gateway, plan)
     print(report.sentence)
     print("\n".join(report.problems) or "nothing lost, nothing twice, nothing left over")

@@ -6,7 +6,7 @@ from starlette.requests import Request
 
 from moyin.access.accounts.caller import Caller
 from moyin.access.gatekeeper import context
-from moyin.access.gatekeeper.addresses import TrustedProxies
+from moyin.access.gatekeeper.asgi import TrustedProxies
 from moyin.errors import InsufficientScope, MissingKey
 
 __all__ = ["NO_STORE_HEADERS", "CallerResolver"]
@@ -23,7 +23,7 @@ class CallerResolver:
 
     def client_address(self, request: Request) -> str:
         """Return the client's IP address, or an empty string if it is unknown."""
-        return self._proxies.client(request.scope)
+        return self._proxies.get_client_address(request.scope)
 
     def resolve_caller(self, request: Request) -> Caller:
         """Return the caller whom the gatekeeper has authenticated.

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from deployments.accounts.routes.callers import NO_STORE_HEADERS, CallerResolver
 from moyin.access.accounts.api_keys import ApiKeyService
 from moyin.access.protocol import wire
-from moyin.access.protocol.response import key_body, limit_body, to_limit
+from moyin.access.protocol.response import build_key, build_limit, parse_limit
 
 __all__ = ["key_routes", "limit_routes", "signing_key_routes"]
 
@@ -22,7 +22,7 @@ def key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
     async def list_keys(request: Request) -> wire.KeyList:
         """List your API keys. Administrators get all keys of the organisation."""
         keys = await api_keys.list_keys(callers.resolve_caller(request))
-        return wire.KeyList(keys=[key_body(key) for key in keys])
+        return wire.KeyList(keys=[build_key(key) for key in keys])
 
     @router.post("/keys", status_code=201, name="create")
     async def create_key(
@@ -34,7 +34,7 @@ def key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
             callers.resolve_caller(request), name=body.name, scopes=body.scopes,
             expires_at=body.expires_at, user_id=body.user,
         )  # fmt: skip
-        return wire.CreatedKey(**key_body(key).model_dump(), key=text)
+        return wire.CreatedKey(**build_key(key).model_dump(), key=text)
 
     @router.post("/keys/{key}/rotate", name="rotate")
     async def rotate_key(
@@ -82,19 +82,19 @@ def limit_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
     async def list_own_limits(request: Request) -> wire.LimitList:
         """List the limits that apply to you."""
         limits = await api_keys.list_own_limits(callers.resolve_caller(request))
-        return wire.LimitList(limits=[limit_body(limit) for limit in limits])
+        return wire.LimitList(limits=[build_limit(limit) for limit in limits])
 
     @router.get("/limits/{subject}", name="show")
     async def get_limits(subject: str, request: Request) -> wire.SubjectLimit:
         """Return the limits of `key:<id>`, `user:<id>` or `owner:<tenant>`."""
-        return limit_body(await api_keys.get_limit(callers.resolve_caller(request), subject))
+        return build_limit(await api_keys.get_limit(callers.resolve_caller(request), subject))
 
     @router.put("/limits/{subject}", name="put")
     async def set_limits(subject: str, body: wire.LimitBody, request: Request) -> wire.SubjectLimit:
         """Replace all limits of a subject. A limit that the body leaves out is removed."""
-        limit = to_limit(subject, body)
+        limit = parse_limit(subject, body)
         await api_keys.set_limit(callers.resolve_caller(request), limit)
-        return limit_body(limit)
+        return build_limit(limit)
 
     @router.delete("/limits/{subject}", status_code=204, name="clear")
     async def delete_limits(subject: str, request: Request) -> None:

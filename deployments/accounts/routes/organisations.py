@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from deployments.accounts.routes.callers import NO_STORE_HEADERS, CallerResolver
 from moyin.access.accounts.organisations import OrganisationService
 from moyin.access.protocol import wire
-from moyin.access.protocol.response import audit_entry, organisation_body, user_body
+from moyin.access.protocol.response import build_audit_entry, build_organisation, build_user
 
 __all__ = ["organisation_routes"]
 
@@ -23,7 +23,7 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
         body: wire.NewOrganisation, request: Request
     ) -> wire.OrganisationBody:
         """Create an organisation. Only operators may do so."""
-        return organisation_body(
+        return build_organisation(
             await organisations.create_organisation(callers.resolve_caller(request), body.name)
         )
 
@@ -31,12 +31,12 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
     async def list_organisations(request: Request) -> wire.OrganisationList:
         """List your organisation. Operators get all organisations."""
         listed = await organisations.list_organisations(callers.resolve_caller(request))
-        return wire.OrganisationList(organisations=[organisation_body(o) for o in listed])
+        return wire.OrganisationList(organisations=[build_organisation(o) for o in listed])
 
     @router.get("/organisations/{organisation}", name="show")
     async def get_organisation(organisation: str, request: Request) -> wire.OrganisationBody:
         """Return an organisation."""
-        return organisation_body(
+        return build_organisation(
             await organisations.get_organisation(callers.resolve_caller(request), organisation)
         )
 
@@ -44,7 +44,7 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
     async def list_members(organisation: str, request: Request) -> wire.MemberList:
         """List the members and service accounts of an organisation."""
         users = await organisations.list_members(callers.resolve_caller(request), organisation)
-        return wire.MemberList(members=[user_body(user) for user in users])
+        return wire.MemberList(members=[build_user(user) for user in users])
 
     @router.post("/organisations/{organisation}/members", status_code=201, name="add")
     async def add_member(
@@ -59,7 +59,7 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
             name=body.name,
             role=body.role,
         )
-        return wire.InvitedMember(**user_body(user).model_dump(), invitation=invitation)
+        return wire.InvitedMember(**build_user(user).model_dump(), invitation=invitation)
 
     @router.post(
         "/organisations/{organisation}/members/{user}/invitation", status_code=201, name="invite"
@@ -69,10 +69,10 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
     ) -> wire.InvitedMember:
         """Mail a member a new invitation. Earlier invitations become invalid."""
         response.headers.update(NO_STORE_HEADERS)
-        member, invitation = await organisations.invite(
+        member, invitation = await organisations.invite_member(
             callers.resolve_caller(request), organisation, user
         )
-        return wire.InvitedMember(**user_body(member).model_dump(), invitation=invitation)
+        return wire.InvitedMember(**build_user(member).model_dump(), invitation=invitation)
 
     @router.post(
         "/organisations/{organisation}/service-accounts", status_code=201, name="add_service"
@@ -81,7 +81,7 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
         organisation: str, body: wire.NewServiceAccount, request: Request
     ) -> wire.UserBody:
         """Add a service account. Create its key with `POST /keys`."""
-        return user_body(
+        return build_user(
             await organisations.add_service_account(
                 callers.resolve_caller(request), organisation, body.name, body.role
             )
@@ -92,7 +92,7 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
         organisation: str, user: str, body: wire.ChangeMember, request: Request
     ) -> wire.UserBody:
         """Change a member's role, or disable the member. Both end the member's sessions."""
-        return user_body(
+        return build_user(
             await organisations.change_member(
                 callers.resolve_caller(request),
                 organisation,
@@ -108,18 +108,20 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
     ) -> wire.UserList:
         """Find the user with this email. Only operators may do so."""
         users = await organisations.find_users(callers.resolve_caller(request), email)
-        return wire.UserList(users=[user_body(user) for user in users])
+        return wire.UserList(users=[build_user(user) for user in users])
 
     @router.get("/users/{user}", name="one")
     async def get_user(user: str, request: Request) -> wire.UserBody:
         """Return a user of your organisation, or yourself. Operators may get any user."""
-        return user_body(await organisations.get_user(callers.resolve_caller(request), user))
+        return build_user(await organisations.get_user(callers.resolve_caller(request), user))
 
     @router.patch("/users/{user}", name="disable")
     async def set_disabled(user: str, body: wire.ChangeUser, request: Request) -> wire.UserBody:
         """Disable or enable a player. Only operators may do so."""
-        return user_body(
-            await organisations.set_disabled(callers.resolve_caller(request), user, body.disabled)
+        return build_user(
+            await organisations.set_user_disabled(
+                callers.resolve_caller(request), user, body.disabled
+            )
         )
 
     @router.get("/audit", name="audit")
@@ -129,9 +131,9 @@ def organisation_routes(organisations: OrganisationService, callers: CallerResol
         before: Annotated[str | None, Query(max_length=36)] = None,
     ) -> wire.AuditPage:
         """List audit entries, newest first. `before` is the last id of the previous page."""
-        entries = await organisations.list_audit(
+        entries = await organisations.list_audit_entries(
             callers.resolve_caller(request), limit=limit, before=before
         )
-        return wire.AuditPage(entries=[audit_entry(entry) for entry in entries])
+        return wire.AuditPage(entries=[build_audit_entry(entry) for entry in entries])
 
     return router

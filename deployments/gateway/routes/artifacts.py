@@ -13,12 +13,12 @@ from deployments.gateway.openapi import describe_body, describe_file_form
 from deployments.gateway.routes.jobs import validate_idempotency_key
 from deployments.openapi import FILE_RESPONSES
 from moyin.access.gatekeeper import context
-from moyin.access.gatekeeper.links import SIGNED_FILES_PREFIX, verify_file_link
+from moyin.access.gatekeeper.tokens import SIGNED_FILES_PREFIX, verify_file_link
 from moyin.domain.artifact import Artifact
 from moyin.errors import ArtifactNotFound, IdempotencyMismatch
 from moyin.jobs.protocol import wire
-from moyin.jobs.protocol.response import artifact_body
-from moyin.store.artifacts import ArtifactStore, new_artifact_id
+from moyin.jobs.protocol.response import render_artifact
+from moyin.store.artifacts import ArtifactStore, generate_artifact_id
 from moyin.store.blobs import BlobStore
 
 __all__ = ["artifact_routes", "derive_artifact_id", "signed_link_routes"]
@@ -57,7 +57,7 @@ def artifact_routes(artifacts: ArtifactStore, blobs: BlobStore) -> APIRouter:
             if key is not None:
                 # If requests with the same key were concurrent, the first stored artifact counts.
                 artifact = await _find_stored(artifacts, owner, artifact) or artifact
-        body = artifact_body(artifact)
+        body = render_artifact(artifact)
         response.headers["location"] = body.url
         return body
 
@@ -95,7 +95,7 @@ def signed_link_routes(artifacts: ArtifactStore, blobs: BlobStore, signing_key: 
 def derive_artifact_id(owner: str, key: str | None) -> str:
     """Return an id for a new artifact: the same for each Idempotency-Key, random without a key."""
     if key is None:
-        return new_artifact_id()
+        return generate_artifact_id()
     digest = hashlib.sha256("\0".join((owner, key)).encode()).hexdigest()
     return f"art_{digest[:32]}"
 
@@ -106,7 +106,7 @@ async def _find_stored(artifacts: ArtifactStore, owner: str, artifact: Artifact)
     Raises:
         IdempotencyMismatch: the earlier request stored another file.
     """
-    if not await artifacts.id_exists(artifact.id):
+    if not await artifacts.is_id_used(artifact.id):
         return None
     stored: Artifact | None
     try:

@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
-from moyin.access.gatekeeper import context, status_of
+from moyin.access.gatekeeper import context, get_http_status
 from moyin.domain.job import JobEvent
 from moyin.errors import MoyinError
 from moyin.jobs.feed import JobFeed
@@ -60,7 +60,7 @@ def job_event_routes(jobs: JobStore, feed: JobFeed) -> APIRouter:
             sending = _send_all(websocket, feed.follow(job, after))
             await run_until_disconnect(sending, _wait_for_disconnect(websocket))
         except MoyinError as error:
-            await websocket.close(4000 + status_of(error), error.code)
+            await websocket.close(4000 + get_http_status(error), error.code)
 
     return router
 

@@ -15,12 +15,12 @@ from moyin.access.gatekeeper import context
 from moyin.domain.job import JobStatus
 from moyin.errors import InvalidRequest
 from moyin.jobs.protocol import wire
-from moyin.jobs.protocol.response import job_body, job_detail
+from moyin.jobs.protocol.response import render_job, render_job_detail
 from moyin.jobs.service import JobService
-from moyin.jobs.webhooks.sender import webhook_secret
+from moyin.jobs.webhooks import derive_webhook_secret
 from moyin.render.templates import wire as template_wire
-from moyin.render.templates.catalog import Catalog
-from moyin.render.templates.response import template_body
+from moyin.render.templates.catalog import TemplateCatalog
+from moyin.render.templates.response import to_response_body
 from moyin.store.jobs import JobStore
 
 __all__ = ["job_routes", "template_routes", "validate_idempotency_key"]
@@ -31,7 +31,7 @@ _JOB_BODY = describe_body({"$ref": "#/components/schemas/JobRequest"})
 
 
 def job_routes(
-    service: JobService, jobs: JobStore, templates: Catalog, signing_key: bytes
+    service: JobService, jobs: JobStore, templates: TemplateCatalog, signing_key: bytes
 ) -> APIRouter:
     """Return the routes of jobs; `job_event_routes` has the routes of their events."""
     router = APIRouter(tags=["jobs"])
@@ -52,7 +52,7 @@ def job_routes(
         response.headers["location"] = f"/jobs/{job.id}"
         if not created:
             response.headers["idempotent-replayed"] = "true"
-        return job_body(job)
+        return render_job(job)
 
     @router.get("/jobs", name="page")
     async def list_jobs(
@@ -64,39 +64,39 @@ def job_routes(
     ) -> wire.JobPage:
         """List your jobs, newest first."""
         owner = context(request.scope).owner
-        listed, next_cursor = await jobs.page(
+        listed, next_cursor = await jobs.list_page(
             owner, status=status, kind=kind, limit=limit, cursor=cursor
         )
-        return wire.JobPage(jobs=[job_body(job) for job in listed], next_cursor=next_cursor)
+        return wire.JobPage(jobs=[render_job(job) for job in listed], next_cursor=next_cursor)
 
     @router.get("/jobs/webhook-secret", name="secret")
     async def get_webhook_secret(request: Request, response: Response) -> wire.WebhookSecret:
         """Return the secret that signs your webhooks (Standard Webhooks)."""
         response.headers["cache-control"] = "no-store"
         owner = context(request.scope).owner
-        return wire.WebhookSecret(secret=webhook_secret(signing_key, owner))
+        return wire.WebhookSecret(secret=derive_webhook_secret(signing_key, owner))
 
     @router.get("/jobs/{job_id}", name="show")
     async def get_job(request: Request, job_id: str) -> wire.JobDetail:
         """Return a job with the outputs of its finished steps. A batch lists its child jobs."""
         job = await jobs.get(context(request.scope).owner, job_id)
-        spec = await service.spec(job) if job.children is not None else None
-        return job_detail(job, await service.outputs(job), spec)
+        spec = await service.load_spec(job) if job.children is not None else None
+        return render_job_detail(job, await service.load_outputs(job), spec)
 
     @router.post("/jobs/{job_id}/cancel", status_code=202)
     async def cancel(request: Request, job_id: str) -> wire.JobBody:
         """Cancel a job. Its status becomes `cancelled` a moment later."""
-        return job_body(await service.cancel(context(request.scope).caller, job_id))
+        return render_job(await service.cancel(context(request.scope).caller, job_id))
 
     @router.post("/jobs/{job_id}/retry", status_code=202)
     async def retry(request: Request, job_id: str) -> wire.JobBody:
         """Continue a failed or cancelled job after its last finished step."""
-        return job_body(await service.retry(context(request.scope).caller, job_id))
+        return render_job(await service.retry(context(request.scope).caller, job_id))
 
     return router
 
 
-def template_routes(templates: Catalog) -> APIRouter:
+def template_routes(templates: TemplateCatalog) -> APIRouter:
     """Return the routes that list and show templates."""
     router = APIRouter(tags=["templates"])
 
@@ -109,7 +109,9 @@ def template_routes(templates: Catalog) -> APIRouter:
         """List all templates, each with the JSON Schema of its inputs."""
         snapshot = await templates.snapshot()
         digests = "".join(template.digest for template in snapshot.templates)
-        body = template_wire.TemplateList(templates=[template_body(t) for t in snapshot.templates])
+        body = template_wire.TemplateList(
+            templates=[to_response_body(t) for t in snapshot.templates]
+        )
         return _cacheable_response(body, hashlib.sha256(digests.encode()).hexdigest(), known)
 
     @router.get(
@@ -123,7 +125,7 @@ def template_routes(templates: Catalog) -> APIRouter:
     ) -> Response:
         """Return a template by its name or an alias."""
         template = await templates.get(name)
-        return _cacheable_response(template_body(template), template.digest, known)
+        return _cacheable_response(to_response_body(template), template.digest, known)
 
     return router
 

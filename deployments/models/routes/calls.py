@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import aclosing
 
-from deployments.models.routes.deferral import JobSubmitter, prefers_job
+from deployments.models.routes.deferral import JobSubmitter
 from moyin.access.gatekeeper import context
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send
-from moyin.access.gatekeeper.authorization import admission_of
+from moyin.access.gatekeeper.authorization import get_admission
 from moyin.domain.backend import ApiFormat
+from moyin.http.headers import prefers_async_response
 from moyin.text.protocol.codec import ParsedRequest, ProtocolCodec
 from moyin.text.protocol.ollama.codec import ParsedChatRequest, ParsedGenerateRequest
 from moyin.text.routing.answer import Answer, AnswerStream, RoutingContext
@@ -39,7 +40,7 @@ class CallRoute:
         if body is None:
             return
         call = self._codec.parse(body)
-        if prefers_job(scope["headers"]):
+        if prefers_async_response(scope["headers"]):
             headers, job = await self._job_submitter.submit(self._codec, call, scope)
             await _send_body(send, 202, [_JSON, *headers], job)
         else:
@@ -53,7 +54,7 @@ class CallRoute:
             request_id=request_context.request_id,
             owner=caller.owner,
             headers=scope["headers"],
-            budget=admission_of(scope),
+            budget=get_admission(scope),
             key_id=caller.key_id,
         )
         answer = await self._text_router.answer(self._codec, call, routing_context)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from moyin.access.gatekeeper import context
-from moyin.access.gatekeeper.asgi import RawHeaders, Scope, header
+from moyin.access.gatekeeper.asgi import Scope, get_header
 from moyin.client.gateway import GatewayClient
 from moyin.domain.references import escape_references
 from moyin.errors import MissingKey, MoyinError, RequestError, UnsupportedFeature
@@ -13,7 +13,7 @@ from moyin.text.protocol.codec import ParsedRequest, ProtocolCodec
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.router import Router
 
-__all__ = ["JobSubmitter", "prefers_job"]
+__all__ = ["JobSubmitter"]
 
 # Headers that affect the answer or the choice of the back end, and that a chat job cannot contain.
 _UNSUPPORTED_HEADERS = (
@@ -25,16 +25,6 @@ _UNSUPPORTED_HEADERS = (
 )
 # A job stores the whole answer, so members of the request that enable streaming are removed.
 _STREAM_MEMBERS = frozenset({"stream", "stream_options"})
-
-
-def prefers_job(headers: RawHeaders) -> bool:
-    """Return whether the headers contain ``Prefer: respond-async``."""
-    return any(
-        preference.partition(b";")[0].strip() == b"respond-async"
-        for name, value in headers
-        if name == b"prefer"
-        for preference in value.lower().split(b",")
-    )
 
 
 class JobSubmitter:
@@ -65,7 +55,7 @@ class JobSubmitter:
         if identity is None:
             raise MissingKey("`Prefer: respond-async` needs an API key")
         for name in _UNSUPPORTED_HEADERS:
-            if header(scope, name) is not None:
+            if get_header(scope, name) is not None:
                 field = name.decode()
                 raise UnsupportedFeature(
                     f"the header {field} and `Prefer: respond-async` exclude each other",
@@ -81,7 +71,7 @@ class JobSubmitter:
             accepted = await self._gateway.submit_job(
                 _to_job_spec(codec, call, scope["path"]),
                 identity=identity,
-                idempotency_key=header(scope, b"idempotency-key"),
+                idempotency_key=get_header(scope, b"idempotency-key"),
             )
         except MoyinError as error:
             # The field is in the job's member `request`, which the client did not send.

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from moyin.access.gatekeeper import context
-from moyin.domain.money import usd_text
+from moyin.domain.money import format_usd
 from moyin.errors import InvalidRequest
 from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.routing.answer import RoutingContext
@@ -123,7 +123,7 @@ def _describe_candidate(candidate: Candidate, explanation: Explanation) -> dict[
         "loses_by_usd": forecast.score - best.forecast.score,
         "state": describe_model_state(candidate),
         "expected": {
-            "cost_usd": usd_text(forecast.cost_pico),
+            "cost_usd": format_usd(forecast.cost_pico),
             "prompt_tokens": forecast.usage.prompt_tokens,
             "cached_tokens": forecast.usage.cached_tokens,
             "output_tokens": forecast.usage.output_tokens,

@@ -68,7 +68,7 @@ def new_feedback_routes(
         caller = context(request.scope).caller
         owner = caller.owner
         state = await learning.get_tenant_state(owner)
-        signals = await store.latest(owner, _MAX_SIGNALS)
+        signals = await store.list_latest_signals(owner, _MAX_SIGNALS)
         return {
             "owner": owner,
             "frozen": state.frozen,
@@ -98,7 +98,7 @@ def new_feedback_routes(
                     "bad_answers": outcome.bad_answers,
                     "models": dict(outcome.models),
                 }
-                for outcome in simulate_prices(await store.options(owner, _MAX_DECISIONS))
+                for outcome in simulate_prices(await store.list_options(owner, _MAX_DECISIONS))
             ],
         }
 
@@ -106,7 +106,7 @@ def new_feedback_routes(
     async def export_quality(request: Request) -> dict[str, Any]:
         owner = context(request.scope).owner
         state = await learning.get_tenant_state(owner)
-        signals = await store.latest(owner, _MAX_SIGNALS)
+        signals = await store.list_latest_signals(owner, _MAX_SIGNALS)
         return {
             "owner": owner,
             "state": state.to_json(),

@@ -10,13 +10,13 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
 
-from deployments.models.routes.deferral import prefers_job
 from deployments.models.rules import ImagesConfig
 from moyin.access.gatekeeper import context
 from moyin.access.gatekeeper.asgi import RawHeaders
 from moyin.client.gateway import AcceptedJob
 from moyin.errors import MoyinError
-from moyin.jobs.images import Images, JobEndedWithoutImages, JobStillRunning
+from moyin.http.headers import prefers_async_response
+from moyin.jobs.images import ImageJobs, JobEndedWithoutImages, JobStillRunning
 from moyin.text.protocol.openai import images as protocol
 from moyin.text.protocol.openai.errors import render_error
 from moyin.text.routing.request_preferences import parse_preferences
@@ -49,7 +49,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def new_image_routes(
-    images: Images, get_settings: Callable[[], ImagesConfig], public_url: str
+    images: ImageJobs, get_settings: Callable[[], ImagesConfig], public_url: str
 ) -> APIRouter:
     """Return the route that generates pictures.
 
@@ -84,13 +84,13 @@ def new_image_routes(
         submission = asyncio.create_task(
             images.submit(caller, body, cache=not preferences.bypass_cache, idempotency_key=key)
         )
-        waits, settings = not prefers_job(headers), get_settings()
+        waits, settings = not prefers_async_response(headers), get_settings()
         try:
             accepted = await asyncio.shield(submission)
             if not waits:
                 return _new_accepted_response(accepted)
             seconds = min(settings.timeout_s, preferences.timeout or settings.timeout_s)
-            job = await images.wait(caller, _parse_job_id(accepted), seconds)
+            job = await images.wait_for_job(caller, _parse_job_id(accepted), seconds)
         except asyncio.CancelledError:
             # The client disconnected. If it sent a key, it may request the same job again.
             await images.abandon(caller, submission, cancel=waits and key is None)
@@ -101,7 +101,7 @@ def new_image_routes(
             assert isinstance(ended.__cause__, MoyinError)
             return _new_error_response(request, ended.__cause__, ended.job)
         base_url = public_url or f"{request.url.scheme}://{request.headers.get('host', '')}"
-        data = await images.data(caller, job, body, base_url, settings.link_seconds)
+        data = await images.render_data(caller, job, body, base_url, settings.link_seconds)
         return _new_pictures_response(job, data)
 
     return router

@@ -141,7 +141,7 @@ def _describe_model(fleet: Fleet, owner: str, name: str, *, prices: bool) -> dic
 
 def _describe_backend(fleet: Fleet, deployment: ModelDeployment) -> dict[str, Any]:
     model = deployment.model
-    rates = fleet.get_price(deployment).rates(0)
+    rates = fleet.get_price(deployment).select_rates(0)
     return {
         "name": deployment.backend,
         "model": model.name,

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from moyin.errors import InputNotFound, InvalidGraph, MoyinError, NodeNotAllowed
-from moyin.http.problems import ErrorBody, error_headers, status_of
+from moyin.http.problems import ErrorBody, build_error_headers, get_http_status
 
 __all__ = ["build_error_body", "render_error"]
 
@@ -17,9 +17,9 @@ _GRAPH_ERRORS = (InvalidGraph, InputNotFound, NodeNotAllowed)
 def render_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:
     """Render an error as ComfyUI's error body, with the additional ``code`` and ``request_id``."""
     return ErrorBody(
-        status=status_of(error),
+        status=get_http_status(error),
         body=to_json({**build_error_body(error), "code": error.code, "request_id": request_id}),
-        headers={"content-type": "application/json", **error_headers(error)},
+        headers={"content-type": "application/json", **build_error_headers(error)},
     )
 
 

@@ -154,7 +154,7 @@ def build_job_detail(job: Job, spec: JobSpec | None, record: PromptRecord | None
 def _resolve_graph(spec: JobSpec | None) -> Any:
     if spec is None or len(spec.steps) != 1:
         return {}
-    return references.resolve(spec.steps[0].payload, ())
+    return references.resolve_references(spec.steps[0].payload, ())
 
 
 def _build_messages(job: Job, record: PromptRecord | None) -> list[list[Any]]:

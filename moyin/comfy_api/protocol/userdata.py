@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import unquote
 
-from moyin.domain.userdata import UserFile
+from moyin.domain.identity import UserFile
 from moyin.errors import InvalidRequest, PathNotAllowed, UserFileNotFound
 
 __all__ = [

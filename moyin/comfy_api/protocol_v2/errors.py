@@ -7,7 +7,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from moyin import errors
-from moyin.http.problems import ErrorBody, error_headers, status_of
+from moyin.http.problems import ErrorBody, build_error_headers, get_http_status
 
 __all__ = ["render_error"]
 
@@ -54,7 +54,7 @@ def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorB
         headers={
             "content-type": "application/json",
             "x-comfy-request-id": request_id,
-            **error_headers(error),
+            **build_error_headers(error),
         },
     )
 
@@ -67,7 +67,7 @@ def _status_and_code(error: errors.MoyinError) -> tuple[int, str]:
     for kind, status, code in _CODES:
         if isinstance(error, kind):
             return status, code
-    return status_of(error), error.code
+    return get_http_status(error), error.code
 
 
 def _build_details(error: errors.MoyinError) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from moyin.domain import references
 from moyin.domain.job import JobSpec, Step, StepKind
 from moyin.errors import InvalidRequest, UnsupportedFeature
 from moyin.http.validation import parse_json
-from moyin.jobs.protocol.renders import check_graph
+from moyin.jobs.protocol.renders import check_graph_format
 
 __all__ = ["parse_hash", "parse_job", "parse_label_filters"]
 
@@ -43,7 +43,7 @@ def parse_job(body: bytes) -> JobSpec:
             "nodes that call Comfy's partners are not supported: omit api_key_comfy_org",
             field="extra_data",
         )
-    check_graph(submission.workflow, "workflow")
+    check_graph_format(submission.workflow, "workflow")
     # Escape strings that would be read as references to the steps of a pipeline.
     graph = references.escape_references(submission.workflow)
     return JobSpec(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from moyin.domain.money import Usage
-from moyin.store.responses import CachedResponse
+from moyin.store.response_cache import CachedResponse
 from moyin.text.routing.answer import Answer, AnswerStream
 from moyin.text.routing.catalog import CachingPolicy
 from moyin.text.routing.compiled_route import CompiledRoute

@@ -298,4 +298,4 @@ def _occupies_last_slot(answer: Answer, answered: Candidate, other: Candidate) -
     """
     runtime = other.target.runtime
     running = isinstance(answer.stream, MeteredStream) and not answer.stream.is_complete
-    return running and runtime is answered.target.runtime and runtime.slots.full
+    return running and runtime is answered.target.runtime and runtime.slots.is_full

@@ -133,7 +133,7 @@ class FeedbackService:
         """Return the model, question and predicted quality of an answer."""
         # Queued rows are written first: the row of a rescued request may replace an earlier row.
         await self._learning.flush()
-        decision = await self._store.decision(owner, request_id)
+        decision = await self._store.get_decision(owner, request_id)
         if decision is not None:
             return decision.model, decision.question, decision.p_good
         since = datetime.fromtimestamp(self._clock(), UTC) - DECISION_RETENTION

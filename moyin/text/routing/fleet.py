@@ -81,7 +81,7 @@ class Fleet:
         """Return the current price per token of a deployment."""
         runtime, gpu = self.runtimes.get(deployment.backend), deployment.model.gpu
         if runtime is None or gpu is None:
-            return deployment.model.tariff.price_on(today())
+            return deployment.model.tariff.get_price_on(today())
         return runtime.get_latency_estimator(deployment.model.name).estimate_price(gpu)
 
     def get_policy(self, owner: str) -> TenantPolicy:

@@ -124,7 +124,7 @@ class LatencyEstimator:
             prompt=1 / max(seconds_per_prompt_token, 1e-6),
             output=1 / max(self.estimate_seconds_per_token(), 1e-6),
         )
-        return gpu.price(speed, self._concurrency.estimate(1.0, now))
+        return gpu.compute_price(speed, self._concurrency.estimate(1.0, now))
 
     def _add_recent(self, first_token_seconds: float) -> None:
         if len(self._recent) == _MAX_RECENT:

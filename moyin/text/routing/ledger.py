@@ -6,7 +6,7 @@ import time
 from datetime import date, timedelta
 from typing import Protocol
 
-from moyin.domain.money import Usage, usd
+from moyin.domain.money import Usage, pico_to_usd
 from moyin.store.usage import UsageEntry
 from moyin.text.routing.answer import RoutingContext
 
@@ -38,7 +38,7 @@ def build_usage_entry(
         input_tokens=usage.prompt_tokens,
         cached_tokens=usage.cached_tokens,
         output_tokens=usage.output_tokens,
-        cost_usd=usd(pico),
+        cost_usd=pico_to_usd(pico),
         complete=complete,
     )
 

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 from pydantic_core import from_json
 
-from moyin.domain.money import usd
+from moyin.domain.money import pico_to_usd
 from moyin.domain.needs import ResponseConstraints
 from moyin.domain.transcript import Transcript
 from moyin.errors import MoyinError
@@ -126,7 +126,7 @@ def can_afford(
     first, answer = spent
     stream = answer.stream
     usage = stream.usage if isinstance(stream, MeteredStream) else answer.usage
-    cost = usd(first.target.get_price().pico_cost(usage))
+    cost = pico_to_usd(first.target.get_price().compute_pico_cost(usage))
     return cost + compute_max_call_cost(candidate.target, call.needs) <= reserved
 
 

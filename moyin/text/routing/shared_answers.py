@@ -45,7 +45,7 @@ class AnswerStore(Protocol):
 
     async def get(self, names: Sequence[bytes]) -> list[bytes | None] | None: ...
 
-    async def take(self, names: Sequence[bytes]) -> list[bytes | None] | None: ...
+    async def pop(self, names: Sequence[bytes]) -> list[bytes | None] | None: ...
 
     async def put(self, values: Mapping[bytes, bytes], seconds: int) -> None: ...
 
@@ -170,7 +170,7 @@ class SharedAnswers:
                 matches.append((query, *match))
         if not matches:
             return True
-        taken = await self._store.take([answer.key for _, _, answer in matches])
+        taken = await self._store.pop([answer.key for _, _, answer in matches])
         if taken is None:
             return False
         for (query, evidence, answer), value in zip(matches, taken, strict=True):

@@ -22,7 +22,7 @@ from argon2 import PasswordHasher
 
 from deployments.accounts.app import AccountsServices, new_app, new_services
 from moyin.access.accounts.mail import Mail
-from moyin.access.accounts.passwords import Passwords
+from moyin.access.accounts.passwords import PasswordService
 from moyin.access.gatekeeper.observation import NoObserver
 from moyin.settings import Settings
 from moyin.store.keys import KeyStore
@@ -193,7 +193,7 @@ async def accounts_serving(settings: Settings) -> AsyncIterator[AccountsApp]:
         token_lifetime=timedelta(minutes=5),
         session_idle=timedelta(days=1),
     )
-    parts.sign_in._passwords = Passwords(QUICK)
+    parts.sign_in._passwords = PasswordService(QUICK)
     accounts_app = AccountsApp(settings, parts, outbox)
     database = Database(settings.sql_url)
     _, accounts_app.operator = await KeyStore(database).create("admin", "operator")

@@ -13,13 +13,13 @@ from typing import Any
 
 from aiohttp import web
 
-from moyin.access.gatekeeper.limits import Meter
+from moyin.access.gatekeeper.limits import RequestMeter
 from moyin.domain.limits import Limit
 from moyin.errors import LimitExceeded
 
 
 def main() -> None:
-    meter = Meter(sys.argv[1])
+    meter = RequestMeter(sys.argv[1])
 
     async def admit(request: web.Request) -> web.Response:
         body: dict[str, Any] = await request.json()

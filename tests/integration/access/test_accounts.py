@@ -11,7 +11,7 @@ import pytest
 from argon2 import PasswordHasher
 
 from deployments.accounts.config import AccountsConfig
-from moyin.access.accounts.passwords import Passwords
+from moyin.access.accounts.passwords import PasswordService
 from moyin.errors import InvalidKey
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
@@ -112,7 +112,9 @@ async def test_no_key_that_is_made_meanwhile_outlives_a_take_over(accounts: Acco
     for attempt in range(5):
         member = await accounts.member(organisation)
         user, token = member["user"]["id"], member["access_token"]
-        taken = accounts.parts.users.take_over(user, "https://id.example", f"{user}{attempt}")
+        taken = accounts.parts.users.transfer_to_sign_in(
+            user, "https://id.example", f"{user}{attempt}"
+        )
         made = asyncio.gather(
             *(accounts.call("POST", "/keys", token, {"name": str(n)}) for n in range(6))
         )
@@ -194,7 +196,7 @@ async def test_a_forgotten_password_is_reset_by_mail_once(accounts: AccountsApp)
     assert ended.status == 401
 
 
-class SlowPasswords(Passwords):
+class SlowPasswords(PasswordService):
     """Holds whoever has proven a password until `go_on`."""
 
     def __init__(self, hasher: PasswordHasher) -> None:
@@ -269,7 +271,7 @@ async def test_a_hash_that_is_out_of_date_is_replaced_at_the_next_sign_in(
     accounts: AccountsApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     user = (await accounts.player())["user"]
-    monkeypatch.setattr(accounts.parts.sign_in, "_passwords", Passwords(STRONGER))
+    monkeypatch.setattr(accounts.parts.sign_in, "_passwords", PasswordService(STRONGER))
     for _ in range(2):
         body = {"email": user["email"], "password": PASSWORD}
         await accounts.ok("POST", "/login", None, body)

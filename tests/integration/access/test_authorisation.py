@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 from blake3 import blake3
 
-from moyin.access.gatekeeper import new_authenticator
+from moyin.access.gatekeeper import create_authenticator
 from moyin.settings import Settings
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
@@ -412,7 +412,7 @@ async def test_a_job_has_only_the_rights_of_its_submitter(working_farm: Farm) ->
     await farm.until(job, "succeeded")
     [headers] = [headers for _, path, _, headers in farm.services.calls if path == "/svc/x"]
     token = headers["authorization"].removeprefix("Bearer ")
-    identity = await new_authenticator(farm.database, SIGNING_KEY).authenticate(token)
+    identity = await create_authenticator(farm.database, SIGNING_KEY).authenticate(token)
     assert (identity.owner, identity.key_id, identity.service) == ("ann", key_id, "jobs")
     assert identity.scopes == {"jobs:write", "jobs:read"}
 

@@ -19,7 +19,7 @@ import aiohttp
 import pytest
 import redis.asyncio as redis
 
-from moyin.access.gatekeeper.limits import Meter
+from moyin.access.gatekeeper.limits import RequestMeter
 from moyin.domain.job import JobStatus
 from moyin.domain.limits import Limit
 from moyin.errors import BudgetExceeded, RateLimited, ServiceUnavailable
@@ -119,12 +119,12 @@ async def test_a_budget_is_never_overshot_and_settles_to_what_was_spent(
 
 @pytest.fixture
 async def meter(valkey_server: ValkeyServer) -> Any:
-    meter = Meter(valkey_server.url)
+    meter = RequestMeter(valkey_server.url)
     yield meter
     await meter.close()
 
 
-async def test_leases_bound_what_runs_at_the_same_time(meter: Meter) -> None:
+async def test_leases_bound_what_runs_at_the_same_time(meter: RequestMeter) -> None:
     limit = Limit(subject="user:lease", concurrent_requests=2)
     first, _ = [await meter.admit([limit], owner="a") for _ in range(2)]
     with pytest.raises(RateLimited, match="concurrent requests") as refused:
@@ -145,7 +145,7 @@ async def test_leases_bound_what_runs_at_the_same_time(meter: Meter) -> None:
         await meter.admit([limit], owner="a")
 
 
-async def test_a_refusal_by_one_limit_takes_nothing_from_the_others(meter: Meter) -> None:
+async def test_a_refusal_by_one_limit_takes_nothing_from_the_others(meter: RequestMeter) -> None:
     wide = Limit(subject="owner:wide", requests_per_minute=100)
     narrow = Limit(subject="key:narrow", requests_per_minute=1)
     admission = await meter.admit([narrow, wide], owner="b")
@@ -164,7 +164,9 @@ async def test_a_refusal_by_one_limit_takes_nothing_from_the_others(meter: Meter
     assert left[b"ratelimit-remaining"] == b"98"
 
 
-async def test_tokens_are_reserved_by_estimate_and_settle_to_what_was_used(meter: Meter) -> None:
+async def test_tokens_are_reserved_by_estimate_and_settle_to_what_was_used(
+    meter: RequestMeter,
+) -> None:
     limit = Limit(subject="key:tokens", tokens_per_minute=1_000)
     first = await meter.admit([limit], owner="c", tokens=900)
     with pytest.raises(RateLimited):
@@ -182,7 +184,7 @@ async def test_tokens_are_reserved_by_estimate_and_settle_to_what_was_used(meter
     await eventually(fits)
 
 
-async def test_free_models_answer_after_the_budget_is_spent(meter: Meter) -> None:
+async def test_free_models_answer_after_the_budget_is_spent(meter: RequestMeter) -> None:
     limit = Limit(subject="key:broke", usd_per_month=Decimal(0))
     with pytest.raises(BudgetExceeded) as refused:
         await meter.admit([limit], owner="d", usd=Decimal("0.000000001"))
@@ -193,7 +195,7 @@ async def test_free_models_answer_after_the_budget_is_spent(meter: Meter) -> Non
 
 
 async def test_a_settlement_that_comes_twice_gives_nothing_back_twice(
-    meter: Meter, valkey_server: ValkeyServer
+    meter: RequestMeter, valkey_server: ValkeyServer
 ) -> None:
     limit = Limit(subject="key:twice", usd_per_day=Decimal(1), usd_per_month=Decimal(1))
     admission = await meter.admit([limit], owner="h", usd=Decimal("0.8"))
@@ -216,7 +218,7 @@ async def test_a_settlement_that_comes_twice_gives_nothing_back_twice(
 
 
 async def test_a_client_that_leaves_while_it_is_counted_leaves_nothing_behind(
-    meter: Meter, valkey_server: ValkeyServer
+    meter: RequestMeter, valkey_server: ValkeyServer
 ) -> None:
     limit = Limit(subject="key:left", usd_per_day=Decimal(1), concurrent_requests=1)
     asking = asyncio.create_task(meter.admit([limit], owner="e", usd=Decimal(1)))
@@ -240,7 +242,7 @@ async def test_late_reservations_of_a_hanging_valkey_are_released(tmp_path: Path
     server = ValkeyServer(tmp_path)
     process = server._process
     assert process is not None
-    meter = Meter(server.url)
+    meter = RequestMeter(server.url)
     try:
         (await meter.admit([limit], owner="i", usd=Decimal(1))).release()
         await asyncio.gather(*meter._settling)
@@ -266,7 +268,9 @@ async def test_late_reservations_of_a_hanging_valkey_are_released(tmp_path: Path
 
 @pytest.mark.parametrize("fail_open", [True, False])
 async def test_without_valkey_the_settings_decide(fail_open: bool) -> None:
-    meter = Meter("redis://127.0.0.1:1/0", rates_fail_open=fail_open, budgets_fail_open=fail_open)
+    meter = RequestMeter(
+        "redis://127.0.0.1:1/0", rates_fail_open=fail_open, budgets_fail_open=fail_open
+    )
     for limit, usd in (
         (Limit(subject="key:r", requests_per_minute=1), Decimal(0)),
         (Limit(subject="key:b", usd_per_day=Decimal(1)), Decimal(1)),
@@ -297,7 +301,7 @@ async def test_a_limit_that_many_set_at_once_is_one_of_theirs(database_url: str)
 
 
 async def test_callers_without_limits_cost_no_round_trip() -> None:
-    meter = Meter("redis://127.0.0.1:1/0", rates_fail_open=False)
+    meter = RequestMeter("redis://127.0.0.1:1/0", rates_fail_open=False)
     jobs_only = Limit(subject="key:j", open_jobs=3)
     admission = await meter.admit([jobs_only], owner="g", usd=Decimal(5))
     admission.release()

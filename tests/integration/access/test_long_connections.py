@@ -104,7 +104,7 @@ async def test_proxied_connections_end_with_their_key(path: str) -> None:
                     async with asyncio.timeout(PROMISED_SECONDS):
                         message = await socket.receive()
                     told = (message.type, message.data, message.extra)
-                    reason = "invalid_api_key: the key or the session has ended"
+                    reason = "invalid_api_key: the API key or the session of this connection has ended; authenticate again"
                     assert told == (WSMsgType.CLOSE, 1008, reason)
             else:
                 begun = asyncio.Event()

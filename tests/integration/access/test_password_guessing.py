@@ -128,7 +128,7 @@ async def test_guesses_are_bounded_at_an_account_and_from_an_address(
     free, every = 6, 0.5
     pace, none = AttemptRate(free, every), AttemptRate(1_000_000, every)
     bounds = {"address": pace, "account": none} if address else {"account": pace}
-    monkeypatch.setattr(throttle, "rates", AttemptRates(pair=none, timeout=3.0, **bounds))
+    monkeypatch.setattr(throttle, "rates", AttemptRates(pair=none, timeout_seconds=3.0, **bounds))
     emails = [f"{secrets.token_hex(6)}@example.com" for _ in range(20 if address else 1)]
     began = time.monotonic()
     answers = await asyncio.gather(
@@ -159,7 +159,7 @@ async def test_right_password_is_never_throttled(accounts: AccountsApp) -> None:
 
 async def test_a_turn_is_one_of_all_replicas(valkey_server: ValkeyServer) -> None:
     """Two processes share the pace; each serves its newest and its oldest in turns."""
-    rates = AttemptRates(timeout=3600)
+    rates = AttemptRates(timeout_seconds=3600)
     one, two = (Throttle(valkey_server.url, rates=rates) for _ in "12")
     key = ThrottleKey(f"test {secrets.token_hex(8)}", AttemptRate(1, 0.2))
     await one.acquire(key)
@@ -182,7 +182,7 @@ async def test_a_turn_is_one_of_all_replicas(valkey_server: ValkeyServer) -> Non
         await eventually(lambda: len(one._waiting) == len(waiting))
     await asyncio.gather(*waiting)
     assert order == [2, 0, 1]
-    hasty = Throttle(valkey_server.url, rates=AttemptRates(timeout=0.0))
+    hasty = Throttle(valkey_server.url, rates=AttemptRates(timeout_seconds=0.0))
     with pytest.raises(TooManyAttempts):
         await hasty.acquire(key, key)
     for throttle in (one, two, hasty):

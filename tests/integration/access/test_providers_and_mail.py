@@ -210,7 +210,7 @@ async def test_a_forged_identity_token_proves_nothing(
         case _:
             token = jwt.encode(claims, rsa.generate_private_key(65537, 2048), "RS256", headers)
     with pytest.raises(InvalidCredentials):
-        await open_id._claims(known, token)
+        await open_id._verify_id_token(known, token)
 
 
 async def test_without_the_accounts_app_its_tokens_and_keys_open_the_others(

@@ -19,7 +19,7 @@ from typing import Any
 import aiohttp
 from PIL import Image
 
-from moyin.render.protocol.binary import frame_type, image_metadata
+from moyin.render.protocol.binary import parse_image_metadata, read_frame_type
 
 __all__ = ["Recorder", "Scene"]
 
@@ -204,12 +204,12 @@ def _is_end(event: Mapping[str, Any]) -> bool:
 
 
 def _binary(frame: bytes) -> dict[str, Any]:
-    about, start = image_metadata(frame)
+    about, start = parse_image_metadata(frame)
     start = start if about else 8
     picture = _pixels(Image.open(BytesIO(frame[start:])))
     head = "" if about else frame[4:8].hex()
     return {
-        "type": f"binary {frame_type(frame)}",
+        "type": f"binary {read_frame_type(frame)}",
         "about": about,
         "format": head,
         "picture": picture,

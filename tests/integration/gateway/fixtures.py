@@ -21,8 +21,8 @@ from temporalio.worker import Worker
 
 from deployments.gateway.app import GatewayServices, new_app
 from deployments.gateway.frontend import FrontendFiles
-from moyin.access.gatekeeper import new_authenticator
-from moyin.access.gatekeeper.identity import service_token_factory
+from moyin.access.gatekeeper import create_authenticator
+from moyin.access.gatekeeper.identity import create_service_token_factory
 from moyin.access.gatekeeper.observation import NoObserver
 from moyin.client.gateway import GatewayClient
 from moyin.comfy_api.admission import GraphAdmission
@@ -37,17 +37,17 @@ from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
 from moyin.jobs.step_client import StepClient
-from moyin.jobs.webhooks.sender import WebhookSender
+from moyin.jobs.webhooks import WebhookSender
 from moyin.jobs.workflows.activities import JobActivities
-from moyin.jobs.workflows.client import Temporal
+from moyin.jobs.workflows.client import TemporalConnection
 from moyin.jobs.workflows.launcher import JobLauncher
 from moyin.jobs.workflows.status_writer import JobStatusWriter
-from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, render_queue
+from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, get_render_queue
 from moyin.jobs.workflows.worker import JobRunner, Sweeper
 from moyin.proxy import Proxy
-from moyin.render.comfyui.pool_client import PoolAnswer
+from moyin.render.comfyui.pool_client import PoolResponse
 from moyin.render.imaging import PictureConverter, PictureProcesses
-from moyin.render.templates.catalog import SHIPPED, Catalog
+from moyin.render.templates.catalog import SHIPPED_FOLDER, TemplateCatalog
 from moyin.settings import Settings
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
@@ -116,10 +116,10 @@ class SaidByPools:
     def __init__(self) -> None:
         self.said = {"/object_info": b'{"EmptyImage": {"input": {}}}'}
 
-    async def get(self, pool: str, path: str) -> PoolAnswer:
+    async def get(self, pool: str, path: str) -> PoolResponse:
         if not self.said:
             raise ServiceUnavailable("no pool is up")
-        return PoolAnswer(version="1", state="up", content=self.said.get(path))
+        return PoolResponse(version="1", state="up", content=self.said.get(path))
 
     async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
         return {pool: self.said[path]} if path in self.said else {}
@@ -137,7 +137,7 @@ class Farm:
         self.services = services
         self.pools = ["default", "fast"]
         self.settings = Settings(data=folder)
-        self.templates = Catalog((SHIPPED,))
+        self.templates = TemplateCatalog((SHIPPED_FOLDER,))
         self.validator: Any = AnyGraph()
         self.pools_say = SaidByPools()
         self.networks = "127.0.0.0/8"
@@ -154,14 +154,16 @@ class Farm:
         enter = self._stack.enter_async_context
         self.database = Database(f"sqlite:///{self._folder / 'moyin.db'}")
         self._stack.push_async_callback(self.database.close)
-        await self.database.ready()
+        await self.database.ensure_schema()
         self.jobs = JobStore(self.database)
         self.blobs = BlobStore(self.artifacts_url)
         self.events = EventStore(self._valkey.url, retention=RETENTION)
         self._stack.push_async_callback(self.events.close)
         self.frames = FrameStore(self._valkey.url)
         self._stack.push_async_callback(self.frames.close)
-        self.temporal = Temporal(self._temporal_server.address, NAMESPACE, retention=RETENTION)
+        self.temporal = TemporalConnection(
+            self._temporal_server.address, NAMESPACE, retention=RETENTION
+        )
         self.launcher = JobLauncher(jobs=self.jobs, temporal=self.temporal)
         self._stack.push_async_callback(self.launcher.close)
         self.key = (await KeyStore(self.database).create("ann", "test"))[1]
@@ -183,7 +185,7 @@ class Farm:
         """Start a worker; returns what stops it."""
         enter = self._stack.enter_async_context
         gateway = GatewayClient(
-            self.services_url, token_for=service_token_factory(SIGNING_KEY, "jobs")
+            self.services_url, token_for=create_service_token_factory(SIGNING_KEY, "jobs")
         )
         sender = WebhookSender(signing_key=SIGNING_KEY, networks=AllowedNetworks(self.networks))
         runner = JobRunner(
@@ -219,10 +221,10 @@ class Farm:
         self, render_step: Callable[..., Any], pool: str = "default"
     ) -> AsyncIterator[None]:
         """A worker of a pool's queue that renders with the activity ``render_step``."""
-        client: Client = await self.temporal.client()
+        client: Client = await self.temporal.get_client()
         async with Worker(
             client,
-            task_queue=render_queue(pool),
+            task_queue=get_render_queue(pool),
             activities=[render_step],
             max_heartbeat_throttle_interval=HEARTBEAT_INTERVAL,
         ):
@@ -343,7 +345,7 @@ class Farm:
             admission=admission,
             frontend=FrontendFiles(lambda: find_frontend(self.settings)),
             proxy=self.proxy,
-            authenticator=new_authenticator(self.database, SIGNING_KEY),
+            authenticator=create_authenticator(self.database, SIGNING_KEY),
             observer=NoObserver(),
             checks={
                 "database": self.database.ping,

@@ -27,8 +27,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from moyin.render.templates.catalog import SHIPPED, read_folders
-from moyin.render.templates.response import template_body
+from moyin.render.templates.catalog import SHIPPED_FOLDER, read_templates
+from moyin.render.templates.response import to_response_body
 from moyin.settings import Settings
 from tests.integration.access.fixtures import (
     PASSWORD,
@@ -144,7 +144,7 @@ async def _template_gateway() -> AsyncIterator[str]:
         "cached": False,
         "cost_usd": 0,
     }
-    swatch = template_body(read_folders([SHIPPED]).find("swatch", "template"))
+    swatch = to_response_body(read_templates([SHIPPED_FOLDER]).find("swatch", "template"))
 
     async def template(request: web.Request) -> web.Response:
         return web.Response(text=swatch.model_dump_json(), content_type="application/json")

@@ -10,15 +10,14 @@ from typing import Any
 import aiohttp
 import pytest
 
-from moyin.domain.limits import Limit
-from moyin.domain.pools import PoolRules
+from moyin.domain.limits import Limit, PoolRules
 from moyin.domain.serialization import encode
-from moyin.render.comfyui.pool_client import RULES, PoolAnswer
+from moyin.render.comfyui.pool_client import RULES_PATH, PoolResponse
 from moyin.store.limits import LimitStore
 from tests.integration.gateway.fixtures import Farm, SaidByPools, Services
 from tests.integration.servers import TemporalServer, ValkeyServer
 
-NODES = {
+NODES_PATH = {
     name: {"input": {}, "output": [], "output_node": True}
     for name in ("EmptyImage", "Secret", "SaveLoRA")
 }
@@ -33,13 +32,13 @@ class Pools(SaidByPools):
         "fast": PoolRules(tenants=("ann",), deny=("Secret", "SaveLoRA"))
     }
 
-    async def get(self, pool: str, path: str) -> PoolAnswer:
+    async def get(self, pool: str, path: str) -> PoolResponse:
         content = None
-        if path == RULES:
+        if path == RULES_PATH:
             content = encode(self.rules.get(pool, PoolRules()))
         elif path == "/object_info":
-            content = json.dumps({**NODES, "Load": LOAD}).encode()
-        return PoolAnswer(version="1", state="up", content=content)
+            content = json.dumps({**NODES_PATH, "Load": LOAD}).encode()
+        return PoolResponse(version="1", state="up", content=content)
 
 
 @pytest.fixture

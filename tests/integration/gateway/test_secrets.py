@@ -17,8 +17,8 @@ import grpc
 import pytest
 from aiohttp import web
 
-from moyin.access.gatekeeper import mint_token
-from moyin.access.gatekeeper.links import new_file_link
+from moyin.access.gatekeeper import create_service_token
+from moyin.access.gatekeeper.tokens import create_file_link
 from moyin.jobs.grpc import moyin_pb2 as pb
 from moyin.jobs.grpc.moyin_pb2_grpc import MoyinStub
 from moyin.proxy.identity import derive_route_secret
@@ -111,7 +111,7 @@ async def test_no_log_holds_a_secret(
     logged, syslog = _logged(gateway), _received(haproxy_log)
     assert logged.count(marker.encode()) >= 3, "the access log"
     for app in ("gateway", "accounts", "models"):
-        assert marker in gateway.layout.app_logs(app)[-1].read_text(), app
+        assert marker in gateway.layout.list_app_logs(app)[-1].read_text(), app
     assert syslog.count(b"GET") > 20, (len(syslog), syslog[:500])
     leaks = [
         where
@@ -187,7 +187,7 @@ async def _tokens(client: Session) -> None:
         if turn == 0:
             player = await call("POST", "/accounts/refresh", json={"refresh_token": refresh})
     await call("POST", "/accounts/refresh", 401, json={"refresh_token": refresh[:-1]})
-    ours = mint_token(told.gateway.settings.signing_key(), "admin", "jobs")
+    ours = create_service_token(told.gateway.settings.signing_key(), "admin", "jobs")
     told.note("a service's token", ours)
     await call("GET", "/jobs", headers={"authorization": f"Bearer {ours}"})
 
@@ -221,7 +221,7 @@ async def _links(client: Session) -> None:
         "link": client.told.gateway.settings.signing_key(),
         "wrong link": secrets.token_bytes(32),
     }.items():
-        link = new_file_link(key, "admin", kept["id"], "a.txt", 60)
+        link = create_file_link(key, "admin", kept["id"], "a.txt", 60)
         client.told.note(where, link.split("/")[3])
         await client.call("GET", link, 200 if where == "link" else 401)
 

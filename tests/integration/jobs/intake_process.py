@@ -12,7 +12,7 @@ from typing import Any
 from deployments.intake.config import IntakeArgs
 from deployments.intake.deployment import open_workers
 from moyin.errors import ServiceUnavailable
-from moyin.render.comfyui.pool_client import PoolAnswer
+from moyin.render.comfyui.pool_client import PoolResponse
 from moyin.settings import Settings
 
 
@@ -29,7 +29,7 @@ class NoPool:
     def __init__(self, pools: Sequence[str]) -> None:
         self.pools = pools
 
-    async def get(self, pool: str, path: str) -> PoolAnswer:
+    async def get(self, pool: str, path: str) -> PoolResponse:
         raise ServiceUnavailable("no pool is up")
 
     async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:

@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from moyin.jobs.grpc import moyin_pb2 as pb
 from moyin.jobs.grpc.moyin_pb2_grpc import MoyinStub
-from moyin.system.processes import find
+from moyin.system.processes import find_processes
 from tests.chaos.graphs import picture, sleepy
 from tests.stack import Measured, RunningStack
 
@@ -163,7 +163,7 @@ async def test_grpc_listens_on_loopback_only(gateway: RunningStack, stub: MoyinS
     ours = {ports.grpc, ports.fallback_grpc, *range(ports.replicas, ports.replicas + 200)}
     found = {
         (connection.laddr.ip, connection.laddr.port)
-        for process in find(str(gateway.data))
+        for process in find_processes(str(gateway.data))
         for connection in process.net_connections("tcp")
         if connection.status == psutil.CONN_LISTEN and connection.laddr.port in ours
     }

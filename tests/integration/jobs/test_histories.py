@@ -65,7 +65,7 @@ async def test_every_kind_of_end_replays(working_farm: Farm) -> None:
         await farm.until(job_id)
     ids["webhook"] = f"webhook-{ids['succeeded']}-1"
     await eventually(lambda: farm.services.count("/hook"))
-    client = await farm.temporal.client()
+    client = await farm.temporal.get_client()
     replayer = Replayer(workflows=[JobWorkflow, WebhookWorkflow], data_converter=DATA_CONVERTER)
     for name, workflow_id in ids.items():
         handle = client.get_workflow_handle(workflow_id)

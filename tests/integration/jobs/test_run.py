@@ -19,9 +19,9 @@ from moyin.domain.artifact import Artifact
 from moyin.domain.job import StepResult
 from moyin.errors import JobNotFound, RenderFailed, WorkerLost
 from moyin.jobs.workflows.failures import to_application_error
-from moyin.jobs.workflows.steps import heartbeating, load_step, save_output
-from moyin.jobs.workflows.types import StepDone, StepInput
-from moyin.store.artifacts import step_artifact_id
+from moyin.jobs.workflows.step_io import load_step, save_output, send_heartbeats
+from moyin.jobs.workflows.types import StepInput, StepOutcome
+from moyin.store.artifacts import derive_step_artifact_id
 from tests.integration.gateway.fixtures import Farm
 from tests.waiting import eventually
 
@@ -68,7 +68,7 @@ class Renderer:
         self.cancelled = 0
 
     @activity.defn
-    async def render_step(self, step: StepInput) -> StepDone:
+    async def render_step(self, step: StepInput) -> StepOutcome:
         try:
             await self.farm.jobs.find(step.job_id)
         except JobNotFound as error:
@@ -76,7 +76,7 @@ class Renderer:
             raise to_application_error(error) from error
         self.tries += 1
         self.started.set()
-        async with heartbeating():
+        async with send_heartbeats():
             try:
                 await self.hold.wait()
             except asyncio.CancelledError:
@@ -88,7 +88,7 @@ class Renderer:
         self.seen.append(graph)
         picture = b"\x89PNG\r\n\x1a\n" + step.job_id.encode()
         artifact = Artifact(
-            id=step_artifact_id(step.job_id, step.index, 0),
+            id=derive_step_artifact_id(step.job_id, step.index, 0),
             name="a.png",
             media_type="image/png",
             size=len(picture),
@@ -99,7 +99,7 @@ class Renderer:
             index=step.index, output=output, artifacts=(artifact,), cost_usd=Decimal("0.5"),
             backend=activity.info().activity_type,
         )  # fmt: skip
-        return StepDone(result=result)
+        return StepOutcome(result=result)
 
 
 @pytest.fixture
@@ -381,7 +381,7 @@ async def test_a_killed_worker_is_replaced_from_the_checkpoint(farm: Farm) -> No
 
 async def test_priority_and_owner_reach_temporal(farm: Farm) -> None:
     job = await farm.submit({**CHAT, "priority": 1})
-    client = await farm.temporal.client()
+    client = await farm.temporal.get_client()
     described = await client.get_workflow_handle(job["id"]).describe()
     priority = described.raw_description.workflow_execution_info.priority
     assert (priority.fairness_key, priority.fairness_weight) == ("1:ann", 16.0)

@@ -151,7 +151,7 @@ async def test_a_name_that_leads_inside_is_not_called(
     hook, url = receiver
     job = await farm.submit({**CHAT, "webhook": url.replace("127.0.0.1", "localhost")})
     assert (await farm.until(job["id"]))["status"] == "succeeded"
-    client = await farm.temporal.client()
+    client = await farm.temporal.get_client()
     handle = client.get_workflow_handle(f"webhook-{job['id']}-1")
     # It is started just after the job's end.
     query = f"WorkflowId = '{handle.id}'"

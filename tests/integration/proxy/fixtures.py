@@ -12,15 +12,14 @@ import uvicorn
 
 from deployments.gateway.app import ProxyOrApp
 from deployments.gateway.config import GatewayConfig
-from moyin.access.gatekeeper import Gatekeeper, problem_details
-from moyin.access.gatekeeper.addresses import TrustedProxies
-from moyin.access.gatekeeper.asgi import Receive, Scope, Send
-from moyin.access.gatekeeper.limits import Meter
+from moyin.access.gatekeeper import Gatekeeper, render_problem_details
+from moyin.access.gatekeeper.asgi import Receive, Scope, Send, TrustedProxies
+from moyin.access.gatekeeper.limits import RequestMeter
 from moyin.access.gatekeeper.observation import NoObserver
 from moyin.domain.identity import Identity
 from moyin.errors import RouteNotFound
 from moyin.proxy import Proxy
-from moyin.testing.identities import StaticAuthenticator
+from moyin.testing.fakes import StaticAuthenticator
 from tests.waiting import eventually
 
 SIGNING_KEY = b"0123456789abcdef0123456789abcdef"
@@ -61,7 +60,7 @@ class ProxyServer:
 
 @asynccontextmanager
 async def proxy_serving(
-    *routes: dict[str, Any], meter: Meter | None = None, trusted_proxies: str = ""
+    *routes: dict[str, Any], meter: RequestMeter | None = None, trusted_proxies: str = ""
 ) -> AsyncIterator[ProxyServer]:
     proxy = Proxy(
         signing_key=SIGNING_KEY, meter=meter, trusted_proxies=TrustedProxies(trusted_proxies)
@@ -72,7 +71,7 @@ async def proxy_serving(
         ProxyOrApp(proxy, guarded=proxy, app=_own),
         service="gateway",
         authenticator=keys,
-        errors=problem_details,
+        errors=render_problem_details,
         max_body_bytes=MAX_BODY_BYTES,
         observer=NoObserver(),
     )

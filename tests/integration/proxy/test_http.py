@@ -14,7 +14,7 @@ import jwt
 import pytest
 from yarl import URL
 
-from moyin.access.gatekeeper.limits import Meter
+from moyin.access.gatekeeper.limits import RequestMeter
 from moyin.http.breaker import Breaker, BreakerState
 from moyin.proxy.headers import build_response_headers
 from moyin.proxy.identity import derive_route_secret
@@ -507,7 +507,7 @@ async def test_a_tenant_s_limit_is_exact_in_all_replicas(
     upstream: str, valkey_server: ValkeyServer
 ) -> None:
     limited = route(upstream, limits={"requests_per_minute": 5})
-    meters = [Meter(valkey_server.url) for _ in range(2)]
+    meters = [RequestMeter(valkey_server.url) for _ in range(2)]
     async with (
         proxy_serving(limited, meter=meters[0]) as one,
         proxy_serving(limited, meter=meters[1]) as two,

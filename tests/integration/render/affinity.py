@@ -10,7 +10,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from benchmarks.scheduling import Farm, Load, fifo
-from moyin.render.scheduling.policy import PendingRender
+from moyin.render.scheduling.rules import PendingRender
 from tests.integration.render.cluster import RenderFarm
 from tests.integration.render.fixtures import loading, sleepy, write_transformers
 from tests.stack import Measured

@@ -28,8 +28,8 @@ from deployments.render.builder import build
 from deployments.render.config import ComfyArgs, RenderArgs
 from moyin.domain.job import JobSpec, JobStatus, Step, StepKind, StepResult
 from moyin.domain.serialization import encode
-from moyin.jobs.workflows.client import Temporal
-from moyin.jobs.workflows.types import HEARTBEAT_TIMEOUT, StepDone, StepInput, render_queue
+from moyin.jobs.workflows.client import TemporalConnection
+from moyin.jobs.workflows.types import HEARTBEAT_TIMEOUT, StepInput, StepOutcome, get_render_queue
 from moyin.render.comfyui.install import ComfyUI
 from moyin.settings import Settings
 from moyin.store.artifacts import ArtifactStore
@@ -85,11 +85,11 @@ class RenderOne:
 
     @workflow.run
     async def run(self, step: StepInput) -> StepResult:
-        done: StepDone = await workflow.execute_activity(
+        done: StepOutcome = await workflow.execute_activity(
             "render_step",
             step,
-            task_queue=render_queue("default"),
-            result_type=StepDone,
+            task_queue=get_render_queue("default"),
+            result_type=StepOutcome,
             heartbeat_timeout=HEARTBEAT_TIMEOUT,
             start_to_close_timeout=timedelta(minutes=10),
             retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=500)),
@@ -208,10 +208,10 @@ async def render_farm(
         monkeypatch.setenv(f"MOYIN_{name}", str(value))
     settings = Settings()
     database = Database(settings.sql_url)
-    await database.ready()
+    await database.ensure_schema()
     events = EventStore(settings.redis_url, retention=timedelta(hours=1))
-    temporal = Temporal(temporal_server.address, namespace, retention=timedelta(days=1))
-    client = await temporal.client()
+    temporal = TemporalConnection(temporal_server.address, namespace, retention=timedelta(days=1))
+    client = await temporal.get_client()
     farm = RenderFarm(
         comfyui=comfyui,
         settings=settings,

@@ -23,7 +23,7 @@ from actors.placement import NAMESPACE
 from moyin.domain.job import EventType
 from moyin.render.comfyui.client import ComfyClient
 from moyin.render.comfyui.install import ComfyUI
-from moyin.render.comfyui.paths import HostPaths
+from moyin.render.comfyui.paths import HostPathFilter
 from tests.integration.render.affinity import (
     models_stay_loaded_and_nobody_starves,
     with_large_models,
@@ -256,7 +256,9 @@ async def _prompts_so_far(pid: int) -> float:
     with tempfile.TemporaryDirectory() as short:
         # The path of a socket may have 107 characters.
         (Path(short) / "folder").symlink_to(folder)
-        async with ComfyClient(f"{short}/folder/comfyui.sock", "counter", HostPaths({})) as client:
+        async with ComfyClient(
+            f"{short}/folder/comfyui.sock", "counter", HostPathFilter({})
+        ) as client:
             return (await client.submit(str(uuid.uuid4()), picture())).number
 
 

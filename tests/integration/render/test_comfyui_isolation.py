@@ -23,11 +23,11 @@ import pytest_asyncio
 from moyin.domain.artifact import Artifact
 from moyin.domain.renderer import RenderRequest, RenderSucceeded
 from moyin.errors import MoyinError
-from moyin.render.comfyui.client import NoAnswer
+from moyin.render.comfyui.client import NoResponse
 from moyin.render.comfyui.options import ComfyOptions
-from moyin.render.comfyui.paths import HostPaths
+from moyin.render.comfyui.paths import HostPathFilter
 from moyin.render.comfyui.renderer import ComfyRenderer
-from moyin.render.protocol.graph import input_name
+from moyin.render.protocol.graph import make_input_name
 from moyin.store.blobs import BlobStore
 from tests.integration.render.fixtures import blobs, options, picture
 from tests.integration.render.hostile import attempt, finding, write_hostile_nodes
@@ -123,7 +123,7 @@ async def given_input(renderer: ComfyRenderer, content: bytes) -> dict[str, str]
     """An input file of a prompt, in the artifact store."""
     sha256 = await renderer._blobs.put(content)
     file = Artifact(id="a", name="a.png", media_type="image/png", size=1, sha256=sha256)
-    return {input_name(file): sha256}
+    return {make_input_name(file): sha256}
 
 
 async def test_it_reads_no_file_of_the_stack_or_the_machine(
@@ -221,7 +221,7 @@ async def test_it_writes_nowhere_but_in_its_own_folders(
     assert await tried(hostile, _WRITE, places) == []
     own = [str(path) for path in hostile._folder.writable]
     # What a node says comes without the machine's paths.
-    names = HostPaths.of(hostile._options)
+    names = HostPathFilter.for_process(hostile._options)
     assert await tried(hostile, _WRITE, own) == [names.hide_known(path) for path in own]
 
 
@@ -422,7 +422,7 @@ files = [{{"filename": filename, "subfolder": subfolder, "type": "output"}}]
 """
     given: dict[str, Any] = {"secret": str(stack / "secret"), "folder": str(stack), "name": name}
     # The renderer tries it again without ComfyUI's cache, then gives up.
-    with pytest.raises(MoyinError, match="vanished"):
+    with pytest.raises(MoyinError, match="does not exist"):
         await done(hostile, attempt(code, given))
     assert (await done(hostile, picture())).files, "the next prompt is rendered"
     assert not [
@@ -485,7 +485,7 @@ async def test_a_prompt_that_forges_its_end_fails_only_itself(
     try:
         await done(renderer, attempt(_ESCAPE))
         before = (await renderer.status()).pid
-        with pytest.raises(NoAnswer) as lost:
+        with pytest.raises(NoResponse) as lost:
             await done(renderer, picture())
         # It is worth another try, and not held against the prompt.
         assert lost.value.retryable

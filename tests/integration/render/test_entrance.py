@@ -12,9 +12,9 @@ from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from deployments.render.worker import set_owner_weights
-from moyin.jobs.workflows.client import Temporal
-from moyin.jobs.workflows.launcher import priority_of
-from moyin.jobs.workflows.types import HEARTBEAT_TIMEOUT, render_queue
+from moyin.jobs.workflows.client import TemporalConnection
+from moyin.jobs.workflows.launcher import get_job_priority
+from moyin.jobs.workflows.types import HEARTBEAT_TIMEOUT, get_render_queue
 from moyin.store.jobs import Launch
 from tests.integration.servers import TemporalServer
 
@@ -31,7 +31,7 @@ class Enter:
         await workflow.execute_activity(
             "enter",
             name,
-            task_queue=render_queue(_POOL),
+            task_queue=get_render_queue(_POOL),
             start_to_close_timeout=HEARTBEAT_TIMEOUT,
         )
 
@@ -67,7 +67,9 @@ async def test_an_owner_of_more_weight_gets_in_more_often(temporal_server: Tempo
 
 async def _client(server: TemporalServer) -> Client:
     namespace = f"entrance-{uuid.uuid4().hex[:8]}"
-    return await Temporal(server.address, namespace, retention=timedelta(days=1)).client()
+    return await TemporalConnection(
+        server.address, namespace, retention=timedelta(days=1)
+    ).get_client()
 
 
 async def _enter(client: Client, asked: list[tuple[str, int]]) -> list[str]:
@@ -81,7 +83,7 @@ async def _enter(client: Client, asked: list[tuple[str, int]]) -> list[str]:
                 owner,
                 id=f"enter-{number}",
                 task_queue=_QUEUE,
-                priority=priority_of(_launch(owner, priority)),
+                priority=get_job_priority(_launch(owner, priority)),
             )
             for number, (owner, priority) in enumerate(asked)
         ]
@@ -89,7 +91,7 @@ async def _enter(client: Client, asked: list[tuple[str, int]]) -> list[str]:
         entrance = Entrance()
         async with Worker(
             client,
-            task_queue=render_queue(_POOL),
+            task_queue=get_render_queue(_POOL),
             activities=[entrance.enter],
             max_concurrent_activities=1,
         ):

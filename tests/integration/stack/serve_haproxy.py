@@ -91,7 +91,7 @@ async def launched(folder: Path, apps: Mapping[str, App]) -> AsyncIterator[Ports
     ports = Ports(http=free_port(), grpc=free_port())
     config = written(folder, apps, ports)
     # As Serve's child finds them.
-    environ = ray.ray_environ()
+    environ = ray.build_ray_environ()
     process = await asyncio.create_subprocess_exec(
         "sh", environ["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", config,
         env={**os.environ, **environ},

@@ -81,7 +81,7 @@ async def _haproxy(folder: Path, service: int) -> AsyncIterator[int]:
     config.write_text(_CONFIG.format(port=port, service=service))
     launcher = Path(ray.__file__).with_name("haproxy.sh")
     process = await asyncio.create_subprocess_exec(
-        "sh", launcher, "-db", "-f", config, env={**os.environ, **ray.ray_environ()}
+        "sh", launcher, "-db", "-f", config, env={**os.environ, **ray.build_ray_environ()}
     )
     try:
         await eventually(lambda: listens(port))

@@ -171,7 +171,7 @@ async def test_grpc_before_the_first_app(application: str | None, nowhere: Ports
     trailers = dict(failure.trailing_metadata() or ())
     assert trailers["x-request-id"] == "mine"
     fault = Fault(failure.code(), "service_unavailable", STARTING, retry_after=5)
-    assert trailers["grpc-status-details-bin"] == fault.details().SerializeToString()
+    assert trailers["grpc-status-details-bin"] == fault.to_status().SerializeToString()
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ import yaml
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 
-from moyin.stack.web import send_request
-from moyin.system.processes import find
+from moyin.stack.service import send_request
+from moyin.system.processes import find_processes
 from tests.stack import Measured, RunningStack
 from tests.waiting import eventually_blocking
 
@@ -89,7 +89,7 @@ def test_public_ports_listen_on_loopback(stack: RunningStack) -> None:
     }
     listening = {
         (connection.laddr.ip, connection.laddr.port)
-        for process in find(str(stack.data))
+        for process in find_processes(str(stack.data))
         for connection in process.net_connections("tcp")
         if connection.status == psutil.CONN_LISTEN and connection.laddr.port in private
     }
@@ -160,7 +160,7 @@ async def test_the_namespace_keeps_jobs_as_long_as_the_setting_says(stack: Runni
 def test_the_first_key_is_kept_private_and_only_a_digest_is_stored(stack: RunningStack) -> None:
     assert stack.layout.profile.stat().st_mode & 0o777 == 0o600
     assert stack.api_key.encode() not in (stack.data / "moyin.db").read_bytes()
-    log = stack.layout.log("supervisor").read_text()
+    log = stack.layout.get_log_path("supervisor").read_text()
     assert stack.api_key not in log
 
 

@@ -123,7 +123,7 @@ async def test_a_large_file_goes_in_parts(blobs: BlobStore, tmp_path: Path) -> N
     await blobs.copy_to(blob.sha256, tmp_path / "copy")
     assert (await blobs.put_file(tmp_path / "copy")) == blob
     border = 32 * 1024 * 1024
-    part = [c async for c in blobs.read(blob.sha256, start=border - 2, end=border + 2)]
+    part = [c async for c in blobs.read_chunks(blob.sha256, start=border - 2, end=border + 2)]
     assert b"".join(part) == b"\x1f\x1f\x20\x20"
 
 
@@ -236,8 +236,8 @@ async def _fails(blobs: BlobStore, folder: Path) -> None:
         blobs.get(digest),
         blobs.exists(digest),
         blobs.copy_to(digest, folder / "copy"),
-        anext(blobs.read(digest)),
-        anext(blobs.read(digest, end=1)),
+        anext(blobs.read_chunks(digest)),
+        anext(blobs.read_chunks(digest, end=1)),
     ):
         with pytest.raises(ServiceUnavailable):
             await attempt

@@ -71,26 +71,26 @@ async def test_an_answer_that_comes_too_late_expires_as_well(
 
 async def test_there_is_room_for_so_many(store: ComparisonStore, valkey: Any) -> None:
     for name in ("a", "b"):
-        assert await store.has_room("ada")
+        assert await store.has_capacity("ada")
         await store.add(name, "ada", b"x")
-    assert not await store.has_room("ada")
+    assert not await store.has_capacity("ada")
     await store.remove("a")
-    assert await store.has_room("ada")
+    assert await store.has_capacity("ada")
     await store.add("a", "ada", b"x")
     # What has expired takes no room.
     await valkey.zadd("moyin:judge:open", {"b": 1})
     await valkey.zadd("moyin:judge:open:ada", {"b": 1})
-    assert await store.has_room("ada")
+    assert await store.has_capacity("ada")
 
 
 async def test_one_tenant_cannot_use_every_place(valkey: Any, valkey_server: ValkeyServer) -> None:
     store = ComparisonStore(valkey_server.url, secret=SECRET, capacity=10, capacity_per_tenant=2)
     for name in ("a", "b"):
         await store.add(name, "ada", b"x")
-    assert not await store.has_room("ada")
-    assert await store.has_room("bob")
+    assert not await store.has_capacity("ada")
+    assert await store.has_capacity("bob")
     await store.remove("a")
-    assert await store.has_room("ada")
+    assert await store.has_capacity("ada")
     await store.clear()
     assert await valkey.keys("moyin:judge:*") == []
     await store.close()
@@ -99,7 +99,7 @@ async def test_one_tenant_cannot_use_every_place(valkey: Any, valkey_server: Val
 async def test_an_outage_is_reported() -> None:
     store = ComparisonStore(f"redis://127.0.0.1:{free_port()}/0", secret=SECRET)
     for call in (
-        store.has_room("ada"),
+        store.has_capacity("ada"),
         store.get("a"),
         store.add("a", "ada", b"x"),
         store.remove("a"),

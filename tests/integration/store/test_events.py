@@ -14,7 +14,7 @@ from moyin.domain.job import EventType, JobEvent
 from moyin.errors import InvalidRequest
 from moyin.store import hub as hub_module
 from moyin.store.events import EventStore
-from moyin.store.hub import EventHub, SlowConsumer, Watch
+from moyin.store.hub import EventHub, SlowConsumer, Subscription
 from tests.integration.servers import ValkeyServer
 
 
@@ -39,7 +39,7 @@ async def hub(valkey: ValkeyServer) -> AsyncIterator[EventHub]:
     await hub.close()
 
 
-async def take(watch: Watch[JobEvent], count: int) -> list[int]:
+async def take(watch: Subscription[JobEvent], count: int) -> list[int]:
     """The next ``count`` events, which come in pieces of any size."""
     taken: list[int] = []
     async with asyncio.timeout(10):
@@ -99,7 +99,7 @@ async def test_fifty_watchers_use_one_reader(store: EventStore, hub: EventHub) -
     for i in range(5):
         await publish(store, f"job{i}", range(10))
     assert await asyncio.gather(*watching) == [list(range(10))] * 50
-    assert hub._watchers == {}
+    assert hub._subscriptions == {}
     assert hub._positions == {}
 
 
@@ -136,7 +136,7 @@ async def test_an_outage_pauses_watchers_and_costs_no_publisher(
         await asyncio.sleep(1.1)  # appendfsync everysec: what was written a second ago is on disk
         valkey.kill()
         await publish(store, "a", range(99, 100))
-        assert store.lost == 1
+        assert store.lost_count == 1
         await asyncio.to_thread(valkey.start)
         await publish(store, "a", range(2, 4))
         assert await take(events, 2) == [2, 3]

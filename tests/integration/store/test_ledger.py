@@ -40,7 +40,7 @@ async def test_entries_that_the_database_refuses_delay_no_others(
     monkeypatch.setattr(usage, "_FLUSH_SECONDS", 0.01)
     monkeypatch.setattr(usage, "_RETRY_SECONDS", 0.01)
     database = Database(database_url)
-    await database.ready()
+    await database.ensure_schema()
     ledger = UsageLedger(database)
     await ledger.start()
     ledger.record(replace(ENTRY, request_id="wrong", **wrong))
@@ -48,5 +48,5 @@ async def test_entries_that_the_database_refuses_delay_no_others(
     await eventually(lambda: ledger.get("ada", "good"))
     await ledger.close()
     if await ledger.get("ada", "wrong") is None:
-        assert "not booked: UsageEntry(request_id='wrong'" in caplog.text
+        assert "not written: UsageEntry(request_id='wrong'" in caplog.text
     await database.close()

@@ -20,7 +20,7 @@ from moyin.store.jobs import JobStore, NewJob
 from moyin.store.keys import KeyStore
 from moyin.store.schema import metadata
 from moyin.store.sql import Database, migrate, now
-from moyin.store.tokens import digest
+from moyin.store.tokens import compute_digest
 from tests.integration.access.fixtures import Postgres
 
 KEY = "moyin_00112233_secret"
@@ -49,7 +49,9 @@ def test_a_database_of_a_development_version_is_refused(empty_url: str) -> None:
     migrate(empty_url)
     asyncio.run(_with(empty_url, _set_revision))
     for down in (False, True):
-        with pytest.raises(StackError, match=r"at schema revision '0005'.*use a new database"):
+        with pytest.raises(
+            StackError, match=r"has the schema revision '0005'.*use that version or a new database"
+        ):
             migrate(empty_url, "base" if down else "head", down=down)
     assert "jobs" in asyncio.run(_with(empty_url, _tables))
 
@@ -78,12 +80,12 @@ async def test_concurrent_jobs_are_opened_up_to_the_limit(jobs: JobStore) -> Non
         return created
 
     assert sorted(await asyncio.gather(*map(submit, range(20)))) == [False] * 15 + [True] * 5
-    opened = [job.id for job in (await jobs.page("studio"))[0]]
+    opened = [job.id for job in (await jobs.list_page("studio"))[0]]
     assert len(opened) == 5
     # A repeat of what was accepted is no new job, whatever the limit.
     number = int(opened[0].removeprefix("job-"))
     assert await submit(number) is False
-    assert len((await jobs.page("studio"))[0]) == 5
+    assert len((await jobs.list_page("studio"))[0]) == 5
 
 
 async def test_jobs_are_found_by_their_labels(jobs: JobStore) -> None:
@@ -98,7 +100,7 @@ async def test_jobs_are_found_by_their_labels(jobs: JobStore) -> None:
         )  # fmt: skip
 
     async def found(**asked: str) -> list[str]:
-        return [job.id for job in (await jobs.page("ann", labels=asked))[0]]
+        return [job.id for job in (await jobs.list_page("ann", labels=asked))[0]]
 
     assert await found(client="acme") == ["job-1", "job-0"]
     assert await found(**{"client": "acme", "run no. 1": "a/b"}) == ["job-0"]
@@ -117,7 +119,7 @@ async def _insert_key(database: Database) -> None:
     statement = sa.text(
         "INSERT INTO api_keys (id, owner, name, digest, created_at) "
         "VALUES ('00112233', 'studio', 'render', :digest, :at)"
-    ).bindparams(sa.bindparam("at", now(), sa.DateTime(timezone=True)), digest=digest(KEY))
+    ).bindparams(sa.bindparam("at", now(), sa.DateTime(timezone=True)), digest=compute_digest(KEY))
     async with database.writing() as connection:
         await connection.execute(statement)
 

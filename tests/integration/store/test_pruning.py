@@ -23,7 +23,7 @@ async def test_many_prune_at_once(
     """As every replica of the workers does, once an hour."""
     monkeypatch.setattr(pruning, "_CHUNK", 3)
     databases = [Database(database_url) for _ in range(3)]
-    await databases[0].ready()
+    await databases[0].ensure_schema()
     past = PastJobs(databases[0], tmp_path / "blobs")
     for index in range(30):
         await past.job(graph=str(index % 7), picture=str(index % 5).encode())
@@ -51,7 +51,7 @@ async def test_the_pruning_lock_excludes_other_connections(database_url: str) ->
 
 async def test_old_jobs_are_pruned_by_an_operator(database_url: str, tmp_path: Path) -> None:
     database = Database(database_url)
-    await database.ready()
+    await database.ensure_schema()
     past = PastJobs(database, tmp_path / "blobs")
     old = [await past.job(graph=str(index)) for index in range(3)]
     young = await past.job(days=1, graph="0")

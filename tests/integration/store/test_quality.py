@@ -27,17 +27,17 @@ def url(tmp_path: Path, request: pytest.FixtureRequest) -> str:
 async def test_only_tenants_that_contribute_are_read(url: str) -> None:
     await asyncio.to_thread(migrate, url)
     database = Database(url)
-    await database.ready()
+    await database.ensure_schema()
     try:
         store = QualityStore(database)
         level = {"qwen3-8b": {"code": 0.5}}
-        await store.save("ada", SavedState(state={}, number=1, levels=level))
-        await store.save("bob", SavedState(state={}, number=1, levels={}))
-        assert await store.levels() == [level]
+        await store.save_state("ada", SavedState(state={}, number=1, levels=level))
+        await store.save_state("bob", SavedState(state={}, number=1, levels={}))
+        assert await store.list_levels() == [level]
         # A later state takes the contribution back, an earlier one changes nothing.
-        await store.save("ada", SavedState(state={}, number=2))
-        await store.save("ada", SavedState(state={}, number=1, levels=level))
-        assert await store.levels() == []
+        await store.save_state("ada", SavedState(state={}, number=2))
+        await store.save_state("ada", SavedState(state={}, number=1, levels=level))
+        assert await store.list_levels() == []
     finally:
         await database.close()
 
@@ -45,7 +45,7 @@ async def test_only_tenants_that_contribute_are_read(url: str) -> None:
 async def test_writes_without_levels_keep_the_stored_levels(url: str) -> None:
     await asyncio.to_thread(migrate, url)
     database = Database(url)
-    await database.ready()
+    await database.ensure_schema()
     store, level = QualityStore(database), {"qwen3-8b": {"code": 0.5}}
     before = sa.table("quality_states", *map(sa.column, ("owner", "state", "number", "updated_at")))
 
@@ -64,11 +64,11 @@ async def test_writes_without_levels_keep_the_stored_levels(url: str) -> None:
         await save("ada", 1)
         await save("bob", 1)
         await save("ada", 2)
-        assert await store.levels() == []
-        await store.save("ada", SavedState(state={}, number=3, levels=level))
+        assert await store.list_levels() == []
+        await store.save_state("ada", SavedState(state={}, number=3, levels=level))
         await save("ada", 4)
-        assert await store.levels() == [level]
-        assert (await store.state("ada") or SavedState(state={}, number=0)).number == 4
+        assert await store.list_levels() == [level]
+        assert (await store.get_state("ada") or SavedState(state={}, number=0)).number == 4
     finally:
         await database.close()
 
@@ -80,22 +80,22 @@ async def test_a_tenant_counts_once_though_it_learns_while_levels_are_read(
     monkeypatch.setattr("moyin.store.quality._PAGE", 2)
     await asyncio.to_thread(migrate, url)
     database = Database(url)
-    await database.ready()
+    await database.ensure_schema()
     store = QualityStore(database)
     try:
         for number in range(4):
             levels = {"qwen3-8b": {"code": float(number)}}
-            await store.save(f"t{number}", SavedState(state={}, number=1, levels=levels))
+            await store.save_state(f"t{number}", SavedState(state={}, number=1, levels=levels))
         read, moved = database.read, [SavedState(state={}, number=2, levels={"a": {"code": 9.0}})]
 
         async def reading(work: Any) -> Any:
             rows = await read(work)
             while moved:
-                await store.save("t0", moved.pop())
+                await store.save_state("t0", moved.pop())
             return rows
 
         monkeypatch.setattr(database, "read", reading)
-        found = await store.levels()
+        found = await store.list_levels()
         assert len(found) == len({str(one) for one in found})
     finally:
         await database.close()

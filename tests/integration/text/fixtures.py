@@ -19,19 +19,19 @@ from deployments.models.config import ModelsConfig
 from deployments.models.fleet import FleetBuilder
 from deployments.models.judge import JudgeService
 from deployments.models.rules import ImagesConfig
-from moyin.access.gatekeeper import new_authenticator
-from moyin.access.gatekeeper.limits import Meter
+from moyin.access.gatekeeper import create_authenticator
+from moyin.access.gatekeeper.limits import RequestMeter
 from moyin.access.gatekeeper.observation import NoObserver
 from moyin.client.gateway import GatewayClient
 from moyin.http.public_addresses import AllowedNetworks
-from moyin.jobs.images import Images
+from moyin.jobs.images import ImageJobs
 from moyin.settings import Settings
 from moyin.store.followups import FollowUpStore
 from moyin.store.keys import KeyStore
 from moyin.store.quality import QualityStore
 from moyin.store.sql import Database
 from moyin.store.usage import UsageLedger
-from moyin.testing.telemetry import RecordingTelemetry
+from moyin.testing.fakes import RecordingTelemetry
 from moyin.text.judging.verdict import Outcome
 from moyin.text.pictures import PictureFetcher
 from moyin.text.quality.estimator import Estimator
@@ -135,7 +135,7 @@ async def serving(
         places = {"temporal_address": temporal[0], "temporal_namespace": temporal[1]}
         settings = settings.model_copy(update={**places, "redis_url": redis_url})
     database = Database(settings.sql_url)
-    await database.ready()
+    await database.ensure_schema()
     _, key = await KeyStore(database).create("ada", "test")
     ledger = UsageLedger(database)
     telemetry = RecordingTelemetry()
@@ -157,7 +157,7 @@ async def serving(
     text_router = Router(fleet, ledger, pictures, telemetry, cache, estimator, learning, follow_ups)
     jobs = GatewayClient(models_app, token_for=lambda identity: identity.owner)
 
-    meter = None if redis_url is None else Meter(redis_url)
+    meter = None if redis_url is None else RequestMeter(redis_url)
     judge, judged = None, list[Outcome]()
     if temporal is not None:
         judge = JudgeService(
@@ -192,14 +192,14 @@ async def serving(
     parts = ModelsServices(
         text_router=text_router,
         jobs=jobs,
-        images=Images(gateway=jobs, signing_key=b"0" * 32),
+        images=ImageJobs(gateway=jobs, signing_key=b"0" * 32),
         image_settings=ImagesConfig,
         ledger=ledger,
         signals=store,
         learning=learning,
         feedback=FeedbackService(store, learning, ledger),
         judge=judge,
-        authenticator=new_authenticator(database, b"0" * 32),
+        authenticator=create_authenticator(database, b"0" * 32),
         meter=meter,
         observer=NoObserver(),
         max_body_bytes=1_000_000,

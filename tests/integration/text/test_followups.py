@@ -68,8 +68,8 @@ async def test_a_value_is_taken_once_and_expires(
     try:
         await store.put({b"x1": b"one", b"x2": b"two"}, 300)
         assert await store.get([b"x1", b"missing", b"x2"]) == [b"one", None, b"two"]
-        assert await store.take([b"x1", b"missing"]) == [b"one", None]
-        assert await store.take([b"x1"]) == [None]
+        assert await store.pop([b"x1", b"missing"]) == [b"one", None]
+        assert await store.pop([b"x1"]) == [None]
         async with redis.Redis.from_url(valkey_server.url) as client:
             assert 290 < await client.ttl("moyin:followups:x2") <= 300
     finally:
@@ -82,7 +82,7 @@ async def test_an_outage_is_no_error_and_is_not_waited_for_again() -> None:
         assert not store.is_unavailable
         assert await store.get([b"x"]) is None
         assert store.is_unavailable
-        assert await store.take([b"x"]) is None
+        assert await store.pop([b"x"]) is None
         await store.put({b"x": b"y"}, 1)
     finally:
         await store.close()

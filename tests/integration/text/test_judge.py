@@ -20,7 +20,7 @@ from aiohttp import web
 from temporalio.client import Client as TemporalClient
 from temporalio.worker import Replayer
 
-from moyin.access.gatekeeper.limits import Meter
+from moyin.access.gatekeeper.limits import RequestMeter
 from moyin.errors import BudgetExceeded
 from moyin.jobs.workflows.client import DATA_CONVERTER
 from moyin.jobs.workflows.judge import JudgeWorkflow
@@ -377,7 +377,7 @@ async def test_two_replicas_together_never_pass_the_budget(valkey_server: Valkey
     rules = JudgeRules(share=1.0, model=JUDGE, usd_per_month=Decimal(1))
     async with redis.Redis.from_url(valkey_server.url) as valkey:
         await valkey.flushdb()
-    meters = [Meter(valkey_server.url) for _ in range(2)]
+    meters = [RequestMeter(valkey_server.url) for _ in range(2)]
     budgets = [JudgeBudget(meter) for meter in meters]
 
     async def call(budget: JudgeBudget) -> Decimal:

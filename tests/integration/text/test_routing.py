@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from moyin.domain.money import Usage
-from moyin.store.responses import CachedResponse, ResponseStore
+from moyin.store.response_cache import CachedResponse, ResponseCache
 from moyin.store.usage import UsageEntry
 from tests.integration.servers import ValkeyServer
 from tests.integration.text.fixtures import ModelsApp, serving
@@ -163,15 +163,15 @@ async def booked(models_app: ModelsApp, request_id: str) -> UsageEntry:
 
 
 @pytest.fixture
-async def store(valkey_server: ValkeyServer) -> AsyncIterator[ResponseStore]:
-    kept = ResponseStore(valkey_server.url)
+async def store(valkey_server: ValkeyServer) -> AsyncIterator[ResponseCache]:
+    kept = ResponseCache(valkey_server.url)
     yield kept
     await kept.close()
 
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_an_alias_may_keep_answers(
-    tmp_path: Path, store: ResponseStore, stream: bool
+    tmp_path: Path, store: ResponseCache, stream: bool
 ) -> None:
     faq = {"models": ["m-openai"], "cache": {"ttl_s": 60}}
     # Translated, so that upstream's one kind of answer serves both.
@@ -225,7 +225,7 @@ def response(text: str) -> CachedResponse:
     )
 
 
-async def test_a_tenant_keeps_so_many_answers_and_sees_only_its_own(store: ResponseStore) -> None:
+async def test_a_tenant_keeps_so_many_answers_and_sees_only_its_own(store: ResponseCache) -> None:
     for number in range(5):
         await store.put("ada", f"d{number}", response(str(number)), ttl=60, entries=3)
     kept = [await store.get("ada", f"d{number}") for number in range(5)]
@@ -233,7 +233,7 @@ async def test_a_tenant_keeps_so_many_answers_and_sees_only_its_own(store: Respo
     assert await store.get("eve", "d4") is None
 
 
-async def test_answers_expire(store: ResponseStore) -> None:
+async def test_answers_expire(store: ResponseCache) -> None:
     await store.put("ada", "short", response("x"), ttl=1, entries=3)
     assert await store.get("ada", "short") == response("x")
     await asyncio.sleep(1.2)
@@ -241,7 +241,7 @@ async def test_answers_expire(store: ResponseStore) -> None:
 
 
 async def test_an_outage_of_the_cache_is_a_miss_and_is_not_asked_again_at_once() -> None:
-    store = ResponseStore("redis://127.0.0.1:9/0")
+    store = ResponseCache("redis://127.0.0.1:9/0")
     assert await store.get("ada", "x") is None
     await store.close()
     store._cache._redis = None  # whoever asks it now, fails
@@ -287,9 +287,9 @@ async def test_a_host_that_has_the_model_in_memory_is_preferred(tmp_path: Path) 
             assert (second["backend"], second["state"]) == ("ollama-0", "absent")
             assert second["expected"]["loading_seconds"] == 20
             # Ollama does one call at a time unless told otherwise: the next one would wait.
-            assert runtimes["ollama-1"].slots.take("ada")
+            assert runtimes["ollama-1"].slots.try_acquire("ada")
             _, told = await post(models_app, "route?protocol=ollama", BODIES["ollama"])
             states = {one["backend"]: one for one in told["candidates"]}
             assert states["ollama-1"]["state"] == "busy"
             assert states["ollama-1"]["expected"]["waiting_seconds"] > 0
-            runtimes["ollama-1"].slots.free("ada")
+            runtimes["ollama-1"].slots.release("ada")

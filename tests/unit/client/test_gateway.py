@@ -9,7 +9,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from moyin.client.errors import ERROR_TYPES, GatewayUnreachable, RequestRefused
-from moyin.client.gateway import Event, GatewayClient
+from moyin.client.gateway import GatewayClient, ServerSentEvent
 from moyin.domain.identity import Identity
 from moyin.errors import (
     IdempotencyMismatch,
@@ -237,16 +237,16 @@ async def test_an_absent_gateway_is_reported() -> None:
 
 
 def test_an_event_joins_its_lines_and_separates_its_comment() -> None:
-    event = Event(b'id: 7\nevent: progress\ndata: {"value":\ndata: 1}\n\n')
+    event = ServerSentEvent(b'id: 7\nevent: progress\ndata: {"value":\ndata: 1}\n\n')
     assert (event.id, event.type, event.data) == ("7", "progress", {"value": 1})
-    assert Event(b": x-moyin-cost-usd=0.1\n\n").comment == "x-moyin-cost-usd=0.1"
-    assert Event(b"retry: 1000\n\n").text is None
+    assert ServerSentEvent(b": x-moyin-cost-usd=0.1\n\n").comment == "x-moyin-cost-usd=0.1"
+    assert ServerSentEvent(b"retry: 1000\n\n").text is None
 
 
 @pytest.mark.parametrize("code", sorted(ERROR_TYPES))
 def test_every_known_code_becomes_its_own_type(code: str) -> None:
     body = json.dumps({"code": code, "detail": "no", "field": "f"}).encode()
-    error = RequestRefused(400, {"retry-after": "3"}, body).typed()
+    error = RequestRefused(400, {"retry-after": "3"}, body).to_typed_error()
     assert (type(error), error.code) == (ERROR_TYPES[code], code)
     assert (error.message, error.field, error.retry_after) == ("no", "f", 3)
 

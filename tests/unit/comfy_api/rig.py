@@ -16,7 +16,7 @@ from pydantic_core import to_json
 from moyin.comfy_api.files import ComfyFiles
 from moyin.comfy_api.notifier import PromptNotifier, PromptNotifiers
 from moyin.domain.job import Job, JobSpec, Progress, Step, StepKind, StepResult
-from moyin.domain.prompt import ComfyPrompt, PromptFile, PromptRecord, channel_name
+from moyin.domain.prompt import ComfyPrompt, PromptFile, PromptRecord, build_channel_name
 from moyin.domain.serialization import encode, to_plain
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
@@ -38,10 +38,10 @@ class Frames:
         self.files: dict[tuple[str, str], PromptFile] = {}
         self.coming: asyncio.Queue[Frame | Exception] = asyncio.Queue()
 
-    async def newest(self, channel: str, count: int) -> list[Frame]:
+    async def list_newest(self, channel: str, count: int) -> list[Frame]:
         return self.earlier[-count:]
 
-    async def file(self, prompt_id: str, path: str) -> PromptFile | None:
+    async def find_file(self, prompt_id: str, path: str) -> PromptFile | None:
         return self.files.get((prompt_id, path))
 
     @asynccontextmanager
@@ -105,7 +105,7 @@ class Rig:
             kind="render",
             spec=spec,
             heads=((StepKind.RENDER, "default"),),
-            channel=channel_name(owner, client),
+            channel=build_channel_name(owner, client),
             **{"key_id": "k", "comfyui": True, **submitted},
         )
         job, _ = await self.jobs.create(new)
@@ -144,7 +144,7 @@ class Rig:
 @pytest.fixture
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
-    await database.ready()
+    await database.ensure_schema()
     frames = Frames()
     prompts, blobs = PromptStore(database), BlobStore(f"file://{tmp_path / 'blobs'}")
     files = ComfyFiles(

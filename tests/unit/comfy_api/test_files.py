@@ -10,7 +10,7 @@ from moyin.domain.artifact import Artifact
 from moyin.domain.job import JobStatus
 from moyin.domain.prompt import ComfyFileName, PromptFile
 from moyin.errors import ArtifactNotFound, InputNotFound, InvalidRequest
-from moyin.store.artifacts import new_artifact_id
+from moyin.store.artifacts import generate_artifact_id
 from tests.unit.comfy_api.rig import OWNER, Rig, record, rig
 
 __all__ = ["rig"]
@@ -21,7 +21,7 @@ CAT = ComfyFileName(filename="cat.png", subfolder="sub", type="input")
 def content(digit: str) -> Artifact:
     """Return an upload whose content is identified by a digit."""
     return Artifact(
-        id=new_artifact_id(), name="cat.png", media_type="image/png", size=3, sha256=digit * 64
+        id=generate_artifact_id(), name="cat.png", media_type="image/png", size=3, sha256=digit * 64
     )
 
 

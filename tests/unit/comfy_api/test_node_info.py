@@ -13,7 +13,7 @@ import pytest
 from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.comfy_api.protocol.node_info import merge_lists
 from moyin.errors import NotFound, ServiceUnavailable
-from moyin.render.comfyui.pool_client import PoolAnswer
+from moyin.render.comfyui.pool_client import PoolResponse
 
 
 class FakePools:
@@ -33,19 +33,19 @@ class FakePools:
     def pools(self) -> list[str]:
         return ["a", "b"]
 
-    async def get(self, pool: str, path: str) -> PoolAnswer:
+    async def get(self, pool: str, path: str) -> PoolResponse:
         if (pool, path) in self.requests:
             self.repeated.set()
         self.requests.append((pool, path))
         await self.may_respond.wait()
         version = self.versions.get(pool, "1")
         if pool in self.states:
-            return PoolAnswer(version=version, state=self.states[pool])
+            return PoolResponse(version=version, state=self.states[pool])
         if pool not in self.responses:
             raise ServiceUnavailable("it is down")
         responses = self.responses[pool]
         content = None if responses is None else json.dumps(responses).encode()
-        return PoolAnswer(version=version, state="up", content=content)
+        return PoolResponse(version=version, state="up", content=content)
 
     async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
         return {
@@ -122,8 +122,8 @@ async def test_large_files_of_node_packages_are_not_cached() -> None:
 
 async def test_malformed_responses_are_not_forwarded() -> None:
     class Odd(FakePools):
-        async def get(self, pool: str, path: str) -> PoolAnswer:
-            return PoolAnswer(version="1", state="up", content=b"<html>")
+        async def get(self, pool: str, path: str) -> PoolResponse:
+            return PoolResponse(version="1", state="up", content=b"<html>")
 
     with pytest.raises(ServiceUnavailable):
         await merged_list(NodeInfoCache(Odd()))

@@ -16,10 +16,10 @@ from moyin.domain.prompt import ComfyFileName, ComfyPrompt
 from moyin.errors import JobFinished, JobNotFound
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
-from moyin.render.protocol.graph import input_name
+from moyin.render.protocol.graph import make_input_name
 from moyin.render.protocol.wire import PromptBody
-from moyin.store.artifacts import new_artifact_id
-from moyin.testing.guard import PermissiveGraphGuard
+from moyin.store.artifacts import generate_artifact_id
+from moyin.testing.fakes import PermissiveGraphGuard
 from tests.unit.comfy_api.rig import GRAPH, OWNER, Rig, record, rig
 
 __all__ = ["rig"]
@@ -52,10 +52,10 @@ class Service:
 class Feed:
     """Fakes the `JobFeed` of jobs that end at once."""
 
-    async def newest_id(self, job_id: str) -> None:
+    async def get_newest_id(self, job_id: str) -> None:
         return None
 
-    async def wait(self, job: Job, after: str | None) -> None:
+    async def wait_for_end(self, job: Job, after: str | None) -> None:
         assert job.status.is_final
 
 
@@ -85,7 +85,7 @@ def validator() -> Validator:
 
 
 class Guard(PermissiveGraphGuard):
-    async def pool_for(self, caller: Identity, graph: Mapping[str, Any]) -> str:
+    async def choose_pool(self, caller: Identity, graph: Mapping[str, Any]) -> str:
         return "big" if graph["1"]["class_type"] == "Big" else "default"
 
 
@@ -167,13 +167,13 @@ async def test_uploads_are_validated_under_the_renderers_names_and_stored_by_id(
     prompts: ComfyPrompts, service: Service, validator: Validator, rig: Rig
 ) -> None:
     cat = Artifact(
-        id=new_artifact_id(), name="cat.png", media_type="image/png", size=1, sha256="1" * 64
+        id=generate_artifact_id(), name="cat.png", media_type="image/png", size=1, sha256="1" * 64
     )
     name = ComfyFileName(filename="cat.png", type="input")
     await rig.files.add_upload(OWNER, name, cat, overwrite=False)
     graph = {"1": {"class_type": "LoadImage", "inputs": {"image": "cat.png"}}}
     await prompts.submit(ADA, PromptBody(prompt=graph))
-    assert validator.graphs[0]["1"]["inputs"]["image"] == input_name(cat)
+    assert validator.graphs[0]["1"]["inputs"]["image"] == make_input_name(cat)
     assert service.specs[0].comfyui is not None
     assert service.specs[0].comfyui.files == {"cat.png": cat.id}
     await prompts.submit(replace(ADA, owner="bob"), PromptBody(prompt=graph))

@@ -13,7 +13,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from actors.placement import NON_RENDER_NODES
-from moyin.stack.ray import ray_environ
+from moyin.stack.ray import build_ray_environ
 
 ROOT = Path(__file__).parents[3]
 
@@ -50,7 +50,7 @@ def test_every_node_starts_with_the_ray_environment(
     done = subprocess.run(["bash", "-ec", start], env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     environment = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
-    assert environment.items() >= ray_environ().items()
+    assert environment.items() >= build_ray_environ().items()
     assert environment["RAY_AUTH_MODE"] == "token"
     assert environment["MOYIN_REDIS_URL"] == "redis://there"
     assert environment["MOYIN_DOOR"].endswith(":8000")

@@ -10,15 +10,15 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
 from deployments.ingress import SecurityHeadersMiddleware, new_fastapi
-from moyin.access.gatekeeper import Gatekeeper, problem_details
+from moyin.access.gatekeeper import Gatekeeper, render_problem_details
 from moyin.access.gatekeeper.asgi import Message
 from moyin.access.gatekeeper.observation import NoObserver
-from moyin.testing.identities import StaticAuthenticator
+from moyin.testing.fakes import StaticAuthenticator
 
 
 async def respond(error: Exception) -> tuple[int, dict[bytes, bytes], Any]:
     """Return status, headers and body of the response to a request whose route raises ``error``."""
-    app = new_fastapi("test", errors=problem_details, description="")
+    app = new_fastapi("test", errors=render_problem_details, description="")
 
     @app.get("/x")
     async def fail() -> None:
@@ -28,7 +28,7 @@ async def respond(error: Exception) -> tuple[int, dict[bytes, bytes], Any]:
         app,
         service="test",
         authenticator=StaticAuthenticator({}),
-        errors=problem_details,
+        errors=render_problem_details,
         max_body_bytes=1,
         observer=NoObserver(),
         public=frozenset({"/x"}),

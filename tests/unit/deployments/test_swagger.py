@@ -12,13 +12,13 @@ from deployments.gateway.app import _PUBLIC as GATEWAY
 from deployments.ingress import new_fastapi
 from deployments.models.app import _PUBLIC_PATHS as MODELS
 from deployments.swagger import DOCS_PATHS
-from moyin.access.gatekeeper import problem_details
+from moyin.access.gatekeeper import render_problem_details
 
 _REFERENCE = re.compile(r'(?:href|src)="(?!data:)([^"]+)"')
 
 
 def _client() -> TestClient:
-    app = new_fastapi("Moyin <test>", errors=problem_details, description="")
+    app = new_fastapi("Moyin <test>", errors=render_problem_details, description="")
     return TestClient(app, root_path="/v1")
 
 

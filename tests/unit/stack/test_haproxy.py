@@ -145,5 +145,5 @@ def test_haproxy_does_not_start_without_the_error_script(tmp_path: Path) -> None
 
 
 def test_ray_environment_names_the_error_script() -> None:
-    script = Path(ray.ray_environ()["MOYIN_HAPROXY_ERRORS"])
+    script = Path(ray.build_ray_environ()["MOYIN_HAPROXY_ERRORS"])
     assert script.is_file() and "moyin_error" in script.read_text()

@@ -11,8 +11,8 @@ from moyin.errors import StackError
 from moyin.stack.service import Service
 from moyin.stack.service_supervisor import ServiceSupervisor
 from moyin.stack.state import Part, PartStatus
-from moyin.system.backoff import Backoff
 from moyin.system.logfile import LogFile
+from moyin.system.processes import Backoff
 from tests.waiting import eventually
 
 
@@ -130,7 +130,9 @@ async def test_after_ready_runs_after_every_restart(tmp_path: Path) -> None:
 async def test_first_start_gives_up_after_several_failures(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, ("sh", "-c", "exit 3"), wait_ready=_never)
     async with asyncio.timeout(20):
-        with pytest.raises(StackError, match="small does not start: exited with status 3"):
+        with pytest.raises(
+            StackError, match="small does not start: its process exited with status 3"
+        ):
             await recorder.supervisor.run()
     assert recorder.part.status == PartStatus.FAILED
     assert recorder.seen.count(PartStatus.STARTING) == 3

@@ -17,7 +17,7 @@ from deployments.openapi import FILE_RESPONSES
 from moyin.access.gatekeeper import context
 from moyin.comfy_api.protocol_v2 import wire
 from moyin.comfy_api.protocol_v2.request_to_domain import parse_hash
-from moyin.store.assets import Assets
+from moyin.store.assets import AssetStore
 from moyin.store.blobs import BlobStore
 
 __all__ = ["asset_v2_routes"]
@@ -35,7 +35,7 @@ _STORED: dict[int | str, dict[str, Any]] = {
 }
 
 
-def asset_v2_routes(assets: Assets, blobs: BlobStore, retention: timedelta) -> APIRouter:
+def asset_v2_routes(assets: AssetStore, blobs: BlobStore, retention: timedelta) -> APIRouter:
     """Return the routes of assets, which are the Comfy API's view of the caller's artifacts."""
     router = APIRouter(prefix="/api/v2/assets", tags=["Comfy API v2"], responses=ERROR_RESPONSES)
 

@@ -18,8 +18,8 @@ from moyin.comfy_api.files import ComfyFiles, parse_file_name
 from moyin.domain.prompt import ComfyFileName
 from moyin.errors import ArtifactNotFound, InvalidRequest
 from moyin.http.validation import parse_object
-from moyin.render.imaging import Converted, PictureConverter
-from moyin.store.artifacts import new_artifact_id
+from moyin.render.imaging import ConvertedPicture, PictureConverter
+from moyin.store.artifacts import generate_artifact_id
 from moyin.store.blobs import BlobStore
 
 __all__ = ["file_routes"]
@@ -84,7 +84,7 @@ def file_routes(files: ComfyFiles, blobs: BlobStore, pictures: PictureConverter)
             Path(upload.name or "").name, fields.get("subfolder", ""), fields.get("type", "input")
         )
         artifact = await store_upload(
-            blobs, upload, new_artifact_id(), name=name.filename, declared=upload.declared
+            blobs, upload, generate_artifact_id(), name=name.filename, declared=upload.declared
         )
         overwrite = fields.get("overwrite") in _TRUE_VALUES
         stored = await files.add_upload(owner, name, artifact, overwrite=overwrite)
@@ -107,7 +107,7 @@ def _parse_original_ref(fields: Mapping[str, str]) -> ComfyFileName:
     return parse_file_name(**parts)
 
 
-def _picture_response(picture: Converted) -> Response:
+def _picture_response(picture: ConvertedPicture) -> Response:
     headers = {
         "cache-control": "private, no-cache",
         "x-content-type-options": "nosniff",

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from deployments.gateway.frontend import FrontendFiles
 from deployments.gateway.openapi import describe_body
-from moyin.access.gatekeeper import status_of
+from moyin.access.gatekeeper import get_http_status
 from moyin.access.gatekeeper.browser import BrowserSessions
 from moyin.comfy_api import pages
 from moyin.comfy_api.node_info import NodeInfoCache
@@ -59,7 +59,7 @@ def session_routes(sessions: BrowserSessions) -> APIRouter:
     )
     async def get_session(request: Request) -> Response | SessionBody:
         """Return the tenant and user of this browser's session, as a page if it accepts HTML."""
-        identity = await sessions.identity(request.scope)
+        identity = await sessions.find_identity(request.scope)
         wants_html = "text/html" in request.headers.get("accept", "")
         if identity is not None:
             if wants_html:
@@ -79,13 +79,13 @@ def session_routes(sessions: BrowserSessions) -> APIRouter:
         """Sign a browser in by storing an API key or access token in a cookie for `/comfy/`."""
         is_form = request.headers.get("content-type", "").startswith(_FORM)
         try:
-            identity, cookie = await sessions.begin(
+            identity, cookie = await sessions.sign_in(
                 request.scope, await _read_key(request, is_form)
             )
         except (InvalidKey, InvalidRequest) as error:
             if is_form:
                 return _html_response(
-                    pages.render_sign_in_page(_to_sentence(error.message)), status_of(error)
+                    pages.render_sign_in_page(_to_sentence(error.message)), get_http_status(error)
                 )
             raise
         if is_form:
@@ -98,7 +98,7 @@ def session_routes(sessions: BrowserSessions) -> APIRouter:
     @router.post("/comfy/session/end", status_code=303, response_class=RedirectResponse)
     async def sign_out(request: Request) -> Response:
         """Delete the cookie and redirect to the sign-in page."""
-        return RedirectResponse(PAGE_PATH, 303, {"set-cookie": sessions.end(request.scope)})
+        return RedirectResponse(PAGE_PATH, 303, {"set-cookie": sessions.sign_out(request.scope)})
 
     return router
 
@@ -125,7 +125,7 @@ def frontend_routes(
 
     @router.get(PAGE_PATH, include_in_schema=False)
     async def get_page(request: Request) -> Response:
-        if await sessions.identity(request.scope) is None:
+        if await sessions.find_identity(request.scope) is None:
             return _html_response(pages.render_sign_in_page(), 401)
         try:
             # The page requests the nodes only once, and cannot show a graph without them.

@@ -61,14 +61,14 @@ def prompt_routes(prompts: ComfyPrompts) -> APIRouter:
         """List your running and waiting prompts."""
         return await prompts.list_queue(context(request.scope).owner)
 
-    @router.post("/queue", response_class=Response, openapi_extra=_describe_body(wire.IdsBody))
+    @router.post("/queue", response_class=Response, openapi_extra=_describe_body(wire.RemovalBody))
     async def change_queue(request: Request) -> Response:
         """Remove waiting prompts from the queue, by id or with `clear`.
 
         `clear` removes all prompts of your key or account, or only those of `client_id`.
         """
-        caller, body = context(request.scope).caller, await _read_body(request, wire.IdsBody)
-        await prompts.cancel_waiting(caller, body.chosen, client_id=body.client_id)
+        caller, body = context(request.scope).caller, await _read_body(request, wire.RemovalBody)
+        await prompts.cancel_waiting(caller, body.prompt_ids, client_id=body.client_id)
         return Response()
 
     @router.get("/history", name="history")
@@ -87,14 +87,16 @@ def prompt_routes(prompts: ComfyPrompts) -> APIRouter:
         """Return an ended prompt, or an empty object if the prompt is unknown or has not ended."""
         return await prompts.get_history(context(request.scope).owner, prompt_id)
 
-    @router.post("/history", response_class=Response, openapi_extra=_describe_body(wire.IdsBody))
+    @router.post(
+        "/history", response_class=Response, openapi_extra=_describe_body(wire.RemovalBody)
+    )
     async def change_history(request: Request) -> Response:
         """Remove prompts from the history, by id or with `clear`. Their jobs and files stay.
 
         `clear` removes all prompts of your key or account, or only those of `client_id`.
         """
-        caller, body = context(request.scope).caller, await _read_body(request, wire.IdsBody)
-        await prompts.hide_from_history(caller, body.chosen, client_id=body.client_id)
+        caller, body = context(request.scope).caller, await _read_body(request, wire.RemovalBody)
+        await prompts.hide_from_history(caller, body.prompt_ids, client_id=body.client_id)
         return Response()
 
     @router.post(

@@ -12,7 +12,7 @@ from pydantic_core import from_json
 from deployments.gateway.openapi import describe_body
 from moyin.access.gatekeeper import context
 from moyin.comfy_api.protocol.userdata import SETTINGS_FILE
-from moyin.domain.userdata import userdata_scope
+from moyin.domain.identity import get_userdata_scope
 from moyin.errors import InvalidRequest, UserFileNotFound
 from moyin.http.validation import parse_json
 from moyin.store.userdata import UserdataStore
@@ -29,7 +29,7 @@ def settings_routes(files: UserdataStore) -> APIRouter:
         """Return your settings by their ids."""
         try:
             return _parse_settings(
-                await files.read(userdata_scope(context(request.scope).caller), SETTINGS_FILE)
+                await files.read(get_userdata_scope(context(request.scope).caller), SETTINGS_FILE)
             )
         except UserFileNotFound:
             return {}
@@ -67,7 +67,7 @@ def settings_routes(files: UserdataStore) -> APIRouter:
             return json.dumps({**known, **changes}, indent=4).encode()
 
         await files.update(
-            userdata_scope(context(request.scope).caller), SETTINGS_FILE, merge_changes
+            get_userdata_scope(context(request.scope).caller), SETTINGS_FILE, merge_changes
         )
 
     return router

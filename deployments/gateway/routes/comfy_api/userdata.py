@@ -15,7 +15,7 @@ from moyin.comfy_api.protocol.userdata import (
     normalize_path,
     parse_paths,
 )
-from moyin.domain.userdata import userdata_scope
+from moyin.domain.identity import get_userdata_scope
 from moyin.errors import InvalidRequest
 from moyin.store.userdata import UserdataStore
 
@@ -68,14 +68,14 @@ def userdata_routes(files: UserdataStore) -> APIRouter:
         if not dir:
             raise InvalidRequest("the query parameter dir is missing: name a folder", field="dir")
         return list_folder(
-            await files.list(userdata_scope(context(request.scope).caller)), normalize_path(dir),
+            await files.list(get_userdata_scope(context(request.scope).caller)), normalize_path(dir),
             recurse=_is_true(recurse), full_info=_is_true(full_info), split=_is_true(split),
         )  # fmt: skip
 
     @router.get("/v2/userdata", name="list_all")
     async def list_files_and_folders(request: Request, path: str = "") -> list[dict[str, Any]]:
         """List your files and folders below the folder `path`."""
-        all_files = await files.list(userdata_scope(context(request.scope).caller))
+        all_files = await files.list(get_userdata_scope(context(request.scope).caller))
         return list_folder_v2(all_files, normalize_path(path) if path.strip("/") else "")
 
     @router.get(
@@ -88,7 +88,7 @@ def userdata_routes(files: UserdataStore) -> APIRouter:
     async def read_file(request: Request) -> Response:
         """Return the content of a file."""
         path, _ = _parse_paths(request)
-        content = await files.read(userdata_scope(context(request.scope).caller), path)
+        content = await files.read(get_userdata_scope(context(request.scope).caller), path)
         media_type = _TYPES.get(path.rpartition(".")[2].lower(), "application/octet-stream")
         return Response(content, media_type=media_type, headers=_FILE_HEADERS)
 
@@ -96,7 +96,7 @@ def userdata_routes(files: UserdataStore) -> APIRouter:
     @router.post("/userdata/{file:path}", openapi_extra=_BODY)
     async def write(request: Request, overwrite: _Flag = "", full_info: _Flag = "") -> Any:
         """Store the body as a file, or move a file. `overwrite=false` returns 409 if it exists."""
-        scope = userdata_scope(context(request.scope).caller)
+        scope = get_userdata_scope(context(request.scope).caller)
         path, destination = _parse_paths(request)
         replace = overwrite != "false"
         if destination is not None:
@@ -111,7 +111,7 @@ def userdata_routes(files: UserdataStore) -> APIRouter:
     async def delete_file(request: Request) -> None:
         """Delete a file."""
         path, _ = _parse_paths(request)
-        await files.delete(userdata_scope(context(request.scope).caller), path)
+        await files.delete(get_userdata_scope(context(request.scope).caller), path)
 
     return router
 

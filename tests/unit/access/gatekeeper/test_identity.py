@@ -6,7 +6,7 @@ from pathlib import Path
 import jwt
 import pytest
 
-from moyin.access.gatekeeper import KeyAuthenticator, mint_token
+from moyin.access.gatekeeper import KeyAuthenticator, create_service_token
 from moyin.access.gatekeeper import identity as module
 from moyin.errors import InvalidKey
 from moyin.store.keys import KeyStore
@@ -18,7 +18,7 @@ SIGNING = b"s" * 32
 @pytest.fixture
 async def keys(tmp_path: Path) -> AsyncIterator[KeyStore]:
     database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
-    await database.ready()
+    await database.ensure_schema()
     yield KeyStore(database)
     await database.close()
 
@@ -48,15 +48,15 @@ async def test_the_cache_is_bounded(keys: KeyStore, monkeypatch: pytest.MonkeyPa
 
 async def test_an_internal_token_acts_for_an_owner(keys: KeyStore) -> None:
     authenticator = KeyAuthenticator(keys, SIGNING)
-    identity = await authenticator.authenticate(mint_token(SIGNING, "ada", "worker"))
+    identity = await authenticator.authenticate(create_service_token(SIGNING, "ada", "worker"))
     assert (identity.owner, identity.key_id) == ("ada", "internal:worker")
 
 
 @pytest.mark.parametrize(
     "token",
     [
-        mint_token(b"x" * 32, "ada", "worker"),
-        mint_token(SIGNING, "ada", "worker", ttl_s=-1),
+        create_service_token(b"x" * 32, "ada", "worker"),
+        create_service_token(SIGNING, "ada", "worker", ttl_s=-1),
         jwt.encode({"sub": "ada", "iss": "w", "aud": "moyin-internal"}, SIGNING),
         jwt.encode({"sub": "ada", "iss": "w", "aud": "other", "exp": 9e9}, SIGNING),
         jwt.encode({"sub": "ada", "iss": "w", "aud": "moyin-internal", "exp": 9e9}, "", "none"),

@@ -17,7 +17,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy.exc import OperationalError
 
 from moyin.access.accounts.access_tokens import AccessTokenIssuer
-from moyin.access.gatekeeper import KeyAuthenticator, new_authenticator, service_token_factory
+from moyin.access.gatekeeper import (
+    KeyAuthenticator,
+    create_authenticator,
+    create_service_token_factory,
+)
 from moyin.domain.account import Session, User, UserKind
 from moyin.domain.limits import Limit
 from moyin.errors import InvalidKey, ServiceUnavailable
@@ -40,7 +44,7 @@ class Studio:
         self.database = database
         self.keys = SigningKeyStore(database, SECRET)
         self.sessions = SessionStore(database)
-        self.authenticator = new_authenticator(database, SECRET)
+        self.authenticator = create_authenticator(database, SECRET)
         self.user: User
         self.session: Session
         self.pair: SigningKey
@@ -48,7 +52,7 @@ class Studio:
     async def open(self) -> None:
         self.user = await UserStore(self.database).create(UserKind.PLAYER, email="a@b.c", name="")
         self.session, _ = await self.sessions.open(self.user.id)
-        self.pair = await self.keys.newest()
+        self.pair = await self.keys.get_newest()
 
     async def token(self, lifetime: timedelta = timedelta(minutes=5)) -> str:
         mint = AccessTokenIssuer(self.keys, lifetime)
@@ -70,7 +74,7 @@ class Studio:
 @pytest.fixture
 async def studio(tmp_path: Path) -> AsyncIterator[Studio]:
     database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
-    await database.ready()
+    await database.ensure_schema()
     studio = Studio(database)
     await studio.open()
     yield studio
@@ -170,7 +174,7 @@ async def test_after_a_rotation_the_old_key_still_verifies(studio: Studio) -> No
     pair = await studio.keys.add()
     after = await studio.token()
     assert jwt.get_unverified_header(after)["kid"] == pair.kid
-    authenticator = new_authenticator(studio.database, SECRET)
+    authenticator = create_authenticator(studio.database, SECRET)
     for token in (before, after):
         assert (await authenticator.authenticate(token)).user == studio.user.id
 
@@ -210,7 +214,7 @@ async def test_an_identity_has_its_limits(studio: Studio) -> None:
     assert identity.limits[0] == own
     # Requests of Moyin's services are not counted, since the client's request was.
     inside = await studio.authenticator.authenticate(
-        service_token_factory(SECRET, "jobs")(identity)
+        create_service_token_factory(SECRET, "jobs")(identity)
     )
     assert (inside.service, inside.key_id, inside.scopes) == ("jobs", key_id, {"text"})
     assert inside.limits[0] == replace(own, requests_per_minute=None)
@@ -224,7 +228,7 @@ async def test_the_private_key_is_not_in_the_database(studio: Studio, tmp_path: 
         raw not in stored and b64(raw).encode() not in stored and raw.hex().encode() not in stored
     )
     with pytest.raises(RuntimeError):
-        await SigningKeyStore(studio.database).newest()
+        await SigningKeyStore(studio.database).get_newest()
 
 
 async def test_a_new_key_signs_even_after_a_clock_ahead(studio: Studio) -> None:
@@ -233,5 +237,5 @@ async def test_a_new_key_signs_even_after_a_clock_ahead(studio: Studio) -> None:
         await connection.execute(signing_keys.update().values(created_at=ahead))
     for _ in range(2):
         new = await studio.keys.add()
-        assert (await studio.keys.newest()).kid == new.kid
+        assert (await studio.keys.get_newest()).kid == new.kid
         assert (await studio.keys.list_public_keys())[0].kid == new.kid

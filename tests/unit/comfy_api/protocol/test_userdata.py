@@ -12,7 +12,7 @@ from moyin.comfy_api.protocol.userdata import (
     normalize_path,
     parse_paths,
 )
-from moyin.domain.userdata import UserFile
+from moyin.domain.identity import UserFile
 from moyin.errors import InvalidRequest, MoyinError, PathNotAllowed, UserFileNotFound
 
 MOMENT = datetime(2026, 1, 2, tzinfo=UTC)

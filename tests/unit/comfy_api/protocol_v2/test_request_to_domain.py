@@ -8,7 +8,7 @@ import pytest
 from moyin.comfy_api.protocol_v2.errors import render_error
 from moyin.comfy_api.protocol_v2.request_to_domain import parse_hash, parse_job, parse_label_filters
 from moyin.domain.job import StepKind
-from moyin.domain.references import resolve
+from moyin.domain.references import resolve_references
 from moyin.errors import InvalidJson, InvalidRequest, MoyinError
 
 GRAPH = {"1": {"class_type": "EmptyImage", "inputs": {"text": "a ${steps.0.text}"}}}
@@ -22,7 +22,7 @@ def test_a_graph_is_kept_unchanged() -> None:
     spec = parsed({"workflow": GRAPH, "metadata": {"client": "acme"}})
     [step] = spec.steps
     assert (spec.kind, spec.metadata, step.kind) == ("render", {"client": "acme"}, StepKind.RENDER)
-    assert resolve(step.payload, ()) == GRAPH
+    assert resolve_references(step.payload, ()) == GRAPH
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from ray.serve.exceptions import RayServeException
 
 from deployments.gateway.pools import ServePoolClient
 from moyin.errors import ServiceUnavailable, WorkerLost
-from moyin.render.comfyui.pool_client import PoolAnswer
+from moyin.render.comfyui.pool_client import PoolResponse
 
 
 class Handle:
@@ -58,7 +58,7 @@ def as_serve_raises(error: Exception) -> Exception:
 async def test_only_an_unreachable_pool_is_paused(
     pools: dict[str, Handle], error: Exception, arguments: list[str]
 ) -> None:
-    pools["default"] = Handle(error, response := PoolAnswer(version="1", state="up"))
+    pools["default"] = Handle(error, response := PoolResponse(version="1", state="up"))
     pool_client = ServePoolClient(["default"])
     with pytest.raises(ServiceUnavailable):
         await pool_client.get("default", "/a")

@@ -26,11 +26,14 @@ def config(*backends: dict[str, Any], **aliases: Any) -> ModelsConfig:
 def test_price_comes_from_configuration_table_or_kind_of_back_end() -> None:
     read = config(LOCAL, CLOUD, {**VLLM, "models": [{**PAID, "name": "paid"}]}, fast=["small"])
     local, cloud, vllm = read.backends
-    assert local.find_tariff(local.models[0]).price_on(PRICES_CHECKED_ON).rates(0).output == 0
-    assert cloud.find_tariff(cloud.models[0]) is CLAUDE_TARIFFS["claude-haiku-5-5"]
-    assert vllm.find_tariff(vllm.models[0]).price_on(PRICES_CHECKED_ON).rates(0).input == Decimal(
-        "0.1"
+    assert (
+        local.find_tariff(local.models[0]).get_price_on(PRICES_CHECKED_ON).select_rates(0).output
+        == 0
     )
+    assert cloud.find_tariff(cloud.models[0]) is CLAUDE_TARIFFS["claude-haiku-5-5"]
+    assert vllm.find_tariff(vllm.models[0]).get_price_on(PRICES_CHECKED_ON).select_rates(
+        0
+    ).input == Decimal("0.1")
     assert read.aliases["fast"].models == ("small",)
 
 
@@ -96,14 +99,17 @@ def test_prices_may_depend_on_day_and_prompt_length() -> None:
     ]
     (vllm,) = config({**VLLM, "models": [{**SMALL, "price": prices}]}).backends
     tariff = vllm.find_tariff(vllm.models[0])
-    assert tariff.price_on(PRICES_CHECKED_ON).rates(1000).input == 1
-    assert tariff.price_on(PRICES_CHECKED_ON).rates(1001).input == 2
-    assert tariff.price_on(date(2027, 1, 1)).rates(1).output == 15
+    assert tariff.get_price_on(PRICES_CHECKED_ON).select_rates(1000).input == 1
+    assert tariff.get_price_on(PRICES_CHECKED_ON).select_rates(1001).input == 2
+    assert tariff.get_price_on(date(2027, 1, 1)).select_rates(1).output == 15
 
 
 def test_configured_price_overrides_the_table() -> None:
     (cloud,) = config({**CLOUD, "models": [{**HAIKU, "price": {"input": 7, "output": 9}}]}).backends
-    assert cloud.find_tariff(cloud.models[0]).price_on(PRICES_CHECKED_ON).rates(1).input == 7
+    assert (
+        cloud.find_tariff(cloud.models[0]).get_price_on(PRICES_CHECKED_ON).select_rates(1).input
+        == 7
+    )
 
 
 def test_model_may_be_priced_by_gpu_hour() -> None:

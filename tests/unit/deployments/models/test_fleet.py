@@ -11,7 +11,7 @@ from deployments.models.fleet import FleetBuilder
 from moyin.domain.backend import ApiFormat
 from moyin.http.breaker import BreakerState
 from moyin.settings import Settings
-from moyin.testing.telemetry import RecordingTelemetry
+from moyin.testing.fakes import RecordingTelemetry
 from moyin.text.backends.openai import OPENAI_URL
 
 CLOUD = {

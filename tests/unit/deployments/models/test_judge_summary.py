@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deployments.models.routes.judge_summary import count_agreements, summarize_verdicts
-from moyin.cli.quality import _judge_summary
+from moyin.cli.quality import _describe_judge
 from moyin.domain.identity import ALL_SCOPES, TEXT, Identity
 from moyin.errors import ServiceUnavailable
 from moyin.store.quality import QualityStore, SignalRow
@@ -56,7 +56,7 @@ def test_pair_counts_once_and_a_tie_agrees() -> None:
 
 async def test_verdicts_are_of_this_month_and_only_operators_see_spending(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path / 'm.db'}")
-    await database.ready()
+    await database.ensure_schema()
     store = QualityStore(database)
     assert await summarize_verdicts(store, None, OPERATOR) is None
     assert await summarize_verdicts(store, FakeJudge(None), OPERATOR) is None
@@ -81,8 +81,8 @@ async def test_verdicts_are_of_this_month_and_only_operators_see_spending(tmp_pa
 
 def test_command_line_shows_the_judge_in_one_line() -> None:
     counts = {"share": 0.1, "judged": 2, "agreed": 1}
-    assert _judge_summary(counts) == "2 judged this month, 1 agreed"
+    assert _describe_judge(counts) == "2 judged this month, 1 agreed"
     all_members = {**counts, "spent_usd": 1.5, "usd_per_month": 20.0}
-    assert _judge_summary(all_members) == "2 judged this month, 1 agreed, $1.5000 of $20 spent"
+    assert _describe_judge(all_members) == "2 judged this month, 1 agreed, $1.5000 of $20 spent"
     unknown = {**all_members, "spent_usd": None}
-    assert _judge_summary(unknown) == "2 judged this month, 1 agreed, ? of $20 spent"
+    assert _describe_judge(unknown) == "2 judged this month, 1 agreed, ? of $20 spent"

@@ -17,8 +17,7 @@ from deployments.render.pool import Pool
 from deployments.render.telemetry import ActorCounts
 from moyin.domain.renderer import RenderRequest
 from moyin.errors import ServiceUnavailable, StackError
-from moyin.render.scheduling.policy import PendingRender
-from moyin.render.scheduling.scaling import Scale
+from moyin.render.scheduling.rules import PendingRender, ScalingPolicy
 from moyin.testing.renderer import FakeRenderer
 from tests.waiting import eventually
 
@@ -85,7 +84,9 @@ def render(pool: Pool, prompt_id: str | None = None) -> asyncio.Task[Any]:
 
 async def test_actors_are_started_for_the_queue_and_removed_when_idle(cluster: Cluster) -> None:
     pool = Pool("p")
-    supervisor = ActorSupervisor(pool, SPEC, Scale(minimum=0, maximum=3, patience=10, idle=0.2))
+    supervisor = ActorSupervisor(
+        pool, SPEC, ScalingPolicy(minimum=0, maximum=3, patience=10, idle=0.2)
+    )
     supervisor.start()
     await asyncio.sleep(0.1)
     assert cluster.actors == {}
@@ -100,7 +101,7 @@ async def test_actors_are_started_for_the_queue_and_removed_when_idle(cluster: C
 
 
 async def test_minimum_number_of_actors_stays(cluster: Cluster) -> None:
-    supervisor = ActorSupervisor(Pool("p"), SPEC, Scale(minimum=2, maximum=3, idle=0.05))
+    supervisor = ActorSupervisor(Pool("p"), SPEC, ScalingPolicy(minimum=2, maximum=3, idle=0.05))
     supervisor.start()
     await eventually(lambda: len(supervisor.statuses) == 2)
     await asyncio.sleep(0.2)
@@ -110,7 +111,7 @@ async def test_minimum_number_of_actors_stays(cluster: Cluster) -> None:
 
 async def test_busy_actor_survives_its_pool(cluster: Cluster) -> None:
     pool = Pool("p")
-    supervisor = ActorSupervisor(pool, SPEC, Scale(minimum=2, maximum=2))
+    supervisor = ActorSupervisor(pool, SPEC, ScalingPolicy(minimum=2, maximum=2))
     supervisor.start()
     await eventually(lambda: len(supervisor.statuses) == 2)
     cluster.actors["comfyui-p-0"].held.clear()
@@ -132,7 +133,7 @@ async def test_attached_renderer_is_not_idle(cluster: Cluster) -> None:
     abandoned = render(before)
     await actor.busy.wait()
     pool = Pool("p")
-    supervisor = ActorSupervisor(pool, SPEC, Scale(minimum=0, maximum=1, idle=0.05))
+    supervisor = ActorSupervisor(pool, SPEC, ScalingPolicy(minimum=0, maximum=1, idle=0.05))
     supervisor.start()
     task = render(pool, prompt_id=actor.started[0])
     await asyncio.sleep(0.3)
@@ -149,7 +150,7 @@ async def test_actor_of_another_configuration_finishes_and_is_replaced(cluster: 
     for actor in (old, surplus):
         actor.held.clear()
         actor._running.add("left-over")
-    supervisor = ActorSupervisor(Pool("p"), SPEC, Scale(minimum=1, maximum=1))
+    supervisor = ActorSupervisor(Pool("p"), SPEC, ScalingPolicy(minimum=1, maximum=1))
     supervisor.start()
     await asyncio.sleep(0.2)
     assert sorted(cluster.actors) == ["comfyui-p-0", "comfyui-p-7"]
@@ -165,7 +166,7 @@ async def test_result_of_a_removed_actor_is_returned_to_a_late_attempt(cluster: 
     old = cluster.find_or_start("comfyui-p-0", replace(SPEC, gpus=1.0))
     old._finished.add("left-over")
     pool = Pool("p")
-    supervisor = ActorSupervisor(pool, SPEC, Scale(minimum=1, maximum=1))
+    supervisor = ActorSupervisor(pool, SPEC, ScalingPolicy(minimum=1, maximum=1))
     supervisor.start()
     await eventually(lambda: cluster.actors.get("comfyui-p-0") not in (None, old))
     name, done = await render(pool, "left-over")
@@ -176,7 +177,7 @@ async def test_result_of_a_removed_actor_is_returned_to_a_late_attempt(cluster: 
 
 async def test_actor_with_an_unfetched_result_survives_its_pool(cluster: Cluster) -> None:
     pool = Pool("p")
-    supervisor = ActorSupervisor(pool, SPEC, Scale(minimum=1, maximum=1))
+    supervisor = ActorSupervisor(pool, SPEC, ScalingPolicy(minimum=1, maximum=1))
     supervisor.start()
     await eventually(lambda: len(supervisor.statuses) == 1)
     [actor] = cluster.actors.values()
@@ -196,7 +197,9 @@ async def test_unplaced_actor_waits_while_renders_wait(
     caplog.set_level("INFO", module.__name__)
     cluster.capacity = 0
     pool, counts = Pool("p"), set[ActorCounts]()
-    supervisor = ActorSupervisor(pool, SPEC, Scale(minimum=0, maximum=2, idle=0.05), counts.add)
+    supervisor = ActorSupervisor(
+        pool, SPEC, ScalingPolicy(minimum=0, maximum=2, idle=0.05), counts.add
+    )
     supervisor.start()
     task = render(pool)
     await eventually(lambda: supervisor.placing_seconds.get("comfyui-p-0", 0) > 0.4)
@@ -215,7 +218,9 @@ async def test_unplaced_actor_waits_while_renders_wait(
 async def test_unneeded_unplaced_actor_is_removed(cluster: Cluster) -> None:
     cluster.capacity = 1
     pool = Pool("p")
-    supervisor = ActorSupervisor(pool, SPEC, Scale(minimum=0, maximum=2, patience=0.01, idle=100))
+    supervisor = ActorSupervisor(
+        pool, SPEC, ScalingPolicy(minimum=0, maximum=2, patience=0.01, idle=100)
+    )
     supervisor.start()
     await asyncio.gather(*(render(pool) for _ in range(3)))
     await eventually(lambda: list(cluster.actors) == ["comfyui-p-0"])
@@ -224,7 +229,7 @@ async def test_unneeded_unplaced_actor_is_removed(cluster: Cluster) -> None:
 
 async def test_pool_is_starting_until_an_actor_is_ready_or_failed(cluster: Cluster) -> None:
     pool = Pool("p")
-    supervisor = ActorSupervisor(pool, SPEC, Scale(minimum=1, maximum=1))
+    supervisor = ActorSupervisor(pool, SPEC, ScalingPolicy(minimum=1, maximum=1))
     assert supervisor.is_starting, "before it has looked for actors"
     actor = cluster.find_or_start("comfyui-p-0", SPEC)
     actor.ready = False
@@ -241,7 +246,7 @@ async def test_pool_is_starting_until_an_actor_is_ready_or_failed(cluster: Clust
 
 async def test_actor_that_waits_for_a_node_is_not_starting(cluster: Cluster) -> None:
     cluster.capacity = 0
-    supervisor = ActorSupervisor(Pool("p"), SPEC, Scale(minimum=1, maximum=1))
+    supervisor = ActorSupervisor(Pool("p"), SPEC, ScalingPolicy(minimum=1, maximum=1))
     supervisor.start()
     await eventually(lambda: "comfyui-p-0" in supervisor.placing_seconds)
     assert supervisor.is_starting
@@ -254,7 +259,7 @@ async def test_actor_of_another_configuration_gets_no_requests(cluster: Cluster)
     old.held.clear()
     old._running.add("left-over")
     pool = Pool("p")
-    supervisor = ActorSupervisor(pool, SPEC, Scale(minimum=1, maximum=1))
+    supervisor = ActorSupervisor(pool, SPEC, ScalingPolicy(minimum=1, maximum=1))
     supervisor.start()
     await eventually(lambda: pool.is_draining("comfyui-p-0"))
     with pytest.raises(ServiceUnavailable):
@@ -276,7 +281,7 @@ async def test_start_error_is_logged_once(
         raise StackError("ComfyUI is not installed" if tries < 4 else "it is broken")
 
     monkeypatch.setattr(module, "find_or_start", fail)
-    supervisor = ActorSupervisor(Pool("p"), SPEC, Scale(minimum=1, maximum=1, idle=0.05))
+    supervisor = ActorSupervisor(Pool("p"), SPEC, ScalingPolicy(minimum=1, maximum=1, idle=0.05))
     supervisor.start()
     await eventually(lambda: tries > 6)
     await supervisor.remove_idle_actors()

@@ -22,7 +22,7 @@ from moyin.errors import (
     ServiceUnavailable,
     WorkerLost,
 )
-from moyin.render.scheduling.policy import PendingRender
+from moyin.render.scheduling.rules import PendingRender
 from moyin.testing.renderer import FakeRenderer
 
 

@@ -14,7 +14,7 @@ from moyin.domain.identity import Identity
 from moyin.jobs.intake import Broker, IntakeWorker
 from moyin.jobs.intake.rabbit import RabbitBroker
 from moyin.jobs.intake.streams import StreamBroker
-from moyin.render.templates.catalog import Catalog
+from moyin.render.templates.catalog import TemplateCatalog
 from tests.waiting import eventually
 
 PASSWORD = "s3cr3t-0123456789"
@@ -43,7 +43,7 @@ async def test_a_brokers_password_is_in_no_log(caplog: pytest.LogCaptureFixture)
     workers = [
         IntakeWorker(
             broker, name="list", service=unused, jobs=unused, feed=unused,
-            templates=Catalog(()),
+            templates=TemplateCatalog(()),
             submitter=Identity(owner="ann", key_id="intake"),
             limits=unused,
         )

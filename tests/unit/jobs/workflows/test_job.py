@@ -15,7 +15,7 @@ from moyin.errors import OutOfMemory, RenderFailed, WorkerLost
 from moyin.jobs.workflows import policies
 from moyin.jobs.workflows.failures import to_application_error
 from moyin.jobs.workflows.job import WebhookWorkflow
-from moyin.jobs.workflows.types import JOBS_QUEUE, StepHead, StepInput, WebhookInput
+from moyin.jobs.workflows.types import JOBS_QUEUE, StepInput, StepRouting, WebhookInput
 from tests.waiting import eventually
 
 Bench = Any
@@ -233,7 +233,7 @@ async def test_a_render_that_lacks_memory_moves_to_the_larger_pool(bench: Bench)
     assert outcome.error.code == "out_of_memory"
 
 
-FOUR = (StepHead(kind=StepKind.RENDER),) * 4
+FOUR = (StepRouting(kind=StepKind.RENDER),) * 4
 
 
 @pytest.fixture
@@ -270,7 +270,7 @@ async def test_a_failed_child_does_not_stop_the_others(batch: Bench) -> None:
     outcome = await batch.run(steps=FOUR, parallel=True)
     assert outcome.status is JobStatus.FAILED
     assert outcome.error.code == "render_failed"
-    assert outcome.error.message == "2 of 4 children failed; number 1: node 1 raised"
+    assert outcome.error.message == "2 of 4 children failed; child 1: node 1 raised"
     assert outcome.error.details == {
         "step": 1,
         "children": {

@@ -37,7 +37,7 @@ from moyin.errors import (
     UnsupportedFeature,
 )
 from moyin.http.validation import validate
-from moyin.testing.backends import deltas_of
+from moyin.testing.backends import split_into_deltas
 from moyin.text.protocol.anthropic.request_to_upstream import (
     chat_request_to_upstream as to_anthropic,
 )
@@ -165,7 +165,7 @@ def test_response_round_trip_is_valid_for_the_sdk(answer: ChatResponse) -> None:
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
 def test_stream_round_trip(answer: ChatResponse, size: int) -> None:
     writer = StreamWriter(created=1, include_usage=True)
-    written = b"".join(writer.write(delta) for delta in deltas_of(answer))
+    written = b"".join(writer.write(delta) for delta in split_into_deltas(answer))
     reader = StreamReader()
     read = [
         delta
@@ -173,12 +173,12 @@ def test_stream_round_trip(answer: ChatResponse, size: int) -> None:
         for delta in reader.feed(written[start : start + size])
     ]
     assert reader.is_finished
-    assert read == deltas_of(answer)
+    assert read == split_into_deltas(answer)
 
 
 def test_every_event_is_valid_for_the_sdk() -> None:
     writer = StreamWriter(created=1, include_usage=True)
-    written = b"".join(writer.write(delta) for delta in deltas_of(ANSWERS["tools"]))
+    written = b"".join(writer.write(delta) for delta in split_into_deltas(ANSWERS["tools"]))
     *events, done = [part.removeprefix(b"data: ") for part in written.strip().split(b"\n\n")]
     assert done == b"[DONE]"
     chunks = [ChatCompletionChunk.model_validate_json(event) for event in events]
@@ -354,7 +354,7 @@ def test_claudes_thinking_blocks_round_trip() -> None:
     assert body["choices"][0]["message"]["reasoning_content"] == "hm hm"
     assert chat_response_to_domain(body) == signed
     writer = StreamWriter(created=1, include_usage=False)
-    written = b"".join(writer.write(delta) for delta in deltas_of(signed))
+    written = b"".join(writer.write(delta) for delta in split_into_deltas(signed))
     blocks = [
         block
         for event in written.split(b"\n\n")

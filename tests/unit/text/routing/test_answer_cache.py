@@ -6,7 +6,7 @@ from decimal import Decimal
 import pytest
 
 from moyin.errors import BackendUnavailable, StreamInterrupted
-from moyin.store.responses import CachedResponse
+from moyin.store.response_cache import CachedResponse
 from moyin.testing.backends import FakeBackend
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.routing.catalog import Alias, CachingPolicy

@@ -14,7 +14,7 @@ import pytest
 
 from moyin.domain.backend import ApiFormat, RawRequest
 from moyin.domain.chat import ChatRequest, ChatResponse, Delta, StopReason, Text, ToolUse
-from moyin.domain.money import Usage, flat_tariff
+from moyin.domain.money import Usage, create_flat_tariff
 from moyin.errors import BackendUnavailable, StreamInterrupted
 from moyin.testing.backends import FakeBackend
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
@@ -245,7 +245,7 @@ async def test_first_stream_continues_when_the_better_model_fails() -> None:
 @pytest.mark.parametrize("price", [Decimal(0), Decimal("0.01")])
 async def test_both_calls_are_charged_to_the_reservation(price: Decimal, streams: bool) -> None:
     gateway, budget = Streams(), Budget()
-    model = replace(SMALL.model, tariff=flat_tariff(price, price))
+    model = replace(SMALL.model, tariff=create_flat_tariff(price, price))
     catalog = Catalog(deployments=(replace(SMALL, model=model), HAIKU))
     gateway.router.fleet = replace(gateway.router.fleet, catalog=catalog)
     better, _, answer = await gateway.ask(stream=streams, budget=budget, response_format=FORMAT)

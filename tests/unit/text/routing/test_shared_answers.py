@@ -35,8 +35,8 @@ class FakeValkey(dict[bytes, bytes]):
     async def get(self, names: Sequence[bytes]) -> list[bytes | None] | None:  # type: ignore[override]
         return None if self.is_unavailable else [dict.get(self, name) for name in names]
 
-    async def take(self, names: Sequence[bytes]) -> list[bytes | None] | None:
-        return None if self.is_unavailable else [self.pop(name, None) for name in names]
+    async def pop(self, names: Sequence[bytes]) -> list[bytes | None] | None:  # type: ignore[override]
+        return None if self.is_unavailable else [dict.pop(self, name, None) for name in names]
 
     async def put(self, values: Mapping[bytes, bytes], seconds: int) -> None:
         assert seconds == 300
@@ -95,7 +95,7 @@ class Gateway(Replica):
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
     made = Database(f"sqlite:///{tmp_path}/moyin.db")
-    await made.ready()
+    await made.ensure_schema()
     yield made
     await made.close()
 
@@ -166,8 +166,8 @@ async def test_follow_up_is_recorded_by_one_replica_only(database: Database) -> 
     one, two = Gateway(database, valkey), Gateway(database, valkey)
 
     class Same(FakeValkey):
-        async def take(self, names: Sequence[bytes]) -> list[bytes | None] | None:
-            return await valkey.take(names)
+        async def pop(self, names: Sequence[bytes]) -> list[bytes | None] | None:  # type: ignore[override]
+            return await valkey.pop(names)
 
     three = Gateway(database, Same())
     await one.ask("r1", ASK)
