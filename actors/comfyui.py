@@ -31,11 +31,6 @@ from moyin.store.blobs import BlobStore
 from moyin.store.frames import FrameStore
 from moyin.system.processes import freeze_startup_objects
 
-__all__ = [
-    "ActorStatus", "ComfySpec", "ComfyUIActor", "EventBatch", "RenderFailure", "find_or_start",
-    "list_actors",
-]  # fmt: skip
-
 _LEASE_SECONDS = 120.0
 # Concurrent calls of one actor: followed renders, status polls and cancellations.
 _MAX_CALLS = 100

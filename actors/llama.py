@@ -24,8 +24,6 @@ import ray.util
 
 from actors.placement import NON_RENDER_NODES, find_or_start_actor, terminate_actor
 
-__all__ = ["LlamaServer", "LlamaSpec", "ServerStalled", "find_or_start", "find_packaged_gguf"]
-
 _log = logging.getLogger(__name__)
 
 # Every request, even a queued one, occupies a thread of the server until its response ends.

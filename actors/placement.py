@@ -6,8 +6,6 @@ from typing import Any
 
 import ray
 
-__all__ = ["NAMESPACE", "NON_RENDER_NODES", "find_or_start_actor", "terminate_actor"]
-
 NAMESPACE = "moyin"
 # Label selector of all processes but ComfyUI. An autoscaler could never stop a node that it started
 # for renders while another process runs there. Nodes without the label, such as the only node of a

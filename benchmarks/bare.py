@@ -8,8 +8,6 @@ from ray import serve
 from benchmarks.forwarder import Forwarder
 from deployments.replicas import REPLICA_OPTIONS
 
-__all__ = ["BareArgs", "build"]
-
 
 class BareArgs(BaseModel):
     """Holds the ``args`` of the app."""

@@ -23,8 +23,6 @@ import psutil
 from benchmarks.farm import Farm, running
 from moyin.system.processes import find_processes
 
-__all__ = ["cost"]
-
 _IDLE_SECONDS = 20.0
 _colors = itertools.count(1)
 _PARTS = {

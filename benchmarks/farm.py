@@ -20,8 +20,6 @@ from benchmarks import paced
 from moyin.render.comfyui.install import find_comfyui
 from moyin.settings import Settings
 
-__all__ = ["MOCK", "SERVICE", "Farm", "running", "scale"]
-
 # Prefixes of the proxy's routes to the mock and to the service with streams.
 MOCK, SERVICE = "/mock", "/service"
 

@@ -24,8 +24,6 @@ from benchmarks.farm import Farm
 from benchmarks.processes import family, free_port, running_program, wait_for
 from moyin.system.processes import find_processes
 
-__all__ = ["Gateway", "direct", "moyin", "peers_of"]
-
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "moyin-bench"
 _LITELLM = "litellm[proxy]==1.108.5"
 _LITELLM_WORKERS = 2

@@ -26,8 +26,6 @@ from moyin.render.comfyui.renderer import ComfyRenderer
 from moyin.settings import Settings
 from moyin.store.blobs import BlobStore
 
-__all__ = ["IsolationCost", "isolation"]
-
 _TEST_NODES = "tests/execution/testing_nodes/testing-pack"
 _SECONDS = 0.5
 _KINDS = (Isolation.OFF, Isolation.STRICT)

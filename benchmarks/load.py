@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Measurement", "measure"]
-
 _UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
 

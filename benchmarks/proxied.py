@@ -26,8 +26,6 @@ from moyin.proxy import Proxy
 from moyin.system.processes import freeze_startup_objects
 from moyin.testing.fakes import StaticAuthenticator
 
-__all__ = ["KEY"]
-
 KEY = "benchmark"
 _SECONDS_BETWEEN_EVENTS = 1.0
 

@@ -18,8 +18,6 @@ import aiohttp
 from benchmarks.farm import Farm
 from moyin.system.processes import find_processes
 
-__all__ = ["Rendering", "comfyui_folders", "render", "straight_to"]
-
 _GRAPHS = 100
 _SECONDS = 0.5
 _FINAL = {"succeeded", "failed", "cancelled"}

@@ -23,8 +23,6 @@ from typing import Any
 from moyin.render.scheduling.rules import OrderingRules, PendingRender
 from moyin.render.scheduling.window import Window
 
-__all__ = ["Farm", "Load", "Outcome", "fewest_changes", "fifo", "new_load", "own_share", "simulate"]
-
 FLOODER = "owner-00"
 _CHECKPOINT_BYTES = 6_500_000_000
 _TICK = 1.0

@@ -23,8 +23,6 @@ from moyin.http.problems import render_error_event
 from moyin.text.protocol.ollama.errors import render_error as render_ollama_error
 from moyin.text.protocol.ollama.errors import render_error_event as render_ollama_error_event
 
-__all__ = ["ServeErrorMiddleware", "find_app_prefix", "render_error", "render_stream_error"]
-
 # Error renderers of the apps that HAProxy routes to by prefix; all other paths are the gateway's.
 _RENDERERS = {"v1": render_models_error, "accounts": render_problem_details}
 # Ollama's own paths, which the shipped route table forwards to the models app. A request that the

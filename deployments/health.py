@@ -8,8 +8,6 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from fastapi import APIRouter, Response
 
-__all__ = ["ServiceCheck", "new_health_routes"]
-
 _log = logging.getLogger(__name__)
 _CHECK_TIMEOUT_SECONDS = 2.0
 

@@ -19,8 +19,6 @@ from deployments.swagger import new_docs_routes
 from moyin.access.gatekeeper import SECURITY_HEADERS, ErrorBody, ErrorRenderer, context
 from moyin.errors import InvalidJson, InvalidRequest, MoyinError, RouteNotFound, ServiceUnavailable
 
-__all__ = ["SecurityHeadersMiddleware", "new_fastapi", "to_response"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -18,8 +18,6 @@ from moyin.store.jobs import JobStore
 from moyin.store.limits import LimitStore
 from moyin.store.sql import Database
 
-__all__ = ["JobServices", "open_job_services"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobServices:

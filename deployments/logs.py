@@ -15,8 +15,6 @@ from ray.serve.exceptions import RayServeException
 
 from moyin.access.gatekeeper.observation import redact
 
-__all__ = ["ACCESS_LOGGER", "JsonFormatter", "configure_logs"]
-
 # The messages of this logger are access lines, which are JSON already and contain no secrets.
 ACCESS_LOGGER = "moyin.access"
 

@@ -20,8 +20,6 @@ from deployments.server import ReplicaServer, limit_memory
 from moyin.access.gatekeeper.request import REQUEST_ID_PATTERN
 from moyin.settings import Settings
 
-__all__ = ["middlewares", "new_cors_middleware"]
-
 # Response headers that pages of other origins may read, besides the CORS-safelisted ones.
 _EXPOSED_HEADERS = (
     "location", "retry-after", "x-request-id", "ratelimit-limit", "ratelimit-remaining",

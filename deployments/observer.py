@@ -17,8 +17,6 @@ from ray.util import metrics
 from deployments.logs import ACCESS_LOGGER
 from moyin.access.gatekeeper.observation import Observation, format_access_line
 
-__all__ = ["BatchHistogram", "RequestObserver"]
-
 _log = logging.getLogger(__name__)
 _access_log = logging.getLogger(ACCESS_LOGGER)
 _INTERVAL_SECONDS = 1.0

@@ -6,11 +6,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = [
-    "FILE_CONTENT", "FILE_RESPONSES", "QUERY_KEY_SCHEME", "document_problems",
-    "document_protocol_errors", "document_security",
-]  # fmt: skip
-
 _KEY_SCHEMES: Mapping[str, Mapping[str, str]] = {
     "bearer": {
         "type": "http",

@@ -9,8 +9,6 @@ from typing import Any, Generic, TypedDict, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ray.serve.schema import LoggingConfig
 
-__all__ = ["REPLICA_OPTIONS", "ReloadableConfig", "StrictModel"]
-
 _log = logging.getLogger(__name__)
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 

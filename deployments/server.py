@@ -11,8 +11,6 @@ import threading
 import psutil
 import uvicorn
 
-__all__ = ["ReplicaServer", "limit_memory"]
-
 _log = logging.getLogger(__name__)
 _LISTENERS = 16
 _MEMORY_CHECK_SECONDS = 0.5

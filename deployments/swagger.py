@@ -16,8 +16,6 @@ from string import Template
 from fastapi import APIRouter
 from fastapi.responses import FileResponse, HTMLResponse
 
-__all__ = ["DOCS_PATHS", "new_docs_routes"]
-
 _MEDIA_TYPES = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript"}
 # Paths, relative to the app's prefix, that need no key.
 DOCS_PATHS = ("docs", *(f"docs/{name}" for name in _MEDIA_TYPES))

@@ -25,8 +25,6 @@ from deployments.accounts.config import AccountsConfig
 from deployments.gateway.config import GatewayConfig
 from deployments.models.config import ModelsConfig
 
-__all__ = ["find_problems"]
-
 _USER_CONFIG_MODELS: Mapping[str, type[BaseModel]] = {
     "Accounts": AccountsConfig,
     "Gateway": GatewayConfig,

@@ -13,8 +13,6 @@ from pathlib import Path
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-__all__ = ["Settings"]
-
 
 class Settings(BaseSettings):
     """The addresses, folders and limits of a Moyin process, which never change while it runs."""

@@ -11,8 +11,6 @@ import pytest
 
 from moyin.store.blobs import BlobStore
 
-__all__ = ["BlobContract"]
-
 
 class BlobContract:
     """Tests of the fixture ``blobs``, an empty store."""

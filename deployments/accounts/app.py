@@ -47,8 +47,6 @@ from moyin.store.signing_keys import SigningKeyStore
 from moyin.store.sql import Database
 from moyin.store.users import UserStore
 
-__all__ = ["AccountsServices", "new_app", "new_services"]
-
 _log = logging.getLogger(__name__)
 _PURGE_SECONDS = 3600.0
 _PREFIX = "/accounts"

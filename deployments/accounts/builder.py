@@ -12,8 +12,6 @@ from deployments.accounts.config import AccountsConfig
 from deployments.accounts.deployment import Accounts
 from deployments.replicas import REPLICA_OPTIONS
 
-__all__ = ["AccountsArgs", "build"]
-
 
 class AccountsArgs(BaseModel):
     """Validates the ``args`` of the accounts app in serve_config.yaml."""

@@ -14,8 +14,6 @@ from moyin.access.protocol.response import parse_limit
 from moyin.access.protocol.wire import LimitBody, ScopeName
 from moyin.domain.identity import PLAYER
 
-__all__ = ["AccountsConfig", "ProviderConfig"]
-
 _Url = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$", max_length=2048)]
 
 

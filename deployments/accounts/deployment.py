@@ -14,8 +14,6 @@ from moyin.access.accounts.mail import create_mailer
 from moyin.access.gatekeeper import Gatekeeper
 from moyin.settings import Settings
 
-__all__ = ["Accounts"]
-
 
 class Accounts:
     """Serves the accounts app in one replica, with services built from the settings."""

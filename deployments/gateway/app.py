@@ -56,8 +56,6 @@ from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore
 from moyin.store.userdata import UserdataStore
 
-__all__ = ["GatewayServices", "ProxyOrApp", "new_app"]
-
 _PUBLIC = frozenset(
     {"/", "/health", "/healthz", "/readyz", "/openapi.json", *(f"/{name}" for name in DOCS_PATHS)}
 )

@@ -10,8 +10,6 @@ from deployments.gateway.config import GatewayConfig
 from deployments.gateway.deployment import Gateway
 from deployments.replicas import REPLICA_OPTIONS
 
-__all__ = ["GatewayArgs", "build"]
-
 
 class GatewayArgs(BaseModel):
     """Validates the ``args`` of the gateway app in serve_config.yaml."""

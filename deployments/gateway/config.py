@@ -23,8 +23,6 @@ from moyin.proxy.route import (
     Upstream,
 )
 
-__all__ = ["GatewayConfig", "RouteConfig"]
-
 # In an upstream's URL, `door` means the gateway's own address, for requests to Moyin's other apps.
 _GATEWAY = "door"
 _NAME = r"^[a-z0-9][a-z0-9-]{0,39}$"

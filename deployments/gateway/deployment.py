@@ -47,8 +47,6 @@ from moyin.store.uploads import UploadStore
 from moyin.store.userdata import UserdataStore
 from moyin.system.processes import freeze_startup_objects
 
-__all__ = ["Gateway"]
-
 
 class _Closeable(Protocol):
     async def close(self) -> None: ...

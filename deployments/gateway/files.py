@@ -21,8 +21,6 @@ from moyin.errors import ArtifactNotFound, InvalidRequest
 from moyin.http.headers import build_file_headers, parse_byte_range
 from moyin.store.blobs import BlobStore
 
-__all__ = ["Upload", "build_artifact_response", "receive_upload", "store_upload"]
-
 _CHUNK = 256 * 1024
 _MAX_FIELDS = 16
 

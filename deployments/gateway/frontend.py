@@ -23,8 +23,6 @@ from moyin.comfy_api.pages import render_plain_page
 from moyin.comfy_api.protocol.paths import PAGE_PATH
 from moyin.errors import RouteNotFound, StackError
 
-__all__ = ["FrontendFiles"]
-
 _log = logging.getLogger(__name__)
 # The names of files in these folders contain a digest of their content.
 _HASHED_FOLDERS = ("assets/", "fonts/")

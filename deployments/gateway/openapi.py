@@ -15,8 +15,6 @@ from deployments.openapi import QUERY_KEY_SCHEME, document_problems, document_se
 from moyin.comfy_api.protocol.paths import is_comfyui_path
 from moyin.jobs.protocol import wire
 
-__all__ = ["build_document", "describe_body", "describe_file_form"]
-
 _SCHEMA_REFERENCE = "#/components/schemas/{model}"
 
 

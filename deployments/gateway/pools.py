@@ -20,8 +20,6 @@ from moyin.comfy_api.validation_cache import ValidationCache
 from moyin.errors import InvalidGraph, MoyinError, ServiceUnavailable
 from moyin.render.comfyui.pool_client import PoolResponse
 
-__all__ = ["PoolValidator", "ServePoolClient"]
-
 # Serve raises KeyError for an app that is not deployed. A pool raises MoyinError if no renderer is
 # up or a renderer fails during the request.
 _POOL_ERRORS = (RayError, RayServeException, KeyError, TimeoutError, MoyinError)

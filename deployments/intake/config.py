@@ -8,8 +8,6 @@ from pydantic import Field, field_validator, model_validator
 from deployments.replicas import StrictModel
 from moyin.domain.identity import JOBS_READ, JOBS_WRITE, TEXT, is_internal_owner
 
-__all__ = ["IntakeArgs", "RabbitConfig", "SourceConfig", "StreamConfig"]
-
 _QueueName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,99}$")]
 _ScopeName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9:._-]{0,63}$")]
 

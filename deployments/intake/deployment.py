@@ -28,8 +28,6 @@ from moyin.render.templates.catalog import create_catalog
 from moyin.settings import Settings
 from moyin.store.hub import EventHub
 
-__all__ = ["Intake", "open_workers"]
-
 
 class Intake:
     """Runs a worker for each configured message queue. It serves no HTTP."""

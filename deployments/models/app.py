@@ -49,8 +49,6 @@ from moyin.text.routing.feedback import FeedbackService
 from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.router import Router
 
-__all__ = ["ModelsServices", "new_app", "render_stream_error"]
-
 _PREFIX = "/v1"
 _PUBLIC_PATHS = frozenset(
     f"{_PREFIX}/{name}" for name in ("health", "healthz", "readyz", "openapi.json", *DOCS_PATHS)

@@ -9,8 +9,6 @@ from deployments.models.config import ModelsConfig
 from deployments.models.deployment import Models
 from deployments.replicas import REPLICA_OPTIONS, StrictModel
 
-__all__ = ["ModelsArgs", "build"]
-
 
 class ModelsArgs(StrictModel):
     """The ``args`` of the app ``models``, whose back ends are in its ``user_config``."""

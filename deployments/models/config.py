@@ -24,11 +24,6 @@ from moyin.text.routing.catalog import AUTO
 from moyin.text.routing.claude_prices import find_claude_tariff
 from moyin.text.routing.latency import DEFAULT_LATENCY, LatencyPrior
 
-__all__ = [
-    "CLAUDE_URL", "AnthropicConfig", "BackendConfig", "LlamaConfig", "ModelConfig", "ModelsConfig",
-    "OllamaConfig", "OpenAIConfig",
-]  # fmt: skip
-
 CLAUDE_URL = "https://api.anthropic.com"
 _NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$"
 _MODEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$"

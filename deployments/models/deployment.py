@@ -40,8 +40,6 @@ from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.router import Router
 from moyin.text.routing.shared_answers import SharedAnswers
 
-__all__ = ["Models"]
-
 
 class Models(MoyinCalls):
     """Creates the services of a replica and serves the app with them.

@@ -9,8 +9,6 @@ from moyin.text.protocol.anthropic.errors import render_error as anthropic_error
 from moyin.text.protocol.ollama.errors import render_error as ollama_error
 from moyin.text.protocol.openai.errors import render_error as openai_error
 
-__all__ = ["choose_renderer", "is_anthropic_client", "render_error"]
-
 _PREFIX = "/v1"
 _MODELS_PATH = f"{_PREFIX}/models"
 _MOYIN_PATHS = tuple(

@@ -43,8 +43,6 @@ from moyin.text.routing.telemetry import NoTelemetry, Telemetry
 if TYPE_CHECKING:
     from moyin.text.backends.anthropic import AnthropicBackend
 
-__all__ = ["FleetBuilder"]
-
 _log = logging.getLogger(__name__)
 _IDLE_CHECK_SECONDS = 0.5
 # These services check JSON schemas themselves and accept larger schemas than we do.

@@ -10,8 +10,6 @@ from fastapi import APIRouter
 from moyin.errors import ServiceUnavailable
 from moyin.text.routing.router import Router
 
-__all__ = ["check_backends_forever", "new_health_routes"]
-
 _log = logging.getLogger(__name__)
 _INTERVAL_SECONDS = 5.0
 

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from moyin.jobs.workflows.worker import WorkerRunner
 
-__all__ = ["JudgeService"]
-
 _log = logging.getLogger(__name__)
 _RESTART_SECONDS = 2.0
 

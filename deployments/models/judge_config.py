@@ -13,8 +13,6 @@ from moyin.text.judging.comparison import INSTRUCTION_TOKENS
 from moyin.text.judging.rules import JudgeRules
 from moyin.text.judging.verdict import MAX_VERDICT_TOKENS
 
-__all__ = ["JudgeConfig", "check_judge_config"]
-
 
 class _ModelSettings(Protocol):
     """The settings of `config.ModelConfig` that determine whether a model can judge."""

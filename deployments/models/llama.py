@@ -17,8 +17,6 @@ from moyin.errors import BackendUnavailable
 from moyin.text.backends.http import Endpoint
 from moyin.text.backends.openai import OpenAIBackend
 
-__all__ = ["LlamaBackend", "LlamaEndpoints"]
-
 _log = logging.getLogger(__name__)
 # While the actor waits for resources or loads its model, it does not respond in time, and the
 # router uses other back ends.

@@ -16,8 +16,6 @@ from moyin.text.protocol.ollama import wire as ollama
 from moyin.text.protocol.openai.images import ImagesBody
 from moyin.text.protocol.openai.wire import ChatBody, EmbeddingBody
 
-__all__ = ["complete_openapi"]
-
 _SSE, _NDJSON = "text/event-stream", "application/x-ndjson"
 
 

@@ -13,8 +13,6 @@ from pydantic import BeforeValidator, Field
 from deployments.replicas import StrictModel
 from moyin.domain.money import GpuRate, Price, PriceBand, Rates, Tariff, create_flat_tariff
 
-__all__ = ["GpuPriceConfig", "PriceConfig", "PriceSetting", "build_tariff"]
-
 # More than six decimal places would be fractions of a picodollar per token.
 _UsdAmount = Annotated[Decimal, Field(ge=0, decimal_places=6)]
 

@@ -21,11 +21,6 @@ from moyin.text.routing.catalog import (
     TenantPolicy,
 )
 
-__all__ = [
-    "AliasConfig", "CacheConfig", "HedgeConfig", "ImagesConfig", "Residency", "RoutingConfig",
-    "TenantConfig", "build_policies", "to_hedging",
-]  # fmt: skip
-
 # The name of a place where data is processed, such as on-premises, cloud or eu.
 Residency = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,39}$")]
 # YAML reads an unquoted `off` as false.

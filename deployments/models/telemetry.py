@@ -23,8 +23,6 @@ from moyin.text.judging.verdict import Outcome
 from moyin.text.routing.background_queue import BackgroundQueue
 from moyin.text.routing.telemetry import CallRecord
 
-__all__ = ["CallTelemetry", "JudgeMetrics", "LearningMetrics"]
-
 _T = TypeVar("_T")
 
 # More calls, and sampled answers, than a replica has between two exports.

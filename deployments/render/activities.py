@@ -41,8 +41,6 @@ from moyin.store.artifacts import derive_step_artifact_id
 from moyin.store.prompts import PromptStore
 from moyin.store.render_cache import CachedRender
 
-__all__ = ["RenderActivities", "derive_prompt_id"]
-
 # Temporal writes each heartbeat to its database, and many renders wait at the same time.
 _WAITING_HEARTBEAT_SECONDS = 2.0
 # Back end in the result of a step whose result came from the cache.

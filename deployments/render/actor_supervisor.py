@@ -17,8 +17,6 @@ from deployments.render.telemetry import ActorCounts
 from moyin.errors import MoyinError
 from moyin.render.scheduling.rules import ScalingPolicy
 
-__all__ = ["ActorSupervisor"]
-
 _log = logging.getLogger(__name__)
 _WATCH_SECONDS = 1.0
 _STATUS_SECONDS = 5.0

@@ -9,8 +9,6 @@ from deployments.render.config import RenderArgs
 from deployments.render.deployment import RenderPool
 from deployments.replicas import REPLICA_OPTIONS
 
-__all__ = ["build"]
-
 # Time for stopping ComfyUI and removing actors after the drain timeout of the renders in progress.
 _REMOVAL_TIMEOUT_SECONDS = 20.0
 

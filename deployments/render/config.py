@@ -10,8 +10,6 @@ from deployments.replicas import StrictModel
 from moyin.domain.limits import DISK_NODES, PoolRules
 from moyin.render.comfyui.options import Isolation, Network
 
-__all__ = ["CacheArgs", "ComfyArgs", "NodesArgs", "RenderArgs"]
-
 
 class ComfyArgs(StrictModel):
     """The options of the pool's ComfyUI processes."""

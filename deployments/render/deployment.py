@@ -47,8 +47,6 @@ from moyin.store.prompts import PromptStore
 from moyin.store.render_cache import CacheRules, ValkeyRenderCache
 from moyin.system.processes import freeze_startup_objects
 
-__all__ = ["RenderPool"]
-
 
 class RenderPool:
     """Runs a Temporal worker of the queue ``render-<pool>``, which renders on the pool's actors."""

@@ -10,8 +10,6 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from moyin.errors import MoyinError, RenderPoisoned, ServiceUnavailable, WorkerLost
 
-__all__ = ["FailureCounts"]
-
 # After this many lost ComfyUI processes the render itself is probably the cause. A lost actor or a
 # killed process usually has another cause, so more of these losses are allowed.
 _MAX_DIED = 2

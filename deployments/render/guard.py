@@ -14,8 +14,6 @@ from moyin.render.comfyui.bridge.tenants import TENANT_KEY
 from moyin.render.protocol.graph import NOT_YOUR_FILE, find_input_names
 from moyin.system.bounded import BoundedDict
 
-__all__ = ["MemoryGuard", "RenderGuard"]
-
 _REMEMBERED_FAILURES = 1024
 # Only the largest model must fit, because ComfyUI swaps the others. Latents and activations need
 # the additional memory.

@@ -25,8 +25,6 @@ from moyin.render.scheduling.rules import PendingRender
 from moyin.render.scheduling.scheduler import RenderScheduler
 from moyin.system.bounded import BoundedDict
 
-__all__ = ["Pool"]
-
 _REQUEST_TIMEOUT_SECONDS = 5.0
 _SETTLE_TIMEOUT_SECONDS = 20.0
 _REMEMBERED_PROMPTS = 4096

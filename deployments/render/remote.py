@@ -15,8 +15,6 @@ from moyin.domain.prompt import PromptRecord
 from moyin.domain.renderer import RendererStatus, RenderEvent, RenderRequest, RenderResult
 from moyin.errors import MoyinError, WorkerLost
 
-__all__ = ["RayRenderer"]
-
 _CLOSE_TIMEOUT_SECONDS = 10.0
 T = TypeVar("T")
 

@@ -13,8 +13,6 @@ from moyin.domain.renderer import RenderProgress
 from moyin.store.events import EventStore
 from moyin.store.jobs import JobStore
 
-__all__ = ["ProgressReporter"]
-
 _log = logging.getLogger(__name__)
 _EVENT_INTERVAL_SECONDS = 0.1
 _ROW_INTERVAL_SECONDS = 1.0

@@ -17,8 +17,6 @@ from moyin.store.render_cache import (
     select_cache_owner,
 )
 
-__all__ = ["RenderResultCache"]
-
 
 class RenderResultCache:
     """Caches the results of a pool's finished renders, but not their failures."""

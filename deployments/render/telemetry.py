@@ -8,8 +8,6 @@ from ray.util import metrics
 
 from deployments.render.pool import Pool
 
-__all__ = ["ActorCounts", "PoolTelemetry"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ActorCounts:

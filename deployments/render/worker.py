@@ -19,8 +19,6 @@ from moyin.jobs.workflows.launcher import compute_fairness_shares
 from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, get_render_queue
 from moyin.jobs.workflows.worker import WorkerRunner
 
-__all__ = ["RenderWorker", "set_owner_weights"]
-
 _log = logging.getLogger(__name__)
 _RPC_TIMEOUT = timedelta(seconds=5)
 

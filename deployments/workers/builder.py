@@ -8,8 +8,6 @@ from ray import serve
 from deployments.replicas import REPLICA_OPTIONS, StrictModel
 from deployments.workers.deployment import JobWorker
 
-__all__ = ["WorkersArgs", "build"]
-
 
 class WorkersArgs(StrictModel):
     """The ``args`` of the app ``workers`` in serve_config.yaml."""

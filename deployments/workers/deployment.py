@@ -19,8 +19,6 @@ from moyin.settings import Settings
 from moyin.store.pruning import Pruner
 from moyin.system.processes import freeze_startup_objects
 
-__all__ = ["JobWorker"]
-
 
 class JobWorker:
     """Runs a Temporal worker of the queue ``jobs``, a sweeper and a pruner. It serves no HTTP."""

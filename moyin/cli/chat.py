@@ -13,8 +13,6 @@ from moyin.cli.session import with_gateway
 from moyin.client.errors import RequestRefused
 from moyin.client.gateway import GatewayClient, read_events
 
-__all__ = ["Answer", "chat", "stream_answer"]
-
 # The cost of a stream is known only at its end, so an SSE comment has it instead of a header.
 _COST = "x-moyin-cost-usd="
 

@@ -15,8 +15,6 @@ from moyin.render.comfyui.install import install
 from moyin.settings import Settings
 from moyin.stack.profile import Profile
 
-__all__ = ["app"]
-
 app = typer.Typer(help="The optional ComfyUI, and its clients.", no_args_is_help=True)
 
 

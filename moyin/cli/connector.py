@@ -24,8 +24,6 @@ from moyin.errors import BackendUnavailable, CrossSiteRequest, MoyinError, Stack
 from moyin.http.client import LazySession
 from moyin.stack.profile import Profile
 
-__all__ = ["Connector", "build_upstream_headers", "reject_cross_site"]
-
 _HOST = "127.0.0.1"
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _CONNECT_SECONDS = 5.0

@@ -16,8 +16,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from moyin.cli.screen import errors, out
 from moyin.settings import Settings
 
-__all__ = ["migrate", "prune"]
-
 
 def migrate(
     revision: Annotated[

@@ -21,8 +21,6 @@ from moyin.errors import StackError
 from moyin.stack import launch
 from moyin.stack.options import Options
 
-__all__ = ["demo"]
-
 _QUESTION = "Tell me in one or two sentences about a lighthouse at dawn."
 _LOADING_SECONDS = 60.0
 _GRAPH = "dawn.json"

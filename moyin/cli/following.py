@@ -16,8 +16,6 @@ from moyin.client.gateway import GatewayClient
 from moyin.domain.job import EventType
 from moyin.errors import StackError
 
-__all__ = ["create_folder", "follow", "save_artifacts"]
-
 _MAX_RECONNECTS = 60
 _UNSAFE = re.compile(r"[^\w.() -]")
 

@@ -11,8 +11,6 @@ from moyin.cli.screen import errors, out, print_json, print_table
 from moyin.cli.session import exit_unless_succeeded, with_gateway
 from moyin.client.gateway import GatewayClient
 
-__all__ = ["app"]
-
 app = typer.Typer(help="Jobs: list, show, cancel, retry, watch.", no_args_is_help=True)
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id (Task ID).")]
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from moyin.store.keys import ApiKey, KeyStore
     from moyin.store.sql import Database, Transaction
 
-__all__ = ["app"]
-
 T = TypeVar("T")
 app = typer.Typer(help="API keys: create, list, rotate, revoke.", no_args_is_help=True)
 

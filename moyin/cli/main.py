@@ -28,8 +28,6 @@ from moyin.client.errors import GatewayUnreachable, RequestRefused
 from moyin.errors import MoyinError, StackError
 from moyin.settings import Settings
 
-__all__ = ["app", "main", "run"]
-
 app = typer.Typer(
     name="moyin",
     help="One gateway for AI work: text by the cheapest able model, pictures by a ComfyUI farm.",

@@ -10,8 +10,6 @@ from moyin.cli.screen import out, print_json, print_pairs, print_table
 from moyin.cli.session import with_gateway
 from moyin.client.gateway import GatewayClient
 
-__all__ = ["app", "feedback"]
-
 app = typer.Typer(
     help="The quality of answers: show, export, reset, freeze, thaw.", no_args_is_help=True
 )

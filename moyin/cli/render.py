@@ -14,8 +14,6 @@ from moyin.cli.session import exit_unless_succeeded, with_gateway
 from moyin.client.gateway import GatewayClient
 from moyin.errors import StackError
 
-__all__ = ["load_graph", "render", "submit_and_follow"]
-
 
 def render(
     graph: Annotated[Path | None, typer.Argument(help="A graph in ComfyUI's API format.")] = None,

@@ -12,8 +12,6 @@ from moyin.cli.session import with_gateway
 from moyin.client.gateway import GatewayClient
 from moyin.text.quality.wording import format_probability
 
-__all__ = ["route"]
-
 _COLUMNS = ("model", "back end", "p_good", "at least", "basis", "cost", "seconds", "score", "why")
 
 

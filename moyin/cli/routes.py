@@ -12,8 +12,6 @@ from moyin.settings import Settings
 from moyin.stack.apps import load_serve_config, read_last_deployed_path
 from moyin.stack.options import Options
 
-__all__ = ["app"]
-
 app = typer.Typer(help="Services behind the reverse proxy.", no_args_is_help=True)
 
 

@@ -26,8 +26,6 @@ from moyin.stack.state import Phase
 from moyin.stack.supervisor import run_supervisor
 from moyin.system.logfile import read_last_lines
 
-__all__ = ["register"]
-
 PortBaseOption = Annotated[
     int | None,
     typer.Option(

@@ -17,8 +17,6 @@ from moyin.stack.options import Options
 from moyin.stack.profile import read_profile
 from moyin.stack.state import Part, PartStatus, Phase, StackState
 
-__all__ = ["StartProgress", "print_ready", "print_state"]
-
 _PART_NAMES = {"valkey": "Valkey", "temporal": "Temporal", "ray": "Ray", "apps": "apps"}
 _STATUS_COLOURS = {
     PartStatus.UP: "green",

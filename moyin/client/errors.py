@@ -8,8 +8,6 @@ from typing import Any
 
 from moyin.errors import MoyinError, ServiceUnavailable
 
-__all__ = ["ERROR_TYPES", "GatewayUnreachable", "RequestRefused"]
-
 
 def _iterate_types(kind: type[MoyinError]) -> Iterator[type[MoyinError]]:
     yield kind

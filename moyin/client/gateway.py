@@ -22,8 +22,6 @@ from moyin.errors import MoyinError, StepFailed
 from moyin.http.client import BodyTooLong, LazySession, read_up_to
 from moyin.http.sse import Frame, FrameSplitter
 
-__all__ = ["AcceptedJob", "GatewayClient", "ServerSentEvent", "read_events", "read_frames"]
-
 _log = logging.getLogger(__name__)
 _CONNECT_SECONDS = 5.0
 _LARGEST_FILE = 64 * 1024 * 1024

@@ -14,8 +14,6 @@ from moyin.errors import InputNotFound, InvalidRequest, NodeNotAllowed
 from moyin.render.comfyui.bridge.input_rules import PREFIX, Refusal, Rule, find_refusals
 from moyin.render.protocol.graph import NOT_YOUR_FILE, RefusedInput, make_refusal_body
 
-__all__ = ["GraphAdmission"]
-
 _NO_RULES: Mapping[str, Rule] = {}
 # A graph can have thousands of errors; a client needs only some of them.
 _MAX_REPORTED = 1_000

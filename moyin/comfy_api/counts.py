@@ -8,8 +8,6 @@ import time
 from moyin.store.prompts import PromptStore
 from moyin.system.bounded import BoundedDict
 
-__all__ = ["OpenPromptCounts"]
-
 _MAX_TENANTS = 1_024
 
 

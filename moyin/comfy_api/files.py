@@ -24,8 +24,6 @@ from moyin.store.frames import FrameStore
 from moyin.store.prompts import PromptStore
 from moyin.store.uploads import UploadStore
 
-__all__ = ["ComfyFiles", "parse_file_name"]
-
 _TYPES = ("input", "output", "temp")
 _ANNOTATED_NAME = re.compile(r"(.*?) ?\[(input|output|temp)\]")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")

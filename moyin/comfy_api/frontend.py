@@ -15,11 +15,6 @@ from moyin.errors import StackError
 from moyin.render.comfyui.install import find_comfyui
 from moyin.settings import Settings
 
-__all__ = [
-    "FrontendFolders", "build_security_policy", "find_frontend", "rebase_picture_urls",
-    "set_base_path",
-]  # fmt: skip
-
 _STATIC = "comfyui_frontend_package/static"
 _TEMPLATES = "comfyui_workflow_templates*/templates"
 _DOCS = "comfyui_embedded_docs/docs"

@@ -19,8 +19,6 @@ from moyin.jobs.service import JobService
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore
 
-__all__ = ["ComfyJobs", "SseEvent"]
-
 # The name and the data of a server-sent event, or None for a keep-alive comment.
 SseEvent: TypeAlias = tuple[str, wire.StatusBody | wire.ProgressBody | wire.OutputBody] | None
 _RENDER = StepKind.RENDER.value

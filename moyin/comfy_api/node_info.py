@@ -40,8 +40,6 @@ from moyin.render.comfyui.pool_client import (
 )
 from moyin.system.bounded import BoundedDict
 
-__all__ = ["InputRules", "NodeInfoCache"]
-
 # The rules for the values of inputs, by node class and input name.
 InputRules = Mapping[str, Mapping[str, Rule]]
 

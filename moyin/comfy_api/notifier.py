@@ -34,8 +34,6 @@ from moyin.store.prompts import PromptStore
 from moyin.store.sql import now
 from moyin.system.bounded import BoundedDict
 
-__all__ = ["PromptNotifier", "PromptNotifiers"]
-
 _log = logging.getLogger(__name__)
 # The interval of status messages. Some clients disconnect after two minutes without a message.
 _TICK_SECONDS = 3.0

@@ -27,8 +27,6 @@ from moyin.store.blobs import BlobStore
 from moyin.store.prompts import PromptStore, build_submitter_condition
 from moyin.system.bounded import BoundedDict
 
-__all__ = ["ComfyPrompts"]
-
 _NORMAL_PRIORITY, _FRONT_PRIORITY = 3, 2
 # Credentials for nodes that call services of Comfy's partners; they are not stored.
 _SECRETS = frozenset({"auth_token_comfy_org", "api_key_comfy_org"})

@@ -17,8 +17,6 @@ from pydantic_core import to_json
 
 from moyin.system.bounded import BoundedDict
 
-__all__ = ["UncheckedInputs", "ValidationCache"]
-
 # A result expires soon, because models and input files can be deleted.
 _TTL_SECONDS = 5.0
 _MAX_ENTRIES = 1024

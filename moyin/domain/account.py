@@ -18,8 +18,6 @@ from moyin.domain.identity import (
     TEXT,
 )
 
-__all__ = ["ROLE_SCOPES", "Organisation", "Role", "Session", "User", "UserKind"]
-
 
 class UserKind(StrEnum):
     """The kind of a user; a ``service`` account has no password and acts through API keys only."""

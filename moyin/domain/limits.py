@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fnmatch import fnmatchcase
 
-__all__ = ["DISK_NODES", "Limit", "PoolRules", "filter_permitted_pools", "matches_any_pattern"]
-
 # Node classes of ComfyUI that use the worker's own disk: they list or load folders, write files
 # that belong to no job, and write or train models.
 DISK_NODES = (

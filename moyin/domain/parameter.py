@@ -12,8 +12,6 @@ from typing import Any, cast
 
 from moyin.errors import InvalidRequest
 
-__all__ = ["Parameter", "ParameterType", "Scalar"]
-
 Scalar = str | int | float | bool
 _ARTIFACT = re.compile(r"(?:artifact:)?(art_[0-9a-f]{32})")
 _REFERENCE = re.compile(r"steps\.\d{1,3}(\.[A-Za-z0-9_-]+)+")

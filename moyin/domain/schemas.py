@@ -17,8 +17,6 @@ from pydantic_core import to_json
 
 from moyin.errors import SchemaTooLarge
 
-__all__ = ["SchemaBounds", "check_schemas"]
-
 # Keywords that hold one schema, a list of schemas, or schemas by name.
 _ONE = frozenset({"additionalProperties", "contains", "items", "not", "propertyNames"})
 _SEVERAL = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})

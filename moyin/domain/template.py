@@ -17,8 +17,6 @@ from moyin.domain.parameter import Parameter, Scalar
 from moyin.domain.references import escape_references
 from moyin.errors import InvalidRequest
 
-__all__ = ["Template", "fill_template", "find_placeholders"]
-
 _INPUT = re.compile(r"(?<!\$)\$\{inputs\.([a-z][a-z0-9_]*)\}")
 _ANY = re.compile(r"(?<!\$)\$\{[^}]*\}?")
 

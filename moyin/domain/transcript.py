@@ -20,8 +20,6 @@ from moyin.domain.chat import (
 )
 from moyin.domain.money import Usage
 
-__all__ = ["Transcript"]
-
 # Longer answers lose their beginning, because checks use only the end of a long text.
 _MAX_CHARACTERS = 64 * 1024
 _KEPT_CHARACTERS = 4 * 1024

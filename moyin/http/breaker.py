@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import StrEnum
 
-__all__ = ["Breaker", "BreakerState"]
-
 _THRESHOLD = 3
 _FIRST_COOLDOWN = 2.0
 _LONGEST_COOLDOWN = 60.0

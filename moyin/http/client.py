@@ -6,8 +6,6 @@ from collections.abc import Callable
 
 import aiohttp
 
-__all__ = ["BodyTooLong", "LazySession", "read_up_to"]
-
 
 class BodyTooLong(Exception):
     """The body of a response has more bytes than the caller of `read_up_to` allows."""

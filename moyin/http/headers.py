@@ -8,8 +8,6 @@ from urllib.parse import quote
 
 from moyin.domain.artifact import UNKNOWN_MEDIA_TYPE, Artifact
 
-__all__ = ["build_file_headers", "parse_byte_range", "prefers_async_response"]
-
 # Media types that browsers display without running content. All others are downloads.
 _INLINE_TYPES = frozenset(
     {

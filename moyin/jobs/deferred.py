@@ -14,8 +14,6 @@ from moyin.jobs.protocol.step_requests import check_step_path
 from moyin.jobs.service import JobService
 from moyin.store.blobs import BlobStore
 
-__all__ = ["DeferredCalls"]
-
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
 # Headers about the client's own connection, and headers that the gateway sets for the job's request.
 _DROPPED = frozenset({"content-length", "idempotency-key", "prefer", "via", "x-request-id"})

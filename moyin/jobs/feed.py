@@ -15,8 +15,6 @@ from moyin.store.events import EventStore
 from moyin.store.hub import EventHub
 from moyin.store.jobs import JobStore
 
-__all__ = ["JobFeed"]
-
 _EVENT_ID = re.compile(r"\d{1,19}-\d{1,19}")
 
 

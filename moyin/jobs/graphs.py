@@ -23,8 +23,6 @@ from moyin.render.protocol.graph import (
 )
 from moyin.store.artifacts import ArtifactStore
 
-__all__ = ["GraphChecker"]
-
 # The most children of a batch that are validated before they render, as that takes a renderer's time.
 _MAX_VALIDATED = 64
 

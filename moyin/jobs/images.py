@@ -18,8 +18,6 @@ from moyin.domain.identity import JOBS_READ, Identity
 from moyin.render.templates.wire import TemplateBody
 from moyin.text.protocol.openai import images
 
-__all__ = ["ImageJobs", "JobEndedWithoutImages", "JobStillRunning"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -8,8 +8,6 @@ from typing import Any, Protocol
 from moyin.domain.identity import Identity
 from moyin.store.job_rows import Launch
 
-__all__ = ["GraphGuard", "GraphValidator", "Launcher"]
-
 
 class Launcher(Protocol):
     """The interface that starts and cancels the workflows of jobs."""

@@ -35,8 +35,6 @@ from moyin.store.events import EventStore
 from moyin.store.frames import FrameStore
 from moyin.store.jobs import JobStore, Launch, NewJob
 
-__all__ = ["JobService"]
-
 _log = logging.getLogger(__name__)
 # The most levels of nesting in a job. pydantic decodes up to 200, of which a stored spec needs some
 # around its graph.

@@ -18,8 +18,6 @@ from moyin.errors import BackendTimeout, BackendUnavailable, StepFailed
 from moyin.http.client import BodyTooLong, read_up_to
 from moyin.jobs.protocol.step_requests import check_step_path
 
-__all__ = ["StepClient", "StepResponse"]
-
 _MAX_RESPONSE_BYTES = 32 * 1024 * 1024
 _RETRYABLE_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 # Headers that this client or the connection sets. A value from the job could act for another

@@ -16,8 +16,6 @@ from moyin.errors import BackendRejected, BackendTimeout, BackendUnavailable
 from moyin.http.client import LazySession
 from moyin.http.public_addresses import AllowedNetworks, PublicConnector, check_url
 
-__all__ = ["WebhookSender", "build_signature_headers", "derive_webhook_secret"]
-
 _TIMEOUT = aiohttp.ClientTimeout(total=15, connect=5)
 _CONNECTIONS = 50
 _MAX_HEADER_BYTES = 8190

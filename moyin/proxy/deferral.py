@@ -14,8 +14,6 @@ from moyin.http.headers import prefers_async_response
 from moyin.proxy.forward import receive_body
 from moyin.proxy.headers import build_request_headers
 
-__all__ = ["Deferral", "respond_with_job"]
-
 
 class Deferral(Protocol):
     """Creates the jobs that send deferred requests; `moyin.jobs.deferred` implements it."""

@@ -22,8 +22,6 @@ from moyin.proxy.pool import InFlightCount, UpstreamPool, run_health_checks
 from moyin.proxy.route import Route, RouteTable
 from moyin.proxy.sockets import relay_websocket
 
-__all__ = ["Proxy"]
-
 # Shorter than the keep-alive of common servers, so that the proxy never sends a request on a
 # connection that the upstream is about to close.
 _KEEP_ALIVE_SECONDS = 4.0

@@ -17,8 +17,6 @@ from moyin.proxy.headers import build_response_headers
 from moyin.proxy.paths import to_public_location
 from moyin.proxy.pool import RETRY_AFTER_SECONDS, RETRYABLE_STATUSES, PoolMember, UpstreamPool
 
-__all__ = ["ClientDisconnected", "HttpExchange", "receive_body"]
-
 _log = logging.getLogger(__name__)
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # A response up to this size is read completely before the client receives its first byte. So a

@@ -9,8 +9,6 @@ from moyin.access.gatekeeper.asgi import RawHeaders, Scope, get_header
 from moyin.access.gatekeeper.credential_finder import remove_session_cookie
 from moyin.errors import InvalidRequest
 
-__all__ = ["build_request_headers", "build_response_headers", "is_forwardable"]
-
 _HOP_BY_HOP = frozenset(
     {
         "connection", "keep-alive", "proxy-authenticate", "proxy-authorization",

@@ -12,8 +12,6 @@ import jwt
 from moyin.domain.identity import Identity
 from moyin.system.bounded import BoundedDict
 
-__all__ = ["IDENTITY_HEADER", "IdentitySigner", "derive_route_secret"]
-
 IDENTITY_HEADER = "x-moyin-identity"
 _OWNER_HEADER = "x-moyin-owner"
 _ALGORITHM = "HS256"

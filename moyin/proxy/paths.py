@@ -8,8 +8,6 @@ from urllib.parse import unquote, urlsplit
 from moyin.errors import InvalidRequest
 from moyin.proxy.route import Route
 
-__all__ = ["read_leniently", "remove_api_key", "to_public_location", "to_upstream_path"]
-
 # Java servers ignore the part of a segment after a semicolon, and some servers decode the path
 # before the query is split off. Both find ``..`` in ``/..;x/`` or ``/..%3f/``. IIS reads ``%u002e``.
 _FORBIDDEN = re.compile(r"/\.\.?(?:[/;?#]|$)|[\x00-\x1f\x7f\\]|%u[0-9a-f]{4}", re.IGNORECASE)

@@ -16,11 +16,6 @@ from moyin.errors import Overloaded, ServiceUnavailable
 from moyin.http.breaker import Breaker
 from moyin.proxy.route import BalancingPolicy, HealthCheck, Route, Upstream
 
-__all__ = [
-    "RETRYABLE_STATUSES", "RETRY_AFTER_SECONDS", "InFlightCount", "PoolMember", "UpstreamPool",
-    "choose_member", "run_health_checks",
-]  # fmt: skip
-
 # Statuses of a server that is starting or stopping; a running service rarely sends them.
 RETRYABLE_STATUSES = frozenset({502, 503, 504})
 _log = logging.getLogger(__name__)

@@ -9,10 +9,6 @@ from enum import StrEnum
 
 from moyin.domain.limits import Limit
 
-__all__ = [
-    "BalancingPolicy", "HealthCheck", "PathRewrite", "Route", "RouteTable", "Timeouts", "Upstream",
-]  # fmt: skip
-
 
 class BalancingPolicy(StrEnum):
     """The policy that distributes requests over the upstreams of a route."""

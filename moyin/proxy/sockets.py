@@ -13,8 +13,6 @@ from moyin.access.gatekeeper.asgi import Receive, Scope, Send
 from moyin.errors import BackendUnavailable
 from moyin.proxy.pool import RETRY_AFTER_SECONDS, RETRYABLE_STATUSES, PoolMember, UpstreamPool
 
-__all__ = ["relay_websocket"]
-
 _log = logging.getLogger(__name__)
 # Each message is buffered in memory as a whole.
 _MAX_MESSAGE_BYTES = 16 * 1024 * 1024

@@ -22,16 +22,6 @@ from moyin.stack.ports import Ports
 from moyin.stack.ray import build_dashboard_url, read_api_token
 from moyin.stack.service import send_request
 
-__all__ = [
-    "delete_apps",
-    "deploy_apps",
-    "find_config_problems",
-    "find_isolated_pools",
-    "load_serve_config",
-    "read_last_deployed_path",
-    "redeploy_apps",
-]
-
 _POLL_SECONDS = 0.2
 _WITHDRAW_SECONDS = 8.0
 _VALIDATE_SECONDS = 120.0

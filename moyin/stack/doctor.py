@@ -20,8 +20,6 @@ from moyin.stack.launch import read_running_state
 from moyin.stack.options import Options
 from moyin.stack.ports import require_free
 
-__all__ = ["CheckResult", "CheckVerdict", "run_checks"]
-
 _GIB = 1024**3
 
 

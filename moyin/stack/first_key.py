@@ -16,8 +16,6 @@ from moyin.store.audit import AuditEvent, AuditLog, get_local_actor
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 
-__all__ = ["create_first_key"]
-
 FIRST_OWNER = "admin"
 _KEY_NAME = "made by the first `moyin up`"
 

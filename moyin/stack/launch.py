@@ -20,8 +20,6 @@ from moyin.stack.state import Phase, StackState, find_lock_holder, read_state
 from moyin.system.logfile import read_last_lines
 from moyin.system.processes import SERVICE_VARIABLE, end_processes, find_processes
 
-__all__ = ["measure_memory", "read_running_state", "start_stack", "stop_stack"]
-
 _POLL_SECONDS = 0.1
 _START_SECONDS = 400.0
 _STOP_SECONDS = 60.0

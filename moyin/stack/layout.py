@@ -16,8 +16,6 @@ from pathlib import Path
 
 from moyin.errors import StackError
 
-__all__ = ["Layout", "explain_os_errors", "load_or_create_secret", "replace_file"]
-
 # With less free space, Ray's object store, Valkey's log and SQLite fail with obscure errors.
 _MIN_FREE_BYTES = 512 * 1024 * 1024
 _ADVICE = {

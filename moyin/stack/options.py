@@ -16,8 +16,6 @@ from moyin.settings import Settings
 from moyin.stack.layout import Layout
 from moyin.stack.ports import Ports
 
-__all__ = ["VARIABLE_DESCRIPTIONS", "Options", "count_gpus", "find_executable"]
-
 # The environment variables that are not in `Settings` or `Ports`, for the reference.
 VARIABLE_DESCRIPTIONS = {
     "MOYIN_URL": "URL of the gateway for the command line; overrides `profile.toml`.",

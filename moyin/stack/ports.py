@@ -11,8 +11,6 @@ import psutil
 
 from moyin.errors import StackError
 
-__all__ = ["REPLICA_PORTS", "Ports", "require_free"]
-
 # The number of ports for replicas of ingress deployments, half for HTTP and half for gRPC.
 REPLICA_PORTS = 200
 _PREFIX = "MOYIN_PORT_"

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from moyin.errors import StackError
 
-__all__ = ["Profile", "read_profile", "write_profile"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Profile:

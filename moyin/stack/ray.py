@@ -16,16 +16,6 @@ from moyin.stack.ports import REPLICA_PORTS
 from moyin.stack.service import Service, poll_until, send_request
 from moyin.system.processes import find_missing_children
 
-__all__ = [
-    "RAY_ENVIRON",
-    "build_dashboard_url",
-    "build_ray_environ",
-    "create_service",
-    "find_haproxy",
-    "prepare_files",
-    "read_api_token",
-]
-
 # Ray and Serve read these variables. Every node needs them before `ray start`; `moyin ray-env`
 # prints them for nodes that `moyin up` does not start.
 RAY_ENVIRON = {

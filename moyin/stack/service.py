@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 from moyin.errors import StackError
 
-__all__ = ["Service", "poll_until", "run_command", "send_request", "wait_for_port"]
-
 _POLL_SECONDS = 0.1
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 

@@ -20,8 +20,6 @@ from moyin.system.processes import (
     end_processes,
 )
 
-__all__ = ["ServiceSupervisor"]
-
 _log = logging.getLogger(__name__)
 # The number of starts after which a service that has never been ready is not started again.
 _FIRST_START_ATTEMPTS = 3

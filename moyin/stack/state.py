@@ -14,17 +14,6 @@ from moyin.domain.serialization import encode, from_plain
 from moyin.errors import StackError
 from moyin.stack.layout import replace_file
 
-__all__ = [
-    "Part",
-    "PartStatus",
-    "Phase",
-    "StackState",
-    "SupervisorLock",
-    "find_lock_holder",
-    "read_state",
-    "write_state",
-]
-
 
 class Phase(StrEnum):
     """The phases of the whole stack."""

@@ -21,8 +21,6 @@ from moyin.stack.state import Part, PartStatus, Phase, StackState, SupervisorLoc
 from moyin.system.logfile import LogFile
 from moyin.system.processes import end_processes
 
-__all__ = ["Supervisor", "main", "run_supervisor"]
-
 _log = logging.getLogger(__name__)
 _APPS = "apps"
 _DEPLOY_SECONDS = 240.0

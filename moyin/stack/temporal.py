@@ -14,8 +14,6 @@ from moyin.errors import StackError
 from moyin.stack.options import Options, find_executable
 from moyin.stack.service import Service, run_command, wait_for_port
 
-__all__ = ["DYNAMIC_CONFIG", "create_service", "drop_unused_indexes"]
-
 _log = logging.getLogger(__name__)
 
 DYNAMIC_CONFIG = (

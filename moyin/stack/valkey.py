@@ -16,8 +16,6 @@ from moyin.stack.layout import explain_os_errors, load_or_create_secret, replace
 from moyin.stack.options import Options
 from moyin.stack.service import Service, wait_for_port
 
-__all__ = ["build_url", "create_service", "write_config"]
-
 
 def write_config(options: Options) -> None:
     """Write the server's configuration and its password, or raise `StackError`."""

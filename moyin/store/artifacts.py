@@ -14,14 +14,6 @@ from moyin.errors import ArtifactInUse, ArtifactNotFound
 from moyin.store.schema import artifacts
 from moyin.store.sql import Database, ensure_utc, now
 
-__all__ = [
-    "ArtifactStore",
-    "derive_step_artifact_id",
-    "generate_artifact_id",
-    "insert_artifacts",
-    "parse_artifact",
-]
-
 # Concurrent writers of an id write the same row, so the second write is ignored.
 _INSERT = {
     "sqlite": sqlite.insert(artifacts).on_conflict_do_nothing(index_elements=["id"]),

@@ -8,8 +8,6 @@ from moyin.domain.artifact import Artifact, StoredArtifact, sanitize_file_name
 from moyin.errors import ContentMismatch, ContentNotFound, IdempotencyMismatch
 from moyin.store.artifacts import ArtifactStore, generate_artifact_id
 
-__all__ = ["AssetStore"]
-
 
 class AssetStore:
     """Reads and writes artifacts by id or content hash, and never reveals those of other owners."""

@@ -15,8 +15,6 @@ from moyin.store.schema import audit
 from moyin.store.sql import Database, Transaction, ensure_utc, now
 from moyin.store.tokens import generate_id
 
-__all__ = ["AuditEntry", "AuditEvent", "AuditLog", "get_local_actor"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuditEvent:

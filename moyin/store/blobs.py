@@ -25,8 +25,6 @@ from fsspec.implementations.local import LocalFileSystem
 
 from moyin.store import s3
 
-__all__ = ["Blob", "BlobStore"]
-
 _CHUNK = 256 * 1024
 # Each part is held in memory and is one request, whose response takes about 30 ms to begin.
 _S3_PART_DOWN = 4 * 1024 * 1024

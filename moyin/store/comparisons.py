@@ -22,8 +22,6 @@ from redis.exceptions import RedisError
 from moyin.errors import ServiceUnavailable
 from moyin.store.valkey import connect
 
-__all__ = ["ComparisonStore", "StoredComparison"]
-
 _PREFIX = "moyin:judge:"
 # A sorted set of the ids of open comparisons by expiry time.
 _OPEN = f"{_PREFIX}open"

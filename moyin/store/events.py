@@ -17,8 +17,6 @@ from redis.exceptions import RedisError
 from moyin.domain.job import EventType, JobEvent
 from moyin.store.valkey import connect
 
-__all__ = ["EVENT_PREFIX", "EventStore", "parse_event"]
-
 _log = logging.getLogger(__name__)
 EVENT_PREFIX = "moyin:events:"
 # The minimum number of events that are kept for clients that subscribe late.

@@ -15,8 +15,6 @@ from redis.exceptions import RedisError
 
 from moyin.store.valkey import connect_cache
 
-__all__ = ["FollowUpStore"]
-
 _log = logging.getLogger(__name__)
 _PREFIX = b"moyin:followups:"
 _TIMEOUT_SECONDS = 0.5

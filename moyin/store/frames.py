@@ -20,8 +20,6 @@ from moyin.domain.serialization import decode, encode
 from moyin.store.hub import StreamHub
 from moyin.store.valkey import connect
 
-__all__ = ["Frame", "FrameHub", "FrameKind", "FrameStore"]
-
 _log = logging.getLogger(__name__)
 _FRAMES = "moyin:frames:"
 _FILES = "moyin:files:"

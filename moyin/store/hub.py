@@ -17,8 +17,6 @@ from moyin.errors import InvalidRequest, Overloaded
 from moyin.store.events import EVENT_PREFIX, parse_event
 from moyin.store.valkey import connect
 
-__all__ = ["Entry", "EventHub", "SlowConsumer", "StreamHub", "Subscription"]
-
 _log = logging.getLogger(__name__)
 _EVENT_ID = re.compile(r"\d{1,19}-\d{1,19}")
 _QUEUE = 256

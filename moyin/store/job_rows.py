@@ -22,8 +22,6 @@ from moyin.domain.limits import Limit
 from moyin.domain.serialization import from_plain, to_plain
 from moyin.store.sql import ensure_utc, now
 
-__all__ = ["OPEN_STATUSES", "Launch", "NewJob", "Row", "build_row", "parse_job", "parse_launch"]
-
 Row = Mapping[Any, Any]
 OPEN_STATUSES = (JobStatus.QUEUED.value, JobStatus.RUNNING.value)
 # Columns with the same name and value as attributes of all dataclasses of jobs, or of some.

@@ -16,8 +16,6 @@ from moyin.store.job_rows import OPEN_STATUSES, Row
 from moyin.store.schema import jobs
 from moyin.store.sql import now
 
-__all__ = ["compute_retry_progress", "write_progress", "write_step"]
-
 # The columns that a step of an open job reads or changes.
 _STEP_COLUMNS = (jobs.c.id, jobs.c.owner, jobs.c.results, jobs.c.progress, jobs.c.children)
 

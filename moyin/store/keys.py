@@ -23,8 +23,6 @@ from moyin.store.schema import api_keys, users
 from moyin.store.sql import Database, Transaction, ensure_utc, now
 from moyin.store.tokens import compute_digest
 
-__all__ = ["ApiKey", "KeyStore", "get_key_expiry", "is_key_valid"]
-
 _log = logging.getLogger(__name__)
 _PREFIX = "moyin"
 # The accuracy of the column `last_used_at`.

@@ -20,8 +20,6 @@ from moyin.store.job_rows import OPEN_STATUSES
 from moyin.store.schema import jobs, limits
 from moyin.store.sql import Database, Transaction
 
-__all__ = ["LimitStore", "enforce_open_job_limits", "list_limit_subjects"]
-
 _NANO = 10**9
 _NUMBERS = (
     "requests_per_minute",

@@ -15,8 +15,6 @@ from moyin.store.job_rows import OPEN_STATUSES, parse_job
 from moyin.store.schema import jobs
 from moyin.store.sql import Database
 
-__all__ = ["PromptStore", "build_submitter_condition"]
-
 _ANY_RENDER: sa.ColumnElement[bool] = sa.true()
 # A number of ids that SQLite and PostgreSQL accept in one statement.
 _CHUNK = 500

@@ -30,8 +30,6 @@ from moyin.store.job_rows import OPEN_STATUSES
 from moyin.store.schema import artifacts, jobs
 from moyin.store.sql import Database, now
 
-__all__ = ["PruneResult", "Pruner"]
-
 _log = logging.getLogger(__name__)
 # The number of jobs whose digests are held in memory, and for which all other rows are read once.
 _JOBS_PER_SCAN = 10_000

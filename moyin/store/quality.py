@@ -20,15 +20,6 @@ from sqlalchemy.dialects import postgresql, sqlite
 from moyin.store.schema import quality_decisions, quality_signals, quality_states
 from moyin.store.sql import Database, ensure_utc, now
 
-__all__ = [
-    "DECISION_RETENTION",
-    "OWNER_ACTIONS",
-    "DecisionRow",
-    "QualityStore",
-    "SavedState",
-    "SignalRow",
-]
-
 # What an owner can do about learning; stored as signals, so that all replicas do it.
 OWNER_ACTIONS = ("reset", "freeze", "thaw")
 

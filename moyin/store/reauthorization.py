@@ -17,8 +17,6 @@ from moyin.store.schema import users
 from moyin.store.sessions import is_session_open
 from moyin.store.sql import Database, Transaction
 
-__all__ = ["ReauthorizedTransactions"]
-
 
 class ReauthorizedTransactions:
     """Opens transactions that first verify the caller's session or API key again."""

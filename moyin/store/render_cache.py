@@ -13,15 +13,6 @@ from moyin.domain.renderer import RenderSucceeded
 from moyin.domain.serialization import decode, encode
 from moyin.store.tenant_cache import TenantCache
 
-__all__ = [
-    "CacheRules",
-    "CachedRender",
-    "RenderCache",
-    "ValkeyRenderCache",
-    "compute_render_digest",
-    "select_cache_owner",
-]
-
 # An entry contains the digests of files, but whole texts.
 _MAX_ENTRY_BYTES = 256 * 1024
 # The owner of entries that all tenants share.

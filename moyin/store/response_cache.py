@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from moyin.domain.money import Usage
 from moyin.store.tenant_cache import TenantCache
 
-__all__ = ["CachedResponse", "ResponseCache"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CachedResponse:

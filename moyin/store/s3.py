@@ -15,8 +15,6 @@ import fsspec
 
 from moyin.errors import ServiceUnavailable
 
-__all__ = ["S3_PREFIX", "call_method", "compute_upload_timeout", "open_bucket"]
-
 S3_PREFIX = "s3://"
 
 _log = logging.getLogger(__name__)

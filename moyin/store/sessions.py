@@ -14,8 +14,6 @@ from moyin.store.schema import password_resets, refresh_tokens, sessions, users
 from moyin.store.sql import Database, Transaction, ensure_utc, now
 from moyin.store.tokens import compute_digest, generate_id, generate_secret
 
-__all__ = ["SessionStore", "is_session_open"]
-
 # How long expired sessions and reset tokens are stored.
 _RETENTION = timedelta(days=1)
 

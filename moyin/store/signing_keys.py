@@ -16,8 +16,6 @@ from moyin.store.schema import signing_keys
 from moyin.store.sql import Database, Transaction, ensure_utc, now
 from moyin.store.tokens import generate_id
 
-__all__ = ["PublicKey", "SigningKey", "SigningKeyStore"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublicKey:

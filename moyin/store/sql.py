@@ -28,8 +28,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from moyin.store.sqlite import BUSY_SECONDS, SqliteDatabase, dump_json, enable_wal
 
-__all__ = ["Database", "Transaction", "ensure_utc", "migrate", "now"]
-
 T = TypeVar("T")
 _Time = TypeVar("_Time", datetime, datetime | None)
 _MIGRATIONS = Path(__file__).parent / "migrations"

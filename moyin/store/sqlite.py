@@ -20,8 +20,6 @@ import sqlalchemy as sa
 from pydantic_core import to_json
 from sqlalchemy.engine import make_url
 
-__all__ = ["BUSY_SECONDS", "SqliteDatabase", "SqliteTransaction", "dump_json", "enable_wal"]
-
 T = TypeVar("T")
 # The longest time that a writer waits for a writer in another process.
 BUSY_SECONDS = 30

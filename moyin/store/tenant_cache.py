@@ -15,8 +15,6 @@ from redis.exceptions import RedisError
 
 from moyin.store.valkey import connect_cache
 
-__all__ = ["TenantCache"]
-
 _log = logging.getLogger(__name__)
 _TIMEOUT_SECONDS = 0.25
 _PAUSE_SECONDS = 5.0

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import secrets
 
-__all__ = ["compute_digest", "generate_id", "generate_secret"]
-
 
 def compute_digest(text: str) -> str:
     """Return the SHA-256 of a secret in hex; random secrets need no slow hash, unlike passwords."""

@@ -14,8 +14,6 @@ from moyin.store.artifacts import insert_artifacts, parse_artifact
 from moyin.store.schema import artifacts, uploads
 from moyin.store.sql import Database, now
 
-__all__ = ["UploadStore"]
-
 # A number of names that SQLite and PostgreSQL accept in one statement.
 _CHUNK = 100
 

@@ -22,8 +22,6 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from moyin.store.schema import usage
 from moyin.store.sql import Database, now
 
-__all__ = ["UsageEntry", "UsageLedger"]
-
 _log = logging.getLogger(__name__)
 _CAPACITY = 10_000
 # Few rows, since preparing a batch blocks the event loop.

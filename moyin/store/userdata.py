@@ -14,8 +14,6 @@ from moyin.errors import FileExists, UserFileNotFound, UserStorageFull
 from moyin.store.schema import userdata
 from moyin.store.sql import Database, Transaction, ensure_utc, now
 
-__all__ = ["UserdataStore"]
-
 _MAX_FILE = 8 * 1024 * 1024
 _MAX_BYTES = 64 * 1024 * 1024
 _MAX_FILES = 2_000

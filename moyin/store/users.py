@@ -16,8 +16,6 @@ from moyin.store.schema import api_keys, organisations, password_resets, session
 from moyin.store.sql import Database, Transaction, ensure_utc, now
 from moyin.store.tokens import generate_id
 
-__all__ = ["UserStore"]
-
 
 class UserStore:
     """Reads and writes organisations and users."""

@@ -11,8 +11,6 @@ from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-__all__ = ["ValkeyConnection", "connect", "connect_cache"]
-
 _TIMEOUT_SECONDS = 2.0
 
 

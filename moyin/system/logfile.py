@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-__all__ = ["LogFile", "read_last_lines"]
-
 
 class LogFile:
     """A log file that is renamed to ``NAME.1`` and begun again when it reaches ``limit`` bytes.

@@ -15,17 +15,6 @@ import psutil
 
 from moyin.system.logfile import LogFile
 
-__all__ = [
-    "SERVICE_VARIABLE",
-    "STACK_VARIABLE",
-    "Backoff",
-    "ChildProcess",
-    "end_processes",
-    "find_missing_children",
-    "find_processes",
-    "freeze_startup_objects",
-]
-
 STACK_VARIABLE = "MOYIN_STACK"
 SERVICE_VARIABLE = "MOYIN_SERVICE"
 _PR_SET_PDEATHSIG = 1

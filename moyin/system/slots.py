@@ -10,8 +10,6 @@ from collections.abc import Callable
 
 from moyin.errors import Overloaded
 
-__all__ = ["Slots"]
-
 _RESERVE_SECONDS = 60.0
 
 _Waiter = asyncio.Future[None]

@@ -30,8 +30,6 @@ from moyin.domain.money import Usage
 from moyin.domain.needs import Model, Needs
 from moyin.errors import MoyinError
 
-__all__ = ["FakeBackend", "make_text_response", "split_into_deltas"]
-
 T = TypeVar("T")
 
 

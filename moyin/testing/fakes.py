@@ -11,13 +11,6 @@ from moyin.http.breaker import BreakerState
 from moyin.store.render_cache import CachedRender, CacheRules
 from moyin.text.routing.telemetry import CallRecord
 
-__all__ = [
-    "InMemoryRenderCache",
-    "PermissiveGraphGuard",
-    "RecordingTelemetry",
-    "StaticAuthenticator",
-]
-
 
 class InMemoryRenderCache:
     """An implementation of `moyin.store.render_cache.RenderCache` in memory, without eviction."""

@@ -16,8 +16,6 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-__all__ = ["OllamaBridge"]
-
 _OPTIONS = {
     "num_predict": "max_tokens",
     "temperature": "temperature",

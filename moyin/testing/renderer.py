@@ -17,8 +17,6 @@ from moyin.domain.renderer import (
 )
 from moyin.errors import MoyinError, RenderFailed
 
-__all__ = ["FakeRenderer"]
-
 
 class FakeRenderer:
     """An implementation of `moyin.domain.renderer.Renderer` in memory.

@@ -21,8 +21,6 @@ from moyin.errors import AddressNotAllowed, InvalidRequest, UnsupportedFeature
 from moyin.http.client import LazySession
 from moyin.http.public_addresses import AllowedNetworks, PublicConnector, check_url
 
-__all__ = ["PictureFetcher"]
-
 _MAX_PICTURES = 20
 _MAX_BYTES_EACH = 10 * 1024 * 1024
 _MAX_BYTES_TOTAL = 32 * 1024 * 1024

@@ -15,8 +15,6 @@ from typing import Any
 
 from tests.stack import ROOT
 
-__all__ = ["Clients", "Graphs", "installed"]
-
 _SCRIPTS = Path(__file__).parent / "clients"
 _SECONDS = 180
 _INSTALL_SECONDS = 280

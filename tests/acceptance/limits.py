@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 from tests.acceptance.text_gateway import CLAUDE, LLAMA
 
-__all__ = ["LIMITS", "Limit", "limit_of"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:

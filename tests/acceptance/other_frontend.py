@@ -20,8 +20,6 @@ from moyin.comfy_api.frontend import build_security_policy, rebase_picture_urls,
 from moyin.comfy_api.protocol.paths import PAGE_PATH, is_page_file
 from moyin.stack.profile import Profile
 
-__all__ = ["other_frontend"]
-
 _SECONDS = 60
 
 

@@ -10,8 +10,6 @@ from pathlib import Path
 from tests.acceptance.limits import LIMITS
 from tests.acceptance.text_gateway import CLAUDE, LLAMA
 
-__all__ = ["PAGE", "Score", "limits_table", "scores_table", "write"]
-
 PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
 _MODELS = {
     LLAMA: "SmolLM2-135M on llama.cpp",

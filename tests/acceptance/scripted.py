@@ -20,8 +20,6 @@ from typing import Any
 from aiohttp import web
 from llm_comply.schema import SpecLoader
 
-__all__ = ["new_scripted_app"]
-
 _TEXT = "Hello! It is sunny, and the answer is 3."
 _THOUGHT = "They ask, so I answer. "
 _MEMBER = re.compile(r"'([^']+)'|\"([^\"]+)\"")

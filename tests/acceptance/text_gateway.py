@@ -15,20 +15,6 @@ from anyio.from_thread import start_blocking_portal
 from tests.acceptance.scripted import new_scripted_app
 from tests.integration.text.fixtures import claude, local, serving
 
-__all__ = [
-    "ALL",
-    "CLAUDE",
-    "LLAMA",
-    "OTHER",
-    "PNG",
-    "SCRIPTED",
-    "SCRIPTED_CLAUDE",
-    "SCRIPTED_GPT",
-    "VECTORS",
-    "TextGateway",
-    "running",
-]
-
 # llama.cpp with SmolLM2-135M through its OpenAI side and through its Anthropic side; the model
 # that obeys, under several names: some suites ask only models so called for their thoughts.
 LLAMA = "smollm2"

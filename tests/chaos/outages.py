@@ -26,8 +26,6 @@ from tests.chaos.graphs import picture
 from tests.chaos.watch import SERVICES, Call, Watch
 from tests.stack import RunningStack, farm_env
 
-__all__ = ["PARTS", "Outage", "kill", "watching"]
-
 PARTS: dict[str, Callable[[str], bool]] = {
     # Processes of Ray's head: when one ends, `ray start --block` ends all, or Ray goes on without.
     "gcs_server": victims.program("gcs_server"),

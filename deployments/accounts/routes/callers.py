@@ -9,8 +9,6 @@ from moyin.access.gatekeeper import context
 from moyin.access.gatekeeper.asgi import TrustedProxies
 from moyin.errors import InsufficientScope, MissingKey
 
-__all__ = ["NO_STORE_HEADERS", "CallerResolver"]
-
 # Responses that contain a secret have these headers, so that no cache stores them.
 NO_STORE_HEADERS = {"cache-control": "no-store"}
 

@@ -11,8 +11,6 @@ from moyin.access.accounts.api_keys import ApiKeyService
 from moyin.access.protocol import wire
 from moyin.access.protocol.response import build_key, build_limit, parse_limit
 
-__all__ = ["key_routes", "limit_routes", "signing_key_routes"]
-
 
 def key_routes(api_keys: ApiKeyService, callers: CallerResolver) -> APIRouter:
     """Return the routes that list, create, rotate and revoke API keys."""

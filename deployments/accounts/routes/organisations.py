@@ -11,8 +11,6 @@ from moyin.access.accounts.organisations import OrganisationService
 from moyin.access.protocol import wire
 from moyin.access.protocol.response import build_audit_entry, build_organisation, build_user
 
-__all__ = ["organisation_routes"]
-
 
 def organisation_routes(organisations: OrganisationService, callers: CallerResolver) -> APIRouter:
     """Return the routes by which administrators and operators manage organisations."""

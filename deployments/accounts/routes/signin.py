@@ -11,8 +11,6 @@ from moyin.access.protocol import wire
 from moyin.access.protocol.response import build_identity, build_session, build_user
 from moyin.store.users import UserStore
 
-__all__ = ["own_account_routes", "sign_in_routes"]
-
 
 def sign_in_routes(
     sign_in: SignInService, open_id: OpenIdSignIn, callers: CallerResolver

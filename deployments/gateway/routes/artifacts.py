@@ -21,8 +21,6 @@ from moyin.jobs.protocol.response import render_artifact
 from moyin.store.artifacts import ArtifactStore, generate_artifact_id
 from moyin.store.blobs import BlobStore
 
-__all__ = ["artifact_routes", "derive_artifact_id", "signed_link_routes"]
-
 _LINK_PATH = SIGNED_FILES_PREFIX + "{token}/{name}"
 _UPLOAD = describe_file_form("file", {})
 _UPLOAD["requestBody"]["content"] |= describe_body(

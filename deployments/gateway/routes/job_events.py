@@ -18,8 +18,6 @@ from moyin.errors import MoyinError
 from moyin.jobs.feed import JobFeed
 from moyin.store.jobs import JobStore
 
-__all__ = ["EventStreamResponse", "job_event_routes", "run_until_disconnect"]
-
 _RETRY_MS = 2_000
 
 

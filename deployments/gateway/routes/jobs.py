@@ -23,8 +23,6 @@ from moyin.render.templates.catalog import TemplateCatalog
 from moyin.render.templates.response import to_response_body
 from moyin.store.jobs import JobStore
 
-__all__ = ["job_routes", "template_routes", "validate_idempotency_key"]
-
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _UNCHANGED: dict[int | str, dict[str, str]] = {304: {"description": "`If-None-Match` matches."}}
 _JOB_BODY = describe_body({"$ref": "#/components/schemas/JobRequest"})

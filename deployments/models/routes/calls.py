@@ -16,8 +16,6 @@ from moyin.text.protocol.ollama.codec import ParsedChatRequest, ParsedGenerateRe
 from moyin.text.routing.answer import Answer, AnswerStream, RoutingContext
 from moyin.text.routing.router import Router
 
-__all__ = ["CallRoute", "OllamaRoute"]
-
 _JSON = (b"content-type", b"application/json")
 
 

@@ -17,8 +17,6 @@ from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.compiled_route import RouteTarget
 from moyin.text.routing.router import Router
 
-__all__ = ["new_count_tokens_routes"]
-
 _PATH = "/messages/count_tokens"
 _TIMEOUT_SECONDS = 10.0
 

@@ -13,8 +13,6 @@ from moyin.text.protocol.codec import ParsedRequest, ProtocolCodec
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.router import Router
 
-__all__ = ["JobSubmitter"]
-
 # Headers that affect the answer or the choice of the back end, and that a chat job cannot contain.
 _UNSUPPORTED_HEADERS = (
     b"anthropic-beta",

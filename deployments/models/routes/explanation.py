@@ -23,8 +23,6 @@ from moyin.text.routing.explanation import (
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.router import Router
 
-__all__ = ["new_explanation_routes"]
-
 _PROTOCOL_HEADER = "x-moyin-protocol"
 _DURATION_MEMBERS = (
     "seconds", "waiting_seconds", "loading_seconds", "first_token_seconds", "writing_seconds"

@@ -18,8 +18,6 @@ from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.price_scenarios import simulate_prices
 from moyin.text.routing.router import Router
 
-__all__ = ["ADMIN_PATHS", "new_feedback_routes"]
-
 # Paths, without the app's prefix, that change or export the learned quality of a whole tenant.
 ADMIN_PATHS = frozenset({"/quality/reset", "/quality/freeze", "/quality/export"})
 _MAX_SIGNALS = 1_000

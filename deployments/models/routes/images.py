@@ -21,8 +21,6 @@ from moyin.text.protocol.openai import images as protocol
 from moyin.text.protocol.openai.errors import render_error
 from moyin.text.routing.request_preferences import parse_preferences
 
-__all__ = ["IMAGES_PATH", "new_image_routes"]
-
 IMAGES_PATH = "/images/generations"
 _RESIDENCY_HEADER = b"x-moyin-residency"
 _ANSWER_SCHEMA: dict[str, Any] = {

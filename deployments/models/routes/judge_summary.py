@@ -14,8 +14,6 @@ from moyin.store.sql import now
 from moyin.text.judging.comparison import derive_comparison_id
 from moyin.text.judging.rules import JudgeRules
 
-__all__ = ["JudgeStatus", "count_agreements", "summarize_verdicts"]
-
 # Verdicts of a tenant and month that are counted at most.
 _MAX_VERDICTS = 20_000
 

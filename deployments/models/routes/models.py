@@ -17,8 +17,6 @@ from moyin.text.routing.catalog import ModelDeployment
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.router import Router
 
-__all__ = ["new_model_routes"]
-
 # The protocols require a creation date, which our models and aliases do not have.
 _CREATED = datetime(2026, 1, 1, tzinfo=UTC)
 _ABILITIES = ("tools", "vision", "schema", "thinking", "embeddings")

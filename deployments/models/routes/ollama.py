@@ -19,8 +19,6 @@ from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.loaded_models import ModelState
 from moyin.text.routing.router import Router
 
-__all__ = ["new_ollama_routes"]
-
 # The version of Ollama whose API we implement. Clients derive the supported features from it.
 _OLLAMA_VERSION = "0.13.0"
 # The protocol requires a modification date, which our models and aliases do not have.

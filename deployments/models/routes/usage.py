@@ -11,8 +11,6 @@ from moyin.domain import serialization
 from moyin.errors import RequestNotFound
 from moyin.store.usage import UsageLedger
 
-__all__ = ["new_usage_routes"]
-
 
 def new_usage_routes(ledger: UsageLedger) -> APIRouter:
     """Return the route that shows the ``ledger`` entry of a call."""

@@ -13,8 +13,6 @@ from moyin.access.gatekeeper.tokens import ALGORITHM, AUDIENCE, ISSUER, TYPE
 from moyin.domain.account import Session, User
 from moyin.store.signing_keys import SigningKey, SigningKeyStore
 
-__all__ = ["AccessTokenIssuer"]
-
 # After a rotation, a replica may sign with the former key for this time.
 _KEY_CACHE_SECONDS = 60.0
 

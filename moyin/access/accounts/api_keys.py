@@ -29,8 +29,6 @@ from moyin.store.signing_keys import SigningKeyStore
 from moyin.store.sql import Transaction, now
 from moyin.store.users import UserStore
 
-__all__ = ["ApiKeyService"]
-
 # In characters.
 _MAX_OWNER_LENGTH = 128
 

@@ -12,8 +12,6 @@ import jwt
 
 from moyin.access.accounts.throttle import Throttle, ThrottleKey
 
-__all__ = ["AttemptLimits", "DeviceTokens", "SignInAttempt"]
-
 _HOUR_SECONDS = 3600
 # In 15 minutes, by recipient.
 _MAILS_PER_EMAIL = 5

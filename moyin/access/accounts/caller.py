@@ -10,8 +10,6 @@ from moyin.domain.identity import ALL, Identity
 from moyin.errors import InsufficientScope
 from moyin.store.audit import AuditEvent
 
-__all__ = ["Caller", "require_grantable", "require_scope"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Caller:

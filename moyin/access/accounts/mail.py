@@ -11,8 +11,6 @@ from email.message import EmailMessage
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["Mail", "Mailer", "NoMailer", "SmtpMailer", "create_mailer"]
-
 _log = logging.getLogger(__name__)
 _TIMEOUT_SECONDS = 20.0
 _PORTS = {"smtp": 587, "smtps": 465}

@@ -22,8 +22,6 @@ from moyin.errors import InvalidCredentials, InvalidRequest, NotFound, ServiceUn
 from moyin.http.client import BodyTooLong, read_up_to
 from moyin.store.valkey import connect
 
-__all__ = ["OpenIdProvider", "OpenIdSignIn", "VerifiedIdentity"]
-
 _STATE_SECONDS = 600
 # Sign-ins that one IP address may begin and not finish in 15 minutes.
 _UNFINISHED_PER_ADDRESS = 100

@@ -19,8 +19,6 @@ from moyin.store.sessions import SessionStore
 from moyin.store.sql import now
 from moyin.store.users import UserStore
 
-__all__ = ["OrganisationService"]
-
 
 class OrganisationService:
     """Checks the caller's rights and changes organisations and users.

@@ -16,8 +16,6 @@ from zxcvbn import zxcvbn
 
 from moyin.errors import Overloaded, WeakPassword
 
-__all__ = ["PasswordService", "require_strong_password"]
-
 T = TypeVar("T")
 # Each hash takes 64 MiB and about 50 ms of a core, so few may be computed at the same time.
 _CONCURRENCY = 2

@@ -24,8 +24,6 @@ from moyin.store.sessions import SessionStore
 from moyin.store.sql import Database, Transaction
 from moyin.store.users import UserStore
 
-__all__ = ["SignInPolicy", "SignInResult", "SignInService"]
-
 _log = logging.getLogger(__name__)
 _RESET_LIFETIME = timedelta(hours=1)
 _INVITATION_LIFETIME = timedelta(days=7)

@@ -20,8 +20,6 @@ from redis.exceptions import RedisError
 from moyin.errors import ServiceUnavailable, TooManyAttempts
 from moyin.store.valkey import connect
 
-__all__ = ["AttemptRate", "AttemptRates", "Throttle", "ThrottleKey"]
-
 _log = logging.getLogger(__name__)
 _HOUR_SECONDS = 3600
 # The number of waiting attempts in this process, beyond which the oldest is refused.

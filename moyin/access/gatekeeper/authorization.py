@@ -7,8 +7,6 @@ from collections.abc import Callable
 from moyin.access.gatekeeper.asgi import ASGIApp, Message, Receive, Scope, Send
 from moyin.access.gatekeeper.limits import Admission, RequestMeter
 
-__all__ = ["AuthorizationMiddleware", "ScopeSelector", "get_admission"]
-
 _ADMISSION = "moyin.admission"
 # Returns the authorization scope that a request (an ASGI scope) needs, or None if the app checks it.
 ScopeSelector = Callable[[Scope], str | None]

@@ -7,8 +7,6 @@ import asyncio
 from moyin.access.gatekeeper.asgi import Message, Receive, Scope, get_header
 from moyin.errors import BodyTooLarge, InvalidRequest, MoyinError
 
-__all__ = ["drain_body", "expects_continue", "has_body", "limit_body"]
-
 # How much of a body that the app left unread is read, so that ordinary clients can finish sending,
 # read the response and reuse the connection.
 _DRAIN_SECONDS = 1.0

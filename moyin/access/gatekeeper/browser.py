@@ -17,8 +17,6 @@ from moyin.access.gatekeeper.identity import Authenticator
 from moyin.domain.identity import Identity
 from moyin.errors import InvalidKey
 
-__all__ = ["BrowserSessions"]
-
 # A long lifetime is safe, since the key in the cookie is verified on each request.
 _LIFETIME_SECONDS = 30 * 86_400
 _SECRET = re.compile(r"[\w.~+/=-]{1,4096}", re.ASCII)

@@ -8,8 +8,6 @@ from moyin.access.gatekeeper.asgi import Scope
 from moyin.domain.identity import Identity
 from moyin.errors import InsufficientScope, MissingKey
 
-__all__ = ["RequestContext", "context"]
-
 
 # Not frozen, since one is created per request and freezing doubles the cost.
 @dataclass(kw_only=True, slots=True)

@@ -14,15 +14,6 @@ from urllib.parse import parse_qs, unquote_plus, urlsplit
 from moyin.access.gatekeeper.asgi import Scope, get_header
 from moyin.errors import CrossSiteRequest
 
-__all__ = [
-    "SESSION_COOKIE",
-    "CredentialFinder",
-    "RequestPredicate",
-    "remove_query_keys",
-    "remove_session_cookie",
-    "require_same_origin",
-]
-
 SESSION_COOKIE = "moyin_session"
 # The query parameters with a key, on paths that allow it; on other WebSockets only the first.
 _QUERY_NAMES = ("api_key", "key", "token")

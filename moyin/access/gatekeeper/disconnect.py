@@ -11,8 +11,6 @@ from collections.abc import Callable
 
 from moyin.access.gatekeeper.asgi import Message, Receive
 
-__all__ = ["DisconnectWatcher"]
-
 # The age from which a request is watched, and the interval between checks.
 _GRACE_SECONDS = 0.25
 # The longest pause of a body, and the minimum average rate of one that takes longer than that.

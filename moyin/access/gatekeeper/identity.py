@@ -27,14 +27,6 @@ from moyin.store.signing_keys import SigningKeyStore
 from moyin.store.sql import Database
 from moyin.system.bounded import BoundedDict
 
-__all__ = [
-    "Authenticator",
-    "KeyAuthenticator",
-    "create_authenticator",
-    "create_service_token",
-    "create_service_token_factory",
-]
-
 _log = logging.getLogger(__name__)
 _ALGORITHM = "HS256"
 _AUDIENCE = "moyin-internal"

@@ -28,8 +28,6 @@ from moyin.errors import BudgetExceeded, LimitExceeded, RateLimited, ServiceUnav
 from moyin.settings import Settings
 from moyin.store.valkey import ValkeyConnection
 
-__all__ = ["Admission", "RequestMeter", "create_meter"]
-
 _log = logging.getLogger(__name__)
 _NANO = 10**9
 # The time within which the leases of a replica's requests expire if it dies.

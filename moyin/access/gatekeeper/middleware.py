@@ -20,8 +20,6 @@ from moyin.http.problems import (
     render_error_event,
 )
 
-__all__ = ["Gatekeeper"]
-
 
 class Gatekeeper:
     """Authenticates requests, limits their bodies, renders errors and reports ended requests.

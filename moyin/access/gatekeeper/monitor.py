@@ -18,8 +18,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from moyin.domain.identity import Identity
 from moyin.errors import InvalidKey, MoyinError
 
-__all__ = ["Connection", "CredentialMonitor", "CredentialVerifier"]
-
 _log = logging.getLogger(__name__)
 # The documentation promises that connections end within ten seconds.
 _INTERVAL_SECONDS = 3.0

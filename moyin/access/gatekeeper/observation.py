@@ -7,8 +7,6 @@ import re
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["NoObserver", "Observation", "Observer", "format_access_line", "redact"]
-
 _SECRETS = re.compile(
     r"(?P<key>moyin_[0-9A-Za-z]{1,32}_)[\w-]{8,}"  # API keys; the id is not secret
     r"|(?P<token>moyin[a-z]_)[\w-]{8,}"  # refresh and reset tokens

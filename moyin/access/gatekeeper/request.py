@@ -19,8 +19,6 @@ from moyin.access.gatekeeper.response_progress import ResponseProgress
 from moyin.domain.identity import Identity
 from moyin.errors import BodyTooSlow, MoyinError, RateLimited
 
-__all__ = ["REQUEST_ID_PATTERN", "Request", "RequestHandler"]
-
 _log = logging.getLogger(__name__)
 REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # The close code of RFC 6455 for WebSockets without a key, or whose key has ended.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from moyin.access.gatekeeper.asgi import Message, RawHeaders
 
-__all__ = ["ResponseProgress"]
-
 # Media types of event streams, and the bytes that end an event.
 _BOUNDARIES = {
     "text/event-stream": (b"\n\n", b"\r\n\r\n", b"\r\r"),

@@ -12,17 +12,6 @@ import jwt
 from moyin.errors import InvalidKey, InvalidToken
 from moyin.store.signing_keys import PublicKey, SigningKeyStore
 
-__all__ = [
-    "ALGORITHM",
-    "AUDIENCE",
-    "ISSUER",
-    "SIGNED_FILES_PREFIX",
-    "TYPE",
-    "TokenVerifier",
-    "create_file_link",
-    "verify_file_link",
-]
-
 ALGORITHM = "EdDSA"
 ISSUER = AUDIENCE = "moyin"
 TYPE = "at+jwt"

@@ -12,17 +12,6 @@ from moyin.domain.limits import Limit
 from moyin.store.audit import AuditEntry
 from moyin.store.keys import ApiKey
 
-__all__ = [
-    "build_audit_entry",
-    "build_identity",
-    "build_key",
-    "build_limit",
-    "build_organisation",
-    "build_session",
-    "build_user",
-    "parse_limit",
-]
-
 
 def build_user(user: User) -> wire.UserBody:
     return wire.UserBody(

@@ -9,8 +9,6 @@ from pydantic_core import to_json
 from moyin.errors import InputNotFound, InvalidGraph, MoyinError, NodeNotAllowed
 from moyin.http.problems import ErrorBody, build_error_headers, get_http_status
 
-__all__ = ["build_error_body", "render_error"]
-
 _GRAPH_ERRORS = (InvalidGraph, InputNotFound, NodeNotAllowed)
 
 

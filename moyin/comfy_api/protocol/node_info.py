@@ -8,12 +8,6 @@ from typing import Any
 
 from moyin.render.protocol.graph import INPUT_FOLDER
 
-__all__ = [
-    "FEATURE_FLAGS", "PoolInventory", "build_inventory", "filter_nodes", "merge_lists",
-    "merge_nodes", "merge_objects", "remove_folder_paths", "remove_input_folder_choices",
-    "set_upload_choices", "supports_graph", "supports_node_classes",
-]  # fmt: skip
-
 # The values that a graph may choose for an input, by node class and input name.
 PoolInventory = Mapping[str, Mapping[str, frozenset[str]]]
 

@@ -6,8 +6,6 @@ folder as the server's root, so the page requests ``/comfy/api/…`` and ``/comf
 
 from __future__ import annotations
 
-__all__ = ["API_FIRST_SEGMENTS", "PAGE_PATH", "is_comfyui_path", "is_page_file", "to_server_path"]
-
 PAGE_PATH = "/comfy/"
 # API paths below the page need a key. All other paths below the page are its own public files.
 _API_PREFIXES = ("api/", "internal/", "extensions/")

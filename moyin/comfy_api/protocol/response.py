@@ -10,11 +10,6 @@ from moyin.domain import references
 from moyin.domain.job import Job, JobError, JobSpec, JobStatus
 from moyin.domain.prompt import ComfyPrompt, PromptRecord
 
-__all__ = [
-    "JOB_LIST_STATES", "build_end_message", "build_history_entry", "build_job_detail",
-    "build_job_summary", "build_queue_row", "job_state", "queue_number",
-]  # fmt: skip
-
 # The states of prompts in ComfyUI's job list.
 JOB_LIST_STATES = ("pending", "in_progress", "completed", "failed", "cancelled")
 _END_MESSAGES = ("execution_success", "execution_error", "execution_interrupted")

@@ -10,11 +10,6 @@ from urllib.parse import unquote
 from moyin.domain.identity import UserFile
 from moyin.errors import InvalidRequest, PathNotAllowed, UserFileNotFound
 
-__all__ = [
-    "SETTINGS_FILE", "build_file_entry", "list_folder", "list_folder_v2", "normalize_path",
-    "parse_paths",
-]  # fmt: skip
-
 # ComfyUI stores a user's settings in this file among the user's other files.
 SETTINGS_FILE = "comfy.settings.json"
 _MAX_PATH_CHARACTERS = 512

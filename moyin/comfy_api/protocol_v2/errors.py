@@ -9,8 +9,6 @@ from pydantic_core import to_json
 from moyin import errors
 from moyin.http.problems import ErrorBody, build_error_headers, get_http_status
 
-__all__ = ["render_error"]
-
 # The status and code by the type of the error. The first match counts.
 _CODES: tuple[tuple[type[errors.MoyinError], int, str], ...] = (
     (errors.InvalidGraph, 422, "invalid_workflow"),

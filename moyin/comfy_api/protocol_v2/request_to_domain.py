@@ -14,8 +14,6 @@ from moyin.errors import InvalidRequest, UnsupportedFeature
 from moyin.http.validation import parse_json
 from moyin.jobs.protocol.renders import check_graph_format
 
-__all__ = ["parse_hash", "parse_job", "parse_label_filters"]
-
 _HASH = re.compile(wire.HASH_PATTERN)
 _FILTER = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 # A label consists of characters that a database's JSON path can contain without escapes.

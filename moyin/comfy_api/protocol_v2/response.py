@@ -11,8 +11,6 @@ from moyin.comfy_api.protocol_v2 import wire
 from moyin.domain.artifact import Artifact, StoredArtifact
 from moyin.domain.job import Job, JobError, JobStatus, Progress
 
-__all__ = ["V2Presenter", "to_progress", "to_status", "to_summary"]
-
 OutputKind = Literal["image", "video", "audio", "text", "file", "latent"]
 _STATUS: Mapping[JobStatus, wire.Status] = {
     JobStatus.QUEUED: "queued",

@@ -13,12 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from moyin.jobs.protocol.wire import MetadataKey, MetadataValue
 
-__all__ = [
-    "AssetBody", "ErrorBody", "ErrorEnvelope", "FromHash", "JobBody", "JobList", "JobSummary",
-    "JobUrls", "NodeFailure", "OutputBody", "ProgressBody", "StatusBody", "Submission",
-    "WorkflowBody",
-]  # fmt: skip
-
 MAX_LABELS = 16
 HASH_PATTERN = r"^blake3:[0-9a-f]{64}$"
 Status = Literal["queued", "running", "succeeded", "canceling", "canceled", "failed", "expired"]

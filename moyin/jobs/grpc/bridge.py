@@ -18,8 +18,6 @@ from moyin.jobs.grpc import moyin_pb2 as pb
 from moyin.jobs.grpc.faults import Fault, new_field_fault, set_call_error, to_fault, to_stream_fault
 from moyin.jobs.grpc.translate import to_chat_body, to_chat_event, to_job_message
 
-__all__ = ["GrpcBridge", "MoyinCalls", "RefusingBridge"]
-
 Metadata = Iterable[tuple[str, Any]]
 # The only metadata of a call that becomes headers of the HTTP request.
 _PASSED = frozenset({"authorization", "x-api-key", "x-request-id"})

@@ -14,8 +14,6 @@ from google.rpc import error_details_pb2, status_pb2
 
 from moyin.client.errors import RequestRefused
 
-__all__ = ["Fault", "StatusContext", "set_call_error", "to_fault", "to_stream_fault"]
-
 _DOMAIN = "moyin"
 _STATUS = {
     400: grpc.StatusCode.INVALID_ARGUMENT,

@@ -12,8 +12,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from moyin.jobs.grpc import moyin_pb2 as pb
 from moyin.jobs.grpc.faults import new_field_fault
 
-__all__ = ["to_chat_body", "to_chat_event", "to_job_message"]
-
 
 def to_chat_body(request: pb.ChatRequest) -> dict[str, Any]:
     """Convert a chat request to the body of an OpenAI chat completion; raise `Fault` for invalid JSON."""

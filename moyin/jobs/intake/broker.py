@@ -7,8 +7,6 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["Broker", "BrokerLost", "Delivery", "Session"]
-
 
 class BrokerLost(Exception):
     """Reports a broken connection to the broker, which will deliver unsettled messages again."""

@@ -13,8 +13,6 @@ from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
 
 from moyin.jobs.intake.broker import BrokerLost, Delivery
 
-__all__ = ["RabbitBroker"]
-
 _CONNECT_SECONDS = 5.0
 _CONFIRM_SECONDS = 15.0
 # By default RabbitMQ redelivers an unsettled message after half an hour, but jobs may take days.

@@ -16,8 +16,6 @@ from redis.exceptions import RedisError, ResponseError
 from moyin.jobs.intake.broker import BrokerLost, Delivery
 from moyin.store.valkey import ValkeyConnection
 
-__all__ = ["StreamBroker"]
-
 _BLOCK_MS = 1_000
 _TIMEOUT_SECONDS = 5.0
 # Consumers without pending entries are deleted after an idle time of this many claim times.

@@ -25,8 +25,6 @@ from moyin.render.templates.catalog import TemplateCatalog, TemplateSnapshot
 from moyin.store.jobs import JobStore
 from moyin.store.limits import LimitStore, list_limit_subjects
 
-__all__ = ["IntakeWorker"]
-
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE = 0.2

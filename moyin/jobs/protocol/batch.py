@@ -13,8 +13,6 @@ from moyin.domain.template import Template, fill_template
 from moyin.errors import InvalidRequest
 from moyin.jobs.protocol import wire
 
-__all__ = ["build_batch_steps"]
-
 _SEEDS = ("seed", "noise_seed")
 # The inputs of a child that differ from those of the others, and the request field of each.
 _Variant = tuple[Mapping[str, Any], Mapping[str, str]]

@@ -24,8 +24,6 @@ from moyin.jobs.protocol.renders import (
 )
 from moyin.jobs.protocol.step_requests import check_chat_request, check_step_path
 
-__all__ = ["compute_fingerprint", "parse_job", "parse_job_body", "to_job_spec"]
-
 JobBody: TypeAlias = wire.ChatJob | wire.RenderJob | wire.HttpJob | wire.PipelineJob
 _KINDS = frozenset({"pipeline", *(kind.value for kind in StepKind)})
 

@@ -9,8 +9,6 @@ from moyin.domain.artifact import Artifact
 from moyin.domain.job import EventType, Job, JobSpec, JobStatus
 from moyin.jobs.protocol import wire
 
-__all__ = ["build_status_event", "render_artifact", "render_job", "render_job_detail"]
-
 
 def render_artifact(artifact: Artifact) -> wire.ArtifactBody:
     """Render a stored file as a member of a job's response."""

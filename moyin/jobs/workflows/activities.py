@@ -24,8 +24,6 @@ from moyin.store.artifacts import derive_step_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore
 
-__all__ = ["JobActivities"]
-
 # Larger responses become artifacts, because every later step reads the whole output into memory.
 _MAX_INLINE_BYTES = 1024 * 1024
 

@@ -24,8 +24,6 @@ from temporalio.service import RetryConfig, RPCError, RPCStatusCode
 
 from moyin.errors import ServiceUnavailable
 
-__all__ = ["DATA_CONVERTER", "RPC_TIMEOUT", "TASK_TIMEOUT", "TemporalConnection"]
-
 _log = logging.getLogger(__name__)
 RPC_TIMEOUT = timedelta(seconds=3)
 # A worker that does not complete a workflow task for this long counts as lost.

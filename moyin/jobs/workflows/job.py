@@ -39,8 +39,6 @@ with workflow.unsafe.imports_passed_through():
         get_render_queue,
     )
 
-__all__ = ["JobWorkflow", "WebhookWorkflow"]
-
 _SUPERSEDED = JobError(
     code="superseded", message="the attempt has ended, or a later attempt has begun"
 )

@@ -40,8 +40,6 @@ with workflow.unsafe.imports_passed_through():
     from moyin.text.judging.judge import Judge
     from moyin.text.judging.verdict import Outcome, OutcomeCounter, Verdict
 
-__all__ = ["JudgeActivities", "JudgeQueue", "JudgeWorkflow", "new_judge_worker"]
-
 _log = logging.getLogger(__name__)
 _GRACE = timedelta(seconds=5)
 

@@ -20,8 +20,6 @@ from moyin.store.events import EventStore
 from moyin.store.frames import FrameStore
 from moyin.store.jobs import JobStore
 
-__all__ = ["JobStatusWriter"]
-
 _log = logging.getLogger(__name__)
 _PAUSE_SECONDS = 2.0
 

@@ -19,8 +19,6 @@ from moyin.errors import StepFailed
 from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, StepInput
 from moyin.store.blobs import BlobStore
 
-__all__ = ["Heartbeat", "load_step", "save_output", "send_heartbeats"]
-
 
 async def load_step(blobs: BlobStore, step: StepInput) -> tuple[JobSpec, Step, Any]:
     """Load a step, and return the job's spec, the step, and its payload with references resolved.

@@ -18,8 +18,6 @@ from moyin.jobs.workflows.launcher import JobLauncher
 from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, JOBS_QUEUE, WEBHOOKS_QUEUE
 from moyin.store.jobs import JobStore
 
-__all__ = ["JobRunner", "Sweeper", "WorkerRunner"]
-
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE_SECONDS = 0.2
 _MAX_PAUSE_SECONDS = 10.0

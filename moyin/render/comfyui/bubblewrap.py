@@ -13,15 +13,6 @@ from pathlib import Path
 from moyin.errors import StackError
 from moyin.render.comfyui.seccomp import build_filter
 
-__all__ = [
-    "NAMESPACES",
-    "build_user_options",
-    "explain_missing_namespaces",
-    "find_bubblewraps",
-    "open_filter",
-    "require_confinement",
-]
-
 NAMESPACES = ("--unshare-pid", "--unshare-uts", "--unshare-cgroup-try")
 _TEST_SECONDS = 10
 # Kernel settings that disable namespaces, each with its disabling value and the advice.

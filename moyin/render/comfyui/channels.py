@@ -7,8 +7,6 @@ import os
 import socket
 from pathlib import Path
 
-__all__ = ["Channels"]
-
 _SOCKET_NAME = "comfyui.sock"
 _BACKLOG = 128
 

@@ -15,8 +15,6 @@ from moyin.errors import InvalidGraph, RenderFailed, WorkerLost
 from moyin.render.comfyui.paths import HostPathFilter
 from moyin.render.protocol.wire import PromptAccepted, PromptState, SystemStats
 
-__all__ = ["ComfyClient", "NoResponse"]
-
 # 404: the bridge could not be loaded, so its routes are missing; 503: the executor is dead.
 _EXPECTED_STATUSES = (200, 400, 404, 503)
 # 403: the path is a folder.

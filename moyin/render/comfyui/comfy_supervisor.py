@@ -12,8 +12,6 @@ from moyin.render.comfyui.options import ComfyOptions
 from moyin.render.comfyui.session import Session
 from moyin.system.processes import Backoff
 
-__all__ = ["ComfySupervisor"]
-
 _log = logging.getLogger(__name__)
 
 

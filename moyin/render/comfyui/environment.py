@@ -12,8 +12,6 @@ from pathlib import Path
 from moyin.render.comfyui.options import ComfyOptions, Isolation
 from moyin.system.processes import SERVICE_VARIABLE, STACK_VARIABLE
 
-__all__ = ["build_child_environment"]
-
 _ALLOWED_NAMES = frozenset(
     {
         # `moyin down` finds the processes of its stack by these variables.

@@ -26,8 +26,6 @@ from moyin.errors import StackError
 from moyin.render.comfyui.options import ComfyOptions
 from moyin.render.protocol.graph import INPUT_FOLDER
 
-__all__ = ["BRIDGE", "ProcessFolder", "remove_tree", "unlock"]
-
 BRIDGE = "moyin_bridge"
 _BRIDGE_FILES = ("bridge.py", "guard.py", "input_rules.py", "tenants.py")
 _SHIPPED_NODES = "websocket_image_save.py"

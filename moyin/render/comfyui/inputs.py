@@ -12,8 +12,6 @@ from moyin.render.comfyui.folder import ProcessFolder
 from moyin.render.protocol.graph import is_input_name
 from moyin.store.blobs import BlobStore
 
-__all__ = ["InputFiles"]
-
 
 class InputFiles:
     """The input files of the executing prompt and of waiting prompts.

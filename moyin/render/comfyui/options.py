@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-__all__ = ["ComfyOptions", "Isolation", "Network"]
-
 
 class Isolation(StrEnum):
     """The degree of isolation of a ComfyUI process from the machine and from other prompts' files.

@@ -26,8 +26,6 @@ from moyin.render.protocol.wire import HistoryEntry, OutputFile
 from moyin.store.blobs import BlobStore
 from moyin.system.bounded import BoundedDict
 
-__all__ = ["OutputStore", "StoredResult"]
-
 _REMEMBERED = 4096
 _Version: TypeAlias = tuple[int, int, int]
 _MEDIA_TYPES = {".webp": "image/webp", ".glb": "model/gltf-binary", ".flac": "audio/flac"}

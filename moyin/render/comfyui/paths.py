@@ -20,8 +20,6 @@ from moyin.render.comfyui.options import ComfyOptions
 from moyin.render.protocol.binary import read_frame_text, replace_frame_text
 from moyin.render.protocol.wire import EventMessage
 
-__all__ = ["HostPathFilter"]
-
 PLACEHOLDER = "<path>"
 # A path is recognised by its first part: one of these names, or an entry of the root folder.
 _TOP_NAMES = (

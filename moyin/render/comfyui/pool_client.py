@@ -18,18 +18,6 @@ from typing import Literal, Protocol
 from moyin.errors import ServiceUnavailable
 from moyin.system.bounded import BoundedDict
 
-__all__ = [
-    "FRESH_RESPONSE_SECONDS",
-    "MAX_REFRESH_WAIT_SECONDS",
-    "NODES_PATH",
-    "RULES_PATH",
-    "CachedResponse",
-    "PoolClient",
-    "PoolResponse",
-    "PoolResponseCache",
-    "PoolStarting",
-]
-
 NODES_PATH = "/object_info"
 # The path at which a pool returns its rules for graphs; ComfyUI has no such path.
 RULES_PATH = "/moyin/rules"

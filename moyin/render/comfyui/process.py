@@ -31,8 +31,6 @@ from moyin.render.comfyui.sandbox import (
 from moyin.render.comfyui.sandbox_processes import SandboxProcesses
 from moyin.system.logfile import LogFile, read_last_lines
 
-__all__ = ["ComfyProcess", "Spawner", "count_memory_kills"]
-
 _log = logging.getLogger(__name__)
 _CHUNK_BYTES = 64 * 1024
 _SANDBOX_END_SECONDS = 5.0

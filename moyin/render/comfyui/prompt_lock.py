@@ -14,8 +14,6 @@ from moyin.render.comfyui.comfy_supervisor import ComfySupervisor
 from moyin.render.comfyui.inputs import InputFiles
 from moyin.render.comfyui.session import Session
 
-__all__ = ["PromptLock"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -19,8 +19,6 @@ from moyin.render.comfyui.relay import Relay
 from moyin.render.protocol.response import ProgressMeter, is_last_event
 from moyin.render.protocol.wire import EventMessage
 
-__all__ = ["RunningPrompt"]
-
 # The interval of progress events, each of which costs milliseconds as a message through Ray.
 _EVENT_SECONDS = 0.25
 

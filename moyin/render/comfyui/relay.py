@@ -18,8 +18,6 @@ from moyin.render.protocol.wire import EventMessage
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import Frame, FrameKind, FrameStore
 
-__all__ = ["Relay"]
-
 _log = logging.getLogger(__name__)
 # Published by the gateway instead, when the end of the prompt is in the job's row.
 _END_EVENTS = ("execution_success", "execution_error", "execution_interrupted")

@@ -50,8 +50,6 @@ from moyin.store.blobs import BlobStore
 from moyin.store.frames import FrameStore
 from moyin.system.bounded import BoundedDict
 
-__all__ = ["ComfyRenderer"]
-
 _log = logging.getLogger(__name__)
 _REMEMBERED = 256
 # The history is polled as well, because a disconnected socket loses events.

@@ -23,16 +23,6 @@ from moyin.render.comfyui.folder import ProcessFolder
 from moyin.render.comfyui.model_paths import find_extra_model_paths
 from moyin.render.comfyui.options import ComfyOptions, Isolation, Network
 
-__all__ = [
-    "Mounts",
-    "build_bubblewrap_options",
-    "choose_user_id",
-    "find_device_groups",
-    "find_interpreter_folders",
-    "find_shared_folders",
-    "find_unreadable_file",
-]
-
 _SYSTEM_FOLDERS = (
     "/usr",
     "/lib",

@@ -10,8 +10,6 @@ import psutil
 
 from moyin.errors import WorkerLost
 
-__all__ = ["SandboxProcesses"]
-
 _PATIENCE_SECONDS = 2.0
 _PAUSE_SECONDS = 0.01
 

@@ -13,8 +13,6 @@ import platform
 import struct
 from dataclasses import dataclass
 
-__all__ = ["build_filter"]
-
 # Constants of <linux/bpf_common.h>, <linux/seccomp.h> and <linux/audit.h>.
 _LOAD, _JUMP_EQUAL, _JUMP_ATLEAST, _JUMP_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000

@@ -22,8 +22,6 @@ from moyin.render.comfyui.written_files import WrittenFiles
 from moyin.render.protocol.response import raise_for_failure
 from moyin.render.protocol.wire import EventMessage
 
-__all__ = ["Session"]
-
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.05
 _CHECK_SECONDS = 30.0

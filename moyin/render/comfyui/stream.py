@@ -13,8 +13,6 @@ from pydantic import ValidationError
 from moyin.render.comfyui.client import ComfyClient
 from moyin.render.protocol.wire import EventMessage
 
-__all__ = ["EventStream"]
-
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 # Large enough for the images of SaveImageWebsocket; aiohttp's default limit is 4 MiB.

@@ -17,8 +17,6 @@ from typing import BinaryIO
 from moyin.render.comfyui.folder import ProcessFolder, remove_tree, unlock
 from moyin.render.protocol.wire import OutputFile
 
-__all__ = ["WrittenFiles"]
-
 _MAX_DEPTH = 64
 _OWNER_ONLY = 0o700
 # A folder name that is not a prompt id.

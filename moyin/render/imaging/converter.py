@@ -20,8 +20,6 @@ from moyin.render.imaging.processes import PictureProcesses
 from moyin.store.blobs import BlobStore
 from moyin.store.tenant_cache import TenantCache
 
-__all__ = ["ConvertedPicture", "PictureConverter"]
-
 _PREVIEW = re.compile(r"(webp|jpeg)?[^;]{0,16}(?:;(\d{1,3}))?")
 _QUALITY = 90
 _MIB = 2**20

@@ -18,8 +18,6 @@ from typing import Any
 from moyin.errors import InvalidRequest, PictureTooLarge, ServiceUnavailable
 from moyin.system.slots import Slots
 
-__all__ = ["PictureLimits", "PictureProcess", "PictureProcesses"]
-
 _log = logging.getLogger(__name__)
 _SCRIPT = Path(__file__).with_name("worker.py")
 # Contains no secrets, because a malicious picture may take over the decoder.

@@ -12,17 +12,6 @@ from typing import Any
 
 from pydantic_core import from_json
 
-__all__ = [
-    "PREVIEW_TYPE",
-    "PREVIEW_WITH_METADATA_TYPE",
-    "TEXT_TYPE",
-    "parse_image_metadata",
-    "read_frame_text",
-    "read_frame_type",
-    "replace_frame_text",
-    "to_plain_preview",
-]
-
 PREVIEW_TYPE = 1
 TEXT_TYPE = 3
 PREVIEW_WITH_METADATA_TYPE = 4

@@ -15,21 +15,6 @@ from typing import Any, NamedTuple
 from moyin.domain.artifact import Artifact
 from moyin.errors import InputNotFound
 
-__all__ = [
-    "INPUT_FOLDER",
-    "NOT_YOUR_FILE",
-    "RefusedInput",
-    "find_artifact_ids",
-    "find_file_names",
-    "find_input_names",
-    "find_model_files",
-    "is_input_name",
-    "make_input_name",
-    "make_missing_error",
-    "make_refusal_body",
-    "replace_inputs",
-]
-
 # A subfolder, because ComfyUI shows every client the files directly in the input folder.
 INPUT_FOLDER = "moyin"
 # The same message for a missing file and for another tenant's file, so that names do not leak.

@@ -14,20 +14,6 @@ from moyin.domain.prompt import ComfyFileName, PromptRecord
 from moyin.errors import OutOfMemory, RenderFailed
 from moyin.render.protocol.wire import EventMessage, HistoryEntry, OutputFile
 
-__all__ = [
-    "NodeOutputFile",
-    "ProgressMeter",
-    "collect_values",
-    "find_files",
-    "get_prompt_id",
-    "is_last_event",
-    "list_output_files",
-    "make_farm_name",
-    "raise_for_failure",
-    "replace_file_names",
-    "to_prompt_record",
-]
-
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # Python refuses to parse longer numbers.
 _DIGITS = re.compile(r"([0-9]{1,4000})")

@@ -6,19 +6,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = [
-    "CancelBody",
-    "EventMessage",
-    "HistoryEntry",
-    "InterruptBody",
-    "OutputFile",
-    "PromptAccepted",
-    "PromptBody",
-    "PromptState",
-    "RemovalBody",
-    "SystemStats",
-]
-
 # ComfyUI ignores unknown ids, so any text is valid, except for NUL, which PostgreSQL rejects.
 _PromptId = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 _ClientId = Annotated[str, Field(max_length=255)]

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 
 from moyin.system.bounded import BoundedDict
 
-__all__ = ["OrderingRules", "OwnerFairShare", "PendingRender", "RendererSlot", "ScalingPolicy"]
-
 _REMEMBERED_OWNERS = 10_000
 
 

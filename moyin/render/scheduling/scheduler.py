@@ -13,8 +13,6 @@ from moyin.errors import ServiceUnavailable
 from moyin.render.scheduling.rules import PendingRender
 from moyin.render.scheduling.window import Window
 
-__all__ = ["Lease", "RenderScheduler"]
-
 # Retry-After of a closed scheduler; another replica of the pool replaces it within seconds.
 _RETRY_SECONDS = 1.0
 # The interval at which a free renderer checks again whether it should switch to other models.

@@ -26,8 +26,6 @@ from dataclasses import dataclass
 
 from moyin.render.scheduling.rules import OrderingRules, OwnerFairShare, PendingRender, RendererSlot
 
-__all__ = ["Assignment", "Window"]
-
 # The mean duration before any render has ended, and the weight of a new duration in the mean.
 _FIRST_MEAN_SECONDS = 10.0
 _NEWEST_WEIGHT = 0.05

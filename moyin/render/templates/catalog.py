@@ -19,15 +19,6 @@ from moyin.errors import InvalidRequest, TemplateNotFound
 from moyin.render.templates.response import InvalidTemplate, to_template
 from moyin.settings import Settings
 
-__all__ = [
-    "SHIPPED_FOLDER",
-    "TemplateCatalog",
-    "TemplateSnapshot",
-    "create_catalog",
-    "list_template_folders",
-    "read_templates",
-]
-
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 _log = logging.getLogger(__name__)
 _SUFFIXES = frozenset({".json", ".yaml", ".yml"})

@@ -14,8 +14,6 @@ from moyin.domain.template import Template, find_placeholders
 from moyin.errors import InvalidRequest
 from moyin.render.templates import wire
 
-__all__ = ["InvalidTemplate", "to_response_body", "to_template"]
-
 _SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 

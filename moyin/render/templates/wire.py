@@ -17,8 +17,6 @@ from pydantic import (
     field_validator,
 )
 
-__all__ = ["InputSchema", "TemplateBody", "TemplateFile", "TemplateList"]
-
 TemplateName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 InputName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 FiniteNumber = StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)]

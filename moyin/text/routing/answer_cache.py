@@ -18,8 +18,6 @@ from moyin.text.routing.compiled_route import CompiledRoute
 from moyin.text.routing.ledger import build_usage_entry
 from moyin.text.routing.routed_call import RoutedCall
 
-__all__ = ["AnswerCache", "CachedResponses"]
-
 _log = logging.getLogger(__name__)
 # The ledger names the cache where other entries name the back end.
 _LEDGER_BACKEND = "cache"

@@ -33,8 +33,6 @@ from moyin.text.routing.routed_call import RoutedCall, StreamHold
 from moyin.text.routing.stream_sources import ForwardedSource, StreamSource, TranslatedSource
 from moyin.text.routing.telemetry import CallRecord
 
-__all__ = ["Attempt"]
-
 _JSON_HEADER = (b"content-type", b"application/json")
 _NO_CACHE_HEADER = (b"cache-control", b"no-cache")
 _NO_USAGE = Usage()

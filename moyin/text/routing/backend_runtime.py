@@ -24,8 +24,6 @@ from moyin.text.routing.averages import Average
 from moyin.text.routing.latency import DEFAULT_LATENCY, LatencyEstimator, LatencyPrior
 from moyin.text.routing.loaded_models import LoadedModels
 
-__all__ = ["BackendHealth", "BackendRuntime", "Lease", "is_retryable"]
-
 _SERVICE_TIME_HALF_LIFE = 300.0
 
 

@@ -23,16 +23,6 @@ from moyin.text.routing.catalog import (
 )
 from moyin.text.routing.latency import LatencyEstimator
 
-__all__ = [
-    "CompiledRoute",
-    "Exclusion",
-    "RouteTarget",
-    "compile_target",
-    "compute_max_call_cost",
-    "compute_max_request_cost",
-    "find_exclusion",
-]
-
 # `Needs` estimates one token per four bytes, and a token has at least one byte.
 _MAX_TOKENS_PER_ESTIMATED_TOKEN = 4
 # Tokens that providers add to a prompt, for example for tools.

@@ -29,15 +29,6 @@ from moyin.text.routing.compiled_route import CompiledRoute, Exclusion, RouteTar
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.usage_history import RequestShape, UsageHistory, compute_request_shape
 
-__all__ = [
-    "Candidate",
-    "Forecast",
-    "build_no_candidate_error",
-    "build_unavailable_error",
-    "list_exclusions",
-    "rank_candidates",
-]
-
 # The request member that requires an ability, by OpenAI's name. The other protocols translate the
 # name when they write the error.
 _FIELD_BY_ABILITY = {

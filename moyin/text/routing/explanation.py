@@ -21,14 +21,6 @@ from moyin.text.routing.loaded_models import ModelState
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.usage_history import UsageHistory
 
-__all__ = [
-    "Explanation",
-    "describe_choice",
-    "describe_model_state",
-    "explain_decision",
-    "explain_loss",
-]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Explanation:

@@ -16,8 +16,6 @@ from moyin.text.quality.question import Question, restore_features
 from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.request_quality import question_to_json
 
-__all__ = ["FeedbackService", "LedgerReader"]
-
 # Ratings per key and replica in a burst; the bucket refills within a minute.
 _MAX_BURST = 60.0
 _MAX_KEYS = 10_000

@@ -30,8 +30,6 @@ from moyin.text.routing.compiled_route import (
 )
 from moyin.text.routing.ledger import date_from_day, today
 
-__all__ = ["Fleet"]
-
 _UNCONFIGURED_HEALTH = BackendHealth(is_up=False)
 _RouteKey: TypeAlias = tuple[str, int, tuple[str, ...] | None, ApiFormat]
 

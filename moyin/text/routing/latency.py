@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from moyin.domain.money import GpuRate, Price, TokenSpeed
 from moyin.text.routing.averages import Average, KeyedAverages
 
-__all__ = ["DEFAULT_LATENCY", "LatencyEstimator", "LatencyPrior"]
-
 # Measurements lose weight with time, so that a back end is used again after a slow period.
 _HALF_LIFE_SECONDS = 300.0
 _MAX_RECENT = 100

@@ -30,8 +30,6 @@ from moyin.text.routing.background_queue import BackgroundQueue
 from moyin.text.routing.decision import Candidate
 from moyin.text.routing.request_quality import RequestQuality, question_from_json, question_to_json
 
-__all__ = ["QualityLearner"]
-
 _log = logging.getLogger(__name__)
 _TICK_SECONDS = 1.0
 _SAVE_SECONDS = 60.0

@@ -10,8 +10,6 @@ from moyin.domain.money import Usage, pico_to_usd
 from moyin.store.usage import UsageEntry
 from moyin.text.routing.answer import RoutingContext
 
-__all__ = ["Ledger", "build_usage_entry", "current_day", "date_from_day", "today"]
-
 _DAY_SECONDS = 86_400
 _EPOCH = date(1970, 1, 1)
 

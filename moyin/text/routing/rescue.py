@@ -20,18 +20,6 @@ from moyin.text.routing.decision import Candidate
 from moyin.text.routing.metered_stream import MeteredStream
 from moyin.text.routing.routed_call import RoutedCall
 
-__all__ = [
-    "build_fault_signal",
-    "can_afford",
-    "find_answer_fault",
-    "find_stream_fault",
-    "has_higher_quality",
-    "is_checkable",
-    "may_rescue",
-    "requires_format",
-    "should_rescue",
-]
-
 _CUT = "cut"
 # A faulty answer is useless, but the model may not be the cause; hence the weight of a half.
 _FAULT_SCORE, _FAULT_WEIGHT = 0.0, 0.5

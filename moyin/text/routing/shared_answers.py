@@ -23,8 +23,6 @@ from moyin.text.routing.followup_evidence import (
 from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.request_quality import question_from_json
 
-__all__ = ["AnswerStore", "SharedAnswers"]
-
 _log = logging.getLogger(__name__)
 # One batch is processed per interval. Further requests are matched only with this replica's answers.
 _BATCH_INTERVAL_SECONDS = 0.5

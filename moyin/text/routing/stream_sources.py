@@ -22,8 +22,6 @@ from moyin.domain.transcript import Transcript
 from moyin.errors import StreamInterrupted
 from moyin.text.protocol.codec import StreamTap, StreamWriter
 
-__all__ = ["ForwardedSource", "StreamSource", "TranslatedSource"]
-
 _NO_USAGE = Usage()
 
 

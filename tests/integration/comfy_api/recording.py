@@ -21,8 +21,6 @@ from PIL import Image
 
 from moyin.render.protocol.binary import parse_image_metadata, read_frame_type
 
-__all__ = ["Recorder", "Scene"]
-
 _SECONDS = 120
 _FEATURES = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
 _ROW = ("number", "prompt_id", "prompt", "extra_data", "outputs")

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Answer", "SlowClients", "ask"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:

@@ -16,8 +16,6 @@ from tests.integration.render.fixtures import loading, sleepy, write_transformer
 from tests.stack import Measured
 from tests.waiting import eventually
 
-__all__ = ["models_stay_loaded_and_nobody_starves", "with_large_models"]
-
 LARGE_MODELS = ("k.safetensors", "l.safetensors", "m.safetensors", "n.safetensors")
 
 

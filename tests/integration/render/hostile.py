@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["attempt", "finding", "write_hostile_nodes"]
-
 _NODES = """
 import json
 

@@ -17,8 +17,6 @@ from moyin.stack import ray
 from tests.integration.servers import free_port, listens
 from tests.waiting import eventually
 
-__all__ = ["App", "Ports", "launched", "written"]
-
 _SERVICER = "moyin.jobs.grpc.moyin_pb2_grpc.add_MoyinServicer_to_server"
 
 

@@ -16,8 +16,6 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from tests.integration.servers import _Server, free_port
 
-__all__ = ["BUCKET", "S3Server", "s3_server"]
-
 BUCKET = "pictures"
 _KEYS = {"accessKey": "test-key", "secretKey": "test-secret"}
 _PARTS = ("master", "volume", "filer", "s3")

@@ -12,8 +12,6 @@ from tests.integration.text.matrix_clients import Client, Heard, Refused, Wish, 
 from tests.integration.text.wires.script import CACHED, PICTURE, PROMPT, SEEN, THOUGHT
 from tests.integration.text.wires.server import WireServer
 
-__all__ = ["BACKENDS", "FEATURES", "PAGE", "Cell", "Matrix", "page", "run"]
-
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "matrix.md"
 BACKENDS = ("Claude", "Ollama", "OpenAI-compatible")
 _MODELS = {"Claude": "m-claude", "Ollama": "m-ollama", "OpenAI-compatible": "m-openai"}

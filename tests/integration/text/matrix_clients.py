@@ -15,8 +15,6 @@ import openai
 
 from tests.integration.text.wires.script import PICTURE, SCHEMA
 
-__all__ = ["Client", "Heard", "Refused", "Wish", "clients"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:

@@ -7,8 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-__all__ = ["BEGUN", "FINE", "KINDS", "SSE", "Upstream", "backend"]
-
 SSE = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
 BEGUN = {
     "openai": SSE + 'data: {"id":"1","model":"m","choices":[{"delta":{"content":"Hi"}}]}\n\n',

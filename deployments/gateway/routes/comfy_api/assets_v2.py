@@ -20,8 +20,6 @@ from moyin.comfy_api.protocol_v2.request_to_domain import parse_hash
 from moyin.store.assets import AssetStore
 from moyin.store.blobs import BlobStore
 
-__all__ = ["asset_v2_routes"]
-
 _UPLOAD = describe_file_form(
     "file",
     {

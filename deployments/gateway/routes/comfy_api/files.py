@@ -22,8 +22,6 @@ from moyin.render.imaging import ConvertedPicture, PictureConverter
 from moyin.store.artifacts import generate_artifact_id
 from moyin.store.blobs import BlobStore
 
-__all__ = ["file_routes"]
-
 _TRUE_VALUES = ("true", "1")
 _Part = Annotated[str, Query(max_length=255)]
 _TEXT = {"type": "string"}

@@ -18,8 +18,6 @@ from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.comfy_api.protocol.paths import PAGE_PATH
 from moyin.errors import BodyTooLarge, InvalidKey, InvalidRequest, ServiceUnavailable
 
-__all__ = ["frontend_routes", "session_routes"]
-
 # Ollama's clients expect this text at the root.
 _OLLAMA_GREETING = "Ollama is running"
 _MAX_BODY_BYTES = 16 * 1024

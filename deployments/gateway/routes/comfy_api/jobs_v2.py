@@ -19,8 +19,6 @@ from moyin.comfy_api.protocol_v2 import wire
 from moyin.comfy_api.protocol_v2.request_to_domain import parse_job, parse_label_filters
 from moyin.comfy_api.protocol_v2.response import V2Presenter, to_summary
 
-__all__ = ["ERROR_RESPONSES", "job_v2_routes", "new_presenter"]
-
 _STATUSES = (400, 401, 402, 403, 404, 408, 409, 413, 422, 429, 503)
 # The error responses that every route of the Comfy API v2 documents.
 ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {

@@ -17,8 +17,6 @@ from moyin.errors import InvalidGraph, InvalidRequest
 from moyin.http.validation import parse_object, validate
 from moyin.render.protocol import wire
 
-__all__ = ["job_list_routes", "prompt_routes"]
-
 B = TypeVar("B", bound=BaseModel)
 # ComfyUI's own response to a body without a prompt.
 _NO_PROMPT = {

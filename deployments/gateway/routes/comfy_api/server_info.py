@@ -28,8 +28,6 @@ from moyin.comfy_api.protocol.node_info import (
 )
 from moyin.errors import InvalidRequest, NotFound, ServiceUnavailable
 
-__all__ = ["model_routes", "package_routes", "server_info_routes"]
-
 T = TypeVar("T")
 _Name = Annotated[str, Query(max_length=512)]
 

@@ -17,8 +17,6 @@ from moyin.errors import InvalidRequest, UserFileNotFound
 from moyin.http.validation import parse_json
 from moyin.store.userdata import UserdataStore
 
-__all__ = ["settings_routes"]
-
 
 def settings_routes(files: UserdataStore) -> APIRouter:
     """Return the routes that read and change the settings in the user's settings file."""

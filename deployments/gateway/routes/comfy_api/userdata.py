@@ -19,8 +19,6 @@ from moyin.domain.identity import get_userdata_scope
 from moyin.errors import InvalidRequest
 from moyin.store.userdata import UserdataStore
 
-__all__ = ["userdata_routes"]
-
 # The user chooses the content, so a browser must not run it as a page of the gateway.
 _FILE_HEADERS = {
     "cache-control": "no-store",

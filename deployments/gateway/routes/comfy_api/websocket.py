@@ -15,8 +15,6 @@ from moyin.comfy_api.notifier import PromptNotifier, PromptNotifiers
 from moyin.errors import MoyinError
 from moyin.store.hub import SlowConsumer
 
-__all__ = ["websocket_routes"]
-
 _SEND_SECONDS = 20.0
 _TRY_AGAIN_LATER = 1013
 

@@ -37,8 +37,6 @@ from . import guard
 from .input_rules import leads_outside
 from .tenants import wrap_execution, wrap_signature
 
-__all__ = ["register"]
-
 # The modules of ComfyUI's own nodes, except those in its folder of custom nodes.
 _STOCK_MODULES = ("nodes", "comfy_extras")
 _PULSE_SECONDS = 5.0

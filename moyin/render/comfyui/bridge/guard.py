@@ -27,17 +27,6 @@ from .input_rules import (
     is_link,
 )
 
-__all__ = [
-    "MOYIN_KEY",
-    "NodeRules",
-    "NotAllowed",
-    "get_moyin_data",
-    "is_denied",
-    "store_patterns",
-    "wrap_input_data",
-    "wrap_validation",
-]
-
 # The member of ``extra_data`` with Moyin's data, which overwrites a member of the client.
 MOYIN_KEY = "moyin"
 # The form of names that `moyin.render.protocol.graph.make_input_name` returns.

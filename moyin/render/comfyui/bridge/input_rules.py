@@ -22,27 +22,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-__all__ = [
-    "CHOICE",
-    "DATA",
-    "FILE",
-    "FOLDER",
-    "INPUT_FOLDER",
-    "LINE",
-    "PREFIX",
-    "TEXT",
-    "WIDGET",
-    "Refusal",
-    "Rule",
-    "allows_link",
-    "allows_value",
-    "derive_rules",
-    "find_refusals",
-    "find_rule",
-    "is_link",
-    "leads_outside",
-]
-
 FILE, FOLDER, WIDGET, PREFIX = "file", "folder", "widget", "prefix"
 CHOICE, LINE, DATA, TEXT = "choice", "line", "data", "text"
 # The subfolder of ComfyUI's input folder with the files that Moyin has named.

@@ -15,8 +15,6 @@ from typing import Any
 
 from .guard import get_moyin_data
 
-__all__ = ["TENANT_KEY", "wrap_execution", "wrap_signature"]
-
 # The member of Moyin's data in a prompt that has an anonymous id of the tenant.
 TENANT_KEY = "tenant"
 _REVEALING_INPUTS = frozenset({"PROMPT", "DYNPROMPT", "EXTRA_PNGINFO"})

@@ -9,8 +9,6 @@ from typing import Any
 
 from tests.integration.text.wires.script import CACHED, PROMPT, SCHEMA, Asked, Said
 
-__all__ = ["KNOWN", "asked_of", "pieces", "whole"]
-
 KNOWN = frozenset(
     {
         "model", "messages", "max_tokens", "system", "stream", "stop_sequences", "temperature",

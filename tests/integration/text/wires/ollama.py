@@ -9,8 +9,6 @@ from typing import Any
 
 from tests.integration.text.wires.script import PROMPT, SCHEMA, Asked, Said
 
-__all__ = ["GENERATE_KNOWN", "KNOWN", "asked_of", "asked_to_generate", "pieces", "whole"]
-
 KNOWN = frozenset(
     {"model", "messages", "tools", "format", "think", "options", "stream", "keep_alive"}
 )

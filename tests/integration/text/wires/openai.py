@@ -9,8 +9,6 @@ from typing import Any
 
 from tests.integration.text.wires.script import CACHED, PROMPT, SCHEMA, Asked, Said
 
-__all__ = ["KNOWN", "asked_of", "pieces", "whole"]
-
 KNOWN = frozenset(
     {
         "model", "messages", "max_tokens", "max_completion_tokens", "stop", "temperature", "top_p",

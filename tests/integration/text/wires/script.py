@@ -7,8 +7,6 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["CACHED", "PICTURE", "PROMPT", "SCHEMA", "SEEN", "THOUGHT", "Asked", "Said", "say"]
-
 # Of keywords that every server takes: Claude refuses bounds.
 SCHEMA = {
     "type": "object",

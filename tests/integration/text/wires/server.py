@@ -15,8 +15,6 @@ from aiohttp import web
 from tests.integration.text.wires import anthropic, ollama, openai
 from tests.integration.text.wires.script import PICTURE, PROMPT, say
 
-__all__ = ["WireServer"]
-
 
 class WireServer:
     """A server of all three protocols.
