@@ -36,6 +36,7 @@ from moyin.render.templates.catalog import create_catalog
 from moyin.settings import Settings
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
+from moyin.store.comfy_file_names import UploadStore
 from moyin.store.events import EventStore
 from moyin.store.frames import FrameHub, FrameStore
 from moyin.store.hub import EventHub
@@ -43,7 +44,6 @@ from moyin.store.jobs import JobStore
 from moyin.store.prompts import PromptStore
 from moyin.store.sql import Database
 from moyin.store.tenant_cache import TenantCache
-from moyin.store.uploads import UploadStore
 from moyin.store.userdata import UserdataStore
 from moyin.system.processes import freeze_startup_objects
 

@@ -23,7 +23,7 @@ from deployments.models.routes.judge_summary import JudgeStatus
 from deployments.models.routes.models import new_model_routes
 from deployments.models.routes.ollama import new_ollama_routes
 from deployments.models.routes.usage import new_usage_routes
-from deployments.models.rules import ImagesConfig
+from deployments.models.routing_config import ImagesConfig
 from deployments.swagger import DOCS_PATHS
 from moyin.access.gatekeeper import Authenticator, Gatekeeper
 from moyin.access.gatekeeper.asgi import ASGIApp, Receive, Scope, Send

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from deployments.models.judge_config import check_judge_config
 from deployments.models.prices import GpuPriceConfig, PriceConfig, PriceSetting, build_tariff
-from deployments.models.rules import (
+from deployments.models.routing_config import (
     AliasConfig,
     ImagesConfig,
     Residency,

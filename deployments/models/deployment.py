@@ -12,7 +12,7 @@ from deployments.models.app import ModelsServices, new_app
 from deployments.models.config import ModelsConfig
 from deployments.models.fleet import FleetBuilder
 from deployments.models.judge import JudgeService
-from deployments.models.rules import ImagesConfig
+from deployments.models.routing_config import ImagesConfig
 from deployments.models.telemetry import CallTelemetry, JudgeMetrics, LearningMetrics
 from deployments.observer import RequestObserver
 from deployments.replicas import ReloadableConfig

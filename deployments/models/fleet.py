@@ -23,7 +23,7 @@ from deployments.models.config import (
     OpenAIConfig,
 )
 from deployments.models.llama import LlamaBackend, LlamaEndpoints
-from deployments.models.rules import build_policies, to_hedging
+from deployments.models.routing_config import build_policies, to_hedging
 from moyin.domain.backend import ApiFormat, ModelBackend
 from moyin.domain.needs import Model
 from moyin.http.breaker import Breaker, BreakerState

@@ -26,11 +26,11 @@ from pydantic_core import to_json
 from actors.comfyui import ComfySpec
 from deployments.job_services import open_job_services
 from deployments.logs import configure_logs
-from deployments.render.activities import RenderActivities
 from deployments.render.actor_supervisor import ActorSupervisor
 from deployments.render.config import RenderArgs
 from deployments.render.guard import MemoryGuard, RenderGuard
 from deployments.render.pool import Pool
+from deployments.render.render_activities import RenderActivities
 from deployments.render.result_cache import RenderResultCache
 from deployments.render.telemetry import PoolTelemetry
 from deployments.render.worker import RenderWorker

@@ -13,7 +13,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 from temporalio.worker import Worker
 
-from deployments.render.activities import RenderActivities
+from deployments.render.render_activities import RenderActivities
 from moyin.jobs.workflows.client import TemporalConnection
 from moyin.jobs.workflows.launcher import compute_fairness_shares
 from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, get_render_queue

@@ -20,9 +20,9 @@ from moyin.errors import ArtifactNotFound, InvalidRequest
 from moyin.render.protocol.graph import find_artifact_ids, make_missing_error
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
+from moyin.store.comfy_file_names import UploadStore
 from moyin.store.frames import FrameStore
 from moyin.store.prompts import PromptStore
-from moyin.store.uploads import UploadStore
 
 _TYPES = ("input", "output", "temp")
 _ANNOTATED_NAME = re.compile(r"(.*?) ?\[(input|output|temp)\]")

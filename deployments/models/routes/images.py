@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
 
-from deployments.models.rules import ImagesConfig
+from deployments.models.routing_config import ImagesConfig
 from moyin.access.gatekeeper import context
 from moyin.access.gatekeeper.asgi import RawHeaders
 from moyin.client.gateway import AcceptedJob

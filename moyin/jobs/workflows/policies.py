@@ -43,6 +43,7 @@ WEBHOOK = RetryPolicy(
     maximum_interval=timedelta(hours=4),
 )
 WEBHOOK_TIMEOUT = timedelta(seconds=20)
+# The job must still exist: pruning keeps it a day at least (MOYIN_KEEP_JOBS_DAYS).
 WEBHOOK_LIMIT = timedelta(hours=24)
 
 # The judge may wait for hours until the back ends are idle. After the limit, only a verdict is lost.

@@ -55,7 +55,8 @@ async def test_the_page_shows_that_a_key_is_wrong(
 ) -> None:
     async with browser.post("/comfy/session", data={"key": "<moyin_x>"}) as response:
         assert response.status == 401
-        assert "The API key is not valid." in await response.text()
+        message = "The API key has characters that no key has; check that it is complete."
+        assert message in await response.text()
         assert "set-cookie" not in response.headers
     async with browser.post("/comfy/session", data={}) as response:
         assert (response.status, 'role="alert"' in await response.text()) == (400, True)

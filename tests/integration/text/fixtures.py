@@ -18,7 +18,7 @@ from deployments.models.app import ModelsServices, new_app
 from deployments.models.config import ModelsConfig
 from deployments.models.fleet import FleetBuilder
 from deployments.models.judge import JudgeService
-from deployments.models.rules import ImagesConfig
+from deployments.models.routing_config import ImagesConfig
 from moyin.access.gatekeeper import create_authenticator
 from moyin.access.gatekeeper.limits import RequestMeter
 from moyin.access.gatekeeper.observation import NoObserver

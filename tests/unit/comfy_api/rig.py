@@ -20,11 +20,11 @@ from moyin.domain.prompt import ComfyPrompt, PromptFile, PromptRecord, build_cha
 from moyin.domain.serialization import encode, to_plain
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
+from moyin.store.comfy_file_names import UploadStore
 from moyin.store.frames import Frame, FrameHub, FrameStore
 from moyin.store.jobs import JobStore, NewJob
 from moyin.store.prompts import PromptStore
 from moyin.store.sql import Database
-from moyin.store.uploads import UploadStore
 
 OWNER, CLIENT = "ada", "browser"
 GRAPH = {"1": {"class_type": "SaveImage", "inputs": {}}}

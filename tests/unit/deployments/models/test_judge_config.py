@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from deployments.models.config import ModelsConfig
-from deployments.models.rules import build_policies
+from deployments.models.routing_config import build_policies
 from moyin.text.judging.rules import JUDGE_OWNER, JudgeRules
 from moyin.text.routing.catalog import UNRESTRICTED
 from tests.unit.deployments.models.test_config import HAIKU, LOCAL, VLLM

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 from pydantic import ValidationError
 
-from deployments.models.rules import RoutingConfig
+from deployments.models.routing_config import RoutingConfig
 from moyin.text.quality.embedder import (
     Embedder,
     EmbedderNotInstalled,

@@ -18,7 +18,7 @@ from deployments.job_services import JobServices
 from deployments.render.failure_counts import FailureCounts
 from deployments.render.guard import RenderGuard
 from deployments.render.pool import Pool
-from deployments.render.reporter import ProgressReporter
+from deployments.render.progress_reporter import ProgressReporter
 from deployments.render.result_cache import RenderResultCache
 from moyin.domain.artifact import Artifact
 from moyin.domain.job import JobSpec, StepResult

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from deployments.render import reporter as module
-from deployments.render.reporter import ProgressReporter
+from deployments.render import progress_reporter as module
+from deployments.render.progress_reporter import ProgressReporter
 from moyin.domain.job import EventType, Progress
 from moyin.domain.renderer import RenderProgress
 

@@ -18,9 +18,9 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from deployments.job_services import JobServices
-from deployments.render.activities import RenderActivities, derive_prompt_id
 from deployments.render.guard import RenderGuard
 from deployments.render.pool import Pool
+from deployments.render.render_activities import RenderActivities, derive_prompt_id
 from deployments.render.result_cache import RenderResultCache
 from moyin.domain.artifact import Artifact
 from moyin.domain.job import EventType, JobSpec, JobStatus, Step, StepKind, StepResult
