@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import secrets
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -16,6 +14,7 @@ import httpx
 import pytest
 import schemathesis
 from aiohttp import web
+from anyio.from_thread import start_blocking_portal
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
@@ -66,23 +65,11 @@ def in_thread(serving: Serving) -> Iterator[tuple[str, dict[str, str]]]:
 
     Gives the URL of its description, and bearers by name.
     """
-    loop, stop = asyncio.new_event_loop(), asyncio.Event()
-    up = threading.Event()
-    told: list[tuple[str, dict[str, str]]] = []
-
-    async def run() -> None:
-        async with serving() as given:
-            told.append(given)
-            up.set()
-            await stop.wait()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
-    thread.start()
-    assert up.wait(60)
-    yield told[0]
-    loop.call_soon_threadsafe(stop.set)
-    thread.join()
-    loop.close()
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(serving()) as given,
+    ):
+        yield given
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +107,7 @@ def models_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, 
                 "name": "wire", "type": "openai", "base_url": f"{wire.url}/v1",
                 "models": [{"name": "m", "context": 8192, "price": 0}],
             }  # fmt: skip
-            async with serving(folder, backend, door=gateway_url) as models:
+            async with serving(folder, backend, gateway_url=gateway_url) as models:
                 await settled(models)
                 yield f"{models.url}/v1/openapi.json", {"owner": models.api_key}
 

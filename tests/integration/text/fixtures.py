@@ -117,7 +117,7 @@ async def serving(
     cache: CachedResponses | None = None,
     redis_url: str | None = None,
     follow_ups_url: str | None = None,
-    models_app: str = "http://127.0.0.1:9",
+    gateway_url: str = "http://127.0.0.1:9",
     temporal: tuple[str, str] | None = None,
     **aliases: Any,
 ) -> AsyncIterator[ModelsApp]:
@@ -155,7 +155,7 @@ async def serving(
         learning, shared_answers=shared_answers, secret=settings.signing_key()
     )
     text_router = Router(fleet, ledger, pictures, telemetry, cache, estimator, learning, follow_ups)
-    jobs = GatewayClient(models_app, token_for=lambda identity: identity.owner)
+    jobs = GatewayClient(gateway_url, token_for=lambda identity: identity.owner)
 
     meter = None if redis_url is None else RequestMeter(redis_url)
     judge, judged = None, list[Outcome]()
