@@ -23,6 +23,8 @@ from moyin.stack.ray import build_dashboard_url, read_api_token
 from moyin.stack.service import send_request
 
 _POLL_SECONDS = 0.2
+_SUBMIT_RETRIES = 3
+_SUBMIT_PAUSE_SECONDS = 1.0
 _WITHDRAW_SECONDS = 8.0
 _VALIDATE_SECONDS = 120.0
 # The begin of the last line of pydantic's error messages.
@@ -131,7 +133,15 @@ def read_last_deployed_path(options: Options) -> Path | None:
 async def _submit(
     options: Options, config: dict[str, Any], on_progress: Callable[[str], None]
 ) -> None:
-    status, body = await _call_serve(options, "PUT", json.dumps(config).encode(), seconds=60)
+    request = json.dumps(config).encode()
+    status, body = await _call_serve(options, "PUT", request, seconds=60)
+    for _ in range(_SUBMIT_RETRIES):
+        if status < 500:
+            break
+        # Ray's dashboard fails so while Serve's controller starts slowly. Submitting is idempotent.
+        on_progress(f"Ray's dashboard failed with status {status}; trying again")
+        await asyncio.sleep(_SUBMIT_PAUSE_SECONDS)
+        status, body = await _call_serve(options, "PUT", request, seconds=60)
     if status != 200:
         raise StackError(
             f"Serve rejected the app configuration {options.serve_config.name}: "

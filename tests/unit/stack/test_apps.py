@@ -21,12 +21,16 @@ class Serve:
     def __init__(self) -> None:
         self.deployed: list[dict[str, Any]] = []
         self.status = 200
+        self.failing_submissions = 0  # number of submissions that Ray's dashboard fails
         self.body = b"no such thing"
         self.failing_checks = 0  # number of /readyz responses without Temporal
         self.reasons: list[str] = []  # reported once each, before the apps run
 
     def __call__(self, method: str, url: str, **more: Any) -> tuple[int, bytes]:
         if method == "PUT":
+            if self.failing_submissions:
+                self.failing_submissions -= 1
+                return 500, b"500 Internal Server Error\n\nServer got itself in trouble"
             if self.status == 200:
                 self.deployed.append(json.loads(more["body"]))
             return self.status, self.body
@@ -92,6 +96,18 @@ async def test_rejected_configuration_is_not_recorded_as_deployed(
     await apps.redeploy_apps(good, lambda _: None)
     assert serve.marks == ["good", "good"]
     assert apps.read_last_deployed_path(bad) == good.serve_config
+
+
+async def test_failed_submission_is_repeated(serve: Serve, tmp_path: Path) -> None:
+    serve.failing_submissions = 2
+    progress: list[str] = []
+    await apps.deploy_apps(_options(tmp_path, "a"), progress.append)
+    assert serve.marks == ["a"]
+    assert progress[:2] == ["Ray's dashboard failed with status 500; trying again"] * 2
+    serve.failing_submissions = 100
+    with pytest.raises(StackError, match="Server got itself in trouble"):
+        await apps.deploy_apps(_options(tmp_path, "b"), progress.append)
+    assert serve.marks == ["a"]
 
 
 async def test_each_pending_reason_is_reported_once(
