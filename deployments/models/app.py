@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from fastapi import FastAPI
 
 from deployments.ingress import new_fastapi
+from deployments.models.backend_checks import check_backends_forever, new_health_routes
 from deployments.models.errors import choose_renderer, render_error
-from deployments.models.health import check_backends_forever, new_health_routes
 from deployments.models.openapi import complete_openapi
 from deployments.models.routes.calls import CallRoute, OllamaRoute
 from deployments.models.routes.count_tokens import new_count_tokens_routes
