@@ -33,7 +33,7 @@ def watch(gateway: RunningStack) -> Iterator[Watch]:
         yield watch
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("part", _KILLED)
 def test_no_answer_misleads_while_it_restarts(
     part: str, gateway: RunningStack, watch: Watch, measured: Measured
@@ -45,7 +45,7 @@ def test_no_answer_misleads_while_it_restarts(
     assert _restarts(gateway) == before + 1
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_serve_shutdown_leaves_no_misleading_answer(gateway: RunningStack, watch: Watch) -> None:
     gateway.serve("shutdown", "-y")
     watch.wait_until_away(time.monotonic())
@@ -54,7 +54,7 @@ def test_serve_shutdown_leaves_no_misleading_answer(gateway: RunningStack, watch
     assert watch.wrong == []
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("how", ["down", "crash"])
 def test_a_three_step_job_goes_on_at_step_three(gateway: RunningStack, how: str) -> None:
     client = StackClient(gateway.url, gateway.api_key)
@@ -88,7 +88,7 @@ def test_a_three_step_job_goes_on_at_step_three(gateway: RunningStack, how: str)
     assert [ran.count(index) for index in (0, 1)] == [1, 1]
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_pool_changes_by_serve_deploy(gateway: RunningStack, measured: Measured) -> None:
     client = StackClient(gateway.url, gateway.api_key)
     try:

@@ -19,8 +19,9 @@ from moyin.jobs.grpc import moyin_pb2, moyin_pb2_grpc
 
 SERVICES = frozenset({"gateway", "models", "accounts", "gRPC"})
 _PAUSE_SECONDS = 0.1
-# A call that is held while a replica starts is no outage of its own.
-_PATIENCE_SECONDS = 60.0
+# A call may be held until replicas are up again, for as long as the whole outage may last: on a busy
+# machine, minutes.
+_PATIENCE_SECONDS = 240.0
 _OUTAGE_STATUSES = frozenset({502, 503, 504})
 _JSON = frozenset({"application/json", "application/problem+json"})
 _PROBLEM = frozenset({"type", "title", "status", "detail", "instance", "code", "request_id"})
@@ -116,7 +117,9 @@ class Watch:
         """Calls that ended after ``moment`` (of `time.monotonic`)."""
         return [call for call in list(self.calls) if call.ended >= moment]
 
-    def wait_until_well(self, since: float, seconds: float = 3.0, patience: float = 240.0) -> None:
+    def wait_until_well(
+        self, since: float, seconds: float = 3.0, patience: float = _PATIENCE_SECONDS
+    ) -> None:
         """Return when every service has answered as always for ``seconds``.
 
         Raises:
