@@ -30,9 +30,10 @@ _MODEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$"
 
 
 def _normalize_url(url: str) -> str:
+    url = url.rstrip("/")
     if not url.startswith(("http://", "https://")):
-        raise ValueError("must be an http:// or https:// URL")
-    return url.rstrip("/")
+        raise ValueError("must be an http:// or https:// URL with a host")
+    return url
 
 
 Url = Annotated[str, AfterValidator(_normalize_url)]

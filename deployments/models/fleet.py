@@ -197,7 +197,7 @@ async def _close_when_idle(runtime: BackendRuntime) -> None:
     while runtime.load:  # noqa: ASYNC110
         await asyncio.sleep(_IDLE_CHECK_SECONDS)
     await runtime.backend.close()
-    _log.info("closed the back end %s, which was removed from the configuration", runtime.name)
+    _log.info("closed the back end %s, which was changed or removed", runtime.name)
 
 
 def _new_backend(

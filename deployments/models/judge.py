@@ -103,7 +103,7 @@ class JudgeService:
                 if self.rules is None:
                     await self._store.clear()
             except ServiceUnavailable as error:
-                _log.warning("stored answers could not be deleted, but expire in a day: %s", error)
+                _log.warning("the judge paused, and stored answers expire in a day: %s", error)
             except Exception:
                 _log.exception("the judge failed with an unexpected error; restarting it")
                 await asyncio.sleep(_RESTART_SECONDS)

