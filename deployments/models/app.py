@@ -48,6 +48,7 @@ from moyin.text.protocol.ollama.codec import (
     OllamaGenerateCodec,
 )
 from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddingsCodec
+from moyin.text.protocol.responses.codec import ResponsesCodec
 from moyin.text.routing.feedback import Feedback
 from moyin.text.routing.learning import Learning
 from moyin.text.routing.router import Router
@@ -70,6 +71,7 @@ _CODECS: Mapping[str, ProtocolCodec] = {
     "openai": OpenAICodec(),
     "anthropic": AnthropicCodec(),
     "ollama": OllamaChatCodec(),
+    "responses": ResponsesCodec(),
 }
 
 
@@ -173,6 +175,7 @@ def _calls(parts: ModelsParts) -> dict[str, CallRoute]:
     return {
         "/chat/completions": CallRoute(OpenAICodec(), text_router, deferral),
         "/embeddings": CallRoute(OpenAIEmbeddingsCodec(), text_router, deferral),
+        "/responses": CallRoute(ResponsesCodec(), text_router, deferral),
         "/messages": CallRoute(AnthropicCodec(), text_router, deferral),
         "/ollama/api/chat": OllamaRoute(OllamaChatCodec(), text_router, deferral),
         "/ollama/api/generate": OllamaRoute(OllamaGenerateCodec(), text_router, deferral),
@@ -188,10 +191,10 @@ def render_stream_error(
 
     Return None if ``media_type`` is not the protocol's stream type.
     """
-    if path.startswith(f"{_PREFIX}/ollama"):
-        codec = _CODECS["ollama"]
-    else:
-        codec = _CODECS["anthropic" if path.startswith(f"{_PREFIX}/messages") else "openai"]
+    below = path.removeprefix(_PREFIX)
+    names = {"/ollama": "ollama", "/messages": "anthropic", "/responses": "responses"}
+    name = next((names[start] for start in names if below.startswith(start)), "openai")
+    codec = _CODECS[name]
     if media_type != codec.stream_type.partition(b";")[0].decode():
         return None
     return codec.error_event(error, request_id)

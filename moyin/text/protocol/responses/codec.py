@@ -1,0 +1,203 @@
+"""Holds the codec of the Responses API."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NoReturn
+
+from pydantic_core import to_json
+
+from moyin.domain.backend import ApiFormat
+from moyin.domain.chat import ChatRequest, ChatResponse, EmbeddingResponse, Image
+from moyin.domain.money import Usage
+from moyin.domain.needs import Needs, ResponseConstraints
+from moyin.errors import MoyinError
+from moyin.http.sse import EVENT_STREAM, cost_comment, event
+from moyin.http.validation import (
+    NO_MEMBERS,
+    malformed_response,
+    parse_object,
+    text_bytes,
+    validate,
+)
+from moyin.text.protocol.codec import Turn, newest_turns
+from moyin.text.protocol.openai.errors import render_error
+from moyin.text.protocol.responses import wire
+from moyin.text.protocol.responses.request_to_domain import (
+    chat_needs,
+    chat_request_to_domain,
+    turns_backwards,
+)
+from moyin.text.protocol.responses.response import (
+    ResponseTemplate,
+    chat_response_to_domain,
+    new_id,
+    usage_to_domain,
+)
+from moyin.text.protocol.responses.stream import StreamWriter
+
+__all__ = ["ParsedResponseRequest", "ResponsesCodec"]
+
+
+@dataclass(slots=True)
+class ParsedResponseRequest:
+    """A validated request; ``raw`` and ``data`` are the client's bytes and JSON.
+
+    Attributes:
+        chat: the request in the domain's types.
+        response: the response object, once the whole answer was encoded; None before.
+    """
+
+    raw: bytes
+    data: Mapping[str, Any]
+    body: wire.ResponseBody
+    chat: ChatRequest
+    response: dict[str, Any] | None = field(default=None, init=False)
+
+    @property
+    def model(self) -> str:
+        return self.body.model
+
+    @property
+    def streams(self) -> bool:
+        return bool(self.body.stream)
+
+    def needs(self) -> Needs:
+        return chat_needs(self.chat)
+
+    def schemas(self) -> Iterator[tuple[str, Any]]:
+        for number, tool in enumerate(self.body.tools or ()):
+            if isinstance(tool, wire.FunctionTool) and tool.parameters is not None:
+                yield f"tools.{number}.parameters", tool.parameters
+        if self.chat.output is not None and self.chat.output.schema is not None:
+            yield "text.format.schema", self.chat.output.schema
+
+    def constraints(self) -> ResponseConstraints:
+        output = self.chat.output
+        return ResponseConstraints(
+            json=output is not None,
+            schema=None if output is None else output.schema,
+            tools=frozenset(tool.name for tool in self.chat.tools),
+        )
+
+    def recent_turns(self) -> tuple[Turn, ...]:
+        return newest_turns(turns_backwards(self.chat))
+
+    @property
+    def picture_urls(self) -> tuple[str, ...]:
+        urls = (image["image_url"] for image in _images(self.data.get("input")))
+        return tuple(dict.fromkeys(url for url in urls if not url.startswith("data:")))
+
+    def with_pictures(self, pictures: Mapping[str, Image]) -> ParsedResponseRequest:
+        data = {**self.data, "input": _inline_pictures(self.data["input"], pictures)}
+        return _parsed(to_json(data), data)
+
+    def to_domain(self, model: str) -> ChatRequest:
+        return replace(self.chat, model=model)
+
+    def to_upstream(
+        self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NO_MEMBERS
+    ) -> NoReturn:
+        raise AssertionError("no back end has this API format")
+
+    def stream_tap(self, additions: Mapping[str, Any]) -> NoReturn:
+        raise AssertionError("no back end has this API format")
+
+    def stream_writer(self) -> StreamWriter:
+        return StreamWriter(self._template(), self._keep)
+
+    def encode_response(self, response: ChatResponse | EmbeddingResponse) -> bytes:
+        assert isinstance(response, ChatResponse)
+        template = self._template()
+        output = template.items(response)
+        encoded = template.ended(response.model, output, response.usage, response.stop)
+        self._keep(encoded)
+        return to_json(encoded)
+
+    def _template(self) -> ResponseTemplate:
+        return ResponseTemplate(new_id("resp"), int(time.time()), self.body)
+
+    def _keep(self, response: dict[str, Any]) -> None:
+        self.response = response
+
+
+class ResponsesCodec:
+    """Reads requests of the Responses API and writes responses."""
+
+    api_format = ApiFormat.RESPONSES
+    path = "/responses"
+    stream_type = EVENT_STREAM
+    read_response = staticmethod(chat_response_to_domain)
+    render_error = staticmethod(render_error)
+    cost_trailer = staticmethod(cost_comment)
+
+    def parse(self, body: bytes) -> ParsedResponseRequest:
+        return _parsed(body, parse_object(body))
+
+    def forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+        return {}
+
+    def read_usage(self, body: Mapping[str, Any]) -> Usage:
+        return usage_to_domain(body.get("usage"))
+
+    def output_bytes(self, body: Mapping[str, Any]) -> int:
+        return text_bytes(body.get("output"))
+
+    def check_response(self, body: Mapping[str, Any]) -> None:
+        if not isinstance(body.get("output"), list):
+            raise malformed_response()
+
+    def complete_response(self, raw: bytes, body: dict[str, Any], estimate: Usage | None) -> bytes:
+        return raw
+
+    def error_event(self, error: MoyinError, request_id: str) -> bytes:
+        """Render the event that ends a broken stream.
+
+        Its number is unknown here; clients only sort by it.
+        """
+        members = {
+            "type": "error",
+            "sequence_number": _LAST,
+            "code": error.code,
+            "message": error.message,
+            "param": error.field,
+            "request_id": request_id,
+        }
+        return event(members, name="error")
+
+
+# More events than any answer has.
+_LAST = 2**31 - 1
+
+
+def _parsed(raw: bytes, data: Mapping[str, Any]) -> ParsedResponseRequest:
+    body = validate(wire.ResponseBody, data)
+    return ParsedResponseRequest(raw, data, body, chat_request_to_domain(body))
+
+
+def _images(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield the images by URL in the input, those in tool results included."""
+    for part in value if isinstance(value, list) else ():
+        if part.get("type") == "input_image" and isinstance(part.get("image_url"), str):
+            yield part
+        else:
+            yield from _images(part.get("content"))
+            yield from _images(part.get("output"))
+
+
+def _inline_pictures(value: Any, pictures: Mapping[str, Image]) -> Any:
+    if not isinstance(value, list):
+        return value
+    return [_inline_part(part, pictures) for part in value]
+
+
+def _inline_part(part: dict[str, Any], pictures: Mapping[str, Image]) -> dict[str, Any]:
+    if part.get("type") == "input_image":
+        picture = pictures.get(part.get("image_url") or "")
+        if picture is None:
+            return part
+        return {**part, "image_url": f"data:{picture.media_type};base64,{picture.data}"}
+    nested = {name: part[name] for name in ("content", "output") if name in part}
+    return part | {name: _inline_pictures(value, pictures) for name, value in nested.items()}
