@@ -125,6 +125,10 @@ class InvalidRequest(RequestError):
     code = "invalid_request"
 
 
+class PreviousResponseNotFound(InvalidRequest):
+    code = "previous_response_not_found"
+
+
 class EditorGraphFormat(InvalidRequest):
     code = "editor_format"
 
@@ -294,6 +298,10 @@ class JobNotFound(NotFound):
 
 class RequestNotFound(NotFound):
     code = "request_not_found"
+
+
+class ResponseNotFound(NotFound):
+    code = "response_not_found"
 
 
 class UserFileNotFound(NotFound):

@@ -26,6 +26,7 @@ from deployments.models.routes.judged import JudgeStatus
 from deployments.models.routes.models import model_routes
 from deployments.models.routes.ollama import ollama_routes
 from deployments.models.routes.requests import request_routes
+from deployments.models.routes.responses import ResponsesRoute, response_routes
 from deployments.models.routes.route import route_routes
 from deployments.swagger import DOCS
 from moyin.access.gatekeeper import Authenticator, Gatekeeper
@@ -38,6 +39,7 @@ from moyin.domain.identity import JOBS_WRITE, ORG_ADMIN, TEXT
 from moyin.errors import MoyinError
 from moyin.jobs.images import Images
 from moyin.store.quality import QualityStore
+from moyin.store.stored_responses import StoredResponses
 from moyin.store.usage import UsageLedger
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.codec import ProtocolCodec
@@ -96,6 +98,7 @@ class ModelsParts:
     Attributes:
         meter: counts requests and costs for limits and budgets; None disables both.
         jobs: submits calls that clients send with ``Prefer: respond-async`` as jobs.
+        responses: stores answers of the Responses API.
         images: generates pictures by jobs; ``image_rules`` returns the current rules.
         lifespan: starts the services before the first request and closes them at shutdown.
     """
@@ -105,6 +108,7 @@ class ModelsParts:
     images: Images
     image_rules: Callable[[], ImageRules]
     ledger: UsageLedger
+    responses: StoredResponses
     quality: QualityParts
     authenticator: Authenticator
     observer: Observer
@@ -135,6 +139,7 @@ def new_app(parts: ModelsParts) -> Gatekeeper:
     rest.include_router(model_routes(parts.text_router))
     rest.include_router(ollama_routes(parts.text_router))
     rest.include_router(request_routes(parts.ledger))
+    rest.include_router(response_routes(parts.responses))
     rest.include_router(route_routes(parts.text_router, _CODECS))
     quality = parts.quality
     rest.include_router(
@@ -175,7 +180,7 @@ def _calls(parts: ModelsParts) -> dict[str, CallRoute]:
     return {
         "/chat/completions": CallRoute(OpenAICodec(), text_router, deferral),
         "/embeddings": CallRoute(OpenAIEmbeddingsCodec(), text_router, deferral),
-        "/responses": CallRoute(ResponsesCodec(), text_router, deferral),
+        "/responses": ResponsesRoute(text_router, deferral, parts.responses),
         "/messages": CallRoute(AnthropicCodec(), text_router, deferral),
         "/ollama/api/chat": OllamaRoute(OllamaChatCodec(), text_router, deferral),
         "/ollama/api/generate": OllamaRoute(OllamaGenerateCodec(), text_router, deferral),

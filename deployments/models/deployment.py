@@ -28,6 +28,7 @@ from moyin.store.followups import FollowUpStore
 from moyin.store.quality import QualityStore
 from moyin.store.responses import ResponseStore
 from moyin.store.sql import Database
+from moyin.store.stored_responses import StoredResponses
 from moyin.store.usage import UsageLedger
 from moyin.system.processes import freeze_startup_objects
 from moyin.text.pictures import Pictures
@@ -132,6 +133,7 @@ class Models(MoyinCalls):
             images=Images(gateway=jobs, signing_key=signing_key),
             image_rules=lambda: self._image_rules,
             ledger=ledger,
+            responses=StoredResponses(database),
             quality=QualityParts(
                 store=store,
                 learning=learning,

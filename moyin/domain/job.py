@@ -26,6 +26,7 @@ class ChatProtocol(StrEnum):
     OPENAI = "openai"
     ANTHROPIC = "anthropic"
     OLLAMA = "ollama"
+    RESPONSES = "responses"
 
 
 class JobStatus(StrEnum):

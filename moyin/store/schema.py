@@ -321,3 +321,19 @@ quality_states = sa.Table(
     sa.Column("levels", sa.JSON(none_as_null=True)),
     sa.Index("ix_quality_states_updated_at", "updated_at"),
 )
+
+# Answers of the Responses API, which later requests continue. Deleted after thirty days.
+responses = sa.Table(
+    "responses",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("owner", sa.String(128), nullable=False),
+    sa.Column("previous", sa.String(64), nullable=True),
+    # JSON: the request's own items, the response object, and proofs of reasoning by item id.
+    sa.Column("input", sa.LargeBinary, nullable=False),
+    sa.Column("response", sa.LargeBinary, nullable=False),
+    sa.Column("proofs", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Index("ix_responses_owner_created_at", "owner", "created_at"),
+    sa.Index("ix_responses_created_at", "created_at"),
+)

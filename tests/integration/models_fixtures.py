@@ -30,6 +30,7 @@ from moyin.store.followups import FollowUpStore
 from moyin.store.keys import KeyStore
 from moyin.store.quality import QualityStore
 from moyin.store.sql import Database
+from moyin.store.stored_responses import StoredResponses
 from moyin.store.usage import UsageLedger
 from moyin.testing.telemetry import RecordingTelemetry
 from moyin.text.judging.outcomes import Outcome
@@ -187,6 +188,7 @@ async def serving(
         images=Images(gateway=jobs, signing_key=b"0" * 32),
         image_rules=ImageRules,
         ledger=ledger,
+        responses=StoredResponses(database),
         quality=QualityParts(
             store=store,
             learning=learning,

@@ -10,7 +10,7 @@ from moyin.access.gatekeeper.authorization import admission_of
 from moyin.domain.backend import ApiFormat
 from moyin.text.protocol.codec import ParsedRequest, ProtocolCodec
 from moyin.text.protocol.ollama.codec import ParsedChatRequest, ParsedGenerateRequest
-from moyin.text.routing.answer import RoutingContext
+from moyin.text.routing.answer import Answer, RoutingContext
 from moyin.text.routing.router import Router
 
 __all__ = ["CallRoute", "OllamaRoute"]
@@ -40,6 +40,9 @@ class CallRoute:
 
     async def answer(self, call: ParsedRequest, scope: Scope, send: Send) -> None:
         """Route the call to a model and send its answer."""
+        await send_answer(await self._route(call, scope), send)
+
+    async def _route(self, call: ParsedRequest, scope: Scope) -> Answer:
         request_context = context(scope)
         caller = request_context.caller
         routing_context = RoutingContext(
@@ -49,7 +52,7 @@ class CallRoute:
             budget=admission_of(scope),
             key_id=caller.key_id,
         )
-        await send_answer(await self._text_router.answer(self._codec, call, routing_context), send)
+        return await self._text_router.answer(self._codec, call, routing_context)
 
 
 class OllamaRoute(CallRoute):

@@ -20,18 +20,28 @@ def check(protocol: ChatProtocol, request: Mapping[str, Any], field: str) -> Non
     Raises:
         InvalidRequest: a member is wrong.
     """
-    messages = request.get("messages")
-    has_prompt = protocol is ChatProtocol.OLLAMA and isinstance(request.get("prompt"), str)
-    if not has_prompt and (not isinstance(messages, list) or not messages):
-        raise InvalidRequest(
-            "messages must be a list with at least one message", field=f"{field}.messages"
-        )
+    if protocol is ChatProtocol.RESPONSES:
+        if not request.get("input"):
+            raise InvalidRequest(
+                "input must be text or a list with at least one item", field=f"{field}.input"
+            )
+    else:
+        _check_messages(protocol, request, field)
     if not isinstance(request.get("model"), str):
         raise InvalidRequest(
             "model must be a string; `auto` lets the router choose", field=f"{field}.model"
         )
     if request.get("stream"):
         raise InvalidRequest("a job's answer is not streamed; omit stream", field=f"{field}.stream")
+
+
+def _check_messages(protocol: ChatProtocol, request: Mapping[str, Any], field: str) -> None:
+    messages = request.get("messages")
+    has_prompt = protocol is ChatProtocol.OLLAMA and isinstance(request.get("prompt"), str)
+    if not has_prompt and (not isinstance(messages, list) or not messages):
+        raise InvalidRequest(
+            "messages must be a list with at least one message", field=f"{field}.messages"
+        )
 
 
 def path_of(protocol: ChatProtocol, request: Mapping[str, Any]) -> str:
@@ -43,6 +53,8 @@ def path_of(protocol: ChatProtocol, request: Mapping[str, Any]) -> str:
             return "/v1/messages"
         case ChatProtocol.OLLAMA:
             return f"/v1/ollama/api/{'generate' if 'prompt' in request else 'chat'}"
+        case ChatProtocol.RESPONSES:
+            return "/v1/responses"
 
 
 def to_unstreamed(protocol: ChatProtocol, request: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -75,3 +87,7 @@ def _text(protocol: ChatProtocol, body: Any) -> str | None:
         case ChatProtocol.OLLAMA:
             text = body["response"] if "response" in body else body["message"]["content"]
             return text or None
+        case ChatProtocol.RESPONSES:
+            messages = [item for item in body["output"] if item["type"] == "message"]
+            texts = [part.get("text", "") for item in messages for part in item["content"]]
+            return "".join(texts) or None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
@@ -38,23 +38,40 @@ from moyin.text.protocol.responses.response import (
 )
 from moyin.text.protocol.responses.stream import StreamWriter
 
-__all__ = ["ParsedResponseRequest", "ResponsesCodec"]
+__all__ = ["AnswerRecord", "ParsedResponseRequest", "ResponsesCodec", "input_items"]
 
 
 @dataclass(slots=True)
+class AnswerRecord:
+    """Holds a whole answer, so that it can be stored.
+
+    Attributes:
+        response: the response object; None until all of it was encoded.
+        proofs: ``encrypted_content`` of its reasoning items by item id.
+    """
+
+    response: dict[str, Any] | None = None
+    proofs: dict[str, str] = field(default_factory=dict)
+
+    def set(self, response: dict[str, Any], proofs: dict[str, str]) -> None:
+        """Record an answer."""
+        self.response, self.proofs = response, proofs
+
+
+@dataclass(frozen=True, slots=True)
 class ParsedResponseRequest:
     """A validated request; ``raw`` and ``data`` are the client's bytes and JSON.
 
     Attributes:
         chat: the request in the domain's types.
-        response: the response object, once the whole answer was encoded; None before.
+        record: receives the answer.
     """
 
     raw: bytes
     data: Mapping[str, Any]
     body: wire.ResponseBody
     chat: ChatRequest
-    response: dict[str, Any] | None = field(default=None, init=False)
+    record: AnswerRecord
 
     @property
     def model(self) -> str:
@@ -92,7 +109,7 @@ class ParsedResponseRequest:
 
     def with_pictures(self, pictures: Mapping[str, Image]) -> ParsedResponseRequest:
         data = {**self.data, "input": _inline_pictures(self.data["input"], pictures)}
-        return _parsed(to_json(data), data)
+        return replace(_parsed(to_json(data), data), record=self.record)
 
     def to_domain(self, model: str) -> ChatRequest:
         return replace(self.chat, model=model)
@@ -106,21 +123,18 @@ class ParsedResponseRequest:
         raise AssertionError("no back end has this API format")
 
     def stream_writer(self) -> StreamWriter:
-        return StreamWriter(self._template(), self._keep)
+        return StreamWriter(self._template(), self.record.set)
 
     def encode_response(self, response: ChatResponse | EmbeddingResponse) -> bytes:
         assert isinstance(response, ChatResponse)
         template = self._template()
         output = template.items(response)
         encoded = template.ended(response.model, output, response.usage, response.stop)
-        self._keep(encoded)
+        self.record.set(encoded, template.proofs)
         return to_json(encoded)
 
     def _template(self) -> ResponseTemplate:
         return ResponseTemplate(new_id("resp"), int(time.time()), self.body)
-
-    def _keep(self, response: dict[str, Any]) -> None:
-        self.response = response
 
 
 class ResponsesCodec:
@@ -135,6 +149,18 @@ class ResponsesCodec:
 
     def parse(self, body: bytes) -> ParsedResponseRequest:
         return _parsed(body, parse_object(body))
+
+    def parse_continuation(
+        self, data: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]]
+    ) -> ParsedResponseRequest:
+        """Parse a request that continues a conversation, whose items precede its own.
+
+        Raises:
+            InvalidRequest: the body is invalid; names the field.
+        """
+        validate(wire.ResponseBody, data)
+        merged = {**data, "input": [*earlier, *input_items(data["input"])]}
+        return _parsed(to_json(merged), merged)
 
     def forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         return {}
@@ -174,7 +200,15 @@ _LAST = 2**31 - 1
 
 def _parsed(raw: bytes, data: Mapping[str, Any]) -> ParsedResponseRequest:
     body = validate(wire.ResponseBody, data)
-    return ParsedResponseRequest(raw, data, body, chat_request_to_domain(body))
+    return ParsedResponseRequest(raw, data, body, chat_request_to_domain(body), AnswerRecord())
+
+
+def input_items(value: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the items of a valid ``input``; text is one message of the user."""
+    if isinstance(value, str):
+        content = [{"type": "input_text", "text": value}]
+        return [{"type": "message", "role": "user", "content": content}]
+    return [{"type": "message", **item} for item in value]
 
 
 def _images(value: Any) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from moyin.domain.chat import ChatResponse, Part, StopReason, Text, Thinking, ToolUse
@@ -19,7 +19,6 @@ __all__ = [
     "function_call_item",
     "message_item",
     "new_id",
-    "reasoning_item",
     "usage_to_client",
     "usage_to_domain",
 ]
@@ -43,11 +42,14 @@ class ResponseTemplate:
     Attributes:
         id: the response's id.
         created: Unix seconds.
+        proofs: collects ``encrypted_content`` of reasoning items by item id, which the provider
+            wants back also where the client did not ask for it.
     """
 
     id: str
     created: int
     body: wire.ResponseBody
+    proofs: dict[str, str] = field(default_factory=dict)
 
     @property
     def includes_proof(self) -> bool:
@@ -85,10 +87,23 @@ class ResponseTemplate:
                 case Text():
                     items.append(message_item(part.text, is_refusal=is_refusal))
                 case Thinking():
-                    items.append(reasoning_item(part, self.includes_proof))
+                    items.append(self.reasoning_item(part))
                 case ToolUse():
                     items.append(function_call_item(part, self.custom_tools))
         return items
+
+    def reasoning_item(self, part: Thinking, *, item_id: str = "") -> dict[str, Any]:
+        """Encode reasoning as an item, which the client may send back."""
+        item_id, proof = item_id or new_id("rs"), pack_thinking(part)
+        if proof is not None:
+            self.proofs[item_id] = proof
+        return {
+            "id": item_id,
+            "type": "reasoning",
+            "status": "completed",
+            "summary": [{"type": "summary_text", "text": part.text}] if part.text else [],
+            "encrypted_content": proof if self.includes_proof else None,
+        }
 
     def _object(
         self,
@@ -155,18 +170,6 @@ def message_item(text: str, *, is_refusal: bool = False, item_id: str = "") -> d
 def output_text(text: str) -> dict[str, Any]:
     """Encode a part with text."""
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-
-
-def reasoning_item(part: Thinking, includes_proof: bool, *, item_id: str = "") -> dict[str, Any]:
-    """Encode reasoning as an item, which the client may send back."""
-    summary = [{"type": "summary_text", "text": part.text}] if part.text else []
-    return {
-        "id": item_id or new_id("rs"),
-        "type": "reasoning",
-        "status": "completed",
-        "summary": summary,
-        "encrypted_content": pack_thinking(part) if includes_proof else None,
-    }
 
 
 def function_call_item(

@@ -24,10 +24,11 @@ from moyin.text.protocol.responses.response import (
     function_call_item,
     message_item,
     new_id,
-    reasoning_item,
 )
 
-__all__ = ["StreamWriter"]
+__all__ = ["OnEnd", "StreamWriter"]
+
+OnEnd = Callable[[dict[str, Any], dict[str, str]], None]
 
 
 @dataclass(slots=True)
@@ -63,12 +64,11 @@ class StreamWriter:
     """Encodes the deltas of an answer as events, numbered from 0.
 
     Args:
-        on_end: receives the whole response object before its last event is encoded.
+        on_end: receives the whole response object and the proofs of its reasoning before its last
+            event is encoded.
     """
 
-    def __init__(
-        self, template: ResponseTemplate, on_end: Callable[[dict[str, Any]], None]
-    ) -> None:
+    def __init__(self, template: ResponseTemplate, on_end: OnEnd) -> None:
         self._template = template
         self._on_end = on_end
         self._sequence = 0
@@ -146,7 +146,8 @@ class StreamWriter:
     def _start_reasoning(self) -> Iterator[bytes]:
         reasoning = _Reasoning(new_id("rs"), self._take_index())
         self._open = reasoning
-        item = reasoning_item(Thinking(), False, item_id=reasoning.id) | {"status": "in_progress"}
+        item = self._template.reasoning_item(Thinking(), item_id=reasoning.id)
+        item["status"] = "in_progress"
         yield self._item_event("added", reasoning.index, item)
 
     def _close(self) -> Iterator[bytes]:
@@ -177,7 +178,7 @@ class StreamWriter:
             yield self._summary_event("text.done", reasoning, {"text": text})
             summary = {"type": "summary_text", "text": text}
             yield self._summary_event("part.done", reasoning, {"part": summary})
-        item = reasoning_item(part, self._template.includes_proof, item_id=reasoning.id)
+        item = self._template.reasoning_item(part, item_id=reasoning.id)
         yield self._item_done(reasoning.index, item)
 
     def _start_call(self, delta: ToolStarted) -> bytes:
@@ -216,7 +217,7 @@ class StreamWriter:
             yield from self._close_call(call)
         output = [self._output[index] for index in sorted(self._output)]
         response = self._template.ended(self._model, output, delta.usage, delta.stop)
-        self._on_end(response)
+        self._on_end(response, self._template.proofs)
         yield self._event(f"response.{response['status']}", {"response": response})
 
     def _item_done(self, index: int, item: dict[str, Any]) -> bytes:

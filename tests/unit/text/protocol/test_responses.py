@@ -75,7 +75,7 @@ def test_streamed_answer_ends_with_the_whole_one(name: str) -> None:
     expected = whole(parse(tools=[WEATHER]), answer)
     assert comparable(events[-1]["response"]) == comparable(expected)
     assert events[-1]["type"] == f"response.{expected['status']}"
-    assert request.response == events[-1]["response"]
+    assert request.record.response == events[-1]["response"]
 
 
 @pytest.mark.parametrize("name", [name for name in ANSWERS if name != "refusal"])
