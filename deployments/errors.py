@@ -12,8 +12,8 @@ from moyin.comfy_api.protocol.paths import is_comfyui
 from moyin.comfy_api.protocol_v2.errors import render_error as comfyui_v2_error
 from moyin.errors import MoyinError
 from moyin.http.problems import error_event
-from moyin.text.protocol.ollama.errors import error_event as ollama_error_event
 from moyin.text.protocol.ollama.errors import render_error as ollama_error
+from moyin.text.protocol.ollama.errors import render_error_event as render_ollama_error_event
 
 __all__ = ["app_of", "render_error", "render_stream_error"]
 
@@ -47,7 +47,9 @@ def render_stream_error(
     """Render ``error`` as the last event of a stream; None where the media type has no events."""
     if path in _OLLAMA:
         return (
-            ollama_error_event(error, request_id) if media_type == "application/x-ndjson" else None
+            render_ollama_error_event(error, request_id)
+            if media_type == "application/x-ndjson"
+            else None
         )
     return error_event(error, request_id, path, media_type)
 

@@ -21,8 +21,8 @@ from benchmarks.quality.cost import decision_costs
 from benchmarks.quality.folds import DEVELOPMENT, SEED, Score, by_row, by_subject, few, score
 from benchmarks.quality.month import Month, play
 from benchmarks.quality.tables import COMMIT, PUBLIC, Tables, read_tables
-from moyin.text.quality.abilities import Ability, ability_of
-from moyin.text.quality.embedder import new_embedder
+from moyin.text.quality.abilities import Ability, look_up_ability
+from moyin.text.quality.embedder import load_embedder
 from moyin.text.quality.estimator import Estimator
 from moyin.text.quality.prior import KIND_DIFFICULTY, KIND_SPREAD
 from moyin.text.quality.question import SHAPE_FEATURES, Question
@@ -97,7 +97,7 @@ def with_embedder(tables: Tables) -> dict[str, dict[str, float]]:
     Each way to hold answers back is scored from words only and with the embedder.
     """
     means: dict[str, dict[str, float]] = {}
-    for features, embed in (("words", None), ("embedder", new_embedder("wordllama"))):
+    for features, embed in (("words", None), ("embedder", load_embedder("wordllama"))):
         for name, cut in _CUTS.items():
             values: list[float] = []
             for seed in _PARTITIONS:
@@ -201,7 +201,7 @@ def main() -> None:
     calibrated = ("MMLU", "GSM8K", "MMLU, subjects never seen", _NO_SIGNAL)
     plots.draw_reliability({name: scores[name] for name in calibrated}, _TARGET / "reliability.png")
     plots.draw_month(months, _TARGET / "month.png")
-    levels = {name: ability.mean for name in _LABELLED_MODELS if (ability := ability_of(name))}
+    levels = {name: ability.mean for name in _LABELLED_MODELS if (ability := look_up_ability(name))}
     plots.draw_items(KIND_DIFFICULTY, levels, chance, _TARGET / "items.png")
 
 

@@ -26,7 +26,7 @@ from benchmarks.quality.folds import (
 )
 from benchmarks.quality.prior import difficulties
 from benchmarks.quality.tables import Row, Tables
-from moyin.text.quality.learned_weights import Spreads
+from moyin.text.quality.learned_weights import WeightSpreads
 
 __all__ = ["GRID", "HALVES", "Constants", "Cut", "choose_constants", "cross_score"]
 
@@ -71,8 +71,8 @@ def _use_levels(levels: dict[str, float]) -> Iterator[None]:
 
 def _use_constants(constants: Constants) -> AbstractContextManager[object]:
     """Learn with other spreads of weights during the block."""
-    spreads = Spreads(**asdict(constants))
-    return patch("moyin.text.quality.learned_weights._PRECISION", spreads.precision())
+    spreads = WeightSpreads(**asdict(constants))
+    return patch("moyin.text.quality.learned_weights._PRECISION", spreads.compute_precisions())
 
 
 def _merit(tables: Tables, folds: Sequence[int], seed: int) -> float:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from moyin.text.quality.abilities import ability_of
+from moyin.text.quality.abilities import look_up_ability
 from moyin.text.quality.estimator import Estimator, Signal
-from moyin.text.quality.question import Question, question_of
+from moyin.text.quality.question import Question, build_question
 
 __all__ = ["decision_costs"]
 
@@ -40,7 +40,7 @@ _ROUNDS, _CALLS = 500, 10
 def decision_costs() -> dict[str, float]:
     """Return the microseconds of processor time by text, from the fastest round."""
     estimator = Estimator()
-    candidates = [(model, ability_of(model)) for model in _MODELS]
+    candidates = [(model, look_up_ability(model)) for model in _MODELS]
     for model, _ in candidates:
         signal = Signal(
             model=model,
@@ -62,7 +62,7 @@ def decision_costs() -> dict[str, float]:
 
 
 def _question(text: str) -> Question:
-    return question_of(
+    return build_question(
         [("user", text)],
         tools=False,
         schema=False,

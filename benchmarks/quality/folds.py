@@ -13,9 +13,9 @@ from functools import lru_cache
 
 from benchmarks.quality.apgr import apgr, recovered
 from benchmarks.quality.tables import STRONG, WEAK, Row
-from moyin.text.quality.abilities import ability_of
+from moyin.text.quality.abilities import look_up_ability
 from moyin.text.quality.estimator import Estimator, Signal
-from moyin.text.quality.question import Question, question_of
+from moyin.text.quality.question import Question, build_question
 
 __all__ = [
     "DEVELOPMENT",
@@ -146,7 +146,7 @@ def _learn(rows: Sequence[Row], order: Sequence[int], embed: Embed | None) -> Es
 
 
 def _expected(estimator: Estimator, model: str, question: Question) -> float:
-    return estimator.estimate(_TENANT, model, ability_of(model), question).p
+    return estimator.estimate(_TENANT, model, look_up_ability(model), question).p
 
 
 def _mean_of(order: Callable[[int], float], held: Sequence[int], truths: Sequence[float]) -> float:
@@ -156,7 +156,7 @@ def _mean_of(order: Callable[[int], float], held: Sequence[int], truths: Sequenc
 @lru_cache(maxsize=32_768)
 def question_for(prompt: str, embed: Embed | None = None) -> Question:
     """Return the question of a chat that consists of this prompt."""
-    return question_of(
+    return build_question(
         [("user", prompt)],
         tools=False,
         schema=False,

@@ -20,10 +20,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from moyin.text.quality.abilities import Ability, ability_of
+from moyin.text.quality.abilities import Ability, look_up_ability
 from moyin.text.quality.estimator import Estimator, Signal
-from moyin.text.quality.question import Question, question_of
-from moyin.text.routing.exploration import best_at_upper_bound
+from moyin.text.quality.question import Question, build_question
+from moyin.text.routing.exploration import choose_at_upper_bound
 
 __all__ = ["Month", "play"]
 
@@ -164,7 +164,7 @@ class World:
 
 def known(model: SimulatedModel) -> Ability:
     """Return the product's quality data of ``model``."""
-    ability = ability_of(model.name)
+    ability = look_up_ability(model.name)
     assert ability is not None
     return ability
 
@@ -177,7 +177,7 @@ def requests(seed: int) -> list[Request]:
     for number in range(DAYS * _PER_DAY):
         topic = draw.choices(range(len(_TOPICS)), shares)[0]
         text = _TOPICS[topic][3].format(a=draw.choice(_WORDS), b=draw.choice(_WORDS))
-        question = question_of(
+        question = build_question(
             [("user", text)],
             tools=False,
             schema=False,
@@ -215,7 +215,7 @@ def choose(
     careful = scores.index(min(scores))
     if not trying:
         return models[careful], False
-    hopeful = best_at_upper_bound(options, _USD_PER_BAD)
+    hopeful = choose_at_upper_bound(options, _USD_PER_BAD)
     return models[hopeful], hopeful != careful
 
 

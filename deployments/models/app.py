@@ -51,8 +51,8 @@ from moyin.text.protocol.ollama.codec import (
 )
 from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddingsCodec
 from moyin.text.protocol.responses.codec import ResponsesCodec
-from moyin.text.routing.feedback import Feedback
-from moyin.text.routing.learning import Learning
+from moyin.text.routing.feedback import FeedbackService
+from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.router import Router
 
 __all__ = ["ModelsParts", "QualityParts", "new_app", "render_stream_error"]
@@ -86,8 +86,8 @@ class QualityParts:
     """
 
     store: QualityStore
-    learning: Learning
-    feedback: Feedback
+    learning: QualityLearner
+    feedback: FeedbackService
     judge: JudgeStatus | None = None
 
 
@@ -200,9 +200,9 @@ def render_stream_error(
     names = {"/ollama": "ollama", "/messages": "anthropic", "/responses": "responses"}
     name = next((names[start] for start in names if below.startswith(start)), "openai")
     codec = _CODECS[name]
-    if media_type != codec.stream_type.partition(b";")[0].decode():
+    if media_type != codec.stream_content_type.partition(b";")[0].decode():
         return None
-    return codec.error_event(error, request_id)
+    return codec.render_error_event(error, request_id)
 
 
 def _scope_of(scope: Scope) -> str:

@@ -12,9 +12,9 @@ from deployments.models.prices import GpuPriceConfig, PriceConfig, PriceSetting,
 from deployments.models.rules import AliasConfig, ImagesConfig, Place, RoutingConfig, TenantConfig
 from moyin.domain.identity import is_internal_owner
 from moyin.domain.money import FREE_TARIFF, GpuRate, Tariff, TokenSpeed
-from moyin.text.quality.abilities import ability_of
+from moyin.text.quality.abilities import look_up_ability
 from moyin.text.routing.catalog import AUTO
-from moyin.text.routing.claude_prices import claude_tariff
+from moyin.text.routing.claude_prices import find_claude_tariff
 from moyin.text.routing.latency import DEFAULT_LATENCY, LatencyPrior
 
 __all__ = [
@@ -73,7 +73,7 @@ class ModelConfig(_Config):
     @field_validator("like")
     @classmethod
     def _known(cls, name: str | None) -> str | None:
-        if name is not None and ability_of(name) is None:
+        if name is not None and look_up_ability(name) is None:
             raise ValueError(f"Moyin has no quality data about {name!r}; set 'quality' instead")
         return name
 
@@ -266,7 +266,7 @@ class AnthropicConfig(_Backend):
     api_key_env: str | None = None
 
     def known_tariff(self, model: ModelConfig) -> Tariff | None:
-        return claude_tariff(model.upstream or model.name)
+        return find_claude_tariff(model.upstream or model.name)
 
     @field_validator("base_url")
     @classmethod

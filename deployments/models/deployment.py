@@ -31,14 +31,14 @@ from moyin.store.sql import Database
 from moyin.store.stored_responses import StoredResponses
 from moyin.store.usage import UsageLedger
 from moyin.system.processes import freeze_startup_objects
-from moyin.text.pictures import Pictures
-from moyin.text.quality.embedder import EMBEDDERS, EmbedderMissing, new_embedder
+from moyin.text.pictures import PictureFetcher
+from moyin.text.quality.embedder import SUPPORTED_EMBEDDERS, EmbedderNotInstalled, load_embedder
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.catalog import Catalog
-from moyin.text.routing.feedback import Feedback
+from moyin.text.routing.feedback import FeedbackService
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.followups import FollowUps
-from moyin.text.routing.learning import Learning
+from moyin.text.routing.followups import FollowUpDetector
+from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.router import Router
 from moyin.text.routing.shared_answers import SharedAnswers
 
@@ -62,7 +62,7 @@ class Models(MoyinCalls):
         telemetry = CallTelemetry()
         responses = ResponseStore(settings.redis_url)
         self._fleet_builder = FleetBuilder(settings, telemetry=telemetry)
-        pictures = Pictures(AllowedNetworks(settings.picture_networks))
+        pictures = PictureFetcher(AllowedNetworks(settings.picture_networks))
         signing_key = settings.signing_key()
         jobs = GatewayClient(
             settings.door,
@@ -74,8 +74,8 @@ class Models(MoyinCalls):
         self._image_rules = ImageRules(base_url=self._base_url)
         self._estimator = Estimator()
         store = QualityStore(database)
-        learning = self._learning = Learning(self._estimator, store)
-        follow_ups = FollowUps(
+        learning = self._learning = QualityLearner(self._estimator, store)
+        follow_ups = FollowUpDetector(
             learning,
             shared_answers=SharedAnswers(FollowUpStore(settings.redis_url), learning),
             secret=signing_key,
@@ -137,7 +137,7 @@ class Models(MoyinCalls):
             quality=QualityParts(
                 store=store,
                 learning=learning,
-                feedback=Feedback(store, learning, ledger),
+                feedback=FeedbackService(store, learning, ledger),
                 judge=self._judge,
             ),
             authenticator=new_authenticator(database, signing_key),
@@ -152,15 +152,15 @@ class Models(MoyinCalls):
         """Apply new back ends, aliases and prices; requests in progress are not affected."""
         routing = user_config.get("routing")
         name = routing.get("embedder") if isinstance(routing, dict) else None
-        if name in EMBEDDERS:
-            with suppress(EmbedderMissing):  # the validation below reports it
+        if name in SUPPORTED_EMBEDDERS:
+            with suppress(EmbedderNotInstalled):  # the validation below reports it
                 # Loading takes half a second, too long for the event loop; the embedder is cached.
-                await asyncio.to_thread(new_embedder, name)
+                await asyncio.to_thread(load_embedder, name)
         self._config.load(user_config)
 
     def _apply(self, config: ModelsConfig) -> None:
         fleet = self._text_router.fleet = self._fleet_builder.build(config)
-        self._estimator.configure(fleet.catalog.abilities)
+        self._estimator.set_abilities(fleet.catalog.abilities)
         self._learning.set_sharing(config.routing.share_levels)
         judge = config.routing.judge
         self._judge.apply(None if judge is None else judge.rules())

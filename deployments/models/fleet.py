@@ -28,11 +28,11 @@ from moyin.domain.needs import Model
 from moyin.http.breaker import Breaker, BreakerState
 from moyin.settings import Settings
 from moyin.system.slots import Slots
-from moyin.text.backends.endpoint import Endpoint, FixedEndpoint
+from moyin.text.backends.http import Endpoint, FixedEndpoint
 from moyin.text.backends.ollama import OllamaBackend
 from moyin.text.backends.openai import OPENAI_URL, OpenAIBackend
-from moyin.text.quality.abilities import Ability, ability_from, ability_of
-from moyin.text.quality.embedder import new_embedder
+from moyin.text.quality.abilities import Ability, create_tier_ability, look_up_ability
+from moyin.text.quality.embedder import load_embedder
 from moyin.text.routing.backend_runtime import BackendRuntime
 from moyin.text.routing.catalog import Catalog, ModelDeployment
 from moyin.text.routing.fleet import Fleet
@@ -117,7 +117,7 @@ class FleetBuilder:
             max_usd_per_bad_answer=math.inf if most is None else most,
             hedging=hedging_of(config.routing.hedge),
             timeout=config.routing.timeout_s,
-            embed=None if embedder is None else new_embedder(embedder),
+            embed=None if embedder is None else load_embedder(embedder),
         )
 
     async def close(self) -> None:
@@ -230,7 +230,9 @@ def _spec(config: LlamaConfig) -> LlamaSpec:
 def _loaded(config: BackendConfig, backend: ModelBackend) -> LoadedModels | None:
     if not isinstance(config, OllamaConfig) or not isinstance(backend, OllamaBackend):
         return None
-    return LoadedModels(backend.resident_models, load_seconds=config.load_s, clock=time.monotonic)
+    return LoadedModels(
+        backend.list_resident_models, load_seconds=config.load_s, clock=time.monotonic
+    )
 
 
 # Provider names as OpenTelemetry defines them, where it does.
@@ -279,10 +281,10 @@ def _ability(model: ModelConfig) -> Ability | None:
     The configured ``like`` comes first, then the model's names, then its configured tier.
     """
     if model.like is not None:
-        return ability_of(model.like)
-    known = ability_of(model.upstream or model.name) or ability_of(model.name)
+        return look_up_ability(model.like)
+    known = look_up_ability(model.upstream or model.name) or look_up_ability(model.name)
     if known is None and "quality" in model.model_fields_set:
-        return ability_from(model.quality)
+        return create_tier_ability(model.quality)
     return known
 
 

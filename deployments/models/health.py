@@ -18,7 +18,7 @@ async def watch_health(text_router: Router) -> None:
     while True:
         runtimes = text_router.fleet.runtimes.values()
         outcomes = await asyncio.gather(
-            *(runtime.check(_log_change) for runtime in runtimes), return_exceptions=True
+            *(runtime.check_health(_log_change) for runtime in runtimes), return_exceptions=True
         )
         for outcome in outcomes:
             if isinstance(outcome, Exception):

@@ -16,11 +16,10 @@ from moyin.errors import ServiceUnavailable
 from moyin.settings import Settings
 from moyin.store.comparisons import ComparisonStore
 from moyin.store.quality import QualityStore
-from moyin.text.judging.budget import JudgeBudget
 from moyin.text.judging.judge import Judge
-from moyin.text.judging.outcomes import Count, Outcome
-from moyin.text.judging.rules import JudgeRules
+from moyin.text.judging.rules import JudgeBudget, JudgeRules
 from moyin.text.judging.sampling import AnswerSampler, ComparisonStarter
+from moyin.text.judging.verdict import Outcome, OutcomeCounter
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.router import Router
 
@@ -76,7 +75,7 @@ class JudgeService:
         text_router: Router,
         estimator: Estimator,
         signals: QualityStore,
-        count: Count,
+        count: OutcomeCounter,
     ) -> None:
         self._settings = settings
         self._text_router = text_router
@@ -125,7 +124,7 @@ class JudgeService:
         Raises:
             ServiceUnavailable: Valkey does not respond.
         """
-        return await self.budget.spent()
+        return await self.budget.read_spent_usd()
 
     async def _run(self) -> None:
         while True:

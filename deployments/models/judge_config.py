@@ -8,9 +8,9 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from moyin.text.judging.comparison import FRAME_TOKENS
+from moyin.text.judging.comparison import INSTRUCTION_TOKENS
 from moyin.text.judging.rules import JudgeRules
-from moyin.text.judging.verdict import LONGEST_VERDICT
+from moyin.text.judging.verdict import MAX_VERDICT_TOKENS
 
 __all__ = ["JudgeConfig", "check_judge"]
 
@@ -75,8 +75,8 @@ class JudgeConfig(BaseModel):
             model=self.model,
             second=self.second,
             usd_per_month=self.usd_per_month,
-            most_prompt_tokens=self.max_prompt_tokens,
-            most_answer_tokens=self.max_answer_tokens,
+            max_prompt_tokens=self.max_prompt_tokens,
+            max_answer_tokens=self.max_answer_tokens,
             parallel=self.parallel,
         )
 
@@ -103,7 +103,7 @@ def check_judge(
         raise ValueError(
             f"routing.judge.model: no model of {judge.model!r} has 'schema: true', which a judge needs"
         )
-    needed = judge.max_answer_tokens + FRAME_TOKENS + LONGEST_VERDICT
+    needed = judge.max_answer_tokens + INSTRUCTION_TOKENS + MAX_VERDICT_TOKENS
     if all(model.context <= needed for model in able):
         raise ValueError(
             f"routing.judge.model: the context of {judge.model!r} must be above {needed} tokens, so "

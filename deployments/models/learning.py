@@ -30,7 +30,7 @@ class LearningMetrics:
 
     def _counts(self) -> dict[str, int]:
         background = self._background
-        share = background.share
+        share = background.sampler
         return {
             "learned": share.accepted,
             "left_out": share.skipped,

@@ -14,7 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 from actors.llama import LlamaSpec, find_or_start
 from moyin.domain import serialization
 from moyin.errors import BackendUnavailable
-from moyin.text.backends.endpoint import Endpoint
+from moyin.text.backends.http import Endpoint
 from moyin.text.backends.openai import OpenAIBackend
 
 __all__ = ["LlamaBackend", "LlamaEndpoints"]
@@ -46,7 +46,7 @@ class LlamaEndpoints:
         # False until the first response since the start: its model may still be loading.
         self._has_responded = False
         self._unresponsive_since: float | None = None
-        self.known: Endpoint | None = None
+        self.known_endpoint: Endpoint | None = None
 
     async def find(self) -> Endpoint:
         """Return the server's endpoint.
@@ -60,21 +60,21 @@ class LlamaEndpoints:
                 actor = await asyncio.to_thread(find_or_start, self._name, self._spec)
                 url, key = await actor.endpoint.remote()
         except TimeoutError:
-            self.known = None
+            self.known_endpoint = None
             if await self._restart_if_unresponsive(actor):
                 raise BackendUnavailable("the embedded server is restarting") from None
             raise BackendUnavailable("the embedded server does not respond") from None
         except RayTaskError:
             # The actor responds, and reports that its server hangs.
             self._record_response()
-            self.known = None
+            self.known_endpoint = None
             raise BackendUnavailable("the embedded server is stuck") from None
         except (RayError, ValueError):
-            self.known, self._has_responded = None, False
+            self.known_endpoint, self._has_responded = None, False
             raise BackendUnavailable("the embedded server is not running") from None
         self._record_response()
-        self.known = Endpoint(url=f"{url}/v1", key=key)
-        return self.known
+        self.known_endpoint = Endpoint(url=f"{url}/v1", key=key)
+        return self.known_endpoint
 
     def _record_response(self) -> None:
         self._has_responded, self._unresponsive_since = True, None
@@ -97,7 +97,7 @@ class LlamaEndpoints:
 
     def forget(self) -> None:
         """Discard the known endpoint, so that the next request looks it up."""
-        self.known = None
+        self.known_endpoint = None
 
 
 class LlamaBackend(OpenAIBackend):

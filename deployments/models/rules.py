@@ -16,9 +16,16 @@ from pydantic import (
 
 from deployments.models.judge_config import JudgeConfig
 from moyin.text.judging.rules import JUDGE_OWNER
-from moyin.text.quality.embedder import package_folder
-from moyin.text.routing.catalog import Alias, Caching, Hedging, Rescue
-from moyin.text.routing.policy import ANY_TENANT, UNRESTRICTED, Policy
+from moyin.text.quality.embedder import find_package_folder
+from moyin.text.routing.catalog import (
+    ANY_TENANT,
+    UNRESTRICTED,
+    Alias,
+    CachingPolicy,
+    HedgingPolicy,
+    RescuePolicy,
+    TenantPolicy,
+)
 
 __all__ = [
     "AliasConfig",
@@ -38,7 +45,7 @@ Place = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,39}$")]
 
 # YAML reads an unquoted `off` as false.
 RescueSetting = Annotated[
-    Rescue, BeforeValidator(lambda value: Rescue.OFF if value is False else value)
+    RescuePolicy, BeforeValidator(lambda value: RescuePolicy.OFF if value is False else value)
 ]
 # The value of a hundred seconds of waiting at the default `usd_per_second`, about the time in which a
 # user notices a useless answer and asks again. At this value a model of 135M parameters answers only
@@ -76,8 +83,8 @@ class CacheConfig(_Config):
     max_bytes: int = Field(64 * 1024, ge=1, le=4 * 1024 * 1024)
     entries: int = Field(1_000, ge=1, le=100_000)
 
-    def caching(self) -> Caching:
-        return Caching(ttl=self.ttl_s, max_bytes=self.max_bytes, max_entries=self.entries)
+    def caching(self) -> CachingPolicy:
+        return CachingPolicy(ttl=self.ttl_s, max_bytes=self.max_bytes, max_entries=self.entries)
 
 
 class AliasConfig(_Config):
@@ -141,9 +148,9 @@ class TenantConfig(_Config):
     usd_per_bad_answer: float | None = Field(None, ge=0, allow_inf_nan=False)
     judge: bool | None = None
 
-    def policy(self, *, judged: bool = True) -> Policy:
+    def policy(self, *, judged: bool = True) -> TenantPolicy:
         """Return the tenant's policy; ``judged`` applies if the tenant does not set ``judge``."""
-        return Policy(
+        return TenantPolicy(
             residency=frozenset(self.residency) if self.residency else None,
             names=frozenset(self.models) if self.models else None,
             usd_per_bad_answer=self.usd_per_bad_answer,
@@ -178,7 +185,7 @@ class RoutingConfig(_Config):
     usd_per_second: float = Field(0.00002, ge=0)
     usd_per_bad_answer: float = Field(DEFAULT_BAD_ANSWER, ge=0, allow_inf_nan=False)
     max_usd_per_bad_answer: float | None = Field(None, gt=0, allow_inf_nan=False)
-    rescue: RescueSetting = Rescue.CHECKED
+    rescue: RescueSetting = RescuePolicy.CHECKED
     hold_streams: bool = False
     explore: float = Field(0.0, ge=0, le=0.5)
     share_levels: bool = True
@@ -191,7 +198,7 @@ class RoutingConfig(_Config):
     @classmethod
     def _check_installed(cls, name: str | None) -> str | None:
         if name is not None:
-            package_folder(name)
+            find_package_folder(name)
         return name
 
 
@@ -207,11 +214,11 @@ class ImagesConfig(_Config):
     link_seconds: float = Field(3_600, gt=0, le=604_800)
 
 
-def hedging_of(config: HedgeConfig | None) -> Hedging | None:
-    return None if config is None else Hedging(share=config.share)
+def hedging_of(config: HedgeConfig | None) -> HedgingPolicy | None:
+    return None if config is None else HedgingPolicy(share=config.share)
 
 
-def policies_of(tenants: Mapping[str, TenantConfig]) -> dict[str, Policy]:
+def policies_of(tenants: Mapping[str, TenantConfig]) -> dict[str, TenantPolicy]:
     """Return the policies of all tenants and of the judge.
 
     The judge's own is unrestricted: each of its calls follows the policy of the tenant whose answers

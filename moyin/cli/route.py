@@ -10,7 +10,7 @@ import typer
 from moyin.cli.screen import errors, out, print_json, print_pairs, print_table
 from moyin.cli.session import with_gateway
 from moyin.client.gateway import GatewayClient
-from moyin.text.quality.wording import chance_text
+from moyin.text.quality.wording import format_probability
 
 __all__ = ["route"]
 
@@ -107,4 +107,4 @@ def _candidate_row(candidate: dict[str, Any]) -> tuple[str, ...]:
 def _estimate_columns(quality: dict[str, Any]) -> tuple[str, str, str]:
     signals = quality["signals"]
     basis = f"{quality['basis']}, {signals} signals" if signals else quality["basis"]
-    return chance_text(quality["p_good"]), chance_text(quality["p_good_low"]), basis
+    return format_probability(quality["p_good"]), format_probability(quality["p_good_low"]), basis

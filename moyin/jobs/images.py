@@ -75,7 +75,7 @@ class Images:
                 f"there is no template {body.model!r}", field="model"
             ) from error
         template = TemplateBody.model_validate(document)
-        job = images.to_job(
+        job = images.images_request_to_job(
             body,
             template.name,
             template.inputs["properties"],
@@ -87,7 +87,7 @@ class Images:
                 job, identity=identity, idempotency_key=idempotency_key
             )
         except errors.MoyinError as error:
-            raise images.rename_field(error) from None
+            raise images.rename_job_field(error) from None
 
     async def wait(self, identity: Identity, job_id: str, seconds: float) -> Mapping[str, Any]:
         """Return the job once it has succeeded.

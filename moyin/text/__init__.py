@@ -1,7 +1,6 @@
-"""Text: which model answers a request, and asking it.
+"""Answers text requests with the models of several providers.
 
-This wing translates the three chat protocols to and from the domain, estimates how well each model
-would answer, chooses a back end, calls it and keeps account of the call. It never accepts an HTTP
-request itself (`deployments/models` does), and knows nothing of renders. Start reading at
-`routing/dispatch.py`.
+The wing parses and writes the three chat protocols, estimates how well each model would answer,
+chooses a back end, calls it and records the cost. `deployments/models` receives the HTTP requests.
+The entry point is `routing/router.py`.
 """

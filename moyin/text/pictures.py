@@ -1,8 +1,8 @@
-"""Pictures that prompts name by URL, fetched for back ends that must not or can not do it.
+"""Fetches the pictures that prompts reference by URL, for back ends that do not fetch them.
 
-A server inside our network would call any address that a client names; so it gets the bytes, and
-this is the one place that fetches them: from public addresses only, each checked when connected
-to, within bounds of size and time.
+A model server inside our network would fetch any URL that a client sends, internal ones included.
+So it receives the bytes instead. This module fetches them from public addresses only, checks each
+address when it connects, and limits size and time.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import aiohttp
 from yarl import URL
@@ -20,25 +21,25 @@ from moyin.errors import AddressNotAllowed, InvalidRequest, UnsupportedFeature
 from moyin.http.client import LazySession
 from moyin.http.public_addresses import AllowedNetworks, PublicConnector, check_url
 
-__all__ = ["Pictures"]
+__all__ = ["PictureFetcher"]
 
-_MOST = 20
-_LARGEST_BYTES = 10 * 1024 * 1024
-_LARGEST_TOGETHER = 32 * 1024 * 1024
-_SECONDS = 10.0
-_REDIRECTS = 3
-_CONNECTIONS = 50
-_PIECE = 64 * 1024
-# What all models with eyes read.
-_TYPES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
+_MAX_PICTURES = 20
+_MAX_BYTES_EACH = 10 * 1024 * 1024
+_MAX_BYTES_TOTAL = 32 * 1024 * 1024
+_TIMEOUT_SECONDS = 10.0
+_MAX_REDIRECTS = 3
+_MAX_CONNECTIONS = 50
+_CHUNK_BYTES = 64 * 1024
+# The formats that all vision models accept.
+_MEDIA_TYPES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 _FIELD = "messages"
 
 
-class Pictures:
-    """Fetches pictures. Used from one event loop.
+class PictureFetcher:
+    """HTTP client that downloads pictures from public addresses; it belongs to one event loop.
 
     Args:
-        networks: the addresses that may be called.
+        networks: private networks from which pictures may be fetched as well.
     """
 
     def __init__(self, networks: AllowedNetworks) -> None:
@@ -46,25 +47,27 @@ class Pictures:
         self._session = LazySession(self._new_session)
 
     async def fetch(self, urls: Iterable[str]) -> Mapping[str, Image]:
-        """The pictures at ``urls``, whole and in base64.
+        """Download the pictures and return them base64-encoded, by URL.
 
         Raises:
-            InvalidRequest: a URL is none, gives no picture in time, or too large a one.
-            AddressNotAllowed: it leads into a network that is not public.
-            UnsupportedFeature: there are more than 20.
+            InvalidRequest: a URL is malformed, or its picture is missing, late or too large.
+            AddressNotAllowed: a URL resolves to an address that is not public.
+            UnsupportedFeature: the request has more than 20 picture URLs.
         """
         wanted = tuple(dict.fromkeys(urls))
-        if len(wanted) > _MOST:
+        if len(wanted) > _MAX_PICTURES:
             raise UnsupportedFeature(
-                f"a request may name {_MOST} pictures by URL; send others as base64", field=_FIELD
+                f"a request may have at most {_MAX_PICTURES} picture URLs; send further pictures as base64",
+                field=_FIELD,
             )
-        budget = _Budget(_LARGEST_TOGETHER)
+        budget = _ByteBudget(_MAX_BYTES_TOTAL)
         try:
-            async with asyncio.timeout(_SECONDS), asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._one(url, budget)) for url in wanted]
+            async with asyncio.timeout(_TIMEOUT_SECONDS), asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._fetch_one(url, budget)) for url in wanted]
         except TimeoutError:
             raise InvalidRequest(
-                f"the pictures did not come within {_SECONDS:.0f} seconds", field=_FIELD
+                f"the pictures could not be fetched within {_TIMEOUT_SECONDS:.0f} seconds; send them as base64",
+                field=_FIELD,
             ) from None
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
@@ -73,73 +76,83 @@ class Pictures:
     async def close(self) -> None:
         await self._session.close()
 
-    async def _one(self, url: str, budget: _Budget) -> Image:
+    async def _fetch_one(self, url: str, budget: _ByteBudget) -> Image:
         try:
-            content = await self._bytes(url, budget)
+            content = await self._download(url, budget)
         except aiohttp.ClientError:
-            raise _unusable(url, "can't be fetched") from None
+            raise _build_picture_error(url, "cannot be fetched: the connection failed") from None
         except AddressNotAllowed:
-            # In a picture's words: the connector speaks of webhooks.
-            raise AddressNotAllowed("a picture's address is not public", field=_FIELD) from None
+            # The connector's own message is about webhooks.
+            raise AddressNotAllowed(
+                f"the picture URL {url[:200]!r} must resolve to a public address", field=_FIELD
+            ) from None
         kind = media_type(None, content[:SNIFF_BYTES])
-        if kind not in _TYPES:
-            raise _unusable(url, "is no PNG, JPEG, GIF or WebP")
+        if kind not in _MEDIA_TYPES:
+            raise _build_picture_error(url, "must be a PNG, JPEG, GIF or WebP")
         return Image(media_type=kind, data=base64.b64encode(content).decode())
 
-    async def _bytes(self, url: str, budget: _Budget) -> bytes:
-        place = url
-        for _ in range(_REDIRECTS + 1):
-            self._check(place)
-            async with self._session.get().get(place, allow_redirects=False) as response:
+    async def _download(self, url: str, budget: _ByteBudget) -> bytes:
+        current_url = url
+        for _ in range(_MAX_REDIRECTS + 1):
+            self._check_url(current_url)
+            async with self._session.get().get(current_url, allow_redirects=False) as response:
                 if response.status in (301, 302, 303, 307, 308):
-                    place = _next(url, response)
+                    current_url = _find_redirect_target(url, response)
                 elif response.status == 200:
-                    return await _read(url, response, budget)
+                    return await _read_body(url, response, budget)
                 else:
-                    raise _unusable(url, f"answers with status {response.status}")
-        raise _unusable(url, "redirects too often")
+                    raise _build_picture_error(
+                        url, f"cannot be fetched: its server responded {response.status}"
+                    )
+        raise _build_picture_error(url, f"redirects more than {_MAX_REDIRECTS} times")
 
-    def _check(self, place: str) -> None:
+    def _check_url(self, current_url: str) -> None:
         try:
-            check_url(place, field=_FIELD)
+            check_url(current_url, field=_FIELD)
         except InvalidRequest:
-            raise _unusable(place, "must be an absolute http or https URL") from None
-        self._networks.check_literal(place)
+            raise _build_picture_error(
+                current_url, "must be an absolute http or https URL"
+            ) from None
+        self._networks.check_literal(current_url)
 
     def _new_session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
-            connector=PublicConnector(self._networks, limit=_CONNECTIONS),
+            connector=PublicConnector(self._networks, limit=_MAX_CONNECTIONS),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"user-agent": "Moyin-Pictures/1", "accept": "image/*"},
             auto_decompress=False,
         )
 
 
-class _Budget:
-    """Bytes that the pictures of one request may have together."""
+@dataclass(slots=True)
+class _ByteBudget:
+    """Counts the bytes that the pictures of one request may still add up to."""
 
-    def __init__(self, left: int) -> None:
-        self.left = left
+    left: int
 
 
-async def _read(url: str, response: aiohttp.ClientResponse, budget: _Budget) -> bytes:
+async def _read_body(url: str, response: aiohttp.ClientResponse, budget: _ByteBudget) -> bytes:
     pieces: list[bytes] = []
     size = 0
-    async for piece in response.content.iter_chunked(_PIECE):
+    async for piece in response.content.iter_chunked(_CHUNK_BYTES):
         size += len(piece)
         budget.left -= len(piece)
-        if size > _LARGEST_BYTES or budget.left < 0:
-            raise _unusable(url, f"is too large: {_LARGEST_BYTES} bytes each may come by URL")
+        if size > _MAX_BYTES_EACH or budget.left < 0:
+            raise _build_picture_error(
+                url,
+                f"is too large: the limits are {_MAX_BYTES_EACH} bytes for one picture by URL and "
+                f"{_MAX_BYTES_TOTAL} for all",
+            )
         pieces.append(piece)
     return b"".join(pieces)
 
 
-def _next(url: str, response: aiohttp.ClientResponse) -> str:
+def _find_redirect_target(url: str, response: aiohttp.ClientResponse) -> str:
     try:
         return str(response.url.join(URL(response.headers["location"])))
     except (KeyError, ValueError):
-        raise _unusable(url, "redirects to nowhere") from None
+        raise _build_picture_error(url, "redirects without a valid Location header") from None
 
 
-def _unusable(url: str, why: str) -> InvalidRequest:
-    return InvalidRequest(f"the picture {url[:200]!r} {why}", field=_FIELD)
+def _build_picture_error(url: str, problem: str) -> InvalidRequest:
+    return InvalidRequest(f"the picture {url[:200]!r} {problem}", field=_FIELD)

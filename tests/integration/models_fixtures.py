@@ -33,13 +33,13 @@ from moyin.store.sql import Database
 from moyin.store.stored_responses import StoredResponses
 from moyin.store.usage import UsageLedger
 from moyin.testing.telemetry import RecordingTelemetry
-from moyin.text.judging.outcomes import Outcome
-from moyin.text.pictures import Pictures
+from moyin.text.judging.verdict import Outcome
+from moyin.text.pictures import PictureFetcher
 from moyin.text.quality.estimator import Estimator
-from moyin.text.routing.answer_cache import ResponseCache
-from moyin.text.routing.feedback import Feedback
-from moyin.text.routing.followups import FollowUps
-from moyin.text.routing.learning import Learning
+from moyin.text.routing.answer_cache import CachedResponses
+from moyin.text.routing.feedback import FeedbackService
+from moyin.text.routing.followups import FollowUpDetector
+from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.router import Router
 from moyin.text.routing.shared_answers import SharedAnswers
 
@@ -102,8 +102,8 @@ class ModelsDoor:
     text_router: Router
     ledger: UsageLedger
     telemetry: RecordingTelemetry
-    learning: Learning
-    follow_ups: FollowUps
+    learning: QualityLearner
+    follow_ups: FollowUpDetector
     shared_answers: SharedAnswers | None
     judge: JudgeService | None = None
     judged: list[Outcome] = field(default_factory=list)
@@ -114,7 +114,7 @@ async def serving(
     folder: Path,
     *backends: dict[str, Any],
     rules: dict[str, Any] | None = None,
-    cache: ResponseCache | None = None,
+    cache: CachedResponses | None = None,
     redis_url: str | None = None,
     follow_ups_url: str | None = None,
     door: str = "http://127.0.0.1:9",
@@ -138,15 +138,17 @@ async def serving(
     config = ModelsConfig.model_validate(
         {"backends": backends, "aliases": aliases, **(rules or {})}
     )
-    pictures = Pictures(AllowedNetworks("127.0.0.0/8"))
+    pictures = PictureFetcher(AllowedNetworks("127.0.0.0/8"))
     fleet, estimator = builder.build(config), Estimator()
-    estimator.configure(fleet.catalog.abilities)
+    estimator.set_abilities(fleet.catalog.abilities)
     store = QualityStore(database)
-    learning = Learning(estimator, store)
+    learning = QualityLearner(estimator, store)
     shared_answers = (
         None if follow_ups_url is None else SharedAnswers(FollowUpStore(follow_ups_url), learning)
     )
-    follow_ups = FollowUps(learning, shared_answers=shared_answers, secret=settings.signing_key())
+    follow_ups = FollowUpDetector(
+        learning, shared_answers=shared_answers, secret=settings.signing_key()
+    )
     text_router = Router(fleet, ledger, pictures, telemetry, cache, estimator, learning, follow_ups)
     jobs = GatewayClient(door, token_for=lambda identity: identity.owner)
 
@@ -192,7 +194,7 @@ async def serving(
         quality=QualityParts(
             store=store,
             learning=learning,
-            feedback=Feedback(store, learning, ledger),
+            feedback=FeedbackService(store, learning, ledger),
             judge=judge,
         ),
         authenticator=new_authenticator(database, b"0" * 32),

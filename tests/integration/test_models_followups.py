@@ -34,7 +34,7 @@ async def test_two_replicas_notice_each_others_follow_ups(
                 for replica in (one, two):
                     assert replica.shared_answers is not None
                     await replica.learning.flush()
-                    await replica.shared_answers.process_pending()
+                    await replica.shared_answers.process_batch()
                     await replica.learning.flush()
 
             async def ask(client: Client, *more: str) -> str:

@@ -25,10 +25,9 @@ from moyin.errors import BudgetExceeded
 from moyin.jobs.workflows.client import DATA_CONVERTER
 from moyin.jobs.workflows.judge import JudgeWorkflow
 from moyin.settings import Settings
-from moyin.text.judging.budget import JudgeBudget
-from moyin.text.judging.comparison import comparison_id
-from moyin.text.judging.outcomes import Outcome
-from moyin.text.judging.rules import JUDGE_OWNER, JudgeRules
+from moyin.text.judging.comparison import derive_comparison_id
+from moyin.text.judging.rules import JUDGE_OWNER, JudgeBudget, JudgeRules
+from moyin.text.judging.verdict import Outcome
 from tests.integration.models_fixtures import ModelsDoor, serving
 from tests.integration.servers import TemporalServer, ValkeyServer, eventually
 from tests.integration.test_jobs_histories import keep
@@ -225,7 +224,7 @@ async def test_a_sampled_answer_is_judged_and_moves_the_estimate(
         before = await p_good(ada, ANSWERED), await p_good(ada, SECOND)
         request = await chat(ada)
         await ended(door, Outcome.DISAGREED)
-        job = comparison_id("ada", request)
+        job = derive_comparison_id("ada", request)
         assert place.signals() == [
             (request, ANSWERED, 0.0, "ada", ""),
             (job, SECOND, 1.0, "ada", ""),
@@ -322,7 +321,10 @@ async def test_a_killed_replica_neither_loses_nor_doubles_the_verdict(
     models.hold.set()
     async with place.app(models) as door:
         await ended(door, Outcome.DISAGREED)
-        assert [row[0] for row in place.signals()] == [request, comparison_id("ada", request)]
+        assert [row[0] for row in place.signals()] == [
+            request,
+            derive_comparison_id("ada", request),
+        ]
         assert (models.count(SECOND), models.count(JUDGE)) == (1, 2)
         assert await place.left() == []
 
@@ -357,7 +359,7 @@ async def test_turned_off_in_the_midst_it_keeps_nothing(place: Place, models: Mo
         await eventually(nothing_left, seconds=20)
         models.hold.set()
         door.judge.apply(rules)
-        await ended(door, Outcome.GONE)
+        await ended(door, Outcome.EXPIRED)
         assert place.signals() == []
 
 
@@ -376,10 +378,10 @@ async def test_two_replicas_together_never_pass_the_budget(valkey_server: Valkey
     budgets = [JudgeBudget(meter) for meter in meters]
 
     async def call(budget: JudgeBudget) -> Decimal:
-        reservation = budget.for_call(rules)
+        reservation = budget.create_admission(rules)
         try:
             await reservation.reserve(Decimal("0.3"), 0)
-            assert await budget.spent() <= rules.usd_per_month
+            assert await budget.read_spent_usd() <= rules.usd_per_month
             cost = Decimal("0.04")
             reservation.record(cost, 0)
         except BudgetExceeded:
@@ -392,7 +394,7 @@ async def test_two_replicas_together_never_pass_the_budget(valkey_server: Valkey
     assert 0 < sum(first) <= 1
 
     async def settled() -> bool:
-        return await budgets[0].spent() == await budgets[1].spent() == sum(first)
+        return await budgets[0].read_spent_usd() == await budgets[1].read_spent_usd() == sum(first)
 
     await eventually(settled)
     for _ in range(30):
@@ -404,4 +406,4 @@ async def test_two_replicas_together_never_pass_the_budget(valkey_server: Valkey
 
 async def _settled(budget: JudgeBudget) -> bool:
     """What is left is less than a call may cost, and no more than the budget is spent."""
-    return Decimal("0.7") < await budget.spent() <= 1
+    return Decimal("0.7") < await budget.read_spent_usd() <= 1

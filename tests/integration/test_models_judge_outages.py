@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from moyin.text.judging.comparison import comparison_id
-from moyin.text.judging.outcomes import Outcome
+from moyin.text.judging.comparison import derive_comparison_id
+from moyin.text.judging.verdict import Outcome
 from tests.integration.servers import TemporalServer, ValkeyServer, eventually
 from tests.integration.test_models_feedback import Client as Caller
 from tests.integration.test_models_judge import (
@@ -40,6 +40,9 @@ async def test_temporal_dies_under_the_judge(
     own_temporal.start()
     async with place.app(models) as door:
         await ended(door, Outcome.DISAGREED)
-        assert [row[0] for row in place.signals()] == [request, comparison_id("ada", request)]
+        assert [row[0] for row in place.signals()] == [
+            request,
+            derive_comparison_id("ada", request),
+        ]
         assert models.count(SECOND) == 1
         assert await place.left() == []

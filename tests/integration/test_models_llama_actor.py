@@ -19,7 +19,7 @@ from actors.llama import LlamaSpec
 from deployments.models.llama import LlamaBackend, LlamaEndpoints
 from moyin.domain.chat import ChatRequest, Message, Role, Text
 from moyin.errors import BackendError
-from moyin.text.backends.endpoint import Endpoint
+from moyin.text.backends.http import Endpoint
 from tests.door import Measured
 
 HI = ChatRequest(
@@ -99,7 +99,7 @@ async def test_a_model_that_is_not_there_is_an_unavailable_back_end(cluster: Non
     for _ in range(2):
         with pytest.raises(BackendError):
             await endpoints.find()
-    assert endpoints.known is None
+    assert endpoints.known_endpoint is None
 
 
 async def test_a_back_end_may_have_several_servers(cluster: None) -> None:

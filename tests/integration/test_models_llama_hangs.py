@@ -20,7 +20,7 @@ from actors.llama import LlamaSpec
 from deployments.models.llama import LlamaBackend, LlamaEndpoints
 from moyin.domain.chat import ChatRequest
 from moyin.errors import BackendError, BackendUnavailable, StreamInterrupted
-from moyin.text.backends.endpoint import Endpoint
+from moyin.text.backends.http import Endpoint
 from tests.door import Measured
 from tests.integration.test_models_llama_actor import HI, server_process
 

@@ -17,7 +17,7 @@ import pytest
 
 from moyin.stack.apps import load_serve_config
 from moyin.stack.ports import Ports
-from moyin.text.quality.question import DIMENSIONS, FIRST_MEANING_VALUE
+from moyin.text.quality.question import FIRST_MEANING_FEATURE, MEANING_DIMENSIONS
 from moyin.text.routing.request_quality import question_from_json
 from tests.integration.models_fixtures import ModelsDoor, serving
 from tests.integration.upstreams import BEGUN, Upstream
@@ -170,5 +170,5 @@ async def test_embedder_of_the_configuration_reads_prompts(
             decision = await door.learning.find_decision("ada", request_id)
     assert decision is not None, told
     features = question_from_json(decision.question).features
-    meaning = [number for number in features if number >= FIRST_MEANING_VALUE]
-    assert len(meaning) == DIMENSIONS
+    meaning = [number for number in features if number >= FIRST_MEANING_FEATURE]
+    assert len(meaning) == MEANING_DIMENSIONS

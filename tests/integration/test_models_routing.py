@@ -110,7 +110,7 @@ async def test_data_stays_where_the_tenant_wants_it(tmp_path: Path) -> None:
         assert response.status == 400
         assert (
             told["error"]["message"]
-            == "no back end is in 'mars'; use one or more of: cloud, on-premises"
+            == "no back end processes data in 'mars'; use one or more of: cloud, on-premises"
         )
         assert upstream.asked == 1
 

@@ -60,12 +60,14 @@ class OllamaRoute(CallRoute):
 
     async def answer(self, call: ParsedRequest, scope: Scope, send: Send) -> None:
         loaded = (
-            call.load_response
+            call.model_load_response
             if isinstance(call, ParsedChatRequest | ParsedGenerateRequest)
             else None
         )
         fleet, owner = self._text_router.fleet, context(scope).owner
-        deployments = fleet.deployments_for(call.model, owner) if loaded is not None else ()
+        deployments = (
+            fleet.find_allowed_deployments(call.model, owner) if loaded is not None else ()
+        )
         # If the tenant may not use the model, the router reports the usual error.
         if (
             loaded is None

@@ -12,9 +12,9 @@ from moyin.access.gatekeeper import context
 from moyin.domain.backend import ApiFormat, RawRequest
 from moyin.domain.schemas import check_schemas
 from moyin.errors import BackendRejected, MoyinError, UnsupportedFeature
-from moyin.text.protocol.anthropic.codec import AnthropicCodec, ParsedCountRequest
+from moyin.text.protocol.anthropic.codec import AnthropicCodec, ParsedCountTokensRequest
 from moyin.text.routing.answer import RoutingContext
-from moyin.text.routing.compiled_route import EligibleDeployment
+from moyin.text.routing.compiled_route import RouteTarget
 from moyin.text.routing.router import Router
 
 __all__ = ["count_routes"]
@@ -31,19 +31,21 @@ def count_routes(text_router: Router) -> APIRouter:
     async def count_tokens(request: Request) -> Response:
         """Count a prompt's tokens by a back end of the model that can (Claude, llama.cpp). Otherwise
         estimate them from the length of the text and set the header `x-moyin-estimated`."""
-        call = ParsedCountRequest.parse(await request.body())
-        headers = AnthropicCodec().forwarded_headers(request.scope["headers"])
+        call = ParsedCountTokensRequest.parse(await request.body())
+        headers = AnthropicCodec().select_forwarded_headers(request.scope["headers"])
         request_context = context(request.scope)
         routing_context = RoutingContext(
             request_id=request_context.request_id,
             owner=request_context.owner,
             headers=request.scope["headers"],
         )
-        allowed = text_router.allowed_targets(call.body.model, ApiFormat.ANTHROPIC, routing_context)
+        allowed = text_router.list_allowed_targets(
+            call.body.model, ApiFormat.ANTHROPIC, routing_context
+        )
         count = await _count(allowed, call, headers)
         if count is not None:
             return Response(count, media_type="application/json")
-        estimate = to_json({"input_tokens": call.needs().prompt_tokens})
+        estimate = to_json({"input_tokens": call.derive_needs().prompt_tokens})
         estimated = {"x-moyin-estimated": "true"}
         return Response(estimate, media_type="application/json", headers=estimated)
 
@@ -51,7 +53,7 @@ def count_routes(text_router: Router) -> APIRouter:
 
 
 async def _count(
-    allowed: Iterable[EligibleDeployment], call: ParsedCountRequest, headers: dict[str, str]
+    allowed: Iterable[RouteTarget], call: ParsedCountTokensRequest, headers: dict[str, str]
 ) -> bytes | None:
     """Return the response of the first back end that can count; None if there is none.
 
@@ -85,10 +87,10 @@ async def _count(
     return None
 
 
-def _is_bounded(call: ParsedCountRequest) -> bool:
+def _is_bounded(call: ParsedCountTokensRequest) -> bool:
     """Tell whether the schemas are small enough for servers that compile them to grammars."""
     try:
-        check_schemas(call.schemas())
+        check_schemas(call.iterate_schemas())
     except UnsupportedFeature:
         return False
     return True

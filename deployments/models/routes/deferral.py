@@ -96,7 +96,7 @@ class Deferral:
 
 def _job(codec: ProtocolCodec, call: ParsedRequest, path: str) -> dict[str, Any]:
     request = {name: value for name, value in call.data.items() if name not in _STREAM_MEMBERS}
-    if call.needs().embeddings:
+    if call.derive_needs().embeddings:
         http_request = {"method": "POST", "path": path, "body": escape_references(request)}
         return {"kind": "http", "request": http_request}
     return {

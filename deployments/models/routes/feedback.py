@@ -12,9 +12,9 @@ from moyin.access.gatekeeper import context
 from moyin.http.validation import parse_object, validate
 from moyin.store.quality import QualityStore, SignalRow
 from moyin.text.protocol.ratings import FeedbackBody, FreezeBody
-from moyin.text.quality.abilities import TABLE_DATE, ability_of
-from moyin.text.routing.feedback import Feedback
-from moyin.text.routing.learning import Learning
+from moyin.text.quality.abilities import TABLE_DATE, look_up_ability
+from moyin.text.routing.feedback import FeedbackService
+from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.price_scenarios import simulate_prices
 from moyin.text.routing.router import Router
 
@@ -29,8 +29,8 @@ _MAX_DECISIONS = 2_000
 
 def feedback_routes(
     text_router: Router,
-    feedback: Feedback,
-    learning: Learning,
+    feedback: FeedbackService,
+    learning: QualityLearner,
     store: QualityStore,
     judge: JudgeStatus | None = None,
 ) -> APIRouter:
@@ -59,14 +59,14 @@ def feedback_routes(
             better_request_id=body.better_request_id,
             comment=body.comment,
         )
-        frozen = (await learning.state(caller.owner)).frozen
+        frozen = (await learning.get_tenant_state(caller.owner)).frozen
         return {"request_id": body.request_id, "learned": not frozen, "scores": scores}
 
     @router.get("/quality", summary="Show the learned quality by model and kind of request")
     async def show_quality(request: Request) -> dict[str, Any]:
         caller = context(request.scope).caller
         owner = caller.owner
-        state = await learning.state(owner)
+        state = await learning.get_tenant_state(owner)
         signals = await store.latest(owner, _MAX_SIGNALS)
         return {
             "owner": owner,
@@ -83,7 +83,7 @@ def feedback_routes(
                     },
                     "shared": {
                         kind: round(level, 2)
-                        for kind, level in learning.levels_from_others(owner, name).items()
+                        for kind, level in learning.get_levels_from_others(owner, name).items()
                     },
                 }
                 for name in sorted(_models(text_router) | state.models.keys())
@@ -104,7 +104,7 @@ def feedback_routes(
     @router.get("/quality/export", summary="Export the stored signals of your tenant")
     async def export_quality(request: Request) -> dict[str, Any]:
         owner = context(request.scope).owner
-        state = await learning.state(owner)
+        state = await learning.get_tenant_state(owner)
         signals = await store.latest(owner, _MAX_SIGNALS)
         return {
             "owner": owner,
@@ -114,7 +114,7 @@ def feedback_routes(
 
     @router.post("/quality/reset", summary="Delete all signals of your tenant", status_code=204)
     async def reset_quality(request: Request) -> None:
-        await learning.apply_action(context(request.scope).owner, "reset")
+        await learning.apply_owner_action(context(request.scope).owner, "reset")
 
     @router.post(
         "/quality/freeze",
@@ -124,7 +124,7 @@ def feedback_routes(
     )
     async def freeze_quality(request: Request) -> None:
         body = validate(FreezeBody, parse_object(await request.body()))
-        await learning.apply_action(
+        await learning.apply_owner_action(
             context(request.scope).owner, "freeze" if body.frozen else "thaw"
         )
 
@@ -142,7 +142,7 @@ def _models(text_router: Router) -> set[str]:
 
 
 def _ability(text_router: Router, name: str) -> dict[str, Any]:
-    known = text_router.fleet.catalog.abilities.get(name) or ability_of(name)
+    known = text_router.fleet.catalog.abilities.get(name) or look_up_ability(name)
     if known is None:
         unknown: dict[str, Any] = {"ability": None, "spread": None, "kinds": {}}
         return {"model": name, "source": "nothing is known", **unknown}

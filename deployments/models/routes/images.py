@@ -19,7 +19,7 @@ from moyin.errors import MoyinError
 from moyin.jobs.images import Images, JobEndedWithoutImages, JobStillRunning
 from moyin.text.protocol.openai import images as protocol
 from moyin.text.protocol.openai.errors import render_error
-from moyin.text.routing.policy import parse_preferences
+from moyin.text.routing.request_preferences import parse_preferences
 
 __all__ = ["IMAGES_PATH", "ImageRules", "image_routes"]
 
@@ -70,7 +70,10 @@ def image_routes(images: Images, rules: Callable[[], ImageRules]) -> APIRouter:
         input `prompt`. The request waits for the pictures. If that takes too long, the error names
         the job, which continues. If the client disconnects before, the job is cancelled unless the
         request has an `Idempotency-Key`."""
-        caller, body = context(request.scope).caller, protocol.parse(await request.body())
+        caller, body = (
+            context(request.scope).caller,
+            protocol.parse_images_request(await request.body()),
+        )
         headers: RawHeaders = request.scope["headers"]
         preferences = parse_preferences([h for h in headers if h[0] != _RESIDENCY], frozenset())
         key = request.headers.get("idempotency-key")

@@ -11,7 +11,7 @@ from moyin.domain.identity import OPERATOR, Identity
 from moyin.errors import ServiceUnavailable
 from moyin.store.quality import QualityStore
 from moyin.store.sql import now
-from moyin.text.judging.comparison import comparison_id
+from moyin.text.judging.comparison import derive_comparison_id
 from moyin.text.judging.rules import JudgeRules
 
 __all__ = ["JudgeStatus", "agreements", "judge_summary"]
@@ -73,6 +73,6 @@ def agreements(owner: str, scores: Iterable[tuple[str, float]]) -> tuple[int, in
     pairs = [
         (score, by_id[other])
         for request_id, score in by_id.items()
-        if (other := comparison_id(owner, request_id)) in by_id
+        if (other := derive_comparison_id(owner, request_id)) in by_id
     ]
     return len(pairs), sum(first >= second for first, second in pairs)

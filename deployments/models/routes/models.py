@@ -46,7 +46,7 @@ def model_routes(text_router: Router) -> APIRouter:
     @router.get("/models/{name:path}", summary="Show a model or alias", response_model=None)
     async def show_model(name: str, request: Request) -> Response | dict[str, Any]:
         fleet, owner = text_router.fleet, context(request.scope).owner
-        if name not in fleet.names(owner):
+        if name not in fleet.list_names(owner):
             error = ModelNotFound(f"there is no model or alias {name!r}", field="model")
             return _error_response(error, request)
         return _model(fleet, owner, name, prices=_is_operator(request))
@@ -68,7 +68,7 @@ def _is_operator(request: Request) -> bool:
 
 def _listed(fleet: Fleet, request: Request) -> dict[str, Any]:
     owner = context(request.scope).owner
-    names: Sequence[str] = fleet.names(owner)
+    names: Sequence[str] = fleet.list_names(owner)
     has_more = False
     if speaks_anthropic(request.scope):
         names, has_more = _page(names, request.query_params)
@@ -117,7 +117,7 @@ def _position(names: Sequence[str], name: str, field: str) -> int:
 
 
 def _model(fleet: Fleet, owner: str, name: str, *, prices: bool) -> dict[str, Any]:
-    deployments = fleet.deployments_for(name, owner)
+    deployments = fleet.find_allowed_deployments(name, owner)
     states = {_status(fleet, deployment) for deployment in deployments}
     body: dict[str, Any] = {
         "id": name,
@@ -142,7 +142,7 @@ def _model(fleet: Fleet, owner: str, name: str, *, prices: bool) -> dict[str, An
 
 def _backend(fleet: Fleet, deployment: ModelDeployment) -> dict[str, Any]:
     model = deployment.model
-    rates = fleet.price(deployment).rates(0)
+    rates = fleet.get_price(deployment).rates(0)
     return {
         "name": deployment.backend,
         "model": model.name,
@@ -157,4 +157,4 @@ def _backend(fleet: Fleet, deployment: ModelDeployment) -> dict[str, Any]:
 def _status(fleet: Fleet, deployment: ModelDeployment) -> str:
     if not deployment.configured:
         return "not_configured"
-    return "up" if fleet.health(deployment.backend).is_up else "down"
+    return "up" if fleet.get_health(deployment.backend).is_up else "down"

@@ -48,7 +48,8 @@ def ollama_routes(text_router: Router) -> APIRouter:
         fleet, owner = text_router.fleet, context(request.scope).owner
         return {
             "models": [
-                _tag(name, fleet.deployments_for(name, owner)) for name in fleet.names(owner)
+                _tag(name, fleet.find_allowed_deployments(name, owner))
+                for name in fleet.list_names(owner)
             ]
         }
 
@@ -56,9 +57,11 @@ def ollama_routes(text_router: Router) -> APIRouter:
     async def ps(request: Request) -> dict[str, Any]:
         fleet, owner = text_router.fleet, context(request.scope).owner
         expires = (datetime.now(UTC) + _RESIDENT_FOR).isoformat()
-        names = dict.fromkeys(fleet.names(owner))
+        names = dict.fromkeys(fleet.list_names(owner))
         deployments = (
-            deployment for name in names for deployment in fleet.deployments_for(name, owner)
+            deployment
+            for name in names
+            for deployment in fleet.find_allowed_deployments(name, owner)
         )
         # Models that the tenant may use by an alias only are left out, as it cannot name them.
         resident = {
@@ -84,7 +87,7 @@ def ollama_routes(text_router: Router) -> APIRouter:
         name = body.model or body.name
         if not name:
             raise InvalidRequest("model: Field required", field="model")
-        deployments = text_router.fleet.deployments_for(name, context(request.scope).owner)
+        deployments = text_router.fleet.find_allowed_deployments(name, context(request.scope).owner)
         if not deployments:
             raise ModelNotFound(f"there is no model or alias {name!r}", field="model")
         return _shown(deployments)
@@ -99,7 +102,7 @@ def _in(fleet: Fleet, deployment: ModelDeployment) -> bool:
         return False
     return (
         runtime.loaded is None
-        or runtime.loaded.state(deployment.model.upstream) is ModelState.RESIDENT
+        or runtime.loaded.get_state(deployment.model.upstream) is ModelState.RESIDENT
     )
 
 

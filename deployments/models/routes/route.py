@@ -14,7 +14,12 @@ from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.compiled_route import Exclusion
 from moyin.text.routing.decision import Candidate, Forecast
-from moyin.text.routing.explanation import Explanation, describe_choice, explain_loss, model_state
+from moyin.text.routing.explanation import (
+    Explanation,
+    describe_choice,
+    describe_model_state,
+    explain_loss,
+)
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.router import Router
 
@@ -55,7 +60,7 @@ def route_routes(text_router: Router, codecs: Mapping[str, ProtocolCodec]) -> AP
             owner=request_context.owner,
             headers=request.scope["headers"],
         )
-        await text_router.prepare(routing_context.owner)
+        await text_router.load_learned_state(routing_context.owner)
         return _explained(text_router.explain(codec, call, routing_context))
 
     return router
@@ -104,7 +109,7 @@ def _candidate(candidate: Candidate, explanation: Explanation) -> dict[str, Any]
         "score_usd": forecast.score,
         "quality": _estimate(forecast),
         "loses_by_usd": forecast.score - best.forecast.score,
-        "state": model_state(candidate),
+        "state": describe_model_state(candidate),
         "expected": {
             "cost_usd": usd_text(forecast.cost_pico),
             "prompt_tokens": forecast.usage.prompt_tokens,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from contextlib import aclosing
 
 from moyin.access.gatekeeper.asgi import Receive, Send
-from moyin.text.routing.answer import Answer, Stream
+from moyin.text.routing.answer import Answer, AnswerStream
 
 __all__ = ["JSON", "read_body", "send_answer", "send_body"]
 
@@ -42,7 +42,7 @@ async def send_body(
     await send({"type": "http.response.body", "body": body})
 
 
-async def _send_stream(answer: Answer, stream: Stream, send: Send) -> None:
+async def _send_stream(answer: Answer, stream: AnswerStream, send: Send) -> None:
     async with aclosing(stream):
         await send({"type": "http.response.start", "status": 200, "headers": list(answer.headers)})
         async for chunk in stream:

@@ -38,8 +38,7 @@ with workflow.unsafe.imports_passed_through():
         JudgeVerdict,
     )
     from moyin.text.judging.judge import Judge
-    from moyin.text.judging.outcomes import Count, Outcome
-    from moyin.text.judging.verdict import Verdict
+    from moyin.text.judging.verdict import Outcome, OutcomeCounter, Verdict
 
 __all__ = ["JudgeActivities", "JudgeQueue", "JudgeWorkflow", "new_judge_worker"]
 
@@ -110,7 +109,7 @@ async def _run_short(name: str, argument: Any) -> str:
 class JudgeActivities:
     """Runs the activities of the queue ``judge``; every one may run more than once."""
 
-    def __init__(self, judge: Judge, count: Count) -> None:
+    def __init__(self, judge: Judge, count: OutcomeCounter) -> None:
         self._judge = judge
         self._count = count
 
@@ -123,13 +122,13 @@ class JudgeActivities:
     async def judge_answer(self, comparison_id: str) -> str:
         """Ask the second model for its answer."""
         async with heartbeating(), _application_errors(calls_model=True):
-            return await self._judge.answer(comparison_id)
+            return await self._judge.fetch_second_answer(comparison_id)
 
     @activity.defn
     async def judge_decide(self, comparison_id: str) -> JudgeVerdict:
         """Ask the judge for its verdict."""
         async with heartbeating(), _application_errors(calls_model=True):
-            decision = await self._judge.decide(comparison_id)
+            decision = await self._judge.fetch_verdict(comparison_id)
         if isinstance(decision, Outcome):
             return JudgeVerdict(outcome=decision)
         return JudgeVerdict(given=decision.given, other=decision.other)
@@ -139,15 +138,15 @@ class JudgeActivities:
         """Write the verdict to the log of signals."""
         verdict = Verdict(given=record.given, other=record.other)
         async with _application_errors():
-            if not await self._judge.record(record.comparison_id, verdict):
-                return Outcome.GONE
+            if not await self._judge.record_verdict(record.comparison_id, verdict):
+                return Outcome.EXPIRED
         return Outcome.AGREED if verdict.agrees else Outcome.DISAGREED
 
     @activity.defn
     async def judge_close(self, end: JudgeEnd) -> str:
         """Delete the compared answers and count the outcome."""
         async with _application_errors():
-            await self._judge.close(end.comparison_id)
+            await self._judge.delete_comparison(end.comparison_id)
         self._count(Outcome(end.outcome))
         return end.outcome
 

@@ -1,7 +1,8 @@
-"""Adapts Claude, and servers with Anthropic's API.
+"""Implements the back end for Claude and other servers with Anthropic's API.
 
-Translated calls use the ``anthropic`` SDK. Forwarded bytes bypass it, because its parser makes a
-streamed event eight times as expensive.
+Requests in another API format are translated and sent through the ``anthropic`` SDK. Requests in
+Anthropic's own format are forwarded as bytes without the SDK, because its parser makes a streamed
+event eight times as expensive.
 """
 
 from __future__ import annotations
@@ -25,9 +26,8 @@ from moyin.errors import (
     StreamInterrupted,
     UnsupportedFeature,
 )
-from moyin.text.backends.endpoint import Endpoint, FixedEndpoint
-from moyin.text.backends.http import HttpClient, iterate_until
-from moyin.text.backends.responses import error_from_status
+from moyin.text.backends.http import Endpoint, FixedEndpoint, HttpClient, iterate_until_deadline
+from moyin.text.backends.response_errors import error_from_status
 from moyin.text.protocol.anthropic.request_to_upstream import chat_request_to_upstream
 from moyin.text.protocol.anthropic.response import chat_response_to_domain
 from moyin.text.protocol.anthropic.stream import EventReader
@@ -36,18 +36,18 @@ __all__ = ["CLAUDE_URL", "AnthropicBackend"]
 
 CLAUDE_URL = "https://api.anthropic.com"
 
-_VERSION = {"anthropic-version": "2023-06-01"}
+_VERSION_HEADER = {"anthropic-version": "2023-06-01"}
 _PROBE_SECONDS = 5.0
 # The SDK has no parameters for sampling, which older Claude models and other servers support.
-_UNTYPED = ("temperature", "top_p", "top_k")
+_UNTYPED_PARAMETERS = ("temperature", "top_p", "top_k")
 
 
 class AnthropicBackend:
     """Implements `ModelBackend` and `PassThroughBackend` for Anthropic's API.
 
     Args:
-        endpoint: its ``url`` has no ``/v1``, as the SDK requires.
-        connections: the number of concurrent connections to the server.
+        endpoint: the server's base URL without ``/v1``, and its API key.
+        connections: maximum number of concurrent connections to the server.
     """
 
     api_format = ApiFormat.ANTHROPIC
@@ -70,45 +70,49 @@ class AnthropicBackend:
         return {}
 
     async def forward(self, request: RawRequest) -> bytes:
-        headers = {**_VERSION, **request.headers}
+        headers = {**_VERSION_HEADER, **request.headers}
         return await self._http.post(f"/v1{request.path}", request.body, request.deadline, headers)
 
     def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
-        headers = {**_VERSION, **request.headers}
+        headers = {**_VERSION_HEADER, **request.headers}
         return self._http.stream(f"/v1{request.path}", request.body, request.deadline, headers)
 
     async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
-        arguments = _arguments(request, deadline)
-        with _translated_errors():
+        arguments = _build_sdk_arguments(request, deadline)
+        with _translate_errors():
             async with asyncio.timeout_at(deadline):
-                message = await self._client().messages.create(**arguments)
+                message = await self._get_sdk().messages.create(**arguments)
         # The SDK returns a response as text if its content type is not JSON.
         if not isinstance(message, Message):
-            raise BackendUnavailable("the back end's response is not JSON")
+            raise BackendUnavailable("the back end's response to /v1/messages is not JSON")
         return chat_response_to_domain(message.to_dict(mode="json"))
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
-        arguments = _arguments(request, deadline)
+        arguments = _build_sdk_arguments(request, deadline)
         reader = EventReader()
-        with _translated_errors():
-            events = await self._client().messages.create(**arguments, stream=True)
+        with _translate_errors():
+            events = await self._get_sdk().messages.create(**arguments, stream=True)
         started = False
         try:
-            async with events, aclosing(iterate_until(deadline, aiter(events))) as pieces:
+            async with events, aclosing(iterate_until_deadline(deadline, aiter(events))) as pieces:
                 async for event in pieces:
                     # The SDK returns JSON that is not an object unchanged.
                     if not isinstance(event, anthropic.BaseModel):
-                        raise StreamInterrupted("the back end sent a malformed event")
+                        raise StreamInterrupted(
+                            "the back end sent an event that is not a JSON object"
+                        )
                     for delta in reader.feed(event.to_dict(mode="json")):
                         started = True
                         yield delta
         except (anthropic.AnthropicError, httpx2.HTTPError, ValueError, OSError) as error:
-            raise _stream_error(error, started=started) from None
-        if not reader.finished:
-            raise StreamInterrupted("the back end ended the stream early")
+            raise _translate_stream_error(error, started=started) from None
+        if not reader.is_finished:
+            raise StreamInterrupted("the back end ended the stream without the event message_stop")
 
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
-        raise UnsupportedFeature("Claude does not support embeddings", field="model")
+        raise UnsupportedFeature(
+            "Anthropic's API has no embeddings; use a model of another back end", field="model"
+        )
 
     async def probe(self) -> None:
         await self._http.get("/v1/models", _PROBE_SECONDS)
@@ -118,7 +122,7 @@ class AnthropicBackend:
         if self._sdk is not None:
             await self._sdk.close()
 
-    def _client(self) -> anthropic.AsyncAnthropic:
+    def _get_sdk(self) -> anthropic.AsyncAnthropic:
         if self._sdk is None:
             # No retries in the SDK, because the router falls back to another back end.
             self._sdk = anthropic.AsyncAnthropic(
@@ -130,33 +134,33 @@ class AnthropicBackend:
         return self._sdk
 
 
-def _arguments(request: ChatRequest, deadline: float) -> dict[str, Any]:
+def _build_sdk_arguments(request: ChatRequest, deadline: float) -> dict[str, Any]:
     body = chat_request_to_upstream(request)
-    untyped = {name: body.pop(name) for name in _UNTYPED if name in body}
+    untyped = {name: body.pop(name) for name in _UNTYPED_PARAMETERS if name in body}
     remaining = deadline - asyncio.get_running_loop().time()
     return {**body, "extra_body": untyped or None, "timeout": max(remaining, 0.001)}
 
 
-def _stream_error(error: Exception, *, started: bool) -> MoyinError:
+def _translate_stream_error(error: Exception, *, started: bool) -> MoyinError:
     if started:
         is_timeout = isinstance(error, TimeoutError | httpx2.TimeoutException)
         return StreamInterrupted(
-            "the response exceeded its deadline"
+            "the back end's response exceeded the timeout and was cut off"
             if is_timeout
-            else "the back end closed the connection during its response"
+            else "the back end closed the connection during its response to /v1/messages"
         )
     if isinstance(error, anthropic.APIStatusError) and error.status_code == 200:
         # The first event reports the error.
-        return BackendUnavailable("the back end ended the stream with an error")
+        return BackendUnavailable("the back end began the stream with an error event; retry later")
     try:
-        with _translated_errors():
+        with _translate_errors():
             raise error
     except MoyinError as translated_error:
         return translated_error
 
 
 @contextmanager
-def _translated_errors() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     try:
         yield
     except anthropic.APIStatusError as error:
@@ -166,11 +170,17 @@ def _translated_errors() -> Iterator[None]:
             error.status_code, message, error.response.headers.get("retry-after")
         ) from None
     except (anthropic.APITimeoutError, httpx2.TimeoutException, TimeoutError):
-        raise BackendTimeout("the back end did not respond in time") from None
+        raise BackendTimeout(
+            "the back end did not respond to /v1/messages within the timeout"
+        ) from None
     except anthropic.APIConnectionError:
-        raise BackendUnavailable("the back end is unreachable") from None
+        raise BackendUnavailable(
+            "cannot connect to the back end for /v1/messages; check that its server is running"
+        ) from None
     except (httpx2.HTTPError, OSError):
         # The connection broke within the body: the SDK translates only earlier errors.
-        raise BackendUnavailable("the back end closed the connection during its response") from None
+        raise BackendUnavailable(
+            "the back end closed the connection during its response to /v1/messages"
+        ) from None
     except (anthropic.AnthropicError, ValueError):
-        raise BackendUnavailable("the back end returned a malformed response") from None
+        raise BackendUnavailable("the back end's response to /v1/messages is malformed") from None

@@ -1,21 +1,25 @@
-"""Holds the pooled HTTP client of back ends, which applies deadlines and translates errors."""
+"""Sends HTTP requests to back ends, with pooled connections, deadlines and translated errors.
+
+A back end's address is an `Endpoint`. It may change when an actor restarts the server, so the
+client gets it from an `EndpointFinder`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import suppress
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 import aiohttp
 from pydantic_core import from_json
 
 from moyin.errors import BackendTimeout, BackendUnavailable, StreamInterrupted
 from moyin.http.client import BodyTooLong, LazySession, read_up_to
-from moyin.text.backends.endpoint import Endpoint, Endpoints
-from moyin.text.backends.responses import error_from_status
+from moyin.text.backends.response_errors import error_from_status
 
-__all__ = ["HttpClient", "iterate_until"]
+__all__ = ["Endpoint", "EndpointFinder", "FixedEndpoint", "HttpClient", "iterate_until_deadline"]
 
 _CONNECT_SECONDS = 5.0
 # Shorter than the keep-alive of servers (uvicorn and llama.cpp: 5 s), so that a request seldom uses
@@ -25,22 +29,62 @@ _KEEP_ALIVE_SECONDS = 4.0
 _MAX_RESPONSE_BYTES = 256 * 1024 * 1024
 _MAX_ERROR_BYTES = 64 * 1024
 _ERROR_SECONDS = 2.0
-_JSON = {"content-type": "application/json", "accept-encoding": "identity"}
+_UNREACHABLE = "cannot connect to the back end; check that its server is running. Request:"
+_JSON_HEADERS = {"content-type": "application/json", "accept-encoding": "identity"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Endpoint:
+    """Base URL of a back end without a trailing slash, and its API key; an empty key is not sent."""
+
+    url: str
+    key: str = field(default="", repr=False)
+
+
+class EndpointFinder(Protocol):
+    """Finds the current address of a back end's server."""
+
+    @property
+    def known_endpoint(self) -> Endpoint | None:
+        """The endpoint that `find` returned last; None before the first and after `forget`."""
+
+    async def find(self) -> Endpoint:
+        """Return the server's current endpoint.
+
+        Raises:
+            BackendUnavailable: no server is running.
+        """
+
+    def forget(self) -> None:
+        """Drop the known endpoint after a failed call, so that the next call finds it again."""
+
+
+class FixedEndpoint:
+    """Endpoint finder for a server whose address never changes."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.known_endpoint: Endpoint = endpoint
+
+    async def find(self) -> Endpoint:
+        return self.known_endpoint
+
+    def forget(self) -> None:
+        return None
 
 
 class HttpClient:
-    """Sends requests to a server.
+    """HTTP client for one back end.
 
     Args:
-        endpoints: finds the server.
-        credentials: returns the headers for the endpoint's key.
-        connections: the number of concurrent connections. More requests wait for one for up to
-            five seconds.
+        endpoints: finds the server's address.
+        credentials: returns the authentication headers for an API key.
+        connections: maximum number of concurrent connections. Further requests wait for a free
+            connection for up to five seconds.
     """
 
     def __init__(
         self,
-        endpoints: Endpoints,
+        endpoints: EndpointFinder,
         *,
         credentials: Callable[[str], Mapping[str, str]],
         connections: int,
@@ -53,21 +97,24 @@ class HttpClient:
     async def post(
         self, path: str, body: bytes, deadline: float, headers: Mapping[str, str] | None = None
     ) -> bytes:
-        """Post ``body`` and return the body of a response with status 200.
+        """Send a POST request and return the body of the response, whose status is 200.
 
         Raises:
-            BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: the call failed.
+            BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: the request failed, or
+                the response has another status.
         """
-        response = await self._open(path, body, deadline, headers)
+        response = await self._post(path, body, deadline, headers)
         try:
             return await read_up_to(response, _MAX_RESPONSE_BYTES)
         except BodyTooLong:
-            raise BackendUnavailable("the back end's response exceeds 256 MiB") from None
+            raise BackendUnavailable(f"the back end's response to {path} exceeds 256 MiB") from None
         except TimeoutError:
-            raise BackendTimeout("the back end did not respond in time") from None
+            raise BackendTimeout(
+                f"the back end did not respond to {path} within the timeout"
+            ) from None
         except (aiohttp.ClientError, ConnectionError):
             raise BackendUnavailable(
-                "the back end closed the connection during its response"
+                f"the back end closed the connection during its response to {path}"
             ) from None
         finally:
             # Closing an unread response makes the server stop generating.
@@ -76,57 +123,58 @@ class HttpClient:
     async def stream(
         self, path: str, body: bytes, deadline: float, headers: Mapping[str, str] | None = None
     ) -> AsyncGenerator[bytes, None]:
-        """Post ``body`` and stream the body of a response with status 200.
+        """Send a POST request and stream the body of the response, whose status is 200.
 
         Raises:
-            BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: before the first byte.
-            StreamInterrupted: after the first byte.
+            BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: the call failed before
+                the first byte.
+            StreamInterrupted: the call failed after the first byte.
         """
-        response = await self._open(path, body, deadline, headers)
+        response = await self._post(path, body, deadline, headers)
         try:
             async for piece in response.content.iter_any():
                 yield piece
         except TimeoutError:
-            raise StreamInterrupted("the response exceeded its deadline") from None
+            raise StreamInterrupted(
+                f"the back end's response to {path} exceeded the timeout and was cut off"
+            ) from None
         except (aiohttp.ClientError, ConnectionError):
             raise StreamInterrupted(
-                "the back end closed the connection during its response"
+                f"the back end closed the connection during its response to {path}"
             ) from None
         finally:
             response.close()
 
     async def get(self, path: str, seconds: float) -> bytes:
-        """Get ``path`` and return the body of a response with status 200.
-
-        Raises:
-            BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: the call failed.
-        """
-        endpoint = self._endpoints.known or await self._endpoints.find()
+        """Send a GET request and return the body of the response; the errors are those of `post`."""
+        endpoint = self._endpoints.known_endpoint or await self._endpoints.find()
         timeout = aiohttp.ClientTimeout(total=seconds)
         try:
             async with self._session.get().get(
-                endpoint.url + path, headers=self._headers(endpoint, None), timeout=timeout
+                endpoint.url + path, headers=self._build_headers(endpoint, None), timeout=timeout
             ) as response:
                 body = await read_up_to(response, _MAX_RESPONSE_BYTES)
                 if response.status != 200:
-                    raise _error(response, body)
+                    raise _build_error(response, body)
                 return body
         except BodyTooLong:
-            raise BackendUnavailable("the back end's response exceeds 256 MiB") from None
+            raise BackendUnavailable(f"the back end's response to {path} exceeds 256 MiB") from None
         except TimeoutError:
             self._endpoints.forget()
-            raise BackendTimeout("the back end did not respond in time") from None
+            raise BackendTimeout(
+                f"the back end did not respond to {path} within the timeout"
+            ) from None
         except (aiohttp.ClientError, ConnectionError):
             self._endpoints.forget()
-            raise BackendUnavailable("the back end is unreachable") from None
+            raise BackendUnavailable(f"{_UNREACHABLE} {path}") from None
 
     async def close(self) -> None:
         await self._session.close()
 
-    async def _open(
+    async def _post(
         self, path: str, body: bytes, deadline: float, headers: Mapping[str, str] | None
     ) -> aiohttp.ClientResponse:
-        """Return a response with status 200, which the caller must close."""
+        """Send a POST request and return a response with status 200; the caller must close it."""
         response = await self._send(path, body, deadline, headers)
         if response.status == 200:
             return response
@@ -134,14 +182,14 @@ class HttpClient:
             if response.status == 401:
                 # After a restart another process may own the port.
                 self._endpoints.forget()
-            raise _error(response, await _error_body(response))
+            raise _build_error(response, await _read_error_body(response))
         finally:
             response.close()
 
     async def _send(
         self, path: str, body: bytes, deadline: float, headers: Mapping[str, str] | None
     ) -> aiohttp.ClientResponse:
-        endpoint = self._endpoints.known or await self._endpoints.find()
+        endpoint = self._endpoints.known_endpoint or await self._endpoints.find()
         remaining = deadline - asyncio.get_running_loop().time()
         timeout = aiohttp.ClientTimeout(
             total=max(remaining, 0.001), connect=_CONNECT_SECONDS, sock_connect=_CONNECT_SECONDS
@@ -150,22 +198,26 @@ class HttpClient:
             return await self._session.get().post(
                 endpoint.url + path,
                 data=body,
-                headers=self._headers(endpoint, headers),
+                headers=self._build_headers(endpoint, headers),
                 timeout=timeout,
                 allow_redirects=False,
             )
         except aiohttp.ConnectionTimeoutError:
             self._endpoints.forget()
-            raise BackendUnavailable("the back end is unreachable") from None
+            raise BackendUnavailable(f"{_UNREACHABLE} {path}") from None
         except TimeoutError:
-            raise BackendTimeout("the back end did not respond in time") from None
+            raise BackendTimeout(
+                f"the back end did not respond to {path} within the timeout"
+            ) from None
         except (aiohttp.ClientError, ConnectionError):
             self._endpoints.forget()
-            raise BackendUnavailable("the back end is unreachable") from None
+            raise BackendUnavailable(f"{_UNREACHABLE} {path}") from None
 
-    def _headers(self, endpoint: Endpoint, headers: Mapping[str, str] | None) -> dict[str, str]:
+    def _build_headers(
+        self, endpoint: Endpoint, headers: Mapping[str, str] | None
+    ) -> dict[str, str]:
         credentials = self._credentials(endpoint.key) if endpoint.key else {}
-        return {**_JSON, **(headers or {}), **credentials}
+        return {**_JSON_HEADERS, **(headers or {}), **credentials}
 
     def _new_session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
@@ -178,20 +230,22 @@ class HttpClient:
         )
 
 
-async def _error_body(response: aiohttp.ClientResponse) -> bytes:
-    """Read an error's body; empty if it is incomplete, since the status is enough."""
+async def _read_error_body(response: aiohttp.ClientResponse) -> bytes:
+    """Return the body of an error response; empty if it cannot be read completely."""
     with suppress(BodyTooLong, TimeoutError, aiohttp.ClientError, ConnectionError):
         async with asyncio.timeout(_ERROR_SECONDS):
             return await read_up_to(response, _MAX_ERROR_BYTES)
     return b""
 
 
-def _error(response: aiohttp.ClientResponse, body: bytes) -> Exception:
-    return error_from_status(response.status, _message(body), response.headers.get("retry-after"))
+def _build_error(response: aiohttp.ClientResponse, body: bytes) -> Exception:
+    return error_from_status(
+        response.status, _read_error_message(body), response.headers.get("retry-after")
+    )
 
 
-def _message(body: bytes) -> str:
-    """Read the error message in the format of any API; empty if there is none."""
+def _read_error_message(body: bytes) -> str:
+    """Return the message in the body of an error of any API format; empty if it has none."""
     try:
         error = from_json(body)["error"]
         return str(error["message"] if isinstance(error, dict) else error)
@@ -199,16 +253,18 @@ def _message(body: bytes) -> str:
         return ""
 
 
-T = TypeVar("T")
+_Item = TypeVar("_Item")
 
 
-async def iterate_until(deadline: float, items: AsyncIterator[T]) -> AsyncGenerator[T, None]:
-    """Yield ``items`` until ``loop.time()`` reaches ``deadline``.
+async def iterate_until_deadline(
+    deadline: float, items: AsyncIterator[_Item]
+) -> AsyncGenerator[_Item, None]:
+    """Yield ``items``, and raise TimeoutError if the next one misses the deadline.
 
     The timeout covers only the wait for an item, so that it never cancels the consumer.
 
-    Raises:
-        TimeoutError: the deadline was reached.
+    Args:
+        deadline: the ``loop.time()`` by which all items must arrive.
     """
     while True:
         async with asyncio.timeout_at(deadline):

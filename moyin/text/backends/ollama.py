@@ -1,4 +1,8 @@
-"""Adapts an Ollama host. Translated calls use the ``ollama`` SDK; forwarded bytes bypass it."""
+"""Implements the back end for Ollama's API.
+
+Requests in another API format are translated and sent through the ``ollama`` SDK. Requests in
+Ollama's own format are forwarded as bytes without the SDK.
+"""
 
 from __future__ import annotations
 
@@ -23,43 +27,42 @@ from moyin.domain.chat import (
 )
 from moyin.domain.needs import Model, Needs
 from moyin.errors import BackendTimeout, BackendUnavailable, StreamInterrupted
-from moyin.text.backends.endpoint import Endpoint, FixedEndpoint
-from moyin.text.backends.http import HttpClient, iterate_until
-from moyin.text.backends.responses import check_vectors, error_from_status
+from moyin.text.backends.http import Endpoint, FixedEndpoint, HttpClient, iterate_until_deadline
+from moyin.text.backends.response_errors import error_from_status, validate_embeddings
 from moyin.text.protocol.ollama.request_to_upstream import (
     chat_request_to_upstream,
-    context_window,
+    choose_context_window,
     embedding_request_to_upstream,
 )
 from moyin.text.protocol.ollama.response import (
     chat_response_to_domain,
+    create_response_id,
     embedding_response_to_domain,
     message_to_deltas,
-    new_response_id,
-    stop_reason,
+    read_stop_reason,
     usage_to_domain,
 )
 
-__all__ = ["OllamaBackend", "resident_models"]
+__all__ = ["OllamaBackend"]
 
 _CONNECT_SECONDS = 5.0
 _PROBE_SECONDS = 3.0
 
 
 class _Client(ollama.AsyncClient):
-    """Sends request bodies unchanged through the SDK.
+    """SDK client that sends request bodies unchanged.
 
-    The SDK's ``chat`` rebuilds the body from its own types. These keep only four members of a
-    tool's JSON schema, and read an image from the local disk if its value looks like a path.
+    The SDK's own ``chat`` converts the body to its types. That drops most members of a tool's JSON
+    schema, and reads an image from the local disk if its value looks like a path.
 
-    Methods raise the SDK's errors, and ValueError for a malformed response.
+    All methods raise the SDK's errors, or ValueError for a malformed response.
     """
 
-    async def chat_response(self, body: Mapping[str, Any]) -> ollama.ChatResponse:
-        with _object_errors():
+    async def request_chat(self, body: Mapping[str, Any]) -> ollama.ChatResponse:
+        with _check_json_object():
             return await self._request(ollama.ChatResponse, "POST", "/api/chat", json=body)
 
-    async def chat_stream(
+    async def request_chat_stream(
         self, body: Mapping[str, Any]
     ) -> AsyncGenerator[ollama.ChatResponse, None]:
         objects = await self._request(
@@ -67,15 +70,15 @@ class _Client(ollama.AsyncClient):
         )
         pieces = cast(AsyncGenerator[ollama.ChatResponse, None], objects)
         async with aclosing(pieces):
-            with _object_errors():
+            with _check_json_object():
                 async for piece in pieces:
                     yield piece
 
-    async def embed_inputs(self, body: Mapping[str, Any]) -> ollama.EmbedResponse:
-        with _object_errors():
+    async def request_embeddings(self, body: Mapping[str, Any]) -> ollama.EmbedResponse:
+        with _check_json_object():
             return await self._request(ollama.EmbedResponse, "POST", "/api/embed", json=body)
 
-    async def check_version(self, seconds: float) -> None:
+    async def request_version(self, seconds: float) -> None:
         response = await self._client.get("/api/version", timeout=seconds)
         response.raise_for_status()
 
@@ -84,9 +87,9 @@ class OllamaBackend:
     """Implements `ModelBackend` and `PassThroughBackend` for Ollama's API.
 
     Args:
-        host: URL of the server.
-        contexts: the context of each model, by Ollama's name of the model.
-        connections: the number of concurrent connections to the server.
+        host: base URL of the server.
+        contexts: context length in tokens of each model, by Ollama's name of the model.
+        connections: maximum number of concurrent connections to the server.
     """
 
     api_format = ApiFormat.OLLAMA
@@ -108,7 +111,7 @@ class OllamaBackend:
         tokens, limit = needs.prompt_tokens, needs.max_tokens
         if needs.embeddings:
             tokens, limit = needs.longest_input or tokens, 0
-        return {"options": {"num_ctx": context_window(tokens, limit, model.context)}}
+        return {"options": {"num_ctx": choose_context_window(tokens, limit, model.context)}}
 
     async def forward(self, request: RawRequest) -> bytes:
         return await self._http.post(request.path, request.body, request.deadline)
@@ -120,21 +123,26 @@ class OllamaBackend:
         body = chat_request_to_upstream(
             request, context=self._contexts[request.model], stream=False
         )
-        with _translated_errors():
+        with _translate_errors():
             async with asyncio.timeout_at(deadline):
-                response = await self._client().chat_response(body)
+                response = await self._get_sdk().request_chat(body)
         return chat_response_to_domain(response.model_dump())
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
         body = chat_request_to_upstream(request, context=self._contexts[request.model], stream=True)
-        objects = self._client().chat_stream(body)
+        objects = self._get_sdk().request_chat_stream(body)
         tools, started = 0, False
         try:
-            async with aclosing(objects), aclosing(iterate_until(deadline, objects)) as pieces:
+            async with (
+                aclosing(objects),
+                aclosing(iterate_until_deadline(deadline, objects)) as pieces,
+            ):
                 async for piece in pieces:
                     if not started:
                         started = True
-                        yield Started(id=new_response_id(), model=str(piece.model or request.model))
+                        yield Started(
+                            id=create_response_id(), model=str(piece.model or request.model)
+                        )
                     deltas = message_to_deltas(piece.message.model_dump(), tools_before=tools)
                     tools += len(piece.message.tool_calls or ())
                     for delta in deltas:
@@ -142,35 +150,35 @@ class OllamaBackend:
                     if piece.done:
                         final = piece.model_dump()
                         yield Finished(
-                            stop=stop_reason(final, used_tools=tools > 0),
+                            stop=read_stop_reason(final, used_tools=tools > 0),
                             usage=usage_to_domain(final),
                         )
                         return
         except (ollama.ResponseError, httpx.HTTPError, TimeoutError, ValueError, OSError) as error:
-            raise _stream_error(error, started=started) from None
-        raise StreamInterrupted("the back end ended the stream early")
+            raise _translate_stream_error(error, started=started) from None
+        raise StreamInterrupted('the Ollama server ended the stream without "done": true')
 
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
         body = embedding_request_to_upstream(request, context=self._contexts[request.model])
-        with _translated_errors():
+        with _translate_errors():
             async with asyncio.timeout_at(deadline):
-                response = await self._client().embed_inputs(body)
-        return check_vectors(embedding_response_to_domain(response.model_dump()), request)
+                response = await self._get_sdk().request_embeddings(body)
+        return validate_embeddings(embedding_response_to_domain(response.model_dump()), request)
 
-    async def resident_models(self) -> frozenset[str]:
-        """Return the names of the models in the host's memory, without using tokens."""
-        return await resident_models(self._http)
+    async def list_resident_models(self) -> frozenset[str]:
+        """Return the names of the models in the server's memory; no tokens are used."""
+        return await list_resident_models(self._http)
 
     async def probe(self) -> None:
-        with _translated_errors():
-            await self._client().check_version(_PROBE_SECONDS)
+        with _translate_errors():
+            await self._get_sdk().request_version(_PROBE_SECONDS)
 
     async def close(self) -> None:
         await self._http.close()
         if self._sdk is not None:
             await self._sdk.close()  # type: ignore[no-untyped-call]
 
-    def _client(self) -> _Client:
+    def _get_sdk(self) -> _Client:
         if self._sdk is None:
             self._sdk = _Client(
                 host=self._host,
@@ -181,27 +189,27 @@ class OllamaBackend:
         return self._sdk
 
 
-def _stream_error(error: Exception, *, started: bool) -> Exception:
+def _translate_stream_error(error: Exception, *, started: bool) -> Exception:
     if started:
-        return StreamInterrupted("the back end closed the connection during its response")
+        return StreamInterrupted("the Ollama server closed the connection during its response")
     try:
-        with _translated_errors():
+        with _translate_errors():
             raise error
     except Exception as translated_error:
         return translated_error
 
 
 @contextmanager
-def _object_errors() -> Iterator[None]:
-    """Translate the SDK's errors for JSON that is not an object, which it does not check."""
+def _check_json_object() -> Iterator[None]:
+    """Raise ValueError instead of the SDK's TypeError if a response is not a JSON object."""
     try:
         yield
     except (TypeError, AttributeError):
-        raise ValueError("not a JSON object") from None
+        raise ValueError("the Ollama server's response is not a JSON object") from None
 
 
 @contextmanager
-def _translated_errors() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     try:
         yield
     except ollama.ResponseError as error:
@@ -210,30 +218,29 @@ def _translated_errors() -> Iterator[None]:
     except httpx.HTTPStatusError as error:
         raise error_from_status(error.response.status_code, "", None) from None
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, ConnectionError):
-        raise BackendUnavailable("the back end is unreachable") from None
+        raise BackendUnavailable(
+            "cannot connect to the Ollama server; check that it is running"
+        ) from None
     except (httpx.TimeoutException, TimeoutError):
-        raise BackendTimeout("the back end did not respond in time") from None
+        raise BackendTimeout("the Ollama server did not respond within the timeout") from None
     except (httpx.HTTPError, ValueError):
-        raise BackendUnavailable("the back end returned a malformed response") from None
+        raise BackendUnavailable("the Ollama server's response is malformed") from None
 
 
 _DEFAULT_TAG = ":latest"
 
 
-async def resident_models(http: HttpClient) -> frozenset[str]:
-    """Return the models that ``GET /api/ps`` lists; ``llama3.2:latest`` is also ``llama3.2``.
+async def list_resident_models(http: HttpClient) -> frozenset[str]:
+    """Return the models that ``GET /api/ps`` lists as being in the server's memory.
+
+    A model with the tag ``:latest`` is returned under its name without the tag as well.
 
     Raises:
         BackendUnavailable, BackendTimeout, Overloaded, BackendRejected: the call failed.
     """
     body = await http.get("/api/ps", _PROBE_SECONDS)
     try:
-        return frozenset(_names(from_json(body)["models"]))
-    except (ValueError, KeyError, TypeError):
-        raise BackendUnavailable("the back end returned a malformed response") from None
-
-
-def _names(models: list[dict[str, str]]) -> Iterator[str]:
-    for model in models:
-        yield model["name"]
-        yield model["name"].removesuffix(_DEFAULT_TAG)
+        names = [model["name"] for model in from_json(body)["models"]]
+        return frozenset(names).union(name.removesuffix(_DEFAULT_TAG) for name in names)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise BackendUnavailable("the Ollama server's response to /api/ps is malformed") from None

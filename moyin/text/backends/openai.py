@@ -1,4 +1,4 @@
-"""Adapts servers with OpenAI's API: llama.cpp, vLLM and OpenAI itself."""
+"""Implements the back end for servers with OpenAI's API: llama.cpp, vLLM and OpenAI itself."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from moyin.domain.chat import ChatRequest, ChatResponse, Delta, EmbeddingRequest
 from moyin.domain.needs import Model, Needs
 from moyin.errors import BackendUnavailable, StreamInterrupted, UnsupportedFeature
 from moyin.http.validation import merge_defaults
-from moyin.text.backends.endpoint import Endpoints
-from moyin.text.backends.http import HttpClient
-from moyin.text.backends.responses import check_vectors
+from moyin.text.backends.http import EndpointFinder, HttpClient
+from moyin.text.backends.response_errors import validate_embeddings
 from moyin.text.protocol.openai.request_to_upstream import (
     chat_request_to_upstream,
     embedding_request_to_upstream,
@@ -31,14 +30,15 @@ __all__ = ["OPENAI_URL", "OpenAIBackend"]
 OPENAI_URL = "https://api.openai.com/v1"
 
 _PROBE_SECONDS = 3.0
-# Members that make a server report the usage in every event of a stream, so that an interrupted one
-# is charged exactly. The key is `owned_by` of the server's models: others may refuse the members.
+# Request members that make a server report the usage in every event of a stream, so that an
+# interrupted stream is charged exactly. The key is the member `owned_by` of the server's models;
+# servers of another kind may reject these members.
 _USAGE_REPORTING: Mapping[str, Mapping[str, Any]] = {
     "llamacpp": {"timings_per_token": True},
     "vllm": {"stream_options": {"continuous_usage_stats": True}},
 }
-# The servers' names of the sampling options that OpenAI does not have.
-_SAMPLERS: Mapping[str, Mapping[str, str]] = {
+# How each kind of server names the sampling options that OpenAI's API lacks.
+_SAMPLING_OPTION_NAMES: Mapping[str, Mapping[str, str]] = {
     "llamacpp": {"min_p": "min_p", "repeat_penalty": "repeat_penalty"},
     "vllm": {"min_p": "min_p", "repeat_penalty": "repetition_penalty"},
 }
@@ -53,20 +53,20 @@ class OpenAIBackend:
 
     Args:
         endpoints: finds the base URL, such as ``http://127.0.0.1:8080/v1``.
-        connections: the number of concurrent connections to the server.
-        prompt_cache: let llama.cpp reuse earlier prompts. Timing and ``cached_tokens`` then reveal
-            other clients' prompts.
+        connections: maximum number of concurrent connections to the server.
+        prompt_cache: True lets llama.cpp reuse the computation of earlier prompts. The timing and
+            ``cached_tokens`` then reveal whether another client sent the same prompt.
     """
 
     api_format = ApiFormat.OPENAI
     fetches_pictures = False
     streams_by_token = True
-    _path = "/chat/completions"
+    _chat_path = "/chat/completions"
 
     def __init__(
-        self, endpoints: Endpoints, *, connections: int, prompt_cache: bool = False
+        self, endpoints: EndpointFinder, *, connections: int, prompt_cache: bool = False
     ) -> None:
-        self._owner = ""
+        self._owned_by = ""
         self._prompt_cache = prompt_cache
         self._endpoints = endpoints
         self._http = HttpClient(
@@ -76,16 +76,16 @@ class OpenAIBackend:
         )
 
     def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
-        return _USAGE_REPORTING.get(self._owner, {}) if streams else {}
+        return _USAGE_REPORTING.get(self._owned_by, {}) if streams else {}
 
     @property
     def can_count_tokens(self) -> bool:
         # llama.cpp also has Anthropic's API below the same base URL.
-        return self._owner == "llamacpp"
+        return self._owned_by == "llamacpp"
 
     @property
     def overrides(self) -> Mapping[str, Any]:
-        return _NO_PROMPT_CACHE if self._owner == "llamacpp" and not self._prompt_cache else {}
+        return _NO_PROMPT_CACHE if self._owned_by == "llamacpp" and not self._prompt_cache else {}
 
     async def forward(self, request: RawRequest) -> bytes:
         return await self._http.post(request.path, request.body, request.deadline)
@@ -94,71 +94,75 @@ class OpenAIBackend:
         return self._http.stream(request.path, request.body, request.deadline)
 
     async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
-        request_body = to_json(self._request_body(request, stream=False))
-        body = await self._http.post(self._path, request_body, deadline)
+        request_body = to_json(self._build_request_body(request, stream=False))
+        body = await self._http.post(self._chat_path, request_body, deadline)
         try:
             return chat_response_to_domain(from_json(body))
         except ValueError:
-            raise BackendUnavailable("the back end's response is not JSON") from None
+            raise BackendUnavailable(
+                "the back end's response to /chat/completions is not JSON"
+            ) from None
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
         reader = StreamReader()
-        request_body = self._request_body(request, stream=True)
-        body = to_json(merge_defaults(request_body, _USAGE_REPORTING.get(self._owner, {})))
-        async with aclosing(self._http.stream(self._path, body, deadline)) as pieces:
+        request_body = self._build_request_body(request, stream=True)
+        body = to_json(merge_defaults(request_body, _USAGE_REPORTING.get(self._owned_by, {})))
+        async with aclosing(self._http.stream(self._chat_path, body, deadline)) as pieces:
             async for piece in pieces:
                 for delta in reader.feed(piece):
                     yield delta
-        for delta in reader.end():
+        for delta in reader.flush():
             yield delta
-        if not reader.finished:
-            raise StreamInterrupted("the back end ended the stream early")
+        if not reader.is_finished:
+            raise StreamInterrupted("the back end ended the stream without a finish_reason")
 
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
         body = await self._http.post(
             "/embeddings", to_json(embedding_request_to_upstream(request)), deadline
         )
         try:
-            return check_vectors(embedding_response_to_domain(from_json(body)), request)
+            return validate_embeddings(embedding_response_to_domain(from_json(body)), request)
         except ValueError:
-            raise BackendUnavailable("the back end's response is not JSON") from None
+            raise BackendUnavailable("the back end's response to /embeddings is not JSON") from None
 
     async def probe(self) -> None:
-        self._owner = _owner(await self._http.get("/models", _PROBE_SECONDS))
+        self._owned_by = _read_owned_by(await self._http.get("/models", _PROBE_SECONDS))
 
     async def close(self) -> None:
         await self._http.close()
 
-    def _request_body(self, request: ChatRequest, *, stream: bool) -> dict[str, Any]:
+    def _build_request_body(self, request: ChatRequest, *, stream: bool) -> dict[str, Any]:
         body = chat_request_to_upstream(request, stream=stream)
-        known = self._endpoints.known
+        known = self._endpoints.known_endpoint
         if known is not None and known.url == OPENAI_URL and "max_tokens" in body:
-            # OpenAI's reasoning models refuse the older name; other servers know only that one.
+            # OpenAI's reasoning models reject `max_tokens`; other servers know only `max_tokens`.
             body["max_completion_tokens"] = body.pop("max_tokens")
-        return {**body, **self._extras(request), **self.overrides}
+        return {**body, **self._build_server_members(request), **self.overrides}
 
-    def _extras(self, request: ChatRequest) -> dict[str, Any]:
-        """Return the members that the server accepts beyond OpenAI's own.
+    def _build_server_members(self, request: ChatRequest) -> dict[str, Any]:
+        """Return the request members that this kind of server accepts beyond OpenAI's API.
 
         Raises:
-            UnsupportedFeature: the server does not support a sampling option.
+            UnsupportedFeature: the request sets a sampling option that the server lacks.
         """
-        names = _SAMPLERS.get(self._owner, {})
+        names = _SAMPLING_OPTION_NAMES.get(self._owned_by, {})
         extras: dict[str, Any] = {}
         for name in ("min_p", "repeat_penalty"):
             value = getattr(request.sampling, name)
             if value is None:
                 continue
             if name not in names:
-                raise UnsupportedFeature(f"this back end does not support {name}", field=name)
+                raise UnsupportedFeature(
+                    f"the chosen back end does not support {name}; omit it", field=name
+                )
             extras[names[name]] = value
         if names and request.reasoning is not None and not request.reasoning.enabled:
             extras |= _NO_THINKING
         return extras
 
 
-def _owner(models: bytes) -> str:
-    """Read ``owned_by`` from a list of models; empty if it is missing."""
+def _read_owned_by(models: bytes) -> str:
+    """Return ``owned_by`` of the first model in a list of models; empty if it is missing."""
     try:
         return str(from_json(models)["data"][0]["owned_by"])
     except (ValueError, KeyError, IndexError, TypeError):

@@ -1,1 +1,1 @@
-"""Evaluates a share of the answers with a judge model and learns from its verdicts."""
+"""Lets a judge model grade sampled answers against second answers, and learns from the grades."""

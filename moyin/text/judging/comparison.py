@@ -1,4 +1,4 @@
-"""Turns a sampled answer into a comparison job, or says why it cannot be compared."""
+"""Creates the comparison of a sampled answer with a second model's answer."""
 
 from __future__ import annotations
 
@@ -15,53 +15,41 @@ from moyin.domain.chat import ChatRequest
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs, estimate_tokens
 from moyin.errors import ModelNotFound, MoyinError
-from moyin.text.judging.outcomes import Outcome
-from moyin.text.judging.rules import JudgeRules, allowed_residencies, route_for
-from moyin.text.judging.transcripts import answer_text, conversation_text, streamed_answer
-from moyin.text.judging.verdict import LONGEST_VERDICT
+from moyin.text.judging.rules import JudgeRules, compile_judge_route, intersect_residencies
+from moyin.text.judging.transcripts import decode_stream, format_answer, format_conversation
+from moyin.text.judging.verdict import MAX_VERDICT_TOKENS, Outcome
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.protocol.openai.request_to_upstream import chat_request_to_upstream
-from moyin.text.routing.compiled_route import EligibleDeployment
+from moyin.text.routing.compiled_route import RouteTarget, compute_max_request_cost
 from moyin.text.routing.decision import Candidate
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.policy import parse_preferences
+from moyin.text.routing.request_preferences import parse_preferences
 from moyin.text.routing.request_quality import question_to_json
-from moyin.text.routing.rescue import is_better
-from moyin.text.routing.reservation import max_cost
+from moyin.text.routing.rescue import has_higher_quality
 from moyin.text.routing.routed_call import RoutedCall
 
-__all__ = [
-    "FRAME_TOKENS",
-    "Comparison",
-    "NotCompared",
-    "Sample",
-    "comparison_id",
-    "comparison_of",
-]
-
-_PREFIX = "judge-"
-# Tokens of the judge's instructions, marks and schema.
-FRAME_TOKENS = 600
-_LARGEST_BODY = 256 * 1024
+_ID_PREFIX = "judge-"
+INSTRUCTION_TOKENS = 600  # of the judge's instructions, markers and schema
+_MAX_CHARACTERS = 256 * 1024
 
 
-class NotCompared(Exception):
-    """Carries the reason why a sampled answer is not compared."""
+class NotComparable(Exception):
+    """Raised if a sampled answer is not compared; ``outcome`` is the reason."""
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(outcome)
         self.outcome = outcome
 
 
-# Not frozen: freezing doubles the cost of creating one on the hot path.
+# The class is not frozen, because that would double the time of creating a sample in a request.
 @dataclass(kw_only=True, slots=True)
-class Sample:
-    """Holds an answer as the hot path leaves it.
+class SampledAnswer:
+    """A sampled answer and the request that it answers.
 
     Attributes:
-        candidates: of the routing decision, in the order in which they would be tried.
-        model: that answered.
-        body: the answer in the client's protocol, whole or as a complete stream.
+        candidates: the candidates of the routing decision, in the order of preference.
+        model: the model that answered.
+        body: the answer in the client's protocol: a whole response or a complete stream.
     """
 
     call: RoutedCall
@@ -73,22 +61,22 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """Holds the data of a comparison job; it is stored only while the job runs.
+    """The data of a comparison job, which is stored only while the job runs.
 
     Attributes:
-        name: model name in the request, such as ``auto``.
-        places: where the data may go.
-        model: that answered the client.
-        second: model whose answer it is compared with.
-        p_good: probability of a good answer of ``model``, as estimated before.
-        second_p_good: the same of ``second``.
-        question: of the request, as `moyin.text.quality` stores it.
-        request: the conversation in OpenAI's protocol, with ``second`` as its model.
-        conversation: text that the judge reads.
-        answer: text of the client's answer that the judge reads.
-        swapped: the second answer is shown first, as drawn at random.
-        bounded: the second answer has a lower token limit than the client set.
-        most_usd: highest cost of both calls.
+        name: the model or alias that the client's request names, such as ``auto``.
+        places: the places where data-residency rules allow the data to go.
+        model: the model that answered the client.
+        second: the model that writes the second answer.
+        p_good: the probability of a good answer of ``model``, as estimated before the request.
+        second_p_good: the probability of a good answer of ``second``, estimated likewise.
+        question: the stored form of the request's `moyin.text.quality.question.Question`.
+        request: the body of the chat completion for the second model.
+        conversation: the conversation as text for the judge.
+        answer: the client's answer as text for the judge.
+        swapped: True if the judge reads the second answer first, which is decided at random.
+        bounded: True if the second answer has a lower token limit than the client set.
+        most_usd: the highest possible cost of both calls in US dollars.
     """
 
     id: str
@@ -109,60 +97,56 @@ class Comparison:
     most_usd: Decimal
 
 
-def comparison_id(owner: str, request_id: str) -> str:
-    """Return the id of an answer's comparison; it is the same each time it is sampled."""
+def derive_comparison_id(owner: str, request_id: str) -> str:
+    """Derive the id of a comparison, which is the same each time its answer is sampled."""
     text = f"{len(owner)}:{owner}{request_id}"
-    return _PREFIX + hashlib.sha256(text.encode()).hexdigest()[:40]
+    return _ID_PREFIX + hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
-def comparison_of(sample: Sample, fleet: Fleet, rules: JudgeRules) -> Comparison:
-    """Return the comparison of a sample.
+def create_comparison(sample: SampledAnswer, fleet: Fleet, rules: JudgeRules) -> Comparison:
+    """Create the comparison of a sampled answer.
 
     Raises:
-        NotCompared: the answer cannot or must not be compared.
+        NotComparable: the answer cannot or must not be compared.
     """
     call = sample.call
     context, quality = call.context, call.quality
-    assert quality is not None, "only answers whose quality was weighed are sampled"
-    if not fleet.policy(context.owner).is_judged:
-        raise NotCompared(Outcome.OPTED_OUT)
-    if not fleet.catalog.leaves_choice(call.request.model):
-        # An alias of an earlier configuration: its data-residency rules are gone.
-        raise NotCompared(Outcome.UNSUITABLE)
+    assert quality is not None, f"request {context.request_id} was sampled without an estimate"
+    if not fleet.get_policy(context.owner).is_judged:
+        raise NotComparable(Outcome.OPTED_OUT)
+    if not fleet.catalog.is_group_name(call.request.model):
+        # A reload of the configuration removed the alias and its data-residency rules.
+        raise NotComparable(Outcome.UNSUITABLE)
     try:
         request = call.request.to_domain("")
-        assert isinstance(request, ChatRequest), "embeddings are never sampled"
-        conversation, answer = conversation_text(request), _answer_text(sample)
+        assert isinstance(request, ChatRequest), f"embeddings {context.request_id} were sampled"
+        conversation, answer = format_conversation(request), _format_sampled_answer(sample)
         residency = parse_preferences(context.headers, fleet.residencies).residency
     except (MoyinError, ValueError):
-        # Parts that the domain model cannot express, pictures, or an outdated header.
-        raise NotCompared(Outcome.UNSUITABLE) from None
-    if not answer or len(conversation) + len(answer) > _LARGEST_BODY:
-        raise NotCompared(Outcome.UNSUITABLE)
-    places = allowed_residencies(fleet, call.request.model, context.owner, residency)
+        # The request has pictures, parts that `ChatRequest` cannot express, or an outdated header.
+        raise NotComparable(Outcome.UNSUITABLE) from None
+    if not answer or len(conversation) + len(answer) > _MAX_CHARACTERS:
+        raise NotComparable(Outcome.UNSUITABLE)
+    places = intersect_residencies(fleet, call.request.model, context.owner, residency)
     judge_needs = Needs(
         prompt_tokens=estimate_tokens(conversation)
         + estimate_tokens(answer)
-        + rules.most_answer_tokens
-        + FRAME_TOKENS,
-        max_tokens=LONGEST_VERDICT,
+        + rules.max_answer_tokens
+        + INSTRUCTION_TOKENS,
+        max_tokens=MAX_VERDICT_TOKENS,
         schema=True,
     )
-    judge_targets, judge_usd = _able_targets(fleet, rules.model, places, judge_needs)
+    judge_targets, judge_usd = _find_capable_targets(fleet, rules.model, places, judge_needs)
     judge_models = {candidate.model.name for candidate in judge_targets}
     if sample.model in judge_models:
-        raise NotCompared(Outcome.ALONE)
-    body, bounded = _second_request(request, rules)
-    needs = OpenAICodec().parse(to_json({**body, "model": sample.model})).needs()
-    second = _second_model(sample, rules, judge_models)
-    second_targets, second_usd = _able_targets(fleet, second, places, needs)
-    first = next(
-        candidate
-        for candidate in sample.candidates
-        if candidate.deployment.model.name == sample.model
-    )
+        raise NotComparable(Outcome.NO_SECOND_MODEL)
+    body, bounded = _encode_second_request(request, rules)
+    needs = OpenAICodec().parse(to_json({**body, "model": sample.model})).derive_needs()
+    second = _choose_second_model(sample, rules, judge_models)
+    second_targets, second_usd = _find_capable_targets(fleet, second, places, needs)
+    first = _find_answering_candidate(sample)
     return Comparison(
-        id=comparison_id(context.owner, context.request_id),
+        id=derive_comparison_id(context.owner, context.request_id),
         owner=context.owner,
         request_id=context.request_id,
         name=call.request.model,
@@ -175,59 +159,59 @@ def comparison_of(sample: Sample, fleet: Fleet, rules: JudgeRules) -> Comparison
         request={**body, "model": second},
         conversation=conversation,
         answer=answer,
-        # Needs to be fair, not unpredictable.
+        # The order must be fair, but not secret.
         swapped=random.random() < 0.5,
         bounded=bounded,
         most_usd=judge_usd + second_usd,
     )
 
 
-def _answer_text(sample: Sample) -> str:
+def _format_sampled_answer(sample: SampledAnswer) -> str:
     call = sample.call
-    if call.request.streams:
-        return answer_text(streamed_answer(call.codec, sample.body))
-    return answer_text(call.codec.read_response(from_json(sample.body)))
+    if call.request.is_streamed:
+        return format_answer(decode_stream(call.codec, sample.body))
+    return format_answer(call.codec.read_response(from_json(sample.body)))
 
 
-def _second_request(request: ChatRequest, rules: JudgeRules) -> tuple[dict[str, Any], bool]:
-    """Return the request for the second model, and whether its answer is limited further.
+def _encode_second_request(request: ChatRequest, rules: JudgeRules) -> tuple[dict[str, Any], bool]:
+    """Encode the request for the second model, without the client's user id.
 
-    The client's user id is removed.
+    Returns:
+        The body, and True if it has a lower token limit than the client set.
     """
-    max_tokens = rules.most_answer_tokens
+    max_tokens = rules.max_answer_tokens
     bounded = request.max_tokens is None or request.max_tokens > max_tokens
     shorter = replace(request, max_tokens=max_tokens if bounded else request.max_tokens, user=None)
     return chat_request_to_upstream(shorter, stream=False), bounded
 
 
-def _second_model(sample: Sample, rules: JudgeRules, judge_models: set[str]) -> str:
-    """Return the model to compare with.
+def _choose_second_model(sample: SampledAnswer, rules: JudgeRules, judge_models: set[str]) -> str:
+    """Return the model that writes the second answer, which is never the judge.
 
-    It is the configured one, else the next better candidate, else the next cheaper, else the next.
-    The judge never evaluates its own answer.
+    It is the configured model, else the next better candidate, else the next cheaper candidate,
+    else any other candidate.
 
     Raises:
-        NotCompared: there is no such model.
+        NotComparable: there is no other candidate.
     """
     if rules.second is not None and rules.second != sample.model:
         return rules.second
-    first = next(
-        candidate
-        for candidate in sample.candidates
-        if candidate.deployment.model.name == sample.model
-    )
+    first, excluded = _find_answering_candidate(sample), {sample.model, *judge_models}
     others = [
         candidate
         for candidate in sample.candidates
-        if candidate.deployment.model.name != sample.model
-        and candidate.deployment.model.name not in judge_models
+        if candidate.deployment.model.name not in excluded
     ]
     if not others:
-        raise NotCompared(Outcome.ALONE)
-    better = (candidate for candidate in others if is_better(candidate, first))
+        raise NotComparable(Outcome.NO_SECOND_MODEL)
+    better = (candidate for candidate in others if has_higher_quality(candidate, first))
     cheaper = (candidate for candidate in others if _is_cheaper(candidate, first))
     chosen = next(better, None) or next(cheaper, None) or others[0]
     return chosen.deployment.model.name
+
+
+def _find_answering_candidate(sample: SampledAnswer) -> Candidate:
+    return next(one for one in sample.candidates if one.deployment.model.name == sample.model)
 
 
 def _is_cheaper(candidate: Candidate, other: Candidate) -> bool:
@@ -235,19 +219,23 @@ def _is_cheaper(candidate: Candidate, other: Candidate) -> bool:
     return forecast is not None and than is not None and forecast.cost_pico < than.cost_pico
 
 
-def _able_targets(
+def _find_capable_targets(
     fleet: Fleet, name: str, places: Sequence[str], needs: Needs
-) -> tuple[list[EligibleDeployment], Decimal]:
-    """Return the targets that could answer, and the highest cost in US dollars."""
+) -> tuple[list[RouteTarget], Decimal]:
+    """Return the deployments that can answer, and the highest cost of an answer in US dollars.
+
+    Raises:
+        NotComparable: no deployment of the model can answer.
+    """
     try:
-        route = route_for(fleet, name, places)
+        route = compile_judge_route(fleet, name, places)
     except ModelNotFound:
-        # The name comes from an earlier configuration.
-        raise NotCompared(Outcome.ALONE) from None
+        # A reload of the configuration removed the model.
+        raise NotComparable(Outcome.NO_SECOND_MODEL) from None
     able = [candidate for candidate in route.targets if candidate.model.supports(needs)]
     if able:
-        return able, max_cost(route, needs, choices=1, streams=False)
+        return able, compute_max_request_cost(route, needs, choices=1, streams=False)
     if route.targets:
-        raise NotCompared(Outcome.UNSUITABLE)
+        raise NotComparable(Outcome.UNSUITABLE)
     configured = any(exclusion.is_allowed for exclusion in route.exclusions)
-    raise NotCompared(Outcome.UNAVAILABLE if configured else Outcome.RESIDENCY)
+    raise NotComparable(Outcome.UNAVAILABLE if configured else Outcome.RESIDENCY)

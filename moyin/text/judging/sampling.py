@@ -1,4 +1,4 @@
-"""Samples answers on the hot path and queues them for comparison."""
+"""Samples the answers of requests, and starts the jobs that compare them with second answers."""
 
 from __future__ import annotations
 
@@ -12,56 +12,62 @@ from moyin.domain.money import Usage
 from moyin.domain.serialization import encode
 from moyin.errors import MoyinError
 from moyin.store.comparisons import ComparisonStore
-from moyin.text.judging.budget import JudgeBudget
-from moyin.text.judging.comparison import NotCompared, Sample, comparison_of
-from moyin.text.judging.outcomes import Count, Outcome
-from moyin.text.judging.rules import JudgeRules
+from moyin.text.judging.comparison import NotComparable, SampledAnswer, create_comparison
+from moyin.text.judging.rules import JudgeBudget, JudgeRules
+from moyin.text.judging.verdict import Outcome, OutcomeCounter
 from moyin.text.quality.estimator import Estimator
-from moyin.text.routing.answer import Answer, Stream
+from moyin.text.routing.answer import Answer, AnswerStream
 from moyin.text.routing.decision import Candidate
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.routed_call import RoutedCall
 
-__all__ = ["AnswerSampler", "ComparisonQueue", "ComparisonStarter"]
-
 _log = logging.getLogger(__name__)
-_CAPACITY = 64
-# Bound what the queue holds; documents are rejected later.
+_MAX_QUEUED_SAMPLES = 64
+# These limits bound the memory of the queue. `create_comparison` rejects documents later.
 _MAX_ATTACHMENT_BYTES = 64 * 1024
 _MAX_REQUEST_BYTES = 1024 * 1024
 _MAX_ANSWER_BYTES = 256 * 1024
 
 
 class ComparisonQueue(Protocol):
-    """Starts the durable job of a comparison."""
+    """Starts the Temporal workflow of a comparison."""
 
     async def start(self, comparison_id: str, owner: str) -> bool:
-        """Start the job in its owner's turn; return False if one with this id exists.
+        """Queue the workflow in a fair order among tenants.
+
+        Returns:
+            False if a workflow with this id exists.
 
         Raises:
-            ServiceUnavailable: the queue is unavailable.
+            ServiceUnavailable: Temporal is unavailable.
         """
 
 
 class AnswerSampler:
-    """Samples answers at random and queues them without waiting. Used from one event loop.
+    """Samples answers at random and queues them without delaying the request.
+
+    All methods must be called from the same event loop.
 
     Args:
+        count: counts the answers that are not queued.
         draw: returns a random number from 0 to 1.
 
     Attributes:
-        rules: may be replaced at any time; None: nothing is sampled.
-        samples: those that wait for their comparison.
+        rules: the current rules, which may be replaced at any time; None stops the sampling.
+        samples: the queue of samples for `ComparisonStarter`.
     """
 
-    def __init__(self, count: Count, *, draw: Callable[[], float] = random.random) -> None:
+    def __init__(self, count: OutcomeCounter, *, draw: Callable[[], float] = random.random) -> None:
         self.rules: JudgeRules | None = None
-        self.samples: asyncio.Queue[Sample] = asyncio.Queue(_CAPACITY)
+        self.samples: asyncio.Queue[SampledAnswer] = asyncio.Queue(_MAX_QUEUED_SAMPLES)
         self._count = count
         self._draw = draw
 
     def sample(self, call: RoutedCall, candidates: Sequence[Candidate], answer: Answer) -> Answer:
-        """Return the answer, wrapped for recording if it was sampled as a stream."""
+        """Sample an answer at random, and return it for the client.
+
+        A sampled stream is returned wrapped, because it is queued when it ends.
+        """
         rules = self.rules
         if rules is None or call.quality is None or not call.quality.is_estimated:
             return answer
@@ -73,10 +79,12 @@ class AnswerSampler:
         model = dict(answer.headers)[b"x-moyin-model"].decode()
 
         def enqueue(body: bytes, usage: Usage) -> None:
-            if usage.output_tokens > rules.most_answer_tokens or len(body) > _MAX_ANSWER_BYTES:
+            if usage.output_tokens > rules.max_answer_tokens or len(body) > _MAX_ANSWER_BYTES:
                 self._count(Outcome.UNSUITABLE)
                 return
-            sample = Sample(call=call, candidates=candidates, model=model, body=body, usage=usage)
+            sample = SampledAnswer(
+                call=call, candidates=candidates, model=model, body=body, usage=usage
+            )
             try:
                 self.samples.put_nowait(sample)
             except asyncio.QueueFull:
@@ -90,20 +98,20 @@ class AnswerSampler:
 
 
 def _is_suitable(call: RoutedCall, rules: JudgeRules) -> bool:
-    """Return whether a judge could read the conversation, by what is known at no cost."""
+    """Return True if a judge can probably read the conversation: it has only text and is short."""
     needs = call.needs
     return (
         len(call.request.raw) <= _MAX_REQUEST_BYTES
-        and needs.prompt_tokens <= rules.most_prompt_tokens
+        and needs.prompt_tokens <= rules.max_prompt_tokens
         and needs.attachment_bytes <= _MAX_ATTACHMENT_BYTES
         and not (needs.vision or needs.has_external_content or needs.embeddings)
     )
 
 
 class _RecordingStream:
-    """Passes on a stream and queues its pieces once it is complete."""
+    """Forwards a stream and queues its bytes as a sample when it is complete."""
 
-    def __init__(self, stream: Stream, enqueue: Callable[[bytes, Usage], None]) -> None:
+    def __init__(self, stream: AnswerStream, enqueue: Callable[[bytes, Usage], None]) -> None:
         self._stream = stream
         self._enqueue: Callable[[bytes, Usage], None] | None = enqueue
         self._pieces: list[bytes] = []
@@ -122,8 +130,8 @@ class _RecordingStream:
             self._pieces.clear()
             self._enqueue = None
         elif (usage := self._stream.final_usage) is not None:
-            # The last piece states the cost, which readers of the answer ignore. A held-back stream
-            # may end with answer and cost in one piece.
+            # The last piece contains the cost, which `decode_stream` ignores. It may also contain
+            # the end of the answer.
             self._enqueue(b"".join(self._pieces), usage)
             self._pieces.clear()
             self._enqueue = None
@@ -138,11 +146,11 @@ class _RecordingStream:
 
 
 class ComparisonStarter:
-    """Creates comparisons from samples, one after the other, and starts their jobs.
+    """Creates the comparisons of queued samples one after another, and starts their jobs.
 
     Args:
-        fleet: returns the current one.
-        estimator: knows whose learning is frozen.
+        fleet: returns the current fleet.
+        estimator: knows the tenants whose learning is frozen.
     """
 
     def __init__(
@@ -154,7 +162,7 @@ class ComparisonStarter:
         budget: JudgeBudget,
         store: ComparisonStore,
         queue: ComparisonQueue,
-        count: Count,
+        count: OutcomeCounter,
     ) -> None:
         self._sampler = sampler
         self._fleet = fleet
@@ -165,30 +173,36 @@ class ComparisonStarter:
         self._count = count
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Start a comparison for each queued sample until cancelled."""
         while True:
             sample = await self._sampler.samples.get()
             try:
                 self._count(await self.start(sample))
             except Exception:
                 self._count(Outcome.FAILED)
-                _log.exception("a sampled answer could not be compared and is dropped")
+                request_id = sample.call.context.request_id
+                _log.exception(
+                    "dropped the sampled answer of request %s: unexpected error", request_id
+                )
 
-    async def start(self, sample: Sample) -> Outcome:
-        """Start the comparison of a sample, or return why it is not started."""
+    async def start(self, sample: SampledAnswer) -> Outcome:
+        """Start the comparison of a sample.
+
+        Returns:
+            `Outcome.STARTED`, or the reason why the comparison was not started.
+        """
         rules = self._sampler.rules
         if rules is None:
-            return Outcome.OFF
-        if self._estimator.state(sample.call.context.owner).frozen:
+            return Outcome.DISABLED
+        if self._estimator.get_state(sample.call.context.owner).frozen:
             return Outcome.FROZEN
         try:
-            comparison = comparison_of(sample, self._fleet(), rules)
-        except NotCompared as error:
+            comparison = create_comparison(sample, self._fleet(), rules)
+        except NotComparable as error:
             return error.outcome
         try:
-            # Checked here so that no job waits for a spent budget. Each call reserves its own cost
-            # when it is made.
-            if await self._budget.spent() + comparison.most_usd > rules.usd_per_month:
+            # This check only avoids jobs without a budget. Each call reserves its own cost later.
+            if await self._budget.read_spent_usd() + comparison.most_usd > rules.usd_per_month:
                 return Outcome.BUDGET
             if not await self._store.has_room(comparison.owner):
                 return Outcome.DROPPED
@@ -196,7 +210,8 @@ class ComparisonStarter:
                 return Outcome.REPEATED
             return await self._start_job(comparison.id, comparison.owner)
         except MoyinError as error:
-            _log.warning("a sampled answer cannot be queued for the judge: %s", error)
+            request_id = sample.call.context.request_id
+            _log.warning("dropped the sampled answer of request %s: %s", request_id, error)
             return Outcome.UNAVAILABLE
 
     async def _start_job(self, comparison_id: str, owner: str) -> Outcome:

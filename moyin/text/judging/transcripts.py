@@ -1,4 +1,4 @@
-"""Writes conversations and answers as plain text for a judge to read."""
+"""Formats conversations and answers as plain text that the judge model reads."""
 
 from __future__ import annotations
 
@@ -7,23 +7,8 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
+from moyin.domain import chat
 from moyin.domain.backend import ApiFormat
-from moyin.domain.chat import (
-    ChatRequest,
-    ChatResponse,
-    Delta,
-    Finished,
-    Image,
-    Part,
-    StopReason,
-    Text,
-    TextDelta,
-    Thinking,
-    ToolArguments,
-    ToolResult,
-    ToolStarted,
-    ToolUse,
-)
 from moyin.domain.money import Usage
 from moyin.errors import StreamInterrupted, UnsupportedFeature
 from moyin.http.sse import FrameSplitter, parse_event
@@ -32,70 +17,70 @@ from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.ollama.stream import LineSplitter
 from moyin.text.protocol.openai.stream import StreamReader as OpenAIReader
 
-__all__ = ["answer_text", "conversation_text", "streamed_answer"]
 
-
-def conversation_text(request: ChatRequest) -> str:
-    """Return the text of the conversation up to the answer.
+def format_conversation(request: chat.ChatRequest) -> str:
+    """Format the system prompts, tools and messages of a conversation as text.
 
     Raises:
-        UnsupportedFeature: it contains pictures.
+        UnsupportedFeature: the conversation contains pictures.
     """
-    return "\n\n".join(_sections(request))
+    return "\n\n".join(_iterate_sections(request))
 
 
-def _sections(request: ChatRequest) -> Iterator[str]:
+def _iterate_sections(request: chat.ChatRequest) -> Iterator[str]:
     if request.system:
         yield "SYSTEM:\n" + "\n\n".join(part.text for part in request.system)
     for tool in request.tools:
         yield f"TOOL {tool.name}: {tool.description or ''}".rstrip(": ")
     for message in request.messages:
-        yield f"{message.role.upper()}:\n" + "\n".join(map(_part_text, message.parts))
+        yield f"{message.role.upper()}:\n" + "\n".join(map(_format_part, message.parts))
     if request.output is not None:
         schema = request.output.schema
         requirement = "" if schema is None else f" that matches {to_json(dict(schema)).decode()}"
         yield f"The answer has to be JSON{requirement}."
 
 
-def answer_text(answer: ChatResponse) -> str:
-    """Return the text of an answer as the client sees it, without reasoning."""
-    calls = [_part_text(part) for part in answer.parts if isinstance(part, ToolUse)]
+def format_answer(answer: chat.ChatResponse) -> str:
+    """Format the text and the tool calls of an answer as text, without its reasoning."""
+    calls = [_format_part(part) for part in answer.parts if isinstance(part, chat.ToolUse)]
     return "\n".join(filter(None, (answer.text.strip(), *calls)))
 
 
-def _part_text(part: Part) -> str:
+def _format_part(part: chat.Part) -> str:
     match part:
-        case Text():
+        case chat.Text():
             return part.text
-        case ToolUse():
+        case chat.ToolUse():
             return f"[calls the tool {part.name} with {part.arguments or '{}'}]"
-        case ToolResult():
-            inner = "\n".join(map(_part_text, part.content))
+        case chat.ToolResult():
+            inner = "\n".join(map(_format_part, part.content))
             return f"[the tool {'failed' if part.is_error else 'returned'}]\n{inner}"
-        case Thinking():
+        case chat.Thinking():
             return ""
-        case Image():
-            raise UnsupportedFeature("the judge does not support pictures", field="messages")
+        case chat.Image():
+            raise UnsupportedFeature(
+                "messages: the judge does not support pictures", field="messages"
+            )
 
 
-def streamed_answer(codec: ProtocolCodec, body: bytes) -> ChatResponse:
-    """Return the whole answer of a complete stream in the client's protocol.
+def decode_stream(codec: ProtocolCodec, body: bytes) -> chat.ChatResponse:
+    """Decode a complete stream in the client's protocol as a whole answer.
 
     Raises:
         MoyinError: the stream is malformed.
     """
     match codec.api_format:
         case ApiFormat.OLLAMA:
-            return _join_lines(codec, body)
+            return _join_ollama_lines(codec, body)
         case ApiFormat.RESPONSES:
-            return _last_response(codec, body)
+            return _decode_last_response(codec, body)
         case ApiFormat.OPENAI:
             return _join_deltas(OpenAIReader().feed(body))
         case ApiFormat.ANTHROPIC:
             return _join_deltas(AnthropicReader().feed(body))
 
 
-def _last_response(codec: ProtocolCodec, body: bytes) -> ChatResponse:
+def _decode_last_response(codec: ProtocolCodec, body: bytes) -> chat.ChatResponse:
     """Read the response object in the last event that has one."""
     for frame in reversed(FrameSplitter().feed(body)):
         if frame.data is not None:
@@ -105,30 +90,30 @@ def _last_response(codec: ProtocolCodec, body: bytes) -> ChatResponse:
     raise StreamInterrupted("the stream has no event with the response")
 
 
-def _join_deltas(deltas: list[Delta]) -> ChatResponse:
+def _join_deltas(deltas: list[chat.Delta]) -> chat.ChatResponse:
     texts: list[str] = []
-    calls: dict[int, tuple[ToolStarted, list[str]]] = {}
-    stop, usage = StopReason.END, Usage()
+    calls: dict[int, tuple[chat.ToolStarted, list[str]]] = {}
+    stop, usage = chat.StopReason.END, Usage()
     for delta in deltas:
         match delta:
-            case TextDelta():
+            case chat.TextDelta():
                 texts.append(delta.text)
-            case ToolStarted():
+            case chat.ToolStarted():
                 calls[delta.index] = (delta, [])
-            case ToolArguments() if delta.index in calls:
+            case chat.ToolArguments() if delta.index in calls:
                 calls[delta.index][1].append(delta.fragment)
-            case Finished():
+            case chat.Finished():
                 stop, usage = delta.stop, delta.usage
-    parts: list[Part] = [Text(text="".join(texts))] if texts else []
+    parts: list[chat.Part] = [chat.Text(text="".join(texts))] if texts else []
     parts += [
-        ToolUse(id=call.id, name=call.name, arguments="".join(fragments))
+        chat.ToolUse(id=call.id, name=call.name, arguments="".join(fragments))
         for call, fragments in calls.values()
     ]
-    return ChatResponse(id="", model="", parts=tuple(parts), stop=stop, usage=usage)
+    return chat.ChatResponse(id="", model="", parts=tuple(parts), stop=stop, usage=usage)
 
 
-def _join_lines(codec: ProtocolCodec, body: bytes) -> ChatResponse:
-    """Join Ollama's lines: each repeats the same members, and the last one has the rest."""
+def _join_ollama_lines(codec: ProtocolCodec, body: bytes) -> chat.ChatResponse:
+    """Decode Ollama's lines: all have a part of the answer, and the last one has the usage."""
     texts: list[str] = []
     calls: list[Any] = []
     last: dict[str, Any] = {}
@@ -139,9 +124,13 @@ def _join_lines(codec: ProtocolCodec, body: bytes) -> ChatResponse:
             texts.append(message.get("content") or last.get("response") or "")
             calls += message.get("tool_calls") or ()
     except (ValueError, AttributeError, TypeError):
-        raise StreamInterrupted("the stream has malformed lines") from None
+        raise StreamInterrupted(
+            "the sampled stream must consist of JSON objects in Ollama's format"
+        ) from None
     message = {"role": "assistant", "content": "".join(texts), "tool_calls": calls}
     try:
         return codec.read_response({**last, "message": message, "response": message["content"]})
     except (KeyError, TypeError):
-        raise StreamInterrupted("the stream has malformed tool calls") from None
+        raise StreamInterrupted(
+            "the sampled stream has tool calls without a name or arguments"
+        ) from None

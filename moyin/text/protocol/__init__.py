@@ -1,4 +1,4 @@
-"""Translates the API formats of OpenAI, Anthropic and Ollama to the domain and back.
+"""Translates the API formats of OpenAI, Anthropic and Ollama to `moyin.domain.chat` and back.
 
-Each protocol translates to and from `moyin.domain.chat`, never to another protocol.
+No protocol is translated directly to another protocol.
 """

@@ -1,4 +1,7 @@
-"""Defines the interface of a protocol codec, so that one path serves every protocol."""
+"""Defines the interface of a protocol codec, so that the router serves every protocol alike.
+
+The clients' protocols are the API formats of OpenAI, Anthropic and Ollama.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,8 @@ from typing import Any, NoReturn, Protocol, Self
 
 from pydantic_core import to_json
 
+from moyin.domain import chat
 from moyin.domain.backend import ApiFormat
-from moyin.domain.chat import (
-    ChatRequest,
-    ChatResponse,
-    Delta,
-    EmbeddingRequest,
-    EmbeddingResponse,
-    Image,
-    Message,
-    Part,
-    Role,
-)
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs, ResponseConstraints
 from moyin.domain.transcript import Transcript
@@ -26,43 +19,30 @@ from moyin.errors import MoyinError
 from moyin.http.problems import ErrorBody
 from moyin.http.validation import NO_MEMBERS, merge_defaults
 
-__all__ = [
-    "MAX_TURNS",
-    "ParsedRequest",
-    "ProtocolCodec",
-    "StreamTap",
-    "StreamWriter",
-    "Turn",
-    "UnstreamedRequest",
-    "merge_turns",
-    "newest_turns",
-    "replace_members",
-]
-
-# The role and the text of one message.
-Turn = tuple[str, str]
-# Three turns of the user, with the answers between them.
-MAX_TURNS = 6
+Turn = tuple[str, str]  # the role and the text of one message
+MAX_TURNS = 6  # three messages of the user with the answers between them
 
 
 class StreamWriter(Protocol):
-    """Encodes deltas as a stream of the protocol."""
+    """Encodes the deltas of an answer as the bytes of a stream in the client's protocol."""
 
-    def write(self, delta: Delta) -> bytes: ...
+    def write(self, delta: chat.Delta) -> bytes: ...
 
 
 class StreamTap(Protocol):
-    """Passes a stream through as bytes and reads the usage from it.
+    """Forwards the bytes of a back end's stream and reads the usage from them.
+
+    It is used if client and back end use the same API format.
 
     Attributes:
         usage: the latest usage that the back end reported.
-        finished: the protocol's last event has passed.
-        tokens: the output tokens that have passed, as far as the events show them.
-        transcript: records what the model writes, where one is set.
+        is_finished: True once the protocol's last event was forwarded.
+        tokens: the number of output tokens forwarded so far, estimated from the events.
+        transcript: if set, it records what the model writes.
     """
 
     usage: Usage | None
-    finished: bool
+    is_finished: bool
     transcript: Transcript | None
 
     @property
@@ -70,10 +50,10 @@ class StreamTap(Protocol):
 
     def feed(self, piece: bytes) -> bytes: ...
 
-    def end(self) -> bytes:
-        """Return the bytes that are left for the client when the back end has closed its stream.
+    def flush(self) -> bytes:
+        """Return the client's last bytes after the back end closed its stream.
 
-        Sets ``finished`` where these bytes complete the answer.
+        Sets ``is_finished`` if these bytes complete the answer.
 
         Raises:
             StreamInterrupted: the back end stopped within an event.
@@ -81,50 +61,50 @@ class StreamTap(Protocol):
 
 
 class ParsedRequest(Protocol):
-    """A validated request of a protocol."""
+    """A validated request in the client's protocol."""
 
     @property
     def model(self) -> str: ...
 
     @property
-    def streams(self) -> bool: ...
+    def is_streamed(self) -> bool: ...
 
-    def needs(self) -> Needs:
-        """Return the abilities that a model must have to answer."""
+    def derive_needs(self) -> Needs:
+        """Return the abilities that a model needs to answer the request."""
 
-    def constraints(self) -> ResponseConstraints:
-        """Return the constraints that a whole response must meet."""
+    def derive_constraints(self) -> ResponseConstraints:
+        """Return the constraints, such as a JSON schema, that the answer must meet."""
 
-    def recent_turns(self) -> tuple[Turn, ...]:
-        """Return the newest turns of the conversation, oldest first; none for embeddings."""
+    def select_recent_turns(self) -> tuple[Turn, ...]:
+        """Return the newest turns of the conversation, oldest first; empty for embeddings."""
 
     @property
     def raw(self) -> bytes:
-        """The client's bytes."""
+        """The request body as the client sent it."""
 
     @property
     def data(self) -> Mapping[str, Any]:
-        """The client's JSON."""
+        """The request body, parsed as JSON."""
 
-    def schemas(self) -> Iterator[tuple[str, Any]]:
-        """Yield the JSON schemas that the answer must match, each after its field.
+    def iterate_schemas(self) -> Iterator[tuple[str, Any]]:
+        """Yield the field and the value of each JSON schema that constrains the answer.
 
         Raises:
-            UnsupportedFeature: a member holds a grammar of another kind.
+            UnsupportedFeature: the request contains a grammar that is not a JSON schema.
         """
 
     @property
     def picture_urls(self) -> tuple[str, ...]:
-        """URLs of the pictures that the request does not contain itself."""
+        """The URLs of the pictures that the request refers to without containing them."""
 
-    def with_pictures(self, pictures: Mapping[str, Image]) -> ParsedRequest:
-        """Return the request with ``pictures``, given by their URLs, embedded in it."""
+    def with_pictures(self, pictures: Mapping[str, chat.Image]) -> ParsedRequest:
+        """Return the request with ``pictures`` (by URL) embedded in place of their URLs."""
 
-    def to_domain(self, model: str) -> ChatRequest | EmbeddingRequest:
-        """Translate the request for a back end of another API format.
+    def to_domain(self, model: str) -> chat.ChatRequest | chat.EmbeddingRequest:
+        """Translate the request to `moyin.domain.chat`, for a back end of another API format.
 
         Raises:
-            UnsupportedFeature: the domain has no place for a member; names that member.
+            UnsupportedFeature: the result cannot express a member; the error names it.
         """
 
     def to_upstream(
@@ -132,129 +112,141 @@ class ParsedRequest(Protocol):
     ) -> bytes:
         """Encode the request for a back end of the same API format.
 
-        These are the client's own bytes if nothing changes. Changes are the model's name and the
-        members that make the back end report the usage.
+        Returns the client's own bytes if neither the model's name nor a member changes.
 
         Args:
-            additions: members that are set where the client did not set them, one level deep.
-            overrides: members that are set even where the client set them.
+            additions: members to set unless the client set them, such as those that make the back
+                end report the usage. Objects are merged one level deep.
+            overrides: members to set even if the client set them.
         """
 
-    def stream_tap(self, additions: Mapping[str, Any]) -> StreamTap:
-        """Return a tap on the stream that answers ``to_upstream`` with these ``additions``.
+    def create_stream_tap(self, additions: Mapping[str, Any]) -> StreamTap:
+        """Return a tap for the stream that answers the body of ``to_upstream``.
 
-        It removes what only the additions asked for.
+        Args:
+            additions: the additions to that body. The tap hides events that only they caused.
         """
 
-    def stream_writer(self) -> StreamWriter: ...
+    def create_stream_writer(self) -> StreamWriter: ...
 
-    def encode_response(self, response: ChatResponse | EmbeddingResponse) -> bytes: ...
+    def encode_response(self, response: chat.ChatResponse | chat.EmbeddingResponse) -> bytes: ...
 
 
 class ProtocolCodec(Protocol):
-    """Reads a protocol's requests and responses, and writes its responses and errors."""
+    """Parses requests and responses of one call of a protocol; encodes responses and errors."""
 
     @property
     def api_format(self) -> ApiFormat: ...
 
     @property
     def path(self) -> str:
-        """The path of the call, below a back end's base URL."""
+        """The path of the call relative to a back end's base URL."""
 
     def parse(self, body: bytes) -> ParsedRequest:
         """Parse and validate a request.
 
         Raises:
-            InvalidJson, InvalidRequest: the body is invalid; names the field.
+            InvalidJson, InvalidRequest: the body is invalid; the error names the field.
         """
 
-    def forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-        """Select the client's headers (lower-case names) that belong to the protocol."""
+    def select_forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+        """Return the client's headers (lower-case names) that the back end needs, too."""
 
     @property
-    def stream_type(self) -> bytes:
+    def stream_content_type(self) -> bytes:
         """The content type of a streamed response."""
 
-    def cost_trailer(self, cost: bytes) -> bytes:
-        """Encode the cost in US dollars that follows a stream; empty if clients can't skip it."""
+    def encode_cost_trailer(self, cost: bytes) -> bytes:
+        """Encode the cost in US dollars as an addition to the end of a stream.
+
+        Returns no bytes if the protocol has no addition that clients ignore.
+        """
 
     def read_usage(self, body: Mapping[str, Any]) -> Usage:
-        """Read the usage from a whole response; all zero if the response states none."""
+        """Return the usage that a whole response reports, or zero counts if it reports none."""
 
-    def read_response(self, body: Mapping[str, Any]) -> ChatResponse:
-        """Translate a whole chat response to the domain.
-
-        Raises:
-            MoyinError: it is malformed, or has parts that the domain does not know.
-        """
-
-    def output_bytes(self, body: Mapping[str, Any]) -> int:
-        """Return the bytes that the model wrote in a whole response."""
-
-    def check_response(self, body: Mapping[str, Any]) -> None:
-        """Check that a back end's whole response has the member that holds the answer.
+    def read_response(self, body: Mapping[str, Any]) -> chat.ChatResponse:
+        """Translate a whole chat response to a `ChatResponse`.
 
         Raises:
-            BackendUnavailable: it has not.
+            MoyinError: the response is malformed, or `ChatResponse` cannot express a part.
         """
 
-    def complete_response(self, raw: bytes, body: dict[str, Any], estimate: Usage | None) -> bytes:
-        """Return a back end's whole response with every member that the vendor's document requires.
+    def count_output_bytes(self, body: Mapping[str, Any]) -> int:
+        """Return the size of the model's own text in a whole response, in bytes of UTF-8."""
 
-        Clients that check the response look for all of them.
+    def require_answer_member(self, body: Mapping[str, Any]) -> None:
+        """Check that a back end's whole response has the member that contains the answer.
+
+        Raises:
+            BackendUnavailable: the member is missing or has the wrong type.
+        """
+
+    def add_missing_members(
+        self, raw: bytes, body: dict[str, Any], estimate: Usage | None
+    ) -> bytes:
+        """Add the members that the vendor's API reference requires and the back end left out.
+
+        Clients that validate a response expect all of them.
 
         Args:
-            raw: the back end's own bytes, returned unchanged where no member is missing.
-            body: the same as JSON; missing members are added to it.
-            estimate: the usage to state where the back end states none.
+            raw: the back end's whole response, returned unchanged if no member is missing.
+            body: the same response parsed as JSON; missing members are added to it.
+            estimate: the usage to report; None if the back end reported it.
         """
 
     def render_error(self, error: MoyinError, request_id: str, path: str) -> ErrorBody: ...
 
-    def error_event(self, error: MoyinError, request_id: str) -> bytes: ...
+    def render_error_event(self, error: MoyinError, request_id: str) -> bytes: ...
 
 
-class UnstreamedRequest:
-    """Implements `ParsedRequest` for embeddings, which have no turns, pictures or streams."""
+class BaseEmbeddingRequest:
+    """Base of requests for embeddings, which have no turns, no pictures and no stream."""
 
     __slots__ = ()
-    streams = False
+    is_streamed = False
     picture_urls = ()
 
-    def constraints(self) -> ResponseConstraints:
+    def derive_constraints(self) -> ResponseConstraints:
         return ResponseConstraints()
 
-    def recent_turns(self) -> tuple[Turn, ...]:
+    def select_recent_turns(self) -> tuple[Turn, ...]:
         return ()
 
-    def with_pictures(self, pictures: Mapping[str, Image]) -> Self:
+    def with_pictures(self, pictures: Mapping[str, chat.Image]) -> Self:
         return self
 
-    def stream_tap(self, additions: Mapping[str, Any]) -> NoReturn:
-        raise AssertionError("embeddings are not streamed")
+    def create_stream_tap(self, additions: Mapping[str, Any]) -> NoReturn:
+        raise AssertionError(
+            "create_stream_tap was called for embeddings, which are never streamed"
+        )
 
-    def stream_writer(self) -> NoReturn:
-        raise AssertionError("embeddings are not streamed")
+    def create_stream_writer(self) -> NoReturn:
+        raise AssertionError(
+            "create_stream_writer was called for embeddings, which are never streamed"
+        )
 
 
-def merge_turns(parts: Iterable[tuple[Role, Iterable[Part]]]) -> tuple[Message, ...]:
-    """Merge the parts of messages into turns that alternate between user and assistant.
+def merge_adjacent_messages(
+    parts: Iterable[tuple[chat.Role, Iterable[chat.Part]]],
+) -> tuple[chat.Message, ...]:
+    """Merge neighbouring messages of the same role, because some models require alternating roles.
 
-    Several tool messages and the user's text after them become one turn.
+    Several tool messages and the user's message after them become one message.
     """
-    turns: list[tuple[Role, list[Part]]] = []
+    turns: list[tuple[chat.Role, list[chat.Part]]] = []
     for role, content in parts:
         if not turns or turns[-1][0] is not role:
             turns.append((role, []))
         turns[-1][1].extend(content)
-    return tuple(Message(role=role, parts=tuple(content)) for role, content in turns)
+    return tuple(chat.Message(role=role, parts=tuple(content)) for role, content in turns)
 
 
-def newest_turns(turns: Iterable[Turn]) -> tuple[Turn, ...]:
-    """Return the newest turns, oldest first. Texts are not copied, however long they are.
+def select_newest_turns(turns: Iterable[Turn]) -> tuple[Turn, ...]:
+    """Return the `MAX_TURNS` newest turns that have text, oldest first.
 
     Args:
-        turns: newest first; empty texts are skipped. Turns that are not kept are not read.
+        turns: all turns, newest first. The iterator is not read further than necessary.
     """
     kept: list[Turn] = []
     for turn in turns:
@@ -266,14 +258,14 @@ def newest_turns(turns: Iterable[Turn]) -> tuple[Turn, ...]:
     return tuple(kept)
 
 
-def replace_members(
+def encode_with_changes(
     raw: bytes,
     data: Mapping[str, Any],
     model: str,
     additions: Mapping[str, Any],
     overrides: Mapping[str, Any],
 ) -> bytes:
-    """Encode a request as `ParsedRequest.to_upstream` does, from the client's bytes and JSON."""
+    """Implement `ParsedRequest.to_upstream` for protocols whose body needs no other change."""
     if model == data["model"] and not additions and not overrides:
         return raw
     return to_json({**merge_defaults(data, additions), **overrides, "model": model})

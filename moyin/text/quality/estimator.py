@@ -1,13 +1,14 @@
-"""Estimates how likely a model answers a question well, and learns from a tenant's signals.
+"""Estimates how likely a model answers a request well, and learns from a tenant's signals.
 
     logit   = ability - difficulty + residual
     p       = logistic(logit / sqrt(1 + pi / 8 * (uncertainty + variety)))
     low     = logistic((logit - LOWER_DEVIATIONS * sqrt(uncertainty)) / sqrt(1 + pi / 8 * variety))
     high    = logistic((logit + UPPER_DEVIATIONS * sqrt(uncertainty)) / sqrt(1 + pi / 8 * variety))
 
-``uncertainty`` is the variance that more signals would remove: of the ability and of the difficulty
-for this tenant. ``variety`` is how much questions of one kind differ, which never goes away. The
-square root is MacKay's approximation of the mean of a logistic function over a normal distribution.
+``residual`` is what the tenant's signals taught. ``uncertainty`` is the variance of the ability and
+of the difficulty that more signals would remove. ``variety`` is the variance between requests of
+one kind, which signals do not remove. The square root is MacKay's approximation of the mean of a
+logistic function over a normal distribution.
 """
 
 from __future__ import annotations
@@ -17,39 +18,35 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from moyin.system.bounded import BoundedDict
-from moyin.text.quality.abilities import UNKNOWN, Ability, ability_of
+from moyin.text.quality.abilities import UNKNOWN_ABILITY, Ability, look_up_ability
 from moyin.text.quality.learned_weights import LearnedWeights, WeightReader
 from moyin.text.quality.question import Question
-from moyin.text.quality.shared_levels import Levels
-from moyin.text.quality.tenant_state import TenantState
-
-__all__ = ["Estimate", "Estimator", "Limits", "Signal", "TenantState"]
+from moyin.text.quality.tenant_state import SharedLevels, TenantState
 
 LOWER_DEVIATIONS = 1.0  # standard deviations; five of six true values lie above the lower bound
-# Further away than the lower bound. At one standard deviation, a model that the table underrates by more
-# would never be tried, so its ability would never be discovered.
+# With only one standard deviation, a model that its public scores underrate by more would never be
+# tried, so its ability would never be discovered.
 UPPER_DEVIATIONS = 2.0
-_VARIETY = 0.5  # share of a difficulty's variance between questions of one kind
+_VARIETY_SHARE = 0.5  # the part of a difficulty's variance that signals do not remove
 _MACKAY = math.pi / 8
-_MAX_RESIDUAL = 5.0  # logits; signals cannot move an estimate further from the table
+_MAX_RESIDUAL = 5.0  # the logits by which signals can move an estimate at most
 _DAY = 86_400.0
 _NO_LEVELS: Mapping[str, float] = {}
 
 
-@dataclass(
-    slots=True
-)  # not frozen: freezing triples the cost of creating one, eight times per decision
+# Not frozen, because that would triple the time of creating the eight estimates of a decision.
+@dataclass(slots=True)
 class Estimate:
-    """Holds the probability that an answer is good.
+    """The estimated probability that a model answers a request well.
 
     Attributes:
         p: the expected probability.
-        low: the lower ("careful") bound, which decisions use.
-        signals: number of signals about this model and kind; older ones count less.
-        basis: ``table``, ``configuration``, ``learned``, ``shared`` (other tenants' signals) or
-            ``unknown``.
-        high: the upper ("hopeful") bound, used on the share of requests on which the operator lets
-            the router try little-known models.
+        low: the lower bound of the probability, which routing decisions use.
+        signals: the number of signals about this model and kind; older signals count less.
+        basis: the source of the estimate: ``table`` (public scores), ``configuration``,
+            ``learned``, ``shared`` (other tenants' signals) or ``unknown``.
+        high: the upper bound, which decisions use instead of ``low`` for the share of requests that
+            the operator reserves for trying little-known models.
     """
 
     p: float
@@ -60,36 +57,37 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """Limits how far keys and signals move estimates.
+class LearningLimits:
+    """The limits of how far signals move estimates, and of the memory for learning.
 
     Attributes:
-        key_burst: weight of signals that a key may give at once.
-        key_per_day: weight that it regains per day.
-        key_step: logits by which a key's signals together may move a model's estimates in one
-            direction; half of it is regained per day.
-        step: logits by which one signal may move the estimate of its own question.
-        tenants: states held in memory; the one unused for longest is dropped first.
+        key_burst: the largest total weight of an API key's signals at once.
+        key_per_day: the weight by which a key's usage of ``key_burst`` decreases per day.
+        max_key_shift: the largest logits by which a key's signals together may move a model's
+            estimates in one direction; half of the shift is forgotten per day.
+        max_signal_shift: the largest logits by which a signal may move the estimate of its request.
+        max_tenants: the number of tenants' states in memory. Beyond it, the state that has had no
+            signals for the longest time is dropped.
     """
 
     key_burst: float = 50.0
     key_per_day: float = 200.0
-    key_step: float = 2.0
-    step: float = 0.5
-    tenants: int = 64
+    max_key_shift: float = 2.0
+    max_signal_shift: float = 0.5
+    max_tenants: int = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Signal:
-    """Describes how good one answer was.
+    """A signal about how good a model's answer was.
 
     Attributes:
-        score: 0 for a useless answer, 1 for a good one.
-        weight: 0 to 1, how reliable the source is: 1 for a rating, less for a repeated request.
-        source: ``feedback``, ``regenerated``, ``switched``, ``checked``, ``rescue``, ``judge``
-            and others.
-        key: who gave it, such as the id of an API key; empty: the system itself.
-        at: seconds since 1970.
+        score: from 0 (a useless answer) to 1 (a good answer).
+        weight: the reliability of the source from 0 to 1: 1 for a rating, less for a repeated
+            request.
+        source: the kind of signal, such as ``feedback``, ``regenerated``, ``rescue`` or ``judge``.
+        key: the id of the signal's author, such as an API key; empty for the router itself.
+        at: the time of the signal in Unix seconds.
     """
 
     model: str
@@ -104,84 +102,93 @@ class Signal:
         for name in ("score", "weight"):
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:  # also refuses NaN
-                raise ValueError(f"{name} must be between 0 and 1, not {value!r}")
+                raise ValueError(f"Signal.{name} must be between 0 and 1, not {value!r}")
 
 
 class Estimator:
-    """Holds the estimates of all tenants of one replica. Pure: no I/O; time is an argument.
+    """Estimates answers' quality for all tenants of one replica, without I/O or a clock.
 
     Args:
-        abilities: of models that the operator configured, by name.
+        abilities: the abilities that the operator configured, by model name.
     """
 
     def __init__(
-        self, abilities: Mapping[str, Ability] | None = None, limits: Limits | None = None
+        self, abilities: Mapping[str, Ability] | None = None, limits: LearningLimits | None = None
     ) -> None:
         self._abilities = dict(abilities or {})
-        self._limits = limits or Limits()
-        self._tenants: BoundedDict[str, TenantState] = BoundedDict(self._limits.tenants)
+        self._limits = limits or LearningLimits()
+        self._tenants: BoundedDict[str, TenantState] = BoundedDict(self._limits.max_tenants)
         self._last_terms: _QuestionTerms | None = None
-        self._shared_levels: Levels = {}
+        self._shared_levels: SharedLevels = {}
 
     def estimate(
         self, tenant: str, model: str, ability: Ability | None, question: Question
     ) -> Estimate:
-        """Return how likely ``model`` answers ``question`` well, for ``tenant``."""
+        """Estimate how likely ``model`` answers ``question`` well for ``tenant``.
+
+        Args:
+            ability: the model's ability before any signal; None if it is unknown.
+        """
         if ability is None:
-            ability = UNKNOWN
+            ability = UNKNOWN_ABILITY
         ability = ability.kinds.get(question.kind, ability)
         state = self._tenants.get(tenant)
-        terms = self._terms(question)
+        terms = self._terms_for(question)
         weights, signals, level = None, 0, 0.0
         if state is not None and (weights := state.models.get(model)) is not None:
             signals = int(weights.counts.get(question.kind, 0.0) + 0.5)
         if self._shared_levels and not (state is not None and state.frozen):
-            # Other tenants' signals count until the tenant has its own.
+            # Other tenants' signals count less the more signals the tenant has itself.
             level = self._shared_levels.get(model, _NO_LEVELS).get(question.kind, 0.0)
-        logit, uncertainty = (
-            terms.logit(ability, weights, level),
-            terms.uncertainty(ability, weights),
-        )
+        logit = terms.compute_logit(ability, weights, level)
+        uncertainty = terms.compute_uncertainty(ability, weights)
         flattening, tanh = terms.flattening, math.tanh
-        # Logistic functions are inlined, because a decision has two dozen of them.
+        # Calls of `_logistic` would be slower, and a decision needs two dozen of them.
         p = 0.5 + 0.5 * tanh(
             0.5 * (logit / math.sqrt(1.0 + _MACKAY * (uncertainty + terms.variety)))
         )
         deviation = math.sqrt(uncertainty)
         low = 0.5 + 0.5 * tanh(0.5 * ((logit - LOWER_DEVIATIONS * deviation) * flattening))
         high = 0.5 + 0.5 * tanh(0.5 * ((logit + UPPER_DEVIATIONS * deviation) * flattening))
-        # Uncertainty draws the expectation towards 1/2, possibly beyond a bound.
+        # Uncertainty moves the expectation towards 1/2, possibly beyond a bound.
         basis = "learned" if signals else "shared" if level else ability.basis
         return Estimate(p, low if low < p else p, signals, basis, high if high > p else p)
 
     def learn(self, tenant: str, signal: Signal) -> float:
-        """Learn from ``signal``; return the weight that it got."""
+        """Learn from ``signal``.
+
+        Returns:
+            The weight with which the signal counted; 0 if the tenant is frozen or the key used up
+            its allowance.
+        """
         state = self._tenants.get(tenant)
         if state is None:
             state = TenantState()
-            self.load(tenant, state)
+            self.replace_state(tenant, state)
         if state.frozen:
             return 0.0
         self._tenants.move_to_end(tenant)
         limits, weight = self._limits, signal.weight
-        low, high = -limits.step, limits.step
-        use = state.key_use(signal.key, signal.at) if signal.key else None
+        low, high = -limits.max_signal_shift, limits.max_signal_shift
+        use = state.get_or_create_key_usage(signal.key, signal.at) if signal.key else None
         if use is not None:
-            use.refill(limits.key_per_day / _DAY, signal.at)
+            use.decay(limits.key_per_day / _DAY, signal.at)
             weight = min(weight, max(limits.key_burst - use.used, 0.0))
             already_moved = use.moved.get(signal.model, 0.0)
-            low = max(low, min(-limits.key_step - already_moved, 0.0))
-            high = min(high, max(limits.key_step - already_moved, 0.0))
+            low = max(low, min(-limits.max_key_shift - already_moved, 0.0))
+            high = min(high, max(limits.max_key_shift - already_moved, 0.0))
         if weight <= 0.0:
             return 0.0
-        weights = state.weights_for(signal.model, signal.at)
-        weights.forget(signal.at)
-        ability = self._abilities.get(signal.model) or ability_of(signal.model) or UNKNOWN
+        weights = state.get_or_create_weights(signal.model, signal.at)
+        weights.fade(signal.at)
+        ability = (
+            self._abilities.get(signal.model) or look_up_ability(signal.model) or UNKNOWN_ABILITY
+        )
         ability = ability.kinds.get(signal.question.kind, ability)
-        terms = self._terms(signal.question)
+        terms = self._terms_for(signal.question)
         flattening = terms.flattening
-        # Shared levels are left out, so that all replicas learn the same.
-        logit = terms.logit(ability, weights, 0.0) * flattening
+        # Shared levels are not added, because all replicas must learn the same from a signal.
+        logit = terms.compute_logit(ability, weights, 0.0) * flattening
         expected = _logistic(logit)
         # Jaakkola and Jordan's bound on the curvature. The curvature itself, p (1 - p), nearly
         # vanishes where all answers were good, so that a few bad ones would undo hundreds.
@@ -189,56 +196,58 @@ class Estimator:
         slope *= flattening * flattening
         error = (signal.score - expected) * flattening
         moved = weights.learn(signal.question.features, error, slope, weight, (low, high))
-        weights.count(signal.question.kind, weight)
+        weights.count_signal(signal.question.kind, weight)
         if use is not None:
             use.used += weight
             use.moved[signal.model] = use.moved.get(signal.model, 0.0) + moved
         return weight
 
-    def _terms(self, question: Question) -> _QuestionTerms:
-        # A decision estimates several candidates for one question, one after the other.
+    def _terms_for(self, question: Question) -> _QuestionTerms:
+        # A decision estimates several candidates for the same question, one after another.
         terms = self._last_terms
         if terms is None or terms.question is not question:
             terms = self._last_terms = _QuestionTerms(question)
         return terms
 
-    def configure(self, abilities: Mapping[str, Ability]) -> None:
+    def set_abilities(self, abilities: Mapping[str, Ability]) -> None:
         """Replace the abilities that the operator configured."""
         self._abilities = dict(abilities)
 
-    def set_shared_levels(self, levels: Levels) -> None:
-        """Replace the levels that all tenants share (`moyin.text.quality.shared_levels`)."""
+    def set_shared_levels(self, levels: SharedLevels) -> None:
+        """Replace the levels that all tenants share (`moyin.text.quality.tenant_state`)."""
         self._shared_levels = levels
 
-    def shared_levels(self, tenant: str, model: str) -> Mapping[str, float]:
-        """Return the shared levels of ``model`` by kind; none for a frozen tenant."""
-        return {} if self.state(tenant).frozen else self._shared_levels.get(model, {})
+    def get_shared_levels(self, tenant: str, model: str) -> Mapping[str, float]:
+        """Return the shared levels of ``model`` by kind, which are empty for a frozen tenant."""
+        return {} if self.get_state(tenant).frozen else self._shared_levels.get(model, {})
 
-    def state(self, tenant: str) -> TenantState:
-        """Return what the tenant's signals taught; empty if there were none."""
+    def get_state(self, tenant: str) -> TenantState:
+        """Return what the tenant's signals taught, or an empty state if there were none."""
         return self._tenants.get(tenant) or TenantState()
 
-    def load(self, tenant: str, state: TenantState) -> None:
+    def replace_state(self, tenant: str, state: TenantState) -> None:
         """Replace the state of ``tenant``."""
         self._tenants[tenant] = state
 
-    def merge(self, tenant: str, learned: TenantState, base: TenantState | None = None) -> None:
-        """Add what another replica learned since ``base`` to the tenant's state."""
-        self.load(tenant, self.state(tenant).merged(learned, base))
+    def merge_state(
+        self, tenant: str, learned: TenantState, base: TenantState | None = None
+    ) -> None:
+        """Add to the tenant's state what another replica has learned since ``base``."""
+        self.replace_state(tenant, self.get_state(tenant).merge_with(learned, base))
 
     def reset(self, tenant: str) -> None:
-        """Forget everything that the tenant's signals taught."""
+        """Delete everything that was learned from the tenant's signals."""
         self._tenants.pop(tenant, None)
 
     def freeze(self, tenant: str, frozen: bool = True) -> None:
-        """Stop or resume learning for ``tenant``."""
-        state = self.state(tenant)
+        """Stop learning for ``tenant``, or resume it if ``frozen`` is False."""
+        state = self.get_state(tenant)
         state.frozen = frozen
-        self.load(tenant, state)
+        self.replace_state(tenant, state)
 
 
 class _QuestionTerms:
-    """Caches the terms that the estimates of all candidates for one question share."""
+    """The terms of the estimate that depend only on the question, not on the candidate."""
 
     __slots__ = (
         "difficulty",
@@ -254,38 +263,41 @@ class _QuestionTerms:
         self.question = question
         self.difficulty, self.kind = question.difficulty, question.features[1]
         variance = question.spread * question.spread
-        self.variety = _VARIETY * variance
+        self.variety = _VARIETY_SHARE * variance
         self.kind_variance = variance - self.variety
         self.flattening = 1.0 / math.sqrt(1.0 + _MACKAY * self.variety)
         self.reader = WeightReader(question.features)
 
-    def logit(self, ability: Ability, weights: LearnedWeights | None, level: float) -> float:
-        """Return ability minus difficulty, plus what was learned.
+    def compute_logit(
+        self, ability: Ability, weights: LearnedWeights | None, level: float
+    ) -> float:
+        """Return ability minus difficulty, plus what signals taught.
 
-        That is the tenant's own residual, within bounds, and the part of the shared ``level`` that
-        its signals have not replaced.
+        That is the tenant's own residual, limited to `_MAX_RESIDUAL`, and the part of the shared
+        ``level`` that the tenant's signals have not replaced.
         """
         logit = ability.mean - self.difficulty
         if level:
-            logit += level * (1.0 if weights is None else weights.uncertainty(self.kind))
+            logit += level * (
+                1.0 if weights is None else weights.compute_remaining_variance(self.kind)
+            )
         if weights is None:
             return logit
-        residual = self.reader.residual(weights.mean)
+        residual = self.reader.compute_residual(weights.mean)
         if -_MAX_RESIDUAL < residual < _MAX_RESIDUAL:
             return logit + residual
         return logit + math.copysign(_MAX_RESIDUAL, residual)
 
-    def uncertainty(self, ability: Ability, weights: LearnedWeights | None) -> float:
-        """Return the variance that more signals would remove."""
+    def compute_uncertainty(self, ability: Ability, weights: LearnedWeights | None) -> float:
+        """Return the variance of ability and difficulty that more signals would remove."""
         spread = ability.spread
         variance = spread * spread
         if weights is None:
             return variance + self.kind_variance
-        return variance * weights.uncertainty(0) + self.kind_variance * weights.uncertainty(
-            self.kind
-        )
+        kind_variance = self.kind_variance * weights.compute_remaining_variance(self.kind)
+        return variance * weights.compute_remaining_variance(0) + kind_variance
 
 
 def _logistic(logit: float) -> float:
-    # Written as a hyperbolic tangent, it cannot overflow.
+    # Unlike the exponential function, the hyperbolic tangent cannot overflow.
     return 0.5 + 0.5 * math.tanh(0.5 * logit)

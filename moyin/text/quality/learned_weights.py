@@ -1,12 +1,13 @@
 """Learns one weight per feature from one tenant's signals about one model.
 
-A weight is the mean of a normal distribution around what the table says (0). Each signal moves the
-weights of its question's features by an extended Kalman filter with a diagonal covariance. That is
-logistic regression that learns from one signal at a time and tracks its own uncertainty.
+A weight is the mean of a normal distribution, which is 0 before any signal, so that the estimate
+then follows public scores alone. Each signal moves the weights of its question's features by an
+extended Kalman filter with a diagonal covariance. That is logistic regression that learns from one
+signal at a time and tracks its own uncertainty.
 
-One weight, `WORD_TRUST`, belongs to no feature: it scales how much the words together count. Each
-signal arrives at weights that did not know it. So whether they pointed in the right direction shows
-how far to trust the next ones. Some models' answers depend more on the topic than others'.
+The weight `WORD_TRUST` belongs to no feature. It scales the weights of all words, because the topic
+matters more for some models than for others. Each new signal shows if the weights of its words
+predicted it, and so how far they can be trusted.
 
 Information is additive: replicas that learned from different signals are merged by addition.
 """
@@ -23,33 +24,31 @@ from operator import itemgetter, mul
 from typing import Any
 
 from moyin.text.quality.question import (
-    DIMENSIONS,
     FEATURE_COUNT,
-    FIRST_MEANING,
-    FIRST_MEANING_VALUE,
-    FIRST_WORD,
+    FIRST_MEANING_FEATURE,
+    FIRST_MEANING_WEIGHT,
+    FIRST_WORD_FEATURE,
     FORMULA_FEATURE,
     KINDS,
+    MEANING_DIMENSIONS,
     MEANING_SCALE,
     MEANING_STEPS,
     SHAPE_FEATURES,
 )
 
-__all__ = ["LearnedWeights", "Spreads", "WeightReader"]
-
 _DAY = 86_400.0
-WORD_TRUST = FIRST_WORD - 2  # the number of the weight that scales all words
+WORD_TRUST = FIRST_WORD_FEATURE - 2  # the number of the weight that scales the weights of all words
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Spreads:
-    """Holds the standard deviations of weights before any signal.
+class WeightSpreads:
+    """The standard deviations of weights before any signal.
 
     Attributes:
-        general: of the model in general.
-        shape: of length, digits, letters, list items and lines.
-        meaning: of each dimension of an embedder's unit vector.
-        trust: of the factor by which words count, which starts at 1.
+        general: the deviation of the model's general weight.
+        shape: the deviation for length, digits, letters, list items and lines.
+        meaning: the deviation for each dimension of an embedder's unit vector.
+        trust: the deviation of the factor that scales words, which starts at 1.
     """
 
     general: float = 1.1
@@ -61,52 +60,50 @@ class Spreads:
     words: float = 0.7
     trust: float = 0.3
 
-    def precision(self) -> list[float]:
-        """Return the precision of each feature's weight."""
+    def compute_precisions(self) -> list[float]:
+        """Return the precision (inverse variance) of each feature's weight."""
         steps = (
             (16, self.general),
             (48, self.kind),
             (80, self.language),
             (FORMULA_FEATURE, self.shape),
-            (FIRST_MEANING, self.formulae),
-            (FIRST_MEANING + DIMENSIONS, self.meaning),
+            (FIRST_MEANING_WEIGHT, self.formulae),
+            (FIRST_MEANING_WEIGHT + MEANING_DIMENSIONS, self.meaning),
             (WORD_TRUST, self.formulae),
             (WORD_TRUST + 1, self.trust),
-            (FIRST_WORD, self.formulae),
+            (FIRST_WORD_FEATURE, self.formulae),
             (FEATURE_COUNT, self.words),
         )
-        return [spread**-2 for spread in _by_feature(steps)]
+        return [spread**-2 for spread in _expand_by_feature(steps)]
 
 
-# The uncertainty about a kind is as wide as the questions of a kind are spread. The spread of its
-# weight is narrower, because a weight that few signals move far ranks questions worse. Both take the
-# same number of signals to settle.
+# The uncertainty of an estimate starts at the spread of the questions of a kind. `WeightSpreads` has
+# a smaller ``kind``, because weights that few signals move far rank questions worse. Both shrink alike.
 _UNCERTAINTY_SPREADS = ((16, 1.1), (48, 1.0), (FEATURE_COUNT, 1.0))
-# Half-lives in seconds. Models are replaced often, topics rarely change.
+# Half-lives in seconds. They are longer for words, because models change more often than topics.
 _HALF_LIVES = (
-    (FIRST_MEANING, 10 * _DAY),
-    (FIRST_MEANING + DIMENSIONS, 30 * _DAY),
-    (FIRST_WORD, 10 * _DAY),
+    (FIRST_MEANING_WEIGHT, 10 * _DAY),
+    (FIRST_MEANING_WEIGHT + MEANING_DIMENSIONS, 30 * _DAY),
+    (FIRST_WORD_FEATURE, 10 * _DAY),
     (FEATURE_COUNT, 30 * _DAY),
 )
-# Fading touches every weight, so it runs only at intervals.
-_FORGET_INTERVAL = _DAY / 4
-_MIN_TRUST, _MAX_TRUST = -1.0, 2.0  # words count from not at all to three times
-_ROW = struct.Struct("<Hff")  # feature, mean, information
-_MAX_BYTES = FEATURE_COUNT * _ROW.size
+_FADE_INTERVAL = _DAY / 4  # weights fade only at this interval, because all of them change
+_MIN_TRUST, _MAX_TRUST = -1.0, 2.0  # 1 + trust scales words: from 0 to 3 times
+_STORED_ROW = struct.Struct("<Hff")  # feature, mean, information
+_MAX_BYTES = FEATURE_COUNT * _STORED_ROW.size
 
 
-def _by_feature(steps: tuple[tuple[int, float], ...]) -> list[float]:
+def _expand_by_feature(steps: tuple[tuple[int, float], ...]) -> list[float]:
     values: list[float] = []
     for end, value in steps:
         values.extend([value] * (end - len(values)))
     return values
 
 
-_PRECISION = Spreads().precision()
-_UNCERTAINTY_PRECISION = [spread**-2 for spread in _by_feature(_UNCERTAINTY_SPREADS)]
-_HALF_LIFE = _by_feature(_HALF_LIVES)
-_DIMENSIONS = tuple(range(FIRST_MEANING, FIRST_MEANING + DIMENSIONS))
+_PRECISION = WeightSpreads().compute_precisions()
+_UNCERTAINTY_PRECISION = [spread**-2 for spread in _expand_by_feature(_UNCERTAINTY_SPREADS)]
+_HALF_LIFE = _expand_by_feature(_HALF_LIVES)
+_MEANING_WEIGHTS = tuple(range(FIRST_MEANING_WEIGHT, FIRST_MEANING_WEIGHT + MEANING_DIMENSIONS))
 
 
 def _clamp_trust(trust: float) -> float:
@@ -114,59 +111,63 @@ def _clamp_trust(trust: float) -> float:
 
 
 def _split_features(features: tuple[int, ...]) -> tuple[tuple[int, ...], list[float]]:
-    """Split features into those of shape and words, and the values of meaning."""
-    if features[-1] < FIRST_MEANING_VALUE:
+    """Split features into those of shape and words, and the decoded values of meaning."""
+    if features[-1] < FIRST_MEANING_FEATURE:
         return features, []
-    first = next(at for at, number in enumerate(features) if number >= FIRST_MEANING_VALUE)
-    values = [0.0] * DIMENSIONS
+    first = next(at for at, number in enumerate(features) if number >= FIRST_MEANING_FEATURE)
+    values = [0.0] * MEANING_DIMENSIONS
     for number in features[first:]:
-        dimension, step = divmod(number - FIRST_MEANING_VALUE, MEANING_STEPS)
+        dimension, step = divmod(number - FIRST_MEANING_FEATURE, MEANING_STEPS)
         values[dimension] = (step - MEANING_STEPS // 2) / MEANING_SCALE
     return features[:first], values
 
 
 class WeightReader:
-    """Reads the weights of one question's features; reused for several models."""
+    """Sums the weights of one question's features, for several models one after another."""
 
     __slots__ = ("_meaning", "_scale", "_shape", "_words")
 
     def __init__(self, features: tuple[int, ...]) -> None:
         features, self._meaning = _split_features(features)
         words = features[SHAPE_FEATURES:]
-        # An itemgetter of a single number returns no tuple; texts with words have more than one.
+        # An itemgetter of one number returns no tuple, but a text with words has more features.
         self._words = itemgetter(*words) if len(words) > 1 else None
         self._scale = 1.0 / math.sqrt(max(len(words), 1))
         self._shape = itemgetter(*features[:SHAPE_FEATURES])
 
-    def residual(self, mean: list[float]) -> float:
-        """Return the logits to add to the table's estimate."""
+    def compute_residual(self, mean: list[float]) -> float:
+        """Return the logits by which signals moved the estimate of the question.
+
+        Args:
+            mean: the weights of a model, as in `LearnedWeights`.
+        """
         logits: float = sum(self._shape(mean))
         if self._words is not None:
             logits += self._scale * (1.0 + mean[WORD_TRUST]) * sum(self._words(mean))
         if self._meaning:
-            weights = mean[FIRST_MEANING : FIRST_MEANING + DIMENSIONS]
+            weights = mean[FIRST_MEANING_WEIGHT : FIRST_MEANING_WEIGHT + MEANING_DIMENSIONS]
             logits += sum(map(mul, self._meaning, weights))
         return logits
 
 
 @dataclass(slots=True)
 class LearnedWeights:
-    """Holds a tenant's weights for one model.
+    """A tenant's learned weights for one model.
 
     Attributes:
-        mean: by feature, `FEATURE_COUNT` of them, in logits.
-        information: by feature, what signals added to the precision of the prior.
-        counts: signals by kind; they fade like the weights of the shape.
-        at: time of the last fading, in seconds since 1970.
+        mean: the weight in logits of each of the `FEATURE_COUNT` features.
+        information: the precision that signals added to each feature's weight.
+        counts: the weighted number of signals by kind, which fades like the weights of the shape.
+        faded_at: the time of the last fading in Unix seconds.
     """
 
     mean: list[float] = field(default_factory=lambda: [0.0] * FEATURE_COUNT)
     information: dict[int, float] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
-    at: float = 0.0
+    faded_at: float = 0.0
 
-    def uncertainty(self, feature: int) -> float:
-        """Return the remaining share of a feature's initial variance, from 1 towards 0."""
+    def compute_remaining_variance(self, feature: int) -> float:
+        """Return the share of a feature's initial variance that remains: 1 before any signal."""
         prior = _UNCERTAINTY_PRECISION[feature]
         return prior / (prior + self.information.get(feature, 0.0))
 
@@ -181,13 +182,14 @@ class LearnedWeights:
         """Move the weights of ``features`` so that the expected score approaches the observed one.
 
         Args:
-            error: score minus expectation.
-            slope: information that a signal carries at this expectation.
-            weight: of the signal, 0 to 1.
-            bounds: logits by which this question's own estimate may move, down and up.
+            features: the features of the question that the signal is about.
+            error: the observed score minus the expected score.
+            slope: the information that a signal adds at this expected score.
+            weight: the weight of the signal, from 0 to 1.
+            bounds: the lowest (negative) and highest logits by which the estimate may move.
 
         Returns:
-            The logits by which it moved.
+            The logits by which the estimate of the question moved.
         """
         features, meaning = _split_features(features)
         words = len(features) - SHAPE_FEATURES
@@ -195,7 +197,7 @@ class LearnedWeights:
         word_sum = scale * sum(self.mean[feature] for feature in features[SHAPE_FEATURES:])
         shares = [1.0] * SHAPE_FEATURES + [scale * (1.0 + self.mean[WORD_TRUST])] * words
         if meaning:
-            features += _DIMENSIONS
+            features += _MEANING_WEIGHTS
             shares += meaning
         features += (WORD_TRUST,)
         shares.append(word_sum)
@@ -209,10 +211,10 @@ class LearnedWeights:
         proposed = weight * error / (1.0 + information * variance) * variance
         moved = max(bounds[0], min(proposed, bounds[1]))
         if proposed:
-            # A signal that may move little must not add much certainty either.
+            # If the bounds reduce the move, the certainty that the signal adds is reduced alike.
             information *= moved / proposed
         step = moved / variance
-        # Words and their trust are multiplied: if both grow, the estimate moves further.
+        # The product of words and trust moves the estimate further if both grow.
         actual = moved + step * gains[-1] * step * scale * sum(
             gains[SHAPE_FEATURES : SHAPE_FEATURES + words]
         )
@@ -227,35 +229,38 @@ class LearnedWeights:
         self.mean[WORD_TRUST] = _clamp_trust(self.mean[WORD_TRUST])
         return moved
 
-    def count(self, kind: str, weight: float) -> None:
-        """Count a signal of ``weight`` about ``kind``."""
+    def count_signal(self, kind: str, weight: float) -> None:
+        """Add a signal of ``weight`` to the count of ``kind``."""
         self.counts[kind] = self.counts.get(kind, 0.0) + weight
 
-    def forget(self, now: float) -> None:
-        """Let the weights fade towards the table, by the time since the last fading."""
-        elapsed = now - self.at
+    def fade(self, now: float) -> None:
+        """Reduce weights and information by their half-lives for the time since the last fading."""
+        elapsed = now - self.faded_at
         if not self.information:
-            self.at = max(now, self.at)
-        if elapsed < _FORGET_INTERVAL or not self.information:
+            self.faded_at = max(now, self.faded_at)
+        if elapsed < _FADE_INTERVAL or not self.information:
             return
-        self.at = now
+        self.faded_at = now
         for feature, information in self.information.items():
             fade = 0.5 ** (elapsed / _HALF_LIFE[feature])
             remaining, prior = information * fade, _PRECISION[feature]
-            # Mean times precision fades like information, which reverses learning.
+            # The product of mean and precision fades like the information, as if the signal had
+            # been weaker.
             self.mean[feature] *= fade * (prior + information) / (prior + remaining)
             self.information[feature] = remaining
         fade = 0.5 ** (elapsed / _HALF_LIFE[0])
         self.counts = {kind: count * fade for kind, count in self.counts.items()}
 
-    def merged(self, other: LearnedWeights, base: LearnedWeights | None = None) -> LearnedWeights:
-        """Return what both learned together.
+    def merge_with(
+        self, other: LearnedWeights, base: LearnedWeights | None = None
+    ) -> LearnedWeights:
+        """Return what this and another replica's weights learned together.
 
         Args:
-            base: what both started from, counted once.
+            base: the weights from which both started, so that they are counted only once.
         """
         start = base or LearnedWeights()
-        result = LearnedWeights(at=max(self.at, other.at))
+        result = LearnedWeights(faded_at=max(self.faded_at, other.faded_at))
         for feature in sorted(self.information.keys() | other.information.keys()):
             prior = _PRECISION[feature]
             weighted_mean, total = 0.0, 0.0
@@ -273,20 +278,20 @@ class LearnedWeights:
         return result
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON value of at most about 110 kB."""
+        """Encode the weights as a JSON value of at most about 110 kB."""
         rows = b"".join(
-            _ROW.pack(feature, self.mean[feature], information)
+            _STORED_ROW.pack(feature, self.mean[feature], information)
             for feature, information in sorted(self.information.items())
         )
         return {
-            "at": self.at,
+            "at": self.faded_at,
             "counts": dict(self.counts),
             "weights": base64.b64encode(zlib.compress(rows)).decode(),
         }
 
     @classmethod
     def from_json(cls, value: Any) -> LearnedWeights:
-        """Return the weights that `to_json` wrote.
+        """Decode weights that `to_json` encoded.
 
         Raises:
             ValueError: ``value`` is malformed.
@@ -295,11 +300,11 @@ class LearnedWeights:
             at, counts = float(value["at"]), value["counts"]
             packed = base64.b64decode(value["weights"], validate=True)
             rows = zlib.decompressobj().decompress(packed, _MAX_BYTES)
-            memory = cls(at=at, counts={str(kind): float(counts[kind]) for kind in counts})
-            for feature, mean, information in _ROW.iter_unpack(rows):
+            weights = cls(faded_at=at, counts={str(kind): float(counts[kind]) for kind in counts})
+            for feature, mean, information in _STORED_ROW.iter_unpack(rows):
                 if not math.isfinite(mean) or not 0.0 <= information < math.inf:
-                    raise ValueError(f"weight {feature} is not a finite number")
-                memory.mean[feature], memory.information[feature] = mean, information
+                    raise ValueError(f"the weight of feature {feature} is not a finite number")
+                weights.mean[feature], weights.information[feature] = mean, information
         except (KeyError, TypeError, IndexError, zlib.error, binascii.Error, struct.error) as error:
-            raise ValueError(f"malformed learned weights: {error}") from error
-        return memory
+            raise ValueError(f"the stored weights are malformed: {error!r}") from error
+        return weights

@@ -1,7 +1,7 @@
-"""Finds what a request asks of a long text that it contains, such as a report.
+"""Finds the actual request beside a long text, such as a report with a question about it.
 
-The text's own words show its topic, not the task. A question about what was said in a debate on a
-tax needs no tax adviser; it asks for finding or summarising.
+The words of the text show its topic, but not the task: a question about a debate on taxes needs no
+tax adviser, because it asks for extraction or a summary.
 """
 
 from __future__ import annotations
@@ -10,63 +10,61 @@ from collections.abc import Callable
 
 from moyin.text.quality.words import KIND_CUES, QUESTION_WORDS
 
-__all__ = ["find_request", "reading_kind"]
 
-
-def _word_set(words: str) -> frozenset[str]:
+def _split_to_set(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-_MAX_REQUEST_LENGTH = 600  # letters at each end of a long text that are searched for the request
-# Kinds that work on a given text.
+_MAX_REQUEST_LENGTH = 600  # the letters at each end of a long text that may contain the request
+# The kinds of request that process a given text.
 _TEXT_KINDS = frozenset({"extraction", "summary", "translation"})
 _GENERAL_KINDS = frozenset({"knowledge", "chat", "reasoning"})
 _QUANTITY_WORDS = (["many"], ["much"])  # after "how"
-# A question that starts with one of these asks for something that can be located in the text.
-_LOOKUP_WORDS = _word_set(
+# Questions that start with one of these words ask for a single place in the text.
+_LOOKUP_WORDS = _split_to_set(
     "who whom whose when where which wer wann wo welche qui quand où quién cuándo dónde"
 )
-# After a question word, these show a question about what was said or done in the text.
-_PAST_WORDS = _word_set(
+# After a question word, these words show a question about what the text reports.
+_PAST_WORDS = _split_to_set(
     "did didn was wasn were weren had said happened decided discussed war waren wurde wurden "
     "hat haben hatte sagte étaient était dit fue eran dijo"
 )
-# These do so if the question is not about the user.
-_REPORT_WORDS = _word_set(
+# These words show the same unless the question also has one of _PERSONAL_WORDS.
+_REPORT_WORDS = _split_to_set(
     "text document article passage transcript meeting report paper chapter story author "
     "speaker thread log according mentioned say says think thinks want wants propose proposes "
     "suggest suggests recommend recommends describe describes argue argues claim claims "
     "explain explains laut dokument artikel protokoll bericht autor sagt meint texte rapport "
     "auteur selon texto informe según"
 )
-_PERSONAL_WORDS = _word_set(
+_PERSONAL_WORDS = _split_to_set(
     "i we you me us my our your should must ich wir mir uns mein unser soll sollen je nous notre mi"
 )
 
 
-def find_request(text: str, words_of: Callable[[str], list[str]]) -> tuple[str, list[str]]:
-    """Return the short paragraph that asks something of a long text, and its words.
+def find_request(text: str, split_words: Callable[[str], list[str]]) -> tuple[str, list[str]]:
+    """Return the paragraph of a long text that is a request, and its words.
 
-    It is the last paragraph, else the first. Both values are empty if neither asks anything.
+    It is the last paragraph, or else the first. If neither is a request, both values are empty.
     """
     _, separator, last = text[-_MAX_REQUEST_LENGTH:].rstrip().rpartition("\n\n")
-    if separator and _is_request(last, words := words_of(last)):
+    if separator and _is_request(last, words := split_words(last)):
         return last, words
     first, separator, _ = text[:_MAX_REQUEST_LENGTH].lstrip().partition("\n\n")
-    if separator and _is_request(first, words := words_of(first)):
+    if separator and _is_request(first, words := split_words(first)):
         return first, words
     return "", []
 
 
-def reading_kind(request_words: list[str], kind: str) -> str:
-    """Return `extraction` or `summary` if the request only asks to read the text, else "".
+def classify_reading(request_words: list[str], kind: str) -> str:
+    """Return the kind "extraction" or "summary" if the text contains the answer, else "".
 
-    Questions about what was said or done in the text ask for that, whatever its topic. So do
-    questions that concern neither the user's own affairs nor a subject of its own.
+    The text contains the answer to questions about what it reports, and to general questions that
+    do not concern the user.
 
     Args:
-        request_words: words of the request.
-        kind: kind that its words alone show.
+        request_words: the words of the request.
+        kind: the kind of request according to these words alone.
     """
     if kind in ("summary", "extraction"):
         return kind

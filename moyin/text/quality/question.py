@@ -1,9 +1,9 @@
 """Describes a request before any model has answered it: its kind, language and difficulty.
 
-The difficulty is a sum that can be read from top to bottom in `question_of`: of the kind, the
-demands, the length, and further constraints. It is a guess, and its spread states how good a guess.
+`build_question` adds up the difficulty of the kind, the demands, the length and other properties of
+the request. The sum is a rough estimate, and its spread states how rough.
 
-No text is kept. Words become numbers by a hash, at most about a hundred.
+A `Question` contains no text, only hashes of up to about a hundred words.
 """
 
 from __future__ import annotations
@@ -16,136 +16,123 @@ from functools import lru_cache
 from itertools import islice
 from zlib import crc32
 
-from moyin.text.quality.language import MIN_DIFFICULTY, language_of
-from moyin.text.quality.long_text import find_request, reading_kind
+from moyin.text.quality.language import MIN_DIFFICULTY, detect_language
+from moyin.text.quality.long_text import classify_reading, find_request
 from moyin.text.quality.prior import KIND_DIFFICULTY, KIND_SPREAD
 from moyin.text.quality.words import (
-    AMBIGUOUS_LANGUAGES,
-    DEMANDS,
+    AMBIGUOUS_PROGRAMMING_LANGUAGES,
+    DEMAND_DIFFICULTY,
     FUNCTION_WORDS,
     KIND_CUES,
-    LANGUAGE_PREFIXES,
+    KIND_SUBSTRINGS,
+    PROGRAMMING_LANGUAGE_PREFIXES,
     QUESTION_WORDS,
-    SUBSTRINGS,
 )
-
-__all__ = [
-    "DIMENSIONS",
-    "FEATURE_COUNT",
-    "FIRST_MEANING",
-    "FIRST_MEANING_VALUE",
-    "FIRST_WORD",
-    "FORMULA_FEATURE",
-    "KINDS",
-    "KIND_NUMBER",
-    "LANGUAGES",
-    "MEANING_SCALE",
-    "MEANING_STEPS",
-    "SHAPE_FEATURES",
-    "Question",
-    "question_of",
-    "stored_features",
-]
 
 # Stored weights are numbered by this order, so it must not change; add new kinds at the end.
 KINDS: tuple[str, ...] = (
-    "greeting",
-    "extraction",
-    "writing",
-    "summary",
-    "knowledge",
-    "chat",
-    "translation",
-    "medicine",
-    "law",
-    "finance",
-    "reasoning",
-    "code",
-    "mathematics",
-)
+    "greeting", "extraction", "writing", "summary", "knowledge", "chat", "translation", "medicine",
+    "law", "finance", "reasoning", "code", "mathematics",
+)  # fmt: skip
 LANGUAGES: tuple[str, ...] = tuple(MIN_DIFFICULTY)
 
-# Number of weights per tenant and model; features of shape and words are below it.
-FEATURE_COUNT = 8_192
-# Number of features of the shape, with which each question begins; hashed words follow.
-SHAPE_FEATURES = 9
-FORMULA_FEATURE = 224  # this number: without formulae; the next: with formulae
-FIRST_WORD = 512  # features of shape are below this, words from here on
-# An embedder adds one number per dimension of the meaning. It encodes the dimension and its value:
-# `FIRST_MEANING_VALUE + MEANING_STEPS * dimension + step`. The weight of a dimension has the number
-# `FIRST_MEANING + dimension`.
-DIMENSIONS, MEANING_STEPS, FIRST_MEANING_VALUE, FIRST_MEANING = 256, 255, FEATURE_COUNT, 226
-MEANING_SCALE = 256  # steps per unit: dimensions of a unit vector are about 1/16
-_MISSING_FEATURE = FIRST_WORD - 1  # stands for a feature that a stored question lacks
-_MAX_STEMS = 80  # distinct words that are hashed, besides six features of beginning and end
-# Letters that are read at the ends of a longer text, where requests usually are.
+FEATURE_COUNT = 8_192  # weights per tenant and model; the numbers of shape and words are below it
+SHAPE_FEATURES = 9  # the features of a question begin with as many of its shape; words follow
+FORMULA_FEATURE = 224  # the feature of a text without formulae; 225 is that of a text with formulae
+FIRST_WORD_FEATURE = (
+    512  # the first number of a word; the features of the shape have smaller numbers
+)
+# An embedder adds one feature per dimension of the meaning. Its number encodes dimension and value:
+# `FIRST_MEANING_FEATURE + MEANING_STEPS * dimension + step`. The weight of a dimension has the
+# number `FIRST_MEANING_WEIGHT + dimension`.
+MEANING_DIMENSIONS, MEANING_STEPS, FIRST_MEANING_FEATURE, FIRST_MEANING_WEIGHT = (
+    256,
+    255,
+    FEATURE_COUNT,
+    226,
+)
+MEANING_SCALE = 256  # steps per unit; the values of a unit vector's dimensions are about 1/16
+_MISSING_FEATURE = FIRST_WORD_FEATURE - 1  # replaces a feature that a stored question does not have
+_MAX_STEMS = 80  # the distinct words that are hashed, besides six features of beginning and end
+# The letters that are read at the ends of a longer text, where requests usually are.
 _HEAD_LENGTH, _TAIL_LENGTH = 1_600, 400
-_MAX_CACHED_WORDS, _MAX_CACHED_LENGTH = (
-    32_768,
-    32,
-)  # size of the cache, and letters of its longest word
+_MAX_CACHED_WORDS, _MAX_CACHED_LENGTH = 32_768, 32  # words in the cache, and letters of a word
 _NO_REQUEST: tuple[str, list[str]] = ("", [])
-_MIN_STORY_WORDS = 10  # words; a riddle tells a story before it asks
-_SHORT_WORDS = 6  # words; a shorter message means little without the previous one
+_MIN_STORY_WORDS = 10  # the shortest riddle, which consists of a story and a question
+_SHORT_WORDS = 6  # a message with fewer words means little without the previous one
 
-_WORD = re.compile(r"[\w+#]+")
-# The same for ASCII as a table: letters become lower case, separators become spaces.
-_ASCII = bytes(
+_WORD_PATTERN = re.compile(r"[\w+#]+")
+# Maps ASCII letters to lower case, and all characters that _WORD_PATTERN does not match to spaces.
+_ASCII_TABLE = bytes(
     byte if byte > 127 or chr(byte).isalnum() or chr(byte) in "_+#" else 32 for byte in range(256)
 ).lower()
-_SPACELESS = frozenset({"ja", "zh", "th"})
-# Typical of code. Searching for them one by one is faster than one expression.
-_CODE_MARKS = ("```", "def ", "();", "{\n", ";\n", "=>", "</", "#include", "SELECT ", "O(n", "() ")
-_ARITHMETIC = re.compile(r"\d\s*[-+*/\u00d7\u00f7^=<>]\s*[-(]?\d|\\frac|\\int|\$\d")
-_MULTIPLE_CHOICE = re.compile(r"\n\(?[A-D][.)] ")
-_LIST_ITEMS = re.compile(r"(?:^|\n)\s*(?:\d+[.)]|[-*]) ")
+_SPACELESS_LANGUAGES = frozenset({"ja", "zh", "th"})
+# Parts of a text that show code. Separate searches are faster than one regular expression.
+_CODE_MARKERS = (
+    "```",
+    "def ",
+    "();",
+    "{\n",
+    ";\n",
+    "=>",
+    "</",
+    "#include",
+    "SELECT ",
+    "O(n",
+    "() ",
+)
+_ARITHMETIC_PATTERN = re.compile(r"\d\s*[-+*/\u00d7\u00f7^=<>]\s*[-(]?\d|\\frac|\\int|\$\d")
+_MULTIPLE_CHOICE_PATTERN = re.compile(r"\n\(?[A-D][.)] ")
+_LIST_ITEM_PATTERN = re.compile(r"(?:^|\n)\s*(?:\d+[.)]|[-*]) ")
 
-# Logits, each with its reason.
-# Added per doubling beyond _USUAL_TOKENS, because there is more to read and to get wrong. From 4,096 to 32,768 tokens of RULER
-# models lose 0.26 (Qwen3 235B), 0.31 (Qwen3 8B) and 0.37 (Llama 3.1 8B) logits by doubling.
-_PER_DOUBLING = 0.3
+# The following numbers are logits that add to the difficulty.
+# Added per doubling of the tokens beyond _USUAL_TOKENS, because more text causes more errors. With
+# each doubling from 4,096 to 32,768 tokens, RULER's score falls by 0.26 (Qwen3 235B), 0.31 (Qwen3
+# 8B) and 0.37 (Llama 3.1 8B) logits.
+_PER_TOKEN_DOUBLING = 0.3
 _USUAL_TOKENS = 500
 # A longer request usually asks for more. The slope is that of the public tables' development
 # folds, where anything from 0.3 to 0.6 fits about as well.
-_PER_WORDS = 0.4  # per doubling of the words, from _FEW_WORDS to _MANY_WORDS
+_PER_WORD_DOUBLING = 0.4  # per doubling of the words, from _FEW_WORDS to _MANY_WORDS
 _FEW_WORDS, _MANY_WORDS = 12, 200
-# If the text is material rather than a request, its length adds only reading.
+# Most words of these requests are the text to process, so _PER_WORD_DOUBLING does not apply.
 _MATERIAL_KINDS = frozenset({"extraction", "summary", "translation"})
 _MAX_LENGTH_DIFFICULTY = 2.5
-_PER_STEP = 0.15  # each list item can be missed
-_MAX_STEPS = 8
-_TOOLS = 0.8  # the call must name a tool and fill its arguments
-_SCHEMA = 0.3  # constrained decoding keeps the form, the content still has to fit
-_PICTURES = 0.5
-_THINKING = 0.6  # a client that enables thinking expects a hard task
-_PER_TURN = 0.1  # per turn of the conversation that must be remembered
-_MAX_TURNS = 8
-_PLAIN_ARITHMETIC = -2.4  # "what is 17 * 23" needs no reading
-_UNCERTAIN_KIND_SPREAD = 0.4  # added to the spread if no word shows the kind
+_PER_LIST_ITEM = 0.15  # per list item, which an answer can miss
+_MAX_LIST_ITEMS = 8
+_TOOLS_DIFFICULTY = 0.8  # the call must name a tool and fill its arguments
+_SCHEMA_DIFFICULTY = 0.3  # constrained decoding ensures the form, but not fitting content
+_PICTURES_DIFFICULTY = 0.5
+_THINKING_DIFFICULTY = 0.6  # a client that enables thinking expects a hard task
+_PER_TURN = 0.1  # per earlier turn, which the answer must consider
+_MAX_COUNTED_TURNS = 8
+_PLAIN_ARITHMETIC_DIFFICULTY = -2.4  # "what is 17 * 23" needs no reading
+_UNCERTAIN_KIND_SPREAD = 0.4  # added to the spread, not the difficulty, if no word shows the kind
 
 KIND_NUMBER = {kind: 16 + number for number, kind in enumerate(KINDS)}
 _LANGUAGE_NUMBER = {language: 48 + number for number, language in enumerate(LANGUAGES)}
-_CUE_WORDS, _DEMAND_WORDS = KIND_CUES.keys(), DEMANDS.keys()
-_TELLING_WORDS = frozenset(_CUE_WORDS | _DEMAND_WORDS | FUNCTION_WORDS.keys() | AMBIGUOUS_LANGUAGES)
-# Terms of law or medicine weigh more than "list" or "code" beside them.
+_CUE_WORDS, _DEMAND_WORDS = KIND_CUES.keys(), DEMAND_DIFFICULTY.keys()
+_ALL_CUES = frozenset(
+    _CUE_WORDS | _DEMAND_WORDS | FUNCTION_WORDS.keys() | AMBIGUOUS_PROGRAMMING_LANGUAGES
+)
+# The votes of specific terms count more than those of general words such as "list".
 _VOTE_WEIGHT = {"law": 1.2, "medicine": 1.2, "greeting": 0.9, "finance": 1.1, "translation": 2.5}
-# Words of a task win over words of its topic: "summarize this contract".
+# Words of a task count more than words of its topic, as in "summarize this contract".
 _TASK_KINDS = frozenset({"summary", "extraction"})
 _TASK_VOTE_FACTOR = 1.6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """Describes a request by what predicts the quality of its answer.
+    """The properties of a request that predict the quality of its answer.
 
     Attributes:
-        kind: one of `KINDS`.
-        language: one of `LANGUAGES`.
-        difficulty: logits, on the scale of `moyin.text.quality.abilities`.
-        spread: standard deviation of ``difficulty``.
-        features: `SHAPE_FEATURES` numbers of the shape, then hashed words, each below
-            `FEATURE_COUNT`; with an embedder also `DIMENSIONS` numbers of the meaning, from
-            `FIRST_MEANING_VALUE` on.
+        kind: the kind of request, one of `KINDS`.
+        language: the language of the request, one of `LANGUAGES`.
+        difficulty: the difficulty in logits, on the scale of `moyin.text.quality.abilities`.
+        spread: the standard deviation of ``difficulty``.
+        features: the numbers of the weights for this request: `SHAPE_FEATURES` of the shape, then
+            hashed words. With an embedder, `MEANING_DIMENSIONS` numbers of the meaning follow.
     """
 
     kind: str
@@ -155,7 +142,7 @@ class Question:
     features: tuple[int, ...]
 
 
-def question_of(
+def build_question(
     texts: Sequence[tuple[str, str]],
     *,
     tools: bool,
@@ -165,50 +152,63 @@ def question_of(
     prompt_tokens: int,
     embed: Callable[[str], tuple[int, ...]] | None = None,
 ) -> Question:
-    """Return the description of a request.
+    """Describe a request before any model has answered it.
 
     Args:
-        texts: role and text of the last turns, the newest last.
-        prompt_tokens: of the whole prompt, which may be longer than ``texts``.
-        embed: returns features of a text's meaning; None: only its words are used.
+        texts: the role and the text of each of the last turns, the newest last.
+        tools: True if the request has tools.
+        schema: True if the answer must match a JSON schema.
+        pictures: True if the request has pictures.
+        thinking: True if the client enabled thinking.
+        prompt_tokens: the tokens of the whole prompt, which may be longer than ``texts``.
+        embed: returns the features of a text's meaning; None if only words are used.
     """
-    text, turns, (request, request_words) = _request_text(texts)
+    text, turns, (request, request_words) = _extract_request(texts)
     lowered = text.lower()
-    words = _words(text, lowered)
+    words = _split_words(text, lowered)
     distinct = dict.fromkeys(words)
-    # A request has few telling words. They are found once for language, kind and demand, because an
-    # intersection by `&` with a dictionary's keys takes eight times as long.
-    telling = _TELLING_WORDS.intersection(words)
+    # The words of all lists are found once, because `&` with the keys of a dictionary, which the
+    # functions for language, kind and demands use, takes eight times as long.
+    cues = _ALL_CUES.intersection(words)
     digits = _count_digits(text)
-    language = language_of(text, telling)
-    has_sums = digits > 0 and _ARITHMETIC.search(text) is not None
-    demand_words, kind, is_certain = telling, "", False
-    is_exam = _MULTIPLE_CHOICE.search(request) is not None
-    if request and not is_exam and not _looks_like_code(text, words, telling):
-        # The request stands beside a long text, whose own words show only its topic.
-        demand_words = _TELLING_WORDS.intersection(request_words)
-        kind, is_certain = _kind_of(
-            request, request.lower(), request_words, demand_words, language, False
+    language = detect_language(text, cues)
+    has_sums = digits > 0 and _ARITHMETIC_PATTERN.search(text) is not None
+    demand_cues, kind, is_certain = cues, "", False
+    is_exam = _MULTIPLE_CHOICE_PATTERN.search(request) is not None
+    if request and not is_exam and not _looks_like_code(text, words, cues):
+        # The words of a long text show its topic, so the request beside it shows the kind.
+        demand_cues = _ALL_CUES.intersection(request_words)
+        kind, is_certain = _classify_kind(
+            request, request.lower(), request_words, demand_cues, language, False
         )
-        reading = reading_kind(request_words, kind)
+        reading = classify_reading(request_words, kind)
         kind, is_certain = reading or kind, bool(reading) or (is_certain and kind != "knowledge")
     if not is_certain:
-        demand_words = telling
-        kind, is_certain = _kind_of(text, lowered, words, telling, language, has_sums)
+        demand_cues = cues
+        kind, is_certain = _classify_kind(text, lowered, words, cues, language, has_sums)
 
-    difficulty = KIND_DIFFICULTY[kind] + _demand_difficulty(demand_words)
+    difficulty = KIND_DIFFICULTY[kind] + _compute_demand_difficulty(demand_cues)
     if has_sums and kind == "mathematics" and len(words) < 2 * _SHORT_WORDS:
-        difficulty += _PLAIN_ARITHMETIC
+        difficulty += _PLAIN_ARITHMETIC_DIFFICULTY
     if len(words) > _FEW_WORDS and kind not in _MATERIAL_KINDS:
-        difficulty += _PER_WORDS * math.log2(min(len(words), _MANY_WORDS) / _FEW_WORDS)
+        difficulty += _PER_WORD_DOUBLING * math.log2(min(len(words), _MANY_WORDS) / _FEW_WORDS)
     if prompt_tokens > _USUAL_TOKENS:
         difficulty += min(
-            _PER_DOUBLING * math.log2(prompt_tokens / _USUAL_TOKENS), _MAX_LENGTH_DIFFICULTY
+            _PER_TOKEN_DOUBLING * math.log2(prompt_tokens / _USUAL_TOKENS), _MAX_LENGTH_DIFFICULTY
         )
-    steps = len(_LIST_ITEMS.findall(text)) if "\n" in text and len(text) < _HEAD_LENGTH else 0
-    difficulty += _PER_STEP * min(steps, _MAX_STEPS) + _PER_TURN * min(turns - 1, _MAX_TURNS)
+    steps = (
+        len(_LIST_ITEM_PATTERN.findall(text)) if "\n" in text and len(text) < _HEAD_LENGTH else 0
+    )
+    difficulty += _PER_LIST_ITEM * min(steps, _MAX_LIST_ITEMS) + _PER_TURN * min(
+        turns - 1, _MAX_COUNTED_TURNS
+    )
     # Booleans count as 0 or 1.
-    difficulty += _TOOLS * tools + _SCHEMA * schema + _PICTURES * pictures + _THINKING * thinking
+    difficulty += (
+        _TOOLS_DIFFICULTY * tools
+        + _SCHEMA_DIFFICULTY * schema
+        + _PICTURES_DIFFICULTY * pictures
+        + _THINKING_DIFFICULTY * thinking
+    )
     difficulty = max(difficulty, MIN_DIFFICULTY[language])
 
     spread = KIND_SPREAD[kind] + (0.0 if is_certain else _UNCERTAIN_KIND_SPREAD)
@@ -218,34 +218,38 @@ def question_of(
         difficulty=difficulty,
         spread=spread,
         features=(
-            *_shape_features(text, len(words), digits, kind, language, steps, tools or schema),
-            *_word_features(text if language in _SPACELESS else "", words, distinct),
+            *_compute_shape_features(
+                text, len(words), digits, kind, language, steps, tools or schema
+            ),
+            *_hash_words(text if language in _SPACELESS_LANGUAGES else "", words, distinct),
             *(() if embed is None else embed(text)),
         ),
     )
 
 
-def stored_features(features: Iterable[int]) -> tuple[int, ...]:
-    """Return the features of a stored question in the current layout.
+def restore_features(features: Iterable[int]) -> tuple[int, ...]:
+    """Convert the features of a stored question to the layout of this version.
 
-    An earlier version may have stored fewer features of the shape, and a later one more. Their
-    numbers distinguish them from words, so that none is mistaken for another.
+    Other versions may have stored fewer or more features of the shape. Their numbers are below
+    `FIRST_WORD_FEATURE`, which distinguishes them from words.
     """
     numbers = tuple(features)
-    shape = [number for number in numbers if number < FIRST_WORD][:SHAPE_FEATURES]
-    words = [number for number in numbers if FIRST_WORD <= number < FEATURE_COUNT]
+    shape = [number for number in numbers if number < FIRST_WORD_FEATURE][:SHAPE_FEATURES]
+    words = [number for number in numbers if FIRST_WORD_FEATURE <= number < FEATURE_COUNT]
     meaning = [
         number
         for number in numbers
-        if FIRST_MEANING_VALUE <= number < FIRST_MEANING_VALUE + MEANING_STEPS * DIMENSIONS
+        if FIRST_MEANING_FEATURE
+        <= number
+        < FIRST_MEANING_FEATURE + MEANING_STEPS * MEANING_DIMENSIONS
     ]
     return (*shape, *[_MISSING_FEATURE] * (SHAPE_FEATURES - len(shape)), *words, *meaning)
 
 
-def _request_text(texts: Sequence[tuple[str, str]]) -> tuple[str, int, tuple[str, list[str]]]:
-    """Return the text that asks, the number of user turns, and the request within a long text.
+def _extract_request(texts: Sequence[tuple[str, str]]) -> tuple[str, int, tuple[str, list[str]]]:
+    """Return the user's text, the number of user turns, and the request within a long text.
 
-    The text is cut to its ends. The request is a paragraph with its words, see `find_request`.
+    A long text is reduced to its beginning and end. The request is the result of `find_request`.
     """
     user_texts = [text for role, text in texts if role == "user"] or [
         text for _, text in texts[-1:]
@@ -254,78 +258,81 @@ def _request_text(texts: Sequence[tuple[str, str]]) -> tuple[str, int, tuple[str
         return "", 1, _NO_REQUEST
     text, request = user_texts[-1], _NO_REQUEST
     if len(text) > _HEAD_LENGTH + _TAIL_LENGTH:
-        request = find_request(text, lambda part: _words(part, part.lower()))
+        request = find_request(text, lambda part: _split_words(part, part.lower()))
         text = f"{text[:_HEAD_LENGTH]}\n{text[-_TAIL_LENGTH:]}"
     if len(user_texts) > 1 and len(text) < 40 and text.count(" ") < _SHORT_WORDS:
-        # "And in Rust?" repeats the previous request.
+        # A short message such as "And in Rust?" refers to the previous one.
         text = f"{user_texts[-2][:_TAIL_LENGTH]}\n{text}"
     return text, len(user_texts), request
 
 
-def _words(text: str, lowered: str) -> list[str]:
-    """Return the words in lower case. For ASCII, a table is five times as fast."""
+def _split_words(text: str, lowered: str) -> list[str]:
+    """Return the words in lower case.
+
+    ASCII is split by a table, which is five times as fast as the regular expression.
+    """
     if text.isascii():
-        return text.encode().translate(_ASCII).decode().split()
-    return _WORD.findall(lowered)
+        return text.encode().translate(_ASCII_TABLE).decode().split()
+    return _WORD_PATTERN.findall(lowered)
 
 
-def _kind_of(
-    text: str, lowered: str, words: list[str], telling: Set[str], language: str, has_sums: bool
+def _classify_kind(
+    text: str, lowered: str, words: list[str], cues: Set[str], language: str, has_sums: bool
 ) -> tuple[str, bool]:
-    """Return the kind with the most votes, and whether there was any vote."""
+    """Return the kind of request with the most votes, and True if any word voted."""
     votes: dict[str, float] = {}
-    for word in telling & _CUE_WORDS:
+    for word in cues & _CUE_WORDS:
         kind = KIND_CUES[word]
         votes[kind] = votes.get(kind, 0.0) + _VOTE_WEIGHT.get(kind, 1.0)
-    if language in _SPACELESS or not text.isascii():
-        for cue, kind in SUBSTRINGS.items():
+    if language in _SPACELESS_LANGUAGES or not text.isascii():
+        for cue, kind in KIND_SUBSTRINGS.items():
             if cue in lowered:
                 votes[kind] = votes.get(kind, 0.0) + 2.0
-    if _looks_like_code(text, words, telling):
+    if _looks_like_code(text, words, cues):
         votes["code"] = votes.get("code", 0.0) + 2.0
     if has_sums:
         votes["mathematics"] = votes.get("mathematics", 0.0) + 1.0
     if len(votes) > 1:
-        # A greeting may precede any request, so it counts only on its own.
+        # A greeting may precede any request, so it counts only without other votes.
         votes.pop("greeting", None)
     for kind in _TASK_KINDS & votes.keys():
         votes[kind] *= _TASK_VOTE_FACTOR
     if votes:
-        # Ties are resolved by name, because replicas must agree and the order of sets differs.
+        # The name resolves ties, because all replicas must agree and the order of sets differs.
         kind = max(votes.items(), key=lambda vote: (vote[1], vote[0]))[0]
         if kind != "greeting" or len(words) <= 2 * _SHORT_WORDS:
             return kind, True
     if words and (words[0] in QUESTION_WORDS or (len(words) > 1 and words[1] in QUESTION_WORDS)):
         return "knowledge", True
     if len(words) > _MIN_STORY_WORDS and text.rstrip().endswith(("?", "\uff1f")):
-        # A question after a story of no other kind: "A man, a wolf and a goat … ?"
+        # A story with a question, such as "A man, a wolf and a goat … ?", is probably a riddle.
         return "reasoning", False
     return "chat", False
 
 
-def _looks_like_code(text: str, words: list[str], telling: Set[str]) -> bool:
-    for mark in _CODE_MARKS:  # a loop, since a generator takes three times as long
+def _looks_like_code(text: str, words: list[str], cues: Set[str]) -> bool:
+    for mark in _CODE_MARKERS:  # a loop is three times as fast as `any` with a generator
         if mark in text:
             return True
-    for name in telling & AMBIGUOUS_LANGUAGES:
+    for name in cues & AMBIGUOUS_PROGRAMMING_LANGUAGES:
         before = words.index(name) - 1
-        if before >= 0 and words[before] in LANGUAGE_PREFIXES:
+        if before >= 0 and words[before] in PROGRAMMING_LANGUAGE_PREFIXES:
             return True
     return False
 
 
-def _demand_difficulty(telling: Set[str]) -> float:
-    """Return the logits of the hardest and of the easiest demand."""
-    difficulties = [DEMANDS[word] for word in telling & _DEMAND_WORDS]
+def _compute_demand_difficulty(cues: Set[str]) -> float:
+    """Return the logits of the most difficult and of the easiest demand, added up."""
+    difficulties = [DEMAND_DIFFICULTY[word] for word in cues & _DEMAND_WORDS]
     return max(0.0, *difficulties) + min(0.0, *difficulties) if difficulties else 0.0
 
 
-def _shape_features(
+def _compute_shape_features(
     text: str, count: int, digits: int, kind: str, language: str, steps: int, has_format: bool
 ) -> tuple[int, ...]:
-    """Return the features of the shape, one per group, so that each gets a weight."""
+    """Return the features of the shape: one number from the range of each property."""
     lines = text.count("\n")
-    choices = lines > 0 and _MULTIPLE_CHOICE.search(text) is not None
+    choices = lines > 0 and _MULTIPLE_CHOICE_PATTERN.search(text) is not None
     return (
         0,  # in every question: the model in general for this tenant
         KIND_NUMBER[kind],
@@ -340,34 +347,34 @@ def _shape_features(
 
 
 def _count_digits(text: str) -> int:
-    """Return the number of digits. Deleting them and comparing lengths takes a microsecond."""
+    """Return the number of digits by deleting them, which takes only a microsecond."""
     letters = text.encode(errors="surrogatepass")
     return len(letters) - len(letters.translate(None, b"0123456789"))
 
 
-def _word_features(spaceless: str, words: list[str], distinct: Iterable[str]) -> Iterable[int]:
-    """Return the features of the words' stems, and of the text's beginning and end."""
-    if spaceless:
-        # Without spaces, neighbouring letters stand in for words.
-        letters = spaceless[: _MAX_STEMS + 1]
-        return dict.fromkeys(map(_word_feature, map(str.__add__, letters, letters[1:])))
+def _hash_words(spaceless_text: str, words: list[str], distinct: Iterable[str]) -> Iterable[int]:
+    """Return the features of the words' stems and of the text's first and last words."""
+    if spaceless_text:
+        # In a text without spaces, pairs of neighbouring letters replace words.
+        letters = spaceless_text[: _MAX_STEMS + 1]
+        return dict.fromkeys(map(_hash_word, map(str.__add__, letters, letters[1:])))
     if not words:
         return ()
     stems = map(_STEM_FEATURES.__getitem__, islice(distinct, _MAX_STEMS))
     first = words[:3]
     starts = [f"^{word}" for word in first]
     ends = [f"{word}$" for word in words[-2:]]
-    return dict.fromkeys((*stems, *map(_word_feature, (*starts, " ".join(first[:2]), *ends))))
+    return dict.fromkeys((*stems, *map(_hash_word, (*starts, " ".join(first[:2]), *ends))))
 
 
-class _StemFeatures(dict[str, int]):
-    """Caches features by word. A lookup takes half as long as one in an `lru_cache`."""
+class _StemFeatureCache(dict[str, int]):
+    """A cache of features by word, in which a lookup is twice as fast as in an `lru_cache`."""
 
     def __init__(self, letters: int) -> None:
         self._letters = letters
 
     def __missing__(self, word: str) -> int:
-        number = _word_feature(word[: self._letters])
+        number = _hash_word(word[: self._letters])
         if len(word) <= _MAX_CACHED_LENGTH:
             if len(self) >= _MAX_CACHED_WORDS:
                 self.clear()
@@ -375,11 +382,12 @@ class _StemFeatures(dict[str, int]):
         return number
 
 
-# "contract", "contracts" and "contractual" are one topic.
-_STEM_FEATURES = _StemFeatures(6)
+_STEM_FEATURES = _StemFeatureCache(6)  # six letters make "contract" and "contractual" equal
 
 
 @lru_cache(maxsize=32_768)
-def _word_feature(word: str) -> int:
-    """Return the feature of a word. Unlike `hash`, it is the same in every process."""
-    return FIRST_WORD + crc32(word.encode(errors="surrogatepass")) % (FEATURE_COUNT - FIRST_WORD)
+def _hash_word(word: str) -> int:
+    """Return the feature of a word, which, unlike `hash`, is the same in every process."""
+    return FIRST_WORD_FEATURE + crc32(word.encode(errors="surrogatepass")) % (
+        FEATURE_COUNT - FIRST_WORD_FEATURE
+    )

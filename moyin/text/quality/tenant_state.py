@@ -1,36 +1,49 @@
-"""Holds what one tenant's signals taught: weights per model, and the allowance of each key."""
+"""Defines what one tenant's signals taught, and the part of it that other tenants share.
+
+Tenants share one number per model and kind of request, the shared level: the median over tenants of
+how much better the model is than the public scores say. A single tenant cannot move the median of
+at least `MIN_TENANTS` tenants beyond the others' values.
+"""
 
 from __future__ import annotations
 
+import math
+import statistics
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from moyin.text.quality.learned_weights import LearnedWeights
-
-__all__ = ["TenantState"]
+from moyin.text.quality.question import KIND_NUMBER
 
 _VERSION = 1
-_MAX_MODELS = 24  # the ones without signals for longest are dropped first
+_MAX_MODELS = 24  # beyond it, the model without signals for the longest time is dropped
 _MAX_KEYS = 512
 _DAY = 86_400.0
+MIN_TENANTS = 5  # a median of fewer would reveal too much about each
+_MIN_SIGNALS = 20.0  # a tenant with fewer signals about a model and kind is not counted
+_MAX_LEVEL = 1.5  # logits
+
+# The logits by which models are better than their public scores, by model and kind.
+SharedLevels = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(slots=True)
-class KeyUse:
-    """Tracks what a key has used of its allowance.
+class KeyUsage:
+    """The influence of one API key's signals, which `LearningLimits` bounds.
 
     Attributes:
-        used: weight of its signals; it decreases evenly over time.
-        moved: by model, net logits by which its signals moved estimates; halved every day.
-        at: time of the last update, in seconds since 1970.
+        used: the total weight of the key's signals, which decreases evenly over time.
+        moved: the net logits by which the key moved estimates, by model; halved every day.
+        at: the time of the last update in Unix seconds.
     """
 
     at: float
     used: float = 0.0
     moved: dict[str, float] = field(default_factory=dict)
 
-    def refill(self, per_second: float, now: float) -> None:
-        """Restore the allowance of the time since the last signal."""
+    def decay(self, per_second: float, now: float) -> None:
+        """Reduce ``used`` by ``per_second`` and ``moved`` by its half-life since the last update."""
         elapsed = max(now - self.at, 0.0)
         self.used = max(self.used - elapsed * per_second, 0.0)
         fade = 0.5 ** (elapsed / _DAY)
@@ -42,65 +55,69 @@ class KeyUse:
         self.at = max(now, self.at)
 
     @classmethod
-    def from_json(cls, value: Any) -> KeyUse:
-        """Return the use that was written as JSON."""
+    def from_json(cls, value: Any) -> KeyUsage:
+        """Decode a `KeyUsage` that `TenantState.to_json` encoded."""
         moved = {str(model): float(logits) for model, logits in value["moved"].items()}
         return cls(at=float(value["at"]), used=float(value["used"]), moved=moved)
 
 
 @dataclass(slots=True)
 class TenantState:
-    """Holds what one tenant's signals taught.
+    """What one tenant's signals taught.
 
     Attributes:
-        models: by model name.
-        keys: use of the allowance, by key.
-        frozen: nothing is learned until it is thawed.
+        models: the learned weights by model name.
+        keys: the usage by API key.
+        frozen: True if learning from the tenant's signals is stopped.
     """
 
     models: dict[str, LearnedWeights] = field(default_factory=dict)
-    keys: dict[str, KeyUse] = field(default_factory=dict)
+    keys: dict[str, KeyUsage] = field(default_factory=dict)
     frozen: bool = False
 
-    def weights_for(self, model: str, now: float) -> LearnedWeights:
-        """Return the weights of ``model``, created on first use."""
+    def get_or_create_weights(self, model: str, now: float) -> LearnedWeights:
+        """Return the weights of ``model``, which are created on first use."""
         weights = self.models.pop(model, None)
         if weights is None:
             if len(self.models) >= _MAX_MODELS:
                 del self.models[next(iter(self.models))]
-            weights = LearnedWeights(at=now)
-        self.models[model] = weights  # moved to the end: the oldest comes first
+            weights = LearnedWeights(faded_at=now)
+        self.models[model] = weights  # moves to the end, so that the first is unused for longest
         return weights
 
-    def key_use(self, name: str, now: float) -> KeyUse:
-        """Return the use of the key ``name``, created on first use."""
-        use = self.keys.pop(name, None) or KeyUse(at=now)
+    def get_or_create_key_usage(self, name: str, now: float) -> KeyUsage:
+        """Return the tracked influence of the API key ``name``, which is created on first use."""
+        use = self.keys.pop(name, None) or KeyUsage(at=now)
         if len(self.keys) >= _MAX_KEYS:
-            # The key that used least gains least from being forgotten.
+            # Dropping the smallest usage gives away the smallest part of the limits.
             del self.keys[min(self.keys, key=lambda other: self.keys[other].used)]
         self.keys[name] = use
         return use
 
-    def merged(self, other: TenantState, base: TenantState | None = None) -> TenantState:
-        """Return what both learned together; ``base``: what both started from."""
+    def merge_with(self, other: TenantState, base: TenantState | None = None) -> TenantState:
+        """Return what this and another replica's state learned together.
+
+        Args:
+            base: the state from which both started; None if it was empty.
+        """
         start = base or TenantState()
         result = TenantState(frozen=self.frozen or other.frozen)
         for model in sorted(self.models.keys() | other.models.keys()):
             ours = self.models.get(model) or LearnedWeights()
             theirs = other.models.get(model) or LearnedWeights()
-            result.models[model] = ours.merged(theirs, start.models.get(model))
+            result.models[model] = ours.merge_with(theirs, start.models.get(model))
         while len(result.models) > _MAX_MODELS:
-            del result.models[min(result.models, key=lambda name: result.models[name].at)]
+            del result.models[min(result.models, key=lambda name: result.models[name].faded_at)]
         for name in sorted(self.keys.keys() | other.keys.keys()):
             uses = [use for remaining in (self, other) if (use := remaining.keys.get(name))]
-            # A key that used both replicas is counted by its larger use.
+            # If a key used both replicas, the larger usage counts.
             result.keys[name] = max(uses, key=lambda use: (use.used, use.at))
         while len(result.keys) > _MAX_KEYS:
             del result.keys[min(result.keys, key=lambda name: result.keys[name].used)]
         return result
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON value of bounded size."""
+        """Encode the state as a JSON value of bounded size."""
         return {
             "version": _VERSION,
             "frozen": self.frozen,
@@ -110,19 +127,60 @@ class TenantState:
 
     @classmethod
     def from_json(cls, value: Any) -> TenantState:
-        """Return the state that `to_json` wrote.
+        """Decode a state that `to_json` encoded.
 
         Raises:
-            ValueError: ``value`` is malformed, or from a later version.
+            ValueError: ``value`` is malformed or has another version.
         """
         if not isinstance(value, dict) or value.get("version") != _VERSION:
-            raise ValueError(f"not a tenant's state of version {_VERSION}")
+            raise ValueError(f"the stored tenant state must be an object of version {_VERSION}")
         try:
-            keys = {str(name): KeyUse.from_json(use) for name, use in value["keys"].items()}
+            keys = {str(name): KeyUsage.from_json(use) for name, use in value["keys"].items()}
             models = {
                 str(name): LearnedWeights.from_json(weights)
                 for name, weights in value["models"].items()
             }
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not a tenant's state: {error}") from error
+            raise ValueError(f"the stored tenant state is malformed: {error!r}") from error
         return cls(models=models, keys=keys, frozen=bool(value.get("frozen")))
+
+
+def extract_levels(state: TenantState) -> dict[str, dict[str, float]]:
+    """Return by how many logits models are better than their public scores for one tenant.
+
+    The result has no kinds with few signals, and is empty for a frozen tenant.
+    """
+    if state.frozen:
+        return {}
+    levels_by_model = {
+        model: {
+            kind: round(weights.mean[0] + weights.mean[KIND_NUMBER[kind]], 3)
+            for kind, count in weights.counts.items()
+            if count >= _MIN_SIGNALS and kind in KIND_NUMBER
+        }
+        for model, weights in state.models.items()
+    }
+    return {model: kinds for model, kinds in levels_by_model.items() if kinds}
+
+
+def compute_shared_levels(
+    contributions: Iterable[Mapping[str, Any]],
+) -> dict[str, dict[str, float]]:
+    """Return by how many logits models are better than their public scores, as a median of tenants.
+
+    Args:
+        contributions: the result of `extract_levels` for each tenant. Malformed stored values are
+            ignored.
+    """
+    contributed: dict[tuple[str, str], list[float]] = {}
+    for contribution in contributions:
+        for model, kinds in contribution.items():
+            for kind, level in kinds.items() if isinstance(kinds, Mapping) else ():
+                if kind in KIND_NUMBER and isinstance(level, int | float) and math.isfinite(level):
+                    contributed.setdefault((model, kind), []).append(level)
+    shared: dict[str, dict[str, float]] = {}
+    for (model, kind), levels in contributed.items():
+        if len(levels) >= MIN_TENANTS:
+            level = max(-_MAX_LEVEL, min(statistics.median(levels), _MAX_LEVEL))
+            shared.setdefault(model, {})[kind] = level
+    return shared

@@ -1,11 +1,9 @@
-"""Formats probabilities for people."""
+"""Formats probabilities for people, without the imports of the modules that estimate them."""
 
 from __future__ import annotations
 
-__all__ = ["chance_text"]
 
-
-def chance_text(chance: float) -> str:
-    """Return ``chance`` with two digits; ``>0.99`` and ``<0.01`` near the ends."""
-    text = f"{chance:.2f}"
+def format_probability(probability: float) -> str:
+    """Format a probability with two decimals, or as ``>0.99`` or ``<0.01`` near 1 or 0."""
+    text = f"{probability:.2f}"
     return {"1.00": ">0.99", "0.00": "<0.01"}.get(text, text)

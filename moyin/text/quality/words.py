@@ -1,30 +1,26 @@
 """Lists words that show the kind, the language and the demands of a request.
 
-The lists are short on purpose: they describe a request before any signal was seen. The meaning of a
-studio's own words is learned (`moyin/text/quality/estimator.py`).
+The lists are short, because they only describe requests before any signal. The effect of a studio's
+own words is learned (`moyin.text.quality.learned_weights`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
-__all__ = [
-    "AMBIGUOUS_LANGUAGES",
-    "DEMANDS",
-    "FUNCTION_WORDS",
-    "KIND_CUES",
-    "LANGUAGE_PREFIXES",
-    "QUESTION_WORDS",
-    "SUBSTRINGS",
-]
+V = TypeVar("V")
 
 
-def _by_word(table: Mapping[str, str]) -> dict[str, str]:
-    return {word: kind for kind, words in table.items() for word in words.split()}
+def _index_by_word(table: Mapping[V, str]) -> dict[str, V]:
+    return {word: value for value, words in table.items() for word in words.split()}
 
 
-def _distinct_words(table: Mapping[str, str]) -> dict[str, str]:
-    """Return the words of one language only; English keeps the words that it shares."""
+def _index_distinct_words(table: Mapping[str, str]) -> dict[str, str]:
+    """Return the language of each word, without words that several languages share.
+
+    English keeps the words that it shares with another language.
+    """
     languages: dict[str, list[str]] = {}
     for language, words in table.items():
         for word in words.split():
@@ -36,8 +32,8 @@ def _distinct_words(table: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-# A word votes for its kind once, however often it occurs.
-KIND_CUES: dict[str, str] = _by_word(
+# The kind of request that each word votes for, once per request.
+KIND_CUES: dict[str, str] = _index_by_word(
     {
         "code": (
             "code python javascript typescript java rust golang kotlin swift ruby php perl bash sql"
@@ -104,45 +100,33 @@ KIND_CUES: dict[str, str] = _by_word(
     }
 )
 
-# Programming languages whose names are also words or letters: "in Go" is code, "go" is not.
-AMBIGUOUS_LANGUAGES = frozenset({"go", "c", "r", "d", "swift", "julia", "dart", "zig"})
-LANGUAGE_PREFIXES = frozenset({"in", "using", "mit", "auf", "en"})
+# The names of programming languages that are also words or letters. They only show code after one
+# of PROGRAMMING_LANGUAGE_PREFIXES, as in "in Go".
+AMBIGUOUS_PROGRAMMING_LANGUAGES = frozenset({"go", "c", "r", "d", "swift", "julia", "dart", "zig"})
+PROGRAMMING_LANGUAGE_PREFIXES = frozenset({"in", "using", "mit", "auf", "en"})
 
-# Demands, in logits added to the kind's difficulty. The largest and the smallest count.
-DEMANDS: dict[str, float] = {
-    **dict.fromkeys(
-        ["prove", "proof", "beweise", "derive", "theorem", "rigorous", "rigorously"], 1.5
-    ),
-    **dict.fromkeys(
-        ["refactor", "optimize", "optimise", "architecture", "concurrent", "lock-free"], 0.8
-    ),
-    **dict.fromkeys(
-        ["design", "migrate", "debug", "diagnose", "evaluate", "critique", "implement"], 0.5
-    ),
-    **dict.fromkeys(
-        ["analyze", "analyse", "analysiere", "compare", "vergleiche", "plan", "argue", "why"], 0.3
-    ),
-    **dict.fromkeys(
-        ["steps", "step-by-step", "schrittweise", "carefully", "exactly", "except", "every"], 0.2
-    ),
-    **dict.fromkeys(
-        ["list", "name", "define", "what", "is", "liste", "nenne", "spell", "capital", "repeat"],
-        -0.2,
-    ),
-    **dict.fromkeys(
-        ["say", "sag", "classify", "label", "yes/no", "reverse", "uppercase", "lowercase"], -0.5
-    ),
-}
+# The logits that demanding or easy words add to the difficulty; the largest and the smallest count.
+DEMAND_DIFFICULTY: dict[str, float] = _index_by_word(
+    {
+        1.5: "prove proof beweise derive theorem rigorous rigorously",
+        0.8: "refactor optimize optimise architecture concurrent lock-free",
+        0.5: "design migrate debug diagnose evaluate critique implement",
+        0.3: "analyze analyse analysiere compare vergleiche plan argue why",
+        0.2: "steps step-by-step schrittweise carefully exactly except every",
+        -0.2: "list name define what is liste nenne spell capital repeat",
+        -0.5: "say sag classify label yes/no reverse uppercase lowercase",
+    }
+)
 
-# A text with one of these as its first or second word asks for knowledge.
+# If the first or second word is one of these and no word shows a kind, a request asks for knowledge.
 _QUESTION_TEXT = (
     "what who whom whose when where which why how wer was wann wo welche warum wie qui quand où comment"
     " quién cuándo dónde cómo explain erkläre explique explica"
 )
 QUESTION_WORDS = frozenset(_QUESTION_TEXT.split())
 
-# The most common words of languages in Latin script, without those that two languages share.
-FUNCTION_WORDS: dict[str, str] = _distinct_words(
+# The most common words of the languages in Latin script.
+FUNCTION_WORDS: dict[str, str] = _index_distinct_words(
     {
         "en": "the of and to is that it for you with this are be what how i my me write please an can",
         "de": "der die das dass und ist nicht ein eine ich zu mit für auf wie bitte den dem von im auch mir"
@@ -160,10 +144,11 @@ FUNCTION_WORDS: dict[str, str] = _distinct_words(
     }
 )
 
-# Cues for languages written without spaces, which are searched anywhere in the text.
-SUBSTRINGS: dict[str, str] = _by_word(
+# The kind of request that each part of a text votes for. These parts are searched also inside words,
+# because Chinese and Japanese are written without spaces.
+KIND_SUBSTRINGS: dict[str, str] = _index_by_word(
     {
-        # Only programming languages whose names are not part of other words, unlike "rust" in "trust".
+        # Names of programming languages that other words do not contain, as "trust" contains "rust".
         "code": "コード 関数 プログラム 実装 ソート 代码 函数 程序 排序 코드 код python javascript sql",
         "mathematics": "計算 証明 方程式 计算 证明 계산 докажи",
         "law": "契約 法律 条項 合同 법률 계약 договор",

@@ -1,4 +1,4 @@
-"""Holds what the router gets with a request and what it returns: context, answer and stream."""
+"""Defines the input and output types of the router: the request context, the answer, the stream."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any, Protocol
 
 from moyin.domain.money import Usage
 
-__all__ = ["Answer", "BudgetReservation", "RoutingContext", "Stream"]
+__all__ = ["Answer", "AnswerStream", "BudgetReservation", "RoutingContext"]
 
 _NO_USAGE = Usage()
 
 
 class BudgetReservation(Protocol):
-    """Charges one request to its caller's budgets; the gatekeeper's admission implements it."""
+    """Charges one request to its caller's budgets; the gatekeeper's middleware implements it."""
 
     @property
     def limits_spending(self) -> bool:
-        """True if the caller has a budget, so that the price of the call matters."""
+        """True if the caller has a spending limit."""
 
     async def reserve(self, usd: Decimal, tokens: int) -> None:
-        """Set aside at most ``usd`` and about ``tokens``.
+        """Reserve the maximum cost of the call and its estimated tokens.
 
         Raises:
             LimitExceeded: the remaining budget is too small.
@@ -30,19 +30,20 @@ class BudgetReservation(Protocol):
         """
 
     def record(self, usd: Decimal, tokens: int) -> None:
-        """Record what the call really cost."""
+        """Replace the reservation by the actual cost and tokens of the call."""
 
 
 # Neither this class nor Answer is frozen: freezing doubles the cost of creating one per request.
 @dataclass(kw_only=True, slots=True)
 class RoutingContext:
-    """Describes the caller of one request.
+    """Identity, request headers and budget of the caller of one request.
 
     Attributes:
-        headers: the client's, as ASGI gives them.
-        budget: charged for the call; None: the call is not counted.
-        key_id: of the caller's API key; empty: unknown.
-        for_tenant: tenant whose share of a back end's slots the call uses; empty: the owner.
+        owner: the tenant that is charged and whose policy applies.
+        headers: the client's request headers in ASGI's format.
+        budget: the budget that the call is charged to. It is None if the call is not charged.
+        key_id: id of the caller's API key; empty if unknown.
+        for_tenant: the tenant that is charged for slots at back ends; empty if it is the owner.
     """
 
     request_id: str
@@ -58,12 +59,12 @@ class RoutingContext:
         return self.for_tenant or self.owner
 
 
-class Stream(Protocol):
-    """Yields the pieces of an answer as they arrive; its consumer must close it."""
+class AnswerStream(Protocol):
+    """Asynchronous iterator over the bytes of an answer; its consumer must call `aclose`."""
 
     @property
     def final_usage(self) -> Usage | None:
-        """The usage of a stream that ended well; None until then."""
+        """The usage of the stream once it has ended without an error; None before."""
 
     def __aiter__(self) -> AsyncIterator[bytes]: ...
 
@@ -75,14 +76,20 @@ class Stream(Protocol):
 
 @dataclass(kw_only=True, slots=True)
 class Answer:
-    """Holds a whole ``body`` with its ``usage``, or a ``stream``.
+    """Response of the router: headers with either a complete body or a stream.
 
     Attributes:
-        data: parsed JSON of ``body``; None if it was never parsed.
+        stream: the body of a streamed answer; None if ``body`` is set.
+        data: the parsed JSON of ``body``; None if the router did not parse it.
     """
 
     headers: tuple[tuple[bytes, bytes], ...]
     body: bytes = b""
-    stream: Stream | None = None
+    stream: AnswerStream | None = None
     usage: Usage = _NO_USAGE
     data: Mapping[str, Any] | None = None
+
+    async def close(self) -> None:
+        """Close the stream, if the answer has one."""
+        if self.stream is not None:
+            await self.stream.aclose()

@@ -1,8 +1,8 @@
-"""Finds faults of an answer without judging it: wrong format, emptiness and repetition.
+"""Finds faults of an answer or of its beginning: wrong format, emptiness and repetition.
 
-Only certain mistakes are faults. JSON schemas come from clients, so a small checker with a budget
-of steps reads them. Keywords that it does not know pass, such as regular expressions, which could
-run for minutes.
+The quality of the content is not judged. A fault is reported only if it is certain. JSON schemas
+come from clients, so a checker with a limited number of steps reads them. It accepts keywords that
+it does not support, such as regular expressions, which could run for minutes.
 """
 
 from __future__ import annotations
@@ -15,21 +15,29 @@ from pydantic_core import from_json
 
 from moyin.domain.chat import ChatResponse, StopReason, ToolUse
 from moyin.domain.needs import ResponseConstraints
+from moyin.domain.transcript import Transcript
 
-__all__ = ["REFUSED", "find_fault", "has_content", "is_truncated", "matches_schema", "matches_type"]
+__all__ = [
+    "NO_FAULT",
+    "REFUSED",
+    "find_fault",
+    "find_start_fault",
+    "is_truncated",
+    "matches_schema",
+]
 
-# A refusal is intended behaviour, so no other model is called.
+# The fault of an answer in which the model refuses. It never causes a rescue.
 REFUSED = "refused"
-# An answer is expected to end within this many tokens.
-_AMPLE_TOKENS = 1_024
-# Marks of chat templates, which a misconfigured server lets through.
-_TEMPLATE_MARKS = re.compile(r"(?:\s|<\|[a-z0-9_]{1,32}\|>|</?s>|<(?:start|end)_of_turn>|<eos>)+")
+# An answer should end within this many tokens, so a limit above it should not have cut it off.
+_SUFFICIENT_TOKENS = 1_024
+# Control tokens of chat templates. A misconfigured server sends them as text.
+_TEMPLATE_TOKENS = re.compile(r"(?:\s|<\|[a-z0-9_]{1,32}\|>|</?s>|<(?:start|end)_of_turn>|<eos>)+")
 
 _MAX_STEPS = 2_000
 _MAX_DEPTH = 32
-_MAX_OPTIONS = 500
+_MAX_ENUM_VALUES = 500
 _MAX_JSON_LENGTH = 64 * 1024
-_MAX_UNIT = 100
+_MAX_REPEATED_UNIT = 100
 _SAMPLE_LENGTH = 12
 _MIN_REPEATED_LENGTH = 160
 _MIN_REPETITIONS = 6
@@ -43,18 +51,37 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "integer": (int, float),
 }
 
+NO_FAULT = ""
+# A JSON value of each type, by the first character of its text or by its whole word.
+_VALUE_BY_FIRST_CHARACTER: Mapping[str, Any] = {
+    "{": {},
+    "[": [],
+    '"': "",
+    "-": 0,
+    **dict.fromkeys("0123456789", 0),
+}
+_VALUE_BY_WORD: Mapping[str, Any] = {
+    "true": True,
+    "false": False,
+    "null": None,
+    # Not valid JSON, but the parser that checks whole answers accepts them.
+    "NaN": 0,
+    "Infinity": 0,
+}
+
 
 def find_fault(answer: ChatResponse, constraints: ResponseConstraints) -> str | None:
-    """Return the fault of an answer in one word; None if none is found.
+    """Return the first fault that is found in an answer, or None.
 
-    One of ``tool_name``, ``tool_arguments``, ``refused``, ``empty``, ``json``, ``schema``,
-    ``repeating``.
+    Returns:
+        One of ``tool_name``, ``tool_arguments``, ``refused``, ``empty``, ``json``, ``schema`` and
+        ``repeating``.
     """
     calls = [part for part in answer.parts if isinstance(part, ToolUse)]
     for call in calls:
         if call.name not in constraints.tools:
             return "tool_name"
-        if not isinstance(_parse(call.arguments or "{}"), dict):
+        if not isinstance(_parse_json(call.arguments or "{}"), dict):
             return "tool_arguments"
     if calls:
         return None
@@ -62,15 +89,15 @@ def find_fault(answer: ChatResponse, constraints: ResponseConstraints) -> str | 
         return REFUSED
     text = answer.text.strip()
     if not has_content(text):
-        # The client's own limit or stop sequence may have ended it.
+        # With another stop reason, the client's own limit or stop sequence ended the answer.
         return "empty" if answer.stop is StopReason.END else None
-    # The client's own limit may have cut the JSON; another model would hit it too.
+    # If the client's token limit cut off the JSON, another model would reach that limit too.
     if (
         constraints.json
         and answer.stop is not StopReason.MAX_TOKENS
         and len(text) <= _MAX_JSON_LENGTH
     ):
-        value = _parse(text)
+        value = _parse_json(text)
         if value is _NOT_JSON:
             return "json"
         if constraints.schema is not None and not matches_schema(value, constraints.schema):
@@ -79,29 +106,25 @@ def find_fault(answer: ChatResponse, constraints: ResponseConstraints) -> str | 
 
 
 def is_truncated(answer: ChatResponse, max_tokens: int | None) -> bool:
-    """Return whether an answer hit a token limit that should have been enough.
+    """Return True if a token limit that should have been sufficient cut off an answer.
 
-    Args:
-        max_tokens: limit set by the client; None: it set none.
+    ``max_tokens`` is the limit that the client set; it is None if the client set none.
     """
     return answer.stop is StopReason.MAX_TOKENS and (
-        max_tokens is None or max_tokens >= _AMPLE_TOKENS
+        max_tokens is None or max_tokens >= _SUFFICIENT_TOKENS
     )
 
 
 def has_content(text: str) -> bool:
-    """Return whether ``text`` has more than white space and marks of chat templates."""
-    return bool(text) and _TEMPLATE_MARKS.fullmatch(text) is None
+    """Return True if ``text`` is more than white space and control tokens of chat templates."""
+    return bool(text) and _TEMPLATE_TOKENS.fullmatch(text) is None
 
 
-class _NotJson:
-    """Marks a text that is not JSON."""
+# The result of parsing a text that is not JSON.
+_NOT_JSON = object()
 
 
-_NOT_JSON = _NotJson()
-
-
-def _parse(text: str) -> Any:
+def _parse_json(text: str) -> Any:
     try:
         return from_json(text)
     except ValueError:
@@ -109,12 +132,12 @@ def _parse(text: str) -> Any:
 
 
 def _repeats_itself(text: str) -> bool:
-    """Return whether the text ends in one piece repeated over and over.
+    """Return True if the text ends in many repetitions of the same characters.
 
-    Table rules and rows of dashes do not count.
+    Repetitions without two different letters, such as rows of dashes, do not count.
     """
     end = text[-_SAMPLE_LENGTH:]
-    before = text.rfind(end, max(0, len(text) - _SAMPLE_LENGTH - _MAX_UNIT), len(text) - 1)
+    before = text.rfind(end, max(0, len(text) - _SAMPLE_LENGTH - _MAX_REPEATED_UNIT), len(text) - 1)
     if before < 0:
         return False
     unit = text[before - len(text) + len(end) :]
@@ -123,32 +146,34 @@ def _repeats_itself(text: str) -> bool:
 
 
 def matches_schema(value: Any, schema: Mapping[str, Any]) -> bool:
-    """Return False if ``value`` certainly violates ``schema``."""
-    return _SchemaChecker(schema).matches(value, schema, 0)
+    """Return False if ``value`` violates ``schema``, and True if it may conform."""
+    return _SchemaChecker(schema).matches_subschema(value, schema, 0)
 
 
 class _SchemaChecker:
+    """Checks one value against a schema; after the maximum number of steps it accepts the rest."""
+
     def __init__(self, root: Mapping[str, Any]) -> None:
         self._root = root
         self._steps = 0
 
-    def matches(self, value: Any, schema: Any, depth: int) -> bool:
+    def matches_subschema(self, value: Any, schema: Any, depth: int) -> bool:
         self._steps += 1
         if schema is False:
             return False
         if not isinstance(schema, dict) or self._steps > _MAX_STEPS or depth > _MAX_DEPTH:
             return True
         if isinstance(reference := schema.get("$ref"), str):
-            return self.matches(value, self._resolve(reference), depth + 1)
+            return self.matches_subschema(value, self._resolve_reference(reference), depth + 1)
         return (
             matches_type(value, schema.get("type"))
-            and _is_allowed(value, schema)
+            and _matches_enum(value, schema)
             and self._matches_combinations(value, schema, depth)
             and self._matches_members(value, schema, depth)
         )
 
-    def _resolve(self, reference: str) -> Any:
-        """Return the referenced part of the same schema; anything else is ignored and passes."""
+    def _resolve_reference(self, reference: str) -> Any:
+        """Return the part of the schema at a ``$ref``; True, which accepts all, if not found."""
         part: Any = self._root
         if not reference.startswith("#"):
             return True
@@ -165,18 +190,20 @@ class _SchemaChecker:
             if (
                 isinstance(options, list)
                 and options
-                and not any(self.matches(value, option, depth + 1) for option in options)
+                and not any(self.matches_subschema(value, option, depth + 1) for option in options)
             ):
                 return False
         parts = schema.get("allOf")
         return not isinstance(parts, list) or all(
-            self.matches(value, part, depth + 1) for part in parts
+            self.matches_subschema(value, part, depth + 1) for part in parts
         )
 
     def _matches_members(self, value: Any, schema: Mapping[str, Any], depth: int) -> bool:
         if isinstance(value, list):
             items = schema.get("items", True)
-            return all(self.matches(item, items, depth + 1) for item in value[:_MAX_STEPS])
+            return all(
+                self.matches_subschema(item, items, depth + 1) for item in value[:_MAX_STEPS]
+            )
         if not isinstance(value, dict):
             return True
         properties = schema.get("properties")
@@ -188,19 +215,20 @@ class _SchemaChecker:
             return False
         others = True if "patternProperties" in schema else schema.get("additionalProperties", True)
         return all(
-            self.matches(item, known.get(name, others), depth + 1) for name, item in value.items()
+            self.matches_subschema(item, known.get(name, others), depth + 1)
+            for name, item in value.items()
         )
 
 
 def matches_type(value: Any, kinds: Any) -> bool:
-    """Return False if ``value`` certainly has none of the schema types ``kinds``."""
+    """Return False if ``value`` has none of the JSON schema types ``kinds``."""
     names = [kinds] if isinstance(kinds, str) else kinds
     if not isinstance(names, list):
         return True
-    return any(_is_of_type(value, name) for name in names)
+    return any(_has_type(value, name) for name in names)
 
 
-def _is_of_type(value: Any, kind: Any) -> bool:
+def _has_type(value: Any, kind: Any) -> bool:
     known = _TYPES.get(kind) if isinstance(kind, str) else None
     if known is None:
         return True
@@ -211,18 +239,60 @@ def _is_of_type(value: Any, kind: Any) -> bool:
     return isinstance(value, known)
 
 
-def _is_allowed(value: Any, schema: Mapping[str, Any]) -> bool:
+def _matches_enum(value: Any, schema: Mapping[str, Any]) -> bool:
     allowed = schema.get("enum")
     if (
         isinstance(allowed, list)
-        and len(allowed) <= _MAX_OPTIONS
-        and not any(_json_equal(value, option) for option in allowed)
+        and len(allowed) <= _MAX_ENUM_VALUES
+        and not any(_are_equal_in_json(value, option) for option in allowed)
     ):
         return False
-    return "const" not in schema or _json_equal(value, schema["const"])
+    return "const" not in schema or _are_equal_in_json(value, schema["const"])
 
 
-def _json_equal(option: Any, other: Any) -> bool:
-    """Compare as JSON does: true is not 1."""
+def _are_equal_in_json(option: Any, other: Any) -> bool:
+    """Return True if two JSON values are equal; unlike in Python, true does not equal 1."""
     same: bool = option == other
     return same and isinstance(option, bool) is isinstance(other, bool)
+
+
+def find_start_fault(transcript: Transcript, constraints: ResponseConstraints) -> str | None:
+    """Return the fault of an answer whose stream has begun, before the client receives any of it.
+
+    Returns:
+        A fault as in `find_fault`; `NO_FAULT` if the beginning shows none; None if too little of
+        the answer has arrived for a check.
+    """
+    if not transcript.is_complete:
+        return NO_FAULT
+    if transcript.stop is not None:
+        fault = find_fault(transcript.to_response(), constraints)
+        return NO_FAULT if fault is None or fault == REFUSED else fault
+    if any(name not in constraints.tools for name in transcript.tools):
+        return "tool_name"
+    if transcript.tools or transcript.has_thinking or transcript.is_refusal:
+        return NO_FAULT
+    text = transcript.text.lstrip()
+    if not has_content(text):
+        return None
+    return _find_json_start_fault(text, constraints) if constraints.json else NO_FAULT
+
+
+def _find_json_start_fault(text: str, constraints: ResponseConstraints) -> str:
+    """Return the fault of an answer in JSON that begins with ``text``, or `NO_FAULT`."""
+    if text[0] in _VALUE_BY_FIRST_CHARACTER:
+        value = _VALUE_BY_FIRST_CHARACTER[text[0]]
+    else:
+        words = [word for word in _VALUE_BY_WORD if _can_become(text, word)]
+        if not words:
+            return "json"
+        value = _VALUE_BY_WORD[words[0]]
+    schema = constraints.schema
+    if schema is None or "$ref" in schema or matches_type(value, schema.get("type")):
+        return NO_FAULT
+    return "schema"
+
+
+def _can_become(text: str, word: str) -> bool:
+    """Return True if a text that begins with ``text`` can continue to ``word``."""
+    return word.startswith(text[: len(word)])

@@ -1,6 +1,6 @@
-"""Checks an answer before its client gets it and replaces it where a better model may help.
+"""Checks answers before the client receives them, and replaces faulty ones by a better model's.
 
-What is learned from it is left to the background queue.
+Faults, follow-ups and decisions are recorded for learning, in the background queue.
 """
 
 from __future__ import annotations
@@ -17,82 +17,91 @@ from moyin.text.routing.answer import Answer
 from moyin.text.routing.compiled_route import CompiledRoute
 from moyin.text.routing.decision import Candidate
 from moyin.text.routing.explanation import describe_choice
-from moyin.text.routing.followups import FollowUps
-from moyin.text.routing.learning import Learning
+from moyin.text.routing.followups import FollowUpDetector
+from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.metered_stream import MeteredStream
 from moyin.text.routing.rescue import (
-    answer_fault,
+    build_fault_signal,
     can_afford,
-    can_check,
-    can_rescue,
-    fault_signal,
-    is_better,
-    is_constrained,
+    find_answer_fault,
+    find_stream_fault,
+    has_higher_quality,
+    is_checkable,
+    may_rescue,
+    requires_format,
     should_rescue,
-    stream_fault,
 )
-from moyin.text.routing.routed_call import Hold, RoutedCall
+from moyin.text.routing.routed_call import RoutedCall, StreamHold
 
 __all__ = ["AnswerReviewer"]
 
 _log = logging.getLogger(__name__)
-# Calls a candidate for a stated reason; None when its breaker lets no request through.
+# Calls a candidate and returns its answer, or None if its breaker rejects the call. The string is
+# the reason for the response header `x-moyin-route`.
 _TryCandidate: TypeAlias = Callable[[RoutedCall, Candidate, str], Awaitable[Answer | None]]
 
 
 class AnswerReviewer:
-    """Reviews answers whose quality was weighed; others pass unchanged.
+    """Reviews the answers to requests whose routing weighed quality.
 
     Args:
-        learning: records what is found; None: nothing is learned.
-        follow_ups: detects what clients do after an answer; None: follow-ups are not detected.
+        learning: records decisions and faults. If it is None, nothing is recorded.
+        follow_ups: detects requests that follow up an answer. If it is None, none are detected.
     """
 
-    def __init__(self, learning: Learning | None, follow_ups: FollowUps | None) -> None:
+    def __init__(
+        self, learning: QualityLearner | None, follow_ups: FollowUpDetector | None
+    ) -> None:
         self._learning = learning
         self._follow_ups = follow_ups
 
     def detect_follow_up(self, call: RoutedCall, route: CompiledRoute) -> bool:
-        """Decide whether the call is learned from, and look for an answer that it follows up.
+        """Detect whether the request follows up an earlier answer, and set ``is_learned_from``.
 
-        Return True if the request shows that an earlier answer did not help. That is looked up at
-        once only where a trial model may be chosen; otherwise it is left to the background queue.
+        Returns:
+            True if the request shows that an earlier answer did not help. This is known at once
+            only if the route allows trials of little-known models. Otherwise the detection runs
+            in the background and the result is False.
         """
         learning, follow_ups = self._learning, self._follow_ups
         if learning is None or call.needs.embeddings:
             return False
-        awaited = follow_ups is not None and follow_ups.may_match(route)
-        if not awaited and call.quality is None:
+        may_match = follow_ups is not None and follow_ups.may_match(route)
+        if not may_match and call.quality is None:
             return False
-        call.is_learned_from = learning.background.share.accept(call.context.owner)
-        trial_candidate = call.quality is not None and route.explore > 0
-        if follow_ups is None or not awaited or not (call.is_learned_from or trial_candidate):
+        call.is_learned_from = learning.background.sampler.accept(call.context.owner)
+        allows_trial = call.quality is not None and route.explore > 0
+        if follow_ups is None or not may_match or not (call.is_learned_from or allows_trial):
             return False
-        look = partial(follow_ups.detect, call.conversation, route, learning.now())
-        if trial_candidate:
+        detect = partial(follow_ups.detect, call.conversation, route, learning.now())
+        if allows_trial:
             results: list[bool] = []
-            self._defer(call, lambda: results.append(look()))
-            learning.background.run()
+            self._defer(call, lambda: results.append(detect()))
+            learning.background.run_tasks()
             return any(results)
-        self._defer(call, look)
+        self._defer(call, detect)
         return False
 
     def plan_checks(
         self, call: RoutedCall, route: CompiledRoute, candidates: Sequence[Candidate]
     ) -> bool:
-        """Set how the call's stream is checked; return whether a better model may follow."""
-        quality, policy = call.quality, route.rescue
-        if quality is None or not quality.is_estimated or not can_check(call):
+        """Set how much of a stream is recorded and held back for checks.
+
+        Returns:
+            True if a faulty answer may be replaced by the answer of a better candidate.
+        """
+        quality = call.quality
+        if quality is None or not quality.is_estimated or not is_checkable(call):
             return False
-        rescued = can_rescue(policy, call) and any(
-            is_better(candidate, candidates[0]) for candidate in candidates[1:]
+        rescued = may_rescue(route.rescue, call) and any(
+            has_higher_quality(candidate, candidates[0]) for candidate in candidates[1:]
         )
-        if not call.request.streams:
+        if not call.request.is_streamed:
             return rescued
         call.is_transcribed = rescued or call.is_learned_from
         if rescued:
-            whole = route.hold_streams and is_constrained(call)
-            call.hold = Hold.WHOLE if whole else Hold.BEGINNING
+            whole = route.hold_streams and requires_format(call)
+            call.hold = StreamHold.WHOLE if whole else StreamHold.BEGINNING
         return rescued
 
     async def review(
@@ -104,38 +113,41 @@ class AnswerReviewer:
         reserved: Decimal | None,
         try_candidate: _TryCandidate,
     ) -> Answer:
-        """Return the answer, or a better candidate's answer if this one fails a check.
+        """Check an answer and return it, or the answer of a better candidate if it has a fault.
 
-        When the better candidate fails to answer, the first answer is returned after all.
+        If the better candidate fails, the first answer is returned in spite of its fault.
 
         Args:
             first: the candidate that answered, and its answer.
-            reserved: US dollars that were set aside for the call; None: spending is not limited.
+            reserved: US dollars reserved for the request; None if spending is not limited.
+            try_candidate: calls another candidate.
         """
         answered, answer = first
         if call.quality is None or not call.quality.is_estimated:
             return answer
-        # Where trial models may be chosen, complaints about any answer must be noticed.
+        # If the route allows trials, follow-ups to every answer must be detected.
         if call.is_learned_from or route.explore:
             self._defer_decision(call, candidates, answered)
         better_candidates: list[Candidate] = []
-        if can_rescue(route.rescue, call):
+        if may_rescue(route.rescue, call):
             after = candidates[candidates.index(answered) + 1 :]
-            better_candidates = [candidate for candidate in after if is_better(candidate, answered)]
+            better_candidates = [
+                candidate for candidate in after if has_higher_quality(candidate, answered)
+            ]
         if not better_candidates:
             self._defer_check(call, answered, answer)
             return answer
-        fault = answer_fault(call, answer)
+        fault = find_answer_fault(call, answer)
         if fault is None:
-            self._check_at_end(call, answered, answer)
+            self._check_after_stream(call, answered, answer)
             return answer
         self._record_fault(call, answered, fault)
         if not should_rescue(route.rescue, call, fault):
             return answer
         # An answer is replaced only once.
-        call.hold = Hold.NONE
+        call.hold = StreamHold.NONE
         for candidate in better_candidates:
-            if _blocks(answer, answered, candidate):
+            if _occupies_last_slot(answer, answered, candidate):
                 continue
             remaining = call.deadline - asyncio.get_running_loop().time()
             if not can_afford(call, candidate, first, reserved=reserved, remaining=remaining):
@@ -148,14 +160,14 @@ class AnswerReviewer:
                 )
             except MoyinError as error:
                 _log.info(
-                    "request %s: the better model failed, the first answer is kept: %s",
+                    "request %s: the rescue failed with %s; the client gets the first answer",
                     call.context.request_id,
                     error.code,
                 )
                 return answer
             if better is not None:
-                # Without the options, which are counted once per request. Always recorded, because
-                # the ledger cannot tell which of two answers the client got.
+                # The other candidates are counted once per request, so they are omitted here. The
+                # decision is always recorded: the ledger does not know which answer was sent.
                 self._defer_decision(call, (), candidate)
                 self._defer_check(call, candidate, better, rescued=True)
                 return better
@@ -176,39 +188,39 @@ class AnswerReviewer:
     def _record_decision(
         self, call: RoutedCall, candidates: Sequence[Candidate], chosen: Candidate, at: float
     ) -> None:
-        """Record the decision made ``at``, and remember the answer for follow-ups."""
+        """Record a routing decision made at time ``at``, and remember the answer for follow-ups."""
         quality, context = call.quality, call.context
         assert self._learning is not None and quality is not None, (
-            "only weighed requests are recorded"
+            "AnswerReviewer: a decision can be recorded only if quality was weighed"
         )
         if call.is_learned_from or not candidates:
             self._learning.record_decision(
                 context.owner, context.request_id, quality, candidates, chosen, at
             )
         if self._follow_ups is not None:
-            self._follow_ups.remember(call.conversation, quality, chosen, at)
+            self._follow_ups.remember_answer(call.conversation, quality, chosen, at)
 
     def _defer_check(
         self, call: RoutedCall, candidate: Candidate, answer: Answer, *, rescued: bool = False
     ) -> None:
-        """Have an answer checked for faults later, where it is learned from."""
+        """Schedule the check of an answer for faults, if the request is learned from."""
         if not call.is_learned_from:
             return
         if answer.stream is None:
-            look = partial(
-                self._run_check, call, candidate, partial(answer_fault, call, answer), rescued
+            check = partial(
+                self._run_check, call, candidate, partial(find_answer_fault, call, answer), rescued
             )
-            self._defer(call, look, size=len(answer.body))
-        elif (fault := answer_fault(call, answer)) is not None:
+            self._defer(call, check, size=len(answer.body))
+        elif (fault := find_answer_fault(call, answer)) is not None:
             # The fault was found while the stream was held back.
             self._record_fault(call, candidate, fault, rescued=rescued)
         else:
-            self._check_at_end(call, candidate, answer, rescued=rescued)
+            self._check_after_stream(call, candidate, answer, rescued=rescued)
 
-    def _check_at_end(
+    def _check_after_stream(
         self, call: RoutedCall, candidate: Candidate, answer: Answer, *, rescued: bool = False
     ) -> None:
-        """Have a stream checked when it has ended."""
+        """Schedule a check for faults that runs when the stream has ended."""
         stream = answer.stream
         if (
             not call.is_learned_from
@@ -216,12 +228,12 @@ class AnswerReviewer:
             or stream.transcript is None
         ):
             return
-        stream_check = partial(stream_fault, call, stream.transcript)
-        look = partial(self._defer, call, self._run_check, call, candidate, stream_check, rescued)
+        stream_check = partial(find_stream_fault, call, stream.transcript)
+        check = partial(self._defer, call, self._run_check, call, candidate, stream_check, rescued)
         if stream.is_complete:
-            look()
+            check()
         else:
-            stream.on_end = look
+            stream.on_end = check
 
     def _run_check(
         self,
@@ -236,16 +248,15 @@ class AnswerReviewer:
     def _record_fault(
         self, call: RoutedCall, candidate: Candidate, fault: str, *, rescued: bool = False
     ) -> None:
-        """Record that the candidate's answer has a fault, where it is learned from.
+        """Record a fault of a candidate's answer, if the request is learned from.
 
-        Args:
-            rescued: the answer replaces another one.
+        ``rescued`` is True if the answer replaced a faulty answer.
         """
         forecast, context = candidate.forecast, call.context
         if self._learning is None or not call.is_learned_from:
             return
         if forecast is not None and forecast.estimate is not None:
-            signal = fault_signal(call, candidate, fault, rescued=rescued)
+            signal = build_fault_signal(call, candidate, fault, rescued=rescued)
             expected = forecast.estimate.p
             self._learning.record_signal(
                 context.owner, context.request_id, signal, p_good=expected, comment=fault
@@ -255,37 +266,35 @@ class AnswerReviewer:
 async def _replace_answer(
     answer: Answer, try_candidate: Callable[[], Awaitable[Answer | None]]
 ) -> Answer | None:
-    """Return another answer and close ``answer``; return None and keep it if there is no other.
+    """Call another candidate; if it answers, close ``answer`` and return the other answer.
 
-    A client that disconnects meanwhile ends both.
+    If the client disconnects meanwhile, both answers are closed.
+
+    Returns:
+        None if the other candidate's breaker rejects the call. ``answer`` is then still open.
 
     Raises:
-        MoyinError: the other candidate's failure; ``answer`` goes on.
+        MoyinError: the other candidate failed. ``answer`` is then still open.
     """
     better: Answer | None = None
     try:
         better = await try_candidate()
         if better is not None:
-            await _close_stream(answer)
+            await answer.close()
     except MoyinError:
         raise
     except BaseException:
-        await _close_stream(answer)
+        await answer.close()
         if better is not None:
-            await _close_stream(better)
+            await better.close()
         raise
     return better
 
 
-async def _close_stream(answer: Answer) -> None:
-    if answer.stream is not None:
-        await answer.stream.aclose()
+def _occupies_last_slot(answer: Answer, answered: Candidate, other: Candidate) -> bool:
+    """Return True if a running stream holds the last slot at another candidate's back end.
 
-
-def _blocks(answer: Answer, answered: Candidate, other: Candidate) -> bool:
-    """Return whether a running stream holds the last slot at the back end of another candidate.
-
-    The stream is closed only once a better answer exists, so that candidate cannot be called.
+    The other candidate then cannot be called, because the stream must stay open until then.
     """
     runtime = other.target.runtime
     running = isinstance(answer.stream, MeteredStream) and not answer.stream.is_complete

@@ -1,4 +1,4 @@
-"""Runs one call of one request to one back end."""
+"""Calls one back end once for a request, and records usage, cost and latency of the call."""
 
 from __future__ import annotations
 
@@ -26,39 +26,39 @@ from moyin.errors import (
 )
 from moyin.text.routing.answer import Answer
 from moyin.text.routing.backend_runtime import BackendRuntime, Lease
-from moyin.text.routing.compiled_route import EligibleDeployment
-from moyin.text.routing.ledger import usage_entry
+from moyin.text.routing.compiled_route import RouteTarget
+from moyin.text.routing.ledger import build_usage_entry
 from moyin.text.routing.metered_stream import MeteredStream
-from moyin.text.routing.routed_call import Hold, RoutedCall
-from moyin.text.routing.stream_sources import PassedSource, Source, TranslatedSource
+from moyin.text.routing.routed_call import RoutedCall, StreamHold
+from moyin.text.routing.stream_sources import ForwardedSource, StreamSource, TranslatedSource
 from moyin.text.routing.telemetry import CallRecord
 
 __all__ = ["Attempt"]
 
-_JSON = (b"content-type", b"application/json")
-_NO_CACHE = (b"cache-control", b"no-cache")
+_JSON_HEADER = (b"content-type", b"application/json")
+_NO_CACHE_HEADER = (b"cache-control", b"no-cache")
 _NO_USAGE = Usage()
-# Marks answers whose usage is estimated because the back end reports none.
-_ESTIMATED = (b"x-moyin-estimated", b"true")
+# Response header of answers whose usage is estimated because the back end reports none.
+_ESTIMATED_HEADER = (b"x-moyin-estimated", b"true")
 
 
 # Not frozen: freezing doubles the cost of creating one per request.
 @dataclass(kw_only=True, slots=True)
 class Attempt:
-    """Calls one target for one request.
+    """Single call of a target for a request; `run` may be called once.
 
     Attributes:
-        reason: why this target was chosen, in a few words.
-        lease: the call's slot at the back end. The caller releases it, except for an answer with a
-            stream, which releases it when it ends.
+        reason: the reason why this target was chosen, for the header ``x-moyin-route``.
+        lease: the call's slot at the back end. A streamed answer releases it at the end of the
+            stream; otherwise the caller releases it.
     """
 
     call: RoutedCall
-    target: EligibleDeployment
+    target: RouteTarget
     reason: str
     lease: Lease
-    _began: float = field(default=0.0, init=False)
-    _first: float | None = field(default=None, init=False)
+    _started_at: float = field(default=0.0, init=False)
+    _first_token_seconds: float | None = field(default=None, init=False)
     _usage_so_far: Usage | None = field(default=None, init=False)
     _starts_loading: bool = field(default=False, init=False)
     _was_loaded: bool = field(default=False, init=False)
@@ -68,7 +68,7 @@ class Attempt:
         return self.target.runtime
 
     async def run(self) -> Answer:
-        """Return the answer, or a stream that has begun.
+        """Call the target and return its answer; a stream has received its first bytes.
 
         Raises:
             MoyinError: the call failed before the first byte.
@@ -76,31 +76,31 @@ class Attempt:
         call, runtime = self.call, self.runtime
         if not runtime.backend.fetches_pictures:
             if call.needs.has_urls:
-                # A server in our network would fetch any address that the prompt names.
-                message = "this back end does not fetch documents by URL: send their content"
+                # A server in our network would fetch any URL in the prompt, internal ones included.
+                message = "the chosen back end cannot fetch documents by URL; send their content"
                 raise UnsupportedFeature(message, field="messages")
             if call.needs.vision:
                 await call.fetch_pictures()
-        self._began = asyncio.get_running_loop().time()
-        deadline = min(self._began + runtime.timeout, call.deadline)
+        self._started_at = asyncio.get_running_loop().time()
+        deadline = min(self._started_at + runtime.timeout, call.deadline)
         if runtime.loaded is not None:
-            self._starts_loading = runtime.loaded.call_started(self._upstream)
+            self._starts_loading = runtime.loaded.record_call_start(self._upstream)
         pass_through = None if self.target.needs_translation else runtime.pass_through
         try:
-            if call.request.streams:
+            if call.request.is_streamed:
                 return await self._call_streaming(pass_through, deadline)
             if pass_through is None:
                 return await self._call_translated(deadline)
             return await self._call_pass_through(pass_through, deadline)
         except asyncio.CancelledError:
-            # The back end has read the prompt by now and bills it.
-            self._answer_failed()
-            usage = self._usage_so_far or self._estimate(0)
+            # The back end has probably read the prompt and charges for it.
+            self._record_failure()
+            usage = self._usage_so_far or self._estimate_usage(0)
             self.record(usage, error="cancelled")
             raise
         except (BackendError, ModelNotFound, Overloaded) as error:
-            self._answer_failed()
-            # With a file id in the request, the file may be missing instead of the model.
+            self._record_failure()
+            # If the request has a file id, the file may be missing instead of the model.
             if isinstance(error, ModelNotFound) and not call.needs.has_external_content:
                 self.target.model_breaker.fail()
             if self._usage_so_far is None:
@@ -109,27 +109,21 @@ class Attempt:
                 self.record(self._usage_so_far, error=error.code)
             raise
         except Exception:
-            # The call may have failed before it was sent, so it no longer loads the model.
+            # The request may not have been sent, so the back end may not load the model for it.
             if self._starts_loading:
-                self._answer_failed()
+                self._record_failure()
             raise
 
     def record(self, usage: Usage, *, error: str | None = None) -> bytes:
-        """Record the call in the ledger; return its cost as text.
+        """Record the call in the ledger and return its cost in US dollars as text.
 
-        Args:
-            error: code of the error that cut the answer short; None: it is complete.
+        ``error`` is the code of the error that ended the answer early, if there was one.
         """
         call, target = self.call, self.target
-        pico = target.price().pico_cost(usage)
-        entry = usage_entry(
-            request_id=call.context.request_id,
-            owner=call.context.owner,
-            backend=target.runtime.name,
-            model=target.deployment.model.name,
-            usage=usage,
-            pico=pico,
-            complete=error is None,
+        pico = target.get_price().pico_cost(usage)
+        model, complete = target.deployment.model.name, error is None
+        entry = build_usage_entry(
+            call.context, target.runtime.name, model, usage, pico=pico, complete=complete
         )
         call.accounting.ledger.record(entry)
         if call.context.budget is not None:
@@ -141,7 +135,7 @@ class Attempt:
 
     def _record_call(self, usage: Usage, error: str | None) -> float:
         call, target = self.call, self.target
-        seconds = asyncio.get_running_loop().time() - self._began
+        seconds = asyncio.get_running_loop().time() - self._started_at
         call.accounting.telemetry.record_call(
             CallRecord(
                 operation="embeddings" if call.needs.embeddings else "chat",
@@ -152,7 +146,7 @@ class Attempt:
                 request_id=call.context.request_id,
                 usage=usage,
                 seconds=seconds,
-                first_token_seconds=self._first,
+                first_token_seconds=self._first_token_seconds,
                 error=error,
                 ended_at=time.time(),
                 traceparent=call.traceparent,
@@ -168,61 +162,61 @@ class Attempt:
             self.target.latency.record(
                 prompt_tokens=usage.prompt_tokens,
                 output_tokens=usage.output_tokens,
-                first_token_seconds=self._first,
+                first_token_seconds=self._first_token_seconds,
                 seconds=seconds,
                 concurrency=max(runtime.load, 1),
             )
 
-    def _answer_began(self) -> None:
-        """Note that the first byte arrived, so the model is loaded."""
+    def _record_first_byte(self) -> None:
+        """Record that the back end began to answer, which shows that the model is loaded."""
         self.target.model_breaker.succeed()
         if self.runtime.loaded is not None:
-            self._was_loaded = self.runtime.loaded.call_answered(self._upstream)
+            self._was_loaded = self.runtime.loaded.record_call_answer(self._upstream)
 
-    def _answer_failed(self) -> None:
+    def _record_failure(self) -> None:
         if self.runtime.loaded is not None:
-            self.runtime.loaded.call_failed(self._upstream)
+            self.runtime.loaded.record_call_failure(self._upstream)
 
     @property
     def _upstream(self) -> str:
         return self.target.deployment.model.upstream
 
-    def _request_additions(self, pass_through: PassThroughBackend) -> Mapping[str, Any]:
+    def _get_request_additions(self, pass_through: PassThroughBackend) -> Mapping[str, Any]:
         call = self.call
         model = self.target.deployment.model
-        return pass_through.additions(model, call.needs, streams=call.request.streams)
+        return pass_through.additions(model, call.needs, streams=call.request.is_streamed)
 
-    def _raw_request(
+    def _build_raw_request(
         self, pass_through: PassThroughBackend, additions: Mapping[str, Any], deadline: float
     ) -> RawRequest:
         call = self.call
         return RawRequest(
             path=call.codec.path,
             body=call.request.to_upstream(self._upstream, additions, pass_through.overrides),
-            headers=call.codec.forwarded_headers(call.context.headers),
+            headers=call.codec.select_forwarded_headers(call.context.headers),
             deadline=deadline,
         )
 
-    def _stream_source(
+    def _build_stream_source(
         self,
         pass_through: PassThroughBackend | None,
         deadline: float,
         transcript: Transcript | None,
-    ) -> Source:
+    ) -> StreamSource:
         request = self.call.request
         if pass_through is not None:
-            additions = self._request_additions(pass_through)
+            additions = self._get_request_additions(pass_through)
             upstream = pass_through.forward_stream(
-                self._raw_request(pass_through, additions, deadline)
+                self._build_raw_request(pass_through, additions, deadline)
             )
-            tap = request.stream_tap(additions)
-            return PassedSource(upstream, tap, transcript, prompt_tokens=self._prompt_tokens)
+            tap = request.create_stream_tap(additions)
+            return ForwardedSource(upstream, tap, transcript, prompt_tokens=self._prompt_tokens)
         chat, backend = request.to_domain(self._upstream), self.runtime.backend
-        assert isinstance(chat, ChatRequest), "embeddings are not streamed"
+        assert isinstance(chat, ChatRequest), "Attempt: an embedding request cannot be streamed"
         deltas = backend.stream(chat, deadline)
         return TranslatedSource(
             deltas,
-            request.stream_writer(),
+            request.create_stream_writer(),
             by_token=backend.streams_by_token,
             prompt_tokens=self._prompt_tokens,
             transcript=transcript,
@@ -230,24 +224,26 @@ class Attempt:
 
     async def _call_pass_through(self, pass_through: PassThroughBackend, deadline: float) -> Answer:
         body = await pass_through.forward(
-            self._raw_request(pass_through, self._request_additions(pass_through), deadline)
+            self._build_raw_request(
+                pass_through, self._get_request_additions(pass_through), deadline
+            )
         )
         try:
             answer = from_json(body)
         except ValueError:
-            raise BackendUnavailable("the back end's response is not JSON") from None
+            raise BackendUnavailable("the back end's response is not valid JSON") from None
         if not isinstance(answer, dict):
-            raise BackendUnavailable("the back end returned a malformed response")
+            raise BackendUnavailable("the back end's response must be a JSON object")
         if answer.get("error"):
             # Some servers report errors with status 200.
-            raise BackendUnavailable("the back end returned an error with status 200")
+            raise BackendUnavailable("the back end returned an error in a response with status 200")
         codec = self.call.codec
-        codec.check_response(answer)
+        codec.require_answer_member(answer)
         usage, estimate = codec.read_usage(answer), None
         if usage == _NO_USAGE:
-            usage = estimate = self._estimate(tokens_in(codec.output_bytes(answer)))
-        body = codec.complete_response(body, answer, estimate)
-        return self._whole_answer(body, usage, answer, estimated=estimate is not None)
+            usage = estimate = self._estimate_usage(tokens_in(codec.count_output_bytes(answer)))
+        body = codec.add_missing_members(body, answer, estimate)
+        return self._build_answer(body, usage, answer, estimated=estimate is not None)
 
     async def _call_translated(self, deadline: float) -> Answer:
         request, backend = self.call.request.to_domain(self._upstream), self.runtime.backend
@@ -260,16 +256,16 @@ class Attempt:
             written = answer.output_text
         usage, estimated = answer.usage, answer.usage == _NO_USAGE
         if estimated:
-            usage = self._estimate(estimate_tokens(written))
+            usage = self._estimate_usage(estimate_tokens(written))
             answer = replace(answer, usage=usage)
-        # Paid for even if the client's protocol cannot express the answer.
+        # The call is charged even if the client's protocol cannot express the answer.
         self._usage_so_far = usage
-        return self._whole_answer(
+        return self._build_answer(
             self.call.request.encode_response(answer), usage, estimated=estimated
         )
 
-    def _estimate(self, output_tokens: int) -> Usage:
-        """Return the estimated usage of a call whose server reports none."""
+    def _estimate_usage(self, output_tokens: int) -> Usage:
+        """Return the estimated usage of a call, for a back end that reports none."""
         return Usage(input_tokens=self._prompt_tokens, output_tokens=output_tokens)
 
     @property
@@ -278,17 +274,17 @@ class Attempt:
             self.target.deployment.model.name, self.call.needs
         )
 
-    def _whole_answer(
-        self,
-        body: bytes,
-        usage: Usage,
-        data: Mapping[str, Any] | None = None,
-        *,
-        estimated: bool,
+    def _build_answer(
+        self, body: bytes, usage: Usage, data: Mapping[str, Any] | None = None, *, estimated: bool
     ) -> Answer:
-        self._answer_began()
+        self._record_first_byte()
         cost = (b"x-moyin-cost-usd", self.record(usage))
-        headers = (_JSON, cost, *self._headers(), *((_ESTIMATED,) if estimated else ()))
+        headers = (
+            _JSON_HEADER,
+            cost,
+            *self._build_headers(),
+            *((_ESTIMATED_HEADER,) if estimated else ()),
+        )
         return Answer(headers=headers, body=body, usage=usage, data=data)
 
     async def _call_streaming(
@@ -296,8 +292,8 @@ class Attempt:
     ) -> Answer:
         call = self.call
         transcript = Transcript() if call.is_transcribed else None
-        source = self._stream_source(pass_through, deadline, transcript)
-        pieces = source.pieces()
+        source = self._build_stream_source(pass_through, deadline, transcript)
+        pieces = source.iterate_pieces()
         try:
             if self.runtime.first_byte_timeout is None:
                 first = await anext(pieces)
@@ -305,42 +301,50 @@ class Attempt:
                 async with asyncio.timeout(self.runtime.first_byte_timeout):
                     first = await anext(pieces)
         except BaseException as error:
-            # Output may be paid for before the first piece: Ollama's clients get a tool call whole.
+            # The model may have generated tokens before the first bytes for the client, because
+            # Ollama's clients receive a tool call as a whole.
             if source.usage.output_tokens:
                 self._usage_so_far = source.usage
             if isinstance(error, StopAsyncIteration):
-                raise BackendUnavailable("the back end sent an empty stream") from None
+                raise BackendUnavailable(
+                    "the back end ended the stream without sending data; retry later"
+                ) from None
             if isinstance(error, TimeoutError):
-                raise BackendTimeout("the back end sent no first byte in time") from None
+                raise BackendTimeout(
+                    "the back end did not send the first byte within "
+                    f"{self.runtime.first_byte_timeout:g} seconds"
+                ) from None
             raise
-        self._first = asyncio.get_running_loop().time() - self._began
-        self._answer_began()
+        self._first_token_seconds = asyncio.get_running_loop().time() - self._started_at
+        self._record_first_byte()
         stream = MeteredStream(
-            call, source, first, pieces, settle=self._settle, transcript=transcript
+            call, source, first, pieces, finish=self._finish_stream, transcript=transcript
         )
-        if call.hold is not Hold.NONE:
+        if call.hold is not StreamHold.NONE:
             try:
-                await stream.hold(call.hold, call.constraints)
+                await stream.hold_until_checked(call.hold, call.constraints)
             except BaseException:
-                # Paid for, although the client has not seen it.
+                # The generated tokens are charged, although the client received none.
                 self._usage_so_far = stream.usage
                 raise
-            if call.hold is Hold.BEGINNING:
-                # The first event may have held no text.
-                self._first = asyncio.get_running_loop().time() - self._began
-        self.lease.keep()
-        content_type = (b"content-type", call.codec.stream_type)
-        return Answer(headers=(content_type, _NO_CACHE, *self._headers()), stream=stream)
+            if call.hold is StreamHold.BEGINNING:
+                # The first event may have had no text.
+                self._first_token_seconds = asyncio.get_running_loop().time() - self._started_at
+        self.lease.transfer_to_stream()
+        content_type = (b"content-type", call.codec.stream_content_type)
+        return Answer(
+            headers=(content_type, _NO_CACHE_HEADER, *self._build_headers()), stream=stream
+        )
 
-    def _settle(self, usage: Usage, error: BaseException | None) -> bytes:
-        """Record a stream that has ended and release its slot; return its cost as text."""
-        cost = self.record(usage, error=None if error is None else _error_code(error))
+    def _finish_stream(self, usage: Usage, error: BaseException | None) -> bytes:
+        """Record the usage of a stream, release its slot, and return its cost as text."""
+        cost = self.record(usage, error=None if error is None else _get_error_code(error))
         self.lease.release(error)
         return cost
 
-    def _headers(self) -> tuple[tuple[bytes, bytes], ...]:
+    def _build_headers(self) -> tuple[tuple[bytes, bytes], ...]:
         return (*self.target.headers, (b"x-moyin-route", self.reason.encode()))
 
 
-def _error_code(error: BaseException) -> str:
+def _get_error_code(error: BaseException) -> str:
     return error.code if isinstance(error, MoyinError) else "cancelled"

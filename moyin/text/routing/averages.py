@@ -1,21 +1,21 @@
-"""Averages samples that fade, starting from a prior."""
+"""Computes moving averages that start from a prior estimate; old samples lose weight."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable
 
-__all__ = ["Average", "Averages"]
+__all__ = ["Average", "KeyedAverages"]
 
-_WINDOW = 40
+_MAX_WEIGHT = 40
 _PRIOR_WEIGHT = 3.0
 _MAX_KEYS = 4_096
 
 
 class Average:
-    """A moving average of about the last forty samples.
+    """Moving average of about the last forty samples.
 
     Args:
-        half_life: seconds after which samples count half; None: they never fade.
+        half_life: seconds after which a sample has half its weight. None keeps the full weight.
     """
 
     __slots__ = ("_at", "_count", "_half_life", "_mean")
@@ -27,31 +27,31 @@ class Average:
         self._at = 0.0
 
     def add(self, sample: float, now: float = 0.0) -> None:
-        """Add a sample."""
-        self._count = min(self._weight(now) + 1, _WINDOW)
+        """Add a sample that was measured at the time ``now``, in seconds."""
+        self._count = min(self._compute_weight(now) + 1, _MAX_WEIGHT)
         self._mean += (sample - self._mean) / self._count
         self._at = now
 
     def estimate(self, prior: float, now: float = 0.0) -> float:
-        """Return the average, weighted with ``prior`` while samples are few or old."""
-        weight = self._weight(now)
+        """Return the average of all samples and ``prior``, which counts as three samples."""
+        weight = self._compute_weight(now)
         return (weight * self._mean + _PRIOR_WEIGHT * prior) / (weight + _PRIOR_WEIGHT)
 
-    def _weight(self, now: float) -> float:
+    def _compute_weight(self, now: float) -> float:
         if self._half_life is None:
             return self._count
         return self._count * float(0.5 ** (max(now - self._at, 0.0) / self._half_life))
 
 
-class Averages:
-    """Keeps one average per key, at most 4,096; the oldest is dropped first."""
+class KeyedAverages:
+    """One moving average per key; with more than 4,096 keys the oldest key is dropped."""
 
     def __init__(self, half_life: float | None = None) -> None:
         self._half_life = half_life
         self._averages: dict[Hashable, Average] = {}
 
     def add(self, key: Hashable, sample: float, now: float = 0.0) -> None:
-        """Add a sample to the key's average."""
+        """Add a sample to the average of a key."""
         average = self._averages.get(key)
         if average is None:
             if len(self._averages) >= _MAX_KEYS:
@@ -60,6 +60,6 @@ class Averages:
         average.add(sample, now)
 
     def estimate(self, key: Hashable, prior: float, now: float = 0.0) -> float:
-        """Return the key's estimate; ``prior`` for an unknown key."""
+        """Return the estimate of a key, which is ``prior`` if the key has no samples."""
         average = self._averages.get(key)
         return prior if average is None else average.estimate(prior, now)

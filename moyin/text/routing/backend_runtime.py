@@ -1,4 +1,4 @@
-"""Holds the run-time state of a back end: client, breaker, slots, health and latency."""
+"""Manages the run-time state of a back end: client, breaker, slots, health and latency."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from moyin.text.routing.loaded_models import LoadedModels
 
 __all__ = ["BackendHealth", "BackendRuntime", "Lease", "is_retryable"]
 
-_HALF_LIFE = 300.0
+_SERVICE_TIME_HALF_LIFE = 300.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BackendHealth:
-    """Describes the state of a back end at one moment.
+    """Snapshot of the availability and load of a back end.
 
     Attributes:
-        is_up: its health check passes and its breaker lets requests through.
-        load: requests of this replica that it is working on.
-        waiting: requests of this replica that wait for a slot.
-        retry_after: seconds until it may be called again, while it is not up.
+        is_up: True if the health check passes and the breaker accepts requests.
+        load: number of this replica's calls that are running at the back end.
+        waiting: number of this replica's calls that wait for a slot.
+        retry_after: seconds until the breaker accepts a request again; 0 while it does.
     """
 
     is_up: bool = True
@@ -48,18 +48,20 @@ class BackendHealth:
 
 @dataclass(kw_only=True, eq=False)
 class BackendRuntime:
-    """Holds the run-time state of one back end.
+    """Client of one back end with its limits, breaker and measurements.
+
+    Each replica has its own. A new configuration creates a new runtime.
 
     Attributes:
-        pass_through: the same back end, where it accepts a client's bytes unchanged.
-        timeout: seconds that a whole call may take.
-        first_byte_timeout: seconds within which a stream must begin; None: within ``timeout``.
-        retries: how often a call that failed quickly is retried on this back end.
+        pass_through: the same back end if it accepts forwarded bytes; None if it does not.
+        timeout: maximum seconds of a whole call.
+        first_byte_timeout: maximum seconds until a stream begins. None sets no such limit.
+        retries: maximum number of retries of a failed call at this back end.
         provider: kind of server, for metrics.
-        checks_schemas: JSON schemas are checked before they are sent, because the server may
-            compile them into grammars.
-        loaded: models in the server's memory; None: the server does not report them.
-        priors: latency to assume before a model was measured, by model name.
+        checks_schemas: True if JSON schemas must be checked before they are sent, because the
+            server may compile them into grammars.
+        loaded: models in the server's memory; None if the server does not report them.
+        priors: latency to assume for a model without measurements, by model name.
         is_up: result of the last health check; None before the first.
     """
 
@@ -79,74 +81,75 @@ class BackendRuntime:
     is_up: bool | None = None
     _latencies: dict[str, LatencyEstimator] = field(default_factory=dict)
     _model_breakers: dict[str, Breaker] = field(default_factory=dict)
-    _service_time: Average = field(default_factory=lambda: Average(_HALF_LIFE))
+    _service_time: Average = field(default_factory=lambda: Average(_SERVICE_TIME_HALF_LIFE))
 
     @property
-    def ready(self) -> bool:
-        """True if a request would be sent to it now."""
+    def is_ready(self) -> bool:
+        """True if the last health check did not fail and the breaker accepts requests."""
         return self.is_up is not False and self.breaker.ready
 
     @property
     def load(self) -> int:
-        """The number of taken slots."""
+        """The number of calls that hold a slot."""
         return self.slots.taken
 
     @property
     def health(self) -> BackendHealth:
-        """The state at this moment."""
+        """A snapshot of the availability and load."""
         return BackendHealth(
-            is_up=self.ready,
+            is_up=self.is_ready,
             load=self.slots.taken,
             waiting=self.slots.waiting,
             retry_after=self.breaker.retry_after,
         )
 
-    def latency(self, model: str) -> LatencyEstimator:
-        """Return the latency estimator of one of its models."""
-        latency = self._latencies.get(model)
-        if latency is None:
+    def get_latency_estimator(self, model: str) -> LatencyEstimator:
+        """Return the latency estimator of a model, which is created on first use."""
+        estimator = self._latencies.get(model)
+        if estimator is None:
             prior = self.priors.get(model, DEFAULT_LATENCY)
-            latency = self._latencies[model] = LatencyEstimator(prior, self.clock)
-        return latency
+            estimator = self._latencies[model] = LatencyEstimator(prior, self.clock)
+        return estimator
 
-    def model_breaker(self, upstream: str) -> Breaker:
-        """Return the breaker of one of its models, by upstream name.
+    def get_model_breaker(self, upstream: str) -> Breaker:
+        """Return the breaker of a model, by upstream name; it is created on first use.
 
-        It is open while the back end reports that model as missing. Requests still go there, but
-        other targets come first.
+        The breaker is open while the back end reports that it lacks the model. Targets whose
+        breaker is open are not excluded; they are tried last.
         """
         model_breaker = self._model_breakers.get(upstream)
         if model_breaker is None:
             model_breaker = self._model_breakers[upstream] = Breaker(self.clock)
         return model_breaker
 
-    def service_time(self, expected: float) -> float:
-        """Return the usual seconds of a call here; ``expected`` until enough were measured."""
+    def estimate_service_time(self, expected: float) -> float:
+        """Return the average seconds of recent calls, with ``expected`` as the prior."""
         return self._service_time.estimate(expected, self.clock())
 
     def record_service_time(self, seconds: float) -> None:
-        """Record how long a successful call took."""
+        """Record the duration of a successful call."""
         self._service_time.add(seconds, self.clock())
 
     async def acquire(self, tenant: str, seconds: float, expected: float) -> Lease | None:
-        """Take a slot for one call; return None when the breaker lets no request through.
+        """Wait for a slot and return its lease; return None if the breaker rejects the call.
 
         Args:
-            seconds: time left to the call.
-            expected: seconds that the call will probably take.
+            tenant: the tenant whose share of the slots the call uses.
+            seconds: maximum time to wait.
+            expected: estimated duration of the call in seconds.
 
         Raises:
             Overloaded: too many calls wait already, or no slot became free in time.
         """
         if not self.slots.take(tenant):
-            await self.slots.wait(tenant, seconds, self.service_time(expected))
+            await self.slots.wait(tenant, seconds, self.estimate_service_time(expected))
         if not self.breaker.admit():
             self.slots.free(tenant)
             return None
         return Lease(self, tenant)
 
-    async def check(self, on_change: Callable[[str, bool], None]) -> None:
-        """Run one health check; call ``on_change`` if the result differs from the last."""
+    async def check_health(self, on_change: Callable[[str, bool], None]) -> None:
+        """Run one health check and call ``on_change`` with the name and result if it changed."""
         try:
             await self.backend.probe()
             is_up = True
@@ -159,19 +162,17 @@ class BackendRuntime:
         self.is_up = is_up
 
 
+@dataclass(eq=False, slots=True)
 class Lease:
-    """Holds one call's slot at a back end; `BackendRuntime.acquire` creates it.
+    """Slot of one call at a back end; `BackendRuntime.acquire` creates it.
 
-    As a context manager it is released when the block ends, unless the block called `keep`. Then
-    its new owner, a stream, must call `release`.
+    The lease is a context manager that releases the slot when the block ends. If the block calls
+    `transfer_to_stream` and ends without an error, the stream must call `release` instead.
     """
 
-    __slots__ = ("_is_kept", "_runtime", "_tenant")
-
-    def __init__(self, runtime: BackendRuntime, tenant: str) -> None:
-        self._runtime = runtime
-        self._tenant = tenant
-        self._is_kept = False
+    _runtime: BackendRuntime
+    _tenant: str
+    _belongs_to_stream: bool = False
 
     def __enter__(self) -> Self:
         return self
@@ -179,15 +180,18 @@ class Lease:
     def __exit__(
         self, _: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
-        if error is not None or not self._is_kept:
+        if error is not None or not self._belongs_to_stream:
             self.release(error)
 
-    def keep(self) -> None:
-        """Leave the release to the stream that the block returns."""
-        self._is_kept = True
+    def transfer_to_stream(self) -> None:
+        """Keep the slot after the ``with`` block; the stream must call `release` when it ends."""
+        self._belongs_to_stream = True
 
     def release(self, error: BaseException | None = None) -> None:
-        """Release the slot. Only errors of the back end itself count against its breaker."""
+        """Release the slot and report the outcome of the call to the back end's breaker.
+
+        Only errors that the back end caused count as failures.
+        """
         runtime = self._runtime
         runtime.slots.free(self._tenant)
         if error is None or isinstance(error, BackendRejected | InvalidToolCall | ModelNotFound):
@@ -201,9 +205,10 @@ class Lease:
 
 
 def is_retryable(error: BaseException) -> bool:
-    """Return whether the same back end may answer the same call a moment later.
+    """Return True if a call that failed with ``error`` may be retried at the same back end soon.
 
-    Not after a timeout, which took long enough, and not when the back end named a time to wait.
+    A timeout is not retried because it already took long. An error with ``retry_after`` is not
+    retried because the back end demands a pause.
     """
     return (
         isinstance(error, BackendError | Overloaded)

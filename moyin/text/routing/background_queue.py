@@ -1,4 +1,4 @@
-"""Runs work that need not be done while a client waits."""
+"""Runs work that can be done after the client has received its answer."""
 
 from __future__ import annotations
 
@@ -14,29 +14,28 @@ from moyin.text.routing.fair_sampling import FairSampler
 __all__ = ["BackgroundQueue"]
 
 _log = logging.getLogger(__name__)
-# Tasks run in a batch take a third of the time that they take between requests.
+# Tasks that run as a batch take a third of the time that they would take one by one.
 _INTERVAL_SECONDS = 0.5
-# Tasks between two turns of the event loop: some milliseconds.
+# Number of tasks, some milliseconds of work, after which the event loop runs other callbacks.
 _TASKS_PER_SLICE = 16
 _MAX_TASKS = 1_000
-# Requests and answers are kept whole until their task has run.
+# Tasks keep whole requests and answers in memory until they have run.
 _MAX_BYTES = 16 * 1024 * 1024
 
 
 class BackgroundQueue:
-    """Queues the tasks that learn from requests, on one event loop.
+    """Queue of the tasks that learn from requests; it belongs to one event loop.
 
-    Its `FairSampler` limits how many requests a second are learned from. A task that fails is
-    logged and counted, and affects no other.
+    An exception of a task is logged and counted, and the next task runs.
 
     Attributes:
-        share: chooses the requests to learn from.
-        failed: tasks that raised an exception.
-        dropped: tasks for which the queue had no room.
+        sampler: chooses the requests to learn from, up to a number per second.
+        failed: number of tasks that raised an exception.
+        dropped: number of tasks that were rejected because the queue was full or closed.
     """
 
-    def __init__(self, share: FairSampler | None = None) -> None:
-        self.share = share or FairSampler()
+    def __init__(self, sampler: FairSampler | None = None) -> None:
+        self.sampler = sampler or FairSampler()
         self.failed = self.dropped = 0
         self._tasks: deque[tuple[Callable[[], object], int]] = deque()
         self._bytes = 0
@@ -47,16 +46,12 @@ class BackgroundQueue:
         return len(self._tasks)
 
     def add(self, task: Callable[..., object], *args: Any, size: int = 0) -> None:
-        """Run ``task`` soon, after the tasks that wait.
-
-        Args:
-            size: bytes that it keeps in memory.
-        """
+        """Queue a task that keeps ``size`` bytes in memory; it runs within about half a second."""
         if self._closed or len(self._tasks) >= _MAX_TASKS:
             self.dropped += 1
             return
         if self._bytes + size > _MAX_BYTES:
-            self.run()
+            self.run_tasks()
         self._tasks.append((partial(task, *args), size))
         self._bytes += size
         if self._scheduled is None:
@@ -64,8 +59,8 @@ class BackgroundQueue:
                 _INTERVAL_SECONDS, self._run_slice
             )
 
-    def run(self, limit: int = _MAX_TASKS) -> None:
-        """Run waiting tasks now, at most ``limit``."""
+    def run_tasks(self, limit: int = _MAX_TASKS) -> None:
+        """Run at most ``limit`` queued tasks now."""
         for _ in range(limit):
             if not self._tasks:
                 break
@@ -75,18 +70,20 @@ class BackgroundQueue:
                 task()
             except Exception:
                 self.failed += 1
-                _log.exception("a background task failed; nothing is learned from its request")
+                _log.exception(
+                    "a task of the learning queue failed; its request is not learned from"
+                )
 
     async def drain(self) -> None:
-        """Run all tasks that wait by now; yield to the event loop in between."""
+        """Run the tasks that are queued now, and let the event loop run other work in between."""
         remaining = len(self._tasks)
         while remaining > 0:
-            self.run(min(remaining, _TASKS_PER_SLICE))
+            self.run_tasks(min(remaining, _TASKS_PER_SLICE))
             remaining -= _TASKS_PER_SLICE
             await asyncio.sleep(0)
 
     async def close(self) -> None:
-        """Run the waiting tasks and accept no more."""
+        """Run the queued tasks and reject new ones."""
         self._closed = True
         if self._scheduled is not None:
             self._scheduled.cancel()
@@ -95,6 +92,6 @@ class BackgroundQueue:
 
     def _run_slice(self) -> None:
         self._scheduled = None
-        self.run(_TASKS_PER_SLICE)
+        self.run_tasks(_TASKS_PER_SLICE)
         if self._tasks:
             self._scheduled = asyncio.get_running_loop().call_soon(self._run_slice)

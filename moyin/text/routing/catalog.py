@@ -1,4 +1,4 @@
-"""Holds the configured models, the back ends that serve them, and their aliases."""
+"""Defines the routing configuration: model deployments, aliases, and policies of tenants."""
 
 from __future__ import annotations
 
@@ -11,25 +11,37 @@ from moyin.domain.needs import Model
 from moyin.errors import ModelNotFound
 from moyin.text.quality.abilities import Ability
 
-__all__ = ["AUTO", "Alias", "Caching", "Catalog", "Hedging", "ModelDeployment", "Rescue"]
+__all__ = [
+    "ANY_TENANT",
+    "AUTO",
+    "UNRESTRICTED",
+    "Alias",
+    "CachingPolicy",
+    "Catalog",
+    "HedgingPolicy",
+    "ModelDeployment",
+    "RescuePolicy",
+    "TenantPolicy",
+]
 
 AUTO = "auto"
-# Ollama's clients add this tag to a name without one.
+# Ollama's clients add this tag to a model name that has none.
 _LATEST_TAG = ":latest"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelDeployment:
-    """Describes a model on a back end, as configured.
+    """One model on one back end, with its settings from the configuration.
 
     Attributes:
-        backend: name of its runtime; one of several where the configuration names several hosts.
-        family: name of the back end in the configuration; empty: the same as ``backend``.
-        api_format: format in which the back end accepts bytes; None: only translated requests.
-        residency: where the data goes, such as ``on-premises``.
-        configured: False if the back end lacks its key; it is then listed but never called.
-        key_env: environment variable of its key; empty: it needs none.
-        ability: the model's ability before it was observed; None: unknown.
+        backend: name of the back end. Each host of a back end with several hosts has its own.
+        family: name of the back end in the configuration; empty if it equals ``backend``.
+        api_format: API format whose requests the back end accepts unchanged; None if all requests
+            are translated.
+        residency: place where the data is processed, such as ``on-premises``.
+        configured: False if the back end lacks its API key. It is then listed but never called.
+        key_env: environment variable of the API key; empty if no key is needed.
+        ability: prior estimate of the model's ability; None if unknown.
     """
 
     backend: str
@@ -43,30 +55,30 @@ class ModelDeployment:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names by which a request can select this deployment."""
+        """The names with which a request can select this deployment."""
         name = self.model.name
         return (name, f"{self.backend}/{name}", f"{self.family or self.backend}/{name}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Hedging:
-    """Configures hedging: a second back end is called if the first is slow to begin.
+class HedgingPolicy:
+    """Configures hedging: a second back end is called if the first begins to answer late.
 
     Attributes:
-        share: largest share of streamed requests that may be sent twice.
+        share: maximum share of streamed requests that are sent to a second back end.
     """
 
     share: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Caching:
-    """Configures caching of answers to equal requests.
+class CachingPolicy:
+    """Configures the caching of answers to equal requests of a tenant.
 
     Attributes:
-        ttl: seconds that an answer is stored.
-        max_bytes: size of the largest answer that is stored.
-        max_entries: answers stored per tenant.
+        ttl: seconds until a cached answer expires.
+        max_bytes: maximum size of an answer; longer answers are not cached.
+        max_entries: maximum number of cached answers per tenant.
     """
 
     ttl: int
@@ -74,8 +86,12 @@ class Caching:
     max_entries: int
 
 
-class Rescue(StrEnum):
-    """When a better model is called after an answer that fails a check."""
+class RescuePolicy(StrEnum):
+    """Setting that decides which faulty answers are replaced by the answer of a better model.
+
+    ``off`` disables the rescue. ``schema`` applies to requests that demand JSON or offer tools, and
+    ``checked`` to all requests.
+    """
 
     OFF = "off"
     CHECKED = "checked"
@@ -84,19 +100,18 @@ class Rescue(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Alias:
-    """Names a group of models; the one with the lowest score answers.
+    """Name for a group of models, with rules for the choice among them.
 
-    Where an attribute is None, the general setting applies.
+    For an attribute that is None, the setting of the `Fleet` applies.
 
     Attributes:
-        models: model names; empty: all.
-        quality: models of a lower tier are left out.
-        residency: where the data may go; empty: anywhere.
+        models: names of the models in the group; empty for all.
+        quality: minimum quality tier of the models.
+        residency: places where the data may be processed; empty for anywhere.
         usd_per_second: price of a second of waiting.
-        usd_per_bad_answer: cost of a useless answer; the tenant's setting comes before the general
-            one.
+        usd_per_bad_answer: cost of a useless answer; if it is None, the tenant's setting applies.
         explore: share of requests on which a little-known model may be tried.
-        cache: None: answers are not cached.
+        cache: configures the caching of answers. If it is None, answers are not cached.
     """
 
     models: tuple[str, ...] = ()
@@ -104,15 +119,38 @@ class Alias:
     residency: tuple[str, ...] = ()
     usd_per_second: float | None = None
     usd_per_bad_answer: float | None = None
-    rescue: Rescue | None = None
+    rescue: RescuePolicy | None = None
     hold_streams: bool | None = None
     explore: float | None = None
-    hedging: Hedging | None = None
-    cache: Caching | None = None
+    hedging: HedgingPolicy | None = None
+    cache: CachingPolicy | None = None
 
-    def allows(self, deployment: ModelDeployment) -> bool:
-        """Return whether data may go where this deployment runs."""
+    def allows_residency_of(self, deployment: ModelDeployment) -> bool:
+        """Return True if the data may be processed where this deployment runs."""
         return not self.residency or deployment.residency in self.residency
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TenantPolicy:
+    """Restrictions and settings of one tenant.
+
+    Attributes:
+        residency: places where its data may be processed; None for anywhere.
+        names: aliases and models that it may use; None for all.
+        usd_per_bad_answer: cost of a useless answer, unless the alias sets one. If it is None, the
+            setting of the `Fleet` applies.
+        is_judged: True if the judge model may evaluate a sample of its answers.
+    """
+
+    residency: frozenset[str] | None = None
+    names: frozenset[str] | None = None
+    usd_per_bad_answer: float | None = None
+    is_judged: bool = True
+
+
+UNRESTRICTED = TenantPolicy()
+# The key of the policy for all tenants without one of their own.
+ANY_TENANT = "*"
 
 
 _NO_ALIAS = Alias()
@@ -120,19 +158,19 @@ _NO_ALIAS = Alias()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Catalog:
-    """Lists all deployments, in the order of the configuration."""
+    """All configured model deployments and aliases, in the order of the configuration."""
 
     deployments: tuple[ModelDeployment, ...]
     aliases: Mapping[str, Alias] = field(default_factory=dict)
 
-    def alias(self, name: str) -> Alias:
-        """Return the alias ``name``; for a model's own name, an alias without restrictions."""
-        return self.aliases.get(self.canonical(name), _NO_ALIAS)
+    def get_alias(self, name: str) -> Alias:
+        """Return the alias with this name, or an alias without restrictions if there is none."""
+        return self.aliases.get(self.get_canonical_name(name), _NO_ALIAS)
 
-    def canonical(self, name: str) -> str:
-        """Return the configured form of ``name``, which may add or lack Ollama's tag ``:latest``.
+    def get_canonical_name(self, name: str) -> str:
+        """Return the configured spelling of a name: with or without Ollama's tag ``:latest``.
 
-        Return ``name`` itself if neither form is configured.
+        An unknown name is returned unchanged.
         """
         if self._is_known(name):
             return name
@@ -145,28 +183,28 @@ class Catalog:
             return True
         return any(name in deployment.names for deployment in self.deployments)
 
-    def leaves_choice(self, name: str) -> bool:
-        """Return whether ``name`` leaves the choice of a model to the router.
-
-        A model's own name selects that model, however well it answers.
-        """
-        name = self.canonical(name)
+    def is_group_name(self, name: str) -> bool:
+        """Return True if ``name`` is ``auto`` or an alias, so that the router chooses a model."""
+        name = self.get_canonical_name(name)
         return name == AUTO or name in self.aliases
 
-    def find(self, name: str) -> tuple[ModelDeployment, ...]:
-        """Return the deployments of ``name``.
+    def find_deployments(self, name: str) -> tuple[ModelDeployment, ...]:
+        """Return the deployments that a name in a request stands for.
 
-        It is ``auto``, an alias, a model, or ``<back end>/<model>``.
+        Args:
+            name: ``auto``, an alias, a model, or ``<back end>/<model>``.
 
         Raises:
             ModelNotFound: the name is unknown.
         """
-        name = self.canonical(name)
+        name = self.get_canonical_name(name)
         if name == AUTO and AUTO not in self.aliases:
             return self.deployments
         if (alias := self.aliases.get(name)) is not None:
             return tuple(
-                deployment for deployment in self.deployments if _includes(alias, deployment.model)
+                deployment
+                for deployment in self.deployments
+                if _is_in_alias(alias, deployment.model)
             )
         deployments = tuple(
             deployment for deployment in self.deployments if name in deployment.names
@@ -179,13 +217,13 @@ class Catalog:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """``auto``, the aliases and the models, each once."""
+        """All names that a request can use: ``auto``, the aliases and the models."""
         models = [deployment.model.name for deployment in self.deployments]
         return tuple(dict.fromkeys([AUTO, *self.aliases, *models]))
 
     @property
     def abilities(self) -> dict[str, Ability]:
-        """The abilities of the models before they were observed, by model name."""
+        """The prior estimates of the models' abilities, by model name."""
         return {
             deployment.model.name: deployment.ability
             for deployment in self.deployments
@@ -194,9 +232,9 @@ class Catalog:
 
     @property
     def residencies(self) -> frozenset[str]:
-        """All places where data may go."""
+        """The places where at least one deployment processes data."""
         return frozenset(deployment.residency for deployment in self.deployments)
 
 
-def _includes(alias: Alias, model: Model) -> bool:
+def _is_in_alias(alias: Alias, model: Model) -> bool:
     return (not alias.models or model.name in alias.models) and model.quality >= alias.quality

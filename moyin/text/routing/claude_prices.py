@@ -1,7 +1,7 @@
-"""Lists the prices of the current Claude models.
+"""Lists the prices of the Claude models, in US dollars per million tokens.
 
-Source: https://platform.claude.com/docs/en/about-claude/pricing, as of 2026-10-24. In US dollars
-per million tokens. ``user_config`` may override any of them.
+Source: https://platform.claude.com/docs/en/about-claude/pricing, as of 2026-10-24. The operator's
+``user_config`` can override each price.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from decimal import Decimal
 
 from moyin.domain.money import Price, PriceBand, Rates, Tariff
 
-__all__ = ["CHECKED_ON", "CLAUDE", "claude_tariff"]
+__all__ = ["CLAUDE_TARIFFS", "PRICES_CHECKED_ON", "find_claude_tariff"]
 
-CHECKED_ON = date(2026, 10, 24)
+PRICES_CHECKED_ON = date(2026, 10, 24)
 _SINCE_RELEASE = date.min
 
 
-def _rates(base: str, output: str, cache_read: str) -> Rates:
-    """Return rates; cache writes cost 1.25 times (5 minutes) or twice (1 hour) the input."""
+def _build_rates(base: str, output: str, cache_read: str) -> Rates:
+    """Return the rates of a model.
+
+    A cache write costs 1.25 times the input rate for five minutes, and twice for an hour.
+    """
     price = Decimal(base)
     return Rates(
         input=price,
@@ -31,49 +34,49 @@ def _rates(base: str, output: str, cache_read: str) -> Rates:
     )
 
 
-def _price(base: str, output: str, cache_read: str, *, since: date = _SINCE_RELEASE) -> Price:
-    return Price(since=since, bands=(PriceBand(rates=_rates(base, output, cache_read)),))
+def _build_price(base: str, output: str, cache_read: str, *, since: date = _SINCE_RELEASE) -> Price:
+    return Price(since=since, bands=(PriceBand(rates=_build_rates(base, output, cache_read)),))
 
 
 _HAIKU_5_5 = Price(
     since=_SINCE_RELEASE,
     bands=(
-        PriceBand(up_to=100_000, rates=_rates("0.10", "0.50", "0.01")),
-        PriceBand(rates=_rates("0.50", "2.50", "0.05")),
+        PriceBand(up_to=100_000, rates=_build_rates("0.10", "0.50", "0.01")),
+        PriceBand(rates=_build_rates("0.50", "2.50", "0.05")),
     ),
 )
 
 _SONNET_5_5 = (
-    _price("2", "10", "0.20"),
-    _price("2", "10", "0.10", since=date(2026, 10, 7)),
+    _build_price("2", "10", "0.20"),
+    _build_price("2", "10", "0.10", since=date(2026, 10, 7)),
 )
 
-CLAUDE: Mapping[str, Tariff] = {
-    "claude-fable-5-1": Tariff(prices=(_price("10", "50", "0.25"),)),
-    "claude-mythos-5-1": Tariff(prices=(_price("10", "50", "0.25"),)),
-    "claude-fable-5": Tariff(prices=(_price("10", "50", "1"),)),
-    "claude-mythos-5": Tariff(prices=(_price("10", "50", "1"),)),
-    "claude-opus-5-5": Tariff(prices=(_price("4", "20", "0.20"),)),
+CLAUDE_TARIFFS: Mapping[str, Tariff] = {
+    "claude-fable-5-1": Tariff(prices=(_build_price("10", "50", "0.25"),)),
+    "claude-mythos-5-1": Tariff(prices=(_build_price("10", "50", "0.25"),)),
+    "claude-fable-5": Tariff(prices=(_build_price("10", "50", "1"),)),
+    "claude-mythos-5": Tariff(prices=(_build_price("10", "50", "1"),)),
+    "claude-opus-5-5": Tariff(prices=(_build_price("4", "20", "0.20"),)),
     **{
-        f"claude-opus-{version}": Tariff(prices=(_price("5", "25", "0.50"),))
+        f"claude-opus-{version}": Tariff(prices=(_build_price("5", "25", "0.50"),))
         for version in ("5", "4-8", "4-7", "4-6", "4-5")
     },
     "claude-sonnet-5-5": Tariff(prices=_SONNET_5_5),
-    "claude-sonnet-5": Tariff(prices=(_price("2", "10", "0.20"),)),
+    "claude-sonnet-5": Tariff(prices=(_build_price("2", "10", "0.20"),)),
     **{
-        f"claude-sonnet-{version}": Tariff(prices=(_price("3", "15", "0.30"),))
+        f"claude-sonnet-{version}": Tariff(prices=(_build_price("3", "15", "0.30"),))
         for version in ("4-6", "4-5")
     },
     "claude-haiku-5-5": Tariff(prices=(_HAIKU_5_5,)),
-    "claude-haiku-4-5": Tariff(prices=(_price("1", "5", "0.10"),)),
+    "claude-haiku-4-5": Tariff(prices=(_build_price("1", "5", "0.10"),)),
 }
 
-_SNAPSHOT = re.compile(r"-20\d{6}$")
+_SNAPSHOT_SUFFIX = re.compile(r"-20\d{6}$")
 
 
-def claude_tariff(model: str) -> Tariff | None:
-    """Return the tariff of ``model``; None if the table lacks it.
+def find_claude_tariff(model: str) -> Tariff | None:
+    """Return the tariff of a model, or None if it is not in `CLAUDE_TARIFFS`.
 
-    A dated snapshot such as ``claude-haiku-4-5-20251001`` costs the same as its model.
+    A dated snapshot such as ``claude-haiku-4-5-20251001`` has the tariff of its model.
     """
-    return CLAUDE.get(_SNAPSHOT.sub("", model))
+    return CLAUDE_TARIFFS.get(_SNAPSHOT_SUFFIX.sub("", model))

@@ -1,36 +1,52 @@
-"""Holds what a model name resolves to on one day, compiled once from the configuration."""
+"""Compiles a model name to the deployments that may answer, and bounds the cost of a request.
+
+A route is compiled once per day, because prices change with the date.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date
+from decimal import Decimal
 
 from moyin.domain.backend import ApiFormat
-from moyin.domain.money import Price
-from moyin.domain.needs import Model
+from moyin.domain.money import Price, usd
+from moyin.domain.needs import Model, Needs
 from moyin.http.breaker import Breaker
 from moyin.text.routing.backend_runtime import BackendRuntime
-from moyin.text.routing.catalog import Alias, Caching, Hedging, ModelDeployment, Rescue
+from moyin.text.routing.catalog import (
+    Alias,
+    CachingPolicy,
+    HedgingPolicy,
+    ModelDeployment,
+    RescuePolicy,
+)
 from moyin.text.routing.latency import LatencyEstimator
 
 __all__ = [
     "CompiledRoute",
-    "EligibleDeployment",
     "Exclusion",
+    "RouteTarget",
     "compile_target",
-    "exclusion_of",
+    "compute_max_call_cost",
+    "compute_max_request_cost",
+    "find_exclusion",
 ]
+
+# `Needs` estimates one token per four bytes, and a token has at least one byte.
+_MAX_TOKENS_PER_ESTIMATED_TOKEN = 4
+# Tokens that providers add to a prompt, for example for tools.
+_ADDED_PROVIDER_TOKENS = 1_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exclusion:
-    """Holds a deployment that may not answer, and why.
+    """Deployment that cannot answer a request, with the reason.
 
     Attributes:
-        reason: in a few words.
-        missing: abilities that the model lacks; empty when it could answer but is unavailable.
-        is_allowed: tenant, alias and client all permit it.
-        retry_after: seconds until it may be called again.
+        missing: needs of the request that the model does not meet; empty if it is only unavailable.
+        is_allowed: False if the tenant, the alias or the client forbids the deployment.
+        retry_after: seconds until its back end's breaker accepts a request again.
     """
 
     deployment: ModelDeployment
@@ -41,16 +57,15 @@ class Exclusion:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class EligibleDeployment:
-    """Combines a configured and allowed deployment with the runtime that serves it.
+class RouteTarget:
+    """Allowed deployment of a compiled route, with the runtime of its back end.
 
     Attributes:
-        model_breaker: open while the back end reports the model as missing; see
-            `BackendRuntime.model_breaker`.
-        position: in the order of the configuration.
-        needs_translation: the client's format differs from the back end's.
-        fixed_price: of the day; None: it depends on the machine's measured speed.
-        headers: response headers that name back end and model.
+        model_breaker: open while the back end reports that it lacks the model.
+        position: index in the order of the configuration.
+        needs_translation: True if the back end does not accept the client's API format.
+        fixed_price: price on the route's day; None if it depends on the measured speed of the GPU.
+        headers: response headers that name the back end and the model.
     """
 
     deployment: ModelDeployment
@@ -64,50 +79,50 @@ class EligibleDeployment:
 
     @property
     def model(self) -> Model:
-        """The model of the deployment."""
         return self.deployment.model
 
     @property
     def is_free(self) -> bool:
-        """True if no token costs anything."""
+        """True if all tokens are free of charge."""
         return self.fixed_price is not None and self.fixed_price.is_free
 
-    def price(self) -> Price:
-        """Return the current price of tokens."""
+    def get_price(self) -> Price:
+        """Return the current price per token, which may depend on the measured speed."""
         if self.fixed_price is not None:
             return self.fixed_price
-        assert self.model.gpu is not None, "either a price or a machine"
-        return self.latency.price(self.model.gpu)
+        assert self.model.gpu is not None, (
+            f"model {self.model.name!r} must have a tariff or a GPU rate"
+        )
+        return self.latency.estimate_price(self.model.gpu)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class CompiledRoute:
-    """Lists the targets of one name, for one tenant, in one API format, on one day.
+    """Targets and rules for one model name, tenant, API format and day.
 
     Attributes:
-        day: days since 1970-01-01.
-        exclusions: deployments that are excluded for every request.
+        day: the day of the prices, in days since 1970-01-01.
+        exclusions: deployments that are excluded whatever the request is.
         usd_per_second: price of a second of waiting.
-        usd_per_bad_answer: cost of a useless answer; 0: quality is not weighed.
-        rescue: when a better model is asked after an answer that fails a check.
-        hold_streams: streams with a checkable format are held back until they are complete.
+        usd_per_bad_answer: cost of a useless answer. With 0, quality is not weighed.
+        hold_streams: True if streams in JSON or with tools are held back until they are checked.
         explore: share of requests on which a little-known model may be tried.
-        chooses_model: False if the name is that of a single model, so that quality is irrelevant.
-        timeout: seconds that a whole call may take, fallbacks included.
+        chooses_model: False if the name selects a single model.
+        timeout: maximum seconds of a request, fallbacks included.
     """
 
     day: int
-    targets: tuple[EligibleDeployment, ...]
+    targets: tuple[RouteTarget, ...]
     exclusions: tuple[Exclusion, ...]
     usd_per_second: float
     timeout: float
     usd_per_bad_answer: float = 0.0
     chooses_model: bool = True
-    rescue: Rescue = Rescue.OFF
+    rescue: RescuePolicy = RescuePolicy.OFF
     hold_streams: bool = False
     explore: float = 0.0
-    hedging: Hedging | None = None
-    cache: Caching | None = None
+    hedging: HedgingPolicy | None = None
+    cache: CachingPolicy | None = None
 
 
 def compile_target(
@@ -117,14 +132,14 @@ def compile_target(
     position: int,
     api_format: ApiFormat | None,
     day: date,
-) -> EligibleDeployment:
-    """Return a deployment with its runtime and its price on ``day``."""
+) -> RouteTarget:
+    """Build the route target of a deployment, with its price on ``day``."""
     model = deployment.model
-    return EligibleDeployment(
+    return RouteTarget(
         deployment=deployment,
         runtime=runtime,
-        latency=runtime.latency(model.name),
-        model_breaker=runtime.model_breaker(model.upstream),
+        latency=runtime.get_latency_estimator(model.name),
+        model_breaker=runtime.get_model_breaker(model.upstream),
         position=position,
         needs_translation=deployment.api_format is not api_format,
         fixed_price=model.tariff.price_on(day) if model.gpu is None else None,
@@ -135,16 +150,16 @@ def compile_target(
     )
 
 
-def exclusion_of(
+def find_exclusion(
     deployment: ModelDeployment, alias: Alias, residencies: frozenset[str] | None
 ) -> Exclusion | None:
-    """Return why ``deployment`` is excluded for every request; None if it is not.
+    """Return the exclusion of a deployment that holds for all requests, or None if there is none.
 
-    Args:
-        residencies: where tenant and client allow data to go; None: anywhere.
+    ``residencies`` are the places that tenant and client allow; None stands for all places.
     """
     if not (
-        alias.allows(deployment) and (residencies is None or deployment.residency in residencies)
+        alias.allows_residency_of(deployment)
+        and (residencies is None or deployment.residency in residencies)
     ):
         return Exclusion(
             deployment=deployment,
@@ -154,3 +169,39 @@ def exclusion_of(
     return (
         None if deployment.configured else Exclusion(deployment=deployment, reason="not configured")
     )
+
+
+def compute_max_request_cost(
+    route: CompiledRoute, needs: Needs, *, choices: int, streams: bool
+) -> Decimal:
+    """Return the maximum cost of a request in US dollars, at the most expensive target.
+
+    The maximum assumes the longest possible prompt, the longest allowed answer and the highest
+    rates, and two calls if the request may be hedged. ``choices`` is the number of requested answers.
+    """
+    able = [target for target in route.targets if target.model.supports(needs)]
+    max_pico = max(
+        (
+            _compute_max_pico(target.get_price(), target.model.context, needs, choices)
+            for target in able
+        ),
+        default=0,
+    )
+    return usd(2 * max_pico if streams and route.hedging is not None else max_pico)
+
+
+def compute_max_call_cost(target: RouteTarget, needs: Needs) -> Decimal:
+    """Return the maximum cost of one call with one answer at this target, in US dollars."""
+    return usd(_compute_max_pico(target.get_price(), target.model.context, needs, 1))
+
+
+def _compute_max_pico(price: Price, context: int, needs: Needs, choices: int) -> int:
+    prompt = (
+        _MAX_TOKENS_PER_ESTIMATED_TOKEN * needs.prompt_tokens
+        + needs.attachment_bytes
+        + _ADDED_PROVIDER_TOKENS
+    )
+    if needs.longest_input is None:
+        prompt = context if needs.has_external_content else min(prompt, context)
+    output = 0 if needs.embeddings else choices * min(needs.max_tokens or context, context)
+    return price.max_pico_cost(prompt, output)

@@ -1,69 +1,68 @@
-"""Identifies the conversation of a request, so that later requests can be matched to it."""
+"""Computes fingerprints of conversations, with which later requests are matched to answers."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from moyin.text.protocol.codec import ParsedRequest, Turn
 from moyin.text.routing.answer import RoutingContext
 
 __all__ = ["Conversation"]
 
-# Only this many characters at each end of a long text are hashed.
-_END_LENGTH = 2_000
+# Of a long text, only this many characters at the beginning and at the end are hashed.
+_MAX_HASHED_LENGTH = 2_000
 
 
+@dataclass(eq=False, slots=True)
 class Conversation:
-    """Holds the client's messages of one request, read and hashed once.
+    """The user's messages in one request, read and hashed on first use.
 
     Attributes:
-        user_messages: the user's last messages, newest first; None if the last message is not the
-            user's, such as the result of a tool.
+        user_messages: the user's last messages, newest first. It is None if the last message is
+            not the user's but, for example, the result of a tool.
     """
 
-    __slots__ = ("_fingerprints", "_request", "_user_messages", "context")
-
-    def __init__(self, context: RoutingContext, request: ParsedRequest) -> None:
-        self.context = context
-        self._request: ParsedRequest | None = request
-        self._user_messages: list[str] | None = None
-        self._fingerprints: tuple[bytes, bytes | None] | None = None
+    context: RoutingContext
+    _request: ParsedRequest | None
+    _user_messages: list[str] | None = None
+    _fingerprints: tuple[bytes, bytes | None] | None = None
 
     @property
     def user_messages(self) -> list[str] | None:
         request, self._request = self._request, None
         if request is not None:
-            self._user_messages = _user_messages(request.recent_turns())
+            self._user_messages = _read_user_messages(request.select_recent_turns())
         return self._user_messages
 
-    def fingerprints(self, secret: bytes) -> tuple[bytes, bytes | None]:
+    def compute_fingerprints(self, secret: bytes) -> tuple[bytes, bytes | None]:
         """Return the keyed hashes of the conversation with and without its newest message.
 
-        The second one is None for the first message.
+        The second hash is None if the conversation has only one message.
         """
         if self._fingerprints is None:
             user_messages = self.user_messages or ()
             before = (
-                _fingerprint(secret, self.context, user_messages[1:])
+                _hash_messages(secret, self.context, user_messages[1:])
                 if len(user_messages) > 1
                 else None
             )
-            self._fingerprints = _fingerprint(secret, self.context, user_messages), before
+            self._fingerprints = _hash_messages(secret, self.context, user_messages), before
         return self._fingerprints
 
 
-def _fingerprint(secret: bytes, context: RoutingContext, user_messages: Sequence[str]) -> bytes:
-    """Return the keyed hash of the last two user messages, the newest first."""
+def _hash_messages(secret: bytes, context: RoutingContext, user_messages: Sequence[str]) -> bytes:
+    """Return the keyed hash of tenant, API key and the user's last two messages."""
     texts = [
-        f"{len(text)}:{text if len(text) <= 2 * _END_LENGTH else text[:_END_LENGTH] + text[-_END_LENGTH:]}"
+        f"{len(text)}:{text if len(text) <= 2 * _MAX_HASHED_LENGTH else text[:_MAX_HASHED_LENGTH] + text[-_MAX_HASHED_LENGTH:]}"
         for text in (context.owner, context.key_id, *user_messages[:2])
     ]
     data = "".join(texts).encode(errors="surrogatepass")
     return hashlib.blake2b(data, key=secret, digest_size=16).digest()
 
 
-def _user_messages(turns: Sequence[Turn]) -> list[str] | None:
+def _read_user_messages(turns: Sequence[Turn]) -> list[str] | None:
     """Return the user's messages, newest first; None if the last message is not the user's."""
     if not turns or turns[-1][0] != "user":
         return None

@@ -1,7 +1,8 @@
-"""Ranks the targets that are able, allowed and available; the lowest score comes first. Pure.
+"""Ranks the targets that can answer a request by score, and explains why others cannot.
 
-A score is in US dollars. It adds the expected money of a call, its expected seconds at the price of
-a second, and the risk of a useless answer at the price of one. docs/routing.md has an example.
+A score is in US dollars: the expected cost of the call, plus its expected seconds at the price of a
+second, plus the probability of a useless answer at the cost of one. docs/routing.md has an example.
+The functions are pure.
 """
 
 from __future__ import annotations
@@ -24,22 +25,22 @@ from moyin.errors import (
 )
 from moyin.text.quality.estimator import Estimate
 from moyin.text.routing.catalog import ModelDeployment
-from moyin.text.routing.compiled_route import CompiledRoute, EligibleDeployment, Exclusion
+from moyin.text.routing.compiled_route import CompiledRoute, Exclusion, RouteTarget
 from moyin.text.routing.request_quality import RequestQuality
-from moyin.text.routing.usage_history import Shape, UsageHistory, shape_of
+from moyin.text.routing.usage_history import RequestShape, UsageHistory, compute_request_shape
 
 __all__ = [
     "Candidate",
     "Forecast",
-    "decide",
+    "build_no_candidate_error",
+    "build_unavailable_error",
     "list_exclusions",
-    "no_candidate_error",
-    "unavailable_error",
+    "rank_candidates",
 ]
 
-# The request member that needs an ability, as OpenAI names it. Other protocols' error renderers
-# translate the name.
-_FIELDS = {
+# The request member that requires an ability, by OpenAI's name. The other protocols translate the
+# name when they write the error.
+_FIELD_BY_ABILITY = {
     "tools": "tools",
     "vision": "messages",
     "schema": "response_format",
@@ -52,17 +53,18 @@ _FIELDS = {
 # Neither this class nor Candidate is frozen: freezing doubles the cost of creating one per request.
 @dataclass(kw_only=True, slots=True)
 class Forecast:
-    """Predicts what a call costs, how long it takes and how good its answer is.
+    """Predicted cost, duration and quality of a call.
 
     Attributes:
+        usage: expected tokens.
         cost_pico: cost in picodollars.
-        waiting_seconds: time in the queue of the back end.
+        waiting_seconds: time in this replica's queue for the back end.
         loading_seconds: time until the model is in memory.
-        first_token_seconds: time to the first token, once the call has started.
+        first_token_seconds: time from the start of the call to the first token.
         writing_seconds: time from the first token to the end.
-        score: money, time and risk together, in US dollars.
-        risk: cost of a useless answer times its probability, in US dollars; part of ``score``.
-        estimate: how well the model would answer; None: quality is not weighed.
+        score: sum of cost, price of the time, and risk, in US dollars.
+        risk: cost of a useless answer times its probability, in US dollars.
+        estimate: probability of a good answer; None if quality is not weighed.
     """
 
     usage: Usage
@@ -77,7 +79,7 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        """The time that the whole call takes."""
+        """The duration of the whole call."""
         return (
             self.waiting_seconds
             + self.loading_seconds
@@ -88,15 +90,15 @@ class Forecast:
 
 @dataclass(kw_only=True, slots=True)
 class Candidate:
-    """Holds a target that may answer, and why it is ranked where it is.
+    """Target that can answer a request, with its forecast and the reason for its rank.
 
     Attributes:
-        reason: one word: ``only``, ``free``, ``cheapest``, ``soonest``, ``better`` (wins only
-            because its answer is less of a risk) or ``trying`` (little is known of the model).
-        forecast: None for the only candidate, because nothing had to be compared.
+        reason: ``only``, ``free``, ``cheapest``, ``soonest``, ``better`` (ranked first because of
+            its lower risk) or ``trying`` (a trial of a little-known model).
+        forecast: None if there was no other target to compare with.
     """
 
-    target: EligibleDeployment
+    target: RouteTarget
     reason: str
     forecast: Forecast | None = None
 
@@ -105,7 +107,7 @@ class Candidate:
         return self.target.deployment
 
 
-def decide(
+def rank_candidates(
     route: CompiledRoute,
     needs: Needs,
     history: UsageHistory,
@@ -113,32 +115,35 @@ def decide(
     always_weigh: bool = False,
     quality: RequestQuality | None = None,
 ) -> list[Candidate]:
-    """Return the able and available targets in the order in which they are to be tried.
+    """Return the targets that can answer now, sorted by the order in which they are called.
 
-    Equal scores prefer requests that need no translation, then the lower load, then the order of
-    the configuration. Targets whose back end keeps reporting the model as missing come last.
+    Of targets with equal scores, those without translation come first, then those with lower load,
+    then those that are configured earlier. Targets whose back end reports that it lacks the model
+    come last.
 
     Args:
-        always_weigh: make a forecast even for a single candidate.
+        always_weigh: True makes a forecast even if there is only one candidate.
+        quality: quality estimates of the request; None if quality is not weighed.
     """
     able = [
         target
         for target in route.targets
-        if target.runtime.ready and target.deployment.model.supports(needs)
+        if target.runtime.is_ready and target.deployment.model.supports(needs)
     ]
     if quality is not None and quality.floor:
-        able = [target for target in able if quality.suffices(target.deployment)]
+        able = [target for target in able if quality.meets_floor(target.deployment)]
     if len(able) < 2 and not always_weigh:
         return [
             Candidate(target=target, reason="free" if target.is_free else "only") for target in able
         ]
-    shape = shape_of(needs)
+    shape = compute_request_shape(needs)
     forecasts = [
-        (_forecast(target, needs, shape, history, route.usd_per_second), target) for target in able
+        (_build_forecast(target, needs, shape, history, route.usd_per_second), target)
+        for target in able
     ]
     if quality is not None:
         _add_risk(forecasts, quality)
-    forecasts.sort(key=_sort_key)
+    forecasts.sort(key=_get_sort_key)
     present = [pair for pair in forecasts if pair[1].model_breaker.ready] or forecasts
     cheapest = min((forecast.cost_pico for forecast, _ in present), default=0)
     score_without_risk = min(
@@ -146,42 +151,42 @@ def decide(
     )
     return [
         Candidate(
-            target=target, reason=_reason(forecast, cheapest, score_without_risk), forecast=forecast
+            target=target,
+            reason=_describe_rank(forecast, cheapest, score_without_risk),
+            forecast=forecast,
         )
         for forecast, target in forecasts
     ]
 
 
-def _add_risk(
-    forecasts: Sequence[tuple[Forecast, EligibleDeployment]], quality: RequestQuality
-) -> None:
+def _add_risk(forecasts: Sequence[tuple[Forecast, RouteTarget]], quality: RequestQuality) -> None:
     cost = quality.usd_per_bad_answer
     for forecast, target in forecasts:
         estimate = forecast.estimate = quality.estimate(target.deployment)
-        # The lower bound keeps a guess without data from sending hard work to a weak model.
+        # With the lower bound, a model that is little known does not get difficult requests.
         forecast.risk = (1.0 - estimate.low) * cost
         forecast.score += forecast.risk
 
 
-def _forecast(
-    target: EligibleDeployment,
+def _build_forecast(
+    target: RouteTarget,
     needs: Needs,
-    shape: Shape,
+    shape: RequestShape,
     history: UsageHistory,
     usd_per_second: float,
 ) -> Forecast:
     model, runtime, latency = target.deployment.model, target.runtime, target.latency
-    usage = history.expect(model.name, needs, shape)
-    cost_pico = target.price().pico_cost(usage)
-    first_token_seconds = latency.expected_first_token(usage.prompt_tokens)
-    writing_seconds = usage.output_tokens * latency.seconds_per_token()
+    usage = history.predict_usage(model.name, needs, shape)
+    cost_pico = target.get_price().pico_cost(usage)
+    first_token_seconds = latency.estimate_first_token_seconds(usage.prompt_tokens)
+    writing_seconds = usage.output_tokens * latency.estimate_seconds_per_token()
     loading_seconds = (
-        runtime.loaded.expected_wait(model.upstream) if runtime.loaded is not None else 0.0
+        runtime.loaded.estimate_wait(model.upstream) if runtime.loaded is not None else 0.0
     )
     waiting_seconds = 0.0
     if runtime.slots.full:
         waiting_seconds = runtime.slots.expected_wait(
-            runtime.service_time(first_token_seconds + writing_seconds)
+            runtime.estimate_service_time(first_token_seconds + writing_seconds)
         )
     return Forecast(
         usage=usage,
@@ -196,7 +201,7 @@ def _forecast(
     )
 
 
-def _sort_key(pair: tuple[Forecast, EligibleDeployment]) -> tuple[bool, float, bool, int, int]:
+def _get_sort_key(pair: tuple[Forecast, RouteTarget]) -> tuple[bool, float, bool, int, int]:
     forecast, target = pair
     is_missing = not target.model_breaker.ready
     return (
@@ -208,7 +213,7 @@ def _sort_key(pair: tuple[Forecast, EligibleDeployment]) -> tuple[bool, float, b
     )
 
 
-def _reason(forecast: Forecast, cheapest: int, score_without_risk: float) -> str:
+def _describe_rank(forecast: Forecast, cheapest: int, score_without_risk: float) -> str:
     if forecast.cost_pico <= cheapest:
         return "free" if forecast.cost_pico == 0 else "cheapest"
     return (
@@ -221,7 +226,7 @@ def _reason(forecast: Forecast, cheapest: int, score_without_risk: float) -> str
 def list_exclusions(
     route: CompiledRoute, needs: Needs, quality: RequestQuality | None = None
 ) -> list[Exclusion]:
-    """Return the deployments that `decide` leaves out, each with its reason."""
+    """Return the deployments that `rank_candidates` does not return, each with the reason."""
     exclusions = list(route.exclusions)
     for target in route.targets:
         deployment, health = target.deployment, target.runtime.health
@@ -236,20 +241,21 @@ def list_exclusions(
             exclusions.append(
                 Exclusion(deployment=deployment, reason=reason, retry_after=health.retry_after)
             )
-        elif quality is not None and not quality.suffices(deployment):
+        elif quality is not None and not quality.meets_floor(deployment):
             reason = f"p_good {quality.estimate(deployment).low:.2f} is below {quality.floor:g}"
             exclusions.append(Exclusion(deployment=deployment, reason=reason))
     return exclusions
 
 
-def no_candidate_error(
+def build_no_candidate_error(
     route: CompiledRoute, needs: Needs, quality: RequestQuality | None = None
 ) -> MoyinError:
-    """Return the error for a request without candidates.
+    """Return the error for a request that no target can answer.
 
-    It says that the request needs too much, is not allowed, or that every back end is unavailable.
+    The error states whether the request needs too much, is not allowed, or whether every suitable
+    back end is unavailable.
     """
-    if quality is not None and (error := _quality_unreachable(route, needs, quality)) is not None:
+    if quality is not None and (error := _build_quality_error(route, needs, quality)) is not None:
         return error
     exclusions = list_exclusions(route, needs)
     allowed = [exclusion for exclusion in exclusions if exclusion.is_allowed]
@@ -259,37 +265,41 @@ def no_candidate_error(
         )
     configured = [exclusion for exclusion in allowed if exclusion.deployment.configured]
     if not configured and not route.targets:
-        return _not_configured_error([exclusion.deployment for exclusion in allowed])
+        return _build_not_configured_error([exclusion.deployment for exclusion in allowed])
     waits = [exclusion.retry_after for exclusion in configured if not exclusion.missing]
-    # Without exclusions, another request took the breaker's only probe after the decision.
+    # If there are no exclusions, a breaker rejected the call after the ranking.
     if waits or not exclusions:
-        return _unavailable_error(waits)
-    return _unsupported_error(needs, configured)
+        return _build_retryable_error(waits)
+    return _build_unsupported_error(needs, configured)
 
 
-def _quality_unreachable(
+def _build_quality_error(
     route: CompiledRoute, needs: Needs, quality: RequestQuality
 ) -> QualityUnreachable | None:
-    """Return the error where models are able to answer, but none well enough.
+    """Return the error for a request that models can answer, but none with the demanded quality.
 
-    Return None if a model that is good enough is only unavailable: it is worth waiting for.
+    Return None if a model of sufficient quality is only unavailable, so that a retry may succeed.
     """
     able = [target for target in route.targets if target.deployment.model.supports(needs)]
-    if not quality.floor or not able or any(quality.suffices(target.deployment) for target in able):
+    if (
+        not quality.floor
+        or not able
+        or any(quality.meets_floor(target.deployment) for target in able)
+    ):
         return None
     bounds = {target.model.name: quality.estimate(target.deployment).low for target in able}
     best = max(bounds, key=lambda name: bounds[name])
-    # Rounded down, so that the client can ask for exactly this number.
-    reach = math.floor(bounds[best] * 100) / 100
+    # Rounded down, so that a request that demands exactly this number succeeds.
+    best_p_good = math.floor(bounds[best] * 100) / 100
     return QualityUnreachable(
         f"no model under this name reaches p_good {quality.floor:g} for this request; the best is "
-        f"{best!r} with {reach:.2f}",
+        f"{best!r} with {best_p_good:.2f}",
         field="x-moyin-quality",
-        details={"best": best, "p_good": reach, "kind": quality.question.kind},
+        details={"best": best, "p_good": best_p_good, "kind": quality.question.kind},
     )
 
 
-def _not_configured_error(deployments: Sequence[ModelDeployment]) -> ServiceUnavailable:
+def _build_not_configured_error(deployments: Sequence[ModelDeployment]) -> ServiceUnavailable:
     missing_keys = {
         f"{deployment.family or deployment.backend} lacks its key ({deployment.key_env})"
         for deployment in deployments
@@ -300,42 +310,45 @@ def _not_configured_error(deployments: Sequence[ModelDeployment]) -> ServiceUnav
     )
 
 
-def unavailable_error(
+def build_unavailable_error(
     route: CompiledRoute, needs: Needs, unsupported_formats: AbstractSet[ApiFormat | None]
 ) -> ServiceUnavailable | None:
-    """Return a retryable error where a target that may be able to answer is unavailable.
+    """Return a retryable error if a target that was not called may be able to answer later.
 
-    Called after every candidate turned out to be unable. None: there is no such target.
+    The router calls it after all candidates rejected the request as unsupported.
 
     Args:
-        unsupported_formats: API formats whose back ends cannot carry the request.
+        unsupported_formats: API formats of the back ends that rejected the request.
+
+    Returns:
+        None if every target that supports the request was called.
     """
     waits = [
         target.runtime.health.retry_after
         for target in route.targets
         if target.deployment.api_format not in unsupported_formats
         and target.model.supports(needs)
-        and not target.runtime.ready
+        and not target.runtime.is_ready
     ]
-    return _unavailable_error(waits) if waits else None
+    return _build_retryable_error(waits) if waits else None
 
 
-def _unavailable_error(waits: Sequence[float]) -> ServiceUnavailable:
+def _build_retryable_error(waits: Sequence[float]) -> ServiceUnavailable:
     return ServiceUnavailable(
-        "every back end that could answer is unavailable",
+        "every back end that can answer this request is unavailable; retry later",
         retry_after=max(1.0, min(waits, default=1.0)),
     )
 
 
-def _unsupported_error(needs: Needs, exclusions: Sequence[Exclusion]) -> MoyinError:
-    """Return the error for the first ability that every deployment lacks."""
-    for ability, field in _FIELDS.items():
+def _build_unsupported_error(needs: Needs, exclusions: Sequence[Exclusion]) -> MoyinError:
+    """Return the error that names the first ability that every deployment lacks."""
+    for ability, field in _FIELD_BY_ABILITY.items():
         if all(f"no {ability}" in exclusion.missing for exclusion in exclusions):
             return UnsupportedFeature(f"no model under this name supports {ability}", field=field)
     if all(
         any(lack.startswith("context") for lack in exclusion.missing) for exclusion in exclusions
     ):
-        return _context_too_long(needs, exclusions)
+        return _build_context_error(needs, exclusions)
     missing = sorted({lack for exclusion in exclusions for lack in exclusion.missing})
     return UnsupportedFeature(
         f"no model under this name meets every need of the request: {', '.join(missing)}",
@@ -343,13 +356,13 @@ def _unsupported_error(needs: Needs, exclusions: Sequence[Exclusion]) -> MoyinEr
     )
 
 
-def _context_too_long(needs: Needs, exclusions: Sequence[Exclusion]) -> ContextTooLong:
+def _build_context_error(needs: Needs, exclusions: Sequence[Exclusion]) -> ContextTooLong:
     largest = max(exclusion.deployment.model.context for exclusion in exclusions)
     max_tokens = needs.max_tokens or 0
     return ContextTooLong(
-        f"about {needs.prompt_tokens} tokens of prompt and {max_tokens} of answer do not fit into "
-        f"{largest}, the largest context under this name",
-        field=_longest_field(needs, largest),
+        f"the prompt (about {needs.prompt_tokens} tokens) and the answer (up to {max_tokens}) exceed "
+        f"the largest context of this model name, {largest} tokens",
+        field=_name_longest_field(needs, largest),
         details={
             "prompt_tokens": needs.prompt_tokens,
             "max_tokens": max_tokens,
@@ -358,7 +371,7 @@ def _context_too_long(needs: Needs, exclusions: Sequence[Exclusion]) -> ContextT
     )
 
 
-def _longest_field(needs: Needs, largest: int) -> str:
+def _name_longest_field(needs: Needs, largest: int) -> str:
     if needs.embeddings:
         return "input"
     return "messages" if needs.prompt_tokens > largest else "max_tokens"

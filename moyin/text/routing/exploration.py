@@ -1,9 +1,9 @@
-"""Tries little-known models on a share of requests. Pure.
+"""Chooses little-known models for trials, on a share of requests that the operator sets.
 
-The router decides by the lower bound of quality, so it would never learn that a model is better
-than the table says: that model gets no requests. On the share of requests that the operator
-allows, the choice is made by the upper bound instead. A trial may cost an answer. So there is none
-if the client demands a quality, if bad answers cost nothing, or after an answer that did not help.
+The router ranks by the lower bound of quality, so a model with a low prior estimate gets no requests
+and is never observed. A trial ranks by the upper bound instead. A trial may give a bad answer, so
+there is none if the client demands a quality, if bad answers cost nothing, or if an earlier answer
+did not help. The functions are pure.
 """
 
 from __future__ import annotations
@@ -15,21 +15,27 @@ from moyin.text.routing.compiled_route import CompiledRoute
 from moyin.text.routing.decision import Candidate
 from moyin.text.routing.request_quality import RequestQuality
 
-__all__ = ["TRYING", "best_at_upper_bound", "exploration_share", "trial_candidate", "with_trial"]
+__all__ = [
+    "TRIAL_REASON",
+    "choose_at_upper_bound",
+    "choose_trial",
+    "compute_trial_share",
+    "put_trial_first",
+]
 
-TRYING = "trying"
+TRIAL_REASON = "trying"
 
 
-def exploration_share(route: CompiledRoute, quality: RequestQuality | None) -> float:
-    """Return the share of requests like this one on which a model is tried."""
+def compute_trial_share(route: CompiledRoute, quality: RequestQuality | None) -> float:
+    """Return the share of requests like this one on which a trial takes place."""
     if quality is None or quality.floor or not quality.usd_per_bad_answer:
         return 0.0
-    # A cached answer of a trial would be served to others.
+    # There is no trial if answers are cached, because the answer would be served repeatedly.
     return route.explore if route.cache is None else 0.0
 
 
-def trial_candidate(candidates: Sequence[Candidate], quality: RequestQuality) -> Candidate | None:
-    """Return the candidate that a trial would call; None if it comes first anyway."""
+def choose_trial(candidates: Sequence[Candidate], quality: RequestQuality) -> Candidate | None:
+    """Return the candidate that a trial would call; None if it is the first one already."""
     available = [
         candidate for candidate in candidates if candidate.target.model_breaker.ready
     ] or candidates
@@ -41,29 +47,28 @@ def trial_candidate(candidates: Sequence[Candidate], quality: RequestQuality) ->
         options.append((forecast.score - forecast.risk, forecast.estimate))
     if not options:
         return None
-    best = available[best_at_upper_bound(options, quality.usd_per_bad_answer)]
+    best = available[choose_at_upper_bound(options, quality.usd_per_bad_answer)]
     return None if best is candidates[0] else best
 
 
-def best_at_upper_bound(
+def choose_at_upper_bound(
     options: Sequence[tuple[float, Estimate]], usd_per_bad_answer: float
 ) -> int:
     """Return the index of the option with the lowest score at the upper bound of quality.
 
-    Args:
-        options: money and time of each in US dollars, and its quality estimate.
+    An option consists of its score without risk in US dollars, and its quality estimate.
     """
     scores = [usd + (1.0 - estimate.high) * usd_per_bad_answer for usd, estimate in options]
     return scores.index(min(scores))
 
 
-def with_trial(candidates: list[Candidate], quality: RequestQuality) -> list[Candidate]:
-    """Return the candidates with the one to try in front.
+def put_trial_first(candidates: list[Candidate], quality: RequestQuality) -> list[Candidate]:
+    """Return the candidates with the candidate of the trial moved to the front.
 
-    The others keep their order, so that the fallback after a failed trial is a careful choice.
+    The others keep their order, so that a failed trial falls back to the normal choice.
     """
-    tried = trial_candidate(candidates, quality)
+    tried = choose_trial(candidates, quality)
     if tried is None:
         return candidates
-    first = Candidate(target=tried.target, reason=TRYING, forecast=tried.forecast)
+    first = Candidate(target=tried.target, reason=TRIAL_REASON, forecast=tried.forecast)
     return [first, *(candidate for candidate in candidates if candidate is not tried)]

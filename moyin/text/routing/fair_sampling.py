@@ -1,4 +1,4 @@
-"""Chooses the requests to learn from: all while there are few, a fair sample of many. Pure."""
+"""Samples the requests to learn from, with a limit per second that is fair among tenants."""
 
 from __future__ import annotations
 
@@ -9,28 +9,33 @@ from collections.abc import Callable
 
 __all__ = ["FairSampler"]
 
-# Requests a second that a replica learns from. Each takes 100 to 200 microseconds including SQL and
-# Valkey, so learning never takes more than one or two per cent of a core.
-_RATE = 100
-# Busy tenants leave this share of the capacity to those with few requests.
+# Requests per second that a replica learns from. Each takes 100 to 200 microseconds including SQL
+# and Valkey, so learning uses at most two per cent of a core.
+_REQUESTS_PER_SECOND = 100
+# Share of the capacity that is reserved for tenants with few requests.
 _RESERVED_SHARE = 0.5
 
 
 class FairSampler:
-    """Samples at most ``rate`` requests a second on average, and at most twice as many in a burst.
+    """Sampler that is fair among tenants (max-min fairness).
 
-    Below the rate every request is accepted. Above it, tenants with fewer requests than their
-    share are accepted in full, and the others divide the rest. All requests of one tenant have the
-    same chance, so no part of a second is preferred.
+    Below the rate, all requests are accepted. Above the rate, all requests of tenants with few
+    requests are accepted, and the other tenants divide the rest equally. Each request of a tenant
+    has the same probability.
+
+    Args:
+        rate: maximum of accepted requests per second on average; a burst may have twice as many.
+        clock: returns monotonic seconds.
+        draw: returns a random number in [0, 1).
 
     Attributes:
-        accepted: requests accepted so far.
-        skipped: requests that were not accepted.
+        accepted: number of requests that were accepted.
+        skipped: number of requests that were not accepted.
     """
 
     def __init__(
         self,
-        rate: float = _RATE,
+        rate: float = _REQUESTS_PER_SECOND,
         *,
         clock: Callable[[], float] = time.monotonic,
         draw: Callable[[], float] = random.random,
@@ -41,15 +46,15 @@ class FairSampler:
         self._draw = draw
         self._tokens = 2 * rate  # capacity of a token bucket
         self._refilled_at = self._second_began = clock()
-        # Requests by tenant in this second, and in earlier ones with decay.
+        # Requests by tenant in this second, and decayed counts of the earlier seconds.
         self._counts: dict[str, int] = {}
         self._earlier_counts: dict[str, float] = {}
-        self._total, self._next_level_check = 0, rate
-        # Requests a second up to which a tenant is accepted in full.
-        self._level = math.inf
+        self._total, self._next_check_total = 0, rate
+        # A tenant with at most this many requests per second has all of them accepted.
+        self._fair_share = math.inf
 
     def accept(self, owner: str) -> bool:
-        """Return whether to learn from a new request of this tenant."""
+        """Return True if a new request of this tenant is in the sample."""
         now = self._clock()
         if now - self._second_began >= 1.0:
             self._start_second(now)
@@ -58,15 +63,17 @@ class FairSampler:
         requests: float = self._counts.get(owner, 0) + 1
         self._counts[owner] = int(requests)
         self._total += 1
-        if self._total > self._next_level_check:
-            # The counts of earlier seconds do not show a burst that has just begun.
-            self._next_level_check *= 2
-            self._level = self._fair_level()
+        if self._total > self._next_check_total:
+            # A burst that has just begun does not appear in the counts of earlier seconds.
+            self._next_check_total *= 2
+            self._fair_share = self._compute_fair_share()
         requests = max(requests, self._earlier_counts.get(owner, 0.0))
-        level = self._level
+        fair_share = self._fair_share
         if self._tokens < 1.0 or (
-            requests > level
-            and (self._tokens < self._rate * _RESERVED_SHARE or self._draw() * requests >= level)
+            requests > fair_share
+            and (
+                self._tokens < self._rate * _RESERVED_SHARE or self._draw() * requests >= fair_share
+            )
         ):
             self.skipped += 1
             return False
@@ -75,21 +82,17 @@ class FairSampler:
         return True
 
     def _start_second(self, now: float) -> None:
-        """Start the count of another second."""
+        """Add the counts of the last second to the decayed counts, and start a new second."""
         fade = 0.5 ** min(int(now - self._second_began), 60)
         earlier = {owner: count * fade for owner, count in self._earlier_counts.items()}
         for owner, count in self._counts.items():
             earlier[owner] = max(count * fade * 2, earlier.get(owner, 0.0))
         self._earlier_counts = {owner: count for owner, count in earlier.items() if count >= 1.0}
-        self._counts, self._total, self._next_level_check, self._second_began = (
-            {},
-            0,
-            self._rate,
-            now,
-        )
-        self._level = self._fair_level()
+        self._counts, self._total = {}, 0
+        self._next_check_total, self._second_began = self._rate, now
+        self._fair_share = self._compute_fair_share()
 
-    def _fair_level(self) -> float:
+    def _compute_fair_share(self) -> float:
         counts = sorted(
             max(self._counts.get(owner, 0), self._earlier_counts.get(owner, 0.0))
             for owner in self._counts.keys() | self._earlier_counts.keys()

@@ -1,10 +1,9 @@
-"""Records ratings of answers that clients submit."""
+"""Records the ratings that clients give to answers."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -13,58 +12,49 @@ from moyin.store.quality import DECISION_RETENTION, QualityStore, SignalRow
 from moyin.store.usage import UsageEntry
 from moyin.system.bounded import BoundedDict
 from moyin.text.quality.prior import KIND_DIFFICULTY, KIND_SPREAD
-from moyin.text.quality.question import Question, stored_features
-from moyin.text.routing.learning import Learning
+from moyin.text.quality.question import Question, restore_features
+from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.request_quality import question_to_json
 
-__all__ = ["Feedback", "Ledger"]
+__all__ = ["FeedbackService", "LedgerReader"]
 
 # Ratings per key and replica in a burst; the bucket refills within a minute.
-_BURST = 60.0
-_MOST_KEYS = 10_000
+_MAX_BURST = 60.0
+_MAX_KEYS = 10_000
 # Scores and weight of a comparison. It weighs less than a rating: both answers may be good or bad.
-_WORSE, _BETTER, _COMPARED = 0.2, 0.8, 0.5
-# Stands for a request of which only the model is known: of average difficulty, with the one feature
-# that all questions share. A signal about it changes the model's general estimate.
-_UNKNOWN = Question(
+_WORSE_SCORE, _BETTER_SCORE, _COMPARISON_WEIGHT = 0.2, 0.8, 0.5
+# Used for a rated request of which only the model is known. It has average difficulty and the one
+# feature that all questions have, so that the rating changes the model's general estimate.
+_UNKNOWN_QUESTION = Question(
     kind="unknown",
     language="en",
     difficulty=sum(KIND_DIFFICULTY.values()) / len(KIND_DIFFICULTY),
     spread=max(KIND_SPREAD.values()),
-    features=stored_features((0,)),
+    features=restore_features((0,)),
 )
 
 
-class Ledger(Protocol):
-    """Knows which model answered a request, but not its content."""
+class LedgerReader(Protocol):
+    """Read access to the usage ledger, which knows the model of each answered request."""
 
     async def find(
         self, owner: str, request_id: str, since: datetime | None = None
     ) -> UsageEntry | None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class _RatedAnswer:
-    """Holds what is known of a rated answer."""
+class FeedbackService:
+    """Service that validates ratings and stores them as quality signals.
 
-    model: str
-    question: Mapping[str, Any]
-    p_good: float | None
-
-
-class Feedback:
-    """Turns ratings into quality signals.
-
-    For requests that were not routed by quality or not sampled for learning, only the ledger knows
-    which model answered. The number of ratings per key is limited here; how far they move an
-    estimate is limited by the estimator.
+    The rated model is read from the recorded decision. If the request has none, because it was not
+    routed by quality or not sampled for learning, the model is read from the ledger. The service
+    limits the number of ratings per API key; the estimator limits their effect.
     """
 
     def __init__(
         self,
         store: QualityStore,
-        learning: Learning,
-        ledger: Ledger,
+        learning: QualityLearner,
+        ledger: LedgerReader,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -72,7 +62,7 @@ class Feedback:
         self._ledger = ledger
         self._learning = learning
         self._clock = clock
-        self._buckets: BoundedDict[str, tuple[float, float]] = BoundedDict(_MOST_KEYS)
+        self._buckets: BoundedDict[str, tuple[float, float]] = BoundedDict(_MAX_KEYS)
 
     async def submit(
         self,
@@ -84,34 +74,45 @@ class Feedback:
         better_request_id: str | None,
         comment: str | None,
     ) -> Mapping[str, float]:
-        """Learn from a rating of one answer or a comparison of two; return the scores by request.
+        """Record a rating of one answer, or a comparison of two answers, and learn from it.
 
-        Repeating the same rating changes nothing.
+        A repetition of the same rating has no effect.
+
+        Args:
+            score: rating between 0 and 1; None for a comparison.
+            better_request_id: id of the request whose answer is better; None for a rating.
+
+        Returns:
+            The recorded score of each answer, by request id.
 
         Raises:
-            RequestNotFound: no model answered such a request of this tenant.
-            FeedbackAlreadyGiven: this key gave another score.
-            RateLimited: too much feedback from this key.
+            RequestNotFound: no model answered a request of this tenant with this id.
+            FeedbackAlreadyGiven: this key already gave another score.
+            RateLimited: this key gave too many ratings within a minute.
         """
         self._check_rate(key_id)
-        scores = {request_id: score} if score is not None else {request_id: _WORSE}
+        scores = {request_id: score} if score is not None else {request_id: _WORSE_SCORE}
         source, weight = "feedback", 1.0
         if better_request_id is not None:
-            scores, source, weight = {**scores, better_request_id: _BETTER}, "compared", _COMPARED
+            scores, source, weight = (
+                {**scores, better_request_id: _BETTER_SCORE},
+                "compared",
+                _COMPARISON_WEIGHT,
+            )
         rows = []
         for name, value in scores.items():
-            answer = await self._find_answer(owner, name)
+            model, question, p_good = await self._find_answer(owner, name)
             rows.append(
                 SignalRow(
                     owner=owner,
                     request_id=name,
                     key_id=key_id,
                     source=source,
-                    model=answer.model,
-                    question=answer.question,
+                    model=model,
+                    question=question,
                     score=value,
                     weight=weight,
-                    p_good=answer.p_good,
+                    p_good=p_good,
                     created_at=datetime.fromtimestamp(self._clock(), UTC),
                     comment=comment if name == request_id else None,
                 )
@@ -123,31 +124,34 @@ class Feedback:
                     f"this key already rated the request {row.request_id!r} with {row.score:g}",
                     field="score" if better_request_id is None else "better_request_id",
                 )
-        await self._learning.catch_up()
+        await self._learning.learn_new_signals()
         return scores
 
-    async def _find_answer(self, owner: str, request_id: str) -> _RatedAnswer:
-        # Write first: a waiting row of a rescued request may replace an earlier one.
+    async def _find_answer(
+        self, owner: str, request_id: str
+    ) -> tuple[str, Mapping[str, Any], float | None]:
+        """Return the model, question and predicted quality of an answer."""
+        # Queued rows are written first: the row of a rescued request may replace an earlier row.
         await self._learning.flush()
         decision = await self._store.decision(owner, request_id)
         if decision is not None:
-            return _RatedAnswer(decision.model, decision.question, decision.p_good)
+            return decision.model, decision.question, decision.p_good
         since = datetime.fromtimestamp(self._clock(), UTC) - DECISION_RETENTION
         entry = await self._ledger.find(owner, request_id, since)
-        # Embeddings and calls that the client cancelled early have no output to rate.
+        # Embeddings and requests that the client cancelled early have no answer to rate.
         if entry is None or not entry.output_tokens:
             raise RequestNotFound(
-                f"no request {request_id!r} of yours was answered by a model in the last thirty days"
+                f"no model answered a request {request_id!r} of this tenant in the last thirty days"
             )
-        return _RatedAnswer(entry.model, question_to_json(_UNKNOWN), None)
+        return entry.model, question_to_json(_UNKNOWN_QUESTION), None
 
     def _check_rate(self, key_id: str) -> None:
         now = self._clock()
-        tokens, at = self._buckets.pop(key_id, (_BURST, now))
-        tokens = min(tokens + max(now - at, 0.0) * _BURST / 60.0, _BURST)
+        tokens, at = self._buckets.pop(key_id, (_MAX_BURST, now))
+        tokens = min(tokens + max(now - at, 0.0) * _MAX_BURST / 60.0, _MAX_BURST)
         self._buckets[key_id] = (max(tokens - 1.0, tokens if tokens < 1.0 else 0.0), now)
         if tokens < 1.0:
             raise RateLimited(
-                f"one key may give feedback {_BURST:.0f} times a minute",
-                retry_after=(1.0 - tokens) * 60.0 / _BURST,
+                f"an API key may give at most {_MAX_BURST:.0f} ratings per minute",
+                retry_after=(1.0 - tokens) * 60.0 / _MAX_BURST,
             )

@@ -1,9 +1,12 @@
-"""Interprets what a follow-up says about the answer before it. Pure."""
+"""Derives evidence about an answer's quality from the request that follows it up."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+
+from moyin.text.quality.estimator import Signal
+from moyin.text.quality.question import Question
 
 __all__ = [
     "CONTINUED",
@@ -12,16 +15,16 @@ __all__ = [
     "MIN_SECONDS",
     "OPENING_LENGTH",
     "Evidence",
-    "Lookup",
-    "evidence_of_next_message",
-    "evidence_of_repeat",
+    "FollowUpQuery",
+    "evidence_from_next_message",
+    "evidence_from_repeat",
 ]
 
 MAX_SECONDS = 300.0
-# Earlier repeats come from programs that draw several answers to one prompt.
+# An earlier repetition comes from a program that requests several answers to one prompt.
 MIN_SECONDS = 2.0
 _MIN_ABILITY_GAP = 0.5  # logits
-OPENING_LENGTH = 120  # characters of a message that are searched for a complaint
+OPENING_LENGTH = 120  # number of characters of a message that are searched for a complaint
 _COMPLAINT = re.compile(
     r"\b(?:(?:that|this|it)(?:'s| is| was)(?: still)? (?:wrong|incorrect|false)|not (?:correct|right)"
     r"|(?:does|did)(?:n't| not) (?:work|compile)|you(?:'re| are) wrong|still wrong|try again"
@@ -33,11 +36,23 @@ _COMPLAINT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Holds the source, score and weight of a quality signal."""
+    """Source, score (0 to 1) and weight of the quality signal that a follow-up gives."""
 
     source: str
     score: float
     weight: float
+
+    def to_signal(self, model: str, question: Question, query: FollowUpQuery, at: float) -> Signal:
+        """Build the quality signal for the model that gave the answer."""
+        return Signal(
+            model=model,
+            question=question,
+            score=self.score,
+            weight=self.weight,
+            source=self.source,
+            key=query.key_id,
+            at=at,
+        )
 
 
 _REGENERATED = Evidence("regenerated", 0.2, 0.3)
@@ -49,15 +64,17 @@ CONTINUED = Evidence("continued", 0.9, 0.05)
 
 # Not frozen: freezing doubles the cost of creating one per request.
 @dataclass(kw_only=True, slots=True)
-class Lookup:
-    """Describes a request that may follow up an answer.
+class FollowUpQuery:
+    """Search for the earlier answer that a request may follow up.
 
     Attributes:
-        fingerprint: of the conversation up to this request.
-        previous: fingerprint of the conversation without the newest message; None: it is the first.
-        opening: beginning of the client's last message.
-        ability: of the model that the client names, in logits; None: it names none.
-        at: arrival of the request, in seconds since 1970.
+        fingerprint: keyed hash of the request's conversation.
+        previous: keyed hash of the conversation without its newest message; None if that message
+            is the only one.
+        opening: the beginning of the newest message.
+        ability: ability of the model that the request names, in logits. It is None if the name is
+            an alias or the ability is unknown.
+        at: arrival time of the request, in seconds since 1970.
     """
 
     owner: str
@@ -69,16 +86,12 @@ class Lookup:
     at: float
 
 
-def evidence_of_repeat(lookup: Lookup, ability: float) -> Evidence:
-    """Return the evidence given by a request that is sent again.
-
-    Args:
-        ability: of the model that answered, in logits.
-    """
-    switched = lookup.ability is not None and lookup.ability > ability + _MIN_ABILITY_GAP
+def evidence_from_repeat(query: FollowUpQuery, ability: float) -> Evidence:
+    """Return the evidence of a request that repeats one which a model of ``ability`` answered."""
+    switched = query.ability is not None and query.ability > ability + _MIN_ABILITY_GAP
     return _SWITCHED if switched else _REGENERATED
 
 
-def evidence_of_next_message(lookup: Lookup) -> Evidence:
-    """Return the evidence given by the next message, which may be a complaint."""
-    return _CORRECTED if _COMPLAINT.search(lookup.opening) else CONTINUED
+def evidence_from_next_message(query: FollowUpQuery) -> Evidence:
+    """Return what the client's next message shows: a complaint, or a continued conversation."""
+    return _CORRECTED if _COMPLAINT.search(query.opening) else CONTINUED

@@ -1,8 +1,8 @@
-"""Turns what clients do after an answer into signals of its quality, without asking for ratings.
+"""Detects requests that follow up an answer, and records what they show about its quality.
 
-A client that repeats a request, edits its last message, says that the answer is wrong, or selects a
-better model by name was probably not served well. A client that continues the conversation probably
-was. Each is weak evidence: it has little weight and counts once per answer.
+If a client repeats a request, edits its last message, complains, or switches to a better model, the
+answer was probably bad. If the client continues the conversation, it was probably good. This is
+weak evidence: the signal has a small weight, and each answer gets only one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from moyin.system.bounded import BoundedDict
-from moyin.text.quality.estimator import Signal
 from moyin.text.quality.question import Question
 from moyin.text.routing.compiled_route import CompiledRoute
 from moyin.text.routing.conversation import Conversation
@@ -27,28 +26,31 @@ from moyin.text.routing.followup_evidence import (
     MIN_SECONDS,
     OPENING_LENGTH,
     Evidence,
-    Lookup,
-    evidence_of_next_message,
-    evidence_of_repeat,
+    FollowUpQuery,
+    evidence_from_next_message,
+    evidence_from_repeat,
 )
-from moyin.text.routing.learning import Learning
+from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.shared_answers import SharedAnswers
 
-__all__ = ["FollowUps"]
+__all__ = ["FollowUpDetector"]
 
-_CAPACITY = 20_000
-# A shorter first message, such as "hello", is sent by many people who share a key.
-_MIN_FIRST_MESSAGE = 40
+_MAX_ANSWERS = 20_000
+# Shorter first messages, such as "hello", are ignored: many people who share a key send them.
+_MIN_FIRST_MESSAGE_LENGTH = 40
 
 
 # Not frozen: freezing doubles the cost of creating one per request.
 @dataclass(slots=True)
 class _PastAnswer:
-    """Describes an answer that a client may follow up.
+    """Answer that a client may follow up.
 
     Attributes:
-        shared: other replicas can find it too.
+        ability: ability of the model that answered, in logits.
+        p_good: predicted probability that the answer is good.
+        at: time when the request arrived, in seconds since 1970.
+        shared: True if other replicas can find the answer too.
     """
 
     owner: str
@@ -61,17 +63,20 @@ class _PastAnswer:
     shared: bool = False
 
 
-class FollowUps:
-    """Remembers answers for some minutes by keyed hashes of the conversation; no text is stored.
+class FollowUpDetector:
+    """Matches requests with the answers of the last five minutes, by hashes of conversations.
+
+    No text is stored.
 
     Args:
-        shared_answers: finds answers of other replicas; None: only this replica's own.
-        secret: key of the hashes, the same in all replicas.
+        shared_answers: finds answers of other replicas. If it is None, only the answers of this
+            replica are found.
+        secret: key of the hashes, which must be the same in all replicas.
     """
 
     def __init__(
         self,
-        learning: Learning,
+        learning: QualityLearner,
         *,
         shared_answers: SharedAnswers | None = None,
         secret: bytes | None = None,
@@ -80,26 +85,28 @@ class FollowUps:
         self._learning = learning
         self._shared_answers = shared_answers
         self._clock = clock
-        # A keyed hash: readers of Valkey must not be able to test texts against it.
+        # The hash has a key, so that readers of Valkey cannot test guesses of texts against it.
         self._secret = hashlib.blake2b(
             secret or secrets.token_bytes(32), person=b"followups"
         ).digest()
-        self._answers: BoundedDict[bytes, _PastAnswer] = BoundedDict(_CAPACITY)
-        # The fingerprint of the latest request, by that of the conversation before it.
-        self._latest_by_conversation: BoundedDict[bytes, bytes] = BoundedDict(_CAPACITY)
+        self._answers: BoundedDict[bytes, _PastAnswer] = BoundedDict(_MAX_ANSWERS)
+        # Fingerprint of the latest request by the fingerprint of the conversation before it.
+        self._latest_by_conversation: BoundedDict[bytes, bytes] = BoundedDict(_MAX_ANSWERS)
 
     def may_match(self, route: CompiledRoute) -> bool:
-        """Return whether a request may follow up an answer of this or another replica."""
+        """Return True if there may be an answer that a request to this route follows up."""
         if self._shared_answers is not None and route.usd_per_bad_answer:
             return True
         return bool(self._answers) or len(self._learning.background) > 0
 
-    def remember(
+    def remember_answer(
         self, conversation: Conversation, quality: RequestQuality, chosen: Candidate, at: float
     ) -> None:
-        """Remember an answer that began ``at``."""
-        forecast = chosen.forecast
-        if forecast is None or forecast.estimate is None:
+        """Remember the answer to a request that arrived ``at`` (Unix time) for later follow-ups."""
+        forecast, user_messages = chosen.forecast, conversation.user_messages
+        if forecast is None or forecast.estimate is None or user_messages is None:
+            return
+        if len(user_messages) == 1 and len(user_messages[0]) < _MIN_FIRST_MESSAGE_LENGTH:
             return
         ability, context = chosen.deployment.ability, conversation.context
         answer = _PastAnswer(
@@ -111,10 +118,17 @@ class FollowUps:
             forecast.estimate.p,
             at,
         )
-        self._store(conversation, answer)
+        fingerprint, previous = conversation.compute_fingerprints(self._secret)
+        if self._shared_answers is not None:
+            answer.shared = self._shared_answers.queue_answer(
+                fingerprint, previous, context.request_id, answer.ability, answer.at
+            )
+        self._answers[fingerprint] = answer
+        if previous is not None:
+            self._latest_by_conversation[previous] = fingerprint
 
     async def close(self) -> None:
-        """Finish the lookups that wait."""
+        """Finish the queued detections."""
         await self._learning.background.close()
         if self._shared_answers is not None:
             await self._shared_answers.close()
@@ -122,75 +136,52 @@ class FollowUps:
     def detect(self, conversation: Conversation, route: CompiledRoute, at: float) -> bool:
         """Detect whether a request that arrived ``at`` follows up an answer, and record the signal.
 
-        Call it before the request's own answer is remembered. Return True if an answer of this
-        replica did not help.
+        This must be called before `remember_answer` for the same request. It returns True if the
+        request shows that an answer of this replica did not help.
         """
         shared_answers = self._shared_answers
         context, user_messages = conversation.context, conversation.user_messages
         if user_messages is None:
             return False
-        fingerprint, previous = conversation.fingerprints(self._secret)
-        lookup = Lookup(
+        fingerprint, previous = conversation.compute_fingerprints(self._secret)
+        query = FollowUpQuery(
             owner=context.owner,
             key_id=context.key_id,
             fingerprint=fingerprint,
             previous=previous,
             opening=user_messages[0][:OPENING_LENGTH],
-            ability=_requested_ability(route),
+            ability=_find_requested_ability(route),
             at=at,
         )
-        evidence, past = self._evidence(lookup)
-        record = partial(self._record_signal, lookup, evidence, past)
+        evidence, past = self._find_evidence(query)
+        record = partial(self._record_signal, query, evidence, past)
         is_local = past is not None and not past.shared
-        if shared_answers is None or is_local or not shared_answers.look_up(lookup, record):
+        if shared_answers is None or is_local or not shared_answers.queue_query(query, record):
             record()
         return evidence is not None and evidence is not CONTINUED
 
-    def _store(self, conversation: Conversation, answer: _PastAnswer) -> None:
-        context, user_messages = conversation.context, conversation.user_messages
-        if user_messages is None or (
-            len(user_messages) == 1 and len(user_messages[0]) < _MIN_FIRST_MESSAGE
-        ):
-            return
-        fingerprint, previous = conversation.fingerprints(self._secret)
-        if self._shared_answers is not None:
-            answer.shared = self._shared_answers.remember(
-                fingerprint, previous, context.request_id, answer.ability, answer.at
-            )
-        self._answers[fingerprint] = answer
-        if previous is not None:
-            self._latest_by_conversation[previous] = fingerprint
-
     def _record_signal(
-        self, lookup: Lookup, evidence: Evidence | None, past: _PastAnswer | None
+        self, query: FollowUpQuery, evidence: Evidence | None, past: _PastAnswer | None
     ) -> None:
         if evidence is None or past is None:
             return
-        signal = Signal(
-            model=past.model,
-            question=past.question,
-            score=evidence.score,
-            weight=evidence.weight,
-            source=evidence.source,
-            key=lookup.key_id,
-            at=self._clock(),
-        )
+        signal = evidence.to_signal(past.model, past.question, query, self._clock())
         self._learning.record_signal(past.owner, past.request_id, signal, p_good=past.p_good)
 
-    def _evidence(self, lookup: Lookup) -> tuple[Evidence | None, _PastAnswer | None]:
-        """Return the evidence about an earlier answer, and forget that answer."""
-        if (past := self._take(lookup.fingerprint, lookup.at)) is not None:
-            return evidence_of_repeat(lookup, past.ability), past
-        if lookup.previous is None:
+    def _find_evidence(self, query: FollowUpQuery) -> tuple[Evidence | None, _PastAnswer | None]:
+        """Find the answer that a request follows up, remove it, and return it with the evidence."""
+        if (past := self._pop_recent_answer(query.fingerprint, query.at)) is not None:
+            return evidence_from_repeat(query, past.ability), past
+        if query.previous is None:
             return None, None
-        if (past := self._take(lookup.previous, lookup.at)) is not None:
-            return evidence_of_next_message(lookup), past
-        sibling = self._latest_by_conversation.get(lookup.previous)
-        if sibling is not None and (past := self._take(sibling, lookup.at)) is not None:
+        if (past := self._pop_recent_answer(query.previous, query.at)) is not None:
+            return evidence_from_next_message(query), past
+        sibling = self._latest_by_conversation.get(query.previous)
+        if sibling is not None and (past := self._pop_recent_answer(sibling, query.at)) is not None:
             return EDITED, past
         return None, None
 
-    def _take(self, fingerprint: bytes, at: float) -> _PastAnswer | None:
+    def _pop_recent_answer(self, fingerprint: bytes, at: float) -> _PastAnswer | None:
         answer = self._answers.get(fingerprint)
         if answer is None or at - answer.at < MIN_SECONDS:
             return None
@@ -198,8 +189,8 @@ class FollowUps:
         return answer if at - answer.at <= MAX_SECONDS else None
 
 
-def _requested_ability(route: CompiledRoute) -> float | None:
-    """Return the ability of the model that the client names; None if unknown or none is named."""
+def _find_requested_ability(route: CompiledRoute) -> float | None:
+    """Return the ability of the model that the request names; None if unknown or an alias."""
     if route.chooses_model or not route.targets:
         return None
     ability = route.targets[0].deployment.ability

@@ -1,4 +1,4 @@
-"""Calls a second back end when the first is slower than usual to begin."""
+"""Hedges requests: calls a second back end when the first begins later than usual."""
 
 from __future__ import annotations
 
@@ -7,51 +7,51 @@ from collections.abc import Awaitable, Callable
 
 from moyin.text.routing.answer import Answer
 
-__all__ = ["Hedge", "race"]
+__all__ = ["HedgeBudget", "race_calls"]
 
-# Credit saved in quiet times, for bursts of slow answers.
+# Limit on the second calls that can be saved up for a burst of slow answers.
 _MAX_CREDIT = 10.0
 
 
-class Hedge:
-    """Limits the share of requests that are sent twice.
+class HedgeBudget:
+    """Token bucket that limits the share of requests that are sent to a second back end.
 
-    Each request earns its share of a second call, and each second call spends one.
+    Each request adds a fraction of a credit, and each second call costs one credit.
     """
 
     def __init__(self) -> None:
         self._credit = 0.0
 
-    def earn(self, share: float) -> None:
-        """Credit one request with its share of a second call."""
+    def add_credit(self, share: float) -> None:
+        """Add the fraction of a credit that one request earns."""
         self._credit = min(self._credit + share, _MAX_CREDIT)
 
-    def try_spend(self) -> bool:
-        """Spend one second call; return False if the credit is too small."""
+    def try_spend_credit(self) -> bool:
+        """Pay for one second call; return False if there is less than one credit."""
         if self._credit < 1:
             return False
         self._credit -= 1
         return True
 
 
-async def race(
+async def race_calls(
     first: Awaitable[Answer | None],
     second: Callable[[], Awaitable[Answer | None]],
     *,
     after: float,
     may_start_second: Callable[[], bool],
 ) -> Answer | None:
-    """Return the answer that begins first and cancel the other call.
-
-    None from one call means that its breaker lets no request through; the other call goes on.
+    """Run one or two calls, return the answer that begins first, and cancel the other call.
 
     Args:
-        first: started at once.
-        second: started if the first has not begun to answer after ``after`` seconds and
-            ``may_start_second`` agrees.
+        first: the call that starts at once. A call returns None if the breaker of its back end
+            rejects the request; the other call then continues.
+        second: starts the other call. It is used if the first call has not begun to answer in time.
+        after: seconds after which the second call may start.
+        may_start_second: returns False to prevent the second call.
 
     Raises:
-        MoyinError: the failure of ``first``, if there is no answer.
+        MoyinError: both calls failed; this is the error of the first call.
     """
     first_task = asyncio.ensure_future(first)
     running = {first_task}
@@ -64,9 +64,9 @@ async def race(
             began = [task.result() for task in done if task.exception() is None]
             answers = [answer for answer in began if answer is not None]
             if answers:
-                # Both answered at the same moment: close the other one.
+                # Both calls began to answer at the same moment.
                 for surplus in answers[1:]:
-                    await _close(surplus)
+                    await surplus.close()
                 return answers[0]
             if not running:
                 return first_task.result()
@@ -75,9 +75,4 @@ async def race(
             task.cancel()
         for outcome in await asyncio.gather(*running, return_exceptions=True):
             if isinstance(outcome, Answer):
-                await _close(outcome)
-
-
-async def _close(answer: Answer | None) -> None:
-    if answer is not None and answer.stream is not None:
-        await answer.stream.aclose()
+                await outcome.close()

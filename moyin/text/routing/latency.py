@@ -1,4 +1,4 @@
-"""Estimates how fast a model answers on one back end, from the calls that it served."""
+"""Estimates the latency of a model on one back end from its earlier calls."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from moyin.domain.money import GpuRate, Price, TokenSpeed
-from moyin.text.routing.averages import Average, Averages
+from moyin.text.routing.averages import Average, KeyedAverages
 
 __all__ = ["DEFAULT_LATENCY", "LatencyEstimator", "LatencyPrior"]
 
-# Measurements fade, so that a back end which was slow once is tried again.
-_HALF_LIFE = 300.0
-_RECENT = 100
+# Measurements lose weight with time, so that a back end is used again after a slow period.
+_HALF_LIFE_SECONDS = 300.0
+_MAX_RECENT = 100
 # A 95th percentile needs at least this many samples.
 _MIN_SAMPLES = 20
-# The first calls are all recorded. Later averages move slowly, so a sample is enough.
-_RECORD_ALL = 256
+# All of the first calls are recorded, and a sample of the later ones, which change averages little.
+_RECORD_ALL_UP_TO = 256
 _RECORD_ONE_IN = 8
-# How long an estimate is reused before it is computed again.
-_FRESH_SECONDS = 0.25
-# The first token of a shorter prompt measures waiting, not reading.
-_LONG_PROMPT = 64
+# Seconds for which a computed estimate is reused.
+_REUSE_SECONDS = 0.25
+# With a shorter prompt, the time to the first token hardly depends on the prompt's length.
+_MIN_LONG_PROMPT = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatencyPrior:
-    """Holds the latency to assume before anything was measured.
+    """Latency that is assumed for a model without measurements.
 
     Attributes:
-        first_token: seconds to the first token of a short prompt.
-        speed: of a single request on the idle machine.
+        first_token: seconds to the first token for a short prompt.
+        speed: tokens per second of a single request on an otherwise idle machine.
     """
 
     first_token: float
@@ -43,19 +43,20 @@ DEFAULT_LATENCY = LatencyPrior(first_token=0.5, speed=TokenSpeed(prompt=2_000.0,
 
 
 class LatencyEstimator:
-    """Estimates the latency of one model on one back end.
+    """Estimator of the latency of one model on one back end.
 
     Args:
-        clock: monotonic seconds, such as ``time.monotonic``.
+        prior: latency that is assumed while there are few measurements.
+        clock: returns monotonic seconds, such as ``time.monotonic``.
     """
 
     def __init__(self, prior: LatencyPrior, clock: Callable[[], float]) -> None:
         self._prior = prior
         self._clock = clock
-        self._first_token = Averages(_HALF_LIFE)
-        self._per_token = Average(_HALF_LIFE)
-        self._per_prompt_token = Average(_HALF_LIFE)
-        self._concurrency = Average(_HALF_LIFE)
+        self._first_token = KeyedAverages(_HALF_LIFE_SECONDS)
+        self._per_token = Average(_HALF_LIFE_SECONDS)
+        self._per_prompt_token = Average(_HALF_LIFE_SECONDS)
+        self._concurrency = Average(_HALF_LIFE_SECONDS)
         self._recent: deque[float] = deque()
         self._sorted: list[float] = []
         self._calls = 0
@@ -63,9 +64,9 @@ class LatencyEstimator:
         self._estimated_at = float("-inf")
 
     def should_record(self) -> bool:
-        """Count a call that just ended; return whether to record it."""
+        """Count a call, and return True if `record` should be called for it."""
         self._calls += 1
-        return self._calls <= _RECORD_ALL or self._calls % _RECORD_ONE_IN == 0
+        return self._calls <= _RECORD_ALL_UP_TO or self._calls % _RECORD_ONE_IN == 0
 
     def record(
         self,
@@ -76,57 +77,57 @@ class LatencyEstimator:
         seconds: float,
         concurrency: int,
     ) -> None:
-        """Record a call that ended well.
+        """Record the measurements of a successful call.
 
         Args:
-            first_token_seconds: time to its first token; None: it was not streamed.
-            seconds: from its start to its end, without waiting in our own queue.
-            concurrency: our calls at the back end, this one included.
+            first_token_seconds: time to the first token; None if the answer was not streamed.
+            seconds: duration of the call, without the time in this replica's queue.
+            concurrency: number of this replica's running calls at the back end, including this one.
         """
         now = self._clock()
         self._concurrency.add(concurrency, now)
         if first_token_seconds is not None:
             self._first_token.add(prompt_tokens.bit_length(), first_token_seconds, now)
             self._add_recent(first_token_seconds)
-            if prompt_tokens >= _LONG_PROMPT:
+            if prompt_tokens >= _MIN_LONG_PROMPT:
                 self._per_prompt_token.add(first_token_seconds / prompt_tokens, now)
         writing = seconds - (first_token_seconds or 0.0)
         if output_tokens > 1 and writing > 0:
             self._per_token.add(writing / output_tokens, now)
 
-    def expected_first_token(self, prompt_tokens: int) -> float:
-        """Return the expected seconds from the start to the first token."""
+    def estimate_first_token_seconds(self, prompt_tokens: int) -> float:
+        """Return the expected seconds from the start of a call to its first token."""
         prior = self._prior.first_token + prompt_tokens / self._prior.speed.prompt
         return self._first_token.estimate(prompt_tokens.bit_length(), prior, self._clock())
 
-    def seconds_per_token(self) -> float:
-        """Return the expected seconds per token of an answer."""
+    def estimate_seconds_per_token(self) -> float:
+        """Return the expected seconds per output token."""
         now = self._clock()
-        if now - self._estimated_at > _FRESH_SECONDS:
+        if now - self._estimated_at > _REUSE_SECONDS:
             self._seconds_per_token = self._per_token.estimate(1 / self._prior.speed.output, now)
             self._estimated_at = now
         return self._seconds_per_token
 
-    def first_token_p95(self) -> float | None:
-        """Return the 95th percentile of recent first-token times; None if there are too few."""
+    def get_first_token_p95(self) -> float | None:
+        """Return the 95th percentile of recent times to the first token; None if under 20 calls."""
         if len(self._sorted) < _MIN_SAMPLES:
             return None
         return self._sorted[len(self._sorted) * 95 // 100]
 
-    def price(self, gpu: GpuRate) -> Price:
-        """Return the price of tokens at the measured speed and concurrency."""
+    def estimate_price(self, gpu: GpuRate) -> Price:
+        """Return the price per token that follows from a GPU's hourly cost and the measured speed."""
         now = self._clock()
         seconds_per_prompt_token = self._per_prompt_token.estimate(
             1 / self._prior.speed.prompt, now
         )
         speed = TokenSpeed(
             prompt=1 / max(seconds_per_prompt_token, 1e-6),
-            output=1 / max(self.seconds_per_token(), 1e-6),
+            output=1 / max(self.estimate_seconds_per_token(), 1e-6),
         )
         return gpu.price(speed, self._concurrency.estimate(1.0, now))
 
     def _add_recent(self, first_token_seconds: float) -> None:
-        if len(self._recent) == _RECENT:
+        if len(self._recent) == _MAX_RECENT:
             self._sorted.remove(self._recent.popleft())
         self._recent.append(first_token_seconds)
         insort(self._sorted, first_token_seconds)

@@ -1,4 +1,7 @@
-"""Keeps one replica's estimator in step with the signals of all replicas, off the hot path."""
+"""Stores decisions and quality signals, and updates this replica's estimator with all signals.
+
+The replicas share the signals through the database. Nothing in this module delays a request.
+"""
 
 from __future__ import annotations
 
@@ -15,32 +18,37 @@ from datetime import UTC, datetime
 from itertools import islice
 
 from moyin.store.quality import OWNER_ACTIONS, DecisionRow, QualityStore, SavedState, SignalRow
-from moyin.text.quality.estimator import Estimate, Estimator, Signal, TenantState
+from moyin.text.quality.estimator import Estimate, Estimator, Signal
 from moyin.text.quality.question import Question
-from moyin.text.quality.shared_levels import Levels, levels_of, shared_levels
+from moyin.text.quality.tenant_state import (
+    SharedLevels,
+    TenantState,
+    compute_shared_levels,
+    extract_levels,
+)
 from moyin.text.routing.background_queue import BackgroundQueue
 from moyin.text.routing.decision import Candidate
 from moyin.text.routing.request_quality import RequestQuality, question_from_json, question_to_json
 
-__all__ = ["Learning"]
+__all__ = ["QualityLearner"]
 
 _log = logging.getLogger(__name__)
 _TICK_SECONDS = 1.0
 _SAVE_SECONDS = 60.0
 _PRUNE_SECONDS = 3_600.0
 _LOAD_SECONDS = 1.0
-_AFTER_FAILURE_SECONDS = 10.0
-_CAPACITY = 5_000
-_BATCH = 200
-_PAGE = 500
-# Fewer than the estimator holds, so that it never drops an unsaved state.
-_TENANTS = 60
+_RETRY_SECONDS = 10.0
+_MAX_QUEUED = 5_000
+_BATCH_ROWS = 200
+_PAGE_ROWS = 500
+# Fewer tenants than the estimator keeps, so that it never drops a state that was not saved.
+_MAX_TENANTS = 60
 _MAX_FAILURES = 5
 
 
 @dataclass(kw_only=True, slots=True)
-class _Decision:
-    """Holds a decision as the hot path leaves it; the writer turns it into a row."""
+class _QueuedDecision:
+    """Routing decision in the write queue; it becomes a database row outside the request path."""
 
     owner: str
     request_id: str
@@ -50,10 +58,10 @@ class _Decision:
     options: tuple[tuple[str, int, Estimate], ...]
     at: float
 
-    def row(self) -> DecisionRow:
-        """Return the database row."""
+    def to_row(self) -> DecisionRow:
+        """Build the database row."""
         return DecisionRow(
-            # Ordered by time, so that the rows of a batch share index pages.
+            # The id begins with the time, so that the rows of a batch are in the same index pages.
             id=f"{int(self.at * 1000):012x}{secrets.token_hex(10)}",
             owner=self.owner,
             request_id=self.request_id,
@@ -68,13 +76,12 @@ class _Decision:
         )
 
 
-class Learning:
-    """Writes decisions and signals in batches, and learns from all replicas' signals in order.
+class QualityLearner:
+    """Background service that writes decisions and signals, and learns from those of all replicas.
 
-    A tenant's state is loaded with its first request and saved every minute. While the database is
-    unavailable, estimates stay as they are. Rows that cannot be written wait in a bounded queue
-    and are
-    then dropped: they are statistics, not accounts.
+    A tenant's learned state is loaded with its first request and saved every minute. While the
+    database is unavailable, estimates do not change, and rows wait in a bounded queue. When the
+    queue is full, new rows are dropped, because they are statistics and not accounts.
 
     Attributes:
         background: queue of the tasks that learn from requests and answers.
@@ -87,11 +94,11 @@ class Learning:
         self._estimator = estimator
         self._store = store
         self._clock = clock
-        self._decisions: deque[DecisionRow | _Decision] = deque()
+        self._decisions: deque[DecisionRow | _QueuedDecision] = deque()
         self._signals: deque[SignalRow] = deque()
         self._loaded: OrderedDict[str, None] = OrderedDict()
         self._dirty: set[str] = set()
-        self._last_number = -1  # number of the newest signal that was read; -1: none yet
+        self._last_number = -1  # number of the newest signal that was read; -1 if none was
         self._lock = asyncio.Lock()
         self._retry_at = 0.0
         self._is_shared = True
@@ -100,11 +107,11 @@ class Learning:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Start the loop that writes, reads and saves."""
-        self._task = asyncio.create_task(self._run())
+        """Start the loop that writes rows, reads new signals and saves the learned states."""
+        self._task = asyncio.create_task(self._run_periodically())
 
     async def close(self) -> None:
-        """Write what is queued and save what was learned; never raise."""
+        """Write the queued rows and save the learned states; errors are logged, not raised."""
         await self.background.close()
         if self._task is not None:
             self._task.cancel()
@@ -113,23 +120,28 @@ class Learning:
         try:
             async with self._lock:
                 await self._flush()
-                await self._save()
+                await self._save_changed()
         except Exception:
-            _log.exception("quality signals could not be saved at shutdown")
+            _log.exception(
+                "the queued quality records could not be written at shutdown and are lost"
+            )
 
     def set_sharing(self, is_shared: bool) -> None:
-        """Set whether tenants learn from each other, from the next minute on."""
+        """Set whether a tenant's estimates use the signals of others; enabling takes a minute."""
         self._is_shared = is_shared
         if not is_shared:
             self._estimator.set_shared_levels({})
 
     def now(self) -> float:
-        """Return the seconds since 1970."""
+        """Return the current time in seconds since 1970."""
         return self._clock()
 
-    def is_ready(self, owner: str) -> bool:
-        """Return whether the tenant's state is in memory, or cannot be loaded just now."""
-        return owner in self._loaded or self._clock() < self._retry_at
+    def needs_load(self, owner: str) -> bool:
+        """Return True if `load_tenant` should be called before a request of this tenant.
+
+        After a failed load, the answer is False for ten seconds, so that requests are not delayed.
+        """
+        return owner not in self._loaded and self._clock() >= self._retry_at
 
     def record_decision(
         self,
@@ -140,11 +152,11 @@ class Learning:
         chosen: Candidate,
         at: float,
     ) -> None:
-        """Record which model answers a request, so that its feedback can be attributed."""
+        """Queue the record of a decision made ``at`` (Unix time), so that ratings find the model."""
         forecast = chosen.forecast
         if forecast is None or forecast.estimate is None:
             return
-        if len(self._decisions) >= _CAPACITY:
+        if len(self._decisions) >= _MAX_QUEUED:
             self._dropped += 1
             return
         options = tuple(
@@ -153,7 +165,7 @@ class Learning:
             if option.forecast is not None and option.forecast.estimate is not None
         )
         self._decisions.append(
-            _Decision(
+            _QueuedDecision(
                 owner=owner,
                 request_id=request_id,
                 model=chosen.deployment.model.name,
@@ -173,8 +185,8 @@ class Learning:
         p_good: float | None = None,
         comment: str | None = None,
     ) -> None:
-        """Record a signal that the gateway itself observed."""
-        if len(self._signals) >= _CAPACITY:
+        """Queue a quality signal that the gateway observed, such as a fault or a follow-up."""
+        if len(self._signals) >= _MAX_QUEUED:
             self._dropped += 1
             return
         self._signals.append(
@@ -194,36 +206,41 @@ class Learning:
         )
 
     async def find_decision(self, owner: str, request_id: str) -> DecisionRow | None:
-        """Return the decision on a request of ``owner``, made by any replica."""
+        """Return the decision of any replica on a tenant's request; None if none was recorded."""
         return await self._store.decision(owner, request_id)
 
-    async def load(self, owner: str) -> None:
-        """Load what the tenant's signals taught, unless it is in memory."""
-        if self.is_ready(owner):
+    async def load_tenant(self, owner: str) -> None:
+        """Load the tenant's learned state into memory, unless it is there; never raise."""
+        if not self.needs_load(owner):
             return
         try:
             async with asyncio.timeout(_LOAD_SECONDS), self._lock:
-                await self._load(owner)
+                await self._load_locked(owner)
         except Exception:
-            self._retry_at = self._clock() + _AFTER_FAILURE_SECONDS
+            self._retry_at = self._clock() + _RETRY_SECONDS
             _log.exception(
-                "the quality signals of %s could not be read; continuing without them", owner
+                "the quality signals of tenant %s could not be read; its requests use prior estimates",
+                owner,
             )
 
     async def flush(self) -> None:
-        """Run the background tasks and write what is queued."""
+        """Run the background tasks and write the queued rows."""
         await self.background.drain()
         async with self._lock:
             await self._flush()
 
-    async def catch_up(self) -> None:
-        """Learn from the signals that were written by now."""
+    async def learn_new_signals(self) -> None:
+        """Learn from all signals in the database that were not read yet."""
         async with self._lock:
-            await self._apply_new_signals()
+            await self._learn_new_signals()
 
-    async def apply_action(self, owner: str, action: str) -> None:
-        """Reset, freeze or thaw a tenant's learned state, on every replica."""
-        assert action in OWNER_ACTIONS, action
+    async def apply_owner_action(self, owner: str, action: str) -> None:
+        """Reset, freeze or thaw a tenant's learned state on every replica.
+
+        Args:
+            action: one of `OWNER_ACTIONS`. A frozen state does not change with new signals.
+        """
+        assert action in OWNER_ACTIONS, f"action must be one of {OWNER_ACTIONS}, not {action!r}"
         row = SignalRow(
             owner=owner,
             request_id=uuid.uuid4().hex,
@@ -237,38 +254,38 @@ class Learning:
             created_at=datetime.fromtimestamp(self._clock(), UTC),
         )
         async with self._lock:
-            # Loaded first, so that its saved state changes too.
+            # The state is loaded first, so that the saved state changes as well.
             if owner not in self._loaded:
-                await self._load(owner)
+                await self._load_locked(owner)
         await (self._store.reset(row) if action == "reset" else self._store.write((), (row,)))
-        await self.catch_up()
+        await self.learn_new_signals()
 
-    async def state(self, owner: str) -> TenantState:
-        """Return the tenant's learned state, up to date."""
+    async def get_tenant_state(self, owner: str) -> TenantState:
+        """Return the tenant's learned state after learning from all signals in the database."""
         async with self._lock:
             if owner not in self._loaded:
-                await self._load(owner)
-            await self._apply_new_signals()
-        return self._estimator.state(owner)
+                await self._load_locked(owner)
+            await self._learn_new_signals()
+        return self._estimator.get_state(owner)
 
-    def levels_from_others(self, owner: str, model: str) -> Mapping[str, float]:
-        """Return the logits by kind that other tenants' signals give ``model``."""
-        return self._estimator.shared_levels(owner, model)
+    def get_levels_from_others(self, owner: str, model: str) -> Mapping[str, float]:
+        """Return how other tenants' signals shift a model's estimates, in logits by request kind."""
+        return self._estimator.get_shared_levels(owner, model)
 
-    async def refresh_levels(self) -> None:
-        """Load the levels that tenants share.
+    async def refresh_shared_levels(self) -> None:
+        """Load the shared levels: how tenants' signals shift the estimates of each model.
 
-        Every replica reads the same rows, so that they agree within two minutes. Nothing that is
-        learned depends on the levels.
+        All replicas compute them from the same rows, so they agree within two minutes. The levels
+        affect estimates but not the learned states.
         """
-        levels: Levels = {}
+        levels: SharedLevels = {}
         if self._is_shared:
-            # Takes tenths of a second with a thousand tenants.
-            levels = await asyncio.to_thread(shared_levels, await self._store.levels())
-        # Sharing may have been switched off meanwhile.
+            # This takes tenths of a second with a thousand tenants.
+            levels = await asyncio.to_thread(compute_shared_levels, await self._store.levels())
+        # Sharing may have been disabled meanwhile.
         self._estimator.set_shared_levels(levels if self._is_shared else {})
 
-    async def _run(self) -> None:
+    async def _run_periodically(self) -> None:
         saved = pruned = self._clock()
         shared = saved - _SAVE_SECONDS
         while True:
@@ -276,66 +293,70 @@ class Learning:
             try:
                 async with self._lock:
                     await self._flush()
-                    await self._apply_new_signals()
+                    await self._learn_new_signals()
                     if self._clock() - saved >= _SAVE_SECONDS:
-                        await self._save()
+                        await self._save_changed()
                         saved = self._clock()
                 if self._clock() - shared >= _SAVE_SECONDS:
-                    await self.refresh_levels()
+                    await self.refresh_shared_levels()
                     shared = self._clock()
                 if self._clock() - pruned >= _PRUNE_SECONDS:
                     await self._store.prune()
                     pruned = self._clock()
             except Exception:
-                _log.exception("quality signals could not be written or read; retrying")
-                await asyncio.sleep(_AFTER_FAILURE_SECONDS)
+                _log.exception(
+                    "quality signals could not be written or read; the next attempt is in ten seconds"
+                )
+                await asyncio.sleep(_RETRY_SECONDS)
 
     async def _flush(self) -> None:
         if self._dropped:
-            _log.error("%d quality records were dropped because the queue was full", self._dropped)
+            _log.error("%d quality records were dropped: the write queue was full", self._dropped)
             self._dropped = 0
-        # Rows added meanwhile wait for the next batch. Otherwise each request would get a transaction
-        # of its own under load.
+        # Rows that are added meanwhile wait for the next flush. Otherwise each request would cause a
+        # transaction of its own under load.
         pending = max(len(self._decisions), len(self._signals))
-        for _ in range(-(-pending // _BATCH)):
+        for _ in range(-(-pending // _BATCH_ROWS)):
             # The rows replace their decisions in the queue, so that a retry uses the same ids.
-            for index in range(min(_BATCH, len(self._decisions))):
+            for index in range(min(_BATCH_ROWS, len(self._decisions))):
                 decision = self._decisions[index]
-                if isinstance(decision, _Decision):
-                    self._decisions[index] = decision.row()
+                if isinstance(decision, _QueuedDecision):
+                    self._decisions[index] = decision.to_row()
             rows = [
                 option
-                for option in islice(self._decisions, _BATCH)
+                for option in islice(self._decisions, _BATCH_ROWS)
                 if isinstance(option, DecisionRow)
             ]
-            signals = list(islice(self._signals, _BATCH))
+            signals = list(islice(self._signals, _BATCH_ROWS))
             try:
                 await self._store.write(rows, signals)
             except Exception:
                 self._failures += 1
                 if self._failures < _MAX_FAILURES:
                     raise
-                _log.exception("a batch of quality records is dropped after repeated failures")
+                _log.exception(
+                    "a batch of quality records was dropped after %d failed writes", self._failures
+                )
             self._failures = 0
             for queue, count in ((self._decisions, len(rows)), (self._signals, len(signals))):
                 for _ in range(count):
                     queue.popleft()
 
-    async def _apply_new_signals(self) -> None:
-        """Learn from the signals that were written since the last time."""
+    async def _learn_new_signals(self) -> None:
+        """Learn from new signals; the caller holds the lock."""
         if self._last_number < 0:
             self._last_number = await self._store.last_number()
         while True:
-            rows = await self._store.signals(self._last_number, _PAGE)
+            rows = await self._store.signals(self._last_number, _PAGE_ROWS)
             for row in rows:
                 if row.owner in self._loaded:
-                    self._apply(row)
+                    self._learn_signal(row)
                     self._dirty.add(row.owner)
                 self._last_number = row.number
-            if len(rows) < _PAGE:
+            if len(rows) < _PAGE_ROWS:
                 return
 
-    async def _load(self, owner: str) -> None:
+    async def _load_locked(self, owner: str) -> None:
         if self._last_number < 0:
             self._last_number = await self._store.last_number()
         saved = await self._store.state(owner)
@@ -344,25 +365,30 @@ class Learning:
             try:
                 state, number = TenantState.from_json(saved.state), saved.number
             except ValueError:
-                # Written by another version; it is rebuilt from the log of signals.
-                _log.exception("the saved quality state of %s cannot be read", owner)
-        self._estimator.load(owner, state)
+                # Another version wrote the state.
+                _log.exception(
+                    "the saved quality state of tenant %s is unreadable and is rebuilt from signals",
+                    owner,
+                )
+        self._estimator.replace_state(owner, state)
         while True:
-            rows = await self._store.signals(number, _PAGE, owner=owner, up_to=self._last_number)
+            rows = await self._store.signals(
+                number, _PAGE_ROWS, owner=owner, up_to=self._last_number
+            )
             for row in rows:
-                self._apply(row)
+                self._learn_signal(row)
                 number = row.number
-            if len(rows) < _PAGE:
+            if len(rows) < _PAGE_ROWS:
                 break
         self._loaded[owner] = None
-        while len(self._loaded) > _TENANTS:
+        while len(self._loaded) > _MAX_TENANTS:
             oldest = next(iter(self._loaded))
             if oldest in self._dirty:
-                await self._save_one(oldest)
+                await self._save_tenant(oldest)
             del self._loaded[oldest]
             self._estimator.reset(oldest)
 
-    def _apply(self, row: SignalRow) -> None:
+    def _learn_signal(self, row: SignalRow) -> None:
         if row.source == "reset":
             self._estimator.reset(row.owner)
         elif row.question is None:
@@ -381,12 +407,14 @@ class Learning:
                 ),
             )
 
-    async def _save(self) -> None:
+    async def _save_changed(self) -> None:
         for owner in list(self._dirty):
-            await self._save_one(owner)
+            await self._save_tenant(owner)
 
-    async def _save_one(self, owner: str) -> None:
-        state = self._estimator.state(owner)
-        saved = SavedState(state=state.to_json(), number=self._last_number, levels=levels_of(state))
+    async def _save_tenant(self, owner: str) -> None:
+        state = self._estimator.get_state(owner)
+        saved = SavedState(
+            state=state.to_json(), number=self._last_number, levels=extract_levels(state)
+        )
         await self._store.save(owner, saved)
         self._dirty.discard(owner)

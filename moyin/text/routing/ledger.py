@@ -1,4 +1,4 @@
-"""Creates the ledger's entries."""
+"""Builds the usage ledger's entries, and computes the days that determine prices."""
 
 from __future__ import annotations
 
@@ -8,33 +8,31 @@ from typing import Protocol
 
 from moyin.domain.money import Usage, usd
 from moyin.store.usage import UsageEntry
+from moyin.text.routing.answer import RoutingContext
 
-__all__ = ["Ledger", "current_day", "date_of", "today", "usage_entry"]
+__all__ = ["Ledger", "build_usage_entry", "current_day", "date_from_day", "today"]
 
 _DAY_SECONDS = 86_400
 _EPOCH = date(1970, 1, 1)
 
 
 class Ledger(Protocol):
-    """Takes entries without waiting."""
+    """Usage ledger to which each call adds an entry."""
 
-    def record(self, entry: UsageEntry) -> None: ...
+    def record(self, entry: UsageEntry) -> None:
+        """Queue an entry without blocking."""
 
 
-def usage_entry(
-    *,
-    request_id: str,
-    owner: str,
-    backend: str,
-    model: str,
-    usage: Usage,
-    pico: int,
-    complete: bool,
+def build_usage_entry(
+    context: RoutingContext, backend: str, model: str, usage: Usage, *, pico: int, complete: bool
 ) -> UsageEntry:
-    """Return the ledger entry of a call that cost ``pico`` picodollars."""
+    """Build the ledger entry of a call that cost ``pico`` picodollars.
+
+    ``complete`` is False if an error or the client ended the answer early.
+    """
     return UsageEntry(
-        request_id=request_id,
-        owner=owner,
+        request_id=context.request_id,
+        owner=context.owner,
         backend=backend,
         model=model,
         input_tokens=usage.prompt_tokens,
@@ -46,15 +44,15 @@ def usage_entry(
 
 
 def current_day() -> int:
-    """Return the UTC day whose prices apply, counted from 1970-01-01."""
+    """Return the current UTC day as the number of days since 1970-01-01."""
     return int(time.time()) // _DAY_SECONDS
 
 
-def date_of(day: int) -> date:
-    """Return the date of a day counted from 1970-01-01."""
+def date_from_day(day: int) -> date:
+    """Return the date that is ``day`` days after 1970-01-01."""
     return _EPOCH + timedelta(days=day)
 
 
 def today() -> date:
     """Return the current UTC date."""
-    return date_of(current_day())
+    return date_from_day(current_day())

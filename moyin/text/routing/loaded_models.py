@@ -1,20 +1,21 @@
-"""Tracks which models a host has in memory; others must be loaded first."""
+"""Tracks which models a server has in memory, and how long it takes to load another one."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 
 from moyin.errors import MoyinError
-from moyin.text.routing.averages import Averages
+from moyin.text.routing.averages import KeyedAverages
 
 __all__ = ["LoadedModels", "ModelState"]
 
 
 class ModelState(StrEnum):
-    """State of a model in a host's memory; ``unknown``: the host has not reported it yet.
+    """State of a model in a server's memory.
 
-    Whether a resident model is busy is known from the runtime's slots.
+    It is ``unknown`` while the server's list of resident models is not available.
     """
 
     RESIDENT = "resident"
@@ -23,39 +24,38 @@ class ModelState(StrEnum):
     UNKNOWN = "unknown"
 
 
+@dataclass(eq=False)
 class LoadedModels:
-    """Combines the host's last report with what calls have shown since.
+    """Tracker of the models in one server's memory.
+
+    The states follow from the server's last list of resident models and from the calls since then.
 
     Args:
-        list_resident: asks the host for the upstream names of its resident models; costs no token.
-        load_seconds: time to load a model, until it was measured.
-        clock: monotonic seconds, such as ``time.monotonic``.
+        list_resident: requests the upstream names of the resident models from the server.
+        load_seconds: prior estimate of the time to load a model.
+        clock: returns monotonic seconds, such as ``time.monotonic``.
     """
 
-    def __init__(
-        self,
-        list_resident: Callable[[], Awaitable[frozenset[str]]],
-        *,
-        load_seconds: float,
-        clock: Callable[[], float],
-    ) -> None:
-        self._list_resident = list_resident
-        self._prior = load_seconds
-        self._clock = clock
-        self._resident: frozenset[str] | None = None
-        self._loading: dict[str, float] = {}
-        self._load_times = Averages()
+    list_resident: Callable[[], Awaitable[frozenset[str]]]
+    _: KW_ONLY
+    load_seconds: float
+    clock: Callable[[], float]
+    _resident: frozenset[str] | None = None
+    _loading: dict[str, float] = field(default_factory=dict)
+    _load_times: KeyedAverages = field(default_factory=KeyedAverages)
 
     async def refresh(self) -> None:
-        """Ask the host. All states are unknown if it does not answer."""
+        """Request the list of resident models; if that fails, all states become unknown."""
         try:
-            self._resident = resident = await self._list_resident()
+            self._resident = resident = await self.list_resident()
         except MoyinError:
             self._resident = None
         else:
-            self._loading = {m: at for m, at in self._loading.items() if m not in resident}
+            self._loading = {
+                model: at for model, at in self._loading.items() if model not in resident
+            }
 
-    def state(self, model: str) -> ModelState:
+    def get_state(self, model: str) -> ModelState:
         """Return the state of a model, by upstream name."""
         if self._resident is None:
             return ModelState.UNKNOWN
@@ -63,31 +63,31 @@ class LoadedModels:
             return ModelState.RESIDENT
         return ModelState.LOADING if model in self._loading else ModelState.ABSENT
 
-    def expected_wait(self, model: str) -> float:
-        """Return the seconds until the model is in memory; 0 if it is, or is unknown."""
+    def estimate_wait(self, model: str) -> float:
+        """Return the expected seconds until the model is in memory; 0 if its state is unknown."""
         if self._resident is None or model in self._resident:
             return 0.0
-        load_seconds = self._load_times.estimate(model, self._prior)
+        load_seconds = self._load_times.estimate(model, self.load_seconds)
         began = self._loading.get(model)
-        return load_seconds if began is None else max(began + load_seconds - self._clock(), 0.0)
+        return load_seconds if began is None else max(began + load_seconds - self.clock(), 0.0)
 
-    def call_started(self, model: str) -> bool:
-        """Note that a call was sent; return whether the host loads the model for it."""
-        if self.state(model) is not ModelState.ABSENT:
+    def record_call_start(self, model: str) -> bool:
+        """Record that a call is sent; return True if it makes the server load the model."""
+        if self.get_state(model) is not ModelState.ABSENT:
             return False
-        self._loading[model] = self._clock()
+        self._loading[model] = self.clock()
         return True
 
-    def call_answered(self, model: str) -> bool:
-        """Note that the model began to answer; return whether it had to be loaded."""
+    def record_call_answer(self, model: str) -> bool:
+        """Record that the model began to answer; return True if it was loaded for the call."""
         began = self._loading.pop(model, None)
         if self._resident is not None and model not in self._resident:
             self._resident |= {model}
         if began is None:
             return False
-        self._load_times.add(model, self._clock() - began)
+        self._load_times.add(model, self.clock() - began)
         return True
 
-    def call_failed(self, model: str) -> None:
-        """Note that a call got no answer, so the model is no longer being loaded for it."""
+    def record_call_failure(self, model: str) -> None:
+        """Record that a call failed before its answer, so that the model counts as not loading."""
         self._loading.pop(model, None)

@@ -1,197 +1,194 @@
-"""Passes on a stream that has begun, and records what it used."""
+"""Forwards a stream that has begun to the client, and records its usage when it ends."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import KW_ONLY, dataclass
 
 from moyin.domain.money import Usage
 from moyin.domain.needs import ResponseConstraints
 from moyin.domain.transcript import Transcript
 from moyin.errors import BackendKeyRejected, MoyinError, ServiceUnavailable
-from moyin.text.routing.routed_call import Hold, RoutedCall
-from moyin.text.routing.stream_sources import Source
-from moyin.text.routing.stream_start import NO_FAULT, check_start
+from moyin.text.routing.answer_checks import NO_FAULT, find_start_fault
+from moyin.text.routing.routed_call import RoutedCall, StreamHold
+from moyin.text.routing.stream_sources import StreamSource
 
-__all__ = ["MeteredStream", "client_error"]
+__all__ = ["MeteredStream", "to_client_error"]
 
-# Limits on holding back the beginning of a stream, in which no text may have arrived yet.
+# Limits on holding back the beginning of a stream until it can be checked.
 _MAX_HELD_SECONDS = 1.0
 _MAX_HELD_BYTES = 16 * 1024
 # Limit on holding back a whole stream.
-_MAX_WHOLE_BYTES = 256 * 1024
+_MAX_HELD_WHOLE_BYTES = 256 * 1024
 
-# Records the usage, releases the slot and returns the cost as text.
-Settle = Callable[[Usage, BaseException | None], bytes]
+# Called once at the end of a stream, with its usage and error. It releases the slot and returns the
+# cost as text.
+FinishStream = Callable[[Usage, BaseException | None], bytes]
 
 
+@dataclass(eq=False, slots=True)
 class MeteredStream:
-    """Yields the rest of a stream, then its cost where the protocol has a place for it.
+    """Stream of an answer that reports errors as events of the protocol, and finally its cost.
 
-    A failure becomes an error event of the protocol, never a silent end. However the stream ends,
-    it is settled exactly once.
+    ``finish`` is called exactly once, whether the stream ends, fails or is closed.
 
     Args:
-        transcript: records what the model writes; None: the stream is not checked.
+        first: the first bytes, which were read already.
+        pieces: the further bytes.
+        finish: records the usage, releases the slot and returns the cost as text.
+        transcript: records the text of the answer. If it is None, the stream is not checked.
 
     Attributes:
-        is_complete: it ended well, though its client may not have received all of it yet.
-        final_usage: what it used, set when it has ended well and the client gets the last piece,
-            which states the cost.
-        fault: fault of the beginning, in the words of `answer_checks.find_fault`; empty: none.
-        on_end: called soon after the stream has ended well.
+        is_complete: True if the stream ended without an error. The client may not have received
+            all of it yet.
+        final_usage: the usage; set when a stream without errors yields its last bytes, which state
+            the cost.
+        fault: fault that `hold_until_checked` found, as in `answer_checks.find_fault`, or `NO_FAULT`.
+        on_end: called after the stream has ended without an error.
     """
 
-    def __init__(
-        self,
-        call: RoutedCall,
-        source: Source,
-        first: bytes,
-        pieces: AsyncGenerator[bytes, None],
-        *,
-        settle: Settle,
-        transcript: Transcript | None = None,
-    ) -> None:
-        self._call = call
-        self._pending: asyncio.Task[bytes] | None = None
-        self.transcript = transcript
-        self.fault = NO_FAULT
-        self.on_end: Callable[[], None] | None = None
-        self._settle = settle
-        self._source = source
-        self._first = first
-        self._pieces = pieces
-        self._settled = False
-        # Set when the stream ended while it was held back.
-        self._cost_trailer: tuple[Usage, bytes] | None = None
-        self._start_is_sound = False
-        self.is_complete = False
-        self.final_usage: Usage | None = None
+    call: RoutedCall
+    source: StreamSource
+    first: bytes
+    pieces: AsyncGenerator[bytes, None]
+    _: KW_ONLY
+    finish: FinishStream
+    transcript: Transcript | None = None
+    is_complete: bool = False
+    final_usage: Usage | None = None
+    fault: str = NO_FAULT
+    on_end: Callable[[], None] | None = None
+    _pending: asyncio.Task[bytes] | None = None
+    _is_finished: bool = False
+    # Set if the stream ends while it is held back.
+    _cost_trailer: tuple[Usage, bytes] | None = None
+    _start_has_no_fault: bool = False
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
-        if self._first:
-            first, self._first = self._first, b""
+        if self.first:
+            first, self.first = self.first, b""
             return first
         if self._cost_trailer is not None:
-            (self.final_usage, note), self._cost_trailer = self._cost_trailer, None
-            return note
-        if self._settled:
+            (self.final_usage, trailer), self._cost_trailer = self._cost_trailer, None
+            return trailer
+        if self._is_finished:
             raise StopAsyncIteration
         try:
-            return await self._next()
+            return await self._read_piece()
         except StopAsyncIteration:
             self.final_usage = self.usage
-            return self._end(None)
+            return self._finish_stream(None)
         except MoyinError as error:
-            call = self._call
-            event = call.codec.error_event(client_error(error), call.context.request_id)
-            return event + self._end(error)
+            call = self.call
+            event = call.codec.render_error_event(to_client_error(error), call.context.request_id)
+            return event + self._finish_stream(error)
         except BaseException as error:
-            self._end(error)
+            self._finish_stream(error)
             raise
 
-    async def hold(self, hold: Hold, constraints: ResponseConstraints) -> None:
-        """Read pieces until the answer can be checked; the client gets them together.
+    async def hold_until_checked(self, hold: StreamHold, constraints: ResponseConstraints) -> None:
+        """Buffer the stream until it can be checked for faults, and set `fault`.
 
-        The client gets them unchecked if there is nothing to check within a second or 16 KiB. The
-        limit is 256 KiB where the whole stream is held.
+        The beginning of a stream is buffered for at most a second or 16 KiB, a whole stream for at
+        most 256 KiB. If the limit is reached, the stream continues unchecked.
 
         Raises:
-            MoyinError: the stream failed meanwhile. It is not settled then.
+            MoyinError: the stream failed meanwhile. ``finish`` is not called then.
         """
         transcript = self.transcript
-        if transcript is None or hold is Hold.NONE:
+        if transcript is None or hold is StreamHold.NONE:
             return
-        is_whole = hold is Hold.WHOLE
-        max_bytes = _MAX_WHOLE_BYTES if is_whole else _MAX_HELD_BYTES
+        is_whole = hold is StreamHold.WHOLE
+        max_bytes = _MAX_HELD_WHOLE_BYTES if is_whole else _MAX_HELD_BYTES
         loop = asyncio.get_running_loop()
-        deadline = self._call.deadline if is_whole else loop.time() + _MAX_HELD_SECONDS
-        pieces, size = [self._first], len(self._first)
+        deadline = self.call.deadline if is_whole else loop.time() + _MAX_HELD_SECONDS
+        pieces, size = [self.first], len(self.first)
         try:
-            # A stream whose last event arrived is read to its end, so that it is recorded as complete.
+            # After the last event the stream is read to its end, so that it is recorded as complete.
             while (
-                not self._can_judge(transcript, constraints, is_whole=is_whole)
+                not self._check_transcript(transcript, constraints, is_whole=is_whole)
                 or transcript.stop is not None
             ):
                 if size > max_bytes:
                     break
-                piece = await self._next_within(deadline - loop.time())
+                piece = await self._read_piece_within(deadline - loop.time())
                 if piece is None:
                     break
                 pieces.append(piece)
                 size += len(piece)
         except StopAsyncIteration:
-            self._can_judge(transcript, constraints, is_whole=is_whole)
-            # Kept apart, because the answer cache does not store the last piece.
-            self._cost_trailer = self.usage, self._end(None)
+            self._check_transcript(transcript, constraints, is_whole=is_whole)
+            # The trailer is separate, because the answer cache does not store the last piece.
+            self._cost_trailer = self.usage, self._finish_stream(None)
         except BaseException:
-            await self._abandon()
+            await self._close_source()
             raise
-        self._first = b"".join(pieces)
+        self.first = b"".join(pieces)
 
-    def _can_judge(
+    def _check_transcript(
         self, transcript: Transcript, constraints: ResponseConstraints, *, is_whole: bool
     ) -> bool:
-        """Check the transcript; return whether `fault` now holds the outcome."""
+        """Check the transcript and set `fault`; return False if more of the stream is needed."""
         is_running = is_whole and transcript.stop is None and transcript.is_complete
-        if is_running and self._start_is_sound:
-            # Checking the whole text again for every piece would take quadratic time.
+        if is_running and self._start_has_no_fault:
+            # A check of the whole text after every piece would take quadratic time.
             return False
-        verdict = check_start(transcript, constraints)
+        verdict = find_start_fault(transcript, constraints)
         self.fault = verdict or NO_FAULT
-        self._start_is_sound = verdict == NO_FAULT
-        return verdict is not None and not (is_running and self._start_is_sound)
+        self._start_has_no_fault = verdict == NO_FAULT
+        return verdict is not None and not (is_running and self._start_has_no_fault)
 
-    async def _next_within(self, seconds: float) -> bytes | None:
-        """Return the next piece; None if it is late, and then it stays the next to be read."""
-        # Cancelling the read would end the stream, so it runs in its own task.
-        self._pending = asyncio.create_task(self._read())
+    async def _read_piece_within(self, seconds: float) -> bytes | None:
+        """Return the next piece, or None if it does not arrive in time; it can be read later."""
+        # The read runs in its own task, because cancelling it would end the stream.
+        self._pending = asyncio.create_task(self._read_next())
         done, _ = await asyncio.wait((self._pending,), timeout=max(seconds, 0.0))
         if not done:
             return None
         pending, self._pending = self._pending, None
         return pending.result()
 
-    async def _read(self) -> bytes:
-        return await anext(self._pieces)
+    async def _read_next(self) -> bytes:
+        return await anext(self.pieces)
 
-    async def _next(self) -> bytes:
+    async def _read_piece(self) -> bytes:
         pending, self._pending = self._pending, None
-        return await (anext(self._pieces) if pending is None else pending)
+        return await (anext(self.pieces) if pending is None else pending)
 
     async def aclose(self) -> None:
         """Cancel the upstream request if it is still generating."""
-        if not self._settled:
-            self._end(asyncio.CancelledError())
-            await self._abandon()
+        if not self._is_finished:
+            self._finish_stream(asyncio.CancelledError())
+            await self._close_source()
 
-    async def _abandon(self) -> None:
+    async def _close_source(self) -> None:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.cancel()
             await asyncio.wait((pending,))
-        await self._pieces.aclose()
+        await self.pieces.aclose()
 
     @property
     def usage(self) -> Usage:
-        """The usage so far."""
-        return self._source.usage
+        """The usage of the tokens that were received so far."""
+        return self.source.usage
 
-    def _end(self, error: BaseException | None) -> bytes:
-        self._settled = True
+    def _finish_stream(self, error: BaseException | None) -> bytes:
+        self._is_finished = True
         usage = self.usage
         if error is None:
             self.is_complete = True
             if self.on_end is not None:
                 asyncio.get_running_loop().call_soon(self.on_end)
-        return self._call.codec.cost_trailer(self._settle(usage, error))
+        return self.call.codec.encode_cost_trailer(self.finish(usage, error))
 
 
-def client_error(error: MoyinError) -> MoyinError:
-    """Return the error as a client may see it: our own rejected key is an internal detail."""
+def to_client_error(error: MoyinError) -> MoyinError:
+    """Return the error for the client: a rejected API key of the gateway is not disclosed."""
     if isinstance(error, BackendKeyRejected):
-        return ServiceUnavailable("the back end is unavailable")
+        return ServiceUnavailable("the back end for this model is unavailable")
     return error

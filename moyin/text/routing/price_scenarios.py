@@ -1,4 +1,4 @@
-"""Simulates past decisions under other prices of a bad answer. Pure."""
+"""Simulates how past requests would have been routed at other costs of a bad answer."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["PRICES", "PriceScenario", "simulate_prices"]
+__all__ = ["DEFAULT_PRICES", "PriceScenario", "simulate_prices"]
 
-PRICES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
-_NANO = 10**9
+DEFAULT_PRICES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+_NANO_PER_USD = 10**9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PriceScenario:
-    """Holds what one price would have led to.
+    """Expected outcome of all simulated decisions at one cost of a bad answer.
 
     Attributes:
-        cost_usd: expected cost of all decisions.
-        bad_answers: their expected number.
-        models: how often each model would have been chosen.
+        cost_usd: expected cost of all calls.
+        bad_answers: expected number of bad answers.
+        models: number of requests that each model would have answered.
     """
 
     usd_per_bad_answer: float
@@ -30,34 +30,35 @@ class PriceScenario:
 
 
 def simulate_prices(
-    decisions: Sequence[Sequence[Sequence[Any]]], prices: Sequence[float] = PRICES
+    decisions: Sequence[Sequence[Sequence[Any]]], prices: Sequence[float] = DEFAULT_PRICES
 ) -> list[PriceScenario]:
-    """Repeat each decision by money and risk for every price.
+    """Repeat each decision at every price, by expected cost and risk.
 
-    Time is left out, because the queues of the past are unknown.
+    The time is ignored, because the load at the time of the decision is unknown.
 
     Args:
-        decisions: per decision and candidate: model, expected cost in nano US dollars, probability
-            of a good answer, and its lower bound.
+        decisions: one sequence of candidates per decision. A candidate consists of the model, its
+            expected cost in nano US dollars, the probability of a good answer and its lower bound.
+        prices: costs of a bad answer in US dollars.
     """
-    return [_simulate(decisions, price) for price in prices]
+    return [_simulate_price(decisions, price) for price in prices]
 
 
-def _simulate(decisions: Sequence[Sequence[Sequence[Any]]], price: float) -> PriceScenario:
+def _simulate_price(decisions: Sequence[Sequence[Sequence[Any]]], price: float) -> PriceScenario:
     nano, bad = 0, 0.0
     models: Counter[str] = Counter()
     for options in decisions:
         if not options:
             continue
         model, cost, p_good, _ = min(
-            options, key=lambda option: option[1] / _NANO + (1.0 - option[3]) * price
+            options, key=lambda option: option[1] / _NANO_PER_USD + (1.0 - option[3]) * price
         )
         nano += cost
         bad += 1.0 - p_good
         models[model] += 1
     return PriceScenario(
         usd_per_bad_answer=price,
-        cost_usd=nano / _NANO,
+        cost_usd=nano / _NANO_PER_USD,
         bad_answers=bad,
         models=dict(models.most_common()),
     )

@@ -1,4 +1,4 @@
-"""Decides whether a fault of an answer is reason to call a better model."""
+"""Decides whether a faulty answer is rescued, that is, replaced by a better model's answer."""
 
 from __future__ import annotations
 
@@ -14,89 +14,89 @@ from moyin.errors import MoyinError
 from moyin.text.quality.estimator import Signal
 from moyin.text.routing.answer import Answer
 from moyin.text.routing.answer_checks import REFUSED, find_fault, is_truncated
-from moyin.text.routing.catalog import Rescue
+from moyin.text.routing.catalog import RescuePolicy
+from moyin.text.routing.compiled_route import compute_max_call_cost
 from moyin.text.routing.decision import Candidate
 from moyin.text.routing.metered_stream import MeteredStream
-from moyin.text.routing.reservation import max_call_cost
 from moyin.text.routing.routed_call import RoutedCall
 
 __all__ = [
-    "answer_fault",
+    "build_fault_signal",
     "can_afford",
-    "can_check",
-    "can_rescue",
-    "fault_signal",
-    "is_better",
-    "is_constrained",
+    "find_answer_fault",
+    "find_stream_fault",
+    "has_higher_quality",
+    "is_checkable",
+    "may_rescue",
+    "requires_format",
     "should_rescue",
-    "stream_fault",
 ]
 
-CUT = "cut"
-# A faulty answer is certainly useless, but the model may not be the cause: hence half the weight.
+_CUT = "cut"
+# A faulty answer is useless, but the model may not be the cause; hence the weight of a half.
 _FAULT_SCORE, _FAULT_WEIGHT = 0.0, 0.5
 # An answer that was cut off may still be useful.
 _CUT_SCORE, _CUT_WEIGHT = 0.3, 0.2
 
 
-def answer_fault(call: RoutedCall, answer: Answer) -> str | None:
-    """Return the fault of an answer in one word; None if none is found or nothing can be checked.
+def find_answer_fault(call: RoutedCall, answer: Answer) -> str | None:
+    """Return the fault of an answer in one word; None if it has none or cannot be checked.
 
     Audio, several answers at once and answers that used a provider's own tools cannot be checked.
-    Of a stream, the fault is what was found while it was held back.
+    The fault of a stream is the fault that was found while it was held back.
     """
     if isinstance(answer.stream, MeteredStream):
         return answer.stream.fault or None
-    if answer.stream is not None or not can_check(call):
+    if answer.stream is not None or not is_checkable(call):
         return None
     try:
         data = from_json(answer.body) if answer.data is None else answer.data
         response = call.codec.read_response(data)
-        truncation = CUT if is_truncated(response, call.needs.max_tokens) else None
+        truncation = _CUT if is_truncated(response, call.needs.max_tokens) else None
         return find_fault(response, call.constraints) or truncation
     except (MoyinError, ValueError):
-        # A part that the domain model cannot express is no fault.
+        # An answer with a part that the domain types cannot express has no fault.
         return None
 
 
-def can_check(call: RoutedCall) -> bool:
-    """Return whether the answers to a call can be checked."""
+def is_checkable(call: RoutedCall) -> bool:
+    """Return True if the answers to a call can be checked for faults."""
     return not (call.needs.has_external_content or call.needs.embeddings) and call.constraints.plain
 
 
-def stream_fault(call: RoutedCall, transcript: Transcript) -> str | None:
-    """Return the fault of a stream that has ended, as `answer_fault` does."""
+def find_stream_fault(call: RoutedCall, transcript: Transcript) -> str | None:
+    """Return the fault of a stream that has ended, in one word, or None."""
     constraints = call.constraints
     if not transcript.is_complete:
-        # Only the end of a long text is kept: it can be checked for repetition only.
+        # Of a long text only the end is kept, which can be checked only for repetition.
         if transcript.tools or not transcript.is_readable:
             return None
         constraints = ResponseConstraints()
     answer = transcript.to_response()
-    truncation = CUT if is_truncated(answer, call.needs.max_tokens) else None
+    truncation = _CUT if is_truncated(answer, call.needs.max_tokens) else None
     return find_fault(answer, constraints) or truncation
 
 
-def should_rescue(policy: Rescue, call: RoutedCall, fault: str) -> bool:
-    """Return whether the policy calls another model because of this fault."""
-    return fault not in (REFUSED, CUT) and can_rescue(policy, call)
+def should_rescue(policy: RescuePolicy, call: RoutedCall, fault: str) -> bool:
+    """Return True if the policy allows a rescue because of this fault."""
+    return fault not in (REFUSED, _CUT) and may_rescue(policy, call)
 
 
-def can_rescue(policy: Rescue, call: RoutedCall) -> bool:
-    """Return whether the policy may call another model after an answer to this call."""
-    if policy is Rescue.OFF:
+def may_rescue(policy: RescuePolicy, call: RoutedCall) -> bool:
+    """Return True if the policy allows a rescue of faulty answers to this call."""
+    if policy is RescuePolicy.OFF:
         return False
-    return policy is Rescue.CHECKED or is_constrained(call)
+    return policy is RescuePolicy.CHECKED or requires_format(call)
 
 
-def is_constrained(call: RoutedCall) -> bool:
-    """Return whether a call demands a format: JSON, or tool calls."""
+def requires_format(call: RoutedCall) -> bool:
+    """Return True if the request demands JSON or offers tools."""
     constraints = call.constraints
     return constraints.json or bool(constraints.tools)
 
 
-def is_better(candidate: Candidate, than: Candidate) -> bool:
-    """Return whether a candidate's lower bound of quality is above that of ``than``."""
+def has_higher_quality(candidate: Candidate, than: Candidate) -> bool:
+    """Return True if a candidate's lower bound of quality is above that of ``than``."""
     forecast, other = candidate.forecast, than.forecast
     if forecast is None or other is None or forecast.estimate is None or other.estimate is None:
         return False
@@ -111,12 +111,13 @@ def can_afford(
     reserved: Decimal | None,
     remaining: float,
 ) -> bool:
-    """Return whether a second call fits into the first one's reservation and the time left.
+    """Return True if the reserved money and the remaining time suffice for a second call.
 
     Args:
-        spent: the candidate that answered, and its answer.
-        reserved: US dollars set aside for the whole call; None: spending is not limited.
-        remaining: seconds.
+        candidate: the candidate of the second call.
+        spent: the candidate of the first call, and its answer.
+        reserved: US dollars reserved for the request; None if spending is not limited.
+        remaining: seconds until the deadline of the request.
     """
     if candidate.forecast is None or candidate.forecast.seconds >= remaining:
         return False
@@ -125,24 +126,25 @@ def can_afford(
     first, answer = spent
     stream = answer.stream
     usage = stream.usage if isinstance(stream, MeteredStream) else answer.usage
-    cost = usd(first.target.price().pico_cost(usage))
-    return cost + max_call_cost(candidate.target, call.needs) <= reserved
+    cost = usd(first.target.get_price().pico_cost(usage))
+    return cost + compute_max_call_cost(candidate.target, call.needs) <= reserved
 
 
-def fault_signal(call: RoutedCall, candidate: Candidate, fault: str, *, rescued: bool) -> Signal:
-    """Return the quality signal that a fault gives about the model that answered.
+def build_fault_signal(
+    call: RoutedCall, candidate: Candidate, fault: str, *, rescued: bool
+) -> Signal:
+    """Build the quality signal that a fault gives about the candidate's model.
 
-    Args:
-        rescued: the answer replaced another one.
+    ``rescued`` is True if the faulty answer replaced another one.
     """
-    assert call.quality is not None, "only weighed requests are checked"
-    source = "cut" if fault == CUT else "checked"
+    assert call.quality is not None, "build_fault_signal: the call must have quality estimates"
+    source = "cut" if fault == _CUT else "checked"
     return Signal(
         model=candidate.deployment.model.name,
         question=call.quality.question,
-        score=_CUT_SCORE if fault == CUT else _FAULT_SCORE,
-        weight=_CUT_WEIGHT if fault == CUT else _FAULT_WEIGHT,
-        # A request has one signal per source, and both answers may have a fault.
+        score=_CUT_SCORE if fault == _CUT else _FAULT_SCORE,
+        weight=_CUT_WEIGHT if fault == _CUT else _FAULT_WEIGHT,
+        # Both answers to a request may have faults, and a request has one signal per source.
         source="rescue" if rescued else source,
         key="",
         at=time.time(),

@@ -1,4 +1,4 @@
-"""Holds the state of one routed request and the services that record it."""
+"""Defines the state of a request while it is routed, and the services that account for it."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from moyin.text.routing.ledger import Ledger
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.telemetry import Telemetry
 
-__all__ = ["CallAccounting", "Hold", "PictureSource", "RoutedCall", "Sampler"]
+__all__ = ["AnswerSampler", "CallAccounting", "PictureSource", "RoutedCall", "StreamHold"]
 
 
-class Hold(Enum):
-    """Sets how much of a stream is held back for checks before the client gets it."""
+class StreamHold(Enum):
+    """Part of a stream that is held back for checks before the client receives it."""
 
-    NONE = "not"
+    NONE = "none"
     BEGINNING = "beginning"
     WHOLE = "whole"
 
 
 class PictureSource(Protocol):
-    """Fetches the pictures that a request names by URL."""
+    """Service that fetches the pictures that a request references by URL."""
 
     async def fetch(self, urls: Iterable[str]) -> Mapping[str, Image]:
-        """Return the pictures by URL; raise the error for the client when one cannot be fetched."""
+        """Return the pictures by URL; raise a `MoyinError` for the client if one is unusable."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CallAccounting:
-    """Groups the services that record what calls use.
+    """Services that record the usage of calls; all calls of a router share them.
 
     Attributes:
-        record_usage: takes the usage of complete answers: model name, needs, usage.
-        estimate_prompt_tokens: estimates the prompt's tokens where the back end has not reported
-            them: model name, needs.
+        record_usage: records the usage of a complete answer, by model name and needs.
+        estimate_prompt_tokens: estimates the tokens of a prompt, by model name and needs, for back
+            ends that do not report them.
     """
 
     ledger: Ledger
@@ -57,16 +57,18 @@ class CallAccounting:
 # Not frozen: freezing doubles the cost of creating one per request, and pictures are added to it.
 @dataclass(kw_only=True, slots=True)
 class RoutedCall:
-    """Holds one request while the router finds an answer for it.
+    """One request while the router calls candidates for it.
 
     Attributes:
-        pictures: None: requests with picture URLs go only to back ends that fetch them.
-        deadline: ``loop.time()`` at which the whole call must end, fallbacks included.
-        quality: estimates how well each model would answer; None: quality is not weighed.
-        is_repeat: the client returns to an earlier answer that did not help.
-        is_learned_from: the router learns from this request.
-        is_transcribed: the text of a stream is recorded, so that it can be checked.
-        hold: how much of a stream is held back until its answer can be checked.
+        needs: abilities and tokens that the request needs.
+        pictures: fetches picture URLs. If it is None, only back ends that fetch pictures
+            themselves can answer requests with picture URLs.
+        deadline: the ``loop.time()`` by which the request must end, fallbacks included.
+        quality: quality estimates of the request; None if quality is not weighed.
+        is_repeat: True if the request shows that an earlier answer did not help.
+        is_learned_from: True if the router learns from this request.
+        is_transcribed: True if the text of a stream is recorded for checks.
+        hold: part of a stream that is held back for checks.
     """
 
     codec: ProtocolCodec
@@ -81,55 +83,56 @@ class RoutedCall:
     is_repeat: bool = False
     is_learned_from: bool = False
     is_transcribed: bool = False
-    hold: Hold = Hold.NONE
+    hold: StreamHold = StreamHold.NONE
     _schemas_checked: bool = False
     _constraints: ResponseConstraints | None = None
     _conversation: Conversation | None = None
 
     @property
     def constraints(self) -> ResponseConstraints:
-        """The constraints that the request sets for its answer."""
+        """The constraints on the answer, such as JSON, which are read on first use."""
         constraints = self._constraints
         if constraints is None:
-            constraints = self._constraints = self.request.constraints()
+            constraints = self._constraints = self.request.derive_constraints()
         return constraints
 
     @property
     def conversation(self) -> Conversation:
-        """The client's messages, read and hashed on first use."""
+        """The client's messages, which are read and hashed on first use."""
         conversation = self._conversation
         if conversation is None:
             conversation = self._conversation = Conversation(self.context, self.request)
         return conversation
 
     def check_schemas(self) -> None:
-        """Check that the request's JSON schemas are cheap to compile into grammars.
+        """Check, once per request, that its JSON schemas are cheap to compile into grammars.
 
         Raises:
-            SchemaTooLarge, UnsupportedFeature: naming the field.
+            SchemaTooLarge, UnsupportedFeature: a schema is too expensive; the error has the field.
         """
         if not self._schemas_checked:
-            check_schemas(self.request.schemas())
+            check_schemas(self.request.iterate_schemas())
             self._schemas_checked = True
 
     async def fetch_pictures(self) -> None:
-        """Replace picture URLs in the request by the pictures."""
+        """Replace the picture URLs in the request by the fetched pictures."""
         urls = self.request.picture_urls
         if not urls:
             return
         if self.pictures is None:
             raise UnsupportedFeature(
-                "pictures by URL are not supported here: send them as base64", field="messages"
+                "the chosen back end does not support pictures by URL; send them as base64",
+                field="messages",
             )
         self.request = self.request.with_pictures(await self.pictures.fetch(urls))
 
 
-class Sampler(Protocol):
-    """Samples answers for the judge. Runs on the hot path, so it must not do work there."""
+class AnswerSampler(Protocol):
+    """Sampler that selects answers for the judge; it runs in the request path, so it must be fast."""
 
     def sample(self, call: RoutedCall, candidates: Sequence[Candidate], answer: Answer) -> Answer:
-        """Return the answer for the client, possibly wrapped to record it.
+        """Return the answer for the client, which is wrapped in a recorder if it is selected.
 
         Args:
-            candidates: of the routing decision, in the order in which they would be tried.
+            candidates: the candidates of the routing decision, in the order of their ranks.
         """

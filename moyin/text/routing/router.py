@@ -1,4 +1,4 @@
-"""Routes one text request from its parsed form to its answer: decide, call, fall back."""
+"""Routes text requests: ranks the candidates, calls the first, and falls back to the next."""
 
 from __future__ import annotations
 
@@ -19,51 +19,70 @@ from moyin.errors import (
 from moyin.text.protocol.codec import ParsedRequest, ProtocolCodec
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.answer import Answer, BudgetReservation, RoutingContext
-from moyin.text.routing.answer_cache import AnswerCache, ResponseCache
+from moyin.text.routing.answer_cache import AnswerCache, CachedResponses
 from moyin.text.routing.answer_review import AnswerReviewer
 from moyin.text.routing.attempt import Attempt
 from moyin.text.routing.backend_runtime import is_retryable
-from moyin.text.routing.catalog import Hedging
-from moyin.text.routing.compiled_route import CompiledRoute, EligibleDeployment
-from moyin.text.routing.decision import Candidate, decide, no_candidate_error, unavailable_error
-from moyin.text.routing.explanation import Explanation, describe_choice, explain
-from moyin.text.routing.exploration import exploration_share, with_trial
+from moyin.text.routing.catalog import HedgingPolicy
+from moyin.text.routing.compiled_route import (
+    CompiledRoute,
+    RouteTarget,
+    compute_max_call_cost,
+    compute_max_request_cost,
+)
+from moyin.text.routing.decision import (
+    Candidate,
+    build_no_candidate_error,
+    build_unavailable_error,
+    rank_candidates,
+)
+from moyin.text.routing.explanation import Explanation, describe_choice, explain_decision
+from moyin.text.routing.exploration import compute_trial_share, put_trial_first
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.followups import FollowUps
-from moyin.text.routing.hedging import Hedge, race
-from moyin.text.routing.learning import Learning
+from moyin.text.routing.followups import FollowUpDetector
+from moyin.text.routing.hedging import HedgeBudget, race_calls
+from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.ledger import Ledger, current_day
-from moyin.text.routing.metered_stream import client_error
-from moyin.text.routing.policy import RequestPreferences, parse_preferences
+from moyin.text.routing.metered_stream import to_client_error
+from moyin.text.routing.request_preferences import RequestPreferences, parse_preferences
 from moyin.text.routing.request_quality import RequestQuality
-from moyin.text.routing.reservation import max_call_cost, max_cost
-from moyin.text.routing.routed_call import CallAccounting, Hold, PictureSource, RoutedCall, Sampler
+from moyin.text.routing.routed_call import (
+    AnswerSampler,
+    CallAccounting,
+    PictureSource,
+    RoutedCall,
+    StreamHold,
+)
 from moyin.text.routing.telemetry import NoTelemetry, Telemetry
 from moyin.text.routing.usage_history import UsageHistory
 
 __all__ = ["Router"]
 
-# Retries pause for a random time up to this (full jitter); the limit doubles with every try.
-_RETRY_SECONDS = 0.2
-# Expected duration of a call that has no forecast.
+# Maximum pause before the first retry. The pause is random (full jitter), and its maximum doubles
+# with every retry.
+_MAX_FIRST_PAUSE_SECONDS = 0.2
+# Expected seconds of a call without a forecast.
 _DEFAULT_CALL_SECONDS = 5.0
-# Output tokens reserved against token limits where the client sets no maximum.
+# Output tokens that are reserved if the client sets no maximum.
 _DEFAULT_OUTPUT_TOKENS = 256
 
 
 class Router:
-    """Answers text requests.
+    """Router of text requests; each replica has one.
+
+    A feature whose service is None is disabled.
 
     Args:
-        pictures: fetches pictures that a request names by URL.
-        cache: stores answers for aliases that enable caching.
-        estimator: estimates how well a model would answer; None: quality is not weighed.
-        learning: records decisions and loads what a tenant's signals taught; None: neither.
-        follow_ups: detects what clients do after an answer; None: follow-ups are not detected.
+        pictures: fetches the pictures that requests reference by URL.
+        cache: stores answers for the aliases that enable caching.
+        estimator: estimates how well a model would answer a request.
+        learning: records decisions and loads the learned states of tenants.
+        follow_ups: detects requests that follow up an answer.
 
     Attributes:
-        fleet: may be replaced at any time; running requests keep the one they began with.
-        sampler: samples a share of the answers whose quality was weighed; None: no sampling.
+        fleet: the current configuration. It may be replaced at any time; running requests continue
+            with the previous one.
+        sampler: selects answers for the judge. If it is None, no answer is judged.
     """
 
     def __init__(
@@ -72,13 +91,13 @@ class Router:
         ledger: Ledger,
         pictures: PictureSource | None = None,
         telemetry: Telemetry | None = None,
-        cache: ResponseCache | None = None,
+        cache: CachedResponses | None = None,
         estimator: Estimator | None = None,
-        learning: Learning | None = None,
-        follow_ups: FollowUps | None = None,
+        learning: QualityLearner | None = None,
+        follow_ups: FollowUpDetector | None = None,
     ) -> None:
         self.fleet = fleet
-        self.sampler: Sampler | None = None
+        self.sampler: AnswerSampler | None = None
         self._estimator = estimator
         self._learning = learning
         self._reviewer = AnswerReviewer(learning, follow_ups)
@@ -90,28 +109,24 @@ class Router:
             record_usage=self._history.record,
             estimate_prompt_tokens=self._history.estimate_prompt_tokens,
         )
-        self._hedge = Hedge()
+        self._hedge = HedgeBudget()
         self._answer_cache = None if cache is None else AnswerCache(cache)
 
-    def allowed_targets(
+    def list_allowed_targets(
         self, name: str, api_format: ApiFormat, context: RoutingContext
-    ) -> tuple[EligibleDeployment, ...]:
-        """Return the targets that may serve ``name`` to this client, in configuration order.
+    ) -> tuple[RouteTarget, ...]:
+        """Return the targets of a model name that this client may use, in configuration order.
 
         Raises:
-            ModelNotFound, ModelNotAllowed: the name is unknown, or closed to this tenant.
-            InvalidRequest: names the header.
+            ModelNotFound, ModelNotAllowed: the name is unknown or not allowed for the tenant.
+            InvalidRequest: a header of the request is invalid.
         """
-        fleet = self.fleet
-        preferences = self._preferences(context)
-        return fleet.route(
-            name, context.owner, preferences.residency, api_format, current_day()
-        ).targets
+        return self._resolve_route(name, api_format, context)[1].targets
 
-    async def prepare(self, owner: str) -> None:
-        """Load what the tenant's signals taught, unless it is in memory."""
-        if self._learning is not None and not self._learning.is_ready(owner):
-            await self._learning.load(owner)
+    async def load_learned_state(self, owner: str) -> None:
+        """Load the tenant's learned state into memory, unless it is there."""
+        if self._learning is not None and self._learning.needs_load(owner):
+            await self._learning.load_tenant(owner)
 
     def explain(
         self, codec: ProtocolCodec, request: ParsedRequest, context: RoutingContext
@@ -119,43 +134,41 @@ class Router:
         """Explain which candidate would answer and why, without calling a back end.
 
         Raises:
-            ModelNotFound, ModelNotAllowed: the name is unknown, or closed to this tenant.
-            InvalidRequest: names the header.
+            ModelNotFound, ModelNotAllowed: the name is unknown or not allowed for the tenant.
+            InvalidRequest: a header of the request is invalid.
         """
-        preferences = self._preferences(context)
-        route = self._route(codec, request, context, preferences)
-        needs = request.needs()
-        quality = self._quality(request, needs, context, preferences, route)
-        return explain(request.model, route, needs, self._history, quality)
+        preferences, route = self._resolve_route(request.model, codec.api_format, context)
+        needs = request.derive_needs()
+        quality = self._build_quality(request, needs, context, preferences, route)
+        return explain_decision(request.model, route, needs, self._history, quality)
 
     def _rank_candidates(self, call: RoutedCall, route: CompiledRoute) -> list[Candidate]:
-        """Return the candidates in the order in which they are tried."""
+        """Return the candidates in the order in which they are called, with a trial in front."""
         quality = call.quality
-        candidates = decide(route, call.needs, self._history, quality=quality)
+        candidates = rank_candidates(route, call.needs, self._history, quality=quality)
         if quality is None or call.is_repeat:
             return candidates
-        share = exploration_share(route, quality)
+        share = compute_trial_share(route, quality)
         if not share or random.random() >= share:
             return candidates
-        return with_trial(candidates, quality)
+        return put_trial_first(candidates, quality)
 
     async def answer(
         self, codec: ProtocolCodec, request: ParsedRequest, context: RoutingContext
     ) -> Answer:
-        """Return the first answer that a candidate gives.
+        """Answer a request from the cache or with the best candidate that does not fail.
 
         Raises:
             ModelNotFound, ModelNotAllowed, ServiceUnavailable: no candidate can be called.
-            InvalidRequest, UnsupportedFeature, ContextTooLong, BackendRejected: the request is at
-                fault.
-            BackendError, Overloaded: the last candidate's failure.
+            InvalidRequest, UnsupportedFeature, ContextTooLong, BackendRejected: the request is
+                invalid or not supported.
+            BackendError, Overloaded: all candidates failed; this is the error of the last one.
         """
-        preferences = self._preferences(context)
-        route = self._route(codec, request, context, preferences)
+        preferences, route = self._resolve_route(request.model, codec.api_format, context)
         seconds = route.timeout
         if preferences.timeout is not None:
             seconds = min(seconds, preferences.timeout)
-        needs = request.needs()
+        needs = request.derive_needs()
         call = RoutedCall(
             codec=codec,
             request=request,
@@ -165,21 +178,30 @@ class Router:
             pictures=self._pictures,
             deadline=asyncio.get_running_loop().time() + seconds,
             traceparent=preferences.traceparent,
-            quality=self._quality(request, needs, context, preferences, route),
+            quality=self._build_quality(request, needs, context, preferences, route),
         )
         if call.quality is not None:
-            await self.prepare(context.owner)
+            await self.load_learned_state(context.owner)
         if route.cache is None or self._answer_cache is None or preferences.bypass_cache:
             return await self._call_candidates(call, route)
-        return await self._answer_cache.answer(
+        return await self._answer_cache.get_or_call(
             call, route, route.cache, lambda: self._call_candidates(call, route)
         )
 
-    def _preferences(self, context: RoutingContext) -> RequestPreferences:
+    def _resolve_route(
+        self, name: str, api_format: ApiFormat, context: RoutingContext
+    ) -> tuple[RequestPreferences, CompiledRoute]:
+        """Return the preferences in the client's headers, and the route of a model name."""
         fleet = self.fleet
-        return parse_preferences(context.headers, fleet.residencies, fleet.max_usd_per_bad_answer)
+        preferences = parse_preferences(
+            context.headers, fleet.residencies, fleet.max_usd_per_bad_answer
+        )
+        route = fleet.get_route(
+            name, context.owner, preferences.residency, api_format, current_day()
+        )
+        return preferences, route
 
-    def _quality(
+    def _build_quality(
         self,
         request: ParsedRequest,
         needs: Needs,
@@ -187,10 +209,10 @@ class Router:
         preferences: RequestPreferences,
         route: CompiledRoute,
     ) -> RequestQuality | None:
-        """Return the request's quality estimates; None where quality is not weighed.
+        """Create the request's quality estimates, or return None if quality is not weighed.
 
-        That is: the name is a single model's, the request is for embeddings, or neither a cost of
-        bad answers nor a minimum quality is set.
+        Quality is not weighed if the request names a single model, if it is for embeddings, or if
+        neither a cost of bad answers nor a minimum quality is set.
         """
         if self._estimator is None or not route.chooses_model or needs.embeddings:
             return None
@@ -209,19 +231,8 @@ class Router:
             embed=self.fleet.embed,
         )
 
-    def _route(
-        self,
-        codec: ProtocolCodec,
-        request: ParsedRequest,
-        context: RoutingContext,
-        preferences: RequestPreferences,
-    ) -> CompiledRoute:
-        return self.fleet.route(
-            request.model, context.owner, preferences.residency, codec.api_format, current_day()
-        )
-
     async def _call_candidates(self, call: RoutedCall, route: CompiledRoute) -> Answer:
-        # Not for cached answers: many clients repeat a request without having a complaint.
+        # Repetitions of cached answers are no follow-ups: many clients send the same request.
         call.is_repeat = self._reviewer.detect_follow_up(call, route)
         candidates = self._rank_candidates(call, route)
         chosen, rescued = "", None
@@ -231,14 +242,14 @@ class Router:
                 rescued = candidates[0]
         reserved = None
         if call.context.budget is not None:
-            reserved = await _reserve(call.context.budget, call, route, rescued)
+            reserved = await _reserve_budget(call.context.budget, call, route, rescued)
         failure: MoyinError | None = None
         unsupported_formats: set[ApiFormat | None] = set()
         for index, candidate in enumerate(candidates):
             try:
-                if index == 0 and route.hedging is not None and _may_hedge(call):
+                if index == 0 and route.hedging is not None and _is_hedgeable(call):
                     answer = await self._call_hedged(call, route.hedging, candidates, chosen)
-                    candidate = _answering_candidate(answer, candidates, candidate)
+                    candidate = _find_answering_candidate(answer, candidates, candidate)
                 else:
                     reason = candidate.reason if index else chosen
                     answer = await _call_candidate(
@@ -248,8 +259,8 @@ class Router:
                 # The next back end would reject the request for the same reason.
                 raise
             except MoyinError as error:
-                # An earlier failure of a back end that could answer is worth a retry, so it is
-                # reported rather than this one's inability.
+                # The failure of a back end that supports the request is reported in preference to
+                # an unsupported request, because the client may retry it.
                 if failure is None or not isinstance(error, RequestError | ModelNotFound):
                     failure = error
                 if isinstance(error, UnsupportedFeature):
@@ -264,70 +275,73 @@ class Router:
                     sampler = self.sampler
                     return answer if sampler is None else sampler.sample(call, candidates, answer)
         if isinstance(failure, UnsupportedFeature | ModelNotFound):
-            raise unavailable_error(route, call.needs, unsupported_formats) or failure
+            raise build_unavailable_error(route, call.needs, unsupported_formats) or failure
         raise (
-            client_error(failure)
+            to_client_error(failure)
             if failure
-            else no_candidate_error(route, call.needs, call.quality)
+            else build_no_candidate_error(route, call.needs, call.quality)
         )
 
     async def _call_hedged(
-        self, call: RoutedCall, hedging: Hedging, candidates: Sequence[Candidate], reason: str
+        self, call: RoutedCall, hedging: HedgingPolicy, candidates: Sequence[Candidate], reason: str
     ) -> Answer | None:
-        self._hedge.earn(hedging.share)
+        self._hedge.add_credit(hedging.share)
         first = candidates[0]
-        after = first.target.latency.first_token_p95()
+        after = first.target.latency.get_first_token_p95()
         others = [
             other for other in candidates[1:] if other.target.runtime is not first.target.runtime
         ]
         if after is None or not others:
             return await _call_candidate(call, first, reason)
-        return await race(
+        return await race_calls(
             _call_candidate(call, first, reason),
             lambda: _call_candidate(call, others[0], "hedged"),
             after=after,
-            may_start_second=self._hedge.try_spend,
+            may_start_second=self._hedge.try_spend_credit,
         )
 
 
-def _may_hedge(call: RoutedCall) -> bool:
-    """Return whether a late first piece would show that the back end is slow."""
-    return call.request.streams and call.hold is not Hold.WHOLE
+def _is_hedgeable(call: RoutedCall) -> bool:
+    """Return True if a call may be hedged: its stream is not held back until its end."""
+    return call.request.is_streamed and call.hold is not StreamHold.WHOLE
 
 
-def _answering_candidate(
+def _find_answering_candidate(
     answer: Answer | None, candidates: Sequence[Candidate], first: Candidate
 ) -> Candidate:
-    """Return the candidate that gave a hedged answer; ``first`` where there is no answer."""
+    """Return the candidate that gave a hedged answer, or ``first`` if there is no answer."""
     names = () if answer is None else answer.headers
     return next((other for other in candidates if set(other.target.headers) <= set(names)), first)
 
 
 async def _call_candidate(call: RoutedCall, candidate: Candidate, reason: str) -> Answer | None:
-    """Return the candidate's answer; None when its breaker lets no request through.
+    """Call a candidate, with retries, and return its answer.
+
+    Returns:
+        None if the breaker of the back end rejects the call.
 
     Raises:
-        MoyinError: its last failure.
+        MoyinError: the call and its retries failed; this is the last error.
     """
     target = candidate.target
     runtime = target.runtime
     if runtime.checks_schemas:
-        # Before it waits for a slot.
+        # An invalid schema is rejected before the request waits for a slot.
         call.check_schemas()
     tenant = call.context.tenant
     loop = asyncio.get_running_loop()
     tries = 0
     while True:
         remaining = call.deadline - loop.time()
-        lease = await runtime.acquire(tenant, remaining, _expected_seconds(candidate))
+        lease = await runtime.acquire(tenant, remaining, _estimate_seconds(candidate))
         if lease is None:
             return None
         try:
             with lease:
                 return await Attempt(call=call, target=target, reason=reason, lease=lease).run()
         except MoyinError as error:
-            pause = random.uniform(0, _RETRY_SECONDS * 2**tries)
-            if tries >= runtime.retries or not is_retryable(error) or not runtime.ready:
+            pause = random.uniform(0, _MAX_FIRST_PAUSE_SECONDS * 2**tries)
+            if tries >= runtime.retries or not is_retryable(error) or not runtime.is_ready:
                 raise
             if loop.time() + pause >= call.deadline:
                 raise
@@ -335,39 +349,43 @@ async def _call_candidate(call: RoutedCall, candidate: Candidate, reason: str) -
         await asyncio.sleep(pause)
 
 
-async def _reserve(
+async def _reserve_budget(
     budget: BudgetReservation, call: RoutedCall, route: CompiledRoute, rescued: Candidate | None
 ) -> Decimal | None:
-    """Reserve what the call may cost at most; return it, or None where spending is not limited.
+    """Reserve the maximum cost of a request in the caller's budgets.
 
     Args:
-        rescued: candidate whose answer a better model may replace, so that both calls are paid;
-            None: there is no second call.
+        rescued: the first candidate, if a better model may replace its answer, so that two calls
+            are charged; None if only one call is possible.
+
+    Returns:
+        The reserved US dollars; None if spending is not limited.
 
     Raises:
-        LimitExceeded, ServiceUnavailable: see `BudgetReservation.reserve`.
+        LimitExceeded: the remaining budget is too small.
+        ServiceUnavailable: the budget cannot be read.
     """
     request, needs = call.request, call.needs
     if not budget.limits_spending:
         await budget.reserve(Decimal(0), 0)
         return None
     choices = request.data.get("n")
-    max_usd = max_cost(
+    max_usd = compute_max_request_cost(
         route,
         needs,
-        # Protocols without this member do not validate it.
+        # The member `n` is validated only in protocols that define it.
         choices=max(choices, 1) if isinstance(choices, int) else 1,
-        streams=request.streams,
+        streams=request.is_streamed,
     )
     if rescued is not None:
-        max_usd += max_call_cost(rescued.target, needs)
+        max_usd += compute_max_call_cost(rescued.target, needs)
     await budget.reserve(
         max_usd, needs.prompt_tokens + (needs.max_tokens or _DEFAULT_OUTPUT_TOKENS)
     )
     return max_usd
 
 
-def _expected_seconds(candidate: Candidate) -> float:
+def _estimate_seconds(candidate: Candidate) -> float:
     forecast = candidate.forecast
     return (
         _DEFAULT_CALL_SECONDS

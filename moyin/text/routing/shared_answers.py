@@ -1,4 +1,4 @@
-"""Detects follow-ups to answers of other replicas, outside the request path."""
+"""Shares answers among replicas through Valkey, to detect follow-ups to other replicas' answers."""
 
 from __future__ import annotations
 
@@ -11,35 +11,34 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from moyin.text.quality.estimator import Signal
 from moyin.text.routing.followup_evidence import (
     EDITED,
     MAX_SECONDS,
     MIN_SECONDS,
     Evidence,
-    Lookup,
-    evidence_of_next_message,
-    evidence_of_repeat,
+    FollowUpQuery,
+    evidence_from_next_message,
+    evidence_from_repeat,
 )
-from moyin.text.routing.learning import Learning
+from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.request_quality import question_from_json
 
 __all__ = ["AnswerStore", "SharedAnswers"]
 
 _log = logging.getLogger(__name__)
-# One batch per interval. Requests beyond its size are matched with this replica's answers only.
-_INTERVAL_SECONDS = 0.5
-_MAX_LOOKUPS = 100
+# One batch is processed per interval. Further requests are matched only with this replica's answers.
+_BATCH_INTERVAL_SECONDS = 0.5
+_MAX_QUERIES = 100
 _BY_FINGERPRINT, _BY_PREVIOUS = b"a", b"n"
-# Version, ability, start time and fingerprint; the request id follows.
+# A stored answer begins with version, ability, time and fingerprint, and ends with its request id.
 _VERSION = 1
 _HEADER = struct.Struct("<Bdd16s")
-# Records a follow-up to one of this replica's own answers.
+# Records a follow-up to one of this replica's own answers, if Valkey is unavailable.
 Fallback: TypeAlias = Callable[[], None]
 
 
 class AnswerStore(Protocol):
-    """Stores answers in Valkey. It never raises because of an outage, and never takes long."""
+    """Storage of answers in Valkey; `get` and `take` return None during an outage."""
 
     @property
     def is_unavailable(self) -> bool: ...
@@ -54,8 +53,8 @@ class AnswerStore(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
-    """Holds what is stored of an answer; its decision's database row has the rest."""
+class _StoredAnswer:
+    """Stored data of an answer; the database row of its decision has the model and features."""
 
     request_id: str
     ability: float
@@ -63,45 +62,51 @@ class _Answer:
     fingerprint: bytes
 
     @property
-    def name(self) -> bytes:
+    def key(self) -> bytes:
         return _BY_FINGERPRINT + self.fingerprint
 
 
 class SharedAnswers:
-    """Shares answers with all replicas through Valkey, in batches.
+    """Background service that stores answers in Valkey and looks them up, in batches.
 
-    When Valkey is unavailable or a batch is full, each replica detects follow-ups to its own
+    If Valkey is unavailable or a batch is full, the replica detects only follow-ups to its own
     answers.
     """
 
     def __init__(
-        self, store: AnswerStore, learning: Learning, *, clock: Callable[[], float] = time.time
+        self,
+        store: AnswerStore,
+        learning: QualityLearner,
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._learning = learning
         self._clock = clock
-        self._lookups: list[tuple[Lookup, Fallback]] = []
+        self._queries: list[tuple[FollowUpQuery, Fallback]] = []
         self._answers: dict[bytes, bytes] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    def look_up(self, lookup: Lookup, fallback: Fallback) -> bool:
-        """Queue a search for the answer that a request follows up; return False if impossible now.
+    def queue_query(self, query: FollowUpQuery, fallback: Fallback) -> bool:
+        """Queue a query; return False if Valkey is unavailable or the batch is full.
 
-        Args:
-            fallback: called if Valkey turns out to be unavailable.
+        ``fallback`` is called if Valkey is unavailable when the query is processed.
         """
-        if self._store.is_unavailable or len(self._lookups) >= _MAX_LOOKUPS:
+        if self._store.is_unavailable or len(self._queries) >= _MAX_QUERIES:
             return False
-        self._lookups.append((lookup, fallback))
+        self._queries.append((query, fallback))
         self._wake_up()
         return True
 
-    def remember(
+    def queue_answer(
         self, fingerprint: bytes, previous: bytes | None, request_id: str, ability: float, at: float
     ) -> bool:
-        """Queue an answer that began ``at`` for sharing; return False if impossible now."""
-        if self._store.is_unavailable or len(self._answers) >= 2 * _MAX_LOOKUPS:
+        """Queue an answer for storage; return False if Valkey is unavailable or the batch is full.
+
+        `FollowUpQuery` describes the arguments.
+        """
+        if self._store.is_unavailable or len(self._answers) >= 2 * _MAX_QUERIES:
             return False
         value = _HEADER.pack(_VERSION, ability, at, fingerprint) + request_id.encode()
         self._answers[_BY_FINGERPRINT + fingerprint] = value
@@ -111,126 +116,123 @@ class SharedAnswers:
         return True
 
     async def close(self) -> None:
-        """Process what is queued and close the store."""
+        """Process the queued queries and answers, and close the store."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
-        await self._process_safely()
+        await self._process_and_log_errors()
         await self._store.close()
 
-    async def process_pending(self) -> None:
-        """Process the queued lookups, then share the queued answers."""
-        lookups, self._lookups = self._lookups, []
+    async def process_batch(self) -> None:
+        """Process the queued queries, then store the queued answers."""
+        queries, self._queries = self._queries, []
         answers, self._answers = self._answers, {}
-        # Lookups first: a request's own answer would replace the answer that it follows up.
+        # The queries are first: a request's own answer would replace the answer that it follows up.
         try:
-            if lookups and not await self._match(lookups):
-                for _, fallback in lookups:
+            if queries and not await self._match_queries(queries):
+                for _, fallback in queries:
                     fallback()
         finally:
-            # Even if the database failed.
+            # The answers are stored even if the queries failed.
             if answers:
                 await self._store.put(answers, int(MAX_SECONDS))
 
     def _wake_up(self) -> None:
         self._wake.set()
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run())
+            self._task = asyncio.create_task(self._run_batches())
 
-    async def _run(self) -> None:
+    async def _run_batches(self) -> None:
         while True:
             await self._wake.wait()
-            await asyncio.sleep(_INTERVAL_SECONDS)
+            await asyncio.sleep(_BATCH_INTERVAL_SECONDS)
             self._wake.clear()
-            await self._process_safely()
+            await self._process_and_log_errors()
 
-    async def _process_safely(self) -> None:
+    async def _process_and_log_errors(self) -> None:
         try:
-            await self.process_pending()
+            await self.process_batch()
         except Exception:
-            _log.exception("follow-ups could not be recorded")
+            _log.exception("a batch of follow-ups could not be recorded and is lost")
 
-    async def _match(self, lookups: Sequence[tuple[Lookup, Fallback]]) -> bool:
-        """Record signals for matched lookups; return False if Valkey is unavailable."""
-        names = [name for lookup, _ in lookups for name in _keys(lookup)]
+    async def _match_queries(self, queries: Sequence[tuple[FollowUpQuery, Fallback]]) -> bool:
+        """Record a signal for each query with an answer; return False if Valkey is unavailable."""
+        names = [name for query, _ in queries for name in _build_keys(query)]
         values = await self._store.get(names)
         if values is None:
             return False
         stored = dict(zip(names, values, strict=True))
-        matches: list[tuple[Lookup, Evidence, _Answer]] = []
-        for lookup, _ in lookups:
-            match = self._evidence(lookup, stored)
+        matches: list[tuple[FollowUpQuery, Evidence, _StoredAnswer]] = []
+        for query, _ in queries:
+            match = self._find_evidence(query, stored)
             if match is not None:
-                matches.append((lookup, *match))
+                matches.append((query, *match))
         if not matches:
             return True
-        taken = await self._store.take([answer.name for _, _, answer in matches])
+        taken = await self._store.take([answer.key for _, _, answer in matches])
         if taken is None:
             return False
-        for (lookup, evidence, answer), value in zip(matches, taken, strict=True):
-            if value is not None and _decode(value) == answer:
-                await self._record(lookup, evidence, answer)
+        for (query, evidence, answer), value in zip(matches, taken, strict=True):
+            if value is not None and _decode_answer(value) == answer:
+                await self._record_signal(query, evidence, answer)
         return True
 
-    def _evidence(
-        self, lookup: Lookup, stored: Mapping[bytes, bytes | None]
-    ) -> tuple[Evidence, _Answer] | None:
-        """Return the evidence that a request gives, and the answer that it is about."""
-        repeated, *rest = (_recent_answer(stored[name], lookup.at) for name in _keys(lookup))
+    def _find_evidence(
+        self, query: FollowUpQuery, stored: Mapping[bytes, bytes | None]
+    ) -> tuple[Evidence, _StoredAnswer] | None:
+        """Return the answer that a request follows up, with the evidence about its quality."""
+        repeated, *rest = (
+            _decode_recent_answer(stored[name], query.at) for name in _build_keys(query)
+        )
         if repeated is not None:
-            return evidence_of_repeat(lookup, repeated.ability), repeated
+            return evidence_from_repeat(query, repeated.ability), repeated
         if not rest:
             return None
         previous, sibling = rest
         if previous is not None:
-            return evidence_of_next_message(lookup), previous
+            return evidence_from_next_message(query), previous
         return None if sibling is None else (EDITED, sibling)
 
-    async def _record(self, lookup: Lookup, evidence: Evidence, answer: _Answer) -> None:
-        row = await self._learning.find_decision(lookup.owner, answer.request_id)
+    async def _record_signal(
+        self, query: FollowUpQuery, evidence: Evidence, answer: _StoredAnswer
+    ) -> None:
+        row = await self._learning.find_decision(query.owner, answer.request_id)
         if row is None:
-            # The decision was not written because the database was unavailable.
+            # The decision was dropped while the database was unavailable.
             return
-        signal = Signal(
-            model=row.model,
-            question=question_from_json(row.question),
-            score=evidence.score,
-            weight=evidence.weight,
-            source=evidence.source,
-            key=lookup.key_id,
-            at=self._clock(),
-        )
-        self._learning.record_signal(lookup.owner, answer.request_id, signal, p_good=row.p_good)
+        question = question_from_json(row.question)
+        signal = evidence.to_signal(row.model, question, query, self._clock())
+        self._learning.record_signal(query.owner, answer.request_id, signal, p_good=row.p_good)
 
 
-def _keys(lookup: Lookup) -> list[bytes]:
-    """Return the store's keys for a lookup.
+def _build_keys(query: FollowUpQuery) -> list[bytes]:
+    """Return the keys under which the answer that a request follows up may be stored.
 
-    They find a repeat of the request, the answer before its newest message, and an answer to
-    another version of that message.
+    The first key finds an answer to the same request, the second the answer before its newest
+    message, and the third an answer to another version of that message.
     """
-    if lookup.previous is None:
-        return [_BY_FINGERPRINT + lookup.fingerprint]
+    if query.previous is None:
+        return [_BY_FINGERPRINT + query.fingerprint]
     return [
-        _BY_FINGERPRINT + lookup.fingerprint,
-        _BY_FINGERPRINT + lookup.previous,
-        _BY_PREVIOUS + lookup.previous,
+        _BY_FINGERPRINT + query.fingerprint,
+        _BY_FINGERPRINT + query.previous,
+        _BY_PREVIOUS + query.previous,
     ]
 
 
-def _recent_answer(value: bytes | None, at: float) -> _Answer | None:
-    """Return the stored answer if a request that arrived ``at`` may follow it up."""
-    answer = None if value is None else _decode(value)
+def _decode_recent_answer(value: bytes | None, at: float) -> _StoredAnswer | None:
+    """Decode a stored answer; return None if a request at the time ``at`` cannot follow it up."""
+    answer = None if value is None else _decode_answer(value)
     if answer is None:
         return None
     return answer if MIN_SECONDS <= at - answer.at <= MAX_SECONDS else None
 
 
-def _decode(value: bytes) -> _Answer | None:
+def _decode_answer(value: bytes) -> _StoredAnswer | None:
     if len(value) <= _HEADER.size:
         return None
     version, ability, at, fingerprint = _HEADER.unpack_from(value)
     if version != _VERSION:
         return None
-    return _Answer(value[_HEADER.size :].decode(errors="replace"), ability, at, fingerprint)
+    return _StoredAnswer(value[_HEADER.size :].decode(errors="replace"), ability, at, fingerprint)

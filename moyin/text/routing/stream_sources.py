@@ -1,10 +1,10 @@
-"""Produces the bytes of a stream in the client's format, and measures its usage."""
+"""Produces the bytes of a streamed answer in the client's API format, and measures its usage."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Protocol
 
 from moyin.domain.chat import (
@@ -22,116 +22,111 @@ from moyin.domain.transcript import Transcript
 from moyin.errors import StreamInterrupted
 from moyin.text.protocol.codec import StreamTap, StreamWriter
 
-__all__ = ["PassedSource", "Source", "TranslatedSource"]
+__all__ = ["ForwardedSource", "StreamSource", "TranslatedSource"]
 
 _NO_USAGE = Usage()
 
 
-class Source(Protocol):
-    """Produces a stream in the client's format."""
+class StreamSource(Protocol):
+    """Source of a streamed answer in the client's API format."""
 
-    def pieces(self) -> AsyncGenerator[bytes, None]:
-        """Yield the bytes for the client; raise as `ModelBackend` does."""
+    def iterate_pieces(self) -> AsyncGenerator[bytes, None]:
+        """Yield the bytes for the client; raise the errors that `ModelBackend` documents."""
 
     @property
     def usage(self) -> Usage:
-        """The usage so far; estimated until the back end reports it."""
+        """The usage so far; it is estimated until the back end reports it."""
 
 
-class PassedSource:
-    """Passes on the back end's own bytes.
+@dataclass(eq=False, slots=True)
+class ForwardedSource:
+    """Source that forwards the back end's bytes, because both sides have the same API format.
 
     Args:
-        prompt_tokens: estimate to use if the back end does not report them.
-        transcript: records what the model writes; None: the stream is not checked.
+        tap: reads the usage from the bytes that pass.
+        transcript: records the text of the answer. If it is None, the stream is not checked.
+        prompt_tokens: estimated tokens of the prompt, used if the back end does not report them.
     """
 
-    def __init__(
-        self,
-        upstream: AsyncGenerator[bytes, None],
-        tap: StreamTap,
-        transcript: Transcript | None = None,
-        *,
-        prompt_tokens: int,
-    ) -> None:
-        self._upstream = upstream
-        self._prompt_tokens = prompt_tokens
-        self._tap = tap
-        tap.transcript = transcript
+    upstream: AsyncGenerator[bytes, None]
+    tap: StreamTap
+    transcript: Transcript | None = None
+    _: KW_ONLY
+    prompt_tokens: int
 
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
-        tap = self._tap
-        async with aclosing(self._upstream) as upstream:
+    def __post_init__(self) -> None:
+        self.tap.transcript = self.transcript
+
+    async def iterate_pieces(self) -> AsyncGenerator[bytes, None]:
+        tap = self.tap
+        async with aclosing(self.upstream) as upstream:
             async for piece in upstream:
-                if passed := tap.feed(piece):
-                    yield passed
-        if last := tap.end():
+                if output := tap.feed(piece):
+                    yield output
+        if last := tap.flush():
             yield last
-        if not tap.finished:
-            raise StreamInterrupted("the back end ended the stream early")
+        if not tap.is_finished:
+            raise StreamInterrupted("the back end ended the stream before its final event")
 
     @property
     def usage(self) -> Usage:
-        tap = self._tap
-        return _final_usage(tap.usage, self._prompt_tokens, tap.tokens, is_final=tap.finished)
+        tap = self.tap
+        return _complete_usage(tap.usage, self.prompt_tokens, tap.tokens, is_final=tap.is_finished)
 
 
+@dataclass(eq=False, slots=True)
 class TranslatedSource:
-    """Writes deltas of the domain model in the client's protocol.
+    """Source that writes the back end's deltas in the client's API format.
 
-    If the back end reports no usage, the client gets the estimate that is recorded.
+    If the back end reports no usage, the estimated usage is sent to the client and recorded.
 
     Args:
-        prompt_tokens: estimate to use if the back end does not report them.
-        by_token: each delta is one token; otherwise tokens are estimated from the text's length.
-        transcript: records what the model writes; None: the stream is not checked.
+        by_token: True if each delta is one token. Otherwise the tokens are estimated from the
+            length of the text.
+        prompt_tokens: estimated tokens of the prompt, used if the back end does not report them.
+        transcript: records the text of the answer. If it is None, the stream is not checked.
     """
 
-    def __init__(
-        self,
-        deltas: AsyncGenerator[Delta, None],
-        writer: StreamWriter,
-        *,
-        by_token: bool,
-        prompt_tokens: int,
-        transcript: Transcript | None = None,
-    ) -> None:
-        self._deltas = deltas
-        self._transcript = transcript
-        self._writer = writer
-        self._by_token = by_token
-        self._prompt_tokens = prompt_tokens
-        self._usage: Usage | None = None
-        self._delta_count = self._text_size = 0
-        self._usage_is_final = False
+    deltas: AsyncGenerator[Delta, None]
+    writer: StreamWriter
+    _: KW_ONLY
+    by_token: bool
+    prompt_tokens: int
+    transcript: Transcript | None = None
+    _usage: Usage | None = None
+    _usage_is_final: bool = False
+    _delta_count: int = 0
+    _text_size: int = 0
 
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
-        async with aclosing(self._deltas) as deltas:
+    async def iterate_pieces(self) -> AsyncGenerator[bytes, None]:
+        async with aclosing(self.deltas) as deltas:
             async for delta in deltas:
-                self._count(delta)
-                if self._transcript is not None:
-                    self._transcript.add((delta,))
+                self._count_tokens(delta)
+                if self.transcript is not None:
+                    self.transcript.add((delta,))
                 if isinstance(delta, Started | Finished):
-                    delta = self._with_usage(delta)
-                if written := self._writer.write(delta):
-                    yield written
+                    delta = self._add_usage(delta)
+                if output := self.writer.write(delta):
+                    yield output
 
     @property
     def usage(self) -> Usage:
-        tokens = self._delta_count if self._by_token else tokens_in(self._text_size)
-        return _final_usage(self._usage, self._prompt_tokens, tokens, is_final=self._usage_is_final)
+        tokens = self._delta_count if self.by_token else tokens_in(self._text_size)
+        return _complete_usage(
+            self._usage, self.prompt_tokens, tokens, is_final=self._usage_is_final
+        )
 
-    def _with_usage(self, delta: Started | Finished) -> Started | Finished:
-        """Return the delta with the usage in it.
+    def _add_usage(self, delta: Started | Finished) -> Started | Finished:
+        """Return the first or last delta of a stream with the usage set.
 
-        Most servers count at the end. Clients of Anthropic read prompt tokens from the first
-        event, and the last one corrects them.
+        Anthropic's clients read the prompt tokens from the first event. Most back ends report them
+        only at the end, so the first event has an estimate, which the last event corrects.
         """
         if isinstance(delta, Started):
             return delta if delta.usage.prompt_tokens else replace(delta, usage=self.usage)
         return delta if self._usage_is_final else replace(delta, usage=self.usage)
 
-    def _count(self, delta: Delta) -> None:
+    def _count_tokens(self, delta: Delta) -> None:
         match delta:
             case Started() if delta.usage.prompt_tokens:
                 self._usage = delta.usage
@@ -143,15 +138,15 @@ class TranslatedSource:
             case ToolArguments():
                 self._delta_count += 1
                 self._text_size += text_size(delta.fragment)
-            # A server that reports no usage ends with an empty one; the counted tokens are used then.
+            # An empty usage means that the back end reports none.
             case Finished() if delta.usage != _NO_USAGE:
                 self._usage, self._usage_is_final = delta.usage, True
 
 
-def _final_usage(
+def _complete_usage(
     reported: Usage | None, prompt_tokens: int, tokens: int, *, is_final: bool
 ) -> Usage:
-    """Return the usage that the back end reported; otherwise count the tokens that passed."""
+    """Return the reported usage, completed by the counted tokens if it is missing or not final."""
     if reported is None or reported == _NO_USAGE:
         return Usage(input_tokens=prompt_tokens, output_tokens=tokens)
     return (

@@ -1,4 +1,4 @@
-"""Defines what is reported of calls and breakers, for metrics and traces."""
+"""Defines the interface through which the router reports calls and breakers to metrics and traces."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ __all__ = ["CallRecord", "NoTelemetry", "Telemetry"]
 # Not frozen: freezing doubles the cost of creating one per call.
 @dataclass(kw_only=True, slots=True)
 class CallRecord:
-    """Describes one finished call to one back end.
+    """Measurements of one finished call to a back end.
 
     Attributes:
-        operation: ``chat`` or ``embeddings``, as OpenTelemetry names it.
+        operation: ``chat`` or ``embeddings``, as in OpenTelemetry's conventions.
         provider: kind of server.
-        requested_model: name that the client sent, possibly an alias.
-        first_token_seconds: time to the first piece of a stream; None: there was none.
-        error: code of the error that ended it; ``cancelled`` if the client disconnected.
-        ended_at: seconds since 1970-01-01.
-        traceparent: the client's trace context in W3C format, if it has one.
+        requested_model: the model name in the request, which may be an alias.
+        first_token_seconds: time to the first bytes of a stream; None if there were none.
+        error: code of the error that ended the call, ``cancelled`` if the client disconnected, or
+            None.
+        ended_at: time of the end, in seconds since 1970-01-01.
+        traceparent: the client's trace context in W3C format; None if it sent none.
     """
 
     operation: str
@@ -41,20 +42,20 @@ class CallRecord:
 
 
 class Telemetry(Protocol):
-    """Receives reports on the hot path, so it must not do work there."""
+    """Receiver of reports; it is called in the request path, so its methods must be fast."""
 
     def record_call(self, record: CallRecord) -> None:
         """Record a finished call."""
 
     def record_breaker_state(self, backend: str, state: BreakerState) -> None:
-        """Record a new state of a back end's breaker; the first is closed."""
+        """Record the new state of a back end's breaker, which is closed at first."""
 
     def forget_backend(self, backend: str) -> None:
-        """Drop the state of a back end that is no longer configured."""
+        """Remove the metrics of a back end that is no longer configured."""
 
 
 class NoTelemetry:
-    """Ignores all reports, for tests and tools."""
+    """Telemetry that ignores all reports."""
 
     def record_call(self, record: CallRecord) -> None:
         return None

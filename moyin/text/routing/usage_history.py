@@ -1,4 +1,4 @@
-"""Predicts the tokens of a call from the usage of earlier calls."""
+"""Predicts the token usage of a call from the usage of earlier calls."""
 
 from __future__ import annotations
 
@@ -6,36 +6,36 @@ from typing import TypeAlias
 
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs
-from moyin.text.routing.averages import Averages
+from moyin.text.routing.averages import KeyedAverages
 
-__all__ = ["Shape", "UsageHistory", "shape_of"]
+__all__ = ["RequestShape", "UsageHistory", "compute_request_shape"]
 
-_DEFAULT_OUTPUT = 256.0
-# A client that marks a prompt for caching expects cache hits. Without this prior, a model with a
-# cheap cache would never be called, so its hits would never be observed.
+_DEFAULT_OUTPUT_TOKENS = 256.0
+# Prior share of cached prompt tokens for a client that marks its prompt for caching. Without it, a
+# model with a cheap cache would never be called, and its cache hits would never be observed.
 _DEFAULT_CACHED_SHARE = 0.5
-# Requests of one shape tend to have answers of similar length. A shape packs the magnitudes of the
-# prompt and the limit, and the requested features, into one number.
-Shape: TypeAlias = int
+# Requests of the same shape tend to have answers of similar length. A shape is a number that encodes
+# the magnitudes of the prompt and of the token limit, and the requested features.
+RequestShape: TypeAlias = int
 
 
 class UsageHistory:
-    """Predicts tokens by model and by the shape of a request.
+    """Bounded history of the usage by model and by shape of the request.
 
-    A model without calls of a shape uses the shape's average over all models, then its own average
-    over all shapes. The number of averages is bounded.
+    The prediction for a model that has few calls of a shape uses the average of the shape over all
+    models, and then the average of the model over all shapes.
     """
 
     def __init__(self) -> None:
-        self._output = Averages()
-        self._cached = Averages()
-        self._ratio = Averages()
+        self._output = KeyedAverages()
+        self._cached = KeyedAverages()
+        self._ratio = KeyedAverages()
 
     def record(self, model: str, needs: Needs, usage: Usage) -> None:
-        """Record the usage of a call that ended well; ignore a back end that reported none."""
+        """Record the usage of a successful call; an empty usage is ignored."""
         if needs.embeddings or usage.prompt_tokens + usage.output_tokens == 0:
             return
-        shape = shape_of(needs)
+        shape = compute_request_shape(needs)
         for key in (model, shape, (model, shape)):
             self._output.add(key, usage.output_tokens)
         if usage.prompt_tokens:
@@ -44,14 +44,14 @@ class UsageHistory:
                 self._ratio.add(model, usage.prompt_tokens / needs.prompt_tokens)
 
     def estimate_prompt_tokens(self, model: str, needs: Needs) -> int:
-        """Estimate a prompt's tokens from its bytes and the model's observed ratio."""
+        """Correct the estimated tokens of a prompt by the ratio that was observed for the model."""
         return round(needs.prompt_tokens * self._ratio.estimate(model, 1.0))
 
-    def expect(self, model: str, needs: Needs, shape: Shape) -> Usage:
-        """Return the expected usage of a call; its output is within the client's limit."""
+    def predict_usage(self, model: str, needs: Needs, shape: RequestShape) -> Usage:
+        """Return the expected usage of a call, with an output within the client's token limit."""
         if needs.embeddings:
             return Usage(input_tokens=needs.prompt_tokens)
-        output = self._output.estimate(model, _DEFAULT_OUTPUT)
+        output = self._output.estimate(model, _DEFAULT_OUTPUT_TOKENS)
         output = self._output.estimate(shape, output)
         output = self._output.estimate((model, shape), output)
         if needs.max_tokens is not None and output > needs.max_tokens:
@@ -64,8 +64,8 @@ class UsageHistory:
         )
 
 
-def shape_of(needs: Needs) -> Shape:
-    """Return the shape of a request."""
+def compute_request_shape(needs: Needs) -> RequestShape:
+    """Return the shape of a request, under which `UsageHistory` groups similar requests."""
     limit = 0 if needs.max_tokens is None else needs.max_tokens.bit_length() + 1
     features = needs.tools | needs.schema << 1 | needs.thinking << 2 | needs.has_cache_markers << 3
     return needs.prompt_tokens.bit_length() | limit << 6 | features << 12

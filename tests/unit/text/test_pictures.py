@@ -9,7 +9,7 @@ from aiohttp.test_utils import TestServer
 
 from moyin.errors import AddressNotAllowed, InvalidRequest, UnsupportedFeature
 from moyin.http.public_addresses import AllowedNetworks
-from moyin.text.pictures import Pictures
+from moyin.text.pictures import PictureFetcher
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 40
 
@@ -41,13 +41,13 @@ async def host() -> AsyncIterator[str]:
 
 
 @pytest.fixture
-async def pictures() -> AsyncIterator[Pictures]:
-    pictures = Pictures(AllowedNetworks("127.0.0.0/8"))
+async def pictures() -> AsyncIterator[PictureFetcher]:
+    pictures = PictureFetcher(AllowedNetworks("127.0.0.0/8"))
     yield pictures
     await pictures.close()
 
 
-async def test_its_bytes_say_what_a_picture_is(host: str, pictures: Pictures) -> None:
+async def test_its_bytes_say_what_a_picture_is(host: str, pictures: PictureFetcher) -> None:
     wanted = [f"{host}a.png", f"{host}there", f"{host}a.png"]
     found = await pictures.fetch(wanted)
     assert set(found) == set(wanted)
@@ -59,14 +59,14 @@ async def test_its_bytes_say_what_a_picture_is(host: str, pictures: Pictures) ->
 @pytest.mark.parametrize(
     ("place", "why"),
     [
-        ("page", "no PNG"),
-        ("nothing", "status 404"),
+        ("page", "must be a PNG"),
+        ("nothing", "responded 404"),
         ("large", "too large"),
-        ("round", "redirects too often"),
+        ("round", "redirects more than 3 times"),
     ],
 )
 async def test_what_is_no_picture_is_said(
-    host: str, pictures: Pictures, place: str, why: str
+    host: str, pictures: PictureFetcher, place: str, why: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=why) as caught:
         await pictures.fetch([f"{host}{place}"])
@@ -85,13 +85,13 @@ async def test_what_is_no_picture_is_said(
         "http://①⑥⑨.②⑤④.①⑥⑨.②⑤④/latest/meta-data",
     ],
 )
-async def test_private_networks_stay_private(pictures: Pictures, url: str) -> None:
+async def test_private_networks_stay_private(pictures: PictureFetcher, url: str) -> None:
     with pytest.raises((AddressNotAllowed, InvalidRequest)) as caught:
         await pictures.fetch([url])
     assert caught.value.field == "messages"
 
 
-async def test_a_redirect_does_not_lead_inside(host: str, pictures: Pictures) -> None:
+async def test_a_redirect_does_not_lead_inside(host: str, pictures: PictureFetcher) -> None:
     with pytest.raises(AddressNotAllowed):
         await pictures.fetch([f"{host}inside"])
 
@@ -100,7 +100,7 @@ async def test_a_redirect_does_not_lead_inside(host: str, pictures: Pictures) ->
     "spelled", ["\uff11\uff12\uff17.\uff10.\uff10.\uff11", "①②⑦.0.0.1", "127。0。0。1"]
 )
 async def test_loopback_is_private_however_it_is_spelled(host: str, spelled: str) -> None:
-    pictures = Pictures(AllowedNetworks())
+    pictures = PictureFetcher(AllowedNetworks())
     with pytest.raises(AddressNotAllowed, match="picture"):
         await pictures.fetch([f"{host}a.png".replace("127.0.0.1", spelled)])
     await pictures.close()
@@ -108,7 +108,7 @@ async def test_loopback_is_private_however_it_is_spelled(host: str, spelled: str
 
 @pytest.mark.parametrize("url", ["http://a..b/a.png", f"http://{'a' * 64}.example/a.png"])
 async def test_a_name_that_no_host_can_have_is_the_clients_mistake(
-    host: str, pictures: Pictures, url: str
+    host: str, pictures: PictureFetcher, url: str
 ) -> None:
     for asked in (url, f"{host}nobody"):
         with pytest.raises(InvalidRequest, match="absolute") as caught:
@@ -117,7 +117,7 @@ async def test_a_name_that_no_host_can_have_is_the_clients_mistake(
 
 
 async def test_loopback_is_private_unless_an_operator_says_otherwise(host: str) -> None:
-    pictures = Pictures(AllowedNetworks())
+    pictures = PictureFetcher(AllowedNetworks())
     with pytest.raises(AddressNotAllowed, match="picture"):
         await pictures.fetch([f"{host}a.png"])
     named = host.replace("127.0.0.1", "localhost")
@@ -127,11 +127,11 @@ async def test_loopback_is_private_unless_an_operator_says_otherwise(host: str) 
 
 
 @pytest.mark.parametrize("url", ["ftp://e.org/a", "file:///etc/passwd", "//e.org/a", "a.png", ""])
-async def test_only_absolute_urls_are_followed(pictures: Pictures, url: str) -> None:
+async def test_only_absolute_urls_are_followed(pictures: PictureFetcher, url: str) -> None:
     with pytest.raises(InvalidRequest, match="absolute"):
         await pictures.fetch([url])
 
 
-async def test_a_request_names_only_so_many(pictures: Pictures) -> None:
+async def test_a_request_names_only_so_many(pictures: PictureFetcher) -> None:
     with pytest.raises(UnsupportedFeature, match="20"):
         await pictures.fetch(f"http://e.org/{number}" for number in range(21))

@@ -1,1 +1,1 @@
-"""Translates Anthropic's messages: requests, responses, streams and errors."""
+"""Translates the requests, responses, streams and errors of Anthropic's messages API."""

@@ -1,4 +1,4 @@
-"""Holds the codec of Anthropic's messages, and the request to count tokens."""
+"""Implements the codec of ``POST /v1/messages``, and parses ``POST /v1/messages/count_tokens``."""
 
 from __future__ import annotations
 
@@ -21,17 +21,9 @@ from moyin.http.validation import (
     text_bytes,
     validate,
 )
-from moyin.text.protocol.anthropic import wire
-from moyin.text.protocol.anthropic.errors import error_event, render_error
-from moyin.text.protocol.anthropic.request_to_domain import (
-    chat_constraints,
-    chat_needs,
-    chat_request_to_domain,
-    content_blocks,
-    refers_to_url,
-    turns_backwards,
-)
-from moyin.text.protocol.anthropic.request_to_upstream import inline_pictures
+from moyin.text.protocol.anthropic import request_to_domain, wire
+from moyin.text.protocol.anthropic.errors import render_error, render_error_event
+from moyin.text.protocol.anthropic.request_to_upstream import embed_pictures
 from moyin.text.protocol.anthropic.response import (
     chat_response_to_client,
     chat_response_to_domain,
@@ -39,19 +31,17 @@ from moyin.text.protocol.anthropic.response import (
     usage_to_domain,
 )
 from moyin.text.protocol.anthropic.stream import StreamTap, StreamWriter
-from moyin.text.protocol.codec import Turn, newest_turns, replace_members
+from moyin.text.protocol.codec import Turn, encode_with_changes, select_newest_turns
 
-__all__ = ["AnthropicCodec", "ParsedCountRequest"]
-
-# Shows, without a walk over the body, that a cache marker may be there: inside a JSON string the
-# quotes would be escaped.
+# A body without these bytes has no cache marker. Searching bytes is faster than walking the JSON,
+# and a text can't contain them, because quotes in a JSON string are escaped.
 _CACHE_MARKER = b'"cache_control"'
-_FORWARDED = (b"anthropic-beta", b"anthropic-version")
+_FORWARDED_HEADERS = (b"anthropic-beta", b"anthropic-version")
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedChatRequest:
-    """A validated message request; ``raw`` and ``data`` are the client's bytes and JSON."""
+    """A validated request of ``POST /v1/messages``; ``data`` is ``raw`` parsed as JSON."""
 
     raw: bytes
     data: Mapping[str, Any]
@@ -62,44 +52,47 @@ class ParsedChatRequest:
         return self.body.model
 
     @property
-    def streams(self) -> bool:
+    def is_streamed(self) -> bool:
         return bool(self.body.stream)
 
-    def needs(self) -> Needs:
+    def derive_needs(self) -> Needs:
         is_marked, limit = _CACHE_MARKER in self.raw, self.body.max_tokens
-        return chat_needs(self.body, self.data, max_tokens=limit, has_cache_markers=is_marked)
+        return request_to_domain.derive_chat_needs(
+            self.body, self.data, max_tokens=limit, has_cache_markers=is_marked
+        )
 
-    def schemas(self) -> Iterator[tuple[str, Any]]:
+    def iterate_schemas(self) -> Iterator[tuple[str, Any]]:
         return embedded_schemas(self.data, "input_schema")
 
-    def constraints(self) -> ResponseConstraints:
-        return chat_constraints(self.body)
+    def derive_constraints(self) -> ResponseConstraints:
+        return request_to_domain.derive_chat_constraints(self.body)
 
-    def recent_turns(self) -> tuple[Turn, ...]:
-        return newest_turns(turns_backwards(self.body))
+    def select_recent_turns(self) -> tuple[Turn, ...]:
+        return select_newest_turns(request_to_domain.iterate_turns_newest_first(self.body))
 
     @property
     def picture_urls(self) -> tuple[str, ...]:
-        images = (b for b in content_blocks(self.body) if isinstance(b, wire.ImageBlock))
+        blocks = request_to_domain.iterate_content_blocks(self.body)
+        images = (block for block in blocks if isinstance(block, wire.ImageBlock))
         return tuple(dict.fromkeys(i.source.url for i in images if i.source.url is not None))
 
     def with_pictures(self, pictures: Mapping[str, Image]) -> ParsedChatRequest:
-        messages = [inline_pictures(message, pictures) for message in self.data["messages"]]
+        messages = [embed_pictures(message, pictures) for message in self.data["messages"]]
         data = {**self.data, "messages": messages}
         return ParsedChatRequest(to_json(data), data, validate(wire.MessagesBody, data))
 
     def to_domain(self, model: str) -> ChatRequest:
-        return replace(chat_request_to_domain(self.body), model=model)
+        return replace(request_to_domain.chat_request_to_domain(self.body), model=model)
 
     def to_upstream(
         self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NO_MEMBERS
     ) -> bytes:
-        return replace_members(self.raw, self.data, model, additions, overrides)
+        return encode_with_changes(self.raw, self.data, model, additions, overrides)
 
-    def stream_tap(self, additions: Mapping[str, Any]) -> StreamTap:
+    def create_stream_tap(self, additions: Mapping[str, Any]) -> StreamTap:
         return StreamTap()
 
-    def stream_writer(self) -> StreamWriter:
+    def create_stream_writer(self) -> StreamWriter:
         return StreamWriter()
 
     def encode_response(self, response: ChatResponse | EmbeddingResponse) -> bytes:
@@ -108,34 +101,41 @@ class ParsedChatRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class ParsedCountRequest:
-    """A validated request to count the tokens of a prompt."""
+class ParsedCountTokensRequest:
+    """A validated request of ``POST /v1/messages/count_tokens``; ``data`` is its JSON."""
 
     data: Mapping[str, Any]
     body: wire.CountBody
 
     @classmethod
-    def parse(cls, body: bytes) -> ParsedCountRequest:
-        """Parse and validate a request; raises as `AnthropicCodec.parse` does."""
+    def parse(cls, body: bytes) -> ParsedCountTokensRequest:
+        """Parse and validate a request.
+
+        Raises:
+            InvalidJson, InvalidRequest: the body is invalid; the error names the field.
+        """
         data = parse_object(body)
         return cls(data, validate(wire.CountBody, data))
 
-    def needs(self) -> Needs:
-        """Return the needs of the message request; ``prompt_tokens`` is the estimated count."""
-        return chat_needs(self.body, self.data, max_tokens=None, has_cache_markers=False)
+    def derive_needs(self) -> Needs:
+        """Return what a model needs for the prompt, including its estimated ``prompt_tokens``."""
+        return request_to_domain.derive_chat_needs(
+            self.body, self.data, max_tokens=None, has_cache_markers=False
+        )
 
-    def schemas(self) -> Iterator[tuple[str, Any]]:
-        """Yield the JSON schemas as `ParsedRequest.schemas` does."""
+    def iterate_schemas(self) -> Iterator[tuple[str, Any]]:
+        """Yield the field and the value of each JSON schema of a tool or of the answer."""
         return embedded_schemas(self.data, "input_schema")
 
     @property
     def has_urls(self) -> bool:
-        """True if a picture or document is named by a URL, which a counting server would fetch."""
+        """True if a server must fetch a picture or document from a URL to count its tokens."""
         return any(
             block.source.url is not None
             if isinstance(block, wire.ImageBlock)
-            else isinstance(block, wire.OtherBlock) and refers_to_url(block.extras)
-            for block in content_blocks(self.body)
+            else isinstance(block, wire.OtherBlock)
+            and request_to_domain.refers_to_url(block.extras)
+            for block in request_to_domain.iterate_content_blocks(self.body)
         )
 
     def to_upstream(self, model: str) -> bytes:
@@ -143,34 +143,36 @@ class ParsedCountRequest:
 
 
 class AnthropicCodec:
-    """Reads and writes messages."""
+    """The codec of ``POST /v1/messages``."""
 
     api_format = ApiFormat.ANTHROPIC
     path = "/messages"
-    stream_type = EVENT_STREAM
+    stream_content_type = EVENT_STREAM
     read_response = staticmethod(chat_response_to_domain)
     render_error = staticmethod(render_error)
-    error_event = staticmethod(error_event)
-    cost_trailer = staticmethod(cost_comment)
+    render_error_event = staticmethod(render_error_event)
+    encode_cost_trailer = staticmethod(cost_comment)
 
     def parse(self, body: bytes) -> ParsedChatRequest:
         data = parse_object(body)
         return ParsedChatRequest(body, data, validate(wire.MessagesBody, data))
 
-    def forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-        return {k.decode(): v.decode("latin-1") for k, v in headers if k in _FORWARDED}
+    def select_forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+        return {k.decode(): v.decode("latin-1") for k, v in headers if k in _FORWARDED_HEADERS}
 
     def read_usage(self, body: Mapping[str, Any]) -> Usage:
         return usage_to_domain(body.get("usage"))
 
-    def output_bytes(self, body: Mapping[str, Any]) -> int:
+    def count_output_bytes(self, body: Mapping[str, Any]) -> int:
         return text_bytes(body.get("content"))
 
-    def check_response(self, body: Mapping[str, Any]) -> None:
+    def require_answer_member(self, body: Mapping[str, Any]) -> None:
         if not isinstance(body.get("content"), list):
             raise malformed_response()
 
-    def complete_response(self, raw: bytes, body: dict[str, Any], estimate: Usage | None) -> bytes:
+    def add_missing_members(
+        self, raw: bytes, body: dict[str, Any], estimate: Usage | None
+    ) -> bytes:
         if estimate is None:
             return raw
         body["usage"] = usage_to_client(estimate)

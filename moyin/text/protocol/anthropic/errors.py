@@ -10,11 +10,8 @@ from moyin import errors
 from moyin.http.problems import ErrorBody, error_headers, status_of
 from moyin.http.sse import event
 
-__all__ = ["error_event", "render_error"]
-
-
-# Errors of the domain name fields as OpenAI does.
-_FIELDS = {
+# Anthropic's names of the fields that `moyin.domain.chat` and its errors name as OpenAI does.
+_CLIENT_FIELDS = {
     "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
     "reasoning_effort": "thinking",
     "response_format": "output_config.format",
@@ -23,10 +20,10 @@ _FIELDS = {
 
 
 def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorBody:
-    """Render ``{"type": "error", "error": {type, message, code}, "request_id"}``."""
+    """Render ``error`` as ``{"type": "error", "error": {type, message, code}, "request_id"}``."""
     return ErrorBody(
         status=status_of(error),
-        body=to_json(_body(error, request_id)),
+        body=to_json(_build_error_body(error, request_id)),
         headers={
             "content-type": "application/json",
             "request-id": request_id,
@@ -35,21 +32,25 @@ def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorB
     )
 
 
-def error_event(error: errors.MoyinError, request_id: str) -> bytes:
-    """Render the event that ends a broken stream; Anthropic's SDKs raise when they read it."""
-    return event(_body(error, request_id), name="error")
+def render_error_event(error: errors.MoyinError, request_id: str) -> bytes:
+    """Render ``error`` as the last event of a broken stream, on which Anthropic's SDKs raise."""
+    return event(_build_error_body(error, request_id), name="error")
 
 
-def _body(error: errors.MoyinError, request_id: str) -> dict[str, Any]:
-    body: dict[str, Any] = {"type": _type(error), "message": error.message, "code": error.code}
+def _build_error_body(error: errors.MoyinError, request_id: str) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "type": _select_error_type(error),
+        "message": error.message,
+        "code": error.code,
+    }
     if error.field is not None:
-        body["field"] = _FIELDS.get(error.field, error.field)
+        body["field"] = _CLIENT_FIELDS.get(error.field, error.field)
     if error.details:
         body["details"] = error.details
     return {"type": "error", "error": body, "request_id": request_id}
 
 
-def _type(error: errors.MoyinError) -> str:
+def _select_error_type(error: errors.MoyinError) -> str:
     match error:
         case errors.BodyTooLarge():
             return "request_too_large"

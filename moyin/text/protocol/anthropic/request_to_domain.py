@@ -1,4 +1,7 @@
-"""Translates message requests to the domain, and derives what a model needs to answer them."""
+"""Translates Anthropic's message requests to `moyin.domain.chat`, and derives their needs.
+
+The needs are the abilities and the context length that a model must have to answer a request.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +10,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from moyin.domain.chat import (
-    ChatRequest,
-    Image,
-    Message,
-    OutputFormat,
-    Part,
-    Reasoning,
-    Role,
-    Sampling,
-    Text,
-    Thinking,
-    Tool,
-    ToolChoice,
-    ToolResult,
-    ToolUse,
-)
+from moyin.domain import chat
 from moyin.domain.needs import (
     IMAGE_TOKENS,
     Needs,
@@ -37,35 +25,25 @@ from moyin.http.validation import unsupported_field
 from moyin.text.protocol.anthropic import wire
 from moyin.text.protocol.codec import Turn
 
-__all__ = [
-    "chat_constraints",
-    "chat_needs",
-    "chat_request_to_domain",
-    "content_blocks",
-    "first_untranslatable_field",
-    "refers_to_url",
-    "turns_backwards",
-]
+# Bytes in a serialized block that show how it contains or names its content.
+_BASE64_SOURCE_MARKER = b'"type":"base64"'
+_FILE_SOURCE_MARKERS = (b'"type":"file"', b'"file_id":')
 
-# Bytes in a serialised block that show where its content is.
-_BASE64_SOURCE = b'"type":"base64"'
-_FILE_SOURCES = (b'"type":"file"', b'"file_id":')
-
-# Members that do not change the answer, or are only hints: translation drops them.
-_HARMLESS = frozenset(
+# Members that translation drops, because they are hints or do not change the answer.
+_DROPPED_MEMBERS = frozenset(
     {
         "betas", "cache_control", "caller", "citations", "context_management", "diagnostics",
         "eager_input_streaming", "service_tier", "speed", "unsupported_request_behavior",
         "user_profile_id", "workspace_id",
     }
 )  # fmt: skip
-# Anthropic's SDK falls back to sending the whole conversation when it reads this.
-_THREADS_UNSUPPORTED = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
-_CHOICES = {"auto": "auto", "any": "required", "none": "none", "tool": "tool"}
+# With these details in the error, Anthropic's SDK sends the whole conversation instead.
+_THREAD_ERROR_DETAILS = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+_TOOL_CHOICE_MODES = {"auto": "auto", "any": "required", "none": "none", "tool": "tool"}
 
 
-def first_untranslatable_field(body: wire.MessagesBody) -> str | None:
-    """Return the first member that only a back end of the same API format accepts, or None."""
+def find_untranslatable_field(body: wire.MessagesBody) -> str | None:
+    """Return the path of the first member that a `ChatRequest` cannot express, or None."""
     if body.thinking is not None and body.thinking.display == "omitted":
         return "thinking.display"
     for number, tool in enumerate(body.tools or ()):
@@ -75,67 +53,74 @@ def first_untranslatable_field(body: wire.MessagesBody) -> str | None:
         for place, block in enumerate(message.content):
             if isinstance(block, wire.OtherBlock):
                 return f"messages.{number}.content.{place}.type"
-    return unsupported_field(body, _HARMLESS)
+    return unsupported_field(body, _DROPPED_MEMBERS)
 
 
-def chat_request_to_domain(body: wire.MessagesBody) -> ChatRequest:
-    """Translate a message request to the domain.
+def chat_request_to_domain(body: wire.MessagesBody) -> chat.ChatRequest:
+    """Translate a message request to a `ChatRequest`.
 
     Raises:
-        UnsupportedFeature: the domain has no place for a member; names that member.
+        UnsupportedFeature: `ChatRequest` cannot express a member; the error names it.
+        InvalidRequest: ``tool_choice`` requires a tool, but the request has none.
     """
-    if (field := first_untranslatable_field(body)) is not None:
+    if (field := find_untranslatable_field(body)) is not None:
         raise UnsupportedFeature(
-            f"this back end does not support {field}",
+            f"{field} requires a back end with Anthropic's API: omit it or choose another model",
             field=field,
-            details=_THREADS_UNSUPPORTED
+            details=_THREAD_ERROR_DETAILS
             if field.startswith("thread.") or field == "thread"
             else None,
         )
     config = body.output_config
-    return ChatRequest(
+    return chat.ChatRequest(
         model=body.model,
-        system=tuple(_system(body)),
+        system=tuple(_convert_system_prompts(body)),
         messages=tuple(
-            Message(role=Role(message.role), parts=tuple(_parts(message)))
+            chat.Message(role=chat.Role(message.role), parts=tuple(_convert_message(message)))
             for message in body.messages
             if message.role != "system"
         ),
-        tools=tuple(_tool(tool) for tool in body.tools or ()),
-        tool_choice=_choice(body),
-        output=OutputFormat(schema=config.format.schema_) if config and config.format else None,
-        reasoning=_reasoning(body),
+        tools=tuple(_convert_tool(tool) for tool in body.tools or ()),
+        tool_choice=_convert_tool_choice(body),
+        output=chat.OutputFormat(schema=config.format.schema_)
+        if config and config.format
+        else None,
+        reasoning=_convert_reasoning(body),
         max_tokens=body.max_tokens,
         stop=tuple(body.stop_sequences or ()),
-        sampling=Sampling(temperature=body.temperature, top_p=body.top_p, top_k=body.top_k),
+        sampling=chat.Sampling(temperature=body.temperature, top_p=body.top_p, top_k=body.top_k),
         user=body.metadata.user_id if body.metadata else None,
     )
 
 
-def chat_needs(
+def derive_chat_needs(
     body: wire.CountBody,
     data: Mapping[str, Any],
     *,
     max_tokens: int | None,
     has_cache_markers: bool,
 ) -> Needs:
-    """Return the abilities and the context that a message request needs."""
-    blocks = list(content_blocks(body))
+    """Return the abilities and the context length that a model needs for a message request."""
+    blocks = list(iterate_content_blocks(body))
     images = sum(1 for block in blocks if isinstance(block, wire.ImageBlock))
     tools = estimate_tokens(to_json(data["tools"]).decode()) if body.tools else 0
     form = body.output_config.format if body.output_config is not None else None
     schema = 0 if form is None else len(to_json(form))
     others = [block for block in blocks if isinstance(block, wire.OtherBlock)]
-    serialised = list(map(_serialise, others))
+    serialised = list(map(_serialize_without_base64, others))
     has_urls = any(refers_to_url(block.extras) for block in others)
-    texts = sum(map(estimate_tokens, _prompt_texts(body, blocks)))
-    texts += sum(tokens_in(len(other)) for other, _ in serialised if _BASE64_SOURCE not in other)
-    attachments = [len(other) + size for other, size in serialised if _BASE64_SOURCE in other]
+    texts = sum(map(estimate_tokens, _iterate_prompt_texts(body, blocks)))
+    texts += sum(
+        tokens_in(len(other)) for other, _ in serialised if _BASE64_SOURCE_MARKER not in other
+    )
+    attachments = [
+        len(other) + size for other, size in serialised if _BASE64_SOURCE_MARKER in other
+    ]
     return Needs(
         prompt_tokens=texts + estimate_message(len(body.messages)) + images * IMAGE_TOKENS + tools,
         attachment_bytes=sum(attachments) + schema,
         has_external_content=has_urls
-        or any(mark in other for other, _ in serialised for mark in _FILE_SOURCES)
+        or any(mark in other for other, _ in serialised for mark in _FILE_SOURCE_MARKERS)
         or any(tool.is_run_by_anthropic for tool in body.tools or ())
         or bool(body.extras.get("mcp_servers")),
         has_urls=has_urls,
@@ -148,8 +133,8 @@ def chat_needs(
     )
 
 
-def chat_constraints(body: wire.MessagesBody) -> ResponseConstraints:
-    """Return the constraints that a message request sets for its response."""
+def derive_chat_constraints(body: wire.MessagesBody) -> ResponseConstraints:
+    """Return the constraints, such as a JSON schema, that a message request sets for its answer."""
     config = body.output_config
     form = None if config is None else config.format
     return ResponseConstraints(
@@ -159,8 +144,8 @@ def chat_constraints(body: wire.MessagesBody) -> ResponseConstraints:
     )
 
 
-def turns_backwards(body: wire.CountBody) -> Iterator[Turn]:
-    """Yield role and text, newest first, the system prompt last."""
+def iterate_turns_newest_first(body: wire.CountBody) -> Iterator[Turn]:
+    """Yield the role and the text of each message, newest first, then the system prompt."""
     for message in reversed(body.messages):
         content = message.content
         if isinstance(content, str):
@@ -176,8 +161,8 @@ def turns_backwards(body: wire.CountBody) -> Iterator[Turn]:
         yield "system", "\n".join(block.text for block in body.system)
 
 
-def content_blocks(body: wire.CountBody) -> Iterator[Any]:
-    """Yield the blocks of all messages, and those in tool results."""
+def iterate_content_blocks(body: wire.CountBody) -> Iterator[Any]:
+    """Yield the content blocks of all messages, including the blocks inside tool results."""
     for message in body.messages:
         if isinstance(message.content, str):
             continue
@@ -188,9 +173,9 @@ def content_blocks(body: wire.CountBody) -> Iterator[Any]:
 
 
 def refers_to_url(value: Any) -> bool:
-    """Tell if a part of a block has a source with a URL, which a server may fetch.
+    """Return True if a block's ``source``, at any depth, has a URL that a server may fetch.
 
-    The URLs of search results are in no ``source`` and are not fetched.
+    Servers do not fetch the URLs of search results, which are outside of ``source``.
     """
     if isinstance(value, list):
         return any(map(refers_to_url, value))
@@ -201,8 +186,11 @@ def refers_to_url(value: Any) -> bool:
     return has_url or any(map(refers_to_url, value.values()))
 
 
-def _serialise(block: wire.OtherBlock) -> tuple[bytes, int]:
-    """Return the block without its base64 content, which may be large, and that content's size."""
+def _serialize_without_base64(block: wire.OtherBlock) -> tuple[bytes, int]:
+    """Return the JSON of a block with its base64 content cut out, and the size of that content.
+
+    The content is not serialized, because it may be large.
+    """
     source = block.extras.get("source")
     if not isinstance(source, dict) or source.get("type") != "base64":
         return to_json(block), 0
@@ -212,7 +200,7 @@ def _serialise(block: wire.OtherBlock) -> tuple[bytes, int]:
     return to_json({**block.extras, "source": {**source, "data": ""}}), text_size(data)
 
 
-def _prompt_texts(body: wire.CountBody, blocks: Iterable[Any]) -> Iterator[str]:
+def _iterate_prompt_texts(body: wire.CountBody, blocks: Iterable[Any]) -> Iterator[str]:
     if isinstance(body.system, str):
         yield body.system
     else:
@@ -236,125 +224,128 @@ def _prompt_texts(body: wire.CountBody, blocks: Iterable[Any]) -> Iterator[str]:
 
 
 def _join_texts(content: list[Any], kind: type[wire.TextBlock | wire.ToolResultBlock]) -> str:
-    texts = (_block_text(block) for block in content if isinstance(block, kind))
+    texts = (_read_block_text(block) for block in content if isinstance(block, kind))
     return "\n".join(filter(None, texts))
 
 
-def _block_text(block: wire.TextBlock | wire.ToolResultBlock) -> str:
+def _read_block_text(block: wire.TextBlock | wire.ToolResultBlock) -> str:
     if isinstance(block, wire.TextBlock):
         return block.text
     return block.content if isinstance(block.content, str) else "(result)"
 
 
-def _system(body: wire.MessagesBody) -> Iterator[Text]:
+def _convert_system_prompts(body: wire.MessagesBody) -> Iterator[chat.Text]:
     if isinstance(body.system, str):
-        yield Text(text=body.system)
+        yield chat.Text(text=body.system)
     else:
         for block in body.system or ():
-            yield Text(text=block.text, cache=_cache(block.cache_control))
+            yield chat.Text(text=block.text, cache=_read_cache_ttl(block.cache_control))
     for message in body.messages:
         if message.role == "system":
-            yield from (part for part in _parts(message) if isinstance(part, Text))
+            yield from (part for part in _convert_message(message) if isinstance(part, chat.Text))
 
 
-def _parts(message: wire.Message) -> Iterator[Part]:
+def _convert_message(message: wire.Message) -> Iterator[chat.Part]:
     if isinstance(message.content, str):
-        yield Text(text=message.content)
+        yield chat.Text(text=message.content)
     else:
         for block in message.content:
-            yield _part(block)
+            yield _convert_block(block)
 
 
-def _part(block: wire.Block) -> Part:
+def _convert_block(block: wire.Block) -> chat.Part:
     match block:
         case wire.TextBlock():
-            return Text(text=block.text, cache=_cache(block.cache_control))
+            return chat.Text(text=block.text, cache=_read_cache_ttl(block.cache_control))
         case wire.ImageBlock():
-            return _image(block)
+            return _convert_image(block)
         case wire.ToolUseBlock():
-            return ToolUse(
+            return chat.ToolUse(
                 id=block.id,
                 name=block.name,
                 arguments=to_json(block.input).decode(),
-                cache=_cache(block.cache_control),
+                cache=_read_cache_ttl(block.cache_control),
             )
         case wire.ToolResultBlock():
-            return _result(block)
+            return _convert_tool_result(block)
         case wire.ThinkingBlock():
-            return Thinking(text=block.thinking, signature=block.signature)
+            return chat.Thinking(text=block.thinking, signature=block.signature)
         case wire.RedactedThinkingBlock():
-            return Thinking(redacted=block.data)
+            return chat.Thinking(redacted=block.data)
         case _:
             raise UnsupportedFeature(
-                f"this back end does not support blocks of type {block.type!r}", field="messages"
+                f"messages: {block.type!r} blocks require a back end with Anthropic's API",
+                field="messages",
             )
 
 
-def _image(block: wire.ImageBlock) -> Image:
+def _convert_image(block: wire.ImageBlock) -> chat.Image:
     source = block.source
     if source.type == "file":
         raise UnsupportedFeature(
-            "this back end does not support images by file id: send them as base64",
+            "messages: images by file id require a back end with Anthropic's API: send base64",
             field="messages",
         )
-    return Image(
+    return chat.Image(
         media_type=source.media_type,
         data=source.data,
         url=source.url,
-        cache=_cache(block.cache_control),
+        cache=_read_cache_ttl(block.cache_control),
     )
 
 
-def _result(block: wire.ToolResultBlock) -> ToolResult:
-    content: list[Text | Image] = []
+def _convert_tool_result(block: wire.ToolResultBlock) -> chat.ToolResult:
+    content: list[chat.Text | chat.Image] = []
     if isinstance(block.content, str):
-        content.append(Text(text=block.content))
+        content.append(chat.Text(text=block.content))
     else:
         for item in block.content or ():
-            part = _part(item)
-            assert isinstance(part, Text | Image)
+            part = _convert_block(item)
+            assert isinstance(part, chat.Text | chat.Image)
             content.append(part)
-    return ToolResult(
+    return chat.ToolResult(
         tool_use_id=block.tool_use_id,
         content=tuple(content),
         is_error=bool(block.is_error),
-        cache=_cache(block.cache_control),
+        cache=_read_cache_ttl(block.cache_control),
     )
 
 
-def _cache(control: wire.CacheControl | None) -> str | None:
+def _read_cache_ttl(control: wire.CacheControl | None) -> str | None:
     return None if control is None else control.ttl or "5m"
 
 
-def _tool(tool: wire.Tool) -> Tool:
-    return Tool(
+def _convert_tool(tool: wire.Tool) -> chat.Tool:
+    return chat.Tool(
         name=tool.name,
         description=tool.description,
         schema=tool.input_schema or {"type": "object", "properties": {}},
         strict=tool.strict,
-        cache=_cache(tool.cache_control),
+        cache=_read_cache_ttl(tool.cache_control),
     )
 
 
-def _choice(body: wire.CountBody) -> ToolChoice | None:
+def _convert_tool_choice(body: wire.CountBody) -> chat.ToolChoice | None:
     choice = body.tool_choice
     if choice is None:
         return None
     if not body.tools and choice.type in ("any", "tool"):
-        raise InvalidRequest("tool_choice requires at least one tool in tools", field="tool_choice")
+        raise InvalidRequest(
+            f"tool_choice {choice.type!r} requires at least one tool in tools", field="tool_choice"
+        )
     parallel = (
         None if choice.disable_parallel_tool_use is None else not choice.disable_parallel_tool_use
     )
-    mode: Any = _CHOICES[choice.type]
-    return ToolChoice(mode=mode, name=choice.name, parallel=parallel)
+    mode: Any = _TOOL_CHOICE_MODES[choice.type]
+    return chat.ToolChoice(mode=mode, name=choice.name, parallel=parallel)
 
 
-def _reasoning(body: wire.MessagesBody) -> Reasoning | None:
+def _convert_reasoning(body: wire.MessagesBody) -> chat.Reasoning | None:
     thinking = body.thinking
     effort = body.output_config.effort if body.output_config is not None else None
     if thinking is None:
-        return None if effort is None else Reasoning(effort=effort)
-    return Reasoning(
+        return None if effort is None else chat.Reasoning(effort=effort)
+    return chat.Reasoning(
         enabled=thinking.type != "disabled",
         budget=thinking.budget_tokens,
         effort=effort,

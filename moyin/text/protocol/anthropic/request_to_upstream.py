@@ -1,88 +1,79 @@
-"""Translates requests from the domain to Anthropic's format, and embeds pictures in them."""
+"""Translates requests of `moyin.domain.chat` to Anthropic's format.
+
+It also embeds pictures in requests that a client sent in this format.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from moyin.domain.chat import (
-    ChatRequest,
-    Image,
-    Message,
-    Part,
-    Reasoning,
-    Text,
-    Thinking,
-    Tool,
-    ToolChoice,
-    ToolResult,
-    ToolUse,
-)
+from moyin.domain import chat
 from moyin.errors import UnsupportedFeature
 from moyin.http.validation import parse_arguments
-from moyin.text.protocol.anthropic.response import to_tool_call_id
+from moyin.text.protocol.anthropic.response import sanitize_tool_call_id
 from moyin.text.protocol.anthropic.schemas import to_claude_schema
 
-__all__ = ["DEFAULT_MAX_TOKENS", "chat_request_to_upstream", "inline_pictures"]
-
-# Anthropic requires a limit, which is optional in other protocols.
+# Anthropic requires max_tokens, which is optional in other protocols.
 DEFAULT_MAX_TOKENS = 8192
-_CHOICES = {"auto": "auto", "required": "any", "none": "none", "tool": "tool"}
-# Media types that other servers accept under a wrong name.
-_MEDIA_TYPES = {"image/jpg": "image/jpeg"}
-_EFFORTS = {"minimal": "low", "none": "low"}
+_TOOL_CHOICE_TYPES = {"auto": "auto", "required": "any", "none": "none", "tool": "tool"}
+# Wrong names of media types that other servers accept.
+_CORRECTED_MEDIA_TYPES = {"image/jpg": "image/jpeg"}
+_SUBSTITUTED_EFFORTS = {"minimal": "low", "none": "low"}
 
 
-def chat_request_to_upstream(request: ChatRequest) -> dict[str, Any]:
-    """Translate a chat request for Anthropic.
+def chat_request_to_upstream(request: chat.ChatRequest) -> dict[str, Any]:
+    """Translate a chat request to the body of Anthropic's ``POST /v1/messages``.
 
     Raises:
-        UnsupportedFeature: Anthropic does not support a member, or Claude does not support the
-            JSON schema of the answer or of a strict tool.
+        UnsupportedFeature: Claude does not support a member, or the JSON schema of the answer or of
+            a strict tool.
         InvalidRequest: a tool call's arguments are not a JSON object.
     """
-    _check_supported(request)
+    _refuse_unsupported_members(request)
     body: dict[str, Any] = {
         "model": request.model,
         "max_tokens": request.max_tokens or DEFAULT_MAX_TOKENS,
-        "messages": _messages(request.messages),
-        "system": _blocks(request.system) or None,
-        "tools": [_tool_body(tool) for tool in request.tools] or None,
-        "tool_choice": _choice_body(request.tool_choice) if request.tools else None,
+        "messages": _encode_messages(request.messages),
+        "system": _encode_parts(request.system) or None,
+        "tools": [_encode_tool(tool) for tool in request.tools] or None,
+        "tool_choice": _encode_tool_choice(request.tool_choice) if request.tools else None,
         "stop_sequences": list(request.stop) or None,
         "temperature": request.sampling.temperature,
-        # 1 does not limit, but Claude refuses it together with a temperature.
+        # Claude refuses top_p together with a temperature; top_p 1 has no effect.
         "top_p": None if request.sampling.top_p == 1 else request.sampling.top_p,
         "top_k": request.sampling.top_k,
-        "thinking": _thinking_body(request.reasoning),
-        "output_config": _output_config(request) or None,
+        "thinking": _encode_thinking(request.reasoning),
+        "output_config": _encode_output_config(request) or None,
         "metadata": {"user_id": request.user} if request.user else None,
     }
     return {name: value for name, value in body.items() if value is not None}
 
 
-def _check_supported(request: ChatRequest) -> None:
+def _refuse_unsupported_members(request: chat.ChatRequest) -> None:
     sampling = request.sampling
     if sampling.temperature is not None and sampling.temperature > 1:
         raise UnsupportedFeature(
-            "Claude supports temperatures from 0 to 1 only", field="temperature"
+            f"temperature must be from 0 to 1 for Claude, not {sampling.temperature:g}",
+            field="temperature",
         )
     if sampling.seed is not None:
-        raise UnsupportedFeature("Claude does not support seed", field="seed")
+        raise UnsupportedFeature("seed is not supported by Claude: omit it", field="seed")
     for name in ("frequency_penalty", "presence_penalty", "repeat_penalty", "min_p"):
         if getattr(sampling, name):
-            raise UnsupportedFeature(f"Claude does not support {name}", field=name)
+            raise UnsupportedFeature(f"{name} is not supported by Claude: omit it", field=name)
     if request.output is not None and request.output.schema is None:
         raise UnsupportedFeature(
-            "Claude needs a JSON schema in response_format", field="response_format"
+            "response_format must contain a JSON schema for Claude: use the type json_schema",
+            field="response_format",
         )
 
 
-def _messages(messages: Iterable[Message]) -> list[dict[str, Any]]:
-    """Encode turns that alternate: turns around an empty one are merged."""
+def _encode_messages(messages: Iterable[chat.Message]) -> list[dict[str, Any]]:
+    """Encode messages, without empty ones, and merge neighbours of the same role."""
     turns: list[dict[str, Any]] = []
     for message in messages:
-        content = _blocks(message.parts)
+        content = _encode_parts(message.parts)
         if not content:
             continue
         role = message.role.value
@@ -93,53 +84,60 @@ def _messages(messages: Iterable[Message]) -> list[dict[str, Any]]:
     return turns
 
 
-def _blocks(parts: Iterable[Part]) -> list[dict[str, Any]]:
-    return [_block(part) for part in parts if _is_accepted(part)]
+def _encode_parts(parts: Iterable[chat.Part]) -> list[dict[str, Any]]:
+    return [_encode_part(part) for part in parts if _is_accepted_by_claude(part)]
 
 
-def _is_accepted(part: Part) -> bool:
-    """Tell if Claude accepts the part: not blank text, and only thinking that it signed itself."""
+def _is_accepted_by_claude(part: chat.Part) -> bool:
+    """Return True if Claude accepts the part.
+
+    Claude refuses blank text, and thinking that it did not sign itself.
+    """
     match part:
-        case Text():
+        case chat.Text():
             return bool(part.text.strip())
-        case Thinking():
+        case chat.Thinking():
             return bool(part.signature or part.redacted)
         case _:
             return True
 
 
-def _block(part: Part) -> dict[str, Any]:
+def _encode_part(part: chat.Part) -> dict[str, Any]:
     block: dict[str, Any]
     match part:
-        case Text():
-            return _with_cache({"type": "text", "text": part.text}, part.cache)
-        case Image():
-            return _with_cache({"type": "image", "source": _source(part)}, part.cache)
-        case ToolUse():
+        case chat.Text():
+            return _add_cache_marker({"type": "text", "text": part.text}, part.cache)
+        case chat.Image():
+            return _add_cache_marker(
+                {"type": "image", "source": _encode_image_source(part)}, part.cache
+            )
+        case chat.ToolUse():
             block = {
                 "type": "tool_use",
-                "id": to_tool_call_id(part.id),
+                "id": sanitize_tool_call_id(part.id),
                 "name": part.name,
                 "input": parse_arguments(part.arguments),
             }
-            return _with_cache(block, part.cache)
-        case ToolResult():
-            block = {"type": "tool_result", "tool_use_id": to_tool_call_id(part.tool_use_id)}
-            if content := _blocks(part.content):
+            return _add_cache_marker(block, part.cache)
+        case chat.ToolResult():
+            block = {"type": "tool_result", "tool_use_id": sanitize_tool_call_id(part.tool_use_id)}
+            if content := _encode_parts(part.content):
                 block["content"] = content
             if part.is_error:
                 block["is_error"] = True
-            return _with_cache(block, part.cache)
-        case Thinking():
+            return _add_cache_marker(block, part.cache)
+        case chat.Thinking():
             if part.redacted is not None:
                 return {"type": "redacted_thinking", "data": part.redacted}
             return {"type": "thinking", "thinking": part.text, "signature": part.signature or ""}
 
 
-def inline_pictures(block: Mapping[str, Any], pictures: Mapping[str, Image]) -> Mapping[str, Any]:
-    """Return a client's message, or a block, with ``pictures``, given by their URLs, embedded."""
+def embed_pictures(
+    block: Mapping[str, Any], pictures: Mapping[str, chat.Image]
+) -> Mapping[str, Any]:
+    """Return a client's message or content block with ``pictures`` (by URL) embedded in it."""
     if isinstance(block.get("content"), list):
-        content = [inline_pictures(part, pictures) for part in block["content"]]
+        content = [embed_pictures(part, pictures) for part in block["content"]]
         return {**block, "content": content}
     if block.get("type") != "image":
         return block
@@ -150,34 +148,38 @@ def inline_pictures(block: Mapping[str, Any], pictures: Mapping[str, Image]) -> 
     return {**block, "source": source}
 
 
-def _source(image: Image) -> dict[str, Any]:
+def _encode_image_source(image: chat.Image) -> dict[str, Any]:
     if image.url is not None:
         return {"type": "url", "url": image.url}
     kind = image.media_type
-    return {"type": "base64", "media_type": _MEDIA_TYPES.get(kind or "", kind), "data": image.data}
+    return {
+        "type": "base64",
+        "media_type": _CORRECTED_MEDIA_TYPES.get(kind or "", kind),
+        "data": image.data,
+    }
 
 
-def _with_cache(block: dict[str, Any], cache: str | None) -> dict[str, Any]:
+def _add_cache_marker(block: dict[str, Any], cache: str | None) -> dict[str, Any]:
     if cache is not None:
         block["cache_control"] = {"type": "ephemeral", "ttl": cache}
     return block
 
 
-def _tool_body(tool: Tool) -> dict[str, Any]:
-    # Claude is constrained by the schema of a strict tool only.
+def _encode_tool(tool: chat.Tool) -> dict[str, Any]:
+    # Claude is constrained only by the schemas of strict tools.
     schema = to_claude_schema(tool.schema, field="tools") if tool.strict else dict(tool.schema)
     body: dict[str, Any] = {"name": tool.name, "input_schema": schema}
     if tool.description is not None:
         body["description"] = tool.description
     if tool.strict is not None:
         body["strict"] = tool.strict
-    return _with_cache(body, tool.cache)
+    return _add_cache_marker(body, tool.cache)
 
 
-def _choice_body(choice: ToolChoice | None) -> dict[str, Any] | None:
+def _encode_tool_choice(choice: chat.ToolChoice | None) -> dict[str, Any] | None:
     if choice is None:
         return None
-    body: dict[str, Any] = {"type": _CHOICES[choice.mode]}
+    body: dict[str, Any] = {"type": _TOOL_CHOICE_TYPES[choice.mode]}
     if choice.mode == "tool":
         body["name"] = choice.name
     if choice.parallel is not None and choice.mode != "none":
@@ -185,22 +187,22 @@ def _choice_body(choice: ToolChoice | None) -> dict[str, Any] | None:
     return body
 
 
-def _thinking_body(reasoning: Reasoning | None) -> dict[str, Any] | None:
+def _encode_thinking(reasoning: chat.Reasoning | None) -> dict[str, Any] | None:
     if reasoning is None:
         return None
     if not reasoning.enabled:
         return {"type": "disabled"}
-    # An effort level replaces the budget, which is for older models only.
+    # Only older models have a budget; newer ones have the effort level.
     if reasoning.adaptive or reasoning.budget is None or reasoning.effort is not None:
         return {"type": "adaptive"}
     return {"type": "enabled", "budget_tokens": reasoning.budget}
 
 
-def _output_config(request: ChatRequest) -> dict[str, Any]:
+def _encode_output_config(request: chat.ChatRequest) -> dict[str, Any]:
     config: dict[str, Any] = {}
     if request.reasoning is not None and request.reasoning.effort is not None:
         effort = request.reasoning.effort
-        config["effort"] = _EFFORTS.get(effort, effort)
+        config["effort"] = _SUBSTITUTED_EFFORTS.get(effort, effort)
     if request.output is not None:
         schema = to_claude_schema(request.output.schema or {})
         config["format"] = {"type": "json_schema", "schema": schema}

@@ -1,4 +1,4 @@
-"""Translates whole responses and usage between Anthropic's format and the domain."""
+"""Translates whole responses and usage between Anthropic's format and `moyin.domain`."""
 
 from __future__ import annotations
 
@@ -8,24 +8,12 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from moyin.domain.chat import ChatResponse, Part, StopReason, Text, Thinking, ToolResult, ToolUse
+from moyin.domain.chat import ChatResponse, Part, StopReason, Text, Thinking, ToolUse
 from moyin.domain.money import Usage
 from moyin.errors import BackendUnavailable
 from moyin.http.validation import malformed_response, require_text, token_count, tool_call_arguments
 
-__all__ = [
-    "STOP_REASONS",
-    "WIRE_STOP_REASONS",
-    "chat_response_to_client",
-    "chat_response_to_domain",
-    "text_block",
-    "to_tool_call_id",
-    "tool_block",
-    "usage_to_client",
-    "usage_to_domain",
-]
-
-# Characters that Anthropic refuses in the id of a tool call.
+# Anthropic refuses these characters in the id of a tool call.
 _INVALID_ID_CHARACTERS = re.compile(r"[^a-zA-Z0-9_-]")
 
 STOP_REASONS = {
@@ -47,7 +35,7 @@ WIRE_STOP_REASONS = {
 
 
 def usage_to_domain(usage: Any, *, before: Usage | None = None) -> Usage:
-    """Read the ``usage`` member of a message or an event; missing counts stay as ``before``."""
+    """Translate the ``usage`` of a response or an event; ``before`` supplies missing counts."""
     earlier = before or Usage()
     if not isinstance(usage, Mapping):
         return earlier
@@ -58,26 +46,26 @@ def usage_to_domain(usage: Any, *, before: Usage | None = None) -> Usage:
     created = usage.get("cache_creation_input_tokens")
     details = usage.get("output_tokens_details")
     return Usage(
-        input_tokens=_count_or(usage.get("input_tokens"), earlier.input_tokens),
-        cached_tokens=_count_or(usage.get("cache_read_input_tokens"), earlier.cached_tokens),
-        # The last event of a stream has the total only.
+        input_tokens=_read_count(usage.get("input_tokens"), earlier.input_tokens),
+        cached_tokens=_read_count(usage.get("cache_read_input_tokens"), earlier.cached_tokens),
+        # The last event of a stream reports only the total of both kinds of cache writes.
         cache_write_tokens=earlier.cache_write_tokens
         if created is None
         else max(token_count(created) - written_1h, 0),
         cache_write_1h_tokens=written_1h,
-        output_tokens=_count_or(usage.get("output_tokens"), earlier.output_tokens),
+        output_tokens=_read_count(usage.get("output_tokens"), earlier.output_tokens),
         reasoning_tokens=token_count(details.get("thinking_tokens"))
         if isinstance(details, Mapping)
         else earlier.reasoning_tokens,
     )
 
 
-def _count_or(value: Any, default: int) -> int:
+def _read_count(value: Any, default: int) -> int:
     return default if value is None else token_count(value)
 
 
 def usage_to_client(usage: Usage) -> dict[str, Any]:
-    """Encode ``usage``; Anthropic's counts are disjoint."""
+    """Encode ``usage`` in Anthropic's format, whose token counts do not overlap."""
     return {
         "input_tokens": usage.input_tokens,
         "cache_read_input_tokens": usage.cached_tokens,
@@ -95,7 +83,7 @@ def usage_to_client(usage: Usage) -> dict[str, Any]:
 
 
 def chat_response_to_domain(body: Mapping[str, Any]) -> ChatResponse:
-    """Translate Anthropic's response to the domain.
+    """Translate a whole response of ``POST /v1/messages`` to a `ChatResponse`.
 
     Raises:
         BackendUnavailable: the body is malformed.
@@ -104,7 +92,9 @@ def chat_response_to_domain(body: Mapping[str, Any]) -> ChatResponse:
         return ChatResponse(
             id=str(body["id"]),
             model=str(body["model"]),
-            parts=tuple(part for block in body["content"] if (part := _part(block)) is not None),
+            parts=tuple(
+                part for block in body["content"] if (part := _block_to_part(block)) is not None
+            ),
             stop=STOP_REASONS.get(body["stop_reason"], StopReason.END),
             stop_sequence=body.get("stop_sequence"),
             usage=usage_to_domain(body["usage"]),
@@ -113,7 +103,7 @@ def chat_response_to_domain(body: Mapping[str, Any]) -> ChatResponse:
         raise malformed_response() from None
 
 
-def _part(block: Mapping[str, Any]) -> Part | None:
+def _block_to_part(block: Mapping[str, Any]) -> Part | None:
     match block["type"]:
         case "text":
             return Text(text=require_text(block["text"]))
@@ -125,12 +115,12 @@ def _part(block: Mapping[str, Any]) -> Part | None:
         case "redacted_thinking":
             return Thinking(redacted=block["data"])
         case _:
-            # Blocks of Anthropic's own tools, which only Anthropic's format can request.
+            # Blocks of Anthropic's own tools, which other formats cannot request.
             return None
 
 
 def chat_response_to_client(response: ChatResponse) -> bytes:
-    """Encode a chat response for an Anthropic client.
+    """Encode a chat response as the body of a response to Anthropic's client.
 
     Raises:
         InvalidToolCall: the arguments of a tool call are not a JSON object.
@@ -141,7 +131,7 @@ def chat_response_to_client(response: ChatResponse) -> bytes:
             "type": "message",
             "role": "assistant",
             "model": response.model,
-            "content": [_block(part) for part in response.parts],
+            "content": [_part_to_block(part) for part in response.parts],
             "stop_reason": WIRE_STOP_REASONS[response.stop],
             "stop_sequence": response.stop_sequence,
             "stop_details": None,
@@ -151,47 +141,45 @@ def chat_response_to_client(response: ChatResponse) -> bytes:
     )
 
 
-def text_block(text: str) -> dict[str, Any]:
-    """Encode a block of text.
+def encode_text_block(text: str) -> dict[str, Any]:
+    """Encode a text block.
 
-    ``citations`` is an empty list, because Anthropic's document requires the member and the
+    ``citations`` is an empty list, because Anthropic's API reference requires the member and the
     Vercel AI SDK refuses null.
     """
     return {"type": "text", "text": text, "citations": []}
 
 
-def to_tool_call_id(identity: str) -> str:
-    """Replace the characters in another server's id of a tool call that Anthropic refuses."""
+def sanitize_tool_call_id(identity: str) -> str:
+    """Replace the characters that Anthropic refuses in another server's id of a tool call."""
     return _INVALID_ID_CHARACTERS.sub("_", identity) or "_"
 
 
-def tool_block(identity: str, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Encode a call of a client's tool."""
+def encode_tool_use_block(identity: str, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Encode the model's call of a client's tool as a ``tool_use`` block."""
     return {
         "type": "tool_use",
-        "id": to_tool_call_id(identity),
+        "id": sanitize_tool_call_id(identity),
         "name": name,
         "input": arguments,
         "caller": {"type": "direct"},
     }
 
 
-def _block(part: Part) -> dict[str, Any]:
+def _part_to_block(part: Part) -> dict[str, Any]:
     match part:
         case Text():
-            return text_block(part.text)
+            return encode_text_block(part.text)
         case ToolUse():
-            return tool_block(part.id, part.name, tool_call_arguments(part.name, part.arguments))
+            return encode_tool_use_block(
+                part.id, part.name, tool_call_arguments(part.name, part.arguments)
+            )
         case Thinking():
             if part.redacted is not None:
                 return {"type": "redacted_thinking", "data": part.redacted}
             return {"type": "thinking", "thinking": part.text, "signature": part.signature or ""}
         case _:
-            raise _unexpected_part(part)
-
-
-def _unexpected_part(part: object) -> BackendUnavailable:
-    assert not isinstance(part, ToolResult), "only clients send tool results"
-    return BackendUnavailable(
-        f"the back end's response contains an unexpected {type(part).__name__}"
-    )
+            kind = type(part).__name__
+            raise BackendUnavailable(
+                f"the back end's answer must not contain a part of type {kind}"
+            )

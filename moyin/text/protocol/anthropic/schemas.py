@@ -1,4 +1,4 @@
-"""Translates the JSON schemas that constrain Claude, those of answers and of strict tools.
+"""Translates the JSON schemas of answers and of strict tools to the subset that Claude supports.
 
 Source: "JSON Schema limitations" in Anthropic's documentation of structured outputs.
 """
@@ -11,54 +11,53 @@ from typing import Any
 
 from moyin.errors import UnsupportedFeature
 
-__all__ = ["to_claude_schema"]
-
-# Keywords that Claude refuses with status 400.
-_REFUSED = frozenset(
+# Claude refuses these keywords with status 400.
+_REFUSED_KEYWORDS = frozenset(
     {
         "exclusiveMaximum", "exclusiveMinimum", "maxItems", "maxLength", "maxProperties",
         "maximum", "minLength", "minProperties", "minimum", "multipleOf", "uniqueItems",
     }
 )  # fmt: skip
-_FORMATS = (
+_ACCEPTED_FORMATS = (
     "date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid",
 )  # fmt: skip
-# Claude refuses patterns with look-around, back references and word boundaries. An escaped
-# backslash before them makes them literal text.
+# Matches look-around, back references and word boundaries, which Claude refuses, unless an escaped
+# backslash makes them literal text.
 _REFUSED_PATTERN = re.compile(r"(?<!\\)(?:\\\\)*(?:\(\?(?!:)|\\[bB1-9])")
-# Keywords that hold one schema, a list of schemas, or schemas by name.
-_ONE = frozenset({"items"})
-_SEVERAL = frozenset({"allOf", "anyOf", "oneOf"})
-_NAMED = frozenset({"$defs", "definitions", "properties"})
+# Keywords whose value is one schema, a list of schemas, or schemas by name.
+_SCHEMA_KEYWORDS = frozenset({"items"})
+_SCHEMA_LIST_KEYWORDS = frozenset({"allOf", "anyOf", "oneOf"})
+_SCHEMA_MAP_KEYWORDS = frozenset({"$defs", "definitions", "properties"})
 
 
 def to_claude_schema(
     schema: Mapping[str, Any], *, field: str = "response_format"
 ) -> dict[str, Any]:
-    """Return ``schema`` with closed objects, and without the keywords that Claude refuses.
+    """Translate a JSON schema to the subset that Claude supports.
 
-    Claude refuses objects that allow unnamed members, which is the default in JSON Schema. It
-    also refuses bounds: these go into descriptions, so that the model may follow them.
+    Objects get ``"additionalProperties": false``, which Claude requires. Keywords that Claude
+    refuses, such as bounds, move into descriptions, so that the model may follow them.
 
     Args:
-        field: the request's field that holds the schema, for errors.
+        field: the request's field with the schema, which errors name.
 
     Raises:
-        UnsupportedFeature: an object names no members, so that it would be empty once closed, or
-            the SDK does not understand the schema. Another back end may.
+        UnsupportedFeature: an object has no ``properties``, so that it could only be empty, or
+            Anthropic's SDK does not support the schema. Another back end may support it.
     """
-    objects = list(_objects(schema))
+    objects = list(_iterate_object_schemas(schema))
     if all(map(_is_closed, objects)):
-        supported: dict[str, Any] = _move_refused(schema)
+        supported: dict[str, Any] = _move_refused_keywords(schema)
         return supported
     if "definitions" in schema:
-        # The SDK would keep the references and lose the definitions.
+        # Anthropic's SDK would drop the definitions but not the references to them.
         raise UnsupportedFeature(
-            "Claude supports $defs in a JSON schema, not definitions", field=field
+            f"{field}: Claude does not support 'definitions' in a JSON schema: use '$defs'",
+            field=field,
         )
     if not all(part.get("properties") or _is_closed(part) for part in objects):
         raise UnsupportedFeature(
-            "Claude supports only objects whose properties the JSON schema names", field=field
+            f"{field}: for Claude, every object in a JSON schema must have properties", field=field
         )
     # Imported here because the import takes a second, which most processes do not need.
     from anthropic import transform_schema
@@ -67,29 +66,32 @@ def to_claude_schema(
         return transform_schema(dict(schema))
     # The SDK raises these for any schema that it does not expect.
     except (ValueError, TypeError, AttributeError, AssertionError) as error:
-        raise UnsupportedFeature("Claude does not support this JSON schema", field=field) from error
+        raise UnsupportedFeature(
+            f"{field}: Claude's structured outputs do not support this JSON schema", field=field
+        ) from error
 
 
-def _move_refused(schema: Any) -> Any:
+def _move_refused_keywords(schema: Any) -> Any:
     """Move the keywords that Claude refuses into descriptions, as Anthropic's SDK does.
 
-    The SDK itself refuses schemas that Claude accepts, with several types or with definitions.
+    The SDK is not used for this, because it refuses some schemas that Claude accepts: those with
+    several types or with definitions.
     """
     if not isinstance(schema, Mapping):
         return schema
     part: dict[str, Any] = {}
     refused: list[str] = []
     for name, value in schema.items():
-        if _is_refused(name, value):
+        if _is_refused_keyword(name, value):
             refused.append(f"{name}: {value}")
-        elif name in _ONE:
-            part[name] = _move_refused(value)
-        elif name in _SEVERAL and isinstance(value, list):
-            # Claude refuses ``oneOf``; its alternatives seldom overlap, so ``anyOf`` is as good.
+        elif name in _SCHEMA_KEYWORDS:
+            part[name] = _move_refused_keywords(value)
+        elif name in _SCHEMA_LIST_KEYWORDS and isinstance(value, list):
+            # Claude refuses ``oneOf``. Alternatives seldom overlap, so ``anyOf`` means the same.
             keyword = "anyOf" if name == "oneOf" and "anyOf" not in schema else name
-            part[keyword] = list(map(_move_refused, value))
-        elif name in _NAMED and isinstance(value, Mapping):
-            part[name] = {key: _move_refused(member) for key, member in value.items()}
+            part[keyword] = list(map(_move_refused_keywords, value))
+        elif name in _SCHEMA_MAP_KEYWORDS and isinstance(value, Mapping):
+            part[name] = {key: _move_refused_keywords(member) for key, member in value.items()}
         else:
             part[name] = value
     if refused:
@@ -98,29 +100,29 @@ def _move_refused(schema: Any) -> Any:
     return part
 
 
-def _is_refused(keyword: str, value: Any) -> bool:
+def _is_refused_keyword(keyword: str, value: Any) -> bool:
     match keyword:
         case "minItems":
             return value not in (0, 1)
         case "format":
-            return value not in _FORMATS
+            return value not in _ACCEPTED_FORMATS
         case "pattern":
             return isinstance(value, str) and _REFUSED_PATTERN.search(value) is not None
         case _:
-            return keyword in _REFUSED
+            return keyword in _REFUSED_KEYWORDS
 
 
-def _objects(schema: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield every part of ``schema`` that describes objects."""
+def _iterate_object_schemas(schema: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield ``schema`` and all schemas inside it that describe JSON objects."""
     if isinstance(schema, Mapping):
         kind = schema.get("type")
         if kind == "object" or (isinstance(kind, list) and "object" in kind):
             yield schema
         for part in schema.values():
-            yield from _objects(part)
+            yield from _iterate_object_schemas(part)
     elif isinstance(schema, list):
         for part in schema:
-            yield from _objects(part)
+            yield from _iterate_object_schemas(part)
 
 
 def _is_closed(schema: Mapping[str, Any]) -> bool:

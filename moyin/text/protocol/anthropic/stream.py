@@ -1,4 +1,7 @@
-"""Translates message streams between deltas and Anthropic's events, and taps a passing stream."""
+"""Translates streams between Anthropic's events and the deltas of `moyin.domain.chat`.
+
+`StreamTap` reads the usage from streams that are forwarded to an Anthropic client.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from moyin.domain.chat import (
-    Delta,
-    Finished,
-    Started,
-    StopReason,
-    TextDelta,
-    ThinkingDelta,
-    ToolArguments,
-    ToolStarted,
-    UsageUpdate,
-)
+from moyin.domain import chat
 from moyin.domain.money import Usage
 from moyin.domain.needs import text_size, tokens_in
 from moyin.domain.transcript import Transcript
@@ -27,49 +20,53 @@ from moyin.http.validation import require_text
 from moyin.text.protocol.anthropic.response import (
     STOP_REASONS,
     WIRE_STOP_REASONS,
-    text_block,
-    tool_block,
+    encode_text_block,
+    encode_tool_use_block,
     usage_to_client,
     usage_to_domain,
 )
 
-__all__ = ["EventReader", "StreamReader", "StreamTap", "StreamWriter"]
-
 
 class StreamWriter:
-    """Encodes the deltas of an answer as events. Content blocks never overlap."""
+    """Encodes the deltas of an answer as Anthropic's events."""
 
     def __init__(self) -> None:
         self._index = -1
-        # The kind of the open block: "text", "thinking", the index of a tool call, or none.
+        # The open block: "text", "thinking", the index of a tool call, or None.
         self._open: str | int | None = None
 
-    def write(self, delta: Delta) -> bytes:
+    def write(self, delta: chat.Delta) -> bytes:
         """Encode ``delta`` as events.
 
         Raises:
-            StreamInterrupted: arguments arrive for a tool call whose block is closed.
+            StreamInterrupted: arguments arrive for a tool call that is not the open block.
         """
         match delta:
-            case Started():
-                return self._start(delta)
-            case TextDelta():
-                opened = self._switch("text", text_block(""))
-                return opened + self._delta({"type": "text_delta", "text": delta.text})
-            case ThinkingDelta():
-                return self._thinking(delta)
-            case ToolStarted():
-                return self._switch(delta.index, tool_block(delta.id, delta.name, {}))
-            case ToolArguments():
+            case chat.Started():
+                return self._encode_start(delta)
+            case chat.TextDelta():
+                opened = self._switch_block("text", encode_text_block(""))
+                return opened + self._encode_delta({"type": "text_delta", "text": delta.text})
+            case chat.ThinkingDelta():
+                return self._encode_thinking(delta)
+            case chat.ToolStarted():
+                return self._switch_block(
+                    delta.index, encode_tool_use_block(delta.id, delta.name, {})
+                )
+            case chat.ToolArguments():
                 if self._open != delta.index:
-                    raise StreamInterrupted("the back end mixed the arguments of two tool calls")
-                return self._delta({"type": "input_json_delta", "partial_json": delta.fragment})
-            case UsageUpdate():
+                    raise StreamInterrupted(
+                        f"the back end sent arguments of tool call {delta.index} outside of that call"
+                    )
+                return self._encode_delta(
+                    {"type": "input_json_delta", "partial_json": delta.fragment}
+                )
+            case chat.UsageUpdate():
                 return b""
-            case Finished():
-                return self._finish(delta)
+            case chat.Finished():
+                return self._encode_end(delta)
 
-    def _start(self, delta: Started) -> bytes:
+    def _encode_start(self, delta: chat.Started) -> bytes:
         message: dict[str, Any] = {
             "id": delta.id,
             "type": "message",
@@ -82,215 +79,224 @@ class StreamWriter:
             "container": None,
             "usage": usage_to_client(delta.usage),
         }
-        return _event("message_start", message=message)
+        return _encode_event("message_start", message=message)
 
-    def _thinking(self, delta: ThinkingDelta) -> bytes:
+    def _encode_thinking(self, delta: chat.ThinkingDelta) -> bytes:
         if delta.redacted is not None:
             block = {"type": "redacted_thinking", "data": delta.redacted}
-            return self._close() + self._begin("redacted", block) + self._close()
-        out = self._switch("thinking", {"type": "thinking", "thinking": "", "signature": ""})
+            return self._close_block() + self._open_block("redacted", block) + self._close_block()
+        out = self._switch_block("thinking", {"type": "thinking", "thinking": "", "signature": ""})
         if delta.text:
-            out += self._delta({"type": "thinking_delta", "thinking": delta.text})
+            out += self._encode_delta({"type": "thinking_delta", "thinking": delta.text})
         if delta.signature is not None:
-            out += self._delta({"type": "signature_delta", "signature": delta.signature})
+            out += self._encode_delta({"type": "signature_delta", "signature": delta.signature})
         return out
 
-    def _finish(self, delta: Finished) -> bytes:
+    def _encode_end(self, delta: chat.Finished) -> bytes:
         end = {"stop_reason": WIRE_STOP_REASONS[delta.stop], "stop_sequence": delta.stop_sequence}
-        out = self._close() + _event("message_delta", delta=end, usage=usage_to_client(delta.usage))
-        return out + _event("message_stop")
+        out = self._close_block() + _encode_event(
+            "message_delta", delta=end, usage=usage_to_client(delta.usage)
+        )
+        return out + _encode_event("message_stop")
 
-    def _switch(self, kind: str | int, block: Mapping[str, Any]) -> bytes:
+    def _switch_block(self, kind: str | int, block: Mapping[str, Any]) -> bytes:
         if self._open == kind:
             return b""
-        return self._close() + self._begin(kind, block)
+        return self._close_block() + self._open_block(kind, block)
 
-    def _begin(self, kind: str | int, block: Mapping[str, Any]) -> bytes:
+    def _open_block(self, kind: str | int, block: Mapping[str, Any]) -> bytes:
         self._open, self._index = kind, self._index + 1
-        return _event("content_block_start", index=self._index, content_block=block)
+        return _encode_event("content_block_start", index=self._index, content_block=block)
 
-    def _delta(self, delta: Mapping[str, Any]) -> bytes:
-        return _event("content_block_delta", index=self._index, delta=delta)
+    def _encode_delta(self, delta: Mapping[str, Any]) -> bytes:
+        return _encode_event("content_block_delta", index=self._index, delta=delta)
 
-    def _close(self) -> bytes:
+    def _close_block(self) -> bytes:
         if self._open is None:
             return b""
         self._open = None
-        return _event("content_block_stop", index=self._index)
+        return _encode_event("content_block_stop", index=self._index)
 
 
-def _event(kind: str, **members: Any) -> bytes:
+def _encode_event(kind: str, **members: Any) -> bytes:
     return event({"type": kind, **members}, name=kind)
 
 
 class EventReader:
-    """Translates a back end's parsed events to deltas."""
+    """Translates the parsed events of one Anthropic stream to deltas."""
 
     def __init__(self) -> None:
         self._usage = Usage()
-        self._stop = StopReason.END
+        self._stop = chat.StopReason.END
         self._stop_sequence: str | None = None
-        self._tools: dict[int, int] = {}  # content block -> number of the tool call
-        self.finished = False
+        self._tools: dict[int, int] = {}  # number of the tool call by index of its content block
+        self.is_finished = False
 
-    def feed(self, body: Mapping[str, Any]) -> list[Delta]:
-        """Return the deltas of the event ``body``.
+    def feed(self, body: Mapping[str, Any]) -> list[chat.Delta]:
+        """Translate the event ``body`` to deltas.
 
         Raises:
-            StreamInterrupted: the event is malformed, or is the back end's own error.
+            StreamInterrupted: the event is malformed, or reports an error of the back end.
         """
         try:
-            return self._event(body)
+            return self._translate_event(body)
         except (KeyError, TypeError, AttributeError):
-            raise StreamInterrupted("the back end sent a malformed event") from None
+            raise StreamInterrupted(
+                "the back end sent an event that does not have the members of Anthropic's format"
+            ) from None
 
-    def _event(self, body: Mapping[str, Any]) -> list[Delta]:
+    def _translate_event(self, body: Mapping[str, Any]) -> list[chat.Delta]:
         match body["type"]:
             case "message_start":
                 message = body["message"]
                 self._usage = usage_to_domain(message.get("usage"))
-                return [Started(id=message["id"], model=message["model"], usage=self._usage)]
+                return [chat.Started(id=message["id"], model=message["model"], usage=self._usage)]
             case "content_block_start":
-                return self._begin(body["index"], body["content_block"])
+                return self._translate_block_start(body["index"], body["content_block"])
             case "content_block_delta":
-                return self._delta(body["index"], body["delta"])
+                return self._translate_block_delta(body["index"], body["delta"])
             case "message_delta":
                 self._usage = usage_to_domain(body.get("usage"), before=self._usage)
-                self._stop = STOP_REASONS.get(body["delta"].get("stop_reason"), StopReason.END)
+                self._stop = STOP_REASONS.get(body["delta"].get("stop_reason"), chat.StopReason.END)
                 self._stop_sequence = body["delta"].get("stop_sequence")
             case "message_stop":
-                self.finished = True
+                self.is_finished = True
                 return [
-                    Finished(stop=self._stop, usage=self._usage, stop_sequence=self._stop_sequence)
+                    chat.Finished(
+                        stop=self._stop, usage=self._usage, stop_sequence=self._stop_sequence
+                    )
                 ]
             case "error":
-                raise StreamInterrupted("the back end ended the stream with an error")
+                raise StreamInterrupted("the back end reported an error event in its stream")
         return []
 
-    def _begin(self, index: int, block: Mapping[str, Any]) -> list[Delta]:
+    def _translate_block_start(self, index: int, block: Mapping[str, Any]) -> list[chat.Delta]:
         match block["type"]:
             case "text" if block["text"]:
-                return [TextDelta(text=require_text(block["text"]))]
+                return [chat.TextDelta(text=require_text(block["text"]))]
             case "redacted_thinking":
-                return [ThinkingDelta(redacted=block["data"])]
+                return [chat.ThinkingDelta(redacted=block["data"])]
             case "tool_use":
                 number = self._tools[index] = len(self._tools)
-                started = ToolStarted(index=number, id=block["id"], name=block["name"])
+                started = chat.ToolStarted(index=number, id=block["id"], name=block["name"])
                 given = block.get("input")
-                whole = [ToolArguments(index=number, fragment=to_json(given).decode())]
+                whole = [chat.ToolArguments(index=number, fragment=to_json(given).decode())]
                 return [started, *whole] if given else [started]
         return []
 
-    def _delta(self, index: int, delta: Mapping[str, Any]) -> list[Delta]:
+    def _translate_block_delta(self, index: int, delta: Mapping[str, Any]) -> list[chat.Delta]:
         match delta["type"]:
             case "text_delta":
-                return [TextDelta(text=require_text(delta["text"]))]
+                return [chat.TextDelta(text=require_text(delta["text"]))]
             case "thinking_delta":
-                return [ThinkingDelta(text=require_text(delta["thinking"]))]
+                return [chat.ThinkingDelta(text=require_text(delta["thinking"]))]
             case "signature_delta":
-                return [ThinkingDelta(signature=delta["signature"])]
+                return [chat.ThinkingDelta(signature=delta["signature"])]
             case "input_json_delta" if delta["partial_json"]:
                 fragment = require_text(delta["partial_json"])
-                return [ToolArguments(index=self._tools[index], fragment=fragment)]
+                return [chat.ToolArguments(index=self._tools[index], fragment=fragment)]
         return []
 
 
 class StreamReader:
-    """Decodes a back end's bytes as deltas."""
+    """Decodes the bytes of one Anthropic stream as deltas."""
 
     def __init__(self) -> None:
         self._splitter = FrameSplitter()
         self._events = EventReader()
 
     @property
-    def finished(self) -> bool:
-        return self._events.finished
+    def is_finished(self) -> bool:
+        return self._events.is_finished
 
-    def feed(self, piece: bytes) -> list[Delta]:
-        """Return the deltas that ``piece`` completes.
+    def feed(self, piece: bytes) -> list[chat.Delta]:
+        """Return the deltas of the events that ``piece`` completes.
 
         Raises:
-            StreamInterrupted: an event is malformed, or is the back end's own error.
+            StreamInterrupted: an event is malformed, or reports an error of the back end.
         """
         frames = self._splitter.feed(piece)
         return [d for f in frames if f.data is not None for d in self._events.feed(parse_event(f))]
 
 
 class StreamTap:
-    """Passes a stream through and reads the usage from it."""
+    """Forwards an Anthropic stream unchanged and reads the usage from it."""
 
     def __init__(self) -> None:
         self._splitter = FrameSplitter()
         self.usage: Usage | None = None
         self._size = 0
         self._reader = EventReader()
-        self.finished = False
+        self.is_finished = False
         self.transcript: Transcript | None = None
 
     @property
     def tokens(self) -> int:
-        """An estimate. A delta holds several tokens, and Anthropic counts at the end only."""
+        """The output tokens so far, estimated because Anthropic reports a count only at the end."""
         return tokens_in(self._size)
 
     def feed(self, piece: bytes) -> bytes:
-        """Return the bytes for the client.
+        """Return the whole events for the client, as the back end sent them.
 
         Raises:
-            StreamInterrupted: an event is malformed, or is the back end's own error.
+            StreamInterrupted: an event is malformed, or reports an error of the back end.
         """
         frames = self._splitter.feed(piece)
         for frame in frames:
-            self._inspect(frame)
+            self._inspect_frame(frame)
         return b"".join([frame.raw for frame in frames])
 
-    def end(self) -> bytes:
-        """Return the last event if it came without the blank line after it."""
+    def flush(self) -> bytes:
+        """Return the last event of the stream if the back end sent no blank line after it."""
         frames = self._splitter.end()
         for frame in frames:
-            self._inspect(frame)
+            self._inspect_frame(frame)
         return b"".join([frame.raw for frame in frames])
 
-    def _inspect(self, frame: Frame) -> None:
+    def _inspect_frame(self, frame: Frame) -> None:
         if frame.data is None:
             return
         body = parse_event(frame)
         kind = body.get("type")
-        if kind == "content_block_delta" and (text := _plain_text(body.get("delta"))) is not None:
+        if (
+            kind == "content_block_delta"
+            and (text := _read_plain_text(body.get("delta"))) is not None
+        ):
             self._size += text_size(text)
             if self.transcript is not None:
                 self.transcript.add_text(text)
             return
         if self.transcript is not None:
-            self._record(body, self.transcript)
+            self._record_event(body, self.transcript)
         match kind:
             case "content_block_delta":
-                self._size += _text_bytes(body.get("delta"))
+                self._size += _count_delta_bytes(body.get("delta"))
             case "message_start" if isinstance(body.get("message"), dict):
                 self.usage = usage_to_domain(body["message"].get("usage"))
             case "message_delta":
                 self.usage = usage_to_domain(body.get("usage"), before=self.usage)
             case "message_stop":
-                self.finished = True
+                self.is_finished = True
             case "error":
-                raise StreamInterrupted("the back end ended the stream with an error")
+                raise StreamInterrupted("the back end reported an error event in its stream")
 
-    def _record(self, body: Mapping[str, Any], transcript: Transcript) -> None:
+    def _record_event(self, body: Mapping[str, Any], transcript: Transcript) -> None:
         try:
             transcript.add(self._reader.feed(body))
         except StreamInterrupted:
-            # `_inspect` decides if the stream can continue.
+            # `_inspect_frame` decides if the stream can continue.
             transcript.mark_unreadable()
 
 
-def _plain_text(delta: Any) -> str | None:
-    """Return the text of a text delta, as nearly all deltas are; else None."""
+def _read_plain_text(delta: Any) -> str | None:
+    """Return the text of a text delta, the most frequent kind; None for other deltas."""
     if not isinstance(delta, dict) or delta.get("type") != "text_delta":
         return None
     text = delta.get("text")
     return text if isinstance(text, str) else None
 
 
-def _text_bytes(delta: Any) -> int:
+def _count_delta_bytes(delta: Any) -> int:
     if not isinstance(delta, dict):
         return 0
     text = delta.get("text") or delta.get("partial_json") or delta.get("thinking")

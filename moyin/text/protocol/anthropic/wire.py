@@ -1,4 +1,4 @@
-"""Holds the request bodies of ``POST /v1/messages`` and ``POST /v1/messages/count_tokens``.
+"""Defines the request bodies of ``POST /v1/messages`` and ``POST /v1/messages/count_tokens``.
 
 Source: Anthropic's API reference as typed in ``anthropic.types.message_create_params``.
 """
@@ -10,24 +10,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from moyin.http.validation import WireModel
-
-__all__ = [
-    "Block",
-    "CacheControl",
-    "CountBody",
-    "ImageBlock",
-    "Message",
-    "MessagesBody",
-    "OtherBlock",
-    "RedactedThinkingBlock",
-    "TextBlock",
-    "ThinkingBlock",
-    "ThinkingConfig",
-    "Tool",
-    "ToolChoice",
-    "ToolResultBlock",
-    "ToolUseBlock",
-]
 
 
 class CacheControl(WireModel):
@@ -48,10 +30,10 @@ class ImageSource(WireModel):
     url: str | None = None
 
     @model_validator(mode="after")
-    def _check_members(self) -> ImageSource:
+    def _require_members_of_type(self) -> ImageSource:
         needed = {"base64": ("media_type", "data"), "url": ("url",), "file": ()}[self.type]
         if missing := [name for name in needed if getattr(self, name) is None]:
-            raise ValueError(f"a source of type {self.type} needs {missing[0]}")
+            raise ValueError(f"an image source of type {self.type!r} requires {missing[0]!r}")
         return self
 
 
@@ -81,24 +63,33 @@ class RedactedThinkingBlock(WireModel):
 
 
 class OtherBlock(WireModel):
-    """Documents, search results and server tools, which only Anthropic's format has."""
+    """A document, search result or server tool, which only Anthropic's format has."""
 
     type: str
 
 
-_KNOWN = ("text", "image", "tool_use", "tool_result", "thinking", "redacted_thinking")
+_TRANSLATED_BLOCK_TYPES = (
+    "text",
+    "image",
+    "tool_use",
+    "tool_result",
+    "thinking",
+    "redacted_thinking",
+)
 
 
-def _tag(value: Any) -> str:
+def _select_block_tag(value: Any) -> str:
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return kind if kind in _KNOWN else "other"
+    return kind if kind in _TRANSLATED_BLOCK_TYPES else "other"
 
 
 ResultContent = Annotated[
     Annotated[TextBlock, Tag("text")]
     | Annotated[ImageBlock, Tag("image")]
     | Annotated[OtherBlock, Tag("other")],
-    Discriminator(lambda value: tag if (tag := _tag(value)) in ("text", "image") else "other"),
+    Discriminator(
+        lambda value: tag if (tag := _select_block_tag(value)) in ("text", "image") else "other"
+    ),
 ]
 
 
@@ -118,7 +109,7 @@ Block = Annotated[
     | Annotated[ThinkingBlock, Tag("thinking")]
     | Annotated[RedactedThinkingBlock, Tag("redacted_thinking")]
     | Annotated[OtherBlock, Tag("other")],
-    Discriminator(_tag),
+    Discriminator(_select_block_tag),
 ]
 
 
@@ -132,7 +123,7 @@ _CLIENT_TOOLS = ("bash_", "computer_", "memory_", "text_editor_")
 
 
 class Tool(WireModel):
-    """A tool of the client; any ``type`` but ``custom`` names a tool of Anthropic."""
+    """A tool: the client's own if its ``type`` is None or ``custom``, else one of Anthropic's."""
 
     name: str = Field(min_length=1)
     type: str | None = None
@@ -147,7 +138,7 @@ class Tool(WireModel):
 
     @property
     def is_run_by_anthropic(self) -> bool:
-        """True if Anthropic runs the tool and reads its result within the request."""
+        """True if Anthropic's servers run the tool and use its result in the same request."""
         return not (self.is_custom or (self.type or "").startswith(_CLIENT_TOOLS))
 
 
@@ -158,7 +149,7 @@ class ToolChoice(WireModel):
 
 
 class ThinkingConfig(WireModel):
-    """The thinking of the model; ``display`` is ``summarized`` or ``omitted``."""
+    """The settings of the model's thinking; ``display`` is ``summarized`` or ``omitted``."""
 
     type: str
     display: str | None = None
@@ -180,7 +171,7 @@ class Metadata(WireModel):
 
 
 class CountBody(WireModel):
-    """The body of ``POST /v1/messages/count_tokens``, the prompt of a message request."""
+    """The body of ``POST /v1/messages/count_tokens``: the prompt of a `MessagesBody`."""
 
     model: str = Field(min_length=1)
     messages: list[Message] = Field(min_length=1)

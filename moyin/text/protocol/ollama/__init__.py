@@ -1,1 +1,1 @@
-"""Translates Ollama's API: requests, responses, streams and errors."""
+"""Translates the requests, responses, streams and errors of Ollama's API."""

@@ -1,4 +1,4 @@
-"""Holds the codecs of Ollama's calls: chat, generate, embed and the older embeddings."""
+"""Implements the codecs of Ollama's ``/api/chat``, ``generate``, ``embed`` and ``embeddings``."""
 
 from __future__ import annotations
 
@@ -13,66 +13,48 @@ from moyin.domain.backend import ApiFormat
 from moyin.domain.chat import ChatRequest, ChatResponse, EmbeddingRequest, EmbeddingResponse, Image
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs, ResponseConstraints
-from moyin.http.validation import (
-    NO_MEMBERS,
-    malformed_response,
-    parse_object,
-    text_bytes,
-    validate,
+from moyin.http.validation import NO_MEMBERS, malformed_response, parse_object, text_bytes, validate
+from moyin.text.protocol.codec import (
+    BaseEmbeddingRequest,
+    Turn,
+    encode_with_changes,
+    select_newest_turns,
 )
-from moyin.text.protocol.codec import Turn, UnstreamedRequest, newest_turns, replace_members
-from moyin.text.protocol.ollama import wire
-from moyin.text.protocol.ollama.errors import error_event, render_error
-from moyin.text.protocol.ollama.request_to_domain import (
-    chat_needs,
-    chat_request_to_domain,
-    embedding_needs,
-    embedding_request_to_domain,
-    generate_needs,
-    generate_request_to_domain,
-)
+from moyin.text.protocol.ollama import request_to_domain, wire
+from moyin.text.protocol.ollama.errors import render_error, render_error_event
 from moyin.text.protocol.ollama.response import (
+    build_first_members,
     chat_response_to_client,
     chat_response_to_domain,
     embedding_response_to_client,
-    first_members,
     generate_response_to_client,
     usage_to_domain,
 )
 from moyin.text.protocol.ollama.stream import (
-    LINES,
+    JSON_LINES,
     StreamTap,
     StreamWriter,
-    chat_members,
-    generate_members,
+    encode_chat_content,
+    encode_generate_content,
 )
-
-__all__ = [
-    "OllamaChatCodec",
-    "OllamaEmbedCodec",
-    "OllamaEmbeddingsCodec",
-    "OllamaGenerateCodec",
-    "ParsedChatRequest",
-    "ParsedGenerateRequest",
-]
 
 
 @dataclass(frozen=True, slots=True)
-class _ParsedRequest:
-    """A validated request; ``raw`` and ``data`` are the client's bytes and JSON.
+class _BaseParsedRequest:
+    """Base of validated requests; ``data`` is ``raw`` parsed as JSON.
 
-    ``began`` is the ``perf_counter_ns`` at which they were read.
+    ``started_at`` is the time of the request, from `time.perf_counter_ns`.
     """
 
     raw: bytes
     data: Mapping[str, Any]
-    began: int = field(default_factory=time.perf_counter_ns, kw_only=True)
+    started_at: int = field(default_factory=time.perf_counter_ns, kw_only=True)
 
     @property
     def model(self) -> str:
         return str(self.data["model"])
 
-    def schemas(self) -> Iterator[tuple[str, Any]]:
+    def iterate_schemas(self) -> Iterator[tuple[str, Any]]:
         if isinstance(self.data.get("format"), dict):
             yield "format", self.data["format"]
         for number, tool in enumerate(self.data.get("tools") or ()):
@@ -88,116 +70,118 @@ class _ParsedRequest:
     def to_upstream(
         self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NO_MEMBERS
     ) -> bytes:
-        return replace_members(self.raw, self.data, model, additions, overrides)
+        return encode_with_changes(self.raw, self.data, model, additions, overrides)
 
-    def stream_tap(self, additions: Mapping[str, Any]) -> StreamTap:
+    def create_stream_tap(self, additions: Mapping[str, Any]) -> StreamTap:
         return StreamTap()
 
     @property
-    def _elapsed(self) -> int:
-        return time.perf_counter_ns() - self.began
+    def _elapsed_nanoseconds(self) -> int:
+        return time.perf_counter_ns() - self.started_at
 
 
 @dataclass(frozen=True, slots=True)
-class ParsedChatRequest(_ParsedRequest):
-    """A validated ``/api/chat``."""
+class ParsedChatRequest(_BaseParsedRequest):
+    """A validated request of ``/api/chat``."""
 
     body: wire.ChatBody
 
     @property
-    def streams(self) -> bool:
-        return self.body.streams
+    def is_streamed(self) -> bool:
+        return self.body.is_streamed
 
     @property
-    def load_response(self) -> bytes | None:
-        """The response to a request without messages, which only loads or unloads the model."""
+    def model_load_response(self) -> bytes | None:
+        """The response if the request has no messages and so only loads or unloads the model."""
         if self.body.messages:
             return None
-        return _load_response(self.body, chat_members("", "", []))
+        return _encode_model_load_response(self.body, encode_chat_content("", "", []))
 
-    def needs(self) -> Needs:
-        return chat_needs(self.body, self.data)
+    def derive_needs(self) -> Needs:
+        return request_to_domain.derive_chat_needs(self.body, self.data)
 
-    def constraints(self) -> ResponseConstraints:
+    def derive_constraints(self) -> ResponseConstraints:
         tools = frozenset(tool.function.name for tool in self.body.tools or ())
         return ResponseConstraints(
             json=bool(self.body.format), schema=self.body.schema_, tools=tools
         )
 
-    def recent_turns(self) -> tuple[Turn, ...]:
-        return newest_turns(
+    def select_recent_turns(self) -> tuple[Turn, ...]:
+        return select_newest_turns(
             (message.role, message.text) for message in reversed(self.body.messages or ())
         )
 
     def to_domain(self, model: str) -> ChatRequest:
-        return chat_request_to_domain(self.body, model)
+        return request_to_domain.chat_request_to_domain(self.body, model)
 
-    def stream_writer(self) -> StreamWriter:
-        return StreamWriter(chat_members)
+    def create_stream_writer(self) -> StreamWriter:
+        return StreamWriter(encode_chat_content)
 
     def encode_response(self, response: ChatResponse | EmbeddingResponse) -> bytes:
         assert isinstance(response, ChatResponse)
-        return chat_response_to_client(response, nanoseconds=self._elapsed)
+        return chat_response_to_client(response, nanoseconds=self._elapsed_nanoseconds)
 
 
 @dataclass(frozen=True, slots=True)
-class ParsedGenerateRequest(_ParsedRequest):
-    """A validated ``/api/generate``."""
+class ParsedGenerateRequest(_BaseParsedRequest):
+    """A validated request of ``/api/generate``."""
 
     body: wire.GenerateBody
 
     @property
-    def streams(self) -> bool:
-        return self.body.streams
+    def is_streamed(self) -> bool:
+        return self.body.is_streamed
 
     @property
-    def load_response(self) -> bytes | None:
-        """The response to a request without a prompt, which only loads or unloads the model."""
+    def model_load_response(self) -> bytes | None:
+        """The response if the request has no prompt and so only loads or unloads the model."""
         if self.body.prompt or self.body.images:
             return None
-        return _load_response(self.body, generate_members("", "", []))
+        return _encode_model_load_response(self.body, encode_generate_content("", "", []))
 
-    def needs(self) -> Needs:
-        return generate_needs(self.body)
+    def derive_needs(self) -> Needs:
+        return request_to_domain.derive_generate_needs(self.body)
 
-    def constraints(self) -> ResponseConstraints:
+    def derive_constraints(self) -> ResponseConstraints:
         return ResponseConstraints(json=bool(self.body.format), schema=self.body.schema_)
 
-    def recent_turns(self) -> tuple[Turn, ...]:
-        return newest_turns((("user", self.body.prompt or ""), ("system", self.body.system or "")))
+    def select_recent_turns(self) -> tuple[Turn, ...]:
+        return select_newest_turns(
+            (("user", self.body.prompt or ""), ("system", self.body.system or ""))
+        )
 
     def to_domain(self, model: str) -> ChatRequest:
-        return generate_request_to_domain(self.body, model)
+        return request_to_domain.generate_request_to_domain(self.body, model)
 
-    def stream_writer(self) -> StreamWriter:
-        return StreamWriter(generate_members)
+    def create_stream_writer(self) -> StreamWriter:
+        return StreamWriter(encode_generate_content)
 
     def encode_response(self, response: ChatResponse | EmbeddingResponse) -> bytes:
         assert isinstance(response, ChatResponse)
-        return generate_response_to_client(response, nanoseconds=self._elapsed)
+        return generate_response_to_client(response, nanoseconds=self._elapsed_nanoseconds)
 
 
 @dataclass(frozen=True, slots=True)
-class ParsedEmbedRequest(UnstreamedRequest, _ParsedRequest):
-    """A validated ``/api/embed``."""
+class ParsedEmbedRequest(BaseEmbeddingRequest, _BaseParsedRequest):
+    """A validated request of ``/api/embed``."""
 
     body: wire.EmbedBody | wire.EmbeddingsBody
 
-    def needs(self) -> Needs:
-        return embedding_needs(self.body)
+    def derive_needs(self) -> Needs:
+        return request_to_domain.derive_embedding_needs(self.body)
 
     def to_domain(self, model: str) -> EmbeddingRequest:
         assert isinstance(self.body, wire.EmbedBody)
-        return embedding_request_to_domain(self.body, model)
+        return request_to_domain.embedding_request_to_domain(self.body, model)
 
     def encode_response(self, response: ChatResponse | EmbeddingResponse) -> bytes:
         assert isinstance(response, EmbeddingResponse)
-        return embedding_response_to_client(response, nanoseconds=self._elapsed)
+        return embedding_response_to_client(response, nanoseconds=self._elapsed_nanoseconds)
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedEmbeddingsRequest(ParsedEmbedRequest):
-    """A validated ``/api/embeddings``, the older call for a single vector."""
+    """A validated request of ``/api/embeddings``, the older call for a single vector."""
 
     body: wire.EmbeddingsBody
 
@@ -209,42 +193,45 @@ class ParsedEmbeddingsRequest(ParsedEmbedRequest):
         return to_json({"embedding": response.vectors[0]})
 
 
-def _load_response(body: wire.CallBody, content: Mapping[str, Any]) -> bytes:
-    reason = "unload" if body.unloads else "load"
-    return to_json({**first_members(body.model), **content, "done": True, "done_reason": reason})
+def _encode_model_load_response(body: wire.GenerationBody, content: Mapping[str, Any]) -> bytes:
+    reason = "unload" if body.unloads_model else "load"
+    return to_json(
+        {**build_first_members(body.model), **content, "done": True, "done_reason": reason}
+    )
 
 
-class _Codec:
-    """Holds what Ollama's codecs have in common."""
+class _BaseCodec:
+    """Implements the methods that Ollama's codecs share."""
 
     api_format = ApiFormat.OLLAMA
-    stream_type = LINES
+    stream_content_type = JSON_LINES
     render_error = staticmethod(render_error)
-    error_event = staticmethod(error_event)
+    render_error_event = staticmethod(render_error_event)
     read_usage = staticmethod(usage_to_domain)
-    # The member that holds the answer, and its type.
-    _content: str
-    _content_type: type
+    _content: str  # the member of a response that contains the answer
+    _content_type: type  # the type of that member
     _has_usage = True
 
-    def forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    def select_forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         return {}
 
-    def cost_trailer(self, cost: bytes) -> bytes:
-        # Clients would read a line after the last one as a part of the answer.
+    def encode_cost_trailer(self, cost: bytes) -> bytes:
+        # Clients would take a line after the last one for a part of the answer.
         return b""
 
     def read_response(self, body: Mapping[str, Any]) -> ChatResponse:
         return chat_response_to_domain(body)
 
-    def output_bytes(self, body: Mapping[str, Any]) -> int:
+    def count_output_bytes(self, body: Mapping[str, Any]) -> int:
         return text_bytes([body.get(name) for name in ("message", "response", "thinking")])
 
-    def check_response(self, body: Mapping[str, Any]) -> None:
+    def require_answer_member(self, body: Mapping[str, Any]) -> None:
         if not isinstance(body.get(self._content), self._content_type):
             raise malformed_response()
 
-    def complete_response(self, raw: bytes, body: dict[str, Any], estimate: Usage | None) -> bytes:
+    def add_missing_members(
+        self, raw: bytes, body: dict[str, Any], estimate: Usage | None
+    ) -> bytes:
         if estimate is None or not self._has_usage:
             return raw
         body["prompt_eval_count"] = estimate.prompt_tokens
@@ -253,8 +240,8 @@ class _Codec:
         return to_json(body)
 
 
-class OllamaChatCodec(_Codec):
-    """Reads and writes ``/api/chat``."""
+class OllamaChatCodec(_BaseCodec):
+    """The codec of ``/api/chat``."""
 
     path = "/api/chat"
     _content, _content_type = "message", dict
@@ -264,8 +251,8 @@ class OllamaChatCodec(_Codec):
         return ParsedChatRequest(body, data, validate(wire.ChatBody, data))
 
 
-class OllamaGenerateCodec(_Codec):
-    """Reads and writes ``/api/generate``."""
+class OllamaGenerateCodec(_BaseCodec):
+    """The codec of ``/api/generate``."""
 
     path = "/api/generate"
     _content, _content_type = "response", str
@@ -279,8 +266,8 @@ class OllamaGenerateCodec(_Codec):
         return chat_response_to_domain({**body, "message": message})
 
 
-class OllamaEmbedCodec(_Codec):
-    """Reads and writes ``/api/embed``."""
+class OllamaEmbedCodec(_BaseCodec):
+    """The codec of ``/api/embed``."""
 
     path = "/api/embed"
     _content, _content_type = "embeddings", list
@@ -290,8 +277,8 @@ class OllamaEmbedCodec(_Codec):
         return ParsedEmbedRequest(body, data, validate(wire.EmbedBody, data))
 
 
-class OllamaEmbeddingsCodec(_Codec):
-    """Reads and writes ``/api/embeddings``."""
+class OllamaEmbeddingsCodec(_BaseCodec):
+    """The codec of ``/api/embeddings``, the older call for a single vector."""
 
     path = "/api/embeddings"
     _content, _content_type = "embedding", list

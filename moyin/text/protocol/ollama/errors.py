@@ -9,10 +9,8 @@ from pydantic_core import to_json
 from moyin import errors
 from moyin.http.problems import ErrorBody, error_headers, status_of
 
-__all__ = ["error_event", "render_error"]
-
-# Errors of the domain name fields as OpenAI does.
-_FIELDS = {
+# Ollama's names of the fields that `moyin.domain.chat` and its errors name as OpenAI does.
+_CLIENT_FIELDS = {
     "frequency_penalty": "options.frequency_penalty",
     "max_tokens": "options.num_predict",
     "min_p": "options.min_p",
@@ -29,23 +27,23 @@ _FIELDS = {
 
 
 def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorBody:
-    """Render ``{"error": message, "code", "request_id"}``, and ``field`` and ``details`` if set."""
+    """Render ``error`` as ``{"error": message, code, request_id, field, details}``."""
     return ErrorBody(
         status=status_of(error),
-        body=to_json(_body(error, request_id)),
+        body=to_json(_build_error_body(error, request_id)),
         headers={"content-type": "application/json", **error_headers(error)},
     )
 
 
-def error_event(error: errors.MoyinError, request_id: str) -> bytes:
-    """Render the line that ends a broken stream; Ollama's SDK raises when it reads it."""
-    return to_json(_body(error, request_id)) + b"\n"
+def render_error_event(error: errors.MoyinError, request_id: str) -> bytes:
+    """Render ``error`` as the last line of a broken stream, on which Ollama's SDK raises."""
+    return to_json(_build_error_body(error, request_id)) + b"\n"
 
 
-def _body(error: errors.MoyinError, request_id: str) -> dict[str, Any]:
+def _build_error_body(error: errors.MoyinError, request_id: str) -> dict[str, Any]:
     body = {"error": error.message, "code": error.code, "request_id": request_id}
     if error.field is not None:
-        body["field"] = _FIELDS.get(error.field, error.field)
+        body["field"] = _CLIENT_FIELDS.get(error.field, error.field)
     if error.details:
         return {**body, "details": error.details}
     return body

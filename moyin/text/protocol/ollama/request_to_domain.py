@@ -1,4 +1,7 @@
-"""Translates Ollama's requests to the domain, and derives what a model needs to answer them."""
+"""Translates Ollama's requests to `moyin.domain.chat`, and derives their needs.
+
+The needs are the abilities and the context length that a model must have to answer a request.
+"""
 
 from __future__ import annotations
 
@@ -9,39 +12,15 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from moyin.domain.chat import (
-    ChatRequest,
-    EmbeddingRequest,
-    Image,
-    Message,
-    OutputFormat,
-    Part,
-    Reasoning,
-    Role,
-    Sampling,
-    Text,
-    Thinking,
-    Tool,
-    ToolResult,
-    ToolUse,
-)
+from moyin.domain import chat
 from moyin.domain.media import UNKNOWN, media_type
 from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_message, estimate_tokens
 from moyin.errors import InvalidRequest, UnsupportedFeature
-from moyin.text.protocol.codec import merge_turns
+from moyin.text.protocol.codec import merge_adjacent_messages
 from moyin.text.protocol.ollama import wire
 
-__all__ = [
-    "chat_needs",
-    "chat_request_to_domain",
-    "embedding_needs",
-    "embedding_request_to_domain",
-    "generate_needs",
-    "generate_request_to_domain",
-]
-
-# Members and options that change Ollama's answer and that no other protocol has. Unknown members and
-# options of how to run the model are ignored, because Ollama ignores the former too.
+# Members and options that change the answer and that only Ollama has. Others are ignored: unknown
+# members, because Ollama ignores them, too, and options that only set how Ollama runs the model.
 _NATIVE_MEMBERS = frozenset({"context", "logprobs", "raw", "suffix", "template", "top_logprobs"})
 _NATIVE_OPTIONS = frozenset(
     {
@@ -49,70 +28,78 @@ _NATIVE_OPTIONS = frozenset(
         "typical_p",
     }
 )  # fmt: skip
-_BUDGETS = {"low": 2048, "medium": 8192, "high": 24576}
-# Characters of base64 that are enough to detect the media type of a picture.
-_HEAD_CHARACTERS = 32
+_THINKING_BUDGETS = {"low": 2048, "medium": 8192, "high": 24576}
+# The base64 characters at the start of a picture that suffice to detect its media type.
+_MEDIA_TYPE_SAMPLE_CHARACTERS = 32
 
 
-def chat_request_to_domain(body: wire.ChatBody, model: str) -> ChatRequest:
-    """Translate a chat request to the domain.
+def chat_request_to_domain(body: wire.ChatBody, model: str) -> chat.ChatRequest:
+    """Translate a request of ``/api/chat`` to a `ChatRequest`.
 
     Raises:
-        UnsupportedFeature: the domain has no place for a member; names that member.
+        UnsupportedFeature: `ChatRequest` cannot express a member; the error names it.
         InvalidRequest: a tool message answers no tool call, or a picture is not base64.
     """
     _refuse_native_members(body)
     messages = body.messages or []
-    system = tuple(Text(text=m.text) for m in messages if m.role == "system")
-    tools = tuple(_tool(tool) for tool in body.tools or ())
-    return _request(
-        body, model, system=system, messages=merge_turns(_parts_by_role(messages)), tools=tools
+    system = tuple(chat.Text(text=m.text) for m in messages if m.role == "system")
+    tools = tuple(_convert_tool(tool) for tool in body.tools or ())
+    return _build_chat_request(
+        body,
+        model,
+        system=system,
+        messages=merge_adjacent_messages(_iterate_parts_by_role(messages)),
+        tools=tools,
     )
 
 
-def generate_request_to_domain(body: wire.GenerateBody, model: str) -> ChatRequest:
-    """Translate a prompt to a chat of one turn.
+def generate_request_to_domain(body: wire.GenerateBody, model: str) -> chat.ChatRequest:
+    """Translate a request of ``/api/generate`` to a `ChatRequest` with a single message.
 
     Raises:
-        UnsupportedFeature: the domain has no place for a member; names that member.
+        UnsupportedFeature: `ChatRequest` cannot express a member; the error names it.
         InvalidRequest: a picture is not base64.
     """
     _refuse_native_members(body)
-    system = (Text(text=body.system),) if body.system else ()
-    parts: list[Part] = [Text(text=body.prompt or "")]
-    parts += [_image(data, f"images.{place}") for place, data in enumerate(body.images or ())]
-    turn = Message(role=Role.USER, parts=tuple(parts))
-    return _request(body, model, system=system, messages=(turn,), tools=())
+    system = (chat.Text(text=body.system),) if body.system else ()
+    parts: list[chat.Part] = [chat.Text(text=body.prompt or "")]
+    parts += [
+        _convert_image(data, f"images.{place}") for place, data in enumerate(body.images or ())
+    ]
+    turn = chat.Message(role=chat.Role.USER, parts=tuple(parts))
+    return _build_chat_request(body, model, system=system, messages=(turn,), tools=())
 
 
-def embedding_request_to_domain(body: wire.EmbedBody, model: str) -> EmbeddingRequest:
-    """Translate a request for embeddings to the domain. Ollama's options change no vector."""
-    return EmbeddingRequest(model=model, inputs=body.inputs, dimensions=body.dimensions)
+def embedding_request_to_domain(body: wire.EmbedBody, model: str) -> chat.EmbeddingRequest:
+    """Translate a request of ``/api/embed``, without its options, which do not change vectors."""
+    return chat.EmbeddingRequest(model=model, inputs=body.inputs, dimensions=body.dimensions)
 
 
-def chat_needs(body: wire.ChatBody, data: Mapping[str, Any]) -> Needs:
-    """Return the abilities and the context that a chat request needs."""
+def derive_chat_needs(body: wire.ChatBody, data: Mapping[str, Any]) -> Needs:
+    """Return the abilities and the context length that a model needs for a chat request."""
     messages = body.messages or []
     images = sum(len(message.images or ()) for message in messages)
     tools = estimate_tokens(to_json(data["tools"]).decode()) if body.tools else 0
-    texts = sum(map(estimate_tokens, _prompt_texts(body)))
+    texts = sum(map(estimate_tokens, _iterate_prompt_texts(body)))
     tokens = texts + estimate_message(len(messages)) + tools
-    return _needs(body, tokens, images=images, tools=bool(body.tools))
+    return _build_needs(body, tokens, images=images, tools=bool(body.tools))
 
 
-def generate_needs(body: wire.GenerateBody) -> Needs:
-    """Return the abilities and the context that a prompt needs."""
+def derive_generate_needs(body: wire.GenerateBody) -> Needs:
+    """Return the abilities and the context length that a model needs for ``/api/generate``."""
     texts = estimate_tokens(body.prompt or "") + estimate_tokens(body.system or "")
-    return _needs(body, texts + estimate_message(1), images=len(body.images or ()), tools=False)
+    return _build_needs(
+        body, texts + estimate_message(1), images=len(body.images or ()), tools=False
+    )
 
 
-def embedding_needs(body: wire.EmbedBody | wire.EmbeddingsBody) -> Needs:
-    """Return the context that a request for embeddings needs."""
+def derive_embedding_needs(body: wire.EmbedBody | wire.EmbeddingsBody) -> Needs:
+    """Return the context length that a model needs for a request for embeddings."""
     sizes = [estimate_tokens(text) for text in body.inputs]
     return Needs(prompt_tokens=sum(sizes), longest_input=max(sizes, default=0), embeddings=True)
 
 
-def _needs(body: wire.CallBody, text_tokens: int, *, images: int, tools: bool) -> Needs:
+def _build_needs(body: wire.GenerationBody, text_tokens: int, *, images: int, tools: bool) -> Needs:
     return Needs(
         prompt_tokens=text_tokens + images * IMAGE_TOKENS,
         attachment_bytes=0 if body.schema_ is None else len(to_json(body.schema_)),
@@ -124,7 +111,7 @@ def _needs(body: wire.CallBody, text_tokens: int, *, images: int, tools: bool) -
     )
 
 
-def _prompt_texts(body: wire.ChatBody) -> Iterator[str]:
+def _iterate_prompt_texts(body: wire.ChatBody) -> Iterator[str]:
     for message in body.messages or ():
         yield message.text
         yield message.thinking or ""
@@ -132,32 +119,32 @@ def _prompt_texts(body: wire.ChatBody) -> Iterator[str]:
             yield to_json(call.function.arguments).decode()
 
 
-def _request(
-    body: wire.CallBody,
+def _build_chat_request(
+    body: wire.GenerationBody,
     model: str,
     *,
-    system: tuple[Text, ...],
-    messages: tuple[Message, ...],
-    tools: tuple[Tool, ...],
-) -> ChatRequest:
+    system: tuple[chat.Text, ...],
+    messages: tuple[chat.Message, ...],
+    tools: tuple[chat.Tool, ...],
+) -> chat.ChatRequest:
     options = body.options or wire.Options()
     stop = options.stop
-    return ChatRequest(
+    return chat.ChatRequest(
         model=model,
         system=system,
         messages=messages,
         tools=tools,
-        output=OutputFormat(schema=body.schema_) if body.format else None,
-        reasoning=_reasoning(body.think),
+        output=chat.OutputFormat(schema=body.schema_) if body.format else None,
+        reasoning=_convert_think(body.think),
         max_tokens=body.output_limit,
         stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
-        sampling=Sampling(
+        sampling=chat.Sampling(
             temperature=options.temperature,
             top_p=options.top_p,
             top_k=options.top_k,
             frequency_penalty=options.frequency_penalty,
             presence_penalty=options.presence_penalty,
-            # Many clients always send these values, which have no effect.
+            # Many clients always send repeat_penalty 1 and min_p 0, which have no effect.
             repeat_penalty=None if options.repeat_penalty == 1 else options.repeat_penalty,
             min_p=options.min_p or None,
             seed=options.seed,
@@ -165,29 +152,33 @@ def _request(
     )
 
 
-def _refuse_native_members(body: wire.CallBody) -> None:
-    _refuse(body.extras, _NATIVE_MEMBERS, "")
+def _refuse_native_members(body: wire.GenerationBody) -> None:
+    _refuse_members(body.extras, _NATIVE_MEMBERS, "")
     if body.options is not None:
-        _refuse(body.options.extras, _NATIVE_OPTIONS, "options.")
+        _refuse_members(body.options.extras, _NATIVE_OPTIONS, "options.")
 
 
-def _refuse(members: Mapping[str, Any], native: frozenset[str], prefix: str) -> None:
+def _refuse_members(members: Mapping[str, Any], native: frozenset[str], prefix: str) -> None:
     for name, value in members.items():
         if value and name in native:
             field = f"{prefix}{name}"
-            raise UnsupportedFeature(f"this back end does not support {field}", field=field)
+            raise UnsupportedFeature(
+                f"{field} requires a model on an Ollama server: omit it or choose one", field=field
+            )
 
 
-def _parts_by_role(messages: Sequence[wire.Message]) -> Iterator[tuple[Role, Iterator[Part]]]:
-    calls = _PendingCalls()
+def _iterate_parts_by_role(
+    messages: Sequence[wire.Message],
+) -> Iterator[tuple[chat.Role, Iterator[chat.Part]]]:
+    calls = _PendingToolCalls()
     for number, message in enumerate(messages):
         if message.role != "system":
-            role = Role.ASSISTANT if message.role == "assistant" else Role.USER
-            yield role, _parts(message, number, calls)
+            role = chat.Role.ASSISTANT if message.role == "assistant" else chat.Role.USER
+            yield role, _convert_message(message, number, calls)
 
 
-class _PendingCalls:
-    """Tracks the tool calls without a result, so that results without an id find their call."""
+class _PendingToolCalls:
+    """Matches tool results to tool calls, because Ollama's clients may omit the id of the call."""
 
     def __init__(self) -> None:
         self._pending: list[tuple[str, str]] = []  # id and name of the tool
@@ -199,8 +190,12 @@ class _PendingCalls:
         self._pending.append((identity, call.function.name))
         return identity
 
-    def resolve(self, message: wire.Message, number: int) -> str:
-        """Return the id of the call that ``message`` answers, and remove the call."""
+    def resolve_call_id(self, message: wire.Message, number: int) -> str:
+        """Remove the pending call that the tool result ``message`` answers, and return its id.
+
+        Raises:
+            InvalidRequest: no pending call matches the result.
+        """
         if message.tool_call_id:
             self._pending = [call for call in self._pending if call[0] != message.tool_call_id]
             return message.tool_call_id
@@ -210,50 +205,55 @@ class _PendingCalls:
                 del self._pending[place]
                 return identity
         raise InvalidRequest(
-            f"messages.{number} answers no earlier tool call", field=f"messages.{number}"
+            f"messages.{number} must name an earlier tool call by tool_call_id or tool_name",
+            field=f"messages.{number}",
         )
 
 
-def _parts(message: wire.Message, number: int, calls: _PendingCalls) -> Iterator[Part]:
+def _convert_message(
+    message: wire.Message, number: int, calls: _PendingToolCalls
+) -> Iterator[chat.Part]:
     images = [
-        _image(data, f"messages.{number}.images.{place}")
+        _convert_image(data, f"messages.{number}.images.{place}")
         for place, data in enumerate(message.images or ())
     ]
     if message.role == "tool":
-        content: list[Text | Image] = [Text(text=message.text), *images]
-        yield ToolResult(tool_use_id=calls.resolve(message, number), content=tuple(content))
+        content: list[chat.Text | chat.Image] = [chat.Text(text=message.text), *images]
+        yield chat.ToolResult(
+            tool_use_id=calls.resolve_call_id(message, number), content=tuple(content)
+        )
         return
     if message.thinking:
-        yield Thinking(text=message.thinking)
+        yield chat.Thinking(text=message.thinking)
     if message.text or (message.role == "user" and not images):
-        yield Text(text=message.text)
+        yield chat.Text(text=message.text)
     yield from images
     for call in message.tool_calls or ():
         arguments = to_json(call.function.arguments).decode()
-        yield ToolUse(id=calls.add(call), name=call.function.name, arguments=arguments)
+        yield chat.ToolUse(id=calls.add(call), name=call.function.name, arguments=arguments)
 
 
-def _image(data: str, field: str) -> Image:
+def _convert_image(data: str, field: str) -> chat.Image:
     try:
-        head = base64.b64decode(data[:_HEAD_CHARACTERS], validate=True)
+        head = base64.b64decode(data[:_MEDIA_TYPE_SAMPLE_CHARACTERS], validate=True)
     except binascii.Error:
         raise InvalidRequest(f"{field} must be base64", field=field) from None
     kind = media_type(None, head)
-    return Image(media_type="image/png" if kind == UNKNOWN else kind, data=data)
+    return chat.Image(media_type="image/png" if kind == UNKNOWN else kind, data=data)
 
 
-def _tool(tool: wire.Tool) -> Tool:
+def _convert_tool(tool: wire.Tool) -> chat.Tool:
     function = tool.function
-    return Tool(
+    return chat.Tool(
         name=function.name,
         description=function.description,
         schema=function.parameters or {"type": "object", "properties": {}},
     )
 
 
-def _reasoning(think: bool | str | None) -> Reasoning | None:
+def _convert_think(think: bool | str | None) -> chat.Reasoning | None:
     if think is None:
         return None
     if isinstance(think, bool):
-        return Reasoning(enabled=think)
-    return Reasoning(effort=think, budget=_BUDGETS.get(think))
+        return chat.Reasoning(enabled=think)
+    return chat.Reasoning(effort=think, budget=_THINKING_BUDGETS.get(think))

@@ -1,4 +1,4 @@
-"""Translates requests from the domain to Ollama's ``/api/chat`` and ``/api/embed``.
+"""Translates requests of `moyin.domain.chat` to Ollama's ``/api/chat`` and ``/api/embed``.
 
 Source: ``api/types.go`` of Ollama.
 """
@@ -10,58 +10,59 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from moyin.domain.chat import (
-    ChatRequest,
-    EmbeddingRequest,
-    Image,
-    OutputFormat,
-    Part,
-    Reasoning,
-    Role,
-    Text,
-    Thinking,
-    Tool,
-    ToolResult,
-    ToolUse,
-)
+from moyin.domain import chat
 from moyin.domain.needs import IMAGE_TOKENS, estimate_message, estimate_tokens
 from moyin.errors import UnsupportedFeature
 from moyin.http.validation import parse_arguments
 
-__all__ = ["chat_request_to_upstream", "context_window", "embedding_request_to_upstream"]
-
-_MIN_WINDOW = 4096
-_MARGIN = 1.25
-_LEVELS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high"}
-# Tokens that are reserved for an answer of unknown length.
+_MIN_CONTEXT_TOKENS = 4096
+_ESTIMATE_MARGIN = 1.25
+_THINK_LEVELS = {
+    "minimal": "low",
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "high",
+}
+# The tokens reserved for an answer whose length the client did not limit.
 _TYPICAL_OUTPUT_TOKENS = 1024
 
 
-def context_window(prompt_tokens: int, max_tokens: int | None, context: int) -> int:
-    """Return ``num_ctx`` for an estimated prompt and its answer, at most ``context`` tokens.
+def choose_context_window(prompt_tokens: int, max_tokens: int | None, context: int) -> int:
+    """Return the ``num_ctx`` option for a prompt of about ``prompt_tokens`` and its answer.
 
-    Ollama silently truncates a prompt that does not fit, so the estimate gets a margin. The window
-    grows in powers of two, because Ollama reloads the model whenever it changes.
+    Ollama silently truncates a longer prompt, so the estimate gets a margin. The result is a power
+    of two, because Ollama reloads the model whenever ``num_ctx`` changes.
+
+    Args:
+        context: the model's context length, which the result does not exceed.
     """
-    needed = prompt_tokens * _MARGIN + (
+    needed = prompt_tokens * _ESTIMATE_MARGIN + (
         _TYPICAL_OUTPUT_TOKENS if max_tokens is None else max_tokens
     )
-    size = _MIN_WINDOW
+    size = _MIN_CONTEXT_TOKENS
     while size < needed:
         size *= 2
     return min(size, context)
 
 
-def chat_request_to_upstream(request: ChatRequest, *, context: int, stream: bool) -> dict[str, Any]:
-    """Translate a chat request for ``/api/chat``.
+def chat_request_to_upstream(
+    request: chat.ChatRequest, *, context: int, stream: bool
+) -> dict[str, Any]:
+    """Translate a chat request to the body of ``/api/chat``.
+
+    Args:
+        context: the model's context length in tokens.
 
     Raises:
         UnsupportedFeature: Ollama does not support a member.
     """
-    tools = _tools(request)
+    tools = _select_tools(request)
     sampling = request.sampling
     options = {
-        "num_ctx": context_window(_prompt_tokens(request), request.max_tokens, context),
+        "num_ctx": choose_context_window(
+            _estimate_prompt_tokens(request), request.max_tokens, context
+        ),
         "num_predict": request.max_tokens,
         "stop": list(request.stop) or None,
         "temperature": sampling.temperature,
@@ -75,74 +76,85 @@ def chat_request_to_upstream(request: ChatRequest, *, context: int, stream: bool
     }
     body = {
         "model": request.model,
-        "messages": list(_messages(request)),
-        "tools": [_tool(tool) for tool in tools] or None,
-        "format": _format(request.output),
-        "think": _think(request.reasoning),
+        "messages": list(_encode_messages(request)),
+        "tools": [_encode_tool(tool) for tool in tools] or None,
+        "format": _encode_format(request.output),
+        "think": _encode_think(request.reasoning),
         "options": {name: value for name, value in options.items() if value is not None},
         "stream": stream,
     }
     return {name: value for name, value in body.items() if value is not None}
 
 
-def embedding_request_to_upstream(request: EmbeddingRequest, *, context: int) -> dict[str, Any]:
-    """Translate a request for ``/api/embed``, which rejects inputs that are too long."""
+def embedding_request_to_upstream(
+    request: chat.EmbeddingRequest, *, context: int
+) -> dict[str, Any]:
+    """Translate a request for embeddings to the body of ``/api/embed``.
+
+    Ollama rejects too long inputs instead of truncating them.
+    """
     longest = max(map(estimate_tokens, request.inputs), default=0)
     body: dict[str, Any] = {
         "model": request.model,
         "input": list(request.inputs),
         "truncate": False,
-        "options": {"num_ctx": context_window(longest, 0, context)},
+        "options": {"num_ctx": choose_context_window(longest, 0, context)},
     }
     if request.dimensions is not None:
         body["dimensions"] = request.dimensions
     return body
 
 
-def _prompt_tokens(request: ChatRequest) -> int:
-    parts: list[Part] = [part for message in request.messages for part in message.parts]
-    parts += [item for part in parts if isinstance(part, ToolResult) for item in part.content]
-    texts = [part.text for part in (*request.system, *parts) if isinstance(part, Text | Thinking)]
-    texts += [part.arguments for part in parts if isinstance(part, ToolUse)]
-    texts += [to_json(_tool(tool)).decode() for tool in request.tools]
-    images = sum(1 for part in parts if isinstance(part, Image))
+def _estimate_prompt_tokens(request: chat.ChatRequest) -> int:
+    parts: list[chat.Part] = [part for message in request.messages for part in message.parts]
+    parts += [item for part in parts if isinstance(part, chat.ToolResult) for item in part.content]
+    texts = [
+        part.text
+        for part in (*request.system, *parts)
+        if isinstance(part, chat.Text | chat.Thinking)
+    ]
+    texts += [part.arguments for part in parts if isinstance(part, chat.ToolUse)]
+    texts += [to_json(_encode_tool(tool)).decode() for tool in request.tools]
+    images = sum(1 for part in parts if isinstance(part, chat.Image))
     frame = estimate_message(len(request.messages) + 1)
     return sum(map(estimate_tokens, texts)) + images * IMAGE_TOKENS + frame
 
 
-def _tools(request: ChatRequest) -> Sequence[Tool]:
+def _select_tools(request: chat.ChatRequest) -> Sequence[chat.Tool]:
     choice = request.tool_choice
     if choice is None:
         return request.tools
     if choice.mode in ("required", "tool"):
-        raise UnsupportedFeature("Ollama does not support forced tool calls", field="tool_choice")
+        raise UnsupportedFeature(
+            "tool_choice can't force a tool call on Ollama: use auto or none", field="tool_choice"
+        )
     if choice.parallel is False and request.tools:
         raise UnsupportedFeature(
-            "Ollama can't limit the answer to one tool call", field="parallel_tool_calls"
+            "parallel_tool_calls can't be false on Ollama: omit it", field="parallel_tool_calls"
         )
     return () if choice.mode == "none" else request.tools
 
 
-def _messages(request: ChatRequest) -> Iterator[dict[str, Any]]:
+def _encode_messages(request: chat.ChatRequest) -> Iterator[dict[str, Any]]:
     if request.system:
         yield {"role": "system", "content": "\n\n".join(part.text for part in request.system)}
     names = {
         part.id: part.name
         for message in request.messages
         for part in message.parts
-        if isinstance(part, ToolUse)
+        if isinstance(part, chat.ToolUse)
     }
     for message in request.messages:
-        results = [part for part in message.parts if isinstance(part, ToolResult)]
+        results = [part for part in message.parts if isinstance(part, chat.ToolResult)]
         for result in results:
-            yield _result(result, names)
-        rest = [part for part in message.parts if not isinstance(part, ToolResult)]
+            yield _encode_tool_result(result, names)
+        rest = [part for part in message.parts if not isinstance(part, chat.ToolResult)]
         if rest:
-            yield _message(message.role, rest)
+            yield _encode_message(message.role, rest)
 
 
-def _result(result: ToolResult, names: Mapping[str, str]) -> dict[str, Any]:
-    text = "".join(part.text for part in result.content if isinstance(part, Text))
+def _encode_tool_result(result: chat.ToolResult, names: Mapping[str, str]) -> dict[str, Any]:
+    text = "".join(part.text for part in result.content if isinstance(part, chat.Text))
     body: dict[str, Any] = {
         "role": "tool",
         "content": f"Error: {text}" if result.is_error else text,
@@ -150,19 +162,21 @@ def _result(result: ToolResult, names: Mapping[str, str]) -> dict[str, Any]:
     }
     if name := names.get(result.tool_use_id):
         body["tool_name"] = name
-    if images := [_image_data(part) for part in result.content if isinstance(part, Image)]:
+    if images := [
+        _require_image_data(part) for part in result.content if isinstance(part, chat.Image)
+    ]:
         body["images"] = images
     return body
 
 
-def _message(role: Role, parts: Sequence[Part]) -> dict[str, Any]:
+def _encode_message(role: chat.Role, parts: Sequence[chat.Part]) -> dict[str, Any]:
     body: dict[str, Any] = {
         "role": role.value,
-        "content": "".join(part.text for part in parts if isinstance(part, Text)),
+        "content": "".join(part.text for part in parts if isinstance(part, chat.Text)),
     }
-    if images := [_image_data(part) for part in parts if isinstance(part, Image)]:
+    if images := [_require_image_data(part) for part in parts if isinstance(part, chat.Image)]:
         body["images"] = images
-    if thinking := "".join(part.text for part in parts if isinstance(part, Thinking)):
+    if thinking := "".join(part.text for part in parts if isinstance(part, chat.Thinking)):
         body["thinking"] = thinking
     calls = [
         {
@@ -170,41 +184,41 @@ def _message(role: Role, parts: Sequence[Part]) -> dict[str, Any]:
             "function": {"name": part.name, "arguments": parse_arguments(part.arguments)},
         }
         for part in parts
-        if isinstance(part, ToolUse)
+        if isinstance(part, chat.ToolUse)
     ]
     if calls:
         body["tool_calls"] = calls
     return body
 
 
-def _image_data(image: Image) -> str:
+def _require_image_data(image: chat.Image) -> str:
     if image.data is None:
         raise UnsupportedFeature(
-            "Ollama accepts pictures as base64 only, not by URL", field="messages"
+            "messages: Ollama accepts pictures only as base64, not by URL", field="messages"
         )
     return image.data
 
 
-def _tool(tool: Tool) -> dict[str, Any]:
+def _encode_tool(tool: chat.Tool) -> dict[str, Any]:
     function: dict[str, Any] = {"name": tool.name, "parameters": dict(tool.schema)}
     if tool.description is not None:
         function["description"] = tool.description
     return {"type": "function", "function": function}
 
 
-def _format(output: OutputFormat | None) -> Any:
+def _encode_format(output: chat.OutputFormat | None) -> Any:
     if output is None:
         return None
     return "json" if output.schema is None else dict(output.schema)
 
 
-def _think(reasoning: Reasoning | None) -> bool | str | None:
-    """Return the level if Ollama knows it, else True.
+def _encode_think(reasoning: chat.Reasoning | None) -> bool | str | None:
+    """Return the effort level for Ollama's member ``think``, or True for an unknown level.
 
-    Models without levels treat any level as True.
+    Models without effort levels treat every level as True.
     """
     if reasoning is None:
         return None
     if not reasoning.enabled:
         return False
-    return _LEVELS.get(reasoning.effort or "", True)
+    return _THINK_LEVELS.get(reasoning.effort or "", True)

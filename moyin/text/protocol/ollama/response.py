@@ -1,4 +1,4 @@
-"""Translates responses and usage between Ollama's format and the domain."""
+"""Translates responses, messages and usage between Ollama's format and `moyin.domain`."""
 
 from __future__ import annotations
 
@@ -9,56 +9,30 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from moyin.domain.chat import (
-    ChatResponse,
-    Delta,
-    EmbeddingResponse,
-    Part,
-    StopReason,
-    Text,
-    TextDelta,
-    Thinking,
-    ThinkingDelta,
-    ToolArguments,
-    ToolStarted,
-    ToolUse,
-)
+from moyin.domain import chat
 from moyin.domain.money import Usage
 from moyin.http.validation import malformed_response, token_count, tool_call_arguments
 
-__all__ = [
-    "chat_response_to_client",
-    "chat_response_to_domain",
-    "embedding_response_to_client",
-    "embedding_response_to_domain",
-    "first_members",
-    "generate_response_to_client",
-    "last_members",
-    "message_to_deltas",
-    "new_response_id",
-    "stop_reason",
-    "tool_call_to_client",
-    "usage_to_domain",
-]
-
 
 def usage_to_domain(body: Mapping[str, Any]) -> Usage:
-    """Read the token counts of a response's last object."""
+    """Translate the token counts in the last object of a response."""
     return Usage(
         input_tokens=token_count(body.get("prompt_eval_count")),
         output_tokens=token_count(body.get("eval_count")),
     )
 
 
-def stop_reason(body: Mapping[str, Any], *, used_tools: bool) -> StopReason:
-    """Read the stop reason of a response's last object."""
+def read_stop_reason(body: Mapping[str, Any], *, used_tools: bool) -> chat.StopReason:
+    """Translate the stop reason in the last object of a response."""
     if used_tools:
-        return StopReason.TOOL_USE
-    return StopReason.MAX_TOKENS if body.get("done_reason") == "length" else StopReason.END
+        return chat.StopReason.TOOL_USE
+    return (
+        chat.StopReason.MAX_TOKENS if body.get("done_reason") == "length" else chat.StopReason.END
+    )
 
 
-def chat_response_to_domain(body: Mapping[str, Any]) -> ChatResponse:
-    """Translate Ollama's whole response to the domain.
+def chat_response_to_domain(body: Mapping[str, Any]) -> chat.ChatResponse:
+    """Translate a whole response of ``/api/chat`` to a `ChatResponse`.
 
     Raises:
         BackendUnavailable: the body is malformed.
@@ -66,72 +40,72 @@ def chat_response_to_domain(body: Mapping[str, Any]) -> ChatResponse:
     message = body.get("message")
     if not isinstance(message, Mapping):
         raise malformed_response()
-    parts: list[Part] = []
+    parts: list[chat.Part] = []
     if message.get("thinking"):
-        parts.append(Thinking(text=message["thinking"]))
+        parts.append(chat.Thinking(text=message["thinking"]))
     if message.get("content"):
-        parts.append(Text(text=message["content"]))
-    calls = [_tool_call(call) for call in message.get("tool_calls") or ()]
-    return ChatResponse(
-        id=new_response_id(),
+        parts.append(chat.Text(text=message["content"]))
+    calls = [_tool_call_to_domain(call) for call in message.get("tool_calls") or ()]
+    return chat.ChatResponse(
+        id=create_response_id(),
         model=str(body.get("model") or ""),
         parts=(*parts, *calls),
-        stop=stop_reason(body, used_tools=bool(calls)),
+        stop=read_stop_reason(body, used_tools=bool(calls)),
         usage=usage_to_domain(body),
     )
 
 
-def message_to_deltas(message: Mapping[str, Any], *, tools_before: int) -> list[Delta]:
-    """Translate the message of a stream's object. Ollama sends tool calls whole.
+def message_to_deltas(message: Mapping[str, Any], *, tools_before: int) -> list[chat.Delta]:
+    """Translate the message in an object of a stream to deltas.
 
     Args:
-        tools_before: the number of tool calls in earlier objects.
+        tools_before: the number of tool calls in earlier objects of the stream.
     """
-    deltas: list[Delta] = []
+    deltas: list[chat.Delta] = []
     if message.get("thinking"):
-        deltas.append(ThinkingDelta(text=message["thinking"]))
+        deltas.append(chat.ThinkingDelta(text=message["thinking"]))
     if message.get("content"):
-        deltas.append(TextDelta(text=message["content"]))
+        deltas.append(chat.TextDelta(text=message["content"]))
     for index, call in enumerate(message.get("tool_calls") or (), start=tools_before):
-        use = _tool_call(call)
-        deltas.append(ToolStarted(index=index, id=use.id, name=use.name))
-        deltas.append(ToolArguments(index=index, fragment=use.arguments))
+        use = _tool_call_to_domain(call)
+        deltas.append(chat.ToolStarted(index=index, id=use.id, name=use.name))
+        deltas.append(chat.ToolArguments(index=index, fragment=use.arguments))
     return deltas
 
 
-def _tool_call(call: Mapping[str, Any]) -> ToolUse:
+def _tool_call_to_domain(call: Mapping[str, Any]) -> chat.ToolUse:
     function = call["function"]
-    # Older servers send no id, but clients need one to answer the call.
+    # Older servers send no id, but clients of other protocols answer a call by its id.
     identity = call.get("id") or f"call_{uuid.uuid4().hex[:24]}"
-    return ToolUse(
+    return chat.ToolUse(
         id=identity, name=function["name"], arguments=to_json(function["arguments"]).decode()
     )
 
 
-def new_response_id() -> str:
-    """Create an id for a response, since Ollama sends none."""
+def create_response_id() -> str:
+    """Return a new random id for a response, because Ollama's responses have no id."""
     return f"chat_{uuid.uuid4().hex}"
 
 
-def first_members(model: str) -> dict[str, Any]:
-    """Return the members that every object of a response begins with."""
+def build_first_members(model: str) -> dict[str, Any]:
+    """Return the first members of every object of a response."""
     return {"model": model, "created_at": datetime.now(UTC).isoformat().replace("+00:00", "Z")}
 
 
-def last_members(
-    stop: StopReason, usage: Usage, *, nanoseconds: int, prompt_nanoseconds: int = 0
+def build_last_members(
+    stop: chat.StopReason, usage: Usage, *, nanoseconds: int, prompt_nanoseconds: int = 0
 ) -> dict[str, Any]:
-    """Return the members that the last object of a response ends with.
+    """Return the last members of the last object of a response.
 
     Clients ignore the token counts if a duration is missing.
 
     Args:
-        nanoseconds: from the request to the end of the answer.
-        prompt_nanoseconds: the part of it before the first token; 0: unknown.
+        nanoseconds: the time from the request to the end of the answer.
+        prompt_nanoseconds: the part of that time before the first token; 0 if unknown.
     """
     return {
         "done": True,
-        "done_reason": "length" if stop is StopReason.MAX_TOKENS else "stop",
+        "done_reason": "length" if stop is chat.StopReason.MAX_TOKENS else "stop",
         "total_duration": nanoseconds,
         "load_duration": 0,
         "prompt_eval_count": usage.prompt_tokens,
@@ -141,28 +115,30 @@ def last_members(
     }
 
 
-def chat_response_to_client(response: ChatResponse, *, nanoseconds: int) -> bytes:
-    """Encode a response for a client of ``/api/chat``."""
+def chat_response_to_client(response: chat.ChatResponse, *, nanoseconds: int) -> bytes:
+    """Encode a chat response as the body of a whole response of ``/api/chat``."""
     message: dict[str, Any] = {"role": "assistant", "content": response.text}
-    if thinking := _thinking(response):
+    if thinking := _join_thinking(response):
         message["thinking"] = thinking
-    if calls := [tool_call_to_client(i, part) for i, part in enumerate(_tool_uses(response))]:
+    if calls := [
+        tool_call_to_client(i, part) for i, part in enumerate(_select_tool_uses(response))
+    ]:
         message["tool_calls"] = calls
-    end = last_members(response.stop, response.usage, nanoseconds=nanoseconds)
-    return to_json({**first_members(response.model), "message": message, **end})
+    end = build_last_members(response.stop, response.usage, nanoseconds=nanoseconds)
+    return to_json({**build_first_members(response.model), "message": message, **end})
 
 
-def generate_response_to_client(response: ChatResponse, *, nanoseconds: int) -> bytes:
-    """Encode a response for a client of ``/api/generate``."""
+def generate_response_to_client(response: chat.ChatResponse, *, nanoseconds: int) -> bytes:
+    """Encode a chat response as the body of a whole response of ``/api/generate``."""
     content: dict[str, Any] = {"response": response.text}
-    if thinking := _thinking(response):
+    if thinking := _join_thinking(response):
         content["thinking"] = thinking
-    end = last_members(response.stop, response.usage, nanoseconds=nanoseconds)
-    return to_json({**first_members(response.model), **content, **end})
+    end = build_last_members(response.stop, response.usage, nanoseconds=nanoseconds)
+    return to_json({**build_first_members(response.model), **content, **end})
 
 
-def tool_call_to_client(index: int, use: ToolUse) -> dict[str, Any]:
-    """Encode a whole tool call; Ollama's arguments are an object.
+def tool_call_to_client(index: int, use: chat.ToolUse) -> dict[str, Any]:
+    """Encode a tool call, whose arguments are a JSON object in Ollama's format.
 
     Raises:
         InvalidToolCall: the arguments are not a JSON object.
@@ -171,16 +147,16 @@ def tool_call_to_client(index: int, use: ToolUse) -> dict[str, Any]:
     return {"id": use.id, "function": {"index": index, "name": use.name, "arguments": arguments}}
 
 
-def _thinking(response: ChatResponse) -> str:
-    return "".join(part.text for part in response.parts if isinstance(part, Thinking))
+def _join_thinking(response: chat.ChatResponse) -> str:
+    return "".join(part.text for part in response.parts if isinstance(part, chat.Thinking))
 
 
-def _tool_uses(response: ChatResponse) -> list[ToolUse]:
-    return [part for part in response.parts if isinstance(part, ToolUse)]
+def _select_tool_uses(response: chat.ChatResponse) -> list[chat.ToolUse]:
+    return [part for part in response.parts if isinstance(part, chat.ToolUse)]
 
 
-def embedding_response_to_domain(body: Mapping[str, Any]) -> EmbeddingResponse:
-    """Translate a response of ``/api/embed`` to the domain.
+def embedding_response_to_domain(body: Mapping[str, Any]) -> chat.EmbeddingResponse:
+    """Translate a response of ``/api/embed`` to an `EmbeddingResponse`.
 
     Raises:
         BackendUnavailable: the body is malformed.
@@ -190,11 +166,11 @@ def embedding_response_to_domain(body: Mapping[str, Any]) -> EmbeddingResponse:
     except (KeyError, TypeError, ValueError):
         raise malformed_response() from None
     usage = Usage(input_tokens=token_count(body.get("prompt_eval_count")))
-    return EmbeddingResponse(model=str(body.get("model") or ""), vectors=vectors, usage=usage)
+    return chat.EmbeddingResponse(model=str(body.get("model") or ""), vectors=vectors, usage=usage)
 
 
-def embedding_response_to_client(response: EmbeddingResponse, *, nanoseconds: int) -> bytes:
-    """Encode embeddings for a client of ``/api/embed``."""
+def embedding_response_to_client(response: chat.EmbeddingResponse, *, nanoseconds: int) -> bytes:
+    """Encode embeddings as the body of a response of ``/api/embed``."""
     return to_json(
         {
             "model": response.model,

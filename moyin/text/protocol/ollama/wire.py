@@ -1,4 +1,4 @@
-"""Holds the request bodies of ``/api/chat``, ``/api/generate``, ``/api/embed`` and ``/api/show``.
+"""Defines the request bodies of ``/api/chat``, ``/api/generate``, ``/api/embed`` and ``/api/show``.
 
 Source: ``api/types.go`` of Ollama, and the types of its Python SDK.
 """
@@ -12,20 +12,6 @@ from pydantic import Field
 
 from moyin.http.validation import WireModel
 
-__all__ = [
-    "CallBody",
-    "ChatBody",
-    "EmbedBody",
-    "EmbeddingsBody",
-    "Function",
-    "GenerateBody",
-    "Message",
-    "Options",
-    "ShowBody",
-    "Tool",
-]
-
-
 # A zero duration, as a number of seconds or in Go's notation.
 _ZERO_DURATION = re.compile(r"0+(?:\.0*)?(?:ns|us|µs|ms|s|m|h)?")
 
@@ -36,16 +22,17 @@ class CalledFunction(WireModel):
 
 
 class ToolCall(WireModel):
-    """A call of a tool; older servers send no ``id``."""
+    """A tool call of the model; older servers omit its ``id``."""
 
     id: str | None = None
     function: CalledFunction
 
 
 class Message(WireModel):
-    """A message with ``images`` in base64.
+    """A message, whose ``images`` are base64.
 
-    A ``tool`` message answers a call by its id, by the tool's name, or by its position.
+    A message of the role ``tool`` names the call that it answers by ``tool_call_id`` or
+    ``tool_name``. If it has neither, it answers the oldest unanswered call.
     """
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -73,7 +60,7 @@ class Tool(WireModel):
 
 
 class Options(WireModel):
-    """The options that other protocols have too. A negative ``num_predict`` means no limit."""
+    """The options that other protocols support, too; a negative ``num_predict`` means no limit."""
 
     num_predict: int | None = None
     temperature: float | None = Field(None, ge=0)
@@ -87,8 +74,8 @@ class Options(WireModel):
     stop: str | list[str] | None = None
 
 
-class CallBody(WireModel):
-    """The members that chat and generate have in common. Both stream by default."""
+class GenerationBody(WireModel):
+    """The members that `ChatBody` and `GenerateBody` share; both calls stream by default."""
 
     model: str = Field(min_length=1)
     stream: bool | None = None
@@ -98,12 +85,12 @@ class CallBody(WireModel):
     keep_alive: float | str | None = None
 
     @property
-    def streams(self) -> bool:
+    def is_streamed(self) -> bool:
         return self.stream is not False
 
     @property
-    def unloads(self) -> bool:
-        """True if ``keep_alive`` asks to unload the model at once."""
+    def unloads_model(self) -> bool:
+        """True if ``keep_alive`` is zero, which unloads the model at once."""
         return _ZERO_DURATION.fullmatch(str(self.keep_alive)) is not None
 
     @property
@@ -116,20 +103,20 @@ class CallBody(WireModel):
         return self.format if isinstance(self.format, dict) else None
 
 
-class ChatBody(CallBody):
-    """The body of a chat.
+class ChatBody(GenerationBody):
+    """The body of ``/api/chat``.
 
-    Without messages it only loads the model, or unloads it with a ``keep_alive`` of 0.
+    A request without messages only loads the model, or unloads it if ``keep_alive`` is 0.
     """
 
     messages: list[Message] | None = None
     tools: list[Tool] | None = None
 
 
-class GenerateBody(CallBody):
-    """The body of a prompt, with ``images`` in base64.
+class GenerateBody(GenerationBody):
+    """The body of ``/api/generate``, whose ``images`` are base64.
 
-    Without a prompt it only loads or unloads the model.
+    A request without a prompt only loads the model, or unloads it if ``keep_alive`` is 0.
     """
 
     prompt: str | None = None
@@ -151,7 +138,7 @@ class EmbedBody(WireModel):
 
 
 class EmbeddingsBody(WireModel):
-    """The body of the older call for a single vector."""
+    """The body of ``/api/embeddings``, the older call for a single vector."""
 
     model: str = Field(min_length=1)
     prompt: str = ""

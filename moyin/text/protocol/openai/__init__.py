@@ -1,1 +1,1 @@
-"""Translates OpenAI's API: requests, responses, streams and errors."""
+"""Translates the requests, responses, streams and errors of OpenAI's API."""

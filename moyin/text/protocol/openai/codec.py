@@ -1,4 +1,4 @@
-"""Holds the codecs of OpenAI's chat completions and embeddings."""
+"""Implements the codecs of ``POST /v1/chat/completions`` and ``POST /v1/embeddings``."""
 
 from __future__ import annotations
 
@@ -23,39 +23,32 @@ from moyin.http.validation import (
     text_bytes,
     validate,
 )
-from moyin.text.protocol.codec import Turn, UnstreamedRequest, newest_turns, replace_members
-from moyin.text.protocol.openai import wire
-from moyin.text.protocol.openai.errors import error_event, render_error
-from moyin.text.protocol.openai.request_to_domain import (
-    chat_constraints,
-    chat_needs,
-    chat_request_to_domain,
-    content_parts,
-    embedding_needs,
-    embedding_request_to_domain,
-    message_text,
+from moyin.text.protocol.codec import (
+    BaseEmbeddingRequest,
+    Turn,
+    encode_with_changes,
+    select_newest_turns,
 )
-from moyin.text.protocol.openai.request_to_upstream import inline_pictures
+from moyin.text.protocol.openai import request_to_domain, wire
+from moyin.text.protocol.openai.errors import render_error, render_error_event
+from moyin.text.protocol.openai.request_to_upstream import embed_pictures
 from moyin.text.protocol.openai.response import (
     add_required_members,
     chat_response_to_client,
     chat_response_to_domain,
-    choice_messages,
     embedding_response_to_client,
+    list_choice_messages,
     usage_to_client,
     usage_to_domain,
 )
 from moyin.text.protocol.openai.stream import StreamTap, StreamWriter
 
-__all__ = ["OpenAICodec", "OpenAIEmbeddingsCodec"]
-
-# The member of `stream_options` that makes vLLM report the usage in every event.
-_CONTINUOUS_USAGE = "continuous_usage_stats"
+_CONTINUOUS_USAGE = "continuous_usage_stats"  # in `stream_options`: vLLM reports usage per event
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedChatRequest:
-    """A validated chat completion; ``raw`` and ``data`` are the client's bytes and JSON."""
+    """A validated request of ``POST /v1/chat/completions``; ``data`` is ``raw`` parsed as JSON."""
 
     raw: bytes
     data: Mapping[str, Any]
@@ -66,7 +59,7 @@ class ParsedChatRequest:
         return self.body.model
 
     @property
-    def streams(self) -> bool:
+    def is_streamed(self) -> bool:
         return bool(self.body.stream)
 
     @property
@@ -79,36 +72,42 @@ class ParsedChatRequest:
         options = self.body.stream_options
         return options is not None and bool(options.extras.get(_CONTINUOUS_USAGE))
 
-    def needs(self) -> Needs:
-        return chat_needs(self.body, self.data, self.raw)
+    def derive_needs(self) -> Needs:
+        return request_to_domain.derive_chat_needs(self.body, self.data, self.raw)
 
-    def schemas(self) -> Iterator[tuple[str, Any]]:
+    def iterate_schemas(self) -> Iterator[tuple[str, Any]]:
         return embedded_schemas(self.data, "function.parameters")
 
-    def constraints(self) -> ResponseConstraints:
-        return chat_constraints(self.body, self.data)
+    def derive_constraints(self) -> ResponseConstraints:
+        return request_to_domain.derive_chat_constraints(self.body, self.data)
 
-    def recent_turns(self) -> tuple[Turn, ...]:
-        return newest_turns((m.role, message_text(m)) for m in reversed(self.body.messages))
+    def select_recent_turns(self) -> tuple[Turn, ...]:
+        return select_newest_turns(
+            (m.role, request_to_domain.join_text_parts(m)) for m in reversed(self.body.messages)
+        )
 
     @property
     def picture_urls(self) -> tuple[str, ...]:
-        parts = (part for part in content_parts(self.body) if isinstance(part, wire.ImagePart))
+        parts = (
+            part
+            for part in request_to_domain.iterate_content_parts(self.body)
+            if isinstance(part, wire.ImagePart)
+        )
         urls = (part.image_url.url for part in parts)
         return tuple(dict.fromkeys(url for url in urls if not url.startswith("data:")))
 
     def with_pictures(self, pictures: Mapping[str, Image]) -> ParsedChatRequest:
-        messages = [inline_pictures(message, pictures) for message in self.data["messages"]]
+        messages = [embed_pictures(message, pictures) for message in self.data["messages"]]
         data = {**self.data, "messages": messages}
         return ParsedChatRequest(to_json(data), data, validate(wire.ChatBody, data))
 
     def to_domain(self, model: str) -> ChatRequest:
-        return replace(chat_request_to_domain(self.body), model=model)
+        return replace(request_to_domain.chat_request_to_domain(self.body), model=model)
 
     def to_upstream(
         self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NO_MEMBERS
     ) -> bytes:
-        hides_usage = self.streams and not self._wants_usage
+        hides_usage = self.is_streamed and not self._wants_usage
         if model == self.body.model and not hides_usage and not additions and not overrides:
             return self.raw
         data = {**(merge_defaults(self.data, additions) if additions else self.data), **overrides}
@@ -117,7 +116,7 @@ class ParsedChatRequest:
             data["stream_options"] = {**(data.get("stream_options") or {}), "include_usage": True}
         return to_json(data)
 
-    def stream_tap(self, additions: Mapping[str, Any]) -> StreamTap:
+    def create_stream_tap(self, additions: Mapping[str, Any]) -> StreamTap:
         hides_usage = not self._wants_usage
         is_continuous = _CONTINUOUS_USAGE in (additions.get("stream_options") or ())
         return StreamTap(
@@ -126,7 +125,7 @@ class ParsedChatRequest:
             choices=self.body.n or 1,
         )
 
-    def stream_writer(self) -> StreamWriter:
+    def create_stream_writer(self) -> StreamWriter:
         return StreamWriter(created=int(time.time()), include_usage=self._wants_usage)
 
     def encode_response(self, response: ChatResponse | EmbeddingResponse) -> bytes:
@@ -135,8 +134,8 @@ class ParsedChatRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class ParsedEmbeddingRequest(UnstreamedRequest):
-    """A validated request for embeddings; ``raw`` and ``data`` as in `ParsedChatRequest`."""
+class ParsedEmbeddingRequest(BaseEmbeddingRequest):
+    """A validated request of ``POST /v1/embeddings``; ``data`` is ``raw`` parsed as JSON."""
 
     raw: bytes
     data: Mapping[str, Any]
@@ -146,19 +145,19 @@ class ParsedEmbeddingRequest(UnstreamedRequest):
     def model(self) -> str:
         return self.body.model
 
-    def needs(self) -> Needs:
-        return embedding_needs(self.body)
+    def derive_needs(self) -> Needs:
+        return request_to_domain.derive_embedding_needs(self.body)
 
-    def schemas(self) -> Iterator[tuple[str, Any]]:
+    def iterate_schemas(self) -> Iterator[tuple[str, Any]]:
         return iter(())
 
     def to_domain(self, model: str) -> EmbeddingRequest:
-        return embedding_request_to_domain(self.body, model)
+        return request_to_domain.embedding_request_to_domain(self.body, model)
 
     def to_upstream(
         self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NO_MEMBERS
     ) -> bytes:
-        return replace_members(self.raw, self.data, model, additions, overrides)
+        return encode_with_changes(self.raw, self.data, model, additions, overrides)
 
     def encode_response(self, response: ChatResponse | EmbeddingResponse) -> bytes:
         assert isinstance(response, EmbeddingResponse)
@@ -166,36 +165,38 @@ class ParsedEmbeddingRequest(UnstreamedRequest):
         return embedding_response_to_client(response, as_base64=as_base64)
 
 
-class _Codec:
-    """Holds what both of OpenAI's codecs have in common."""
+class _BaseCodec:
+    """Implements the methods that both of OpenAI's codecs share."""
 
     api_format = ApiFormat.OPENAI
-    stream_type = EVENT_STREAM
+    stream_content_type = EVENT_STREAM
     read_response = staticmethod(chat_response_to_domain)
     render_error = staticmethod(render_error)
-    error_event = staticmethod(error_event)
-    cost_trailer = staticmethod(cost_comment)
+    render_error_event = staticmethod(render_error_event)
+    encode_cost_trailer = staticmethod(cost_comment)
 
-    def forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    def select_forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         return {}
 
     def read_usage(self, body: Mapping[str, Any]) -> Usage:
         return usage_to_domain(body) or Usage()
 
-    def output_bytes(self, body: Mapping[str, Any]) -> int:
-        return text_bytes(choice_messages(body))
+    def count_output_bytes(self, body: Mapping[str, Any]) -> int:
+        return text_bytes(list_choice_messages(body))
 
 
-class OpenAICodec(_Codec):
-    """Reads and writes chat completions."""
+class OpenAICodec(_BaseCodec):
+    """The codec of ``POST /v1/chat/completions``."""
 
     path = "/chat/completions"
 
-    def check_response(self, body: Mapping[str, Any]) -> None:
+    def require_answer_member(self, body: Mapping[str, Any]) -> None:
         if not isinstance(body.get("choices"), list):
             raise malformed_response()
 
-    def complete_response(self, raw: bytes, body: dict[str, Any], estimate: Usage | None) -> bytes:
+    def add_missing_members(
+        self, raw: bytes, body: dict[str, Any], estimate: Usage | None
+    ) -> bytes:
         was_incomplete = add_required_members(body)
         if estimate is not None:
             body["usage"] = usage_to_client(estimate)
@@ -206,16 +207,18 @@ class OpenAICodec(_Codec):
         return ParsedChatRequest(body, data, validate(wire.ChatBody, data))
 
 
-class OpenAIEmbeddingsCodec(_Codec):
-    """Reads requests for embeddings and writes their responses."""
+class OpenAIEmbeddingsCodec(_BaseCodec):
+    """The codec of ``POST /v1/embeddings``."""
 
     path = "/embeddings"
 
-    def check_response(self, body: Mapping[str, Any]) -> None:
+    def require_answer_member(self, body: Mapping[str, Any]) -> None:
         if not isinstance(body.get("data"), list):
             raise malformed_response()
 
-    def complete_response(self, raw: bytes, body: dict[str, Any], estimate: Usage | None) -> bytes:
+    def add_missing_members(
+        self, raw: bytes, body: dict[str, Any], estimate: Usage | None
+    ) -> bytes:
         if estimate is None:
             return raw
         tokens = estimate.prompt_tokens

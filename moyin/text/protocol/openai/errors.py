@@ -10,28 +10,26 @@ from moyin import errors
 from moyin.http.problems import ErrorBody, error_headers, status_of
 from moyin.http.sse import event
 
-__all__ = ["error_event", "render_error"]
-
 
 def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorBody:
-    """Render ``{"error": {message, type, param, code}, "request_id"}``."""
+    """Render ``error`` as ``{"error": {message, type, param, code}, "request_id"}``."""
     return ErrorBody(
         status=status_of(error),
-        body=to_json(_body(error, request_id)),
+        body=to_json(_build_error_body(error, request_id)),
         headers={"content-type": "application/json", **error_headers(error)},
     )
 
 
-def error_event(error: errors.MoyinError, request_id: str) -> bytes:
-    """Render the event that ends a broken stream; OpenAI's SDKs raise when they read it."""
-    return event(_body(error, request_id))
+def render_error_event(error: errors.MoyinError, request_id: str) -> bytes:
+    """Render ``error`` as the last event of a broken stream, on which OpenAI's SDKs raise."""
+    return event(_build_error_body(error, request_id))
 
 
-def _body(error: errors.MoyinError, request_id: str) -> dict[str, Any]:
+def _build_error_body(error: errors.MoyinError, request_id: str) -> dict[str, Any]:
     return {
         "error": {
             "message": error.message,
-            "type": _type(error),
+            "type": _select_error_type(error),
             "param": error.field,
             "code": error.code,
             **({"details": error.details} if error.details else {}),
@@ -40,7 +38,7 @@ def _body(error: errors.MoyinError, request_id: str) -> dict[str, Any]:
     }
 
 
-def _type(error: errors.MoyinError) -> str:
+def _select_error_type(error: errors.MoyinError) -> str:
     match error:
         case errors.RequestError() | errors.NotFound() | errors.BackendRejected():
             return "invalid_request_error"

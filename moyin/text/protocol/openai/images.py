@@ -1,4 +1,4 @@
-"""Translates ``POST /v1/images/generations`` to a job.
+"""Translates requests of ``POST /v1/images/generations`` to render jobs.
 
 Source: OpenAI's API reference as typed in ``openai.types.image_generate_params``.
 """
@@ -16,12 +16,11 @@ from pydantic import Field, JsonValue
 from moyin.errors import InvalidRequest, MoyinError, UnsupportedFeature
 from moyin.http.validation import WireModel, parse_object, validate
 
-__all__ = ["ImagesBody", "parse", "rename_field", "to_job"]
-
-_SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
+_SIZE_PATTERN = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 _MAX_IMAGES = 10
-# OpenAI's options, which a template may have as inputs, with the values that need no input.
-_OPTIONS: Mapping[str, tuple[Any, ...]] = {
+# Members that set the template's input of the same name. The listed values need no such input,
+# because they mean the default.
+_OPTIONAL_MEMBERS: Mapping[str, tuple[Any, ...]] = {
     "quality": (None, "auto", "standard"),
     "style": (None,),
     "background": (None, "auto"),
@@ -31,22 +30,25 @@ _OPTIONS: Mapping[str, tuple[Any, ...]] = {
     "stream": (None, False),
     "partial_images": (None, 0),
 }
-# The client's field for each field of the job.
-_FIELDS = {
+# The member of the image request that each field of the job comes from.
+_MEMBERS_BY_JOB_FIELD = {
     "template": "model",
     "inputs.prompt": "prompt",
     "inputs.width": "size",
     "inputs.height": "size",
     "batch.seeds": "n",
-    **{f"inputs.{name}": name for name in _OPTIONS},
+    **{f"inputs.{name}": name for name in _OPTIONAL_MEMBERS},
 }
 
 
 class ImagesBody(WireModel):
-    """The body of a request for images.
+    """The body of ``POST /v1/images/generations``.
 
-    ``model`` is a template with an input ``prompt``. ``size`` sets its inputs ``width`` and
-    ``height``, and ``n`` its ``seed``. ``inputs`` sets its other inputs.
+    Attributes:
+        model: the name of a render template that has an input ``prompt``.
+        n: the number of pictures, each with its own value of the template's input ``seed``.
+        size: the template's inputs ``width`` and ``height``, such as ``1024x1024``.
+        inputs: values for the template's other inputs.
     """
 
     prompt: str = Field(min_length=1, max_length=32_000)
@@ -66,20 +68,22 @@ class ImagesBody(WireModel):
     inputs: dict[str, JsonValue] = Field(default_factory=dict)
 
 
-def parse(body: bytes) -> ImagesBody:
+def parse_images_request(body: bytes) -> ImagesBody:
     """Parse and validate a request.
 
     Raises:
-        InvalidJson, InvalidRequest: the body is invalid; names the field.
+        InvalidJson, InvalidRequest: the body is invalid; the error names the field.
         UnsupportedFeature: a member is unknown.
     """
     parsed = validate(ImagesBody, parse_object(body))
     for name in parsed.extras:
-        raise UnsupportedFeature(f"{name[:64]} is not supported", field=name[:64])
+        raise UnsupportedFeature(
+            f"{name[:64]} is not supported for images: omit it", field=name[:64]
+        )
     return parsed
 
 
-def to_job(
+def images_request_to_job(
     body: ImagesBody,
     template: str,
     accepted: Mapping[str, Mapping[str, Any]],
@@ -87,35 +91,43 @@ def to_job(
     cache: bool,
     idempotency_key: str | None,
 ) -> dict[str, Any]:
-    """Translate a request to a body of ``POST /jobs``, with one child per picture.
+    """Translate a request to a body of ``POST /jobs`` that renders a batch of ``n`` pictures.
 
     Args:
+        template: the name of the render template.
         accepted: the JSON Schemas of the template's inputs, by name.
-        idempotency_key: the same key gives the same pictures; without a key they are new.
+        cache: True if pictures may come from the cache of finished renders.
+        idempotency_key: determines the seeds, so that a retry gets the same pictures. If None, the
+            seeds are random.
 
     Raises:
-        InvalidRequest, UnsupportedFeature: the template has no input for a member.
+        InvalidRequest, UnsupportedFeature: the template has no input for a member of the request.
     """
     if "prompt" not in accepted:
-        raise InvalidRequest(f"template {template!r} has no input 'prompt'", field="model")
+        raise InvalidRequest(
+            f"model: the template {template!r} has no input 'prompt': choose one that has",
+            field="model",
+        )
     inputs: dict[str, Any] = {
         **body.inputs,
         "prompt": body.prompt,
-        **_size(body, template, accepted),
+        **_parse_size(body, template, accepted),
     }
-    for name, ordinary in _OPTIONS.items():
+    for name, ordinary in _OPTIONAL_MEMBERS.items():
         value = getattr(body, name)
         if name in accepted and value is not None:
             inputs[name] = value
         elif value not in ordinary:
-            raise UnsupportedFeature(f"template {template!r} has no input {name!r}", field=name)
+            raise UnsupportedFeature(
+                f"{name}: the template {template!r} has no such input: omit {name}", field=name
+            )
     job = {"kind": "render", "template": template, "inputs": inputs, "cache": cache}
     count = body.n or 1
     if "seed" in accepted and not (count == 1 and "seed" in inputs):
-        job["batch"] = {"seeds": _seeds(count, accepted["seed"], inputs, idempotency_key)}
+        job["batch"] = {"seeds": _choose_seeds(count, accepted["seed"], inputs, idempotency_key)}
     elif count > 1:
         raise UnsupportedFeature(
-            f"n must be 1: template {template!r} has no input 'seed', so all pictures would be equal",
+            f"n must be 1: the template {template!r} has no input 'seed' to make pictures differ",
             field="n",
         )
     if body.user is not None:
@@ -123,36 +135,40 @@ def to_job(
     return job
 
 
-def rename_field(error: MoyinError) -> MoyinError:
-    """Replace the job's field in ``error`` by the client's field."""
+def rename_job_field(error: MoyinError) -> MoyinError:
+    """Replace the job's field in ``error`` by the member of the image request that set it."""
     if error.field is not None:
-        field = _FIELDS.get(error.field)
+        field = _MEMBERS_BY_JOB_FIELD.get(error.field)
         if field is not None:
             error.message = error.message.replace(error.field, field, 1)
             error.field = field
     return error
 
 
-def _size(
+def _parse_size(
     body: ImagesBody, template: str, accepted: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, int]:
     if body.size in (None, "auto"):
         return {}
-    match = _SIZE.fullmatch(body.size or "")
+    match = _SIZE_PATTERN.fullmatch(body.size or "")
     if match is None:
-        raise InvalidRequest("size must be a size such as 1024x1024, or auto", field="size")
+        raise InvalidRequest("size must be like 1024x1024, or auto", field="size")
     if not {"width", "height"} <= accepted.keys():
         raise UnsupportedFeature(
-            f"size is not supported: template {template!r} has no inputs 'width' and 'height'",
+            f"size: the template {template!r} has no inputs 'width' and 'height': omit size",
             field="size",
         )
     return {"width": int(match[1]), "height": int(match[2])}
 
 
-def _seeds(
+def _choose_seeds(
     count: int, schema: Mapping[str, Any], inputs: Mapping[str, Any], key: str | None
 ) -> list[int]:
-    """Return random seeds, so that a repeat gives other pictures, or count up from a given seed."""
+    """Return one seed per picture.
+
+    They count up from ``inputs["seed"]`` if set, else from a hash of ``key``, else from a random
+    number.
+    """
     low, high = int(schema.get("minimum", 0)), int(schema.get("maximum", 2**32 - 1))
     first = inputs.get("seed")
     if isinstance(first, int):

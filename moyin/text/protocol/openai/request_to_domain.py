@@ -1,4 +1,7 @@
-"""Translates OpenAI's requests to the domain, and derives what a model needs to answer them."""
+"""Translates OpenAI's requests to `moyin.domain.chat`, and derives their needs.
+
+The needs are the abilities and the context length that a model must have to answer a request.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +11,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from moyin.domain.chat import (
-    ChatRequest,
-    EmbeddingRequest,
-    Image,
-    OutputFormat,
-    Part,
-    Reasoning,
-    Role,
-    Sampling,
-    Text,
-    Thinking,
-    Tool,
-    ToolChoice,
-    ToolResult,
-    ToolUse,
-)
+from moyin.domain import chat
 from moyin.domain.needs import (
     IMAGE_TOKENS,
     UNCONSTRAINED,
@@ -35,38 +23,27 @@ from moyin.domain.needs import (
 )
 from moyin.errors import InvalidRequest, UnsupportedFeature
 from moyin.http.validation import unsupported_field
-from moyin.text.protocol.codec import merge_turns
+from moyin.text.protocol.codec import merge_adjacent_messages
 from moyin.text.protocol.openai import wire
 
-__all__ = [
-    "chat_constraints",
-    "chat_needs",
-    "chat_request_to_domain",
-    "content_parts",
-    "embedding_needs",
-    "embedding_request_to_domain",
-    "first_untranslatable_field",
-    "message_text",
-]
-
-# Bytes that show, without a walk over the body, that a member may be there: inside a JSON string
-# the quotes would be escaped.
+# A body without these bytes does not have the member. Searching bytes is faster than walking the
+# JSON, and a text can't contain them, because quotes in a JSON string are escaped.
 _CACHE_MARKER = b'"cache_control"'
-_AUDIO_MEMBER = b'"audio"'
+_AUDIO_MARKER = b'"audio"'
 
-# Members that do not change the answer, or are only hints: translation drops them.
-_HARMLESS = frozenset(
+# Members that translation drops, because they are hints or do not change the answer.
+_DROPPED_MEMBERS = frozenset(
     {
         "annotations", "detail", "index", "metadata", "name", "prompt_cache_key",
         "prompt_cache_options", "prompt_cache_retention", "provider_specific_fields", "reasoning",
         "refusal", "safety_identifier", "service_tier", "store",
     }
 )  # fmt: skip
-_BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 24576, "xhigh": 32768}
+_THINKING_BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 24576, "xhigh": 32768}
 
 
-def first_untranslatable_field(body: wire.ChatBody) -> str | None:
-    """Return the first member that only a back end of the same API format accepts, or None."""
+def find_untranslatable_field(body: wire.ChatBody) -> str | None:
+    """Return the path of the first member that a `ChatRequest` cannot express, or None."""
     if body.n is not None and body.n > 1:
         return "n"
     for number, message in enumerate(body.messages):
@@ -75,36 +52,39 @@ def first_untranslatable_field(body: wire.ChatBody) -> str | None:
             for place, part in enumerate(content):
                 if isinstance(part, wire.OtherPart) and part.type != "refusal":
                     return f"messages.{number}.content.{place}"
-    # Every model writes with medium verbosity by default.
+    # Medium verbosity is the default of every model.
     is_default = body.extras.get("verbosity") == "medium"
-    return unsupported_field(body, _HARMLESS | {"verbosity"} if is_default else _HARMLESS)
+    return unsupported_field(
+        body, _DROPPED_MEMBERS | {"verbosity"} if is_default else _DROPPED_MEMBERS
+    )
 
 
-def chat_request_to_domain(body: wire.ChatBody) -> ChatRequest:
-    """Translate a chat completion to the domain.
+def chat_request_to_domain(body: wire.ChatBody) -> chat.ChatRequest:
+    """Translate a chat completion request to a `ChatRequest`.
 
     Raises:
-        UnsupportedFeature: the domain has no place for a member; names that member.
+        UnsupportedFeature: `ChatRequest` cannot express a member; the error names it.
+        InvalidRequest: ``tool_choice`` requires a tool, but the request has none.
     """
-    if (field := first_untranslatable_field(body)) is not None:
-        raise UnsupportedFeature(f"this back end does not support {field}", field=field)
+    if (field := find_untranslatable_field(body)) is not None:
+        raise _new_unsupported_error(field)
     system = tuple(
         text
         for message in body.messages
         if isinstance(message, wire.SystemMessage)
-        for text in _texts(message.content)
+        for text in _convert_texts(message.content)
     )
-    return ChatRequest(
+    return chat.ChatRequest(
         model=body.model,
         system=system,
-        messages=merge_turns(_parts_by_role(body.messages)),
-        tools=tuple(_tool(tool) for tool in body.tools or ()),
-        tool_choice=_choice(body),
-        output=_output(body.response_format),
-        reasoning=_reasoning(body.reasoning_effort),
+        messages=merge_adjacent_messages(_iterate_parts_by_role(body.messages)),
+        tools=tuple(_convert_tool(tool) for tool in body.tools or ()),
+        tool_choice=_convert_tool_choice(body),
+        output=_convert_response_format(body.response_format),
+        reasoning=_convert_reasoning_effort(body.reasoning_effort),
         max_tokens=body.output_limit,
         stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
-        sampling=Sampling(
+        sampling=chat.Sampling(
             temperature=body.temperature,
             top_p=body.top_p,
             top_k=body.top_k,
@@ -116,27 +96,36 @@ def chat_request_to_domain(body: wire.ChatBody) -> ChatRequest:
     )
 
 
-def embedding_request_to_domain(body: wire.EmbeddingBody, model: str) -> EmbeddingRequest:
-    """Translate a request for embeddings to the domain.
+def _new_unsupported_error(field: str) -> UnsupportedFeature:
+    return UnsupportedFeature(
+        f"{field} requires a back end with OpenAI's API: omit it or choose another model",
+        field=field,
+    )
+
+
+def embedding_request_to_domain(body: wire.EmbeddingBody, model: str) -> chat.EmbeddingRequest:
+    """Translate a request for embeddings to an `EmbeddingRequest`.
 
     Raises:
-        UnsupportedFeature: the input is token numbers, which only the same model understands, or
-            the domain has no place for a member.
+        UnsupportedFeature: the input is token numbers, which only the model itself can decode, or
+            `EmbeddingRequest` cannot express a member; the error names it.
     """
     texts = tuple(text for text in body.inputs if isinstance(text, str))
     if len(texts) != len(body.inputs):
         raise UnsupportedFeature(
-            "input must be text: this back end does not accept token numbers", field="input"
+            "input: token numbers require a back end with OpenAI's API: send text", field="input"
         )
     for name, value in body.extras.items():
         if value:
-            raise UnsupportedFeature(f"this back end does not support {name}", field=name)
-    return EmbeddingRequest(model=model, inputs=texts, dimensions=body.dimensions, user=body.user)
+            raise _new_unsupported_error(name)
+    return chat.EmbeddingRequest(
+        model=model, inputs=texts, dimensions=body.dimensions, user=body.user
+    )
 
 
-def chat_needs(body: wire.ChatBody, data: Mapping[str, Any], raw: bytes) -> Needs:
-    """Return the abilities and the context that a chat completion needs."""
-    parts = list(content_parts(body))
+def derive_chat_needs(body: wire.ChatBody, data: Mapping[str, Any], raw: bytes) -> Needs:
+    """Return the abilities and the context length that a model needs for a chat completion."""
+    parts = list(iterate_content_parts(body))
     images, others = 0, []
     for part in parts:
         if isinstance(part, wire.OtherPart):
@@ -147,7 +136,7 @@ def chat_needs(body: wire.ChatBody, data: Mapping[str, Any], raw: bytes) -> Need
     form = body.response_format
     schema = len(to_json(form.json_schema)) if form and form.json_schema else 0
     return Needs(
-        prompt_tokens=sum(map(estimate_tokens, _prompt_texts(body, parts)))
+        prompt_tokens=sum(map(estimate_tokens, _iterate_prompt_texts(body, parts)))
         + estimate_message(len(body.messages))
         + images * IMAGE_TOKENS
         + tools,
@@ -157,25 +146,25 @@ def chat_needs(body: wire.ChatBody, data: Mapping[str, Any], raw: bytes) -> Need
         schema=form is not None and form.type == "json_schema",
         thinking=body.reasoning_effort not in (None, "none"),
         has_cache_markers=_CACHE_MARKER in raw,
-        attachment_bytes=sum(map(_content_bytes, others)) + schema,
-        has_external_content=any(map(_is_external, others))
-        or (_AUDIO_MEMBER in raw and _refers_to_audio(body)),
+        attachment_bytes=sum(map(_count_content_bytes, others)) + schema,
+        has_external_content=any(map(_is_external_file, others))
+        or (_AUDIO_MARKER in raw and _refers_to_audio(body)),
     )
 
 
-def embedding_needs(body: wire.EmbeddingBody) -> Needs:
-    """Return the context that a request for embeddings needs."""
+def derive_embedding_needs(body: wire.EmbeddingBody) -> Needs:
+    """Return the context length that a model needs for a request for embeddings."""
     sizes = [estimate_tokens(i) if isinstance(i, str) else len(i) for i in body.inputs]
     return Needs(prompt_tokens=sum(sizes), longest_input=max(sizes, default=0), embeddings=True)
 
 
-def chat_constraints(body: wire.ChatBody, data: Mapping[str, Any]) -> ResponseConstraints:
-    """Return the constraints that a chat completion sets for its response."""
+def derive_chat_constraints(body: wire.ChatBody, data: Mapping[str, Any]) -> ResponseConstraints:
+    """Return the constraints, such as a JSON schema, that a chat completion sets for its answer."""
     form = body.response_format
     if form is None and not body.tools and not body.n and "modalities" not in data:
         return UNCONSTRAINED
     schema = None if form is None else form.json_schema
-    # This member is not validated here: the back end rejects a wrong one.
+    # The back end, not `wire.ChatBody`, validates this member.
     modalities = data.get("modalities")
     has_audio = isinstance(modalities, list) and "audio" in modalities
     return ResponseConstraints(
@@ -186,29 +175,29 @@ def chat_constraints(body: wire.ChatBody, data: Mapping[str, Any]) -> ResponseCo
     )
 
 
-def content_parts(body: wire.ChatBody) -> Iterator[wire.ContentPart]:
+def iterate_content_parts(body: wire.ChatBody) -> Iterator[wire.ContentPart]:
     """Yield the content parts of all messages."""
     for message in body.messages:
         if isinstance(message.content, list):
             yield from message.content
 
 
-def message_text(message: wire.Message) -> str:
-    """Return the text of a message, one line per part."""
+def join_text_parts(message: wire.Message) -> str:
+    """Return the text parts of a message, each on its own line."""
     content = message.content
     if isinstance(content, str) or content is None:
         return content or ""
     return "\n".join(part.text for part in content if isinstance(part, wire.TextPart))
 
 
-def _prompt_texts(body: wire.ChatBody, parts: Iterable[wire.ContentPart]) -> Iterator[str]:
+def _iterate_prompt_texts(body: wire.ChatBody, parts: Iterable[wire.ContentPart]) -> Iterator[str]:
     for message in body.messages:
         if isinstance(message.content, str):
             yield message.content
         if isinstance(message, wire.AssistantMessage):
             for call in message.tool_calls or ():
                 yield call.function.arguments
-            # The blocks and the plain text beside them hold the same thinking.
+            # `reasoning_content` repeats the thinking of the blocks as plain text.
             for block in message.thinking_blocks or ():
                 yield block.thinking or block.data or ""
             if not message.thinking_blocks:
@@ -218,16 +207,16 @@ def _prompt_texts(body: wire.ChatBody, parts: Iterable[wire.ContentPart]) -> Ite
             yield part.text
 
 
-def _content_bytes(part: wire.OtherPart) -> int:
-    """Return the bytes of a file or of audio without serialising it, because it may be large."""
+def _count_content_bytes(part: wire.OtherPart) -> int:
+    """Return the size of a file or of audio without serializing it, because it may be large."""
     content = part.extras.get(part.type)
     if not isinstance(content, dict):
         return len(to_json(part))
     return sum(text_size(value) for value in content.values() if isinstance(value, str))
 
 
-def _is_external(part: wire.OtherPart) -> bool:
-    """Tell if the part is a file that is named by its id or its URL."""
+def _is_external_file(part: wire.OtherPart) -> bool:
+    """Return True if the part refers to a file by its id or URL instead of containing it."""
     if part.type != "file":
         return False
     file = part.extras.get("file")
@@ -238,106 +227,115 @@ def _is_external(part: wire.OtherPart) -> bool:
 
 
 def _refers_to_audio(body: wire.ChatBody) -> bool:
-    """Tell if a message refers by id to an earlier audio answer."""
+    """Return True if a message refers to an earlier audio answer by its id."""
     return any(
         isinstance(message, wire.AssistantMessage) and message.extras.get("audio")
         for message in body.messages
     )
 
 
-def _parts_by_role(messages: Sequence[wire.Message]) -> Iterator[tuple[Role, Iterator[Part]]]:
+def _iterate_parts_by_role(
+    messages: Sequence[wire.Message],
+) -> Iterator[tuple[chat.Role, Iterator[chat.Part]]]:
     for message in messages:
         if not isinstance(message, wire.SystemMessage):
             is_answer = isinstance(message, wire.AssistantMessage)
-            yield Role.ASSISTANT if is_answer else Role.USER, _parts(message)
+            yield chat.Role.ASSISTANT if is_answer else chat.Role.USER, _convert_message(message)
 
 
-def _parts(message: wire.Message) -> Iterator[Part]:
+def _convert_message(message: wire.Message) -> Iterator[chat.Part]:
     if isinstance(message, wire.ToolMessage):
-        yield ToolResult(tool_use_id=message.tool_call_id, content=tuple(_texts(message.content)))
+        yield chat.ToolResult(
+            tool_use_id=message.tool_call_id, content=tuple(_convert_texts(message.content))
+        )
         return
     if isinstance(message, wire.AssistantMessage):
-        yield from _thinking(message)
+        yield from _convert_thinking(message)
     content = message.content
     if isinstance(content, str):
         if content or isinstance(message, wire.UserMessage):
-            yield Text(text=content)
+            yield chat.Text(text=content)
     else:
         for part in content or ():
-            yield _part(part)
+            yield _convert_part(part)
     if isinstance(message, wire.AssistantMessage):
         for call in message.tool_calls or ():
-            yield ToolUse(id=call.id, name=call.function.name, arguments=call.function.arguments)
+            yield chat.ToolUse(
+                id=call.id, name=call.function.name, arguments=call.function.arguments
+            )
 
 
-def _thinking(message: wire.AssistantMessage) -> Iterator[Thinking]:
-    """Yield Claude's own blocks if the client kept them, because Claude accepts what it signed."""
+def _convert_thinking(message: wire.AssistantMessage) -> Iterator[chat.Thinking]:
+    """Yield the thinking of a message, preferably as the blocks that Claude signed.
+
+    Claude accepts only thinking with its own signature.
+    """
     for block in message.thinking_blocks or ():
         if block.type == "redacted_thinking":
-            yield Thinking(redacted=block.data)
+            yield chat.Thinking(redacted=block.data)
         else:
-            yield Thinking(text=block.thinking, signature=block.signature)
+            yield chat.Thinking(text=block.thinking, signature=block.signature)
     if message.reasoning_content and not message.thinking_blocks:
-        yield Thinking(text=message.reasoning_content)
+        yield chat.Thinking(text=message.reasoning_content)
 
 
-def _part(part: wire.ContentPart) -> Part:
+def _convert_part(part: wire.ContentPart) -> chat.Part:
     if isinstance(part, wire.TextPart):
-        return Text(text=part.text, cache=_cache(part))
+        return chat.Text(text=part.text, cache=_read_cache_ttl(part))
     if isinstance(part, wire.ImagePart):
-        return replace(_image(part.image_url.url), cache=_cache(part))
-    return Text(text=str(part.extras.get("refusal", "")))
+        return replace(_convert_image_url(part.image_url.url), cache=_read_cache_ttl(part))
+    return chat.Text(text=str(part.extras.get("refusal", "")))
 
 
-def _image(url: str) -> Image:
+def _convert_image_url(url: str) -> chat.Image:
     if not url.startswith("data:"):
-        return Image(url=url)
+        return chat.Image(url=url)
     head, _, data = url.partition(",")
-    return Image(media_type=head[5:].partition(";")[0] or "image/png", data=data)
+    return chat.Image(media_type=head[5:].partition(";")[0] or "image/png", data=data)
 
 
-def _texts(content: str | list[wire.TextPart]) -> tuple[Text, ...]:
+def _convert_texts(content: str | list[wire.TextPart]) -> tuple[chat.Text, ...]:
     if isinstance(content, str):
-        return (Text(text=content),)
-    return tuple(Text(text=part.text, cache=_cache(part)) for part in content)
+        return (chat.Text(text=content),)
+    return tuple(chat.Text(text=part.text, cache=_read_cache_ttl(part)) for part in content)
 
 
-def _cache(marked: wire.Cacheable) -> str | None:
+def _read_cache_ttl(marked: wire.Cacheable) -> str | None:
     control = marked.cache_control
     return None if control is None else control.ttl or "5m"
 
 
-def _tool(tool: wire.Tool) -> Tool:
+def _convert_tool(tool: wire.Tool) -> chat.Tool:
     function = tool.function
-    return Tool(
+    return chat.Tool(
         name=function.name,
         description=function.description,
-        # A tool without parameters takes none. A strict tool needs a closed schema.
+        # A tool whose parameters are omitted has none. The schema is closed for strict tools.
         schema=function.parameters
         or {"type": "object", "properties": {}, "additionalProperties": False},
         strict=function.strict,
-        cache=_cache(tool),
+        cache=_read_cache_ttl(tool),
     )
 
 
-def _choice(body: wire.ChatBody) -> ToolChoice | None:
+def _convert_tool_choice(body: wire.ChatBody) -> chat.ToolChoice | None:
     choice, parallel = body.tool_choice, body.parallel_tool_calls
     if not body.tools and choice not in (None, "none", "auto"):
         raise InvalidRequest("tool_choice requires at least one tool in tools", field="tool_choice")
     if isinstance(choice, wire.NamedChoice):
-        return ToolChoice(mode="tool", name=choice.function.name, parallel=parallel)
+        return chat.ToolChoice(mode="tool", name=choice.function.name, parallel=parallel)
     if choice is None and parallel is None:
         return None
-    return ToolChoice(mode=choice or "auto", parallel=parallel)
+    return chat.ToolChoice(mode=choice or "auto", parallel=parallel)
 
 
-def _output(form: wire.ResponseFormat | None) -> OutputFormat | None:
+def _convert_response_format(form: wire.ResponseFormat | None) -> chat.OutputFormat | None:
     if form is None or form.type == "text":
         return None
     schema = form.json_schema
     if schema is None:
-        return OutputFormat()
-    return OutputFormat(
+        return chat.OutputFormat()
+    return chat.OutputFormat(
         name=schema.name,
         schema=schema.schema_,
         description=schema.description,
@@ -345,9 +343,9 @@ def _output(form: wire.ResponseFormat | None) -> OutputFormat | None:
     )
 
 
-def _reasoning(effort: str | None) -> Reasoning | None:
+def _convert_reasoning_effort(effort: str | None) -> chat.Reasoning | None:
     if effort is None:
         return None
     if effort == "none":
-        return Reasoning(enabled=False)
-    return Reasoning(effort=effort, budget=_BUDGETS.get(effort))
+        return chat.Reasoning(enabled=False)
+    return chat.Reasoning(effort=effort, budget=_THINKING_BUDGETS.get(effort))

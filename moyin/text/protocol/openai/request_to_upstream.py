@@ -1,42 +1,29 @@
-"""Translates requests from the domain to OpenAI's format, and embeds pictures in them."""
+"""Translates requests of `moyin.domain.chat` to OpenAI's format.
+
+It also embeds pictures in requests that a client sent in this format.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from moyin.domain.chat import (
-    ChatRequest,
-    EmbeddingRequest,
-    Image,
-    OutputFormat,
-    Part,
-    Reasoning,
-    Role,
-    Text,
-    Thinking,
-    Tool,
-    ToolResult,
-    ToolUse,
-)
+from moyin.domain import chat
 from moyin.errors import UnsupportedFeature
 
-__all__ = [
-    "chat_request_to_upstream",
-    "data_url",
-    "embedding_request_to_upstream",
-    "inline_pictures",
-]
-
-# Largest thinking budgets, in tokens, that each effort level stands for.
-_EFFORTS = ((2048, "low"), (8192, "medium"))
+# The largest thinking budget, in tokens, of each effort level below "high".
+_EFFORTS_BY_BUDGET = ((2048, "low"), (8192, "medium"))
 
 
-def chat_request_to_upstream(request: ChatRequest, *, stream: bool) -> dict[str, Any]:
-    """Translate a chat request for an OpenAI-compatible server."""
+def chat_request_to_upstream(request: chat.ChatRequest, *, stream: bool) -> dict[str, Any]:
+    """Translate a chat request to the body of ``POST /v1/chat/completions``.
+
+    Raises:
+        UnsupportedFeature: a user's message has a part that OpenAI's format cannot express.
+    """
     body: dict[str, Any] = {
         "model": request.model,
-        "messages": list(_messages(request)),
+        "messages": list(_encode_messages(request)),
         "max_tokens": request.max_tokens,
         "stop": list(request.stop) or None,
         "temperature": request.sampling.temperature,
@@ -45,9 +32,9 @@ def chat_request_to_upstream(request: ChatRequest, *, stream: bool) -> dict[str,
         "frequency_penalty": request.sampling.frequency_penalty,
         "presence_penalty": request.sampling.presence_penalty,
         "seed": request.sampling.seed,
-        "tools": [_tool_body(tool) for tool in request.tools] or None,
-        "response_format": _output_body(request.output),
-        "reasoning_effort": _effort(request.reasoning),
+        "tools": [_encode_tool(tool) for tool in request.tools] or None,
+        "response_format": _encode_response_format(request.output),
+        "reasoning_effort": _select_effort(request.reasoning),
         "user": request.user,
     }
     if (choice := request.tool_choice) is not None and request.tools:
@@ -59,8 +46,8 @@ def chat_request_to_upstream(request: ChatRequest, *, stream: bool) -> dict[str,
     return {name: value for name, value in body.items() if value is not None}
 
 
-def embedding_request_to_upstream(request: EmbeddingRequest) -> dict[str, Any]:
-    """Translate a request for embeddings for an OpenAI-compatible server."""
+def embedding_request_to_upstream(request: chat.EmbeddingRequest) -> dict[str, Any]:
+    """Translate a request for embeddings to the body of ``POST /v1/embeddings``."""
     body: dict[str, Any] = {
         "model": request.model,
         "input": list(request.inputs),
@@ -71,35 +58,39 @@ def embedding_request_to_upstream(request: EmbeddingRequest) -> dict[str, Any]:
     return {name: value for name, value in body.items() if value is not None}
 
 
-def inline_pictures(message: Mapping[str, Any], pictures: Mapping[str, Image]) -> dict[str, Any]:
-    """Return a client's message with ``pictures``, given by their URLs, embedded in it."""
+def embed_pictures(
+    message: Mapping[str, Any], pictures: Mapping[str, chat.Image]
+) -> dict[str, Any]:
+    """Return a client's message with ``pictures`` (by URL) embedded as data URLs."""
     if not isinstance(message.get("content"), list):
         return {**message}
-    content = [_inline_picture(part, pictures) for part in message["content"]]
+    content = [_embed_picture(part, pictures) for part in message["content"]]
     return {**message, "content": content}
 
 
-def _inline_picture(part: Mapping[str, Any], pictures: Mapping[str, Image]) -> Mapping[str, Any]:
+def _embed_picture(
+    part: Mapping[str, Any], pictures: Mapping[str, chat.Image]
+) -> Mapping[str, Any]:
     if part["type"] != "image_url":
         return part
     picture = pictures.get(part["image_url"]["url"])
     if picture is None:
         return part
-    return {**part, "image_url": {**part["image_url"], "url": data_url(picture)}}
+    return {**part, "image_url": {**part["image_url"], "url": encode_data_url(picture)}}
 
 
-def _messages(request: ChatRequest) -> Iterator[dict[str, Any]]:
+def _encode_messages(request: chat.ChatRequest) -> Iterator[dict[str, Any]]:
     if request.system:
         yield {"role": "system", "content": "\n\n".join(part.text for part in request.system)}
     for message in request.messages:
-        if message.role is Role.ASSISTANT:
-            yield _assistant_message(message.parts)
+        if message.role is chat.Role.ASSISTANT:
+            yield _encode_assistant_message(message.parts)
         else:
-            yield from _user_messages(message.parts)
+            yield from _encode_user_messages(message.parts)
 
 
-def _assistant_message(parts: Sequence[Part]) -> dict[str, Any]:
-    text = "".join(part.text for part in parts if isinstance(part, Text))
+def _encode_assistant_message(parts: Sequence[chat.Part]) -> dict[str, Any]:
+    text = "".join(part.text for part in parts if isinstance(part, chat.Text))
     calls = [
         {
             "id": part.id,
@@ -107,47 +98,48 @@ def _assistant_message(parts: Sequence[Part]) -> dict[str, Any]:
             "function": {"name": part.name, "arguments": part.arguments},
         }
         for part in parts
-        if isinstance(part, ToolUse)
+        if isinstance(part, chat.ToolUse)
     ]
     body: dict[str, Any] = {"role": "assistant", "content": text or None}
     if calls:
         body["tool_calls"] = calls
-    if thinking := "".join(part.text for part in parts if isinstance(part, Thinking)):
+    if thinking := "".join(part.text for part in parts if isinstance(part, chat.Thinking)):
         body["reasoning_content"] = thinking
     return body
 
 
-def _user_messages(parts: Sequence[Part]) -> Iterator[dict[str, Any]]:
+def _encode_user_messages(parts: Sequence[chat.Part]) -> Iterator[dict[str, Any]]:
     """Yield a message for each tool result, then the user's own message.
 
-    Pictures in tool results go to the user's message, because a tool message holds text only.
+    Pictures in tool results move to the user's message, because tool messages contain only text.
     """
-    rest: list[Part] = []
+    rest: list[chat.Part] = []
     for part in parts:
-        if not isinstance(part, ToolResult):
+        if not isinstance(part, chat.ToolResult):
             rest.append(part)
             continue
-        text = "".join(item.text for item in part.content if isinstance(item, Text))
-        rest.extend(item for item in part.content if isinstance(item, Image))
+        text = "".join(item.text for item in part.content if isinstance(item, chat.Text))
+        rest.extend(item for item in part.content if isinstance(item, chat.Image))
         content = f"Error: {text}" if part.is_error else text
         yield {"role": "tool", "tool_call_id": part.tool_use_id, "content": content}
-    if len(rest) == 1 and isinstance(rest[0], Text):
+    if len(rest) == 1 and isinstance(rest[0], chat.Text):
         yield {"role": "user", "content": rest[0].text}
     elif rest:
-        yield {"role": "user", "content": [_content(part) for part in rest]}
+        yield {"role": "user", "content": [_encode_content_part(part) for part in rest]}
 
 
-def _content(part: Part) -> dict[str, Any]:
-    if isinstance(part, Text):
+def _encode_content_part(part: chat.Part) -> dict[str, Any]:
+    if isinstance(part, chat.Text):
         return {"type": "text", "text": part.text}
-    if isinstance(part, Image):
-        return {"type": "image_url", "image_url": {"url": part.url or data_url(part)}}
+    if isinstance(part, chat.Image):
+        return {"type": "image_url", "image_url": {"url": part.url or encode_data_url(part)}}
     raise UnsupportedFeature(
-        f"a user's message can't contain {type(part).__name__}", field="messages"
+        f"messages: a user's message can't contain a part of type {type(part).__name__}",
+        field="messages",
     )
 
 
-def _tool_body(tool: Tool) -> dict[str, Any]:
+def _encode_tool(tool: chat.Tool) -> dict[str, Any]:
     function: dict[str, Any] = {"name": tool.name, "parameters": dict(tool.schema)}
     if tool.description is not None:
         function["description"] = tool.description
@@ -156,7 +148,7 @@ def _tool_body(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _output_body(output: OutputFormat | None) -> dict[str, Any] | None:
+def _encode_response_format(output: chat.OutputFormat | None) -> dict[str, Any] | None:
     if output is None:
         return None
     if output.schema is None:
@@ -169,10 +161,10 @@ def _output_body(output: OutputFormat | None) -> dict[str, Any] | None:
     return {"type": "json_schema", "json_schema": schema}
 
 
-def _effort(reasoning: Reasoning | None) -> str | None:
-    """Return the effort level.
+def _select_effort(reasoning: chat.Reasoning | None) -> str | None:
+    """Return the effort level, or None if reasoning is disabled.
 
-    Disabled reasoning has none, because servers of models that never reason refuse the member.
+    Disabled reasoning is not sent as "none", because models that never reason refuse the member.
     """
     if reasoning is None or not reasoning.enabled:
         return None
@@ -180,9 +172,9 @@ def _effort(reasoning: Reasoning | None) -> str | None:
         return reasoning.effort
     if reasoning.budget is None:
         return "medium"
-    return next((level for limit, level in _EFFORTS if reasoning.budget <= limit), "high")
+    return next((level for limit, level in _EFFORTS_BY_BUDGET if reasoning.budget <= limit), "high")
 
 
-def data_url(image: Image) -> str:
-    """Encode a picture that holds its ``data`` as a data URL."""
+def encode_data_url(image: chat.Image) -> str:
+    """Encode a picture, whose ``data`` must be set, as a data URL."""
     return f"data:{image.media_type};base64,{image.data}"

@@ -1,4 +1,4 @@
-"""Translates whole responses and usage between OpenAI's format and the domain."""
+"""Translates whole responses and usage between OpenAI's format and `moyin.domain`."""
 
 from __future__ import annotations
 
@@ -9,68 +9,44 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from moyin.domain.chat import (
-    ChatResponse,
-    EmbeddingResponse,
-    Part,
-    StopReason,
-    Text,
-    Thinking,
-    ToolUse,
-)
+from moyin.domain import chat
 from moyin.domain.money import Usage
 from moyin.http.validation import arguments_to_text, malformed_response, require_text, token_count
 
-__all__ = [
-    "FINISH_REASONS",
-    "STOP_REASONS",
-    "add_required_members",
-    "chat_response_to_client",
-    "chat_response_to_domain",
-    "choice_messages",
-    "embedding_response_to_client",
-    "embedding_response_to_domain",
-    "progress_to_domain",
-    "stop_sequence",
-    "thinking_block",
-    "usage_to_client",
-    "usage_to_domain",
-]
-
 FINISH_REASONS = {
-    StopReason.END: "stop",
-    StopReason.STOP_SEQUENCE: "stop",
-    StopReason.MAX_TOKENS: "length",
-    StopReason.TOOL_USE: "tool_calls",
-    StopReason.REFUSAL: "content_filter",
+    chat.StopReason.END: "stop",
+    chat.StopReason.STOP_SEQUENCE: "stop",
+    chat.StopReason.MAX_TOKENS: "length",
+    chat.StopReason.TOOL_USE: "tool_calls",
+    chat.StopReason.REFUSAL: "content_filter",
 }
 STOP_REASONS = {
-    "stop": StopReason.END,
-    "length": StopReason.MAX_TOKENS,
-    "tool_calls": StopReason.TOOL_USE,
-    "function_call": StopReason.TOOL_USE,
-    "content_filter": StopReason.REFUSAL,
+    "stop": chat.StopReason.END,
+    "length": chat.StopReason.MAX_TOKENS,
+    "tool_calls": chat.StopReason.TOOL_USE,
+    "function_call": chat.StopReason.TOOL_USE,
+    "content_filter": chat.StopReason.REFUSAL,
 }
 
 
 def usage_to_domain(body: Mapping[str, Any]) -> Usage | None:
-    """Read the ``usage`` member of a response or of a stream's event; None if it has none."""
+    """Translate the ``usage`` member of a response or an event; return None if it is missing."""
     usage = body.get("usage")
     if not isinstance(usage, dict):
         return None
-    cached = _detail(usage, "prompt_tokens_details", "cached_tokens")
+    cached = _read_token_detail(usage, "prompt_tokens_details", "cached_tokens")
     return Usage(
         input_tokens=max(token_count(usage.get("prompt_tokens")) - cached, 0),
         cached_tokens=cached,
         output_tokens=token_count(usage.get("completion_tokens")),
-        reasoning_tokens=_detail(usage, "completion_tokens_details", "reasoning_tokens"),
+        reasoning_tokens=_read_token_detail(usage, "completion_tokens_details", "reasoning_tokens"),
     )
 
 
-def progress_to_domain(body: Mapping[str, Any]) -> Usage | None:
-    """Read the usage so far from an event of a stream.
+def event_usage_to_domain(body: Mapping[str, Any]) -> Usage | None:
+    """Translate the usage so far in a stream's event; return None if the event has none.
 
-    It is in ``usage``, else in llama.cpp's ``timings``; None if the event has neither.
+    Servers report it in ``usage``, and llama.cpp in ``timings``.
     """
     timings = body.get("timings")
     if not isinstance(timings, dict) or "usage" in body:
@@ -82,13 +58,13 @@ def progress_to_domain(body: Mapping[str, Any]) -> Usage | None:
     )
 
 
-def _detail(usage: Mapping[str, Any], group: str, name: str) -> int:
+def _read_token_detail(usage: Mapping[str, Any], group: str, name: str) -> int:
     details = usage.get(group)
     return token_count(details.get(name)) if isinstance(details, dict) else 0
 
 
 def usage_to_client(usage: Usage) -> dict[str, Any]:
-    """Encode ``usage``; OpenAI's prompt tokens include the cached ones."""
+    """Encode ``usage``; OpenAI's ``prompt_tokens`` include the cached tokens."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.output_tokens,
@@ -98,8 +74,8 @@ def usage_to_client(usage: Usage) -> dict[str, Any]:
     }
 
 
-def choice_messages(body: Mapping[str, Any]) -> list[Any]:
-    """Return the message of each choice of a whole response."""
+def list_choice_messages(body: Mapping[str, Any]) -> list[Any]:
+    """Return the messages of all choices of a whole response."""
     choices = body.get("choices")
     if not isinstance(choices, list):
         return []
@@ -107,24 +83,24 @@ def choice_messages(body: Mapping[str, Any]) -> list[Any]:
 
 
 def add_required_members(body: dict[str, Any]) -> bool:
-    """Add the nullable members that OpenAI's document requires to a whole response.
+    """Add missing nullable members that OpenAI's API reference requires in a whole response.
 
-    Some servers, llama.cpp among them, leave them out.
+    Some servers, such as llama.cpp, omit them.
 
     Returns:
-        True if any was missing.
+        True if a member was missing.
     """
     choices = body.get("choices")
     is_incomplete = False
     for choice in choices if isinstance(choices, list) else ():
         if isinstance(choice, dict):
-            is_incomplete |= _add_nulls(choice, "logprobs")
+            is_incomplete |= _add_missing_nulls(choice, "logprobs")
             if isinstance(message := choice.get("message"), dict):
-                is_incomplete |= _add_nulls(message, "content", "refusal")
+                is_incomplete |= _add_missing_nulls(message, "content", "refusal")
     return is_incomplete
 
 
-def _add_nulls(members: dict[str, Any], *names: str) -> bool:
+def _add_missing_nulls(members: dict[str, Any], *names: str) -> bool:
     missing = False
     for name in names:
         if name not in members:
@@ -133,8 +109,8 @@ def _add_nulls(members: dict[str, Any], *names: str) -> bool:
     return missing
 
 
-def chat_response_to_domain(body: Mapping[str, Any]) -> ChatResponse:
-    """Translate a back end's chat response to the domain.
+def chat_response_to_domain(body: Mapping[str, Any]) -> chat.ChatResponse:
+    """Translate a whole response of ``POST /v1/chat/completions`` to a `ChatResponse`.
 
     Raises:
         BackendUnavailable: the body is malformed.
@@ -142,16 +118,16 @@ def chat_response_to_domain(body: Mapping[str, Any]) -> ChatResponse:
     try:
         choice = body["choices"][0]
         message = choice["message"]
-        parts = _parts(message)
-        stop = STOP_REASONS.get(choice.get("finish_reason") or "stop", StopReason.END)
-        if stop is StopReason.END and any(isinstance(part, ToolUse) for part in parts):
-            stop = StopReason.TOOL_USE
-        sequence = stop_sequence(choice)
-        if stop is StopReason.END and sequence is not None:
-            stop = StopReason.STOP_SEQUENCE
+        parts = _message_to_parts(message)
+        stop = STOP_REASONS.get(choice.get("finish_reason") or "stop", chat.StopReason.END)
+        if stop is chat.StopReason.END and any(isinstance(part, chat.ToolUse) for part in parts):
+            stop = chat.StopReason.TOOL_USE
+        sequence = read_stop_sequence(choice)
+        if stop is chat.StopReason.END and sequence is not None:
+            stop = chat.StopReason.STOP_SEQUENCE
         if message.get("refusal"):
-            stop = StopReason.REFUSAL
-        return ChatResponse(
+            stop = chat.StopReason.REFUSAL
+        return chat.ChatResponse(
             id=str(body.get("id", "")),
             model=str(body.get("model", "")),
             parts=parts,
@@ -163,28 +139,28 @@ def chat_response_to_domain(body: Mapping[str, Any]) -> ChatResponse:
         raise malformed_response() from None
 
 
-def stop_sequence(choice: Mapping[str, Any]) -> str | None:
-    """Return the string that ended the answer, which vLLM reports in ``stop_reason``."""
+def read_stop_sequence(choice: Mapping[str, Any]) -> str | None:
+    """Return the stop sequence that ended the answer, as vLLM reports it, or None."""
     reason = choice.get("stop_reason")
     return reason if isinstance(reason, str) else None
 
 
-def _parts(message: Mapping[str, Any]) -> tuple[Part, ...]:
-    parts: list[Part] = []
+def _message_to_parts(message: Mapping[str, Any]) -> tuple[chat.Part, ...]:
+    parts: list[chat.Part] = []
     for block in message.get("thinking_blocks") or ():
         if block["type"] == "redacted_thinking":
-            parts.append(Thinking(redacted=block["data"]))
+            parts.append(chat.Thinking(redacted=block["data"]))
         else:
-            parts.append(Thinking(text=block["thinking"], signature=block["signature"]))
+            parts.append(chat.Thinking(text=block["thinking"], signature=block["signature"]))
     reasoning = message.get("reasoning_content") or message.get("reasoning")
     if reasoning and not parts:
-        parts.append(Thinking(text=str(reasoning)))
+        parts.append(chat.Thinking(text=str(reasoning)))
     if content := message.get("content") or message.get("refusal"):
-        parts.append(Text(text=str(content)))
+        parts.append(chat.Text(text=str(content)))
     for call in message.get("tool_calls") or ():
         function = call["function"]
         parts.append(
-            ToolUse(
+            chat.ToolUse(
                 id=str(call["id"]),
                 name=require_text(function["name"]),
                 arguments=arguments_to_text(function.get("arguments")),
@@ -193,26 +169,30 @@ def _parts(message: Mapping[str, Any]) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def thinking_block(part: Thinking) -> dict[str, Any]:
-    """Encode a block of Claude's thinking, which the client must send back unchanged."""
+def encode_thinking_block(part: chat.Thinking) -> dict[str, Any]:
+    """Encode a block of Claude's thinking; clients return it unchanged in their next request."""
     if part.redacted is not None:
         return {"type": "redacted_thinking", "data": part.redacted}
     return {"type": "thinking", "thinking": part.text, "signature": part.signature}
 
 
-def chat_response_to_client(response: ChatResponse, *, created: int) -> bytes:
-    """Encode a chat response for an OpenAI client; ``created`` is in Unix seconds."""
+def chat_response_to_client(response: chat.ChatResponse, *, created: int) -> bytes:
+    """Encode a chat response as the body of a response to OpenAI's client.
+
+    Args:
+        created: the time of the response in Unix seconds.
+    """
     message: dict[str, Any] = {
         "role": "assistant",
         "content": response.text or None,
         "refusal": None,
         "annotations": [],
     }
-    thinking = [part for part in response.parts if isinstance(part, Thinking)]
+    thinking = [part for part in response.parts if isinstance(part, chat.Thinking)]
     if text := "".join(part.text for part in thinking):
         message["reasoning_content"] = text
     if any(part.signature or part.redacted for part in thinking):
-        message["thinking_blocks"] = [thinking_block(part) for part in thinking]
+        message["thinking_blocks"] = [encode_thinking_block(part) for part in thinking]
     calls = [
         {
             "id": part.id,
@@ -220,7 +200,7 @@ def chat_response_to_client(response: ChatResponse, *, created: int) -> bytes:
             "function": {"name": part.name, "arguments": part.arguments},
         }
         for part in response.parts
-        if isinstance(part, ToolUse)
+        if isinstance(part, chat.ToolUse)
     ]
     if calls:
         message["tool_calls"] = calls
@@ -242,8 +222,8 @@ def chat_response_to_client(response: ChatResponse, *, created: int) -> bytes:
     )
 
 
-def embedding_response_to_domain(body: Any) -> EmbeddingResponse:
-    """Translate a back end's embeddings to the domain.
+def embedding_response_to_domain(body: Any) -> chat.EmbeddingResponse:
+    """Translate a response of ``POST /v1/embeddings`` to an `EmbeddingResponse`.
 
     Raises:
         BackendUnavailable: the body is malformed.
@@ -255,16 +235,16 @@ def embedding_response_to_domain(body: Any) -> EmbeddingResponse:
         usage = usage_to_domain(body) or Usage()
     except (KeyError, TypeError, AttributeError, ValueError):
         raise malformed_response() from None
-    return EmbeddingResponse(model=model, vectors=vectors, usage=usage)
+    return chat.EmbeddingResponse(model=model, vectors=vectors, usage=usage)
 
 
-def embedding_response_to_client(response: EmbeddingResponse, *, as_base64: bool) -> bytes:
-    """Encode embeddings for an OpenAI client."""
+def embedding_response_to_client(response: chat.EmbeddingResponse, *, as_base64: bool) -> bytes:
+    """Encode embeddings as the body of a response to OpenAI's client."""
     rows = [
         {
             "object": "embedding",
             "index": index,
-            "embedding": _pack_vector(vector) if as_base64 else vector,
+            "embedding": _encode_vector_base64(vector) if as_base64 else vector,
         }
         for index, vector in enumerate(response.vectors)
     ]
@@ -273,6 +253,6 @@ def embedding_response_to_client(response: EmbeddingResponse, *, as_base64: bool
     return to_json({"object": "list", "data": rows, "model": response.model, "usage": usage})
 
 
-def _pack_vector(vector: tuple[float, ...]) -> str:
-    """Encode little-endian 32-bit floats as base64, as OpenAI does."""
+def _encode_vector_base64(vector: tuple[float, ...]) -> str:
+    """Encode a vector as OpenAI does: little-endian 32-bit floats in base64."""
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

@@ -1,22 +1,14 @@
-"""Translates chat streams between deltas and OpenAI's events, and taps a passing stream."""
+"""Translates streams between OpenAI's events and the deltas of `moyin.domain.chat`.
+
+`StreamTap` reads the usage from streams that are forwarded to an OpenAI client.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from moyin.domain.chat import (
-    Delta,
-    Finished,
-    Started,
-    StopReason,
-    TextDelta,
-    Thinking,
-    ThinkingDelta,
-    ToolArguments,
-    ToolStarted,
-    UsageUpdate,
-)
+from moyin.domain import chat
 from moyin.domain.money import Usage
 from moyin.domain.transcript import Transcript
 from moyin.errors import StreamInterrupted
@@ -25,20 +17,19 @@ from moyin.http.validation import arguments_to_text, require_text
 from moyin.text.protocol.openai.response import (
     FINISH_REASONS,
     STOP_REASONS,
-    progress_to_domain,
-    stop_sequence,
-    thinking_block,
+    encode_thinking_block,
+    event_usage_to_domain,
+    read_stop_sequence,
     usage_to_client,
 )
 
-__all__ = ["StreamReader", "StreamTap", "StreamWriter"]
-
 _DONE = b"[DONE]"
 _DONE_FRAME = Frame(b"data: [DONE]\n\n", _DONE)
+_MALFORMED_EVENT = "the back end sent an event that does not have the members of OpenAI's format"
 
 
 class StreamWriter:
-    """Encodes the deltas of an answer as events."""
+    """Encodes the deltas of an answer as OpenAI's events."""
 
     def __init__(self, *, created: int, include_usage: bool) -> None:
         self._created = created
@@ -47,49 +38,57 @@ class StreamWriter:
         self._model = ""
         self._thinking = ""
 
-    def write(self, delta: Delta) -> bytes:
-        """Encode ``delta`` as events; empty if OpenAI has no event for it."""
+    def write(self, delta: chat.Delta) -> bytes:
+        """Encode ``delta`` as events, or as no bytes if OpenAI has no event for it."""
         match delta:
-            case Started():
+            case chat.Started():
                 self._id, self._model = delta.id, delta.model
-                return self._chunk({"role": "assistant", "content": ""})
-            case TextDelta():
-                return self._chunk({"content": delta.text})
-            case ThinkingDelta():
-                return self._thinking_chunk(delta)
-            case ToolStarted():
+                return self._encode_chunk({"role": "assistant", "content": ""})
+            case chat.TextDelta():
+                return self._encode_chunk({"content": delta.text})
+            case chat.ThinkingDelta():
+                return self._encode_thinking(delta)
+            case chat.ToolStarted():
                 call = {"id": delta.id, "type": "function"}
-                return self._tool(delta.index, call, {"name": delta.name, "arguments": ""})
-            case ToolArguments():
-                return self._tool(delta.index, {}, {"arguments": delta.fragment})
-            case UsageUpdate():
+                return self._encode_tool_call(
+                    delta.index, call, {"name": delta.name, "arguments": ""}
+                )
+            case chat.ToolArguments():
+                return self._encode_tool_call(delta.index, {}, {"arguments": delta.fragment})
+            case chat.UsageUpdate():
                 return b""
-            case Finished():
-                return self._finish(delta)
+            case chat.Finished():
+                return self._encode_end(delta)
 
-    def _thinking_chunk(self, delta: ThinkingDelta) -> bytes:
+    def _encode_thinking(self, delta: chat.ThinkingDelta) -> bytes:
         self._thinking += delta.text
-        chunk = self._chunk({"reasoning_content": delta.text}) if delta.text else b""
+        chunk = self._encode_chunk({"reasoning_content": delta.text}) if delta.text else b""
         if delta.signature is None and delta.redacted is None:
             return chunk
-        part = Thinking(text=self._thinking, signature=delta.signature, redacted=delta.redacted)
+        part = chat.Thinking(
+            text=self._thinking, signature=delta.signature, redacted=delta.redacted
+        )
         self._thinking = ""
-        return chunk + self._chunk({"thinking_blocks": [thinking_block(part)]})
+        return chunk + self._encode_chunk({"thinking_blocks": [encode_thinking_block(part)]})
 
-    def _finish(self, delta: Finished) -> bytes:
-        chunks = self._chunk({}, finish=FINISH_REASONS[delta.stop])
+    def _encode_end(self, delta: chat.Finished) -> bytes:
+        chunks = self._encode_chunk({}, finish=FINISH_REASONS[delta.stop])
         if self._include_usage:
-            chunks += event(self._head() | {"choices": [], "usage": usage_to_client(delta.usage)})
+            chunks += event(
+                self._build_chunk_head() | {"choices": [], "usage": usage_to_client(delta.usage)}
+            )
         return chunks + _DONE_FRAME.raw
 
-    def _tool(self, index: int, call: dict[str, Any], function: dict[str, Any]) -> bytes:
-        return self._chunk({"tool_calls": [{"index": index, **call, "function": function}]})
+    def _encode_tool_call(
+        self, index: int, call: dict[str, Any], function: dict[str, Any]
+    ) -> bytes:
+        return self._encode_chunk({"tool_calls": [{"index": index, **call, "function": function}]})
 
-    def _chunk(self, delta: Mapping[str, Any], finish: str | None = None) -> bytes:
+    def _encode_chunk(self, delta: Mapping[str, Any], finish: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
-        return event(self._head() | {"choices": [choice]})
+        return event(self._build_chunk_head() | {"choices": [choice]})
 
-    def _head(self) -> dict[str, Any]:
+    def _build_chunk_head(self) -> dict[str, Any]:
         return {
             "id": self._id,
             "object": "chat.completion.chunk",
@@ -99,124 +98,131 @@ class StreamWriter:
 
 
 class StreamReader:
-    """Decodes a back end's events as deltas."""
+    """Decodes the bytes of one OpenAI stream as deltas."""
 
     def __init__(self) -> None:
         self._splitter = FrameSplitter()
         self._started = False
         self._head: tuple[str, str] | None = None
-        self._stop: StopReason | None = None
+        self._stop: chat.StopReason | None = None
         self._stop_sequence: str | None = None
         self._usage = Usage()
         self._tools: dict[int, str] = {}
         self._refused = False
-        self.finished = False
+        self.is_finished = False
 
-    def feed(self, piece: bytes) -> list[Delta]:
-        """Return the deltas that ``piece`` completes.
+    def feed(self, piece: bytes) -> list[chat.Delta]:
+        """Return the deltas of the events that ``piece`` completes.
 
         Raises:
-            StreamInterrupted: an event is malformed, or is the back end's own error.
+            StreamInterrupted: an event is malformed, or reports an error of the back end.
         """
-        return [delta for frame in self._splitter.feed(piece) for delta in self._read(frame)]
+        return [
+            delta for frame in self._splitter.feed(piece) for delta in self._frame_to_deltas(frame)
+        ]
 
-    def _read(self, frame: Frame) -> list[Delta]:
-        if frame.data is None or self.finished:
+    def _frame_to_deltas(self, frame: Frame) -> list[chat.Delta]:
+        if frame.data is None or self.is_finished:
             return []
         if frame.data == _DONE:
             return self.finish()
-        body = _parse(frame)
-        deltas: list[Delta] = []
-        if (usage := progress_to_domain(body)) is not None:
+        body = _parse_chunk(frame)
+        deltas: list[chat.Delta] = []
+        if (usage := event_usage_to_domain(body)) is not None:
             self._usage = usage
             if body.get("choices"):
-                deltas.append(UsageUpdate(usage=usage))
+                deltas.append(chat.UsageUpdate(usage=usage))
         try:
-            deltas.extend(self.choice_deltas(body))
+            deltas.extend(self.choices_to_deltas(body))
         except (KeyError, TypeError, AttributeError):
-            raise StreamInterrupted("the back end sent a malformed event") from None
-        # Servers that report progress begin with the first token, one event after the role.
+            raise StreamInterrupted(_MALFORMED_EVENT) from None
+        # `Started` precedes the first delta, not the event with the role, because the usage of the
+        # prompt may follow that event.
         self._head = self._head or (str(body.get("id", "")), str(body.get("model", "")))
-        return [*self._start(), *deltas] if deltas else []
+        return [*self._emit_started_once(), *deltas] if deltas else []
 
-    def end(self) -> list[Delta]:
-        """Return the deltas that the end of the stream completes.
+    def flush(self) -> list[chat.Delta]:
+        """Return the last deltas after the back end closed its stream.
 
-        A stream is complete without ``[DONE]`` once its choice has a ``finish_reason``, because
-        some servers do not send ``[DONE]``.
+        A stream without ``[DONE]``, which some servers do not send, is complete once its choice has
+        a ``finish_reason``.
 
         Raises:
             StreamInterrupted: the back end stopped within an event.
         """
-        deltas = [delta for frame in self._splitter.end() for delta in self._read(frame)]
-        if not self.finished and self._stop is not None:
+        deltas = [delta for frame in self._splitter.end() for delta in self._frame_to_deltas(frame)]
+        if not self.is_finished and self._stop is not None:
             deltas += self.finish()
         return deltas
 
-    def choice_deltas(self, body: Mapping[str, Any]) -> list[Delta]:
-        """Return the deltas of an event's choices.
+    def choices_to_deltas(self, body: Mapping[str, Any]) -> list[chat.Delta]:
+        """Translate the choices of an event to deltas.
 
         Raises:
             KeyError, TypeError, AttributeError: the event is malformed.
         """
-        return [delta for choice in body.get("choices") or () for delta in self._choice(choice)]
+        return [
+            delta
+            for choice in body.get("choices") or ()
+            for delta in self._choice_to_deltas(choice)
+        ]
 
-    def _start(self) -> list[Delta]:
+    def _emit_started_once(self) -> list[chat.Delta]:
         if self._started:
             return []
         self._started = True
         identifier, model = self._head or ("", "")
-        return [Started(id=identifier, model=model, usage=self._usage)]
+        return [chat.Started(id=identifier, model=model, usage=self._usage)]
 
-    def _choice(self, choice: Mapping[str, Any]) -> list[Delta]:
+    def _choice_to_deltas(self, choice: Mapping[str, Any]) -> list[chat.Delta]:
         delta = choice.get("delta") or {}
-        deltas: list[Delta] = []
+        deltas: list[chat.Delta] = []
         if thinking := delta.get("reasoning_content") or delta.get("reasoning"):
-            deltas.append(ThinkingDelta(text=require_text(thinking)))
+            deltas.append(chat.ThinkingDelta(text=require_text(thinking)))
         if content := delta.get("content"):
-            deltas.append(TextDelta(text=require_text(content)))
+            deltas.append(chat.TextDelta(text=require_text(content)))
         if refusal := delta.get("refusal"):
             self._refused = True
-            deltas.append(TextDelta(text=require_text(refusal), refusal=True))
+            deltas.append(chat.TextDelta(text=require_text(refusal), refusal=True))
         for call in delta.get("tool_calls") or ():
-            deltas.extend(self._tool(call))
+            deltas.extend(self._tool_call_to_deltas(call))
         if reason := choice.get("finish_reason"):
-            self._stop = STOP_REASONS.get(reason, StopReason.END)
-            self._stop_sequence = stop_sequence(choice)
+            self._stop = STOP_REASONS.get(reason, chat.StopReason.END)
+            self._stop_sequence = read_stop_sequence(choice)
         return deltas
 
-    def _tool(self, call: Mapping[str, Any]) -> list[Delta]:
+    def _tool_call_to_deltas(self, call: Mapping[str, Any]) -> list[chat.Delta]:
         index, function = call.get("index", len(self._tools)), call.get("function") or {}
-        deltas: list[Delta] = []
+        deltas: list[chat.Delta] = []
         if index not in self._tools:
             self._tools[index] = call["id"]
             name = require_text(function["name"])
-            deltas.append(ToolStarted(index=index, id=str(call["id"]), name=name))
+            deltas.append(chat.ToolStarted(index=index, id=str(call["id"]), name=name))
         if fragment := function.get("arguments"):
-            deltas.append(ToolArguments(index=index, fragment=arguments_to_text(fragment)))
+            deltas.append(chat.ToolArguments(index=index, fragment=arguments_to_text(fragment)))
         return deltas
 
-    def finish(self) -> list[Delta]:
-        """Return the last deltas of the stream."""
-        self.finished = True
-        stop = self._stop or StopReason.END
-        if stop is StopReason.END and self._tools:
-            stop = StopReason.TOOL_USE
-        if stop is StopReason.END and self._stop_sequence is not None:
-            stop = StopReason.STOP_SEQUENCE
+    def finish(self) -> list[chat.Delta]:
+        """Return the `Finished` delta, after `Started` if the stream had no other delta."""
+        self.is_finished = True
+        stop = self._stop or chat.StopReason.END
+        if stop is chat.StopReason.END and self._tools:
+            stop = chat.StopReason.TOOL_USE
+        if stop is chat.StopReason.END and self._stop_sequence is not None:
+            stop = chat.StopReason.STOP_SEQUENCE
         if self._refused:
-            stop = StopReason.REFUSAL
+            stop = chat.StopReason.REFUSAL
         return [
-            *self._start(),
-            Finished(stop=stop, usage=self._usage, stop_sequence=self._stop_sequence),
+            *self._emit_started_once(),
+            chat.Finished(stop=stop, usage=self._usage, stop_sequence=self._stop_sequence),
         ]
 
 
 class StreamTap:
-    """Passes a stream through and reads the usage from it.
+    """Forwards an OpenAI stream and reads the usage from it.
 
     Args:
-        hide_usage: drop the event with the totals, which the client did not request.
+        hide_usage: drop the event with the total usage, which the client did not request.
         hide_progress: remove the usage so far from the events with text, which the client did not
             request. Clients that add up every ``usage`` would count it once per event.
         choices: the number of answers that the client requested.
@@ -231,51 +237,51 @@ class StreamTap:
         self._reader = StreamReader()
         self.usage: Usage | None = None
         self.tokens = 0
-        self.finished = False
+        self.is_finished = False
         self.transcript: Transcript | None = None
 
     def feed(self, piece: bytes) -> bytes:
-        """Return the bytes for the client.
+        """Return the whole events for the client, without the usage that is hidden from it.
 
         Raises:
-            StreamInterrupted: an event is malformed, or is the back end's own error.
+            StreamInterrupted: an event is malformed, or reports an error of the back end.
         """
-        return b"".join([self._process(frame) for frame in self._splitter.feed(piece)])
+        return b"".join([self._process_frame(frame) for frame in self._splitter.feed(piece)])
 
-    def end(self) -> bytes:
-        """Return an unterminated last event, and ``[DONE]`` if the back end left it out.
+    def flush(self) -> bytes:
+        """Return the rest of the last event, and ``[DONE]`` if the back end did not send it.
 
-        The stream is complete once every choice has a ``finish_reason``.
+        A stream without ``[DONE]`` is complete once every choice has a ``finish_reason``.
         """
-        passed = b"".join([self._process(frame) for frame in self._splitter.end()])
-        if not self.finished and len(self._finished_choices) >= self._choices:
-            passed += self._process(_DONE_FRAME)
+        passed = b"".join([self._process_frame(frame) for frame in self._splitter.end()])
+        if not self.is_finished and len(self._finished_choices) >= self._choices:
+            passed += self._process_frame(_DONE_FRAME)
         return passed
 
-    def _process(self, frame: Frame) -> bytes:
+    def _process_frame(self, frame: Frame) -> bytes:
         if frame.data is None:
             return frame.raw
-        if self.finished:
-            # Events after the end belong to no answer.
+        if self.is_finished:
+            # Events after ``[DONE]`` are no part of the answer.
             return b""
         if frame.data == _DONE:
-            self.finished = True
+            self.is_finished = True
             if self.transcript is not None:
                 self.transcript.add(self._reader.finish())
             return frame.raw
-        body = _parse(frame)
+        body = _parse_chunk(frame)
         choices = body.get("choices")
-        if (text := _plain_text(choices)) is not None:
+        if (text := _read_plain_text(choices)) is not None:
             self.tokens += 1
             if self.transcript is not None:
                 self.transcript.add_text(text)
         else:
             if self.transcript is not None:
-                self._record(body, self.transcript)
+                self._record_event(body, self.transcript)
             for choice in choices or ():
                 self.tokens += _has_output(choice)
-                self._record_finish(choice)
-        if (usage := progress_to_domain(body)) is None:
+                self._record_finished_choice(choice)
+        if (usage := event_usage_to_domain(body)) is None:
             return frame.raw
         self.usage = usage
         if not choices:
@@ -284,21 +290,21 @@ class StreamTap:
             return event(body)
         return frame.raw
 
-    def _record_finish(self, choice: Any) -> None:
+    def _record_finished_choice(self, choice: Any) -> None:
         if isinstance(choice, dict) and choice.get("finish_reason"):
             index = choice.get("index", 0)
             if isinstance(index, int):
                 self._finished_choices.add(index)
 
-    def _record(self, body: Mapping[str, Any], transcript: Transcript) -> None:
+    def _record_event(self, body: Mapping[str, Any], transcript: Transcript) -> None:
         try:
-            transcript.add(self._reader.choice_deltas(body))
+            transcript.add(self._reader.choices_to_deltas(body))
         except (KeyError, TypeError, AttributeError):
             transcript.mark_unreadable()
 
 
-def _plain_text(choices: list[Any] | None) -> str | None:
-    """Return the text of an event that holds nothing else, as nearly all events do; else None."""
+def _read_plain_text(choices: list[Any] | None) -> str | None:
+    """Return the text of an event that contains only text, the most frequent kind; else None."""
     if not choices or len(choices) > 1 or not isinstance(choice := choices[0], dict):
         return None
     delta = choice.get("delta")
@@ -309,7 +315,7 @@ def _plain_text(choices: list[Any] | None) -> str | None:
 
 
 def _has_output(choice: Any) -> bool:
-    """Tell if an event holds model output; servers send one token per event."""
+    """Return True if a choice contains output of the model, which is one token on most servers."""
     delta = choice.get("delta") if isinstance(choice, dict) else None
     return isinstance(delta, dict) and bool(
         delta.get("content")
@@ -319,10 +325,10 @@ def _has_output(choice: Any) -> bool:
     )
 
 
-def _parse(frame: Frame) -> dict[str, Any]:
+def _parse_chunk(frame: Frame) -> dict[str, Any]:
     body = parse_event(frame)
     if "error" in body and "choices" not in body:
-        raise StreamInterrupted("the back end ended the stream with an error")
+        raise StreamInterrupted("the back end reported an error in its stream")
     if not isinstance(body.get("choices") or [], list):
-        raise StreamInterrupted("the back end sent a malformed event")
+        raise StreamInterrupted(_MALFORMED_EVENT)
     return body

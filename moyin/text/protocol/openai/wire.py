@@ -1,4 +1,4 @@
-"""Holds the request bodies of ``POST /v1/chat/completions`` and ``POST /v1/embeddings``.
+"""Defines the request bodies of ``POST /v1/chat/completions`` and ``POST /v1/embeddings``.
 
 Source: OpenAI's API reference as typed in ``openai.types.chat.completion_create_params`` and
 ``openai.types.embedding_create_params``.
@@ -13,22 +13,6 @@ from pydantic import Field
 
 from moyin.http.validation import WireModel
 
-__all__ = [
-    "AssistantMessage",
-    "Cacheable",
-    "ChatBody",
-    "ContentPart",
-    "EmbeddingBody",
-    "ImagePart",
-    "Message",
-    "NamedChoice",
-    "ResponseFormat",
-    "SystemMessage",
-    "TextPart",
-    "ToolMessage",
-    "UserMessage",
-]
-
 
 class CacheControl(WireModel):
     type: Literal["ephemeral"]
@@ -36,7 +20,7 @@ class CacheControl(WireModel):
 
 
 class Cacheable(WireModel):
-    """Carries Anthropic's marker of a prompt cache, as in other gateways."""
+    """Base of members with Anthropic's prompt-cache marker, which other gateways accept, too."""
 
     cache_control: CacheControl | None = None
 
@@ -56,7 +40,7 @@ class ImagePart(Cacheable):
 
 
 class OtherPart(WireModel):
-    """Audio and files, which only a back end of the same API format accepts."""
+    """An audio, file or refusal part, of which other API formats support only the refusal."""
 
     type: Literal["input_audio", "file", "refusal"]
 
@@ -86,7 +70,7 @@ class ToolCall(WireModel):
 
 
 class ThinkingBlock(WireModel):
-    """A block of Claude's thinking, as other gateways give it to OpenAI's clients."""
+    """A block of Claude's thinking, in the format that other gateways use in OpenAI's protocol."""
 
     type: Literal["thinking", "redacted_thinking"]
     thinking: str = ""
@@ -151,7 +135,7 @@ class StreamOptions(WireModel):
 
 
 class ChatBody(WireModel):
-    """The body of a chat completion.
+    """The body of ``POST /v1/chat/completions``.
 
     ``max_completion_tokens`` is the newer name of ``max_tokens``.
     """
@@ -183,10 +167,10 @@ class ChatBody(WireModel):
 
     @property
     def max_output_tokens(self) -> int | None:
-        """The output tokens that no server exceeds, whichever member it obeys; None: no limit.
+        """The largest number of output tokens on any server; None if a server may have no limit.
 
-        llama.cpp prefers its own member ``n_predict``. A negative one means no limit, and so does
-        one that no float can hold (``1e999``).
+        Servers obey different members. llama.cpp prefers its own ``n_predict``, which means no
+        limit if it is negative or, like ``1e999``, too large for a float.
         """
         n_predict = self.extras.get("n_predict")
         limits = [self.max_completion_tokens, self.max_tokens]
@@ -198,9 +182,9 @@ class ChatBody(WireModel):
 
 
 class EmbeddingBody(WireModel):
-    """The body of a request for embeddings.
+    """The body of ``POST /v1/embeddings``.
 
-    ``input`` is one text or several, as text or as token numbers of the model.
+    ``input`` is one text or several, each as a string or as the model's token numbers.
     """
 
     model: str = Field(min_length=1)
@@ -211,7 +195,7 @@ class EmbeddingBody(WireModel):
 
     @property
     def inputs(self) -> list[str] | list[list[int]]:
-        """The inputs as a list, also where the client sent a single one."""
+        """The inputs as a list, even if the client sent only one input."""
         if isinstance(self.input, str):
             return [self.input]
         if isinstance(self.input[0], int):

@@ -78,20 +78,20 @@ class ParsedResponseRequest:
         return self.body.model
 
     @property
-    def streams(self) -> bool:
+    def is_streamed(self) -> bool:
         return bool(self.body.stream)
 
-    def needs(self) -> Needs:
+    def derive_needs(self) -> Needs:
         return chat_needs(self.chat)
 
-    def schemas(self) -> Iterator[tuple[str, Any]]:
+    def iterate_schemas(self) -> Iterator[tuple[str, Any]]:
         for number, tool in enumerate(self.body.tools or ()):
             if isinstance(tool, wire.FunctionTool) and tool.parameters is not None:
                 yield f"tools.{number}.parameters", tool.parameters
         if self.chat.output is not None and self.chat.output.schema is not None:
             yield "text.format.schema", self.chat.output.schema
 
-    def constraints(self) -> ResponseConstraints:
+    def derive_constraints(self) -> ResponseConstraints:
         output = self.chat.output
         return ResponseConstraints(
             json=output is not None,
@@ -99,7 +99,7 @@ class ParsedResponseRequest:
             tools=frozenset(tool.name for tool in self.chat.tools),
         )
 
-    def recent_turns(self) -> tuple[Turn, ...]:
+    def select_recent_turns(self) -> tuple[Turn, ...]:
         return newest_turns(turns_backwards(self.chat))
 
     @property
@@ -119,10 +119,10 @@ class ParsedResponseRequest:
     ) -> NoReturn:
         raise AssertionError("no back end has this API format")
 
-    def stream_tap(self, additions: Mapping[str, Any]) -> NoReturn:
+    def create_stream_tap(self, additions: Mapping[str, Any]) -> NoReturn:
         raise AssertionError("no back end has this API format")
 
-    def stream_writer(self) -> StreamWriter:
+    def create_stream_writer(self) -> StreamWriter:
         return StreamWriter(self._template(), self.record.set)
 
     def encode_response(self, response: ChatResponse | EmbeddingResponse) -> bytes:
@@ -142,10 +142,10 @@ class ResponsesCodec:
 
     api_format = ApiFormat.RESPONSES
     path = "/responses"
-    stream_type = EVENT_STREAM
+    stream_content_type = EVENT_STREAM
     read_response = staticmethod(chat_response_to_domain)
     render_error = staticmethod(render_error)
-    cost_trailer = staticmethod(cost_comment)
+    encode_cost_trailer = staticmethod(cost_comment)
 
     def parse(self, body: bytes) -> ParsedResponseRequest:
         return _parsed(body, parse_object(body))
@@ -162,23 +162,25 @@ class ResponsesCodec:
         merged = {**data, "input": [*earlier, *input_items(data["input"])]}
         return _parsed(to_json(merged), merged)
 
-    def forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    def select_forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         return {}
 
     def read_usage(self, body: Mapping[str, Any]) -> Usage:
         return usage_to_domain(body.get("usage"))
 
-    def output_bytes(self, body: Mapping[str, Any]) -> int:
+    def count_output_bytes(self, body: Mapping[str, Any]) -> int:
         return text_bytes(body.get("output"))
 
-    def check_response(self, body: Mapping[str, Any]) -> None:
+    def require_answer_member(self, body: Mapping[str, Any]) -> None:
         if not isinstance(body.get("output"), list):
             raise malformed_response()
 
-    def complete_response(self, raw: bytes, body: dict[str, Any], estimate: Usage | None) -> bytes:
+    def add_missing_members(
+        self, raw: bytes, body: dict[str, Any], estimate: Usage | None
+    ) -> bytes:
         return raw
 
-    def error_event(self, error: MoyinError, request_id: str) -> bytes:
+    def render_error_event(self, error: MoyinError, request_id: str) -> bytes:
         """Render the event that ends a broken stream.
 
         Its number is unknown here; clients only sort by it.

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from deployments.models.config import ModelsConfig
 from moyin.domain.money import FREE_TARIFF, GpuRate
-from moyin.text.routing.claude_prices import CHECKED_ON, CLAUDE
+from moyin.text.routing.claude_prices import CLAUDE_TARIFFS, PRICES_CHECKED_ON
 
 SMALL = {"name": "small", "context": 2048}
 HAIKU = {"name": "claude-haiku-5-5", "context": 1_000_000}
@@ -26,16 +26,16 @@ def config(*backends: dict[str, Any], **aliases: Any) -> ModelsConfig:
 def test_price_comes_from_configuration_table_or_kind_of_back_end() -> None:
     read = config(LOCAL, CLOUD, {**VLLM, "models": [{**PAID, "name": "paid"}]}, fast=["small"])
     local, cloud, vllm = read.backends
-    assert local.tariff(local.models[0]).price_on(CHECKED_ON).rates(0).output == 0
-    assert cloud.tariff(cloud.models[0]) is CLAUDE["claude-haiku-5-5"]
-    assert vllm.tariff(vllm.models[0]).price_on(CHECKED_ON).rates(0).input == Decimal("0.1")
+    assert local.tariff(local.models[0]).price_on(PRICES_CHECKED_ON).rates(0).output == 0
+    assert cloud.tariff(cloud.models[0]) is CLAUDE_TARIFFS["claude-haiku-5-5"]
+    assert vllm.tariff(vllm.models[0]).price_on(PRICES_CHECKED_ON).rates(0).input == Decimal("0.1")
     assert read.aliases["fast"].models == ("small",)
 
 
 def test_price_is_found_by_the_upstream_name() -> None:
     renamed = {**HAIKU, "name": "cheap", "upstream": "claude-haiku-5-5"}
     (cloud,) = config({**CLOUD, "models": [renamed]}).backends
-    assert cloud.tariff(cloud.models[0]) is CLAUDE["claude-haiku-5-5"]
+    assert cloud.tariff(cloud.models[0]) is CLAUDE_TARIFFS["claude-haiku-5-5"]
 
 
 @pytest.mark.parametrize(
@@ -90,14 +90,14 @@ def test_prices_may_depend_on_day_and_prompt_length() -> None:
     ]
     (vllm,) = config({**VLLM, "models": [{**SMALL, "price": prices}]}).backends
     tariff = vllm.tariff(vllm.models[0])
-    assert tariff.price_on(CHECKED_ON).rates(1000).input == 1
-    assert tariff.price_on(CHECKED_ON).rates(1001).input == 2
+    assert tariff.price_on(PRICES_CHECKED_ON).rates(1000).input == 1
+    assert tariff.price_on(PRICES_CHECKED_ON).rates(1001).input == 2
     assert tariff.price_on(date(2027, 1, 1)).rates(1).output == 15
 
 
 def test_configured_price_overrides_the_table() -> None:
     (cloud,) = config({**CLOUD, "models": [{**HAIKU, "price": {"input": 7, "output": 9}}]}).backends
-    assert cloud.tariff(cloud.models[0]).price_on(CHECKED_ON).rates(1).input == 7
+    assert cloud.tariff(cloud.models[0]).price_on(PRICES_CHECKED_ON).rates(1).input == 7
 
 
 def test_model_may_be_priced_by_gpu_hour() -> None:

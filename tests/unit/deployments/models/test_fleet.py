@@ -74,7 +74,10 @@ async def test_empty_key_variable_does_not_fall_back_to_the_default_one(
 async def test_every_ollama_host_is_a_separate_back_end(settings: Settings) -> None:
     fleet = FleetBuilder(settings, {}).build(config(OLLAMA))
     assert list(fleet.runtimes) == ["gpu-0", "gpu-1"]
-    assert [deployment.backend for deployment in fleet.catalog.find("qwen3")] == ["gpu-0", "gpu-1"]
+    assert [deployment.backend for deployment in fleet.catalog.find_deployments("qwen3")] == [
+        "gpu-0",
+        "gpu-1",
+    ]
     assert fleet.catalog.deployments[0].api_format is ApiFormat.OLLAMA
 
 
@@ -116,7 +119,7 @@ async def test_every_embedded_server_is_a_separate_back_end(
     models = [{"name": "small", "context": 2048}]
     fleet = FleetBuilder(settings, {}).build(config({**llama, "models": models}))
     assert list(fleet.runtimes) == ["local-0", "local-1"]
-    assert [deployment.backend for deployment in fleet.catalog.find("local/small")] == [
+    assert [deployment.backend for deployment in fleet.catalog.find_deployments("local/small")] == [
         "local-0",
         "local-1",
     ]

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from deployments.models.config import ModelsConfig
 from deployments.models.rules import policies_of
 from moyin.text.judging.rules import JUDGE_OWNER, JudgeRules
-from moyin.text.routing.policy import UNRESTRICTED
+from moyin.text.routing.catalog import UNRESTRICTED
 from tests.unit.deployments.models.test_config import HAIKU, LOCAL, VLLM
 
 OPUS = {"name": "claude-opus-5-5", "context": 200_000, "schema": True, "quality": 4}

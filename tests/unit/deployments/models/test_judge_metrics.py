@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from deployments.models.judge import JudgeMetrics
-from moyin.text.judging.outcomes import Outcome
+from moyin.text.judging.verdict import Outcome
 from tests.unit.deployments.models.test_telemetry import Metrics
 
 

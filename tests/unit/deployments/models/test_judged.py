@@ -14,7 +14,7 @@ from moyin.domain.identity import ALL_SCOPES, TEXT, Identity
 from moyin.errors import ServiceUnavailable
 from moyin.store.quality import QualityStore, SignalRow
 from moyin.store.sql import Database
-from moyin.text.judging.comparison import comparison_id
+from moyin.text.judging.comparison import derive_comparison_id
 from moyin.text.judging.rules import JudgeRules
 
 RULES = JudgeRules(share=0.1, model="opus", usd_per_month=Decimal(5))
@@ -46,7 +46,7 @@ def row(request_id: str, score: float, **more: Any) -> SignalRow:
 
 def test_pair_counts_once_and_a_tie_agrees() -> None:
     def second(name: str) -> str:
-        return comparison_id("ada", name)
+        return derive_comparison_id("ada", name)
 
     scores = [("a", 1.0), (second("a"), 0.5), ("b", 0.5), (second("b"), 0.5), ("c", 0.0),
               (second("c"), 1.0), ("unpaired", 1.0)]  # fmt: skip
@@ -62,10 +62,10 @@ async def test_verdicts_are_of_this_month_and_only_operators_see_spending(tmp_pa
     assert await judge_summary(store, FakeJudge(None), OPERATOR) is None
     long_ago = datetime.now(UTC) - timedelta(days=40)
     rows = [
-        row("r1", 1.0), row(comparison_id("ada", "r1"), 0.5),
-        row("r2", 0.0), row(comparison_id("ada", "r2"), 0.5),
+        row("r1", 1.0), row(derive_comparison_id("ada", "r1"), 0.5),
+        row("r2", 0.0), row(derive_comparison_id("ada", "r2"), 0.5),
         row("r0", 1.0, created_at=long_ago),
-        row(comparison_id("ada", "r0"), 1.0, created_at=long_ago),
+        row(derive_comparison_id("ada", "r0"), 1.0, created_at=long_ago),
         row("r1", 1.0, source="feedback"), row("b1", 1.0, owner="bob"),
     ]  # fmt: skip
     await store.write((), rows)

@@ -12,9 +12,9 @@ def test_each_learned_request_is_counted_once(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("deployments.models.learning.metrics", recorded)
     background = BackgroundQueue()
     counts = LearningMetrics(background)
-    background.share.accepted, background.share.skipped, background.failed = 3, 7, 1
+    background.sampler.accepted, background.sampler.skipped, background.failed = 3, 7, 1
     counts.work()
-    background.share.accepted = 5
+    background.sampler.accepted = 5
     counts.work()
     assert recorded.get("moyin_quality_requests", outcome="learned") == 5
     assert recorded.get("moyin_quality_requests", outcome="left_out") == 7

@@ -14,7 +14,7 @@ from moyin.errors import AddressNotAllowed
 from moyin.http import public_addresses as addresses
 from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.webhooks.sender import WebhookSender
-from moyin.text.pictures import Pictures
+from moyin.text.pictures import PictureFetcher
 
 OUTSIDE, INSIDE = "127.0.0.1", "127.0.0.2"
 # One loopback address stands in for a public one; the other is private.
@@ -93,7 +93,7 @@ async def test_a_picture_is_fetched_from_the_checked_address(
     servers: tuple[Server, Server], path: str
 ) -> None:
     outside, inside = servers
-    pictures = Pictures(PUBLIC)
+    pictures = PictureFetcher(PUBLIC)
     try:
         if path == "/a.png":
             await pictures.fetch([f"http://{NAME}:{outside.port}{path}"])

@@ -17,8 +17,7 @@ from temporalio.worker import Worker
 from moyin.errors import BackendRejected, BackendUnavailable
 from moyin.jobs.workflows.judge import JudgeActivities, JudgeWorkflow
 from moyin.jobs.workflows.types import JUDGE_QUEUE
-from moyin.text.judging.outcomes import Outcome
-from moyin.text.judging.verdict import Verdict
+from moyin.text.judging.verdict import Outcome, Verdict
 
 SECRET = "codename Bluebird"
 
@@ -35,28 +34,28 @@ class Steps:
         self.hold: asyncio.Event | None = None
         self.deciding = asyncio.Event()
 
-    async def answer(self, comparison_id: str) -> Outcome:
+    async def fetch_second_answer(self, comparison_id: str) -> Outcome:
         self.calls["answer"] += 1
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    async def decide(self, comparison_id: str) -> Verdict | Outcome:
+    async def fetch_verdict(self, comparison_id: str) -> Verdict | Outcome:
         self.calls["decide"] += 1
         self.deciding.set()
         if self.hold is not None:
             await self.hold.wait()
         return self.decision
 
-    async def record(self, comparison_id: str, verdict: Verdict) -> bool:
+    async def record_verdict(self, comparison_id: str, verdict: Verdict) -> bool:
         if self.write_failures:
             self.write_failures -= 1
             raise OSError("the database is away")
         self.recorded.append(verdict)
         return True
 
-    async def close(self, comparison_id: str) -> None:
+    async def delete_comparison(self, comparison_id: str) -> None:
         self.calls["close"] += 1
 
 
@@ -110,7 +109,7 @@ async def test_a_worse_answer_counts_as_disagreement(bench: Bench) -> None:
     assert await bench.run() == Outcome.DISAGREED
 
 
-@pytest.mark.parametrize("outcome", [Outcome.BUDGET, Outcome.RESIDENCY, Outcome.GONE])
+@pytest.mark.parametrize("outcome", [Outcome.BUDGET, Outcome.RESIDENCY, Outcome.EXPIRED])
 async def test_the_judge_is_not_called_without_a_second_answer(
     bench: Bench, outcome: Outcome
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from moyin.errors import BackendUnavailable
 from moyin.testing.backends import FakeBackend
 from moyin.text.backends.anthropic import AnthropicBackend
-from moyin.text.backends.endpoint import Endpoint
+from moyin.text.backends.http import Endpoint
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.ollama.codec import OllamaChatCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
@@ -41,7 +41,7 @@ async def test_interrupted_stream_ends_with_error_and_partial_charge() -> None:
             assert b'"code":"stream_interrupted"' in text
         assert [(entry.complete, entry.output_tokens) for entry in rig.ledger] == [(False, 1)] * 3
         assert {call.error for call in rig.telemetry.calls} == {"stream_interrupted"}
-        assert not rig.runtimes[0].ready, "the breaker counts it"
+        assert not rig.runtimes[0].is_ready, "the breaker counts it"
 
 
 async def test_interruption_is_reported_in_every_protocol() -> None:
@@ -70,7 +70,7 @@ async def test_failure_before_first_delta_falls_back(answer: str) -> None:
             await drained(answered)
             route = dict(answered.headers)[b"x-moyin-route"]
             assert route == b"fallback after backend_unavailable"
-        assert not rig.runtimes[0].ready, "the breaker counts it"
+        assert not rig.runtimes[0].is_ready, "the breaker counts it"
         with pytest.raises(BackendUnavailable):
             await Rig(backend).ask(OpenAICodec(), stream=True)
 

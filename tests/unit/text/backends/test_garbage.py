@@ -10,7 +10,7 @@ import pytest
 
 from moyin.testing.backends import FakeBackend
 from moyin.text.backends.anthropic import AnthropicBackend
-from moyin.text.backends.endpoint import Endpoint, FixedEndpoint
+from moyin.text.backends.http import Endpoint, FixedEndpoint
 from moyin.text.backends.ollama import OllamaBackend
 from moyin.text.backends.openai import OpenAIBackend
 from moyin.text.protocol.anthropic.codec import AnthropicCodec

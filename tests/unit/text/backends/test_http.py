@@ -8,8 +8,7 @@ import pytest
 
 from moyin.errors import BackendRejected, BackendUnavailable, Overloaded
 from moyin.text.backends import http
-from moyin.text.backends.endpoint import Endpoint, FixedEndpoint
-from moyin.text.backends.http import HttpClient
+from moyin.text.backends.http import Endpoint, FixedEndpoint, HttpClient
 from tests.integration.upstreams import Upstream
 
 

@@ -9,8 +9,7 @@ from pydantic_core import from_json
 
 from moyin.domain.chat import Finished, Reasoning, Sampling, StopReason
 from moyin.errors import StreamInterrupted, UnsupportedFeature
-from moyin.text.backends.endpoint import Endpoint, FixedEndpoint
-from moyin.text.backends.http import HttpClient
+from moyin.text.backends.http import Endpoint, FixedEndpoint, HttpClient
 from moyin.text.backends.openai import OPENAI_URL, OpenAIBackend
 from tests.unit.text.protocol.conversations import FULL
 

@@ -12,17 +12,16 @@ from moyin.errors import BudgetExceeded, ServiceUnavailable
 from moyin.store.comparisons import StoredComparison
 from moyin.testing.backends import FakeBackend, text_answer
 from moyin.text.judging.judge import Judge
-from moyin.text.judging.outcomes import Outcome
 from moyin.text.judging.rules import JUDGE_OWNER, JudgeRules
 from moyin.text.judging.sampling import AnswerSampler, ComparisonStarter
+from moyin.text.judging.verdict import Outcome
 from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.answer import Answer, RoutingContext
-from moyin.text.routing.catalog import Alias, Catalog
-from moyin.text.routing.claude_prices import CLAUDE
+from moyin.text.routing.catalog import UNRESTRICTED, Alias, Catalog
+from moyin.text.routing.claude_prices import CLAUDE_TARIFFS
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.policy import UNRESTRICTED
 from moyin.text.routing.router import Router
 from tests.unit.text.routing.factories import runtime
 from tests.unit.text.routing.router_rig import RecordedLedger
@@ -44,12 +43,12 @@ class FakeBudget:
         self.released = 0
         self.is_unavailable = False
 
-    async def spent(self) -> Decimal:
+    async def read_spent_usd(self) -> Decimal:
         if self.is_unavailable:
             raise ServiceUnavailable("Valkey is away")
         return self.booked
 
-    def for_call(self, rules: JudgeRules) -> FakeBudget:
+    def create_admission(self, rules: JudgeRules) -> FakeBudget:
         return self
 
     async def reserve(self, usd: Decimal, tokens: int) -> None:
@@ -137,8 +136,8 @@ class JudgeRig:
         }
         deployments = (
             known(SMALL, "local", tariff=FREE_TARIFF, residency="on-premises"),
-            known(HAIKU, "haiku", tariff=CLAUDE[HAIKU]),
-            known(OPUS, "opus", tariff=CLAUDE[OPUS]),
+            known(HAIKU, "haiku", tariff=CLAUDE_TARIFFS[HAIKU]),
+            known(OPUS, "opus", tariff=CLAUDE_TARIFFS[OPUS]),
         )
         runtimes = {
             backend: runtime(backend, self.backends[model])

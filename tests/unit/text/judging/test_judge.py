@@ -15,11 +15,9 @@ from moyin.errors import BackendRejected, BackendTimeout, BackendUnavailable, Ov
 from moyin.system.slots import Slots
 from moyin.testing.backends import text_answer
 from moyin.text.judging.comparison import Comparison
-from moyin.text.judging.outcomes import Outcome
 from moyin.text.judging.rules import JUDGE_OWNER
-from moyin.text.judging.verdict import Verdict
-from moyin.text.routing.catalog import Alias
-from moyin.text.routing.policy import Policy
+from moyin.text.judging.verdict import Outcome, Verdict
+from moyin.text.routing.catalog import Alias, TenantPolicy
 from tests.unit.text.judging.judge_rig import HAIKU, OPUS, RULES, SMALL, JudgeRig
 
 BETTER_FIRST = json.dumps({"reason": "x", "first": 4, "second": 1})
@@ -35,11 +33,11 @@ async def test_comparison_gives_one_signal_per_model() -> None:
     rig = JudgeRig(BETTER_FIRST)
     name = await rig.started()
     toss(rig, name, True)
-    assert await rig.judge.answer(name) is Outcome.ANSWERED
-    verdict = await rig.judge.decide(name)
+    assert await rig.judge.fetch_second_answer(name) is Outcome.ANSWERED
+    verdict = await rig.judge.fetch_verdict(name)
     assert verdict == Verdict(given=0.25, other=1.0)
-    assert await rig.judge.record(name, verdict)
-    assert await rig.judge.record(name, verdict)
+    assert await rig.judge.record_verdict(name, verdict)
+    assert await rig.judge.record_verdict(name, verdict)
     rows = {row.model: row for row in rig.signals.rows.values()}
     assert {model: row.score for model, row in rows.items()} == {SMALL: 0.25, HAIKU: 1.0}
     assert {row.owner for row in rows.values()} == {"ada"}
@@ -48,8 +46,8 @@ async def test_comparison_gives_one_signal_per_model() -> None:
     assert rows[SMALL].request_id == "r1"
     assert all(row.p_good is not None and row.comment is None for row in rows.values())
     assert "merge" not in str([row.question for row in rows.values()])
-    await rig.judge.close(name)
-    await rig.judge.close(name)
+    await rig.judge.delete_comparison(name)
+    await rig.judge.delete_comparison(name)
     assert (rig.store.stored, rig.store.second_answers) == ({}, {})
 
 
@@ -57,8 +55,8 @@ async def test_the_judge_sees_both_answers_and_no_name() -> None:
     rig = JudgeRig(BETTER_FIRST)
     name = await rig.started()
     toss(rig, name, False)
-    await rig.judge.answer(name)
-    await rig.judge.decide(name)
+    await rig.judge.fetch_second_answer(name)
+    await rig.judge.fetch_verdict(name)
     (parsed,) = rig.backends[OPUS].requests
     assert isinstance(parsed, ChatRequest)
     text = str(parsed)
@@ -71,8 +69,8 @@ async def test_the_operator_pays_and_not_the_tenant() -> None:
     rig = JudgeRig(BETTER_FIRST)
     name = await rig.started()
     tenant = [one.owner for one in rig.ledger]
-    await rig.judge.answer(name)
-    await rig.judge.decide(name)
+    await rig.judge.fetch_second_answer(name)
+    await rig.judge.fetch_verdict(name)
     assert tenant == ["ada"]
     booked = rig.ledger[1:]
     assert [(one.owner, one.model) for one in booked] == [(JUDGE_OWNER, HAIKU), (JUDGE_OWNER, OPUS)]
@@ -88,8 +86,8 @@ async def test_the_judges_own_calls_are_not_sampled() -> None:
         "bench": Alias(models=(OPUS,))
     })  # fmt: skip
     name = await rig.started()
-    await rig.judge.answer(name)
-    await rig.judge.decide(name)
+    await rig.judge.fetch_second_answer(name)
+    await rig.judge.fetch_verdict(name)
     assert rig.sampler.samples.empty()
     assert rig.backends[OPUS].requests
 
@@ -97,8 +95,8 @@ async def test_the_judges_own_calls_are_not_sampled() -> None:
 async def test_stored_second_answer_is_not_requested_again() -> None:
     rig = JudgeRig(BETTER_FIRST)
     name = await rig.started()
-    assert await rig.judge.answer(name) is Outcome.ANSWERED
-    assert await rig.judge.answer(name) is Outcome.ANSWERED
+    assert await rig.judge.fetch_second_answer(name) is Outcome.ANSWERED
+    assert await rig.judge.fetch_second_answer(name) is Outcome.ANSWERED
     assert len(rig.backends[HAIKU].requests) == 1
 
 
@@ -106,39 +104,39 @@ async def test_stored_second_answer_is_not_requested_again() -> None:
 async def test_unparsable_verdict_teaches_nothing(text: str) -> None:
     rig = JudgeRig(text)
     name = await rig.started()
-    await rig.judge.answer(name)
-    assert await rig.judge.decide(name) is Outcome.UNPARSABLE
+    await rig.judge.fetch_second_answer(name)
+    assert await rig.judge.fetch_verdict(name) is Outcome.UNPARSABLE
     assert rig.signals.rows == {}
 
 
 async def test_answer_cut_by_our_own_limit_is_not_judged() -> None:
-    rig = JudgeRig(BETTER_FIRST, rules=replace(RULES, most_answer_tokens=20))
+    rig = JudgeRig(BETTER_FIRST, rules=replace(RULES, max_answer_tokens=20))
     cut = replace(text_answer("once upon a"), stop=StopReason.MAX_TOKENS)
     rig.backends[HAIKU].answer = cut
     name = await rig.started()
-    assert await rig.judge.answer(name) is Outcome.CUT
+    assert await rig.judge.fetch_second_answer(name) is Outcome.TRUNCATED
     (parsed,) = rig.backends[HAIKU].requests
     assert isinstance(parsed, ChatRequest) and parsed.max_tokens == 20
     # Under the client's own limit both were cut alike.
     limited = await rig.started(request_id="r2", max_tokens=10)
-    assert await rig.judge.answer(limited) is Outcome.ANSWERED
+    assert await rig.judge.fetch_second_answer(limited) is Outcome.ANSWERED
 
 
 async def test_missing_comparison_ends_quietly() -> None:
     rig = JudgeRig(BETTER_FIRST)
-    assert await rig.judge.answer("judge-none") is Outcome.GONE
-    assert await rig.judge.decide("judge-none") is Outcome.GONE
-    assert not await rig.judge.record("judge-none", Verdict(given=1.0, other=0.0))
+    assert await rig.judge.fetch_second_answer("judge-none") is Outcome.EXPIRED
+    assert await rig.judge.fetch_verdict("judge-none") is Outcome.EXPIRED
+    assert not await rig.judge.record_verdict("judge-none", Verdict(given=1.0, other=0.0))
 
 
 async def test_comparison_in_another_format_is_gone() -> None:
     rig = JudgeRig(BETTER_FIRST)
     name = await rig.started()
     rig.store.stored[name] = b'{"id": "x", "conversation": "codename Bluebird"}'
-    assert await rig.judge.answer(name) is Outcome.GONE
+    assert await rig.judge.fetch_second_answer(name) is Outcome.EXPIRED
     rig.store.second_answers[name] = "an answer"
-    assert await rig.judge.decide(name) is Outcome.GONE
-    assert not await rig.judge.record(name, Verdict(given=1.0, other=0.0))
+    assert await rig.judge.fetch_verdict(name) is Outcome.EXPIRED
+    assert not await rig.judge.record_verdict(name, Verdict(given=1.0, other=0.0))
 
 
 HOME = frozenset({"on-premises"})
@@ -147,20 +145,20 @@ HOME = frozenset({"on-premises"})
 @pytest.mark.parametrize(
     ("policy", "outcome"),
     [
-        (Policy(residency=HOME), Outcome.RESIDENCY),
-        (Policy(is_judged=False), Outcome.OPTED_OUT),
+        (TenantPolicy(residency=HOME), Outcome.RESIDENCY),
+        (TenantPolicy(is_judged=False), Outcome.OPTED_OUT),
     ],
 )
 async def test_tightened_policy_applies_to_running_comparisons(
-    policy: Policy, outcome: Outcome
+    policy: TenantPolicy, outcome: Outcome
 ) -> None:
     rig = JudgeRig(BETTER_FIRST)
     name = await rig.started()
     policies = {**rig.policies, "ada": policy}
     rig.router.fleet = replace(rig.router.fleet, policies=policies)
-    assert await rig.judge.answer(name) is outcome
+    assert await rig.judge.fetch_second_answer(name) is outcome
     rig.store.second_answers[name] = "an answer from before"
-    assert await rig.judge.decide(name) is outcome
+    assert await rig.judge.fetch_verdict(name) is outcome
     assert rig.backends[HAIKU].requests == rig.backends[OPUS].requests == []
 
 
@@ -168,7 +166,7 @@ async def test_no_calls_while_the_judge_is_off() -> None:
     rig = JudgeRig(BETTER_FIRST)
     name = await rig.started()
     rig.judge.rules = None
-    assert await rig.judge.answer(name) is Outcome.OFF
+    assert await rig.judge.fetch_second_answer(name) is Outcome.DISABLED
     assert rig.backends[HAIKU].requests == []
 
 
@@ -176,7 +174,7 @@ async def test_no_calls_without_budget() -> None:
     rig = JudgeRig(BETTER_FIRST)
     name = await rig.started()
     rig.budget.left = Decimal(0)
-    assert await rig.judge.answer(name) is Outcome.BUDGET
+    assert await rig.judge.fetch_second_answer(name) is Outcome.BUDGET
     assert rig.backends[HAIKU].requests == []
 
 
@@ -186,10 +184,10 @@ async def test_tenants_have_priority_over_the_judge() -> None:
     slots = rig.runtimes["haiku"].slots = Slots(1, queue=1, patience=1)
     assert slots.take("ada")
     with pytest.raises(Overloaded) as caught:
-        await rig.judge.answer(name)
+        await rig.judge.fetch_second_answer(name)
     assert caught.value.retryable and caught.value.retry_after
     slots.free("ada")
-    assert await rig.judge.answer(name) is Outcome.ANSWERED
+    assert await rig.judge.fetch_second_answer(name) is Outcome.ANSWERED
 
 
 @pytest.mark.parametrize(
@@ -202,9 +200,9 @@ async def test_retryable_errors_are_retried(error: Any, outcome: Outcome | None)
     rig.backends[HAIKU].error = error
     if outcome is None:
         with pytest.raises(BackendUnavailable):
-            await rig.judge.answer(name)
+            await rig.judge.fetch_second_answer(name)
     else:
-        assert await rig.judge.answer(name) is outcome
+        assert await rig.judge.fetch_second_answer(name) is outcome
     assert rig.budget.released == 1
 
 
@@ -218,9 +216,9 @@ async def test_malformed_answer_is_paid_for_once(raw: bytes) -> None:
     for place, model in (("haiku", HAIKU), ("opus", OPUS)):
         rig.backends[model].raw = raw
         rig.runtimes[place].pass_through = rig.backends[model]
-    assert await rig.judge.answer(name) is Outcome.FAILED
+    assert await rig.judge.fetch_second_answer(name) is Outcome.FAILED
     rig.store.second_answers[name] = "an answer"
-    assert await rig.judge.decide(name) is Outcome.FAILED
+    assert await rig.judge.fetch_verdict(name) is Outcome.FAILED
 
 
 async def test_timed_out_call_is_not_repeated() -> None:
@@ -228,7 +226,7 @@ async def test_timed_out_call_is_not_repeated() -> None:
     rig = JudgeRig(BETTER_FIRST)
     name = await rig.started()
     rig.backends[HAIKU].error = BackendTimeout("too slow")
-    assert await rig.judge.answer(name) is Outcome.FAILED
+    assert await rig.judge.fetch_second_answer(name) is Outcome.FAILED
 
 
 async def test_judge_takes_no_slot_from_a_single_tenant() -> None:
@@ -237,14 +235,14 @@ async def test_judge_takes_no_slot_from_a_single_tenant() -> None:
     slots = rig.runtimes["haiku"].slots = Slots(2, queue=1, patience=1)
     assert slots.take("ada")
     name = await rig.started()
-    assert await rig.judge.answer(name) is Outcome.ANSWERED
+    assert await rig.judge.fetch_second_answer(name) is Outcome.ANSWERED
     assert slots.take("ada")
 
 
 async def test_changed_judge_does_not_evaluate_its_own_answer() -> None:
     rig = JudgeRig(BETTER_FIRST)
     name = await rig.started()
-    await rig.judge.answer(name)
+    await rig.judge.fetch_second_answer(name)
     rig.judge.rules = replace(RULES, model=HAIKU)
-    assert await rig.judge.decide(name) is Outcome.ALONE
+    assert await rig.judge.fetch_verdict(name) is Outcome.NO_SECOND_MODEL
     assert len(rig.backends[HAIKU].requests) == 1

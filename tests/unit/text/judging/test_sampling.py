@@ -14,15 +14,14 @@ from pydantic_core import from_json
 from moyin.domain.serialization import decode
 from moyin.store.responses import CachedResponse
 from moyin.testing.backends import text_answer
-from moyin.text.judging.comparison import Comparison, comparison_id
-from moyin.text.judging.outcomes import Outcome
+from moyin.text.judging.comparison import Comparison, derive_comparison_id
+from moyin.text.judging.verdict import Outcome
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.ollama.codec import OllamaChatCodec
 from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddingsCodec
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.answer_cache import AnswerCache
-from moyin.text.routing.catalog import Alias, Caching, Rescue
-from moyin.text.routing.policy import Policy
+from moyin.text.routing.catalog import Alias, CachingPolicy, RescuePolicy, TenantPolicy
 from tests.unit.text.judging.judge_rig import HAIKU, OPUS, RULES, SMALL, JudgeRig
 
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
@@ -68,7 +67,7 @@ async def test_an_answer_becomes_a_comparison(codec: Any, stream: bool) -> None:
 @pytest.mark.parametrize("codec", [OpenAICodec(), AnthropicCodec(), OllamaChatCodec()])
 async def test_a_stream_that_was_held_back_as_a_whole_is_judged(codec: Any) -> None:
     """The client gets the answer and its cost in one piece."""
-    rig = JudgeRig(rescue=Rescue.CHECKED, hold_streams=True)
+    rig = JudgeRig(rescue=RescuePolicy.CHECKED, hold_streams=True)
     rig.backends[SMALL].answer = text_answer('{"sorted": [1, 2]}')
     schema = {"type": "object"}
     asked: dict[str, Any] = {
@@ -163,13 +162,13 @@ async def test_unvalidated_member_fails_no_answer(modalities: Any) -> None:
 
 
 async def test_a_long_answer_is_not_sampled() -> None:
-    rig = JudgeRig(rules=replace(RULES, most_answer_tokens=3))
+    rig = JudgeRig(rules=replace(RULES, max_answer_tokens=3))
     rig.backends[SMALL].answer = text_answer("one two three four")
     assert await rig.sampled() is Outcome.UNSUITABLE
 
 
 async def test_tenant_can_opt_out() -> None:
-    rig = JudgeRig(policies={"ada": Policy(is_judged=False)})
+    rig = JudgeRig(policies={"ada": TenantPolicy(is_judged=False)})
     assert await rig.sampled(owner="ada") is Outcome.OPTED_OUT
     assert await rig.sampled(owner="bob") is Outcome.STARTED
     assert comparison(rig, rig.queue.started[-1]).owner == "bob"
@@ -181,7 +180,7 @@ HOME = frozenset({"on-premises"})
 @pytest.mark.parametrize(
     ("fleet", "headers", "model"),
     [
-        ({"policies": {"ada": Policy(residency=HOME)}}, (), "work"),
+        ({"policies": {"ada": TenantPolicy(residency=HOME)}}, (), "work"),
         ({"aliases": {"home": Alias(residency=("on-premises",))}}, (), "home"),
         ({}, ((b"x-moyin-residency", b"on-premises"),), "work"),
     ],
@@ -245,12 +244,12 @@ async def test_a_configured_second_model_need_not_be_a_candidate() -> None:
     rig = JudgeRig(rules=replace(RULES, second=HAIKU), aliases=aliases)
     assert comparison(rig, await rig.started(model="lone")).second == HAIKU
     without = JudgeRig(aliases=aliases)
-    assert await without.sampled(model="lone") is Outcome.ALONE
+    assert await without.sampled(model="lone") is Outcome.NO_SECOND_MODEL
 
 
 async def test_judge_never_evaluates_its_own_answer() -> None:
     rig = JudgeRig(rules=replace(RULES, model=SMALL))
-    assert await rig.sampled() is Outcome.ALONE
+    assert await rig.sampled() is Outcome.NO_SECOND_MODEL
 
 
 async def test_the_same_request_id_is_compared_once() -> None:
@@ -258,8 +257,8 @@ async def test_the_same_request_id_is_compared_once() -> None:
     assert await rig.sampled() is Outcome.STARTED
     assert await rig.sampled() is Outcome.REPEATED
     (name,) = rig.queue.started
-    assert name == comparison_id("ada", "r1")
-    assert comparison_id("ad", "ar1") != name
+    assert name == derive_comparison_id("ada", "r1")
+    assert derive_comparison_id("ad", "ar1") != name
     # The job has ended, and its id is known to the queue.
     await rig.store.remove(name)
     assert await rig.sampled() is Outcome.REPEATED
@@ -310,7 +309,7 @@ async def test_cached_answers_are_sampled_once() -> None:
         async def put(self, owner: str, digest: str, response: CachedResponse, **_: Any) -> None:
             kept[digest] = response
 
-    caching = Caching(ttl=60, max_bytes=10_000, max_entries=10)
+    caching = CachingPolicy(ttl=60, max_bytes=10_000, max_entries=10)
     rig = JudgeRig(aliases={"faq": Alias(models=(SMALL, HAIKU), cache=caching)})
     rig.router._answer_cache = AnswerCache(Cache())
     await rig.ask(model="faq")

@@ -11,7 +11,7 @@ from pydantic_core import from_json
 from moyin.domain.chat import ChatRequest, StopReason, Text, Thinking, ToolUse
 from moyin.errors import UnsupportedFeature
 from moyin.testing.backends import deltas_of, text_answer
-from moyin.text.judging.transcripts import answer_text, conversation_text, streamed_answer
+from moyin.text.judging.transcripts import decode_stream, format_answer, format_conversation
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.ollama.codec import OllamaChatCodec, OllamaGenerateCodec
@@ -39,12 +39,12 @@ def body_for(codec: ProtocolCodec, **more: Any) -> bytes:
 def test_a_stream_reads_like_the_whole_answer(codec: ProtocolCodec) -> None:
     answer = text_answer("some words in a row")
     call = codec.parse(body_for(codec, stream=True))
-    writer = call.stream_writer()
+    writer = call.create_stream_writer()
     stream = b"".join(writer.write(delta) for delta in deltas_of(answer))
-    read = streamed_answer(codec, stream)
-    assert (answer_text(read), read.stop) == ("some words in a row", StopReason.END)
+    read = decode_stream(codec, stream)
+    assert (format_answer(read), read.stop) == ("some words in a row", StopReason.END)
     whole = codec.read_response(from_json(call.encode_response(answer)))
-    assert answer_text(whole) == answer_text(read)
+    assert format_answer(whole) == format_answer(read)
 
 
 @pytest.mark.parametrize("codec", CODECS[:3], ids=lambda one: type(one).__name__)
@@ -55,11 +55,11 @@ def test_transcript_has_tool_calls_but_no_reasoning(codec: ProtocolCodec) -> Non
     fields = {name: getattr(plain, name) for name in type(plain).__dataclass_fields__}
     answer = type(plain)(**{**fields, "parts": parts, "stop": StopReason.TOOL_USE})
     call = codec.parse(body_for(codec, stream=True))
-    writer = call.stream_writer()
+    writer = call.create_stream_writer()
     stream = b"".join(writer.write(delta) for delta in deltas_of(answer))
     expected = 'look\n[calls the tool weather with {"city":"Ulm"}]'
-    assert answer_text(streamed_answer(codec, stream)) == expected
-    assert answer_text(answer) == expected
+    assert format_answer(decode_stream(codec, stream)) == expected
+    assert format_answer(answer) == expected
 
 
 def test_transcript_has_all_parts_of_the_conversation() -> None:
@@ -81,7 +81,7 @@ def test_transcript_has_all_parts_of_the_conversation() -> None:
     }
     request = OpenAICodec().parse(json.dumps(body).encode()).to_domain("m")
     assert isinstance(request, ChatRequest)
-    assert conversation_text(request) == (
+    assert format_conversation(request) == (
         "SYSTEM:\nBe brief.\n\nTOOL w: Weather.\n\nUSER:\nWeather?\n\n"
         "ASSISTANT:\n[calls the tool w with {}]\n\nUSER:\n[the tool returned]\nrain"
     )
@@ -93,11 +93,11 @@ def test_pictures_are_rejected() -> None:
     request = OpenAICodec().parse(json.dumps(body).encode()).to_domain("m")
     assert isinstance(request, ChatRequest)
     with pytest.raises(UnsupportedFeature):
-        conversation_text(request)
+        format_conversation(request)
 
 
 def test_text_parts_are_joined() -> None:
     answer = text_answer("a")
     fields = {name: getattr(answer, name) for name in type(answer).__dataclass_fields__}
     two = type(answer)(**{**fields, "parts": (Text(text="a"), Text(text="b"))})
-    assert answer_text(two) == "ab"
+    assert format_answer(two) == "ab"

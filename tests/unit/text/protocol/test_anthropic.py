@@ -32,7 +32,7 @@ from moyin.errors import InvalidRequest, InvalidToolCall, StreamInterrupted, Uns
 from moyin.http.validation import parse_arguments, validate
 from moyin.testing.backends import deltas_of
 from moyin.text.protocol.anthropic import wire
-from moyin.text.protocol.anthropic.codec import AnthropicCodec, ParsedCountRequest
+from moyin.text.protocol.anthropic.codec import AnthropicCodec, ParsedCountTokensRequest
 from moyin.text.protocol.anthropic.errors import render_error
 from moyin.text.protocol.anthropic.request_to_domain import chat_request_to_domain
 from moyin.text.protocol.anthropic.request_to_upstream import (
@@ -201,7 +201,7 @@ def test_stream_round_trip(answer: ChatResponse, size: int) -> None:
         for start in range(0, len(written), size)
         for delta in reader.feed(written[start : start + size])
     ]
-    assert reader.finished
+    assert reader.is_finished
     assert read[1:] == deltas_of(answer)[1:]
 
 
@@ -262,7 +262,7 @@ def test_tap_passes_all_bytes_and_reads_usage() -> None:
     written = b"".join(writer.write(delta) for delta in deltas_of(ANSWERS["text"]))
     tap = StreamTap()
     assert b"".join(tap.feed(bytes([byte])) for byte in written) == written
-    assert tap.finished
+    assert tap.is_finished
     assert tap.usage == ANSWERS["text"].usage
     assert tap.tokens == 4, "15 characters"
 
@@ -283,11 +283,11 @@ def test_malformed_event_interrupts_without_leaking_its_text(piece: bytes) -> No
 
 def test_only_protocol_headers_are_forwarded() -> None:
     headers = [(b"anthropic-beta", b"b1"), (b"x-api-key", b"secret"), (b"cookie", b"c")]
-    assert AnthropicCodec().forwarded_headers(headers) == {"anthropic-beta": "b1"}
+    assert AnthropicCodec().select_forwarded_headers(headers) == {"anthropic-beta": "b1"}
 
 
 def test_needs_include_every_required_ability() -> None:
-    needs = AnthropicCodec().parse(to_json(chat_request_to_upstream(FULL))).needs()
+    needs = AnthropicCodec().parse(to_json(chat_request_to_upstream(FULL))).derive_needs()
     assert (needs.tools, needs.vision, needs.schema, needs.max_tokens) == (True, True, True, 99)
 
 
@@ -367,8 +367,8 @@ def test_pictures_by_url_are_inlined_at_any_depth() -> None:
 
 def test_count_request_needs_no_max_tokens() -> None:
     body = {"model": "m", "messages": [{"role": "user", "content": "x" * 40}]}
-    call = ParsedCountRequest.parse(to_json(body))
-    assert call.needs().prompt_tokens == 14
+    call = ParsedCountTokensRequest.parse(to_json(body))
+    assert call.derive_needs().prompt_tokens == 14
     assert json.loads(call.to_upstream("up")) == {**body, "model": "up"}
 
 
@@ -396,7 +396,7 @@ def test_final_total_does_not_count_1h_cache_writes_twice() -> None:
 
 def needs_of(*content: dict[str, Any]) -> Needs:
     turn = {"role": "user", "content": list(content)}
-    return AnthropicCodec().parse(to_json({**SMALL, "messages": [turn]})).needs()
+    return AnthropicCodec().parse(to_json({**SMALL, "messages": [turn]})).derive_needs()
 
 
 def document(**source: str) -> dict[str, Any]:
@@ -445,7 +445,7 @@ def test_needs_include_documents() -> None:
 def test_provider_tools_are_external_content(changes: dict[str, Any], is_external: bool) -> None:
     body = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]}
     call = AnthropicCodec().parse(to_json({**body, **changes}))
-    assert call.needs().has_external_content is is_external
+    assert call.derive_needs().has_external_content is is_external
 
 
 @pytest.mark.parametrize(
@@ -470,7 +470,7 @@ def test_provider_tools_are_external_content(changes: dict[str, Any], is_externa
 )
 def test_has_urls(block: dict[str, Any], names: bool) -> None:
     turn = {"role": "user", "content": [block]}
-    call = ParsedCountRequest.parse(to_json({"model": "m", "messages": [turn]}))
+    call = ParsedCountTokensRequest.parse(to_json({"model": "m", "messages": [turn]}))
     assert call.has_urls is names
     if block["type"] != "image":
         assert needs_of(block).has_urls is names, "messages and counts agree"
@@ -672,7 +672,7 @@ def test_supported_pattern_is_kept(pattern: str, checked: bool) -> None:
 )
 def test_incomplete_picture_source_is_refused(source: dict[str, Any]) -> None:
     block = {"type": "image", "source": source}
-    with pytest.raises(InvalidRequest, match="needs") as caught:
+    with pytest.raises(InvalidRequest, match="requires") as caught:
         parse(messages=[{"role": "user", "content": [block]}])
     assert caught.value.field == "messages.0.content.0.source"
 
@@ -680,5 +680,5 @@ def test_incomplete_picture_source_is_refused(source: dict[str, Any]) -> None:
 def test_attachment_bytes_include_the_schema() -> None:
     schema = {"type": "object", "description": "x" * 4_000}
     config = {"format": {"type": "json_schema", "schema": schema}}
-    needs = AnthropicCodec().parse(to_json({**SMALL, "output_config": config})).needs()
+    needs = AnthropicCodec().parse(to_json({**SMALL, "output_config": config})).derive_needs()
     assert needs.schema and 4_000 < needs.attachment_bytes < 4_200

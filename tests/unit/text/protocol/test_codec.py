@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
-from moyin.text.protocol.codec import MAX_TURNS, ProtocolCodec, Turn, newest_turns
+from moyin.text.protocol.codec import MAX_TURNS, ProtocolCodec, Turn, select_newest_turns
 from moyin.text.protocol.ollama.codec import OllamaChatCodec, OllamaEmbedCodec, OllamaGenerateCodec
 from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddingsCodec
 
@@ -17,7 +17,7 @@ PICTURE = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"
 
 
 def turns(codec: ProtocolCodec, **body: Any) -> tuple[Turn, ...]:
-    return codec.parse(json.dumps({"model": "auto", **body}).encode()).recent_turns()
+    return codec.parse(json.dumps({"model": "auto", **body}).encode()).select_recent_turns()
 
 
 def test_every_protocol_returns_the_same_turns() -> None:
@@ -55,7 +55,7 @@ def test_newest_turns_stops_reading_at_the_bound() -> None:
             yield "user", f"turn {number}"
         raise AssertionError("read on")
 
-    assert [text for _, text in newest_turns(endless())] == [
+    assert [text for _, text in select_newest_turns(endless())] == [
         f"turn {number}" for number in reversed(range(MAX_TURNS))
     ]
-    assert newest_turns([("user", ""), ("assistant", "a")]) == (("assistant", "a"),)
+    assert select_newest_turns([("user", ""), ("assistant", "a")]) == (("assistant", "a"),)

@@ -48,7 +48,7 @@ from moyin.text.protocol.ollama.errors import render_error
 from moyin.text.protocol.ollama.request_to_domain import chat_request_to_domain
 from moyin.text.protocol.ollama.request_to_upstream import (
     chat_request_to_upstream,
-    context_window,
+    choose_context_window,
     embedding_request_to_upstream,
 )
 from moyin.text.protocol.ollama.response import (
@@ -61,8 +61,8 @@ from moyin.text.protocol.ollama.response import (
 from moyin.text.protocol.ollama.stream import (
     StreamTap,
     StreamWriter,
-    chat_members,
-    generate_members,
+    encode_chat_content,
+    encode_generate_content,
 )
 from tests.unit.text.protocol.conversations import ANSWERS, FULL, SCHEMA
 
@@ -120,7 +120,7 @@ def test_upstream_request_matches_ollamas_format() -> None:
 def test_context_window_fits_prompt_and_answer(
     prompt: int, answer: int | None, context: int, window: int
 ) -> None:
-    assert context_window(prompt, answer, context) == window
+    assert choose_context_window(prompt, answer, context) == window
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,11 @@ def test_generate_becomes_a_chat_of_one_turn() -> None:
         *("up", (Text(text="Brief."),)),
         OutputFormat(),
     )
-    assert (call.streams, call.needs().vision, call.load_response) == (True, True, None)
+    assert (call.is_streamed, call.derive_needs().vision, call.model_load_response) == (
+        True,
+        True,
+        None,
+    )
     with pytest.raises(UnsupportedFeature, match="raw"):
         OllamaGenerateCodec().parse(b'{"model":"m","prompt":"x","raw":true}').to_domain("m")
 
@@ -246,12 +250,12 @@ def test_response_round_trip_is_valid_for_the_sdk(answer: ChatResponse) -> None:
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
 def test_stream_passes_the_tap_and_is_valid_for_the_sdk(answer: ChatResponse, size: int) -> None:
-    writer = StreamWriter(chat_members)
+    writer = StreamWriter(encode_chat_content)
     written = b"".join(writer.write(delta) for delta in deltas_of(answer))
     tap = StreamTap()
     pieces = [written[start : start + size] for start in range(0, len(written), size)]
     assert b"".join(map(tap.feed, pieces)) == written
-    assert tap.finished
+    assert tap.is_finished
     assert tap.usage == Usage(
         input_tokens=answer.usage.prompt_tokens, output_tokens=answer.usage.output_tokens
     )
@@ -268,7 +272,7 @@ def test_stream_passes_the_tap_and_is_valid_for_the_sdk(answer: ChatResponse, si
 
 
 def test_generate_stream_is_valid_for_the_sdk() -> None:
-    writer = StreamWriter(generate_members)
+    writer = StreamWriter(encode_generate_content)
     written = b"".join(writer.write(delta) for delta in deltas_of(ANSWERS["thinking"]))
     read = [ollama.GenerateResponse.model_validate_json(line) for line in written.splitlines()]
     assert "".join(line.response or "" for line in read) == "Yes"
@@ -282,13 +286,13 @@ def test_invalid_tool_arguments_are_a_model_error(arguments: str) -> None:
     with pytest.raises(InvalidToolCall) as caught:
         tool_call_to_client(0, use)
     assert caught.value.details == {"tool": "f", "arguments": arguments}
-    writer = StreamWriter(chat_members)
+    writer = StreamWriter(encode_chat_content)
     writer.write(ToolStarted(index=0, id="c", name="f"))
     writer.write(ToolArguments(index=0, fragment=arguments))
     with pytest.raises(InvalidToolCall):
         writer.write(TextDelta(text="x"))
     with pytest.raises(StreamInterrupted):
-        StreamWriter(chat_members).write(ToolArguments(index=0, fragment="{}"))
+        StreamWriter(encode_chat_content).write(ToolArguments(index=0, fragment="{}"))
 
 
 @pytest.mark.parametrize("line", [b"nope\n", b"3\n", b'{"error":"secret of the server"}\n'])
@@ -310,11 +314,11 @@ def test_needs_include_every_required_ability() -> None:
     body = chat_request_to_upstream(
         replace(PLAIN, reasoning=Reasoning()), context=9000, stream=False
     )
-    needs = OllamaChatCodec().parse(json.dumps(body).encode()).needs()
+    needs = OllamaChatCodec().parse(json.dumps(body).encode()).derive_needs()
     assert (needs.tools, needs.vision, needs.schema, needs.thinking) == (True, True, True, True)
     assert needs.max_tokens == 99
     assert 1200 < needs.prompt_tokens < 1400
-    vectors = OllamaEmbedCodec().parse(b'{"model":"m","input":["four","eightee!"]}').needs()
+    vectors = OllamaEmbedCodec().parse(b'{"model":"m","input":["four","eightee!"]}').derive_needs()
     assert (vectors.embeddings, vectors.prompt_tokens, vectors.longest_input) == (True, 3, 2)
 
 
@@ -375,11 +379,11 @@ def test_request_without_prompt_loads_or_unloads_the_model(
     for codec, name in ((OllamaChatCodec(), "messages"), (OllamaGenerateCodec(), "prompt")):
         data = {"model": "m", **({name: None} if null else {}), **members}
         call = codec.parse(json.dumps(data).encode())
-        assert call.load_response is not None
-        loaded = json.loads(call.load_response)
+        assert call.model_load_response is not None
+        loaded = json.loads(call.model_load_response)
         assert (loaded["done"], loaded["done_reason"], loaded["model"]) == (True, reason, "m")
-        assert call.needs().prompt_tokens >= 0
-        assert list(call.recent_turns()) == []
+        assert call.derive_needs().prompt_tokens >= 0
+        assert list(call.select_recent_turns()) == []
 
 
 def test_last_object_has_every_duration() -> None:
@@ -390,7 +394,7 @@ def test_last_object_has_every_duration() -> None:
         json.loads(generate_response_to_client(answer, nanoseconds=5)),
     ):
         assert [body[name] for name in durations] == [0, 0, 5]
-    writer = StreamWriter(chat_members)
+    writer = StreamWriter(encode_chat_content)
     last = json.loads(b"".join(map(writer.write, deltas_of(answer))).splitlines()[-1])
     assert 0 < last["prompt_eval_duration"] < last["total_duration"]
     parts = last["prompt_eval_duration"] + last["eval_duration"]
@@ -399,7 +403,7 @@ def test_last_object_has_every_duration() -> None:
 
 def test_older_embeddings_call_has_its_own_response_format() -> None:
     call = OllamaEmbeddingsCodec().parse(b'{"model":"m","prompt":"hello","options":{"num_gpu":1}}')
-    assert call.needs().embeddings
+    assert call.derive_needs().embeddings
     assert call.to_domain("up") == EmbeddingRequest(model="up", inputs=("hello",))
     answer = EmbeddingResponse(model="m", vectors=((0.5, 1.0),), usage=Usage())
     assert json.loads(call.encode_response(answer)) == {"embedding": [0.5, 1.0]}

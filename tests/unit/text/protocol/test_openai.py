@@ -45,7 +45,7 @@ from moyin.text.protocol.openai import wire
 from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddingsCodec
 from moyin.text.protocol.openai.request_to_domain import (
     chat_request_to_domain,
-    first_untranslatable_field,
+    find_untranslatable_field,
 )
 from moyin.text.protocol.openai.request_to_upstream import chat_request_to_upstream
 from moyin.text.protocol.openai.response import (
@@ -172,7 +172,7 @@ def test_stream_round_trip(answer: ChatResponse, size: int) -> None:
         for start in range(0, len(written), size)
         for delta in reader.feed(written[start : start + size])
     ]
-    assert reader.finished
+    assert reader.is_finished
     assert read == deltas_of(answer)
 
 
@@ -189,12 +189,12 @@ def test_every_event_is_valid_for_the_sdk() -> None:
 def test_required_members_are_added_to_a_whole_response() -> None:
     llama = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}}], "x": 1}
     codec = OpenAICodec()
-    whole = json.loads(codec.complete_response(b"the same", llama, None))
+    whole = json.loads(codec.add_missing_members(b"the same", llama, None))
     message = {"role": "assistant", "content": "hi", "refusal": None}
     assert whole == {"choices": [{"index": 0, "message": message, "logprobs": None}], "x": 1}
-    assert codec.complete_response(b"not touched", whole, None) == b"not touched"
+    assert codec.add_missing_members(b"not touched", whole, None) == b"not touched"
     calls = {"choices": [{"logprobs": {"content": []}, "message": {"tool_calls": []}}]}
-    choice = json.loads(codec.complete_response(b"", calls, None))["choices"][0]
+    choice = json.loads(codec.add_missing_members(b"", calls, None))["choices"][0]
     assert choice["logprobs"] == {"content": []}
     assert choice["message"] == {"tool_calls": [], "content": None, "refusal": None}
 
@@ -227,7 +227,7 @@ def test_tap_passes_bytes_and_reads_usage(hide: bool) -> None:
     shown = events(CHUNK) if hide else events(CHUNK, TOTAL)
     assert passed == b": ping\n\n" + shown + end
     assert tap.usage == Usage(input_tokens=5, output_tokens=2)
-    assert (tap.finished, tap.tokens) == (True, 1)
+    assert (tap.is_finished, tap.tokens) == (True, 1)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_only_model_and_include_usage_change() -> None:
 
 def test_needs_include_every_required_ability() -> None:
     body = chat_request_to_upstream(FULL, stream=False)
-    needs = OpenAICodec().parse(to_json(body)).needs()
+    needs = OpenAICodec().parse(to_json(body)).derive_needs()
     assert (needs.tools, needs.vision, needs.schema, needs.max_tokens) == (True, True, True, 99)
     assert 2400 < needs.prompt_tokens < 2600
 
@@ -371,7 +371,7 @@ def test_usage_reported_during_a_stream_is_used() -> None:
     role = {**CHUNK, "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}
     tap = StreamTap(hide_usage=True)
     tap.feed(events(role, TIMED))
-    assert (tap.usage, tap.tokens, tap.finished) == (usage, 1, False)
+    assert (tap.usage, tap.tokens, tap.is_finished) == (usage, 1, False)
     started, counted, text = StreamReader().feed(events(role, TIMED))
     assert started == Started(id="1", model="m", usage=usage)
     assert counted == UsageUpdate(usage=usage)
@@ -419,7 +419,7 @@ def test_pictures_by_url_are_inlined() -> None:
 def test_embedding_input_is_normalised_to_a_list(given: Any, inputs: list[Any]) -> None:
     call = OpenAIEmbeddingsCodec().parse(json.dumps({"model": "m", "input": given}).encode())
     assert call.body.inputs == inputs
-    assert call.needs().embeddings
+    assert call.derive_needs().embeddings
     if isinstance(inputs[0], list):
         with pytest.raises(UnsupportedFeature) as caught:
             call.to_domain("m")
@@ -455,7 +455,7 @@ def test_continuous_usage_reaches_only_clients_that_requested_it(
 ) -> None:
     data = {**SMALL, "stream": True, "stream_options": options}
     call = OpenAICodec().parse(json.dumps(data).encode())
-    tap = call.stream_tap({"stream_options": {"continuous_usage_stats": True}})
+    tap = call.create_stream_tap({"stream_options": {"continuous_usage_stats": True}})
     plain = events(CHUNK)
     passed = tap.feed(plain + events(PROGRESS))
     assert passed.startswith(plain), "events without usage are unchanged"
@@ -469,13 +469,13 @@ def test_continuous_usage_reaches_only_clients_that_requested_it(
 
 def test_totals_in_an_event_with_text_reach_the_client() -> None:
     data = {**SMALL, "stream": True, "stream_options": {"include_usage": True}}
-    tap = OpenAICodec().parse(json.dumps(data).encode()).stream_tap({})
+    tap = OpenAICodec().parse(json.dumps(data).encode()).create_stream_tap({})
     assert tap.feed(events(PROGRESS)) == events(PROGRESS)
 
 
 def needs_of(*parts: dict[str, Any]) -> Needs:
     turn = {"role": "user", "content": list(parts)}
-    return OpenAICodec().parse(json.dumps({**SMALL, "messages": [turn]}).encode()).needs()
+    return OpenAICodec().parse(json.dumps({**SMALL, "messages": [turn]}).encode()).derive_needs()
 
 
 def test_needs_include_files_and_audio() -> None:
@@ -491,7 +491,7 @@ def test_needs_include_files_and_audio() -> None:
     assert (plain.attachment_bytes, plain.has_external_content) == (0, False)
     with_audio = [SMALL["messages"][0], {"role": "assistant", "audio": {"id": "a1"}}]  # type: ignore[index]
     body = json.dumps({**SMALL, "messages": with_audio}).encode()
-    assert OpenAICodec().parse(body).needs().has_external_content
+    assert OpenAICodec().parse(body).derive_needs().has_external_content
 
 
 @pytest.mark.parametrize(
@@ -514,13 +514,15 @@ def test_max_tokens_is_the_largest_limit_of_any_server(
     """Follows the observed behaviour of llama.cpp's server."""
     plain = {name: value for name, value in SMALL.items() if name != "max_tokens"}
     body = json.dumps({**plain, **limits}).replace("Infinity", "1e999").encode()
-    assert OpenAICodec().parse(body).needs().max_tokens == expected
+    assert OpenAICodec().parse(body).derive_needs().max_tokens == expected
 
 
 def test_needs_include_schema_and_thinking() -> None:
     form = {"type": "json_schema", "json_schema": {"schema": {"description": "x" * 4_000}}}
-    plain = OpenAICodec().parse(json.dumps(SMALL).encode()).needs()
-    needs = OpenAICodec().parse(json.dumps({**SMALL, "response_format": form}).encode()).needs()
+    plain = OpenAICodec().parse(json.dumps(SMALL).encode()).derive_needs()
+    needs = (
+        OpenAICodec().parse(json.dumps({**SMALL, "response_format": form}).encode()).derive_needs()
+    )
     assert needs.prompt_tokens == plain.prompt_tokens
     assert 4_000 < needs.attachment_bytes < 4_200
     blocks = [{"type": "thinking", "thinking": "x" * 400, "signature": "s"}]
@@ -531,14 +533,14 @@ def test_needs_include_schema_and_thinking() -> None:
     ):
         turns = [*SMALL["messages"], {"role": "assistant", **thinking}]  # type: ignore[misc]
         body = json.dumps({**SMALL, "messages": turns}).encode()
-        assert OpenAICodec().parse(body).needs().prompt_tokens == plain.prompt_tokens + 104
+        assert OpenAICodec().parse(body).derive_needs().prompt_tokens == plain.prompt_tokens + 104
 
 
 def test_only_default_verbosity_is_translatable() -> None:
     data = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
     for verbosity, field in (("low", "verbosity"), ("medium", None), (None, None)):
         body = validate(wire.ChatBody, {**data, "verbosity": verbosity})
-        assert first_untranslatable_field(body) == field
+        assert find_untranslatable_field(body) == field
 
 
 def test_events_after_done_are_dropped() -> None:

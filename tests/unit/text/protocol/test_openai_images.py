@@ -6,7 +6,11 @@ from typing import Any
 import pytest
 
 from moyin.errors import InvalidRequest, RequestError
-from moyin.text.protocol.openai.images import parse, rename_field, to_job
+from moyin.text.protocol.openai.images import (
+    images_request_to_job,
+    parse_images_request,
+    rename_job_field,
+)
 
 TAKES: dict[str, dict[str, Any]] = {
     "prompt": {"type": "string"},
@@ -20,8 +24,8 @@ TAKES: dict[str, dict[str, Any]] = {
 def job(
     takes: dict[str, dict[str, Any]] = TAKES, key: str | None = None, **members: Any
 ) -> dict[str, Any]:
-    body = parse(json.dumps({"prompt": "a cat", "model": "t", **members}).encode())
-    return to_job(body, "swatch", takes, cache=True, idempotency_key=key)
+    body = parse_images_request(json.dumps({"prompt": "a cat", "model": "t", **members}).encode())
+    return images_request_to_job(body, "swatch", takes, cache=True, idempotency_key=key)
 
 
 def without(*names: str) -> dict[str, dict[str, Any]]:
@@ -94,6 +98,8 @@ def test_unsupported_member_is_refused_by_name(
 
 
 def test_job_errors_use_the_clients_field_names() -> None:
-    error = rename_field(InvalidRequest("inputs.width must be at most 4096", field="inputs.width"))
+    error = rename_job_field(
+        InvalidRequest("inputs.width must be at most 4096", field="inputs.width")
+    )
     assert (error.field, error.message) == ("size", "size must be at most 4096")
-    assert rename_field(InvalidRequest("no", field="pool")).field == "pool"
+    assert rename_job_field(InvalidRequest("no", field="pool")).field == "pool"

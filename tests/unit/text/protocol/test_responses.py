@@ -27,7 +27,7 @@ from moyin.domain.needs import IMAGE_TOKENS
 from moyin.errors import BackendTimeout, InvalidRequest, UnsupportedFeature
 from moyin.http.sse import FrameSplitter, parse_event
 from moyin.testing.backends import deltas_of
-from moyin.text.judging.transcripts import streamed_answer
+from moyin.text.judging.transcripts import decode_stream
 from moyin.text.protocol.responses.codec import ParsedResponseRequest, ResponsesCodec
 from tests.unit.text.protocol.conversations import ANSWERS, SCHEMA
 
@@ -49,7 +49,7 @@ def whole(request: ParsedResponseRequest, answer: ChatResponse) -> dict[str, Any
 
 def streamed(request: ParsedResponseRequest, answer: ChatResponse) -> list[dict[str, Any]]:
     """Encode an answer as a stream whose events are valid by OpenAI's package and numbered."""
-    writer = request.stream_writer()
+    writer = request.create_stream_writer()
     body = b"".join(writer.write(delta) for delta in deltas_of(answer))
     frames = FrameSplitter().feed(body)
     for frame in frames:
@@ -83,8 +83,8 @@ def test_response_is_read_back(name: str) -> None:
     answer = ANSWERS[name]
     read = CODEC.read_response(whole(parse(tools=[WEATHER]), answer))
     assert (read.parts, read.stop, read.usage) == (answer.parts, answer.stop, answer.usage)
-    body = b"".join(map(parse(tools=[WEATHER]).stream_writer().write, deltas_of(answer)))
-    assert streamed_answer(CODEC, body).parts == answer.parts
+    body = b"".join(map(parse(tools=[WEATHER]).create_stream_writer().write, deltas_of(answer)))
+    assert decode_stream(CODEC, body).parts == answer.parts
 
 
 def test_text_events_are_nested_in_their_item() -> None:
@@ -117,7 +117,7 @@ def test_answer_that_was_cut_is_incomplete() -> None:
 def test_refusal_has_its_own_part() -> None:
     response = whole(parse(), ANSWERS["refusal"])
     assert response["output"][0]["content"] == [{"type": "refusal", "refusal": "No"}]
-    writer = parse().stream_writer()
+    writer = parse().create_stream_writer()
     started, *_, finished = deltas_of(ANSWERS["refusal"])
     deltas = [started, TextDelta(text="No", refusal=True), finished]
     body = b"".join(map(writer.write, deltas))
@@ -244,7 +244,7 @@ def test_request_is_translated() -> None:
     assert chat.tool_choice == ToolChoice(mode="tool", name="weather", parallel=False)
     assert chat.reasoning == Reasoning(effort="low", budget=2048)
     assert chat.output is not None and chat.output.schema == SCHEMA
-    needs = request.needs()
+    needs = request.derive_needs()
     assert needs.tools and needs.vision and needs.schema and needs.thinking
     assert needs.prompt_tokens > 2 * IMAGE_TOKENS
     assert request.picture_urls == ("https://e.org/a.png",)
@@ -252,7 +252,10 @@ def test_request_is_translated() -> None:
         {"https://e.org/a.png": Image(media_type="image/png", data="eA==")}
     )
     assert embedded.chat.messages[0].parts[2] == Image(media_type="image/png", data="eA==")
-    assert dict(request.schemas()) == {"tools.0.parameters": SCHEMA, "text.format.schema": SCHEMA}
+    assert dict(request.iterate_schemas()) == {
+        "tools.0.parameters": SCHEMA,
+        "text.format.schema": SCHEMA,
+    }
 
 
 def test_allowed_tools_hide_the_others() -> None:
@@ -315,7 +318,7 @@ def test_nothing_is_dropped_in_silence(members: dict[str, Any], field: str) -> N
 
 
 def test_broken_stream_ends_with_an_error_event() -> None:
-    [frame] = FrameSplitter().feed(CODEC.error_event(BackendTimeout("too slow"), "r1"))
+    [frame] = FrameSplitter().feed(CODEC.render_error_event(BackendTimeout("too slow"), "r1"))
     assert frame.data is not None
     event = EVENTS.validate_json(frame.data, strict=True)
     assert (event.type, event.message) == ("error", "too slow")

@@ -85,7 +85,7 @@ def test_text_and_thinking_are_recorded_and_counted(protocol: str) -> None:
         True,
     )
     assert transcript.stop is StopReason.END
-    assert tap.finished
+    assert tap.is_finished
     assert tap.tokens == tokens
 
 
@@ -114,19 +114,19 @@ def test_a_stream_without_done_is_complete_once_its_choice_has_a_finish_reason(
     whole = openai({"content": "Hello"}) + openai({}, "stop")
     tap = OpenAITap(hide_usage=True)
     transcript = tap.transcript = Transcript()
-    passed = tap.feed(whole.rstrip() + ending) + tap.end()
+    passed = tap.feed(whole.rstrip() + ending) + tap.flush()
     assert passed == whole + b"data: [DONE]\n\n"
-    assert (tap.finished, transcript.stop) == (True, StopReason.END)
+    assert (tap.is_finished, transcript.stop) == (True, StopReason.END)
     reader = StreamReader()
-    read = reader.feed(whole.rstrip() + ending) + reader.end()
-    assert (reader.finished, type(read[-1])) == (True, Finished)
+    read = reader.feed(whole.rstrip() + ending) + reader.flush()
+    assert (reader.is_finished, type(read[-1])) == (True, Finished)
 
 
 def test_stream_with_done_finishes_once() -> None:
     tap, reader = OpenAITap(hide_usage=True), StreamReader()
     whole = openai({"content": "Hello"}, "stop") + b"data: [DONE]"
-    assert tap.feed(whole) + tap.end() == whole + b"\n\n"
-    read = reader.feed(whole) + reader.end()
+    assert tap.feed(whole) + tap.flush() == whole + b"\n\n"
+    read = reader.feed(whole) + reader.flush()
     assert sum(isinstance(delta, Finished) for delta in read) == 1
 
 
@@ -134,11 +134,11 @@ def test_stream_is_incomplete_until_every_choice_has_a_finish_reason() -> None:
     tap, reader = OpenAITap(hide_usage=True), StreamReader()
     tap.feed(openai({"content": "Hello"}))
     reader.feed(openai({"content": "Hello"}))
-    assert (tap.end(), reader.end()) == (b"", [])
-    assert not tap.finished and not reader.finished
+    assert (tap.flush(), reader.flush()) == (b"", [])
+    assert not tap.is_finished and not reader.is_finished
     two = OpenAITap(hide_usage=True, choices=2)
     two.feed(openai({"content": "Hello"}, "stop"))
-    assert two.end() == b"" and not two.finished
+    assert two.flush() == b"" and not two.is_finished
 
 
 def test_stream_that_ends_within_an_event_is_interrupted() -> None:
@@ -150,7 +150,7 @@ def test_stream_that_ends_within_an_event_is_interrupted() -> None:
     ):
         ends.feed(half)
         with pytest.raises(StreamInterrupted):
-            ends.end()
+            ends.flush()
 
 
 @pytest.mark.parametrize("protocol", ["anthropic", "ollama"])
@@ -160,5 +160,5 @@ def test_last_event_may_lack_its_terminator(protocol: str) -> None:
         "ollama": (line(content="", done=True), OllamaTap()),
     }[protocol]
     assert tap.feed(last.rstrip(b"\n")) == b""
-    assert tap.end() == last
-    assert tap.finished
+    assert tap.flush() == last
+    assert tap.is_finished

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from moyin.text.quality.estimator import Signal
-from moyin.text.quality.question import Question, question_of
+from moyin.text.quality.question import Question, build_question
 
 Embed = Callable[[str], tuple[int, ...]]
 
@@ -17,7 +17,7 @@ def ask(
     turns = [("user", text) for text in texts]
     flags = {"tools": False, "schema": False, "pictures": False, "thinking": False, **traits}
     size = sum(map(len, texts)) // 4 if tokens is None else tokens
-    return question_of(turns, prompt_tokens=size, embed=embed, **flags)
+    return build_question(turns, prompt_tokens=size, embed=embed, **flags)
 
 
 def signal(question: Question, score: float, **changes: object) -> Signal:

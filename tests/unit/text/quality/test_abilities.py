@@ -1,6 +1,11 @@
 import pytest
 
-from moyin.text.quality.abilities import Ability, ability_from, ability_of, plain_name
+from moyin.text.quality.abilities import (
+    Ability,
+    create_tier_ability,
+    look_up_ability,
+    normalize_model_name,
+)
 from moyin.text.quality.estimator import Estimator
 from tests.unit.text.quality.questions import ask
 
@@ -20,7 +25,7 @@ from tests.unit.text.quality.questions import ask
     ],
 )
 def test_packaging_is_removed_from_names(model: str, plain: str) -> None:
-    assert plain_name(model) == plain
+    assert normalize_model_name(model) == plain
 
 
 @pytest.mark.parametrize(
@@ -96,14 +101,14 @@ def test_packaging_is_removed_from_names(model: str, plain: str) -> None:
     ],
 )
 def test_names_as_servers_and_clouds_write_them(model: str, entry: str) -> None:
-    ability = ability_of(model)
+    ability = look_up_ability(model)
     assert ability is not None
     assert ability.source.startswith(entry) and ability.source[len(entry)] in ", "
 
 
 def test_names_of_one_model_have_one_ability() -> None:
     names = ("llama3.1", "llama3.1:8b", "meta-llama/Meta-Llama-3.1-8B-Instruct", "llama-3.1-8b")
-    assert len({ability_of(name) for name in names}) == 1
+    assert len({look_up_ability(name) for name in names}) == 1
 
 
 def test_abilities_rise_with_size_and_line() -> None:
@@ -117,7 +122,7 @@ def test_abilities_rise_with_size_and_line() -> None:
         "claude-opus-5-5",
         "claude-fable-5-1",
     )
-    known = [ability_of(name) for name in line]
+    known = [look_up_ability(name) for name in line]
     means = [ability.mean for ability in known if ability is not None]
     assert len(means) == len(line)
     assert means == sorted(means)
@@ -125,37 +130,40 @@ def test_abilities_rise_with_size_and_line() -> None:
 
 def test_coarse_quantisation_costs_ability() -> None:
     fine, coarse = (
-        ability_of("qwen2.5:14b-instruct-q4_K_M"),
-        ability_of("qwen2.5:14b-instruct-q2_K"),
+        look_up_ability("qwen2.5:14b-instruct-q4_K_M"),
+        look_up_ability("qwen2.5:14b-instruct-q2_K"),
     )
     assert fine and coarse
     assert coarse.mean < fine.mean
 
 
 def test_unlisted_model_is_rated_by_its_size_with_a_wider_spread() -> None:
-    sized, listed = ability_of("studio/our-tune-7b"), ability_of("mistral:7b")
+    sized, listed = look_up_ability("studio/our-tune-7b"), look_up_ability("mistral:7b")
     assert sized and listed
     assert sized.spread > listed.spread
     assert "7 billion" in sized.source
 
 
 def test_size_of_another_family_member_is_not_used() -> None:
-    small, large = ability_of("llama-3.1-nemotron-4b"), ability_of("llama-3.1-nemotron-70b")
+    small, large = (
+        look_up_ability("llama-3.1-nemotron-4b"),
+        look_up_ability("llama-3.1-nemotron-70b"),
+    )
     assert small and large
     assert small.mean < large.mean
 
 
 @pytest.mark.parametrize("model", ["bar", "", "::", "our-secret-model"])
 def test_name_without_family_and_size_is_unknown(model: str) -> None:
-    assert ability_of(model) is None
+    assert look_up_ability(model) is None
 
 
 def test_tiers_rise_and_have_bounds() -> None:
-    means = [ability_from(tier).mean for tier in range(5)]
+    means = [create_tier_ability(tier).mean for tier in range(5)]
     assert means == sorted(set(means))
-    assert ability_from(99) == ability_from(99)
-    assert ability_from(-3).mean == means[0]
-    assert ability_from(1).basis == "configuration"
+    assert create_tier_ability(99) == create_tier_ability(99)
+    assert create_tier_ability(-3).mean == means[0]
+    assert create_tier_ability(1).basis == "configuration"
 
 
 # As GSM8K and HumanEval ask: questions of the length and difficulty that the scores belong to.
@@ -177,7 +185,7 @@ CODE = '''def longest_run(numbers: list[int], limit: int) -> list[int]:
 
 
 def known(model: str) -> Ability:
-    ability = ability_of(model)
+    ability = look_up_ability(model)
     assert ability is not None
     return ability
 

@@ -12,16 +12,22 @@ import pytest
 from pydantic import ValidationError
 
 from deployments.models.rules import RoutingConfig
-from moyin.text.quality.embedder import Embedder, EmbedderMissing, new_embedder, package_folder
-from moyin.text.quality.estimator import Estimator, TenantState
+from moyin.text.quality.embedder import (
+    Embedder,
+    EmbedderNotInstalled,
+    find_package_folder,
+    load_embedder,
+)
+from moyin.text.quality.estimator import Estimator
 from moyin.text.quality.question import (
-    DIMENSIONS,
-    FIRST_MEANING,
-    FIRST_MEANING_VALUE,
+    FIRST_MEANING_FEATURE,
+    FIRST_MEANING_WEIGHT,
+    MEANING_DIMENSIONS,
     MEANING_SCALE,
     MEANING_STEPS,
-    stored_features,
+    restore_features,
 )
+from moyin.text.quality.tenant_state import TenantState
 from moyin.text.routing.request_quality import question_from_json, question_to_json
 from tests.unit.text.quality.questions import ask, signal
 
@@ -33,12 +39,12 @@ FIRST = [2, 25, -24, 5, 4, -2, 4, -9]
 
 @pytest.fixture(scope="module")
 def embed() -> Embedder:
-    return new_embedder("wordllama")
+    return load_embedder("wordllama")
 
 
 def values(numbers: tuple[int, ...]) -> list[float]:
     return [
-        ((number - FIRST_MEANING_VALUE) % MEANING_STEPS - MEANING_STEPS // 2) / MEANING_SCALE
+        ((number - FIRST_MEANING_FEATURE) % MEANING_STEPS - MEANING_STEPS // 2) / MEANING_SCALE
         for number in numbers
     ]
 
@@ -54,8 +60,8 @@ def test_numbers_are_the_same_in_every_process_and_version(embed: Embedder) -> N
 
 def test_each_dimension_has_one_number_and_together_they_have_unit_length(embed: Embedder) -> None:
     numbers = embed(PHYSICIAN * 40)
-    assert [(number - FIRST_MEANING_VALUE) // MEANING_STEPS for number in numbers] == list(
-        range(DIMENSIONS)
+    assert [(number - FIRST_MEANING_FEATURE) // MEANING_STEPS for number in numbers] == list(
+        range(MEANING_DIMENSIONS)
     )
     assert math.hypot(*values(numbers)) == pytest.approx(1.0, abs=0.02)
 
@@ -67,13 +73,13 @@ def test_texts_of_one_meaning_are_nearer_than_others(embed: Embedder) -> None:
 
 @pytest.mark.parametrize("text", ["", "\ud83d", "\x00", "こんにちは", "🙂" * 500])
 def test_embedder_accepts_any_text(embed: Embedder, text: str) -> None:
-    assert len(embed(text)) in (0, DIMENSIONS)
-    assert stored_features(ask(text, embed=embed).features) == ask(text, embed=embed).features
+    assert len(embed(text)) in (0, MEANING_DIMENSIONS)
+    assert restore_features(ask(text, embed=embed).features) == ask(text, embed=embed).features
 
 
 def test_features_are_unchanged_without_an_embedder(embed: Embedder) -> None:
     with_it = ask(PHYSICIAN, embed=embed)
-    words = tuple(number for number in with_it.features if number < FIRST_MEANING_VALUE)
+    words = tuple(number for number in with_it.features if number < FIRST_MEANING_FEATURE)
     assert replace(with_it, features=words) == ask(PHYSICIAN)
 
 
@@ -97,23 +103,23 @@ def test_questions_and_weights_are_stored_and_read(embed: Embedder) -> None:
     assert question_from_json(json.loads(json.dumps(question_to_json(question)))) == question
     estimator = Estimator()
     estimator.learn("studio", signal(question, 0.0))
-    saved = json.loads(json.dumps(estimator.state("studio").to_json()))
+    saved = json.loads(json.dumps(estimator.get_state("studio").to_json()))
     memory = TenantState.from_json(saved).models["llama3.1:8b"]
-    weights = memory.mean[FIRST_MEANING : FIRST_MEANING + DIMENSIONS]
+    weights = memory.mean[FIRST_MEANING_WEIGHT : FIRST_MEANING_WEIGHT + MEANING_DIMENSIONS]
     assert any(weights)
     # A question of before the embedder was switched on, or of after it was switched off.
-    estimator.load("studio", TenantState.from_json(saved))
+    estimator.replace_state("studio", TenantState.from_json(saved))
     estimator.learn("studio", signal(ask(PHYSICIAN), 0.0, key="grace"))
-    now = estimator.state("studio").models["llama3.1:8b"]
-    assert now.mean[FIRST_MEANING : FIRST_MEANING + DIMENSIONS] == weights
+    now = estimator.get_state("studio").models["llama3.1:8b"]
+    assert now.mean[FIRST_MEANING_WEIGHT : FIRST_MEANING_WEIGHT + MEANING_DIMENSIONS] == weights
 
 
 def test_missing_package_is_reported_with_its_field(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(EmbedderMissing, match=r"pip install 'moyin\[embedder\]'"):
-        package_folder("wordllama")
+    with pytest.raises(EmbedderNotInstalled, match=r"pip install 'moyin\[embedder\]'"):
+        find_package_folder("wordllama")
     with pytest.raises(ValidationError) as caught:
         RoutingConfig.model_validate({"embedder": "wordllama"})
     (error,) = caught.value.errors()

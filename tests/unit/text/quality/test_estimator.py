@@ -4,17 +4,17 @@ from collections.abc import Callable
 
 import pytest
 
-from moyin.text.quality.abilities import UNKNOWN, Ability, ability_of
+from moyin.text.quality.abilities import UNKNOWN_ABILITY, Ability, look_up_ability
 from moyin.text.quality.estimator import (
-    _VARIETY,
+    _VARIETY_SHARE,
     LOWER_DEVIATIONS,
     UPPER_DEVIATIONS,
     Estimate,
     Estimator,
-    Limits,
+    LearningLimits,
     Signal,
-    TenantState,
 )
+from moyin.text.quality.tenant_state import TenantState
 from tests.unit.text.quality.questions import ask, signal
 
 DAY = 86_400.0
@@ -26,7 +26,7 @@ CODE = "Write merge sort in Go"
 def p(
     estimator: Estimator, text: str = LAW, tenant: str = "studio", model: str = MODEL
 ) -> Estimate:
-    return estimator.estimate(tenant, model, ability_of(model), ask(text))
+    return estimator.estimate(tenant, model, look_up_ability(model), ask(text))
 
 
 def teach(
@@ -63,16 +63,16 @@ def test_bounds_enclose_the_expectation_and_are_wider_for_unknown_models() -> No
     assert known.low < known.p < known.high
     assert unknown.high - unknown.low > known.high - known.low
     assert (known.basis, unknown.basis) == ("table", "unknown")
-    assert unknown == Estimator().estimate("studio", "x", UNKNOWN, ask(LAW))
+    assert unknown == Estimator().estimate("studio", "x", UNKNOWN_ABILITY, ask(LAW))
 
 
 def test_upper_bound_is_twice_as_far_as_the_lower_one() -> None:
     bounds = p(Estimator(), model="llama3.1:8b")
     low, high = (math.log(bound / (1 - bound)) for bound in (bounds.low, bounds.high))
-    ability = ability_of("llama3.1:8b")
+    ability = look_up_ability("llama3.1:8b")
     assert ability is not None
-    doubt = math.sqrt(ability.spread**2 + (1 - _VARIETY) * ask(LAW).spread ** 2)
-    flat = 1 / math.sqrt(1 + math.pi / 8 * _VARIETY * ask(LAW).spread ** 2)
+    doubt = math.sqrt(ability.spread**2 + (1 - _VARIETY_SHARE) * ask(LAW).spread ** 2)
+    flat = 1 / math.sqrt(1 + math.pi / 8 * _VARIETY_SHARE * ask(LAW).spread ** 2)
     assert high - low == pytest.approx((LOWER_DEVIATIONS + UPPER_DEVIATIONS) * doubt * flat)
     assert UPPER_DEVIATIONS == 2 * LOWER_DEVIATIONS
 
@@ -105,7 +105,7 @@ def test_words_distinguish_topics_of_one_kind() -> None:
 
 
 def test_one_signal_moves_its_question_by_a_bounded_step() -> None:
-    estimator = Estimator(limits=Limits(step=0.01))
+    estimator = Estimator(limits=LearningLimits(max_signal_shift=0.01))
     before = p(estimator)
     estimator.learn("studio", signal(ask(LAW), 0.0))
     assert abs(before.p - p(estimator).p) < 0.005
@@ -125,7 +125,9 @@ def test_flood_of_one_key_does_not_silence_the_others() -> None:
     before = p(estimator).p
     for _ in range(10_000):
         estimator.learn("studio", signal(ask(LAW), 0.0, key="mallory"))
-    assert logit(p(estimator).p) == pytest.approx(logit(before) - Limits().key_step, abs=0.2)
+    assert logit(p(estimator).p) == pytest.approx(
+        logit(before) - LearningLimits().max_key_shift, abs=0.2
+    )
     teach(estimator, 1.0, 400, at=1.0)
     assert p(estimator).p > before - 0.05
 
@@ -206,11 +208,11 @@ def test_state_survives_json_and_is_bounded() -> None:
         changes = {"model": f"model-{number % 40}-7b", "key": f"key-{number}"}
         teach(estimator, number % 2, 1, text, **changes)
     teach(estimator, 0.0, 30)
-    text = json.dumps(estimator.state("studio").to_json())
+    text = json.dumps(estimator.get_state("studio").to_json())
     assert len(text) < 3_000_000
-    other.load("studio", TenantState.from_json(json.loads(text)))
+    other.replace_state("studio", TenantState.from_json(json.loads(text)))
     assert p(other).p == pytest.approx(p(estimator).p, abs=1e-6)
-    assert len(other.state("studio").models) <= 24
+    assert len(other.get_state("studio").models) <= 24
 
 
 @pytest.mark.parametrize(
@@ -234,9 +236,9 @@ def test_replicas_that_learned_apart_agree_whichever_is_merged_first() -> None:
     one, two = Estimator(), Estimator()
     teach(one, 0.0, 30)
     teach(two, 1.0, 10, CODE)
-    a, b = one.state("studio"), two.state("studio")
-    one.load("studio", a.merged(b))
-    two.load("studio", b.merged(a))
+    a, b = one.get_state("studio"), two.get_state("studio")
+    one.replace_state("studio", a.merge_with(b))
+    two.replace_state("studio", b.merge_with(a))
     assert p(one).p == pytest.approx(p(two).p)
     assert p(one, CODE).p == pytest.approx(p(two, CODE).p)
     assert p(one).signals == 30
@@ -245,17 +247,17 @@ def test_replicas_that_learned_apart_agree_whichever_is_merged_first() -> None:
 def test_merging_counts_a_common_base_once() -> None:
     base, one, two = Estimator(), Estimator(), Estimator()
     teach(base, 0.0, 20)
-    start = base.state("studio").to_json()
+    start = base.get_state("studio").to_json()
     for estimator in (one, two):
-        estimator.load("studio", TenantState.from_json(start))
+        estimator.replace_state("studio", TenantState.from_json(start))
     teach(one, 0.0, 5)
-    two.merge("studio", one.state("studio"), TenantState.from_json(start))
+    two.merge_state("studio", one.get_state("studio"), TenantState.from_json(start))
     assert p(two).signals == 25
     assert p(two).p == pytest.approx(p(one).p, abs=1e-6)
 
 
 def test_number_of_held_tenants_is_bounded() -> None:
-    estimator = Estimator(limits=Limits(tenants=3))
+    estimator = Estimator(limits=LearningLimits(max_tenants=3))
     for number in range(10):
         estimator.learn(f"tenant-{number}", signal(ask(LAW), 0.0))
     assert p(estimator, tenant="tenant-0").basis == "table"

@@ -4,7 +4,7 @@ import random
 import pytest
 
 from moyin.text.quality.learned_weights import WORD_TRUST, LearnedWeights, WeightReader
-from moyin.text.quality.question import FIRST_WORD, SHAPE_FEATURES
+from moyin.text.quality.question import FIRST_WORD_FEATURE, SHAPE_FEATURES
 from tests.unit.text.quality.questions import ask
 
 SHAPE = ask("Which of these is right?").features[:SHAPE_FEATURES]
@@ -13,17 +13,17 @@ NEVER = (-math.inf, math.inf)
 
 def features(*words: int) -> tuple[int, ...]:
     """Return the features of a question with these words."""
-    return (*SHAPE, *(FIRST_WORD + word for word in words))
+    return (*SHAPE, *(FIRST_WORD_FEATURE + word for word in words))
 
 
 def learn_from(memory: LearnedWeights, good: float, *words: int) -> None:
     """Learn from one signal like the estimator."""
-    expected = 1.0 / (1.0 + math.exp(-WeightReader(features(*words)).residual(memory.mean)))
+    expected = 1.0 / (1.0 + math.exp(-WeightReader(features(*words)).compute_residual(memory.mean)))
     memory.learn(features(*words), good - expected, 0.2, 1.0, (-0.5, 0.5))
 
 
 def read(memory: LearnedWeights, *words: int) -> float:
-    return WeightReader(features(*words)).residual(memory.mean)
+    return WeightReader(features(*words)).compute_residual(memory.mean)
 
 
 def topics(tell: bool) -> LearnedWeights:
@@ -55,7 +55,7 @@ def test_trust_scales_only_the_words() -> None:
 def test_an_estimate_moves_no_further_where_the_trust_grows_too(side: float) -> None:
     memory = LearnedWeights()
     for word in range(12):
-        memory.mean[FIRST_WORD + word] = side
+        memory.mean[FIRST_WORD_FEATURE + word] = side
     before = read(memory, *range(12))
     moved = memory.learn(features(*range(12)), side * 30.0, 0.0, 1.0, (-0.5, 0.5))
     assert abs(moved) == pytest.approx(0.5)
@@ -67,27 +67,27 @@ def test_trust_is_bounded_also_after_merging() -> None:
     for memory in memories:
         for _ in range(400):
             for word in range(12):
-                memory.mean[FIRST_WORD + word] = 3.0
+                memory.mean[FIRST_WORD_FEATURE + word] = 3.0
             memory.learn(features(*range(12)), 9.0, 0.0, 1.0, NEVER)
         assert memory.mean[WORD_TRUST] == 2.0
     one, two = memories
-    assert one.merged(two).mean[WORD_TRUST] == two.merged(one).mean[WORD_TRUST] == 2.0
+    assert one.merge_with(two).mean[WORD_TRUST] == two.merge_with(one).mean[WORD_TRUST] == 2.0
 
 
 def test_trust_is_stored_merged_and_forgotten_like_any_weight() -> None:
     memory = topics(tell=True)
-    assert memory.merged(LearnedWeights()).mean[WORD_TRUST] == pytest.approx(
+    assert memory.merge_with(LearnedWeights()).mean[WORD_TRUST] == pytest.approx(
         memory.mean[WORD_TRUST]
     )
     stored = LearnedWeights.from_json(memory.to_json())
     assert stored.mean[WORD_TRUST] == pytest.approx(memory.mean[WORD_TRUST])
-    stored.forget(365 * 86_400.0)
+    stored.fade(365 * 86_400.0)
     assert stored.mean[WORD_TRUST] == pytest.approx(0.0, abs=0.001)
 
 
 def test_weights_stored_without_trust_read_as_before() -> None:
     learned = topics(tell=True).mean
-    known = {0: 3.0, FIRST_WORD + 1: 2.0, FIRST_WORD + 2: 2.0}
+    known = {0: 3.0, FIRST_WORD_FEATURE + 1: 2.0, FIRST_WORD_FEATURE + 2: 2.0}
     stored = LearnedWeights.from_json(LearnedWeights(mean=learned, information=known).to_json())
-    words = (learned[FIRST_WORD + 1] + learned[FIRST_WORD + 2]) / math.sqrt(2)
+    words = (learned[FIRST_WORD_FEATURE + 1] + learned[FIRST_WORD_FEATURE + 2]) / math.sqrt(2)
     assert read(stored, 1, 2) == pytest.approx(learned[0] + words, abs=1e-6)

@@ -6,16 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moyin.text.quality.question import (
-    _WORD,
+    _WORD_PATTERN,
     FEATURE_COUNT,
-    FIRST_WORD,
+    FIRST_WORD_FEATURE,
     FORMULA_FEATURE,
     KINDS,
     LANGUAGES,
     SHAPE_FEATURES,
-    _StemFeatures,
-    _words,
-    question_of,
+    _split_words,
+    _StemFeatureCache,
+    build_question,
 )
 from tests.unit.text.quality.questions import ask
 
@@ -152,7 +152,7 @@ def test_short_follow_up_has_the_kind_of_the_previous_message() -> None:
 
 def test_system_and_assistant_messages_are_ignored() -> None:
     texts = [("system", "You write Python code."), ("user", "Say hello"), ("assistant", "def f():")]
-    question = question_of(
+    question = build_question(
         texts, tools=False, schema=False, pictures=False, thinking=False, prompt_tokens=9
     )
     assert question.kind == "greeting"
@@ -160,7 +160,7 @@ def test_system_and_assistant_messages_are_ignored() -> None:
 
 def test_empty_request_gives_a_question() -> None:
     for texts in ([], [("user", "")], [("system", "x")]):
-        question = question_of(
+        question = build_question(
             texts, tools=False, schema=False, pictures=False, thinking=False, prompt_tokens=0
         )
         assert question.kind in KINDS
@@ -204,12 +204,12 @@ def test_questions_are_the_same_in_every_process() -> None:
 @given(st.text(alphabet=st.characters(max_codepoint=0x17F), max_size=200))
 def test_words_are_the_same_with_and_without_the_ascii_table(text: str) -> None:
     lowered = text.lower()
-    assert _words(text, lowered) == _WORD.findall(lowered)
+    assert _split_words(text, lowered) == _WORD_PATTERN.findall(lowered)
 
 
 def test_cache_of_word_features_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moyin.text.quality.question._MAX_CACHED_WORDS", 10)
-    numbers = _StemFeatures(6)
+    numbers = _StemFeatureCache(6)
     for number in range(100):
         assert numbers[f"word{number}"] == numbers["word" + str(number)[:2]]
         assert len(numbers) <= 11
@@ -229,7 +229,7 @@ def test_words_of_one_stem_share_a_feature() -> None:
 
     assert words("contract") == words("contractual")
     assert len(words("contract") - words("calls")) == 1
-    assert min(words("contract")) >= FIRST_WORD
+    assert min(words("contract")) >= FIRST_WORD_FEATURE
 
 
 def test_most_words_that_a_text_can_have_are_within_the_bound() -> None:

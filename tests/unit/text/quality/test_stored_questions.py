@@ -6,18 +6,19 @@ import json
 
 import pytest
 
-from moyin.text.quality.estimator import Estimator, TenantState
+from moyin.text.quality.estimator import Estimator
 from moyin.text.quality.learned_weights import LearnedWeights
 from moyin.text.quality.prior import KIND_DIFFICULTY
 from moyin.text.quality.question import (
-    FIRST_WORD,
+    FIRST_WORD_FEATURE,
     FORMULA_FEATURE,
     KIND_NUMBER,
     LANGUAGES,
     SHAPE_FEATURES,
     Question,
-    stored_features,
+    restore_features,
 )
+from moyin.text.quality.tenant_state import TenantState
 from moyin.text.routing.request_quality import question_from_json, question_to_json
 from tests.unit.text.quality.questions import ask, signal
 
@@ -30,7 +31,8 @@ def earlier(question: Question) -> Question:
     value = question_to_json(question)
     value["features"] = [number for number in question.features if number != FORMULA_FEATURE]
     assert (
-        len([number for number in value["features"] if number < FIRST_WORD]) == SHAPE_FEATURES - 1
+        len([number for number in value["features"] if number < FIRST_WORD_FEATURE])
+        == SHAPE_FEATURES - 1
     )
     return question_from_json(json.loads(json.dumps(value)))
 
@@ -38,13 +40,13 @@ def earlier(question: Question) -> Question:
 def learned(question: Question) -> LearnedWeights:
     estimator = Estimator()
     estimator.learn("studio", signal(question, 0.0))
-    return estimator.state("studio").models["llama3.1:8b"]
+    return estimator.get_state("studio").models["llama3.1:8b"]
 
 
 def test_words_of_an_earlier_version_are_not_mistaken_for_shape() -> None:
     now, before = ask(TEXT), earlier(ask(TEXT))
     assert before.features[SHAPE_FEATURES:] == now.features[SHAPE_FEATURES:]
-    assert all(number < FIRST_WORD for number in before.features[:SHAPE_FEATURES])
+    assert all(number < FIRST_WORD_FEATURE for number in before.features[:SHAPE_FEATURES])
     memory = learned(before)
     (moved,) = {memory.mean[number] for number in before.features[SHAPE_FEATURES:]}
     assert moved == pytest.approx(learned(now).mean[now.features[-1]], rel=0.1)
@@ -62,7 +64,7 @@ def test_missing_features_of_earlier_questions_move_no_estimate() -> None:
 def test_features_of_a_later_version_are_dropped() -> None:
     now = ask(TEXT).features
     later = (*now[:SHAPE_FEATURES], 300, *now[SHAPE_FEATURES:], 80_000)
-    assert stored_features(later) == now
+    assert restore_features(later) == now
 
 
 def test_current_question_is_read_unchanged() -> None:
@@ -76,12 +78,12 @@ def test_what_was_learned_earlier_counts_and_fades() -> None:
     estimator = Estimator()
     for number in range(40):
         estimator.learn("studio", signal(earlier(ask(TEXT)), 0.0, key=f"key-{number}"))
-    saved = json.dumps(estimator.state("studio").to_json())
+    saved = json.dumps(estimator.get_state("studio").to_json())
 
     def chance(after: float) -> float:
         loaded = TenantState.from_json(json.loads(saved))
-        loaded.models["llama3.1:8b"].forget(after)
-        estimator.load("studio", loaded)
+        loaded.models["llama3.1:8b"].fade(after)
+        estimator.replace_state("studio", loaded)
         return estimator.estimate("studio", "llama3.1:8b", None, ask(TEXT)).p
 
     fresh = Estimator().estimate("studio", "llama3.1:8b", None, ask(TEXT)).p

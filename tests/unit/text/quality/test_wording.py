@@ -1,6 +1,6 @@
 import pytest
 
-from moyin.text.quality.wording import chance_text
+from moyin.text.quality.wording import format_probability
 
 
 @pytest.mark.parametrize(
@@ -15,4 +15,4 @@ from moyin.text.quality.wording import chance_text
     ],
 )
 def test_no_probability_is_shown_as_certain(chance: float, text: str) -> None:
-    assert chance_text(chance) == text
+    assert format_probability(chance) == text

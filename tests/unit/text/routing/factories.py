@@ -89,4 +89,4 @@ def fleet(
 def route(
     of: Fleet, name: str = "auto", owner: str = "ada", residency: tuple[str, ...] | None = None
 ) -> CompiledRoute:
-    return of.route(name, owner, residency, ApiFormat.OPENAI, DAY)
+    return of.get_route(name, owner, residency, ApiFormat.OPENAI, DAY)

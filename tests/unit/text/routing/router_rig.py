@@ -16,7 +16,7 @@ from moyin.testing.telemetry import RecordingTelemetry
 from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.routing.answer import Answer, RoutingContext
-from moyin.text.routing.answer_cache import ResponseCache
+from moyin.text.routing.answer_cache import CachedResponses
 from moyin.text.routing.backend_runtime import BackendRuntime
 from moyin.text.routing.catalog import Catalog, ModelDeployment
 from moyin.text.routing.fleet import Fleet
@@ -42,7 +42,7 @@ class Rig:
         self,
         *backends: FakeBackend,
         tariff: Tariff | None = None,
-        cache: ResponseCache | None = None,
+        cache: CachedResponses | None = None,
         aliases: dict[str, Any] | None = None,
         runtime: dict[str, Any] | None = None,
         abilities: tuple[str, ...] = (),

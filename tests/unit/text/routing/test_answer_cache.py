@@ -9,7 +9,7 @@ from moyin.errors import BackendUnavailable, StreamInterrupted
 from moyin.store.responses import CachedResponse
 from moyin.testing.backends import FakeBackend
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
-from moyin.text.routing.catalog import Alias, Caching
+from moyin.text.routing.catalog import Alias, CachingPolicy
 from tests.unit.text.routing.router_rig import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
 
 COST = b": x-moyin-cost-usd=0\n\n"
@@ -31,7 +31,7 @@ class Memory:
 
 
 def rig(backend: FakeBackend, *, max_bytes: int = 10_000) -> Rig:
-    caching = Caching(ttl=60, max_bytes=max_bytes, max_entries=10)
+    caching = CachingPolicy(ttl=60, max_bytes=max_bytes, max_entries=10)
     aliases = {"fast": Alias(cache=caching), "plain": Alias()}
     return Rig(backend, tariff=CHEAP, cache=Memory(), aliases=aliases)
 

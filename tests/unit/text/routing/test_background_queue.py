@@ -42,7 +42,7 @@ async def test_failed_task_is_logged_and_counted_and_affects_no_other(
     background.add(done.append, 1)
     await background.drain()
     assert (done, background.failed) == ([1], 1)
-    assert "a background task failed" in caplog.text
+    assert "a task of the learning queue failed" in caplog.text
 
 
 async def test_number_of_waiting_tasks_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

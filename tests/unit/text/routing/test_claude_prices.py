@@ -17,7 +17,7 @@ from moyin.domain.money import (
     flat_tariff,
     usd_text,
 )
-from moyin.text.routing.claude_prices import CHECKED_ON, CLAUDE, claude_tariff
+from moyin.text.routing.claude_prices import CLAUDE_TARIFFS, PRICES_CHECKED_ON, find_claude_tariff
 
 TOKENS = st.integers(0, 10_000_000)
 USAGES = st.builds(
@@ -32,12 +32,12 @@ USAGES = st.builds(
 
 @given(USAGES)
 def test_free_is_free(usage: Usage) -> None:
-    assert FREE_TARIFF.price_on(CHECKED_ON).cost(usage) == 0
+    assert FREE_TARIFF.price_on(PRICES_CHECKED_ON).cost(usage) == 0
 
 
-@given(USAGES, st.sampled_from(sorted(CLAUDE)))
+@given(USAGES, st.sampled_from(sorted(CLAUDE_TARIFFS)))
 def test_money_is_exact_and_splits_by_kind_of_token(usage: Usage, model: str) -> None:
-    rates = CLAUDE[model].price_on(CHECKED_ON).rates(usage.prompt_tokens)
+    rates = CLAUDE_TARIFFS[model].price_on(PRICES_CHECKED_ON).rates(usage.prompt_tokens)
     exact = (
         usage.input_tokens * rates.input
         + usage.cached_tokens * rates.cache_read
@@ -45,11 +45,11 @@ def test_money_is_exact_and_splits_by_kind_of_token(usage: Usage, model: str) ->
         + usage.cache_write_1h_tokens * rates.cache_write_1h
         + usage.output_tokens * rates.output
     )
-    assert CLAUDE[model].price_on(CHECKED_ON).cost(usage) * 1_000_000 == exact
+    assert CLAUDE_TARIFFS[model].price_on(PRICES_CHECKED_ON).cost(usage) * 1_000_000 == exact
 
 
 def test_the_band_is_chosen_by_the_whole_prompt() -> None:
-    price = CLAUDE["claude-haiku-5-5"].price_on(CHECKED_ON)
+    price = CLAUDE_TARIFFS["claude-haiku-5-5"].price_on(PRICES_CHECKED_ON)
     million = Usage(input_tokens=50_000, cached_tokens=50_000, output_tokens=1_000_000)
     assert price.cost(million) == Decimal("0.005") + Decimal("0.0005") + Decimal("0.5")
     longer = Usage(input_tokens=50_000, cached_tokens=50_001, output_tokens=1_000_000)
@@ -60,14 +60,16 @@ def test_the_band_is_chosen_by_the_whole_prompt() -> None:
     ("day", "cache_read"), [(date(2026, 10, 6), "0.20"), (date(2026, 10, 7), "0.10")]
 )
 def test_prices_change_with_the_day(day: date, cache_read: str) -> None:
-    rates = CLAUDE["claude-sonnet-5-5"].price_on(day).rates(1)
+    rates = CLAUDE_TARIFFS["claude-sonnet-5-5"].price_on(day).rates(1)
     assert rates.cache_read == Decimal(cache_read)
     assert (rates.cache_write, rates.cache_write_1h) == (Decimal("2.5"), Decimal("4"))
 
 
 def test_cached_tokens_cost_as_input_by_default() -> None:
     rates = (
-        flat_tariff(Decimal(3), Decimal(4), cache_write=Decimal(9)).price_on(CHECKED_ON).rates(0)
+        flat_tariff(Decimal(3), Decimal(4), cache_write=Decimal(9))
+        .price_on(PRICES_CHECKED_ON)
+        .rates(0)
     )
     assert (rates.cache_read, rates.cache_write, rates.cache_write_1h) == (3, 9, 3)
 
@@ -105,7 +107,7 @@ def test_a_tariff_needs_rising_dates() -> None:
     ],
 )
 def test_a_snapshot_costs_what_its_model_does(model: str, of: str | None) -> None:
-    assert claude_tariff(model) is (None if of is None else CLAUDE[of])
+    assert find_claude_tariff(model) is (None if of is None else CLAUDE_TARIFFS[of])
 
 
 @given(st.integers(0, 10**18))

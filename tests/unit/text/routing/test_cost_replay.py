@@ -18,10 +18,9 @@ from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.backend_runtime import BackendRuntime
-from moyin.text.routing.catalog import Alias, Catalog, ModelDeployment
-from moyin.text.routing.claude_prices import CLAUDE
+from moyin.text.routing.catalog import Alias, Catalog, ModelDeployment, TenantPolicy
+from moyin.text.routing.claude_prices import CLAUDE_TARIFFS
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.policy import Policy
 from moyin.text.routing.router import Router
 from tests.door import Measured
 from tests.unit.text.routing.factories import ALL_SCOPES, deployment
@@ -65,7 +64,7 @@ def offers_of(small: tuple[str, str], large: tuple[str, str]) -> tuple[ModelDepl
 CLOUD = tuple(
     deployment(
         model,
-        CLAUDE[model],
+        CLAUDE_TARIFFS[model],
         model=model,
         context=200_000,
         abilities=ALL_SCOPES,
@@ -78,7 +77,7 @@ CLOUD = tuple(
     )
 )
 ALIASES = {"smart": Alias(quality=3)}
-POLICIES = {"ada": Policy(residency=frozenset({HOME}))}
+POLICIES = {"ada": TenantPolicy(residency=frozenset({HOME}))}
 
 
 class Server(FakeBackend):
@@ -125,7 +124,7 @@ def may(asked: TraceRequest, of: ModelDeployment) -> bool:
 
 def body_tokens(asked: TraceRequest) -> int:
     """Estimate tokens like the router does before a call."""
-    return codec_of(asked).parse(body_of(asked)).needs().prompt_tokens
+    return codec_of(asked).parse(body_of(asked)).derive_needs().prompt_tokens
 
 
 def codec_of(asked: TraceRequest) -> ProtocolCodec:

@@ -19,22 +19,27 @@ from moyin.errors import (
     ServiceUnavailable,
     UnsupportedFeature,
 )
-from moyin.text.routing.catalog import Alias, Catalog, ModelDeployment
-from moyin.text.routing.claude_prices import CHECKED_ON, CLAUDE
-from moyin.text.routing.decision import Candidate, decide, list_exclusions, no_candidate_error
+from moyin.text.routing.catalog import Alias, Catalog, ModelDeployment, TenantPolicy
+from moyin.text.routing.claude_prices import CLAUDE_TARIFFS, PRICES_CHECKED_ON
+from moyin.text.routing.decision import (
+    Candidate,
+    build_no_candidate_error,
+    list_exclusions,
+    rank_candidates,
+)
 from moyin.text.routing.explanation import explain_loss
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.loaded_models import LoadedModels, ModelState
-from moyin.text.routing.policy import Policy, parse_preferences
+from moyin.text.routing.request_preferences import parse_preferences
 from moyin.text.routing.usage_history import UsageHistory
 from tests.unit.text.routing.factories import Clock, deployment, fleet, route
 
 HI = Needs(prompt_tokens=100, max_tokens=50)
-HAIKU = CLAUDE["claude-haiku-5-5"]
+HAIKU = CLAUDE_TARIFFS["claude-haiku-5-5"]
 
 
 def choose(of: Fleet, needs: Needs = HI, **how: object) -> list[Candidate]:
-    return decide(route(of, **how), needs, UsageHistory(), always_weigh=True)  # type: ignore[arg-type]
+    return rank_candidates(route(of, **how), needs, UsageHistory(), always_weigh=True)  # type: ignore[arg-type]
 
 
 def names(candidates: Sequence[Candidate]) -> list[str]:
@@ -56,7 +61,7 @@ def test_requests_beyond_the_local_model_go_to_the_cloud() -> None:
         Needs(prompt_tokens=1, vision=True),
         Needs(prompt_tokens=1, schema=True),
     ):
-        (only,) = decide(route(both), needs, UsageHistory())
+        (only,) = rank_candidates(route(both), needs, UsageHistory())
         assert (only.deployment.backend, only.reason, only.forecast) == ("claude", "only", None)
 
 
@@ -78,14 +83,14 @@ def test_cached_tokens_are_weighed_at_their_own_price() -> None:
     plain = deployment("b", flat_tariff(Decimal(2), Decimal(0)), context=10**6)
     both, history = fleet([cheap_cache, plain]), UsageHistory()
     needs = Needs(prompt_tokens=50_000, max_tokens=1)
-    assert names(decide(route(both), needs, history)) == ["b", "a"]
+    assert names(rank_candidates(route(both), needs, history)) == ["b", "a"]
     for _ in range(20):
         usage = Usage(input_tokens=5_000, cached_tokens=45_000, output_tokens=1)
         history.record("a-model", needs, usage)
-    assert names(decide(route(both), needs, history)) == ["a", "b"]
+    assert names(rank_candidates(route(both), needs, history)) == ["a", "b"]
     # A cache marker is trusted before any usage was recorded.
     marked = Needs(prompt_tokens=50_000, max_tokens=1, has_cache_markers=True)
-    assert names(decide(route(both), marked, UsageHistory())) == ["a", "b"]
+    assert names(rank_candidates(route(both), marked, UsageHistory())) == ["a", "b"]
 
 
 def test_equal_scores_prefer_pass_through_then_low_load_then_configured_order() -> None:
@@ -127,16 +132,16 @@ async def test_a_model_that_must_be_loaded_first_waits_for_it() -> None:
     both.runtimes["cold"].loaded = loaded
     assert names(choose(both)) == ["cold", "warm"]  # unknown so far
     await loaded.refresh()
-    assert loaded.state("x") is ModelState.ABSENT
+    assert loaded.get_state("x") is ModelState.ABSENT
     assert names(choose(both)) == ["warm", "cold"]
-    loaded.call_started("x")
+    loaded.record_call_start("x")
     clock.now += 15
-    assert loaded.state("x") is ModelState.LOADING
-    assert loaded.expected_wait("x") == 5
-    assert loaded.call_answered("x")
-    assert loaded.state("x") is ModelState.RESIDENT
-    assert loaded.expected_wait("x") == 0
-    assert not loaded.call_answered("x")
+    assert loaded.get_state("x") is ModelState.LOADING
+    assert loaded.estimate_wait("x") == 5
+    assert loaded.record_call_answer("x")
+    assert loaded.get_state("x") is ModelState.RESIDENT
+    assert loaded.estimate_wait("x") == 0
+    assert not loaded.record_call_answer("x")
 
 
 def test_gpu_price_is_spread_over_the_generated_tokens() -> None:
@@ -145,7 +150,7 @@ def test_gpu_price_is_spread_over_the_generated_tokens() -> None:
     assert alone.forecast is not None
     assert alone.forecast.cost_pico == 50 * 10**12 // 1000 // 50  # 50 tokens at 50 a second
     fast = fleet([local])
-    latency = fast.runtimes["local"].latency("local-model")
+    latency = fast.runtimes["local"].get_latency_estimator("local-model")
     for _ in range(200):
         latency.record(
             prompt_tokens=0, output_tokens=1000, first_token_seconds=None, seconds=10, concurrency=4
@@ -159,16 +164,16 @@ def test_gpu_price_is_spread_over_the_generated_tokens() -> None:
 def test_slow_latency_measurements_fade() -> None:
     one = fleet([deployment("a")])
     runtime = one.runtimes["a"]
-    latency = runtime.latency("a-model")
-    before = latency.expected_first_token(100)
+    latency = runtime.get_latency_estimator("a-model")
+    before = latency.estimate_first_token_seconds(100)
     for _ in range(30):
         latency.record(
             prompt_tokens=100, output_tokens=2, first_token_seconds=9.0, seconds=9.1, concurrency=1
         )
-    assert latency.expected_first_token(100) > 7
-    assert latency.first_token_p95() == 9.0
+    assert latency.estimate_first_token_seconds(100) > 7
+    assert latency.get_first_token_p95() == 9.0
     runtime.clock.now += 3600  # type: ignore[attr-defined]
-    assert latency.expected_first_token(100) == pytest.approx(before, rel=0.1)
+    assert latency.estimate_first_token_seconds(100) == pytest.approx(before, rel=0.1)
 
 
 def test_unavailable_back_end_is_skipped_and_the_error_has_retry_after() -> None:
@@ -176,7 +181,7 @@ def test_unavailable_back_end_is_skipped_and_the_error_has_retry_after() -> None
     both.runtimes["a"].breaker.fail(retry_after=9)
     both.runtimes["b"].breaker.fail(retry_after=4)
     assert not choose(both)
-    error = no_candidate_error(route(both), HI)
+    error = build_no_candidate_error(route(both), HI)
     assert isinstance(error, ServiceUnavailable)
     assert error.retry_after == 4
 
@@ -184,7 +189,7 @@ def test_unavailable_back_end_is_skipped_and_the_error_has_retry_after() -> None
 def test_back_end_without_a_key_is_never_a_candidate() -> None:
     none = fleet([deployment("claude", configured=False)])
     assert not choose(none)
-    error = no_candidate_error(route(none), HI)
+    error = build_no_candidate_error(route(none), HI)
     assert isinstance(error, ServiceUnavailable)
     assert error.message.endswith(": claude lacks its key (CLAUDE_KEY)")
 
@@ -192,7 +197,7 @@ def test_back_end_without_a_key_is_never_a_candidate() -> None:
 def test_prompt_too_long_for_every_model_reports_token_counts() -> None:
     needs = Needs(prompt_tokens=5000, max_tokens=50)
     of = fleet([deployment("a"), deployment("cloud", configured=False, context=10**6)])
-    error = no_candidate_error(route(of), needs)
+    error = build_no_candidate_error(route(of), needs)
     assert isinstance(error, ContextTooLong)
     assert error.details == {"prompt_tokens": 5000, "max_tokens": 50, "context": 1000}
     assert error.field == "messages"
@@ -200,7 +205,7 @@ def test_prompt_too_long_for_every_model_reports_token_counts() -> None:
 
 def test_too_long_an_answer_names_max_tokens() -> None:
     needs = Needs(prompt_tokens=10, max_tokens=5000)
-    assert no_candidate_error(route(fleet([deployment("a")])), needs).field == "max_tokens"
+    assert build_no_candidate_error(route(fleet([deployment("a")])), needs).field == "max_tokens"
 
 
 @pytest.mark.parametrize(
@@ -214,7 +219,7 @@ def test_too_long_an_answer_names_max_tokens() -> None:
 )
 def test_error_names_an_ability_that_no_model_has(ability: str, field: str) -> None:
     needs = Needs(prompt_tokens=1, **{ability: True})
-    error = no_candidate_error(route(fleet([deployment("a", abilities=())])), needs)
+    error = build_no_candidate_error(route(fleet([deployment("a", abilities=())])), needs)
     assert isinstance(error, UnsupportedFeature)
     assert error.field == field
 
@@ -226,8 +231,8 @@ CLOUD = deployment("claude", HAIKU, context=200_000)
 @pytest.mark.parametrize(
     ("parts", "how"),
     [
-        ({"policies": {"ada": Policy(residency=frozenset({"on-premises"}))}}, {}),
-        ({"policies": {"*": Policy(residency=frozenset({"on-premises"}))}}, {}),
+        ({"policies": {"ada": TenantPolicy(residency=frozenset({"on-premises"}))}}, {}),
+        ({"policies": {"*": TenantPolicy(residency=frozenset({"on-premises"}))}}, {}),
         ({"aliases": {"home": Alias(residency=("on-premises",))}}, {"name": "home"}),
         ({}, {"residency": ("on-premises",)}),
     ],
@@ -240,20 +245,24 @@ def test_residency_rules_exclude_back_ends(
     assert names(choose(of, HI, **how)) == ["local"]
     needs = Needs(prompt_tokens=1, vision=True)
     assert not choose(of, needs, **how)
-    error = no_candidate_error(route(of, **how), needs)  # type: ignore[arg-type]
+    error = build_no_candidate_error(route(of, **how), needs)  # type: ignore[arg-type]
     assert isinstance(error, UnsupportedFeature)
     assert error.field == "messages"
 
 
 def test_header_never_widens_the_tenants_residency() -> None:
-    of = fleet([CLOUD, AT_HOME], policies={"ada": Policy(residency=frozenset({"on-premises"}))})
+    of = fleet(
+        [CLOUD, AT_HOME], policies={"ada": TenantPolicy(residency=frozenset({"on-premises"}))}
+    )
     assert not choose(of, HI, residency=("cloud",))
-    assert isinstance(no_candidate_error(route(of, residency=("cloud",)), HI), ModelNotAllowed)
+    assert isinstance(
+        build_no_candidate_error(route(of, residency=("cloud",)), HI), ModelNotAllowed
+    )
     assert names(choose(of, HI, owner="eve")) == ["local", "claude"]
 
 
 def test_tenant_may_use_only_its_allowed_names() -> None:
-    of = fleet([AT_HOME, CLOUD], policies={"ada": Policy(names=frozenset({"local-model"}))})
+    of = fleet([AT_HOME, CLOUD], policies={"ada": TenantPolicy(names=frozenset({"local-model"}))})
     assert names(choose(of, HI, name="local-model")) == ["local"]
     for name in ("auto", "claude-model", "local/local-model"):
         with pytest.raises(ModelNotAllowed):
@@ -295,7 +304,7 @@ def test_compiled_route_is_cached_for_the_day() -> None:
     first = route(of)
     assert route(of) is first
     assert route(of, owner="eve") is first
-    assert of.route("auto", "ada", None, CLOUD.api_format, first.day + 1) is not first  # type: ignore[arg-type]
+    assert of.get_route("auto", "ada", None, CLOUD.api_format, first.day + 1) is not first  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -374,12 +383,12 @@ NEEDS = st.builds(
     max_tokens=st.none() | st.integers(1, 50_000),
     tools=st.booleans(),
 )
-POLICIES = st.sampled_from([{}, {"ada": Policy(residency=frozenset({"on-premises"}))}])
+POLICIES = st.sampled_from([{}, {"ada": TenantPolicy(residency=frozenset({"on-premises"}))}])
 
 
 @given(OFFERS, NEEDS, POLICIES)
 def test_every_deployment_is_a_candidate_or_excluded_with_a_reason(
-    deployments: list[ModelDeployment], needs: Needs, policies: dict[str, Policy]
+    deployments: list[ModelDeployment], needs: Needs, policies: dict[str, TenantPolicy]
 ) -> None:
     of = fleet(deployments, policies=policies)
     candidates, out = choose(of, needs), list_exclusions(route(of), needs)
@@ -391,7 +400,7 @@ def test_every_deployment_is_a_candidate_or_excluded_with_a_reason(
         assert not policies or candidate.deployment.residency == "on-premises"
     assert all(exclusion.reason for exclusion in out)
     if not candidates:
-        assert no_candidate_error(route(of), needs).message
+        assert build_no_candidate_error(route(of), needs).message
 
 
 @given(OFFERS, NEEDS, st.sampled_from([0.0, 0.001]))
@@ -421,7 +430,7 @@ CATALOG = Catalog(
     ],
 )
 def test_auto_aliases_models_and_qualified_names_are_found(name: str, candidates: str) -> None:
-    assert "".join(one.backend for one in CATALOG.find(name)) == candidates
+    assert "".join(one.backend for one in CATALOG.find_deployments(name)) == candidates
 
 
 def test_all_hosts_of_a_back_end_are_found_under_its_name() -> None:
@@ -432,13 +441,13 @@ def test_all_hosts_of_a_back_end_are_found_under_its_name() -> None:
         for number in range(2)
     )
     catalog = Catalog(deployments=hosts)
-    assert catalog.find("gpu/qwen") == hosts
-    assert catalog.find("gpu-1/qwen") == hosts[1:]
+    assert catalog.find_deployments("gpu/qwen") == hosts
+    assert catalog.find_deployments("gpu-1/qwen") == hosts[1:]
 
 
 def test_an_unknown_name_is_not_found() -> None:
     with pytest.raises(ModelNotFound) as caught:
-        CATALOG.find("gpt-2")
+        CATALOG.find_deployments("gpt-2")
     assert caught.value.field == "model"
 
 
@@ -452,7 +461,7 @@ def test_tokens_are_estimated_by_bytes(text: str, tokens: int) -> None:
 
 
 def test_the_table_of_prices_is_dated() -> None:
-    assert date(2026, 10, 1) < CHECKED_ON
+    assert date(2026, 10, 1) < PRICES_CHECKED_ON
 
 
 @pytest.mark.parametrize("asked", ["llama", "llama:latest", "b/llama:latest"])
@@ -462,19 +471,23 @@ def test_a_name_without_a_tag_is_the_latest(name: str, asked: str) -> None:
     catalog = Catalog(
         deployments=(ModelDeployment(backend="b", model=model),), aliases={"work": Alias()}
     )
-    assert [deployment.model.name for deployment in catalog.find(asked)] == [name]
-    assert catalog.find("work:latest") == catalog.find("auto:latest") == catalog.deployments
-    assert catalog.leaves_choice("work:latest") and not catalog.leaves_choice(asked)
+    assert [deployment.model.name for deployment in catalog.find_deployments(asked)] == [name]
+    assert (
+        catalog.find_deployments("work:latest")
+        == catalog.find_deployments("auto:latest")
+        == catalog.deployments
+    )
+    assert catalog.is_group_name("work:latest") and not catalog.is_group_name(asked)
     for unknown in ("llama:7b", "other:latest", ":latest"):
         with pytest.raises(ModelNotFound):
-            catalog.find(unknown)
+            catalog.find_deployments(unknown)
 
 
 def test_latest_tag_does_not_change_what_a_tenant_may_use() -> None:
     model = Model(name="llama", upstream="up", context=9, tariff=FREE_TARIFF)
     catalog = Catalog(deployments=(ModelDeployment(backend="b", model=model, configured=False),))
-    policies = {"ada": Policy(names=frozenset({"llama"}))}
+    policies = {"ada": TenantPolicy(names=frozenset({"llama"}))}
     fleet = Fleet(catalog=catalog, runtimes={}, policies=policies)
-    assert fleet.deployments_for("llama:latest", "ada") == catalog.deployments
-    assert fleet.route("llama:latest", "ada", None, ApiFormat.OLLAMA, 0).exclusions
-    assert fleet.deployments_for("auto", "ada") == ()
+    assert fleet.find_allowed_deployments("llama:latest", "ada") == catalog.deployments
+    assert fleet.get_route("llama:latest", "ada", None, ApiFormat.OLLAMA, 0).exclusions
+    assert fleet.find_allowed_deployments("auto", "ada") == ()

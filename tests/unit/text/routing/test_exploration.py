@@ -16,7 +16,7 @@ from moyin.settings import Settings
 from moyin.testing.backends import FakeBackend
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.routing.answer import RoutingContext
-from moyin.text.routing.catalog import Alias, Caching
+from moyin.text.routing.catalog import Alias, CachingPolicy
 from moyin.text.routing.explanation import Explanation
 from moyin.text.routing.router import Router
 from tests.unit.text.routing.test_request_quality import (
@@ -79,7 +79,7 @@ async def test_the_share_is_drawn_per_request(monkeypatch: pytest.MonkeyPatch) -
         (((FLOOR, b"0.1"),), {}),
         (((PRICE, b"0"), (FLOOR, b"0.9")), {}),
         ((), {"aliases": {"auto": Alias(explore=0.0)}}),
-        ((), {"aliases": {"auto": Alias(cache=Caching(ttl=1, max_bytes=1, max_entries=1))}}),
+        ((), {"aliases": {"auto": Alias(cache=CachingPolicy(ttl=1, max_bytes=1, max_entries=1))}}),
     ],
 )
 async def test_no_trial_where_it_is_not_allowed(headers: Any, rules: dict[str, Any]) -> None:
@@ -102,7 +102,7 @@ async def test_no_trial_after_an_answer_that_did_not_help() -> None:
         def detect(self, *_: Any) -> bool:
             return True
 
-        def remember(self, *_: Any) -> None: ...
+        def remember_answer(self, *_: Any) -> None: ...
 
     router = small_router()
     router._reviewer._follow_ups = FollowUps()  # type: ignore[assignment]
@@ -120,7 +120,7 @@ async def test_fallback_after_a_failed_trial_uses_the_lower_bound() -> None:
 
 async def test_missing_model_is_not_tried() -> None:
     router = small_router()
-    model_breaker = router.fleet.runtimes["house"].model_breaker("x")
+    model_breaker = router.fleet.runtimes["house"].get_model_breaker("x")
     for _ in range(3):
         model_breaker.fail()
     assert (await ask(router))[0] == "claude-opus-5-5"
@@ -139,7 +139,7 @@ def test_the_share_is_configured_and_bounded() -> None:
         {"routing": {"explore": 0.05}, "aliases": {"own": {"explore": 0.1}}}
     )
     fleet = FleetBuilder(Settings(), {}).build(config)
-    assert (fleet.explore, fleet.catalog.alias("own").explore) == (0.05, 0.1)
+    assert (fleet.explore, fleet.catalog.get_alias("own").explore) == (0.05, 0.1)
     for share in (-0.1, 0.6, "often"):
         with pytest.raises(ValidationError, match="explore"):
             ModelsConfig.model_validate({"routing": {"explore": share}})

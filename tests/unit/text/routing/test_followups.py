@@ -11,8 +11,8 @@ from moyin.text.quality.estimator import Estimator, Signal
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.background_queue import BackgroundQueue
 from moyin.text.routing.conversation import Conversation
-from moyin.text.routing.decision import decide
-from moyin.text.routing.followups import FollowUps
+from moyin.text.routing.decision import rank_candidates
+from moyin.text.routing.followups import FollowUpDetector
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.usage_history import UsageHistory
 from tests.unit.text.routing.factories import route
@@ -38,7 +38,7 @@ class Gateway:
     def __init__(self) -> None:
         self.now = 1_000.0
         self.learning: Any = RecordingLearning()
-        self.follow_ups = FollowUps(self.learning, clock=lambda: self.now)
+        self.follow_ups = FollowUpDetector(self.learning, clock=lambda: self.now)
         self.fleet = router(SMALL, HAIKU).fleet
         self._count = 0
 
@@ -63,13 +63,18 @@ class Gateway:
         self.is_repeat = self.follow_ups.detect(Conversation(context, parsed), names, self.now)
         if model == "auto":
             quality = RequestQuality(
-                Estimator(), owner, parsed, parsed.needs(), usd_per_bad_answer=0.01, floor=0.0
+                Estimator(),
+                owner,
+                parsed,
+                parsed.derive_needs(),
+                usd_per_bad_answer=0.01,
+                floor=0.0,
             )
-            candidates = decide(
-                names, parsed.needs(), UsageHistory(), always_weigh=True, quality=quality
+            candidates = rank_candidates(
+                names, parsed.derive_needs(), UsageHistory(), always_weigh=True, quality=quality
             )
             (small,) = (one for one in candidates if one.deployment is SMALL)
-            self.follow_ups.remember(Conversation(context, parsed), quality, small, self.now)
+            self.follow_ups.remember_answer(Conversation(context, parsed), quality, small, self.now)
         self.now += 20
         return [(request, signal.source) for request, signal in self.learning.signals[before:]]
 
@@ -152,7 +157,7 @@ def test_tool_result_is_no_user_message() -> None:
 
 
 def test_remembered_answers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moyin.text.routing.followups._CAPACITY", 2)
+    monkeypatch.setattr("moyin.text.routing.followups._MAX_ANSWERS", 2)
     gateway = Gateway()
     for number in range(3):
         gateway.ask(f"{ASK}, variant {number}")
@@ -178,7 +183,7 @@ def test_requests_are_matched_only_while_answers_are_remembered() -> None:
     assert gateway.follow_ups.may_match(names), "an answer may be among what waits"
     gateway.learning.background._tasks.clear()
     shared_answers: Any = object()
-    together = FollowUps(gateway.learning, shared_answers=shared_answers)
+    together = FollowUpDetector(gateway.learning, shared_answers=shared_answers)
     assert together.may_match(names)
     assert not together.may_match(replace(names, usd_per_bad_answer=0.0))
     gateway.ask(ASK)

@@ -16,10 +16,10 @@ from moyin.store.quality import QualityStore
 from moyin.store.sql import Database
 from moyin.testing.backends import FakeBackend
 from moyin.text.quality.estimator import Estimator
-from moyin.text.routing.catalog import Alias, Caching
+from moyin.text.routing.catalog import Alias, CachingPolicy
 from moyin.text.routing.compiled_route import CompiledRoute
 from moyin.text.routing.conversation import Conversation
-from moyin.text.routing.learning import Learning
+from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.metered_stream import MeteredStream
 from moyin.text.routing.router import Router
 from tests.unit.text.routing.router_rig import drained
@@ -27,7 +27,7 @@ from tests.unit.text.routing.test_answer_cache import Memory
 from tests.unit.text.routing.test_rescue import FORMAT, GOOD
 from tests.unit.text.routing.test_rescue_streams import Streams, passing, raw
 
-CACHED = {"own": Alias(cache=Caching(ttl=60, max_bytes=10_000, max_entries=10))}
+CACHED = {"own": Alias(cache=CachingPolicy(ttl=60, max_bytes=10_000, max_entries=10))}
 
 
 def with_cache(gateway: Streams) -> Memory:
@@ -79,7 +79,7 @@ async def test_cached_answer_is_no_follow_up() -> None:
             noticed.append(conversation)
             return False
 
-        def remember(self, *_: Any) -> None: ...
+        def remember_answer(self, *_: Any) -> None: ...
 
     follow_ups: Any = FollowUps()
     gateway.router = Router(
@@ -91,7 +91,7 @@ async def test_cached_answer_is_no_follow_up() -> None:
         follow_ups=follow_ups,
     )
     await twice(gateway)
-    gateway.learning.background.run()
+    gateway.learning.background.run_tasks()
     assert len(noticed) == 1
 
 
@@ -157,7 +157,7 @@ async def test_faults_of_both_answers_are_recorded(streams: bool, tmp_path: Path
     database = Database(f"sqlite:///{tmp_path}/moyin.db")
     await database.ready()
     store, estimator = QualityStore(database), Estimator()
-    learning = Learning(estimator, store)
+    learning = QualityLearner(estimator, store)
     gateway = Streams(first="Sure!", second="Here it is.")
     fleet = gateway.router.fleet
     gateway.router = Router(fleet, gateway.ledger, estimator=estimator, learning=learning)

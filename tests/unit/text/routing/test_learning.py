@@ -22,14 +22,14 @@ from moyin.store.sql import Database
 from moyin.store.usage import UsageEntry, UsageLedger
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimate, Estimator
-from moyin.text.quality.question import question_of
+from moyin.text.quality.question import build_question
 from moyin.text.routing import learning as learnings
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.catalog import ModelDeployment
-from moyin.text.routing.decision import decide
-from moyin.text.routing.feedback import Feedback
-from moyin.text.routing.followups import FollowUps
-from moyin.text.routing.learning import Learning
+from moyin.text.routing.decision import rank_candidates
+from moyin.text.routing.feedback import FeedbackService
+from moyin.text.routing.followups import FollowUpDetector
+from moyin.text.routing.learning import QualityLearner
 from moyin.text.routing.request_quality import RequestQuality, question_from_json
 from moyin.text.routing.router import Router
 from moyin.text.routing.usage_history import UsageHistory
@@ -43,7 +43,7 @@ NOW = 1_795_000_000.0
 class Call:
     """Stands in for a parsed request."""
 
-    def recent_turns(self) -> tuple[tuple[str, str], ...]:
+    def select_recent_turns(self) -> tuple[tuple[str, str], ...]:
         return (("user", SORT),)
 
 
@@ -52,22 +52,24 @@ class Replica:
         self.now = NOW
         self.estimator = Estimator()
         self.store = QualityStore(database)
-        self.learning = Learning(self.estimator, self.store, clock=lambda: self.now)
+        self.learning = QualityLearner(self.estimator, self.store, clock=lambda: self.now)
         self.ledger = UsageLedger(database)
-        self.feedback = Feedback(self.store, self.learning, self.ledger, clock=lambda: self.now)
+        self.feedback = FeedbackService(
+            self.store, self.learning, self.ledger, clock=lambda: self.now
+        )
 
     async def answer(
         self, request_id: str, owner: str = "ada", by: ModelDeployment = SMALL
     ) -> None:
         """Record a decision as if the small model had answered."""
-        await self.learning.load(owner)
+        await self.learning.load_tenant(owner)
         needs = Needs(prompt_tokens=20)
         call: Any = Call()
         quality = RequestQuality(
             self.estimator, owner, call, needs, usd_per_bad_answer=0.003, floor=0.0
         )
         fleet = router(SMALL, HAIKU).fleet
-        found = decide(route(fleet), needs, UsageHistory(), quality=quality)
+        found = rank_candidates(route(fleet), needs, UsageHistory(), quality=quality)
         (answered,) = (one for one in found if one.deployment is by)
         self.learning.record_decision(owner, request_id, quality, found, answered, self.now)
 
@@ -82,7 +84,7 @@ class Replica:
         )
 
     def estimate(self, owner: str = "ada", model: str = "smollm2-135m") -> Estimate:
-        question = question_of(
+        question = build_question(
             [("user", SORT)],
             tools=False,
             schema=False,
@@ -142,7 +144,7 @@ async def test_learned_state_survives_a_restart(database: Database) -> None:
         if end:
             await first.learning.close()
         second = Replica(database)
-        await second.learning.load("ada")
+        await second.learning.load_tenant("ada")
         assert alike(second.estimate(), first.estimate())
         assert second.estimate().signals == 3
 
@@ -150,12 +152,12 @@ async def test_learned_state_survives_a_restart(database: Database) -> None:
 async def test_replicas_agree_after_reading_the_same_signals(database: Database) -> None:
     one, two = Replica(database), Replica(database)
     for replica in (one, two):
-        await replica.learning.load("ada")
+        await replica.learning.load_tenant("ada")
     await one.answer("r1")
     await one.rate("r1", 1.0)
     await two.answer("r2")
     await two.rate("r2", 0.5, key="key_2")
-    await one.learning.catch_up()
+    await one.learning.learn_new_signals()
     assert one.estimate() == two.estimate()
     assert one.estimate().signals == 2
 
@@ -169,9 +171,9 @@ async def test_repeated_rating_changes_nothing_and_another_score_is_rejected(
     once = replica.estimate()
     await replica.rate("r1", 1.0)
     assert replica.estimate() == once
-    with pytest.raises(FeedbackAlreadyGiven) as exclusion_of:
+    with pytest.raises(FeedbackAlreadyGiven) as raised:
         await replica.rate("r1", 0.0)
-    assert exclusion_of.value.field == "score"
+    assert raised.value.field == "score"
     assert replica.estimate() == once
     await replica.rate("r1", 0.0, key="key_2")
     assert replica.estimate() != once
@@ -233,7 +235,7 @@ async def test_ledger_names_the_model_of_a_request_without_a_decision(
     replica = Replica(database)
     replica.now = time.time()  # when the ledger writes
     await booked(replica, "r1")
-    await replica.learning.load("ada")
+    await replica.learning.load_tenant("ada")
     before, other = replica.estimate(), replica.estimate(model="claude-haiku-5-5")
     assert await replica.rate("r1", 0.0) == {"r1": 0.0}
     after = replica.estimate()
@@ -290,9 +292,9 @@ async def test_feedback_of_one_key_is_rate_limited(database: Database) -> None:
     await replica.answer("r1")
     for _ in range(60):
         await replica.rate("r1", 1.0)
-    with pytest.raises(RateLimited) as exclusion_of:
+    with pytest.raises(RateLimited) as raised:
         await replica.rate("r1", 1.0)
-    assert exclusion_of.value.retry_after == pytest.approx(1.0)
+    assert raised.value.retry_after == pytest.approx(1.0)
     await replica.rate("r1", 1.0, key="key_2")
     replica.now += 1.0
     await replica.rate("r1", 1.0)
@@ -301,23 +303,23 @@ async def test_feedback_of_one_key_is_rate_limited(database: Database) -> None:
 async def test_a_reset_and_a_freeze_reach_every_replica(database: Database) -> None:
     one, two = Replica(database), Replica(database)
     for replica in (one, two):
-        await replica.learning.load("ada")
+        await replica.learning.load_tenant("ada")
     untaught = one.estimate()
     await one.answer("r1")
     await one.rate("r1", 1.0)
-    await two.learning.catch_up()
-    await two.learning.apply_action("ada", "reset")
-    await one.learning.catch_up()
+    await two.learning.learn_new_signals()
+    await two.learning.apply_owner_action("ada", "reset")
+    await one.learning.learn_new_signals()
     assert one.estimate() == two.estimate() == untaught
-    await one.learning.apply_action("ada", "freeze")
+    await one.learning.apply_owner_action("ada", "freeze")
     await two.answer("r2")
     await two.rate("r2", 1.0)
     assert two.estimate() == untaught
     later = Replica(database)
-    await later.learning.load("ada")
+    await later.learning.load_tenant("ada")
     assert later.estimate() == untaught
-    await later.learning.apply_action("ada", "thaw")
-    await two.learning.catch_up()
+    await later.learning.apply_owner_action("ada", "thaw")
+    await two.learning.learn_new_signals()
     await two.answer("r3")
     await two.rate("r3", 1.0)
     assert two.estimate() != untaught
@@ -326,14 +328,14 @@ async def test_a_reset_and_a_freeze_reach_every_replica(database: Database) -> N
 async def test_evicted_tenant_is_reloaded_with_its_learned_state(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learnings, "_TENANTS", 1)
+    monkeypatch.setattr(learnings, "_MAX_TENANTS", 1)
     replica = Replica(database)
     await replica.answer("r1")
     await replica.rate("r1", 1.0)
     learned = replica.estimate()
-    await replica.learning.load("bob")
+    await replica.learning.load_tenant("bob")
     assert replica.estimate() != learned
-    await replica.learning.load("ada")
+    await replica.learning.load_tenant("ada")
     assert alike(replica.estimate(), learned)
 
 
@@ -361,7 +363,7 @@ async def learned(database: Database, tenants: int, score: float = 0.0) -> None:
             for count in range(30)
         ]
         await replica.store.write((), signals)
-        await replica.learning.catch_up()
+        await replica.learning.learn_new_signals()
         await replica.learning.close()
 
 
@@ -372,14 +374,14 @@ async def test_new_tenant_starts_with_shared_levels(
     one, two = Replica(database), Replica(database)
     before = one.estimate("newcomer")
     for replica in (one, two):
-        await replica.learning.refresh_levels()
+        await replica.learning.refresh_shared_levels()
     assert one.estimate("newcomer").p < before.p
     assert one.estimate("newcomer") == two.estimate("newcomer")
     assert one.estimate("newcomer").basis == "shared"
-    assert one.learning.levels_from_others("newcomer", "smollm2-135m")["code"] < 0
+    assert one.learning.get_levels_from_others("newcomer", "smollm2-135m")["code"] < 0
     # The switch holds at once, and when a refresh is under way.
     one.learning.set_sharing(False)
-    await one.learning.refresh_levels()
+    await one.learning.refresh_shared_levels()
     assert one.estimate("newcomer") == before
 
 
@@ -387,22 +389,22 @@ async def test_four_tenants_are_too_few_to_share_levels(database: Database) -> N
     await learned(database, 4)
     replica = Replica(database)
     before = replica.estimate("newcomer")
-    await replica.learning.refresh_levels()
+    await replica.learning.refresh_shared_levels()
     assert replica.estimate("newcomer") == before
 
 
 async def test_a_poisoned_tenant_moves_no_other(database: Database) -> None:
     await learned(database, 6, score=1.0)
     replica = Replica(database)
-    await replica.learning.refresh_levels()
+    await replica.learning.refresh_shared_levels()
     before = replica.estimate("newcomer")
     assert before.basis == "shared"
-    await replica.learning.load("studio-0")
+    await replica.learning.load_tenant("studio-0")
     await replica.answer("flood", "studio-0")
     for number in range(50):
         await replica.rate("flood", 0.0, owner="studio-0", key=f"bot-{number}")
     await replica.learning.close()
-    await replica.learning.refresh_levels()
+    await replica.learning.refresh_shared_levels()
     assert replica.estimate("newcomer").p == pytest.approx(before.p, abs=0.01)
 
 
@@ -410,9 +412,9 @@ async def test_frozen_tenant_withdraws_its_levels(database: Database) -> None:
     await learned(database, 5)
     replica = Replica(database)
     before = replica.estimate("newcomer")
-    await replica.learning.apply_action("studio-0", "freeze")
+    await replica.learning.apply_owner_action("studio-0", "freeze")
     await replica.learning.close()
-    await replica.learning.refresh_levels()
+    await replica.learning.refresh_shared_levels()
     assert replica.estimate("newcomer") == before
 
 
@@ -438,10 +440,10 @@ async def test_estimates_continue_without_the_database(
         raise OSError("refused")
 
     monkeypatch.setattr(replica.store, "state", away)
-    await replica.learning.load("ada")
+    await replica.learning.load_tenant("ada")
     assert "could not be read" in caplog.text
     assert replica.estimate().basis == "table"
-    assert replica.learning.is_ready("ada"), "it is not tried again at once"
+    assert not replica.learning.needs_load("ada"), "it is not tried again at once"
     monkeypatch.undo()
     replica.now += 60
     await replica.answer("r1")
@@ -452,7 +454,7 @@ async def test_estimates_continue_without_the_database(
 async def test_dropped_records_are_counted_and_logged(
     database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(learnings, "_CAPACITY", 1)
+    monkeypatch.setattr(learnings, "_MAX_QUEUED", 1)
     replica = Replica(database)
     await replica.answer("r1")
     await replica.answer("r2")
@@ -478,7 +480,7 @@ async def test_router_records_decisions_and_follow_ups(
 ) -> None:
     monkeypatch.setattr("moyin.text.routing.followups.MIN_SECONDS", 0.0)
     replica = Replica(database)
-    follow_ups = FollowUps(replica.learning)
+    follow_ups = FollowUpDetector(replica.learning)
     text_router = Router(
         router(SMALL, HAIKU).fleet,
         RecordedLedger(),
@@ -518,12 +520,12 @@ async def test_loading_shared_levels_blocks_no_request(
         return {}
 
     monkeypatch.setattr(replica.store, "levels", levels)
-    monkeypatch.setattr(learnings, "shared_levels", work_out)
+    monkeypatch.setattr(learnings, "compute_shared_levels", work_out)
     monkeypatch.setattr(replica.estimator, "set_shared_levels", lambda _: shared.set())
     await replica.learning.start()
     await reading.wait()
     async with asyncio.timeout(30):
-        await replica.learning.state("ada")
+        await replica.learning.get_tenant_state("ada")
     go.set()
     await shared.wait()
     assert threads != [threading.current_thread()]

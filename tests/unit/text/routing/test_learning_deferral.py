@@ -12,9 +12,9 @@ from moyin.text.quality.estimator import Estimator
 from moyin.text.routing import answer_review as reviews
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.background_queue import BackgroundQueue
-from moyin.text.routing.catalog import Rescue
+from moyin.text.routing.catalog import RescuePolicy
 from moyin.text.routing.fair_sampling import FairSampler
-from moyin.text.routing.followups import FollowUps
+from moyin.text.routing.followups import FollowUpDetector
 from moyin.text.routing.router import Router
 from tests.unit.text.routing.router_rig import RecordedLedger
 from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, SORT, router
@@ -38,7 +38,7 @@ class Gateway:
     def __init__(self, rate: float = 100, **rules: Any) -> None:
         self.learning: Any = Learning(rate)
         shared_answers: Any = SharedAnswers()
-        self.follow_ups = FollowUps(self.learning, shared_answers=shared_answers)
+        self.follow_ups = FollowUpDetector(self.learning, shared_answers=shared_answers)
         fleet = router(SMALL, HAIKU, **rules).fleet
         for one in fleet.runtimes.values():
             one.pass_through = None
@@ -61,10 +61,10 @@ class Gateway:
 class SharedAnswers:
     """Stands in for other replicas without answers."""
 
-    def look_up(self, *_: Any) -> bool:
+    def queue_query(self, *_: Any) -> bool:
         return False
 
-    def remember(self, *_: Any) -> bool:
+    def queue_answer(self, *_: Any) -> bool:
         return False
 
 
@@ -75,7 +75,7 @@ def unread(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
         raise AssertionError("not allowed on the request path")
 
     for name in (
-        "moyin.text.routing.conversation._user_messages",
+        "moyin.text.routing.conversation._read_user_messages",
         "moyin.text.routing.rescue.find_fault",
         *names,
     ):
@@ -87,10 +87,10 @@ async def test_named_model_causes_no_learning_work_on_the_request_path(
 ) -> None:
     gateway = Gateway()
     with monkeypatch.context() as path:
-        unread(path, "moyin.text.routing.request_quality.question_of")
+        unread(path, "moyin.text.routing.request_quality.build_question")
         await gateway.ask("claude-haiku-5-5")
     assert len(gateway.learning.background) == 1
-    gateway.learning.background.run()
+    gateway.learning.background.run_tasks()
     assert (gateway.learning.background.failed, gateway.learning.decisions) == (0, [])
 
 
@@ -104,9 +104,9 @@ async def test_learning_is_deferred_to_the_background_queue(
     assert gateway.learning.decisions == []
     with monkeypatch.context() as later:
         later.setattr(
-            "moyin.text.routing.request_quality.question_of", None
+            "moyin.text.routing.request_quality.build_question", None
         )  # it is known from the choice
-        gateway.learning.background.run()
+        gateway.learning.background.run_tasks()
     assert gateway.learning.background.failed == 0
     assert gateway.learning.decisions == ["r"]
     assert len(gateway.follow_ups._answers) == 1
@@ -121,8 +121,8 @@ async def test_most_requests_of_a_flood_are_not_recorded(stream: bool) -> None:
             seen = answer.stream.transcript
             assert (seen is not None) is (number < 1)
             await answer.stream.aclose()
-    gateway.learning.background.run()
-    share = gateway.learning.background.share
+    gateway.learning.background.run_tasks()
+    share = gateway.learning.background.sampler
     assert (share.accepted, share.skipped) == (1, 9)
     assert len(gateway.learning.decisions) == 1
 
@@ -130,7 +130,7 @@ async def test_most_requests_of_a_flood_are_not_recorded(stream: bool) -> None:
 async def test_every_answer_is_remembered_where_trials_are_enabled() -> None:
     gateway = Gateway(rate=0, explore=0.25)
     await gateway.ask()
-    gateway.learning.background.run()
+    gateway.learning.background.run_tasks()
     assert gateway.learning.decisions == []
     assert len(gateway.follow_ups._answers) == 1
 
@@ -146,19 +146,19 @@ async def test_rescue_is_recorded_even_in_a_flood() -> None:
     )
     model, route, _ = await gateway.ask(response_format=FORMAT)
     assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", "rescue after json")
-    learning.background.run()
+    learning.background.run_tasks()
     assert (learning.decisions, learning.signals) == (["r1"], [])
 
 
 async def test_answer_without_a_better_model_is_checked_in_the_background(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    gateway = Streams(rescue=Rescue.OFF)
-    check, checked = reviews.answer_fault, list[str]()
-    monkeypatch.setattr(reviews, "answer_fault", lambda *a: checked.append("r") or check(*a))
+    gateway = Streams(rescue=RescuePolicy.OFF)
+    check, checked = reviews.find_answer_fault, list[str]()
+    monkeypatch.setattr(reviews, "find_answer_fault", lambda *a: checked.append("r") or check(*a))
     await gateway.ask(response_format=FORMAT)
     assert (checked, gateway.learning.signals) == ([], [])
-    gateway.learning.background.run()
+    gateway.learning.background.run_tasks()
     assert gateway.learning.signals == [("smollm2-135m", "checked", "json", 0.0)]
 
 
@@ -166,7 +166,7 @@ async def test_nothing_is_learned_where_bad_answers_cost_nothing() -> None:
     quiet = Gateway(usd_per_bad_answer=0.0)
     quiet.follow_ups._shared_answers = None
     await quiet.ask()
-    assert (quiet.learning.background.share.accepted, len(quiet.learning.background)) == (0, 0)
+    assert (quiet.learning.background.sampler.accepted, len(quiet.learning.background)) == (0, 0)
 
 
 async def test_an_answer_does_not_depend_on_what_is_learned(
@@ -175,7 +175,7 @@ async def test_an_answer_does_not_depend_on_what_is_learned(
     for rules in ({}, {"explore": 0.25}):
         gateway = Gateway(**rules)
         with monkeypatch.context() as broken:
-            broken.setattr("moyin.text.routing.conversation._user_messages", None)
+            broken.setattr("moyin.text.routing.conversation._read_user_messages", None)
             assert await gateway.ask()
-            gateway.learning.background.run()
+            gateway.learning.background.run_tasks()
         assert gateway.learning.background.failed == 1

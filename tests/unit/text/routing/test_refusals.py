@@ -48,7 +48,7 @@ async def test_refusal_does_not_cause_a_rescue(streams: bool, hold_streams: bool
     model, _, answer = await gateway.ask(stream=streams, response_format=FORMAT)
     body = await drained(answer) if streams else answer.body
     await asyncio.sleep(0)  # what looks at the end of a stream comes right after it
-    gateway.learning.background.run()
+    gateway.learning.background.run_tasks()
     assert model == "smollm2-135m"
     assert b"I can't" in body
     assert gateway.claude.requests == []

@@ -11,14 +11,14 @@ from moyin.domain.money import FREE_TARIFF
 from moyin.errors import InvalidRequest, QualityUnreachable, ServiceUnavailable
 from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddingsCodec
 from moyin.text.quality import estimator as estimators
-from moyin.text.quality.abilities import ability_of
+from moyin.text.quality.abilities import look_up_ability
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.answer import RoutingContext
-from moyin.text.routing.catalog import Alias, Catalog, ModelDeployment
-from moyin.text.routing.claude_prices import CLAUDE
+from moyin.text.routing.catalog import Alias, Catalog, ModelDeployment, TenantPolicy
+from moyin.text.routing.claude_prices import CLAUDE_TARIFFS
 from moyin.text.routing.explanation import Explanation, explain_loss
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.policy import Policy, parse_preferences
+from moyin.text.routing.request_preferences import parse_preferences
 from moyin.text.routing.router import Router
 from tests.unit.text.routing.factories import deployment, runtime
 from tests.unit.text.routing.router_rig import RecordedLedger
@@ -30,12 +30,12 @@ FLOOR, PRICE = b"x-moyin-quality", b"x-moyin-usd-per-bad-answer"
 def known(name: str, backend: str, **more: Any) -> ModelDeployment:
     made = deployment(backend, model=name, context=200_000, **more)
     fields = {field: getattr(made, field) for field in ModelDeployment.__dataclass_fields__}
-    return ModelDeployment(**{**fields, "ability": ability_of(name)})
+    return ModelDeployment(**{**fields, "ability": look_up_ability(name)})
 
 
 SMALL = known("smollm2-135m", "local", tariff=FREE_TARIFF)
-HAIKU = known("claude-haiku-5-5", "claude", tariff=CLAUDE["claude-haiku-5-5"])
-OPUS = known("claude-opus-5-5", "claude", tariff=CLAUDE["claude-opus-5-5"])
+HAIKU = known("claude-haiku-5-5", "claude", tariff=CLAUDE_TARIFFS["claude-haiku-5-5"])
+OPUS = known("claude-opus-5-5", "claude", tariff=CLAUDE_TARIFFS["claude-opus-5-5"])
 
 
 def router(*deployments: ModelDeployment, **rules: Any) -> Router:
@@ -68,7 +68,7 @@ def test_text_is_not_read_without_a_price_of_bad_answers(monkeypatch: pytest.Mon
     def read(*_: object, **__: object) -> None:
         raise AssertionError("the text was read")
 
-    monkeypatch.setattr("moyin.text.routing.request_quality.question_of", read)
+    monkeypatch.setattr("moyin.text.routing.request_quality.build_question", read)
     both = router(SMALL, HAIKU, usd_per_bad_answer=0.0)
     assert chosen(both, SORT) == "smollm2-135m"
     with pytest.raises(AssertionError):
@@ -76,7 +76,7 @@ def test_text_is_not_read_without_a_price_of_bad_answers(monkeypatch: pytest.Mon
 
 
 async def test_single_candidate_needs_no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moyin.text.routing.request_quality.question_of", None)
+    monkeypatch.setattr("moyin.text.routing.request_quality.build_question", None)
     one = router(SMALL, HAIKU)
     one.fleet.runtimes["claude"].is_up = False
     codec = OpenAICodec()
@@ -103,7 +103,7 @@ def test_quality_is_not_weighed_for_embeddings(monkeypatch: pytest.MonkeyPatch) 
 
 def test_most_specific_price_of_bad_answers_wins() -> None:
     def cost(model: str = "auto", *headers: tuple[bytes, bytes]) -> float:
-        rules = {"policies": {"ada": Policy(usd_per_bad_answer=0.2)}}
+        rules = {"policies": {"ada": TenantPolicy(usd_per_bad_answer=0.2)}}
         aliases = {"own": Alias(usd_per_bad_answer=0.1), "plain": Alias()}
         of = router(SMALL, HAIKU, aliases=aliases, **rules)
         quality = explain(of, SORT, *headers, model=model).quality
@@ -151,25 +151,25 @@ def test_a_floor_holds_without_a_price() -> None:
 
 @pytest.mark.parametrize("value", [b"", b"high", b"nan", b"-0.1", b"1.01", b"inf"])
 def test_a_bad_floor_names_its_header(value: bytes) -> None:
-    with pytest.raises(InvalidRequest) as exclusion_of:
+    with pytest.raises(InvalidRequest) as raised:
         parse_preferences([(FLOOR, value)], frozenset())
-    assert exclusion_of.value.field == "x-moyin-quality"
-    assert exclusion_of.value.message == "must be a number between 0 and 1"
+    assert raised.value.field == "x-moyin-quality"
+    assert raised.value.message == "must be a number between 0 and 1"
 
 
 @pytest.mark.parametrize("value", [b"", b"$1", b"nan", b"-1", b"inf"])
 def test_a_bad_price_names_its_header(value: bytes) -> None:
-    with pytest.raises(InvalidRequest) as exclusion_of:
+    with pytest.raises(InvalidRequest) as raised:
         parse_preferences([(PRICE, value)], frozenset())
-    assert exclusion_of.value.field == "x-moyin-usd-per-bad-answer"
+    assert raised.value.field == "x-moyin-usd-per-bad-answer"
 
 
 def test_the_operator_bounds_the_price() -> None:
     both = router(SMALL, HAIKU, max_usd_per_bad_answer=0.5)
     assert chosen(both, SORT, (PRICE, b"0.5")) == "claude-haiku-5-5"
-    with pytest.raises(InvalidRequest) as exclusion_of:
+    with pytest.raises(InvalidRequest) as raised:
         explain(both, SORT, (PRICE, b"0.6"))
-    assert exclusion_of.value.message == "must be a number between 0 and 0.5"
+    assert raised.value.message == "must be a number between 0 and 0.5"
 
 
 def test_explanation_compares_p_good() -> None:

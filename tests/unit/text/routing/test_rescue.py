@@ -19,7 +19,7 @@ from moyin.text.protocol.ollama.codec import OllamaChatCodec, OllamaGenerateCode
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.answer import Answer, RoutingContext
-from moyin.text.routing.catalog import Alias, Catalog, Rescue
+from moyin.text.routing.catalog import Alias, Catalog, RescuePolicy
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.router import Router
 from tests.unit.text.routing.factories import runtime
@@ -56,7 +56,7 @@ class Gateway:
         for one in runtimes.values():
             one.pass_through = None
         catalog = Catalog(deployments=(SMALL, HAIKU), aliases=rules.pop("aliases", {}))
-        rules = {"usd_per_bad_answer": 1e-9, "rescue": Rescue.CHECKED, **rules}
+        rules = {"usd_per_bad_answer": 1e-9, "rescue": RescuePolicy.CHECKED, **rules}
         fleet = Fleet(catalog=catalog, runtimes=runtimes, **rules)
         self.router = Router(fleet, self.ledger, estimator=Estimator())
 
@@ -98,17 +98,17 @@ async def test_good_answer_is_not_replaced() -> None:
 @pytest.mark.parametrize(
     ("policy", "format", "first", "rescued"),
     [
-        (Rescue.OFF, True, BAD, False),
-        (Rescue.SCHEMA, True, BAD, True),
-        (Rescue.SCHEMA, False, "", False),
-        (Rescue.CHECKED, False, "", True),
-        (Rescue.CHECKED, False, BAD, False),
+        (RescuePolicy.OFF, True, BAD, False),
+        (RescuePolicy.SCHEMA, True, BAD, True),
+        (RescuePolicy.SCHEMA, False, "", False),
+        (RescuePolicy.CHECKED, False, "", True),
+        (RescuePolicy.CHECKED, False, BAD, False),
     ],
 )
 async def test_rescue_policy_decides_which_faults_are_rescued(
-    policy: Rescue, format: bool, first: str, rescued: bool
+    policy: RescuePolicy, format: bool, first: str, rescued: bool
 ) -> None:
-    gateway = Gateway(first=first, rescue=Rescue.OFF, aliases={"own": Alias(rescue=policy)})
+    gateway = Gateway(first=first, rescue=RescuePolicy.OFF, aliases={"own": Alias(rescue=policy)})
     asked: dict[str, Any] = {"response_format": FORMAT} if format else {}
     model, _, _ = await gateway.ask(model="own", **asked)
     assert (model == "claude-haiku-5-5") is rescued
@@ -171,5 +171,5 @@ async def test_no_rescue_without_time_left() -> None:
 
 def test_unquoted_off_is_valid_in_yaml() -> None:
     config = ModelsConfig.model_validate({"routing": {"rescue": False}, "aliases": {}})
-    assert config.routing.rescue is Rescue.OFF
-    assert ModelsConfig.model_validate({}).routing.rescue is Rescue.CHECKED
+    assert config.routing.rescue is RescuePolicy.OFF
+    assert ModelsConfig.model_validate({}).routing.rescue is RescuePolicy.CHECKED

@@ -23,7 +23,7 @@ from moyin.text.protocol.ollama.codec import OllamaChatCodec, OllamaGenerateCode
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator, Signal
 from moyin.text.routing.background_queue import BackgroundQueue
-from moyin.text.routing.catalog import Alias, Catalog, Hedging, Rescue
+from moyin.text.routing.catalog import Alias, Catalog, HedgingPolicy, RescuePolicy
 from moyin.text.routing.router import Router
 from tests.unit.text.routing.factories import runtime
 from tests.unit.text.routing.router_rig import drained
@@ -44,8 +44,8 @@ class RecordingLearning:
     def now(self) -> float:
         return 1_000.0
 
-    def is_ready(self, owner: str) -> bool:
-        return True
+    def needs_load(self, owner: str) -> bool:
+        return False
 
     def record_decision(self, *_: Any) -> None: ...
 
@@ -75,7 +75,7 @@ class Streams(Gateway):
         model, route, answer = await self.ask(codec, **{"stream": True, **more})
         body = await drained(answer)
         await asyncio.sleep(0)  # what looks at the end of a stream comes right after it
-        self.learning.background.run()
+        self.learning.background.run_tasks()
         return model, route, body.decode()
 
 
@@ -169,7 +169,7 @@ async def test_pass_through_streams_are_checked(wire: ApiFormat) -> None:
 @pytest.mark.parametrize("wire", PASSED)
 async def test_finished_pass_through_streams_become_signals(wire: ApiFormat) -> None:
     codec, changes, upstream, fault = PASSED[wire]
-    gateway = passing(wire, upstream, rescue=Rescue.OFF)
+    gateway = passing(wire, upstream, rescue=RescuePolicy.OFF)
     model, _, body = await gateway.stream(codec, **changes)
     assert model == "smollm2-135m"
     assert body
@@ -214,18 +214,18 @@ async def test_empty_stream_is_rescued_and_recorded_as_complete() -> None:
 @pytest.mark.parametrize(
     ("policy", "changes", "first", "rescued"),
     [
-        (Rescue.OFF, {"response_format": FORMAT}, BAD, False),
-        (Rescue.SCHEMA, {"response_format": FORMAT}, BAD, True),
-        (Rescue.SCHEMA, {}, "", False),
-        (Rescue.CHECKED, {}, "", True),
-        (Rescue.CHECKED, {}, BAD, False),
-        (Rescue.CHECKED, {"response_format": FORMAT, "model": "smollm2-135m"}, BAD, False),
+        (RescuePolicy.OFF, {"response_format": FORMAT}, BAD, False),
+        (RescuePolicy.SCHEMA, {"response_format": FORMAT}, BAD, True),
+        (RescuePolicy.SCHEMA, {}, "", False),
+        (RescuePolicy.CHECKED, {}, "", True),
+        (RescuePolicy.CHECKED, {}, BAD, False),
+        (RescuePolicy.CHECKED, {"response_format": FORMAT, "model": "smollm2-135m"}, BAD, False),
     ],
 )
 async def test_rescue_policy_decides_which_faults_are_rescued(
-    policy: Rescue, changes: dict[str, Any], first: str, rescued: bool
+    policy: RescuePolicy, changes: dict[str, Any], first: str, rescued: bool
 ) -> None:
-    gateway = Streams(first=first, rescue=Rescue.OFF, aliases={"own": Alias(rescue=policy)})
+    gateway = Streams(first=first, rescue=RescuePolicy.OFF, aliases={"own": Alias(rescue=policy)})
     model, _, _ = await gateway.stream(**{"model": "own", **changes})
     assert (model == "claude-haiku-5-5") is rescued
 
@@ -385,7 +385,7 @@ LOOP = "I will do that for you now. " * 40
 async def test_faults_of_a_stream_become_signals_when_it_has_ended(
     first: str, changes: dict[str, Any], comment: str | None
 ) -> None:
-    gateway = Streams(first=first, rescue=Rescue.OFF)
+    gateway = Streams(first=first, rescue=RescuePolicy.OFF)
     model, _, _ = await gateway.stream(**changes)
     assert model == "smollm2-135m"
     wanted = [] if comment is None else [("smollm2-135m", "checked", comment, 0.0)]
@@ -414,14 +414,14 @@ def ended(*parts: Any, stop: StopReason) -> ChatResponse:
 async def test_cut_and_refusing_answers_and_broken_arguments_are_signals(
     answer: ChatResponse, limit: int | None, signal: tuple[str, str, float] | None, streams: bool
 ) -> None:
-    gateway = Streams(rescue=Rescue.OFF)
+    gateway = Streams(rescue=RescuePolicy.OFF)
     gateway.small.answer = answer
     changes = {"max_tokens": limit, "tools": [TOOL]}
     if streams:
         await gateway.stream(**changes)
     else:
         await gateway.ask(**changes)
-        gateway.learning.background.run()
+        gateway.learning.background.run_tasks()
     assert gateway.learning.signals == ([] if signal is None else [("smollm2-135m", *signal)])
 
 
@@ -435,11 +435,11 @@ class Late(FakeBackend):
 
 
 async def test_hedged_call_records_the_model_that_answered() -> None:
-    gateway = Streams(rescue=Rescue.OFF, hedging=Hedging(share=0.5))
+    gateway = Streams(rescue=RescuePolicy.OFF, hedging=HedgingPolicy(share=0.5))
     local = gateway.router.fleet.runtimes["local"]
     local.backend = Late()
     gateway.claude.answer = ended(stop=StopReason.REFUSAL)
-    latency = local.latency("smollm2-135m")
+    latency = local.get_latency_estimator("smollm2-135m")
     for _ in range(40):
         latency.record(
             prompt_tokens=9, output_tokens=9, first_token_seconds=0.001, seconds=0.1, concurrency=1

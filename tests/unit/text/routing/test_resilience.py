@@ -23,14 +23,14 @@ from moyin.errors import (
 )
 from moyin.system.slots import Slots
 from moyin.testing.backends import FakeBackend, text_answer
-from moyin.text.backends.responses import error_from_status
+from moyin.text.backends.response_errors import error_from_status
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.ollama.codec import OllamaChatCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.routing.answer import Answer, RoutingContext
-from moyin.text.routing.catalog import Hedging
+from moyin.text.routing.catalog import HedgingPolicy
 from moyin.text.routing.explanation import explain_loss
-from moyin.text.routing.hedging import Hedge, race
+from moyin.text.routing.hedging import HedgeBudget, race_calls
 from tests.unit.text.routing.factories import Clock
 from tests.unit.text.routing.router_rig import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
 
@@ -200,7 +200,7 @@ async def test_disconnect_before_the_answer_charges_the_prompt() -> None:
 
 
 def used_to_begin_at(rig: Rig, seconds: float) -> None:
-    latency = rig.runtimes[0].latency("m0")
+    latency = rig.runtimes[0].get_latency_estimator("m0")
     for _ in range(100):
         latency.record(
             prompt_tokens=1,
@@ -214,10 +214,13 @@ def used_to_begin_at(rig: Rig, seconds: float) -> None:
 async def test_second_back_end_is_called_when_the_first_is_slow() -> None:
     slow = Held()
     rig = Rig(
-        slow, FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), tariff=CHEAP, hedging=Hedging(share=0.5)
+        slow,
+        FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]),
+        tariff=CHEAP,
+        hedging=HedgingPolicy(share=0.5),
     )
     used_to_begin_at(rig, 0.02)
-    rig.router._hedge.earn(1)
+    rig.router._hedge.add_credit(1)
     answer = await rig.ask(stream=True)
     headers = dict(answer.headers)
     assert (headers[b"x-moyin-backend"], headers[b"x-moyin-route"]) == (b"b1", b"hedged")
@@ -233,7 +236,7 @@ async def test_second_back_end_is_called_when_the_first_is_slow() -> None:
 
 async def test_only_a_share_of_requests_is_hedged() -> None:
     slow = Held()
-    rig = Rig(slow, FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), hedging=Hedging(share=0.5))
+    rig = Rig(slow, FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), hedging=HedgingPolicy(share=0.5))
     used_to_begin_at(rig, 0.005)
     routes = []
     async with asyncio.timeout(10):
@@ -251,7 +254,7 @@ async def test_only_a_share_of_requests_is_hedged() -> None:
 
 async def test_disconnect_cancels_both_hedged_calls() -> None:
     slow, other = Held(), Held()
-    rig = Rig(slow, other, hedging=Hedging(share=1.0))
+    rig = Rig(slow, other, hedging=HedgingPolicy(share=1.0))
     used_to_begin_at(rig, 0.005)
     task = asyncio.create_task(rig.ask(stream=True))
     await asyncio.gather(slow.reached.wait(), other.reached.wait())
@@ -264,10 +267,10 @@ async def test_disconnect_cancels_both_hedged_calls() -> None:
 
 
 def test_hedging_credit_is_bounded() -> None:
-    hedge = Hedge()
+    hedge = HedgeBudget()
     for _ in range(10_000):
-        hedge.earn(0.5)
-    assert [hedge.try_spend() for _ in range(12)] == [True] * 10 + [False] * 2
+        hedge.add_credit(0.5)
+    assert [hedge.try_spend_credit() for _ in range(12)] == [True] * 10 + [False] * 2
 
 
 async def test_first_failure_is_raised_when_both_fail() -> None:
@@ -280,7 +283,7 @@ async def test_first_failure_is_raised_when_both_fail() -> None:
         raise UnsupportedFeature("x")
 
     with pytest.raises(Overloaded):
-        await race(overloaded(), unable, after=0.001, may_start_second=lambda: True)
+        await race_calls(overloaded(), unable, after=0.001, may_start_second=lambda: True)
 
 
 async def test_denied_second_call_does_not_stop_the_first() -> None:
@@ -293,19 +296,19 @@ async def test_denied_second_call_does_not_stop_the_first() -> None:
     async def nobody() -> None:
         return None
 
-    assert await race(slow(), nobody, after=0.001, may_start_second=lambda: True) is first
+    assert await race_calls(slow(), nobody, after=0.001, may_start_second=lambda: True) is first
 
 
 async def test_opening_breaker_does_not_stop_a_running_answer() -> None:
     slow, other = Held(), FakeBackend(raw_stream=[CHUNK, TOTAL, DONE])
-    rig = Rig(slow, other, tariff=CHEAP, hedging=Hedging(share=1.0))
+    rig = Rig(slow, other, tariff=CHEAP, hedging=HedgingPolicy(share=1.0))
     used_to_begin_at(rig, 0.005)
 
     # Both were up when they were chosen.
-    async def exclusion_of(tenant: str, seconds: float, expected: float) -> None:
+    async def open_breaker(tenant: str, seconds: float, expected: float) -> None:
         slow.let_go.set()
 
-    rig.runtimes[1].acquire = exclusion_of  # type: ignore[assignment, method-assign]
+    rig.runtimes[1].acquire = open_breaker  # type: ignore[assignment, method-assign]
     answer = await rig.ask(stream=True)
     await drained(answer)
     assert dict(answer.headers)[b"x-moyin-route"] == b"cheapest"
@@ -320,7 +323,7 @@ async def test_missing_file_does_not_open_the_breaker() -> None:
             await rig.ask()
         assert "file_1" not in caught.value.message
     assert len(lacking.requests) == 4, "asking again does not help"
-    assert rig.runtimes[0].ready
+    assert rig.runtimes[0].is_ready
     assert {call.error for call in rig.telemetry.calls} == {"model_not_found"}
 
 
@@ -337,7 +340,7 @@ async def test_repeatedly_missing_model_is_tried_last() -> None:
     routes = [dict((await rig.ask()).headers)[b"x-moyin-route"] for _ in range(5)]
     assert routes == [*[b"fallback after model_not_found"] * 3, b"cheapest", b"cheapest"]
     assert len(lacking.requests) == 3
-    assert rig.runtimes[0].ready, "its other models are there"
+    assert rig.runtimes[0].is_ready, "its other models are there"
     codec, context = OpenAICodec(), RoutingContext(request_id="r1", owner="ada", headers=())
     call = codec.parse(b'{"model": "auto", "messages": [{"role": "user", "content": "x"}]}')
     best, other = rig.router.explain(codec, call, context).candidates
@@ -425,7 +428,7 @@ async def test_broken_tool_call_is_charged_and_does_not_count_as_outage(
             codec = OllamaChatCodec() if streams else AnthropicCodec()
             with pytest.raises(InvalidToolCall):
                 await rig.ask(codec, stream=streams, **limit)
-    assert rig.runtimes[0].ready
+    assert rig.runtimes[0].is_ready
     assert len(broken.requests) == 5
     assert [entry.complete for entry in rig.ledger] == [False] * 5
     assert {entry.output_tokens > 0 for entry in rig.ledger} == {True}

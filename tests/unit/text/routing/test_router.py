@@ -192,12 +192,12 @@ async def test_health_checks_exclude_and_readmit_a_back_end() -> None:
     rig = Rig(backend)
     heard: list[tuple[str, bool]] = []
     (runtime,) = rig.runtimes
-    await runtime.check(lambda name, up: heard.append((name, up)))
+    await runtime.check_health(lambda name, up: heard.append((name, up)))
     with pytest.raises(ServiceUnavailable):
         await rig.ask()
     assert not backend.requests
     backend.error = None
-    await runtime.check(lambda name, up: heard.append((name, up)))
+    await runtime.check_health(lambda name, up: heard.append((name, up)))
     assert (await rig.ask()).body is RAW
     assert heard == [("b0", False), ("b0", True)]
 
@@ -235,12 +235,12 @@ async def test_a_call_that_was_never_sent_loads_no_model() -> None:
     rig = Rig(FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA), runtime={"loaded": loaded})
     with pytest.raises(UnsupportedFeature):
         await rig.ask()
-    assert loaded.state("up") is ModelState.ABSENT
+    assert loaded.get_state("up") is ModelState.ABSENT
     # Another call's loading goes on.
-    assert loaded.call_started("up")
+    assert loaded.record_call_start("up")
     with pytest.raises(UnsupportedFeature):
         await rig.ask()
-    assert loaded.state("up") is ModelState.LOADING
+    assert loaded.get_state("up") is ModelState.LOADING
 
 
 async def test_error_body_with_status_200_is_a_failure() -> None:
@@ -304,7 +304,7 @@ async def test_stated_usage_is_not_marked_as_estimated() -> None:
 def test_an_empty_object_is_no_answer(codec: ProtocolCodec) -> None:
     for answer in ({}, {"choices": 1, "data": {}, "content": "x", "message": 5, "response": None}):
         with pytest.raises(BackendUnavailable):
-            codec.check_response(answer)
+            codec.require_answer_member(answer)
 
 
 async def test_empty_object_falls_back() -> None:
@@ -355,7 +355,7 @@ async def test_unknown_member_does_not_change_the_reservation(
 async def test_interrupted_call_is_charged_by_the_observed_token_ratio() -> None:
     backend = FakeBackend(raw=RAW, raw_stream=[CHUNK, CHUNK])
     rig = Rig(backend)
-    estimated = OpenAICodec().parse(rig.body()).needs().prompt_tokens
+    estimated = OpenAICodec().parse(rig.body()).derive_needs().prompt_tokens
     await drained(await rig.ask(stream=True))
     assert rig.ledger[-1].input_tokens == estimated
     for _ in range(99):

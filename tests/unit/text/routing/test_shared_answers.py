@@ -15,9 +15,9 @@ from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.routing import shared_answers as exchanges
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.conversation import Conversation
-from moyin.text.routing.decision import decide
-from moyin.text.routing.followup_evidence import Lookup
-from moyin.text.routing.followups import FollowUps
+from moyin.text.routing.decision import rank_candidates
+from moyin.text.routing.followup_evidence import FollowUpQuery
+from moyin.text.routing.followups import FollowUpDetector
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.shared_answers import SharedAnswers
 from moyin.text.routing.usage_history import UsageHistory
@@ -54,7 +54,7 @@ class Gateway(Replica):
         self.shared_answers = SharedAnswers(valkey, self.learning, clock=lambda: self.now)
         # Tests say when it is time.
         self.shared_answers._wake_up = lambda: None  # type: ignore[method-assign]
-        self.follow_ups = FollowUps(
+        self.follow_ups = FollowUpDetector(
             self.learning,
             shared_answers=self.shared_answers,
             secret=secret,
@@ -73,20 +73,22 @@ class Gateway(Replica):
         names, before = route(self.fleet, model), len(self.learning._signals)
         self.follow_ups.detect(Conversation(context, call), names, self.now)
         if model == "auto":
-            needs = call.needs()
+            needs = call.derive_needs()
             quality = RequestQuality(
                 self.estimator, "ada", call, needs, usd_per_bad_answer=0.01, floor=0.0
             )
-            candidates = decide(names, needs, UsageHistory(), always_weigh=True, quality=quality)
+            candidates = rank_candidates(
+                names, needs, UsageHistory(), always_weigh=True, quality=quality
+            )
             (small,) = (one for one in candidates if one.deployment is SMALL)
             self.learning.record_decision("ada", request_id, quality, candidates, small, self.now)
-            self.follow_ups.remember(Conversation(context, call), quality, small, self.now)
-        await self.shared_answers.process_pending()
+            self.follow_ups.remember_answer(Conversation(context, call), quality, small, self.now)
+        await self.shared_answers.process_batch()
         recorded = list(self.learning._signals)[before:]
         # Without the signals, which stay for the assertion of what comes next.
         while self.learning._decisions:
             row = self.learning._decisions.popleft()
-            await self.store.write([row.row()], ())  # type: ignore[union-attr]
+            await self.store.write([row.to_row()], ())  # type: ignore[union-attr]
         return [(row.request_id, row.source) for row in recorded]
 
 
@@ -127,13 +129,13 @@ async def test_a_follow_up_reaches_the_other_replica(database: Database) -> None
 async def test_pending_answers_are_shared_on_close(database: Database) -> None:
     valkey = FakeValkey()
     one, two = Gateway(database, valkey), Gateway(database, valkey)
-    one.shared_answers.process_pending, shared_answers = (
+    one.shared_answers.process_batch, shared_answers = (
         AsyncMock(),
-        one.shared_answers.process_pending,
+        one.shared_answers.process_batch,
     )  # type: ignore[method-assign]
     await one.ask("r1", ASK)
     assert valkey == {}
-    one.shared_answers.process_pending = shared_answers  # type: ignore[method-assign]
+    one.shared_answers.process_batch = shared_answers  # type: ignore[method-assign]
     await one.follow_ups.close()
     await later(two)
     assert await two.ask("r2", ASK) == [("r1", "regenerated")]
@@ -183,8 +185,8 @@ async def test_follow_up_is_recorded_by_one_replica_only(database: Database) -> 
     # Both read before either takes.
     read = FakeValkey(valkey)
     three.valkey.get = read.get
-    await two.shared_answers.process_pending()
-    await three.shared_answers.process_pending()
+    await two.shared_answers.process_batch()
+    await three.shared_answers.process_batch()
     assert len(two.learning._signals) + len(three.learning._signals) == 1
 
 
@@ -210,17 +212,17 @@ async def test_outage_between_read_and_take_falls_back_to_own_answers(database: 
 
 
 async def test_pending_work_is_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchanges, "_MAX_LOOKUPS", 2)
+    monkeypatch.setattr(exchanges, "_MAX_QUERIES", 2)
     one = Gateway(database, FakeValkey())
-    looked = [one.shared_answers.look_up(lookup(), lambda: None) for _ in range(3)]
+    looked = [one.shared_answers.queue_query(lookup(), lambda: None) for _ in range(3)]
     assert looked == [True, True, False]
     for number in range(9):
-        one.shared_answers.remember(bytes([number]), None, "r", 0.0, one.now)
+        one.shared_answers.queue_answer(bytes([number]), None, "r", 0.0, one.now)
     assert len(one.shared_answers._answers) == 4
 
 
 def lookup() -> Any:
-    return Lookup(
+    return FollowUpQuery(
         owner="ada", key_id="k", fingerprint=b"p", previous=None, opening="", ability=None, at=0.0
     )
 
@@ -258,7 +260,7 @@ async def test_time_window_uses_the_arrival_of_the_request(
     two.now += 60
     names = route(two.fleet, "claude-haiku-5-5")
     two.follow_ups.detect(Conversation(context, call), names, came)
-    await two.shared_answers.process_pending()
+    await two.shared_answers.process_batch()
     assert not two.learning._signals
 
 
@@ -266,7 +268,7 @@ async def test_unshared_answer_is_matched_by_its_own_replica(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = Gateway(database, FakeValkey())
-    monkeypatch.setattr(exchanges, "_MAX_LOOKUPS", 0)
+    monkeypatch.setattr(exchanges, "_MAX_QUERIES", 0)
     await one.ask("r1", ASK)
     monkeypatch.undo()
     await later(one)
@@ -288,7 +290,7 @@ async def test_answers_are_shared_during_a_database_outage(
         away.setattr(two.learning, "find_decision", fail)
         await two.ask("r2", ASK)
     row = two.learning._decisions.popleft()
-    await two.store.write([row.row()], ())  # type: ignore[union-attr]
+    await two.store.write([row.to_row()], ())  # type: ignore[union-attr]
     await later(one, two)
     assert await one.ask("r3", ASK) == [("r2", "regenerated")]
 
@@ -306,4 +308,4 @@ async def test_no_lookup_where_quality_is_not_weighed(database: Database) -> Non
     await one.ask("r1", ASK)
     assert one.follow_ups.may_match(names)
     one.follow_ups.detect(Conversation(context, call), names, one.now)
-    assert len(one.shared_answers._lookups) == 1
+    assert len(one.shared_answers._queries) == 1

@@ -10,7 +10,7 @@ from moyin.domain.money import Usage
 from moyin.errors import StreamInterrupted
 from moyin.text.protocol.anthropic.stream import StreamWriter as AnthropicWriter
 from moyin.text.protocol.openai.stream import StreamTap, StreamWriter
-from moyin.text.routing.stream_sources import PassedSource, TranslatedSource
+from moyin.text.routing.stream_sources import ForwardedSource, TranslatedSource
 
 STARTED = Started(id="1", model="m")
 TEXTS: list[Delta] = [TextDelta(text="中文字"), TextDelta(text="👌")]
@@ -26,7 +26,7 @@ async def used(*deltas: Delta, by_token: bool) -> Usage:
 
     writer = StreamWriter(created=1, include_usage=False)
     source = TranslatedSource(upstream(), writer, by_token=by_token, prompt_tokens=10)
-    async for _ in source.pieces():
+    async for _ in source.iterate_pieces():
         pass
     return source.usage
 
@@ -64,15 +64,17 @@ async def test_complete_stream_without_usage_is_counted() -> None:
     assert usage == Usage(input_tokens=7, output_tokens=4)
 
 
-async def passed(*pieces: bytes) -> PassedSource:
+async def passed(*pieces: bytes) -> ForwardedSource:
     """Read a stream of these bytes in OpenAI's format to its end."""
 
     async def upstream() -> AsyncGenerator[bytes, None]:
         for piece in pieces:
             yield piece
 
-    source = PassedSource(upstream(), StreamTap(hide_usage=False), prompt_tokens=10)
-    assert b"".join([piece async for piece in source.pieces()]).endswith(b"data: [DONE]\n\n")
+    source = ForwardedSource(upstream(), StreamTap(hide_usage=False), prompt_tokens=10)
+    assert b"".join([piece async for piece in source.iterate_pieces()]).endswith(
+        b"data: [DONE]\n\n"
+    )
     return source
 
 
@@ -93,7 +95,7 @@ async def stated(*deltas: Delta) -> list[tuple[int, int]]:
             yield delta
 
     source = TranslatedSource(upstream(), AnthropicWriter(), by_token=True, prompt_tokens=10)
-    lines = b"".join([piece async for piece in source.pieces()]).splitlines()
+    lines = b"".join([piece async for piece in source.iterate_pieces()]).splitlines()
     bodies = [json.loads(line[6:]) for line in lines if line.startswith(b"data: ")]
     usages = [body.get("usage") or body.get("message", {}).get("usage") for body in bodies]
     return [(usage["input_tokens"], usage["output_tokens"]) for usage in usages if usage]

@@ -18,7 +18,7 @@ from moyin.domain.chat import (
 from moyin.domain.money import Usage
 from moyin.domain.needs import ResponseConstraints
 from moyin.domain.transcript import Transcript
-from moyin.text.routing.stream_start import NO_FAULT, check_start
+from moyin.text.routing.answer_checks import NO_FAULT, find_start_fault
 
 JSON = ResponseConstraints(json=True)
 PLAIN = ResponseConstraints(tools=frozenset({"look_up"}))
@@ -42,15 +42,15 @@ def schema(**members: Any) -> ResponseConstraints:
     "text", ["{", ' \n{"a"', "[1", '"a', "-1", "7", "t", "true", "null", "NaN"]
 )
 def test_valid_start_of_json_has_no_fault(text: str) -> None:
-    assert check_start(transcript_of(TextDelta(text=text)), JSON) == NO_FAULT
+    assert find_start_fault(transcript_of(TextDelta(text=text)), JSON) == NO_FAULT
 
 
 @pytest.mark.parametrize(
     "text", ["Sure", "```json\n{", "the", "nothing", "None", "\ufeff{", "<think>"]
 )
 def test_invalid_start_of_json_is_a_fault(text: str) -> None:
-    assert check_start(transcript_of(TextDelta(text=text)), JSON) == "json"
-    assert check_start(transcript_of(TextDelta(text=text)), PLAIN) == NO_FAULT
+    assert find_start_fault(transcript_of(TextDelta(text=text)), JSON) == "json"
+    assert find_start_fault(transcript_of(TextDelta(text=text)), PLAIN) == NO_FAULT
 
 
 @pytest.mark.parametrize(
@@ -74,42 +74,42 @@ def test_the_type_of_a_schema_is_known_by_the_first_character(
         if isinstance(form, ResponseConstraints)
         else ResponseConstraints(json=True, schema=form)
     )
-    assert check_start(transcript_of(TextDelta(text=text)), form) == verdict
+    assert find_start_fault(transcript_of(TextDelta(text=text)), form) == verdict
 
 
 @pytest.mark.parametrize("text", ["", "  \n", "<|im_end|>", "</s> ", "<|start_header_id|>\n"])
 def test_white_space_and_template_marks_are_not_checked_yet(text: str) -> None:
-    assert check_start(transcript_of(TextDelta(text=text)), PLAIN) is None
-    assert check_start(transcript_of(TextDelta(text=text), end()), PLAIN) == "empty"
+    assert find_start_fault(transcript_of(TextDelta(text=text)), PLAIN) is None
+    assert find_start_fault(transcript_of(TextDelta(text=text), end()), PLAIN) == "empty"
     # The client's own limit or stop sequence may have ended it.
     for stop in (StopReason.MAX_TOKENS, StopReason.STOP_SEQUENCE):
-        assert check_start(transcript_of(TextDelta(text=text), end(stop)), PLAIN) == NO_FAULT
+        assert find_start_fault(transcript_of(TextDelta(text=text), end(stop)), PLAIN) == NO_FAULT
 
 
 def test_a_refusal_is_no_fault() -> None:
-    assert check_start(transcript_of(end(StopReason.REFUSAL)), JSON) == NO_FAULT
+    assert find_start_fault(transcript_of(end(StopReason.REFUSAL)), JSON) == NO_FAULT
 
 
 def test_a_tool_that_does_not_exist_is_a_fault() -> None:
     def call(name: str) -> Delta:
         return ToolStarted(index=0, id="1", name=name)
 
-    assert check_start(transcript_of(call("look_up")), PLAIN) == NO_FAULT
-    assert check_start(transcript_of(call("lookup")), PLAIN) == "tool_name"
+    assert find_start_fault(transcript_of(call("look_up")), PLAIN) == NO_FAULT
+    assert find_start_fault(transcript_of(call("lookup")), PLAIN) == "tool_name"
     whole = transcript_of(
         call("look_up"), ToolArguments(index=0, fragment="{"), end(StopReason.TOOL_USE)
     )
-    assert check_start(whole, PLAIN) == "tool_arguments"
+    assert find_start_fault(whole, PLAIN) == "tool_arguments"
 
 
 def test_reasoning_is_shown_as_it_comes() -> None:
-    assert check_start(transcript_of(ThinkingDelta(text="Let")), JSON) == NO_FAULT
+    assert find_start_fault(transcript_of(ThinkingDelta(text="Let")), JSON) == NO_FAULT
 
 
 def test_unreadable_stream_is_no_fault() -> None:
     transcript = transcript_of(TextDelta(text="Sure"))
     transcript.mark_unreadable()
-    assert check_start(transcript, JSON) == NO_FAULT
+    assert find_start_fault(transcript, JSON) == NO_FAULT
 
 
 def test_only_the_end_of_a_long_text_is_checked() -> None:

@@ -1,4 +1,4 @@
-"""Holds what a tenant may use, and what a client asks for in request headers."""
+"""Parses the preferences for routing that a client sends in request headers."""
 
 from __future__ import annotations
 
@@ -8,53 +8,30 @@ from dataclasses import dataclass
 
 from moyin.errors import InvalidRequest
 
-__all__ = ["ANY_TENANT", "UNRESTRICTED", "Policy", "RequestPreferences", "parse_preferences"]
+__all__ = ["RequestPreferences", "parse_preferences"]
 
 _RESIDENCY = b"x-moyin-residency"
 _TIMEOUT = b"x-moyin-timeout"
 _CACHE_CONTROL = b"cache-control"
 _TRACEPARENT = b"traceparent"
 _QUALITY = b"x-moyin-quality"
-_BAD_ANSWER = b"x-moyin-usd-per-bad-answer"
-_HEADERS = frozenset({_RESIDENCY, _TIMEOUT, _CACHE_CONTROL, _TRACEPARENT, _QUALITY, _BAD_ANSWER})
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Policy:
-    """Restricts what one tenant may use.
-
-    Attributes:
-        residency: where its data may go; None: anywhere.
-        names: aliases and models that it may use; None: all.
-        usd_per_bad_answer: cost of a useless answer, unless the alias sets one; None: the general
-            setting.
-        is_judged: the judge may evaluate a share of its answers, where one is configured.
-    """
-
-    residency: frozenset[str] | None = None
-    names: frozenset[str] | None = None
-    usd_per_bad_answer: float | None = None
-    is_judged: bool = True
-
-
-UNRESTRICTED = Policy()
-# The key of the policy for all tenants without one of their own.
-ANY_TENANT = "*"
+_USD_PER_BAD_ANSWER = b"x-moyin-usd-per-bad-answer"
+_HEADERS = frozenset(
+    {_RESIDENCY, _TIMEOUT, _CACHE_CONTROL, _TRACEPARENT, _QUALITY, _USD_PER_BAD_ANSWER}
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RequestPreferences:
-    """Holds a client's preferences from request headers.
-
-    They narrow what the configuration allows and never widen it.
+    """Preferences of one request, which restrict what the configuration allows.
 
     Attributes:
-        residency: places where the data may go, sorted; None: wherever it is allowed.
-        timeout: seconds for the whole call; None: as long as is allowed.
-        bypass_cache: the answer must not come from the cache.
-        traceparent: the client's trace context in W3C format; None: it has none.
-        quality: lowest probability of a good answer that the client accepts; 0: any.
-        usd_per_bad_answer: cost of a useless answer; None: as configured.
+        residency: places where the data may be processed, sorted; None for all allowed places.
+        timeout: maximum seconds of the request; None for the configured maximum.
+        bypass_cache: True if the answer must not come from the answer cache.
+        traceparent: the client's trace context in W3C format; None if it sent none.
+        quality: minimum probability of a good answer; 0 accepts any.
+        usd_per_bad_answer: cost of a useless answer; None for the configured cost.
     """
 
     residency: tuple[str, ...] | None = None
@@ -73,21 +50,21 @@ def parse_preferences(
     residencies: frozenset[str],
     max_usd_per_bad_answer: float = math.inf,
 ) -> RequestPreferences:
-    """Read the preferences from a client's headers.
+    """Parse the preferences in a client's request headers.
 
     Args:
-        headers: as ASGI gives them, names in lower case.
-        residencies: of all back ends.
-        max_usd_per_bad_answer: the highest cost that a client may set.
+        headers: the request headers in ASGI's format.
+        residencies: all places where back ends process data.
+        max_usd_per_bad_answer: maximum cost of a useless answer that a client may set.
 
     Raises:
-        InvalidRequest: names the header.
+        InvalidRequest: a value is invalid; ``field`` is the name of the header.
     """
     values = {name: value for name, value in headers if name in _HEADERS}
     if not values:
         return _NO_PREFERENCES
     residency, timeout = values.get(_RESIDENCY), values.get(_TIMEOUT)
-    quality, usd_per_bad_answer = values.get(_QUALITY), values.get(_BAD_ANSWER)
+    quality, usd_per_bad_answer = values.get(_QUALITY), values.get(_USD_PER_BAD_ANSWER)
     control = values.get(_CACHE_CONTROL, b"").lower()
     return RequestPreferences(
         residency=None if residency is None else _parse_residency(residency, residencies),
@@ -97,7 +74,7 @@ def parse_preferences(
         quality=0.0 if quality is None else _parse_number(_QUALITY, quality, 1.0),
         usd_per_bad_answer=None
         if usd_per_bad_answer is None
-        else _parse_number(_BAD_ANSWER, usd_per_bad_answer, max_usd_per_bad_answer),
+        else _parse_number(_USD_PER_BAD_ANSWER, usd_per_bad_answer, max_usd_per_bad_answer),
     )
 
 
@@ -106,7 +83,7 @@ def _parse_number(header: bytes, value: bytes, maximum: float) -> float:
         number = float(value)
     except ValueError:
         number = math.nan
-    # Comparisons with NaN are false; infinity is no price, even where the operator sets no limit.
+    # A comparison with NaN is false. Infinity is invalid even if the operator sets no maximum.
     if not 0 <= number <= maximum or number == math.inf:
         limit = "of at least 0" if maximum == math.inf else f"between 0 and {maximum:g}"
         raise InvalidRequest(f"must be a number {limit}", field=header.decode())
@@ -118,7 +95,7 @@ def _parse_residency(value: bytes, residencies: frozenset[str]) -> tuple[str, ..
     if unknown := sorted(requested - residencies):
         available = ", ".join(sorted(residencies))
         raise InvalidRequest(
-            f"no back end is in {unknown[0]!r}; use one or more of: {available}",
+            f"no back end processes data in {unknown[0]!r}; use one or more of: {available}",
             field=_RESIDENCY.decode(),
         )
     return tuple(sorted(requested))

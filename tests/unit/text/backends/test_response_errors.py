@@ -16,7 +16,11 @@ from moyin.errors import (
     Overloaded,
     UnsupportedFeature,
 )
-from moyin.text.backends.responses import check_vectors, error_from_status, retry_after_seconds
+from moyin.text.backends.response_errors import (
+    error_from_status,
+    parse_retry_after,
+    validate_embeddings,
+)
 
 ANSWER = EmbeddingResponse(model="m", vectors=((1.0, 2.0), (3.0, 4.0)), usage=Usage())
 
@@ -35,14 +39,12 @@ ANSWER = EmbeddingResponse(model="m", vectors=((1.0, 2.0), (3.0, 4.0)), usage=Us
     ],
 )
 def test_retry_after_in_seconds(header: str | None, seconds: float | None) -> None:
-    assert retry_after_seconds(header) == seconds
+    assert parse_retry_after(header) == seconds
 
 
 def test_retry_after_with_a_date() -> None:
-    assert retry_after_seconds(formatdate(time.time() + 60, usegmt=True)) == pytest.approx(
-        60, abs=2
-    )
-    assert retry_after_seconds(formatdate(time.time() - 60, usegmt=True)) == 0
+    assert parse_retry_after(formatdate(time.time() + 60, usegmt=True)) == pytest.approx(60, abs=2)
+    assert parse_retry_after(formatdate(time.time() - 60, usegmt=True)) == 0
 
 
 @pytest.mark.parametrize(
@@ -63,15 +65,15 @@ def test_statuses_map_to_errors(status: int, kind: type[Exception]) -> None:
 @pytest.mark.parametrize("dimensions", [None, 2])
 def test_matching_vectors_are_accepted(dimensions: int | None) -> None:
     request = EmbeddingRequest(model="m", inputs=("a", "b"), dimensions=dimensions)
-    assert check_vectors(ANSWER, request) is ANSWER
+    assert validate_embeddings(ANSWER, request) is ANSWER
 
 
 def test_missing_vector_is_a_backend_error() -> None:
     with pytest.raises(BackendUnavailable):
-        check_vectors(ANSWER, EmbeddingRequest(model="m", inputs=("a",)))
+        validate_embeddings(ANSWER, EmbeddingRequest(model="m", inputs=("a",)))
 
 
 def test_ignored_dimensions_are_refused() -> None:
     with pytest.raises(UnsupportedFeature, match="dimensions must be 2") as caught:
-        check_vectors(ANSWER, EmbeddingRequest(model="m", inputs=("a", "b"), dimensions=3))
+        validate_embeddings(ANSWER, EmbeddingRequest(model="m", inputs=("a", "b"), dimensions=3))
     assert caught.value.field == "dimensions"

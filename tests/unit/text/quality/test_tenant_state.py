@@ -1,6 +1,6 @@
-from moyin.text.quality.abilities import ability_of
+from moyin.text.quality.abilities import look_up_ability
 from moyin.text.quality.estimator import Estimator
-from moyin.text.quality.shared_levels import MIN_TENANTS, levels_of, shared_levels
+from moyin.text.quality.tenant_state import MIN_TENANTS, compute_shared_levels, extract_levels
 from tests.unit.text.quality.questions import ask, signal
 
 MODEL = "llama3.1:8b"
@@ -16,23 +16,23 @@ def shared_estimator(tenants: int, score: float) -> Estimator:
 
 
 def share(estimator: Estimator, tenants: int) -> None:
-    states = (estimator.state(f"tenant-{n}") for n in range(tenants))
-    estimator.set_shared_levels(shared_levels(map(levels_of, states)))
+    states = (estimator.get_state(f"tenant-{n}") for n in range(tenants))
+    estimator.set_shared_levels(compute_shared_levels(map(extract_levels, states)))
 
 
 def newcomer(estimator: Estimator, tenants: int) -> float:
     """Return a new tenant's estimate after levels are shared."""
     share(estimator, tenants)
-    return estimator.estimate("new", MODEL, ability_of(MODEL), ask(LAW)).p
+    return estimator.estimate("new", MODEL, look_up_ability(MODEL), ask(LAW)).p
 
 
 def test_new_tenant_learns_from_agreeing_tenants() -> None:
-    plain = Estimator().estimate("new", MODEL, ability_of(MODEL), ask(LAW)).p
+    plain = Estimator().estimate("new", MODEL, look_up_ability(MODEL), ask(LAW)).p
     assert newcomer(shared_estimator(MIN_TENANTS, 0.0), MIN_TENANTS) < plain - 0.1
 
 
 def test_too_few_tenants_share_nothing() -> None:
-    plain = Estimator().estimate("new", MODEL, ability_of(MODEL), ask(LAW)).p
+    plain = Estimator().estimate("new", MODEL, look_up_ability(MODEL), ask(LAW)).p
     assert newcomer(shared_estimator(MIN_TENANTS - 1, 0.0), MIN_TENANTS - 1) == plain
 
 
@@ -48,29 +48,29 @@ def test_own_signals_replace_shared_levels() -> None:
     newcomer(estimator, MIN_TENANTS)
     for number in range(200):
         estimator.learn("new", signal(ask(LAW), 1.0, key=f"k{number}"))
-    assert estimator.estimate("new", MODEL, ability_of(MODEL), ask(LAW)).p > 0.85
+    assert estimator.estimate("new", MODEL, look_up_ability(MODEL), ask(LAW)).p > 0.85
 
 
 def test_estimate_states_that_it_is_shared() -> None:
     estimator = shared_estimator(MIN_TENANTS, 0.0)
     share(estimator, MIN_TENANTS)
-    known, question = ability_of(MODEL), ask(LAW)
+    known, question = look_up_ability(MODEL), ask(LAW)
     assert estimator.estimate("new", MODEL, known, question).basis == "shared"
     assert estimator.estimate("new", MODEL, known, ask("Hello")).basis == "table"
     assert estimator.estimate("tenant-0", MODEL, known, question).basis == "learned"
-    assert estimator.shared_levels("new", MODEL)["law"] < 0
-    assert estimator.shared_levels("new", "another") == {}
+    assert estimator.get_shared_levels("new", MODEL)["law"] < 0
+    assert estimator.get_shared_levels("new", "another") == {}
 
 
 def test_frozen_tenant_neither_contributes_nor_uses_shared_levels() -> None:
     estimator = shared_estimator(MIN_TENANTS, 0.0)
-    plain = Estimator().estimate("new", MODEL, ability_of(MODEL), ask(LAW))
+    plain = Estimator().estimate("new", MODEL, look_up_ability(MODEL), ask(LAW))
     estimator.freeze("tenant-0")
     assert newcomer(estimator, MIN_TENANTS) == plain.p
     estimator.freeze("tenant-0", False)
     estimator.freeze("new")
     assert newcomer(estimator, MIN_TENANTS) == plain.p
-    assert estimator.shared_levels("new", MODEL) == {}
+    assert estimator.get_shared_levels("new", MODEL) == {}
     estimator.freeze("new", False)
     assert newcomer(estimator, MIN_TENANTS) < plain.p
 
@@ -81,15 +81,15 @@ def test_learning_does_not_depend_on_shared_levels() -> None:
     for estimator in (alone, informed):
         for number in range(30):
             estimator.learn("new", signal(ask(LAW), 1.0, key=f"k{number}"))
-    assert alone.state("new").to_json() == informed.state("new").to_json()
+    assert alone.get_state("new").to_json() == informed.get_state("new").to_json()
 
 
 def test_the_shared_level_has_a_bound() -> None:
-    (level,) = shared_levels([{MODEL: {"law": -9.0}}] * 7)[MODEL].values()
+    (level,) = compute_shared_levels([{MODEL: {"law": -9.0}}] * 7)[MODEL].values()
     assert level == -1.5
 
 
 def test_malformed_contributions_are_ignored() -> None:
     good = [{MODEL: {"law": -0.5}}] * MIN_TENANTS
     bad = [{MODEL: {"law": "x", "nothing": 1.0}}, {MODEL: 3}, {MODEL: {"law": float("nan")}}]
-    assert shared_levels([*good, *bad]) == {MODEL: {"law": -0.5}}
+    assert compute_shared_levels([*good, *bad]) == {MODEL: {"law": -0.5}}

@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 
 from moyin.domain.money import Price, PriceBand, Rates, Usage, flat_tariff
 from moyin.domain.needs import Needs
-from moyin.text.routing.claude_prices import CLAUDE
-from moyin.text.routing.reservation import max_cost
+from moyin.text.routing.claude_prices import CLAUDE_TARIFFS
+from moyin.text.routing.compiled_route import compute_max_request_cost
 from tests.unit.text.routing.factories import deployment, fleet, route
 
 TOKENS = st.integers(0, 400_000)
 
 
-@pytest.mark.parametrize("model", sorted(CLAUDE))
+@pytest.mark.parametrize("model", sorted(CLAUDE_TARIFFS))
 @given(kinds=st.tuples(TOKENS, TOKENS, TOKENS, TOKENS), out=TOKENS, spare=st.integers(0, 9_999))
 def test_maximum_cost_covers_every_allowed_usage(
     model: str, kinds: tuple[int, int, int, int], out: int, spare: int
 ) -> None:
-    price = CLAUDE[model].price_on(date(2026, 11, 1))
+    price = CLAUDE_TARIFFS[model].price_on(date(2026, 11, 1))
     usage = Usage(
         input_tokens=kinds[0],
         cached_tokens=kinds[1],
@@ -56,7 +56,7 @@ def test_attachments_reserve_by_size_and_external_content_a_whole_context() -> N
     one = route(deployments)
 
     def prompt(needs: Needs) -> Decimal:
-        return max_cost(one, needs, choices=1, streams=False)
+        return compute_max_request_cost(one, needs, choices=1, streams=False)
 
     assert prompt(Needs(prompt_tokens=10, max_tokens=1)) == 1_040
     assert prompt(Needs(prompt_tokens=10, max_tokens=1, attachment_bytes=5_000)) == 6_040
